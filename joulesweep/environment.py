@@ -1,0 +1,124 @@
+"""What a number was measured on: hardware, driver, versions, code. Nothing here imports torch."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import socket
+import subprocess
+from pathlib import Path
+from typing import Any
+
+VERSIONED = ("torch", "transformers", "tokenizers", "safetensors", "zeus", "nvidia-ml-py")
+
+
+@functools.cache
+def probe_accelerator() -> str:
+    """Say "cuda" where torch was built with CUDA and the driver reports a GPU, else "cpu".
+
+    Looks at this machine: for a sweep that runs elsewhere, set `hardware.accelerator` in the config.
+    """
+    return "cuda" if _torch_has_cuda() and _gpus() else "cpu"
+
+
+def describe(threads_per_process: int) -> dict[str, Any]:
+    """The environment part of a record.
+
+    Returns:
+        hostname, platform, python; cpu_model, cpu_cores (that this process may use), host_memory_bytes;
+        gpus: a list of {index, name, uuid, memory_bytes}; driver; versions by package; git_commit and git_dirty
+        (null outside a checkout); threads_per_process.
+    """
+    commit, dirty = _git()
+    return {
+        "hostname": socket.gethostname(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "cpu_model": cpu_model(),
+        "cpu_cores": len(os.sched_getaffinity(0)),
+        "host_memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "gpus": _gpus(),
+        "driver": _driver(),
+        "versions": {name: _version(name) for name in VERSIONED},
+        "git_commit": commit,
+        "git_dirty": dirty,
+        "threads_per_process": threads_per_process,
+    }
+
+
+def cpu_model() -> str:
+    """The processor's name as the kernel gives it, else the machine type."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.machine()
+    values = dict(line.split(":", 1) for line in lines if ":" in line)
+    return {key.strip(): value.strip() for key, value in values.items()}.get("model name", platform.machine())
+
+
+def _torch_has_cuda() -> bool:
+    """Read from the installed package's version file, without the second it takes to import torch."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        return False
+    text = (Path(spec.origin).parent / "version.py").read_text(encoding="utf-8")
+    return not any(line.replace(" ", "").startswith("cuda:Optional[str]=None") for line in text.splitlines())
+
+
+def _gpus() -> list[dict[str, Any]]:
+    """Every GPU that NVML reports; an empty list without driver."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return []
+    try:
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+        return [
+            {
+                "index": i,
+                "name": pynvml.nvmlDeviceGetName(handle),
+                "uuid": pynvml.nvmlDeviceGetUUID(handle),
+                "memory_bytes": int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
+            }
+            for i, handle in enumerate(handles)
+        ]
+    except pynvml.NVMLError:
+        return []
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _driver() -> str | None:
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        return str(pynvml.nvmlSystemGetDriverVersion())
+    except pynvml.NVMLError:
+        return None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git() -> tuple[str | None, bool | None]:
+    """The commit of the checkout this package lies in, and whether tracked files differ from it."""
+    root = Path(__file__).parent.parent
+    commands = (["git", "rev-parse", "HEAD"], ["git", "status", "--porcelain", "--untracked-files=no"])
+    try:
+        commit, changes = (
+            subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+            for command in commands
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None, None
+    return commit, bool(changes)

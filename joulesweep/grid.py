@@ -1,0 +1,164 @@
+"""From a config to its runs: the product of the axes, less what is excluded or impossible."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, replace
+from typing import Any
+
+from joulesweep.config import DatasetConfig, ModelConfig, SweepConfig, method_parts
+from joulesweep.environment import probe_accelerator
+from joulesweep.errors import UserError
+from joulesweep.spec import FIELDS, RunSpec, cell_id, label, run_id, short_hash, strip_source
+from joulesweep.strategy import STRATEGIES
+
+#: The axes of the grid, slowest first; each names a field of RunSpec.
+AXES = (
+    "model",
+    "dataset",
+    "task",
+    "method",
+    "strategy",
+    "devices",
+    "precision",
+    "batching",
+    "batch_size",
+    "batch_size_scope",
+    "lr",
+)
+#: The axes that a label names only where they vary.
+UNLABELLED = ("model", "dataset", "task", "batching", "lr")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Excluded:
+    """A cell that the grid names and the sweep leaves out."""
+
+    label: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpandedGrid:
+    """Attributes.
+
+    runs: every run by its id, in the order of the axes, repeats slowest: a first look at all cells comes early.
+    excluded: what `exclude:` removed.
+    """
+
+    runs: dict[str, RunSpec]
+    excluded: tuple[Excluded, ...]
+
+
+def expand(config: SweepConfig, where: str = "config") -> ExpandedGrid:
+    """Expand a config into its runs.
+
+    Raises:
+        UserError: a combination that cannot mean anything (a batch that does not divide, nothing left to run).
+    """
+    axes = {**config.grid.model_dump(), "method": config.grid.method}
+    shared = _shared(config)
+    sources = {name: model_source(model) for name, model in config.models.items()}
+    datasets = {name: dataset_source(dataset) for name, dataset in config.datasets.items()}
+    cells: dict[str, RunSpec] = {}
+    excluded: dict[str, Excluded] = {}
+    for values in itertools.product(*(axes[axis] for axis in AXES)):
+        point = dict(zip(AXES, values, strict=True))
+        point["method"], point["method_params"] = method_parts(point["method"])
+        if not STRATEGIES[point["strategy"]].multi_device:
+            point["devices"] = 1  # the axis `devices` is for the strategies that spread
+        if point["devices"] == 1:
+            point["batch_size_scope"] = "global"  # one device: both scopes are the same run
+        cell = RunSpec(
+            **point,
+            **shared,
+            repeat=1,
+            model_source=sources[point["model"]],
+            dataset_source=datasets[point["dataset"]],
+        )
+        reason = next((entry.reason for entry in config.exclude if _matches(entry.when, point)), None)
+        if reason is not None:
+            excluded[label(cell)] = Excluded(label=label(cell), reason=reason)
+            continue
+        _check_batch(cell, where)
+        cells.setdefault(run_id(cell), cell)
+    if not cells:
+        raise UserError(f"{where}: exclude: nothing is left to run; every cell of the grid is excluded")
+    runs = {
+        run_id(spec): spec
+        for repeat in range(1, config.grid.repeats + 1)
+        for spec in (replace(cell, repeat=repeat) for cell in cells.values())
+    }
+    return ExpandedGrid(runs=runs, excluded=tuple(excluded.values()))
+
+
+def manifest(config: SweepConfig, where: str = "config") -> dict[str, Any]:
+    """What the analysis needs to know of a sweep: `results/<sweep>/grid.json`.
+
+    `runs` maps each id to its cell's id, its label and its axis values; the config rides along for the report.
+    """
+    grid = expand(config, where)
+    telling = [axis for axis in UNLABELLED if len({getattr(spec, axis) for spec in grid.runs.values()}) > 1]
+    return {
+        "format": "joulesweep-grid",
+        "version": 1,
+        "sweep": config.sweep,
+        "config": config.model_dump(mode="json"),
+        "excluded": [{"label": e.label, "reason": e.reason} for e in grid.excluded],
+        "runs": {
+            run: {
+                "cell": cell_id(spec),
+                "label": " ".join([*(f"{getattr(spec, axis)}" for axis in telling), label(spec)]),
+                "repeat": spec.repeat,
+                **{axis: getattr(spec, axis) for axis in AXES},
+            }
+            for run, spec in grid.runs.items()
+        },
+    }
+
+
+def model_source(model: ModelConfig) -> dict[str, Any]:
+    """A model's place in the spec."""
+    return strip_source(model.model_dump(mode="json"))
+
+
+def dataset_source(dataset: DatasetConfig) -> dict[str, Any]:
+    """A data set's place in the spec."""
+    return strip_source(dataset.model_dump(mode="json"))
+
+
+def model_key(name: str, source: dict[str, Any]) -> str:
+    """Folder name of a fetched model: its name and a hash of where it comes from."""
+    return f"{name}-{short_hash(source)}"
+
+
+def dataset_key(name: str, source: dict[str, Any]) -> str:
+    """Folder name of a fetched data set; how it is split does not change its texts."""
+    texts = {key: value for key, value in source.items() if key in ("source", "format", "field")}
+    return f"{name}-{short_hash(texts)}"
+
+
+def _shared(config: SweepConfig) -> dict[str, Any]:
+    """The fields that every run of the sweep has in common."""
+    train = {name: value for name, value in config.train.model_dump().items() if name in FIELDS}
+    accelerator = config.hardware.accelerator
+    return {
+        **train,
+        "warmup_steps": config.measure.warmup_steps,
+        "accelerator": probe_accelerator() if accelerator == "auto" else accelerator,
+        "hardware_name": config.hardware.name,
+    }
+
+
+def _matches(when: dict[str, Any], point: dict[str, Any]) -> bool:
+    return all(point[axis] in (value if isinstance(value, list) else [value]) for axis, value in when.items())
+
+
+def _check_batch(spec: RunSpec, where: str) -> None:
+    if spec.batch_size_scope == "global" and spec.batch_size % spec.devices:
+        below = spec.batch_size - spec.batch_size % spec.devices
+        near = [str(size) for size in (below, below + spec.devices) if size]
+        raise UserError(
+            f"{where}: grid.batch_size: {spec.batch_size} does not divide over {spec.devices} devices "
+            f"({spec.strategy}); nearest: {' or '.join(near)}; or give batch_size_scope: [per_device]"
+        )

@@ -1,0 +1,58 @@
+"""Which parameters train, and how: one file per method, found by its name.
+
+A method is a module `joulesweep/methods/<name>.py` (underscores for the hyphens of its name) with
+
+* a docstring, whose first line describes it;
+* `Params`: a frozen dataclass of its parameters (raise ValueError in `__post_init__` for a bad value);
+* `apply(model, params)`: changes the model in place or returns another one, before it is wrapped.
+
+No method file imports torch at module level: a config is validated without it. Nothing else needs to be edited.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from joulesweep.errors import UserError, one_of
+
+
+def names() -> list[str]:
+    """Every method there is, sorted."""
+    return sorted(path.stem.replace("_", "-") for path in Path(__file__).parent.glob("[a-z]*.py"))
+
+
+def path(name: str) -> Path:
+    """The file of a method."""
+    return Path(__file__).parent / f"{name.replace('-', '_')}.py"
+
+
+def load(name: str) -> ModuleType:
+    """Import one method's module.
+
+    Raises:
+        UserError: no such method.
+    """
+    if name not in names():
+        raise UserError(one_of("method", name, names()))
+    return importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
+
+
+def parameters(name: str, given: dict[str, Any]) -> Any:  # noqa: ANN401 - each method has its own dataclass
+    """Build a method's `Params` from a mapping.
+
+    Raises:
+        UserError: unknown method, unknown parameter, a missing or a refused value.
+    """
+    params = load(name).Params
+    allowed = {field.name: field for field in dataclasses.fields(params)}
+    for key in given:
+        if key not in allowed:
+            raise UserError(one_of(f"parameter of method {name}", key, allowed))
+    try:
+        return params(**given)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"method {name}: {error}") from None

@@ -1,0 +1,88 @@
+"""Number formats of training: one table row per precision, in PyTorch's terms.
+
+Names say what they do: `-mixed` is autocast over fp32 weights, `-true` holds the weights
+themselves in that format. dtypes are names, so validating a config imports no torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Precision:
+    """One row of the table.
+
+    Attributes:
+        about: one line for the documentation.
+        weights: dtype of parameters and optimizer state.
+        autocast: dtype of `torch.autocast`, or None for no autocast.
+        scale_loss: whether a GradScaler guards against fp16 underflow.
+        tf32: whether fp32 matrix products may use TF32 (Ampere or newer).
+    """
+
+    about: str
+    weights: str = "float32"
+    autocast: str | None = None
+    scale_loss: bool = False
+    tf32: bool = False
+
+
+PRECISIONS: dict[str, Precision] = {
+    "fp32": Precision(about="IEEE single precision throughout"),
+    "tf32": Precision(about="fp32 storage, matrix products in TensorFloat-32", tf32=True),
+    "fp16-mixed": Precision(
+        about="fp32 weights, float16 autocast with loss scaling", autocast="float16", scale_loss=True
+    ),
+    "bf16-mixed": Precision(about="fp32 weights, bfloat16 autocast", autocast="bfloat16"),
+    "bf16-true": Precision(about="weights, gradients and optimizer state in bfloat16", weights="bfloat16"),
+}
+
+
+def refusal(precision: str, accelerator: str, compute_capability: tuple[int, int] | None) -> str | None:
+    """Say why this device cannot compute in the precision, or None if it can.
+
+    Args:
+        precision: a key of `PRECISIONS`.
+        accelerator: "cpu" or "cuda".
+        compute_capability: of the GPU, e.g. (8, 0); None on CPU.
+    """
+    if not PRECISIONS[precision].tf32:
+        return None
+    if accelerator == "cpu" or compute_capability is None:
+        return f"{precision} exists on NVIDIA GPUs only; this run uses the CPU"
+    if compute_capability < (8, 0):
+        found = ".".join(map(str, compute_capability))
+        return f"{precision} needs compute capability 8.0 or newer; this GPU has {found}"
+    return None
+
+
+def cast(model: torch.nn.Module, precision: str) -> torch.nn.Module:
+    """Bring the weights to the row's dtype and set the process-wide matrix product mode."""
+    import torch
+
+    row = PRECISIONS[precision]
+    torch.set_float32_matmul_precision("high" if row.tf32 else "highest")
+    return model.to(dtype=getattr(torch, row.weights))
+
+
+def autocast(precision: str, accelerator: str) -> contextlib.AbstractContextManager[object]:
+    """The context in which a forward pass runs."""
+    import torch
+
+    name = PRECISIONS[precision].autocast
+    if name is None:
+        return contextlib.nullcontext()
+    return torch.autocast(accelerator, dtype=getattr(torch, name))
+
+
+def scaler(precision: str, accelerator: str) -> torch.amp.GradScaler:
+    """The gradient scaler; a disabled one passes everything through unchanged."""
+    import torch
+
+    return torch.amp.GradScaler(accelerator, enabled=PRECISIONS[precision].scale_loss)

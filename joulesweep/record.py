@@ -1,0 +1,131 @@
+"""RunRecord: all outputs of one run, written once, atomically, and read back with suspicion.
+
+A record is one JSON object, `record.json`:
+
+    format, version   "joulesweep-record", 1
+    run, status       its id; ok, oom, diverged, unsupported or timeout
+    reason            null when ok, else one line
+    oom_bytes         bytes asked for when memory ran out, else null
+    spec              the full RunSpec; its hash is checked against the id
+    code_digest       digest of the code that the run used
+    started, finished UTC, ISO 8601
+    environment       see `joulesweep.environment.describe`
+    measurement       null unless ok; see `joulesweep.launch.combine`
+    quality           null unless ok: validation_loss, perplexity, masked_accuracy, num_validation_texts, num_masked
+    epochs            one row per finished epoch, epoch 0 being the untrained model
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from joulesweep.errors import UserError
+from joulesweep.spec import from_mapping, run_id
+
+FORMAT = "joulesweep-record"
+VERSION = 1
+STATUSES = ("ok", "oom", "diverged", "unsupported", "timeout")
+KEYS = (
+    "format",
+    "version",
+    "run",
+    "status",
+    "reason",
+    "oom_bytes",
+    "spec",
+    "code_digest",
+    "started",
+    "finished",
+    "environment",
+    "measurement",
+    "quality",
+    "epochs",
+)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that it is there whole or not at all: temporary file, fsync, rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o666 & ~_umask())  # mkstemp's 0600 would lock colleagues out
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_json(path: Path, value: Any) -> None:  # noqa: ANN401 - any JSON value
+    """Write JSON atomically. NaN and infinity are refused: missing is null.
+
+    Raises:
+        ValueError: a number that JSON does not have.
+    """
+    write_text(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write JSON lines atomically."""
+    write_text(path, "".join(json.dumps(row, allow_nan=False, ensure_ascii=False) + "\n" for row in rows))
+
+
+def read_json(path: Path, what: str) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Args:
+        path: the file.
+        what: what it should be, for the error.
+
+    Raises:
+        UserError: it is not there or holds no JSON object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; expected {what}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: corrupt {what}: {error}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: corrupt {what}: not a JSON object")
+    return value
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read a record and check that it is one, of this version, and of the run whose folder it lies in.
+
+    Raises:
+        UserError: missing, corrupt, or foreign; the line names the file.
+    """
+    record = read_json(path, "run record")
+    if record.get("format") != FORMAT:
+        raise UserError(f"{path}: not a run record: format is {record.get('format')!r}, expected {FORMAT!r}")
+    if record.get("version") != VERSION:
+        raise UserError(f"{path}: record version {record.get('version')!r}; this Joulesweep reads version {VERSION}")
+    missing = [key for key in KEYS if key not in record]
+    if missing:
+        raise UserError(f"{path}: corrupt run record: no {', '.join(missing)}")
+    if record["status"] not in STATUSES:
+        raise UserError(f"{path}: corrupt run record: status {record['status']!r}; allowed: {', '.join(STATUSES)}")
+    if record["run"] != path.parent.name:
+        raise UserError(f"{path}: foreign run record: it belongs to run {record['run']!r}")
+    try:
+        expected = run_id(from_mapping(record["spec"]))
+    except (UserError, TypeError) as error:
+        raise UserError(f"{path}: corrupt run record: {error}") from None
+    if expected != record["run"]:
+        raise UserError(f"{path}: foreign run record: its spec belongs to run {expected!r}")
+    return record
