@@ -1,0 +1,17 @@
+"""Entry points of the rules: parse arguments, call the package once, write."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from joulesweep.errors import UserError
+
+
+def run_script(work: Callable[[], None]) -> None:
+    """Run a script's work; a mistake of the user's is one line on stderr and exit code 2, without a traceback."""
+    try:
+        work()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

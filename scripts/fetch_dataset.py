@@ -1,0 +1,25 @@
+"""Fetch a data set and write its texts as JSON lines."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from joulesweep import record, sources, texts
+from joulesweep.config import DatasetConfig
+from scripts import run_script
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--source", required=True, help="the data set's section of the config, as JSON")
+    parser.add_argument("--output", type=Path, required=True, help="where the texts go")
+    parser.add_argument("--manifest", type=Path, required=True, help="where their description goes")
+    arguments = parser.parse_args()
+    lines, manifest = texts.fetch_dataset(sources.read_section(DatasetConfig, arguments.source))
+    record.write_text(arguments.output, lines)
+    record.write_json(arguments.manifest, manifest)
+
+
+if __name__ == "__main__":
+    run_script(main)

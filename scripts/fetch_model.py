@@ -1,0 +1,24 @@
+"""Fetch a model's config, weights and tokenizer into a folder."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from joulesweep import pretrained, record, sources
+from joulesweep.config import ModelConfig
+from scripts import run_script
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--source", required=True, help="the model's section of the config, as JSON")
+    parser.add_argument("--folder", type=Path, required=True, help="where the model's files go")
+    parser.add_argument("--manifest", type=Path, required=True, help="where its description goes")
+    arguments = parser.parse_args()
+    model = sources.read_section(ModelConfig, arguments.source)
+    record.write_json(arguments.manifest, pretrained.fetch_model(model, arguments.folder))
+
+
+if __name__ == "__main__":
+    run_script(main)

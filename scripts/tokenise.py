@@ -1,0 +1,25 @@
+"""Tokenise a fetched data set with a fetched model's tokenizer."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from joulesweep import record, tokens
+from scripts import run_script
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--texts", type=Path, required=True, help="the texts, as scripts.fetch_dataset wrote them")
+    parser.add_argument("--model-folder", type=Path, required=True, help="as scripts.fetch_model wrote it")
+    parser.add_argument("--output", type=Path, required=True, help="where the tokens go (safetensors)")
+    parser.add_argument("--manifest", type=Path, required=True, help="where their description goes")
+    arguments = parser.parse_args()
+    token_set = tokens.tokenise(arguments.texts, arguments.model_folder)
+    tokens.write(arguments.output, token_set)
+    record.write_json(arguments.manifest, token_set.manifest)
+
+
+if __name__ == "__main__":
+    run_script(main)

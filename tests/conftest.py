@@ -1,0 +1,16 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parent.parent
+SHARED_DATA = REPOSITORY.parent / "shared" / "data"
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    """Real data files beside the checkout; absent for most people."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip("the folder ../shared/data is absent")
+    return SHARED_DATA

