@@ -1,0 +1,61 @@
+"""Energy-aware sweeps of language-model domain adaptation.
+
+snakemake --cores 2                                   the sweep of config/config.yaml
+snakemake --cores 2 --configfile config/yours.yaml    another one
+snakemake --cores 2 partial                           tables, charts and report of what is finished
+"""
+
+from snakemake.utils import min_version
+
+min_version("9.17")
+
+# One file is one complete sweep: --configfile replaces the default, it does not add to it.
+if "grid" not in config:
+
+    configfile: "config/config.yaml"
+
+
+from joulesweep import digest
+from joulesweep.workflow import CHARTS, input_folder, load, output_folder, runs_folder
+
+sweep = load(config, workflow.basedir)
+
+
+wildcard_constraints:
+    run="[a-z0-9._-]+",
+    model="[a-z0-9._-]+",
+    dataset="[a-z0-9._-]+",
+
+
+onstart:
+    missing = sweep.missing_files()
+    if missing:
+        raise WorkflowError(missing[0])
+
+
+report: "joulesweep/templates/captions/workflow.rst"
+
+
+localrules:
+    all,
+    partial,
+
+
+rule all:
+    default_target: True
+    input:
+        f"{sweep.folder}/report.html",
+    message:
+        f"The sweep is complete: {sweep.folder}/report.html"
+
+
+rule partial:
+    input:
+        f"{sweep.folder}/partial/report.html",
+    message:
+        f"What is finished: {sweep.folder}/partial/report.html"
+
+
+include: "rules/prepare.smk"
+include: "rules/run.smk"
+include: "rules/analyse.smk"

@@ -1,0 +1,102 @@
+"""The command `joulesweep`: check a config, list its runs, repeat one by hand, write the schema."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from joulesweep import config as config_module
+from joulesweep import digest
+from joulesweep.errors import UserError, one_of
+from joulesweep.grid import dataset_key, expand, manifest, model_key
+from joulesweep.launch import RunFailed, launch
+from joulesweep.progress import end_line
+from joulesweep.record import write_text
+from joulesweep.spec import RunSpec
+
+DEFAULT = Path("config/config.yaml")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a subcommand. Returns the exit code: 0, 1 if a run failed, 2 for the user's mistake."""
+    args = _parser().parse_args(argv)
+    try:
+        return int(args.work(args))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="joulesweep", description="Energy-aware sweeps of language models.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    check = commands.add_parser("check", help="validate a config and say how many runs it has")
+    check.set_defaults(work=_check)
+    runs = commands.add_parser("runs", help="list the ids of a config's runs")
+    runs.set_defaults(work=_runs)
+    run = commands.add_parser("run", help="repeat one run by hand, in the foreground")
+    run.add_argument("run_id")
+    run.set_defaults(work=_run)
+    for command in (check, runs, run):
+        command.add_argument("--configfile", type=Path, default=DEFAULT, help=f"default: {DEFAULT}")
+    schema = commands.add_parser("schema", help="write the JSON schema of a config")
+    schema.add_argument("output", type=Path)
+    schema.set_defaults(work=_schema)
+    return parser
+
+
+def _check(args: argparse.Namespace) -> int:
+    grid = expand(config_module.load(args.configfile), str(args.configfile))
+    print(f"{args.configfile}: {len(grid.runs)} runs, {len(grid.excluded)} cells excluded")
+    return 0
+
+
+def _runs(args: argparse.Namespace) -> int:
+    print("\n".join(expand(config_module.load(args.configfile), str(args.configfile)).runs))
+    return 0
+
+
+def _run(args: argparse.Namespace) -> int:
+    """Repeat a run into results/<sweep>/by-hand/<run>: the sweep's own record stays as it is."""
+    config = config_module.load(args.configfile)
+    runs = expand(config, str(args.configfile)).runs
+    if args.run_id not in runs:
+        raise UserError(one_of("run", args.run_id, runs))
+    spec = runs[args.run_id]
+    model_folder, tokens = _prepared(spec, args.configfile)
+    runs_folder = Path("results", config.sweep, "by-hand")
+    folder = runs_folder / args.run_id
+    (folder / "record.json").unlink(missing_ok=True)
+    paths = {"model_folder": model_folder, "tokens": tokens, "folder": folder}
+    try:
+        record = launch(spec, digest.run_digest(spec), **paths, log=None, with_snakemake=False)
+    except RunFailed as failure:
+        print(f"FAILED {args.run_id}: {failure}", file=sys.stderr)
+        return 1
+    print(end_line(record, {**manifest(config), "runs": {}}, runs_folder))
+    print(folder / "record.json")
+    return 0
+
+
+def _prepared(spec: RunSpec, configfile: Path) -> tuple[Path, Path]:
+    """The fetched model and the tokens of a run.
+
+    Raises:
+        UserError: they are not there yet.
+    """
+    model, dataset = model_key(spec.model, spec.model_source), dataset_key(spec.dataset, spec.dataset_source)
+    folder, tokens = Path("resources/models", model), Path("resources/tokens", dataset, f"{model}.safetensors")
+    if not folder.is_dir() or not tokens.exists():
+        raise UserError(f"{tokens}: not prepared yet; first: snakemake --cores 2 --configfile {configfile} {tokens}")
+    return folder, tokens
+
+
+def _schema(args: argparse.Namespace) -> int:
+    write_text(args.output, json.dumps(config_module.json_schema(), indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

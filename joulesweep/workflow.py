@@ -1,0 +1,210 @@
+"""What the Snakefile asks of the package: one object that knows the sweep's runs, paths and digests."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from snakemake_interface_common.exceptions import WorkflowError
+
+from joulesweep import config as config_module
+from joulesweep import digest
+from joulesweep.config import LocalSource
+from joulesweep.errors import UserError
+from joulesweep.grid import ExpandedGrid, dataset_key, dataset_source, expand, model_key, model_source
+from joulesweep.spec import RunSpec, canonical, short_hash, strip
+
+#: The charts of `joulesweep.charts.CHARTS`, named here so that parsing the Snakefile imports no altair.
+CHARTS = ("pareto", "speedup", "loss", "memory")
+
+
+def load(raw: dict[str, Any], basedir: str) -> Sweep:
+    """Validate the config that Snakemake read, and expand it.
+
+    Also readies this process for the jobs it will start (see `_prepare_jobs`) and clears a dead workflow's lock.
+
+    Args:
+        raw: Snakemake's `config`.
+        basedir: the folder of the Snakefile.
+
+    Raises:
+        WorkflowError: one line with the path of the mistake, what was allowed and the nearest name.
+    """
+    _prepare_jobs(basedir)
+    clear_dead_lock(Path(".snakemake"))
+    try:
+        return Sweep(config_module.validate(config_module.floats(raw)))
+    except UserError as error:
+        raise WorkflowError(str(error)) from None
+
+
+def _prepare_jobs(basedir: str) -> None:
+    """Let `python -m scripts.x` in a rule find this checkout, whatever the working directory, and this interpreter.
+
+    An activated conda environment puts its own python first again.
+    """
+    for variable, first in (("PYTHONPATH", basedir), ("PATH", str(Path(sys.executable).parent))):
+        rest = [part for part in os.environ.get(variable, "").split(os.pathsep) if part and part != first]
+        os.environ[variable] = os.pathsep.join([first, *rest])
+
+
+_owned: list[int] = []  # descriptors that hold the claim until this process ends
+
+
+def clear_dead_lock(folder: Path) -> bool:
+    """Remove the lock of a workflow that was killed; leave that of a living one alone.
+
+    Snakemake's lock files do not say whose they are. So every Joulesweep workflow also holds a kernel file lock,
+    which the kernel drops when the process ends, however it ends: whoever gets it knows that no other one lives.
+
+    Args:
+        folder: the working directory's `.snakemake`.
+
+    Returns:
+        Whether a dead lock was removed.
+    """
+    if _owned:
+        return False
+    folder.mkdir(exist_ok=True)
+    descriptor = os.open(folder / "joulesweep.lock", os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # somebody lives, or the file system has no locks: Snakemake's own lock decides
+        os.close(descriptor)
+        return False
+    _owned.append(descriptor)
+    stale = list((folder / "locks").glob("*.lock"))
+    for path in stale:
+        path.unlink(missing_ok=True)
+    return bool(stale)
+
+
+def input_folder(wildcards: Any, input: Any) -> str:  # noqa: ANN401 - Snakemake's names and types
+    """The folder of a job's first input, as a param."""
+    return str(Path(input[0]).parent)
+
+
+def output_folder(wildcards: Any, output: Any) -> str:  # noqa: ANN401 - Snakemake's types
+    """The folder of a job's first output, as a param."""
+    return str(Path(output[0]).parent)
+
+
+def runs_folder(wildcards: Any, input: Any) -> str:  # noqa: ANN401 - Snakemake's names and types
+    """The folder of the runs, beside the grid's manifest."""
+    return str(Path(input.grid).parent / "runs")
+
+
+class Sweep:
+    """A validated sweep and its place on disk.
+
+    Args:
+        config: the validated config.
+
+    Attributes:
+        name: of the sweep.
+        folder: `results/<name>`.
+        grid: the expanded runs.
+    """
+
+    def __init__(self, config: config_module.SweepConfig) -> None:
+        self.config = config
+        self.name = config.sweep
+        self.folder = f"results/{config.sweep}"
+        self.grid: ExpandedGrid = expand(config)
+        self._models = {model_key(name, model_source(model)): name for name, model in config.models.items()}
+        self._datasets = {dataset_key(name, dataset_source(data)): name for name, data in config.datasets.items()}
+
+    @property
+    def runs(self) -> list[str]:
+        """Every run's id."""
+        return list(self.grid.runs)
+
+    def config_json(self) -> str:
+        """The validated config, as the manifest's script takes it."""
+        return canonical(self.config.model_dump(mode="json"))
+
+    def model_json(self, key: str) -> str:
+        """Where the model of a key comes from, for its script."""
+        return canonical(model_source(self.config.models[self._models[key]]))
+
+    def dataset_json(self, key: str) -> str:
+        """Where the texts of a key come from, for their script."""
+        source = dataset_source(self.config.datasets[self._datasets[key]])
+        return canonical({name: value for name, value in source.items() if name in ("source", "format", "field")})
+
+    def local_files(self, section: str, key: str) -> list[str]:
+        """The user's own files behind a model or a data set that are there: changing one fetches it again.
+
+        A missing one is no input: the dry run of a config shows its plan before the data was downloaded.
+        """
+        name = (self._models if section == "models" else self._datasets)[key]
+        source = getattr(self.config, section)[name].source
+        paths = source.paths if isinstance(source, LocalSource) else []
+        return [str(path) for path in paths if path.exists()]
+
+    def missing_files(self) -> list[str]:
+        """The user's own files that the grid needs and that are not there."""
+        grid = self.config.grid
+        named = [("models", name) for name in grid.model] + [("datasets", name) for name in grid.dataset]
+        sources = [(section, name, getattr(self.config, section)[name].source) for section, name in named]
+        return [
+            f"{section}.{name}.source.local: {path}: no such file or folder"
+            for section, name, source in sources
+            if isinstance(source, LocalSource)
+            for path in source.paths
+            if not path.exists()
+        ]
+
+    def spec(self, run: str) -> RunSpec:
+        """A run's spec."""
+        return self.grid.runs[run]
+
+    def job(self, run: str) -> str:
+        """All that makes a run what it is, as one JSON string: Snakemake repeats the run when it changes.
+
+        One string, because Snakemake compares the params of a job as a set without names.
+        """
+        spec = self.spec(run)
+        return json.dumps({"spec": strip(spec), "code": digest.run_digest(spec)}, sort_keys=True)
+
+    def model(self, run: str) -> str:
+        """Folder of a run's model under resources/models."""
+        spec = self.spec(run)
+        return model_key(spec.model, spec.model_source)
+
+    def tokens(self, run: str) -> str:
+        """Path of a run's tokens under resources/tokens, without its ending."""
+        spec = self.spec(run)
+        return f"{dataset_key(spec.dataset, spec.dataset_source)}/{self.model(run)}"
+
+    def gpus(self, run: str) -> int:
+        """GPUs that a run takes."""
+        spec = self.spec(run)
+        return spec.devices if spec.accelerator == "cuda" else 0
+
+    def threads(self, run: str, cores: int | None) -> int:
+        """CPU cores that a run takes: its own, or all of the machine's when it must be alone there.
+
+        Args:
+            run: the run.
+            cores: Snakemake's `--cores`; None on a cluster, where the batch system hands out cores.
+        """
+        spec = self.spec(run)
+        needed = spec.devices * spec.threads_per_device
+        exclusive = self.config.measure.exclusive
+        alone = exclusive == "node" or (exclusive == "auto" and spec.accelerator == "cpu")
+        return max(needed, cores) if alone and cores else needed
+
+    def runtime_min(self, run: str) -> int:
+        """Minutes to ask a batch system for: the run's time limit and its start and scoring."""
+        return math.ceil(self.spec(run).timeout_s / 60) + 10
+
+    def finished(self) -> str:
+        """A digest of the records that are there now: the target `partial` follows it."""
+        records = [Path(self.folder, "runs", run, "record.json") for run in self.grid.runs]
+        return short_hash([[str(path), path.stat().st_mtime_ns] for path in records if path.exists()])

@@ -1,0 +1,131 @@
+"""Records to tables, tables to charts, all of it to one report. Imports no torch.
+
+in:   results/<sweep>/grid.json and the records that it names (never a glob)
+out:  results/<sweep>/tables/*.parquet, charts/*.svg and *.html, report.html;
+      the same under results/<sweep>/partial/ from whatever is finished
+"""
+
+CAPTIONS = "../joulesweep/templates/captions"
+TABLES = ("runs", "cells", "epochs")
+
+
+rule aggregate:
+    input:
+        grid=f"{sweep.folder}/grid.json",
+        records=expand(f"{sweep.folder}/runs/{{run}}/record.json", run=sweep.runs),
+    output:
+        report(
+            expand(f"{sweep.folder}/tables/{{table}}.parquet", table=TABLES),
+            caption=f"{CAPTIONS}/tables.rst",
+            category="Tables",
+        ),
+    log:
+        f"{sweep.folder}/logs/aggregate.log",
+    conda:
+        "../envs/reporting.yaml"
+    params:
+        code=digest.code_digest(*digest.TABLE_CODE),
+        runs=runs_folder,
+        output=output_folder,
+        missing="",
+    message:
+        "Aggregate the records into tables"
+    shell:
+        "python -m scripts.aggregate --grid {input.grid:q} --runs {params.runs:q}"
+        " --output {params.output:q} {params.missing} 2> {log:q}"
+
+
+rule charts:
+    input:
+        rules.aggregate.output,
+    output:
+        svg=[
+            report(
+                f"{sweep.folder}/charts/{chart}.svg",
+                caption=f"{CAPTIONS}/{chart}.rst",
+                category="Charts",
+            )
+            for chart in CHARTS
+        ],
+        html=expand(f"{sweep.folder}/charts/{{chart}}.html", chart=CHARTS),
+    log:
+        f"{sweep.folder}/logs/charts.log",
+    conda:
+        "../envs/reporting.yaml"
+    params:
+        code=digest.code_digest(*digest.CHART_CODE),
+        tables=input_folder,
+        output=output_folder,
+    message:
+        "Draw the charts"
+    shell:
+        "python -m scripts.charts --tables {params.tables:q}"
+        " --output {params.output:q} 2> {log:q}"
+
+
+rule report:
+    input:
+        tables=rules.aggregate.output,
+        grid=f"{sweep.folder}/grid.json",
+        charts=rules.charts.output.svg,
+    output:
+        report(
+            f"{sweep.folder}/report.html",
+            caption=f"{CAPTIONS}/report.rst",
+            category="Report",
+        ),
+    log:
+        f"{sweep.folder}/logs/report.log",
+    conda:
+        "../envs/reporting.yaml"
+    params:
+        code=digest.code_digest(*digest.REPORT_CODE, *digest.CHART_CODE),
+        tables=input_folder,
+    message:
+        "Write the report"
+    shell:
+        "python -m scripts.report --grid {input.grid:q} --tables {params.tables:q}"
+        " --output {output:q} 2> {log:q}"
+
+
+use rule aggregate as aggregate_partial with:
+    input:
+        grid=f"{sweep.folder}/grid.json",
+    output:
+        expand(f"{sweep.folder}/partial/tables/{{table}}.parquet", table=TABLES),
+    log:
+        f"{sweep.folder}/partial/logs/aggregate.log",
+    params:
+        code=digest.code_digest(*digest.TABLE_CODE),
+        runs=runs_folder,
+        output=output_folder,
+        missing="--allow-missing",
+        finished=lambda wildcards: sweep.finished(),
+
+
+use rule charts as charts_partial with:
+    input:
+        rules.aggregate_partial.output,
+    output:
+        svg=expand(f"{sweep.folder}/partial/charts/{{chart}}.svg", chart=CHARTS),
+        html=expand(f"{sweep.folder}/partial/charts/{{chart}}.html", chart=CHARTS),
+    log:
+        f"{sweep.folder}/partial/logs/charts.log",
+    params:
+        code=digest.code_digest(*digest.CHART_CODE),
+        tables=input_folder,
+        output=output_folder,
+
+
+use rule report as report_partial with:
+    input:
+        tables=rules.aggregate_partial.output,
+        grid=f"{sweep.folder}/grid.json",
+        charts=rules.charts_partial.output.svg,
+    output:
+        f"{sweep.folder}/partial/report.html",
+    log:
+        f"{sweep.folder}/partial/logs/report.log",
+    params:
+        code=digest.code_digest(*digest.REPORT_CODE, *digest.CHART_CODE),
+        tables=input_folder,

@@ -1,0 +1,79 @@
+"""Fetch models and texts, tokenise once per pair, and write the manifest. Nothing here is measured.
+
+in:   the config's sources
+out:  resources/models/<model>/, resources/datasets/<dataset>.jsonl, resources/tokens/<dataset>/<model>.safetensors,
+      each with a .json beside it that says what it is; results/<sweep>/grid.json
+"""
+
+
+rule grid:
+    output:
+        f"{sweep.folder}/grid.json",
+    log:
+        f"{sweep.folder}/logs/grid.log",
+    conda:
+        "../envs/reporting.yaml"
+    params:
+        config=sweep.config_json(),
+        code=digest.code_digest("grid", "spec", "config"),
+    message:
+        f"Write the grid of {len(sweep.runs)} runs"
+    shell:
+        "python -m scripts.grid --config {params.config:q} --output {output:q} 2> {log:q}"
+
+
+rule fetch_model:
+    input:
+        lambda wildcards: sweep.local_files("models", wildcards.model),
+    output:
+        folder=directory("resources/models/{model}"),
+        manifest="resources/models/{model}.json",
+    log:
+        "resources/models/{model}.log",
+    conda:
+        "../envs/training.yaml"
+    params:
+        source=lambda wildcards: sweep.model_json(wildcards.model),
+    message:
+        "Fetch model {wildcards.model}"
+    shell:
+        "python -m scripts.fetch_model --source {params.source:q} --folder {output.folder:q}"
+        " --manifest {output.manifest:q} 2> {log:q}"
+
+
+rule fetch_dataset:
+    input:
+        lambda wildcards: sweep.local_files("datasets", wildcards.dataset),
+    output:
+        texts="resources/datasets/{dataset}.jsonl",
+        manifest="resources/datasets/{dataset}.json",
+    log:
+        "resources/datasets/{dataset}.log",
+    conda:
+        "../envs/training.yaml"
+    params:
+        source=lambda wildcards: sweep.dataset_json(wildcards.dataset),
+    message:
+        "Fetch texts {wildcards.dataset}"
+    shell:
+        "python -m scripts.fetch_dataset --source {params.source:q} --output {output.texts:q}"
+        " --manifest {output.manifest:q} 2> {log:q}"
+
+
+rule tokenise:
+    input:
+        texts=rules.fetch_dataset.output.texts,
+        model_manifest=rules.fetch_model.output.manifest,
+        model_folder=ancient(rules.fetch_model.output.folder),
+    output:
+        tokens="resources/tokens/{dataset}/{model}.safetensors",
+        manifest="resources/tokens/{dataset}/{model}.json",
+    log:
+        "resources/tokens/{dataset}/{model}.log",
+    conda:
+        "../envs/training.yaml"
+    message:
+        "Tokenise {wildcards.dataset} for {wildcards.model}"
+    shell:
+        "python -m scripts.tokenise --texts {input.texts:q} --model-folder {input.model_folder:q}"
+        " --output {output.tokens:q} --manifest {output.manifest:q} 2> {log:q}"

@@ -1,0 +1,40 @@
+"""One job per run: the only rule that measures.
+
+in:   the run's model and tokens; what makes it stale is its one param: the spec and the digest of the code it uses.
+      Inputs marked ancient are read but do not make a run stale: the manifests of model and tokens stand for them.
+out:  results/<sweep>/runs/<run>/: record.json, spec.json, steps.jsonl, epochs.jsonl; model/ where it is kept
+"""
+
+
+rule train:
+    input:
+        grid=ancient(f"{sweep.folder}/grid.json"),
+        model_manifest=lambda wildcards: f"resources/models/{sweep.model(wildcards.run)}.json",
+        model_folder=lambda wildcards: ancient(
+            f"resources/models/{sweep.model(wildcards.run)}"
+        ),
+        tokens_manifest=lambda wildcards: f"resources/tokens/{sweep.tokens(wildcards.run)}.json",
+        tokens=lambda wildcards: ancient(
+            f"resources/tokens/{sweep.tokens(wildcards.run)}.safetensors"
+        ),
+    output:
+        record=f"{sweep.folder}/runs/{{run}}/record.json",
+        spec=f"{sweep.folder}/runs/{{run}}/spec.json",
+        steps=f"{sweep.folder}/runs/{{run}}/steps.jsonl",
+        epochs=f"{sweep.folder}/runs/{{run}}/epochs.jsonl",
+    log:
+        f"{sweep.folder}/runs/{{run}}/run.log",
+    conda:
+        "../envs/training.yaml"
+    threads: lambda wildcards: sweep.threads(wildcards.run, workflow.cores)
+    resources:
+        gpu=lambda wildcards: sweep.gpus(wildcards.run),
+        runtime=lambda wildcards: sweep.runtime_min(wildcards.run),
+    params:
+        job=lambda wildcards: sweep.job(wildcards.run),
+        folder=output_folder,
+    message:
+        "Run {wildcards.run}"
+    shell:
+        "python -m scripts.train --job {params.job:q} --model-folder {input.model_folder:q}"
+        " --tokens {input.tokens:q} --grid {input.grid:q} --folder {params.folder:q} --log {log:q}"

@@ -1,0 +1,34 @@
+"""Carry out one run: `python -m scripts.train --job JSON …`; the job holds the spec and the code digest."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from joulesweep.launch import RunFailed, launch
+from joulesweep.progress import end_line, start_line
+from joulesweep.record import read_json
+from joulesweep.spec import from_mapping, run_id
+from scripts import run_script
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name in ("--job", "--model-folder", "--tokens", "--grid", "--folder", "--log"):
+        parser.add_argument(name, required=True, type=str if name == "--job" else Path)
+    args = parser.parse_args()
+    job, grid, runs = json.loads(args.job), read_json(args.grid, "grid"), args.folder.parent
+    spec = from_mapping(job["spec"])
+    print(start_line(run_id(spec), grid, runs), file=sys.stderr, flush=True)
+    paths = {"model_folder": args.model_folder, "tokens": args.tokens, "folder": args.folder, "log": args.log}
+    try:
+        record = launch(spec, job["code"], **paths)
+    except RunFailed as failure:
+        sys.exit(f"FAILED {run_id(spec)}: {failure}; its output: {args.log}")
+    print(end_line(record, grid, runs), file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    run_script(main)
