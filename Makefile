@@ -21,7 +21,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@touch $@
 
 sweep: environment
-	@snakemake --cores 2 --quiet host rules progress
+	@snakemake --cores 2 --quiet all
 	@echo "Report: $(CURDIR)/results/default/report.html"
 
 test: environment

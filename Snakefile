@@ -5,6 +5,8 @@ snakemake --cores 2 --configfile config/yours.yaml    another one
 snakemake --cores 2 partial                           tables, charts and report of what is finished
 """
 
+import sys
+
 from snakemake.utils import min_version
 
 min_version("9.17")
@@ -33,6 +35,11 @@ onstart:
         raise WorkflowError(missing[0])
 
 
+onerror:
+    for line in sweep.failures():
+        print(line, file=sys.stderr)
+
+
 report: "joulesweep/templates/captions/workflow.rst"
 
 
@@ -45,6 +52,8 @@ rule all:
     default_target: True
     input:
         f"{sweep.folder}/report.html",
+        # Named as well, or Snakemake would not miss a record whose report is there.
+        expand(f"{sweep.folder}/runs/{{run}}/record.json", run=sweep.runs),
     message:
         f"The sweep is complete: {sweep.folder}/report.html"
 

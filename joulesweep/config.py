@@ -31,7 +31,7 @@ Name = Annotated[str, Field(pattern=NAME)]
 class Section(BaseModel):
     """Base of every section: frozen, unknown keys are errors, no silent conversion of types."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class WheelSource(Section):
@@ -216,6 +216,12 @@ class Watts(Section):
     min_w: Annotated[float, Field(ge=0)]
     max_w: Annotated[float, Field(gt=0)]
 
+    @model_validator(mode="after")
+    def _ordered(self) -> Watts:
+        if self.min_w > self.max_w:
+            raise ValueError(f"min_w {self.min_w:g} is more than max_w {self.max_w:g}")
+        return self
+
 
 class Energy(Section):
     """What to do where no meter exists."""
@@ -265,7 +271,9 @@ def validate(raw: Any, where: str = "config") -> SweepConfig:  # noqa: ANN401 - 
     try:
         config = SweepConfig.model_validate(raw, strict=True)
     except ValidationError as error:
-        raise UserError(f"{where}: {_worded(error.errors(include_url=False)[0])}") from None
+        problems = error.errors(include_url=False)
+        misspelt = [problem for problem in problems if problem["type"] == "extra_forbidden"]
+        raise UserError(f"{where}: {_worded((misspelt or problems)[0])}") from None  # why another one is missing
     for path, problem in _names_in(config):
         raise UserError(f"{where}: {path}: {problem}")
     return config
@@ -281,15 +289,20 @@ def load(path: Path) -> SweepConfig:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8: {error}") from None
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     return validate(floats(raw), str(path))
 
 
 def floats(raw: Any) -> Any:  # noqa: ANN401 - any YAML value
-    """Read `1e-3` as the number it is: YAML 1.1 takes it for text because the dot is missing."""
+    """Read `1e-3` as the number it is: YAML 1.1 takes it for text because the dot is missing.
+
+    A `revision` stays text: a short commit may look like a number.
+    """
     if isinstance(raw, dict):
-        return {key: floats(value) for key, value in raw.items()}
+        return {key: value if key == "revision" else floats(value) for key, value in raw.items()}
     if isinstance(raw, list):
         return [floats(value) for value in raw]
     if isinstance(raw, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", raw):

@@ -21,9 +21,9 @@ CORE = ("data", "launch", "meter", "model", "train")
 #: Modules with a table: of the table only the run's own row counts, by the spec's field.
 TABLES = {"strategy": ("STRATEGIES", "strategy"), "precision": ("PRECISIONS", "precision")}
 #: The modules behind tables, charts and report.
-TABLE_CODE = ("aggregate", "cells", "estimate", "stats", "tables", "record", "spec")
-CHART_CODE = ("charts",)
-REPORT_CODE = ("report",)
+TABLE_CODE = ("aggregate", "cells", "estimate", "record", "spec", "stats", "tables")
+CHART_CODE = ("cells", "charts", "stats", "tables", "theme")
+REPORT_CODE = ("answer", "estimate", "report", *CHART_CODE)
 
 
 def run_digest(spec: RunSpec) -> str:
@@ -87,5 +87,7 @@ def _node(value: object) -> str:
     inner = {name: child for name, child in ast.iter_fields(value) if name not in ("ctx", "kind", "type_comment")}
     if documented:
         inner["body"] = _body(value)
+    if isinstance(value, ast.JoinedStr):  # Python 3.12.0 and 3.12.1 end a nested format with an empty constant
+        inner["values"] = [part for part in value.values if not (isinstance(part, ast.Constant) and part.value == "")]
     said = [f"{name}={_node(child)}" for name, child in inner.items() if child is not None and child != []]
     return f"{type(value).__name__}({','.join(said)})"

@@ -62,6 +62,7 @@ def expand(config: SweepConfig, where: str = "config") -> ExpandedGrid:
     datasets = {name: dataset_source(dataset) for name, dataset in config.datasets.items()}
     cells: dict[str, RunSpec] = {}
     excluded: dict[str, Excluded] = {}
+    telling = _telling(config)
     for values in itertools.product(*(axes[axis] for axis in AXES)):
         point = dict(zip(AXES, values, strict=True))
         point["method"], point["method_params"] = method_parts(point["method"])
@@ -78,7 +79,8 @@ def expand(config: SweepConfig, where: str = "config") -> ExpandedGrid:
         )
         reason = next((entry.reason for entry in config.exclude if _matches(entry.when, point)), None)
         if reason is not None:
-            excluded[label(cell)] = Excluded(label=label(cell), reason=reason)
+            name = _label(cell, telling)
+            excluded[name] = Excluded(label=name, reason=reason)
             continue
         _check_batch(cell, where)
         cells.setdefault(run_id(cell), cell)
@@ -98,7 +100,7 @@ def manifest(config: SweepConfig, where: str = "config") -> dict[str, Any]:
     `runs` maps each id to its cell's id, its label and its axis values; the config rides along for the report.
     """
     grid = expand(config, where)
-    telling = [axis for axis in UNLABELLED if len({getattr(spec, axis) for spec in grid.runs.values()}) > 1]
+    telling = _telling(config)
     return {
         "format": "joulesweep-grid",
         "version": 1,
@@ -108,7 +110,7 @@ def manifest(config: SweepConfig, where: str = "config") -> dict[str, Any]:
         "runs": {
             run: {
                 "cell": cell_id(spec),
-                "label": " ".join([*(f"{getattr(spec, axis)}" for axis in telling), label(spec)]),
+                "label": _label(spec, telling),
                 "repeat": spec.repeat,
                 **{axis: getattr(spec, axis) for axis in AXES},
             }
@@ -152,6 +154,16 @@ def _shared(config: SweepConfig) -> dict[str, Any]:
 
 def _matches(when: dict[str, Any], point: dict[str, Any]) -> bool:
     return all(point[axis] in (value if isinstance(value, list) else [value]) for axis, value in when.items())
+
+
+def _telling(config: SweepConfig) -> list[str]:
+    """The axes beyond the usual ones that a label has to name."""
+    return [axis for axis in UNLABELLED if len(set(getattr(config.grid, axis))) > 1]
+
+
+def _label(spec: RunSpec, telling: list[str]) -> str:
+    """What tells a cell from the others of its sweep."""
+    return " ".join([*(f"{getattr(spec, axis)}" for axis in telling), label(spec)])
 
 
 def _check_batch(spec: RunSpec, where: str) -> None:

@@ -67,7 +67,10 @@ def launch(
     job = {"spec": full(spec), "model_folder": str(model_folder), "tokens": str(tokens), "folder": str(folder)}
     record.write_json(work / "job.json", job)
     num_ranks = spec.devices if STRATEGIES[spec.strategy].multi_process else 1
-    outcome = _supervise(_command(num_ranks, work), spec, work, num_ranks, log, with_snakemake)
+    try:
+        outcome = _supervise(_command(num_ranks, work), spec, work, num_ranks, log, with_snakemake)
+    finally:
+        shutil.rmtree(work)
     result = {
         "format": record.FORMAT,
         "version": record.VERSION,
@@ -88,7 +91,6 @@ def launch(
     record.write_lines(folder / "epochs.jsonl", result["epochs"])
     losses = outcome.get("losses", [])
     record.write_lines(folder / "steps.jsonl", [{"step": i, "train_loss": loss} for i, loss in enumerate(losses, 1)])
-    shutil.rmtree(work)
     record.write_json(folder / "record.json", result)
     return result
 

@@ -26,7 +26,7 @@ class Meter:
 
         self.gpu_indices = gpu_indices
         self.host = host
-        self.monitor = ZeusMonitor(gpu_indices=gpu_indices, cpu_indices=None if host else [])
+        self.monitor = ZeusMonitor(gpu_indices=_readable(gpu_indices), cpu_indices=None if host else [])
 
     def begin(self) -> None:
         """Open the window, after pending GPU work is done."""
@@ -51,11 +51,20 @@ class Meter:
             return _row(f"gpu:{index}", "gpu", None, "unavailable", None, "NVML gives no energy for this device")
         uuid = _uuid(gpus, index)
         if not gpus.supports_get_total_energy_consumption(index):
-            return _row(f"gpu:{index}", "gpu", energy_j, "integrated", "Zeus: NVML power, integrated", None, uuid)
-        if energy_j <= 0:
-            reason = "the counter did not advance in the window"
-            return _row(f"gpu:{index}", "gpu", None, "below_resolution", "Zeus: NVML energy counter", reason, uuid)
-        return _row(f"gpu:{index}", "gpu", energy_j, "measured", "Zeus: NVML energy counter", None, uuid)
+            return _read_row(f"gpu:{index}", "gpu", energy_j, "integrated", "Zeus: NVML power, integrated", uuid)
+        return _read_row(f"gpu:{index}", "gpu", energy_j, "measured", "Zeus: NVML energy counter", uuid)
+
+
+def _readable(gpu_indices: list[int]) -> list[int]:
+    """Those of the GPUs that Zeus can see: ZeusMonitor itself fails on any other."""
+    from zeus.device import get_gpus
+    from zeus.device.gpu.common import ZeusGPUInitError
+
+    try:
+        num_gpus = len(get_gpus()) if gpu_indices else 0
+    except ZeusGPUInitError:
+        return []
+    return [index for index in gpu_indices if index < num_gpus]
 
 
 def _uuid(gpus: Any, index: int) -> str | None:  # noqa: ANN401 - Zeus's GPUs
@@ -70,7 +79,17 @@ def _uuid(gpus: Any, index: int) -> str | None:  # noqa: ANN401 - Zeus's GPUs
 def _host_rows(kind: str, energy_j: dict[int, float] | None, absent: str) -> list[dict[str, Any]]:
     if not energy_j:
         return [_row(f"{kind}:0", kind, None, "unavailable", None, absent)]
-    return [_row(f"{kind}:{i}", kind, value, "measured", "Zeus: RAPL counter", None) for i, value in energy_j.items()]
+    return [_read_row(f"{kind}:{i}", kind, value, "measured", "Zeus: RAPL counter") for i, value in energy_j.items()]
+
+
+def _read_row(
+    device: str, kind: str, energy_j: float, status: str, method: str, uuid: str | None = None
+) -> dict[str, Any]:
+    """The row of a meter that was read: no joules at all mean that the window was too short for it."""
+    if energy_j <= 0:
+        reason = "the counter did not advance in the window"
+        return _row(device, kind, None, "below_resolution", method, reason, uuid)
+    return _row(device, kind, energy_j, status, method, None, uuid)
 
 
 def _row(

@@ -21,7 +21,7 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from joulesweep.errors import UserError
 from joulesweep.spec import from_mapping, run_id
@@ -94,7 +94,7 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
         UserError: it is not there or holds no JSON object.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; expected {what}") from None
     except ValueError as error:
@@ -102,6 +102,10 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{path}: corrupt {what}: not a JSON object")
     return value
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON; missing is null")
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -124,7 +128,7 @@ def read(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: foreign run record: it belongs to run {record['run']!r}")
     try:
         expected = run_id(from_mapping(record["spec"]))
-    except (UserError, TypeError) as error:
+    except (UserError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: corrupt run record: {error}") from None
     if expected != record["run"]:
         raise UserError(f"{path}: foreign run record: its spec belongs to run {expected!r}")

@@ -183,6 +183,8 @@ def _build(
         source.get("validation_fraction", 0.2),
         source.get("split_seed", 0),
     )
+    if not all(len(part) for part in parts):
+        raise UserError(f"data set {spec.dataset}: too few texts to hold some out: {len(corpus.group)} in all")
     return Trainer(
         spec=spec,
         core=core,

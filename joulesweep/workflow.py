@@ -204,6 +204,12 @@ class Sweep:
         """Minutes to ask a batch system for: the run's time limit and its start and scoring."""
         return math.ceil(self.spec(run).timeout_s / 60) + 10
 
+    def failures(self) -> list[str]:
+        """A line per run that was started and has no record, with the log that says why."""
+        folders = [Path(self.folder, "runs", run) for run in self.grid.runs]
+        logs = [folder / "run.log" for folder in folders if not (folder / "record.json").exists()]
+        return [f"FAILED {log.parent.name}; its output: {log}" for log in logs if log.exists()]
+
     def finished(self) -> str:
         """A digest of the records that are there now: the target `partial` follows it."""
         records = [Path(self.folder, "runs", run, "record.json") for run in self.grid.runs]

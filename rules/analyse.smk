@@ -14,11 +14,7 @@ rule aggregate:
         grid=f"{sweep.folder}/grid.json",
         records=expand(f"{sweep.folder}/runs/{{run}}/record.json", run=sweep.runs),
     output:
-        report(
-            expand(f"{sweep.folder}/tables/{{table}}.parquet", table=TABLES),
-            caption=f"{CAPTIONS}/tables.rst",
-            category="Tables",
-        ),
+        expand(f"{sweep.folder}/tables/{{table}}.parquet", table=TABLES),
     log:
         f"{sweep.folder}/logs/aggregate.log",
     conda:
@@ -79,7 +75,7 @@ rule report:
     conda:
         "../envs/reporting.yaml"
     params:
-        code=digest.code_digest(*digest.REPORT_CODE, *digest.CHART_CODE),
+        code=digest.code_digest(*digest.REPORT_CODE),
         tables=input_folder,
     message:
         "Write the report"
@@ -127,5 +123,5 @@ use rule report as report_partial with:
     log:
         f"{sweep.folder}/partial/logs/report.log",
     params:
-        code=digest.code_digest(*digest.REPORT_CODE, *digest.CHART_CODE),
+        code=digest.code_digest(*digest.REPORT_CODE),
         tables=input_folder,

@@ -26,7 +26,7 @@ def main() -> None:
     try:
         record = launch(spec, job["code"], **paths)
     except RunFailed as failure:
-        sys.exit(f"FAILED {run_id(spec)}: {failure}; its output: {args.log}")
+        sys.exit(f"{run_id(spec)}: {failure}; its output: {args.log}")
     print(end_line(record, grid, runs), file=sys.stderr, flush=True)
 
 

@@ -15,9 +15,12 @@ import dataclasses
 import importlib
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_type_hints
 
 from joulesweep.errors import UserError, one_of
+
+#: What a parameter of a plain type may be given as; YAML writes a whole float without its dot.
+KINDS: dict[type, tuple[type, ...]] = {float: (float, int), int: (int,), str: (str,), bool: (bool,)}
 
 
 def names() -> list[str]:
@@ -52,6 +55,9 @@ def parameters(name: str, given: dict[str, Any]) -> Any:  # noqa: ANN401 - each 
     for key in given:
         if key not in allowed:
             raise UserError(one_of(f"parameter of method {name}", key, allowed))
+    for key, kind in get_type_hints(params).items():
+        if kind in KINDS and key in given and type(given[key]) not in KINDS[kind]:
+            raise UserError(f"parameter {key} of method {name}: must be of type {kind.__name__}, got {given[key]!r}")
     try:
         return params(**given)
     except (TypeError, ValueError) as error:

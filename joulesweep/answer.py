@@ -1,0 +1,133 @@
+"""Which configuration to use, by a stated rule, and the comparisons that say how sure that is.
+
+The rule: of the configurations whose validation loss is within `MARGIN` of the lowest (upper end of the paired 95 %
+interval), the one that costs least: measured joules where every configuration has them, else seconds. Estimated joules
+take no part.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from joulesweep.cells import finished, paired_values, panels
+from joulesweep.stats import NO_DIFFERENCE, Ratio, paired_ratio
+from joulesweep.tables import Tables
+
+MARGIN = 0.01  # of the validation loss: what counts as "no worse"
+
+#: What is compared: column, words for the ratio a/b, and its name when no difference is shown.
+COMPARED = (
+    ("samples_per_s", "as fast", "speed"),
+    ("energy_j", "the measured energy", "measured energy"),
+    ("peak_gpu_allocated_bytes", "the peak GPU memory", "peak GPU memory"),
+    ("peak_host_rss_bytes", "the peak host memory", "peak host memory"),
+    ("validation_loss", "the validation loss", "validation loss"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """One quantity of the chosen configuration against that of another.
+
+    Attributes:
+        text: a statement with ratio, interval and number of pairs.
+        shown: whether the interval excludes "equal".
+    """
+
+    text: str
+    shown: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What to use, among configurations that may be compared.
+
+    Attributes:
+        panel: which model, data set and environment; empty where the sweep has one of each.
+        chosen: the row of the cells table.
+        by: "energy_j" or "window_s": what was least.
+        ties: names of the others within the margin whose cost is not shown to differ from the chosen one's.
+        num_within: configurations within the margin of the lowest loss.
+        num_cells: configurations that finished.
+        against: comparisons, by the other configuration and what it is.
+    """
+
+    panel: str
+    chosen: dict[str, Any]
+    by: str
+    ties: list[str]
+    num_within: int
+    num_cells: int
+    against: dict[str, list[Comparison]]
+
+
+def answers(tables: Tables) -> list[Answer]:
+    """One answer per panel that has a finished run."""
+    return [_answer(tables.runs, name, part) for name, part in panels(finished(tables.cells, "validation_loss_mean"))]
+
+
+def _answer(runs: pl.DataFrame, panel: str, cells: pl.DataFrame) -> Answer:
+    by = "energy_j" if cells["energy_j_mean"].null_count() == 0 else "window_s"
+    rows = cells.to_dicts()
+    lowest = min(rows, key=lambda row: row["validation_loss_mean"])
+    within = [row for row in rows if row is lowest or _within(runs, row, lowest)]
+    chosen = min(within, key=lambda row: row[f"{by}_mean"])
+    cheapest = min(rows, key=lambda row: row[f"{by}_mean"])
+    costs = {row["name"]: _ratio(runs, row, chosen, by) for row in within if row is not chosen}
+    baseline = [row for row in rows if row["name"] == chosen["baseline"]]
+    word = "the least energy" if by == "energy_j" else "the fastest"
+    others = [*((row, "the baseline") for row in baseline), (lowest, "the lowest loss"), (cheapest, word)]
+    against: dict[str, tuple[dict[str, Any], list[str]]] = {}
+    for row, role in others:
+        if row is not chosen:
+            against.setdefault(row["cell"], (row, []))[1].append(role)
+    return Answer(
+        panel=panel,
+        chosen=chosen,
+        by=by,
+        ties=[name for name, ratio in costs.items() if ratio is None or ratio.verdict != "higher"],
+        num_within=len(within),
+        num_cells=len(rows),
+        against={f"{row['name']} ({', '.join(roles)})": compare(runs, chosen, row) for row, roles in against.values()},
+    )
+
+
+def _within(runs: pl.DataFrame, row: dict[str, Any], lowest: dict[str, Any]) -> bool:
+    """Whether a cell's loss is no worse than the lowest by more than the margin; one pair has its ratio alone."""
+    ratio = _ratio(runs, row, lowest, "validation_loss")
+    return ratio is not None and (ratio.ratio if ratio.high is None else ratio.high) <= 1 + MARGIN
+
+
+def compare(runs: pl.DataFrame, a: dict[str, Any], b: dict[str, Any]) -> list[Comparison]:
+    """Statements on a relative to b, for every quantity that both were measured in.
+
+    Args:
+        runs: the runs table.
+        a: a row of the cells table.
+        b: another.
+    """
+    found = [(_ratio(runs, a, b, column), words, name) for column, words, name in COMPARED]
+    return [_comparison(ratio, words, name) for ratio, words, name in found if ratio is not None]
+
+
+def _ratio(runs: pl.DataFrame, a: dict[str, Any], b: dict[str, Any], quantity: str) -> Ratio | None:
+    first, second = ((row["cell"], row["environment"]) for row in (a, b))
+    pairs = [pair for pair in paired_values(runs, first, second, quantity) if min(pair) > 0]
+    return paired_ratio([x for x, _ in pairs], [y for _, y in pairs]) if pairs else None
+
+
+def _comparison(ratio: Ratio, words: str, name: str) -> Comparison:
+    if ratio.low is None or ratio.high is None:
+        return Comparison(text=f"{_times(ratio.ratio)}× {words} ({ratio.verdict})", shown=False)
+    numbers = f"{_times(ratio.ratio)}× [{_times(ratio.low)}, {_times(ratio.high)}]"
+    if ratio.verdict == NO_DIFFERENCE:
+        return Comparison(text=f"{name}: {NO_DIFFERENCE} ({numbers}, n={ratio.n})", shown=False)
+    return Comparison(text=f"{numbers} {words} (n={ratio.n})", shown=True)
+
+
+def _times(ratio: float) -> str:
+    """Near 1 the third decimal matters."""
+    return f"{ratio:.3f}" if 0.9 < ratio < 1.1 else f"{ratio:.3g}"

@@ -1,0 +1,128 @@
+"""The cells of a sweep: means over repeats, speed-up paired by seed, and what may be compared with what."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import polars as pl
+
+from joulesweep import tables
+from joulesweep.stats import mean_interval, paired_ratio
+
+
+def tabulate(runs: pl.DataFrame, axes: dict[str, Any]) -> pl.DataFrame:
+    """Build the cells table: one row per cell and environment, in the order of the manifest.
+
+    Args:
+        runs: the runs table.
+        axes: the `grid` section of the config; its first strategy and precision make the baseline.
+    """
+    rows = []
+    for _, in_cell in runs.group_by("cell", maintain_order=True):
+        num_runs = in_cell.height
+        statuses = ", ".join(f"{n} {status}" for status, n in Counter(in_cell["status"].to_list()).items())
+        ok = in_cell.filter(pl.col("status") == "ok")
+        groups = [group for _, group in ok.group_by("environment", maintain_order=True)]
+        for group in groups or [in_cell]:
+            first = group.row(0, named=True)
+            row = {key: first[key] for key in tables.IDENTITY}
+            row |= {"environment": first["environment"] if groups else None, "statuses": statuses, "num_runs": num_runs}
+            rows.append({**row, "num_ok": group.height if groups else 0, **_means(group)})
+    _compare(rows, runs, axes)
+    return tables.frame(rows, tables.CELLS)
+
+
+def _means(group: pl.DataFrame) -> dict[str, float | None]:
+    """Means over the repeats of a cell; null unless every repeat has the number, in the same energy scope."""
+    row: dict[str, float | None] = {}
+    for quantity in tables.QUANTITIES:
+        values = group[quantity].to_list()
+        mixed = quantity == "energy_j" and group["energy_scope"].n_unique() > 1
+        if None in values or mixed:
+            continue
+        found = mean_interval(values)
+        row |= {f"{quantity}_mean": found.mean, f"{quantity}_low": found.low, f"{quantity}_high": found.high}
+    for column in tables.ESTIMATED:  # the method's range, not a confidence interval
+        if group[column].null_count() == 0:
+            row[column] = mean_interval(group[column].to_list()).mean
+    return row
+
+
+def _compare(rows: list[dict[str, Any]], runs: pl.DataFrame, axes: dict[str, Any]) -> None:
+    """Fill in each cell's baseline (first strategy and precision of the grid, else equal) and its speed-up over it."""
+    ok = runs.filter(pl.col("status") == "ok").select("cell", "environment", "repeat", "samples_per_s")
+    speeds: dict[tuple[str, str], dict[int, float]] = {}
+    for cell, environment, repeat, speed in ok.iter_rows():
+        speeds.setdefault((cell, environment), {})[repeat] = speed
+    baselines: dict[tuple[object, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        if row["num_ok"] and (row["strategy"], row["precision"]) == (axes["strategy"][0], axes["precision"][0]):
+            baselines.setdefault(_baseline_key(row), []).append(row)
+    for row in rows if ok.height else ():
+        choices = baselines.get(_baseline_key(row), [])
+        if not row["num_ok"] or not choices:
+            continue
+        same = _nearest(row, choices)
+        row |= {"baseline": same["name"], "is_baseline": same is row}
+        if same is row:
+            row |= {"speedup": 1.0, "speedup_verdict": "baseline"}
+            continue
+        mine, theirs = (speeds[cell["cell"], cell["environment"]] for cell in (row, same))
+        common = sorted(mine.keys() & theirs.keys())
+        if common:
+            found = paired_ratio([mine[seed] for seed in common], [theirs[seed] for seed in common])
+            row |= {"speedup": found.ratio, "speedup_low": found.low, "speedup_high": found.high}
+            row |= {"speedup_n": found.n, "speedup_verdict": found.verdict}
+
+
+def _baseline_key(row: dict[str, Any]) -> tuple[object, ...]:
+    """All axes but strategy, devices and precision; one device has both scopes of the batch size in one."""
+    axes = ("model", "dataset", "task", "method", "method_params", "batching", "batch_size", "lr", "environment")
+    return tuple(row[axis] for axis in axes)
+
+
+def _nearest(row: dict[str, Any], choices: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of several baselines the one with the row's own number of devices and scope of the batch size."""
+    axes = ("devices", "batch_size_scope")
+    return max(choices, key=lambda choice: [choice[axis] == row[axis] for axis in axes])
+
+
+def paired_values(
+    runs: pl.DataFrame, a: tuple[str, str], b: tuple[str, str], quantity: str
+) -> list[tuple[float, float]]:
+    """The values of one quantity in two cells, paired by repeat.
+
+    Args:
+        runs: the runs table.
+        a: (cell, environment) of the first.
+        b: (cell, environment) of the second.
+        quantity: a numeric column of the runs.
+    """
+    first, second = (
+        runs.filter(pl.col("cell") == cell, pl.col("environment") == environment)
+        .select("repeat", quantity)
+        .drop_nulls()
+        for cell, environment in (a, b)
+    )
+    return first.join(second, on="repeat", suffix="_b").sort("repeat").select(quantity, f"{quantity}_b").rows()
+
+
+def finished(cells: pl.DataFrame, needed: str) -> pl.DataFrame:
+    """Cells with a finished run that have the needed number."""
+    return cells.filter(pl.col("num_ok") > 0).drop_nulls(needed)
+
+
+def panels(frame: pl.DataFrame) -> list[tuple[str, pl.DataFrame]]:
+    """What may be compared, apart: one part per model, data set and environment; the name is empty if there is one."""
+    return [(str(name), part) for (name,), part in frame.group_by("panel", maintain_order=True)]
+
+
+def front(cells: pl.DataFrame, cost: str, value: str) -> list[str]:
+    """Ids of the cells that no other beats in both columns (lower is better), cheapest first."""
+    best, kept = float("inf"), []
+    for row in cells.sort(cost, value).iter_rows(named=True):
+        if row[value] < best:
+            best = row[value]
+            kept.append(row["cell"])
+    return kept

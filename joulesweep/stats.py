@@ -1,0 +1,95 @@
+"""Intervals of a few repeats, and comparisons paired by seed."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from scipy import special
+
+NO_DIFFERENCE = "no difference shown"
+NO_INTERVAL = "n=1, no interval"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """A mean and its confidence interval, in the unit of the values.
+
+    Attributes:
+        mean: arithmetic mean.
+        low: lower end, or None for a single value.
+        high: upper end, or None for a single value.
+        n: how many values.
+    """
+
+    mean: float
+    low: float | None
+    high: float | None
+    n: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ratio:
+    """How many times larger one quantity is than another, over paired seeds. Has no unit.
+
+    Attributes:
+        ratio: geometric mean of the pairs' ratios.
+        low: lower end of its confidence interval, or None for a single pair.
+        high: upper end, or None for a single pair.
+        n: how many pairs.
+        verdict: "higher", "lower", "no difference shown" (the interval spans 1) or "n=1, no interval".
+    """
+
+    ratio: float
+    low: float | None
+    high: float | None
+    n: int
+    verdict: str
+
+
+def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
+    """Mean with Student's t interval: independent, roughly normal values.
+
+    Args:
+        values: at least one.
+        confidence: coverage, between 0 and 1.
+
+    Raises:
+        ValueError: no values.
+    """
+    n = len(values)
+    if n == 0:
+        raise ValueError("no values: a mean needs at least one")
+    mean = math.fsum(values) / n
+    if n == 1:
+        return Interval(mean=mean, low=None, high=None, n=1)
+    variance = math.fsum((value - mean) ** 2 for value in values) / (n - 1)
+    half = t_quantile(n - 1, confidence) * math.sqrt(variance / n)
+    return Interval(mean=mean, low=mean - half, high=mean + half, n=n)
+
+
+def paired_ratio(a: Sequence[float], b: Sequence[float], confidence: float = 0.95) -> Ratio:
+    """Ratio a/b with the t interval of the log-ratios; `a[i]` and `b[i]` share their seed.
+
+    Args:
+        a: positive values.
+        b: positive values, as many.
+        confidence: coverage, between 0 and 1.
+
+    Raises:
+        ValueError: lengths differ, no pairs, or a value that has no logarithm.
+    """
+    logs = mean_interval([math.log(x / y) for x, y in zip(a, b, strict=True)], confidence)
+    ratio = math.exp(logs.mean)
+    if logs.low is None or logs.high is None:
+        return Ratio(ratio=ratio, low=None, high=None, n=1, verdict=NO_INTERVAL)
+    verdict = NO_DIFFERENCE if logs.low <= 0 <= logs.high else "higher" if logs.low > 0 else "lower"
+    return Ratio(ratio=ratio, low=math.exp(logs.low), high=math.exp(logs.high), n=logs.n, verdict=verdict)
+
+
+@functools.cache
+def t_quantile(degrees: int, confidence: float = 0.95) -> float:
+    """Two-sided quantile of Student's t distribution."""
+    return float(special.stdtrit(degrees, (1 + confidence) / 2))

@@ -1,0 +1,168 @@
+"""The three tables of a sweep: their columns, and how they are written and read.
+
+Missing is null, never 0 or NaN. Every column has one dtype, whatever the sweep holds. Estimated joules have columns of
+their own.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from joulesweep.errors import UserError
+
+TEXT, WHOLE, REAL, FLAG = pl.String(), pl.Int64(), pl.Float64(), pl.Boolean()
+PYTHON_TYPES: dict[pl.DataType, tuple[type, ...]] = {
+    TEXT: (str,),
+    WHOLE: (int,),
+    REAL: (int, float),
+    FLAG: (bool,),
+}
+
+
+def _columns(dtype: pl.DataType, names: str) -> dict[str, pl.DataType]:
+    return dict.fromkeys(names.split(), dtype)
+
+
+#: What names a cell. `setup` is its label without the batch size; cells of one `panel` may be compared.
+IDENTITY: dict[str, pl.DataType] = {
+    **_columns(TEXT, "cell name label setup panel model dataset task method method_params strategy"),
+    **_columns(WHOLE, "devices"),
+    **_columns(TEXT, "precision batching"),
+    **_columns(WHOLE, "batch_size"),
+    **_columns(TEXT, "batch_size_scope batch"),
+    **_columns(REAL, "lr"),
+}
+ESTIMATED = _columns(REAL, "estimated_energy_j estimated_energy_low_j estimated_energy_high_j")
+QUALITY = _columns(REAL, "validation_loss perplexity masked_accuracy")
+RUNS: dict[str, pl.DataType] = {
+    **_columns(TEXT, "run"),
+    **IDENTITY,
+    **_columns(WHOLE, "repeat"),
+    **_columns(TEXT, "status reason"),
+    **_columns(WHOLE, "oom_bytes"),
+    **_columns(TEXT, "started finished"),
+    **_columns(REAL, "window_s startup_s cpu_s energy_j"),
+    **_columns(TEXT, "energy_scope energy_status energy_method energy_reason"),
+    **ESTIMATED,
+    **_columns(TEXT, "estimated_energy_method"),
+    **_columns(WHOLE, "peak_gpu_allocated_bytes peak_gpu_reserved_bytes peak_host_rss_bytes"),
+    **_columns(WHOLE, "num_steps num_skipped_steps num_texts num_tokens num_padded_tokens"),
+    **_columns(REAL, "samples_per_s tokens_per_s padded_tokens_per_s epochs_per_minute"),
+    **QUALITY,
+    **_columns(WHOLE, "num_validation_texts num_masked"),
+    **_columns(TEXT, "environment accelerator hostname platform python cpu_model"),
+    **_columns(WHOLE, "cpu_cores host_memory_bytes"),
+    **_columns(TEXT, "gpus driver torch_version transformers_version zeus_version"),
+    **_columns(WHOLE, "threads_per_process"),
+    **_columns(TEXT, "code_digest git_commit"),
+    **_columns(FLAG, "git_dirty"),
+}
+EPOCHS: dict[str, pl.DataType] = {
+    **_columns(TEXT, "run cell name setup panel batch environment"),
+    **_columns(WHOLE, "batch_size repeat epoch"),
+    **_columns(REAL, "elapsed_s cpu_s"),
+    **_columns(WHOLE, "num_steps"),
+    **_columns(REAL, "train_loss"),
+    **QUALITY,
+    **ESTIMATED,
+}
+#: Each gets `_mean`, `_low` and `_high` in the cells: mean and 95 % t interval over repeats.
+QUANTITIES = (
+    "window_s",
+    "cpu_s",
+    "energy_j",
+    "peak_gpu_allocated_bytes",
+    "peak_gpu_reserved_bytes",
+    "peak_host_rss_bytes",
+    "samples_per_s",
+    "tokens_per_s",
+    "epochs_per_minute",
+    "validation_loss",
+    "perplexity",
+    "masked_accuracy",
+)
+CELLS: dict[str, pl.DataType] = {
+    **IDENTITY,
+    **_columns(TEXT, "environment"),
+    **_columns(WHOLE, "num_ok num_runs"),
+    **_columns(TEXT, "statuses"),
+    **{f"{quantity}_{end}": REAL for quantity in QUANTITIES for end in ("mean", "low", "high")},
+    **ESTIMATED,
+    **_columns(TEXT, "baseline"),
+    **_columns(FLAG, "is_baseline"),
+    **_columns(REAL, "speedup speedup_low speedup_high"),
+    **_columns(WHOLE, "speedup_n"),
+    **_columns(TEXT, "speedup_verdict"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tables:
+    """The three tables of a sweep.
+
+    Attributes:
+        runs: one row per run of the manifest, in its order; columns `RUNS`.
+        cells: one row per cell and environment; columns `CELLS`. A cell with no ok run has one row and nulls.
+        epochs: one row per ok run and epoch, epoch 0 being the untrained model; columns `EPOCHS`.
+    """
+
+    runs: pl.DataFrame
+    cells: pl.DataFrame
+    epochs: pl.DataFrame
+
+
+def write(tables: Tables, folder: Path) -> None:
+    """Write runs.parquet, cells.parquet and epochs.parquet, each whole or not at all; equal tables, equal bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("runs", "cells", "epochs"):
+        buffer = io.BytesIO()
+        getattr(tables, name).write_parquet(buffer)
+        temporary = folder / f".{name}.parquet.{os.getpid()}"
+        temporary.write_bytes(buffer.getvalue())
+        temporary.replace(folder / f"{name}.parquet")
+
+
+def read(folder: Path) -> Tables:
+    """Read back what `write` wrote.
+
+    Raises:
+        UserError: a table is missing or no parquet file.
+    """
+    frames = {}
+    for name in ("runs", "cells", "epochs"):
+        path = folder / f"{name}.parquet"
+        try:
+            frames[name] = pl.read_parquet(path)
+        except (OSError, pl.exceptions.PolarsError) as error:
+            raise UserError(f"{path}: no table of a sweep: {str(error).splitlines()[0]}") from None
+    return Tables(**frames)
+
+
+def check(row: dict[str, Any], schema: dict[str, pl.DataType]) -> dict[str, Any]:
+    """Return a row of a table unchanged if its values fit.
+
+    Raises:
+        TypeError: a value of another type.
+        ValueError: NaN or infinity, which JSON readers let through.
+    """
+    for key, value in row.items():
+        if value is None or key not in schema:
+            continue
+        if type(value) not in PYTHON_TYPES[schema[key]]:
+            raise TypeError(f"{key} is {value!r}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{key} is {value}")
+    return row
+
+
+def frame(rows: list[dict[str, Any]], schema: dict[str, pl.DataType]) -> pl.DataFrame:
+    """A table with exactly the columns of its schema; a key that a row lacks is null."""
+    columns = {key: [row.get(key) for row in rows] for key in schema}
+    return pl.DataFrame([pl.Series(key, values, schema[key], strict=False) for key, values in columns.items()])

@@ -1,0 +1,27 @@
+"""Make a sweep's tables from its records."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from joulesweep import aggregate, tables
+from joulesweep.errors import UserError
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--grid", type=Path, required=True, help="the sweep's grid.json")
+    parser.add_argument("--runs", type=Path, required=True, help="folder with one folder per run")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the parquet files")
+    parser.add_argument("--allow-missing", action="store_true", help="tabulate runs without a record as missing")
+    arguments = parser.parse_args()
+    grid = aggregate.read_grid(arguments.grid)
+    tables.write(aggregate.aggregate(grid, arguments.runs, arguments.allow_missing), arguments.output)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

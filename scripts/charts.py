@@ -1,0 +1,24 @@
+"""Draw a sweep's charts, each as .svg and as .html that opens without network."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from joulesweep import charts, tables
+from joulesweep.errors import UserError
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tables", type=Path, required=True, help="folder with the parquet files")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the charts")
+    arguments = parser.parse_args()
+    charts.save_all(tables.read(arguments.tables), arguments.output)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,26 @@
+"""Write a sweep's report: one HTML file."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from joulesweep import aggregate, record, report, tables
+from joulesweep.errors import UserError
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--grid", type=Path, required=True, help="the sweep's grid.json")
+    parser.add_argument("--tables", type=Path, required=True, help="folder with the parquet files")
+    parser.add_argument("--output", type=Path, required=True, help="the HTML file")
+    arguments = parser.parse_args()
+    page = report.build(aggregate.read_grid(arguments.grid), tables.read(arguments.tables))
+    record.write_text(arguments.output, page)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

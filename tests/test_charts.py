@@ -1,0 +1,128 @@
+import json
+import subprocess
+import sys
+
+import polars as pl
+import pytest
+import synthetic
+
+from joulesweep import charts, tables
+from joulesweep.aggregate import aggregate
+from joulesweep.cells import front
+
+
+def build(tmp_path, change=lambda row: row, axes=None, **sections):
+    grid, runs = synthetic.write_sweep(tmp_path, synthetic.raw_config(axes, **sections), change)
+    return aggregate(grid, runs, allow_missing=True)
+
+
+def text_of(chart):
+    return json.dumps(chart.to_dict(), ensure_ascii=False)
+
+
+def test_front_by_hand():
+    cells = pl.DataFrame({"cell": list("abcde"), "cost": [1, 2, 3, 4, 2], "loss": [9.0, 5.0, 7.0, 1.0, 6.0]})
+    assert front(cells, "cost", "loss") == ["a", "b", "d"]
+
+
+def test_unmeasured_energy_is_said_and_estimates_are_labelled(tmp_path):
+    text = text_of(charts.pareto(build(tmp_path)))
+    assert "energy was not measured" in text
+    assert "Estimated energy of a run (J), not measured" in text
+    assert '"Time of a run (s)"' in text
+
+
+def test_only_the_measured_cost_has_a_front(tmp_path):
+    measured, estimated = charts.pareto(build(tmp_path)).to_dict()["vconcat"]
+    assert "step-after" in json.dumps(measured) and "step-after" not in json.dumps(estimated)
+    keys = [len(part["vconcat"][0]["hconcat"]) for part in (measured, estimated)]
+    assert keys == [2, 1]  # the plot with the names on the front beside it, and the plot alone
+
+
+def test_estimated_points_are_hollow(tmp_path):
+    measured, estimated = charts.pareto(build(tmp_path)).to_dict()["vconcat"]
+    assert '"fillOpacity": {"value": 1}' in json.dumps(measured)
+    assert '"fillOpacity": {"value": 0}' in json.dumps(estimated)
+
+
+@pytest.mark.parametrize("name", ["pareto", "loss"])
+def test_measured_joules_leave_no_room_for_estimates(tmp_path, name):
+    text = text_of(charts.CHARTS[name](build(tmp_path, synthetic.measured)))
+    assert "Estimated" not in text
+    assert name == "loss" or "Energy of a run (J), measured" in text
+
+
+@pytest.mark.parametrize("name", ["pareto", "loss"])
+def test_no_estimate_unless_asked(tmp_path, name):
+    text = text_of(charts.CHARTS[name](build(tmp_path, energy={"estimate": False})))
+    assert "stimated" not in text.replace("estimated_energy", "").replace('["measured", "estimated"]', "")
+
+
+def test_speedup_leaves_the_baseline_out(tmp_path):
+    text = text_of(charts.speedup(build(tmp_path)))
+    assert "Dashed line: single fp32 at the same batch size." in text
+    assert '"name": "ddp2 fp32 bs32"' in text and '"name": "single fp32 bs32"' not in text
+
+
+def test_memory_is_of_the_gpus_where_there_are_any(tmp_path):
+    def change(row):
+        memory = {"gpu_allocated_bytes": 3 * 2**30, "gpu_reserved_bytes": 4 * 2**30, "host_rss_bytes": 2**30}
+        return {**row, "measurement": {**row["measurement"], "peak_memory": memory}}
+
+    assert "GPU memory" in text_of(charts.memory(build(tmp_path / "gpu", change)))
+    assert "host memory" in text_of(charts.memory(build(tmp_path / "host")))
+
+
+def test_out_of_memory_is_named(tmp_path):
+    def change(row):
+        return synthetic.failed(row, "oom", "full") if row["spec"]["batch_size"] == 64 else row
+
+    assert "Out of memory: single fp32 bs64" in text_of(charts.memory(build(tmp_path, change)))
+
+
+def test_one_repeat_is_said_to_have_no_interval(tmp_path):
+    found = build(tmp_path, axes={"repeats": 1})
+    for name in ("pareto", "speedup", "memory"):
+        assert "no interval" in text_of(charts.CHARTS[name](found)), name
+
+
+def test_models_are_drawn_apart(tmp_path):
+    found = build(tmp_path, axes={"model": ["tiny", "other"]}, energy={"estimate": False})
+    (both,) = charts.pareto(found).to_dict()["vconcat"]
+    titles = [part["hconcat"][0]["title"]["text"] for part in both["vconcat"]]
+    assert titles == ["tiny", "other"]
+
+
+@pytest.mark.parametrize("name", charts.CHARTS)
+def test_a_chart_without_runs_says_why(tmp_path, name):
+    found = build(tmp_path, lambda row: synthetic.failed(row, "diverged", "loss is nan"))
+    assert "24 diverged" in text_of(charts.CHARTS[name](found))
+
+
+def test_colours_are_the_same_in_every_chart(tmp_path):
+    found = build(tmp_path)
+    scales = set()
+    for make in charts.CHARTS.values():
+        for part in text_of(make(found)).split('"scale": ')[1:]:
+            scale, _ = json.JSONDecoder().raw_decode(part)
+            if "ddp2 fp32" in scale.get("domain", ()):
+                scales.add((tuple(scale["domain"]), tuple(scale["range"])))
+    assert len(scales) == 1
+
+
+@pytest.mark.parametrize("failed", [False, True])
+def test_script_writes_every_chart_twice_without_network(tmp_path, failed):
+    found = build(tmp_path, lambda row: synthetic.failed(row, "oom", "full") if failed else row)
+    tables.write(found, tmp_path / "tables")
+    arguments = ["--tables", str(tmp_path / "tables"), "--output", str(tmp_path / "charts")]
+    subprocess.run([sys.executable, "-m", "scripts.charts", *arguments], check=True)
+    for name in charts.CHARTS:
+        assert (tmp_path / "charts" / f"{name}.svg").read_text().startswith("<svg")
+        page = (tmp_path / "charts" / f"{name}.html").read_text()
+        assert "vegaEmbed" in page and '<script src="http' not in page.replace("'", '"')
+
+
+def test_script_without_tables_says_so(tmp_path):
+    arguments = ["--tables", str(tmp_path), "--output", str(tmp_path / "charts")]
+    done = subprocess.run([sys.executable, "-m", "scripts.charts", *arguments], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith(f"error: {tmp_path}") and done.stderr.count("\n") == 1

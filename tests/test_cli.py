@@ -1,0 +1,144 @@
+"""The command says what a sweep is, repeats a run by hand, and words mistakes in one line."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+
+import pytest
+import tiny_run
+import yaml
+
+from joulesweep import cli, config, record
+from joulesweep.grid import dataset_key, dataset_source, expand, model_key, model_source
+from joulesweep.launch import RunFailed
+
+
+@pytest.fixture(autouse=True)
+def in_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def configfile(tmp_path):
+    """A config of two runs, whose model and tokens are not there yet."""
+    path = tmp_path / "my.yaml"
+    path.write_text(yaml.safe_dump(tiny_run.config(grid__repeats=2, train__max_length=24)), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def runs(configfile):
+    return list(expand(config.load(configfile)).runs)
+
+
+@pytest.fixture
+def prepared(configfile, tmp_path):
+    """The model and the tokens where the rules put them."""
+    found = config.load(configfile)
+    model = model_key("bert", model_source(found.models["bert"]))
+    dataset = dataset_key("texts", dataset_source(found.datasets["texts"]))
+    tiny_run.model(tmp_path / "resources" / "models" / model)
+    tiny_run.token_file(tmp_path / "resources" / "tokens" / dataset / f"{model}.safetensors")
+
+
+def command(*arguments):
+    return cli.main([str(argument) for argument in arguments])
+
+
+def test_check_counts_runs_and_excluded_cells(configfile, capsys):
+    raw = tiny_run.config(
+        grid__strategy=["single", "ddp"],
+        grid__batch_size=[8, 16],
+        exclude=[{"when": {"strategy": "ddp"}, "reason": "no"}],
+    )
+    configfile.write_text(yaml.safe_dump(raw))
+    assert command("check", "--configfile", configfile) == 0
+    assert capsys.readouterr().out == f"{configfile}: 6 runs, 2 cells excluded\n"
+
+
+def test_check_takes_the_default_config_of_the_working_directory(configfile, tmp_path, capsys):
+    (tmp_path / "config").mkdir()
+    configfile.rename(tmp_path / "config" / "config.yaml")
+    assert command("check") == 0
+    assert capsys.readouterr().out == "config/config.yaml: 2 runs, 0 cells excluded\n"
+
+
+def test_runs_lists_one_id_a_line(configfile, runs, capsys):
+    assert command("runs", "--configfile", configfile) == 0
+    assert capsys.readouterr().out.splitlines() == runs
+    assert len(runs) == 2
+
+
+def test_schema_writes_the_schema(tmp_path):
+    assert command("schema", tmp_path / "new" / "schema.json") == 0
+    assert json.loads((tmp_path / "new" / "schema.json").read_text()) == config.json_schema()
+
+
+@pytest.mark.parametrize("name", ["check", "runs"])
+def test_a_mistake_is_one_line_on_stderr_and_exit_code_2(configfile, capsys, name):
+    configfile.write_text(yaml.safe_dump(tiny_run.config(grid__precision=["fp16"])))
+    assert command(name, "--configfile", configfile) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert re.fullmatch(
+        rf"error: {re.escape(str(configfile))}: grid\.precision\[0\]: unknown .*'fp16-mixed'\?\)\n", err
+    )
+
+
+def test_a_missing_config_is_one_line(capsys):
+    assert command("check", "--configfile", "nowhere.yaml") == 2
+    assert capsys.readouterr().err == "error: nowhere.yaml: No such file or directory\n"
+
+
+def test_an_unknown_run_is_told_with_the_nearest_id(configfile, runs, capsys):
+    assert command("run", runs[0][:-1] + "x", "--configfile", configfile) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: unknown run '{runs[0][:-1]}x'; allowed: {runs[0]}, {runs[1]} ")
+    assert err.endswith(f"(did you mean '{runs[0]}'?)\n")
+
+
+def test_a_run_that_was_not_prepared_says_how_to(configfile, runs, capsys):
+    assert command("run", runs[0], "--configfile", configfile) == 2
+    err = capsys.readouterr().err
+    target = err.split()[-1]
+    assert target.startswith("resources/tokens/texts-")
+    assert err == f"error: {target}: not prepared yet; first: snakemake --cores 2 --configfile {configfile} {target}\n"
+
+
+@pytest.mark.slow
+def test_a_run_is_repeated_by_hand_beside_the_sweeps_own(configfile, runs, prepared, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(signal, "signal", lambda *given: None)  # leave pytest's own handlers
+    own = tmp_path / "results" / "tiny" / "runs" / runs[0] / "record.json"
+    record.write_text(own, "untouched")
+    assert command("run", runs[0], "--configfile", configfile) == 0
+    by_hand = tmp_path / "results" / "tiny" / "by-hand" / runs[0] / "record.json"
+    assert record.read(by_hand)["status"] == "ok"
+    line, path = capfd.readouterr().out.splitlines()
+    assert path == str(by_hand.relative_to(tmp_path))
+    assert re.fullmatch(rf"\[by hand\] {re.escape(runs[0])} · [\d.]+ s · (\S+ J · )?loss 4\.\d\d", line)
+    assert own.read_text() == "untouched"
+
+
+def test_a_run_that_fails_says_so_and_leaves_no_earlier_record(
+    configfile, runs, prepared, tmp_path, monkeypatch, capsys
+):
+    earlier = tmp_path / "results" / "tiny" / "by-hand" / runs[0] / "record.json"
+    record.write_text(earlier, "of an earlier run")
+
+    def fails(spec, code, **paths):
+        raise RunFailed("it broke")
+
+    monkeypatch.setattr(cli, "launch", fails)
+    assert command("run", runs[0], "--configfile", configfile) == 1
+    assert capsys.readouterr().err == f"FAILED {runs[0]}: it broke\n"
+    assert not earlier.exists()
+
+
+@pytest.mark.parametrize("arguments", [[], ["chek"], ["run"], ["schema"], ["check", "--colour"]])
+def test_a_misused_command_shows_its_usage_and_exits_with_2(arguments, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        command(*arguments)
+    assert stopped.value.code == 2
+    assert "usage: joulesweep" in capsys.readouterr().err

@@ -1,0 +1,338 @@
+"""Every mistake in a config is told in one line: where it is, what is allowed, which name is nearest."""
+
+from __future__ import annotations
+
+import json
+import re
+import typing
+from pathlib import Path
+
+import pytest
+import tiny_run
+import yaml
+from pydantic import BaseModel
+
+from joulesweep import config, methods
+from joulesweep.errors import MOST_NAMES, UserError, one_of
+from joulesweep.precision import PRECISIONS
+from joulesweep.strategy import STRATEGIES
+
+FILES = sorted((tiny_run.REPOSITORY / "config").glob("*.yaml"))
+WHEEL = {"wheel": "a==1", "sha256": "0" * 64, "path": "p"}
+HUB = {"datasets__texts__format": "hub", "datasets__texts__field": "question"}
+SOURCES = "{wheel, sha256, path}, {hub, revision}, {local}"
+GRID_KEYS = (
+    "model, dataset, task, method, strategy, devices, precision, batching, batch_size, batch_size_scope, lr, repeats"
+)
+
+MISTAKES = [
+    # unknown keys: of the file, of a section, inside a source
+    (
+        {"sweeep": 1},
+        "sweeep: unknown key 'sweeep'; allowed: sweep, models, datasets, grid, train, measure, energy, hardware, "
+        "exclude (did you mean 'sweep'?)",
+    ),
+    (
+        {"grid__batchsize": [1]},
+        f"grid.batchsize: unknown key 'batchsize'; allowed: {GRID_KEYS} (did you mean 'batch_size'?)",
+    ),
+    (
+        {"measure__min_seconds": 3},
+        "measure.min_seconds: unknown key 'min_seconds'; allowed: warmup_steps, exclusive "
+        "(did you mean 'warmup_steps'?)",
+    ),
+    ({"hardware__gpus": 2}, "hardware.gpus: unknown key 'gpus'; allowed: accelerator, name"),
+    (
+        {"models__bert__source": {**WHEEL, "pat": 1}},
+        "models.bert.source.pat: unknown key 'pat'; allowed: wheel, sha256, path (did you mean 'path'?)",
+    ),
+    (
+        {"models__bert__source": {"hub": "x", "subset": "y"}},
+        "models.bert.source.subset: unknown key 'subset'; allowed: hub, revision (did you mean 'hub'?)",
+    ),
+    (
+        {"models__bert__tokenizer": {"hub": "x", "revison": "y"}},
+        "models.bert.tokenizer.revison: unknown key 'revison'; allowed: hub, revision (did you mean 'revision'?)",
+    ),
+    (
+        {**HUB, "datasets__texts__source": {"hub": "x", "subsett": "y"}},
+        "datasets.texts.source.subsett: unknown key 'subsett'; allowed: hub, revision, subset, splits "
+        "(did you mean 'subset'?)",
+    ),
+    (
+        {"datasets__texts__fields": "x"},
+        "datasets.texts.fields: unknown key 'fields'; allowed: source, format, field, split, validation_fraction, "
+        "split_seed (did you mean 'field'?)",
+    ),
+    (
+        {"energy__cpu_watts": {"min": 1, "max_w": 2}},
+        "energy.cpu_watts.min: unknown key 'min'; allowed: min_w, max_w (did you mean 'min_w'?)",
+    ),
+    (
+        {"exclude": [{"when": {"strategy": "dp"}, "why": "slow"}]},
+        "exclude[0].why: unknown key 'why'; allowed: when, reason (did you mean 'when'?)",
+    ),
+    # names that name nothing, on every axis
+    ({"grid__model": ["bret"]}, "grid.model[0]: unknown model 'bret'; allowed: bert (did you mean 'bert'?)"),
+    ({"grid__dataset": ["text"]}, "grid.dataset[0]: unknown data set 'text'; allowed: texts (did you mean 'texts'?)"),
+    ({"grid__task": ["clm"]}, "grid.task[0]: unknown task 'clm'; allowed: mlm (did you mean 'mlm'?)"),
+    (
+        {"grid__strategy": ["single", "dpp"]},
+        "grid.strategy[1]: unknown strategy 'dpp'; allowed: single, dp, ddp (did you mean 'dp'?)",
+    ),
+    (
+        {"grid__precision": ["fp32", "fp16"]},
+        "grid.precision[1]: unknown precision 'fp16'; allowed: fp32, tf32, fp16-mixed, bf16-mixed, bf16-true "
+        "(did you mean 'fp16-mixed'?)",
+    ),
+    (
+        {"grid__batching": ["dynamc"]},
+        "grid.batching[0]: unknown batching 'dynamc'; allowed: dynamic, fixed (did you mean 'dynamic'?)",
+    ),
+    (
+        {"grid__batch_size_scope": ["globl"]},
+        "grid.batch_size_scope[0]: unknown value 'globl'; allowed: global, per_device (did you mean 'global'?)",
+    ),
+    (
+        {"grid__method": ["ful"]},
+        "grid.method[0]: unknown method 'ful'; allowed: freeze-bottom, full (did you mean 'full'?)",
+    ),
+    (
+        {"grid__method": [{"freeze-bottom": {"frac": 0.5}}]},
+        "grid.method[0]: unknown parameter of method freeze-bottom 'frac'; allowed: fraction "
+        "(did you mean 'fraction'?)",
+    ),
+    (
+        {"grid__method": [{"freeze-bottom": {"fraction": 1.5}}]},
+        "grid.method[0]: method freeze-bottom: fraction must lie between 0 and 1, got 1.5",
+    ),
+    (
+        {"grid__method": [{"freeze-bottom": {"fraction": "half"}}]},
+        "grid.method[0]: parameter fraction of method freeze-bottom: must be of type float, got 'half'",
+    ),
+    (
+        {"grid__method": [{"full": {}, "freeze-bottom": {}}]},
+        "grid.method[0]: a method is a name or {name: {parameter: value}}, one name each",
+    ),
+    (
+        {"exclude": [{"when": {"precison": "fp32"}, "reason": "slow"}]},
+        "exclude[0].when: unknown axis 'precison'; allowed: model, dataset, task, method, strategy, devices, "
+        "precision, batching, batch_size, batch_size_scope, lr (did you mean 'precision'?)",
+    ),
+    # choices
+    (
+        {"datasets__texts__format": "jsn"},
+        "datasets.texts.format: unknown value 'jsn'; allowed: jsonl, csv, text, vizwiz, hub (did you mean 'jsonl'?)",
+    ),
+    (
+        {"datasets__texts__split": "uniq"},
+        "datasets.texts.split: unknown value 'uniq'; allowed: random, unique (did you mean 'unique'?)",
+    ),
+    (
+        {"train__schedule": "lin"},
+        "train.schedule: unknown value 'lin'; allowed: constant, linear, cosine (did you mean 'linear'?)",
+    ),
+    (
+        {"measure__exclusive": "nod"},
+        "measure.exclusive: unknown value 'nod'; allowed: auto, none, node (did you mean 'node'?)",
+    ),
+    (
+        {"hardware__accelerator": "gpu"},
+        "hardware.accelerator: unknown value 'gpu'; allowed: auto, cpu, cuda (did you mean 'cpu'?)",
+    ),
+    ({"train__keep_model": True}, "train.keep_model: unknown value True; allowed: none, best, last"),
+    # wrong types: nothing is converted in silence
+    ({"grid__batch_size": ["8"]}, "grid.batch_size[0]: input should be a valid integer, got '8'"),
+    ({"grid__batch_size": [8, True]}, "grid.batch_size[1]: input should be a valid integer, got True"),
+    ({"grid__batch_size": [8.0]}, "grid.batch_size[0]: input should be a valid integer, got 8.0"),
+    ({"grid__batch_size": 8}, "grid.batch_size: input should be a valid list, got 8"),
+    ({"grid__model": "bert"}, "grid.model: input should be a valid list, got 'bert'"),
+    ({"grid__method": [3]}, "grid.method[0]: input should be a valid string, got 3"),
+    ({"grid__lr": ["fast"]}, "grid.lr[0]: input should be a valid number, got 'fast'"),
+    ({"train__epochs": "2"}, "train.epochs: input should be a valid integer, got '2'"),
+    ({"energy__estimate": "yes"}, "energy.estimate: input should be a valid boolean, got 'yes'"),
+    ({"models__bert__source": "bert"}, f"models.bert.source: must be one of: {SOURCES}, {{random}}"),
+    # numbers out of range
+    ({"grid__batch_size": [0]}, "grid.batch_size[0]: input should be greater than 0, got 0"),
+    ({"grid__lr": [-1.0]}, "grid.lr[0]: input should be greater than 0, got -1.0"),
+    ({"grid__lr": [float("inf")]}, "grid.lr[0]: input should be a finite number, got inf"),
+    ({"grid__repeats": 0}, "grid.repeats: input should be greater than 0, got 0"),
+    ({"train__max_length": 3}, "train.max_length: input should be greater than or equal to 4, got 3"),
+    (
+        {"datasets__texts__validation_fraction": 1.0},
+        "datasets.texts.validation_fraction: input should be less than 1, got 1.0",
+    ),
+    ({"energy__cpu_watts": {"min_w": 9, "max_w": 2}}, "energy.cpu_watts: min_w 9 is more than max_w 2"),
+    # empty
+    ({"grid__model": []}, "grid.model: must not be empty"),
+    ({"grid__method": []}, "grid.method: must not be empty"),
+    ({"grid__lr": []}, "grid.lr: must not be empty"),
+    ({"models": {}}, "models: must not be empty"),
+    ({"exclude": [{"when": {}, "reason": "slow"}]}, "exclude[0].when: must not be empty"),
+    ({"exclude": [{"when": {"strategy": "dp"}}]}, "exclude[0].reason: missing"),
+    # what belongs together
+    ({"train__max_steps": 3}, "train: give exactly one of epochs and max_steps"),
+    ({"train": {}}, "train: give exactly one of epochs and max_steps"),
+    ({"datasets__texts__format": "csv"}, "datasets.texts: field: needed with format csv"),
+    ({"datasets__texts__field": "x"}, "datasets.texts: field: has no meaning with format text"),
+    (
+        {"datasets__texts__source": {"hub": "x"}},
+        "datasets.texts: format: a hub source is read with format hub, and only that",
+    ),
+    (HUB, "datasets.texts: format: a hub source is read with format hub, and only that"),
+    (
+        {"models__bert__source": {"random": {"model_type": "bert"}}},
+        "models.bert: tokenizer: a model with random weights needs the source of a tokenizer",
+    ),
+    (
+        {"models__bert__source": {"random": {}}, "models__bert__tokenizer": {"hub": "x"}},
+        "models.bert.source: random: needs model_type (e.g. bert)",
+    ),
+    # sources
+    ({"models__bert__source": {"url": "x"}}, f"models.bert.source: must be one of: {SOURCES}, {{random}}"),
+    ({"datasets__texts__source": {"random": {}}}, f"datasets.texts.source: must be one of: {SOURCES}"),
+    (
+        {"models__bert__source": {**WHEEL, "sha256": "abc"}},
+        "models.bert.source.sha256: string should match pattern '^[0-9a-f]{64}$', got 'abc'",
+    ),
+    (
+        {"models__bert__source": {**WHEEL, "wheel": "a"}},
+        "models.bert.source.wheel: string should match pattern '^[A-Za-z0-9._-]+==[A-Za-z0-9.!+_-]+$', got 'a'",
+    ),
+    ({"sweep": "My Sweep"}, "sweep: string should match pattern '^[a-z0-9][a-z0-9_.-]*$', got 'My Sweep'"),
+    ({"models__BERT": {"source": {"local": "x"}}}, "models.BERT: string should match pattern"),
+]
+
+
+def refusal(raw: object) -> str:
+    with pytest.raises(UserError) as caught:
+        config.validate(raw, "my.yaml")
+    return str(caught.value)
+
+
+def test_the_smallest_config_is_valid():
+    assert config.validate(tiny_run.config()).grid.repeats == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"), MISTAKES, ids=lambda value: "-".join(value) if isinstance(value, dict) else ""
+)
+def test_a_mistake_is_one_line_with_its_path_what_is_allowed_and_the_nearest_name(changes, line):
+    said = refusal(tiny_run.config(**changes))
+    assert said.startswith(f"my.yaml: {line}")
+    assert "\n" not in said
+    if "pattern" not in line:
+        assert said == f"my.yaml: {line}"
+
+
+@pytest.mark.parametrize("raw", [None, [], "text", 3])
+def test_a_file_that_holds_no_mapping_is_one_line(raw):
+    said = refusal(raw)
+    assert said.startswith("my.yaml: the file: ")
+    assert "\n" not in said
+
+
+def test_a_misspelt_key_is_named_rather_than_the_key_that_is_therefore_missing():
+    raw = tiny_run.config(grid__batchsize=[8])
+    del raw["grid"]["batch_size"]
+    assert "unknown key 'batchsize'" in refusal(raw)
+
+
+@pytest.mark.parametrize("path", ["sweep", "models", "datasets", "grid", "train", "grid.lr", "grid.model"])
+def test_a_missing_key_is_named(path):
+    raw = tiny_run.config()
+    *parents, last = path.split(".")
+    section = raw[parents[0]] if parents else raw
+    del section[last]
+    assert refusal(raw) == f"my.yaml: {path}: missing"
+
+
+def test_a_missing_file_is_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"^\S*nowhere\.yaml: No such file or directory$"):
+        config.load(tmp_path / "nowhere.yaml")
+
+
+@pytest.mark.parametrize("text", ["grid: [", "a: b: c", "\tgrid: 1"])
+def test_a_file_that_is_no_yaml_is_one_line(tmp_path, text):
+    path = tmp_path / "broken.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=re.escape(f"{path}: not YAML: ")) as caught:
+        config.load(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_no_text_is_one_line(tmp_path):
+    path = tmp_path / "picture.yaml"
+    path.write_bytes(b"\x89PNG\xff\xfe")
+    with pytest.raises(UserError, match=re.escape(f"{path}: not UTF-8: ")) as caught:
+        config.load(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_number_that_yaml_takes_for_text_is_read_as_a_number(tmp_path):
+    path = tmp_path / "sweep.yaml"
+    text = yaml.safe_dump(tiny_run.config(grid__lr=["LR", "1e-3"])).replace("LR", "2e5").replace("'", "")
+    path.write_text(text)
+    assert isinstance(yaml.safe_load(text)["grid"]["lr"][0], str)  # else this test proves nothing
+    assert config.load(path).grid.lr == [2e5, 1e-3]
+
+
+@pytest.mark.parametrize("text", ["1e", "e3", "word1e3", "1e-3x", "0x1e3", "1.5"])
+def test_other_text_stays_text(text):
+    assert config.floats({"a": [text]}) == {"a": [text]}
+
+
+def test_a_revision_that_looks_like_a_number_stays_text():
+    raw = tiny_run.config(models__bert__source={"hub": "x", "revision": "12e4567"})
+    assert config.validate(config.floats(raw)).models["bert"].source.revision == "12e4567"
+
+
+def test_local_files_may_be_one_or_several():
+    one, several = config.LocalSource(local="a"), config.LocalSource(local=["a", "b"])
+    assert (one.paths, several.paths) == ([Path("a")], [Path("a"), Path("b")])
+
+
+def test_a_long_list_of_names_is_cut_and_counted():
+    names = [f"name{i}" for i in range(MOST_NAMES + 4)]
+    line = one_of("run", "name19x", names)
+    assert line.endswith(f"name{MOST_NAMES - 1}, … ({len(names)} in all) (did you mean 'name19'?)")
+    assert f"name{MOST_NAMES}," not in line
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_each_ready_made_sweep_is_valid_and_names_its_schema(path):
+    config.load(path)
+    assert path.read_text(encoding="utf-8").startswith("# yaml-language-server: $schema=schema.json\n")
+
+
+def test_the_schema_on_disk_is_the_models():
+    path = tiny_run.REPOSITORY / "config" / "schema.json"
+    assert json.loads(path.read_text(encoding="utf-8")) == config.json_schema(), "stale; run: make schema"
+
+
+def test_the_schema_names_what_the_axes_allow():
+    grid = config.json_schema()["$defs"]["Grid"]["properties"]
+    assert grid["strategy"]["items"]["enum"] == list(STRATEGIES)
+    assert grid["precision"]["items"]["enum"] == list(PRECISIONS)
+
+
+def keys_of(section: type[BaseModel]) -> set[str]:
+    """Every key of a section and of the sections inside it."""
+    found = set()
+    for name, field in section.model_fields.items():
+        found |= {name} | set().union(*(keys_of(inner) for inner in sections_in(field.annotation)))
+    return found
+
+
+def sections_in(annotation: object) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [section for inner in typing.get_args(annotation) for section in sections_in(inner)]
+
+
+def test_the_default_config_documents_every_key_and_every_value_of_the_tables():
+    text = (tiny_run.REPOSITORY / "config" / "config.yaml").read_text(encoding="utf-8")
+    keys = keys_of(config.SweepConfig)
+    assert {"sha256", "cpu_watts", "min_w", "subset", "when", "lr_warmup_fraction"} <= keys  # the walk goes deep
+    choices = {*STRATEGIES, *PRECISIONS, *config.BATCHINGS, *config.SCHEDULES, *methods.names()}
+    assert {name for name in keys | choices if not re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", text)} == set()

@@ -1,0 +1,189 @@
+"""The grid is the product of the axes, each run once, less what is excluded or cannot mean anything."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import tiny_run
+
+from joulesweep import grid
+from joulesweep.config import validate
+from joulesweep.errors import UserError
+from joulesweep.spec import run_id
+
+
+def expand(**changes):
+    return grid.expand(validate(tiny_run.config(**changes)), "my.yaml")
+
+
+def points(expanded, *axes):
+    return [tuple(getattr(spec, axis) for axis in axes) for spec in expanded.runs.values()]
+
+
+def test_the_grid_is_the_product_of_the_axes_and_each_run_has_its_own_id():
+    runs = expand(
+        grid__precision=["fp32", "bf16-mixed"], grid__batch_size=[8, 16], grid__lr=[1e-3, 1e-4], grid__repeats=2
+    ).runs
+    assert len(runs) == 2 * 2 * 2 * 2
+    assert all(run_id(spec) == run for run, spec in runs.items())
+
+
+def test_repeats_come_slowest_so_that_every_cell_is_seen_early():
+    found = points(expand(grid__batch_size=[8, 16], grid__repeats=2), "repeat", "batch_size")
+    assert found == [(1, 8), (1, 16), (2, 8), (2, 16)]
+
+
+def test_one_device_is_one_run_whatever_the_axis_devices_and_the_scope_say():
+    found = points(
+        expand(
+            grid__strategy=["single", "ddp"],
+            grid__devices=[2, 4],
+            grid__batch_size_scope=["global", "per_device"],
+            grid__repeats=1,
+        ),
+        "strategy",
+        "devices",
+        "batch_size_scope",
+    )
+    spread = [("ddp", devices, scope) for devices in (2, 4) for scope in ("global", "per_device")]
+    assert found == [("single", 1, "global"), *spread]
+
+
+def test_a_value_given_twice_is_one_run():
+    assert len(expand(grid__batch_size=[8, 8], grid__repeats=1).runs) == 1
+
+
+def test_a_method_brings_its_parameters():
+    found = points(
+        expand(grid__method=["full", {"freeze-bottom": {"fraction": 0.25}}], grid__repeats=1), "method", "method_params"
+    )
+    assert found == [("full", {}), ("freeze-bottom", {"fraction": 0.25})]
+
+
+def test_every_key_of_train_reaches_the_spec():
+    given = {
+        "max_steps": 7,
+        "schedule": "cosine",
+        "lr_warmup_fraction": 0.1,
+        "weight_decay": 0.0,
+        "mask_probability": 0.3,
+        "max_length": 64,
+        "threads_per_device": 2,
+        "timeout_s": 60.0,
+        "keep_model": "best",
+    }
+    spec = next(iter(expand(train=given, measure={"warmup_steps": 5}, hardware__name="a30").runs.values()))
+    wanted = {**given, "epochs": None, "warmup_steps": 5, "hardware_name": "a30", "accelerator": "cpu"}
+    assert {name: getattr(spec, name) for name in wanted} == wanted
+
+
+def test_accelerator_auto_is_what_the_machine_has(monkeypatch):
+    for found in ("cuda", "cpu"):
+        monkeypatch.setattr(grid, "probe_accelerator", lambda found=found: found)
+        assert set(points(expand(hardware__accelerator="auto"), "accelerator")) == {(found,)}
+
+
+def test_a_given_accelerator_is_not_probed(monkeypatch):
+    monkeypatch.setattr(grid, "probe_accelerator", lambda: pytest.fail("looked at this machine"))
+    assert set(points(expand(hardware__accelerator="cuda"), "accelerator")) == {("cuda",)}
+
+
+@pytest.mark.parametrize(
+    ("devices", "batch_sizes", "said"),
+    [
+        ([2], [9], "9 does not divide over 2 devices (ddp); nearest: 8 or 10"),
+        ([2], [1], "1 does not divide over 2 devices (ddp); nearest: 2"),
+        ([4], [8, 10], "10 does not divide over 4 devices (ddp); nearest: 8 or 12"),
+    ],
+)
+def test_a_batch_that_does_not_divide_is_refused_with_the_nearest_that_do(devices, batch_sizes, said):
+    with pytest.raises(UserError) as caught:
+        expand(grid__strategy=["ddp"], grid__devices=devices, grid__batch_size=batch_sizes)
+    assert str(caught.value) == f"my.yaml: grid.batch_size: {said}; or give batch_size_scope: [per_device]"
+
+
+def test_a_batch_that_does_not_divide_is_fine_per_device_on_one_device_and_excluded():
+    assert expand(grid__strategy=["ddp"], grid__batch_size=[9], grid__batch_size_scope=["per_device"]).runs
+    assert expand(grid__strategy=["single"], grid__batch_size=[9]).runs
+    excluded = [{"when": {"strategy": "ddp", "batch_size": 9}, "reason": "odd"}]
+    found = expand(grid__strategy=["ddp"], grid__batch_size=[8, 9], exclude=excluded, grid__repeats=1)
+    assert points(found, "batch_size") == [(8,)]
+
+
+def test_excluded_cells_match_all_conditions_and_keep_their_reason():
+    excluded = [{"when": {"strategy": "ddp", "batch_size": [8, 16]}, "reason": "too small to split"}]
+    found = expand(grid__strategy=["single", "ddp"], grid__batch_size=[8, 16, 32], grid__repeats=1, exclude=excluded)
+    assert points(found, "strategy", "batch_size") == [("single", 8), ("single", 16), ("single", 32), ("ddp", 32)]
+    assert [(cell.label, cell.reason) for cell in found.excluded] == [
+        ("ddp2 fp32 bs8", "too small to split"),
+        ("ddp2 fp32 bs16", "too small to split"),
+    ]
+
+
+def test_each_excluded_cell_is_counted_and_labelled_by_what_varies():
+    excluded = [{"when": {"strategy": "ddp"}, "reason": "no"}]
+    found = expand(grid__strategy=["single", "ddp"], grid__lr=[1e-3, 1e-4], exclude=excluded)
+    assert [cell.label for cell in found.excluded] == ["0.001 ddp2 fp32 bs8", "0.0001 ddp2 fp32 bs8"]
+
+
+def test_excluding_everything_is_refused():
+    with pytest.raises(
+        UserError, match=r"^my\.yaml: exclude: nothing is left to run; every cell of the grid is excluded$"
+    ):
+        expand(exclude=[{"when": {"strategy": "single"}, "reason": "no"}])
+
+
+def test_the_manifest_names_each_run_its_cell_and_its_axes():
+    config = validate(tiny_run.config(grid__batch_size=[8, 16], grid__lr=[1e-3, 1e-4], grid__repeats=2))
+    manifest = grid.manifest(config)
+    assert json.loads(json.dumps(manifest, allow_nan=False)) == manifest
+    assert list(manifest["runs"]) == list(grid.expand(config).runs)
+    assert len({entry["cell"] for entry in manifest["runs"].values()}) == 4
+    entry = next(iter(manifest["runs"].values()))
+    assert set(entry) == {"cell", "label", "repeat", *grid.AXES}
+    assert (entry["label"], entry["repeat"], entry["batch_size"]) == ("0.001 single fp32 bs8", 1, 8)
+    assert manifest["config"]["train"]["epochs"] == 1
+
+
+def test_what_does_not_vary_is_not_in_a_label():
+    entry = next(iter(grid.manifest(validate(tiny_run.config()))["runs"].values()))
+    assert entry["label"] == "single fp32 bs8"
+
+
+def test_two_sweeps_that_name_the_same_run_share_its_id():
+    one, other = expand(sweep="one"), expand(sweep="other", grid__batch_size=[8, 16])
+    assert set(one.runs) < set(other.runs)
+
+
+def test_how_texts_are_split_does_not_fetch_them_again_and_where_they_come_from_does():
+    def key(**changes):
+        source = validate(tiny_run.config(**changes)).datasets["texts"]
+        return grid.dataset_key("texts", grid.dataset_source(source))
+
+    assert key() == key(datasets__texts__split="unique", datasets__texts__split_seed=3)
+    assert key() != key(datasets__texts__source={"local": "others.txt"})
+
+
+def test_a_model_from_elsewhere_is_another_folder():
+    keys = {
+        grid.model_key("bert", grid.model_source(validate(tiny_run.config(models__bert__source=source)).models["bert"]))
+        for source in ({"local": "model"}, {"local": "other"}, {"hub": "model"}, {"hub": "model", "revision": "v1"})
+    }
+    assert len(keys) == 4
+
+
+def test_expanding_ten_thousand_runs_imports_nothing_heavy():
+    """The seconds it takes are the subject of benchmarks/expand.py."""
+    code = (
+        "import sys; from benchmarks.expand import config; from joulesweep.grid import expand\n"
+        "runs = expand(config()).runs\n"
+        "heavy = ('torch', 'polars', 'altair', 'datasets', 'transformers', 'snakemake', 'zeus', 'pandas', 'numpy')\n"
+        "print(len(runs), *[name for name in heavy if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tiny_run.REPOSITORY, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["10000"]

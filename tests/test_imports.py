@@ -1,0 +1,78 @@
+"""Each process imports what it needs: a GPU host may have torch and nothing else, and imports cost CPU-seconds."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import tiny_run
+
+from joulesweep.spec import full
+
+CODE_OF = """
+import sys
+{code}
+print(*sorted(name for name in {names} if name in sys.modules), file=sys.stderr)
+"""
+
+
+def imported(code: str, *names: str, arguments: tuple[str, ...] = ()) -> list[str]:
+    """Which of the modules a fresh interpreter has after running the code."""
+    done = subprocess.run(
+        [sys.executable, "-c", CODE_OF.format(code=code, names=names), *arguments],
+        cwd=tiny_run.REPOSITORY, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stderr.splitlines()[-1].split() if done.stderr.strip() else []
+
+
+def test_the_check_sees_an_import():
+    """Else the tests below prove nothing."""
+    assert imported("import json, polars", "polars", "torch", "json") == ["json", "polars"]
+
+
+def test_a_whole_training_imports_torch_transformers_and_zeus_and_nothing_of_the_other_sides(tmp_path):
+    assets = tiny_run.assets(tmp_path)
+    paths = {"model_folder": assets.model_folder, "tokens": assets.tokens, "folder": tmp_path}
+    job = {"spec": full(tiny_run.spec(keep_model="last")), **{name: str(path) for name, path in paths.items()}}
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    found = imported(
+        "from joulesweep import train; assert train.main(sys.argv) == 0",
+        *("torch", "transformers", "zeus", "datasets", "polars", "altair", "snakemake"),
+        *("joulesweep.config", "joulesweep.charts", "joulesweep.aggregate", "joulesweep.report", "joulesweep.workflow"),
+        arguments=(str(tmp_path / "job.json"),),
+    )
+    assert found == ["torch", "transformers", "zeus"]
+    assert (tmp_path / "model" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("module", ["aggregate", "charts", "report"])
+def test_reporting_imports_no_torch(module):
+    names = ("torch", "transformers", "zeus", "datasets", "snakemake", f"joulesweep.{module}")
+    assert imported(f"import joulesweep.{module}", *names) == [f"joulesweep.{module}"]
+
+
+def test_parsing_a_workflow_imports_nothing_heavy(tmp_path):
+    code = (
+        "from joulesweep.workflow import load; import yaml, os, pathlib\n"
+        "raw = yaml.safe_load(pathlib.Path('config/config.yaml').read_text())\n"
+        f"os.chdir({str(tmp_path)!r})\n"
+        "sweep = load(raw, os.getcwd())\n"
+        "for run in sweep.runs: sweep.job(run), sweep.tokens(run), sweep.threads(run, 2)\n"
+        "sweep.config_json(), sweep.finished()"
+    )
+    heavy = ("torch", "transformers", "datasets", "polars", "altair", "zeus", "numpy", "pandas", "scipy")
+    assert imported(code, *heavy, "joulesweep.grid") == ["joulesweep.grid"]
+
+
+def test_checking_a_config_imports_nothing_heavy():
+    code = "from joulesweep import cli; assert cli.main(['check']) == 0"
+    heavy = ("torch", "transformers", "datasets", "polars", "altair", "zeus", "numpy", "pandas", "scipy", "snakemake")
+    assert imported(code, *heavy, "joulesweep.cli") == ["joulesweep.cli"]
+
+
+def test_the_script_of_a_run_imports_nothing_heavy_itself():
+    heavy = ("torch", "transformers", "datasets", "polars", "altair", "zeus", "pydantic")
+    assert imported("import scripts.train", *heavy, "scripts.train") == ["scripts.train"]

@@ -1,0 +1,158 @@
+"""Every method is found by its file, validates its parameters and leaves a model that trains."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import subprocess
+import sys
+
+import pytest
+import tiny_run
+import torch
+
+from joulesweep import methods
+from joulesweep.errors import UserError
+from joulesweep.model import MaskedLanguageModel
+
+
+def frozen(model) -> set[str]:
+    return {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+
+
+def test_methods_are_the_files_of_the_folder():
+    assert {"full", "freeze-bottom"} <= set(methods.names())
+    assert methods.path("freeze-bottom").name == "freeze_bottom.py"
+    assert all(methods.path(name).is_file() for name in methods.names())
+
+
+@pytest.mark.parametrize("name", methods.names())
+class TestEveryMethod:
+    def test_has_a_docstring_frozen_parameters_and_apply(self, name):
+        module = methods.load(name)
+        assert module.__doc__
+        assert module.Params.__dataclass_params__.frozen
+        assert list(inspect.signature(module.apply).parameters) == ["model", "params"]
+
+    def test_every_parameter_has_a_default_or_is_asked_for_by_name(self, name):
+        fields = dataclasses.fields(methods.load(name).Params)
+        required = [field.name for field in fields if field.default is field.default_factory is dataclasses.MISSING]
+        if required:
+            with pytest.raises(UserError, match=required[0]):
+                methods.parameters(name, {})
+        else:
+            assert methods.parameters(name, {}) == methods.load(name).Params()
+
+    def test_imports_no_torch_at_module_level(self, name):
+        lines = ast.parse(methods.path(name).read_text(encoding="utf-8")).body
+        imports = [node for node in lines if isinstance(node, ast.Import | ast.ImportFrom)]
+        assert not [node for node in imports if "torch" in ast.unparse(node)]
+
+    def test_leaves_parameters_that_train(self, name):
+        model = methods.load(name).apply(tiny_run.network(), methods.parameters(name, {}))
+        wrapped = MaskedLanguageModel(model)
+        ids = torch.arange(5, 15).reshape(2, 5)
+        wrapped(ids, torch.ones_like(ids), ids)[0, 0].backward()
+        trained = [parameter for parameter in wrapped.parameters() if parameter.requires_grad]
+        assert trained
+        assert all(parameter.grad is not None for parameter in trained if parameter.ndim > 1)
+
+
+def test_validating_a_method_imports_no_torch():
+    code = (
+        "import sys; from joulesweep import methods\n"
+        "[methods.parameters(name, {}) for name in methods.names()]\n"
+        "print('torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tiny_run.REPOSITORY, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "False"
+
+
+def test_full_freezes_nothing():
+    model = tiny_run.network()
+    assert methods.load("full").apply(model, methods.parameters("full", {})) is model
+    assert frozen(model) == set()
+
+
+@pytest.mark.parametrize("fraction", [0.5, 0.9])
+def test_freeze_bottom_freezes_the_embeddings_and_the_lowest_layers(fraction):
+    model = tiny_run.network()
+    methods.load("freeze-bottom").apply(model, methods.parameters("freeze-bottom", {"fraction": fraction}))
+    num_layers = round(fraction * 2)
+    assert num_layers == {0.5: 1, 0.9: 2}[fraction]
+    below = tuple(f"bert.encoder.layer.{i}." for i in range(num_layers))
+    expected = {name for name, _ in model.named_parameters() if name.startswith(("bert.embeddings.", *below))}
+    assert len(expected) > 10
+    assert frozen(model) == expected
+
+
+def test_freeze_bottom_leaves_the_head_but_the_projection_tied_to_the_embeddings():
+    model = tiny_run.network()
+    methods.load("freeze-bottom").apply(model, methods.parameters("freeze-bottom", {}))
+    assert model.cls.predictions.transform.dense.weight.requires_grad
+    assert not model.cls.predictions.decoder.weight.requires_grad
+
+
+def test_freeze_bottom_freezes_the_embeddings_of_a_model_that_names_them_otherwise():
+    class Other(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words = torch.nn.Embedding(4, 2)
+            self.blocks = torch.nn.ModuleList(torch.nn.Linear(2, 2) for _ in range(4))
+
+        def get_input_embeddings(self):
+            return self.words
+
+    model = Other()
+    methods.load("freeze-bottom").apply(model, methods.parameters("freeze-bottom", {"fraction": 0.25}))
+    assert frozen(model) == {"words.weight", "blocks.0.weight", "blocks.0.bias"}
+
+
+def test_freeze_bottom_refuses_a_model_without_layers():
+    with pytest.raises(UserError, match=r"^method freeze-bottom: the model has no list of layers$"):
+        methods.load("freeze-bottom").apply(torch.nn.Linear(2, 2), methods.parameters("freeze-bottom", {}))
+
+
+@pytest.mark.parametrize("fraction", [0, 1, 1.0, -0.5, 2])
+def test_a_share_that_freezes_nothing_or_everything_is_refused(fraction):
+    with pytest.raises(UserError, match=rf"^method freeze-bottom: fraction must lie between 0 and 1, got {fraction}$"):
+        methods.parameters("freeze-bottom", {"fraction": fraction})
+
+
+def test_unknown_methods_and_parameters_are_told_with_the_nearest_name():
+    with pytest.raises(UserError, match=r"unknown method 'freeze-botom'; .*\(did you mean 'freeze-bottom'\?\)"):
+        methods.load("freeze-botom")
+    with pytest.raises(UserError, match=r"^unknown parameter of method full 'fraction'; allowed: none$"):
+        methods.parameters("full", {"fraction": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("kind", "good", "bad"),
+    [
+        ("float", [1, 0.5], ["x", True, None]),
+        ("int", [1], [1.0, True, "1"]),
+        ("str", ["a"], [1]),
+        ("bool", [True], [1, "yes"]),
+    ],
+)
+def test_a_parameter_of_a_plain_type_takes_that_type_only(monkeypatch, kind, good, bad):
+    params = dataclasses.make_dataclass(
+        "Params", [("size", {"float": float, "int": int, "str": str, "bool": bool}[kind])]
+    )
+    monkeypatch.setattr(methods, "load", lambda name: type("Module", (), {"Params": params}))
+    for value in good:
+        assert methods.parameters("sample", {"size": value}).size == value
+    for value in bad:
+        with pytest.raises(UserError) as caught:
+            methods.parameters("sample", {"size": value})
+        assert str(caught.value) == f"parameter size of method sample: must be of type {kind}, got {value!r}"
+
+
+def test_a_missing_parameter_is_told(monkeypatch):
+    params = dataclasses.make_dataclass("Params", [("size", int)], kw_only=True)
+    monkeypatch.setattr(methods, "load", lambda name: type("Module", (), {"Params": params}))
+    with pytest.raises(UserError, match=r"^method sample: .*missing 1 required keyword-only argument: 'size'"):
+        methods.parameters("sample", {})

@@ -1,0 +1,78 @@
+"""A person who watches reads which run, how it went and what it cost."""
+
+from __future__ import annotations
+
+import pytest
+
+from joulesweep import progress
+
+RUNS = [f"run{i}" for i in range(12)]
+
+
+def grid(estimate=False, cpu_watts=None):
+    energy = {"estimate": estimate, "cpu_watts": cpu_watts}
+    runs = {run: {"label": f"ddp2 fp32 bs{i}", "repeat": 1 + i % 3} for i, run in enumerate(RUNS)}
+    return {"runs": runs, "config": {"energy": energy}}
+
+
+def record(*energy, **changes):
+    rows = [{"energy_j": energy_j, "status": status} for energy_j, status in energy]
+    return {
+        "run": "run4",
+        "status": "ok",
+        "reason": None,
+        "measurement": {"window_s": 2.94, "cpu_s": 2.0, "energy": rows},
+        "quality": {"validation_loss": 3.896},
+        "environment": {"cpu_model": "some processor", "cpu_cores": 2},
+        **changes,
+    }
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A runs folder in which four runs of the grid, and one of another, have finished."""
+    for run in ("run0", "run1", "run4", "run7", "elsewhere"):
+        (tmp_path / run).mkdir()
+        (tmp_path / run / "record.json").write_text("{}")
+    (tmp_path / "run2").mkdir()
+    return tmp_path
+
+
+def test_a_start_is_the_next_of_all(folder):
+    assert progress.start_line("run2", grid(), folder) == "[ 5/12] ddp2 fp32 bs2 r3 starts"
+
+
+def test_an_end_says_seconds_joules_and_loss(folder):
+    line = progress.end_line(record((41.26, "measured")), grid(), folder)
+    assert line == "[ 4/12] ddp2 fp32 bs4 r2 · 2.9 s · 41.3 J · loss 3.90"
+
+
+def test_all_that_was_read_is_summed_and_nothing_else(folder):
+    rows = [(40.0, "measured"), (2.0, "integrated"), (None, "unavailable"), (None, "below_resolution")]
+    assert " · 42 J · " in progress.end_line(record(*rows), grid(estimate=True), folder)
+
+
+def test_without_a_meter_there_are_no_joules(folder):
+    line = progress.end_line(record((None, "unavailable")), grid(), folder)
+    assert line == "[ 4/12] ddp2 fp32 bs4 r2 · 2.9 s · loss 3.90"
+
+
+def test_estimated_joules_say_so(folder):
+    watts = {"min_w": 10.0, "max_w": 30.0}
+    line = progress.end_line(record((None, "unavailable")), grid(estimate=True, cpu_watts=watts), folder)
+    joules = 10 * 2.94 + 2.0 * (30 - 10) / 2  # idle watts all along, and one of two cores busy for two seconds
+    assert f" · {joules:.3g} J est. · " in line
+
+
+def test_measured_joules_are_never_replaced_by_estimated_ones(folder):
+    assert "est." not in progress.end_line(record((1.0, "measured")), grid(estimate=True), folder)
+
+
+@pytest.mark.parametrize("status", ["oom", "diverged", "unsupported", "timeout"])
+def test_a_run_that_stopped_says_why(folder, status):
+    stopped = record(status=status, reason="because", measurement=None, quality=None)
+    assert progress.end_line(stopped, grid(), folder) == f"[ 4/12] ddp2 fp32 bs4 r2 · {status}: because"
+
+
+def test_a_run_outside_the_grid_is_named_by_its_id(folder):
+    assert progress.start_line("elsewhere", grid(), folder) == "[by hand] elsewhere starts"

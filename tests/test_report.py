@@ -1,0 +1,261 @@
+import re
+import shutil
+import subprocess
+import sys
+from html import unescape
+from html.parser import HTMLParser
+
+import pytest
+import synthetic
+
+from joulesweep import aggregate, charts, report, tables
+from joulesweep.answer import answers
+
+CHROMIUM = shutil.which("chromium")
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+    "--proxy-server=127.0.0.1:9",
+    "--host-resolver-rules=MAP * ~NOTFOUND",
+    "--enable-logging=stderr",
+    "--v=0",
+    "--virtual-time-budget=20000",
+    "--dump-dom",
+]
+
+
+def build(tmp_path, change=lambda row: row, axes=None, **sections):
+    grid, runs = synthetic.write_sweep(tmp_path, synthetic.raw_config(axes, **sections), change)
+    return grid, aggregate.aggregate(grid, runs, allow_missing=True)
+
+
+def page(tmp_path, change=lambda row: row, axes=None, **sections):
+    return report.build(*build(tmp_path, change, axes, **sections))
+
+
+def words(html):
+    """What a reader sees: no scripts, no tags, single spaces."""
+    body = re.sub(r"<(script|style)\b.*?</\1>", " ", html, flags=re.DOTALL)
+    return " ".join(unescape(re.sub(r"<[^>]+>", " ", body)).split())
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    return page(tmp_path_factory.mktemp("plain"))
+
+
+def test_the_answer_is_the_cheapest_within_the_margin(tmp_path):
+    def change(row):
+        losses = {32: 3.00, 64: 3.02}  # 0.7 % apart: within the margin, so the faster wins
+        return {**row, "quality": {**row["quality"], "validation_loss": losses[row["spec"]["batch_size"]]}}
+
+    (found,) = answers(build(tmp_path, change)[1])
+    assert found.chosen["name"] == "ddp2 bf16-mixed bs64"
+    assert (found.by, found.num_within, found.num_cells) == ("window_s", 8, 8)
+
+
+def test_a_worse_loss_is_not_chosen_for_its_speed(tmp_path):
+    def change(row):
+        losses = {32: 3.00, 64: 3.10}
+        return {**row, "quality": {**row["quality"], "validation_loss": losses[row["spec"]["batch_size"]]}}
+
+    (found,) = answers(build(tmp_path, change)[1])
+    assert found.chosen["name"] == "ddp2 bf16-mixed bs32" and found.num_within == 4
+
+
+def test_measured_joules_rank_and_estimated_ones_do_not(tmp_path):
+    def thirsty(row):  # the fastest strategy burns most
+        return synthetic.measured(row, watts=500 if row["spec"]["strategy"] == "ddp" else 50)
+
+    same = {"quality": {"validation_loss": 3.0, "perplexity": 20.0, "masked_accuracy": 0.4}}
+    same["quality"] |= {"num_validation_texts": 1, "num_masked": 1}
+    (measured,) = answers(build(tmp_path / "measured", lambda row: thirsty({**row, **same}))[1])
+    assert (measured.by, measured.chosen["strategy"]) == ("energy_j", "single")
+
+    def slow_but_idle(row):  # ddp is fastest; its estimate is by far the highest
+        cpu_s = 900.0 if row["spec"]["strategy"] == "ddp" else 1.0
+        return {**row, **same, "measurement": {**row["measurement"], "cpu_s": cpu_s}}
+
+    (estimated,) = answers(build(tmp_path / "estimated", slow_but_idle)[1])
+    assert (estimated.by, estimated.chosen["strategy"]) == ("window_s", "ddp")
+
+
+def test_an_unsure_lead_is_told(tmp_path):
+    def change(row):  # bf16-mixed is faster with one seed and slower with the next
+        factor = {1: 1.2, 2: 0.8, 3: 1.2}[row["spec"]["repeat"]] if row["spec"]["precision"] == "bf16-mixed" else 1.0
+        return {**row, "measurement": {**row["measurement"], "window_s": 10.0 * factor}}
+
+    axes = {"strategy": ["single"], "batch_size": [32]}
+    grid, found = build(tmp_path, change, axes)
+    assert answers(found)[0].ties == ["single bf16-mixed bs32"]
+    assert "no difference in time is shown against single bf16-mixed bs32" in words(report.build(grid, found))
+
+
+def test_a_sure_lead_is_told(tmp_path):
+    axes = {"strategy": ["single", "ddp"], "precision": ["fp32"], "batch_size": [32]}
+    assert "Each of the others is shown to take more time." in words(page(tmp_path, axes=axes))
+
+
+def test_the_page_answers_first(plain):
+    text = words(plain)
+    assert text.index("Use ddp2 bf16-mixed bs") < text.index("Charts") < text.index("All configurations")
+    assert "24 of 24 runs finished." in text
+    assert re.search(r"\d\.\d+× \[\d\.\d+, \d\.\d+\] as fast \(n=3\)", text)
+    assert "no difference shown" in text
+
+
+def test_energy_is_not_measured_and_its_estimate_is_marked(plain):
+    text = words(plain)
+    assert "Energy of a run not measured" in text
+    assert re.search(r"≈ [\d.]+ J estimated, \[", text)
+    assert "unavailable" in text and "no RAPL counters" in text
+    assert "Cloud Carbon Footprint coefficients (EPYC 3rd Gen" in text and "Apache-2.0" in text
+    assert not re.search(r"(?<![\d.,])0(\.0+)? k?J\b|NaN|None\b", text)
+
+
+def test_every_estimate_is_in_a_marked_element(plain):
+    class Marked(HTMLParser):
+        def __init__(self):
+            super().__init__()
+            self.open, self.found = [], 0
+
+        def handle_starttag(self, tag, attrs):
+            if tag not in ("meta", "link", "br"):
+                self.open.append((tag, dict(attrs).get("class") or ""))
+
+        def handle_endtag(self, tag):
+            while self.open.pop()[0] != tag:
+                pass
+
+        def handle_data(self, data):
+            if "≈" in data and self.open[-1][0] != "script":
+                self.found += 1
+                assert any("estimated" in classes for _, classes in self.open), data
+
+    marked = Marked()
+    marked.feed(plain)
+    assert marked.found == 8 + 1  # configurations and the tile
+
+
+def test_measured_joules_are_shown_as_such(tmp_path):
+    text = words(page(tmp_path, synthetic.measured, energy={"estimate": False}))
+    assert "least measured energy" in text and "24 runs: measured, scope cpu" in text
+    assert "≈" not in text and "not measured" not in text
+
+
+def test_one_repeat_has_no_interval(tmp_path):
+    text = words(page(tmp_path, axes={"repeats": 1}))
+    assert "n=1, no interval" in text
+    assert not re.search(r"95 % interval, paired by seed", text)
+
+
+def test_a_partial_sweep_says_so(tmp_path):
+    text = words(page(tmp_path, lambda row: None if row["spec"]["repeat"] == 3 else row))
+    assert "16 of 24 runs finished: 16 ok, 8 missing." in text
+    assert "the answer may change" in text
+    assert "no record" in text
+
+
+def test_a_failed_sweep_still_reports(tmp_path):
+    reason = "out of memory: asked for 2.0 GiB"
+    text = words(page(tmp_path, lambda row: synthetic.failed(row, "oom", reason)))
+    assert "No answer yet: no run finished." in text
+    assert "0 of 24 runs finished: 24 oom." in text
+    assert "single fp32 bs32 1, 2, 3 oom out of memory: asked for 2.0 GiB" in text
+
+
+def test_excluded_cells_keep_their_reason(tmp_path):
+    exclude = [{"when": {"strategy": "ddp", "batch_size": 32}, "reason": "too small to split"}]
+    text = words(page(tmp_path, exclude=exclude))
+    assert "Left out on purpose ddp2 fp32 bs32: too small to split" in text
+
+
+def test_provenance(plain):
+    text = words(plain)
+    assert "commit 0123456789ab" in text and "digest c0dec0dec0dec0de" in text
+    assert "AMD EPYC 7763" in text and "2.9.0" in text
+    assert "sweep: synthetic" in text  # the config
+
+
+def test_hostile_text_stays_text(tmp_path):
+    evil = "</script><script>alert(1)</script>"
+    html = page(tmp_path, lambda row: synthetic.failed(row, "unsupported", evil), exclude=[])
+    assert "<script>alert" not in html and "&lt;script&gt;alert" in html
+    assert "<" not in report._embedded({"text": evil})
+
+
+def test_nothing_is_fetched(plain):
+    outside_scripts = re.sub(r"(<script\b[^>]*>).*?</script>", r"\1", plain, flags=re.DOTALL)
+    assert "<script>" in outside_scripts and not re.search(r"\b(src|href)=|url\(|@import", outside_scripts)
+    assert "default-src 'none'" in plain
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "expected"),
+    [
+        (0.01234, "s", "0.0123 s"),
+        (9.9, "s", "9.90 s"),
+        (90, "s", "90.0 s"),
+        (600, "s", "10.0 min"),
+        (7200, "s", "2.00 h"),
+        (999, "J", "999 J"),
+        (123456, "J", "123 kJ"),
+        (3 * 2**30, "B", "3.00 GiB"),
+        (12345, "", "12,345"),
+    ],
+)
+def test_numbers_read_well(value, unit, expected):
+    assert report._one(value, unit) == expected
+
+
+def test_script_writes_the_page(tmp_path):
+    _, found = build(tmp_path)
+    tables.write(found, tmp_path / "tables")
+    arguments = ["--grid", "grid.json", "--tables", "tables", "--output", "report.html"]
+    arguments = [word if word.startswith("--") else str(tmp_path / word) for word in arguments]
+    subprocess.run([sys.executable, "-m", "scripts.report", *arguments], check=True)
+    assert "24 of 24 runs finished" in (tmp_path / "report.html").read_text()
+
+
+def test_reporting_needs_no_torch():
+    code = "import sys, scripts.aggregate, scripts.charts, scripts.report; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def browse(tmp_path, html):
+    """The page's DOM and console messages in a browser that reaches no network."""
+    path = tmp_path / "report.html"
+    path.write_text(html, encoding="utf-8")
+    profile = f"--user-data-dir={tmp_path / 'browser'}"
+    done = subprocess.run([CHROMIUM, *FLAGS, profile, path.as_uri()], capture_output=True, text=True, timeout=120)
+    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium to open the report with")
+@pytest.mark.parametrize("case", ["ok", "measured, two models", "failed"])
+def test_every_chart_renders_without_network(tmp_path, case):
+    change = {
+        "ok": lambda row: row,
+        "measured, two models": synthetic.measured,
+        "failed": lambda row: synthetic.failed(row, "oom", "full"),
+    }[case]
+    axes = {"model": ["tiny", "other"]} if "two" in case else None
+    html, console = browse(tmp_path, page(tmp_path, change, axes))
+    for name in charts.CHARTS:
+        start = html.index(f'id="chart-{name}"')
+        figure = html[start : html.index("</figure>", start)]
+        assert "<svg" in figure and figure.count("<path") > 2, name
+    assert console == []
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium to open the report with")
+def test_the_browser_test_can_fail(tmp_path, plain):
+    broken = plain.replace('"mark": {"type": "bar"', '"mark": {"type": "no-such-mark"')
+    assert broken != plain
+    _, console = browse(tmp_path, broken)
+    assert console != []

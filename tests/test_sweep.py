@@ -1,0 +1,246 @@
+"""What the Snakefile asks of the package, without Snakemake; and whose lock is whose."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import tiny_run
+from snakemake_interface_common.exceptions import WorkflowError
+
+from joulesweep import digest, workflow
+from joulesweep.config import DatasetConfig, ModelConfig, validate
+from joulesweep.grid import expand
+from joulesweep.spec import from_mapping, run_id
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """An empty working directory, an environment to change, and no lock of this process."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("PATH", "PYTHONPATH"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))
+    owned: list[int] = []
+    monkeypatch.setattr(workflow, "_owned", owned)
+    yield
+    for descriptor in owned:
+        os.close(descriptor)
+
+
+def sweep(**changes):
+    return workflow.Sweep(validate(tiny_run.config(**changes)))
+
+
+def only(found):
+    return next(iter(found.runs))
+
+
+def test_a_sweep_knows_its_runs_and_folder():
+    found = sweep(grid__batch_size=[8, 16])
+    assert (found.name, found.folder) == ("tiny", "results/tiny")
+    assert found.runs == list(expand(validate(tiny_run.config(grid__batch_size=[8, 16]))).runs)
+    assert all(run_id(found.spec(run)) == run for run in found.runs)
+
+
+def test_loading_words_a_mistake_as_a_workflow_error():
+    with pytest.raises(WorkflowError, match=r"^config: grid\.precision\[0\]: unknown precision 'fp16'; .*'fp16-mixed'"):
+        workflow.load(tiny_run.config(grid__precision=["fp16"]), "base")
+
+
+def test_loading_reads_numbers_as_numbers():
+    found = workflow.load(tiny_run.config(grid__lr=["1e-3"]), "base")
+    assert found.spec(only(found)).lr == 1e-3
+
+
+def test_jobs_find_this_checkout_and_this_interpreter_first_and_once(monkeypatch):
+    monkeypatch.setenv("PATH", os.pathsep.join(["/somewhere", str(Path(sys.executable).parent)]))
+    monkeypatch.setenv("PYTHONPATH", "")
+    for _ in range(2):
+        workflow.load(tiny_run.config(), "/base")
+        assert os.environ["PATH"].split(os.pathsep) == [str(Path(sys.executable).parent), "/somewhere"]
+        assert os.environ["PYTHONPATH"] == "/base"
+
+
+def test_a_job_is_the_stripped_spec_and_the_digest_of_its_code():
+    found = sweep()
+    job = json.loads(found.job(only(found)))
+    spec = from_mapping(job["spec"])
+    assert run_id(spec) == only(found)
+    assert job["code"] == digest.run_digest(spec)
+    assert "warmup_steps" not in job["spec"]
+
+
+def test_models_and_texts_are_described_by_the_key_of_their_folder():
+    found = sweep(models__other={"source": {"hub": "x"}})
+    run = only(found)
+    model, tokens = found.model(run), found.tokens(run)
+    dataset = tokens.split("/")[0]
+    assert tokens == f"{dataset}/{model}"
+    assert ModelConfig.model_validate_json(found.model_json(model)).source.local == "model"
+    described = DatasetConfig.model_validate_json(found.dataset_json(dataset))
+    assert (described.source.local, described.format) == ("texts.txt", "text")
+    assert set(json.loads(found.dataset_json(dataset))) == {"source", "format"}
+
+
+def test_the_config_handed_to_the_manifest_is_the_validated_one():
+    found = sweep(grid__lr=[0.5])
+    assert validate(json.loads(found.config_json())) == found.config
+
+
+def test_folders_of_a_jobs_files_are_params():
+    assert workflow.input_folder(None, ["results/tiny/tables/runs.parquet", "x"]) == "results/tiny/tables"
+    assert workflow.output_folder(None, ["results/tiny/charts/a.svg", "x"]) == "results/tiny/charts"
+    assert workflow.runs_folder(None, SimpleNamespace(grid="results/tiny/grid.json")) == "results/tiny/runs"
+
+
+def test_only_files_that_are_there_are_inputs_and_missing_ones_are_named():
+    found = sweep(datasets__texts__source={"local": ["a.txt", "b.txt"]})
+    run = only(found)
+    dataset = found.tokens(run).split("/")[0]
+    assert found.local_files("datasets", dataset) == []
+    assert found.missing_files() == [
+        "models.bert.source.local: model: no such file or folder",
+        "datasets.texts.source.local: a.txt: no such file or folder",
+        "datasets.texts.source.local: b.txt: no such file or folder",
+    ]
+    Path("a.txt").write_text("x")
+    Path("model").mkdir()
+    assert found.local_files("datasets", dataset) == ["a.txt"]
+    assert found.local_files("models", found.model(run)) == ["model"]
+    assert found.missing_files() == ["datasets.texts.source.local: b.txt: no such file or folder"]
+
+
+def test_sources_elsewhere_and_sections_that_the_grid_does_not_name_need_no_file():
+    found = sweep(models__bert__source={"hub": "x"}, datasets__unused={"source": {"local": "no"}, "format": "text"})
+    assert found.local_files("models", found.model(only(found))) == []
+    assert found.missing_files() == ["datasets.texts.source.local: texts.txt: no such file or folder"]
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "exclusive", "cores", "threads"),
+    [
+        ("cpu", "auto", 8, 8),
+        ("cpu", "none", 8, 6),
+        ("cpu", "auto", None, 6),
+        ("cpu", "auto", 2, 6),
+        ("cuda", "auto", 8, 6),
+        ("cuda", "node", 8, 8),
+    ],
+)
+def test_a_measured_run_takes_its_cores_or_all_of_them(accelerator, exclusive, cores, threads):
+    found = sweep(
+        grid__strategy=["ddp"],
+        train__threads_per_device=3,
+        hardware__accelerator=accelerator,
+        measure={"exclusive": exclusive},
+    )
+    assert found.threads(only(found), cores) == threads
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "strategy", "gpus"), [("cpu", "ddp", 0), ("cuda", "ddp", 2), ("cuda", "single", 1)]
+)
+def test_a_run_takes_a_gpu_per_device(accelerator, strategy, gpus):
+    found = sweep(grid__strategy=[strategy], hardware__accelerator=accelerator)
+    assert found.gpus(only(found)) == gpus
+
+
+def test_a_batch_system_is_asked_for_the_time_limit_and_some_more():
+    found = sweep(train__timeout_s=61.0)
+    assert found.runtime_min(only(found)) == 12
+
+
+def test_what_is_finished_changes_with_the_records_of_this_grid_alone():
+    found = sweep(grid__repeats=2)
+    nothing = found.finished()
+    for name in ("other-run", found.runs[0]):
+        path = Path(found.folder, "runs", name, "record.json")
+        path.parent.mkdir(parents=True)
+        path.write_text("{}")
+        if name == "other-run":
+            assert found.finished() == nothing
+    one = found.finished()
+    assert one != nothing
+    os.utime(path, ns=(1, 1))
+    assert found.finished() not in (one, nothing)
+
+
+def test_a_started_run_without_record_is_a_failure_with_its_log():
+    found = sweep(grid__repeats=3)
+    finished, failed, _missing = (Path(found.folder, "runs", run) for run in found.runs)
+    for folder in (finished, failed):
+        folder.mkdir(parents=True)
+        (folder / "run.log").write_text("x")
+    (finished / "record.json").write_text("{}")
+    (line,) = found.failures()
+    assert failed.name in line
+    assert str(failed / "run.log") in line
+
+
+def locks(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "locks").glob("*"))
+
+
+def lock(folder: Path) -> None:
+    """As Snakemake leaves it."""
+    (folder / "locks").mkdir(parents=True)
+    for name in ("0.input.lock", "0.output.lock"):
+        (folder / "locks" / name).write_text("results/x\n")
+
+
+def another_workflow(folder: Path, *, then: str) -> subprocess.Popen:
+    """Another process that has claimed the folder."""
+    code = (
+        "import sys, os; from pathlib import Path; from joulesweep import workflow\n"
+        f"workflow.clear_dead_lock(Path({str(folder)!r})); print('claimed', flush=True); {then}"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    other = subprocess.Popen([sys.executable, "-c", code], cwd=tiny_run.REPOSITORY, **pipes)
+    assert other.stdout.readline() == "claimed\n"
+    return other
+
+
+def test_the_lock_of_a_killed_workflow_is_removed(tmp_path):
+    folder = tmp_path / ".snakemake"
+    with another_workflow(folder, then="os.kill(os.getpid(), 9)") as other:
+        other.wait()
+    lock(folder)
+    assert workflow.clear_dead_lock(folder) is True
+    assert locks(folder) == []
+
+
+def test_the_lock_of_a_living_workflow_is_left_alone(tmp_path):
+    folder = tmp_path / ".snakemake"
+    with another_workflow(folder, then="sys.stdin.read()") as other:
+        lock(folder)
+        assert workflow.clear_dead_lock(folder) is False
+        assert locks(folder) == ["0.input.lock", "0.output.lock"]
+        assert workflow._owned == []
+        other.communicate("", timeout=30)
+    assert workflow.clear_dead_lock(folder) is True  # and when that one has ended, it is dead
+
+
+def test_no_lock_is_nothing_to_remove(tmp_path):
+    assert workflow.clear_dead_lock(tmp_path / ".snakemake") is False
+
+
+def test_a_workflow_does_not_remove_its_own_lock(tmp_path):
+    folder = tmp_path / ".snakemake"
+    workflow.clear_dead_lock(folder)
+    lock(folder)
+    assert workflow.clear_dead_lock(folder) is False
+    assert len(locks(folder)) == 2
+
+
+def test_a_claim_is_held_until_its_process_ends(tmp_path):
+    folder = tmp_path / ".snakemake"
+    workflow.clear_dead_lock(folder)
+    lock(folder)
+    with another_workflow(folder, then="pass") as other:  # it claims nothing, for this process lives
+        other.wait()
+    assert len(locks(folder)) == 2

@@ -1,0 +1,148 @@
+"""A model, tokens, a config and specs so small that a whole training takes a fraction of a second."""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from joulesweep.spec import RunSpec, from_mapping
+
+REPOSITORY = Path(__file__).parent.parent
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+VOCABULARY = [*SPECIAL, *(f"word{i}" for i in range(95))]
+PAD, CLS, SEP, MASK = 0, 2, 3, 4
+NUM_TEXTS = 60
+
+#: The smallest config there is: every optional key is left out.
+CONFIG: dict[str, Any] = {
+    "sweep": "tiny",
+    "models": {"bert": {"source": {"local": "model"}}},
+    "datasets": {"texts": {"source": {"local": "texts.txt"}, "format": "text"}},
+    "grid": {"model": ["bert"], "dataset": ["texts"], "batch_size": [8], "lr": [1e-3]},
+    "train": {"epochs": 1},
+    "hardware": {"accelerator": "cpu"},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assets:
+    """What a run reads: the folder of its model and its token file."""
+
+    model_folder: Path
+    tokens: Path
+
+
+def assets(folder: Path) -> Assets:
+    """A BERT model and a token file in a folder."""
+    return Assets(model_folder=model(folder / "model"), tokens=token_file(folder / "tokens.safetensors"))
+
+
+def config(**changes: Any) -> dict[str, Any]:
+    """The smallest config with changes by dotted path, dots written as two underscores: `grid__lr=[1.0]`."""
+    raw = copy.deepcopy(CONFIG)
+    for path, value in changes.items():
+        *parents, last = path.split("__")
+        section = raw
+        for name in parents:
+            section = section.setdefault(name, {})
+        section[last] = value
+    return raw
+
+
+def spec(**changes: Any) -> RunSpec:
+    """A run of one epoch over the tiny texts on the CPU."""
+    given = {
+        "model": "bert",
+        "model_source": {"source": {"local": "model"}},
+        "dataset": "texts",
+        "dataset_source": {"source": {"local": "texts.txt"}, "format": "text"},
+        "batch_size": 16,
+        "lr": 5e-3,
+        "repeat": 1,
+        "accelerator": "cpu",
+        "max_length": 24,
+        **changes,
+    }
+    return from_mapping(given if "max_steps" in given else {"epochs": 1, **given})
+
+
+def tokenizer(folder: Path) -> None:
+    """A WordPiece tokenizer with the tiny vocabulary, saved as transformers saves it."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+    folder.mkdir(parents=True, exist_ok=True)
+    words = Tokenizer(models.WordPiece({word: i for i, word in enumerate(VOCABULARY)}, unk_token="[UNK]"))
+    words.normalizer = normalizers.BertNormalizer(lowercase=True)
+    words.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    words.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", CLS), ("[SEP]", SEP)]
+    )
+    words.save(str(folder / "tokenizer.json"))
+    names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+    about = {"tokenizer_class": "PreTrainedTokenizerFast", **dict(zip(names, SPECIAL, strict=True))}
+    (folder / "tokenizer_config.json").write_text(json.dumps(about), encoding="utf-8")
+
+
+def network(model_type: str = "bert", seed: int = 0, dropout: float = 0.0) -> Any:
+    """A random model of 2 layers, 16 wide."""
+    import torch
+    from transformers import AutoConfig, AutoModelForMaskedLM
+
+    sizes = {
+        "distilbert": {
+            "dim": 16,
+            "n_layers": 2,
+            "n_heads": 2,
+            "hidden_dim": 32,
+            "dropout": dropout,
+            "attention_dropout": dropout,
+        },
+    }.get(
+        model_type,
+        {
+            "hidden_size": 16,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "intermediate_size": 32,
+            "hidden_dropout_prob": dropout,
+            "attention_probs_dropout_prob": dropout,
+        },
+    )
+    shape = {"vocab_size": len(VOCABULARY), "max_position_embeddings": 40, "pad_token_id": PAD, **sizes}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        about = AutoConfig.for_model(model_type, **shape)
+        return AutoModelForMaskedLM.from_config(about).float()
+
+
+def model(folder: Path, seed: int = 0, dropout: float = 0.0) -> Path:
+    """A folder with a random BERT and its tokenizer."""
+    network(seed=seed, dropout=dropout).save_pretrained(folder)
+    tokenizer(folder)
+    return folder
+
+
+def token_file(path: Path, num_texts: int = NUM_TEXTS) -> Path:
+    """Texts of 1 to 20 tokens that count upwards, so that there is something to learn; every fourth is a copy."""
+    import torch
+    from safetensors.torch import save_file
+
+    draw = random.Random(0)
+    bodies: list[list[int]] = []
+    for i in range(num_texts):
+        first, length = draw.randrange(len(SPECIAL), 70), draw.randint(1, 20)
+        bodies.append(bodies[i - 3] if i % 4 == 3 else list(range(first, first + length)))
+    groups: dict[tuple[int, ...], int] = {}
+    group = [groups.setdefault(tuple(body), len(groups)) for body in bodies]
+    offsets = torch.tensor([0, *(len(body) for body in bodies)]).cumsum(0)
+    ids = torch.tensor([token for body in bodies for token in body], dtype=torch.int32)
+    tensors = {"ids": ids, "offsets": offsets, "group": torch.tensor(group, dtype=torch.int32)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path)
+    about = {"prefix": [CLS], "suffix": [SEP], "mask_id": MASK, "pad_id": PAD, "vocab_size": len(VOCABULARY)}
+    path.with_suffix(".json").write_text(json.dumps(about), encoding="utf-8")
+    return path
