@@ -1,0 +1,414 @@
+"""Promises about caching and resuming, each kept by real Snakemake on a copy of this checkout.
+
+One tiny model and one tiny text file, so that a training takes a second and its process start the rest.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import tiny_run
+import yaml
+from tiny_run import REPOSITORY
+
+COPIED = ("Snakefile", "rules", "envs", "scripts", "config", "profiles", "joulesweep", "resources/cpu_watts.csv")
+ANALYSIS = {"aggregate", "charts", "report", "all"}
+
+pytestmark = pytest.mark.slow
+
+
+class Checkout:
+    """A copy of this checkout with a config of its own, and Snakemake run in it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.edited: list[tuple[Path, str]] = []
+        for name in COPIED:
+            source, target = REPOSITORY / name, folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if source.is_dir():
+                shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy2(source, target)
+        tiny_run.model(folder / "data" / "model")
+        texts = (" ".join(f"word{(i + j) % 90}" for j in range(1 + i % 12)) for i in range(100))
+        lines = [json.dumps({"text": text}) for text in texts]
+        (folder / "data" / "texts.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        self.config = {
+            "sweep": "tiny",
+            "models": {"tiny": {"source": {"local": "data/model"}}},
+            "datasets": {"words": {"source": {"local": "data/texts.jsonl"}, "format": "jsonl", "field": "text"}},
+            "grid": {
+                "model": ["tiny"],
+                "dataset": ["words"],
+                "precision": ["fp32"],
+                "batch_size": [8],
+                "lr": [0.001],
+                "repeats": 2,
+            },
+            "train": {"epochs": 1},
+            "hardware": {"accelerator": "cpu"},
+            "energy": {"estimate": True},
+        }
+        self.write_config()
+
+    def write_config(self) -> None:
+        (self.folder / "config" / "config.yaml").write_text(yaml.safe_dump(self.config), encoding="utf-8")
+
+    def edit(self, path: str, old: str, new: str) -> None:
+        """Replace a text that occurs in a file, until the end of the test."""
+        file = self.folder / path
+        before = file.read_text(encoding="utf-8")
+        assert old in before
+        file.write_text(before.replace(old, new, 1), encoding="utf-8")
+        self.edited.append((file, before))
+
+    def restore(self) -> None:
+        """Undo the edits, the last one first."""
+        for file, before in reversed(self.edited):
+            file.write_text(before, encoding="utf-8")
+        self.edited.clear()
+
+    def command(self, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", "snakemake", "--cores", "2", *arguments]
+
+    def snakemake(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.command(*arguments), cwd=self.folder, env=environment(), capture_output=True, text=True, timeout=300
+        )
+
+    def start(self) -> subprocess.Popen[str]:
+        """Snakemake in the background."""
+        return subprocess.Popen(
+            self.command(),
+            cwd=self.folder,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def run(self, *arguments: str) -> str:
+        done = self.snakemake(*arguments)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def planned(self) -> dict[str, int]:
+        """Jobs by rule that a dry run lists; empty when there is nothing to be done."""
+        output = self.run("-n")
+        if "Nothing to be done" in output:
+            return {}
+        table = output.partition("Job stats:")[2].partition("total")[0]
+        return {name: int(count) for name, count in re.findall(r"^(\w+) +(\d+)$", table, re.MULTILINE)}
+
+    def records(self) -> dict[str, int]:
+        """Modification times of the records by run."""
+        return {path.parent.name: path.stat().st_mtime_ns for path in self.runs.glob("*/record.json")}
+
+    @property
+    def runs(self) -> Path:
+        return self.folder / "results" / "tiny" / "runs"
+
+
+def environment() -> dict[str, str]:
+    dropped = ("PYTHONPATH", "COVERAGE_PROCESS_START")
+    return {**{k: v for k, v in os.environ.items() if k not in dropped}, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    """A checkout whose sweep of two runs is complete."""
+    checkout = Checkout(tmp_path_factory.mktemp("workflow") / "checkout")
+    output = checkout.run()
+    assert "[1/2] single fp32 bs8 r" in output
+    assert re.search(r"\[2/2\] single fp32 bs8 r\d · [\d.]+ s · [\d.]+ J est\. · loss [\d.]+", output)
+    return checkout
+
+
+@pytest.fixture
+def sweep(finished: Checkout) -> Iterator[Checkout]:
+    """The finished checkout; edits of code and config are undone afterwards, and lost runs repeated."""
+    saved = json.dumps(finished.config)
+    before = finished.records()
+    yield finished
+    finished.restore()
+    finished.config = json.loads(saved)
+    finished.write_config()
+    if finished.records().keys() < before.keys():
+        finished.run()
+
+
+def test_a_finished_sweep_has_all_its_files(sweep: Checkout) -> None:
+    results = sweep.folder / "results" / "tiny"
+    assert (results / "report.html").stat().st_size > 10_000
+    assert sorted(path.name for path in (results / "tables").iterdir()) == [
+        "cells.parquet",
+        "epochs.parquet",
+        "runs.parquet",
+    ]
+    for run in sweep.records():
+        names = {path.name for path in (results / "runs" / run).iterdir()}
+        assert names == {"record.json", "spec.json", "steps.jsonl", "epochs.jsonl", "run.log"}
+
+
+def test_a_second_snakemake_has_nothing_to_do(sweep: Checkout) -> None:
+    assert "Nothing to be done" in sweep.run()
+
+
+def test_no_file_is_written_outside_results_and_resources(sweep: Checkout) -> None:
+    known = {"Snakefile", "rules", "envs", "scripts", "config", "profiles", "joulesweep", "resources", "data"}
+    assert {path.name for path in sweep.folder.iterdir()} == known | {"results", ".snakemake"}
+
+
+def test_a_precision_value_added_runs_only_the_new_runs(sweep: Checkout) -> None:
+    before = sweep.records()
+    sweep.config["grid"]["precision"].append("bf16-true")
+    sweep.write_config()
+    sweep.run()
+    after = sweep.records()
+    assert {run: after[run] for run in before} == before
+    assert len(after) == 4
+    assert all("bf16-true" in run for run in after.keys() - before.keys())
+    assert sweep.planned() == {}
+    sweep.config["grid"]["precision"].pop()
+    sweep.write_config()
+    assert set(sweep.planned()) == {"grid", *ANALYSIS}, "a smaller grid redraws, trains nothing"
+    sweep.run()
+    for run in after.keys() - before.keys():
+        shutil.rmtree(sweep.runs / run)
+
+
+def test_a_precision_row_added_in_code_runs_only_the_new_runs(sweep: Checkout) -> None:
+    row = '    "bf16-quick": Precision(about="a row added in code", autocast="bfloat16"),\n'
+    table = "PRECISIONS: dict[str, Precision] = {\n"
+    sweep.edit("joulesweep/precision.py", table, table + row)
+    assert "train" not in sweep.planned(), "the row alone touches no run"
+    sweep.config["grid"]["precision"].append("bf16-quick")
+    sweep.write_config()
+    assert sweep.planned()["train"] == 2
+
+
+def test_a_method_file_added_in_code_runs_only_the_new_runs(sweep: Checkout) -> None:
+    methods = sweep.folder / "joulesweep" / "methods"
+    shutil.copy(methods / "full.py", methods / "full_again.py")
+    sweep.config["grid"]["method"] = ["full", "full-again"]
+    sweep.write_config()
+    assert sweep.planned()["train"] == 2
+    (methods / "full_again.py").unlink()
+
+
+def test_a_new_axis_at_its_omission_value_leaves_finished_runs_valid(sweep: Checkout) -> None:
+    for edit in (
+        ("joulesweep/spec.py", '    "task": "mlm",\n', '    "task": "mlm",\n    "dropout": 0.1,\n'),
+        (
+            "joulesweep/spec.py",
+            "    accelerator: str\n",
+            '    accelerator: str\n    dropout: float = OMISSION["dropout"]\n',
+        ),
+        ("joulesweep/grid.py", '    "batching",\n', '    "batching",\n    "dropout",\n'),
+        (
+            "joulesweep/config.py",
+            "    batch_size: Annotated[list[Positive]",
+            "    dropout: list[float] = [0.1]\n    batch_size: Annotated[list[Positive]",
+        ),
+    ):
+        sweep.edit(*edit)
+    assert "train" not in sweep.planned()
+    sweep.config["grid"]["dropout"] = [0.1, 0.0]
+    sweep.write_config()
+    assert sweep.planned()["train"] == 2
+
+
+def test_an_edited_chart_redraws_and_trains_nothing(sweep: Checkout) -> None:
+    sweep.edit("joulesweep/charts.py", "\n\n\ndef ", "\n\n\nEDITED = 1\n\n\ndef ")
+    assert set(sweep.planned()) == {"charts", "report", "all"}
+
+
+def test_an_edited_comment_in_the_training_loop_runs_nothing(sweep: Checkout) -> None:
+    sweep.edit("joulesweep/train.py", "# DDP averages", "# an edited comment: DDP averages")
+    assert sweep.planned() == {}
+
+
+def test_an_edited_training_loop_trains_again(sweep: Checkout) -> None:
+    sweep.edit("joulesweep/train.py", "set_to_none=True", "set_to_none=False")
+    assert sweep.planned()["train"] == 2
+
+
+def test_touched_sources_run_nothing(sweep: Checkout) -> None:
+    for path in (sweep.folder / "joulesweep").rglob("*.py"):
+        path.touch()
+    (sweep.folder / "Snakefile").touch()
+    assert sweep.planned() == {}
+
+
+def test_a_finished_sweep_does_not_need_what_was_fetched(sweep: Checkout) -> None:
+    fetched = sweep.folder / "resources" / "models"
+    fetched.rename(sweep.folder / "data" / "aside")
+    planned = sweep.planned()
+    (sweep.folder / "data" / "aside").rename(fetched)
+    assert planned == {}
+
+
+def test_a_changed_text_file_trains_again(sweep: Checkout) -> None:
+    file = sweep.folder / "data" / "texts.jsonl"
+    before = file.read_bytes()
+    file.write_bytes(before + b'{"text": "one more line"}\n')
+    planned = sweep.planned()
+    assert planned["fetch_dataset"] == planned["tokenise"] == 1
+    assert planned["train"] == 2
+    file.write_bytes(before)
+    assert sweep.planned() == {}, "the same bytes again, written later, change nothing"
+
+
+def wait_for(condition: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, f"waited for {what}"
+        time.sleep(0.05)
+
+
+def workers(checkout: Checkout) -> list[int]:
+    """Processes that train in this checkout."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                line = (entry / "cmdline").read_bytes()
+                if b"joulesweep.train" in line and (entry / "cwd").readlink() == checkout.folder:
+                    found.append(int(entry.name))
+            except OSError:
+                continue
+    return found
+
+
+def test_a_killed_run_leaves_no_record_and_is_the_only_one_repeated(sweep: Checkout) -> None:
+    victim = sorted(sweep.records())[0]
+    before = sweep.records()
+    (sweep.runs / victim / "record.json").unlink()
+    process = sweep.start()
+    wait_for(lambda: workers(sweep), "the run's process")
+    os.kill(workers(sweep)[0], signal.SIGKILL)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert f"FAILED {victim}" in output
+    assert f"results/tiny/runs/{victim}/run.log" in output
+    assert victim not in sweep.records()
+    sweep.run()
+    after = sweep.records()
+    assert {run for run in after if after[run] != before[run]} == {victim}
+
+
+def test_a_killed_snakemake_takes_its_run_along_and_is_simply_started_again(sweep: Checkout) -> None:
+    victim = sorted(sweep.records())[0]
+    (sweep.runs / victim / "record.json").unlink()
+    process = sweep.start()
+    wait_for(lambda: workers(sweep), "the run's process")
+    process.kill()
+    process.communicate()
+    wait_for(lambda: not workers(sweep), "the end of the run's process")
+    assert list((sweep.folder / ".snakemake" / "locks").glob("*.lock")), "a killed Snakemake leaves its lock"
+    assert victim not in sweep.records()
+    output = sweep.run()
+    assert "[2/2]" in output
+    assert len(sweep.records()) == 2
+
+
+def test_the_lock_of_a_living_snakemake_is_respected(sweep: Checkout) -> None:
+    victim = sorted(sweep.records())[0]
+    (sweep.runs / victim / "record.json").unlink()
+    first = sweep.start()
+    wait_for(lambda: workers(sweep), "the run's process")
+    second = sweep.snakemake()
+    assert second.returncode != 0
+    assert "LockException" in second.stdout + second.stderr
+    output, _ = first.communicate(timeout=120)
+    assert first.returncode == 0, output
+
+
+def test_partial_reports_what_is_finished_and_runs_nothing(sweep: Checkout) -> None:
+    sweep.config["grid"]["batch_size"].append(16)
+    sweep.write_config()
+    before = sweep.records()
+    output = sweep.run("partial")
+    assert sweep.records() == before
+    assert (sweep.folder / "results/tiny/partial/report.html").exists(), output
+    assert "2 of 4" in (sweep.folder / "results/tiny/partial/report.html").read_text(encoding="utf-8")
+    assert "Nothing to be done" in sweep.run("partial")
+
+
+def test_a_strategy_that_the_machine_cannot_run_is_reported_and_the_sweep_goes_on(sweep: Checkout) -> None:
+    sweep.config["grid"]["strategy"] = ["single", "dp"]
+    sweep.config["grid"]["repeats"] = 1
+    sweep.write_config()
+    output = sweep.run()
+    assert "unsupported: dp needs at least two GPUs" in output
+    assert "dp needs at least two GPUs" in (sweep.folder / "results/tiny/report.html").read_text(encoding="utf-8")
+
+
+def test_a_corrupt_record_is_named_and_refused(sweep: Checkout) -> None:
+    victim = sorted(sweep.records())[0]
+    path = sweep.runs / victim / "record.json"
+    before = path.read_text(encoding="utf-8")
+    path.write_text(before[: len(before) // 2], encoding="utf-8")
+    done = sweep.snakemake("--show-failed-logs", "--forcerun", "aggregate")
+    assert done.returncode != 0
+    assert f"error: results/tiny/runs/{victim}/record.json: corrupt run record" in done.stdout + done.stderr
+    path.write_text(before, encoding="utf-8")
+    sweep.run()
+
+
+def test_snakemakes_own_report_is_made(sweep: Checkout) -> None:
+    sweep.run("--report", "snakemake-report.html")
+    report = sweep.folder / "snakemake-report.html"
+    assert "pareto.svg" in report.read_text(encoding="utf-8")
+    report.unlink()
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (("grid", "precision", ["bf16"]), "grid.precision[0]: unknown precision 'bf16'"),
+        (("grid", "batch_sizes", [8]), "grid.batch_sizes: unknown key 'batch_sizes'"),
+        (("grid", "batch_size", []), "grid.batch_size: must not be empty"),
+        (("train", "epochs", "two"), "train.epochs: "),
+    ],
+)
+def test_a_mistake_in_the_config_is_one_clear_line(sweep: Checkout, change: tuple[str, str, object], line: str) -> None:
+    section, key, value = change
+    sweep.config[section][key] = value
+    sweep.write_config()
+    done = sweep.snakemake()
+    assert done.returncode != 0
+    assert line in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_a_missing_text_file_is_told_before_anything_starts(sweep: Checkout) -> None:
+    sweep.config["datasets"]["words"]["source"]["local"] = "data/other.jsonl"
+    sweep.write_config()
+    assert sweep.planned()["train"] == 2, "a dry run shows the plan all the same"
+    done = sweep.snakemake()
+    assert done.returncode != 0
+    assert "datasets.words.source.local: data/other.jsonl: no such file" in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_the_slurm_profile_is_proven_by_a_dry_run(sweep: Checkout) -> None:
+    output = sweep.run("-n", "--forceall", "--workflow-profile", "profiles/slurm")
+    assert re.search(r"^train +2$", output, re.MULTILINE)
+
+
+@pytest.mark.parametrize("config", ["paper", "vizwiz"])
+def test_a_shipped_config_expands_in_a_dry_run(sweep: Checkout, config: str) -> None:
+    output = sweep.run("-n", "--configfile", f"config/{config}.yaml")
+    assert re.search(rf"^train +{ {'paper': 120, 'vizwiz': 12}[config] }$", output, re.MULTILINE)
