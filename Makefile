@@ -25,7 +25,7 @@ sweep: environment
 	@echo "Report: $(CURDIR)/results/default/report.html"
 
 test: environment
-	@OMP_NUM_THREADS=1 pytest
+	@OMP_NUM_THREADS=1 pytest --numprocesses 2 --dist loadfile --cov --cov-report term:skip-covered --cov-fail-under 90
 
 lint: environment
 	ruff check .

@@ -83,7 +83,7 @@ def memory(tables: Tables) -> Chart:
     ends = {"value": "mean", "low": "low", "high": "high"}
     cells = cells.with_columns((pl.col(f"{quantity}_{end}") / GIB).alias(name) for name, end in ends.items())
     what = "host memory of all processes" if gpu.is_empty() else "GPU memory allocated by PyTorch"
-    bars = alt.Chart().mark_bar(height=11, opacity=0.8)
+    bars = alt.Chart().mark_bar(height=13, opacity=0.8)
     bars = bars.encode(x=alt.X("value:Q").title(f"Peak {what} (GiB)"), tooltip=tooltip("value=Peak (GiB)"))
     whiskers = alt.Chart().mark_rule(strokeWidth=1.5)
     chart = _by_batch_size(tables, cells, [], bars, whiskers, whisker_colour=alt.value(theme.INK))
@@ -147,7 +147,7 @@ def _costs(
         if status == "measured":
             best = part.filter(pl.col("cell").is_in(front(part, "cost", LOSS_MEAN))).sort("cost")
             layers, key = [*_front(best, part, x, y), *layers], [_key(best["name"].to_list())]
-        plot = alt.layer(*layers).properties(width=400, height=280, title=theme.panel_title(name))
+        plot = alt.layer(*layers).properties(width=560, height=300, title=theme.panel_title(name))
         rows.append(alt.hconcat(plot, *key, spacing=12))
     return alt.vconcat(*rows)
 
@@ -221,7 +221,7 @@ def _by_batch_size(
         drawn = alt.layer(
             *below, *(layer.encode(y=y) for layer in layers), data=values(part, "name setup value low high")
         )
-        rows.append(drawn.properties(width=400, height=alt.Step(17), title=theme.panel_title(name)))
+        rows.append(drawn.properties(width=600, height=alt.Step(19), title=theme.panel_title(name)))
     return alt.vconcat(*rows)
 
 
@@ -257,7 +257,7 @@ def _curves(tables: Tables, across: str, title: str, statuses: Sequence[str], st
     return alt.vconcat(
         *(
             alt.layer(*layers, data=values(part, CURVE))
-            .properties(width=240, height=190)
+            .properties(width=330 if part["batch"].n_unique() <= 2 else 240, height=210)
             .facet(facet, columns=3, title=theme.panel_title(name))
             .resolve_scale(x="independent")
             for name, part in panels(epochs)

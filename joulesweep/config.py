@@ -391,8 +391,21 @@ def _names_in(config: SweepConfig) -> list[tuple[str, str]]:
         except UserError as error:
             problems.append((f"grid.method[{i}]", str(error)))
     for i, entry in enumerate(config.exclude):
-        axes = [axis for axis in Grid.model_fields if axis != "repeats"]
-        problems += [(f"exclude[{i}].when", one_of("axis", key, axes)) for key in entry.when if key not in axes]
+        problems += [(f"exclude[{i}].when{path}", problem) for path, problem in _excluded(entry.when, grid)]
+    return problems
+
+
+def _excluded(when: dict[str, Any], grid: Grid) -> list[tuple[str, str]]:
+    """What `exclude` names that is not in the grid: it would exclude nothing, silently."""
+    axes = {axis: getattr(grid, axis) for axis in Grid.model_fields if axis != "repeats"}
+    axes["method"] = [method_parts(value)[0] for value in grid.method]
+    problems = []
+    for axis, value in when.items():
+        if axis not in axes:
+            problems.append(("", one_of("axis", axis, axes)))
+            continue
+        wrong = [one for one in (value if isinstance(value, list) else [value]) if one not in axes[axis]]
+        problems += [(f".{axis}", one_of(f"{axis} of the grid", one, axes[axis])) for one in wrong]
     return problems
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from joulesweep import methods
 from joulesweep.config import DatasetConfig, ModelConfig, SweepConfig, method_parts
 from joulesweep.environment import probe_accelerator
 from joulesweep.errors import UserError
@@ -56,7 +57,7 @@ def expand(config: SweepConfig, where: str = "config") -> ExpandedGrid:
     Raises:
         UserError: a combination that cannot mean anything (a batch that does not divide, nothing left to run).
     """
-    axes = {**config.grid.model_dump(), "method": config.grid.method}
+    axes = {**config.grid.model_dump(), "method": [_method(value) for value in config.grid.method]}
     shared = _shared(config)
     sources = {name: model_source(model) for name, model in config.models.items()}
     datasets = {name: dataset_source(dataset) for name, dataset in config.datasets.items()}
@@ -65,7 +66,7 @@ def expand(config: SweepConfig, where: str = "config") -> ExpandedGrid:
     telling = _telling(config)
     for values in itertools.product(*(axes[axis] for axis in AXES)):
         point = dict(zip(AXES, values, strict=True))
-        point["method"], point["method_params"] = method_parts(point["method"])
+        point["method"], point["method_params"] = point["method"]
         if not STRATEGIES[point["strategy"]].multi_device:
             point["devices"] = 1  # the axis `devices` is for the strategies that spread
         if point["devices"] == 1:
@@ -150,6 +151,12 @@ def _shared(config: SweepConfig) -> dict[str, Any]:
         "accelerator": probe_accelerator() if accelerator == "auto" else accelerator,
         "hardware_name": config.hardware.name,
     }
+
+
+def _method(value: str | dict[str, dict[str, Any]]) -> tuple[str, dict[str, Any]]:
+    """A method's name and all its parameters: those left out too, so that a default is the same run as its value."""
+    name, given = method_parts(value)
+    return name, asdict(methods.parameters(name, given))
 
 
 def _matches(when: dict[str, Any], point: dict[str, Any]) -> bool:

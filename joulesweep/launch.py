@@ -80,6 +80,10 @@ def launch(
         "oom_bytes": outcome.get("oom_bytes"),
         "spec": full(spec),
         "code_digest": code_digest,
+        "inputs": {
+            "model": _manifest(model_folder.with_name(f"{model_folder.name}.json")),
+            "tokens": _manifest(tokens.with_suffix(".json")),
+        },
         "started": started,
         "finished": _now(),
         "environment": environment.describe(spec.threads_per_device),
@@ -95,13 +99,18 @@ def launch(
     return result
 
 
+def _manifest(path: Path) -> dict[str, Any] | None:
+    """What was fetched or made, as the preparing rules wrote it down."""
+    return record.read_json(path, "manifest") if path.exists() else None
+
+
 def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def _command(num_ranks: int, work: Path) -> list[str]:
     """One process, or one per rank under torchrun."""
-    module = ["-m", "joulesweep.train", str(work / "job.json")]
+    module = ["-m", "joulesweep.worker", str(work / "job.json")]
     if num_ranks == 1:
         return [sys.executable, *module]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]

@@ -8,6 +8,7 @@ A record is one JSON object, `record.json`:
     oom_bytes         bytes asked for when memory ran out, else null
     spec              the full RunSpec; its hash is checked against the id
     code_digest       digest of the code that the run used
+    inputs            manifests of the model (a checksum per file, the hub's commit) and of the tokens, null if absent
     started, finished UTC, ISO 8601
     environment       see `joulesweep.environment.describe`
     measurement       null unless ok; see `joulesweep.launch.combine`
@@ -38,6 +39,7 @@ KEYS = (
     "oom_bytes",
     "spec",
     "code_digest",
+    "inputs",
     "started",
     "finished",
     "environment",

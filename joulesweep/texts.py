@@ -214,7 +214,8 @@ def _decode(file: InputFile) -> str:
 def _checked_header(file: InputFile, field: str) -> list[str]:
     """The header of a CSV file whose rows all have as many cells; empty if there is no row below it."""
     text = _decode(file)
-    csv.field_size_limit(len(text) + 1)  # a text may be longer than the 128 KiB that the module allows
+    # A text may be longer than the 128 KiB that the module allows; the limit is the process's, so it only ever grows.
+    csv.field_size_limit(max(csv.field_size_limit(), len(text) + 1))
     rows = csv.reader(io.StringIO(text, newline=""), strict=True)
     header: list[str] = []
     num_rows = 0

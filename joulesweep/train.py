@@ -4,17 +4,21 @@
     window    |                        |                 |       |################################|             |
 
 The same loop serves every method, strategy and precision: those are transforms of the model and rows of tables.
-Started by `joulesweep.launch`, once, or once per rank under torchrun; each process leaves `rank<r>.json` behind.
+Started by `joulesweep.launch` through `joulesweep.worker`, once, or once per rank under torchrun; each process leaves
+`rank<r>.json` behind.
 This process imports torch, transformers and zeus, nothing of the reporting side.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import gc
 import json
 import math
 import os
 import re
+import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -101,8 +105,10 @@ def train(spec: RunSpec, model_folder: Path, tokens: Path, folder: Path) -> dict
     device = _prepare_process(spec, local_rank, world)
     trainer = _build(spec, model_folder, tokens, device, rank, world, local_rank)
     optimizer, scaler = _optimizer(trainer), precision.scaler(spec.precision, device.type)
-    _warm_up(trainer)
     meter = Meter(_measured_gpus(spec, local_rank), host=local_rank == 0)
+    gc.freeze()  # what was imported and built stays; the collector, off until now, need not walk it again
+    gc.enable()
+    _warm_up(trainer)
     epochs = [
         {"epoch": 0, "elapsed_s": 0.0, "cpu_s": 0.0, "num_steps": 0, **_score(trainer, trainer.core.state_dict())}
     ]
@@ -333,15 +339,16 @@ class _Memory:
         self._reset()
 
     def _reset(self) -> None:
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets VmHWM, see proc(5)
+        with contextlib.suppress(OSError):  # some sandboxes lack the file; the peak is then the process's own
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets VmHWM, see proc(5)
         for gpu in self.gpus if self.cuda else ():
             torch.cuda.reset_peak_memory_stats(gpu)
 
     def note(self, kept: list[dict[str, torch.Tensor]]) -> None:
         """Take the peak since the last call, less the copies held meanwhile."""
         held = sum(value.nbytes for weights in kept for value in weights.values())
-        status = Path("/proc/self/status").read_text(encoding="ascii")
-        host = int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024  # type: ignore[index]
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
+        host = 1024 * (int(found[1]) if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
         if self.cuda:
             allocated = max(torch.cuda.max_memory_allocated(gpu) for gpu in self.gpus) - held
             reserved = max(torch.cuda.max_memory_reserved(gpu) for gpu in self.gpus) - held
@@ -432,7 +439,3 @@ def main(argv: list[str]) -> int:
     if dist.is_initialized():
         dist.destroy_process_group()
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv))

@@ -127,6 +127,7 @@ def ok_record(run: str, a_spec: spec.RunSpec) -> dict[str, Any]:
         "oom_bytes": None,
         "spec": spec.full(a_spec),
         "code_digest": "c0de" * 16,
+        "inputs": {"model": None, "tokens": None},
         "started": "2026-01-02T03:04:05+00:00",
         "finished": "2026-01-02T03:05:05+00:00",
         "environment": environment(),

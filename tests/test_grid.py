@@ -187,3 +187,21 @@ def test_expanding_ten_thousand_runs_imports_nothing_heavy():
         [sys.executable, "-c", code], cwd=tiny_run.REPOSITORY, capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == ["10000"]
+
+
+def test_a_method_by_its_name_is_the_run_with_its_default_written_out():
+    both = expand(grid__method=["freeze-bottom", {"freeze-bottom": {"fraction": 0.5}}])
+    assert both.runs == expand(grid__method=["freeze-bottom"]).runs
+
+
+@pytest.mark.parametrize(
+    ("when", "line"),
+    [
+        ({"precision": "bf16"}, "exclude[0].when.precision: unknown precision of the grid 'bf16'; allowed: fp32"),
+        ({"method": ["full", "ful"]}, "exclude[0].when.method: unknown method of the grid 'ful'; allowed: full"),
+    ],
+)
+def test_an_exclusion_of_what_is_not_in_the_grid_is_refused(when, line):
+    with pytest.raises(UserError) as caught:
+        expand(exclude=[{"when": when, "reason": "no"}])
+    assert line in str(caught.value)

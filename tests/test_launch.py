@@ -162,7 +162,7 @@ def started(assets, tmp_path):
 def ranks(folder) -> list[int]:
     found = processes(folder / ".work")
     return sorted(
-        pid for pid, command in found.items() if "joulesweep.train" in command and "distributed" not in command
+        pid for pid, command in found.items() if "joulesweep.worker" in command and "distributed" not in command
     )
 
 
@@ -293,11 +293,11 @@ def test_a_process_that_is_gone_has_no_parent():
 
 def test_one_rank_is_one_process_and_several_are_torchruns():
     work = Path("work")
-    assert launch._command(1, work) == [sys.executable, "-m", "joulesweep.train", "work/job.json"]
+    assert launch._command(1, work) == [sys.executable, "-m", "joulesweep.worker", "work/job.json"]
     command = launch._command(2, work)
     assert command[1:3] == ["-m", "torch.distributed.run"]
     assert command[command.index("--nproc-per-node") + 1] == "2"
-    assert command[-3:] == ["-m", "joulesweep.train", "work/job.json"]
+    assert command[-3:] == ["-m", "joulesweep.worker", "work/job.json"]
 
 
 def test_the_environment_makes_runs_equal_and_keeps_them_off_the_network(start, script, monkeypatch, tmp_path):

@@ -28,6 +28,7 @@ def a_record(**changes):
         "oom_bytes": 1024,
         "spec": full(SPEC),
         "code_digest": "0123",
+        "inputs": {"model": None, "tokens": None},
         "started": "2026-01-01T00:00:00+00:00",
         "finished": "2026-01-01T00:00:01+00:00",
         "environment": {},

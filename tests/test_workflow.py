@@ -137,13 +137,15 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
 
 @pytest.fixture
 def sweep(finished: Checkout) -> Iterator[Checkout]:
-    """The finished checkout; edits of code and config are undone afterwards, and lost runs repeated."""
+    """The finished checkout; edits are undone afterwards, new runs removed, lost ones repeated."""
     saved = json.dumps(finished.config)
     before = finished.records()
     yield finished
     finished.restore()
     finished.config = json.loads(saved)
     finished.write_config()
+    for run in finished.records().keys() - before.keys():
+        shutil.rmtree(finished.runs / run)
     if finished.records().keys() < before.keys():
         finished.run()
 
@@ -183,9 +185,6 @@ def test_a_precision_value_added_runs_only_the_new_runs(sweep: Checkout) -> None
     sweep.config["grid"]["precision"].pop()
     sweep.write_config()
     assert set(sweep.planned()) == {"grid", *ANALYSIS}, "a smaller grid redraws, trains nothing"
-    sweep.run()
-    for run in after.keys() - before.keys():
-        shutil.rmtree(sweep.runs / run)
 
 
 def test_a_precision_row_added_in_code_runs_only_the_new_runs(sweep: Checkout) -> None:
@@ -284,7 +283,7 @@ def workers(checkout: Checkout) -> list[int]:
         if entry.name.isdigit():
             try:
                 line = (entry / "cmdline").read_bytes()
-                if b"joulesweep.train" in line and (entry / "cwd").readlink() == checkout.folder:
+                if b"joulesweep.worker" in line and (entry / "cwd").readlink() == checkout.folder:
                     found.append(int(entry.name))
             except OSError:
                 continue
