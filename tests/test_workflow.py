@@ -115,6 +115,10 @@ class Checkout:
         """Modification times of the records by run."""
         return {path.parent.name: path.stat().st_mtime_ns for path in self.runs.glob("*/record.json")}
 
+    def grid_written(self) -> int:
+        """When the manifest was written."""
+        return (self.folder / "results" / "tiny" / "grid.json").stat().st_mtime_ns
+
     @property
     def runs(self) -> Path:
         return self.folder / "results" / "tiny" / "runs"
@@ -139,14 +143,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
 def sweep(finished: Checkout) -> Iterator[Checkout]:
     """The finished checkout; edits are undone afterwards, new runs removed, lost ones repeated."""
     saved = json.dumps(finished.config)
-    before = finished.records()
+    before, written = finished.records(), finished.grid_written()
     yield finished
     finished.restore()
     finished.config = json.loads(saved)
     finished.write_config()
     for run in finished.records().keys() - before.keys():
         shutil.rmtree(finished.runs / run)
-    if finished.records().keys() < before.keys():
+    if finished.records().keys() < before.keys() or finished.grid_written() != written:
         finished.run()
 
 
@@ -165,6 +169,7 @@ def test_a_finished_sweep_has_all_its_files(sweep: Checkout) -> None:
 
 def test_a_second_snakemake_has_nothing_to_do(sweep: Checkout) -> None:
     assert "Nothing to be done" in sweep.run()
+    assert "Nothing to be done" in sweep.run("--resources", "gpu=2")
 
 
 def test_no_file_is_written_outside_results_and_resources(sweep: Checkout) -> None:
@@ -411,3 +416,21 @@ def test_the_slurm_profile_is_proven_by_a_dry_run(sweep: Checkout) -> None:
 def test_a_shipped_config_expands_in_a_dry_run(sweep: Checkout, config: str) -> None:
     output = sweep.run("-n", "--configfile", f"config/{config}.yaml")
     assert re.search(rf"^train +{ {'paper': 120, 'vizwiz': 12}[config] }$", output, re.MULTILINE)
+
+
+@pytest.mark.registry
+def test_the_vizwiz_config_runs_on_an_official_annotation_file(sweep: Checkout, shared_data: Path) -> None:
+    config = yaml.safe_load((REPOSITORY / "config" / "vizwiz.yaml").read_text(encoding="utf-8"))
+    config["datasets"]["vizwiz"]["source"]["local"] = [str(shared_data / "vizwiz" / "val.json")]
+    config["grid"] |= {"strategy": ["single"], "precision": ["fp32"], "repeats": 1}
+    config["train"] = {"max_steps": 2, "max_length": 64}
+    (sweep.folder / "config" / "mine.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    sweep.run("--configfile", "config/mine.yaml")
+    (record,) = (sweep.folder / "results" / "vizwiz" / "runs").glob("*/record.json")
+    found = json.loads(record.read_text(encoding="utf-8"))
+    assert found["status"] == "ok"
+    assert found["inputs"]["tokens"]["num_texts"] == 3172
+    texts = json.loads(
+        next((sweep.folder / "resources" / "datasets").glob("vizwiz-*.json")).read_text(encoding="utf-8")
+    )
+    assert texts["num_unique"] == 1972
