@@ -15,7 +15,7 @@ environment: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Joulesweep needs Python 3.11 or newer, this is " + sys.version.split()[0])'
-	@echo "Setting up $(VENV): once, a few minutes, about 2 GB"
+	@echo "Setting up $(VENV): once, a few minutes, 2 GB or more"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@

@@ -20,7 +20,10 @@ if "grid" not in config:
 from joulesweep import digest
 from joulesweep.workflow import CHARTS, input_folder, load, output_folder, runs_folder
 
-sweep = load(config, workflow.basedir)
+sweep = load(config, workflow)
+cores = (
+    workflow.resource_settings.cores
+)  # None on a cluster; workflow.cores would fail there
 
 
 wildcard_constraints:

@@ -71,7 +71,8 @@ def answers(tables: Tables) -> list[Answer]:
 
 def _answer(runs: pl.DataFrame, panel: str, cells: pl.DataFrame) -> Answer:
     by = "energy_j" if cells["energy_j_mean"].null_count() == 0 else "window_s"
-    rows = cells.to_dicts()
+    complete = cells.filter(pl.col("num_ok") == pl.col("num_runs"))
+    rows = (complete if len(complete) else cells).to_dicts()  # what diverged or ran out of memory is no advice
     lowest = min(rows, key=lambda row: row["validation_loss_mean"])
     within = [row for row in rows if row is lowest or _within(runs, row, lowest)]
     chosen = min(within, key=lambda row: row[f"{by}_mean"])

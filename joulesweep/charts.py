@@ -27,6 +27,13 @@ LOSS = "Validation loss (nats)"
 GIB = 2**30
 MAX_NAMED = 14  # of a front: more would run off the chart; the report's table has all
 
+ENERGY = {"value": "energy_j_mean", "low": "energy_j_low", "high": "energy_j_high"}
+ESTIMATED_ENERGY = {
+    "value": "estimated_energy_j",
+    "low": "estimated_energy_low_j",
+    "high": "estimated_energy_high_j",
+}
+
 
 def pareto(tables: Tables) -> Chart:
     """What a run costs against the loss it reaches, with the Pareto front where the cost was measured."""
@@ -94,6 +101,28 @@ def memory(tables: Tables) -> Chart:
     return styled(chart, f"Peak {what}", notes)
 
 
+def energy(tables: Tables) -> Chart:
+    """Joules of a run: full bars where they were measured, hatched ones where they are estimated."""
+    cells = finished(tables.cells, "window_s_mean")
+    measured = bool(len(cells)) and cells["energy_j_mean"].null_count() == 0
+    if not measured and (cells.is_empty() or cells["estimated_energy_j"].null_count()):
+        return _empty(tables, "Energy of a run", "energy was not measured, and not estimated" if len(cells) else None)
+    columns = ENERGY if measured else ESTIMATED_ENERGY
+    cells = cells.with_columns(pl.col(column).alias(name) for name, column in columns.items())
+    look = {"opacity": 0.8} if measured else {"filled": False, "fill": theme.HATCH, "strokeWidth": 1.5}
+    x = alt.X("value:Q").title(
+        "Energy of a run (J), measured" if measured else "Estimated energy of a run (J), not measured"
+    )
+    bars = alt.Chart().mark_bar(height=13, **look).encode(x=x, tooltip=tooltip("value=Energy (J)"))
+    whiskers = alt.Chart().mark_rule(strokeWidth=1.5, strokeDash=[1, 0] if measured else [4, 3])
+    chart = _by_batch_size(tables, cells, [], bars, whiskers, whisker_colour=alt.value(theme.INK))
+    if measured:
+        note = "Mean over repeats. Dark lines: 95 % interval." if cells["low"].count() else "One repeat: no interval."
+        return styled(chart, "Energy of a run", [note])
+    note = "Hatched: estimated from CPU-seconds, dashed over the range of the estimate. A guess, not a measurement."
+    return styled(chart, "Energy of a run, estimated", [note])
+
+
 def loss(tables: Tables) -> Chart:
     """How the validation loss falls with seconds, and with estimated joules where there are any."""
     epochs = tables.epochs
@@ -113,7 +142,13 @@ def loss(tables: Tables) -> Chart:
     return styled(alt.vconcat(*curves, spacing=28), "Validation loss while training", filter(None, notes))
 
 
-CHARTS: dict[str, Callable[[Tables], Chart]] = {"pareto": pareto, "speedup": speedup, "loss": loss, "memory": memory}
+CHARTS: dict[str, Callable[[Tables], Chart]] = {
+    "pareto": pareto,
+    "energy": energy,
+    "speedup": speedup,
+    "loss": loss,
+    "memory": memory,
+}
 
 
 def save_all(tables: Tables, folder: Path) -> None:

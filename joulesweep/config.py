@@ -205,13 +205,13 @@ class Measure(Section):
 
     warmup_steps: Annotated[int, Field(ge=0, description="steps before the window, undone before training")] = 2
     exclusive: Annotated[
-        Literal["auto", "none", "node"],
-        Field(description="node: one measured run at a time on the machine; auto: node on CPU, none on GPUs"),
-    ] = "auto"
+        Literal["none", "node"],
+        Field(description="node: one measured run at a time on the machine; none: as many as cores and GPUs allow"),
+    ] = "node"
 
 
 class Watts(Section):
-    """Power of the whole CPU, idle and with every core busy, in watts."""
+    """Power of the CPU cores that the workflow may use, idle and all busy, in watts."""
 
     min_w: Annotated[float, Field(ge=0)]
     max_w: Annotated[float, Field(gt=0)]

@@ -16,10 +16,16 @@ from joulesweep import methods
 from joulesweep.spec import RunSpec
 
 PACKAGE = Path(__file__).parent
+COEFFICIENTS = PACKAGE.parent / "resources" / "cpu_watts.csv"
 #: The modules that every measured run executes and whose code can change its numbers.
-CORE = ("data", "launch", "meter", "model", "train")
+CORE = ("data", "launch", "meter", "model", "train", "worker")
 #: Modules with a table: of the table only the run's own row counts, by the spec's field.
 TABLES = {"strategy": ("STRATEGIES", "strategy"), "precision": ("PRECISIONS", "precision")}
+#: The modules behind what is fetched and made before the runs.
+GRID_CODE = ("config", "grid", "spec")
+MODEL_CODE = ("pretrained", "sources")
+TEXT_CODE = ("sources", "texts")
+TOKEN_CODE = ("tokens",)
 #: The modules behind tables, charts and report.
 TABLE_CODE = ("aggregate", "cells", "estimate", "record", "spec", "stats", "tables")
 CHART_CODE = ("cells", "charts", "stats", "tables", "theme")
@@ -40,10 +46,12 @@ def _run_digest(method: str, *rows: tuple[str, str]) -> str:
 
 @functools.cache
 def code_digest(*modules: str) -> str:
-    """Digest of modules of the package, by name, and of the templates if "report" is among them."""
+    """Digest of modules of the package, by name: with "report" its templates, with "estimate" its coefficients."""
     texts = [_module(PACKAGE / f"{name}.py") for name in modules]
     if "report" in modules:
         texts += [path.read_text(encoding="utf-8") for path in sorted((PACKAGE / "templates").glob("*.*"))]
+    if "estimate" in modules:
+        texts.append(COEFFICIENTS.read_text(encoding="utf-8"))
     return _hash(texts)
 
 

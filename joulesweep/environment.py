@@ -24,6 +24,11 @@ def probe_accelerator() -> str:
     return "cuda" if _torch_has_cuda() and _gpus() else "cpu"
 
 
+def resolve_accelerator(accelerator: str) -> str:
+    """The config's `hardware.accelerator`, with "auto" decided by a look at this machine."""
+    return probe_accelerator() if accelerator == "auto" else accelerator
+
+
 def describe(threads_per_process: int) -> dict[str, Any]:
     """The environment part of a record.
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from joulesweep import methods
 from joulesweep.config import DatasetConfig, ModelConfig, SweepConfig, method_parts
-from joulesweep.environment import probe_accelerator
+from joulesweep.environment import resolve_accelerator
 from joulesweep.errors import UserError
 from joulesweep.spec import FIELDS, RunSpec, cell_id, label, run_id, short_hash, strip_source
 from joulesweep.strategy import STRATEGIES
@@ -144,11 +144,10 @@ def dataset_key(name: str, source: dict[str, Any]) -> str:
 def _shared(config: SweepConfig) -> dict[str, Any]:
     """The fields that every run of the sweep has in common."""
     train = {name: value for name, value in config.train.model_dump().items() if name in FIELDS}
-    accelerator = config.hardware.accelerator
     return {
         **train,
         "warmup_steps": config.measure.warmup_steps,
-        "accelerator": probe_accelerator() if accelerator == "auto" else accelerator,
+        "accelerator": resolve_accelerator(config.hardware.accelerator),
         "hardware_name": config.hardware.name,
     }
 

@@ -131,6 +131,8 @@ def _environment(spec: RunSpec) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",  # everything was fetched before; a measured run does not touch the network
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # NVML's order
         "PYTHONUNBUFFERED": "1",
+        # Zeus looks at the GPUs even for a run on the CPU, and fails on some values that a batch system sets.
+        **({"CUDA_VISIBLE_DEVICES": ""} if spec.accelerator == "cpu" else {}),
     }
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional
 
+from joulesweep import precision
 from joulesweep.data import IGNORED
 
 
@@ -19,11 +20,14 @@ class MaskedLanguageModel(torch.nn.Module):
 
     Args:
         model: from `AutoModelForMaskedLM`.
+        precision_name: a row of `joulesweep.precision.PRECISIONS`. Its autocast is entered here, inside the module:
+            DataParallel's threads do not inherit the dtype of an autocast around them.
     """
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    def __init__(self, model: torch.nn.Module, precision_name: str = "fp32") -> None:
         super().__init__()
         self.model = model
+        self.precision_name = precision_name
         self.head_name = next((name for name in ("cls", "lm_head") if hasattr(model, name)), None)
 
     def forward(
@@ -41,6 +45,12 @@ class MaskedLanguageModel(torch.nn.Module):
             float32 [1, 2]: cross-entropy in nats summed over masked tokens, and right answers (0 unless `score`).
             The leading dimension lets DataParallel gather the replicas.
         """
+        with precision.autocast(self.precision_name, input_ids.device.type):
+            return self._loss(input_ids, attention_mask, labels, score)
+
+    def _loss(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor, score: bool
+    ) -> torch.Tensor:
         chosen = labels != IGNORED
         if self.head_name is None:
             logits = self.model(input_ids=input_ids, attention_mask=attention_mask).logits[chosen]

@@ -89,4 +89,5 @@ def wrap(model: torch.nn.Module, strategy: str, devices: int, accelerator: str, 
         device_ids=[local_rank] if accelerator == "cuda" else None,
         gradient_as_bucket_view=True,  # saves one copy of the gradients
         static_graph=True,  # the same parameters take part in every step
+        broadcast_buffers=False,  # these models' buffers are constants; sending them costs a collective per step
     )

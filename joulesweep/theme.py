@@ -23,6 +23,20 @@ SHAPES = (
 STATUSES = ("measured", "estimated")
 INK, FAINT, GRID = "#333333", "#9A9A9A", "#ECECEC"
 
+#: Stripes for a number that is a guess. Vega has no hatching; a gradient with hard edges draws the same.
+HATCH = {
+    "gradient": "linear",
+    "x1": 0,
+    "y1": 0,
+    "x2": 1,
+    "y2": 0,
+    "stops": [
+        {"offset": (stripe + edge) / 40, "color": colour}
+        for stripe in range(40)
+        for edge, colour in ((0, "#B8BDC2"), (0.5, "#B8BDC2"), (0.5, "#FFFFFF"), (1, "#FFFFFF"))
+    ],
+}
+
 
 def setup_scale(cells: pl.DataFrame) -> alt.Scale:
     """One colour per configuration, the same in every chart of a sweep: give it all the cells."""

@@ -30,7 +30,7 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from joulesweep import data, methods, precision, process, strategy
+from joulesweep import data, methods, precision, strategy
 from joulesweep.errors import UserError
 from joulesweep.meter import Meter
 from joulesweep.model import MaskedLanguageModel, build
@@ -122,7 +122,8 @@ def train(spec: RunSpec, model_folder: Path, tokens: Path, folder: Path) -> dict
     counts = {"num_texts": 0, "num_tokens": 0, "num_padded_tokens": 0}
     for epoch, num_steps in _run_epochs(trainer, optimizer, scaler, counts):
         memory.note(kept)
-        kept.append({name: value.detach().clone() for name, value in trainer.core.state_dict().items()})
+        if rank == 0:
+            kept.append(_copy(trainer.core, kept))
         elapsed_s, cpu_s = time.monotonic() - began_window_s, time.process_time() - began_cpu_s
         epochs.append({"epoch": epoch, "elapsed_s": elapsed_s, "cpu_s": cpu_s, "num_steps": num_steps})
     _barrier(world)
@@ -132,7 +133,7 @@ def train(spec: RunSpec, model_folder: Path, tokens: Path, folder: Path) -> dict
     measurement["num_skipped_steps"] = _num_skipped(trainer, optimizer) if scaler.is_enabled() else 0
 
     losses = _reduced(torch.stack(trainer.losses), world).tolist()
-    for row, before, weights in zip(epochs[1:], epochs, kept, strict=False):
+    for row, before, weights in zip(epochs[1:], epochs, kept, strict=False):  # ranks but the first kept nothing
         of_epoch = losses[int(before["num_steps"]) : int(row["num_steps"])]
         row.update(_score(trainer, weights), train_loss=sum(of_epoch) / len(of_epoch))
     if rank == 0 and spec.keep_model != "none":
@@ -147,6 +148,7 @@ def train(spec: RunSpec, model_folder: Path, tokens: Path, folder: Path) -> dict
     }
 
 
+CPU = torch.device("cpu")
 _RANKS = (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
 
 
@@ -165,7 +167,7 @@ def _prepare_process(spec: RunSpec, local_rank: int, world: int) -> torch.device
     if num_gpus:
         torch.cuda.set_device(device)
     if world > 1:
-        dist.init_process_group("nccl" if num_gpus else "gloo")
+        dist.init_process_group("nccl" if num_gpus else "gloo", device_id=device if num_gpus else None)
     torch.manual_seed(spec.repeat)
     return device
 
@@ -176,7 +178,7 @@ def _build(
     """Model and data. The transforms come in this order, since each one fixes what the next one sees."""
     model = build(model_folder)
     model = methods.load(spec.method).apply(model, methods.parameters(spec.method, spec.method_params))
-    core = MaskedLanguageModel(precision.cast(model, spec.precision)).to(device)
+    core = MaskedLanguageModel(precision.cast(model, spec.precision), spec.precision).to(device)
     if not any(parameter.requires_grad for parameter in core.parameters()):
         raise UserError(f"method {spec.method}: no parameter of the model is left to train")
     wrapped = strategy.wrap(core, spec.strategy, spec.devices, spec.accelerator, local_rank)
@@ -265,8 +267,7 @@ def _step(
 ) -> torch.Tensor:
     """One optimizer step. Returns this rank's part of the loss (the parts add up), still on the device."""
     inputs = [t.to(trainer.device, non_blocking=True) for t in (batch.input_ids, batch.attention_mask, batch.labels)]
-    with precision.autocast(trainer.spec.precision, trainer.device.type):
-        loss: torch.Tensor = trainer.model(*inputs)[:, 0].sum() / batch.num_predicted
+    loss: torch.Tensor = trainer.model(*inputs)[:, 0].sum() / batch.num_predicted
     torch.autograd.backward(scaler.scale(loss * trainer.world))  # DDP averages the gradients; the sum is meant
     scaler.step(optimizer)
     scaler.update()
@@ -310,8 +311,7 @@ def _score(trainer: Trainer, weights: dict[str, torch.Tensor]) -> dict[str, Any]
     by_length = trainer.validation_texts[trainer.corpus.lengths[trainer.validation_texts].argsort(stable=True)]
     for batch in data.batches(trainer.corpus, masked, by_length, 128, 0, 1, None):
         inputs = [t.to(trainer.device) for t in (batch.input_ids, batch.attention_mask, batch.labels)]
-        with precision.autocast(spec.precision, trainer.device.type):
-            sums += core(*inputs, score=True)[0].double().cpu()
+        sums += core(*inputs, score=True)[0].double().cpu()
         num_predicted += int((batch.labels != data.IGNORED).sum())
     core.load_state_dict(before)
     if not num_predicted:
@@ -329,32 +329,45 @@ def _score(trainer: Trainer, weights: dict[str, torch.Tensor]) -> dict[str, Any]
     }
 
 
+def _copy(core: torch.nn.Module, kept: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """The weights as they are now; tied ones once. On a GPU that the copies would fill, they go to host memory."""
+    weights = {name: value.detach() for name, value in core.state_dict().items()}
+    device = next(iter(weights.values())).device
+    held = sum(_nbytes(weights_before, device) for weights_before in kept) + _nbytes(weights, device)
+    full = device.type == "cuda" and held > torch.cuda.get_device_properties(device).total_memory / 10
+    copies = {value.data_ptr(): value.cpu() if full else value.clone() for value in weights.values()}
+    return {name: copies[value.data_ptr()] for name, value in weights.items()}
+
+
+def _nbytes(weights: dict[str, torch.Tensor], device: torch.device) -> int:
+    """Bytes that weights take on a device; tied ones count once."""
+    return sum({value.data_ptr(): value.nbytes for value in weights.values() if value.device == device}.values())
+
+
 class _Memory:
     """Peak memory of training, without the copies of the weights that wait to be scored."""
 
     def __init__(self, device: torch.device, num_gpus: int) -> None:
-        self.gpus = range(num_gpus) if device.type == "cuda" and num_gpus > 1 else [device]
         self.cuda = device.type == "cuda"
+        own = [device] if self.cuda else []
+        self.gpus = [torch.device("cuda", i) for i in range(num_gpus)] if self.cuda and num_gpus > 1 else own
         self.peaks: list[tuple[int, int, int]] = []
         self._reset()
 
     def _reset(self) -> None:
         with contextlib.suppress(OSError):  # some sandboxes lack the file; the peak is then the process's own
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets VmHWM, see proc(5)
-        for gpu in self.gpus if self.cuda else ():
+        for gpu in self.gpus:
             torch.cuda.reset_peak_memory_stats(gpu)
 
     def note(self, kept: list[dict[str, torch.Tensor]]) -> None:
         """Take the peak since the last call, less the copies held meanwhile."""
-        held = sum(value.nbytes for weights in kept for value in weights.values())
+        held = {device: sum(_nbytes(weights, device) for weights in kept) for device in (*self.gpus, CPU)}
         found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
         host = 1024 * (int(found[1]) if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-        if self.cuda:
-            allocated = max(torch.cuda.max_memory_allocated(gpu) for gpu in self.gpus) - held
-            reserved = max(torch.cuda.max_memory_reserved(gpu) for gpu in self.gpus) - held
-            self.peaks.append((host, allocated, reserved))
-        else:
-            self.peaks.append((host - held, 0, 0))
+        allocated = max((torch.cuda.max_memory_allocated(gpu) - held[gpu] for gpu in self.gpus), default=0)
+        reserved = max((torch.cuda.max_memory_reserved(gpu) - held[gpu] for gpu in self.gpus), default=0)
+        self.peaks.append((host - held[CPU], allocated, reserved))
         self._reset()
 
     def peak(self) -> dict[str, int | None]:
@@ -407,6 +420,10 @@ def _save(trainer: Trainer, weights: dict[str, torch.Tensor], model_folder: Path
             (folder / path.name).write_bytes(path.read_bytes())
 
 
+#: How PyTorch, cuBLAS, NCCL and the CPU's allocator say it.
+OUT_OF_MEMORY = r"out of memory|ALLOC_FAILED|allocate memory"
+
+
 def _memory_asked(message: str) -> int | None:
     """Bytes named in PyTorch's out-of-memory messages, of the GPU's and of the CPU's allocator."""
     found = re.search(r"[Tt]ried to allocate ([\d.]+) ?(bytes|[KMGT]iB)?", message)
@@ -418,7 +435,6 @@ def _memory_asked(message: str) -> int | None:
 
 def main(argv: list[str]) -> int:
     """Run the job described in a file and leave `rank<r>.json` beside it; 3 if the run stopped with a result."""
-    process.die_with_parent()
     job_path = Path(argv[1])
     job = json.loads(job_path.read_text(encoding="utf-8"))
     rank = os.environ.get("RANK", "0")
@@ -429,9 +445,10 @@ def main(argv: list[str]) -> int:
     except UserError as error:
         outcome = {"status": "error", "reason": str(error)}
     except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
-        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in str(error):
+        lines = [line for line in str(error).splitlines() if re.search(OUT_OF_MEMORY, line)]
+        if not lines and not isinstance(error, torch.OutOfMemoryError | MemoryError):
             raise
-        reason = str(error).splitlines()[0] if str(error) else "out of host memory"
+        reason = lines[0] if lines else "out of host memory"
         outcome = {"status": "oom", "reason": reason, "oom_bytes": _memory_asked(str(error))}
     write_json(job_path.parent / f"rank{rank}.json", outcome)
     if outcome["status"] != "ok":

@@ -10,9 +10,12 @@ from __future__ import annotations
 import gc
 import sys
 
+from joulesweep import process
+
 
 def main() -> int:
     """Carry out the job file named on the command line; the exit code is that of `train.main`."""
+    process.die_with_parent()  # before the seconds of imports: torchrun's ranks lead process groups of their own
     gc.disable()
     from joulesweep import train
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import math
@@ -15,30 +16,35 @@ from snakemake_interface_common.exceptions import WorkflowError
 from joulesweep import config as config_module
 from joulesweep import digest
 from joulesweep.config import LocalSource
+from joulesweep.environment import resolve_accelerator
 from joulesweep.errors import UserError
 from joulesweep.grid import ExpandedGrid, dataset_key, dataset_source, expand, model_key, model_source
 from joulesweep.spec import RunSpec, canonical, short_hash, strip
 
 #: The charts of `joulesweep.charts.CHARTS`, named here so that parsing the Snakefile imports no altair.
-CHARTS = ("pareto", "speedup", "loss", "memory")
+CHARTS = ("pareto", "energy", "speedup", "loss", "memory")
 
 
-def load(raw: dict[str, Any], basedir: str) -> Sweep:
+def load(raw: dict[str, Any], workflow: Any) -> Sweep:  # noqa: ANN401 - Snakemake's Workflow
     """Validate the config that Snakemake read, and expand it.
 
     Also readies this process for the jobs it will start (see `_prepare_jobs`) and clears a dead workflow's lock.
 
     Args:
         raw: Snakemake's `config`.
-        basedir: the folder of the Snakefile.
+        workflow: Snakemake's `workflow`.
 
     Raises:
         WorkflowError: one line with the path of the mistake, what was allowed and the nearest name.
     """
-    _prepare_jobs(basedir)
-    clear_dead_lock(Path(".snakemake"))
+    _prepare_jobs(workflow.basedir)
+    if workflow.is_main_process:
+        clear_dead_lock(Path(".snakemake"))
     try:
-        return Sweep(config_module.validate(config_module.floats(raw)))
+        config = config_module.validate(config_module.floats(raw))
+        if config.hardware.accelerator == "auto" and not workflow.local_exec:
+            raise UserError("hardware.accelerator: auto looks at this machine, the jobs run elsewhere; say cpu or cuda")
+        return Sweep(config)
     except UserError as error:
         raise WorkflowError(str(error)) from None
 
@@ -60,7 +66,8 @@ def clear_dead_lock(folder: Path) -> bool:
     """Remove the lock of a workflow that was killed; leave that of a living one alone.
 
     Snakemake's lock files do not say whose they are. So every Joulesweep workflow also holds a kernel file lock,
-    which the kernel drops when the process ends, however it ends: whoever gets it knows that no other one lives.
+    which the kernel drops when the process ends, however it ends. All the living share it; whoever gets it alone
+    knows that no other one lives.
 
     Args:
         folder: the working directory's `.snakemake`.
@@ -68,19 +75,17 @@ def clear_dead_lock(folder: Path) -> bool:
     Returns:
         Whether a dead lock was removed.
     """
-    if _owned:
-        return False
     folder.mkdir(exist_ok=True)
     descriptor = os.open(folder / "joulesweep.lock", os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # somebody lives, or the file system has no locks: Snakemake's own lock decides
-        os.close(descriptor)
-        return False
     _owned.append(descriptor)
-    stale = list((folder / "locks").glob("*.lock"))
-    for path in stale:
-        path.unlink(missing_ok=True)
+    stale: list[Path] = []
+    with contextlib.suppress(OSError):  # somebody lives, or the file system has no locks: Snakemake's own decides
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        stale = list((folder / "locks").glob("*.lock"))
+        for path in stale:
+            path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
     return bool(stale)
 
 
@@ -112,6 +117,8 @@ class Sweep:
     """
 
     def __init__(self, config: config_module.SweepConfig) -> None:
+        found = {"accelerator": resolve_accelerator(config.hardware.accelerator)}  # once, for all that follows
+        config = config.model_copy(update={"hardware": config.hardware.model_copy(update=found)})
         self.config = config
         self.name = config.sweep
         self.folder = f"results/{config.sweep}"
@@ -128,6 +135,10 @@ class Sweep:
         """The validated config, as the manifest's script takes it."""
         return canonical(self.config.model_dump(mode="json"))
 
+    def runs_digest(self) -> str:
+        """A digest of the run ids: the manifest is written again when any of them changes."""
+        return short_hash(self.runs)
+
     def model_json(self, key: str) -> str:
         """Where the model of a key comes from, for its script."""
         return canonical(model_source(self.config.models[self._models[key]]))
@@ -143,22 +154,26 @@ class Sweep:
         A missing one is no input: the dry run of a config shows its plan before the data was downloaded.
         """
         name = (self._models if section == "models" else self._datasets)[key]
-        source = getattr(self.config, section)[name].source
-        paths = source.paths if isinstance(source, LocalSource) else []
-        return [str(path) for path in paths if path.exists()]
+        paths = [path for _, path in self._local(section, name)]
+        files = [sorted(path.iterdir()) if path.is_dir() else [path] for path in paths]
+        return [str(path) for some in files for path in some if path.is_file()]
 
     def missing_files(self) -> list[str]:
         """The user's own files that the grid needs and that are not there."""
         grid = self.config.grid
         named = [("models", name) for name in grid.model] + [("datasets", name) for name in grid.dataset]
-        sources = [(section, name, getattr(self.config, section)[name].source) for section, name in named]
         return [
-            f"{section}.{name}.source.local: {path}: no such file or folder"
-            for section, name, source in sources
-            if isinstance(source, LocalSource)
-            for path in source.paths
+            f"{section}.{name}.{key}.local: {path}: no such file or folder"
+            for section, name in named
+            for key, path in self._local(section, name)
             if not path.exists()
         ]
+
+    def _local(self, section: str, name: str) -> list[tuple[str, Path]]:
+        """The user's own files and folders behind a model or a data set, each with the key that names it."""
+        entry = getattr(self.config, section)[name]
+        sources = [("source", entry.source), ("tokenizer", getattr(entry, "tokenizer", None))]
+        return [(key, path) for key, source in sources if isinstance(source, LocalSource) for path in source.paths]
 
     def spec(self, run: str) -> RunSpec:
         """A run's spec."""
@@ -196,9 +211,7 @@ class Sweep:
         """
         spec = self.spec(run)
         needed = spec.devices * spec.threads_per_device
-        exclusive = self.config.measure.exclusive
-        alone = exclusive == "node" or (exclusive == "auto" and spec.accelerator == "cpu")
-        return max(needed, cores) if alone and cores else needed
+        return max(needed, cores) if self.config.measure.exclusive == "node" and cores else needed
 
     def runtime_min(self, run: str) -> int:
         """Minutes to ask a batch system for: the run's time limit and its start and scoring."""

@@ -15,7 +15,8 @@ rule grid:
         "../envs/reporting.yaml"
     params:
         config=sweep.config_json(),
-        code=digest.code_digest("grid", "spec", "config"),
+        code=digest.code_digest(*digest.GRID_CODE),
+        runs=sweep.runs_digest(),
     message:
         f"Write the grid of {len(sweep.runs)} runs"
     shell:
@@ -34,6 +35,7 @@ rule fetch_model:
         "../envs/training.yaml"
     params:
         source=lambda wildcards: sweep.model_json(wildcards.model),
+        code=digest.code_digest(*digest.MODEL_CODE),
     message:
         "Fetch model {wildcards.model}"
     shell:
@@ -53,6 +55,7 @@ rule fetch_dataset:
         "../envs/training.yaml"
     params:
         source=lambda wildcards: sweep.dataset_json(wildcards.dataset),
+        code=digest.code_digest(*digest.TEXT_CODE),
     message:
         "Fetch texts {wildcards.dataset}"
     shell:
@@ -72,6 +75,8 @@ rule tokenise:
         "resources/tokens/{dataset}/{model}.log",
     conda:
         "../envs/training.yaml"
+    params:
+        code=digest.code_digest(*digest.TOKEN_CODE),
     message:
         "Tokenise {wildcards.dataset} for {wildcards.model}"
     shell:

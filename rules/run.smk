@@ -26,7 +26,7 @@ rule train:
         f"{sweep.folder}/runs/{{run}}/run.log",
     conda:
         "../envs/training.yaml"
-    threads: lambda wildcards: sweep.threads(wildcards.run, workflow.cores)
+    threads: lambda wildcards: sweep.threads(wildcards.run, cores)
     resources:
         gpu=lambda wildcards: sweep.gpus(wildcards.run),
         runtime=lambda wildcards: sweep.runtime_min(wildcards.run),

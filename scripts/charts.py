@@ -1,11 +1,10 @@
 """Draw a sweep's charts, each as .svg and as .html that opens without network."""
 
 import argparse
-import sys
 from pathlib import Path
 
 from joulesweep import charts, tables
-from joulesweep.errors import UserError
+from scripts import run_script
 
 
 def main() -> None:
@@ -17,8 +16,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_script(main)

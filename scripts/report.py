@@ -1,11 +1,10 @@
 """Write a sweep's report: one HTML file."""
 
 import argparse
-import sys
 from pathlib import Path
 
 from joulesweep import aggregate, record, report, tables
-from joulesweep.errors import UserError
+from scripts import run_script
 
 
 def main() -> None:
@@ -19,8 +18,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_script(main)

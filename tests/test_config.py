@@ -134,7 +134,7 @@ MISTAKES = [
     ),
     (
         {"measure__exclusive": "nod"},
-        "measure.exclusive: unknown value 'nod'; allowed: auto, none, node (did you mean 'node'?)",
+        "measure.exclusive: unknown value 'nod'; allowed: none, node (did you mean 'node'?)",
     ),
     (
         {"hardware__accelerator": "gpu"},

@@ -9,7 +9,7 @@ import sys
 import pytest
 import tiny_run
 
-from joulesweep import grid
+from joulesweep import environment, grid
 from joulesweep.config import validate
 from joulesweep.errors import UserError
 from joulesweep.spec import run_id
@@ -82,12 +82,12 @@ def test_every_key_of_train_reaches_the_spec():
 
 def test_accelerator_auto_is_what_the_machine_has(monkeypatch):
     for found in ("cuda", "cpu"):
-        monkeypatch.setattr(grid, "probe_accelerator", lambda found=found: found)
+        monkeypatch.setattr(environment, "probe_accelerator", lambda found=found: found)
         assert set(points(expand(hardware__accelerator="auto"), "accelerator")) == {(found,)}
 
 
 def test_a_given_accelerator_is_not_probed(monkeypatch):
-    monkeypatch.setattr(grid, "probe_accelerator", lambda: pytest.fail("looked at this machine"))
+    monkeypatch.setattr(environment, "probe_accelerator", lambda: pytest.fail("looked at this machine"))
     assert set(points(expand(hardware__accelerator="cuda"), "accelerator")) == {("cuda",)}
 
 

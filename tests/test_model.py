@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import tiny_run
 import torch
@@ -115,3 +117,14 @@ def test_pickles_are_not_read(tmp_path):
     torch.manual_seed(0)
     found = torch.cat([p.detach().flatten() for p in build(tmp_path).parameters()])
     assert not torch.equal(found, torch.cat([p.detach().flatten() for p in model.parameters()]))
+
+
+def test_a_thread_computes_in_the_precision_of_the_run(inputs):
+    """As under DataParallel, whose threads do not inherit the dtype of an autocast around them."""
+    seen = []
+    model = MaskedLanguageModel(tiny_run.network(), "bf16-mixed")
+    model.model.cls.register_forward_hook(lambda module, given, logits: seen.append(logits.dtype))
+    thread = threading.Thread(target=model, args=inputs)
+    thread.start()
+    thread.join()
+    assert seen == [torch.bfloat16]

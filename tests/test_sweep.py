@@ -13,7 +13,7 @@ import pytest
 import tiny_run
 from snakemake_interface_common.exceptions import WorkflowError
 
-from joulesweep import digest, workflow
+from joulesweep import digest, environment, workflow
 from joulesweep.config import DatasetConfig, ModelConfig, validate
 from joulesweep.grid import expand
 from joulesweep.spec import from_mapping, run_id
@@ -30,6 +30,10 @@ def elsewhere(tmp_path, monkeypatch):
     yield
     for descriptor in owned:
         os.close(descriptor)
+
+
+#: What `load` asks of Snakemake's own object.
+SNAKEMAKE = SimpleNamespace(basedir="/base", is_main_process=True, local_exec=True)
 
 
 def sweep(**changes):
@@ -49,11 +53,11 @@ def test_a_sweep_knows_its_runs_and_folder():
 
 def test_loading_words_a_mistake_as_a_workflow_error():
     with pytest.raises(WorkflowError, match=r"^config: grid\.precision\[0\]: unknown precision 'fp16'; .*'fp16-mixed'"):
-        workflow.load(tiny_run.config(grid__precision=["fp16"]), "base")
+        workflow.load(tiny_run.config(grid__precision=["fp16"]), SNAKEMAKE)
 
 
 def test_loading_reads_numbers_as_numbers():
-    found = workflow.load(tiny_run.config(grid__lr=["1e-3"]), "base")
+    found = workflow.load(tiny_run.config(grid__lr=["1e-3"]), SNAKEMAKE)
     assert found.spec(only(found)).lr == 1e-3
 
 
@@ -61,7 +65,7 @@ def test_jobs_find_this_checkout_and_this_interpreter_first_and_once(monkeypatch
     monkeypatch.setenv("PATH", os.pathsep.join(["/somewhere", str(Path(sys.executable).parent)]))
     monkeypatch.setenv("PYTHONPATH", "")
     for _ in range(2):
-        workflow.load(tiny_run.config(), "/base")
+        workflow.load(tiny_run.config(), SNAKEMAKE)
         assert os.environ["PATH"].split(os.pathsep) == [str(Path(sys.executable).parent), "/somewhere"]
         assert os.environ["PYTHONPATH"] == "/base"
 
@@ -110,8 +114,9 @@ def test_only_files_that_are_there_are_inputs_and_missing_ones_are_named():
     ]
     Path("a.txt").write_text("x")
     Path("model").mkdir()
+    Path("model/config.json").write_text("{}")
     assert found.local_files("datasets", dataset) == ["a.txt"]
-    assert found.local_files("models", found.model(run)) == ["model"]
+    assert found.local_files("models", found.model(run)) == ["model/config.json"]
     assert found.missing_files() == ["datasets.texts.source.local: b.txt: no such file or folder"]
 
 
@@ -124,11 +129,11 @@ def test_sources_elsewhere_and_sections_that_the_grid_does_not_name_need_no_file
 @pytest.mark.parametrize(
     ("accelerator", "exclusive", "cores", "threads"),
     [
-        ("cpu", "auto", 8, 8),
+        ("cpu", "node", 8, 8),
         ("cpu", "none", 8, 6),
-        ("cpu", "auto", None, 6),
-        ("cpu", "auto", 2, 6),
-        ("cuda", "auto", 8, 6),
+        ("cpu", "node", None, 6),
+        ("cpu", "node", 2, 6),
+        ("cuda", "none", 8, 6),
         ("cuda", "node", 8, 8),
     ],
 )
@@ -220,7 +225,7 @@ def test_the_lock_of_a_living_workflow_is_left_alone(tmp_path):
         lock(folder)
         assert workflow.clear_dead_lock(folder) is False
         assert locks(folder) == ["0.input.lock", "0.output.lock"]
-        assert workflow._owned == []
+        os.close(workflow._owned.pop())  # as at the end of this process
         other.communicate("", timeout=30)
     assert workflow.clear_dead_lock(folder) is True  # and when that one has ended, it is dead
 
@@ -244,3 +249,23 @@ def test_a_claim_is_held_until_its_process_ends(tmp_path):
     with another_workflow(folder, then="pass") as other:  # it claims nothing, for this process lives
         other.wait()
     assert len(locks(folder)) == 2
+
+
+def test_auto_is_refused_where_the_jobs_run_elsewhere():
+    cluster = SimpleNamespace(basedir="/base", is_main_process=True, local_exec=False)
+    with pytest.raises(WorkflowError, match="accelerator: auto looks at this machine"):
+        workflow.load(tiny_run.config(hardware__accelerator="auto"), cluster)
+    assert workflow.load(tiny_run.config(hardware__accelerator="cuda"), cluster).gpus
+
+
+def test_auto_is_settled_before_the_manifest_is_asked_for(monkeypatch):
+    monkeypatch.setattr(environment, "probe_accelerator", lambda: "cuda")
+    found = sweep(hardware__accelerator="auto")
+    assert json.loads(found.config_json())["hardware"]["accelerator"] == "cuda"
+
+
+def test_a_local_tokenizer_is_an_input_too():
+    Path("words").mkdir()
+    Path("words/tokenizer.json").write_text("{}")
+    found = sweep(models__bert={"source": {"hub": "x"}, "tokenizer": {"local": "words"}})
+    assert found.local_files("models", found.model(only(found))) == ["words/tokenizer.json"]

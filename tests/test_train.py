@@ -423,9 +423,8 @@ def test_the_message_of_torchs_own_cpu_allocator_is_understood():
 
 
 @pytest.fixture
-def job(tmp_path, assets, monkeypatch):
+def job(tmp_path, assets):
     """Run `main` on a job; returns its exit code and what it left behind."""
-    monkeypatch.setattr(train.process, "die_with_parent", lambda: None)  # of this test's process
 
     def run_main(**changes):
         paths = {"model_folder": assets.model_folder, "tokens": assets.tokens, "folder": tmp_path}
@@ -466,6 +465,11 @@ def test_a_users_mistake_is_left_as_an_error(job):
             "DefaultCPUAllocator: can't allocate memory: you tried to allocate 64 bytes.",
             64,
         ),
+        (
+            RuntimeError("Caught it in replica 0\nCUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"),
+            "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate",
+            None,
+        ),
         (MemoryError(), "out of host memory", None),
     ],
 )
@@ -499,18 +503,19 @@ def test_peak_memory_leaves_out_the_copies_that_wait_to_be_scored(monkeypatch):
 
 @pytest.mark.parametrize(("num_gpus", "allocated"), [(1, 3000), (2, 5000)])
 def test_peak_memory_of_gpus_is_the_fullest_ones(monkeypatch, num_gpus, allocated):
-    first = torch.device("cuda", 0)
-    in_use = {first: 3000, 0: 3000, 1: 5000}
+    first, second = torch.device("cuda", 0), torch.device("cuda", 1)
+    in_use = {first: 3000, second: 5000}
     reset = []
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", reset.append)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", in_use.__getitem__)
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda gpu: 2 * in_use[gpu])
     memory = train._Memory(first, num_gpus)
     memory.note([])
+    monkeypatch.setattr(train, "_nbytes", lambda weights, device: 100 if device == first else 0)
     memory.note([{"weight": torch.ones(25)}])
     peak = memory.peak()
     assert (peak["gpu_allocated_bytes"], peak["gpu_reserved_bytes"]) == (allocated, 2 * allocated)
-    assert memory.peaks[1][1] == allocated - 100
+    assert memory.peaks[1][1] == {1: 2900, 2: 5000}[num_gpus], "copies lie on the first GPU alone"
     assert len(reset) == 3 * num_gpus
 
 
