@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import logging
 from dataclasses import dataclass
@@ -48,8 +47,7 @@ def tokenise(texts_file: Path, model_folder: Path) -> TokenSet:
         The tokens with their manifest: format, version, num_texts, num_tokens; num_without_tokens (texts that the
         tokenizer reduces to nothing; they stay, with no ids); vocab_size (highest id + 1); mask_id and pad_id (null
         where the tokenizer has none); prefix and suffix (ids that the model wants before and after each text);
-        special_ids; ordinary_ids ([first, one past the last] of the longest stretch of ids without a special one:
-        where random replacements are drawn from); sha256 of `ids` as little-endian int32.
+        special_ids; sha256 of `ids` as little-endian int32.
 
     Raises:
         UserError: no such files, texts without a single token, or a tokenizer that cannot be loaded.
@@ -138,16 +136,13 @@ def _encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:  # noqa: ANN40
 
 def _describe_tokenizer(tokenizer: Any, folder: Path) -> dict[str, Any]:  # noqa: ANN401
     prefix, suffix = _around(tokenizer, folder)
-    special = sorted(set(tokenizer.all_special_ids))
-    size = vocabulary_size(tokenizer)
     return {
-        "vocab_size": size,
+        "vocab_size": vocabulary_size(tokenizer),
         "mask_id": tokenizer.mask_token_id,
         "pad_id": tokenizer.pad_token_id,
         "prefix": prefix,
         "suffix": suffix,
-        "special_ids": special,
-        "ordinary_ids": _longest_stretch(special, size),
+        "special_ids": sorted(set(tokenizer.all_special_ids)),
     }
 
 
@@ -159,9 +154,3 @@ def _around(tokenizer: Any, folder: Path) -> tuple[list[int], list[int]]:  # noq
         if bare and whole[start : start + len(bare)] == bare:
             return whole[:start], whole[start + len(bare) :]
     raise UserError(f"{folder}: cannot tell which ids its tokenizer puts around a text")
-
-
-def _longest_stretch(special: list[int], size: int) -> list[int]:
-    edges = [-1, *special, size]
-    first, end = max(((low + 1, high) for low, high in itertools.pairwise(edges)), key=lambda s: s[1] - s[0])
-    return [first, end]

@@ -54,7 +54,6 @@ def test_manifest_describes_the_tokenizer(tmp_path, model):
         "prefix": [2],
         "suffix": [3],
         "special_ids": [0, 1, 2, 3, 4],
-        "ordinary_ids": [5, 11],
     }
 
 
@@ -78,7 +77,7 @@ def test_tokenizer_without_mask_or_surroundings(tmp_path):
     manifest = tokens.tokenise(texts_file(tmp_path / "t.jsonl", ["what is"]), folder).manifest
     assert (manifest["mask_id"], manifest["pad_id"]) == (None, None)
     assert (manifest["prefix"], manifest["suffix"]) == ([], [])
-    assert (manifest["special_ids"], manifest["ordinary_ids"]) == ([5], [0, 5])
+    assert manifest["special_ids"] == [5]
 
 
 def test_written_file_is_the_same_every_time(tmp_path, model):
