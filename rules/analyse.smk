@@ -28,7 +28,7 @@ rule aggregate:
         "Aggregate the records into tables"
     shell:
         "python -m scripts.aggregate --grid {input.grid:q} --runs {params.runs:q}"
-        " --output {params.output:q} {params.missing} 2> {log:q}"
+        " --output {params.output:q} {params.missing} 2>&1 | tee {log:q} >&2"
 
 
 rule charts:
@@ -56,7 +56,7 @@ rule charts:
         "Draw the charts"
     shell:
         "python -m scripts.charts --tables {params.tables:q}"
-        " --output {params.output:q} 2> {log:q}"
+        " --output {params.output:q} 2>&1 | tee {log:q} >&2"
 
 
 rule report:
@@ -81,7 +81,7 @@ rule report:
         "Write the report"
     shell:
         "python -m scripts.report --grid {input.grid:q} --tables {params.tables:q}"
-        " --output {output:q} 2> {log:q}"
+        " --output {output:q} 2>&1 | tee {log:q} >&2"
 
 
 use rule aggregate as aggregate_partial with:

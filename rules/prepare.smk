@@ -20,7 +20,7 @@ rule grid:
     message:
         f"Write the grid of {len(sweep.runs)} runs"
     shell:
-        "python -m scripts.grid --config {params.config:q} --output {output:q} 2> {log:q}"
+        "python -m scripts.grid --config {params.config:q} --output {output:q} 2>&1 | tee {log:q} >&2"
 
 
 rule fetch_model:
@@ -40,7 +40,7 @@ rule fetch_model:
         "Fetch model {wildcards.model}"
     shell:
         "python -m scripts.fetch_model --source {params.source:q} --folder {output.folder:q}"
-        " --manifest {output.manifest:q} 2> {log:q}"
+        " --manifest {output.manifest:q} 2>&1 | tee {log:q} >&2"
 
 
 rule fetch_dataset:
@@ -60,7 +60,7 @@ rule fetch_dataset:
         "Fetch texts {wildcards.dataset}"
     shell:
         "python -m scripts.fetch_dataset --source {params.source:q} --output {output.texts:q}"
-        " --manifest {output.manifest:q} 2> {log:q}"
+        " --manifest {output.manifest:q} 2>&1 | tee {log:q} >&2"
 
 
 rule tokenise:
@@ -81,4 +81,4 @@ rule tokenise:
         "Tokenise {wildcards.dataset} for {wildcards.model}"
     shell:
         "python -m scripts.tokenise --texts {input.texts:q} --model-folder {input.model_folder:q}"
-        " --output {output.tokens:q} --manifest {output.manifest:q} 2> {log:q}"
+        " --output {output.tokens:q} --manifest {output.manifest:q} 2>&1 | tee {log:q} >&2"

@@ -364,7 +364,7 @@ def test_a_corrupt_record_is_named_and_refused(sweep: Checkout) -> None:
     path = sweep.runs / victim / "record.json"
     before = path.read_text(encoding="utf-8")
     path.write_text(before[: len(before) // 2], encoding="utf-8")
-    done = sweep.snakemake("--show-failed-logs", "--forcerun", "aggregate")
+    done = sweep.snakemake("--quiet", "all", "--forcerun", "aggregate")
     assert done.returncode != 0
     assert f"error: results/tiny/runs/{victim}/record.json: corrupt run record" in done.stdout + done.stderr
     path.write_text(before, encoding="utf-8")
@@ -434,3 +434,16 @@ def test_the_vizwiz_config_runs_on_an_official_annotation_file(sweep: Checkout, 
         next((sweep.folder / "resources" / "datasets").glob("vizwiz-*.json")).read_text(encoding="utf-8")
     )
     assert texts["num_unique"] == 1972
+
+
+def test_a_bad_data_file_is_one_line_even_where_snakemake_is_quiet(sweep: Checkout) -> None:
+    sweep.config["datasets"]["words"]["field"] = "texts"
+    sweep.write_config()
+    done = sweep.snakemake("--quiet", "all")
+    assert done.returncode != 0
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "data/texts.jsonl" in line
+    assert "'texts'" in line
+    assert "did you mean 'text'?" in line
+    assert "Traceback" not in done.stderr
+    assert len(list((sweep.folder / "resources" / "datasets").glob("words-*.jsonl"))) == 1, "only the good one"
