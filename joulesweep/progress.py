@@ -36,7 +36,7 @@ def _num_finished(grid: dict[str, Any], runs_folder: Path) -> int:
 
 
 def _joules(record: dict[str, Any], grid: dict[str, Any]) -> str | None:
-    """Measured joules (of every GPU, or of the CPU), else estimated ones if the config asks for them, else nothing."""
+    """The joules that were read, else estimated ones if the config asks for them, else nothing."""
     energy = record["measurement"]["energy"]
     rows = [row["energy_j"] for row in energy if row["status"] in ("measured", "integrated")]
     if rows:

@@ -95,7 +95,7 @@ def train(spec: RunSpec, model_folder: Path, tokens: Path, folder: Path) -> dict
         folder: the run's folder; a kept model is saved in its `model/`.
 
     Returns:
-        status "ok", measurement, epochs, quality and steps (the last two on rank 0 only).
+        status "ok", measurement, epochs (scored on rank 0 only), losses (one per step) and num_train_texts.
 
     Raises:
         Stop: the run is a result, but not a training.
