@@ -1,14 +1,15 @@
 # make sweep   the embedded default sweep, to results/default/report.html
 # make test    the whole test suite
+# make truth   joules of twenty runs against the known truth of fake boards, at two ticks: minutes
 # make lint    every check of style, types and rules
-# All three make the environment first, when it is missing or stale.
+# All make the environment first, when it is missing or stale.
 
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: sweep test lint format environment schema clean
+.PHONY: sweep test truth lint format environment schema clean
 .DEFAULT_GOAL := sweep
 
 environment: $(VENV)/.ready
@@ -26,6 +27,9 @@ sweep: environment
 
 test: environment
 	@OMP_NUM_THREADS=1 pytest --numprocesses 2 --dist loadfile --cov --cov-report term:skip-covered --cov-fail-under 90
+
+truth: environment
+	@OMP_NUM_THREADS=1 pytest tests/test_truth.py --long -rP
 
 lint: environment
 	ruff check .

@@ -18,7 +18,14 @@ if "grid" not in config:
 
 
 from joulesweep import digest
-from joulesweep.workflow import CHARTS, input_folder, load, output_folder, runs_folder
+from joulesweep.workflow import (
+    CHARTS,
+    anchors_folder,
+    input_folder,
+    load,
+    output_folder,
+    runs_folder,
+)
 
 sweep = load(config, workflow)
 cores = (
@@ -28,6 +35,7 @@ cores = (
 
 wildcard_constraints:
     run="[a-z0-9._-]+",
+    day="[0-9-]+",
     model="[a-z0-9._-]+",
     dataset="[a-z0-9._-]+",
 

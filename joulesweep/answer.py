@@ -1,8 +1,8 @@
 """Which configuration to use, by a stated rule, and the comparisons that say how sure that is.
 
 The rule: of the configurations whose validation loss is within `MARGIN` of the lowest (upper end of the paired 95 %
-interval), the one that costs least: measured joules where every configuration has them, else seconds. Estimated joules
-take no part.
+interval), the one that costs least: joules where every configuration has measured ones of the same devices, else
+seconds. Integrated and estimated joules take no part.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 import polars as pl
 
-from joulesweep.cells import finished, paired_values, panels
+from joulesweep.cells import finished, paired_values, panels, unranked
 from joulesweep.stats import NO_DIFFERENCE, Ratio, paired_ratio
 from joulesweep.tables import Tables
 
@@ -49,6 +49,7 @@ class Answer:
         panel: which model, data set and environment; empty where the sweep has one of each.
         chosen: the row of the cells table.
         by: "energy_j" or "window_s": what was least.
+        unranked: why it was not joules; None if it was.
         ties: names of the others within the margin whose cost is not shown to differ from the chosen one's.
         num_within: configurations within the margin of the lowest loss.
         num_cells: configurations that finished.
@@ -58,6 +59,7 @@ class Answer:
     panel: str
     chosen: dict[str, Any]
     by: str
+    unranked: str | None
     ties: list[str]
     num_within: int
     num_cells: int
@@ -70,7 +72,8 @@ def answers(tables: Tables) -> list[Answer]:
 
 
 def _answer(runs: pl.DataFrame, panel: str, cells: pl.DataFrame) -> Answer:
-    by = "energy_j" if cells["energy_j_mean"].null_count() == 0 else "window_s"
+    reason = unranked(cells)
+    by = "window_s" if reason else "energy_j"
     complete = cells.filter(pl.col("num_ok") == pl.col("num_runs"))
     rows = (complete if len(complete) else cells).to_dicts()  # what diverged or ran out of memory is no advice
     lowest = min(rows, key=lambda row: row["validation_loss_mean"])
@@ -89,6 +92,7 @@ def _answer(runs: pl.DataFrame, panel: str, cells: pl.DataFrame) -> Answer:
         panel=panel,
         chosen=chosen,
         by=by,
+        unranked=reason,
         ties=[name for name, ratio in costs.items() if ratio is None or ratio.verdict != "higher"],
         num_within=len(within),
         num_cells=len(rows),
@@ -110,8 +114,15 @@ def compare(runs: pl.DataFrame, a: dict[str, Any], b: dict[str, Any]) -> list[Co
         a: a row of the cells table.
         b: another.
     """
-    found = [(_ratio(runs, a, b, column), words, name) for column, words, name in COMPARED]
+    columns = [compared for compared in COMPARED if compared[0] != "energy_j" or _same_joules(a, b)]
+    found = [(_ratio(runs, a, b, column), words, name) for column, words, name in columns]
     return [_comparison(ratio, words, name) for ratio, words, name in found if ratio is not None]
+
+
+def _same_joules(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    """Whether both have measured joules of the same devices."""
+    measured = all(row["energy_j_mean"] is not None and row["energy_status"] == "measured" for row in (a, b))
+    return measured and a["energy_scope"] == b["energy_scope"]
 
 
 def _ratio(runs: pl.DataFrame, a: dict[str, Any], b: dict[str, Any], quantity: str) -> Ratio | None:

@@ -8,6 +8,7 @@ from typing import Any
 import polars as pl
 
 from joulesweep import tables
+from joulesweep.energy import joined
 from joulesweep.stats import mean_interval, paired_ratio
 
 
@@ -28,25 +29,54 @@ def tabulate(runs: pl.DataFrame, axes: dict[str, Any]) -> pl.DataFrame:
             first = group.row(0, named=True)
             row = {key: first[key] for key in tables.IDENTITY}
             row |= {"environment": first["environment"] if groups else None, "statuses": statuses, "num_runs": num_runs}
-            rows.append({**row, "num_ok": group.height if groups else 0, **_means(group)})
+            rows.append({**row, "num_ok": group.height if groups else 0, **_energy(group), **_means(group)})
     _compare(rows, runs, axes)
     return tables.frame(rows, tables.CELLS)
 
 
+def _energy(group: pl.DataFrame) -> dict[str, Any]:
+    """Which kind of joules the repeats of a cell have (several, if they differ), and what was flagged."""
+    flagged = group.drop_nulls("flags")
+    return {
+        "energy_scope": joined(group["energy_scope"]),
+        "energy_status": joined(group["energy_status"]),
+        "num_flagged": flagged.height,
+        "flags": joined(flag for flags in flagged["flags"] for flag in flags.split(", ")),
+    }
+
+
 def _means(group: pl.DataFrame) -> dict[str, float | None]:
-    """Means over the repeats of a cell; null unless every repeat has the number, in the same energy scope."""
+    """Means over the repeats of a cell; null unless every repeat has the number, joules of one scope and status."""
     row: dict[str, float | None] = {}
+    one_kind = group.select("energy_scope", "energy_status").n_unique() == 1
     for quantity in tables.QUANTITIES:
         values = group[quantity].to_list()
-        mixed = quantity == "energy_j" and group["energy_scope"].n_unique() > 1
-        if None in values or mixed:
+        if None in values or (quantity in tables.FROM_ENERGY and not one_kind):
             continue
         found = mean_interval(values)
         row |= {f"{quantity}_mean": found.mean, f"{quantity}_low": found.low, f"{quantity}_high": found.high}
-    for column in tables.ESTIMATED:  # the method's range, not a confidence interval
+    for column in (*tables.ESTIMATED, "estimated_co2e_g"):  # the method's range, not a confidence interval
         if group[column].null_count() == 0:
             row[column] = mean_interval(group[column].to_list()).mean
     return row
+
+
+def unranked(cells: pl.DataFrame) -> str | None:
+    """Why finished cells are not ranked by their joules; None if they may be: all measured, in one scope.
+
+    Args:
+        cells: finished cells of one panel.
+    """
+    known = cells.drop_nulls("energy_j_mean")
+    if known.is_empty():
+        return "energy was not measured"
+    if known.height < cells.height:
+        return f"joules are known of {known.height} of {cells.height} configurations"
+    for column, word in (("energy_status", "statuses"), ("energy_scope", "scopes")):
+        values = known[column].unique(maintain_order=True).to_list()
+        if len(values) > 1:
+            return f"joules of different {word} are not ranked together: {', '.join(values)}"
+    return None if known["energy_status"][0] == "measured" else "energy was integrated from power readings, not counted"
 
 
 def _compare(rows: list[dict[str, Any]], runs: pl.DataFrame, axes: dict[str, Any]) -> None:

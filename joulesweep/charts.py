@@ -1,7 +1,7 @@
-"""The charts of a sweep, made from its tables.
+"""The charts of a sweep, made from its tables; those over time are in `joulesweep.curves`.
 
-Measured numbers are filled; estimated ones are hollow or dashed, say so in axis title and legend, and are never
-ranked.
+Measured numbers are filled, integrated ones paler; estimated ones are hollow or dashed. The axis says which, and of
+which devices. Only measured joules of the same devices are ranked.
 """
 
 from __future__ import annotations
@@ -13,52 +13,58 @@ from typing import Any
 import altair as alt
 import polars as pl
 
-from joulesweep import theme
-from joulesweep.cells import finished, front, panels
+from joulesweep import curves, theme
+from joulesweep.cells import finished, front, panels, unranked
 from joulesweep.tables import Tables
-from joulesweep.theme import Chart, styled, tooltip, values
+from joulesweep.theme import LOSS, Chart, empty, styled, tooltip, values
 
 LOSS_MEAN = "validation_loss_mean"
 POINT = f"name setup batch batch_size batch_size_scope status num_ok cost cost_low cost_high {LOSS_MEAN}"
 POINT += " validation_loss_low validation_loss_high"
-CURVE = "run name setup batch status epoch cost loss mean_cost mean_loss"
-MAX_THIN = 500  # runs: more thin lines than that are a smear, and megabytes
-LOSS = "Validation loss (nats)"
 GIB = 2**30
+NO_INTERVAL = "One repeat: no interval."
 MAX_NAMED = 14  # of a front: more would run off the chart; the report's table has all
 
-ENERGY = {"value": "energy_j_mean", "low": "energy_j_low", "high": "energy_j_high"}
-ESTIMATED_ENERGY = {
-    "value": "estimated_energy_j",
-    "low": "estimated_energy_low_j",
-    "high": "estimated_energy_high_j",
-}
+TIME = "window_s_mean window_s_low window_s_high"
+ENERGY = "energy_j_mean energy_j_low energy_j_high"
+ESTIMATED_ENERGY = "estimated_energy_j estimated_energy_low_j estimated_energy_high_j"
 
 
 def pareto(tables: Tables) -> Chart:
     """What a run costs against the loss it reaches, with the Pareto front where the cost was measured."""
     cells = finished(tables.cells, "validation_loss_mean")
     if cells.is_empty():
-        return _empty(tables, "Cost against quality")
+        return empty(tables, "Cost against quality")
     note = "Black line: the Pareto front, beaten by no other configuration in both. "
-    note += (
-        "Bars: 95 % interval over repeats, cut at the frame."
-        if cells["window_s_low"].count()
-        else "One repeat: no interval."
-    )
-    if cells["energy_j_mean"].null_count() == 0:
-        chart = _costs(tables, cells, "energy_j_mean energy_j_low energy_j_high", "Energy of a run (J), measured")
+    note += "Bars: 95 % interval over repeats, cut at the frame." if cells["window_s_low"].count() else NO_INTERVAL
+    why = next(filter(None, (unranked(part) for _, part in panels(cells))), None)
+    if why is None:
+        chart = _costs(tables, cells, ENERGY, joules_title(cells))
         return styled(chart, "Energy against quality", [note])
-    estimated = cells["estimated_energy_j"].null_count() == 0
+    known = cells["energy_j_mean"].count() > 0
+    estimated = not known and cells["estimated_energy_j"].null_count() == 0
     statuses = theme.STATUSES if estimated else theme.STATUSES[:1]
-    time = "window_s_mean window_s_low window_s_high"
-    charts, notes = [_costs(tables, cells, time, "Time of a run (s)", statuses)], [note]
+    charts, notes = [_costs(tables, cells, TIME, "Time of a run (s)", statuses)], [note]
+    if known:
+        notes.append(f"The front is over time: {why}.")
+    if known and _one_kind(cells):
+        charts.append(_costs(tables, cells, ENERGY, joules_title(cells), status=cells["energy_status"][0]))
     if estimated:
-        columns = "estimated_energy_j estimated_energy_low_j estimated_energy_high_j"
         title = "Estimated energy of a run (J), not measured"
-        charts.append(_costs(tables, cells, columns, title, statuses, status="estimated"))
+        charts.append(_costs(tables, cells, ESTIMATED_ENERGY, title, statuses, status="estimated"))
         notes.append("Hollow: joules estimated from CPU-seconds, dashed over their range. Not ranked: no front.")
-    return styled(alt.vconcat(*charts, spacing=28), "Time against quality; energy was not measured", notes)
+    title = "Time against quality" + ("" if known else "; energy was not measured")
+    return styled(alt.vconcat(*charts, spacing=28), title, notes)
+
+
+def joules_title(cells: pl.DataFrame) -> str:
+    """Axis title of joules that all have one status and scope."""
+    return f"Energy of a run (J), {cells['energy_status'][0]}, scope {cells['energy_scope'][0]}"
+
+
+def _one_kind(cells: pl.DataFrame) -> bool:
+    known = cells.drop_nulls("energy_j_mean")
+    return known.height == cells.height and known.select("energy_status", "energy_scope").n_unique() == 1
 
 
 def speedup(tables: Tables) -> Chart:
@@ -66,7 +72,7 @@ def speedup(tables: Tables) -> Chart:
     cells = finished(tables.cells, "speedup").filter(~pl.col("is_baseline"))
     if cells.is_empty():
         lonely = "no second strategy or precision finished beside the baseline"
-        return _empty(tables, "Speed-up", lonely if tables.cells["num_ok"].sum() else None)
+        return empty(tables, "Speed-up", lonely if tables.cells["num_ok"].sum() else None)
     cells = cells.rename({"speedup": "value", "speedup_low": "low", "speedup_high": "high"})
     x = alt.X("value:Q").title("Speed-up: texts per second ÷ those of the baseline").scale(zero=False, padding=12)
     line = alt.Chart(alt.InlineData(values=[{}])).mark_rule(color=theme.INK, strokeDash=[4, 3]).encode(x=alt.datum(1))
@@ -86,7 +92,7 @@ def memory(tables: Tables) -> Chart:
     quantity = "peak_host_rss_bytes" if gpu.is_empty() else "peak_gpu_allocated_bytes"
     cells = finished(tables.cells, f"{quantity}_mean")
     if cells.is_empty():
-        return _empty(tables, "Peak memory")
+        return empty(tables, "Peak memory")
     ends = {"value": "mean", "low": "low", "high": "high"}
     cells = cells.with_columns((pl.col(f"{quantity}_{end}") / GIB).alias(name) for name, end in ends.items())
     what = "host memory of all processes" if gpu.is_empty() else "GPU memory allocated by PyTorch"
@@ -94,60 +100,73 @@ def memory(tables: Tables) -> Chart:
     bars = bars.encode(x=alt.X("value:Q").title(f"Peak {what} (GiB)"), tooltip=tooltip("value=Peak (GiB)"))
     whiskers = alt.Chart().mark_rule(strokeWidth=1.5)
     chart = _by_batch_size(tables, cells, [], bars, whiskers, whisker_colour=alt.value(theme.INK))
-    notes = ["Mean over repeats. Dark lines: 95 % interval." if cells["low"].count() else "One repeat: no interval."]
+    notes = ["Mean over repeats. Dark lines: 95 % interval." if cells["low"].count() else NO_INTERVAL]
     out = tables.cells.filter(pl.col("statuses").str.contains("oom"))["name"].unique(maintain_order=True).to_list()
     if out:
-        notes.append(f"Out of memory: {', '.join(out[:3])}" + (f" and {len(out) - 3} more" if len(out) > 3 else ""))
+        notes.append(f"Out of memory: {_some(out)}")
     return styled(chart, f"Peak {what}", notes)
 
 
 def energy(tables: Tables) -> Chart:
-    """Joules of a run: full bars where they were measured, hatched ones where they are estimated."""
+    """Joules of a run: full bars measured, pale ones integrated, each kind and scope apart; hatched ones estimated."""
     cells = finished(tables.cells, "window_s_mean")
-    measured = bool(len(cells)) and cells["energy_j_mean"].null_count() == 0
-    if not measured and (cells.is_empty() or cells["estimated_energy_j"].null_count()):
-        return _empty(tables, "Energy of a run", "energy was not measured, and not estimated" if len(cells) else None)
-    columns = ENERGY if measured else ESTIMATED_ENERGY
-    cells = cells.with_columns(pl.col(column).alias(name) for name, column in columns.items())
-    look = {"opacity": 0.8} if measured else {"filled": False, "fill": theme.HATCH, "strokeWidth": 1.5}
-    x = alt.X("value:Q").title(
-        "Energy of a run (J), measured" if measured else "Estimated energy of a run (J), not measured"
-    )
-    bars = alt.Chart().mark_bar(height=13, **look).encode(x=x, tooltip=tooltip("value=Energy (J)"))
-    whiskers = alt.Chart().mark_rule(strokeWidth=1.5, strokeDash=[1, 0] if measured else [4, 3])
-    chart = _by_batch_size(tables, cells, [], bars, whiskers, whisker_colour=alt.value(theme.INK))
-    if measured:
-        note = "Mean over repeats. Dark lines: 95 % interval." if cells["low"].count() else "One repeat: no interval."
-        return styled(chart, "Energy of a run", [note])
+    known = cells.drop_nulls("energy_j_mean")
+    if known.is_empty():
+        return _estimated_energy(tables, cells)
+    parts = [part for _, part in known.group_by("energy_status", "energy_scope", maintain_order=True)]
+    notes = ["Mean over repeats. Dark lines: 95 % interval." if known["energy_j_low"].count() else NO_INTERVAL]
+    notes[0] += " White tick: net of idle power." if known["net_energy_j_mean"].count() else ""
+    if "integrated" in known["energy_status"]:
+        notes.append("Pale: integrated from power readings, since the board has no energy counter.")
+    without = cells.filter(pl.col("energy_j_mean").is_null())["name"].unique(maintain_order=True).to_list()
+    notes += [f"Without joules: {_some(without)}"] if without else []
+    return styled(alt.vconcat(*(_joules(tables, part) for part in parts), spacing=28), "Energy of a run", notes)
+
+
+def _joules(tables: Tables, cells: pl.DataFrame) -> Chart:
+    """Bars of cells whose joules have one status and scope."""
+    x = alt.X("value:Q").title(joules_title(cells))
+    nets = cells["net_energy_j_mean"].count() > 0
+    numbers = tooltip("value=Energy (J)", *(["net=Net of idle (J)"] if nets else []))
+    opacity = 0.8 if cells["energy_status"][0] == "measured" else 0.4
+    bars = alt.Chart().mark_bar(height=13, opacity=opacity).encode(x=x, tooltip=numbers)
+    net = alt.Chart().mark_tick(thickness=2, size=11, color="white").encode(x="net:Q")
+    above = [net.transform_filter("isValid(datum.net)")] if nets else []
+    cells = _renamed(cells, ENERGY).with_columns(net=pl.col("net_energy_j_mean"))
+    whiskers = alt.Chart().mark_rule(strokeWidth=1.5)
+    return _by_batch_size(tables, cells, [], bars, whiskers, alt.value(theme.INK), above)
+
+
+def _estimated_energy(tables: Tables, cells: pl.DataFrame) -> Chart:
+    """Hatched bars of estimated joules, if every cell has them."""
+    if cells.is_empty() or cells["estimated_energy_j"].null_count():
+        return empty(tables, "Energy of a run", "energy was not measured, and not estimated" if len(cells) else None)
+    x = alt.X("value:Q").title("Estimated energy of a run (J), not measured")
+    bars = alt.Chart().mark_bar(height=13, filled=False, fill=theme.HATCH, strokeWidth=1.5)
+    bars = bars.encode(x=x, tooltip=tooltip("value=Energy (J)"))
+    whiskers = alt.Chart().mark_rule(strokeWidth=1.5, strokeDash=[4, 3])
+    chart = _by_batch_size(tables, _renamed(cells, ESTIMATED_ENERGY), [], bars, whiskers, alt.value(theme.INK))
     note = "Hatched: estimated from CPU-seconds, dashed over the range of the estimate. A guess, not a measurement."
     return styled(chart, "Energy of a run, estimated", [note])
 
 
-def loss(tables: Tables) -> Chart:
-    """How the validation loss falls with seconds, and with estimated joules where there are any."""
-    epochs = tables.epochs
-    if epochs.is_empty():
-        return _empty(tables, "Validation loss while training")
-    measured = finished(tables.cells, "window_s_mean")["energy_j_mean"].null_count() == 0
-    estimated = not measured and epochs["estimated_energy_j"].null_count() == 0
-    statuses = theme.STATUSES if estimated else theme.STATUSES[:1]
-    curves = [_curves(tables, "elapsed_s", "Time (s)", statuses, "measured")]
-    notes = ["Thick: mean over repeats after each epoch, from the untrained model on. "]
-    notes[0] += "Single runs are too many to draw." if epochs["run"].n_unique() > MAX_THIN else "Thin: single runs."
-    if estimated:
-        title = "Estimated energy (J), not measured"
-        curves.append(_curves(tables, "estimated_energy_j", title, statuses, "estimated"))
-        notes.append("Dashed, hollow: against joules estimated from CPU-seconds.")
-    notes.append("Horizontal scales differ between batch sizes." if epochs["batch"].n_unique() > 1 else "")
-    return styled(alt.vconcat(*curves, spacing=28), "Validation loss while training", filter(None, notes))
+def _renamed(cells: pl.DataFrame, columns: str) -> pl.DataFrame:
+    """Three columns of the cells as value, low and high."""
+    names = dict(zip(columns.split(), ("value", "low", "high"), strict=True))
+    return cells.with_columns(pl.col(column).alias(name) for column, name in names.items())
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 CHARTS: dict[str, Callable[[Tables], Chart]] = {
     "pareto": pareto,
     "energy": energy,
     "speedup": speedup,
-    "loss": loss,
+    "loss": curves.loss,
     "memory": memory,
+    "power": curves.power,
 }
 
 
@@ -171,10 +190,11 @@ def _costs(
 ) -> Chart:
     """One scatter per panel: cost across, loss up; the front and its key only where the cost is measured."""
     names = dict(zip(columns.split(), ("cost", "cost_low", "cost_high"), strict=True))
-    cells = cells.rename(names).with_columns(status=pl.lit(status))
+    cells = cells.with_columns(pl.col(column).alias(name) for column, name in names.items())
+    cells = cells.with_columns(status=pl.lit(status))
     rows = []
     for name, part in panels(cells):
-        losses = [part["validation_loss_low"], part["validation_loss_high"]] if status == "measured" else []
+        losses = [part["validation_loss_low"], part["validation_loss_high"]] if status != "estimated" else []
         across = theme.reach(part["cost"], part["cost_low"], part["cost_high"])
         x = alt.X("cost:Q").title(title).scale(across).axis(theme.si(cells["cost"]))
         y = alt.Y("validation_loss_mean:Q").title(LOSS).scale(theme.reach(part[LOSS_MEAN], *losses))
@@ -245,17 +265,17 @@ def _by_batch_size(
     marks: Chart,
     whiskers: Chart,
     whisker_colour: object = None,
+    above: Sequence[Chart] = (),
 ) -> Chart:
     """One line per configuration, those of one batch size together; the columns value, low and high are drawn."""
     colour = alt.Color("setup:N").scale(theme.setup_scale(tables.cells)).legend(None)
     intervals = whiskers.transform_filter("isValid(datum.low)").encode(x="low:Q", x2="high:Q")
-    layers = [marks.encode(color=colour), intervals.encode(color=whisker_colour or colour)]
+    layers = [marks.encode(color=colour), *above, intervals.encode(color=whisker_colour or colour)]
+    columns = "name setup value low high" + (" net" if "net" in cells.columns else "")
     rows = []
     for name, part in panels(cells):
         y = alt.Y("name:N").title(None).scale(domain=_grouped(part)).axis(ticks=False, domain=False, labelPadding=6)
-        drawn = alt.layer(
-            *below, *(layer.encode(y=y) for layer in layers), data=values(part, "name setup value low high")
-        )
+        drawn = alt.layer(*below, *(layer.encode(y=y) for layer in layers), data=values(part, columns))
         rows.append(drawn.properties(width=600, height=alt.Step(19), title=theme.panel_title(name)))
     return alt.vconcat(*rows)
 
@@ -267,42 +287,3 @@ def _grouped(cells: pl.DataFrame) -> list[str]:
         names += [" " * i] if i else []
         names += cells.filter(pl.col("batch") == batch)["name"].to_list()
     return names
-
-
-def _curves(tables: Tables, across: str, title: str, statuses: Sequence[str], status: str) -> Chart:
-    """Loss against a cumulative cost: thin lines for runs, a thick one for their mean, apart by batch size."""
-    groups = ("cell", "environment", "epoch")
-    epochs = tables.epochs.rename({across: "cost", "validation_loss": "loss"}).with_columns(status=pl.lit(status))
-    epochs = epochs.with_columns(pl.col("cost", "loss").mean().over(groups).name.prefix("mean_"))
-    x, mean_x = (alt.X(f"{column}:Q").title(title).axis(theme.si(epochs["cost"])) for column in ("cost", "mean_cost"))
-    y, mean_y = (alt.Y(f"{column}:Q").title(LOSS).scale(zero=False) for column in ("loss", "mean_loss"))
-    colour = alt.Color("setup:N").scale(theme.setup_scale(tables.cells)).title("Configuration")
-    many = epochs["run"].n_unique() > MAX_THIN
-    if many:
-        epochs = epochs.unique(groups, keep="first", maintain_order=True)
-    base = alt.Chart().encode(color=colour, detail="run:N")
-    mean = base.encode(x=mean_x, y=mean_y)  # every run of a cell draws the same mean
-    numbers = tooltip("epoch=Epoch", f"mean_cost={title}", "mean_loss=Validation loss")
-    layers = [
-        *([] if many else [base.mark_line(strokeWidth=0.8, opacity=0.35).encode(x=x, y=y)]),
-        mean.mark_line(strokeWidth=2, opacity=1).encode(strokeDash=theme.dash(statuses)),
-        mean.mark_point(size=26, strokeWidth=1.5, opacity=1, filled=status == "measured").encode(tooltip=numbers),
-    ]
-    facet = alt.Facet("batch:N").sort(theme.batch_order(epochs)).title("Batch size")
-    return alt.vconcat(
-        *(
-            alt.layer(*layers, data=values(part, CURVE))
-            .properties(width=330 if part["batch"].n_unique() <= 2 else 240, height=210)
-            .facet(facet, columns=3, title=theme.panel_title(name))
-            .resolve_scale(x="independent")
-            for name, part in panels(epochs)
-        )
-    )
-
-
-def _empty(tables: Tables, title: str, reason: str | None = None) -> Chart:
-    """A chart that says why there is nothing to draw."""
-    counts = tables.runs["status"].value_counts(sort=True).rows()
-    reason = reason or "no run finished: " + ", ".join(f"{n} {status}" for status, n in counts)
-    text = alt.Chart(alt.InlineData(values=[{"text": reason}])).mark_text(fontSize=13).encode(text="text:N")
-    return styled(text.properties(width=480, height=100), title, ["Nothing to draw."])

@@ -1,4 +1,4 @@
-"""The command `joulesweep`: check a config, list its runs, repeat one by hand, write the schema."""
+"""The command `joulesweep`: check a config, list its runs, repeat one by hand, examine the machine."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from joulesweep import config as config_module
-from joulesweep import digest
+from joulesweep import digest, doctor
 from joulesweep.errors import UserError, one_of
 from joulesweep.grid import dataset_key, expand, manifest, model_key
 from joulesweep.launch import RunFailed, launch
@@ -41,6 +41,9 @@ def _parser() -> argparse.ArgumentParser:
     run.set_defaults(work=_run)
     for command in (check, runs, run):
         command.add_argument("--configfile", type=Path, default=DEFAULT, help=f"default: {DEFAULT}")
+    look = commands.add_parser("doctor", help="say what can be measured on this machine, and what not")
+    look.add_argument("--json", action="store_true", help="as JSON")
+    look.set_defaults(work=_doctor)
     schema = commands.add_parser("schema", help="write the JSON schema of a config")
     schema.add_argument("output", type=Path)
     schema.set_defaults(work=_schema)
@@ -71,7 +74,8 @@ def _run(args: argparse.Namespace) -> int:
     (folder / "record.json").unlink(missing_ok=True)
     paths = {"model_folder": model_folder, "tokens": tokens, "folder": folder}
     try:
-        record = launch(spec, digest.run_digest(spec), **paths, log=None, with_snakemake=False)
+        code, exclusive = digest.run_digest(spec), str(config.measure.resolved(spec.accelerator).exclusive)
+        record = launch(spec, code, **paths, log=None, exclusive=exclusive, with_snakemake=False)
     except RunFailed as failure:
         print(f"FAILED {args.run_id}: {failure}", file=sys.stderr)
         return 1
@@ -91,6 +95,12 @@ def _prepared(spec: RunSpec, configfile: Path) -> tuple[Path, Path]:
     if not folder.is_dir() or not tokens.exists():
         raise UserError(f"{tokens}: not prepared yet; first: snakemake --cores 2 --configfile {configfile} {tokens}")
     return folder, tokens
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    report = doctor.examine()
+    print(json.dumps(report, indent=1, ensure_ascii=False) if args.json else doctor.screen(report))
+    return 0
 
 
 def _schema(args: argparse.Namespace) -> int:

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
-from joulesweep import methods
+from joulesweep import footprint, methods
 from joulesweep.errors import UserError, one_of
 from joulesweep.precision import PRECISIONS
 from joulesweep.strategy import STRATEGIES
@@ -200,14 +200,68 @@ class Train(Section):
         return self
 
 
+Seconds = Annotated[float, Field(ge=0)]
+
+
 class Measure(Section):
-    """How runs are measured."""
+    """How runs are measured. What is null takes the value that suits the machine: see `on_gpus`."""
 
     warmup_steps: Annotated[int, Field(ge=0, description="steps before the window, undone before training")] = 2
     exclusive: Annotated[
-        Literal["none", "node"],
-        Field(description="node: one measured run at a time on the machine; none: as many as cores and GPUs allow"),
-    ] = "node"
+        Literal["gpu", "node", "none"] | None,
+        Field(
+            description="gpu: each run has its GPUs to itself; node: one measured run at a time on the machine; "
+            "none: as many as cores and GPUs allow; null: gpu where runs use GPUs, node on the CPU"
+        ),
+    ] = None
+    gpus: Annotated[
+        Literal["auto"] | list[Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern=r"^(GPU|MIG)-")]],
+        Field(
+            description="boards that runs may take and meter, as NVML indices or UUIDs; "
+            "auto: a run on GPUs meters those it computes on, a run on the CPU none"
+        ),
+    ] = "auto"
+    min_seconds: Annotated[
+        Seconds | None,
+        Field(description="a shorter training is repeated inside its window; null: 30 on GPUs, 0 on the CPU"),
+    ] = None
+    cooldown_s: Annotated[
+        Seconds | None,
+        Field(description="longest wait for temperature and power to settle; null: 60 on GPUs, 0 on the CPU"),
+    ] = None
+    idle_s: Annotated[
+        Seconds | None,
+        Field(description="length of the idle baseline, model resident; null: 5 on GPUs, 0 on the CPU"),
+    ] = None
+    order_seed: Annotated[int, Field(ge=0, description="shuffles the order of the runs within a repeat")] = 0
+    anchors: Annotated[
+        int, Field(ge=0, description="runs of the first cell measured again on each later day on which runs are added")
+    ] = 0
+
+    @field_validator("gpus", mode="before")
+    @classmethod
+    def _boards(cls, value: Any) -> Any:  # noqa: ANN401 - whatever the YAML holds
+        """Of a wrong list the union itself would say that only "auto" is allowed."""
+        given = value if isinstance(value, list) else []
+        names = {one for one in given if re.match("int [0-9]|str (GPU|MIG)-", f"{type(one).__name__} {one}")}
+        if value != "auto" and not 0 < len(names) == len(given):
+            raise ValueError("must be auto or a list of NVML indices and UUIDs, each once")
+        return value
+
+    def on_gpus(self, accelerator: str) -> bool:
+        """Whether the runs of this accelerator meter GPUs."""
+        return accelerator == "cuda" or self.gpus != "auto"
+
+    def resolved(self, accelerator: str) -> Measure:
+        """With every null replaced by what suits the accelerator ("cpu" or "cuda")."""
+        gpus = self.on_gpus(accelerator)
+        suited = {
+            "exclusive": "gpu" if accelerator == "cuda" else "node",
+            "min_seconds": 30.0 if gpus else 0.0,
+            "cooldown_s": 60.0 if gpus else 0.0,
+            "idle_s": 5.0 if gpus else 0.0,
+        }
+        return self.model_copy(update={key: value for key, value in suited.items() if getattr(self, key) is None})
 
 
 class Watts(Section):
@@ -223,11 +277,38 @@ class Watts(Section):
         return self
 
 
+class Carbon(Section):
+    """What a kilowatt-hour emits: a country of `resources/carbon_intensity.csv`, or a number with its source."""
+
+    country: Annotated[str | None, Field(pattern=r"^[A-Z]{3}$", description="ISO 3166-1 alpha-3, e.g. DEU")] = None
+    g_per_kwh: Annotated[float | None, Field(ge=0, description="grams of CO2 equivalent per kWh")] = None
+    source: Annotated[str | None, Field(min_length=1, description="where g_per_kwh comes from, with its year")] = None
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Carbon:
+        given = (self.country is not None, self.g_per_kwh is not None, self.source is not None)
+        if given not in ((True, False, False), (False, True, True)):
+            raise ValueError("give either country, or g_per_kwh with its source")
+        return self
+
+
 class Energy(Section):
-    """What to do where no meter exists."""
+    """What to make of joules, and what to do where no meter exists."""
 
     estimate: Annotated[bool, Field(description="estimate CPU joules from CPU-seconds, labelled as such")] = False
     cpu_watts: Annotated[Watts | None, Field(description="of your CPU; else published coefficients")] = None
+    carbon: Annotated[Carbon | None, Field(description="adds CO2 equivalents to the report")] = None
+    price_per_kwh: Annotated[float | None, Field(ge=0, description="adds the cost to the report")] = None
+    currency: Annotated[str | None, Field(pattern=r"^[A-Z]{3}$", description="of the price, e.g. EUR")] = None
+    pue: Annotated[
+        float, Field(ge=1, description="power usage effectiveness of the building; multiplies emissions and cost")
+    ] = 1.0
+
+    @model_validator(mode="after")
+    def _price(self) -> Energy:
+        if (self.price_per_kwh is None) != (self.currency is None):
+            raise ValueError("price_per_kwh and currency go together")
+        return self
 
 
 class Hardware(Section):
@@ -276,6 +357,10 @@ def validate(raw: Any, where: str = "config") -> SweepConfig:  # noqa: ANN401 - 
         raise UserError(f"{where}: {_worded((misspelt or problems)[0])}") from None  # why another one is missing
     for path, problem in _names_in(config):
         raise UserError(f"{where}: {path}: {problem}")
+    try:
+        footprint.check(config.energy.model_dump(mode="json"))
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
     return config
 
 
@@ -353,6 +438,7 @@ def _section_at(location: tuple[int | str, ...]) -> type[Section] | None:
         "datasets": DatasetConfig,
         "exclude": Exclude,
         "cpu_watts": Watts,
+        "carbon": Carbon,
     }
     section: type[Section] | None = SweepConfig
     for i, part in enumerate(location):

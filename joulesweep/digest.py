@@ -16,9 +16,22 @@ from joulesweep import methods
 from joulesweep.spec import RunSpec
 
 PACKAGE = Path(__file__).parent
-COEFFICIENTS = PACKAGE.parent / "resources" / "cpu_watts.csv"
+#: What a module reads.
+RESOURCES = {"estimate": "cpu_watts.csv", "footprint": "carbon_intensity.csv"}
 #: The modules that every measured run executes and whose code can change its numbers.
-CORE = ("data", "launch", "meter", "model", "train", "worker")
+CORE = (
+    "conditions",
+    "data",
+    "launch",
+    "measurement",
+    "memory",
+    "meter",
+    "model",
+    "sensors",
+    "trace",
+    "train",
+    "worker",
+)
 #: Modules with a table: of the table only the run's own row counts, by the spec's field.
 TABLES = {"strategy": ("STRATEGIES", "strategy"), "precision": ("PRECISIONS", "precision")}
 #: The modules behind what is fetched and made before the runs.
@@ -27,9 +40,22 @@ MODEL_CODE = ("pretrained", "sources")
 TEXT_CODE = ("sources", "texts")
 TOKEN_CODE = ("tokens",)
 #: The modules behind tables, charts and report.
-TABLE_CODE = ("aggregate", "cells", "estimate", "record", "spec", "stats", "tables")
-CHART_CODE = ("cells", "charts", "stats", "tables", "theme")
-REPORT_CODE = ("answer", "estimate", "report", *CHART_CODE)
+TABLE_CODE = (
+    "aggregate",
+    "anchors",
+    "cells",
+    "energy",
+    "estimate",
+    "footprint",
+    "power",
+    "record",
+    "rows",
+    "spec",
+    "stats",
+    "tables",
+)
+CHART_CODE = ("cells", "charts", "curves", "energy", "estimate", "stats", "tables", "theme")
+REPORT_CODE = ("answer", "footprint", "provenance", "report", "words", *CHART_CODE)
 
 
 def run_digest(spec: RunSpec) -> str:
@@ -46,12 +72,12 @@ def _run_digest(method: str, *rows: tuple[str, str]) -> str:
 
 @functools.cache
 def code_digest(*modules: str) -> str:
-    """Digest of modules of the package, by name: with "report" its templates, with "estimate" its coefficients."""
+    """Digest of modules of the package, by name: with "report" its templates, with others what they read."""
     texts = [_module(PACKAGE / f"{name}.py") for name in modules]
     if "report" in modules:
         texts += [path.read_text(encoding="utf-8") for path in sorted((PACKAGE / "templates").glob("*.*"))]
-    if "estimate" in modules:
-        texts.append(COEFFICIENTS.read_text(encoding="utf-8"))
+    files = [PACKAGE.parent / "resources" / file for name, file in RESOURCES.items() if name in modules]
+    texts += [path.read_text(encoding="utf-8") for path in files]
     return _hash(texts)
 
 

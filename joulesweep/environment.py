@@ -9,9 +9,13 @@ import os
 import platform
 import socket
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from joulesweep import devices
+
+GPU = ("index", "name", "uuid", "memory_bytes", "mig")
 VERSIONED = ("torch", "transformers", "tokenizers", "safetensors", "zeus", "nvidia-ml-py")
 
 
@@ -21,7 +25,7 @@ def probe_accelerator() -> str:
 
     Looks at this machine: for a sweep that runs elsewhere, set `hardware.accelerator` in the config.
     """
-    return "cuda" if _torch_has_cuda() and _gpus() else "cpu"
+    return "cuda" if torch_has_cuda() and devices.boards() else "cpu"
 
 
 def resolve_accelerator(accelerator: str) -> str:
@@ -29,13 +33,13 @@ def resolve_accelerator(accelerator: str) -> str:
     return probe_accelerator() if accelerator == "auto" else accelerator
 
 
-def describe(threads_per_process: int) -> dict[str, Any]:
+def describe(threads_per_process: int, boards: Sequence[devices.Board] = ()) -> dict[str, Any]:
     """The environment part of a record.
 
     Returns:
         hostname, platform, python; cpu_model, cpu_cores (that this process may use), host_memory_bytes;
-        gpus: a list of {index, name, uuid, memory_bytes}; driver; versions by package; git_commit and git_dirty
-        (null outside a checkout); threads_per_process.
+        gpus: the run's boards, a list of {index, name, uuid, memory_bytes, mig}; driver; versions by package;
+        git_commit and git_dirty (null outside a checkout); threads_per_process.
     """
     commit, dirty = _git()
     return {
@@ -45,9 +49,9 @@ def describe(threads_per_process: int) -> dict[str, Any]:
         "cpu_model": cpu_model(),
         "cpu_cores": len(os.sched_getaffinity(0)),
         "host_memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "gpus": _gpus(),
-        "driver": _driver(),
-        "versions": {name: _version(name) for name in VERSIONED},
+        "gpus": [{key: getattr(board, key) for key in GPU} for board in boards],
+        "driver": devices.ask("nvmlSystemGetDriverVersion"),
+        "versions": {name: version(name) for name in VERSIONED},
         "git_commit": commit,
         "git_dirty": dirty,
         "threads_per_process": threads_per_process,
@@ -64,8 +68,8 @@ def cpu_model() -> str:
     return {key.strip(): value.strip() for key, value in values.items()}.get("model name", platform.machine())
 
 
-def _torch_has_cuda() -> bool:
-    """Read from the installed package's version file, without the second it takes to import torch."""
+def torch_has_cuda() -> bool:
+    """Whether torch was built with CUDA: read from its version file, without the second that its import takes."""
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
         return False
@@ -73,42 +77,8 @@ def _torch_has_cuda() -> bool:
     return not any(line.replace(" ", "").startswith("cuda:Optional[str]=None") for line in text.splitlines())
 
 
-def _gpus() -> list[dict[str, Any]]:
-    """Every GPU that NVML reports; an empty list without driver."""
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return []
-    try:
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
-        return [
-            {
-                "index": i,
-                "name": pynvml.nvmlDeviceGetName(handle),
-                "uuid": pynvml.nvmlDeviceGetUUID(handle),
-                "memory_bytes": int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
-            }
-            for i, handle in enumerate(handles)
-        ]
-    except pynvml.NVMLError:
-        return []
-    finally:
-        pynvml.nvmlShutdown()
-
-
-def _driver() -> str | None:
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-        return str(pynvml.nvmlSystemGetDriverVersion())
-    except pynvml.NVMLError:
-        return None
-
-
-def _version(package: str) -> str | None:
+def version(package: str) -> str | None:
+    """The installed version of a package; None if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -143,11 +143,11 @@ def dataset_key(name: str, source: dict[str, Any]) -> str:
 
 def _shared(config: SweepConfig) -> dict[str, Any]:
     """The fields that every run of the sweep has in common."""
-    train = {name: value for name, value in config.train.model_dump().items() if name in FIELDS}
+    accelerator = resolve_accelerator(config.hardware.accelerator)
+    sections = {**config.train.model_dump(), **config.measure.resolved(accelerator).model_dump()}
     return {
-        **train,
-        "warmup_steps": config.measure.warmup_steps,
-        "accelerator": resolve_accelerator(config.hardware.accelerator),
+        **{name: value for name, value in sections.items() if name in FIELDS},
+        "accelerator": accelerator,
         "hardware_name": config.hardware.name,
     }
 

@@ -14,21 +14,38 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from joulesweep import environment, process, record
+from joulesweep import conditions, devices, environment, measurement, process, record, sensors
+from joulesweep.devices import Board
 from joulesweep.errors import UserError
+from joulesweep.lease import Lease
 from joulesweep.spec import RunSpec, full, run_id
 from joulesweep.strategy import STRATEGIES
+from joulesweep.trace import Trace
 
-POLL_S = 0.05
+POLL_S = 0.1  # as often as the trace is read; each waking costs CPU
 REPOSITORY = Path(__file__).parent.parent
 
 
 class RunFailed(Exception):  # noqa: N818 - says what happened
     """A process of the run ended without a result: a bug, or a kill. The log says why."""
+
+
+def check_granted(spec: RunSpec, exclusive: str, num_gpus: int) -> None:
+    """Refuse Snakemake's silent cap: under --resources gpu=1 a run that needs two is started as if it needed one.
+
+    Raises:
+        UserError: fewer GPUs are granted than the run needs.
+    """
+    needed = devices.num_boards(spec, exclusive)
+    if num_gpus < needed:
+        raise UserError(
+            f"{run_id(spec)} needs {needed} GPUs, Snakemake grants {num_gpus}: use --resources gpu={needed}"
+        )
 
 
 def launch(
@@ -39,6 +56,7 @@ def launch(
     tokens: Path,
     folder: Path,
     log: Path | None,
+    exclusive: str = "none",
     with_snakemake: bool = True,
 ) -> dict[str, Any]:
     """Carry out a run and write its record, last of all its files.
@@ -48,8 +66,10 @@ def launch(
         code_digest: digest of the code that the run uses, kept in the record.
         model_folder: the fetched model.
         tokens: the token file.
-        folder: the run's folder: record.json, spec.json, steps.jsonl, epochs.jsonl (and model/ if kept) go here.
+        folder: the run's folder: record.json, spec.json, steps.jsonl, epochs.jsonl, power.jsonl (and model/ if kept)
+            go here.
         log: where the processes' output goes; None for the terminal.
+        exclusive: whom the run keeps out: "gpu" from its boards, "node" from the machine, "none" nobody.
         with_snakemake: end when the job's shell or Snakemake above it dies.
 
     Returns:
@@ -59,18 +79,59 @@ def launch(
         UserError: the run's input is at fault.
         RunFailed: a process died without a result; nothing is written.
     """
-    started = _now()
+    signal.signal(signal.SIGTERM, _terminate)
+    wanted = process.still_wanted(with_snakemake)
+    needed = devices.num_boards(spec, exclusive)
+    candidates = devices.pool(spec.gpus) if needed else []
+    lacking = devices.too_few(spec, needed, candidates)
+    if lacking and (spec.gpus != "auto" or len(devices.boards()) >= needed):
+        raise UserError(lacking)  # the machine could; config or batch system do not let it
     work = folder / ".work"
     shutil.rmtree(work, ignore_errors=True)
     shutil.rmtree(folder / "model", ignore_errors=True)
     work.mkdir(parents=True)
-    job = {"spec": full(spec), "model_folder": str(model_folder), "tokens": str(tokens), "folder": str(folder)}
-    record.write_json(work / "job.json", job)
-    num_ranks = spec.devices if STRATEGIES[spec.strategy].multi_process else 1
     try:
-        outcome = _supervise(_command(num_ranks, work), spec, work, num_ranks, log, with_snakemake)
+        if lacking:
+            return _write(spec, code_digest, model_folder, tokens, folder, _refused(lacking))
+        with Lease(candidates, needed, exclusive, wanted) as lease:
+            job = {"spec": full(spec), "model_folder": str(model_folder), "tokens": str(tokens), "folder": str(folder)}
+            record.write_json(work / "job.json", {**job, "boards": [board.described() for board in lease.boards]})
+            outcome = _measured(spec, work, log, lease, wanted)
+            return _write(spec, code_digest, model_folder, tokens, folder, outcome, lease.boards)
     finally:
         shutil.rmtree(work)
+
+
+def _refused(reason: str) -> dict[str, Any]:
+    return {"status": "unsupported", "reason": reason, "started": _now()}
+
+
+def _measured(spec: RunSpec, work: Path, log: Path | None, lease: Lease, wanted: Callable[[], None]) -> dict[str, Any]:
+    """Prepare the conditions, run the processes, and judge what was measured."""
+    zones = sensors.zones()
+    before = conditions.prepare(spec, lease.boards, zones, wanted)
+    trace, started = Trace(lease.boards, zones), _now()
+    outcome = _supervise(spec, work, log, lease, trace, wanted)
+    if outcome["status"] == "ok":
+        measurement.judge(outcome, trace, lease.boards, before.ticks, (spec.accelerator, lease.exclusive))
+        found, flags = conditions.describe(outcome, spec, before, trace, lease)
+        span = outcome["span"]
+        overhead = {"meter_s": span["meter_s"], **trace.cost(span["begin_s"], span["end_s"])}
+        outcome["measurement"] |= {"flags": flags, "conditions": found, "overhead": overhead}
+        outcome["power"] = trace.rows(span["begin_s"])
+    return {**outcome, "started": started}
+
+
+def _write(
+    spec: RunSpec,
+    code_digest: str,
+    model_folder: Path,
+    tokens: Path,
+    folder: Path,
+    outcome: dict[str, Any],
+    boards: Sequence[Board] = (),
+) -> dict[str, Any]:
+    """Write the run's files, the record last, and return it."""
     result = {
         "format": record.FORMAT,
         "version": record.VERSION,
@@ -84,17 +145,18 @@ def launch(
             "model": _manifest(model_folder.with_name(f"{model_folder.name}.json")),
             "tokens": _manifest(tokens.with_suffix(".json")),
         },
-        "started": started,
+        "started": outcome["started"],
         "finished": _now(),
-        "environment": environment.describe(spec.threads_per_device),
+        "environment": environment.describe(spec.threads_per_device, boards),
         "measurement": outcome.get("measurement"),
         "quality": outcome.get("quality"),
         "epochs": outcome.get("epochs", []),
     }
+    losses = outcome.get("losses", [])
     record.write_json(folder / "spec.json", result["spec"])
     record.write_lines(folder / "epochs.jsonl", result["epochs"])
-    losses = outcome.get("losses", [])
     record.write_lines(folder / "steps.jsonl", [{"step": i, "train_loss": loss} for i, loss in enumerate(losses, 1)])
+    record.write_lines(folder / "power.jsonl", outcome.get("power", []))
     record.write_json(folder / "record.json", result)
     return result
 
@@ -117,7 +179,7 @@ def _command(num_ranks: int, work: Path) -> list[str]:
     return [sys.executable, *torchrun, *module]
 
 
-def _environment(spec: RunSpec) -> dict[str, str]:
+def _environment(spec: RunSpec, boards: Sequence[Board]) -> dict[str, str]:
     """The processes' environment: this one's, plus what makes runs equal to each other."""
     threads = str(spec.threads_per_device)
     paths = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -131,23 +193,24 @@ def _environment(spec: RunSpec) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",  # everything was fetched before; a measured run does not touch the network
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # NVML's order
         "PYTHONUNBUFFERED": "1",
-        # Zeus looks at the GPUs even for a run on the CPU, and fails on some values that a batch system sets.
-        **({"CUDA_VISIBLE_DEVICES": ""} if spec.accelerator == "cpu" else {}),
+        # What the run leased and no more; nothing for a run that meters no GPU, since Zeus looks at them all the same.
+        devices.VISIBLE: devices.exported(boards),
     }
 
 
 def _supervise(
-    command: list[str], spec: RunSpec, work: Path, num_ranks: int, log: Path | None, with_snakemake: bool
+    spec: RunSpec, work: Path, log: Path | None, lease: Lease, trace: Trace, wanted: Callable[[], None]
 ) -> dict[str, Any]:
     """Run the processes to their end and return the run's outcome."""
     descriptor = None
     if log is not None:
         log.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
-    signal.signal(signal.SIGTERM, _terminate)
-    child = process.start(command, _environment(spec), descriptor)
+    num_ranks = spec.devices if STRATEGIES[spec.strategy].multi_process else 1
+    environ = _environment(spec, lease.boards)
+    child = process.start(_command(num_ranks, work), environ, descriptor, lease.descriptors)
     try:
-        timed_out = _wait(child, spec.timeout_s, process.ancestry() if with_snakemake else None)
+        timed_out = _wait(child, spec.timeout_s, trace, wanted)
     finally:
         process.kill_group(child)
         if descriptor is not None:
@@ -161,15 +224,16 @@ def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
     raise SystemExit(128 + signum)  # unwinds through the `finally` that kills the processes
 
 
-def _wait(child: subprocess.Popen[bytes], timeout_s: float, ancestry: tuple[int, int] | None) -> bool:
-    """Wait for the end of the processes. Returns whether time ran out."""
+def _wait(child: subprocess.Popen[bytes], timeout_s: float, trace: Trace, wanted: Callable[[], None]) -> bool:
+    """Wait for the end of the processes, reading the meters meanwhile. Returns whether time ran out."""
     deadline_s = time.monotonic() + timeout_s
     while child.poll() is None:
         if time.monotonic() > deadline_s:
             return True
-        if ancestry is not None and process.ancestry() != ancestry:
-            raise SystemExit("the workflow that started this run is gone")
+        wanted()
+        trace.sample()
         time.sleep(POLL_S)
+    trace.sample(last=True)
     return False
 
 
@@ -189,67 +253,4 @@ def _outcome(work: Path, num_ranks: int, exit_code: int) -> dict[str, Any]:
         return dict(stopped)
     if len(ranks) < num_ranks or exit_code != 0:
         raise RunFailed(f"a process of the run ended with exit code {exit_code} and left no result")
-    return combine(ranks)
-
-
-def combine(ranks: list[dict[str, Any]]) -> dict[str, Any]:
-    """The run's measurement from its ranks': energy, CPU time and counts are sums, the window the longest.
-
-    Args:
-        ranks: the ranks' results in order; all ok.
-
-    Returns:
-        measurement with window_s, startup_s, cpu_s, energy (one row per device), peak_memory (host: sum over the
-        processes; GPU: the fullest), num_steps, num_skipped_steps, num_texts, num_tokens, num_padded_tokens,
-        samples_per_s, tokens_per_s (real tokens), padded_tokens_per_s, epochs_per_minute; quality: the last epoch's;
-        epochs and losses.
-    """
-    parts = [rank["measurement"] for rank in ranks]
-    epochs = _epochs(ranks)
-    window_s = max(part["window_s"] for part in parts)
-    counts = {name: sum(part[name] for part in parts) for name in ("num_texts", "num_tokens", "num_padded_tokens")}
-    quality = {name: epochs[-1][name] for name in QUALITY}
-    return {
-        "status": "ok",
-        "measurement": {
-            "window_s": window_s,
-            "startup_s": max(part["startup_s"] for part in parts),
-            "cpu_s": sum(part["cpu_s"] for part in parts),
-            "energy": [row for part in parts for row in part["energy"]],
-            "peak_memory": _peak_memory([part["peak_memory"] for part in parts]),
-            "num_steps": parts[0]["num_steps"],
-            "num_skipped_steps": parts[0]["num_skipped_steps"],
-            **counts,
-            "samples_per_s": counts["num_texts"] / window_s,
-            "tokens_per_s": counts["num_tokens"] / window_s,
-            "padded_tokens_per_s": counts["num_padded_tokens"] / window_s,
-            "epochs_per_minute": 60 * counts["num_texts"] / ranks[0]["num_train_texts"] / window_s,
-        },
-        "quality": quality,
-        "epochs": [{key: value for key, value in row.items() if key in EPOCH} for row in epochs],
-        "losses": ranks[0]["losses"],
-    }
-
-
-QUALITY = ("validation_loss", "perplexity", "masked_accuracy", "num_validation_texts", "num_masked")
-EPOCH = ("epoch", "elapsed_s", "cpu_s", "num_steps", "train_loss", "validation_loss", "perplexity", "masked_accuracy")
-
-
-def _epochs(ranks: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rank 0's epochs, with CPU seconds of all ranks and the slowest rank's clock."""
-    return [
-        {**rows[0], "cpu_s": sum(row["cpu_s"] for row in rows), "elapsed_s": max(row["elapsed_s"] for row in rows)}
-        for rows in zip(*(rank["epochs"] for rank in ranks), strict=True)
-    ]
-
-
-def _peak_memory(parts: list[dict[str, int | None]]) -> dict[str, int | None]:
-    def fullest(key: str) -> int | None:
-        values = [part[key] for part in parts if part[key] is not None]
-        return max(values) if values else None  # type: ignore[type-var]
-
-    return {
-        "host_rss_bytes": sum(part["host_rss_bytes"] or 0 for part in parts),
-        "gpu_allocated_bytes": fullest("gpu_allocated_bytes"),
-        "gpu_reserved_bytes": fullest("gpu_reserved_bytes"),
-    }
+    return measurement.combine(ranks)

@@ -7,6 +7,7 @@ import ctypes
 import os
 import signal
 import subprocess
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -18,13 +19,16 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def start(command: list[str], environment: dict[str, str], log: int | None) -> subprocess.Popen[bytes]:
+def start(
+    command: list[str], environment: dict[str, str], log: int | None, inherited: Sequence[int] = ()
+) -> subprocess.Popen[bytes]:
     """Start a command as the leader of a process group of its own.
 
     Args:
         command: program and arguments.
         environment: the whole environment.
         log: file descriptor for stdout and stderr, or None for this process's own.
+        inherited: further descriptors that the command keeps open.
     """
     return subprocess.Popen(
         command,
@@ -32,6 +36,7 @@ def start(command: list[str], environment: dict[str, str], log: int | None) -> s
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=None if log is None else subprocess.STDOUT,
+        pass_fds=inherited,
         start_new_session=True,
         preexec_fn=die_with_parent,
     )
@@ -48,6 +53,21 @@ def ancestry() -> tuple[int, int]:
     """This process's parent and the parent's parent: under Snakemake, the job's shell and Snakemake itself."""
     parent = os.getppid()
     return parent, _parent_of(parent)
+
+
+def still_wanted(with_snakemake: bool) -> Callable[[], None]:
+    """A check to be called while waiting: it ends this process when the workflow that started it is gone.
+
+    Args:
+        with_snakemake: whether there is a workflow; otherwise the check never ends anything.
+    """
+    began = ancestry()
+
+    def check() -> None:
+        if with_snakemake and ancestry() != began:
+            raise SystemExit("the workflow that started this run is gone")
+
+    return check
 
 
 def _parent_of(pid: int) -> int:

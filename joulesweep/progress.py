@@ -5,17 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from joulesweep.estimate import estimate_cpu
+from joulesweep.energy import estimated, headline
 
 
 def start_line(run: str, grid: dict[str, Any], runs_folder: Path) -> str:
-    """`[ 5/24] ddp2 bf16-mixed bs32 r1 starts`."""
-    return f"{_head(run, grid, _num_finished(grid, runs_folder) + 1)} starts"
+    """`[ 5/24] ddp2 bf16-mixed bs32 r1 starts`; an anchor is `[anchor]`."""
+    return f"{_head(run, grid, runs_folder, _num_finished(grid, runs_folder) + 1)} starts"
 
 
 def end_line(record: dict[str, Any], grid: dict[str, Any], runs_folder: Path) -> str:
     """`[ 5/24] ddp2 bf16-mixed bs32 r1 · 2.9 s · 41 J est. · loss 3.90`, or the status and its reason."""
-    head = _head(record["run"], grid, _num_finished(grid, runs_folder))
+    head = _head(record["run"], grid, runs_folder, _num_finished(grid, runs_folder))
     if record["status"] != "ok":
         return f"{head} · {record['status']}: {record['reason']}"
     window_s = record["measurement"]["window_s"]
@@ -23,11 +23,13 @@ def end_line(record: dict[str, Any], grid: dict[str, Any], runs_folder: Path) ->
     return " · ".join([head, *filter(None, parts)])
 
 
-def _head(run: str, grid: dict[str, Any], position: int) -> str:
+def _head(run: str, grid: dict[str, Any], runs_folder: Path, position: int) -> str:
     entry = grid["runs"].get(run)
     if entry is None:  # a run of another grid, by hand
         return f"[by hand] {run}"
     total = len(grid["runs"])
+    if runs_folder.parent.name == "anchors":  # one folder per day
+        return f"[anchor] {entry['label']} r{entry['repeat']}"
     return f"[{position:>{len(str(total))}}/{total}] {entry['label']} r{entry['repeat']}"
 
 
@@ -36,19 +38,18 @@ def _num_finished(grid: dict[str, Any], runs_folder: Path) -> int:
 
 
 def _joules(record: dict[str, Any], grid: dict[str, Any]) -> str | None:
-    """The joules that were read, else estimated ones if the config asks for them, else nothing."""
-    energy = record["measurement"]["energy"]
-    rows = [row["energy_j"] for row in energy if row["status"] in ("measured", "integrated")]
-    if rows:
-        return f"{sum(rows):.3g} J"
-    wanted, machine = grid["config"]["energy"], record["environment"]
-    if not wanted["estimate"]:
-        return None
-    guess = estimate_cpu(
-        record["measurement"]["cpu_s"],
-        record["measurement"]["window_s"],
-        machine["cpu_model"],
-        machine["cpu_cores"],
-        wanted["cpu_watts"],
-    )
-    return f"{guess.mid_j:.3g} J est."
+    """The run's joules by the rule of the tables, else estimated ones if the config asks for them, else nothing."""
+    measurement = record["measurement"]
+    exclusive = measurement["conditions"]["exclusive"]
+    found = headline(measurement["energy"], record["spec"]["accelerator"], exclusive)
+    if found["energy_reason"] is None:
+        return _scaled(found["energy_j"]) + (" int." if found["energy_status"] == "integrated" else "")
+    guess = estimated(record, grid["config"]["energy"], measurement["cpu_s"], measurement["window_s"])
+    return f"{_scaled(guess.mid_j)} est." if guess else None
+
+
+def _scaled(energy_j: float) -> str:
+    for size, unit in ((1e6, "MJ"), (1e3, "kJ")):
+        if energy_j >= size:
+            return f"{energy_j / size:.3g} {unit}"
+    return f"{energy_j:.3g} J"

@@ -2,7 +2,7 @@
 
 A record is one JSON object, `record.json`:
 
-    format, version   "joulesweep-record", 1
+    format, version   "joulesweep-record", 2
     run, status       its id; ok, oom, diverged, unsupported or timeout
     reason            null when ok, else one line
     oom_bytes         bytes asked for when memory ran out, else null
@@ -11,9 +11,14 @@ A record is one JSON object, `record.json`:
     inputs            manifests of the model (a checksum per file, the hub's commit) and of the tokens, null if absent
     started, finished UTC, ISO 8601
     environment       see `joulesweep.environment.describe`
-    measurement       null unless ok; see `joulesweep.launch.combine`
+    measurement       null unless ok, and per pass unless it says otherwise; see `joulesweep.measurement.combine`:
+                      times, counts and memory; energy: a row per device with joules, status, method and reason;
+                      flags: what makes the numbers doubtful; conditions: boards, cool-down, idle baseline, begin and
+                      end of the window; overhead: what measuring cost
     quality           null unless ok: validation_loss, perplexity, masked_accuracy, num_validation_texts, num_masked
-    epochs            one row per finished epoch, epoch 0 being the untrained model
+    epochs            one row per finished epoch, epoch 0 being the untrained model; joules since the window began
+
+Beside it lies `power.jsonl`: the power trace, one row per sample and device; t_s counts from the window's begin.
 """
 
 from __future__ import annotations
@@ -28,7 +33,7 @@ from joulesweep.errors import UserError
 from joulesweep.spec import from_mapping, run_id
 
 FORMAT = "joulesweep-record"
-VERSION = 1
+VERSION = 2
 STATUSES = ("ok", "oom", "diverged", "unsupported", "timeout")
 KEYS = (
     "format",

@@ -34,6 +34,10 @@ OMISSION: dict[str, Any] = {
     "keep_model": "none",
     "warmup_steps": 2,
     "hardware_name": None,
+    "gpus": "auto",
+    "min_seconds": 0.0,
+    "cooldown_s": 0.0,
+    "idle_s": 0.0,
 }
 
 #: The same for the keys of the two nested mappings that describe where things come from.
@@ -82,6 +86,10 @@ class RunSpec:
         warmup_steps: steps before the measured window; their effect is undone.
         accelerator: "cpu" or "cuda".
         hardware_name: the user's name for the kind of board, or None.
+        gpus: "auto", or the boards that the run may take and meter (NVML indices or UUIDs).
+        min_seconds: a shorter training is repeated inside its window until so many seconds are full.
+        cooldown_s: longest wait before the run for temperature and power to settle.
+        idle_s: length of the idle baseline before the window.
     """
 
     model: str
@@ -112,6 +120,10 @@ class RunSpec:
     keep_model: str = OMISSION["keep_model"]
     warmup_steps: int = OMISSION["warmup_steps"]
     hardware_name: str | None = OMISSION["hardware_name"]
+    gpus: str | list[int | str] = OMISSION["gpus"]
+    min_seconds: float = OMISSION["min_seconds"]
+    cooldown_s: float = OMISSION["cooldown_s"]
+    idle_s: float = OMISSION["idle_s"]
 
     @property
     def global_batch_size(self) -> int:

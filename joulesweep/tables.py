@@ -1,4 +1,4 @@
-"""The three tables of a sweep: their columns, and how they are written and read.
+"""The tables of a sweep: their columns, and how they are written and read.
 
 Missing is null, never 0 or NaN. Every column has one dtype, whatever the sweep holds. Estimated joules have columns of
 their own.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +48,21 @@ RUNS: dict[str, pl.DataType] = {
     **_columns(TEXT, "status reason"),
     **_columns(WHOLE, "oom_bytes"),
     **_columns(TEXT, "started finished"),
-    **_columns(REAL, "window_s startup_s cpu_s energy_j"),
+    **_columns(REAL, "window_s startup_s cpu_s"),
+    **_columns(REAL, "energy_j net_energy_j"),
     **_columns(TEXT, "energy_scope energy_status energy_method energy_reason"),
+    **_columns(REAL, "energy_tick_s idle_w power_ratio co2e_g cost"),
     **ESTIMATED,
+    **_columns(REAL, "estimated_co2e_g"),
     **_columns(TEXT, "estimated_energy_method"),
+    **_columns(WHOLE, "num_passes"),
+    **_columns(REAL, "total_window_s total_energy_j meter_overhead_fraction"),
+    **_columns(TEXT, "flags flag_texts"),
+    **_columns(REAL, "temperature_start_c temperature_end_c sm_clock_mean_mhz power_limit_w"),
+    **_columns(TEXT, "throttle_reasons"),
+    **_columns(REAL, "cooldown_s idle_s"),
+    **_columns(FLAG, "settled"),
+    **_columns(TEXT, "exclusive window_begin window_end"),
     **_columns(WHOLE, "peak_gpu_allocated_bytes peak_gpu_reserved_bytes peak_host_rss_bytes"),
     **_columns(WHOLE, "num_steps num_skipped_steps num_texts num_tokens num_padded_tokens"),
     **_columns(REAL, "samples_per_s tokens_per_s padded_tokens_per_s epochs_per_minute"),
@@ -59,11 +70,13 @@ RUNS: dict[str, pl.DataType] = {
     **_columns(WHOLE, "num_validation_texts num_masked"),
     **_columns(TEXT, "environment accelerator hostname platform python cpu_model"),
     **_columns(WHOLE, "cpu_cores host_memory_bytes"),
-    **_columns(TEXT, "gpus driver torch_version transformers_version zeus_version"),
+    **_columns(TEXT, "gpus gpu_uuids driver torch_version transformers_version zeus_version"),
     **_columns(WHOLE, "threads_per_process"),
     **_columns(TEXT, "code_digest git_commit"),
     **_columns(FLAG, "git_dirty"),
 }
+#: What names a run in the tables beside `runs`.
+RUN_NAME = _columns(TEXT, "run name setup panel batch")
 EPOCHS: dict[str, pl.DataType] = {
     **_columns(TEXT, "run cell name setup panel batch environment"),
     **_columns(WHOLE, "batch_size repeat epoch"),
@@ -71,13 +84,31 @@ EPOCHS: dict[str, pl.DataType] = {
     **_columns(WHOLE, "num_steps"),
     **_columns(REAL, "train_loss"),
     **QUALITY,
+    **_columns(REAL, "energy_j"),
+    **_columns(TEXT, "energy_scope energy_status energy_reason"),
     **ESTIMATED,
+}
+POWER: dict[str, pl.DataType] = {
+    **RUN_NAME,
+    **_columns(WHOLE, "batch_size repeat"),
+    **_columns(TEXT, "device"),
+    **_columns(REAL, "t_s power_w window_s"),
+}
+ANCHORS: dict[str, pl.DataType] = {
+    **_columns(TEXT, "day run name panel status"),
+    **_columns(REAL, "window_s energy_j anchor_window_s anchor_energy_j anchor_total_energy_j"),
+    **_columns(TEXT, "anchor_energy_status anchor_energy_scope"),
+    **_columns(REAL, "window_ratio energy_ratio"),
+    **_columns(FLAG, "same_environment same_code same_scope"),
 }
 #: Each gets `_mean`, `_low` and `_high` in the cells: mean and 95 % t interval over repeats.
 QUANTITIES = (
     "window_s",
     "cpu_s",
     "energy_j",
+    "net_energy_j",
+    "co2e_g",
+    "cost",
     "peak_gpu_allocated_bytes",
     "peak_gpu_reserved_bytes",
     "peak_host_rss_bytes",
@@ -88,13 +119,18 @@ QUANTITIES = (
     "perplexity",
     "masked_accuracy",
 )
+#: Of these, those that are joules or made from them: no mean over different scopes or statuses.
+FROM_ENERGY = ("energy_j", "net_energy_j", "co2e_g", "cost")
 CELLS: dict[str, pl.DataType] = {
     **IDENTITY,
     **_columns(TEXT, "environment"),
     **_columns(WHOLE, "num_ok num_runs"),
     **_columns(TEXT, "statuses"),
+    **_columns(WHOLE, "num_flagged"),
+    **_columns(TEXT, "flags energy_scope energy_status"),
     **{f"{quantity}_{end}": REAL for quantity in QUANTITIES for end in ("mean", "low", "high")},
     **ESTIMATED,
+    **_columns(REAL, "estimated_co2e_g"),
     **_columns(TEXT, "baseline"),
     **_columns(FLAG, "is_baseline"),
     **_columns(REAL, "speedup speedup_low speedup_high"),
@@ -105,23 +141,33 @@ CELLS: dict[str, pl.DataType] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Tables:
-    """The three tables of a sweep.
+    """The tables of a sweep.
 
     Attributes:
-        runs: one row per run of the manifest, in its order; columns `RUNS`.
+        runs: one row per run of the manifest, in its order; columns `RUNS`. Joules are per pass over the training,
+            `total_energy_j` is of the whole window.
         cells: one row per cell and environment; columns `CELLS`. A cell with no ok run has one row and nulls.
-        epochs: one row per ok run and epoch, epoch 0 being the untrained model; columns `EPOCHS`.
+        epochs: one row per ok run and epoch, epoch 0 being the untrained model; columns `EPOCHS`; joules are
+            cumulative.
+        power: the power traces of the ok runs, one row per sample and device; columns `POWER`. t_s counts from the
+            begin of the window, which lasts window_s.
+        anchors: one row per run that was measured again on a later day; columns `ANCHORS`.
     """
 
     runs: pl.DataFrame
     cells: pl.DataFrame
     epochs: pl.DataFrame
+    power: pl.DataFrame
+    anchors: pl.DataFrame
+
+
+NAMES = tuple(field.name for field in fields(Tables))
 
 
 def write(tables: Tables, folder: Path) -> None:
-    """Write runs.parquet, cells.parquet and epochs.parquet, each whole or not at all; equal tables, equal bytes."""
+    """Write every table as `<name>.parquet`, each whole or not at all; equal tables, equal bytes."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("runs", "cells", "epochs"):
+    for name in NAMES:
         buffer = io.BytesIO()
         getattr(tables, name).write_parquet(buffer)
         temporary = folder / f".{name}.parquet.{os.getpid()}"
@@ -136,7 +182,7 @@ def read(folder: Path) -> Tables:
         UserError: a table is missing or no parquet file.
     """
     frames = {}
-    for name in ("runs", "cells", "epochs"):
+    for name in NAMES:
         path = folder / f"{name}.parquet"
         try:
             frames[name] = pl.read_parquet(path)

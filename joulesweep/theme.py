@@ -8,6 +8,8 @@ from typing import Any
 import altair as alt
 import polars as pl
 
+from joulesweep.tables import Tables
+
 Chart = Any  # Altair has a type of its own for every composition of charts
 
 #: Okabe and Ito's colours, told apart with any colour vision; their yellow is too light for lines on white.
@@ -20,7 +22,8 @@ SHAPES = (
     "M-1,-1V1L1,-1V1Z",
     "M-1,.5A1,1,0,0,1,1,.5Z",
 )
-STATUSES = ("measured", "estimated")
+STATUSES: Sequence[str] = ("measured", "estimated")
+LOSS = "Validation loss (nats)"
 INK, FAINT, GRID = "#333333", "#9A9A9A", "#ECECEC"
 
 #: Stripes for a number that is a guess. Vega has no hatching; a gradient with hard edges draws the same.
@@ -58,7 +61,7 @@ def batch_shape(cells: pl.DataFrame) -> alt.Shape:
 def dash(statuses: Sequence[str]) -> alt.StrokeDash:
     """Solid lines for measured numbers, dashed ones for estimated; a legend where a chart has both."""
     legend = alt.Legend(symbolType="stroke", symbolStrokeColor=INK, symbolStrokeWidth=2, symbolSize=220)
-    scale = alt.Scale(domain=STATUSES, range=[[1, 0], [4, 3]])
+    scale = alt.Scale(domain=list(statuses), range=[[4, 3] if status == "estimated" else [1, 0] for status in statuses])
     return alt.StrokeDash("status:N").scale(scale).title("Cost is").legend(legend if len(statuses) > 1 else None)
 
 
@@ -114,6 +117,14 @@ def styled(chart: Chart, title: str, notes: Iterable[str]) -> Chart:
         .configure_header(**words, titleFontWeight="normal")
         .configure_text(fontSize=11, color=INK)
     )
+
+
+def empty(tables: Tables, title: str, reason: str | None = None) -> Chart:
+    """A chart that says why there is nothing to draw."""
+    counts = tables.runs["status"].value_counts(sort=True).rows()
+    reason = reason or "no run finished: " + ", ".join(f"{n} {status}" for status, n in counts)
+    text = alt.Chart(alt.InlineData(values=[{"text": reason}])).mark_text(fontSize=13).encode(text="text:N")
+    return styled(text.properties(width=480, height=100), title, ["Nothing to draw."])
 
 
 def _cycle(choices: Sequence[str], domain: Sequence[str]) -> list[str]:

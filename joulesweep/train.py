@@ -1,7 +1,10 @@
 """One run, readable top to bottom: build, warm up, train inside the measured window, score outside it.
 
-    process   | imports · model · data | warm-up, undone | score | training passes over the texts | score, save |
-    window    |                        |                 |       |################################|             |
+    process   | imports · model · data · score | idle | warm-up, undone | training, perhaps repeated | score, save |
+    window    |                                |      |                 |############################|             |
+
+The first pass through the training is the real one. Where it is shorter than the spec's min_seconds it is repeated
+inside the window, from the same start, and what the repetitions learn is thrown away: joules are per pass.
 
 The same loop serves every method, strategy and precision: those are transforms of the model and rows of tables.
 Started by `joulesweep.launch` through `joulesweep.worker`, once, or once per rank under torchrun; each process leaves
@@ -11,17 +14,15 @@ This process imports torch, transformers and zeus, nothing of the reporting side
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import gc
 import json
 import math
 import os
 import re
-import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from joulesweep import data, methods, precision, strategy
+from joulesweep import data, memory, methods, precision, strategy
 from joulesweep.errors import UserError
 from joulesweep.meter import Meter
 from joulesweep.model import MaskedLanguageModel, build
@@ -85,7 +86,9 @@ class Trainer:
         return self.spec.max_steps or (self.spec.epochs or 0) * self.steps_per_epoch
 
 
-def train(spec: RunSpec, model_folder: Path, tokens: Path, folder: Path) -> dict[str, Any]:
+def train(
+    spec: RunSpec, model_folder: Path, tokens: Path, folder: Path, boards: Sequence[dict[str, Any]] = ()
+) -> dict[str, Any]:
     """Carry out one run and return what this rank saw.
 
     Args:
@@ -93,6 +96,7 @@ def train(spec: RunSpec, model_folder: Path, tokens: Path, folder: Path) -> dict
         model_folder: a Hugging Face model folder.
         tokens: the token file.
         folder: the run's folder; a kept model is saved in its `model/`.
+        boards: the run's boards in the order of CUDA_VISIBLE_DEVICES, as `devices.Board.described` gives them.
 
     Returns:
         status "ok", measurement, epochs (scored on rank 0 only), losses (one per step) and num_train_texts.
@@ -104,37 +108,46 @@ def train(spec: RunSpec, model_folder: Path, tokens: Path, folder: Path) -> dict
     rank, world, local_rank = (int(os.environ.get(name, default)) for name, default in _RANKS)
     device = _prepare_process(spec, local_rank, world)
     trainer = _build(spec, model_folder, tokens, device, rank, world, local_rank)
-    optimizer, scaler = _optimizer(trainer), precision.scaler(spec.precision, device.type)
-    meter = Meter(_measured_gpus(spec, local_rank), host=local_rank == 0)
+    measured = _measured_boards(spec, boards, local_rank, world)
+    meter = Meter(measured, host=local_rank == 0, synchronize=lambda: _synchronize(device))
     gc.freeze()  # what was imported and built stays; the collector, off until now, need not walk it again
     gc.enable()
-    _warm_up(trainer)
     epochs = [
         {"epoch": 0, "elapsed_s": 0.0, "cpu_s": 0.0, "num_steps": 0, **_score(trainer, trainer.core.state_dict())}
     ]
-    memory = _Memory(device, spec.devices if strategy.STRATEGIES[spec.strategy].wrapper == "DataParallel" else 1)
+    idle = _idle(trainer)
+    start = _warm_up(trainer)
+    peaks = memory.Peaks(device, spec.devices if strategy.STRATEGIES[spec.strategy].wrapper == "DataParallel" else 1)
+    optimizer, scaler = _optimizer(trainer), precision.scaler(spec.precision, device.type)
     startup_s = time.monotonic() - began_s
 
-    _barrier(world)
-    meter.begin()
-    began_cpu_s, began_window_s = time.process_time(), time.monotonic()
     kept: list[dict[str, torch.Tensor]] = []
-    counts = {"num_texts": 0, "num_tokens": 0, "num_padded_tokens": 0}
-    for epoch, num_steps in _run_epochs(trainer, optimizer, scaler, counts):
-        memory.note(kept)
-        if rank == 0:
-            kept.append(_copy(trainer.core, kept))
-        elapsed_s, cpu_s = time.monotonic() - began_window_s, time.process_time() - began_cpu_s
-        epochs.append({"epoch": epoch, "elapsed_s": elapsed_s, "cpu_s": cpu_s, "num_steps": num_steps})
+    counts = dict.fromkeys(_COUNTED, 0)
     _barrier(world)
-    cpu_s = time.process_time() - began_cpu_s
-    measurement = {**meter.end(), "cpu_s": cpu_s, "startup_s": startup_s, **counts, "peak_memory": memory.peak()}
-    measurement["num_steps"] = trainer.num_steps
-    measurement["num_skipped_steps"] = _num_skipped(trainer, optimizer) if scaler.is_enabled() else 0
+    began_cpu_s = time.process_time()
+    with meter.window():
+        for epoch, num_steps in _run_epochs(trainer, optimizer, scaler, counts):
+            peaks.note([start.weights, *kept] if start else kept)
+            if rank == 0:
+                kept.append(memory.copy_weights(trainer.core, kept))
+            elapsed_s, cpu_s = time.monotonic() - meter.begin_s, time.process_time() - began_cpu_s
+            epochs.append({"epoch": epoch, "elapsed_s": elapsed_s, "cpu_s": cpu_s, "num_steps": num_steps})
+        skipped = _num_skipped(trainer, optimizer) if scaler.is_enabled() else 0
+        losses, trainer.losses = trainer.losses, []
+        num_passes = 1
+        while start and _is_short(trainer, time.monotonic() - meter.begin_s):
+            _repeat(trainer, start)
+            num_passes += 1
+        _barrier(world)
+    cpu_s = (time.process_time() - began_cpu_s) / num_passes
+    span = {"begin_s": meter.begin_s, "end_s": meter.end_s, "meter_s": meter.calls_s, **idle}
+    measurement = {"total_window_s": meter.window_s, "num_passes": num_passes, "energy": meter.rows(), "span": span}
+    measurement |= {"cpu_s": cpu_s, "startup_s": startup_s, **counts, "peak_memory": peaks.peak()}
+    measurement |= {"num_steps": trainer.num_steps, "num_skipped_steps": skipped}
 
-    losses = _reduced(torch.stack(trainer.losses), world).tolist()
+    by_step = _reduced(torch.stack(losses), world).tolist()
     for row, before, weights in zip(epochs[1:], epochs, kept, strict=False):  # ranks but the first kept nothing
-        of_epoch = losses[int(before["num_steps"]) : int(row["num_steps"])]
+        of_epoch = by_step[int(before["num_steps"]) : int(row["num_steps"])]
         row.update(_score(trainer, weights), train_loss=sum(of_epoch) / len(of_epoch))
     if rank == 0 and spec.keep_model != "none":
         best = min(range(len(kept)), key=lambda i: epochs[i + 1]["validation_loss"])
@@ -143,12 +156,12 @@ def train(spec: RunSpec, model_folder: Path, tokens: Path, folder: Path) -> dict
         "status": "ok",
         "measurement": measurement,
         "epochs": epochs,
-        "losses": losses,
+        "losses": by_step,
         "num_train_texts": len(trainer.train_texts),
     }
 
 
-CPU = torch.device("cpu")
+_COUNTED = ("num_texts", "num_tokens", "num_padded_tokens")
 _RANKS = (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
 
 
@@ -283,18 +296,60 @@ def _check_finite(trainer: Trainer, step: int) -> None:
         raise Stop("diverged", f"the loss was not finite by step {step}")
 
 
-def _warm_up(trainer: Trainer) -> None:
-    """A few whole steps (allocator, caches, kernel choice), then put weights and random state back."""
-    weights = copy.deepcopy(trainer.core.state_dict())
-    rng = torch.get_rng_state(), torch.cuda.get_rng_state_all() if trainer.device.type == "cuda" else []
+@dataclass(kw_only=True)
+class _Start:
+    """Weights and random state before the first step."""
+
+    weights: dict[str, torch.Tensor]
+    rng: torch.Tensor
+    cuda_rng: list[torch.Tensor]
+
+    def restore(self, trainer: Trainer) -> None:
+        trainer.core.load_state_dict(self.weights)
+        torch.set_rng_state(self.rng)
+        if self.cuda_rng:
+            torch.cuda.set_rng_state_all(self.cuda_rng)
+
+
+def _warm_up(trainer: Trainer) -> _Start | None:
+    """A few whole steps (allocator, caches, kernel choice), undone. Returns the start, if it is needed again."""
+    start = _Start(
+        weights=memory.copy_weights(trainer.core, []),
+        rng=torch.get_rng_state(),
+        cuda_rng=torch.cuda.get_rng_state_all() if trainer.device.type == "cuda" else [],
+    )
     optimizer, scaler = _optimizer(trainer), precision.scaler(trainer.spec.precision, trainer.device.type)
     trainer.model.train()
     for _, batch in zip(range(trainer.spec.warmup_steps), _batches(trainer, epoch=1), strict=False):
         _step(trainer, optimizer, scaler, batch)
-    trainer.core.load_state_dict(weights)
-    torch.set_rng_state(rng[0])
-    if rng[1]:
-        torch.cuda.set_rng_state_all(rng[1])
+    start.restore(trainer)
+    return start if trainer.spec.min_seconds else None
+
+
+def _is_short(trainer: Trainer, elapsed_s: float) -> bool:
+    """Whether the window still lacks seconds; all ranks agree, by the slowest."""
+    seconds = torch.tensor([elapsed_s], dtype=torch.float64, device=trainer.device)
+    if trainer.world > 1:
+        dist.all_reduce(seconds, op=dist.ReduceOp.MAX)
+    return seconds.item() < trainer.spec.min_seconds
+
+
+def _repeat(trainer: Trainer, start: _Start) -> None:
+    """The same training once more, from the same start; nothing of it is kept."""
+    start.restore(trainer)
+    optimizer, scaler = _optimizer(trainer), precision.scaler(trainer.spec.precision, trainer.device.type)
+    for _ in _run_epochs(trainer, optimizer, scaler, dict.fromkeys(_COUNTED, 0)):
+        trainer.losses.clear()
+
+
+def _idle(trainer: Trainer) -> dict[str, float]:
+    """Rest with the context up and the model resident. Returns when that began and ended, on the monotonic clock."""
+    _synchronize(trainer.device)
+    begin_s = time.monotonic()
+    if not trainer.spec.idle_s:
+        return {"idle_begin_s": begin_s, "idle_end_s": begin_s}
+    time.sleep(trainer.spec.idle_s)
+    return {"idle_begin_s": begin_s, "idle_end_s": time.monotonic()}
 
 
 @torch.no_grad()
@@ -329,62 +384,21 @@ def _score(trainer: Trainer, weights: dict[str, torch.Tensor]) -> dict[str, Any]
     }
 
 
-def _copy(core: torch.nn.Module, kept: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """The weights as they are now; tied ones once. On a GPU that the copies would fill, they go to host memory."""
-    weights = {name: value.detach() for name, value in core.state_dict().items()}
-    device = next(iter(weights.values())).device
-    held = sum(_nbytes(weights_before, device) for weights_before in kept) + _nbytes(weights, device)
-    full = device.type == "cuda" and held > torch.cuda.get_device_properties(device).total_memory / 10
-    copies = {value.data_ptr(): value.cpu() if full else value.clone() for value in weights.values()}
-    return {name: copies[value.data_ptr()] for name, value in weights.items()}
+def _measured_boards(
+    spec: RunSpec, boards: Sequence[dict[str, Any]], local_rank: int, world: int
+) -> list[dict[str, Any]]:
+    """The boards that this process counts: its own, and the first one those left over; of one process all.
 
-
-def _nbytes(weights: dict[str, torch.Tensor], device: torch.device) -> int:
-    """Bytes that weights take on a device; tied ones count once."""
-    return sum({value.data_ptr(): value.nbytes for value in weights.values() if value.device == device}.values())
-
-
-class _Memory:
-    """Peak memory of training, without the copies of the weights that wait to be scored."""
-
-    def __init__(self, device: torch.device, num_gpus: int) -> None:
-        self.cuda = device.type == "cuda"
-        own = [device] if self.cuda else []
-        self.gpus = [torch.device("cuda", i) for i in range(num_gpus)] if self.cuda and num_gpus > 1 else own
-        self.peaks: list[tuple[int, int, int]] = []
-        self._reset()
-
-    def _reset(self) -> None:
-        with contextlib.suppress(OSError):  # some sandboxes lack the file; the peak is then the process's own
-            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets VmHWM, see proc(5)
-        for gpu in self.gpus:
-            torch.cuda.reset_peak_memory_stats(gpu)
-
-    def note(self, kept: list[dict[str, torch.Tensor]]) -> None:
-        """Take the peak since the last call, less the copies held meanwhile."""
-        held = {device: sum(_nbytes(weights, device) for weights in kept) for device in (*self.gpus, CPU)}
-        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
-        host = 1024 * (int(found[1]) if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-        allocated = max((torch.cuda.max_memory_allocated(gpu) - held[gpu] for gpu in self.gpus), default=0)
-        reserved = max((torch.cuda.max_memory_reserved(gpu) - held[gpu] for gpu in self.gpus), default=0)
-        self.peaks.append((host - held[CPU], allocated, reserved))
-        self._reset()
-
-    def peak(self) -> dict[str, int | None]:
-        """The highest of the epochs, in bytes; GPU figures are those of the fullest GPU."""
-        host, allocated, reserved = (max(values) for values in zip(*self.peaks, strict=True))
-        return {
-            "host_rss_bytes": host,
-            "gpu_allocated_bytes": allocated if self.cuda else None,
-            "gpu_reserved_bytes": reserved if self.cuda else None,
-        }
-
-
-def _measured_gpus(spec: RunSpec, local_rank: int) -> list[int]:
-    """The GPUs that this process counts: its own, or all of them where one process owns several."""
-    if spec.accelerator == "cpu":
-        return []
-    return [local_rank] if strategy.STRATEGIES[spec.strategy].multi_process else list(range(spec.devices))
+    Raises:
+        UserError: PyTorch computes on another board than the one to be metered.
+    """
+    placed = [{**board, "position": position} for position, board in enumerate(boards)]
+    for board in placed[: spec.devices] if spec.accelerator == "cuda" else ():
+        found = str(getattr(torch.cuda.get_device_properties(board["position"]), "uuid", ""))
+        if found and not board["mig"] and found not in board["uuid"]:
+            raise UserError(f"PyTorch computes on GPU {found}, and the run was given {board['uuid']}")
+    own = placed[local_rank : local_rank + 1]
+    return own + (placed[world:] if local_rank == 0 else []) if world > 1 else placed
 
 
 def _num_skipped(trainer: Trainer, optimizer: torch.optim.AdamW) -> int:
@@ -420,36 +434,24 @@ def _save(trainer: Trainer, weights: dict[str, torch.Tensor], model_folder: Path
             (folder / path.name).write_bytes(path.read_bytes())
 
 
-#: How PyTorch, cuBLAS, NCCL and the CPU's allocator say it.
-OUT_OF_MEMORY = r"out of memory|ALLOC_FAILED|allocate memory"
-
-
-def _memory_asked(message: str) -> int | None:
-    """Bytes named in PyTorch's out-of-memory messages, of the GPU's and of the CPU's allocator."""
-    found = re.search(r"[Tt]ried to allocate ([\d.]+) ?(bytes|[KMGT]iB)?", message)
-    if found is None:
-        return None
-    units = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
-    return round(float(found[1].rstrip(".")) * units.get(found[2], 1))
-
-
 def main(argv: list[str]) -> int:
     """Run the job described in a file and leave `rank<r>.json` beside it; 3 if the run stopped with a result."""
     job_path = Path(argv[1])
     job = json.loads(job_path.read_text(encoding="utf-8"))
     rank = os.environ.get("RANK", "0")
     try:
-        outcome = train(from_mapping(job["spec"]), Path(job["model_folder"]), Path(job["tokens"]), Path(job["folder"]))
+        paths = [Path(job[key]) for key in ("model_folder", "tokens", "folder")]
+        outcome = train(from_mapping(job["spec"]), paths[0], paths[1], paths[2], job["boards"])
     except Stop as stop:
         outcome = stop.outcome
     except UserError as error:
         outcome = {"status": "error", "reason": str(error)}
     except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
-        lines = [line for line in str(error).splitlines() if re.search(OUT_OF_MEMORY, line)]
+        lines = [line for line in str(error).splitlines() if re.search(memory.OUT_OF_MEMORY, line)]
         if not lines and not isinstance(error, torch.OutOfMemoryError | MemoryError):
             raise
         reason = lines[0] if lines else "out of host memory"
-        outcome = {"status": "oom", "reason": reason, "oom_bytes": _memory_asked(str(error))}
+        outcome = {"status": "oom", "reason": reason, "oom_bytes": memory.bytes_asked(str(error))}
     write_json(job_path.parent / f"rank{rank}.json", outcome)
     if outcome["status"] != "ok":
         return 3

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import fcntl
+import hashlib
 import json
 import math
 import os
@@ -14,15 +16,15 @@ from typing import Any
 from snakemake_interface_common.exceptions import WorkflowError
 
 from joulesweep import config as config_module
-from joulesweep import digest
+from joulesweep import devices, digest, record
 from joulesweep.config import LocalSource
 from joulesweep.environment import resolve_accelerator
 from joulesweep.errors import UserError
 from joulesweep.grid import ExpandedGrid, dataset_key, dataset_source, expand, model_key, model_source
-from joulesweep.spec import RunSpec, canonical, short_hash, strip
+from joulesweep.spec import RunSpec, canonical, cell_id, short_hash, strip
 
 #: The charts of `joulesweep.charts.CHARTS`, named here so that parsing the Snakefile imports no altair.
-CHARTS = ("pareto", "energy", "speedup", "loss", "memory")
+CHARTS = ("pareto", "energy", "speedup", "loss", "memory", "power")
 
 
 def load(raw: dict[str, Any], workflow: Any) -> Sweep:  # noqa: ANN401 - Snakemake's Workflow
@@ -99,6 +101,11 @@ def output_folder(wildcards: Any, output: Any) -> str:  # noqa: ANN401 - Snakema
     return str(Path(output[0]).parent)
 
 
+def anchors_folder(wildcards: Any, input: Any) -> str:  # noqa: ANN401 - Snakemake's names and types
+    """The folder of the anchors, beside the grid's manifest."""
+    return str(Path(input.grid).parent / "anchors")
+
+
 def runs_folder(wildcards: Any, input: Any) -> str:  # noqa: ANN401 - Snakemake's names and types
     """The folder of the runs, beside the grid's manifest."""
     return str(Path(input.grid).parent / "runs")
@@ -117,12 +124,15 @@ class Sweep:
     """
 
     def __init__(self, config: config_module.SweepConfig) -> None:
-        found = {"accelerator": resolve_accelerator(config.hardware.accelerator)}  # once, for all that follows
-        config = config.model_copy(update={"hardware": config.hardware.model_copy(update=found)})
+        accelerator = resolve_accelerator(config.hardware.accelerator)  # once, for all that follows
+        hardware = config.hardware.model_copy(update={"accelerator": accelerator})
+        config = config.model_copy(update={"hardware": hardware, "measure": config.measure.resolved(accelerator)})
         self.config = config
         self.name = config.sweep
         self.folder = f"results/{config.sweep}"
         self.grid: ExpandedGrid = expand(config)
+        shuffled = sorted(self.grid.runs, key=lambda run: (self.spec(run).repeat, self._shuffled(run)))
+        self._priorities = {run: len(shuffled) - i for i, run in enumerate(shuffled)}
         self._models = {model_key(name, model_source(model)): name for name, model in config.models.items()}
         self._datasets = {dataset_key(name, dataset_source(data)): name for name, data in config.datasets.items()}
 
@@ -175,6 +185,9 @@ class Sweep:
         sources = [("source", entry.source), ("tokenizer", getattr(entry, "tokenizer", None))]
         return [(key, path) for key, source in sources if isinstance(source, LocalSource) for path in source.paths]
 
+    def _shuffled(self, run: str) -> str:
+        return hashlib.sha256(f"{self.config.measure.order_seed} {run}".encode()).hexdigest()
+
     def spec(self, run: str) -> RunSpec:
         """A run's spec."""
         return self.grid.runs[run]
@@ -184,8 +197,48 @@ class Sweep:
 
         One string, because Snakemake compares the params of a job as a set without names.
         """
-        spec = self.spec(run)
-        return json.dumps({"spec": strip(spec), "code": digest.run_digest(spec)}, sort_keys=True)
+        return self._job(run, digest.run_digest(self.spec(run)))
+
+    def _job(self, run: str, code: str) -> str:
+        return json.dumps({"spec": strip(self.spec(run)), "code": code}, sort_keys=True)
+
+    def priority(self, run: str) -> int:
+        """Snakemake's priority: repeat by repeat, shuffled within each, so that drift hits all cells alike.
+
+        The order of the runs that were there before does not change when runs are added.
+        """
+        return self._priorities[run]
+
+    def anchors(self) -> list[str]:
+        """Records of the anchors: those of earlier days, and today's where runs are measured on a later day."""
+        if not self.config.measure.anchors:
+            return []
+        folder = Path(self.folder, "anchors")
+        runs = [run for run in self.runs if self.cell(run) == self.cell(self.runs[0])][: self.config.measure.anchors]
+        there = {path for run in runs for path in folder.glob(f"*/{run}/record.json")}
+        today = datetime.datetime.now(datetime.UTC).date().isoformat()
+        had = {run: self._record(run) for run in self.runs}
+        current = {run for run, row in had.items() if row and row["code_digest"] == digest.run_digest(self.spec(run))}
+        earlier = any(row and row["finished"][:10] < today for row in had.values())
+        if earlier and len(current) < len(had):  # something is to be measured, and something was on another day
+            there |= {folder / today / run / "record.json" for run in runs if run in current}
+        return sorted(map(str, there))
+
+    def anchor_job(self, day: str, run: str) -> str:
+        """An anchor's job: what was measured stays, whatever became of the code since."""
+        path = Path(self.folder, "anchors", day, run, "record.json")
+        code = record.read(path)["code_digest"] if path.exists() else digest.run_digest(self.spec(run))
+        return self._job(run, code)
+
+    def _record(self, run: str) -> dict[str, Any] | None:
+        try:
+            return record.read(Path(self.folder, "runs", run, "record.json"))
+        except UserError:
+            return None
+
+    def cell(self, run: str) -> str:
+        """The id of a run's cell."""
+        return cell_id(self.spec(run))
 
     def model(self, run: str) -> str:
         """Folder of a run's model under resources/models."""
@@ -198,9 +251,8 @@ class Sweep:
         return f"{dataset_key(spec.dataset, spec.dataset_source)}/{self.model(run)}"
 
     def gpus(self, run: str) -> int:
-        """GPUs that a run takes."""
-        spec = self.spec(run)
-        return spec.devices if spec.accelerator == "cuda" else 0
+        """GPUs that a run takes: to compute on, or on the CPU to be metered."""
+        return devices.num_boards(self.spec(run), str(self.config.measure.exclusive))
 
     def threads(self, run: str, cores: int | None) -> int:
         """CPU cores that a run takes: its own, or all of the machine's when it must be alone there.
@@ -215,7 +267,8 @@ class Sweep:
 
     def runtime_min(self, run: str) -> int:
         """Minutes to ask a batch system for: the run's time limit and its start and scoring."""
-        return math.ceil(self.spec(run).timeout_s / 60) + 10
+        spec = self.spec(run)
+        return math.ceil((spec.timeout_s + spec.cooldown_s) / 60) + 10
 
     def failures(self) -> list[str]:
         """A line per run that was started and has no record, with the log that says why."""
@@ -226,4 +279,5 @@ class Sweep:
     def finished(self) -> str:
         """A digest of the records that are there now: the target `partial` follows it."""
         records = [Path(self.folder, "runs", run, "record.json") for run in self.grid.runs]
+        records += map(Path, self.anchors())
         return short_hash([[str(path), path.stat().st_mtime_ns] for path in records if path.exists()])

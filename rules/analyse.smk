@@ -1,18 +1,20 @@
 """Records to tables, tables to charts, all of it to one report. Imports no torch.
 
-in:   results/<sweep>/grid.json and the records that it names (never a glob)
+in:   results/<sweep>/grid.json and the records that it names (never a glob); anchors of earlier days, and today's
 out:  results/<sweep>/tables/*.parquet, charts/*.svg and *.html, report.html;
       the same under results/<sweep>/partial/ from whatever is finished
 """
 
 CAPTIONS = "../joulesweep/templates/captions"
-TABLES = ("runs", "cells", "epochs")
+TABLES = ("runs", "cells", "epochs", "power", "anchors")
 
 
 rule aggregate:
     input:
         grid=f"{sweep.folder}/grid.json",
         records=expand(f"{sweep.folder}/runs/{{run}}/record.json", run=sweep.runs),
+        power=expand(f"{sweep.folder}/runs/{{run}}/power.jsonl", run=sweep.runs),
+        anchors=sweep.anchors(),
     output:
         expand(f"{sweep.folder}/tables/{{table}}.parquet", table=TABLES),
     log:
@@ -22,12 +24,14 @@ rule aggregate:
     params:
         code=digest.code_digest(*digest.TABLE_CODE),
         runs=runs_folder,
+        anchors=anchors_folder,
         output=output_folder,
         missing="",
     message:
         "Aggregate the records into tables"
     shell:
         "python -m scripts.aggregate --grid {input.grid:q} --runs {params.runs:q}"
+        " --anchors {params.anchors:q}"
         " --output {params.output:q} {params.missing} 2>&1 | tee {log:q} >&2"
 
 
@@ -94,6 +98,7 @@ use rule aggregate as aggregate_partial with:
     params:
         code=digest.code_digest(*digest.TABLE_CODE),
         runs=runs_folder,
+        anchors=anchors_folder,
         output=output_folder,
         missing="--allow-missing",
         finished=lambda wildcards: sweep.finished(),

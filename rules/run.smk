@@ -2,7 +2,8 @@
 
 in:   the run's model and tokens; what makes it stale is its one param: the spec and the digest of the code it uses.
       Inputs marked ancient are read but do not make a run stale: the manifests of model and tokens stand for them.
-out:  results/<sweep>/runs/<run>/: record.json, spec.json, steps.jsonl, epochs.jsonl; model/ where it is kept
+out:  results/<sweep>/runs/<run>/: record.json, spec.json, steps.jsonl, epochs.jsonl, power.jsonl; model/ where it is
+      kept. Anchors, likewise, in results/<sweep>/anchors/<day>/<run>/.
 """
 
 
@@ -22,8 +23,10 @@ rule train:
         spec=f"{sweep.folder}/runs/{{run}}/spec.json",
         steps=f"{sweep.folder}/runs/{{run}}/steps.jsonl",
         epochs=f"{sweep.folder}/runs/{{run}}/epochs.jsonl",
+        power=f"{sweep.folder}/runs/{{run}}/power.jsonl",
     log:
         f"{sweep.folder}/runs/{{run}}/run.log",
+    priority: lambda wildcards: sweep.priority(wildcards.run)
     conda:
         "../envs/training.yaml"
     threads: lambda wildcards: sweep.threads(wildcards.run, cores)
@@ -38,3 +41,37 @@ rule train:
     shell:
         "python -m scripts.train --job {params.job:q} --model-folder {input.model_folder:q}"
         " --tokens {input.tokens:q} --grid {input.grid:q} --folder {params.folder:q} --log {log:q}"
+        " --gpus {resources.gpu}"
+
+
+# The first cell once more on a later day: how far do the days differ?
+# What was measured on a day stays what it was: no input makes it stale.
+use rule train as anchor with:
+    input:
+        grid=ancient(f"{sweep.folder}/grid.json"),
+        model_manifest=lambda wildcards: ancient(
+            f"resources/models/{sweep.model(wildcards.run)}.json"
+        ),
+        model_folder=lambda wildcards: ancient(
+            f"resources/models/{sweep.model(wildcards.run)}"
+        ),
+        tokens_manifest=lambda wildcards: ancient(
+            f"resources/tokens/{sweep.tokens(wildcards.run)}.json"
+        ),
+        tokens=lambda wildcards: ancient(
+            f"resources/tokens/{sweep.tokens(wildcards.run)}.safetensors"
+        ),
+    output:
+        record=f"{sweep.folder}/anchors/{{day}}/{{run}}/record.json",
+        spec=f"{sweep.folder}/anchors/{{day}}/{{run}}/spec.json",
+        steps=f"{sweep.folder}/anchors/{{day}}/{{run}}/steps.jsonl",
+        epochs=f"{sweep.folder}/anchors/{{day}}/{{run}}/epochs.jsonl",
+        power=f"{sweep.folder}/anchors/{{day}}/{{run}}/power.jsonl",
+    log:
+        f"{sweep.folder}/anchors/{{day}}/{{run}}/run.log",
+    priority: 1_000_000_000
+    params:
+        job=lambda wildcards: sweep.anchor_job(wildcards.day, wildcards.run),
+        folder=output_folder,
+    message:
+        "Anchor {wildcards.run} of {wildcards.day}"

@@ -11,11 +11,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--grid", type=Path, required=True, help="the sweep's grid.json")
     parser.add_argument("--runs", type=Path, required=True, help="folder with one folder per run")
+    parser.add_argument("--anchors", type=Path, help="folder with one folder per later day of runs measured again")
     parser.add_argument("--output", type=Path, required=True, help="folder for the parquet files")
     parser.add_argument("--allow-missing", action="store_true", help="tabulate runs without a record as missing")
     arguments = parser.parse_args()
     grid = aggregate.read_grid(arguments.grid)
-    tables.write(aggregate.aggregate(grid, arguments.runs, arguments.allow_missing), arguments.output)
+    made = aggregate.aggregate(grid, arguments.runs, arguments.allow_missing, arguments.anchors)
+    tables.write(made, arguments.output)
 
 
 if __name__ == "__main__":

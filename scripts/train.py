@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from joulesweep.launch import RunFailed, launch
+from joulesweep.launch import RunFailed, check_granted, launch
 from joulesweep.progress import end_line, start_line
 from joulesweep.record import read_json
 from joulesweep.spec import from_mapping, run_id
@@ -18,13 +18,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     for name in ("--job", "--model-folder", "--tokens", "--grid", "--folder", "--log"):
         parser.add_argument(name, required=True, type=str if name == "--job" else Path)
+    parser.add_argument("--gpus", required=True, type=int, help="as many as Snakemake grants")
     args = parser.parse_args()
     job, grid, runs = json.loads(args.job), read_json(args.grid, "grid"), args.folder.parent
-    spec = from_mapping(job["spec"])
+    spec, exclusive = from_mapping(job["spec"]), grid["config"]["measure"]["exclusive"]
+    check_granted(spec, exclusive, args.gpus)
     print(start_line(run_id(spec), grid, runs), file=sys.stderr, flush=True)
     paths = {"model_folder": args.model_folder, "tokens": args.tokens, "folder": args.folder, "log": args.log}
     try:
-        record = launch(spec, job["code"], **paths)
+        record = launch(spec, job["code"], exclusive=exclusive, **paths)
     except RunFailed as failure:
         sys.exit(f"{run_id(spec)}: {failure}; its output: {args.log}")
     print(end_line(record, grid, runs), file=sys.stderr, flush=True)

@@ -8,6 +8,10 @@ REPOSITORY = Path(__file__).parent.parent
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="also the tests that take minutes each")
+
+
 @pytest.fixture
 def shared_data() -> Path:
     """Real data files beside the checkout; absent for most people."""

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+
 from joulesweep import config, grid, record, spec
+from joulesweep.tables import Tables
 
 LOCAL = {"local": "some/folder"}
 
@@ -57,18 +62,44 @@ def environment(**changes: Any) -> dict[str, Any]:
 def no_meter() -> list[dict[str, Any]]:
     """The energy rows of a machine that cannot measure."""
     reason = "no RAPL counters: the machine exposes none"
-    return [energy_row("cpu:0", None, status="unavailable", reason=reason)]
+    return [energy_row("cpu:0", None, status="unavailable", method=None, reason=reason)]
 
 
-def energy_row(device: str, joules: float | None, **changes: Any) -> dict[str, Any]:
+def energy_row(device: str, joules: float | None, num_passes: int = 1, **changes: Any) -> dict[str, Any]:
+    """A device's row of a measurement; joules per pass."""
     return {
         "device": device,
         "kind": device.split(":")[0],
         "uuid": None,
         "energy_j": joules,
+        "total_energy_j": None if joules is None else joules * num_passes,
         "status": "measured",
         "method": "counter difference",
         "reason": None,
+        "tick_s": None if joules is None else 0.1,
+        "idle_w": None,
+        "net_energy_j": None,
+        "mean_power_w": None,
+        "power_ratio": None,
+        **changes,
+    }
+
+
+def board(index: int) -> dict[str, Any]:
+    """A board as a record's environment has it."""
+    return {"index": index, "name": "NVIDIA H200", "uuid": f"GPU-{index}", "memory_bytes": 141 * 2**30}
+
+
+def conditions(**changes: Any) -> dict[str, Any]:
+    """The conditions of a run without boards."""
+    return {
+        "boards": [],
+        "cooldown_s": None,
+        "settled": None,
+        "idle_s": 0.0,
+        "exclusive": "node",
+        "window_begin": "2026-01-02T03:04:10.000+00:00",
+        "window_end": "2026-01-02T03:04:40.000+00:00",
         **changes,
     }
 
@@ -91,12 +122,17 @@ def ok_record(run: str, a_spec: spec.RunSpec) -> dict[str, Any]:
             "validation_loss": loss + (1.2 if epoch == 0 else 0.3 / epoch - 0.1),
             "perplexity": 30.0,
             "masked_accuracy": 0.3 + 0.05 * epoch,
+            "energy_j": None,
+            "energy_status": "unavailable",
+            "energy_reason": "no device of the run was measured" if epoch else "nothing trained yet",
         }
         for epoch in range(4)
     ]
     rss = int((600 + 2 * a_spec.global_batch_size) * 2**20 * a_spec.devices * (1 + own.gauss(0, 0.01)))
     measurement = {
         "window_s": window_s,
+        "num_passes": 1,
+        "total_window_s": window_s,
         "cpu_s": cpu_s,
         "energy": no_meter(),
         "peak_memory": {"gpu_allocated_bytes": None, "gpu_reserved_bytes": None, "host_rss_bytes": rss},
@@ -110,6 +146,9 @@ def ok_record(run: str, a_spec: spec.RunSpec) -> dict[str, Any]:
         "padded_tokens_per_s": 80000 / window_s,
         "epochs_per_minute": 180 / window_s,
         "startup_s": 2.5,
+        "flags": [],
+        "conditions": conditions(),
+        "overhead": {"meter_s": 0.002, "trace_cpu_s": 0.01, "num_samples": 0},
     }
     quality = {
         "validation_loss": epochs[-1]["validation_loss"],
@@ -143,10 +182,109 @@ def failed(row: dict[str, Any], status: str, reason: str) -> dict[str, Any]:
     return {**row, **nothing, "status": status, "reason": reason, "oom_bytes": 2**31 if status == "oom" else None}
 
 
+def with_energy(row: dict[str, Any], *rows: dict[str, Any]) -> dict[str, Any]:
+    """The same run with these energy rows."""
+    return {**row, "measurement": {**row["measurement"], "energy": list(rows)}}
+
+
 def measured(row: dict[str, Any], watts: float = 50.0) -> dict[str, Any]:
     """The same run on a machine with a meter."""
-    rows = [energy_row("cpu:0", watts * row["measurement"]["window_s"])]
-    return {**row, "measurement": {**row["measurement"], "energy": rows}}
+    return with_energy(row, energy_row("cpu:0", watts * row["measurement"]["window_s"]))
+
+
+GPU_CONFIG: dict[str, Any] = {"hardware": {"accelerator": "cuda"}, "energy": {}}
+
+
+def on_gpus(row: dict[str, Any], watts: float = 350.0, idle_w: float = 90.0, **changes: Any) -> dict[str, Any]:
+    """The same run on boards with counters, repeated until its window has 30 s; CPU and DRAM are not readable.
+
+    Args:
+        row: the run's record, whose spec says how many boards.
+        watts: of each board while it trains.
+        idle_w: of each board before.
+        changes: to every energy row.
+    """
+    measurement, devices = row["measurement"], range(row["spec"]["devices"])
+    window_s = measurement["window_s"]
+    num_passes = max(1, math.ceil(30 / window_s))
+    noise = {index: 1 + random.Random(f"{row['run']} {index}").gauss(0, 0.01) for index in devices}
+    watts *= 1.15 if row["spec"]["precision"] == "fp32" else 1.0
+    energy = [
+        energy_row(
+            f"gpu:{index}",
+            watts * noise[index] * window_s,
+            num_passes,
+            uuid=f"GPU-{index}",
+            method="Zeus: NVML energy counter",
+            idle_w=idle_w,
+            net_energy_j=(watts * noise[index] - idle_w) * window_s,
+            mean_power_w=watts,
+            power_ratio=1 / noise[index],
+        )
+        for index in devices
+    ]
+    energy = [{**one, **changes} for one in energy] + no_meter()
+    joules = sum(one["energy_j"] or 0.0 for one in energy)
+    memory = {"gpu_allocated_bytes": 3 * 2**30, "gpu_reserved_bytes": 4 * 2**30}
+    measurement = {
+        **measurement,
+        "num_passes": num_passes,
+        "total_window_s": num_passes * window_s,
+        "energy": energy,
+        "peak_memory": {**measurement["peak_memory"], **memory},
+        "conditions": conditions(
+            boards=[board_state(index) for index in devices],
+            cooldown_s=12.0,
+            settled=True,
+            idle_s=5.0,
+            exclusive="gpu",
+            window_end="2026-01-02T03:04:45.000+00:00",
+        ),
+    }
+    epochs = [
+        epoch
+        if not epoch["epoch"] or not joules
+        else {**epoch, "energy_j": joules * epoch["epoch"] / 3, "energy_status": "integrated", "energy_reason": None}
+        for epoch in row["epochs"]
+    ]
+    environment_ = environment(gpus=[board(index) for index in devices], driver="570.86")
+    return {**row, "environment": environment_, "measurement": measurement, "epochs": epochs}
+
+
+def board_state(index: int, **changes: Any) -> dict[str, Any]:
+    """A board in the conditions of a run."""
+    return {
+        "device": f"gpu:{index}",
+        "uuid": f"GPU-{index}",
+        "temperature_start_c": 35.0 + index,
+        "temperature_end_c": 61.0 + index,
+        "sm_clock_mean_mhz": 1935.0 + 10 * index,
+        "sm_clock_min_mhz": 1900.0,
+        "power_limit_w": 700.0,
+        "throttle_reasons": [],
+        **changes,
+    }
+
+
+def flagged(row: dict[str, Any], flag: str, text: str) -> dict[str, Any]:
+    """The same run with one flag more."""
+    flags = [*row["measurement"]["flags"], {"flag": flag, "text": text}]
+    return {**row, "measurement": {**row["measurement"], "flags": flags}}
+
+
+def trace(row: dict[str, Any], step_s: float = 0.1) -> list[dict[str, Any]]:
+    """A power trace as a run writes it: idle, a ramp, the window, idle again."""
+    total_s = row["measurement"]["total_window_s"]
+    noise, rows = random.Random(row["run"]), []
+    for one in row["measurement"]["energy"]:
+        for i in range(-50, int(total_s / step_s) + 20):
+            t_s = i * step_s
+            busy = 0 <= t_s <= total_s
+            power_w = (one["mean_power_w"] or 20.0) * (1 - 0.3 * math.exp(-t_s)) if busy else 90.0
+            spread = noise.gauss(0, 0.02 * power_w)
+            if one["kind"] == "gpu":
+                rows.append({"t_s": t_s, "device": one["device"], "power_w": power_w + spread, "energy_j": None})
+    return rows
 
 
 def write_sweep(
@@ -168,4 +306,36 @@ def write_sweep(
         row = change(ok_record(run, a_spec))
         if row is not None:
             record.write_json(runs / run / "record.json", row)
+        if row is not None and row["status"] == "ok":
+            record.write_lines(runs / run / "power.jsonl", trace(row))
     return manifest, runs
+
+
+def write_anchors(
+    sweep: tuple[dict[str, Any], Path],
+    folder: Path,
+    day: str,
+    number: int,
+    factor: float,
+    change: Callable[[dict[str, Any]], dict[str, Any]] = lambda row: row,
+) -> list[Path]:
+    """Measure the first runs of a written sweep again: every time and joule is `factor` times the first day's."""
+    manifest, runs = sweep
+    paths = []
+    for run in list(manifest["runs"])[:number]:
+        row = record.read(runs / run / "record.json")
+        measurement = dict(row["measurement"])
+        for key in ("window_s", "total_window_s"):
+            measurement[key] *= factor
+        measurement["energy"] = [
+            {**one, **{key: one[key] and factor * one[key] for key in ("energy_j", "total_energy_j")}}
+            for one in measurement["energy"]
+        ]
+        paths.append(folder / "anchors" / day / run / "record.json")
+        record.write_json(paths[-1], change({**row, "measurement": measurement}))
+    return paths
+
+
+def replaced(tables: Tables, **frames: pl.DataFrame) -> Tables:
+    """The same tables with others in place of some."""
+    return dataclasses.replace(tables, **frames)

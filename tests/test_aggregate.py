@@ -8,7 +8,7 @@ import pytest
 import synthetic
 
 from joulesweep import record, tables
-from joulesweep.aggregate import aggregate, fingerprint
+from joulesweep.aggregate import aggregate
 from joulesweep.errors import UserError
 from joulesweep.stats import paired_ratio
 
@@ -58,7 +58,8 @@ def test_unmeasured_energy_is_null_with_its_reason(sweep):
 
 def test_no_nan_anywhere(sweep):
     found = aggregate(*sweep)
-    for frame in (found.runs, found.cells, found.epochs):
+    for name in tables.NAMES:
+        frame = getattr(found, name)
         floats = frame.select(pl.col(pl.Float64))
         assert floats.width and sum(floats.select(pl.all().is_nan().sum()).row(0)) == 0
 
@@ -78,8 +79,8 @@ def test_measured_and_estimated_stay_apart(tmp_path):
     assert found.runs["energy_status"].unique().to_list() == ["measured"]
 
 
-def energy(rows):
-    return lambda row: {**row, "measurement": {**row["measurement"], "energy": rows}}
+def change_of(rows):
+    return lambda row: synthetic.with_energy(row, *rows)
 
 
 def test_one_unmeasured_device_makes_the_sum_null(tmp_path):
@@ -87,39 +88,93 @@ def test_one_unmeasured_device_makes_the_sum_null(tmp_path):
         synthetic.energy_row("cpu:0", 100.0),
         synthetic.energy_row("cpu:1", None, status="unavailable", reason="permission denied"),
     ]
-    runs = make(tmp_path, energy(rows)).runs
+    runs = make(tmp_path, change_of(rows)).runs
     assert runs["energy_j"].null_count() == runs.height
     assert runs["energy_reason"][0] == "cpu:1: permission denied"
-
-
-def test_only_measured_rows_are_summed(tmp_path):
-    rows = [
-        synthetic.energy_row("cpu:0", 100.0),
-        synthetic.energy_row("dram:0", 7.0),
-        synthetic.energy_row("dram:1", 900.0, status="estimated"),
-    ]
-    runs = make(tmp_path, energy(rows)).runs
-    assert runs["energy_j"].unique().to_list() == [107.0]
-    assert runs["energy_scope"].unique().to_list() == ["cpu+dram"]
 
 
 @pytest.mark.parametrize("rows", [[], [synthetic.energy_row("cpu:0", 100.0)]])
 def test_a_gpu_run_needs_its_gpu_measured(tmp_path, rows):
     raw = synthetic.raw_config(hardware={"accelerator": "cuda"})
-    grid, runs = synthetic.write_sweep(tmp_path, raw, energy(rows))
+    grid, runs = synthetic.write_sweep(tmp_path, raw, change_of(rows))
     found = aggregate(grid, runs).runs
     assert found["energy_j"].null_count() == found.height
     assert found["estimated_energy_j"].null_count() == found.height  # nothing is guessed of a GPU
 
 
-def test_scopes_are_not_averaged(tmp_path):
+@pytest.mark.parametrize("other", [{"device": "dram:0", "joules": 5.0}, {"status": "integrated"}])
+def test_repeats_of_different_scope_or_status_are_not_averaged(tmp_path, other):
     def change(row):
-        more = [synthetic.energy_row("dram:0", 5.0)] if row["spec"]["repeat"] == 1 else []
-        return energy([synthetic.energy_row("cpu:0", 100.0), *more])(row)
+        first = row["spec"]["repeat"] == 1
+        main = synthetic.energy_row("cpu:0", 100.0, status=other.get("status", "measured") if first else "measured")
+        dram = [synthetic.energy_row("dram:0", 5.0)] if first and "device" in other else []
+        return synthetic.with_energy(row, main, *dram)
 
     found = make(tmp_path, change)
     assert found.runs["energy_j"].null_count() == 0
-    assert found.cells["energy_j_mean"].null_count() == found.cells.height
+    for end in ("mean", "low", "high"):
+        assert found.cells[f"energy_j_{end}"].null_count() == found.cells.height
+    assert found.cells["energy_scope"][0] == ("cpu+dram, cpu" if "device" in other else "cpu")
+    assert found.cells["energy_status"][0] == ("measured" if "device" in other else "integrated, measured")
+
+
+def test_a_gpu_sweep(tmp_path):
+    grid, runs = synthetic.write_sweep(tmp_path, synthetic.raw_config(**synthetic.GPU_CONFIG), synthetic.on_gpus)
+    found = aggregate(grid, runs)
+    for row in found.runs.iter_rows(named=True):
+        measurement = record.read(runs / row["run"] / "record.json")["measurement"]
+        boards = [one for one in measurement["energy"] if one["kind"] == "gpu"]
+        assert len(boards) == row["devices"]
+        assert row["energy_j"] == pytest.approx(sum(one["energy_j"] for one in boards))
+        assert row["net_energy_j"] == pytest.approx(row["energy_j"] - row["idle_w"] * row["window_s"])
+        assert row["total_energy_j"] == pytest.approx(row["energy_j"] * row["num_passes"])
+        assert (row["energy_scope"], row["energy_status"], row["energy_tick_s"]) == ("gpu", "measured", 0.1)
+        assert row["total_window_s"] >= 30 and row["idle_w"] == 90.0 * row["devices"]
+        overhead = measurement["overhead"]
+        share = (overhead["meter_s"] + overhead["trace_cpu_s"]) / measurement["total_window_s"]
+        assert row["meter_overhead_fraction"] == pytest.approx(share)
+    row = found.runs.filter(pl.col("devices") == 2).row(0, named=True)
+    assert (row["temperature_start_c"], row["temperature_end_c"], row["sm_clock_mean_mhz"]) == (36.0, 62.0, 1940.0)
+    assert (row["gpus"], row["gpu_uuids"], row["throttle_reasons"]) == ("NVIDIA H200", "GPU-0, GPU-1", None)
+    assert (row["cooldown_s"], row["settled"], row["idle_s"], row["exclusive"]) == (12.0, True, 5.0, "gpu")
+    assert found.cells["energy_j_mean"].null_count() == 0 == found.cells["net_energy_j_mean"].null_count()
+    assert found.cells["panel"].unique().to_list() == [""]  # one board and two are one environment
+
+
+def test_epochs_have_cumulative_joules_where_the_run_has(tmp_path):
+    grid, runs = synthetic.write_sweep(tmp_path, synthetic.raw_config(**synthetic.GPU_CONFIG), synthetic.on_gpus)
+    epochs = aggregate(grid, runs).epochs
+    untrained, trained = epochs.filter(epoch=0), epochs.filter(pl.col("epoch") > 0)
+    assert untrained["energy_j"].null_count() == untrained.height
+    assert untrained["energy_reason"].unique().to_list() == ["nothing trained yet"]
+    assert trained["energy_j"].null_count() == 0 and trained["energy_reason"].count() == 0
+    assert trained["energy_status"].unique().to_list() == ["integrated"]
+    assert trained["energy_scope"].unique().to_list() == ["gpu"]
+
+
+def test_emissions_and_cost_are_of_joules_that_were_read(tmp_path):
+    carbon = {"g_per_kwh": 360.0, "source": "my contract, 2025"}
+    energy = {"estimate": True, "carbon": carbon, "price_per_kwh": 0.36, "currency": "EUR", "pue": 2.0}
+
+    def change(row):
+        return row if row["spec"]["precision"] == "fp32" else synthetic.measured(row)
+
+    grid, runs = synthetic.write_sweep(tmp_path, synthetic.raw_config(energy=energy), change)
+    found = aggregate(grid, runs)
+    read, guessed = (found.runs.filter(pl.col("energy_j").is_null() == missing) for missing in (False, True))
+    assert len(read) and len(guessed)
+    assert read["co2e_g"].to_list() == pytest.approx((read["energy_j"] / 3.6e6 * 2 * 360).to_list())
+    assert read["cost"].to_list() == pytest.approx((read["energy_j"] / 3.6e6 * 2 * 0.36).to_list())
+    assert guessed["co2e_g"].count() == 0 == guessed["cost"].count()
+    expected = (found.runs["estimated_energy_j"] / 3.6e6 * 2 * 360).to_list()
+    assert found.runs["estimated_co2e_g"].to_list() == pytest.approx(expected)
+    assert found.cells["co2e_g_mean"].count() == 4 and found.cells["estimated_co2e_g"].null_count() == 0
+
+
+def test_no_emissions_unless_asked(tmp_path):
+    found = make(tmp_path, synthetic.measured)
+    for column in ("co2e_g", "cost", "estimated_co2e_g"):
+        assert found.runs[column].count() == 0
 
 
 def test_environments_are_never_averaged(tmp_path):
@@ -135,25 +190,6 @@ def test_environments_are_never_averaged(tmp_path):
     alone = found.cells.filter(pl.col("num_ok") == 1)
     assert alone["window_s_low"].null_count() == 8
     assert alone["speedup_verdict"].is_in(["baseline", "n=1, no interval"]).all()
-
-
-@pytest.mark.parametrize(
-    ("change", "same"),
-    [
-        ({"hostname": "node2", "cpu_cores": 64}, True),
-        ({"driver": "570.1"}, False),
-        ({"cpu_model": "AMD EPYC 9654"}, False),
-        ({"gpus": [{"index": 0, "name": "H100", "uuid": "GPU-1", "memory_bytes": 1}]}, False),
-    ],
-)
-def test_fingerprint(change, same):
-    assert (fingerprint(synthetic.environment()) == fingerprint(synthetic.environment(**change))) is same
-
-
-def test_board_identity_does_not_split_cells():
-    boards = ([{"index": 0, "name": "H100", "uuid": uuid, "memory_bytes": 1}] for uuid in ("GPU-1", "GPU-2"))
-    first, second = (fingerprint(synthetic.environment(gpus=gpus)) for gpus in boards)
-    assert first == second
 
 
 def test_speedup_is_paired_by_seed(sweep):
@@ -206,7 +242,7 @@ def test_failed_runs_are_rows(tmp_path):
 def test_types_do_not_depend_on_the_data(tmp_path, sweep):
     full = aggregate(*sweep)
     none = make(tmp_path / "none", lambda row: None)
-    for name in ("runs", "cells", "epochs"):
+    for name in tables.NAMES:
         assert getattr(full, name).schema == getattr(none, name).schema
 
 
@@ -219,7 +255,15 @@ def test_types_do_not_depend_on_the_data(tmp_path, sweep):
         (lambda text: json.dumps({**json.loads(text), "measurement": {}}), "corrupt"),
         (lambda text: json.dumps({**json.loads(text), "measurement": None}), "corrupt"),
         (lambda text: json.dumps({**json.loads(text), "epochs": [{"epoch": "one"}]}), "corrupt"),
+        (
+            lambda text: text.replace('"version": 2', '"version": 1'),
+            "record version 1; this Joulesweep reads version 2",
+        ),
         (lambda text: text.replace('"window_s": ', '"window_s": NaN, "was": '), "corrupt"),
+        (lambda text: text.replace('"flags": []', '"flags": [{"flag": "throttled"}]'), "corrupt"),
+        (lambda text: text.replace('"flags": []', '"flags": null'), "corrupt"),
+        (lambda text: text.replace('"kind": "cpu"', '"sort": "cpu"'), "corrupt"),
+        (lambda text: text.replace('"energy_status"', '"was_status"'), "corrupt"),
         (lambda text: text.replace('"window_s": ', '"window_s": "fast", "was": '), "corrupt"),
     ],
 )
@@ -252,15 +296,11 @@ def test_written_bytes_are_the_same_twice_and_read_back(tmp_path, sweep):
     found = aggregate(*sweep)
     for folder in ("a", "b"):
         tables.write(found, tmp_path / folder)
-    for name in ("runs", "cells", "epochs"):
+    for name in tables.NAMES:
         first, second = (tmp_path / folder / f"{name}.parquet" for folder in ("a", "b"))
         assert first.read_bytes() == second.read_bytes()
         assert getattr(tables.read(tmp_path / "a"), name).equals(getattr(found, name))
-    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [
-        "cells.parquet",
-        "epochs.parquet",
-        "runs.parquet",
-    ]
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {f"{name}.parquet" for name in tables.NAMES}
 
 
 def test_script_tells_a_user_error_in_one_line(tmp_path, sweep):
@@ -279,5 +319,6 @@ def test_a_thousand_runs_take_seconds(tmp_path):
     grid, runs = synthetic.write_sweep(tmp_path, synthetic.raw_config(axes))
     assert len(grid["runs"]) == 1000
     start = time.process_time()
-    aggregate(grid, runs)
+    found = aggregate(grid, runs)
     assert time.process_time() - start < 5
+    assert found.runs.height == 1000

@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 
@@ -55,7 +56,76 @@ def test_measured_joules_leave_no_room_for_estimates(tmp_path, name):
 @pytest.mark.parametrize("name", ["pareto", "loss"])
 def test_no_estimate_unless_asked(tmp_path, name):
     text = text_of(charts.CHARTS[name](build(tmp_path, energy={"estimate": False})))
-    assert "stimated" not in text.replace("estimated_energy", "").replace('["measured", "estimated"]', "")
+    assert "stimated" not in text
+
+
+def drawn(chart, part=""):
+    """Every row of data behind a chart, or behind one of its vertical parts."""
+    whole = chart.to_dict()
+    text = json.dumps(whole["vconcat"][part] if part != "" else whole)
+    names = re.findall(r'"data": {"name": "([^"]+)"}', text)
+    return [row for name in dict.fromkeys(names) for row in whole["datasets"][name]]
+
+
+@pytest.mark.parametrize("estimate", [False, True])
+@pytest.mark.parametrize("name", charts.CHARTS)
+def test_unmeasured_joules_are_nowhere_zero_or_nan(tmp_path, name, estimate):
+    chart = charts.CHARTS[name](build(tmp_path, energy={"estimate": estimate}))
+    costs = [row[key] for row in drawn(chart) for key in ("cost", "value") if key in row and row.get("epoch") != 0]
+    assert all(cost > 0 for cost in costs) and "NaN" not in text_of(chart)
+    if name == "energy" and not estimate:
+        assert "energy was not measured, and not estimated" in text_of(chart) and not costs
+    else:
+        assert costs or name == "power"
+
+
+def test_joules_of_different_scopes_are_drawn_apart(tmp_path):
+    def change(row):
+        dram = [synthetic.energy_row("dram:0", 5.0)] if row["spec"]["precision"] == "fp32" else []
+        return synthetic.with_energy(row, synthetic.energy_row("cpu:0", 100.0), *dram)
+
+    found = build(tmp_path, change)
+    chart = charts.energy(found)
+    first, second = chart.to_dict()["vconcat"]
+    assert "measured, scope cpu+dram" in json.dumps(first) and "measured, scope cpu" in json.dumps(second)
+    assert {row["value"] for row in drawn(chart, 0)} == {105.0}
+    assert {row["value"] for row in drawn(chart, 1)} == {100.0}
+    pareto = charts.pareto(found).to_dict()
+    assert "The front is over time: joules of different scopes are not ranked together: cpu+dram, cpu." in text_of(
+        charts.pareto(found)
+    )
+    assert len(pareto["vconcat"]) == 1
+
+
+def test_configurations_without_joules_are_named_and_not_drawn(tmp_path):
+    def change(row):
+        return row if row["spec"]["strategy"] == "ddp" else synthetic.measured(row)
+
+    found = build(tmp_path, change)
+    text = text_of(charts.energy(found))
+    assert "Without joules: ddp2 fp32 bs32, ddp2 fp32 bs64, ddp2 bf16-mixed bs32 and 1 more" in text
+    assert {row["name"].split()[0] for row in drawn(charts.energy(found))} == {"single"}
+    assert "joules are known of 4 of 8 configurations" in text_of(charts.pareto(found))
+
+
+def test_integrated_joules_are_pale_named_and_not_ranked(tmp_path):
+    def change(row):
+        return synthetic.on_gpus(row, status="integrated", power_ratio=None)
+
+    found = build(tmp_path, change, **synthetic.GPU_CONFIG)
+    bars = text_of(charts.energy(found))
+    assert "Energy of a run (J), integrated, scope gpu" in bars and '"opacity": 0.4' in bars
+    time, joules = charts.pareto(found).to_dict()["vconcat"]
+    assert "step-after" in json.dumps(time) and "step-after" not in json.dumps(joules)
+    assert "energy was integrated from power readings" in text_of(charts.pareto(found))
+
+
+def test_net_joules_have_a_tick_where_they_are_known(tmp_path):
+    with_net = charts.energy(build(tmp_path / "gpu", synthetic.on_gpus, **synthetic.GPU_CONFIG))
+    assert '"tick"' in text_of(with_net) and "net of idle" in text_of(with_net)
+    assert all(0 < row["net"] < row["value"] for row in drawn(with_net)) and len(drawn(with_net)) == 8
+    without = text_of(charts.energy(build(tmp_path / "cpu", synthetic.measured)))
+    assert '"tick"' not in without and "net of idle" not in without
 
 
 def test_speedup_leaves_the_baseline_out(tmp_path):

@@ -10,14 +10,15 @@ import pytest
 import tiny_run
 import yaml
 
-from joulesweep import cli, config, record
+from joulesweep import cli, config, lease, record
 from joulesweep.grid import dataset_key, dataset_source, expand, model_key, model_source
 from joulesweep.launch import RunFailed
 
 
 @pytest.fixture(autouse=True)
-def in_empty_folder(tmp_path, monkeypatch):
+def in_empty_folder(tmp_path, tmp_path_factory, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(lease, "folder", lambda: tmp_path_factory.getbasetemp())  # the machine is this test's alone
 
 
 @pytest.fixture
@@ -127,7 +128,8 @@ def test_a_run_that_fails_says_so_and_leaves_no_earlier_record(
     earlier = tmp_path / "results" / "tiny" / "by-hand" / runs[0] / "record.json"
     record.write_text(earlier, "of an earlier run")
 
-    def fails(spec, code, **paths):
+    def fails(spec, code, **given):
+        assert (given["exclusive"], given["with_snakemake"]) == ("node", False)  # as the CPU's runs of a sweep
         raise RunFailed("it broke")
 
     monkeypatch.setattr(cli, "launch", fails)

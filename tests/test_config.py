@@ -24,6 +24,9 @@ SOURCES = "{wheel, sha256, path}, {hub, revision}, {local}"
 GRID_KEYS = (
     "model, dataset, task, method, strategy, devices, precision, batching, batch_size, batch_size_scope, lr, repeats"
 )
+BOARDS = "must be auto or a list of NVML indices and UUIDs, each once"
+NO_BOARDS = (2, "all", None, [], [0, 0], ["GPU-a", "GPU-a"], [-1], ["0"], [True], [1.0], [[0]], [0, "board"])
+ONE_FACTOR = "give either country, or g_per_kwh with its source"
 
 MISTAKES = [
     # unknown keys: of the file, of a section, inside a source
@@ -37,9 +40,9 @@ MISTAKES = [
         f"grid.batchsize: unknown key 'batchsize'; allowed: {GRID_KEYS} (did you mean 'batch_size'?)",
     ),
     (
-        {"measure__min_seconds": 3},
-        "measure.min_seconds: unknown key 'min_seconds'; allowed: warmup_steps, exclusive "
-        "(did you mean 'warmup_steps'?)",
+        {"measure__min_secs": 3},
+        "measure.min_secs: unknown key 'min_secs'; allowed: warmup_steps, exclusive, gpus, min_seconds, cooldown_s, "
+        "idle_s, order_seed, anchors (did you mean 'min_seconds'?)",
     ),
     ({"hardware__gpus": 2}, "hardware.gpus: unknown key 'gpus'; allowed: accelerator, name"),
     (
@@ -67,6 +70,10 @@ MISTAKES = [
     (
         {"energy__cpu_watts": {"min": 1, "max_w": 2}},
         "energy.cpu_watts.min: unknown key 'min'; allowed: min_w, max_w (did you mean 'min_w'?)",
+    ),
+    (
+        {"energy__carbon": {"contry": "DEU"}},
+        "energy.carbon.contry: unknown key 'contry'; allowed: country, g_per_kwh, source (did you mean 'country'?)",
     ),
     (
         {"exclude": [{"when": {"strategy": "dp"}, "why": "slow"}]},
@@ -134,7 +141,7 @@ MISTAKES = [
     ),
     (
         {"measure__exclusive": "nod"},
-        "measure.exclusive: unknown value 'nod'; allowed: none, node (did you mean 'node'?)",
+        "measure.exclusive: unknown value 'nod'; allowed: gpu, node, none (did you mean 'node'?)",
     ),
     (
         {"hardware__accelerator": "gpu"},
@@ -163,6 +170,20 @@ MISTAKES = [
         "datasets.texts.validation_fraction: input should be less than 1, got 1.0",
     ),
     ({"energy__cpu_watts": {"min_w": 9, "max_w": 2}}, "energy.cpu_watts: min_w 9 is more than max_w 2"),
+    ({"energy__pue": 0.9}, "energy.pue: input should be greater than or equal to 1, got 0.9"),
+    ({"measure__min_seconds": -1}, "measure.min_seconds: input should be greater than or equal to 0, got -1"),
+    ({"measure__anchors": -1}, "measure.anchors: input should be greater than or equal to 0, got -1"),
+    # boards
+    *(({"measure__gpus": given}, f"measure.gpus: {BOARDS}") for given in NO_BOARDS),
+    # a country without a factor: none is assumed
+    (
+        {"energy__carbon": {"country": "GER"}},
+        "energy.carbon.country: unknown country 'GER'; allowed: ",
+    ),
+    (
+        {"energy__carbon": {"country": "de"}},
+        "energy.carbon.country: string should match pattern '^[A-Z]{3}$', got 'de'",
+    ),
     # empty
     ({"grid__model": []}, "grid.model: must not be empty"),
     ({"grid__method": []}, "grid.method: must not be empty"),
@@ -173,6 +194,13 @@ MISTAKES = [
     # what belongs together
     ({"train__max_steps": 3}, "train: give exactly one of epochs and max_steps"),
     ({"train": {}}, "train: give exactly one of epochs and max_steps"),
+    ({"energy__carbon": {}}, f"energy.carbon: {ONE_FACTOR}"),
+    ({"energy__carbon": {"g_per_kwh": 350}}, f"energy.carbon: {ONE_FACTOR}"),
+    ({"energy__carbon": {"source": "supplier"}}, f"energy.carbon: {ONE_FACTOR}"),
+    ({"energy__carbon": {"country": "DEU", "g_per_kwh": 350, "source": "supplier"}}, f"energy.carbon: {ONE_FACTOR}"),
+    ({"energy__carbon": {"country": "DEU", "source": "supplier"}}, f"energy.carbon: {ONE_FACTOR}"),
+    ({"energy__price_per_kwh": 0.3}, "energy: price_per_kwh and currency go together"),
+    ({"energy__currency": "EUR"}, "energy: price_per_kwh and currency go together"),
     ({"datasets__texts__format": "csv"}, "datasets.texts: field: needed with format csv"),
     ({"datasets__texts__field": "x"}, "datasets.texts: field: has no meaning with format text"),
     (
@@ -221,8 +249,50 @@ def test_a_mistake_is_one_line_with_its_path_what_is_allowed_and_the_nearest_nam
     said = refusal(tiny_run.config(**changes))
     assert said.startswith(f"my.yaml: {line}")
     assert "\n" not in said
-    if "pattern" not in line:
+    if "pattern" not in line and "unknown country" not in line:
         assert said == f"my.yaml: {line}"
+
+
+@pytest.mark.parametrize(
+    "energy",
+    [
+        {"carbon": {"country": "DEU"}},
+        {"carbon": {"g_per_kwh": 350, "source": "supplier, 2025"}, "pue": 1.2},
+        {"price_per_kwh": 0.3, "currency": "EUR"},
+    ],
+)
+def test_emissions_and_cost_may_be_asked_for(energy):
+    found = config.validate(tiny_run.config(energy=energy)).energy
+    assert found.model_dump(exclude_unset=True) == energy
+
+
+def test_nothing_is_assumed_about_emissions_and_cost():
+    found = config.validate(tiny_run.config()).energy
+    assert (found.carbon, found.price_per_kwh, found.currency, found.pue) == (None, None, None, 1.0)
+
+
+@pytest.mark.parametrize("gpus", ["auto", [0], [3, 1], ["GPU-a", "MIG-b", 0]])
+def test_boards_are_named_in_the_order_of_the_config(gpus):
+    assert config.validate(tiny_run.config(measure__gpus=gpus)).measure.gpus == gpus
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "gpus", "suited"),
+    [
+        ("cpu", "auto", ("node", 0.0, 0.0, 0.0)),
+        ("cuda", "auto", ("gpu", 30.0, 60.0, 5.0)),
+        ("cuda", [0], ("gpu", 30.0, 60.0, 5.0)),
+        ("cpu", [0], ("node", 30.0, 60.0, 5.0)),  # boards are metered, the CPU trains
+    ],
+)
+def test_what_is_null_suits_the_machine(accelerator, gpus, suited):
+    def values(found):
+        return (found.exclusive, found.min_seconds, found.cooldown_s, found.idle_s)
+
+    assert values(config.Measure(gpus=gpus).resolved(accelerator)) == suited
+    given = {"exclusive": "none", "min_seconds": 1.0, "cooldown_s": 2.0, "idle_s": 3.0}
+    assert values(config.Measure(gpus=gpus, **given).resolved(accelerator)) == tuple(given.values())
+    assert values(config.Measure(gpus=gpus, min_seconds=0.0).resolved(accelerator)) == (suited[0], 0.0, *suited[2:])
 
 
 @pytest.mark.parametrize("raw", [None, [], "text", 3])

@@ -87,6 +87,10 @@ def package(tmp_path, monkeypatch):
 
     class Package:
         folder = shutil.copytree(digest.PACKAGE, tmp_path / "joulesweep", ignore=shutil.ignore_patterns("__pycache__"))
+        resources = tmp_path / "resources"
+        resources.mkdir()
+        for name in digest.RESOURCES.values():
+            shutil.copy2(digest.PACKAGE.parent / "resources" / name, resources)
 
         def edit(self, name: str, old: str, new: str) -> None:
             path = self.folder / name
@@ -234,6 +238,16 @@ def test_the_templates_belong_to_the_report(package):
     assert digest.code_digest("report") != before
 
 
+@pytest.mark.parametrize(("module", "file"), digest.RESOURCES.items())
+def test_numbers_that_a_module_reads_belong_to_it(package, module, file):
+    before = digest.code_digest("stats"), digest.code_digest(module)
+    with (package.resources / file).open("a", encoding="utf-8") as csv:
+        csv.write("# another row\n")
+    package.forget()
+    assert digest.code_digest("stats") == before[0]
+    assert digest.code_digest(module) != before[1]
+
+
 def test_a_table_that_is_no_dict_literal_is_refused(package):
     package.edit(
         "precision.py", "PRECISIONS: dict[str, Precision] = {", "PRECISIONS: dict[str, Precision] = dict() | {"
@@ -247,17 +261,31 @@ def test_every_module_named_exists():
     assert {name for name in named if not (digest.PACKAGE / f"{name}.py").is_file()} == set()
 
 
-def test_each_module_of_the_training_process_counts_or_is_known_not_to_change_numbers():
-    cannot_change_numbers = {"errors", "process", "record", "spec", "methods", "environment"}
-    tree = ast.parse((digest.PACKAGE / "train.py").read_text(encoding="utf-8"))
-    imported = set()
+def imported_by(module: str) -> set[str]:
+    """Modules of the package that one of them imports."""
+    tree = ast.parse((digest.PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
+    found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module == "joulesweep":
-            imported |= {alias.name for alias in node.names}
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("joulesweep."):
-            imported.add(node.module.split(".")[1])
-    assert {"data", "model"} <= imported  # the walk finds them
-    assert imported - {*digest.CORE, *digest.TABLES} - cannot_change_numbers == set()
+            found.add(node.module.split(".")[1])
+    return found
+
+
+def test_each_module_of_a_measured_run_counts_or_is_known_not_to_change_numbers():
+    plumbing = {"errors", "process", "record", "spec", "methods", "environment"}
+    devices = {"devices", "lease"}  # which boards, not what they read
+    scope = {"energy"}  # which rows of a run an epoch's joules sum
+    imported = set().union(*map(imported_by, digest.CORE))
+    assert {"data", "model", "sensors", "trace"} <= imported  # the walk finds them
+    assert imported - {*digest.CORE, *digest.TABLES} - plumbing - devices - scope == set()
+
+
+@pytest.mark.parametrize("code", ["TABLE_CODE", "CHART_CODE", "REPORT_CODE"])
+def test_each_module_behind_tables_charts_and_report_counts(code):
+    modules = set(getattr(digest, code))
+    assert set().union(*map(imported_by, modules)) - modules <= {"errors"}  # wording alone
 
 
 @functools.cache

@@ -12,26 +12,19 @@ from pathlib import Path
 
 import pynvml
 import pytest
+from fake_meters import Boards
 
-from joulesweep import environment
+from joulesweep import devices, environment
 
 
 @pytest.fixture
-def two_gpus(monkeypatch):
+def two_gpus(tmp_path, monkeypatch):
     """A driver with two GPUs."""
-    memory = type("Memory", (), {"total": 24 * 2**30})
-    answers = {
-        "nvmlInit": lambda: None,
-        "nvmlShutdown": lambda: None,
-        "nvmlDeviceGetCount": lambda: 2,
-        "nvmlDeviceGetHandleByIndex": lambda index: index,
-        "nvmlDeviceGetName": lambda handle: f"A{handle}",
-        "nvmlDeviceGetUUID": lambda handle: f"GPU-{handle}",
-        "nvmlDeviceGetMemoryInfo": lambda handle: memory,
-        "nvmlSystemGetDriverVersion": lambda: "600.1",
-    }
-    for name, answer in answers.items():
-        monkeypatch.setattr(pynvml, name, answer)
+    devices.nvml.cache_clear()
+    boards = Boards(tmp_path, [{"uuid": f"GPU-{i}", "name": f"A{i}", "memory_mib": 24 * 2**10} for i in (0, 1)])
+    boards.install(monkeypatch)
+    yield boards
+    devices.nvml.cache_clear()
 
 
 @pytest.fixture
@@ -40,6 +33,9 @@ def no_driver(monkeypatch):
         raise pynvml.NVMLError_LibraryNotFound
 
     monkeypatch.setattr(pynvml, "nvmlInit", absent)
+    devices.nvml.cache_clear()
+    yield
+    devices.nvml.cache_clear()
 
 
 def test_it_says_what_this_machine_is(no_driver):
@@ -54,35 +50,52 @@ def test_it_says_what_this_machine_is(no_driver):
     assert (found["gpus"], found["driver"]) == ([], None)
 
 
-def test_every_gpu_of_the_driver_is_described(two_gpus):
-    found = environment.describe(1)
-    assert found["driver"] == "600.1"
+def test_the_boards_of_the_run_are_described_and_no_others(two_gpus):
+    _, second = devices.boards()
+    found = environment.describe(1, [second])
+    assert found["driver"] == "999.01"
     assert found["gpus"] == [
-        {"index": i, "name": f"A{i}", "uuid": f"GPU-{i}", "memory_bytes": 24 * 2**30} for i in (0, 1)
+        {"index": 1, "name": "A1", "uuid": "GPU-1", "memory_bytes": 24 * 2**30, "mig": False},
+    ]
+    assert environment.describe(1)["gpus"] == [], "a run on the CPU that meters no board has none"
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+def test_a_slice_has_no_index_and_perhaps_no_known_size(two_gpus):
+    (board,) = devices.pool("auto", {"CUDA_VISIBLE_DEVICES": "MIG-5"})
+    assert environment.describe(1, [board])["gpus"] == [
+        {"index": None, "name": "MIG slice", "uuid": "MIG-5", "memory_bytes": None, "mig": True}
     ]
 
 
-def test_a_driver_that_fails_half_way_is_no_gpus(two_gpus, monkeypatch):
-    def lost(index):
-        raise pynvml.NVMLError_GpuIsLost
-
-    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByIndex", lost)
-    assert environment.describe(1)["gpus"] == []
-
-
-@pytest.mark.parametrize(
-    ("built", "gpus", "found"), [(True, [{}], "cuda"), (True, [], "cpu"), (False, [{}], "cpu"), (False, [], "cpu")]
-)
-def test_probing_needs_both_a_build_of_torch_and_a_gpu(monkeypatch, built, gpus, found):
-    monkeypatch.setattr(environment, "_torch_has_cuda", lambda: built)
-    monkeypatch.setattr(environment, "_gpus", lambda: gpus)
+@pytest.mark.parametrize(("built", "found"), [(True, "cuda"), (False, "cpu")])
+def test_probing_needs_a_gpu_and_a_build_of_torch_for_it(two_gpus, monkeypatch, built, found):
+    monkeypatch.setattr(environment, "torch_has_cuda", lambda: built)
     assert environment.probe_accelerator.__wrapped__() == found
+
+
+@pytest.mark.parametrize("built", [True, False])
+def test_without_a_gpu_the_cpu_is_used_whatever_torch_was_built_for(no_driver, monkeypatch, built):
+    monkeypatch.setattr(environment, "torch_has_cuda", lambda: built)
+    assert environment.probe_accelerator.__wrapped__() == "cpu"
+
+
+def test_boards_that_all_fail_are_no_gpus(two_gpus, monkeypatch):
+    monkeypatch.setattr(environment, "torch_has_cuda", lambda: True)
+    for i in (0, 1):
+        two_gpus.set(i, lost=1)
+    assert environment.probe_accelerator.__wrapped__() == "cpu"
+
+
+def test_only_auto_looks_at_the_machine(monkeypatch):
+    monkeypatch.setattr(environment, "probe_accelerator", lambda: "found")
+    assert [environment.resolve_accelerator(name) for name in ("auto", "cpu", "cuda")] == ["found", "cpu", "cuda"]
 
 
 def test_the_build_of_torch_is_read_without_importing_it():
     import torch
 
-    assert environment._torch_has_cuda() == (torch.version.cuda is not None)
+    assert environment.torch_has_cuda() == (torch.version.cuda is not None)
 
 
 @pytest.mark.parametrize(
@@ -97,12 +110,12 @@ def test_torchs_version_file_says_whether_it_was_built_with_cuda(tmp_path, monke
     (tmp_path / "version.py").write_text(f"__version__ = '2.13.0'\n{line}\n")
     spec = importlib.util.spec_from_file_location("torch", tmp_path / "__init__.py")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
-    assert environment._torch_has_cuda() == has_cuda
+    assert environment.torch_has_cuda() == has_cuda
 
 
 def test_without_torch_there_is_no_cuda(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert environment._torch_has_cuda() is False
+    assert environment.torch_has_cuda() is False
 
 
 def test_a_package_that_is_not_installed_has_no_version(monkeypatch):

@@ -63,7 +63,7 @@ def test_a_method_brings_its_parameters():
     assert found == [("full", {}), ("freeze-bottom", {"fraction": 0.25})]
 
 
-def test_every_key_of_train_reaches_the_spec():
+def test_every_key_of_train_and_measure_reaches_the_spec():
     given = {
         "max_steps": 7,
         "schedule": "cosine",
@@ -75,9 +75,25 @@ def test_every_key_of_train_reaches_the_spec():
         "timeout_s": 60.0,
         "keep_model": "best",
     }
-    spec = next(iter(expand(train=given, measure={"warmup_steps": 5}, hardware__name="a30").runs.values()))
-    wanted = {**given, "epochs": None, "warmup_steps": 5, "hardware_name": "a30", "accelerator": "cpu"}
+    measure = {"warmup_steps": 5, "gpus": [1, 0], "min_seconds": 2.0, "cooldown_s": 3.0, "idle_s": 4.0}
+    spec = next(iter(expand(train=given, measure=measure, hardware__name="a30").runs.values()))
+    wanted = {**given, **measure, "epochs": None, "hardware_name": "a30", "accelerator": "cpu"}
     assert {name: getattr(spec, name) for name in wanted} == wanted
+
+
+def test_who_else_may_run_and_in_which_order_is_no_part_of_a_run():
+    plain = expand(grid__batch_size=[8, 16]).runs
+    assert expand(grid__batch_size=[8, 16], measure={"exclusive": "none", "order_seed": 3, "anchors": 2}).runs == plain
+
+
+@pytest.mark.parametrize(("accelerator", "suited"), [("cpu", (0.0, 0.0, 0.0)), ("cuda", (30.0, 60.0, 5.0))])
+def test_what_the_config_leaves_open_suits_the_machine(accelerator, suited):
+    (point,) = set(points(expand(hardware__accelerator=accelerator), "min_seconds", "cooldown_s", "idle_s"))
+    assert point == suited
+    same = {"min_seconds": suited[0], "cooldown_s": suited[1], "idle_s": suited[2]}
+    assert (
+        expand(hardware__accelerator=accelerator, measure=same).runs == expand(hardware__accelerator=accelerator).runs
+    )
 
 
 def test_accelerator_auto_is_what_the_machine_has(monkeypatch):

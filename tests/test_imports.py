@@ -36,7 +36,8 @@ def test_the_check_sees_an_import():
 def test_a_whole_training_imports_torch_transformers_and_zeus_and_nothing_of_the_other_sides(tmp_path):
     assets = tiny_run.assets(tmp_path)
     paths = {"model_folder": assets.model_folder, "tokens": assets.tokens, "folder": tmp_path}
-    job = {"spec": full(tiny_run.spec(keep_model="last")), **{name: str(path) for name, path in paths.items()}}
+    spec = full(tiny_run.spec(keep_model="last"))
+    job = {"spec": spec, "boards": [], **{name: str(path) for name, path in paths.items()}}
     (tmp_path / "job.json").write_text(json.dumps(job))
     found = imported(
         "from joulesweep import train; assert train.main(sys.argv) == 0",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -10,14 +11,17 @@ import sys
 import time
 from pathlib import Path
 
+import fake_meters
 import pytest
 import tiny_run
 
-from joulesweep import grid, launch, process, record, train
+from joulesweep import devices, grid, launch, lease, measurement, process, record, train, workflow
 from joulesweep.config import validate
+from joulesweep.devices import Board
 from joulesweep.errors import UserError
 from joulesweep.launch import RunFailed
 from joulesweep.spec import full, run_id, strip
+from scripts import train as script_of_a_run
 
 PATIENCE_S = 60.0  # before a test gives up; none waits that long when all is well
 ENDLESS = {"max_steps": 10**7}
@@ -32,6 +36,16 @@ def sigterm_as_it_was():
     signal.signal(signal.SIGTERM, before)
 
 
+@pytest.fixture(autouse=True)
+def own_places(tmp_path_factory, monkeypatch):
+    """Locks and ticks of this test alone, and no boards but those that it makes up."""
+    places = tmp_path_factory.mktemp("places")
+    monkeypatch.setattr(lease, "folder", lambda: places)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(places))
+    monkeypatch.setattr(devices, "boards", list)
+    monkeypatch.delenv(devices.VISIBLE, raising=False)
+
+
 @pytest.fixture(scope="module")
 def assets(tmp_path_factory):
     return tiny_run.assets(tmp_path_factory.mktemp("tiny"))
@@ -41,13 +55,11 @@ def assets(tmp_path_factory):
 def start(assets, tmp_path):
     """Launch a run in this process, in a folder of its name."""
 
-    def start(**changes):
+    def start(exclusive="none", **changes):
         spec = tiny_run.spec(**changes)
         folder = tmp_path / run_id(spec)
-        found = launch.launch(
-            spec, "c0de", model_folder=assets.model_folder, tokens=assets.tokens, folder=folder, log=folder / "run.log"
-        )
-        return found, folder
+        paths = {"model_folder": assets.model_folder, "tokens": assets.tokens, "log": folder / "run.log"}
+        return launch.launch(spec, "c0de", **paths, folder=folder, exclusive=exclusive), folder
 
     return start
 
@@ -95,15 +107,17 @@ def test_a_run_leaves_its_record_last_and_nothing_else(start, assets, tmp_path):
     found, folder = start(epochs=2, dataset_source=ODD, batch_size=22)
     assert record.read(folder / "record.json") == found
     assert {path.name for path in folder.iterdir()} == {
-        "record.json", "spec.json", "steps.jsonl", "epochs.jsonl", "run.log",
+        "record.json", "spec.json", "steps.jsonl", "epochs.jsonl", "power.jsonl", "run.log",
     }  # fmt: skip
     assert json.loads((folder / "spec.json").read_text()) == found["spec"]
     assert (found["status"], found["code_digest"], found["reason"]) == ("ok", "c0de", None)
     steps = lines(folder / "steps.jsonl")
     assert [row["step"] for row in steps] == [1, 2, 3, 4, 5, 6]
     assert lines(folder / "epochs.jsonl") == found["epochs"]
-    assert [tuple(row) for row in found["epochs"]] == [launch.EPOCH] * 3
-    assert found["quality"] == {name: found["quality"][name] for name in launch.QUALITY}
+    assert [tuple(row) for row in found["epochs"]] == [
+        (*measurement.EPOCH, "energy_j", "energy_status", "energy_reason")
+    ] * 3
+    assert found["quality"] == {name: found["quality"][name] for name in measurement.QUALITY}
     assert found["quality"]["validation_loss"] == found["epochs"][-1]["validation_loss"]
     assert found["started"] <= found["finished"]
     assert found["measurement"]["num_texts"] == 90
@@ -119,7 +133,8 @@ def test_a_run_leaves_its_record_last_and_nothing_else(start, assets, tmp_path):
 @pytest.mark.slow
 def test_two_ranks_train_as_one_process_does(start, assets, tmp_path):
     changes = {"epochs": 2, "dataset_source": ODD, "batch_size": 22, "keep_model": "last"}
-    found, folder = start(**changes, strategy="ddp", devices=2)
+    found, folder = start(**changes, **TWO, min_seconds=0.5)
+    assert found["measurement"]["num_passes"] > 1  # they agree on how often, or one would wait for ever
     one = train.train(tiny_run.spec(**changes), assets.model_folder, assets.tokens, tmp_path / "one")
     assert [row["train_loss"] for row in lines(folder / "steps.jsonl")] == pytest.approx(one["losses"], rel=1e-4)
     for name in ("num_texts", "num_tokens", "num_steps"):
@@ -137,20 +152,21 @@ def started(assets, tmp_path):
     """Two endless ranks under `scripts.train`, a process of its own, in the midst of training; ended afterwards."""
     spec = tiny_run.spec(**ENDLESS, strategy="ddp", devices=2)
     folder, grid_file = tmp_path / run_id(spec), tmp_path / "grid.json"
-    record.write_json(grid_file, grid.manifest(validate(tiny_run.config())))
+    record.write_json(grid_file, grid.manifest(workflow.Sweep(validate(tiny_run.config())).config))
     paths = {"model-folder": assets.model_folder, "tokens": assets.tokens, "grid": grid_file, "folder": folder}
     paths["log"] = folder / "run.log"
     job = json.dumps({"spec": strip(spec), "code": "c0de"})
     options = [part for name, path in paths.items() for part in (f"--{name}", str(path))]
     parent = subprocess.Popen(
-        [sys.executable, "-m", "scripts.train", "--job", job, *options],
-        cwd=tiny_run.REPOSITORY, stderr=subprocess.PIPE, text=True,
+        [sys.executable, "-m", "scripts.train", "--job", job, "--gpus", "0", *options],
+        cwd=tiny_run.REPOSITORY, stderr=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(tmp_path)},
     )  # fmt: skip
     try:
         wait_for(
             lambda: (paths["log"].exists() and "/10000000" in paths["log"].read_text()) or parent.poll() is not None
         )
         wait_for(lambda: len(ranks(folder)) == 2)
+        assert held(tmp_path / "joulesweep-locks") == ["node", "running"]  # the config says nothing: node on the CPU
         yield parent, folder
     finally:
         parent.kill()
@@ -176,6 +192,17 @@ def test_a_rank_that_is_killed_ends_the_run_its_peers_and_leaves_no_record(start
     assert str(folder / "run.log") in said
     assert not (folder / "record.json").exists()
     assert processes(folder) == {}
+    wait_for(lambda: held(folder.parent / "joulesweep-locks") == [])
+
+
+def held(places) -> list[str]:
+    """Names of the locks that somebody holds."""
+    found = []
+    for path in sorted(places.glob("*.lock")):
+        with path.open("r+") as file:
+            if not lease.try_lock(file.fileno(), fcntl.LOCK_EX):
+                found.append(path.stem)
+    return found
 
 
 @pytest.mark.slow
@@ -185,6 +212,7 @@ def test_all_ranks_die_with_the_process_that_launched_them(started):
     parent.wait()
     wait_for(lambda: processes(folder) == {})
     assert not (folder / "record.json").exists()
+    wait_for(lambda: held(folder.parent / "joulesweep-locks") == [])
 
 
 def test_a_run_over_its_time_is_stopped_with_all_its_processes_and_recorded(start, script, tmp_path):
@@ -320,70 +348,6 @@ def test_the_measuring_parent_imports_no_torch():
     assert done.stdout.split() == ["False", "False"]
 
 
-def rank(**changes):
-    """What a rank leaves."""
-    row = {
-        "validation_loss": 2.0,
-        "perplexity": 7.4,
-        "masked_accuracy": 0.1,
-        "num_validation_texts": 5,
-        "num_masked": 9,
-    }
-    clock = [(0, 0.0, 0.0, 0), (1, 3.0, 2.5, 4)]
-    epochs = [
-        {"epoch": e, "elapsed_s": s, "cpu_s": c, "num_steps": n, "train_loss": None, **row} for e, s, c, n in clock
-    ]
-    measurement = {
-        "window_s": 4.0,
-        "energy": [{"device": "gpu:0"}],
-        "cpu_s": 3.0,
-        "startup_s": 1.0,
-        "num_texts": 40,
-        "num_tokens": 400,
-        "num_padded_tokens": 600,
-        "peak_memory": {"host_rss_bytes": 100, "gpu_allocated_bytes": 7, "gpu_reserved_bytes": 8},
-        "num_steps": 4,
-        "num_skipped_steps": 0,
-        **changes,
-    }
-    return {"status": "ok", "measurement": measurement, "epochs": epochs, "losses": [3.0] * 4, "num_train_texts": 80}
-
-
-def test_ranks_are_combined_without_losing_or_doubling_anything():
-    slow = {"host_rss_bytes": 50, "gpu_allocated_bytes": 9, "gpu_reserved_bytes": 10}
-    other = rank(window_s=5.0, cpu_s=2.0, startup_s=2.0, energy=[{"device": "gpu:1"}], peak_memory=slow)
-    for row in other["epochs"]:
-        row["elapsed_s"] *= 2
-        for name in launch.QUALITY:  # rank 0 alone scores
-            del row[name]
-    found = launch.combine([rank(), other])
-    assert found["measurement"] == {
-        "window_s": 5.0,
-        "startup_s": 2.0,
-        "cpu_s": 5.0,
-        "energy": [{"device": "gpu:0"}, {"device": "gpu:1"}],
-        "peak_memory": {"host_rss_bytes": 150, "gpu_allocated_bytes": 9, "gpu_reserved_bytes": 10},
-        "num_steps": 4,
-        "num_skipped_steps": 0,
-        "num_texts": 80,
-        "num_tokens": 800,
-        "num_padded_tokens": 1200,
-        "samples_per_s": 16.0,
-        "tokens_per_s": 160.0,
-        "padded_tokens_per_s": 240.0,
-        "epochs_per_minute": 12.0,
-    }
-    assert [(row["elapsed_s"], row["cpu_s"]) for row in found["epochs"]] == [(0.0, 0.0), (6.0, 5.0)]
-    assert found["quality"]["validation_loss"] == 2.0
-    assert found["losses"] == [3.0] * 4
-
-
-def test_memory_that_no_rank_has_is_null():
-    without = {"host_rss_bytes": 100, "gpu_allocated_bytes": None, "gpu_reserved_bytes": None}
-    found = launch.combine([rank(peak_memory=without), rank(peak_memory=without)])["measurement"]["peak_memory"]
-    assert found == {"host_rss_bytes": 200, "gpu_allocated_bytes": None, "gpu_reserved_bytes": None}
-
-
 def test_the_job_that_the_processes_read_is_the_whole_spec_and_its_paths(start, script, assets, tmp_path):
     script("print((work / 'job.json').read_text(), flush=True)")
     with pytest.raises(RunFailed):
@@ -394,4 +358,224 @@ def test_the_job_that_the_processes_read_is_the_whole_spec_and_its_paths(start, 
         "model_folder": str(assets.model_folder),
         "tokens": str(assets.tokens),
         "folder": str(log.parent),
+        "boards": [],
     }
+
+
+def board(index, **changes):
+    described = {"name": "Fake", "memory_bytes": 1, "has_counter": True, "mig": False}
+    return Board(**{"index": index, "uuid": f"GPU-{index}", **described, **changes})
+
+
+@pytest.fixture
+def boards(monkeypatch):
+    """Give the machine boards that nothing can be read of."""
+
+    def give(number):
+        made = [board(index) for index in range(number)]
+        monkeypatch.setattr(devices, "boards", lambda: made)
+        return made
+
+    return give
+
+
+TWO = {"strategy": "ddp", "devices": 2}
+
+
+@pytest.mark.parametrize(
+    ("number", "changes", "reason"),
+    [
+        (0, {"accelerator": "cuda"}, "single asks for 1 GPU; this machine has 0"),
+        (1, {"accelerator": "cuda", **TWO}, "ddp asks for 2 GPUs; this machine has 1"),
+    ],
+)
+@pytest.mark.parametrize("exclusive", ["gpu", "node", "none"])
+def test_what_the_machine_cannot_run_is_a_record_at_once(start, script, boards, number, changes, reason, exclusive):
+    script("raise SystemExit('it was started')")
+    boards(number)
+    found, folder = start(exclusive, **changes)
+    assert (found["status"], found["reason"], found["measurement"]) == ("unsupported", reason, None)
+    assert record.read(folder / "record.json") == found
+    assert found["environment"]["gpus"] == found["epochs"] == []
+    assert {path.name for path in folder.iterdir()} == {
+        "record.json", "spec.json", "steps.jsonl", "epochs.jsonl", "power.jsonl",
+    }  # fmt: skip
+    assert (folder / "power.jsonl").read_text() == ""
+
+
+@pytest.mark.parametrize(
+    ("visible", "changes", "exclusive", "said"),
+    [
+        ("1", {**TWO}, "gpu", "ddp asks for 2 GPUs; this machine has 2, of which CUDA_VISIBLE_DEVICES=1 leaves 1"),
+        ("", {}, "none", "single asks for 1 GPU; this machine has 2, of which CUDA_VISIBLE_DEVICES= leaves 0"),
+        ("-1", {}, "gpu", "single asks for 1 GPU; this machine has 2, of which CUDA_VISIBLE_DEVICES=-1 leaves 0"),
+        (None, {**TWO, "gpus": [1]}, "gpu", "ddp asks for 2 GPUs; this machine has 2, and measure.gpus names 1"),
+        (None, {**TWO, "gpus": [1]}, "node", "ddp asks for 2 GPUs; this machine has 2, and measure.gpus names 1"),
+        (None, {"gpus": [2]}, "gpu", "measure.gpus: unknown GPU of this machine '2'; allowed: 0, 1, GPU-0, GPU-1"),
+        (None, {**TWO, "gpus": [1, "GPU-1"]}, "gpu", "measure.gpus: GPU-1 is gpu:1 once more; name each board once"),
+        ("1", {"gpus": [0]}, "gpu", "measure.gpus: 0 is not among the GPUs that CUDA_VISIBLE_DEVICES=1 leaves"),
+    ],
+)
+def test_boards_that_config_or_batch_system_withhold_are_the_users_to_mend(
+    start, script, boards, monkeypatch, tmp_path, visible, changes, exclusive, said
+):
+    """The machine could: so it is no result. Nothing is written, and what an earlier run left stays."""
+    script("raise SystemExit('it was started')")
+    boards(2)
+    if visible is not None:
+        monkeypatch.setenv(devices.VISIBLE, visible)
+    model = tmp_path / run_id(tiny_run.spec(accelerator="cuda", **changes)) / "model"
+    model.mkdir(parents=True)
+    with pytest.raises(UserError) as caught:
+        start(exclusive, accelerator="cuda", **changes)
+    assert str(caught.value).startswith(said)
+    assert list(tmp_path.rglob("*")) == [model.parent, model]
+
+
+@pytest.mark.parametrize(
+    ("changes", "exclusive", "num_gpus", "needed"),
+    [
+        ({"accelerator": "cuda", **TWO}, "gpu", 1, 2),
+        ({"accelerator": "cuda"}, "gpu", 0, 1),
+        ({"gpus": [0, 1, 2]}, "node", 2, 3),  # trains on the CPU and meters them all
+        ({"accelerator": "cuda", **TWO}, "gpu", 2, None),
+        ({"accelerator": "cuda"}, "gpu", 4, None),
+        ({}, "node", 0, None),
+    ],
+)
+def test_snakemakes_silent_cap_is_refused(changes, exclusive, num_gpus, needed):
+    spec = tiny_run.spec(**changes)
+    if needed is None:
+        launch.check_granted(spec, exclusive, num_gpus)
+        return
+    said = f"{run_id(spec)} needs {needed} GPUs, Snakemake grants {num_gpus}: use --resources gpu={needed}"
+    with pytest.raises(UserError) as caught:
+        launch.check_granted(spec, exclusive, num_gpus)
+    assert str(caught.value) == said
+
+
+@pytest.mark.parametrize("exclusive", ["gpu", "node", "none"])
+def test_whom_a_run_keeps_out_comes_from_its_grid(monkeypatch, tmp_path, exclusive, capsys):
+    config = workflow.Sweep(validate(tiny_run.config(measure={"exclusive": exclusive}))).config
+    record.write_json(tmp_path / "grid.json", grid.manifest(config))
+    given = []
+
+    def run_nothing(spec, code, **options):
+        given.append((spec, code, options))
+        return {"run": run_id(spec), "status": "timeout", "reason": "as told"}
+
+    monkeypatch.setattr(script_of_a_run, "launch", run_nothing)
+    job = json.dumps({"spec": strip(tiny_run.spec()), "code": "c0de"})
+    options = {name: str(tmp_path / name) for name in ("model-folder", "tokens", "folder", "log")}
+    options |= {"job": job, "gpus": "0", "grid": str(tmp_path / "grid.json")}
+    monkeypatch.setattr(
+        sys, "argv", ["train", *(part for key, value in options.items() for part in (f"--{key}", value))]
+    )
+    script_of_a_run.main()
+    ((spec, code, passed),) = given
+    assert (spec, code, passed["exclusive"]) == (tiny_run.spec(), "c0de", exclusive)
+    assert passed["tokens"] == tmp_path / "tokens"
+    assert "timeout: as told" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("exclusive", "changes", "locked"),
+    [
+        ("none", {}, []),
+        ("none", {"gpus": [1]}, []),
+        ("node", {}, ["node"]),
+        ("gpu", {"gpus": [1, 0]}, ["GPU-1", "node"]),
+        ("node", {"gpus": [1, 0]}, ["GPU-0", "GPU-1", "node"]),
+        ("gpu", {"accelerator": "cuda"}, ["GPU-0", "node"]),
+        ("gpu", {"accelerator": "cuda", **TWO}, ["GPU-0", "GPU-1", "node"]),
+    ],
+)
+def test_what_a_run_holds_is_let_go_also_when_it_fails(
+    start, script, boards, own_places, monkeypatch, exclusive, changes, locked
+):
+    boards(3)
+    script("sys.exit(7)")
+    seen, places, command = [], lease.folder(), launch._command
+
+    def noted(num_ranks, work):
+        seen.append((held(places), json.loads((work / "job.json").read_text())["boards"]))
+        return command(num_ranks, work)
+
+    monkeypatch.setattr(launch, "_command", noted)
+    open_before = len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(RunFailed):
+        start(exclusive, **changes)
+    ((during, given),) = seen
+    assert during == sorted([*locked, "running"] if locked else [])
+    assert held(places) == []
+    assert len(list(Path("/proc/self/fd").iterdir())) == open_before
+    if exclusive != "none":
+        assert sorted(one["uuid"] for one in given) == [name for name in locked if name != "node"]
+
+
+@pytest.mark.parametrize(("changes", "visible"), [({}, ""), ({"gpus": [2, 0]}, "2"), ({"gpus": ["GPU-1"]}, "1")])
+def test_the_processes_see_what_was_leased_and_no_more(start, script, boards, monkeypatch, tmp_path, changes, visible):
+    boards(3)
+    script(f"print(json.dumps(os.environ[{devices.VISIBLE!r}]), flush=True)")
+    with pytest.raises(RunFailed):
+        start("gpu", **changes)
+    (log,) = tmp_path.rglob("run.log")
+    assert json.loads(log.read_text()) == visible
+
+
+def test_the_processes_keep_the_locks_while_one_of_them_lives(start, script, boards, tmp_path):
+    boards(2)
+    script(
+        "links = [os.readlink(path) for path in pathlib.Path('/proc/self/fd').iterdir() if path.exists()]",
+        "print(json.dumps(sorted(pathlib.Path(link).stem for link in links if link.endswith('.lock'))), flush=True)",
+    )
+    with pytest.raises(RunFailed):
+        start("gpu", gpus=[1])
+    (log,) = tmp_path.rglob("run.log")
+    assert json.loads(log.read_text()) == ["GPU-1", "node"]
+
+
+def test_a_run_whose_boards_are_metered_tells_all_that_was_seen(start, monkeypatch, tmp_path):
+    """The CPU trains, the boards are made up: the first draws 300 W, the second 100 W."""
+    monkeypatch.undo()
+    monkeypatch.setattr(lease, "folder", lambda: tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    made = fake_meters.Boards(
+        tmp_path, [{"watts": 300, "tick_ms": 20, "throttle": "0x8"}, {"watts": 100, "tick_ms": 20}]
+    )
+    made.install(monkeypatch)
+    monkeypatch.setenv("LD_LIBRARY_PATH", made.environment()["LD_LIBRARY_PATH"])
+    devices.nvml.cache_clear()
+    try:
+        found, folder = start("node", gpus=[1, 0], min_seconds=1.5, idle_s=0.5, cooldown_s=0.2)
+    finally:
+        devices.nvml.cache_clear()
+    measured = found["measurement"]
+    assert found["status"] == "ok"
+    assert [gpu["index"] for gpu in found["environment"]["gpus"]] == [1, 0]
+    assert measured["num_passes"] > 1
+    assert 1.5 <= measured["total_window_s"] < 10
+    for row, watts, uuid in zip(
+        measured["energy"], (100, 300), (made.boards[1]["uuid"], made.boards[0]["uuid"]), strict=False
+    ):
+        assert (row["uuid"], row["status"]) == (uuid, "measured")
+        assert row["total_energy_j"] == pytest.approx(watts * measured["total_window_s"], rel=0.04)
+        assert row["energy_j"] == pytest.approx(row["total_energy_j"] / measured["num_passes"])
+        assert row["tick_s"] == pytest.approx(0.02, rel=0.5)
+        assert (row["mean_power_w"], row["idle_w"]) == (pytest.approx(watts), pytest.approx(watts, rel=0.1))
+        assert row["net_energy_j"] == pytest.approx(row["energy_j"] - row["idle_w"] * measured["window_s"])
+    power = lines(folder / "power.jsonl")
+    assert {row["device"] for row in power if row["t_s"] < 0} == {"gpu:0", "gpu:1"}
+    inside = [row for row in power if row["device"] == "gpu:0" and 0 <= row["t_s"] <= measured["total_window_s"]]
+    assert abs(len(inside) - measured["overhead"]["num_samples"]) <= 1
+    assert len(inside) > 5
+    assert {row["power_w"] for row in inside} == {300.0}
+    assert inside[-1]["energy_j"] == pytest.approx(300 * inside[-1]["t_s"], abs=300 * 0.05)
+    assert {flag["flag"] for flag in measured["flags"]} >= {"short_window", "throttled"}
+    assert {flag["flag"] for flag in measured["flags"]} <= {"short_window", "throttled", "not_settled"}
+    about = measured["conditions"]
+    assert (about["exclusive"], about["idle_s"]) == ("node", pytest.approx(0.5, abs=0.2))
+    assert about["window_begin"] < about["window_end"] <= f"{found['finished'][:19]}.999"
+    assert [state["throttle_reasons"] for state in about["boards"]] == [[], ["hardware slowdown"]]
+    assert 0 < measured["overhead"]["meter_s"] < 1
+    assert held(tmp_path) == []

@@ -1,199 +1,250 @@
-"""What a meter could not read is null with its reason, and never 0."""
+"""What a meter could not read is null with its reason, and never 0; a meter that fails stops no training."""
 
 from __future__ import annotations
 
-import pynvml
+import fake_meters
 import pytest
-import zeus.device
 import zeus.monitor
-from zeus.device.gpu.common import ZeusGPUInitError
+from zeus.device.gpu.common import ZeusGPUUnknownError
 from zeus.monitor.energy import Measurement
 
-from joulesweep.meter import WINDOW, Meter
+from joulesweep import meter, sensors
+from joulesweep.devices import Board
+from joulesweep.meter import MIG, NO_COUNTER, WINDOW, Meter
 
-KEYS = {"device", "kind", "uuid", "energy_j", "status", "method", "reason"}
+KEYS = {"device", "kind", "uuid", "total_energy_j", "status", "method", "reason"}
+COUNTER = "Zeus: NVML energy counter"
 
 
-class Gpus:
-    """As many GPUs as given; those in `old` have no energy counter."""
+class Monitor:
+    """In place of Zeus's: what it measures, where it fails, and what was asked of it."""
 
-    def __init__(self, number: int, old: tuple[int, ...] = ()) -> None:
-        self.gpus = [type("Gpu", (), {"handle": f"handle{i}"}) for i in range(number)]
-        self.old = old
+    def __init__(self, **measured):
+        self.measured = Measurement(**{"time": 2.0, "gpu_energy": {}, **measured})
+        self.fails_at = self.error = None
+        self.events: list[object] = []
+        self.given = None
+        self.cpus = self
 
-    def __len__(self) -> int:
-        return len(self.gpus)
+    def __call__(self, **given):
+        self.given = given
+        self.cpu_indices = given["cpu_indices"]
+        return self._event("start", self)
 
-    def supports_get_total_energy_consumption(self, index: int) -> bool:
-        return index not in self.old
+    def get_total_energy_consumption(self, index):
+        return self._event(f"first reading of cpu:{index}", None)
+
+    def begin_window(self, name, sync_execution):
+        return self._event(("begin", name, sync_execution), None)
+
+    def end_window(self, name, sync_execution):
+        return self._event(("end", name, sync_execution), self.measured)
+
+    def _event(self, event, answer):
+        self.events.append(event)
+        if self.fails_at == (event if isinstance(event, str) else event[0]):
+            raise self.error
+        return answer
 
 
 @pytest.fixture
-def machine(monkeypatch):
-    """Put a machine in place of this one: its GPUs and what Zeus measures on it. Returns the calls made."""
-    calls = []
+def zeus_of(monkeypatch):
+    """Put a monitor in place of Zeus's; the host's counters can be read unless it says why not."""
 
-    def build(measured: Measurement, gpus: Gpus) -> list:
-        class Monitor:
-            def __init__(self, **given):
-                calls.append(given)
-                self.gpus = gpus
+    def put(no_host=None, **measured):
+        monitor = Monitor(**measured)
+        monkeypatch.setattr(zeus.monitor, "ZeusMonitor", monitor)
+        monkeypatch.setattr(meter, "rapl_problem", lambda: no_host)
+        monkeypatch.setattr(meter, "packages", lambda: [0, 1])
+        return monitor
 
-            def begin_window(self, name, sync_execution):
-                calls.append(("begin", name, sync_execution))
-
-            def end_window(self, name, sync_execution):
-                calls.append(("end", name, sync_execution))
-                return measured
-
-        monkeypatch.setattr(zeus.monitor, "ZeusMonitor", Monitor)
-        monkeypatch.setattr(zeus.device, "get_gpus", lambda: gpus)
-        monkeypatch.setattr(pynvml, "nvmlDeviceGetUUID", lambda handle: f"uuid of {handle}")
-        return calls
-
-    return build
+    return put
 
 
-def measure(gpu_indices, host):
-    meter = Meter(gpu_indices, host)
-    meter.begin()
-    return meter.end()
+def board(position, **changes):
+    """A board as a job describes it; at first neither its number nor its name follows its position."""
+    index = changes.pop("index", position + 4)
+    described = {"name": "Fake", "memory_bytes": 1, "has_counter": True, "mig": False}
+    made = Board(**{"index": index, "uuid": f"GPU-{index}", **described, **changes})
+    return {**made.described(), "position": position}
 
 
-def row(**given):
-    return {"uuid": None, "method": None, "reason": None, **given}
+def measure(boards, host=False, work=lambda: None, synchronize=lambda: None):
+    found = Meter(boards, host, synchronize)
+    with found.window():
+        work()
+    return found
 
 
-def test_a_gpu_with_a_counter_is_measured(machine):
-    machine(Measurement(time=2.0, gpu_energy={0: 41.5}), Gpus(1))
-    assert measure([0], host=False) == {
-        "window_s": 2.0,
-        "energy": [
-            row(
-                device="gpu:0",
-                kind="gpu",
-                uuid="uuid of handle0",
-                energy_j=41.5,
-                status="measured",
-                method="Zeus: NVML energy counter",
-            )
-        ],
-    }
+def row(device, **given):
+    kind = device.partition(":")[0]
+    return {
+        "device": device,
+        "kind": kind,
+        "uuid": None,
+        "total_energy_j": None,
+        "method": None,
+        "reason": None,
+    } | given
 
 
-def test_a_gpu_without_a_counter_is_integrated(machine):
-    machine(Measurement(time=2.0, gpu_energy={0: 41.5}), Gpus(1, old=(0,)))
-    (found,) = measure([0], host=False)["energy"]
-    assert (found["energy_j"], found["status"]) == (41.5, "integrated")
-    assert "power" in found["method"]
+def unavailable(device, reason, uuid=None):
+    return row(device, status="unavailable", reason=reason, uuid=uuid)
 
 
-@pytest.mark.parametrize("old", [(), (0,)])
-@pytest.mark.parametrize("energy_j", [0.0, -1.0])
-def test_a_counter_that_did_not_advance_is_below_resolution(machine, energy_j, old):
-    machine(Measurement(time=0.01, gpu_energy={0: energy_j}), Gpus(1, old=old))
-    (found,) = measure([0], host=False)["energy"]
-    assert (found["energy_j"], found["status"]) == (None, "below_resolution")
-    assert found["reason"] == "the counter did not advance in the window"
-    assert found["uuid"] == "uuid of handle0"
+def test_boards_are_asked_for_by_position_and_named_by_nvmls_number(zeus_of):
+    monitor = zeus_of(gpu_energy={0: 41.5, 1: 3.0})
+    rows = measure([board(0), board(1, index=2)]).rows()
+    assert rows == [
+        row("gpu:4", uuid="GPU-4", total_energy_j=41.5, status="measured", method=COUNTER),
+        row("gpu:2", uuid="GPU-2", total_energy_j=3.0, status="measured", method=COUNTER),
+    ]
+    assert monitor.given == {"gpu_indices": [0, 1], "cpu_indices": []}
 
 
-@pytest.mark.parametrize("gpus", [Gpus(0), Gpus(1)])
-def test_a_gpu_that_zeus_does_not_see_is_unavailable_and_does_not_stop_the_run(machine, gpus):
-    calls = machine(Measurement(time=1.0, gpu_energy={}), gpus)
-    (found,) = measure([1], host=False)["energy"]
-    assert found == row(
-        device="gpu:1",
-        kind="gpu",
-        energy_j=None,
-        status="unavailable",
-        reason="NVML gives no energy for this device",
-    )
-    assert calls[0]["gpu_indices"] == []  # Zeus raises for an index that it does not have
+@pytest.mark.parametrize(
+    ("changes", "device", "reason"),
+    [
+        ({"mig": True}, "gpu:5", MIG),
+        ({"mig": True, "index": None, "uuid": "MIG-5", "has_counter": False}, "gpu:MIG-5", MIG),
+        ({"has_counter": False}, "gpu:5", NO_COUNTER),
+    ],
+)
+def test_a_board_without_joules_of_its_own_is_not_asked_and_says_why(zeus_of, changes, device, reason):
+    monitor = zeus_of(gpu_energy={0: 41.5, 1: 3.0})
+    other = board(1, **changes)
+    first, second = measure([board(0), other]).rows()
+    assert first["status"] == "measured"
+    assert second == unavailable(device, reason, other["uuid"])
+    assert monitor.given["gpu_indices"] == [0]
 
 
-def test_a_gpu_that_zeus_gives_no_energy_for_is_unavailable(machine):
-    machine(Measurement(time=1.0, gpu_energy={1: 3.0}), Gpus(2))
-    statuses = {found["device"]: found["status"] for found in measure([0, 1], host=False)["energy"]}
-    assert statuses == {"gpu:0": "unavailable", "gpu:1": "measured"}
+def test_a_board_that_zeus_gives_nothing_for_is_unavailable(zeus_of):
+    zeus_of(gpu_energy={1: 3.0})
+    first, second = measure([board(0), board(1)]).rows()
+    assert first == unavailable("gpu:4", "Zeus gave no energy for this board", "GPU-4")
+    assert second["total_energy_j"] == 3.0
 
 
-def test_without_a_driver_every_gpu_is_unavailable(machine, monkeypatch):
-    machine(Measurement(time=1.0, gpu_energy={}), Gpus(0))
+@pytest.mark.parametrize("fails_at", ["start", "first reading of cpu:1", "begin", "end"])
+@pytest.mark.parametrize(
+    "error", [ZeusGPUUnknownError("lost"), RuntimeError("lost"), ValueError("lost"), OSError("lost"), KeyError("lost")]
+)
+def test_a_meter_that_fails_is_unavailable_with_the_reason_and_the_training_goes_on(zeus_of, fails_at, error):
+    monitor = zeus_of(gpu_energy={0: 41.5}, cpu_energy={0: 5.0})
+    monitor.fails_at, monitor.error = fails_at, error
+    trained = []
+    found = measure([board(0)], host=True, work=lambda: trained.append(1))
+    reason = f"Zeus: {type(error).__name__}: {error}"
+    assert found.rows() == [
+        unavailable("gpu:4", reason, "GPU-4"),
+        unavailable("cpu:0", reason),
+        unavailable("dram:0", reason),
+    ]
+    assert trained == [1]
+    assert 0 <= found.window_s == found.end_s - found.begin_s  # this process's own clock, not Zeus's 2 s
+    if fails_at == "begin":
+        assert "end" not in [event[0] for event in monitor.events]
 
-    def absent():
-        raise ZeusGPUInitError("no driver")
 
-    monkeypatch.setattr(zeus.device, "get_gpus", absent)
-    assert [found["status"] for found in measure([0], host=False)["energy"]] == ["unavailable"]
-
-
-def test_a_gpu_whose_uuid_cannot_be_read_is_still_measured(machine, monkeypatch):
-    machine(Measurement(time=1.0, gpu_energy={0: 3.0}), Gpus(1))
-
-    def lost(handle):
-        raise pynvml.NVMLError_GpuIsLost
-
-    monkeypatch.setattr(pynvml, "nvmlDeviceGetUUID", lost)
-    (found,) = measure([0], host=False)["energy"]
-    assert (found["uuid"], found["energy_j"]) == (None, 3.0)
+def test_what_a_board_lacks_is_said_rather_than_that_zeus_failed(zeus_of):
+    monitor = zeus_of()
+    monitor.fails_at, monitor.error = "start", RuntimeError("lost")
+    (found,) = measure([board(0, mig=True)]).rows()
+    assert found["reason"] == MIG
 
 
-def test_host_counters_are_measured_one_row_each(machine):
-    measured = Measurement(time=1.0, gpu_energy={}, cpu_energy={0: 5.0, 1: 6.0}, dram_energy={0: 0.5})
-    machine(measured, Gpus(0))
-    found = measure([], host=True)["energy"]
-    assert [(r["device"], r["kind"], r["energy_j"], r["status"], r["method"]) for r in found] == [
+def test_a_bug_in_training_is_not_taken_for_the_meters(zeus_of):
+    zeus_of(gpu_energy={0: 1.0})
+
+    def broken():
+        raise RuntimeError("shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        measure([board(0)], work=broken)
+
+
+@pytest.mark.parametrize("boards", [[], [board(0)], [board(0, mig=True)]])
+def test_pending_work_is_waited_for_at_both_ends_and_never_by_zeus(zeus_of, boards):
+    """The device that trains is waited for also where none is metered."""
+    monitor = zeus_of(gpu_energy={0: 1.0})
+    log = monitor.events
+    measure(boards, work=lambda: log.append("work"), synchronize=lambda: log.append("wait"))
+    assert log == ["start", "wait", ("begin", WINDOW, False), "work", "wait", ("end", WINDOW, False)]
+
+
+def test_the_window_has_zeuss_time_and_the_meters_own_seconds_are_counted(zeus_of, monkeypatch):
+    monitor = zeus_of()
+    clock = iter([10.0, 11.0, 21.0, 24.0])  # called, begun, ended, answered
+    monkeypatch.setattr(meter.time, "monotonic", lambda: next(clock))
+    found = measure([])
+    assert (found.begin_s, found.end_s, found.calls_s) == (11.0, 21.0, 4.0)
+    assert found.window_s == monitor.measured.time == 2.0
+
+
+def test_host_counters_are_measured_one_row_each(zeus_of):
+    monitor = zeus_of(cpu_energy={0: 5.0, 1: 6.0}, dram_energy={1: 0.5})
+    rows = measure([], host=True).rows()
+    assert [(r["device"], r["kind"], r["total_energy_j"], r["status"], r["method"]) for r in rows] == [
         ("cpu:0", "cpu", 5.0, "measured", "Zeus: RAPL counter"),
         ("cpu:1", "cpu", 6.0, "measured", "Zeus: RAPL counter"),
-        ("dram:0", "dram", 0.5, "measured", "Zeus: RAPL counter"),
+        ("dram:1", "dram", 0.5, "measured", "Zeus: RAPL counter"),
     ]
+    assert monitor.given["cpu_indices"] == [0, 1]
+    assert monitor.events[1:3] == ["first reading of cpu:0", "first reading of cpu:1"]  # which starts Zeus's helpers
+
+
+def test_a_host_whose_counters_cannot_be_read_says_what_to_do(zeus_of):
+    monitor = zeus_of(no_host="no permission to read it: run as root")
+    assert measure([], host=True).rows() == [
+        unavailable("cpu:0", "no permission to read it: run as root"),
+        unavailable("dram:0", "no permission to read it: run as root"),
+    ]
+    assert monitor.given["cpu_indices"] == []  # Zeus would only be silent
 
 
 @pytest.mark.parametrize("absent", [None, {}])
-def test_a_host_without_counters_is_unavailable_with_the_reason(machine, absent):
-    machine(Measurement(time=1.0, gpu_energy={}, cpu_energy=absent, dram_energy=absent), Gpus(0))
-    found = measure([], host=True)["energy"]
-    assert [(r["device"], r["energy_j"], r["status"]) for r in found] == [
-        ("cpu:0", None, "unavailable"),
-        ("dram:0", None, "unavailable"),
-    ]
-    assert all("RAPL" in r["reason"] and "no readable" in r["reason"] for r in found)
+def test_a_host_that_counts_no_dram_says_so(zeus_of, absent):
+    zeus_of(cpu_energy={0: 5.0}, dram_energy=absent)
+    cpu, dram = measure([], host=True).rows()
+    assert cpu["total_energy_j"] == 5.0
+    assert dram == unavailable("dram:0", "RAPL of this machine counts no DRAM energy")
 
 
-def test_a_host_counter_that_did_not_advance_is_below_resolution(machine):
-    machine(Measurement(time=0.0, gpu_energy={}, cpu_energy={0: 0.0}, dram_energy={0: 0.0}), Gpus(0))
-    found = measure([], host=True)["energy"]
-    assert [(r["energy_j"], r["status"]) for r in found] == [(None, "below_resolution")] * 2
+def test_the_host_is_counted_once_over_the_ranks(zeus_of):
+    monitor = zeus_of(gpu_energy={0: 1.0, 1: 2.0}, cpu_energy={0: 5.0})
+    rows, asked = [], []
+    for rank in (0, 1):
+        rows += measure([board(rank)], host=rank == 0).rows()
+        asked.append(monitor.given)
+    assert [found["device"] for found in rows] == ["gpu:4", "cpu:0", "dram:0", "gpu:5"]
+    assert asked == [{"gpu_indices": [0], "cpu_indices": [0, 1]}, {"gpu_indices": [1], "cpu_indices": []}]
 
 
-def test_the_host_is_counted_once_over_the_ranks(machine):
-    calls = machine(Measurement(time=1.0, gpu_energy={0: 1.0, 1: 2.0}, cpu_energy={0: 5.0}), Gpus(2))
-    rows = [found for rank in (0, 1) for found in measure([rank], host=rank == 0)["energy"]]
-    assert [found["device"] for found in rows] == ["gpu:0", "cpu:0", "dram:0", "gpu:1"]
-    assert [call["cpu_indices"] for call in calls if isinstance(call, dict)] == [None, []]  # None: all of them
-
-
-@pytest.mark.parametrize(("gpu_indices", "waits"), [([0], True), ([], False)])
-def test_the_window_opens_and_closes_after_pending_work_of_the_gpus(machine, gpu_indices, waits):
-    calls = machine(Measurement(time=1.0, gpu_energy={0: 1.0}), Gpus(1))
-    measure(gpu_indices, host=False)
-    assert calls[1:] == [("begin", WINDOW, waits), ("end", WINDOW, waits)]
-
-
-def test_no_row_is_ever_zero_and_every_null_has_a_reason(machine):
-    machine(Measurement(time=1.0, gpu_energy={0: 0.0, 1: 2.0}, cpu_energy={0: 0.0}), Gpus(2, old=(1,)))
-    rows = measure([0, 1, 2], host=True)["energy"]
-    assert len(rows) == 5
-    for found in rows:
+def test_zeuss_total_is_never_used(zeus_of, monkeypatch):
+    zeus_of(gpu_energy={0: 1.0}, cpu_energy={0: 5.0})
+    monkeypatch.setattr(Measurement, "total_energy", property(lambda self: pytest.fail("it is 0 where nothing counts")))
+    for found in measure([board(0), board(1, mig=True)], host=True).rows():
         assert set(found) == KEYS
-        assert found["energy_j"] != 0
-        assert (found["energy_j"] is None) == (found["reason"] is not None)
-        assert (found["energy_j"] is not None) == (found["status"] in ("measured", "integrated"))
+        assert (found["total_energy_j"] is None) == (found["reason"] is not None) == (found["status"] == "unavailable")
 
 
-def test_the_real_monitor_measures_time_on_this_machine():
-    found = measure([], host=True)
-    assert found["window_s"] >= 0
-    assert {r["kind"] for r in found["energy"]} >= {"cpu", "dram"}
-    assert all(r["energy_j"] is None or r["energy_j"] > 0 for r in found["energy"])
+def test_the_real_monitor_reads_counters(monkeypatch):
+    clock = iter([0.0, 7.0, 1e9])  # seconds at which board 1 is read; 0 and 2 have nothing that Zeus may count
+    boards = [board(0, mig=True), board(1), board(2, has_counter=False)]
+    fake_meters.gpus(monkeypatch, [100, 200, 300], tick_s=0, clock=lambda: next(clock), without_counter=[2])
+    monkeypatch.setattr(meter, "rapl_problem", lambda: "no RAPL here")
+    found = measure(boards, host=True)
+    assert [r["total_energy_j"] for r in found.rows()] == [None, pytest.approx(1400.0), None, None, None]
+    assert 0 < found.window_s < 5
+    assert found.begin_s <= found.end_s
+
+
+def test_the_real_monitor_without_any_meter_says_why_and_gives_no_zero(monkeypatch, tmp_path):
+    monkeypatch.setattr(sensors, "RAPL", (tmp_path / "none", tmp_path / "neither"))
+    fake_meters.gpus(monkeypatch, [])
+    found = measure([board(0)], host=True)
+    assert [r["total_energy_j"] for r in found.rows()] == [None] * 3
+    assert all(r["reason"] for r in found.rows())
+    assert found.rows()[1]["reason"] == sensors.rapl_problem()
+    assert found.window_s > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import synthetic
 
 from joulesweep import progress
 
@@ -15,13 +16,19 @@ def grid(estimate=False, cpu_watts=None):
     return {"runs": runs, "config": {"energy": energy}}
 
 
-def record(*energy, **changes):
-    rows = [{"energy_j": energy_j, "status": status} for energy_j, status in energy]
+def record(*energy, accelerator="cpu", **changes):
+    """A record with an energy row for each (device, joules, status)."""
+    reasons = {"measured": None, "integrated": None}
+    rows = [
+        synthetic.energy_row(device, energy_j, status=status, reason=reasons.get(status, "because"))
+        for device, energy_j, status in energy
+    ]
     return {
         "run": "run4",
+        "spec": {"accelerator": accelerator},
         "status": "ok",
         "reason": None,
-        "measurement": {"window_s": 2.94, "cpu_s": 2.0, "energy": rows},
+        "measurement": {"window_s": 2.94, "cpu_s": 2.0, "energy": rows, "conditions": {"exclusive": "node"}},
         "quality": {"validation_loss": 3.896},
         "environment": {"cpu_model": "some processor", "cpu_cores": 2},
         **changes,
@@ -42,30 +49,49 @@ def test_a_start_is_the_next_of_all(folder):
     assert progress.start_line("run2", grid(), folder) == "[ 5/12] ddp2 fp32 bs2 r3 starts"
 
 
+NO_METER = ("cpu:0", None, "unavailable")
+
+
 def test_an_end_says_seconds_joules_and_loss(folder):
-    line = progress.end_line(record((41.26, "measured")), grid(), folder)
+    line = progress.end_line(record(("cpu:0", 41.26, "measured")), grid(), folder)
     assert line == "[ 4/12] ddp2 fp32 bs4 r2 · 2.9 s · 41.3 J · loss 3.90"
 
 
-def test_all_that_was_read_is_summed_and_nothing_else(folder):
-    rows = [(40.0, "measured"), (2.0, "integrated"), (None, "unavailable"), (None, "below_resolution")]
-    assert " · 42 J · " in progress.end_line(record(*rows), grid(estimate=True), folder)
+@pytest.mark.parametrize(
+    ("rows", "shown"),
+    [
+        ([("gpu:0", 40.0, "measured"), ("gpu:1", 2.0, "measured"), NO_METER], " · 42 J · "),
+        ([("gpu:0", 40.0, "measured"), ("cpu:0", 2.0, "measured")], " · 42 J · "),
+        ([("gpu:0", 40.0, "measured"), ("cpu:0", 2.0, "integrated")], " · 40 J · "),
+        ([("gpu:0", 40.0, "integrated"), ("gpu:1", 2.0, "integrated")], " · 42 J int. · "),
+        ([("gpu:0", 40.0, "measured"), ("gpu:1", 2.0, "integrated")], " s · loss"),
+        ([("gpu:0", 40.0, "measured"), ("gpu:1", None, "below_resolution")], " s · loss"),
+        ([("gpu:0", None, "unavailable"), ("cpu:0", 2.0, "measured")], " s · loss"),
+        ([], " s · loss"),
+        ([("gpu:0", 41234.0, "measured")], " · 41.2 kJ · "),
+        ([("gpu:0", 4123400.0, "measured")], " · 4.12 MJ · "),
+    ],
+)
+def test_the_joules_are_those_of_the_tables(folder, rows, shown):
+    """A sum of one status over all that computed; nothing is estimated of a GPU."""
+    line = progress.end_line(record(*rows, accelerator="cuda"), grid(estimate=True), folder)
+    assert shown in line
 
 
 def test_without_a_meter_there_are_no_joules(folder):
-    line = progress.end_line(record((None, "unavailable")), grid(), folder)
+    line = progress.end_line(record(NO_METER), grid(), folder)
     assert line == "[ 4/12] ddp2 fp32 bs4 r2 · 2.9 s · loss 3.90"
 
 
 def test_estimated_joules_say_so(folder):
     watts = {"min_w": 10.0, "max_w": 30.0}
-    line = progress.end_line(record((None, "unavailable")), grid(estimate=True, cpu_watts=watts), folder)
+    line = progress.end_line(record(NO_METER), grid(estimate=True, cpu_watts=watts), folder)
     joules = 10 * 2.94 + 2.0 * (30 - 10) / 2  # idle watts all along, and one of two cores busy for two seconds
     assert f" · {joules:.3g} J est. · " in line
 
 
 def test_measured_joules_are_never_replaced_by_estimated_ones(folder):
-    assert "est." not in progress.end_line(record((1.0, "measured")), grid(estimate=True), folder)
+    assert "est." not in progress.end_line(record(("cpu:0", 1.0, "measured")), grid(estimate=True), folder)
 
 
 @pytest.mark.parametrize("status", ["oom", "diverged", "unsupported", "timeout"])
@@ -76,3 +102,7 @@ def test_a_run_that_stopped_says_why(folder, status):
 
 def test_a_run_outside_the_grid_is_named_by_its_id(folder):
     assert progress.start_line("elsewhere", grid(), folder) == "[by hand] elsewhere starts"
+
+
+def test_an_anchor_is_no_run_of_the_sweep(tmp_path):
+    assert progress.start_line("run0", grid(), tmp_path / "anchors" / "2026-01-02").startswith("[anchor] ")

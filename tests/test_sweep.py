@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import subprocess
@@ -10,11 +11,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import synthetic
 import tiny_run
 from snakemake_interface_common.exceptions import WorkflowError
 
-from joulesweep import digest, environment, workflow
+from joulesweep import digest, environment, record, workflow
 from joulesweep.config import DatasetConfig, ModelConfig, validate
+from joulesweep.errors import UserError
 from joulesweep.grid import expand
 from joulesweep.spec import from_mapping, run_id
 
@@ -155,9 +158,170 @@ def test_a_run_takes_a_gpu_per_device(accelerator, strategy, gpus):
     assert found.gpus(only(found)) == gpus
 
 
+@pytest.mark.parametrize(
+    ("accelerator", "exclusive", "gpus"),
+    [("cpu", "node", 3), ("cpu", "gpu", 1), ("cuda", "node", 3), ("cuda", None, 1)],
+)
+def test_a_run_alone_on_its_machine_takes_all_boards_that_are_named(accelerator, exclusive, gpus):
+    found = sweep(hardware__accelerator=accelerator, measure={"gpus": [0, 1, 2], "exclusive": exclusive})
+    assert found.gpus(only(found)) == gpus
+
+
+@pytest.mark.parametrize(("accelerator", "threads"), [("cpu", 8), ("cuda", 1)])
+def test_what_the_config_leaves_open_is_settled_once_for_all_jobs(accelerator, threads):
+    found = sweep(hardware__accelerator=accelerator)
+    measure = json.loads(found.config_json())["measure"]
+    assert None not in measure.values()
+    assert measure["exclusive"] == {"cpu": "node", "cuda": "gpu"}[accelerator]
+    assert found.threads(only(found), 8) == threads
+
+
+def in_order(found):
+    return sorted(found.runs, key=found.priority, reverse=True)
+
+
+def test_runs_come_repeat_by_repeat_and_shuffled_within_each():
+    found = sweep(grid__batch_size=[1, 2, 4, 8, 16, 32], grid__repeats=3)
+    order = [(found.spec(run).repeat, found.spec(run).batch_size) for run in in_order(found)]
+    assert [repeat for repeat, _ in order] == [1] * 6 + [2] * 6 + [3] * 6
+    sizes = [[size for repeat, size in order if repeat == wanted] for wanted in (1, 2, 3)]
+    assert all(sorted(row) == [1, 2, 4, 8, 16, 32] != row for row in sizes)
+    assert sizes[0] != sizes[1] != sizes[2]  # no cell is always the first
+    assert len({found.priority(run) for run in found.runs}) == len(found.runs)
+    assert (
+        0 < min(map(found.priority, found.runs)) <= max(map(found.priority, found.runs)) < 1_000_000_000
+    )  # an anchor's
+
+
+def test_a_value_that_is_added_does_not_reorder_the_others():
+    few = sweep(grid__batch_size=[2, 8, 32], grid__repeats=2)
+    many = sweep(grid__batch_size=[1, 2, 4, 8, 16, 32], grid__repeats=3)
+    assert [run for run in in_order(many) if run in set(few.runs)] == in_order(few)
+    assert in_order(sweep(grid__batch_size=[32, 2, 8], grid__repeats=2)) == in_order(few)
+
+
+def test_another_seed_is_another_order_and_the_same_one_the_same():
+    def order(seed):
+        return in_order(sweep(grid__batch_size=[1, 2, 4, 8, 16, 32], grid__repeats=1, measure={"order_seed": seed}))
+
+    assert order(0) == order(0)
+    assert order(0) != order(1)
+    assert sorted(order(0)) == sorted(order(1))
+
+
+DAY = datetime.datetime.now(datetime.UTC).date()
+YESTERDAY, TODAY = (DAY - datetime.timedelta(days=1)).isoformat(), DAY.isoformat()
+
+
+def finish(found, run, day, code=None, folder="runs"):
+    """A run's record, finished on a day."""
+    a_record = synthetic.ok_record(run, found.spec(run))
+    about = {"finished": f"{day}T12:00:00+00:00", "code_digest": code or digest.run_digest(found.spec(run))}
+    path = Path(found.folder, folder, run, "record.json")
+    record.write_json(path, {**a_record, **about})
+    return path
+
+
+def anchored(anchors=1, **changes):
+    return sweep(**{"grid__batch_size": [8, 16], "grid__repeats": 2, **changes, "measure": {"anchors": anchors}})
+
+
+def anchor_paths(found, day, *runs):
+    return [f"results/tiny/anchors/{day}/{run}/record.json" for run in sorted(runs)]
+
+
+def test_there_is_nothing_to_anchor_on_the_first_day():
+    found = anchored()
+    assert found.anchors() == []
+    finish(found, found.runs[0], TODAY)
+    assert found.anchors() == []  # nor when the first day's work goes on
+
+
+def test_runs_added_on_a_later_day_measure_the_first_cell_again():
+    found = anchored(anchors=1)
+    finish(found, found.runs[0], YESTERDAY)
+    assert found.anchors() == anchor_paths(found, TODAY, found.runs[0])
+
+
+@pytest.mark.parametrize(("anchors", "number"), [(0, 0), (1, 1), (2, 2), (5, 2)])
+def test_as_many_anchors_as_asked_for_are_repeats_of_the_first_cell(anchors, number):
+    found = anchored(anchors)
+    for run in found.runs:
+        finish(found, run, YESTERDAY)
+    found = anchored(anchors, grid__batch_size=[8, 16, 32])
+    first = [run for run in found.runs if found.spec(run).batch_size == 8][:number]
+    assert found.anchors() == anchor_paths(found, TODAY, *first)
+
+
+def test_a_run_that_was_never_measured_is_no_anchor():
+    found = anchored(2)
+    finish(found, found.runs[1], YESTERDAY)  # of the second cell
+    assert found.anchors() == []
+
+
+def test_a_record_that_cannot_be_read_is_none():
+    found = anchored()
+    for run in found.runs:
+        finish(found, run, YESTERDAY)
+    Path(found.folder, "runs", found.runs[-1], "record.json").write_text("{")
+    assert found.anchors() == anchor_paths(found, TODAY, found.runs[0])
+
+
+def test_nothing_to_measure_is_nothing_to_anchor():
+    found = anchored()
+    for run in found.runs:
+        finish(found, run, YESTERDAY)
+    assert found.anchors() == []
+
+
+def test_a_run_made_stale_by_new_code_is_one_to_be_measured():
+    found = anchored()
+    for run in found.runs:
+        finish(found, run, YESTERDAY, code="older" if run == found.runs[-1] else None)
+    assert found.anchors() == anchor_paths(found, TODAY, found.runs[0])
+
+
+def test_anchors_of_earlier_days_stay_and_this_day_has_one():
+    found = anchored()
+    first = found.runs[0]
+    finish(found, first, "2026-01-02")
+    earlier = finish(found, first, "2026-01-05", folder="anchors/2026-01-05")
+    finish(found, found.runs[1], "2026-01-05", folder="anchors/2026-01-05")  # of another config's first cell
+    days = [*anchor_paths(found, "2026-01-05", first), *anchor_paths(found, TODAY, first)]
+    assert found.anchors() == sorted(days)
+    finish(found, first, TODAY, folder=f"anchors/{TODAY}")
+    assert found.anchors() == sorted(days)  # killed and started again on the same day
+    for run in found.runs[1:]:
+        finish(found, run, TODAY)
+    assert found.anchors() == sorted(days)
+    earlier.unlink()
+    assert found.anchors() == days[1:]
+
+
+def test_a_finished_anchor_keeps_its_code_and_a_new_one_has_todays():
+    found = anchored()
+    first = found.runs[0]
+    finish(found, first, "2026-01-05", code="0lder", folder="anchors/2026-01-05")
+    kept, new = (json.loads(found.anchor_job(day, first)) for day in ("2026-01-05", TODAY))
+    assert kept["code"] == "0lder"
+    assert new == json.loads(found.job(first))
+    assert kept["spec"] == new["spec"]
+
+
+def test_an_anchor_that_cannot_be_read_is_named():
+    """It is not measured again: its folder says on which day that was."""
+    found = anchored()
+    path = finish(found, found.runs[0], "2026-01-05", folder="anchors/2026-01-05")
+    path.write_text("{")
+    with pytest.raises(UserError, match=f"^{path}: corrupt run record"):
+        found.anchor_job("2026-01-05", found.runs[0])
+
+
 def test_a_batch_system_is_asked_for_the_time_limit_and_some_more():
     found = sweep(train__timeout_s=61.0)
     assert found.runtime_min(only(found)) == 12
+    cooling = sweep(train__timeout_s=61.0, measure={"cooldown_s": 60.0})
+    assert cooling.runtime_min(only(cooling)) == 13
 
 
 def test_what_is_finished_changes_with_the_records_of_this_grid_alone():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from types import SimpleNamespace
@@ -51,6 +52,12 @@ def run(assets, tmp_path):
     return run
 
 
+def board(index, **changes):
+    """A board as a job names it."""
+    described = {"name": "Fake", "memory_bytes": 1, "has_counter": True, "mig": False}
+    return {"device": f"gpu:{index}", "index": index, "uuid": f"GPU-{index}", **described, **changes}
+
+
 def quality(outcome):
     names = ("validation_loss", "perplexity", "masked_accuracy")
     return [[row[name] for name in names] for row in outcome["epochs"]]
@@ -73,8 +80,10 @@ def test_an_outcome_counts_what_was_done(run, assets):
     assert measured["num_tokens"] == 2 * int(corpus.lengths[texts].sum())
     assert measured["num_tokens"] < measured["num_padded_tokens"] <= 2 * NUM_TRAIN * 24
     assert measured["cpu_s"] > 0
-    assert measured["window_s"] > 0
+    assert measured["total_window_s"] > 0
+    assert measured["num_passes"] == 1
     assert measured["startup_s"] > 0
+    assert {row["device"] for row in measured["energy"]} >= {"cpu:0", "dram:0"}
     assert measured["peak_memory"]["host_rss_bytes"] > 50 * 2**20
     assert measured["peak_memory"]["gpu_allocated_bytes"] is measured["peak_memory"]["gpu_reserved_bytes"] is None
     assert len(outcome["losses"]) == 2 * NUM_STEPS
@@ -91,8 +100,88 @@ def test_clocks_of_epochs_run_from_the_windows_opening(run):
     assert elapsed[0] == cpu[0] == 0
     assert elapsed == sorted(elapsed)
     assert cpu == sorted(cpu)
-    assert elapsed[-1] <= outcome["measurement"]["window_s"] + 0.01
+    assert elapsed[-1] <= outcome["measurement"]["total_window_s"] + 0.01
     assert cpu[-1] <= outcome["measurement"]["cpu_s"]
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    """Every step from now on: its batch, the learning rate, the loss."""
+    seen, step = [], train._step
+
+    def noted(trainer, optimizer, scaler, batch):
+        loss = step(trainer, optimizer, scaler, batch)
+        seen.append((batch.input_ids.tolist(), batch.labels.tolist(), optimizer.param_groups[0]["lr"], loss.item()))
+        return loss
+
+    monkeypatch.setattr(train, "_step", noted)
+    return seen
+
+
+LONG = {"min_seconds": 0.4, "epochs": 2, "warmup_steps": 0}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16-mixed"])
+def test_a_short_training_is_repeated_until_the_window_is_long_enough(run, with_dropout, steps, precision):
+    outcome = run(with_dropout, **LONG, precision=precision)
+    measured, once = outcome["measurement"], 2 * NUM_STEPS
+    assert measured["total_window_s"] >= 0.4
+    assert measured["num_passes"] > 1
+    assert len(steps) == measured["num_passes"] * once
+    for begin in range(0, len(steps), once):  # the same texts and masks, the same rates, the same dropout
+        assert steps[begin : begin + once] == steps[:once]
+    assert (measured["num_steps"], measured["num_texts"]) == (once, 2 * NUM_TRAIN)  # of one pass
+    assert outcome["losses"] == [loss for *_, loss in steps[:once]]
+
+
+def test_passes_after_the_first_leave_no_trace_in_what_was_learned(with_dropout, tmp_path):
+    def trained(folder, **changes):
+        spec = tiny_run.spec(repeat=3, epochs=2, keep_model="last", **changes)
+        outcome = train.train(spec, with_dropout.model_folder, with_dropout.tokens, tmp_path / folder)
+        return outcome, saved(tmp_path / folder / "model").state_dict()
+
+    (once, model), (long, same_model) = trained("once"), trained("long", min_seconds=0.4)
+    assert (once["measurement"]["num_passes"], long["measurement"]["num_passes"] > 1) == (1, True)
+    assert long["losses"] == once["losses"]
+    assert quality(long) == quality(once)
+    assert [row["train_loss"] for row in long["epochs"]] == [row["train_loss"] for row in once["epochs"]]
+    assert len(long["epochs"]) == len(once["epochs"]) == 3
+    for name in ("num_steps", "num_skipped_steps", "num_texts", "num_tokens", "num_padded_tokens"):
+        assert long["measurement"][name] == once["measurement"][name]
+    assert all(torch.equal(model[name], same_model[name]) for name in model)
+
+
+def test_cpu_seconds_are_those_of_a_pass(run, monkeypatch):
+    clock = iter([100.0, 110.0, 120.0, 140.0])  # at the window's begin, after the epochs of pass 1, at its end
+    monkeypatch.setattr(train.time, "process_time", lambda: next(clock))
+    outcome = run(**LONG)
+    assert [row["cpu_s"] for row in outcome["epochs"]] == [0.0, 10.0, 20.0]
+    assert outcome["measurement"]["cpu_s"] == 40.0 / outcome["measurement"]["num_passes"]
+
+
+def test_a_training_that_fills_the_window_is_not_repeated(run, steps):
+    assert run(epochs=2, min_seconds=1e-6, warmup_steps=0)["measurement"]["num_passes"] == 1
+    assert len(steps) == 2 * NUM_STEPS
+
+
+@pytest.mark.parametrize(("others_s", "short"), [(9.0, True), (10.0, False)])
+def test_ranks_agree_on_another_pass_by_the_slowest(monkeypatch, others_s, short):
+    def all_reduce(seconds, op):
+        assert op is train.dist.ReduceOp.MAX
+        seconds.fill_(max(seconds.item(), others_s))
+
+    monkeypatch.setattr(train.dist, "all_reduce", all_reduce)
+    trainer = SimpleNamespace(spec=tiny_run.spec(min_seconds=10.0), device=torch.device("cpu"), world=2)
+    assert train._is_short(trainer, 8.0) is short
+
+
+def test_the_idle_baseline_is_a_rest_before_the_window(run):
+    span = run(idle_s=0.2)["measurement"]["span"]
+    assert 0.2 <= span["idle_end_s"] - span["idle_begin_s"] < 2
+    assert span["idle_end_s"] <= span["begin_s"] < span["end_s"]
+    assert span["meter_s"] >= 0
+    none = run()["measurement"]["span"]
+    assert none["idle_end_s"] == none["idle_begin_s"]  # not a few microseconds: there is no baseline
 
 
 def test_the_training_loss_of_an_epoch_is_the_mean_of_its_steps(run):
@@ -257,21 +346,26 @@ def test_nothing_but_training_happens_in_the_window(run, monkeypatch):
     events = []
 
     class Meter:
-        def __init__(self, gpu_indices, host):
-            assert (gpu_indices, host) == ([], True)
+        begin_s = end_s = window_s = calls_s = 0.0
 
-        def begin(self):
+        def __init__(self, boards, host, synchronize):
+            assert (boards, host) == ([], True)
+            synchronize()
+
+        @contextlib.contextmanager
+        def window(self):
             events.append("begin")
-
-        def end(self):
+            yield
             events.append("end")
-            return {"window_s": 1.0, "energy": []}
+
+        def rows(self):
+            return []
 
     def noted(name, inner):
         return lambda *given, **named: (events.append(name), inner(*given, **named))[1]
 
     monkeypatch.setattr(train, "Meter", Meter)
-    for name in ("_step", "_score", "_save"):
+    for name in ("_idle", "_step", "_score", "_save"):
         monkeypatch.setattr(train, name, noted(name, getattr(train, name)))
     run(epochs=2, keep_model="last")
     before, within, after = (
@@ -279,7 +373,7 @@ def test_nothing_but_training_happens_in_the_window(run, monkeypatch):
         events[events.index("begin") + 1 : events.index("end")],
         events[events.index("end") :],
     )
-    assert events[:before] == ["_step", "_step", "_score"]  # warm-up, and the untrained model's score
+    assert events[:before] == ["_score", "_idle", "_step", "_step"]  # the untrained model's; at rest; warm-up
     assert within == ["_step"] * 2 * NUM_STEPS
     assert after == ["end", "_score", "_score", "_save"]
 
@@ -399,36 +493,14 @@ def test_a_method_that_leaves_nothing_to_train_is_refused(run, monkeypatch):
         run()
 
 
-@pytest.mark.parametrize(
-    ("message", "num_bytes"),
-    [
-        ("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 23.5 GiB", 20 * 2**20),
-        ("CUDA out of memory. Tried to allocate 1.50 GiB. GPU 0 has a total capacity", 1.5 * 2**30),
-        ("CUDA out of memory. Tried to allocate 512 bytes. GPU", 512),
-        ("CUDA out of memory. Tried to allocate 2.00 KiB.", 2048),
-        ("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4096 bytes. Error code 12", 4096),
-        ("CUDA error: out of memory", None),
-        ("", None),
-    ],
-)
-def test_the_bytes_asked_for_are_read_from_torchs_message(message, num_bytes):
-    assert train._memory_asked(message) == num_bytes
-
-
-def test_the_message_of_torchs_own_cpu_allocator_is_understood():
-    with pytest.raises(RuntimeError) as caught:
-        torch.empty(2**60, dtype=torch.uint8)
-    assert train._memory_asked(str(caught.value)) == 2**60
-    assert "allocate memory" in str(caught.value)
-
-
 @pytest.fixture
 def job(tmp_path, assets):
     """Run `main` on a job; returns its exit code and what it left behind."""
 
-    def run_main(**changes):
+    def run_main(boards=(), **changes):
         paths = {"model_folder": assets.model_folder, "tokens": assets.tokens, "folder": tmp_path}
         described = {"spec": full(tiny_run.spec(**changes)), **{name: str(path) for name, path in paths.items()}}
+        described["boards"] = boards
         (tmp_path / "job.json").write_text(json.dumps(described))
         code = train.main(["train", str(tmp_path / "job.json")])
         return code, json.loads((tmp_path / "rank0.json").read_text())
@@ -439,6 +511,19 @@ def job(tmp_path, assets):
 def test_a_job_leaves_its_outcome_and_exits_with_0(job):
     code, outcome = job()
     assert (code, outcome["status"], len(outcome["losses"])) == (0, "ok", NUM_STEPS)
+
+
+def test_a_job_meters_the_boards_that_it_names(job, monkeypatch):
+    metered = []
+
+    class Meter(train.Meter):
+        def __init__(self, boards, host, synchronize):
+            metered.extend(boards)
+            super().__init__([], host, synchronize)
+
+    monkeypatch.setattr(train, "Meter", Meter)
+    assert job(boards=[board(3)])[0] == 0
+    assert metered == [{**board(3), "position": 0}]
 
 
 def test_a_stopped_job_leaves_its_outcome_and_exits_with_3(job):
@@ -491,39 +576,54 @@ def test_any_other_error_is_a_bug_and_leaves_nothing(job, monkeypatch, tmp_path)
     assert not (tmp_path / "rank0.json").exists()
 
 
-def test_peak_memory_leaves_out_the_copies_that_wait_to_be_scored(monkeypatch):
-    memory = train._Memory(torch.device("cpu"), 1)
-    memory.note([])
-    copies = [{"weight": torch.ones(25 * 2**20)}]  # 100 MiB
-    memory.note(copies)
-    without, held = (peaks[0] for peaks in memory.peaks)
-    assert abs(held - without) < 30 * 2**20
-    assert memory.peak()["host_rss_bytes"] == max(without, held)
+@pytest.fixture
+def torch_sees(monkeypatch):
+    """Boards that PyTorch says it has, by position."""
+
+    def sees(*uuids):
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: SimpleNamespace(uuid=uuids[i]))
+
+    return sees
 
 
-@pytest.mark.parametrize(("num_gpus", "allocated"), [(1, 3000), (2, 5000)])
-def test_peak_memory_of_gpus_is_the_fullest_ones(monkeypatch, num_gpus, allocated):
-    first, second = torch.device("cuda", 0), torch.device("cuda", 1)
-    in_use = {first: 3000, second: 5000}
-    reset = []
-    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", reset.append)
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", in_use.__getitem__)
-    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda gpu: 2 * in_use[gpu])
-    memory = train._Memory(first, num_gpus)
-    memory.note([])
-    monkeypatch.setattr(train, "_nbytes", lambda weights, device: 100 if device == first else 0)
-    memory.note([{"weight": torch.ones(25)}])
-    peak = memory.peak()
-    assert (peak["gpu_allocated_bytes"], peak["gpu_reserved_bytes"]) == (allocated, 2 * allocated)
-    assert memory.peaks[1][1] == {1: 2900, 2: 5000}[num_gpus], "copies lie on the first GPU alone"
-    assert len(reset) == 3 * num_gpus
+@pytest.mark.parametrize(
+    ("strategy", "world", "by_rank"),
+    [
+        ("single", 1, [[7, 5, 3, 1]]),
+        ("dp", 1, [[7, 5, 3, 1]]),
+        ("ddp", 2, [[7, 3, 1], [5]]),  # boards left over are the first rank's
+        ("ddp", 4, [[7], [5], [3], [1]]),
+        ("ddp", 5, [[7], [5], [3], [1], []]),
+    ],
+)
+@pytest.mark.parametrize("accelerator", ["cpu", "cuda"])
+def test_each_board_is_metered_by_one_process(torch_sees, accelerator, strategy, world, by_rank):
+    torch_sees("7", "5", "3", "1")
+    boards, devices = [board(index) for index in (7, 5, 3, 1)], 2 if strategy == "dp" else world
+    spec = tiny_run.spec(accelerator=accelerator, strategy=strategy, devices=devices)
+    found = [train._measured_boards(spec, boards, rank, world) for rank in range(world)]
+    assert [[row["index"] for row in rows] for rows in found] == by_rank
+    assert all(boards[row["position"]]["index"] == row["index"] for rows in found for row in rows)
+    assert sum(map(len, found)) == len(boards)
 
 
-def test_each_process_measures_its_own_gpus():
-    def measured(local_rank, **changes):
-        return train._measured_gpus(tiny_run.spec(**changes), local_rank)
+def test_a_run_without_boards_meters_none():
+    assert train._measured_boards(tiny_run.spec(), [], 0, 1) == []
 
-    assert measured(0) == []
-    assert measured(0, accelerator="cuda") == [0]
-    assert measured(1, accelerator="cuda", strategy="ddp", devices=2) == [1]
-    assert measured(0, accelerator="cuda", strategy="dp", devices=2) == [0, 1]
+
+def test_pytorch_on_another_board_than_the_metered_one_is_refused(torch_sees):
+    torch_sees("7", "9")
+    boards = [board(7), board(5)]
+    one, two = tiny_run.spec(accelerator="cuda"), tiny_run.spec(accelerator="cuda", strategy="ddp", devices=2)
+    assert train._measured_boards(one, boards, 0, 1)  # it does not compute on the second
+    for rank in (0, 1):
+        with pytest.raises(UserError, match=r"^PyTorch computes on GPU 9, and the run was given GPU-5$"):
+            train._measured_boards(two, boards, rank, 2)
+
+
+def test_what_pytorch_does_not_say_and_slices_are_not_compared(torch_sees):
+    spec = tiny_run.spec(accelerator="cuda")
+    torch_sees("")
+    assert train._measured_boards(spec, [board(5)], 0, 1)
+    torch_sees("9")
+    assert train._measured_boards(spec, [board(5, mig=True)], 0, 1)

@@ -10,123 +10,19 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import polars as pl
 import pytest
-import tiny_run
 import yaml
+from checkout import Checkout
 from tiny_run import REPOSITORY
 
-COPIED = ("Snakefile", "rules", "envs", "scripts", "config", "profiles", "joulesweep", "resources/cpu_watts.csv")
 ANALYSIS = {"aggregate", "charts", "report", "all"}
 
 pytestmark = pytest.mark.slow
-
-
-class Checkout:
-    """A copy of this checkout with a config of its own, and Snakemake run in it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.edited: list[tuple[Path, str]] = []
-        for name in COPIED:
-            source, target = REPOSITORY / name, folder / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if source.is_dir():
-                shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
-            else:
-                shutil.copy2(source, target)
-        tiny_run.model(folder / "data" / "model")
-        texts = (" ".join(f"word{(i + j) % 90}" for j in range(1 + i % 12)) for i in range(100))
-        lines = [json.dumps({"text": text}) for text in texts]
-        (folder / "data" / "texts.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        self.config = {
-            "sweep": "tiny",
-            "models": {"tiny": {"source": {"local": "data/model"}}},
-            "datasets": {"words": {"source": {"local": "data/texts.jsonl"}, "format": "jsonl", "field": "text"}},
-            "grid": {
-                "model": ["tiny"],
-                "dataset": ["words"],
-                "precision": ["fp32"],
-                "batch_size": [8],
-                "lr": [0.001],
-                "repeats": 2,
-            },
-            "train": {"epochs": 1},
-            "hardware": {"accelerator": "cpu"},
-            "energy": {"estimate": True},
-        }
-        self.write_config()
-
-    def write_config(self) -> None:
-        (self.folder / "config" / "config.yaml").write_text(yaml.safe_dump(self.config), encoding="utf-8")
-
-    def edit(self, path: str, old: str, new: str) -> None:
-        """Replace a text that occurs in a file, until the end of the test."""
-        file = self.folder / path
-        before = file.read_text(encoding="utf-8")
-        assert old in before
-        file.write_text(before.replace(old, new, 1), encoding="utf-8")
-        self.edited.append((file, before))
-
-    def restore(self) -> None:
-        """Undo the edits, the last one first."""
-        for file, before in reversed(self.edited):
-            file.write_text(before, encoding="utf-8")
-        self.edited.clear()
-
-    def command(self, *arguments: str) -> list[str]:
-        return [sys.executable, "-m", "snakemake", "--cores", "2", *arguments]
-
-    def snakemake(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            self.command(*arguments), cwd=self.folder, env=environment(), capture_output=True, text=True, timeout=300
-        )
-
-    def start(self) -> subprocess.Popen[str]:
-        """Snakemake in the background."""
-        return subprocess.Popen(
-            self.command(),
-            cwd=self.folder,
-            env=environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-
-    def run(self, *arguments: str) -> str:
-        done = self.snakemake(*arguments)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout + done.stderr
-
-    def planned(self) -> dict[str, int]:
-        """Jobs by rule that a dry run lists; empty when there is nothing to be done."""
-        output = self.run("-n")
-        if "Nothing to be done" in output:
-            return {}
-        table = output.partition("Job stats:")[2].partition("total")[0]
-        return {name: int(count) for name, count in re.findall(r"^(\w+) +(\d+)$", table, re.MULTILINE)}
-
-    def records(self) -> dict[str, int]:
-        """Modification times of the records by run."""
-        return {path.parent.name: path.stat().st_mtime_ns for path in self.runs.glob("*/record.json")}
-
-    def grid_written(self) -> int:
-        """When the manifest was written."""
-        return (self.folder / "results" / "tiny" / "grid.json").stat().st_mtime_ns
-
-    @property
-    def runs(self) -> Path:
-        return self.folder / "results" / "tiny" / "runs"
-
-
-def environment() -> dict[str, str]:
-    dropped = ("PYTHONPATH", "COVERAGE_PROCESS_START")
-    return {**{k: v for k, v in os.environ.items() if k not in dropped}, "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -158,13 +54,15 @@ def test_a_finished_sweep_has_all_its_files(sweep: Checkout) -> None:
     results = sweep.folder / "results" / "tiny"
     assert (results / "report.html").stat().st_size > 10_000
     assert sorted(path.name for path in (results / "tables").iterdir()) == [
+        "anchors.parquet",
         "cells.parquet",
         "epochs.parquet",
+        "power.parquet",
         "runs.parquet",
     ]
     for run in sweep.records():
         names = {path.name for path in (results / "runs" / run).iterdir()}
-        assert names == {"record.json", "spec.json", "steps.jsonl", "epochs.jsonl", "run.log"}
+        assert names == {"record.json", "spec.json", "steps.jsonl", "epochs.jsonl", "power.jsonl", "run.log"}
 
 
 def test_a_second_snakemake_has_nothing_to_do(sweep: Checkout) -> None:
@@ -175,6 +73,28 @@ def test_a_second_snakemake_has_nothing_to_do(sweep: Checkout) -> None:
 def test_no_file_is_written_outside_results_and_resources(sweep: Checkout) -> None:
     known = {"Snakefile", "rules", "envs", "scripts", "config", "profiles", "joulesweep", "resources", "data"}
     assert {path.name for path in sweep.folder.iterdir()} == known | {"results", ".snakemake"}
+
+
+def test_runs_added_on_a_later_day_come_with_an_anchor_and_its_drift(sweep: Checkout) -> None:
+    earlier = sorted(sweep.records())
+    for run in earlier:
+        path = sweep.runs / run / "record.json"
+        day = json.loads(path.read_text(encoding="utf-8"))["finished"][:10]
+        sweep.edit(str(path.relative_to(sweep.folder)), f'"finished": "{day}', '"finished": "2026-01-02')
+    sweep.config["measure"] = {"anchors": 1}
+    sweep.write_config()
+    assert sweep.planned().get("anchor") is None  # nothing is to be measured
+    sweep.config["grid"]["precision"].append("bf16-mixed")
+    sweep.write_config()
+    output = sweep.run()
+    assert output.count("[anchor] single fp32 bs8 r1") == 2
+    assert output.index("[anchor]") < output.index("single bf16-mixed bs8")
+    (anchor,) = sweep.runs.parent.glob("anchors/*/*/record.json")
+    table = pl.read_parquet(sweep.runs.parent / "tables" / "anchors.parquet").row(0, named=True)
+    assert (table["run"], table["day"]) == (anchor.parent.name, anchor.parent.parent.name)
+    assert table["run"] in earlier and 0 < table["window_ratio"] < 100
+    assert "Nothing to be done" in sweep.run()
+    shutil.rmtree(sweep.runs.parent / "anchors")
 
 
 def test_a_precision_value_added_runs_only_the_new_runs(sweep: Checkout) -> None:

@@ -1,0 +1,138 @@
+"""The charts over time: how the loss falls, and what power the devices drew."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import altair as alt
+import polars as pl
+
+from joulesweep import theme
+from joulesweep.cells import panels
+from joulesweep.tables import Tables
+from joulesweep.theme import LOSS, Chart, empty, styled, tooltip, values
+
+CURVE = "run name setup batch status epoch cost loss mean_cost mean_loss"
+TRACE = "name setup device t_s power_w window_s"
+MAX_THIN = 500  # runs: more thin lines than that are a smear, and megabytes
+MAX_TRACES = 36  # configurations: nobody looks at more
+MAX_POINTS = 200  # of one power trace: more than its plot has pixels
+GROUP = ("cell", "environment", "epoch")
+
+
+def loss(tables: Tables) -> Chart:
+    """How the validation loss falls with seconds, and with joules: read ones, else estimated ones if there are any."""
+    epochs = tables.epochs
+    if epochs.is_empty():
+        return empty(tables, "Validation loss while training")
+    read, why = with_joules(epochs)
+    measured = tables.runs["energy_j"].count() > 0
+    estimated = not measured and epochs["estimated_energy_j"].null_count() == 0
+    statuses = theme.STATUSES if estimated else theme.STATUSES[:1]
+    curves = [_curves(tables, epochs, "elapsed_s", "Time (s)", statuses, "measured")]
+    notes = ["Thick: mean over repeats after each epoch, from the untrained model on. "]
+    notes[0] += "Single runs are too many to draw." if epochs["run"].n_unique() > MAX_THIN else "Thin: single runs."
+    if len(read):
+        title = f"Energy (J), integrated from counter readings, scope {read['energy_scope'][0]}"
+        curves.append(_curves(tables, read, "energy_j", title, statuses, "measured"))
+        notes.append("Against joules: from the first epoch on.")
+    elif measured:
+        notes.append(f"Not against joules: {why}.")
+    elif estimated:
+        title = "Estimated energy (J), not measured"
+        curves.append(_curves(tables, epochs, "estimated_energy_j", title, statuses, "estimated"))
+        notes.append("Dashed, hollow: against joules estimated from CPU-seconds.")
+    notes.append("Horizontal scales differ between batch sizes." if epochs["batch"].n_unique() > 1 else "")
+    return styled(alt.vconcat(*curves, spacing=28), "Validation loss while training", filter(None, notes))
+
+
+def with_joules(epochs: pl.DataFrame) -> tuple[pl.DataFrame, str]:
+    """The epochs that every repeat of a cell has joules of, and why there are none.
+
+    Args:
+        epochs: the epochs table.
+
+    Returns:
+        Rows whose joules are of one scope, or no rows and the reason.
+    """
+    trained = epochs.filter(pl.col("epoch") > 0)
+    whole = (pl.col("energy_j").is_null() | pl.col("energy_scope").is_null()).sum().over(GROUP) == 0
+    found = trained.filter(whole)
+    scopes = found["energy_scope"].unique(maintain_order=True).to_list()
+    if len(scopes) > 1:
+        return found.clear(), f"joules of different scopes are not drawn together: {', '.join(scopes)}"
+    reasons = trained["energy_reason"].drop_nulls().unique(maintain_order=True).to_list()
+    return found, reasons[0] if reasons else "no epoch has joules in every repeat"
+
+
+def power(tables: Tables) -> Chart:
+    """Power against seconds for the first traced repeat of each configuration, with the measured window marked."""
+    traced = tables.power.drop_nulls("power_w")
+    if traced.is_empty():
+        any_run = "ok" in tables.runs["status"]
+        return empty(tables, "Power while training", "no power could be read" if any_run else None)
+    first = pl.col("repeat") == pl.col("repeat").min().over("panel", "name")
+    traced = _thinned(traced.filter(first))
+    names = traced.select("panel", "name").unique(maintain_order=True)
+    traced = traced.join(names.head(MAX_TRACES), on=["panel", "name"])
+    notes = ["First repeat of each configuration, one line per device. Grey: the measured window."]
+    notes += [f"The first {MAX_TRACES} of {names.height} configurations."] if names.height > MAX_TRACES else []
+    return styled(alt.vconcat(*(_traces(tables, *part) for part in panels(traced))), "Power while training", notes)
+
+
+def _thinned(traced: pl.DataFrame) -> pl.DataFrame:
+    """At most `MAX_POINTS` per line: means over equal stretches of time."""
+    line = ("panel", "name", "run", "device")
+    begin_s, end_s = (getattr(pl.col("t_s"), end)().over(line) for end in ("min", "max"))
+    place = ((pl.col("t_s") - begin_s) / (end_s - begin_s) * MAX_POINTS).fill_nan(0).floor().clip(0, MAX_POINTS - 1)
+    stretches = traced.with_columns(stretch=place).group_by(*line, "stretch", maintain_order=True)
+    return stretches.agg(pl.col("setup", "window_s").first(), pl.col("t_s", "power_w").mean()).sort(
+        *line[1:], "t_s", maintain_order=True
+    )
+
+
+def _traces(tables: Tables, panel: str, part: pl.DataFrame) -> Chart:
+    """One small plot per configuration of a panel; all share the scale of the power."""
+    names = [name for name in dict.fromkeys(tables.cells["name"]) if name in set(part["name"])]
+    colour = alt.Color("setup:N").scale(theme.setup_scale(tables.cells)).legend(None)
+    x = alt.X("t_s:Q").title("Seconds since the window began").axis(tickCount=5)
+    window = alt.Chart().transform_aggregate(end="max(window_s)", groupby=["name"]).transform_calculate(begin="0")
+    band = window.mark_rect(color=theme.GRID).encode(x=alt.X("begin:Q"), x2="end:Q")
+    line = alt.Chart().mark_line(strokeWidth=1.2, opacity=0.85)
+    numbers = tooltip("power_w=Power (W)", "t_s=Seconds")
+    line = line.encode(x=x, y=alt.Y("power_w:Q").title("Power (W)"), color=colour, detail="device:N", tooltip=numbers)
+    facet = alt.Facet("name:N").sort(names).title(None).header(labelAnchor="start", labelPadding=3)
+    plots = alt.layer(band, line, data=values(part, TRACE)).properties(width=230, height=90)
+    return plots.facet(facet, columns=3, title=theme.panel_title(panel), spacing=14).resolve_scale(x="independent")
+
+
+def _curves(
+    tables: Tables, epochs: pl.DataFrame, across: str, title: str, statuses: Sequence[str], status: str
+) -> Chart:
+    """Loss against a cumulative cost: thin lines for runs, a thick one for their mean, apart by batch size."""
+    epochs = epochs.rename({across: "cost", "validation_loss": "loss"}).with_columns(status=pl.lit(status))
+    epochs = epochs.with_columns(pl.col("cost", "loss").mean().over(GROUP).name.prefix("mean_"))
+    x, mean_x = (alt.X(f"{column}:Q").title(title).axis(theme.si(epochs["cost"])) for column in ("cost", "mean_cost"))
+    y, mean_y = (alt.Y(f"{column}:Q").title(LOSS).scale(zero=False) for column in ("loss", "mean_loss"))
+    colour = alt.Color("setup:N").scale(theme.setup_scale(tables.cells)).title("Configuration")
+    many = epochs["run"].n_unique() > MAX_THIN
+    if many:
+        epochs = epochs.unique(GROUP, keep="first", maintain_order=True)
+    base = alt.Chart().encode(color=colour, detail="run:N")
+    mean = base.encode(x=mean_x, y=mean_y)  # every run of a cell draws the same mean
+    numbers = tooltip("epoch=Epoch", f"mean_cost={title}", "mean_loss=Validation loss")
+    layers = [
+        *([] if many else [base.mark_line(strokeWidth=0.8, opacity=0.35).encode(x=x, y=y)]),
+        mean.mark_line(strokeWidth=2, opacity=1).encode(strokeDash=theme.dash(statuses)),
+        mean.mark_point(size=26, strokeWidth=1.5, opacity=1, filled=status == "measured").encode(tooltip=numbers),
+    ]
+    facet = alt.Facet("batch:N").sort(theme.batch_order(epochs)).title("Batch size")
+    return alt.vconcat(
+        *(
+            alt.layer(*layers, data=values(part, CURVE))
+            .properties(width=330 if part["batch"].n_unique() <= 2 else 240, height=210)
+            .facet(facet, columns=3, title=theme.panel_title(name))
+            .resolve_scale(x="independent")
+            for name, part in panels(epochs)
+        )
+    )

@@ -1,0 +1,78 @@
+"""Memory of a run's process: copies of weights, peaks of training, and what is said when there was too little."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import resource
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+CPU = torch.device("cpu")
+Weights = dict[str, torch.Tensor]
+
+
+def copy_weights(core: torch.nn.Module, kept: Sequence[Weights]) -> Weights:
+    """The weights as they are now; tied ones once. On a GPU that the copies would fill, they go to host memory."""
+    weights = {name: value.detach() for name, value in core.state_dict().items()}
+    device = next(iter(weights.values())).device
+    held = sum(nbytes(weights_before, device) for weights_before in kept) + nbytes(weights, device)
+    full = device.type == "cuda" and held > torch.cuda.get_device_properties(device).total_memory / 10
+    copies = {value.data_ptr(): value.cpu() if full else value.clone() for value in weights.values()}
+    return {name: copies[value.data_ptr()] for name, value in weights.items()}
+
+
+def nbytes(weights: Weights, device: torch.device) -> int:
+    """Bytes that weights take on a device; tied ones count once."""
+    return sum({value.data_ptr(): value.nbytes for value in weights.values() if value.device == device}.values())
+
+
+class Peaks:
+    """Peak memory of training, without the copies of the weights that wait to be scored."""
+
+    def __init__(self, device: torch.device, num_gpus: int) -> None:
+        self.cuda = device.type == "cuda"
+        own = [device] if self.cuda else []
+        self.gpus = [torch.device("cuda", i) for i in range(num_gpus)] if self.cuda and num_gpus > 1 else own
+        self.peaks: list[tuple[int, int, int]] = []
+        self._reset()
+
+    def _reset(self) -> None:
+        with contextlib.suppress(OSError):  # some sandboxes lack the file; the peak is then the process's own
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets VmHWM, see proc(5)
+        for gpu in self.gpus:
+            torch.cuda.reset_peak_memory_stats(gpu)
+
+    def note(self, kept: Sequence[Weights]) -> None:
+        """Take the peak since the last call, less the copies held meanwhile."""
+        held = {device: sum(nbytes(weights, device) for weights in kept) for device in (*self.gpus, CPU)}
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
+        host = 1024 * (int(found[1]) if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+        allocated = max((torch.cuda.max_memory_allocated(gpu) - held[gpu] for gpu in self.gpus), default=0)
+        reserved = max((torch.cuda.max_memory_reserved(gpu) - held[gpu] for gpu in self.gpus), default=0)
+        self.peaks.append((host - held[CPU], allocated, reserved))
+        self._reset()
+
+    def peak(self) -> dict[str, int | None]:
+        """The highest of the epochs, in bytes; GPU figures are those of the fullest GPU."""
+        host, allocated, reserved = (max(values) for values in zip(*self.peaks, strict=True))
+        return {
+            "host_rss_bytes": host,
+            "gpu_allocated_bytes": allocated if self.cuda else None,
+            "gpu_reserved_bytes": reserved if self.cuda else None,
+        }
+
+
+#: How PyTorch, cuBLAS, NCCL and the CPU's allocator say it.
+OUT_OF_MEMORY = r"out of memory|ALLOC_FAILED|allocate memory"
+
+
+def bytes_asked(message: str) -> int | None:
+    """Bytes named in PyTorch's out-of-memory messages, of the GPU's and of the CPU's allocator."""
+    found = re.search(r"[Tt]ried to allocate ([\d.]+) ?(bytes|[KMGT]iB)?", message)
+    if found is None:
+        return None
+    units = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+    return round(float(found[1].rstrip(".")) * units.get(found[2], 1))

@@ -1,0 +1,213 @@
+"""Where a sweep's numbers come from: machines, meters, conditions, flags, drift, and what the sweep itself cost."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import polars as pl
+
+from joulesweep import estimate, words
+from joulesweep.footprint import Footprint
+from joulesweep.tables import Tables
+
+CROSS_CHECK = 0.1  # mean power times time and the counter may be so far apart
+KIND = ("energy_status", "energy_scope")
+MAX_NAMED = 8  # boards in one line
+
+#: What the runs table says of a machine, and how the report calls it.
+HARDWARE = {
+    "cpu_model": "CPU",
+    "cpu_cores": "hardware threads granted",
+    "host_memory_bytes": "memory",
+    "gpus": "GPUs",
+    "driver": "NVIDIA driver",
+    "torch_version": "torch",
+    "transformers_version": "transformers",
+    "zeus_version": "zeus",
+    "python": "Python",
+    "platform": "platform",
+    "hostname": "hosts",
+}
+
+#: What a flag of a run means.
+FLAGS = {
+    "short_window": "The window is too short for a headline number: single steps of the counter weigh in it.",
+    "power_disagrees": "Mean power × time and the counter's joules are more than 10 % apart.",
+    "throttled": "Something held a board's clocks down.",
+    "other_processes": "Other processes computed on a board of the run.",
+    "shared_host": "Another run used the host at the same time: CPU and DRAM joules hold its share.",
+    "not_settled": "Temperature or power still moved when the cool-down ended.",
+}
+
+
+def problems(runs: pl.DataFrame) -> list[dict[str, Any]]:
+    """Runs that are not ok, those of one configuration and reason together."""
+    keys = ["name", "panel", "status", "reason"]
+    groups = runs.filter(pl.col("status") != "ok").group_by(keys, maintain_order=True)
+    return groups.agg(pl.col("repeat").sort().cast(pl.String).str.join(", ").alias("repeats")).to_dicts()
+
+
+def environments(runs: pl.DataFrame) -> list[dict[str, Any]]:
+    """Every environment with what is known of it; several values are listed."""
+    parts = runs.drop_nulls("environment").group_by("environment", maintain_order=True)
+    shown: dict[str, Callable[[Any], str]] = {"host_memory_bytes": lambda value: words.one(value, "B")}
+    return [
+        {
+            "id": name,
+            "num_runs": part.height,
+            "facts": {
+                word: ", ".join(shown.get(key, str)(value) for value in part[key].drop_nulls().unique().sort())
+                or "none"
+                for key, word in HARDWARE.items()
+            },
+        }
+        for (name,), part in parts
+    ]
+
+
+def energy(runs: pl.DataFrame) -> list[dict[str, Any]]:
+    """How the joules of the finished runs came about: status, scope, method or reason, tick and boards."""
+    keys = ["energy_status", "energy_scope", "energy_method", "energy_reason"]
+    groups = runs.filter(pl.col("status") == "ok").group_by(keys, maintain_order=True)
+    return [
+        {
+            **dict(zip(keys, values, strict=True)),
+            "num_runs": part.height,
+            "tick": words.span((value and 1000 * value for value in part["energy_tick_s"]), "ms"),
+            "boards": _some(sorted({uuid for uuids in part["gpu_uuids"].drop_nulls() for uuid in uuids.split(", ")})),
+        }
+        for values, part in groups
+    ]
+
+
+def _some(names: list[str]) -> str:
+    more = len(names) - MAX_NAMED
+    return ", ".join(names[:MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def estimates(grid: dict[str, Any], runs: pl.DataFrame) -> dict[str, Any] | None:
+    """How the estimated joules came about, or None if the config asked for none."""
+    if not grid["config"]["energy"]["estimate"]:
+        return None
+    methods = runs.drop_nulls("estimated_energy_method").group_by("estimated_energy_method", maintain_order=True)
+    return {
+        "methods": methods.len("num_runs").rows(),
+        "source": "the config (energy.cpu_watts)" if grid["config"]["energy"]["cpu_watts"] else estimate.source(),
+        "margin": f"{estimate.MARGIN:.0%}",
+    }
+
+
+def code(runs: pl.DataFrame) -> list[dict[str, Any]]:
+    """Which code made the records."""
+    keys = ["git_commit", "git_dirty", "code_digest"]
+    return runs.drop_nulls("code_digest").group_by(keys, maintain_order=True).len("num_runs").to_dicts()
+
+
+def flags(runs: pl.DataFrame) -> list[dict[str, Any]]:
+    """Every flag with its meaning, how many runs have it, of which configurations, and one run's own words."""
+    found: dict[str, dict[str, Any]] = {}
+    for row in runs.drop_nulls("flags").iter_rows(named=True):
+        for flag, text in zip(row["flags"].split(", "), row["flag_texts"].split("\n"), strict=True):
+            example = f"{row['name']} r{row['repeat']}: {text}"
+            first = {"flag": flag, "meaning": FLAGS.get(flag, ""), "num_runs": 0, "names": {}, "example": example}
+            entry = found.setdefault(flag, first)
+            entry["num_runs"] += 1
+            entry["names"][row["name"]] = None
+    return [{**entry, "names": _some(list(entry["names"]))} for entry in found.values()]
+
+
+def conditions(runs: pl.DataFrame) -> dict[str, str]:
+    """Under which conditions the finished runs were measured: smallest and largest value of what is known."""
+    ok = runs.filter(pl.col("status") == "ok")
+    found = {
+        "passes over the training in a window": _counts(ok["num_passes"].drop_nulls().to_list()),
+        "length of a window": words.span(ok["total_window_s"], "s"),
+        "temperature of the hottest board at the start": words.span(ok["temperature_start_c"], "°C"),
+        "… at the end": words.span(ok["temperature_end_c"], "°C"),
+        "mean SM clock": words.span(ok["sm_clock_mean_mhz"], "MHz"),
+        "power limit": words.span(ok["power_limit_w"], "W"),
+        "idle power, all boards of a run": words.span(ok["idle_w"], "W"),
+        "waited for boards to settle": words.span(ok["cooldown_s"], "s"),
+        "measuring took, of a window": _at_most(ok["meter_overhead_fraction"].drop_nulls().to_list()),
+        "mean power × time, of the counter's joules": cross_check(ok),
+    }
+    return {word: text for word, text in found.items() if text is not None}
+
+
+def _counts(values: list[int]) -> str | None:
+    return " to ".join(map(str, sorted({min(values), max(values)}))) if values else None
+
+
+def _at_most(fractions: list[float]) -> str | None:
+    return f"at most {words.digits(100 * max(fractions))} %" if fractions else None
+
+
+def cross_check(ok: pl.DataFrame) -> str | None:
+    """How mean power times time compares with the counters' joules."""
+    ratios = ok["power_ratio"].drop_nulls().to_list()
+    if not ratios:
+        return None
+    beyond = sum(abs(ratio - 1) > CROSS_CHECK for ratio in ratios)
+    return f"median {statistics.median(ratios):.3f} of {len(ratios)} runs; {beyond} beyond {CROSS_CHECK:.0%}"
+
+
+def own_cost(tables: Tables, factors: Footprint | None) -> dict[str, Any] | None:
+    """What the sweep itself used: every joule of the finished runs' windows, one line per status and scope."""
+    ok = tables.runs.filter(pl.col("status") == "ok")
+    known = ok.drop_nulls("total_energy_j")
+    if known.is_empty():
+        return None
+    again = tables.anchors.drop_nulls("anchor_total_energy_j")
+    again = again.rename({f"anchor_{key}": key for key in KIND} | {"anchor_total_energy_j": "total_energy_j"})
+    lines = [
+        _used(math.fsum(part["total_energy_j"]), f"{status}, scope {scope}, {part.height} {what}", factors)
+        for frame, what in ((known, "runs"), (again, "anchors"))
+        for (status, scope), part in frame.group_by(KIND, maintain_order=True)
+    ]
+    return {"lines": lines, "num_lacking": ok.height - known.height}
+
+
+def _used(energy_j: float, kind: str, factors: Footprint | None) -> str:
+    """Joules, with emissions and price if the config asks for them."""
+    parts = [f"{words.one(energy_j, 'J')} ({kind})"]
+    if factors is not None:
+        co2e_g, cost = factors.co2e_g(energy_j), factors.cost(energy_j)
+        parts += [f"{words.one(co2e_g, 'g')} CO2e"] if co2e_g is not None else []
+        parts += [words.one(cost, factors.currency or "")] if cost is not None else []
+    return " = ".join(parts)
+
+
+def drift(anchors: pl.DataFrame) -> list[dict[str, Any]]:
+    """By day, how the runs that were measured again compare with the first time: ratios and their mean."""
+    return [
+        {
+            "day": day,
+            "num_anchors": part.height,
+            "time": _ratios(part["window_ratio"]),
+            "energy": _ratios(part["energy_ratio"]),
+            "warnings": _warnings(part),
+        }
+        for (day,), part in anchors.group_by("day", maintain_order=True)
+    ]
+
+
+def _ratios(ratios: pl.Series) -> words.Words:
+    """The mean, and the single ratios where there are several."""
+    known = ratios.drop_nulls().to_list()
+    if not known:
+        return words.ABSENT
+    return f"{statistics.fmean(known):.3f}×", ", ".join(f"{one:.3f}" for one in known) if len(known) > 1 else ""
+
+
+def _warnings(part: pl.DataFrame) -> str:
+    counted = {
+        "another environment, not comparable": (part["same_environment"] == False).sum(),  # noqa: E712 - a column
+        "another version of the code, not comparable": (part["same_code"] == False).sum(),  # noqa: E712
+        "joules of another scope or status": (part["same_scope"] == False).sum(),  # noqa: E712
+        "not finished": (part["status"] != "ok").sum(),
+        "no first measurement": part["window_s"].null_count(),
+    }
+    return "; ".join(f"{word} ({count} of {part.height})" for word, count in counted.items() if count)

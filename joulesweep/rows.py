@@ -1,0 +1,166 @@
+"""From a run's record to its row of the runs table, and to its rows of the epochs table."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from joulesweep import record
+from joulesweep.energy import HOST_KINDS, READ, estimated, headline, joined
+from joulesweep.errors import UserError
+from joulesweep.estimate import Estimate
+from joulesweep.footprint import Footprint
+from joulesweep.spec import short_hash
+from joulesweep.tables import EPOCHS, ESTIMATED, RUNS, check
+
+#: What a record says of a run in the very words of the table.
+RECORDED = ("status", "reason", "oom_bytes", "started", "finished", "code_digest")
+BOARD = ("temperature_start_c", "temperature_end_c", "sm_clock_mean_mhz", "power_limit_w")
+
+
+def read(
+    path: Path, energy: dict[str, Any], factors: Footprint | None
+) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]:
+    """Read a record and make its rows.
+
+    Args:
+        path: of the record.
+        energy: the config's section `energy`.
+        factors: what turns joules into emissions and cost.
+
+    Returns:
+        Its spec, its row of the runs table without what the manifest says (and `host_joules`: whether CPU or DRAM
+        joules were read), and its rows of the epochs table.
+
+    Raises:
+        UserError: missing, corrupt or foreign; the line names the file.
+    """
+    found = record.read(path)
+    try:
+        row = check(_run(found, energy, factors), RUNS)
+        return found["spec"], row, list(_epochs(row, found, energy))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{path}: corrupt run record: {type(error).__name__}: {error}") from None
+
+
+def _run(found: dict[str, Any], energy: dict[str, Any], factors: Footprint | None) -> dict[str, Any]:
+    same = {key: found[key] for key in RECORDED}
+    row = {**same, "accelerator": found["spec"]["accelerator"], **_environment(found["environment"])}
+    if found["status"] != "ok":
+        return row
+    measurement = found["measurement"]
+    memory = {f"peak_{key}": value for key, value in measurement["peak_memory"].items()}
+    given = {**measurement, **memory, **found["quality"]}
+    guess = estimated(found, energy, measurement["cpu_s"], measurement["window_s"])
+    joules = headline(measurement["energy"], row["accelerator"], measurement["conditions"]["exclusive"])
+    return {
+        **row,
+        **{key: given[key] for key in RUNS if key in given and key != "flags"},
+        **joules,
+        "host_joules": any(row["kind"] in HOST_KINDS and row["status"] in READ for row in measurement["energy"]),
+        **_estimate_columns(guess),
+        "estimated_energy_method": guess.method if guess else None,
+        **_footprint(joules.get("energy_j"), guess, factors),
+        **_flags(measurement["flags"]),
+        **_conditions(measurement["conditions"]),
+        "meter_overhead_fraction": _overhead(measurement["overhead"], measurement["total_window_s"]),
+    }
+
+
+def _environment(environment: dict[str, Any]) -> dict[str, Any]:
+    versions = environment["versions"]
+    same = {key: environment[key] for key in RUNS if key in environment and key != "gpus"}
+    return {
+        **same,
+        "gpus": joined(gpu["name"] for gpu in environment["gpus"]),
+        "gpu_uuids": joined(gpu["uuid"] for gpu in environment["gpus"]),
+        **{f"{name}_version": versions.get(name) for name in ("torch", "transformers", "zeus")},
+        "environment": fingerprint(environment),
+    }
+
+
+def fingerprint(environment: dict[str, Any]) -> str:
+    """Hash of what must agree for two runs to share a mean: kinds of board, driver, versions.
+
+    Host names, board UUIDs and the cores granted to one job may differ: a cluster spreads equal jobs over equal nodes.
+    So may the number of boards: a record lists those of its run, and one board is compared with two.
+    """
+    versions = environment["versions"]
+    return short_hash(
+        {
+            "cpu_model": environment["cpu_model"],
+            "host_memory_gib": round(environment["host_memory_bytes"] / 2**30),
+            "gpus": sorted({(gpu["name"], gpu["memory_bytes"]) for gpu in environment["gpus"]}),
+            "driver": environment["driver"],
+            "torch": versions.get("torch"),
+            "transformers": versions.get("transformers"),
+        }
+    )
+
+
+def _footprint(energy_j: float | None, guess: Estimate | None, factors: Footprint | None) -> dict[str, Any]:
+    """Emissions and cost of the joules that were read; emissions of estimated ones in a column of their own."""
+    if factors is None:
+        return {}
+    return {
+        "co2e_g": factors.co2e_g(energy_j),
+        "cost": factors.cost(energy_j),
+        "estimated_co2e_g": factors.co2e_g(guess.mid_j) if guess else None,
+    }
+
+
+def _flags(flags: list[dict[str, str]]) -> dict[str, str | None]:
+    """Names of the flags, and a line of text for each of them."""
+    texts: dict[str, list[str]] = {}
+    for row in flags:
+        texts.setdefault(row["flag"], []).append(" ".join(row["text"].split()))
+    lines = ["; ".join(dict.fromkeys(said)) for said in texts.values()]
+    return {"flags": ", ".join(texts) or None, "flag_texts": "\n".join(lines) or None}
+
+
+def add_flag(row: dict[str, Any], flag: str, text: str) -> None:
+    """Add a flag to a row of the runs table unless it is there."""
+    if flag not in (row["flags"] or "").split(", "):
+        row["flags"] = ", ".join(filter(None, [row["flags"], flag]))
+        row["flag_texts"] = "\n".join(filter(None, [row["flag_texts"], text]))
+
+
+def _conditions(conditions: dict[str, Any]) -> dict[str, Any]:
+    """Conditions of the window: the hottest board's temperatures, the mean clock, the highest limit."""
+    boards = conditions["boards"]
+    known = {key: [board[key] for board in boards if board[key] is not None] for key in BOARD}
+    largest = {key: max(values, default=None) for key, values in known.items()}
+    clocks = known["sm_clock_mean_mhz"]
+    return {
+        **largest,
+        "sm_clock_mean_mhz": statistics.fmean(clocks) if clocks else None,
+        "throttle_reasons": joined(_all(board["throttle_reasons"] or () for board in boards)),
+        **{key: conditions[key] for key in RUNS if key in conditions},
+    }
+
+
+def _all(lists: Iterable[Iterable[str]]) -> list[str]:
+    return [value for values in lists for value in values]
+
+
+def _overhead(overhead: dict[str, Any], total_window_s: float) -> float | None:
+    """What measuring took, as a share of the window: time in the meter's calls and CPU time of the trace."""
+    parts = [overhead["meter_s"], overhead["trace_cpu_s"]]
+    return None if None in parts else float(sum(parts) / total_window_s)
+
+
+def _estimate_columns(guess: Estimate | None) -> dict[str, Any]:
+    values = (guess.mid_j, guess.low_j, guess.high_j) if guess else (None, None, None)
+    return dict(zip(ESTIMATED, values, strict=True))
+
+
+def _epochs(row: dict[str, Any], found: dict[str, Any], energy: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Rows of the epochs table, without the run's name; joules are cumulative."""
+    for epoch in found["epochs"] if found["status"] == "ok" else ():
+        guess = estimated(found, energy, epoch["cpu_s"], epoch["elapsed_s"])
+        joules = {key: epoch[key] for key in ("energy_j", "energy_status", "energy_reason")}
+        given = {"environment": row["environment"], "energy_scope": row.get("energy_scope")}
+        given |= {key: epoch[key] for key in EPOCHS if key in epoch}
+        yield {**check({**given, **joules}, EPOCHS), **_estimate_columns(guess)}

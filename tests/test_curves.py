@@ -1,0 +1,88 @@
+"""Loss and power against time and joules."""
+
+from __future__ import annotations
+
+import json
+
+import polars as pl
+import pytest
+import synthetic
+from test_charts import build, drawn, text_of
+
+from joulesweep import curves, theme
+
+
+@pytest.fixture(scope="module")
+def gpu(tmp_path_factory):
+    return build(tmp_path_factory.mktemp("gpu"), synthetic.on_gpus, **synthetic.GPU_CONFIG)
+
+
+def test_the_loss_falls_with_seconds_and_with_joules_that_were_read(gpu):
+    chart = curves.loss(gpu)
+    assert {row["epoch"] for row in drawn(chart, 0)} == {0, 1, 2, 3}
+    assert {row["epoch"] for row in drawn(chart, 1)} == {1, 2, 3}  # nothing is known of the untrained model
+    assert min(row["cost"] for row in drawn(chart, 1)) > 0
+    assert "Energy (J), integrated from counter readings, scope gpu" in text_of(chart)
+    assert "stimated" not in text_of(curves.loss(gpu))
+
+
+def test_epochs_that_a_repeat_has_no_joules_of_are_not_drawn(gpu):
+    lost = pl.when(epoch=1, repeat=1).then(None).otherwise(pl.col("energy_j"))
+    found, _ = curves.with_joules(gpu.epochs.with_columns(energy_j=lost))
+    assert set(found["epoch"]) == {2, 3}
+
+
+def test_joules_of_different_scopes_are_not_drawn_together(gpu):
+    scope = pl.when(repeat=1).then(pl.lit("gpu+cpu")).otherwise(pl.col("energy_scope"))
+    found, why = curves.with_joules(gpu.epochs.with_columns(energy_scope=scope))
+    assert found.is_empty() and why == "joules of different scopes are not drawn together: gpu+cpu, gpu"
+
+
+def test_a_measured_run_without_joules_by_epoch_says_why(tmp_path):
+    text = text_of(curves.loss(build(tmp_path, synthetic.measured)))
+    assert "Not against joules: no device of the run was measured." in text and '"energy_j"' not in text
+
+
+def test_power_of_the_first_repeat_with_its_window(gpu):
+    chart = curves.power(gpu)
+    rows = drawn(chart)
+    assert {row["name"] for row in rows} == set(gpu.cells["name"])
+    first = gpu.power.filter(repeat=1)
+    for name in ("single fp32 bs32", "ddp2 bf16-mixed bs64"):
+        mine, traced = [row for row in rows if row["name"] == name], first.filter(name=name)
+        assert {row["device"] for row in mine} == set(traced["device"])
+        assert [row["window_s"] for row in mine] == pytest.approx([traced["window_s"][0]] * len(mine), rel=1e-5)
+        for device in set(traced["device"]):
+            line = [row["power_w"] for row in mine if row["device"] == device]
+            assert 150 < len(line) <= curves.MAX_POINTS
+            assert sum(line) / len(line) == pytest.approx(traced.filter(device=device)["power_w"].mean(), rel=0.01)
+    assert '"rect"' in text_of(chart) and "Grey: the measured window" in text_of(chart)
+
+
+def test_the_first_traced_repeat_stands_in_for_one_without_trace(gpu):
+    found = curves.power(synthetic.replaced(gpu, power=gpu.power.filter(pl.col("repeat") > 1)))
+    assert {row["name"] for row in drawn(found)} == set(gpu.cells["name"])
+
+
+def test_short_traces_are_drawn_as_they_are(gpu):
+    few = gpu.power.group_by("run", "device", maintain_order=True).head(1)
+    rows = drawn(curves.power(synthetic.replaced(gpu, power=few)))
+    assert len(rows) == few.filter(repeat=1).height
+
+
+def test_nothing_traced_says_so(gpu, tmp_path):
+    assert "no power could be read" in text_of(curves.power(build(tmp_path)))
+    unread = gpu.power.with_columns(power_w=pl.lit(None, pl.Float64))
+    assert "no power could be read" in text_of(curves.power(synthetic.replaced(gpu, power=unread)))
+
+
+def test_more_configurations_than_anyone_looks_at_are_cut(gpu, monkeypatch):
+    monkeypatch.setattr(curves, "MAX_TRACES", 3)
+    chart = curves.power(gpu)
+    assert len({row["name"] for row in drawn(chart)}) == 3
+    assert "The first 3 of 8 configurations." in text_of(chart)
+
+
+def test_the_traces_have_the_colours_of_the_other_charts(gpu):
+    scale = theme.setup_scale(gpu.cells).to_dict()
+    assert json.dumps(scale["range"]) in text_of(curves.power(gpu))

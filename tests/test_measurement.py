@@ -1,0 +1,342 @@
+"""From ranks and readings to joules: each number with its status, none where there is no measurement."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+
+from joulesweep.devices import Board
+from joulesweep.measurement import EPOCH, INTEGRATED, MIN_TICKS, QUALITY, combine, judge
+from joulesweep.meter import MIG, NO_COUNTER, row
+from joulesweep.trace import Series, Trace
+
+ROW = {
+    "device", "kind", "uuid", "energy_j", "total_energy_j", "status", "method", "reason", "tick_s", "idle_w",
+    "net_energy_j", "mean_power_w", "power_ratio",
+}  # fmt: skip
+SPAN = {"begin_s": 100.0, "end_s": 120.0, "idle_begin_s": 90.0, "idle_end_s": 95.0, "meter_s": 0.01}
+
+
+def rank(scored=True, **changes):
+    """What a rank leaves: 4 steps of an epoch in 3 of 4 seconds; only a rank that scored knows the quality."""
+    quality = dict(zip(QUALITY, (2.0, 7.4, 0.1, 5, 9), strict=True)) if scored else {}
+    clock = [(0, 0.0, 0.0, 0), (1, 3.0, 2.5, 4)]
+    names = ("epoch", "elapsed_s", "cpu_s", "num_steps")
+    measurement = {
+        "total_window_s": 4.0,
+        "num_passes": 1,
+        "energy": [row("gpu:0", "gpu", "GPU-0", 40.0)],
+        "span": {"begin_s": 10.0, "end_s": 14.0, "idle_begin_s": 5.0, "idle_end_s": 8.0, "meter_s": 0.1},
+        "cpu_s": 3.0,
+        "startup_s": 1.0,
+        "num_texts": 40,
+        "num_tokens": 400,
+        "num_padded_tokens": 600,
+        "peak_memory": {"host_rss_bytes": 100, "gpu_allocated_bytes": 7, "gpu_reserved_bytes": 8},
+        "num_steps": 4,
+        "num_skipped_steps": 0,
+        **changes,
+    }
+    return {
+        "status": "ok",
+        "measurement": measurement,
+        "epochs": [dict(zip(names, values, strict=True)) | {"train_loss": None, **quality} for values in clock],
+        "losses": [3.0] * 4,
+        "num_train_texts": 80,
+    }
+
+
+def test_ranks_are_combined_without_losing_or_doubling_anything():
+    other = rank(
+        scored=False,
+        total_window_s=5.0,
+        cpu_s=2.0,
+        startup_s=2.0,
+        energy=[row("gpu:1", "gpu", "GPU-1", 50.0)],
+        span={"begin_s": 9.5, "end_s": 14.5, "idle_begin_s": 6.0, "idle_end_s": 8.5, "meter_s": 0.2},
+        peak_memory={"host_rss_bytes": 50, "gpu_allocated_bytes": 9, "gpu_reserved_bytes": 10},
+    )
+    for epoch in other["epochs"]:
+        epoch["elapsed_s"] *= 2
+    found = combine([rank(), other])
+    assert found["measurement"] == {
+        "window_s": 5.0,
+        "num_passes": 1,
+        "total_window_s": 5.0,
+        "startup_s": 2.0,
+        "cpu_s": 5.0,
+        "energy": [row("gpu:0", "gpu", "GPU-0", 40.0), row("gpu:1", "gpu", "GPU-1", 50.0)],
+        "peak_memory": {"host_rss_bytes": 150, "gpu_allocated_bytes": 9, "gpu_reserved_bytes": 10},
+        "num_steps": 4,
+        "num_skipped_steps": 0,
+        "num_texts": 80,
+        "num_tokens": 800,
+        "num_padded_tokens": 1200,
+        "samples_per_s": 16.0,
+        "tokens_per_s": 160.0,
+        "padded_tokens_per_s": 240.0,
+        "epochs_per_minute": 12.0,
+    }
+    assert found["span"] == {"begin_s": 9.5, "end_s": 14.5, "idle_begin_s": 6.0, "idle_end_s": 8.0, "meter_s": 0.2}
+    assert [(epoch["elapsed_s"], epoch["cpu_s"]) for epoch in found["epochs"]] == [(0.0, 0.0), (6.0, 5.0)]
+    assert [tuple(epoch) for epoch in found["epochs"]] == [EPOCH] * 2
+    assert found["quality"] == {name: rank()["epochs"][1][name] for name in QUALITY}
+    assert found["losses"] == [3.0] * 4
+
+
+def test_of_a_training_that_was_repeated_one_pass_is_told():
+    """The texts and tokens are those of one pass, and so is the time that they are divided by."""
+    found = combine([rank(total_window_s=40.0, num_passes=8)])["measurement"]
+    assert (found["window_s"], found["num_passes"], found["total_window_s"]) == (5.0, 8, 40.0)
+    assert (found["samples_per_s"], found["tokens_per_s"], found["epochs_per_minute"]) == (8.0, 80.0, 6.0)
+
+
+def test_memory_that_no_rank_has_is_null():
+    without = {"host_rss_bytes": 100, "gpu_allocated_bytes": None, "gpu_reserved_bytes": None}
+    found = combine([rank(peak_memory=without), rank(peak_memory=without)])["measurement"]["peak_memory"]
+    assert found == {"host_rss_bytes": 200, "gpu_allocated_bytes": None, "gpu_reserved_bytes": None}
+
+
+def board(index=0, **changes):
+    described = {"name": "Fake", "memory_bytes": 1, "has_counter": True, "mig": False}
+    return Board(**{"index": index, "uuid": f"GPU-{index}", **described, **changes})
+
+
+def trace(**watts):
+    """Readings each half second from 85 to 125: watts of the idle part and of the window (from 100 to 120).
+
+    A device gets (idle watts, watts, "counter", "power") with what it says; gpu_0 stands for gpu:0.
+    """
+    made = Trace([], [])
+    made.times_s = [85 + i / 2 for i in range(81)]
+
+    def draw(idle_w, busy_w, at_s):
+        return busy_w if 100 <= at_s <= 120 else idle_w
+
+    for name, (idle_w, busy_w, *says) in watts.items():
+        counter = [idle_w * (t - 85) + (busy_w - idle_w) * min(max(t - 100, 0), 20) for t in made.times_s]
+        powers = [draw(idle_w, busy_w, t) for t in made.times_s]
+        series = Series(
+            energy_j=counter if "counter" in says else [None] * 81, power_w=powers if "power" in says else [None] * 81
+        )
+        made.series[name.replace("_", ":")] = series
+    return made
+
+
+BOTH = ("counter", "power")
+
+
+def judged(
+    energy, readings=None, boards=(), ticks=None, computed=("cuda", "node"), elapsed_s=(0.0, 5.0, 20.0), **changes
+):
+    """An outcome with 2 passes in a window of 20 s, judged."""
+    outcome = {
+        "measurement": {"window_s": 10.0, "num_passes": 2, "total_window_s": 20.0, "energy": copy.deepcopy(energy)},
+        "span": SPAN,
+        "epochs": [{"epoch": i, "elapsed_s": s} for i, s in enumerate(elapsed_s)],
+    }
+    outcome["measurement"] |= changes
+    judge(outcome, readings or Trace([], []), boards, ticks or {}, computed)
+    for found in outcome["measurement"]["energy"]:
+        assert set(found) == ROW
+        assert (found["energy_j"] is None) == (found["reason"] is not None) == (found["total_energy_j"] is None)
+        assert (found["energy_j"] is not None) == (found["status"] in ("measured", "integrated"))
+        assert found["energy_j"] != 0
+    for epoch in outcome["epochs"]:
+        assert (epoch["energy_j"] is None) == (epoch["energy_reason"] is not None)
+        assert (epoch["energy_j"] is not None) == (epoch["energy_status"] == "integrated")
+    json.dumps(outcome, allow_nan=False)
+    return outcome
+
+
+def test_measured_joules_are_per_pass_and_net_of_idle_beside():
+    readings = trace(gpu_0=(90.0, 300.0, *BOTH))
+    outcome = judged([row("gpu:0", "gpu", "GPU-0", 6000.0, "Zeus")], readings, [board()], {"gpu:0": 0.1})
+    (found,) = outcome["measurement"]["energy"]
+    assert found == {
+        "device": "gpu:0",
+        "kind": "gpu",
+        "uuid": "GPU-0",
+        "total_energy_j": 6000.0,
+        "energy_j": 3000.0,
+        "status": "measured",
+        "method": "Zeus",
+        "reason": None,
+        "tick_s": 0.1,
+        "idle_w": pytest.approx(90.0),
+        "net_energy_j": pytest.approx(3000.0 - 90.0 * 10.0),
+        "mean_power_w": pytest.approx(300.0),
+        "power_ratio": pytest.approx(1.0),
+    }
+
+
+def test_the_cross_check_is_watts_times_seconds_over_the_counters_joules():
+    readings = trace(gpu_0=(90.0, 330.0, *BOTH))
+    (found,) = judged([row("gpu:0", "gpu", "GPU-0", 6000.0)], readings, [board()])["measurement"]["energy"]
+    assert found["power_ratio"] == pytest.approx(1.1)
+
+
+@pytest.mark.parametrize(("total_s", "ticks", "measured"), [(20.0, 2.0, True), (19.9, 2.0, False), (19.9, None, True)])
+def test_a_window_of_fewer_than_ten_ticks_has_no_joules(total_s, ticks, measured):
+    energy = [row("gpu:0", "gpu", "GPU-0", 6000.0, "Zeus")]
+    readings = trace(gpu_0=(90.0, 300.0, *BOTH))
+    outcome = judged(energy, readings, [board()], {"gpu:0": ticks}, total_window_s=total_s)
+    (found,) = outcome["measurement"]["energy"]
+    assert (found["status"] == "measured") == measured
+    assert found["tick_s"] == ticks
+    if not measured:
+        assert found["status"] == "below_resolution"
+        assert found["reason"] == "the window of 19.9 s is shorter than 10 updates of the counter (2 s each)"
+        assert (found["net_energy_j"], found["power_ratio"]) == (None, None)
+        assert found["mean_power_w"] == pytest.approx(300.0)  # what was read stays
+
+
+@pytest.mark.parametrize("total_j", [0.0, -1.0])
+@pytest.mark.parametrize("device", ["gpu:0", "cpu:0"])
+def test_a_counter_that_stood_still_has_no_joules(device, total_j):
+    energy = [row(device, device[:3], None, total_j, "Zeus")]
+    (found,) = judged(energy, trace(gpu_0=(0.0, 0.0, "counter")))["measurement"]["energy"]
+    assert (found["status"], found["energy_j"]) == ("below_resolution", None)
+    assert found["reason"] == "the counter did not advance in the window"
+
+
+def test_a_board_without_counter_has_its_power_integrated():
+    energy = [row("gpu:0", "gpu", "GPU-0", reason=NO_COUNTER)]
+    readings = trace(gpu_0=(90.0, 300.0, "power"))
+    outcome = judged(energy, readings, [board(has_counter=False)])
+    (found,) = outcome["measurement"]["energy"]
+    assert (found["status"], found["method"], found["reason"]) == ("integrated", INTEGRATED, None)
+    assert found["total_energy_j"] == pytest.approx(6000.0)
+    assert found["energy_j"] == pytest.approx(3000.0)
+    assert found["net_energy_j"] == pytest.approx(3000.0 - 90.0 * 10.0)
+    assert found["power_ratio"] is None  # watts against themselves are no check
+    assert [epoch["energy_j"] for epoch in outcome["epochs"]] == [None, pytest.approx(1500.0), pytest.approx(6000.0)]
+
+
+def test_a_board_without_counter_whose_power_was_not_read_is_unavailable():
+    energy = [row("gpu:0", "gpu", "GPU-0", reason=NO_COUNTER)]
+    (found,) = judged(energy, trace(gpu_0=(90.0, 300.0)), [board(has_counter=False)])["measurement"]["energy"]
+    assert found["status"] == "unavailable"
+    assert found["reason"] == f"{NO_COUNTER}, and its power could not be read"
+
+
+@pytest.mark.parametrize(
+    ("device", "boards", "reason"),
+    [
+        ("gpu:0", [board(mig=True, has_counter=False)], MIG),
+        ("gpu:MIG-1", [board(None, uuid="MIG-1", mig=True, has_counter=False)], MIG),
+        ("gpu:0", [board()], "Zeus: RuntimeError: lost"),
+        ("cpu:0", [], "no permission"),
+    ],
+)
+def test_what_could_not_be_measured_stays_so(device, boards, reason):
+    """A slice's board has watts, a board whose meter failed has a counter: neither becomes the run's joules."""
+    outcome = judged([row(device, device[:3], None, reason=reason)], trace(gpu_0=(90.0, 300.0, *BOTH)), boards)
+    (found,) = outcome["measurement"]["energy"]
+    assert (found["status"], found["reason"], found["energy_j"]) == ("unavailable", reason, None)
+    assert found["net_energy_j"] is found["power_ratio"] is None
+    assert [epoch["energy_status"] for epoch in outcome["epochs"]] == ["unavailable"] * 3
+
+
+@pytest.mark.parametrize(
+    ("says", "tick_s", "idle_w"),
+    [
+        (BOTH, 0.1, 60.0),  # by the counter,
+        (BOTH, 0.6, 90.0),  # which is too slow for the baseline's 5 s
+        (BOTH, None, 60.0),
+        (("power",), 0.1, 90.0),
+        (("counter",), 0.6, None),
+        ((), None, None),
+    ],
+)
+def test_idle_watts_are_the_counters_where_it_is_fast_enough(says, tick_s, idle_w):
+    readings = trace(gpu_0=(60.0, 300.0, *says))
+    readings.series["gpu:0"].power_w = [value and value * 1.5 for value in readings.series["gpu:0"].power_w]
+    energy = [row("gpu:0", "gpu", "GPU-0", 6000.0)]
+    (found,) = judged(energy, readings, [board()], {"gpu:0": tick_s})["measurement"]["energy"]
+    assert found["idle_w"] == (None if idle_w is None else pytest.approx(idle_w))
+    assert found["net_energy_j"] == (None if idle_w is None else pytest.approx(3000.0 - idle_w * 10.0))
+
+
+def test_without_an_idle_baseline_there_are_no_net_joules(monkeypatch):
+    monkeypatch.setitem(SPAN, "idle_end_s", SPAN["idle_begin_s"])
+    energy = [row("gpu:0", "gpu", "GPU-0", 6000.0)]
+    (found,) = judged(energy, trace(gpu_0=(90.0, 300.0, *BOTH)), [board()])["measurement"]["energy"]
+    assert (found["idle_w"], found["net_energy_j"], found["energy_j"]) == (None, None, 3000.0)
+
+
+def joules(outcome):
+    return [(epoch["energy_j"], epoch["energy_status"], epoch["energy_reason"]) for epoch in outcome["epochs"]]
+
+
+def test_joules_of_an_epoch_count_from_the_windows_begin():
+    readings = trace(gpu_0=(90.0, 300.0, *BOTH), gpu_1=(90.0, 200.0, *BOTH))
+    energy = [row("gpu:0", "gpu", "GPU-0", 6000.0), row("gpu:1", "gpu", "GPU-1", 4000.0)]
+    outcome = judged(energy, readings, [board(0), board(1)], {"gpu:0": 0.1, "gpu:1": 0.2}, elapsed_s=(0.0, 5.0, 10.2))
+    assert joules(outcome) == [
+        (None, "unavailable", "nothing trained yet"),
+        (pytest.approx(2500.0), "integrated", None),
+        (pytest.approx(5100.0), "integrated", None),
+    ]
+
+
+def test_an_epoch_shorter_than_ten_ticks_of_the_slowest_counter_has_no_joules():
+    readings = trace(gpu_0=(90.0, 300.0, *BOTH), gpu_1=(90.0, 200.0, *BOTH))
+    energy = [row("gpu:0", "gpu", "GPU-0", 6000.0), row("gpu:1", "gpu", "GPU-1", 4000.0)]
+    ticks = {"gpu:0": 0.1, "gpu:1": 0.6}
+    outcome = judged(energy, readings, [board(0), board(1)], ticks, elapsed_s=(0.0, MIN_TICKS * 0.6 - 0.1, 6.1))
+    assert joules(outcome)[1] == (None, "below_resolution", "shorter than 10 updates of the counter (0.6 s each)")
+    assert joules(outcome)[2] == (pytest.approx(3050.0), "integrated", None)
+
+
+def test_an_epoch_in_which_a_counter_of_unknown_tick_stood_still_has_no_joules():
+    readings = trace(gpu_0=(90.0, 300.0, *BOTH))
+    counter = readings.series["gpu:0"].energy_j
+    readings.series["gpu:0"].energy_j = [counter[30] if 100 <= t <= 110 else value
+                                         for t, value in zip(readings.times_s, counter, strict=True)]  # fmt: skip
+    outcome = judged([row("gpu:0", "gpu", "GPU-0", 6000.0)], readings, [board()])
+    assert joules(outcome)[1] == (None, "below_resolution", "the counter did not advance by then")
+
+
+def test_an_epoch_after_the_last_reading_has_no_joules():
+    readings = trace(gpu_0=(90.0, 300.0, "counter"))
+    del readings.times_s[60:], readings.series["gpu:0"].energy_j[60:], readings.series["gpu:0"].power_w[60:]
+    outcome = judged([row("gpu:0", "gpu", "GPU-0", 6000.0)], readings, [board()])
+    assert joules(outcome)[1][1] == "integrated"
+    assert joules(outcome)[2] == (None, "unavailable", "the trace has no reading on both sides")
+
+
+def test_epochs_have_the_joules_of_the_headline():
+    """Of all that computed and was measured alike, or of nothing: a part would look like the whole."""
+    readings = trace(gpu_0=(90.0, 300.0, *BOTH), gpu_1=(90.0, 200.0, *BOTH), cpu_0=(20.0, 50.0, "counter"))
+    boards = [board(0), board(1)]
+    two = [row("gpu:0", "gpu", "GPU-0", 6000.0), row("gpu:1", "gpu", "GPU-1", 4000.0)]
+    cpu = [row("cpu:0", "cpu", None, 1000.0), row("dram:0", "dram", None, reason="none")]
+    one = [two[0], row("gpu:1", "gpu", "GPU-1", reason="Zeus: lost")]
+    last = [joules(judged(energy, readings, boards))[-1] for energy in (two + cpu, two, one + cpu)]
+    assert last[:2] == [(pytest.approx(11000.0), "integrated", None), (pytest.approx(10000.0), "integrated", None)]
+    assert last[2] == (None, "unavailable", "the run has no joules")
+    shared = joules(judged(two + cpu, readings, boards, computed=("cuda", "gpu")))[-1]
+    assert shared[0] == pytest.approx(10000.0)  # the CPU's are its neighbours' joules too
+    with_cpu = ("cpu", "node")
+    on_cpu = [joules(judged(energy, readings, boards, computed=with_cpu))[-1][0] for energy in (cpu, two + cpu, two)]
+    assert on_cpu == [pytest.approx(1000.0), pytest.approx(11000.0), pytest.approx(10000.0)]
+
+
+def test_an_epoch_that_one_of_two_boards_was_not_read_in_has_no_joules():
+    readings = trace(gpu_0=(90.0, 300.0, *BOTH), gpu_1=(90.0, 200.0, *BOTH))
+    lost = readings.series["gpu:1"]
+    lost.energy_j[50:], lost.power_w[50:] = [None] * 31, [None] * 31  # from 110 on
+    two = [row("gpu:0", "gpu", "GPU-0", 6000.0), row("gpu:1", "gpu", "GPU-1", 4000.0)]
+    outcome = judged(two, readings, [board(0), board(1)])
+    assert joules(outcome)[1][0] == pytest.approx(2500.0)
+    assert joules(outcome)[2] == (None, "unavailable", "the trace has no reading on both sides")
+
+
+def test_devices_that_the_trace_does_not_have_do_no_harm():
+    rows = [row("gpu:0", "gpu", "GPU-0", 6000.0), row("cpu:0", "cpu", None, reason="none"),
+            row("gpu:MIG-1", "gpu", "MIG-1", reason=MIG)]  # fmt: skip
+    found = judged(rows, trace(gpu_0=(90.0, 300.0, *BOTH)), [board()])["measurement"]["energy"]
+    assert [(r["idle_w"], r["mean_power_w"]) for r in found[1:]] == [(None, None)] * 2

@@ -1,0 +1,137 @@
+"""Peak memory is that of training alone, and what PyTorch says when there is too little is understood."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import tiny_run
+import torch
+
+from joulesweep import memory
+
+MIB = 2**20
+
+
+@pytest.mark.parametrize(
+    ("message", "num_bytes"),
+    [
+        ("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 23.5 GiB", 20 * MIB),
+        ("CUDA out of memory. Tried to allocate 1.50 GiB. GPU 0 has a total capacity", 1.5 * 2**30),
+        ("CUDA out of memory. Tried to allocate 512 bytes. GPU", 512),
+        ("CUDA out of memory. Tried to allocate 2.00 KiB.", 2048),
+        ("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4096 bytes. Error code 12", 4096),
+        ("CUDA error: out of memory", None),
+        ("", None),
+    ],
+)
+def test_the_bytes_asked_for_are_read_from_torchs_message(message, num_bytes):
+    assert memory.bytes_asked(message) == num_bytes
+
+
+def test_the_message_of_torchs_own_cpu_allocator_is_understood():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert memory.bytes_asked(str(caught.value)) == 2**60
+    assert re.search(memory.OUT_OF_MEMORY, str(caught.value))
+
+
+@pytest.mark.parametrize(
+    ("message", "exhausted"),
+    [
+        ("CUDA error: out of memory", True),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate", True),
+        ("mat1 and mat2 shapes cannot be multiplied", False),
+    ],
+)
+def test_messages_of_exhausted_memory_are_told_from_others(message, exhausted):
+    assert (re.search(memory.OUT_OF_MEMORY, message) is not None) is exhausted
+
+
+def test_peak_memory_leaves_out_the_copies_that_wait_to_be_scored():
+    peaks = memory.Peaks(torch.device("cpu"), 1)
+    peaks.note([])
+    copies = [{"weight": torch.ones(25 * MIB)}]  # 100 MiB
+    peaks.note(copies)
+    without, held = (values[0] for values in peaks.peaks)
+    assert abs(held - without) < 30 * MIB
+    assert peaks.peak()["host_rss_bytes"] == max(without, held)
+
+
+def test_memory_that_training_gave_back_is_in_the_peak():
+    """Else a peak that is always the same would pass the test above."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        pytest.skip("this kernel does not reset a process's peak memory")
+    peaks = memory.Peaks(torch.device("cpu"), 1)
+    peaks.note([])
+    torch.ones(25 * MIB)  # gone before the next look
+    peaks.note([])
+    before, after = (values[0] for values in peaks.peaks)
+    assert after - before > 70 * MIB
+
+
+def test_a_run_on_the_cpu_has_no_gpu_figures():
+    peaks = memory.Peaks(torch.device("cpu"), 2)
+    peaks.note([])
+    peak = peaks.peak()
+    assert set(peak) == {"host_rss_bytes", "gpu_allocated_bytes", "gpu_reserved_bytes"}
+    assert peak["gpu_allocated_bytes"] is peak["gpu_reserved_bytes"] is None
+
+
+@pytest.mark.parametrize(("num_gpus", "allocated"), [(1, 3000), (2, 5000)])
+def test_peak_memory_of_gpus_is_the_fullest_ones(monkeypatch, num_gpus, allocated):
+    first, second = torch.device("cuda", 0), torch.device("cuda", 1)
+    in_use = {first: 3000, second: 5000}
+    reset = []
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", reset.append)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", in_use.__getitem__)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda gpu: 2 * in_use[gpu])
+    peaks = memory.Peaks(first, num_gpus)
+    peaks.note([])
+    monkeypatch.setattr(memory, "nbytes", lambda weights, device: 100 if device == first else 0)
+    peaks.note([{"weight": torch.ones(25)}])
+    peak = peaks.peak()
+    assert (peak["gpu_allocated_bytes"], peak["gpu_reserved_bytes"]) == (allocated, 2 * allocated)
+    assert peaks.peaks[1][1] == {1: 2900, 2: 5000}[num_gpus], "copies lie on the first GPU alone"
+    assert len(reset) == 3 * num_gpus
+
+
+def test_a_sandbox_that_cannot_reset_the_peak_has_one_all_the_same(monkeypatch):
+    def read_only(path, text, encoding):
+        raise PermissionError(path)
+
+    monkeypatch.setattr(memory.Path, "write_text", read_only)
+    peaks = memory.Peaks(torch.device("cpu"), 1)
+    peaks.note([])
+    assert peaks.peak()["host_rss_bytes"] > 50 * MIB
+
+
+def test_copied_weights_are_those_of_the_moment_and_tied_ones_stay_tied():
+    core = tiny_run.network()
+    kept = memory.copy_weights(core, [])
+    before = {name: value.clone() for name, value in core.state_dict().items()}
+    with torch.no_grad():
+        for parameter in core.parameters():
+            parameter.add_(1.0)
+    assert list(kept) == list(core.state_dict())
+    assert all(torch.equal(kept[name], before[name]) for name in before)
+    tied = ("bert.embeddings.word_embeddings.weight", "cls.predictions.decoder.weight")
+    assert kept[tied[0]].data_ptr() == kept[tied[1]].data_ptr()
+    unique = {value.data_ptr(): value.nbytes for value in core.state_dict().values()}
+    assert memory.nbytes(kept, memory.CPU) == sum(unique.values()) < sum(value.nbytes for value in kept.values())
+    assert memory.nbytes(kept, torch.device("cuda", 0)) == 0
+
+
+@pytest.mark.parametrize(("num_kept", "place"), [(0, "gpu"), (1, "gpu"), (2, "host")])
+def test_copies_that_would_fill_a_gpu_go_to_host_memory(monkeypatch, num_kept, place):
+    """Copies may take a tenth of the GPU: here two of them, with the one to be made."""
+    gpu = torch.device("cuda", 0)
+    weight = SimpleNamespace(device=gpu, nbytes=50, data_ptr=lambda: 1, cpu=lambda: "host", clone=lambda: "gpu")
+    weight.detach = lambda: weight
+    core = SimpleNamespace(state_dict=lambda: {"weight": weight})
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=1000))
+    assert memory.copy_weights(core, [{"weight": weight}] * num_kept) == {"weight": place}

@@ -1,0 +1,205 @@
+"""Conditions, flags, drift and what the sweep cost, as a reader of the report meets them."""
+
+from __future__ import annotations
+
+import re
+
+import polars as pl
+import pytest
+import synthetic
+from test_report import words
+
+from joulesweep import aggregate, report
+
+CARBON = {"country": None, "g_per_kwh": 360.0, "source": "my contract, 2025"}
+ASKED = {"carbon": CARBON, "price_per_kwh": 0.36, "currency": "EUR"}
+ABSENCES = re.compile(r"(?<![\d.,])0(\.0+)? (k?J|m?g|EUR)\b|\bNaN\b|\bNone\b|\bnan\b|\bnull\b")
+
+
+def sweep(tmp_path, change=synthetic.on_gpus, axes=None, energy=None):
+    sections = {**synthetic.GPU_CONFIG, "energy": energy or {}}
+    return synthetic.write_sweep(tmp_path, synthetic.raw_config(axes, **sections), change)
+
+
+def page(tmp_path, change=synthetic.on_gpus, axes=None, energy=None):
+    grid, runs = sweep(tmp_path, change, axes, energy)
+    return report.build(grid, aggregate.aggregate(grid, runs, allow_missing=True))
+
+
+def shown(html):
+    """The reader's words without the config's text, which has the word null."""
+    return words(html).split("The config of this sweep")[0]
+
+
+def some_flags(row):
+    row = synthetic.on_gpus(row)
+    if row["spec"]["repeat"] == 1:
+        row = synthetic.flagged(row, "short_window", "gpu:0: window of 12 s")
+    return synthetic.flagged(row, "throttled", "hot <b>") if row["spec"]["strategy"] == "ddp" else row
+
+
+def test_flags_by_kind_with_an_example(tmp_path):
+    html = page(tmp_path, some_flags)
+    text = shown(html)
+    assert "16 of 24 finished runs are flagged" in text
+    assert re.search(r"short_window 8 The window is too short .* single fp32 bs32 r1: gpu:0: window of 12 s", text)
+    assert re.search(r"throttled 12 Something held .* ddp2 fp32 bs32 r1: hot <b>", text)
+    assert "hot &lt;b&gt;" in html and "hot <b>" not in html
+
+
+def test_flagged_configurations_are_marked_with_a_title(tmp_path):
+    def change(row):
+        return some_flags(row) if row["spec"]["strategy"] == "ddp" else synthetic.on_gpus(row)
+
+    html = page(tmp_path, change)
+    table = html[html.index('<section id="configurations">') : html.index('<section id="conditions">')]
+    assert table.count("⚑</span></td>") == 4
+    assert 'title="3 of 3 runs flagged: short_window, throttled"' in table
+    assert re.search(r"single fp32 bs32</td>", table)
+
+
+def test_no_flags_no_marks(tmp_path):
+    html = page(tmp_path)
+    assert "No finished run is flagged." in shown(html) and "⚑" not in html
+
+
+def test_conditions_and_the_cross_check(tmp_path):
+    def change(row):
+        ratio = 1.25 if row["spec"]["repeat"] == 3 else 0.99
+        return synthetic.on_gpus(row, power_ratio=ratio)
+
+    text = shown(page(tmp_path, change))
+    assert "the counter's joules median 0.990 of 24 runs; 8 beyond 10%" in text
+    assert "temperature of the hottest board at the start 35.0 to 36.0 °C" in text
+    assert (
+        "passes over the training in a window 2 to 5" in text or "passes over the training in a window 2 to 4" in text
+    )
+    assert re.search(r"measuring took, of a window at most 0\.0\d+ %", text)
+
+
+def test_what_is_unknown_has_no_line(tmp_path):
+    text = shown(page(tmp_path, lambda row: row))
+    assert "°C" not in text and "counter's joules" not in text and "SM clock" not in text
+    assert "Unknown: no run's joules were read." in text
+
+
+def test_provenance_of_joules(tmp_path):
+    text = shown(page(tmp_path))
+    assert (
+        "12 runs: measured, scope gpu; method: Zeus: NVML energy counter; the counter moves every 100 ms" in text
+        or ("24 runs: measured, scope gpu; method: Zeus: NVML energy counter; the counter moves every 100 ms" in text)
+    )
+    assert "boards: GPU-0, GPU-1" in text
+
+
+def test_the_sweeps_own_cost_counts_every_pass(tmp_path):
+    def change(row):
+        row = synthetic.on_gpus(row)
+        if row["spec"]["repeat"] < 3:
+            return row
+        return synthetic.with_energy(row, *synthetic.no_meter())
+
+    grid, runs = sweep(tmp_path, change)
+    found = aggregate.aggregate(grid, runs)
+    total_j = found.runs["total_energy_j"].sum()
+    assert total_j > 1.5 * found.runs["energy_j"].sum()  # several passes each
+    text = shown(report.build(grid, found))
+    assert f"{total_j / 1e3:.0f} kJ (measured, scope gpu, 16 runs)" in text
+    assert "8 finished runs lack joules." in text
+
+
+def test_net_of_idle_is_a_second_column(tmp_path):
+    html = page(tmp_path)
+    assert (
+        "Net of idle" in shown(html) and "Net of idle power" in shown(html) and "Measured energy (gpu)" in shown(html)
+    )
+    without = shown(page(tmp_path / "none", lambda row: synthetic.on_gpus(row, net_energy_j=None)))
+    assert "Net of idle" not in without and "Measured energy (gpu)" in without
+
+
+def test_emissions_and_cost_only_when_asked_for(tmp_path):
+    text = shown(page(tmp_path / "asked", energy=ASKED))
+    assert re.search(r"CO2e of a run [\d.]+ m?g \[", text) and re.search(r"Cost of a run [\d.]+ EUR \[", text)
+    assert "1 kWh = 360 g CO2e (my contract, 2025; number given in the config) × PUE 1.0" in text
+    assert "1 kWh = 0.36 EUR" in text
+    assert re.search(r"kJ \(measured, scope gpu, 24 runs\) = [\d.]+ g CO2e = [\d.]+ EUR", text)
+    text = shown(page(tmp_path / "plain"))
+    assert "CO2e" not in text and "EUR" not in text and "Cost" not in text
+    text = shown(page(tmp_path / "carbon", energy={"carbon": CARBON}))
+    assert "CO2e of a run" in text and "Cost" not in text
+
+
+def test_emissions_of_estimates_are_marked(tmp_path):
+    raw = synthetic.raw_config(energy={"estimate": True, "carbon": CARBON})
+    grid, runs = synthetic.write_sweep(tmp_path, raw)
+    text = shown(report.build(grid, aggregate.aggregate(grid, runs)))
+    assert re.search(r"CO2e of a run, of estimated joules ≈ [\d.]+ m?g estimated", text)
+    assert "Estimated CO2e" in text and "CO2e of a run ≈" not in text
+
+
+def drifted(tmp_path, *anchors):
+    written = sweep(tmp_path)
+    for day, factor, change in anchors:
+        synthetic.write_anchors(written, tmp_path, day, 2, factor, change)
+    grid, runs = written
+    return shown(report.build(grid, aggregate.aggregate(grid, runs, anchors_folder=tmp_path / "anchors")))
+
+
+def test_drift_between_days(tmp_path):
+    def newer(row):
+        return {**row, "environment": {**row["environment"], "driver": "999.1"}}
+
+    text = drifted(
+        tmp_path,
+        ("2026-02-03", 1.02, lambda row: row),
+        ("2026-03-01", 0.97, newer),
+    )
+    assert "Drift between days" in text
+    assert "2026-02-03 2 1.020× 1.020, 1.020 1.020× 1.020, 1.020" in text
+    assert "2026-03-01 2 – – another environment, not comparable (2 of 2)" in text
+    assert re.search(r"kJ \(measured, scope gpu, 4 anchors\)", text)
+
+
+def test_no_anchors_no_section(tmp_path):
+    assert "Drift" not in drifted(tmp_path)
+
+
+def below_resolution(row):
+    row = synthetic.on_gpus(row)
+    lost = dict.fromkeys(("energy_j", "total_energy_j", "net_energy_j", "power_ratio"))
+    lost |= {"status": "below_resolution", "reason": "shorter than 10 updates"}
+    return synthetic.with_energy(row, *({**one, **lost} for one in row["measurement"]["energy"]))
+
+
+def mixed(row):
+    measured = row["spec"]["precision"] == "fp32" or row["spec"]["repeat"] == 1
+    return synthetic.on_gpus(row) if measured else below_resolution(row)
+
+
+@pytest.mark.parametrize("change", [lambda row: row, below_resolution, mixed, synthetic.on_gpus])
+def test_missing_joules_are_never_zero(tmp_path, change):
+    """Neither in a table nor in the report."""
+    grid, runs = sweep(tmp_path, change, energy=ASKED)
+    found = aggregate.aggregate(grid, runs)
+    assert not ABSENCES.search(shown(report.build(grid, found)))
+    for name, columns in (("runs", "energy_j net_energy_j total_energy_j co2e_g cost"), ("epochs", "energy_j")):
+        values = getattr(found, name).select(columns.split())
+        assert (values.fill_null(1.0).min_horizontal() > 0).all()
+    lacks = found.runs["energy_j"].is_null()
+    assert found.runs.filter(lacks).select(pl.all_horizontal(pl.col("energy_reason").is_not_null())).to_series().all()
+    assert found.runs.filter(lacks)[["net_energy_j", "total_energy_j", "co2e_g", "cost"]].null_count().row(0) == (
+        (lacks.sum(),) * 4
+    )
+
+
+def test_below_resolution_and_mixtures_have_their_words(tmp_path):
+    text = shown(page(tmp_path, mixed))
+    assert "not averaged measured, below_resolution" in text
+    assert "Ranked by time: joules are known of 4 of 8 configurations." in text
+    assert "below resolution" in shown(page(tmp_path / "below", below_resolution))
+
+
+def test_integrated_joules_are_labelled(tmp_path):
+    text = shown(page(tmp_path, lambda row: synthetic.on_gpus(row, status="integrated", power_ratio=None)))
+    assert "Integrated energy (gpu)" in text and "Energy of a run, integrated (gpu)" in text
+    assert "Measured energy" not in text and "least time" in text

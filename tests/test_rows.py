@@ -1,0 +1,110 @@
+"""What a record says of environment and conditions, and which runs are flagged."""
+
+from __future__ import annotations
+
+import pytest
+import synthetic
+
+from joulesweep.aggregate import aggregate
+from joulesweep.rows import fingerprint
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        ({"hostname": "node2", "cpu_cores": 64}, True),
+        ({"driver": "570.1"}, False),
+        ({"cpu_model": "AMD EPYC 9654"}, False),
+        ({"gpus": [synthetic.board(0)]}, False),
+    ],
+)
+def test_fingerprint(change, same):
+    assert (fingerprint(synthetic.environment()) == fingerprint(synthetic.environment(**change))) is same
+
+
+def test_neither_identity_nor_number_of_boards_splits_cells():
+    boards = ([synthetic.board(0)], [synthetic.board(1)], [synthetic.board(0), synthetic.board(1)])
+    assert len({fingerprint(synthetic.environment(gpus=gpus)) for gpus in boards}) == 1
+    other = [synthetic.board(0), {**synthetic.board(1), "name": "NVIDIA A30"}]
+    assert fingerprint(synthetic.environment(gpus=other)) != fingerprint(synthetic.environment(gpus=boards[2]))
+
+
+def tabulated(tmp_path, change, **sections):
+    grid, runs = synthetic.write_sweep(tmp_path, synthetic.raw_config(**sections), change)
+    return aggregate(grid, runs).runs
+
+
+def test_flags_have_a_line_of_text_each(tmp_path):
+    def change(row):
+        row = synthetic.flagged(row, "throttled", "gpu:0: clocks held down")
+        row = synthetic.flagged(row, "short_window", "gpu:0: window of 2 s;\n30 s make a headline")
+        return synthetic.flagged(row, "throttled", "gpu:1: clocks held down")
+
+    row = tabulated(tmp_path, change).row(0, named=True)
+    assert row["flags"] == "throttled, short_window"
+    assert row["flag_texts"].split("\n") == [
+        "gpu:0: clocks held down; gpu:1: clocks held down",
+        "gpu:0: window of 2 s; 30 s make a headline",
+    ]
+
+
+def test_no_flags_is_null(tmp_path):
+    runs = tabulated(tmp_path, synthetic.measured)
+    assert runs["flags"].null_count() == runs["flag_texts"].null_count() == runs.height
+
+
+def test_unknown_conditions_are_null(tmp_path):
+    nothing = dict.fromkeys(("temperature_start_c", "temperature_end_c", "sm_clock_mean_mhz", "power_limit_w"))
+
+    def change(row):
+        conditions = synthetic.conditions(boards=[synthetic.board_state(0, **nothing, throttle_reasons=None)])
+        overhead = {"meter_s": 0.002, "trace_cpu_s": None, "num_samples": 0}
+        return {**row, "measurement": {**row["measurement"], "conditions": conditions, "overhead": overhead}}
+
+    row = tabulated(tmp_path, change).row(0, named=True)
+    assert {row[key] for key in (*nothing, "throttle_reasons", "meter_overhead_fraction", "settled")} == {None}
+
+
+def at(row, begin_s, end_s, exclusive="gpu", hostname="node1"):
+    """The record of a run whose window had these seconds of a minute."""
+    times = {"window_begin": f"2026-01-02T03:04:{begin_s:06.3f}+00:00"}
+    times["window_end"] = f"2026-01-02T03:04:{end_s:06.3f}+00:00"
+    conditions = {**row["measurement"]["conditions"], **times, "exclusive": exclusive}
+    environment = {**row["environment"], "hostname": hostname}
+    return {**row, "environment": environment, "measurement": {**row["measurement"], "conditions": conditions}}
+
+
+def shared(tmp_path, windows, meter=synthetic.measured):
+    """Which of a sweep's runs are flagged as sharing their host; each has begin, end and more of `at`."""
+    given = iter(windows)
+    axes = {"strategy": ["single"], "precision": ["fp32"], "batch_size": [32], "repeats": len(windows)}
+    raw = synthetic.raw_config(axes)
+    grid, runs = synthetic.write_sweep(tmp_path, raw, lambda row: at(meter(row), *next(given)))
+    return [flags == "shared_host" for flags in aggregate(grid, runs).runs["flags"]]
+
+
+@pytest.mark.parametrize(
+    ("windows", "flagged"),
+    [
+        ([(0, 10), (5, 15), (20, 30)], [True, True, False]),
+        ([(20, 30), (5, 15), (0, 10)], [False, True, True]),  # not in the order of the manifest
+        ([(0, 50), (1, 2), (40, 45)], [True, True, True]),
+        ([(0, 10), (10, 20)], [False, False]),  # one ends as the other begins
+        ([(0, 10), (5, 15, "gpu", "node2")], [False, False]),
+        ([(0, 10, "node"), (5, 15, "node")], [False, False]),
+        ([(0, 10, "none"), (5, 15, "none")], [True, True]),
+    ],
+)
+def test_windows_that_overlap_share_their_host(tmp_path, windows, flagged):
+    assert shared(tmp_path, windows) == flagged
+
+
+def test_without_host_joules_nothing_is_shared(tmp_path):
+    assert shared(tmp_path, [(0, 10), (5, 15)], meter=lambda row: row) == [False, False]
+
+
+def test_a_flag_that_is_there_is_not_added_again(tmp_path):
+    def meter(row):
+        return synthetic.flagged(synthetic.measured(row), "shared_host", "seen by the run itself")
+
+    assert shared(tmp_path, [(0, 10), (5, 15)], meter) == [True, True]

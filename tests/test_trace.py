@@ -1,0 +1,342 @@
+"""A run's power over time: few readings, and joules and watts that are those of the readings."""
+
+from __future__ import annotations
+
+import itertools
+from types import SimpleNamespace
+
+import pytest
+
+from joulesweep import trace
+from joulesweep.devices import Board
+from joulesweep.sensors import Zone
+from joulesweep.trace import MAX_SAMPLES, Trace
+
+BEGAN_S = 500.0
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The monotonic clock and this thread's CPU time; both stand until the test moves them."""
+    clock = SimpleNamespace(now_s=BEGAN_S, cpu_s=0.0)
+    fake = SimpleNamespace(monotonic=lambda: clock.now_s, thread_time=lambda: clock.cpu_s)
+    monkeypatch.setattr(trace, "time", fake)
+    return clock
+
+
+class Sensor:
+    """A board of 100 W · (index + 1), unless the test says otherwise; its counter began long ago."""
+
+    def __init__(self, clock, board):
+        self.clock, self.watts, self.silent, self.held = clock, 100.0 * (board.index + 1), False, []
+
+    def energy_j(self):
+        return None if self.silent else 7e6 + self.watts * self.clock.now_s
+
+    def power_w(self):
+        return None if self.silent else self.watts
+
+    def temperature_c(self):
+        return self.clock.now_s - BEGAN_S
+
+    def sm_clock_mhz(self):
+        return 1400.0
+
+    def throttles(self):
+        return self.held
+
+
+@pytest.fixture
+def traced(clock, monkeypatch):
+    """A trace of some boards and zones."""
+    monkeypatch.setattr(trace, "BoardSensor", lambda board: Sensor(clock, board))
+
+    def traced(num_boards=1, zones=()):
+        boards = [
+            Board(index=i, uuid=f"GPU-{i}", name="", memory_bytes=None, has_counter=True, mig=False)
+            for i in range(num_boards)
+        ]
+        return Trace(boards, zones)
+
+    return traced
+
+
+def watch(found, clock, duration_s, step_s=0.02):
+    """Call `sample` as the launching parent does."""
+    for i in range(round(duration_s / step_s) + 1):
+        if i:
+            clock.now_s += step_s
+        found.sample()
+
+
+def gaps(times_s):
+    return [later - earlier for earlier, later in itertools.pairwise(times_s)]
+
+
+@pytest.mark.parametrize("step_s", [0.001, 0.02, 0.03, 0.07])
+def test_there_are_ten_readings_a_second_however_often_it_is_asked(traced, clock, step_s):
+    found = traced()
+    watch(found, clock, 20, step_s)
+    assert len(found.times_s) == pytest.approx(200, abs=2)
+    assert len(found.times_s) <= 10 * 20 + 1
+    assert max(gaps(found.times_s)) < 0.1 + step_s + 1e-9
+
+
+def test_a_late_parent_does_not_catch_up(traced, clock):
+    found = traced()
+    watch(found, clock, 1)
+    clock.now_s += 30
+    num_before = len(found.times_s)
+    watch(found, clock, 1)
+    assert len(found.times_s) - num_before <= 12
+    assert max(gaps(found.times_s)) == pytest.approx(30, abs=0.1)
+
+
+def test_the_last_reading_is_taken_whatever_the_time(traced, clock):
+    """The window ends less than a period before the processes do; without it, its end would have no reading after."""
+    found = traced()
+    watch(found, clock, 1.05)
+    clock.now_s += 0.01
+    found.sample()
+    assert found.times_s[-1] < clock.now_s
+    found.sample(last=True)
+    assert found.times_s[-1] == clock.now_s
+    assert found.energy_between("gpu:0", BEGAN_S + 0.5, clock.now_s - 0.001) == pytest.approx(
+        100 * (1.05 + 0.01 - 0.501), abs=2
+    )
+
+
+def test_the_last_reading_is_not_thinned_out(traced, clock):
+    found = traced()
+    while len(found.times_s) < MAX_SAMPLES - 1:
+        found.sample()
+        clock.now_s += 0.1
+    found.sample(last=True)
+    assert (len(found.times_s), found.times_s[-1]) == (MAX_SAMPLES, clock.now_s)
+
+
+def test_where_there_is_nothing_to_read_nothing_is_read(traced, clock):
+    found = traced(0)
+    watch(found, clock, 2)
+    found.sample(last=True)
+    assert (found.times_s, found.series, found.rows(BEGAN_S)) == ([], {}, [])
+    assert found.cost(BEGAN_S, clock.now_s) == {"trace_cpu_s": None, "num_samples": 0}
+    assert found.energy_between("gpu:0", BEGAN_S, clock.now_s) is None
+    assert found.mean_power_w("gpu:0", BEGAN_S, clock.now_s) is None
+
+
+def test_a_long_run_has_at_most_1200_readings_at_double_the_period_each_time(traced, clock):
+    found = traced(2)
+    most, periods = 0, []
+    for _ in range(500):
+        watch(found, clock, 1, 0.1)
+        most = max(most, len(found.times_s))
+        periods.append(round(max(gaps(found.times_s)), 3))
+    assert most < MAX_SAMPLES
+    assert sorted(set(periods)) == [0.1, 0.2, 0.4, 0.8]
+    assert min(gaps(found.times_s)) > 0.8 - 0.1 - 1e-6, "older readings are as far apart as later ones"
+    assert len(found.times_s) > MAX_SAMPLES / 2
+    assert len(found.spent) < MAX_SAMPLES
+    assert found.times_s[0] == BEGAN_S, "the first reading stays"
+    assert found.times_s[-1] > clock.now_s - 1
+    for series in found.series.values():
+        assert len(series.energy_j) == len(series.power_w) == len(found.times_s)
+    for device, watts in (("gpu:0", 100), ("gpu:1", 200)):
+        assert found.energy_between(device, BEGAN_S + 3.3, BEGAN_S + 480) == pytest.approx(watts * 476.7)
+
+
+def test_thinning_keeps_the_states_of_every_board(traced, clock):
+    found = traced(2)
+    watch(found, clock, 500, 0.1)
+    of_board = {device: [at_s for at_s, named, _ in found.states if named == device] for device in ("gpu:0", "gpu:1")}
+    assert of_board["gpu:0"] == of_board["gpu:1"]
+    assert of_board["gpu:0"][0] == BEGAN_S
+    assert len(of_board["gpu:0"]) > 100
+    assert max(gaps(of_board["gpu:0"])) < 10
+
+
+def test_boards_states_are_read_once_a_second(traced, clock):
+    found = traced(2)
+    found.sensors["gpu:1"].held = ["hardware thermal"]
+    watch(found, clock, 5)
+    assert len(found.states) in (2 * 5, 2 * 6)
+    at_s, device, state = found.states[3]
+    assert (device, at_s) == ("gpu:1", pytest.approx(BEGAN_S + 1, abs=0.15))
+    assert state == {
+        "temperature_c": pytest.approx(at_s - BEGAN_S),
+        "sm_clock_mhz": 1400.0,
+        "throttles": ["hardware thermal"],
+    }
+
+
+def test_the_cost_is_this_threads_cpu_time_within_the_window(traced, clock):
+    found = traced()
+    for _ in range(100):
+        found.sample()
+        clock.now_s += 0.1
+        clock.cpu_s += 0.002
+    cost = found.cost(BEGAN_S + 2.05, BEGAN_S + 8.05)
+    assert cost["num_samples"] == 60
+    assert cost["trace_cpu_s"] == pytest.approx(59 * 0.002)
+    assert found.cost(0, 1) == {"trace_cpu_s": None, "num_samples": 0}
+
+
+def filled(times_s, energy_j=None, power_w=None, device="gpu:0"):
+    """A trace of one board with these readings."""
+    found = Trace([], [])
+    nothing = [None] * len(times_s)
+    found.times_s = [BEGAN_S + at_s for at_s in times_s]
+    found.series = {device: trace.Series(energy_j=list(energy_j or nothing), power_w=list(power_w or nothing))}
+    return found
+
+
+def joules(found, begin_s, end_s, device="gpu:0"):
+    return found.energy_between(device, BEGAN_S + begin_s, BEGAN_S + end_s)
+
+
+def watts(found, begin_s, end_s, device="gpu:0"):
+    return found.mean_power_w(device, BEGAN_S + begin_s, BEGAN_S + end_s)
+
+
+def test_joules_between_readings_are_interpolated():
+    found = filled([0, 1, 2, 4], [1000, 1100, 1300, 2000])
+    assert joules(found, 1, 2) == 200
+    assert joules(found, 0.5, 1.25) == pytest.approx(50 + 50)
+    assert joules(found, 1.1, 1.4) == pytest.approx(60)
+    assert joules(found, 2, 3) == pytest.approx(350)
+    assert joules(found, 0.01, 4) == pytest.approx(999)
+
+
+@pytest.mark.parametrize(("begin_s", "end_s"), [(-1, 2), (1, 4.5), (-2, -1), (5, 6)])
+def test_there_are_no_joules_where_there_are_no_readings_on_both_sides(begin_s, end_s):
+    assert joules(filled([0, 1, 2, 4], [1000, 1100, 1300, 2000]), begin_s, end_s) is None
+
+
+def test_a_reading_that_is_lacking_at_an_edge_leaves_no_joules():
+    found = filled([0, 1, 2, 3, 4], [0, 100, None, 300, 400])
+    assert joules(found, 0.5, 3.5) == pytest.approx(300)  # the counter knows what happened between
+    assert joules(found, 0.5, 1.5) is None
+    assert joules(found, 2.5, 3.5) is None
+    assert joules(filled([0, 1, 2]), 0.5, 1.5) is None
+
+
+def test_a_device_that_is_not_traced_has_neither_joules_nor_watts():
+    found = filled([0, 1, 2], [0, 1, 2], [5, 5, 5])
+    assert joules(found, 0.5, 1.5, device="gpu:1") is None
+    assert watts(found, 0.5, 1.5, device="gpu:1") is None
+
+
+def test_mean_power_weighs_readings_with_time():
+    found = filled([0, 1, 2, 10], power_w=[100, 100, 300, 300])
+    assert watts(found, 0, 10) == pytest.approx((100 + 200 + 8 * 300) / 10)
+    assert watts(found, 0, 1) == 100
+    assert watts(found, 1, 1) is None
+    assert watts(found, 2, 10) == 300
+
+
+def test_mean_power_at_the_windows_edges_is_the_nearest_reading_inside():
+    found = filled([0, 1, 2, 3], power_w=[9999, 100, 200, 9999])
+    assert watts(found, 0.5, 2.5) == pytest.approx((0.5 * 100 + 150 + 0.5 * 200) / 2)
+    assert watts(found, 0.9, 1.9) == 100  # a single reading speaks for the whole window
+
+
+def test_mean_power_of_a_constant_draw_is_exact_for_any_window(traced, clock):
+    found = traced(2)
+    watch(found, clock, 12, 0.037)
+    for begin_s, end_s in ((0.5, 11), (3.33, 3.71), (2, 2.5)):
+        assert watts(found, begin_s, end_s, "gpu:1") == pytest.approx(200)
+
+
+@pytest.mark.parametrize(("begin_s", "end_s"), [(0.2, 0.8), (-5, -1), (0, 3), (1, 1), (2, 1)])
+def test_there_are_no_watts_without_readings_or_with_one_lacking(begin_s, end_s):
+    assert watts(filled([0, 1, 2, 3], power_w=[100, None, 100, 100]), begin_s, end_s) is None
+
+
+def test_rows_count_from_the_windows_begin(traced, clock):
+    found = traced(2)
+    watch(found, clock, 1, 0.1)
+    rows = found.rows(BEGAN_S + 0.25)
+    assert [set(row) for row in rows] == [{"t_s", "device", "power_w", "energy_j"}] * 22
+    first, second = ([row for row in rows if row["device"] == device] for device in ("gpu:0", "gpu:1"))
+    assert [row["t_s"] for row in first] == pytest.approx([i / 10 - 0.25 for i in range(11)])
+    assert [row["energy_j"] for row in first] == pytest.approx([10 * i - 25 for i in range(11)], abs=1e-6)
+    assert [row["energy_j"] for row in second] == pytest.approx([20 * i - 50 for i in range(11)], abs=1e-6)
+    assert {row["power_w"] for row in first} == {100}
+    assert {row["power_w"] for row in second} == {200}
+
+
+def test_rows_have_nulls_for_what_was_not_read(traced, clock):
+    found = traced()
+    watch(found, clock, 0.3, 0.1)
+    found.sensors["gpu:0"].silent = True
+    watch(found, clock, 0.3, 0.1)
+    rows = found.rows(BEGAN_S + 0.15)
+    assert [row["power_w"] for row in rows][-2:] == [None, None]
+    assert [row["energy_j"] for row in rows][-2:] == [None, None]
+    assert rows[0]["energy_j"] == pytest.approx(-15, abs=1e-6)
+    assert {row["energy_j"] for row in found.rows(BEGAN_S - 1)} == {None}, "no reading before the window's begin"
+
+
+RANGE_J = 260.0
+
+
+@pytest.fixture
+def package(tmp_path, clock):
+    """A RAPL zone of 50 W that begins again at 0 every 5.2 s; called, it sets the counter to now."""
+    zone = Zone(device="cpu:0", path=tmp_path, range_j=RANGE_J)
+
+    def update(text=None):
+        joules = 50 * (clock.now_s - BEGAN_S) + 200
+        (tmp_path / "energy_uj").write_text(f"{round(joules % RANGE_J * 1e6)}\n" if text is None else text)
+
+    update()
+    return SimpleNamespace(zone=zone, update=update)
+
+
+def watch_package(found, clock, package, num_samples):
+    for _ in range(num_samples):
+        package.update()
+        found.sample()
+        clock.now_s += 0.1
+
+
+def test_a_counter_that_begins_again_at_0_goes_on(traced, clock, package):
+    found = traced(0, [package.zone])
+    watch_package(found, clock, package, 200)  # 20 s, so that it wraps four times
+    counter = found.series["cpu:0"].energy_j
+    assert gaps(counter) == pytest.approx([5.0] * 199, abs=1e-5)
+    assert joules(found, 1.23, 18.4, "cpu:0") == pytest.approx(50 * (18.4 - 1.23), abs=1e-4)
+    rows = found.rows(BEGAN_S + 1)
+    assert rows[0]["power_w"] is None, "there is no slope before the second reading"
+    assert [row["power_w"] for row in rows[1:]] == pytest.approx([50.0] * 199, abs=1e-3)
+    assert rows[-1]["energy_j"] == pytest.approx(50 * 18.9, abs=1e-4)
+    assert watts(found, 1, 18, "cpu:0") is None, "RAPL reports no power"
+
+
+def test_a_wrap_is_not_forgotten_when_readings_are_thinned(traced, clock, package):
+    found = traced(0, [package.zone])
+    watch_package(found, clock, package, 3000)
+    assert len(found.times_s) < MAX_SAMPLES
+    assert joules(found, 1, 298, "cpu:0") == pytest.approx(50 * 297, abs=1e-3)
+    assert [row["power_w"] for row in found.rows(BEGAN_S)[1:]] == pytest.approx([50.0] * (len(found.times_s) - 1))
+
+
+def test_a_reading_of_rapl_that_fails_is_no_wrap(traced, clock, package):
+    found = traced(0, [package.zone])
+    watch_package(found, clock, package, 5)
+    package.update("")
+    found.sample()
+    clock.now_s += 0.1
+    watch_package(found, clock, package, 5)
+    assert found.series["cpu:0"].energy_j[5] is None
+    assert [row["power_w"] is None for row in found.rows(BEGAN_S)] == [True] + [False] * 4 + [True] * 2 + [False] * 4
+    assert joules(found, 0.05, 0.95, "cpu:0") == pytest.approx(45, abs=1e-4)
+
+
+def test_boards_and_zones_are_read_at_the_same_times(traced, clock, package):
+    found = traced(1, [package.zone])
+    watch_package(found, clock, package, 20)
+    assert list(found.series) == ["gpu:0", "cpu:0"]
+    assert {device for _, device, _ in found.states} == {"gpu:0"}
+    rows = found.rows(BEGAN_S)
+    assert [row["t_s"] for row in rows[:20]] == [row["t_s"] for row in rows[20:]]

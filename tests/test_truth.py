@@ -1,0 +1,325 @@
+"""Joules against a known truth: the fake NVML under the real pynvml, Zeus, torchrun and Snakemake.
+
+The boards draw constant watts, so the truth of a window is watts × seconds, whatever the CPU is doing. The counter
+moves once per tick; a window's two ends may miss one tick between them each: 2 · tick / T, and 0.2 % for the clocks.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fake_meters
+import pytest
+import tiny_run
+from checkout import Checkout
+
+from joulesweep.spec import run_id, strip
+
+WATTS = (310.0, 170.0)
+TICKS_MS = (20, 100)
+PATIENCE_S = 60.0
+pytestmark = pytest.mark.slow
+
+
+def bound(tick_s: float, window_s: float) -> float:
+    """Largest relative error that a counter of this tick may have in this window."""
+    return 2 * tick_s / window_s + 0.002
+
+
+class Machine:
+    """A machine with fake boards, on which single runs are launched as Snakemake's job would."""
+
+    def __init__(self, folder: Path, tick_ms: int, watts: tuple[float, ...] = WATTS) -> None:
+        self.folder, self.tick_s = folder, tick_ms / 1000
+        self.boards = fake_meters.Boards(folder, [{"watts": w, "tick_ms": tick_ms} for w in watts])
+        self.assets = tiny_run.assets(folder)
+        self.environ = self.boards.environment(
+            TMPDIR=str(folder), XDG_CACHE_HOME=str(folder / "cache"), OMP_NUM_THREADS="1"
+        )
+
+    def start(self, exclusive: str, **changes: Any) -> tuple[subprocess.Popen[str], Path]:
+        """A run in the background; returns its process and its folder."""
+        command, folder = self.command(exclusive, **changes)
+        child = subprocess.Popen(command, cwd=tiny_run.REPOSITORY, env=self.environ, stderr=subprocess.PIPE, text=True)
+        return child, folder
+
+    def command(self, exclusive: str, **changes: Any) -> tuple[list[str], Path]:
+        """What Snakemake's job would call, and the run's folder."""
+        spec = tiny_run.spec(**changes)
+        folder = self.folder / "runs" / run_id(spec)
+        grid = {"runs": {}, "config": {"measure": {"exclusive": exclusive}, "energy": {"estimate": False}}}
+        (self.folder / "grid.json").write_text(json.dumps(grid), encoding="utf-8")
+        given = {
+            "--job": json.dumps({"spec": strip(spec), "code": "c0de"}),
+            "--model-folder": self.assets.model_folder,
+            "--tokens": self.assets.tokens,
+            "--grid": self.folder / "grid.json",
+            "--folder": folder,
+            "--log": folder / "run.log",
+            "--gpus": 8,
+        }
+        return [sys.executable, "-m", "scripts.train", *(str(word) for pair in given.items() for word in pair)], folder
+
+    def run(self, exclusive: str, **changes: Any) -> dict[str, Any]:
+        """A run's record."""
+        child, folder = self.start(exclusive, **changes)
+        _, errors = child.communicate(timeout=PATIENCE_S)
+        assert child.returncode == 0, errors
+        return read(folder)
+
+
+def read(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "record.json").read_text(encoding="utf-8"))
+    return found
+
+
+def gpu_rows(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """A record's rows of boards, by device."""
+    return {row["device"]: row for row in record["measurement"]["energy"] if row["kind"] == "gpu"}
+
+
+def errors(record: dict[str, Any], watts: dict[str, float]) -> list[float]:
+    """Each board's joules over the truth, less 1; watts by UUID."""
+    window_s = record["measurement"]["total_window_s"]
+    return [row["total_energy_j"] / (watts[row["uuid"]] * window_s) - 1 for row in gpu_rows(record).values()]
+
+
+@pytest.fixture(scope="module", params=TICKS_MS, ids=lambda tick_ms: f"{tick_ms}ms")
+def machine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Machine:
+    return Machine(tmp_path_factory.mktemp("truth"), request.param)
+
+
+SHAPES = {
+    "single": {"gpus": [0]},
+    "one process with two boards": {"gpus": [0, 1]},
+    "ddp": {"gpus": [0, 1], "strategy": "ddp", "devices": 2},
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_board_is_counted_once_and_right(machine: Machine, shape: str) -> None:
+    min_seconds = 0.73 if machine.tick_s < 0.1 else 1.37  # no multiples of the tick: those flatter
+    record = machine.run("node", **SHAPES[shape], max_steps=60, min_seconds=min_seconds, idle_s=1.1)
+    measurement, rows = record["measurement"], gpu_rows(record)
+    assert list(rows) == [f"gpu:{i}" for i in SHAPES[shape]["gpus"]]
+    assert measurement["total_window_s"] >= min_seconds
+    truth = {board["uuid"]: watts for board, watts in zip(machine.boards.boards, WATTS, strict=True)}
+    allowed = bound(machine.tick_s, measurement["total_window_s"])
+    assert all(abs(error) <= allowed for error in errors(record, truth))
+    for row in rows.values():
+        assert row["status"] == "measured"
+        assert row["tick_s"] == pytest.approx(machine.tick_s, rel=0.25)
+        assert row["energy_j"] == pytest.approx(row["total_energy_j"] / measurement["num_passes"])
+        assert row["idle_w"] == pytest.approx(truth[row["uuid"]], rel=bound(machine.tick_s, 1.0))
+        assert row["power_ratio"] == pytest.approx(1, abs=allowed)
+    assert [row["energy_j"] for row in record["epochs"][:1]] == [None]
+    assert {flag["flag"] for flag in measurement["flags"]} <= {"short_window"}
+
+
+def test_a_window_of_less_than_ten_ticks_has_no_joules(tmp_path: Path) -> None:
+    record = Machine(tmp_path, 500).run("node", gpus=[0], max_steps=20)
+    (row,) = gpu_rows(record).values()
+    assert (row["energy_j"], row["total_energy_j"], row["status"]) == (None, None, "below_resolution")
+    assert "shorter than 10 updates of the counter (0.5 s each)" in row["reason"]
+
+
+def test_a_board_without_counter_is_integrated_and_labelled(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, 20)
+    machine.boards.set(0, counter=0)
+    record = machine.run("node", gpus=[0], max_steps=60, min_seconds=1.0)
+    (row,) = gpu_rows(record).values()
+    assert (row["status"], row["tick_s"]) == ("integrated", None)
+    assert row["total_energy_j"] == pytest.approx(WATTS[0] * record["measurement"]["total_window_s"], rel=0.002)
+
+
+def test_a_split_board_has_no_joules_and_says_why(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, 20)
+    machine.boards.set(0, mig=1)
+    (row,) = gpu_rows(machine.run("node", gpus=[0], max_steps=5)).values()
+    assert (row["energy_j"], row["status"]) == (None, "unavailable")
+    assert row["reason"].startswith("MIG")
+
+
+def test_power_that_disagrees_with_the_counter_and_other_processes_are_flagged(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, 20)
+    machine.boards.set(0, power_error=1.3, pids="4242", throttle="0x40")
+    measurement = machine.run("node", gpus=[0], max_steps=60, min_seconds=0.5)["measurement"]
+    assert {flag["flag"] for flag in measurement["flags"]} == {
+        "short_window",
+        "power_disagrees",
+        "other_processes",
+        "throttled",
+    }
+
+
+@pytest.mark.parametrize(
+    ("setting", "order"),
+    [("1,0", [1, 0]), ("0,-1,1", [0]), ("UUID of 1", [1]), (None, [0, 1])],
+)
+def test_what_a_batch_system_hands_out_is_what_is_metered(
+    tmp_path: Path, setting: str | None, order: list[int]
+) -> None:
+    machine = Machine(tmp_path, 20)
+    uuids = [board["uuid"] for board in machine.boards.boards]
+    if setting is not None:
+        machine.environ["CUDA_VISIBLE_DEVICES"] = setting.replace("UUID of 1", uuids[1])
+    record = machine.run("node", gpus=order, max_steps=60, min_seconds=0.5)
+    assert [row["uuid"] for row in gpu_rows(record).values()] == [uuids[i] for i in order]
+    assert all(abs(e) <= bound(0.02, 0.5) for e in errors(record, dict(zip(uuids, WATTS, strict=True))))
+
+
+@pytest.mark.parametrize("setting", ["", "-1", "7"])
+def test_a_board_that_was_not_handed_out_is_refused_in_one_line(tmp_path: Path, setting: str) -> None:
+    machine = Machine(tmp_path, 20)
+    machine.environ["CUDA_VISIBLE_DEVICES"] = setting
+    child, folder = machine.start("node", gpus=[0])
+    _, told = child.communicate(timeout=PATIENCE_S)
+    assert child.returncode != 0
+    assert f"measure.gpus: 0 is not among the GPUs that CUDA_VISIBLE_DEVICES={setting} leaves" in told
+    assert not list(folder.rglob("*"))
+
+
+@pytest.mark.parametrize("location", ["/sys/class/powercap", "/zeus_sys/class/powercap"])
+def test_joules_of_cpu_and_memory_by_rapl_are_right(tmp_path: Path, location: str) -> None:
+    machine = Machine(tmp_path, 20, watts=())
+    command, folder = machine.command("node", max_steps=60, min_seconds=1.0, idle_s=0.5)
+    with fake_meters.rapl_tree(tmp_path / "rapl", [{"name": "package-0", "watts": 50, "dram_watts": 25}]) as rapl:
+        wrapped = rapl.command(command, location=location)
+        subprocess.run(wrapped, cwd=tiny_run.REPOSITORY, env=machine.environ, check=True, timeout=PATIENCE_S)
+    measurement = read(folder)["measurement"]
+    rows = {row["device"]: row for row in measurement["energy"]}
+    window_s = measurement["total_window_s"]
+    allowed = 2 * rapl.lag_s / window_s + 0.005
+    for device in ("cpu:0", "dram:0"):
+        assert (rows[device]["status"], rows[device]["method"]) == ("measured", "Zeus: RAPL counter")
+        assert rows[device]["total_energy_j"] == pytest.approx(rapl.joules(device, window_s), rel=allowed)
+        assert rows[device]["idle_w"] == pytest.approx(rapl.joules(device, 1.0), rel=2 * rapl.lag_s / 0.5 + 0.005)
+    powers = [json.loads(line) for line in (folder / "power.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert {row["device"] for row in powers} == {"cpu:0", "dram:0"}
+
+
+def test_counters_that_only_root_may_read_are_told_with_what_to_do(tmp_path: Path) -> None:
+    code = (
+        "from joulesweep import doctor, meter\n"
+        "found = meter.Meter([], host=True, synchronize=lambda: None)\n"
+        "with found.window(): pass\n"
+        "print(*(row['reason'] for row in found.rows()), sep='\\n')\n"
+        "print(doctor.screen(doctor.examine()))"
+    )
+    environ = {**os.environ, "TMPDIR": "/tmp", "XDG_CACHE_HOME": "/nowhere", "PYTHONDONTWRITEBYTECODE": "1"}
+    with fake_meters.rapl_tree(tmp_path / "rapl", [{"name": "package-0", "watts": 50}]) as rapl:
+        command = rapl.command([sys.executable, "-c", code], uid=65534)
+        done = subprocess.run(command, cwd=tiny_run.REPOSITORY, env=environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    told = " ".join(done.stdout.split())
+    assert told.count("no permission to read /sys/class/powercap/intel-rapl/intel-rapl:0/energy_uj: run as root") == 3
+    assert "chmod a+r /sys/class/powercap/intel-rapl/*/energy_uj" in told
+
+
+def test_a_rank_killed_in_the_middle_leaves_no_record_and_no_locked_board(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, 20)
+    child, folder = machine.start("gpu", gpus=[0, 1], strategy="ddp", devices=2, max_steps=10**7)
+    rank = next(waiting(lambda: ranks_of(child.pid)))[-1]
+    assert next(waiting(lambda: "step" in (folder / "run.log").read_text(encoding="utf-8")))
+    os.kill(rank, signal.SIGKILL)
+    child.communicate(timeout=PATIENCE_S)
+    assert child.returncode not in (0, None)
+    assert not (folder / "record.json").exists()
+    record = machine.run("gpu", gpus=[0, 1], strategy="ddp", devices=2, max_steps=5)  # waits for no dead one
+    assert len(gpu_rows(record)) == 2
+
+
+def waiting(look: Any) -> Iterator[Any]:
+    """What a look gives once it gives something."""
+    deadline_s = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline_s:
+        if found := look():
+            yield found
+        time.sleep(0.05)
+    raise AssertionError("it never came")
+
+
+def ranks_of(pid: int) -> list[int]:
+    """The two training processes of a launched run."""
+    lines = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
+    rows = [line.split(None, 2) for line in lines.splitlines()[1:]]
+    torchruns = [row[0] for row in rows if row[1] == str(pid)]
+    found = [int(row[0]) for row in rows if row[1] in torchruns and "joulesweep.worker" in row[2]]
+    return found if len(found) == 2 else []
+
+
+def sweep(folder: Path, tick_ms: int, repeats: int, min_seconds: float) -> tuple[fake_meters.Boards, Checkout]:
+    """A checkout whose runs take one of two boards each, two at a time."""
+    folder.mkdir(parents=True, exist_ok=True)
+    boards = fake_meters.Boards(folder, [{"watts": watts, "tick_ms": tick_ms} for watts in WATTS])
+    checkout = Checkout(folder / "checkout", boards.environment())
+    checkout.config["grid"]["repeats"] = repeats
+    checkout.config["measure"] = {
+        "gpus": [0, 1],
+        "exclusive": "gpu",
+        "min_seconds": min_seconds,
+        "cooldown_s": 0.5,
+        "idle_s": 0.3,
+    }
+    checkout.write_config()
+    return boards, checkout
+
+
+def judged(boards: fake_meters.Boards, checkout: Checkout, tick_s: float) -> list[float]:
+    """Every run's error, after checking its bound and that no board was in two windows at once."""
+    truth = {board["uuid"]: watts for board, watts in zip(boards.boards, WATTS, strict=True)}
+    found, windows = [], []
+    for run in checkout.records():
+        record = read(checkout.runs / run)
+        (row,) = gpu_rows(record).values()
+        (error,) = errors(record, truth)
+        assert abs(error) <= bound(tick_s, record["measurement"]["total_window_s"])
+        conditions = record["measurement"]["conditions"]
+        windows.append((row["uuid"], conditions["window_begin"], conditions["window_end"]))
+        found.append(error)
+    for (uuid, begin, end), (other, other_begin, other_end) in itertools.combinations(windows, 2):
+        assert uuid != other or end <= other_begin or other_end <= begin
+    assert {uuid for uuid, _, _ in windows} == set(truth)
+    return found
+
+
+def test_a_sweep_of_two_concurrent_runs_counts_right_and_shares_no_board(tmp_path: Path) -> None:
+    boards, checkout = sweep(tmp_path, 20, repeats=4, min_seconds=0.83)
+    checkout.run("--resources", "gpu=2")
+    assert len(judged(boards, checkout, 0.02)) == 4
+    page = (checkout.folder / "results" / "tiny" / "report.html").read_text(encoding="utf-8")
+    assert "measured" in page and "NaN" not in page.partition("<main>")[2].partition("</main>")[0]
+
+
+@pytest.mark.parametrize(("tick_ms", "min_seconds"), [(20, 3.1), (100, 15.1)])
+def test_the_mean_of_twenty_runs_is_right(
+    request: pytest.FixtureRequest, tmp_path: Path, tick_ms: int, min_seconds: float
+) -> None:
+    if not request.config.getoption("--long"):
+        pytest.skip("twenty runs take minutes; with --long: make truth")
+    boards, checkout = sweep(tmp_path, tick_ms, repeats=20, min_seconds=min_seconds)
+    checkout.run("--resources", "gpu=2")
+    found = judged(boards, checkout, tick_ms / 1000)
+    assert len(found) == 20
+    print(f"tick {tick_ms} ms: mean {statistics.fmean(found):+.4%}, worst {max(map(abs, found)):.4%}")
+    assert abs(statistics.fmean(found)) <= 0.003
+
+
+def test_snakemakes_silent_cap_is_refused(tmp_path: Path) -> None:
+    _, checkout = sweep(tmp_path, 20, repeats=1, min_seconds=0.0)
+    checkout.config["grid"] |= {"strategy": ["ddp"], "devices": [2]}
+    checkout.write_config()
+    done = checkout.snakemake("--resources", "gpu=1")
+    assert done.returncode != 0
+    assert "needs 2 GPUs, Snakemake grants 1: use --resources gpu=2" in done.stdout + done.stderr
+    assert not checkout.records()
