@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import tiny_run
@@ -37,7 +38,7 @@ class Checkout:
             place = folder.with_name(f"{folder.name}-{variable.lower()}")
             place.mkdir(parents=True)
             self.environ[variable] = str(place)
-        self.edited: list[tuple[Path, str]] = []
+        self.wrapped: Callable[[list[str]], list[str]] = list  # around every command
         for name in COPIED:
             source, target = REPOSITORY / name, folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -71,21 +72,14 @@ class Checkout:
         (self.folder / "config" / "config.yaml").write_text(yaml.safe_dump(self.config), encoding="utf-8")
 
     def edit(self, path: str, old: str, new: str) -> None:
-        """Replace a text that occurs in a file, until the end of the test."""
+        """Replace a text that occurs in a file."""
         file = self.folder / path
         before = file.read_text(encoding="utf-8")
         assert old in before
         file.write_text(before.replace(old, new, 1), encoding="utf-8")
-        self.edited.append((file, before))
-
-    def restore(self) -> None:
-        """Undo the edits, the last one first."""
-        for file, before in reversed(self.edited):
-            file.write_text(before, encoding="utf-8")
-        self.edited.clear()
 
     def command(self, *arguments: str) -> list[str]:
-        return [sys.executable, "-m", "snakemake", "--cores", "2", *arguments]
+        return self.wrapped([sys.executable, "-m", "snakemake", "--cores", "2", *arguments])
 
     def snakemake(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -119,10 +113,6 @@ class Checkout:
     def records(self) -> dict[str, int]:
         """Modification times of the records by run."""
         return {path.parent.name: path.stat().st_mtime_ns for path in self.runs.glob("*/record.json")}
-
-    def grid_written(self) -> int:
-        """When the manifest was written."""
-        return (self.folder / "results" / "tiny" / "grid.json").stat().st_mtime_ns
 
     @property
     def runs(self) -> Path:

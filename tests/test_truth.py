@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import fake_meters
+import polars as pl
 import pytest
 import tiny_run
 from checkout import Checkout
@@ -164,15 +165,12 @@ def test_power_that_disagrees_with_the_counter_and_other_processes_are_flagged(t
 
 @pytest.mark.parametrize(
     ("setting", "order"),
-    [("1,0", [1, 0]), ("0,-1,1", [0]), ("UUID of 1", [1]), (None, [0, 1])],
+    [("1,0", [1, 0]), ("0,-1,1", [0]), ("UUID of 1", [1])],
 )
-def test_what_a_batch_system_hands_out_is_what_is_metered(
-    tmp_path: Path, setting: str | None, order: list[int]
-) -> None:
+def test_what_a_batch_system_hands_out_is_what_is_metered(tmp_path: Path, setting: str, order: list[int]) -> None:
     machine = Machine(tmp_path, 20)
     uuids = [board["uuid"] for board in machine.boards.boards]
-    if setting is not None:
-        machine.environ["CUDA_VISIBLE_DEVICES"] = setting.replace("UUID of 1", uuids[1])
+    machine.environ["CUDA_VISIBLE_DEVICES"] = setting.replace("UUID of 1", uuids[1])
     record = machine.run("node", gpus=order, max_steps=60, min_seconds=0.5)
     assert [row["uuid"] for row in gpu_rows(record).values()] == [uuids[i] for i in order]
     assert all(abs(e) <= bound(0.02, 0.5) for e in errors(record, dict(zip(uuids, WATTS, strict=True))))
@@ -295,10 +293,18 @@ def judged(boards: fake_meters.Boards, checkout: Checkout, tick_s: float) -> lis
 
 def test_a_sweep_of_two_concurrent_runs_counts_right_and_shares_no_board(tmp_path: Path) -> None:
     boards, checkout = sweep(tmp_path, 20, repeats=4, min_seconds=0.83)
-    checkout.run("--resources", "gpu=2")
+    with fake_meters.rapl_tree(tmp_path / "rapl", [{"name": "package-0", "watts": 50}]) as rapl:
+        checkout.wrapped = rapl.command
+        checkout.run("--resources", "gpu=2")
     assert len(judged(boards, checkout, 0.02)) == 4
-    page = (checkout.folder / "results" / "tiny" / "report.html").read_text(encoding="utf-8")
-    assert "measured" in page and "NaN" not in page.partition("<main>")[2].partition("</main>")[0]
+    for row in pl.read_parquet(checkout.runs.parent / "tables" / "runs.parquet").iter_rows(named=True):
+        rows = read(checkout.runs / row["run"])["measurement"]["energy"]
+        found = [one["energy_j"] for one in rows if one["status"] == "measured"]
+        assert (row["energy_status"], row["energy_scope"]) == ("measured", "gpu+cpu")
+        assert row["energy_j"] == pytest.approx(sum(found)) and len(found) == 2
+        assert "short_window" in row["flags"]
+    page = (checkout.runs.parent / "report.html").read_text(encoding="utf-8")
+    assert "Measured energy" in page and "NaN" not in page.partition("<main>")[2].partition("</main>")[0]
 
 
 @pytest.mark.parametrize(("tick_ms", "min_seconds"), [(20, 3.1), (100, 15.1)])

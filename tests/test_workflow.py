@@ -37,17 +37,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
 
 @pytest.fixture
 def sweep(finished: Checkout) -> Iterator[Checkout]:
-    """The finished checkout; edits are undone afterwards, new runs removed, lost ones repeated."""
-    saved = json.dumps(finished.config)
-    before, written = finished.records(), finished.grid_written()
+    """The finished checkout; afterwards it is as it was, down to the times of its files."""
+    saved, kept = json.dumps(finished.config), finished.folder.with_name("kept")
+    if not kept.exists():
+        shutil.copytree(finished.folder, kept, symlinks=True)
     yield finished
-    finished.restore()
     finished.config = json.loads(saved)
-    finished.write_config()
-    for run in finished.records().keys() - before.keys():
-        shutil.rmtree(finished.runs / run)
-    if finished.records().keys() < before.keys() or finished.grid_written() != written:
-        finished.run()
+    shutil.rmtree(finished.folder)
+    shutil.copytree(kept, finished.folder, symlinks=True)
 
 
 def test_a_finished_sweep_has_all_its_files(sweep: Checkout) -> None:
