@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import os
 import platform
 import sys
 import threading
@@ -32,9 +33,11 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=30.0, help="of the window under load")
     parser.add_argument("--output", type=Path, help="JSON file")
     args = parser.parse_args()
+    pool = devices.pool("auto")
+    os.environ |= {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", devices.VISIBLE: devices.exported(pool)}  # as a run has them
     import torch
 
-    if not torch.cuda.is_available() or not devices.boards():
+    if not torch.cuda.is_available() or not pool:
         sys.exit("no NVIDIA GPU that both PyTorch and NVML see")
     report = {
         "date": datetime.date.today().isoformat(),
@@ -42,7 +45,7 @@ def main() -> None:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "driver": devices.ask("nvmlSystemGetDriverVersion"),
-        "boards": [measure(i, board, args.seconds) for i, board in enumerate(devices.pool("auto"))],
+        "boards": [measure(i, board, args.seconds) for i, board in enumerate(pool)],
     }
     print(json.dumps(report, indent=1))
     if args.output:

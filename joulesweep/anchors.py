@@ -8,9 +8,11 @@ from typing import Any
 import polars as pl
 
 from joulesweep import rows
+from joulesweep.errors import UserError
 from joulesweep.footprint import Footprint
-from joulesweep.tables import ANCHORS, check, frame
+from joulesweep.tables import ANCHORS, UNREADABLE, check, frame
 
+FIRST = ("run", "name", "panel", "window_s", "energy_j")
 AGAIN = ("window_s", "energy_j", "total_energy_j", "energy_status", "energy_scope")
 
 
@@ -23,17 +25,24 @@ def tabulate(runs: pl.DataFrame, energy: dict[str, Any], factors: Footprint | No
         factors: what turns joules into emissions and cost.
         folder: of the anchors; one that is not there holds none.
 
-    Raises:
-        UserError: a record is corrupt or foreign; the line names its file.
+    A record that cannot be read (corrupt, foreign, of an older version) is a row of status "unreadable": drift is a
+    check, and never stops the sweep.
     """
     originals = {row["run"]: row for row in runs.iter_rows(named=True)}
     found = []
     for path in sorted(folder.glob("????-??-??/*/record.json")):
         original = originals.get(path.parent.name)
         if original is not None:
-            _, again, _ = rows.read(path, energy, factors)
-            found.append({"day": path.parent.parent.name, **_drift(original, again)})
+            found.append({"day": path.parent.parent.name, **_row(original, path, energy, factors)})
     return frame(found, ANCHORS)
+
+
+def _row(original: dict[str, Any], path: Path, energy: dict[str, Any], factors: Footprint | None) -> dict[str, Any]:
+    try:
+        _, again, _ = rows.read(path, energy, factors)
+    except UserError:
+        return {**{key: original[key] for key in FIRST}, "status": UNREADABLE}
+    return _drift(original, again)
 
 
 def _drift(original: dict[str, Any], again: dict[str, Any]) -> dict[str, Any]:
@@ -45,7 +54,7 @@ def _drift(original: dict[str, Any], again: dict[str, Any]) -> dict[str, Any]:
     same_code = original["code_digest"] == again["code_digest"] if original["code_digest"] else None
     comparable = both_ok and same_environment and same_code
     row = {
-        **{key: original[key] for key in ("run", "name", "panel", "window_s", "energy_j")},
+        **{key: original[key] for key in FIRST},
         "status": again["status"],
         **{f"anchor_{key}": again.get(key) for key in AGAIN},
         "same_environment": same_environment,

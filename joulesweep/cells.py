@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 
 from joulesweep import tables
-from joulesweep.energy import joined
+from joulesweep.energy import HOST_KINDS, joined
 from joulesweep.stats import mean_interval, paired_ratio
 
 
@@ -35,14 +35,20 @@ def tabulate(runs: pl.DataFrame, axes: dict[str, Any]) -> pl.DataFrame:
 
 
 def _energy(group: pl.DataFrame) -> dict[str, Any]:
-    """Which kind of joules the repeats of a cell have (several, if they differ), and what was flagged."""
-    flagged = group.drop_nulls("flags")
+    """Which kind of joules the repeats of a cell have (several, if they differ), and what makes them doubtful."""
+    flagged = [flags for flags in map(doubts, group["flags"], group["energy_scope"]) if flags]
     return {
         "energy_scope": joined(group["energy_scope"]),
         "energy_status": joined(group["energy_status"]),
-        "num_flagged": flagged.height,
-        "flags": joined(flag for flags in flagged["flags"] for flag in flags.split(", ")),
+        "num_flagged": len(flagged),
+        "flags": joined(flag for flags in flagged for flag in flags),
     }
+
+
+def doubts(flags: str | None, scope: str | None) -> list[str]:
+    """The flags of a run that concern its numbers: not a shared host where CPU and memory are in no total."""
+    in_total = set((scope or "").split("+")) & set(HOST_KINDS)
+    return [flag for flag in (flags or "").split(", ") if flag and (in_total or flag != "shared_host")]
 
 
 def _means(group: pl.DataFrame) -> dict[str, float | None]:

@@ -74,8 +74,16 @@ def _run(args: argparse.Namespace) -> int:
     (folder / "record.json").unlink(missing_ok=True)
     paths = {"model_folder": model_folder, "tokens": tokens, "folder": folder}
     try:
-        code, exclusive = digest.run_digest(spec), str(config.measure.resolved(spec.accelerator).exclusive)
-        record = launch(spec, code, **paths, log=None, exclusive=exclusive, with_snakemake=False)
+        measure = config.measure.resolved(spec.accelerator)
+        record = launch(
+            spec,
+            digest.run_digest(spec),
+            **paths,
+            log=None,
+            exclusive=str(measure.exclusive),
+            gpus=measure.gpus,
+            with_snakemake=False,
+        )
     except RunFailed as failure:
         print(f"FAILED {args.run_id}: {failure}", file=sys.stderr)
         return 1

@@ -142,7 +142,10 @@ def _short(row: Mapping[str, Any], total_s: float) -> Flag:
     needed_s = max(HEADLINE_TICKS * (row["tick_s"] or 0.0), HEADLINE_S if row["kind"] == "gpu" else 0.0)
     if row["energy_j"] is None or total_s >= needed_s:
         return None
-    return "short_window", f"{row['device']}: window of {total_s:.3g} s; {needed_s:.3g} s or more make a headline"
+    return (
+        "short_window",
+        f"{row['device']}: window of {total_s:.3g} s; a headline needs measure.min_seconds of {needed_s:.3g}",
+    )
 
 
 def _disagrees(row: Mapping[str, Any]) -> Flag:

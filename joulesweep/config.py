@@ -217,8 +217,8 @@ class Measure(Section):
     gpus: Annotated[
         Literal["auto"] | list[Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern=r"^(GPU|MIG)-")]],
         Field(
-            description="boards that runs may take and meter, as NVML indices or UUIDs; "
-            "auto: a run on GPUs meters those it computes on, a run on the CPU none"
+            description="boards that runs may take, as NVML indices or UUIDs; a run on GPUs meters those it takes, "
+            "a run on the CPU those that are named"
         ),
     ] = "auto"
     min_seconds: Annotated[
@@ -358,7 +358,7 @@ def validate(raw: Any, where: str = "config") -> SweepConfig:  # noqa: ANN401 - 
     for path, problem in _names_in(config):
         raise UserError(f"{where}: {path}: {problem}")
     try:
-        footprint.check(config.energy.model_dump(mode="json"))
+        footprint.footprint(config.energy.model_dump(mode="json"))
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     return config

@@ -27,7 +27,8 @@ def loss(tables: Tables) -> Chart:
         return empty(tables, "Validation loss while training")
     read, why = with_joules(epochs)
     measured = tables.runs["energy_j"].count() > 0
-    estimated = not measured and epochs["estimated_energy_j"].null_count() == 0
+    trained = epochs.filter(pl.col("epoch") > 0)
+    estimated = not measured and trained["estimated_energy_j"].null_count() == 0
     statuses = theme.STATUSES if estimated else theme.STATUSES[:1]
     curves = [_curves(tables, epochs, "elapsed_s", "Time (s)", statuses, "measured")]
     notes = ["Thick: mean over repeats after each epoch, from the untrained model on. "]
@@ -35,7 +36,6 @@ def loss(tables: Tables) -> Chart:
     if len(read):
         title = f"Energy (J), integrated from counter readings, scope {read['energy_scope'][0]}"
         curves.append(_curves(tables, read, "energy_j", title, statuses, "measured"))
-        notes.append("Against joules: from the first epoch on.")
     elif measured:
         notes.append(f"Not against joules: {why}.")
     elif estimated:
@@ -53,7 +53,7 @@ def with_joules(epochs: pl.DataFrame) -> tuple[pl.DataFrame, str]:
         epochs: the epochs table.
 
     Returns:
-        Rows whose joules are of one scope, or no rows and the reason.
+        Rows whose joules are of one scope, with the untrained model's; or no rows and the reason.
     """
     trained = epochs.filter(pl.col("epoch") > 0)
     whole = (pl.col("energy_j").is_null() | pl.col("energy_scope").is_null()).sum().over(GROUP) == 0
@@ -62,7 +62,8 @@ def with_joules(epochs: pl.DataFrame) -> tuple[pl.DataFrame, str]:
     if len(scopes) > 1:
         return found.clear(), f"joules of different scopes are not drawn together: {', '.join(scopes)}"
     reasons = trained["energy_reason"].drop_nulls().unique(maintain_order=True).to_list()
-    return found, reasons[0] if reasons else "no epoch has joules in every repeat"
+    untrained = epochs.filter(pl.col("epoch") == 0).join(found.select("run").unique(), on="run", how="semi")
+    return pl.concat([untrained, found]), reasons[0] if reasons else "no epoch has joules in every repeat"
 
 
 def power(tables: Tables) -> Chart:
@@ -110,7 +111,8 @@ def _curves(
     tables: Tables, epochs: pl.DataFrame, across: str, title: str, statuses: Sequence[str], status: str
 ) -> Chart:
     """Loss against a cumulative cost: thin lines for runs, a thick one for their mean, apart by batch size."""
-    epochs = epochs.rename({across: "cost", "validation_loss": "loss"}).with_columns(status=pl.lit(status))
+    begun = pl.when(pl.col("epoch") == 0).then(0.0).otherwise(across)  # the window's begin: nothing was used yet
+    epochs = epochs.with_columns(cost=begun, loss="validation_loss", status=pl.lit(status))
     epochs = epochs.with_columns(pl.col("cost", "loss").mean().over(GROUP).name.prefix("mean_"))
     x, mean_x = (alt.X(f"{column}:Q").title(title).axis(theme.si(epochs["cost"])) for column in ("cost", "mean_cost"))
     y, mean_y = (alt.Y(f"{column}:Q").title(LOSS).scale(zero=False) for column in ("loss", "mean_loss"))

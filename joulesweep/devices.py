@@ -166,28 +166,36 @@ def pool(gpus: str | Sequence[int | str], environment: Mapping[str, str] = os.en
 
 
 def num_boards(spec: RunSpec, exclusive: str) -> int:
-    """How many boards a run takes.
+    """How many boards a run takes: on GPUs those it computes on; on the CPU those it is to meter.
 
     Args:
         spec: the run's inputs.
-        exclusive: "node": a run alone on its machine meters all the boards that the config names; else it takes
-            as many as it has devices.
+        exclusive: "node": a run on the CPU that is alone on its machine meters all the boards that the config names;
+            else one per device.
     """
+    if spec.accelerator == "cuda":
+        return spec.devices
     if spec.gpus == "auto":
-        return spec.devices if spec.accelerator == "cuda" else 0
-    computing = spec.devices if spec.accelerator == "cuda" else 0
-    return max(computing, len(spec.gpus)) if exclusive == "node" else spec.devices
+        return 0
+    return len(spec.gpus) if exclusive == "node" else spec.devices
 
 
 def too_few(spec: RunSpec, needed: int, found: Sequence[Board]) -> str | None:
-    """Why a run cannot have its boards here: one line, or None if it can."""
+    """Why a run cannot have its boards here: one line, or None if it can.
+
+    Args:
+        spec: the run's inputs.
+        needed: boards that it takes.
+        found: those of its pool.
+    """
     if len(found) >= needed:
         return None
-    total, setting = len(boards()), os.environ.get(VISIBLE)
-    here = f"this machine has {total}"
-    left = f", of which {VISIBLE}={setting} leaves {len(visible(boards(), setting))}" if setting is not None else ""
-    named = f", and measure.gpus names {len(found)}" if spec.gpus != "auto" else ""
-    return f"{spec.strategy} asks for {needed} GPU{'s' if needed > 1 else ''}; {here}{left}{named}"
+    every, setting = boards(), os.environ.get(VISIBLE)
+    left = visible(every, setting)
+    told = [f"this machine has {len(every)}"]
+    told += [f"of which {VISIBLE}={setting} leaves {len(left)}"] if setting is not None else []
+    told += [f"and measure.gpus names {len(found)}"] if len(found) < len(left) else []
+    return f"{spec.strategy} asks for {needed} GPU{'s' if needed > 1 else ''}; {', '.join(told)}"
 
 
 def exported(chosen: Sequence[Board]) -> str:

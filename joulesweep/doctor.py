@@ -1,11 +1,13 @@
-"""What can be measured on this machine, what not, why, and what to do about it. Trains nothing, changes nothing."""
+"""What can be measured on this machine, what not, why, and what to do about it. Trains nothing.
+
+Each counter's tick is measured afresh and kept for the runs to come.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
 import socket
-import tempfile
 import textwrap
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -55,7 +57,7 @@ def examine() -> dict[str, Any]:
         *_surroundings(bool(rows or zones)),
         _disk(),
     ]
-    counted = [row["device"] for row in rows if row["tick_s"] is not None]
+    counted = [row["device"] + ("" if row["has_counter"] else " (integrated)") for row in rows if not row["mig"]]
     return {
         "host": socket.gethostname(),
         "measured": [*counted, *(zone.device for zone in zones)],
@@ -82,7 +84,7 @@ def _board(board: devices.Board) -> dict[str, Any]:
     counts = board.has_counter and not board.mig
     return {
         **board.described(),
-        "tick_s": sensors.known_tick(board.uuid, sensor.energy_j) if counts else None,
+        "tick_s": sensors.known_tick(board.uuid, sensor.energy_j, afresh=True) if counts else None,
         "power_w": sensor.power_w(),
         "power_limit_w": sensor.power_limit_w(),
         "temperature_c": sensor.temperature_c(),
@@ -174,7 +176,7 @@ def _torch() -> Finding:
 def _cpu(zones: list[sensors.Zone]) -> Finding:
     problem = sensors.rapl_problem()
     if problem is None:
-        ticks = {zone.device: sensors.known_tick(zone.device, zone.energy_j) for zone in zones}
+        ticks = {zone.device: sensors.known_tick(zone.device, zone.energy_j, afresh=True) for zone in zones}
         told = [f"{device} (moves every {tick_s:.2g} s)" if tick_s else device for device, tick_s in ticks.items()]
         return Finding(subject="CPU energy", status="ok", found=f"RAPL: {', '.join(told)}")
     model = environment.cpu_model()
@@ -199,7 +201,7 @@ def _surroundings(measured: bool) -> Iterator[Finding]:
 
 
 def _disk() -> Finding:
-    here, locks = Path.cwd(), Path(tempfile.gettempdir())
+    here, locks = Path.cwd(), lease.folder()
     free_gib = shutil.disk_usage(here).free / GIB
     if not os.access(here, os.W_OK) or not os.access(locks, os.W_OK):
         found = f"{here if not os.access(here, os.W_OK) else locks} cannot be written"

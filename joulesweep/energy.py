@@ -1,9 +1,9 @@
 """The rule for a run's joules, one for the progress line and the tables. Standard library only.
 
 A total is a sum of numbers of one status. A run's headline has every device that computed (each GPU of a GPU run, else
-CPU or SoC), all measured or all integrated, and the other kinds of device whose every row has that status too; but not
-the CPU and memory of a GPU run that had no node to itself: those are its neighbours' joules as well. Which kinds are in
-is its scope: "gpu", "gpu+cpu+dram". Where one that computed has no such number, the headline is null.
+the CPU), all measured or all integrated, and the other kinds of device whose every row has that status too. CPU and
+memory count only where the run had the machine to itself: else their joules are its neighbours' as well. Which kinds
+are in is the scope: "gpu", "gpu+cpu+dram". Where one that computed has no such number, the headline is null.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from typing import Any
 
 from joulesweep.estimate import Estimate, estimate_cpu
 
-COMPUTING = {"cuda": ("gpu",), "cpu": ("cpu", "soc")}
-KINDS = ("gpu", "soc", "cpu", "dram")  # in the order of a scope's name
+COMPUTING = {"cuda": "gpu", "cpu": "cpu"}
+KINDS = ("gpu", "cpu", "dram")  # in the order of a scope's name
 READ = ("measured", "integrated")  # statuses of a number that was read from the machine
-HOST_KINDS = ("soc", "cpu", "dram")  # what runs of one host share
+HOST_KINDS = ("cpu", "dram")  # what runs of one host share
+UNTRACED = {"energy_j": None, "status": "unavailable", "reason": "not every device was read after each epoch"}
 
 
 def scoped(rows: Sequence[dict[str, Any]], accelerator: str, exclusive: str) -> list[dict[str, Any]]:
@@ -28,10 +29,10 @@ def scoped(rows: Sequence[dict[str, Any]], accelerator: str, exclusive: str) -> 
         accelerator: "cuda" or "cpu": what computed.
         exclusive: "node" if the run had the machine to itself.
     """
-    statuses = {_status(row) for row in rows if row["kind"] in COMPUTING[accelerator]}
-    if len(statuses) != 1 or not statuses <= set(READ):
+    kinds = [kind for kind in KINDS if exclusive == "node" or kind not in HOST_KINDS]
+    statuses = {_status(row) for row in rows if row["kind"] == COMPUTING[accelerator]}
+    if COMPUTING[accelerator] not in kinds or len(statuses) != 1 or not statuses <= set(READ):
         return []
-    kinds = KINDS if accelerator == "cpu" or exclusive == "node" else COMPUTING[accelerator]
     of_kind = [[row for row in rows if row["kind"] == kind] for kind in kinds]
     return [row for same in of_kind if {_status(row) for row in same} == statuses for row in same]
 
@@ -51,7 +52,7 @@ def headline(rows: Sequence[dict[str, Any]], accelerator: str, exclusive: str) -
     """
     found = scoped(rows, accelerator, exclusive)
     if not found:
-        return _no_headline([row for row in rows if row["kind"] in COMPUTING[accelerator]])
+        return _no_headline([row for row in rows if row["kind"] == COMPUTING[accelerator]], exclusive)
     known = {key: [row[key] for row in found if row[key] is not None] for key in ("tick_s", "power_ratio")}
     return {
         **{key: _total(found, key) for key in ("energy_j", "total_energy_j", "net_energy_j", "idle_w")},
@@ -96,15 +97,34 @@ def _total(rows: Sequence[dict[str, Any]], key: str) -> float | None:
     return None if None in values else math.fsum(values)
 
 
-def _no_headline(computing: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _no_headline(computing: Sequence[dict[str, Any]], exclusive: str) -> dict[str, Any]:
     """Why there are no joules."""
     lacking = [row for row in computing if _status(row) not in READ]
     reasons = [f"{row['device']}: {row['reason']}" for row in lacking if row["reason"]]
-    if computing and not lacking:
+    if computing and not lacking and len({_status(row) for row in computing}) > 1:
         states = ", ".join(f"{row['device']} is {row['status']}" for row in computing)
         reasons = [f"a total is of one status only: {states}"]
+    elif computing and not lacking:
+        reasons = [f"measure.exclusive is {exclusive}: joules of the CPU may be those of other runs as well"]
     return {
         "energy_status": joined(_status(row) for row in lacking) or "unavailable",
         "energy_method": joined(row["method"] for row in lacking),
         "energy_reason": "; ".join(reasons) or "the record names no energy meter",
     }
+
+
+def by_epoch(epoch: dict[str, Any], devices: Sequence[str]) -> dict[str, Any]:
+    """An epoch's joules over the devices of the headline: energy_j, energy_status, energy_reason.
+
+    Args:
+        epoch: of a record.
+        devices: of `scoped`; none where the run has no joules.
+    """
+    rows = {row["device"]: row for row in epoch["energy"]}
+    found = [rows.get(device, UNTRACED) for device in devices]
+    lacking = [row for row in found if row["energy_j"] is None]
+    if not found or lacking:
+        status = joined(row["status"] for row in lacking) or "unavailable"
+        reason = joined(row["reason"] for row in lacking) or "the run has no joules"
+        return {"energy_j": None, "energy_status": status, "energy_reason": reason}
+    return {"energy_j": _total(found, "energy_j"), "energy_status": found[0]["status"], "energy_reason": None}

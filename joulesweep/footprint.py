@@ -90,11 +90,6 @@ def footprint(energy: Mapping[str, Any]) -> Footprint | None:
     )
 
 
-def check(energy: Mapping[str, Any]) -> None:
-    """Raise what `footprint` would raise; for the check of a config."""
-    footprint(energy)
-
-
 def described(factors: Footprint) -> list[str]:
     """One sentence per factor, with its number, unit, source and PUE."""
     pue = f"× PUE {float(factors.pue)}"

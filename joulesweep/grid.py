@@ -10,7 +10,7 @@ from joulesweep import methods
 from joulesweep.config import DatasetConfig, ModelConfig, SweepConfig, method_parts
 from joulesweep.environment import resolve_accelerator
 from joulesweep.errors import UserError
-from joulesweep.spec import FIELDS, RunSpec, cell_id, label, run_id, short_hash, strip_source
+from joulesweep.spec import FIELDS, OMISSION, RunSpec, cell_id, label, run_id, short_hash, strip_source
 from joulesweep.strategy import STRATEGIES
 
 #: The axes of the grid, slowest first; each names a field of RunSpec.
@@ -58,7 +58,7 @@ def expand(config: SweepConfig, where: str = "config") -> ExpandedGrid:
         UserError: a combination that cannot mean anything (a batch that does not divide, nothing left to run).
     """
     axes = {**config.grid.model_dump(), "method": [_method(value) for value in config.grid.method]}
-    shared = _shared(config)
+    shared = _shared(config, where)
     sources = {name: model_source(model) for name, model in config.models.items()}
     datasets = {name: dataset_source(dataset) for name, dataset in config.datasets.items()}
     cells: dict[str, RunSpec] = {}
@@ -141,10 +141,17 @@ def dataset_key(name: str, source: dict[str, Any]) -> str:
     return f"{name}-{short_hash(texts)}"
 
 
-def _shared(config: SweepConfig) -> dict[str, Any]:
+def _shared(config: SweepConfig, where: str) -> dict[str, Any]:
     """The fields that every run of the sweep has in common."""
     accelerator = resolve_accelerator(config.hardware.accelerator)
-    sections = {**config.train.model_dump(), **config.measure.resolved(accelerator).model_dump()}
+    measure = config.measure.resolved(accelerator)
+    least_s = (measure.min_seconds or 0.0) + (measure.idle_s or 0.0)
+    if config.train.timeout_s <= least_s:
+        took = f"measure.min_seconds and idle_s take {least_s:g} s"
+        raise UserError(f"{where}: train.timeout_s: {config.train.timeout_s:g} is too short: {took}")
+    sections = {**config.train.model_dump(), **measure.model_dump()}
+    if accelerator == "cuda":
+        sections["gpus"] = OMISSION["gpus"]  # which of a machine's boards a run got is no part of what it is
     return {
         **{name: value for name, value in sections.items() if name in FIELDS},
         "accelerator": accelerator,

@@ -57,6 +57,7 @@ def launch(
     folder: Path,
     log: Path | None,
     exclusive: str = "none",
+    gpus: str | Sequence[int | str] = "auto",
     with_snakemake: bool = True,
 ) -> dict[str, Any]:
     """Carry out a run and write its record, last of all its files.
@@ -69,7 +70,8 @@ def launch(
         folder: the run's folder: record.json, spec.json, steps.jsonl, epochs.jsonl, power.jsonl (and model/ if kept)
             go here.
         log: where the processes' output goes; None for the terminal.
-        exclusive: whom the run keeps out: "gpu" from its boards, "node" from the machine, "none" nobody.
+        exclusive: whom the run keeps out: "gpu" from its boards, "node" from the machine; see `lease.Lease`.
+        gpus: the boards to choose from: "auto", or NVML indices or UUIDs.
         with_snakemake: end when the job's shell or Snakemake above it dies.
 
     Returns:
@@ -82,9 +84,9 @@ def launch(
     signal.signal(signal.SIGTERM, _terminate)
     wanted = process.still_wanted(with_snakemake)
     needed = devices.num_boards(spec, exclusive)
-    candidates = devices.pool(spec.gpus) if needed else []
+    candidates = devices.pool(gpus if spec.gpus == "auto" else spec.gpus) if needed else []
     lacking = devices.too_few(spec, needed, candidates)
-    if lacking and (spec.gpus != "auto" or len(devices.boards()) >= needed):
+    if lacking and len(devices.boards()) >= needed:
         raise UserError(lacking)  # the machine could; config or batch system do not let it
     work = folder / ".work"
     shutil.rmtree(work, ignore_errors=True)
@@ -113,7 +115,7 @@ def _measured(spec: RunSpec, work: Path, log: Path | None, lease: Lease, wanted:
     trace, started = Trace(lease.boards, zones), _now()
     outcome = _supervise(spec, work, log, lease, trace, wanted)
     if outcome["status"] == "ok":
-        measurement.judge(outcome, trace, lease.boards, before.ticks, (spec.accelerator, lease.exclusive))
+        measurement.judge(outcome, trace, lease.boards, before.ticks)
         found, flags = conditions.describe(outcome, spec, before, trace, lease)
         span = outcome["span"]
         overhead = {"meter_s": span["meter_s"], **trace.cost(span["begin_s"], span["end_s"])}

@@ -11,7 +11,6 @@ import contextlib
 import fcntl
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,10 +23,10 @@ EXCLUSIVE, SHARED = fcntl.LOCK_EX, fcntl.LOCK_SH
 
 
 def folder() -> Path:
-    """Where the lock files lie: shared by all users of the machine."""
-    path = Path(tempfile.gettempdir(), "joulesweep-locks")
+    """Where the lock files lie: one place for all users of a machine, wherever their TMPDIR is."""
+    path = Path(os.environ.get("JOULESWEEP_LOCKS") or "/tmp/joulesweep-locks")
     if not path.is_dir():
-        path.mkdir(exist_ok=True)
+        path.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(PermissionError):
             path.chmod(0o1777)
     return path
@@ -41,7 +40,9 @@ def open_lock(name: str) -> int:
     path = folder() / f"{name.replace('/', '_')}.lock"
     for _ in range(2):
         with contextlib.suppress(FileNotFoundError):
-            return os.open(path, os.O_RDWR)
+            descriptor = os.open(path, os.O_RDWR)
+            os.utime(descriptor)  # what cleans /tmp takes old files
+            return descriptor
         with contextlib.suppress(FileExistsError):
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
             os.fchmod(descriptor, 0o666)
@@ -64,7 +65,8 @@ class Lease:
     Args:
         boards: those to choose from, best first.
         needed: how many; all or none are taken.
-        exclusive: "gpu": nobody else has the boards; "node": nor the machine; "none": nothing is locked.
+        exclusive: "gpu": nobody else has the boards; "node": nor the machine; "none": as "gpu", but it does not wait
+            for runs that want the machine alone, nor they for it.
         wanted: called while waiting; raises when nobody wants the run any more.
 
     Attributes:
@@ -81,10 +83,9 @@ class Lease:
         self._starts = 0
 
     def __enter__(self) -> Lease:
-        if self.exclusive == "none":
-            return self
         try:
-            self._enter_node()
+            if self.exclusive != "none":
+                self._enter_node()
             if self.needed:
                 self._until("a free GPU", self._take)
             self._join_the_running()

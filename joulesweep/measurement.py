@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from joulesweep.devices import Board
-from joulesweep.energy import scoped
 from joulesweep.meter import NO_COUNTER
 from joulesweep.trace import Trace
 
@@ -95,38 +94,43 @@ def _peak_memory(parts: Sequence[dict[str, int | None]]) -> dict[str, int | None
     }
 
 
-def judge(
-    outcome: dict[str, Any],
-    trace: Trace,
-    boards: Sequence[Board],
-    ticks: Mapping[str, float | None],
-    computed: tuple[str, str],
-) -> None:
-    """Give the outcome's energy rows and epochs their final numbers and statuses, in place.
+def judge(outcome: dict[str, Any], trace: Trace, boards: Sequence[Board], ticks: Mapping[str, float | None]) -> None:
+    """Give the outcome's energy rows their final numbers and statuses, in place, and each epoch rows of its own.
 
     Args:
         outcome: of `combine`; its energy rows have total_energy_j of the whole window.
         trace: the readings of the run.
         boards: the run's.
         ticks: update period of each device's counter, in seconds.
-        computed: the run's accelerator and whom it kept out: epochs have the joules of the run's headline, see
-            `energy.scoped`, or of the boards that a run on the CPU metered.
     """
     measurement, span = outcome["measurement"], outcome["span"]
     without_counter = {board.device for board in boards if not board.has_counter and not board.mig}
     for row in measurement["energy"]:
         if row["device"] in without_counter:
             _integrate(row, trace, span)
+        if row["device"] in trace.zones and row["status"] == "measured":
+            _unwrap(row, trace, span)
         _add_numbers(row, measurement, trace, span, ticks.get(row["device"]))
-    headline = scoped(measurement["energy"], *computed) or scoped(measurement["energy"], "cuda", "gpu")
+    read = [row["device"] for row in measurement["energy"] if row["energy_j"] is not None]
     for epoch in outcome["epochs"]:
-        epoch.update(_epoch_energy(epoch, trace, span, [row["device"] for row in headline], ticks))
+        epoch["energy"] = [_epoch_row(epoch, trace, span, device, ticks.get(device)) for device in read]
+
+
+def _unwrap(row: dict[str, Any], trace: Trace, span: dict[str, float]) -> None:
+    """Add the ranges of a RAPL counter that Zeus missed: it looks once a second whether the counter began again."""
+    traced_j = trace.energy_between(row["device"], span["begin_s"], span["end_s"])
+    if traced_j is not None:
+        range_j = trace.zones[row["device"]].range_j
+        missed = round((traced_j - row["total_energy_j"]) / range_j)
+        if missed:
+            row["total_energy_j"] += missed * range_j
+            row["method"] += f", {missed:+d} range of {range_j:g} J that it missed"
 
 
 def _integrate(row: dict[str, Any], trace: Trace, span: dict[str, float]) -> None:
     """The joules of a board without counter: its power readings over the window."""
     power_w = trace.mean_power_w(row["device"], span["begin_s"], span["end_s"])
-    if power_w is None:
+    if not power_w:
         row["reason"] = f"{NO_COUNTER}, and its power could not be read"
     else:
         total_j = power_w * (span["end_s"] - span["begin_s"])
@@ -144,7 +148,7 @@ def _add_numbers(
         total_j = None
     energy_j = None if total_j is None else total_j / measurement["num_passes"]
     idle_w = _idle_w(trace, device, span, tick_s)
-    power_w = trace.mean_power_w(device, span["begin_s"], span["end_s"])
+    power_w = _power_w(trace, device, span["begin_s"], span["end_s"])
     checked = power_w is not None and total_j is not None and row["status"] == "measured"
     row.update(
         energy_j=energy_j,
@@ -174,29 +178,30 @@ def _idle_w(trace: Trace, device: str, span: dict[str, float], tick_s: float | N
     return trace.mean_power_w(device, begin_s, end_s)
 
 
-def _epoch_energy(
-    epoch: dict[str, Any],
-    trace: Trace,
-    span: dict[str, float],
-    devices: Sequence[str],
-    ticks: Mapping[str, float | None],
+def _power_w(trace: Trace, device: str, begin_s: float, end_s: float) -> float | None:
+    """Mean power in a span: of a board by its power readings, of a RAPL zone by its counter."""
+    if device in trace.zones:
+        energy_j = trace.energy_between(device, begin_s, end_s)
+        return None if energy_j is None else energy_j / (end_s - begin_s)
+    return trace.mean_power_w(device, begin_s, end_s)
+
+
+def _epoch_row(
+    epoch: dict[str, Any], trace: Trace, span: dict[str, float], device: str, tick_s: float | None
 ) -> dict[str, Any]:
-    """Joules since the window began, from the trace: energy_j, energy_status, energy_reason."""
+    """One device's joules since the window began, from the trace: {device, energy_j, status, reason}."""
     elapsed_s = epoch["elapsed_s"]
-    tick_s = max((ticks.get(device) or 0.0 for device in devices), default=0.0)
     if not epoch["epoch"]:
-        return _no_joules("unavailable", "nothing trained yet")
-    if not devices:
-        return _no_joules("unavailable", "the run has no joules")
-    if elapsed_s < MIN_TICKS * tick_s:
-        return _no_joules("below_resolution", f"shorter than {MIN_TICKS} updates of the counter ({tick_s:.3g} s each)")
-    parts = [_joules_between(trace, device, span["begin_s"], span["begin_s"] + elapsed_s) for device in devices]
-    found = [part for part in parts if part is not None]
-    if len(found) < len(parts):
-        return _no_joules("unavailable", "the trace has no reading on both sides")
-    if min(found) <= 0:
-        return _no_joules("below_resolution", "the counter did not advance by then")
-    return {"energy_j": sum(found), "energy_status": "integrated", "energy_reason": None}
+        return _no_joules(device, "unavailable", "nothing trained yet")
+    if elapsed_s < MIN_TICKS * (tick_s or 0.0):
+        slow = f"shorter than {MIN_TICKS} updates of the counter ({tick_s:.3g} s each)"
+        return _no_joules(device, "below_resolution", slow)
+    energy_j = _joules_between(trace, device, span["begin_s"], span["begin_s"] + elapsed_s)
+    if energy_j is None:
+        return _no_joules(device, "unavailable", "the trace has no reading on both sides")
+    if energy_j <= 0:
+        return _no_joules(device, "below_resolution", "the counter did not advance by then")
+    return {"device": device, "energy_j": energy_j, "status": "integrated", "reason": None}
 
 
 def _joules_between(trace: Trace, device: str, begin_s: float, end_s: float) -> float | None:
@@ -207,5 +212,5 @@ def _joules_between(trace: Trace, device: str, begin_s: float, end_s: float) -> 
     return None if power_w is None else power_w * (end_s - begin_s)
 
 
-def _no_joules(status: str, reason: str) -> dict[str, Any]:
-    return {"energy_j": None, "energy_status": status, "energy_reason": reason}
+def _no_joules(device: str, status: str, reason: str) -> dict[str, Any]:
+    return {"device": device, "energy_j": None, "status": status, "reason": reason}

@@ -11,7 +11,7 @@ import polars as pl
 
 from joulesweep import estimate, words
 from joulesweep.footprint import Footprint
-from joulesweep.tables import Tables
+from joulesweep.tables import UNREADABLE, Tables
 
 CROSS_CHECK = 0.1  # mean power times time and the counter may be so far apart
 KIND = ("energy_status", "energy_scope")
@@ -38,7 +38,8 @@ FLAGS = {
     "power_disagrees": "Mean power × time and the counter's joules are more than 10 % apart.",
     "throttled": "Something held a board's clocks down.",
     "other_processes": "Other processes computed on a board of the run.",
-    "shared_host": "Another run used the host at the same time: CPU and DRAM joules hold its share.",
+    "shared_host": "Another run used the host at the same time: CPU and DRAM joules hold its share. "
+    "Where they are in no total (see the scope), a configuration is not marked for it.",
     "not_settled": "Temperature or power still moved when the cool-down ended.",
 }
 
@@ -155,7 +156,11 @@ def cross_check(ok: pl.DataFrame) -> str | None:
 
 
 def own_cost(tables: Tables, factors: Footprint | None) -> dict[str, Any] | None:
-    """What the sweep itself used: every joule of the finished runs' windows, one line per status and scope."""
+    """What the sweep itself used: every joule of the finished runs' windows, one line per status and scope.
+
+    None is counted twice: a run leases its boards, and CPU and memory are in the scope only of runs that keep others
+    from the machine.
+    """
     ok = tables.runs.filter(pl.col("status") == "ok")
     known = ok.drop_nulls("total_energy_j")
     if known.is_empty():
@@ -207,7 +212,8 @@ def _warnings(part: pl.DataFrame) -> str:
         "another environment, not comparable": (part["same_environment"] == False).sum(),  # noqa: E712 - a column
         "another version of the code, not comparable": (part["same_code"] == False).sum(),  # noqa: E712
         "joules of another scope or status": (part["same_scope"] == False).sum(),  # noqa: E712
-        "not finished": (part["status"] != "ok").sum(),
+        "record cannot be read": (part["status"] == UNREADABLE).sum(),
+        "not finished": (~part["status"].is_in(["ok", UNREADABLE])).sum(),
         "no first measurement": part["window_s"].null_count(),
     }
     return "; ".join(f"{word} ({count} of {part.height})" for word, count in counted.items() if count)

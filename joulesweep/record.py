@@ -16,7 +16,8 @@ A record is one JSON object, `record.json`:
                       flags: what makes the numbers doubtful; conditions: boards, cool-down, idle baseline, begin and
                       end of the window; overhead: what measuring cost
     quality           null unless ok: validation_loss, perplexity, masked_accuracy, num_validation_texts, num_masked
-    epochs            one row per finished epoch, epoch 0 being the untrained model; joules since the window began
+    epochs            one row per finished epoch, epoch 0 being the untrained model; `energy` has a row
+                      {device, energy_j, status, reason} per device, joules since the window began
 
 Beside it lies `power.jsonl`: the power trace, one row per sample and device; t_s counts from the window's begin.
 """

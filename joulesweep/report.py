@@ -49,6 +49,7 @@ def build(grid: dict[str, Any], tables: Tables) -> str:
         num_ok=tables.runs.filter(pl.col("status") == "ok").height,
         num_runs=tables.runs.height,
         num_flagged=tables.runs["flags"].count(),
+        num_marked=tables.cells["num_flagged"].sum(),
         statuses=tables.runs["status"].value_counts(sort=True, name="runs").rows(),
         answers=[_answer(answer, factors) for answer in answers(tables)],
         margin=f"{MARGIN:.0%}",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from joulesweep import record
-from joulesweep.energy import HOST_KINDS, READ, estimated, headline, joined
+from joulesweep.energy import HOST_KINDS, READ, by_epoch, estimated, headline, joined, scoped
 from joulesweep.errors import UserError
 from joulesweep.estimate import Estimate
 from joulesweep.footprint import Footprint
@@ -157,10 +157,14 @@ def _estimate_columns(guess: Estimate | None) -> dict[str, Any]:
 
 
 def _epochs(row: dict[str, Any], found: dict[str, Any], energy: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Rows of the epochs table, without the run's name; joules are cumulative."""
-    for epoch in found["epochs"] if found["status"] == "ok" else ():
-        guess = estimated(found, energy, epoch["cpu_s"], epoch["elapsed_s"])
-        joules = {key: epoch[key] for key in ("energy_j", "energy_status", "energy_reason")}
+    """Rows of the epochs table, without the run's name; joules are cumulative, and of the untrained model none."""
+    if found["status"] != "ok":
+        return
+    measurement = found["measurement"]
+    headed = scoped(measurement["energy"], row["accelerator"], measurement["conditions"]["exclusive"])
+    for epoch in found["epochs"]:
+        guess = estimated(found, energy, epoch["cpu_s"], epoch["elapsed_s"]) if epoch["epoch"] else None
         given = {"environment": row["environment"], "energy_scope": row.get("energy_scope")}
         given |= {key: epoch[key] for key in EPOCHS if key in epoch}
+        joules = by_epoch(epoch, [one["device"] for one in headed])
         yield {**check({**given, **joules}, EPOCHS), **_estimate_columns(guess)}

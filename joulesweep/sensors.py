@@ -5,6 +5,7 @@ Readings for the trace, the conditions and the doctor. A run's headline joules a
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import itertools
 import json
@@ -181,12 +182,13 @@ def measure_tick(read: Callable[[], float | None], limit_s: float = TICK_LIMIT_S
     return statistics.median(steps) if len(steps) > 1 else None
 
 
-def known_tick(name: str, read: Callable[[], float | None]) -> float | None:
+def known_tick(name: str, read: Callable[[], float | None], afresh: bool = False) -> float | None:
     """A counter's update period on this host: measured once, then read from the user's cache folder.
 
     Args:
         name: of the counter: a board's UUID, or the device of a zone.
         read: its reading.
+        afresh: measure it again, whatever was kept.
     """
     path = _cache() / "ticks.json"
     key = f"{socket.gethostname()} {name} {ask('nvmlSystemGetDriverVersion') if nvml() else None}"
@@ -194,16 +196,15 @@ def known_tick(name: str, read: Callable[[], float | None]) -> float | None:
         known = dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         known = {}
-    if key not in known:
-        tick_s = measure_tick(read)
-        if tick_s is None:
-            return None
-        known[key] = {"tick_s": tick_s, "measured": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
-        try:
-            record.write_json(path, known)
-        except OSError:  # no place to keep it: measured again next time
-            return tick_s
-    return float(known[key]["tick_s"])
+    kept = known.get(key)
+    if isinstance(kept, dict) and isinstance(kept.get("tick_s"), float) and not afresh:
+        return float(kept["tick_s"])
+    tick_s = measure_tick(read)
+    if tick_s is not None:
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        with contextlib.suppress(OSError):  # no place to keep it: measured again next time
+            record.write_json(path, {**known, key: {"tick_s": tick_s, "measured": now}})
+    return tick_s
 
 
 def _cache() -> Path:

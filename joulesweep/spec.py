@@ -86,7 +86,7 @@ class RunSpec:
         warmup_steps: steps before the measured window; their effect is undone.
         accelerator: "cpu" or "cuda".
         hardware_name: the user's name for the kind of board, or None.
-        gpus: "auto", or the boards that the run may take and meter (NVML indices or UUIDs).
+        gpus: of a run on the CPU, the boards that it meters (NVML indices or UUIDs); else "auto".
         min_seconds: a shorter training is repeated inside its window until so many seconds are full.
         cooldown_s: longest wait before the run for temperature and power to settle.
         idle_s: length of the idle baseline before the window.

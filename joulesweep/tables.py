@@ -94,6 +94,7 @@ POWER: dict[str, pl.DataType] = {
     **_columns(TEXT, "device"),
     **_columns(REAL, "t_s power_w window_s"),
 }
+UNREADABLE = "unreadable"  # status of an anchor whose record cannot be read; no record has it
 ANCHORS: dict[str, pl.DataType] = {
     **_columns(TEXT, "day run name panel status"),
     **_columns(REAL, "window_s energy_j anchor_window_s anchor_energy_j anchor_total_energy_j"),

@@ -1,8 +1,8 @@
 """A run's power over time, read by its launching parent while the run's processes work.
 
-At most ten readings a second and 1,200 of them: where a run is longer, every second one is dropped and the period
-doubled. From the same readings come joules per epoch, mean power for the cross-check, the idle baseline, and the whole
-energy of boards that have no counter.
+At most ten readings a second. From them come joules per epoch, mean power for the cross-check, the idle baseline, and
+the whole energy of boards that have no counter; so all of them are kept until the end. Of a day and a board that is
+some 50 MB. The rows that are written are at most 1,200 per device.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from joulesweep.devices import Board
 from joulesweep.sensors import BoardSensor, Zone
 
 PERIOD_S = 0.1
-MAX_SAMPLES = 1200
+MAX_ROWS = 1200
 STATE_PERIOD_S = 1.0
+MAX_LOST = 0.01  # share of the power readings in a span that may have failed
 
 
 @dataclass
@@ -46,7 +47,7 @@ class Trace:
         times_s: when the readings were taken.
         series: the readings by device.
         states: (time, device, {temperature_c, sm_clock_mhz, throttles}), once a second.
-        spent: (time, CPU seconds of this thread so far, readings so far) at each reading.
+        spent: CPU seconds of this thread so far at each reading.
     """
 
     def __init__(self, boards: Sequence[Board], zones: Sequence[Zone]) -> None:
@@ -55,9 +56,7 @@ class Trace:
         self.times_s: list[float] = []
         self.series = {device: Series() for device in (*self.sensors, *self.zones)}
         self.states: list[tuple[float, str, dict[str, Any]]] = []
-        self.spent: list[tuple[float, float, int]] = []
-        self._num_samples = 0
-        self._period_s = PERIOD_S
+        self.spent: list[float] = []
         self._next_s = self._next_state_s = time.monotonic()
         self._wrapped_j = dict.fromkeys(self.zones, 0.0)
         self._last_j: dict[str, float] = {}
@@ -67,9 +66,8 @@ class Trace:
         now_s = time.monotonic()
         if not self.series or (now_s < self._next_s and not last):
             return
-        self._num_samples += 1
-        self.spent.append((now_s, time.thread_time(), self._num_samples))
-        self._next_s = max(self._next_s + self._period_s, now_s)
+        self.spent.append(time.thread_time())
+        self._next_s = max(self._next_s + PERIOD_S, now_s)
         self.times_s.append(now_s)
         for device, sensor in self.sensors.items():
             self.series[device].energy_j.append(sensor.energy_j())
@@ -78,10 +76,8 @@ class Trace:
             self.series[device].energy_j.append(self._unwrapped(device, zone))
             self.series[device].power_w.append(None)
         if now_s >= self._next_state_s:
-            self._next_state_s = now_s + max(STATE_PERIOD_S, self._period_s)
+            self._next_state_s = now_s + STATE_PERIOD_S
             self._read_states(now_s)
-        if len(self.times_s) >= MAX_SAMPLES and not last:
-            self._thin()
 
     def _unwrapped(self, device: str, zone: Zone) -> float | None:
         """A zone's counter, which starts again at 0, as one that does not."""
@@ -98,20 +94,11 @@ class Trace:
             state = {"temperature_c": sensor.temperature_c(), "sm_clock_mhz": sensor.sm_clock_mhz()}
             self.states.append((now_s, device, {**state, "throttles": sensor.throttles()}))
 
-    def _thin(self) -> None:
-        self._period_s *= 2
-        del self.times_s[1::2]
-        for series in self.series.values():
-            del series.energy_j[1::2], series.power_w[1::2]
-        del self.spent[1::2]  # the states stay: fewer are taken as the period grows, and each may hold a reason
-
     def cost(self, begin_s: float, end_s: float) -> dict[str, float | int | None]:
         """CPU seconds that this process spent in a span, and how many readings it took: {trace_cpu_s, num_samples}."""
-        inside = [spent for spent in self.spent if begin_s <= spent[0] <= end_s]
-        if len(inside) < 2:
-            return {"trace_cpu_s": None, "num_samples": len(inside)}
-        first, last = inside[0], inside[-1]
-        return {"trace_cpu_s": last[1] - first[1], "num_samples": last[2] - first[2] + 1}
+        first, last = bisect.bisect_left(self.times_s, begin_s), bisect.bisect_right(self.times_s, end_s)
+        inside = self.spent[first:last]
+        return {"trace_cpu_s": inside[-1] - inside[0] if len(inside) > 1 else None, "num_samples": len(inside)}
 
     def energy_between(self, device: str, begin_s: float, end_s: float) -> float | None:
         """Joules by the counter between two times, interpolated between readings; None if it was not read there."""
@@ -130,7 +117,7 @@ class Trace:
         return low + share * (high - low)
 
     def mean_power_w(self, device: str, begin_s: float, end_s: float) -> float | None:
-        """Time-weighted mean of the power readings between two times; None if a reading is lacking."""
+        """Time-weighted mean of the power readings between two times; None where they lack."""
         points = self._powers(device, begin_s, end_s)
         if len(points) < 2 or points[-1][0] <= points[0][0]:
             return None
@@ -138,27 +125,27 @@ class Trace:
         return area_j / (points[-1][0] - points[0][0])
 
     def _powers(self, device: str, begin_s: float, end_s: float) -> list[tuple[float, float]]:
-        """The readings in a span; its edges take the nearest reading inside."""
+        """The readings in a span, but for a few that failed; its edges take the nearest reading inside."""
         if device not in self.series:
             return []
-        powers = self.series[device].power_w
         first, last = bisect.bisect_left(self.times_s, begin_s), bisect.bisect_right(self.times_s, end_s)
-        inside = list(zip(self.times_s[first:last], powers[first:last], strict=True))
-        if not inside or any(power is None for _, power in inside):
-            return []
+        inside = zip(self.times_s[first:last], self.series[device].power_w[first:last], strict=True)
         known = [(at_s, power) for at_s, power in inside if power is not None]
+        if not known or last - first - len(known) > MAX_LOST * (last - first):
+            return []
         return [(begin_s, known[0][1]), *known, (end_s, known[-1][1])]
 
     def rows(self, begin_s: float) -> list[dict[str, Any]]:
         """The trace as rows {t_s, device, power_w, energy_j}, times and joules counted from the window's begin.
 
-        A RAPL zone's power is the slope of its counter.
+        Every n-th reading, so that there are at most `MAX_ROWS` per device. A RAPL zone's power is the slope of its
+        counter.
         """
-        rows = []
+        rows, step = [], -(-len(self.times_s) // MAX_ROWS) or 1
         for device, series in self.series.items():
             start_j = self._counter_at(device, begin_s)
-            for i, at_s in enumerate(self.times_s):
-                value = series.energy_j[i]
+            for i in range(0, len(self.times_s), step):
+                at_s, value = self.times_s[i], series.energy_j[i]
                 energy_j = None if value is None or start_j is None else value - start_j
                 power_w = self._slope_w(series, i) if device in self.zones else series.power_w[i]
                 rows.append({"t_s": at_s - begin_s, "device": device, "power_w": power_w, "energy_j": energy_j})

@@ -1,7 +1,7 @@
 """One run, readable top to bottom: build, warm up, train inside the measured window, score outside it.
 
-    process   | imports · model · data · score | idle | warm-up, undone | training, perhaps repeated | score, save |
-    window    |                                |      |                 |############################|             |
+    process   | imports · model · data | idle | score | warm-up, undone | training, perhaps repeated | score, save |
+    window    |                        |      |       |                 |############################|             |
 
 The first pass through the training is the real one. Where it is shorter than the spec's min_seconds it is repeated
 inside the window, from the same start, and what the repetitions learn is thrown away: joules are per pass.
@@ -112,10 +112,10 @@ def train(
     meter = Meter(measured, host=local_rank == 0, synchronize=lambda: _synchronize(device))
     gc.freeze()  # what was imported and built stays; the collector, off until now, need not walk it again
     gc.enable()
+    idle = _idle(trainer)
     epochs = [
         {"epoch": 0, "elapsed_s": 0.0, "cpu_s": 0.0, "num_steps": 0, **_score(trainer, trainer.core.state_dict())}
     ]
-    idle = _idle(trainer)
     start = _warm_up(trainer)
     peaks = memory.Peaks(device, spec.devices if strategy.STRATEGIES[spec.strategy].wrapper == "DataParallel" else 1)
     optimizer, scaler = _optimizer(trainer), precision.scaler(spec.precision, device.type)
@@ -343,11 +343,12 @@ def _repeat(trainer: Trainer, start: _Start) -> None:
 
 
 def _idle(trainer: Trainer) -> dict[str, float]:
-    """Rest with the context up and the model resident. Returns when that began and ended, on the monotonic clock."""
+    """Rest, all ranks at once, with the context up and the model resident. Returns when that began and ended."""
+    if not trainer.spec.idle_s:
+        return {"idle_begin_s": 0.0, "idle_end_s": 0.0}
+    _barrier(trainer.world)
     _synchronize(trainer.device)
     begin_s = time.monotonic()
-    if not trainer.spec.idle_s:
-        return {"idle_begin_s": begin_s, "idle_end_s": begin_s}
     time.sleep(trainer.spec.idle_s)
     return {"idle_begin_s": begin_s, "idle_end_s": time.monotonic()}
 

@@ -24,5 +24,7 @@ def main() -> int:
     return code
 
 
-if __name__ == "__main__":  # Zeus starts helpers that import this module again
+if __name__ == "__mp_main__":  # a helper process that Zeus starts for a RAPL counter, and that imports this module
+    process.die_with_parent()
+if __name__ == "__main__":
     sys.exit(main())

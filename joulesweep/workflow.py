@@ -210,24 +210,28 @@ class Sweep:
         return self._priorities[run]
 
     def anchors(self) -> list[str]:
-        """Records of the anchors: those of earlier days, and today's where runs are measured on a later day."""
-        if not self.config.measure.anchors:
+        """Records of the anchors: those of earlier days, and today's where runs are measured on a later day.
+
+        They repeat the first cell of the grid that was measured before today, by the code of today.
+        """
+        wanted, folder = self.config.measure.anchors, Path(self.folder, "anchors")
+        if not wanted:
             return []
-        folder = Path(self.folder, "anchors")
-        runs = [run for run in self.runs if self.cell(run) == self.cell(self.runs[0])][: self.config.measure.anchors]
-        there = {path for run in runs for path in folder.glob(f"*/{run}/record.json")}
+        there = {path for path in folder.glob("*/*/record.json") if path.parent.name in self.grid.runs}
         today = datetime.datetime.now(datetime.UTC).date().isoformat()
         had = {run: self._record(run) for run in self.runs}
         current = {run for run, row in had.items() if row and row["code_digest"] == digest.run_digest(self.spec(run))}
-        earlier = any(row and row["finished"][:10] < today for row in had.values())
-        if earlier and len(current) < len(had):  # something is to be measured, and something was on another day
-            there |= {folder / today / run / "record.json" for run in runs if run in current}
+        earlier = [run for run in self.runs if run in current and had[run]["finished"][:10] < today]  # type: ignore[index]
+        if earlier and len(current) < len(had):
+            first = [run for run in earlier if self.cell(run) == self.cell(earlier[0])]
+            there |= {folder / today / run / "record.json" for run in first[:wanted]}
         return sorted(map(str, there))
 
     def anchor_job(self, day: str, run: str) -> str:
         """An anchor's job: what was measured stays, whatever became of the code since."""
-        path = Path(self.folder, "anchors", day, run, "record.json")
-        code = record.read(path)["code_digest"] if path.exists() else digest.run_digest(self.spec(run))
+        path, code = Path(self.folder, "anchors", day, run, "record.json"), digest.run_digest(self.spec(run))
+        with contextlib.suppress(UserError, KeyError):
+            code = record.read_json(path, "run record")["code_digest"]
         return self._job(run, code)
 
     def _record(self, run: str) -> dict[str, Any] | None:
@@ -269,6 +273,10 @@ class Sweep:
         """Minutes to ask a batch system for: the run's time limit and its start and scoring."""
         spec = self.spec(run)
         return math.ceil((spec.timeout_s + spec.cooldown_s) / 60) + 10
+
+    def slurm_extra(self) -> str:
+        """For Slurm: a run that must be alone has a node of its own, rather than wait there while its time runs."""
+        return "--exclusive" if self.config.measure.exclusive == "node" else ""
 
     def failures(self) -> list[str]:
         """A line per run that was started and has no record, with the log that says why."""

@@ -33,6 +33,7 @@ rule train:
     resources:
         gpu=lambda wildcards: sweep.gpus(wildcards.run),
         runtime=lambda wildcards: sweep.runtime_min(wildcards.run),
+        slurm_extra=sweep.slurm_extra(),
     params:
         job=lambda wildcards: sweep.job(wildcards.run),
         folder=output_folder,

@@ -21,12 +21,12 @@ def main() -> None:
     parser.add_argument("--gpus", required=True, type=int, help="as many as Snakemake grants")
     args = parser.parse_args()
     job, grid, runs = json.loads(args.job), read_json(args.grid, "grid"), args.folder.parent
-    spec, exclusive = from_mapping(job["spec"]), grid["config"]["measure"]["exclusive"]
-    check_granted(spec, exclusive, args.gpus)
+    spec, measure = from_mapping(job["spec"]), grid["config"]["measure"]
+    check_granted(spec, measure["exclusive"], args.gpus)
     print(start_line(run_id(spec), grid, runs), file=sys.stderr, flush=True)
     paths = {"model_folder": args.model_folder, "tokens": args.tokens, "folder": args.folder, "log": args.log}
     try:
-        record = launch(spec, job["code"], exclusive=exclusive, **paths)
+        record = launch(spec, job["code"], exclusive=measure["exclusive"], gpus=measure["gpus"], **paths)
     except RunFailed as failure:
         sys.exit(f"{run_id(spec)}: {failure}; its output: {args.log}")
     print(end_line(record, grid, runs), file=sys.stderr, flush=True)

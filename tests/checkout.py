@@ -34,7 +34,7 @@ class Checkout:
     def __init__(self, folder: Path, environ: dict[str, str] | None = None) -> None:
         self.folder = folder
         self.environ = environment() | (environ or {})
-        for variable in ("TMPDIR", "XDG_CACHE_HOME"):  # locks and ticks of its own: tests must not meet
+        for variable in ("JOULESWEEP_LOCKS", "XDG_CACHE_HOME"):  # locks and ticks of its own: tests must not meet
             place = folder.with_name(f"{folder.name}-{variable.lower()}")
             place.mkdir(parents=True)
             self.environ[variable] = str(place)

@@ -12,6 +12,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="also the tests that take minutes each")
 
 
+@pytest.fixture(autouse=True)
+def own_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test waits for another one, or for a real sweep of this machine."""
+    monkeypatch.setenv("JOULESWEEP_LOCKS", str(tmp_path / "locks"))
+
+
 @pytest.fixture
 def shared_data() -> Path:
     """Real data files beside the checkout; absent for most people."""

@@ -122,9 +122,7 @@ def ok_record(run: str, a_spec: spec.RunSpec) -> dict[str, Any]:
             "validation_loss": loss + (1.2 if epoch == 0 else 0.3 / epoch - 0.1),
             "perplexity": 30.0,
             "masked_accuracy": 0.3 + 0.05 * epoch,
-            "energy_j": None,
-            "energy_status": "unavailable",
-            "energy_reason": "no device of the run was measured" if epoch else "nothing trained yet",
+            "energy": [],
         }
         for epoch in range(4)
     ]
@@ -242,13 +240,19 @@ def on_gpus(row: dict[str, Any], watts: float = 350.0, idle_w: float = 90.0, **c
         ),
     }
     epochs = [
-        epoch
-        if not epoch["epoch"] or not joules
-        else {**epoch, "energy_j": joules * epoch["epoch"] / 3, "energy_status": "integrated", "energy_reason": None}
+        {**epoch, "energy": [epoch_row(index, epoch["epoch"], joules / len(devices)) for index in devices]}
         for epoch in row["epochs"]
     ]
     environment_ = environment(gpus=[board(index) for index in devices], driver="570.86")
     return {**row, "environment": environment_, "measurement": measurement, "epochs": epochs}
+
+
+def epoch_row(index: int, epoch: int, joules: float) -> dict[str, Any]:
+    """A board's joules up to the end of an epoch of three."""
+    if not epoch or not joules:
+        reason = "no joules" if epoch else "nothing trained yet"
+        return {"device": f"gpu:{index}", "energy_j": None, "status": "unavailable", "reason": reason}
+    return {"device": f"gpu:{index}", "energy_j": joules * epoch / 3, "status": "integrated", "reason": None}
 
 
 def board_state(index: int, **changes: Any) -> dict[str, Any]:

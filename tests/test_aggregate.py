@@ -152,6 +152,29 @@ def test_epochs_have_cumulative_joules_where_the_run_has(tmp_path):
     assert trained["energy_scope"].unique().to_list() == ["gpu"]
 
 
+def test_nothing_is_estimated_of_the_untrained_model(sweep):
+    epochs = aggregate(*sweep).epochs
+    untrained, trained = epochs.filter(epoch=0), epochs.filter(pl.col("epoch") > 0)
+    for column in tables.ESTIMATED:
+        assert untrained[column].count() == 0 and trained[column].min() > 0
+
+
+@pytest.mark.parametrize("exclusive", ["gpu", "none"])
+def test_a_cpu_run_with_neighbours_has_no_joules_and_says_why(tmp_path, exclusive):
+    def change(row):
+        row = synthetic.measured(row)
+        read = {"device": "cpu:0", "energy_j": 5.0, "status": "integrated", "reason": None}
+        epochs = [{**epoch, "energy": [read]} for epoch in row["epochs"]]
+        conditions = synthetic.conditions(exclusive=exclusive)
+        return {**row, "epochs": epochs, "measurement": {**row["measurement"], "conditions": conditions}}
+
+    found = make(tmp_path, change)
+    assert found.runs["energy_j"].count() == found.runs["energy_scope"].count() == found.cells["energy_j_mean"].count()
+    assert found.runs["energy_j"].count() == 0 == found.epochs["energy_j"].count()
+    assert found.runs["energy_reason"].str.starts_with(f"measure.exclusive is {exclusive}: ").all()
+    assert found.epochs["energy_reason"].unique().to_list() == ["the run has no joules"]
+
+
 def test_emissions_and_cost_are_of_joules_that_were_read(tmp_path):
     carbon = {"g_per_kwh": 360.0, "source": "my contract, 2025"}
     energy = {"estimate": True, "carbon": carbon, "price_per_kwh": 0.36, "currency": "EUR", "pue": 2.0}
@@ -263,7 +286,8 @@ def test_types_do_not_depend_on_the_data(tmp_path, sweep):
         (lambda text: text.replace('"flags": []', '"flags": [{"flag": "throttled"}]'), "corrupt"),
         (lambda text: text.replace('"flags": []', '"flags": null'), "corrupt"),
         (lambda text: text.replace('"kind": "cpu"', '"sort": "cpu"'), "corrupt"),
-        (lambda text: text.replace('"energy_status"', '"was_status"'), "corrupt"),
+        (lambda text: text.replace('"energy": []', '"was": []'), "corrupt"),
+        (lambda text: text.replace('"energy": []', '"energy": [{"device": "cpu:0"}, 3]'), "corrupt"),
         (lambda text: text.replace('"window_s": ', '"window_s": "fast", "was": '), "corrupt"),
     ],
 )

@@ -10,7 +10,6 @@ import synthetic
 
 from joulesweep import record, tables
 from joulesweep.aggregate import aggregate
-from joulesweep.errors import UserError
 
 
 @pytest.fixture
@@ -102,12 +101,27 @@ def test_runs_of_another_grid_are_ignored(sweep, tmp_path):
     assert drift(sweep, tmp_path).is_empty()
 
 
-def test_a_corrupt_anchor_is_refused_by_name(sweep, tmp_path):
-    (path,) = synthetic.write_anchors(sweep, tmp_path, "2026-02-03", 1, 1.0)
-    path.write_text("{")
-    with pytest.raises(UserError, match="corrupt") as caught:
-        drift(sweep, tmp_path)
-    assert str(path) in str(caught.value)
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: "{",
+        lambda text: text.replace('"version": 2', '"version": 1'),
+        lambda text: text.replace('"exclusive"', '"inclusive"'),
+        lambda text: text.replace('"window_s": ', '"window_s": "fast", "was": '),
+    ],
+)
+def test_an_anchor_that_cannot_be_read_stops_nothing(sweep, tmp_path, damage):
+    bad, _ = synthetic.write_anchors(sweep, tmp_path, "2026-02-03", 2, 1.0)
+    assert damage(bad.read_text()) != bad.read_text()
+    bad.write_text(damage(bad.read_text()))
+    rows = {row["run"]: row for row in drift(sweep, tmp_path).to_dicts()}
+    row = rows.pop(bad.parent.name)
+    (good,) = rows.values()
+    assert (row["status"], row["day"], good["status"]) == ("unreadable", "2026-02-03", "ok")
+    assert good["window_ratio"] == pytest.approx(1.0)
+    told = ("day", "run", "name", "panel", "status", "window_s", "energy_j")
+    assert all(row[key] is not None for key in told)
+    assert {value for key, value in row.items() if key not in told} == {None}
 
 
 def test_the_script_takes_their_folder(sweep, tmp_path):

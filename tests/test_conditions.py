@@ -96,7 +96,7 @@ def test_a_quiet_run_has_no_flag():
     ],
 )
 def test_a_window_too_short_for_a_headline_says_what_would_be_long_enough(device, tick_s, total_s, needed):
-    said = f"{device}: window of {total_s:.3g} s; {needed} s or more make a headline"
+    said = f"{device}: window of {total_s:.3g} s; a headline needs measure.min_seconds of {needed}"
     assert flags(row(device, tick_s=tick_s), total_s=total_s) == ([("short_window", said)] if needed else [])
 
 

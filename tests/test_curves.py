@@ -20,8 +20,9 @@ def gpu(tmp_path_factory):
 def test_the_loss_falls_with_seconds_and_with_joules_that_were_read(gpu):
     chart = curves.loss(gpu)
     assert {row["epoch"] for row in drawn(chart, 0)} == {0, 1, 2, 3}
-    assert {row["epoch"] for row in drawn(chart, 1)} == {1, 2, 3}  # nothing is known of the untrained model
-    assert min(row["cost"] for row in drawn(chart, 1)) > 0
+    assert {row["epoch"] for row in drawn(chart, 1)} == {0, 1, 2, 3}
+    for part in (0, 1):  # the window begins with the untrained model
+        assert all((row["cost"] == row["mean_cost"] == 0) == (row["epoch"] == 0) for row in drawn(chart, part))
     assert "Energy (J), integrated from counter readings, scope gpu" in text_of(chart)
     assert "stimated" not in text_of(curves.loss(gpu))
 
@@ -29,7 +30,7 @@ def test_the_loss_falls_with_seconds_and_with_joules_that_were_read(gpu):
 def test_epochs_that_a_repeat_has_no_joules_of_are_not_drawn(gpu):
     lost = pl.when(epoch=1, repeat=1).then(None).otherwise(pl.col("energy_j"))
     found, _ = curves.with_joules(gpu.epochs.with_columns(energy_j=lost))
-    assert set(found["epoch"]) == {2, 3}
+    assert set(found["epoch"]) == {0, 2, 3}
 
 
 def test_joules_of_different_scopes_are_not_drawn_together(gpu):
@@ -40,7 +41,21 @@ def test_joules_of_different_scopes_are_not_drawn_together(gpu):
 
 def test_a_measured_run_without_joules_by_epoch_says_why(tmp_path):
     text = text_of(curves.loss(build(tmp_path, synthetic.measured)))
-    assert "Not against joules: no device of the run was measured." in text and '"energy_j"' not in text
+    assert "Not against joules: not every device was read after each epoch." in text
+    assert "Energy (J)" not in text and "stimated" not in text
+
+
+def test_a_cell_without_joules_by_epoch_has_no_begin_either(gpu):
+    cell = gpu.epochs["cell"][0]
+    lost = pl.when(cell=cell).then(None).otherwise(pl.col("energy_j"))
+    found, _ = curves.with_joules(gpu.epochs.with_columns(energy_j=lost))
+    assert cell not in set(found["cell"]) and set(found["epoch"]) == {0, 1, 2, 3}
+
+
+def test_estimated_joules_begin_with_the_untrained_model(tmp_path):
+    rows = drawn(curves.loss(build(tmp_path)), 1)
+    assert {row["epoch"] for row in rows} == {0, 1, 2, 3}
+    assert all((row["cost"] == 0) == (row["epoch"] == 0) for row in rows)
 
 
 def test_power_of_the_first_repeat_with_its_window(gpu):

@@ -18,7 +18,7 @@ from joulesweep import cli, devices, doctor, lease, sensors
 @pytest.fixture(autouse=True)
 def own_folders(monkeypatch, tmp_path):
     """Locks and ticks of this test alone."""
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("JOULESWEEP_LOCKS", str(tmp_path / "locks"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 

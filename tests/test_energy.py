@@ -8,7 +8,7 @@ import sys
 import pytest
 from synthetic import energy_row
 
-from joulesweep.energy import headline, scoped
+from joulesweep.energy import by_epoch, headline, scoped
 
 
 def lacking(device, status, reason="because"):
@@ -36,7 +36,6 @@ CPU, DRAM = energy_row("cpu:0", 3.0), energy_row("dram:0", 0.5)
         ("cpu", [CPU, DRAM, energy_row("cpu:1", 4.0)], 7.5, "cpu+dram", "measured"),
         ("cpu", [CPU, GPUS[0]], 103.0, "gpu+cpu", "measured"),  # boards that the config lists
         ("cpu", [CPU, lacking("gpu:0", "unavailable")], 3.0, "cpu", "measured"),
-        ("cpu", [energy_row("soc:0", 9.0)], 9.0, "soc", "measured"),
     ],
 )
 def test_the_sum_and_its_scope(accelerator, rows, joules, scope, status):
@@ -78,10 +77,51 @@ def test_no_sum_and_why(accelerator, rows, status, reason):
 
 
 @pytest.mark.parametrize("exclusive", ["gpu", "none"])
-def test_cpu_and_memory_of_a_gpu_run_with_neighbours_are_left_out(exclusive):
+def test_cpu_and_memory_of_a_run_with_neighbours_are_in_no_total(exclusive):
     rows = [*GPUS, CPU, DRAM]
-    assert headline(rows, "cuda", exclusive)["energy_scope"] == "gpu"
-    assert headline(rows, "cpu", exclusive)["energy_scope"] == "gpu+cpu+dram"  # there it is what computed
+    found = headline(rows, "cuda", exclusive)
+    assert (found["energy_j"], found["energy_scope"]) == (pytest.approx(120.0), "gpu")
+    for meters in ([CPU], rows):
+        found = headline(meters, "cpu", exclusive)
+        assert "energy_j" not in found and "energy_scope" not in found and scoped(meters, "cpu", exclusive) == []
+        assert found["energy_status"] == "unavailable"
+        assert found["energy_reason"].startswith(f"measure.exclusive is {exclusive}: joules of the CPU may be those of")
+    assert headline(rows, "cpu", "node")["energy_j"] == pytest.approx(123.5)
+
+
+@pytest.mark.parametrize("exclusive", ["gpu", "none"])
+def test_a_cpu_that_was_not_read_says_so_first(exclusive):
+    found = headline([lacking("cpu:0", "unavailable", "no RAPL")], "cpu", exclusive)
+    assert found["energy_reason"] == "cpu:0: no RAPL"
+
+
+def by_device(**joules):
+    """An epoch of a record, with joules by device ("gpu0"); those without are below resolution."""
+    lacks = {"status": "below_resolution", "reason": "too short"}
+    has = {"status": "integrated", "reason": None}
+    rows = [
+        {"device": f"{name[:-1]}:{name[-1]}", "energy_j": energy_j, **(lacks if energy_j is None else has)}
+        for name, energy_j in joules.items()
+    ]
+    return {"epoch": 1, "energy": rows}
+
+
+@pytest.mark.parametrize(
+    ("epoch", "devices", "joules", "status", "reason"),
+    [
+        (by_device(gpu0=5.0, gpu1=2.0, cpu0=9.0), ["gpu:0", "gpu:1"], 7.0, "integrated", None),
+        (by_device(gpu0=5.0, cpu0=9.0), ["gpu:0", "cpu:0"], 14.0, "integrated", None),
+        (by_device(gpu0=5.0, gpu1=None), ["gpu:0", "gpu:1"], None, "below_resolution", "too short"),
+        (by_device(gpu0=5.0, cpu0=None), ["gpu:0"], 5.0, "integrated", None),
+        (by_device(gpu0=None, gpu1=None), ["gpu:0", "gpu:1"], None, "below_resolution", "too short"),
+        (by_device(gpu0=5.0), [], None, "unavailable", "the run has no joules"),
+        (by_device(gpu0=5.0), ["gpu:0", "gpu:1"], None, "unavailable", "not every device was read after each epoch"),
+        (by_device(), ["cpu:0"], None, "unavailable", "not every device was read after each epoch"),
+    ],
+)
+def test_the_joules_of_an_epoch_are_those_of_the_headlines_devices(epoch, devices, joules, status, reason):
+    found = by_epoch(epoch, devices)
+    assert found == {"energy_j": joules, "energy_status": status, "energy_reason": reason}
 
 
 def test_what_one_device_lacks_the_sum_lacks():

@@ -7,7 +7,7 @@ import pytest
 from joulesweep import footprint as module
 from joulesweep.config import Energy
 from joulesweep.errors import UserError
-from joulesweep.footprint import INTENSITY_FILE, check, described, footprint, intensities
+from joulesweep.footprint import INTENSITY_FILE, described, footprint, intensities
 
 OWN = {"g_per_kwh": 100.0, "source": "our supplier, 2025"}
 
@@ -62,17 +62,11 @@ def test_own_number_is_described_with_its_source_and_the_price_with_its_currency
 
 
 def test_unknown_country_is_one_line_with_the_nearest_name():
-    for ask in (footprint, check):
-        with pytest.raises(UserError) as caught:
-            ask(energy(carbon={"country": "GER"}))
-        line = str(caught.value)
-        assert line.startswith("energy.carbon.country: unknown country 'GER'; allowed: ABW, ") and "\n" not in line
-        assert "(did you mean 'PER'?); DEU is Germany; or give g_per_kwh with its source" in line
-
-
-@pytest.mark.parametrize("given", [{}, {"carbon": {"country": "FRA"}}, {"carbon": OWN}])
-def test_check_passes_what_is_known(given):
-    assert check(energy(**given)) is None
+    with pytest.raises(UserError) as caught:
+        footprint(energy(carbon={"country": "GER"}))
+    line = str(caught.value)
+    assert line.startswith("energy.carbon.country: unknown country 'GER'; allowed: ABW, ") and "\n" not in line
+    assert "(did you mean 'PER'?); DEU is Germany; or give g_per_kwh with its source" in line
 
 
 def test_table_is_sane():

@@ -114,9 +114,7 @@ def test_a_run_leaves_its_record_last_and_nothing_else(start, assets, tmp_path):
     steps = lines(folder / "steps.jsonl")
     assert [row["step"] for row in steps] == [1, 2, 3, 4, 5, 6]
     assert lines(folder / "epochs.jsonl") == found["epochs"]
-    assert [tuple(row) for row in found["epochs"]] == [
-        (*measurement.EPOCH, "energy_j", "energy_status", "energy_reason")
-    ] * 3
+    assert [tuple(row) for row in found["epochs"]] == [(*measurement.EPOCH, "energy")] * 3
     assert found["quality"] == {name: found["quality"][name] for name in measurement.QUALITY}
     assert found["quality"]["validation_loss"] == found["epochs"][-1]["validation_loss"]
     assert found["started"] <= found["finished"]
@@ -159,14 +157,14 @@ def started(assets, tmp_path):
     options = [part for name, path in paths.items() for part in (f"--{name}", str(path))]
     parent = subprocess.Popen(
         [sys.executable, "-m", "scripts.train", "--job", job, "--gpus", "0", *options],
-        cwd=tiny_run.REPOSITORY, stderr=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(tmp_path)},
+        cwd=tiny_run.REPOSITORY, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
         wait_for(
             lambda: (paths["log"].exists() and "/10000000" in paths["log"].read_text()) or parent.poll() is not None
         )
         wait_for(lambda: len(ranks(folder)) == 2)
-        assert held(tmp_path / "joulesweep-locks") == ["node", "running"]  # the config says nothing: node on the CPU
+        assert held(tmp_path / "locks") == ["node", "running"]  # the config says nothing: node on the CPU
         yield parent, folder
     finally:
         parent.kill()
@@ -482,7 +480,7 @@ def test_whom_a_run_keeps_out_comes_from_its_grid(monkeypatch, tmp_path, exclusi
     ("exclusive", "changes", "locked"),
     [
         ("none", {}, []),
-        ("none", {"gpus": [1]}, []),
+        ("none", {"gpus": [1]}, ["GPU-1"]),
         ("node", {}, ["node"]),
         ("gpu", {"gpus": [1, 0]}, ["GPU-1", "node"]),
         ("node", {"gpus": [1, 0]}, ["GPU-0", "GPU-1", "node"]),
@@ -506,11 +504,10 @@ def test_what_a_run_holds_is_let_go_also_when_it_fails(
     with pytest.raises(RunFailed):
         start(exclusive, **changes)
     ((during, given),) = seen
-    assert during == sorted([*locked, "running"] if locked else [])
+    assert during == sorted([*locked, "running"])
     assert held(places) == []
     assert len(list(Path("/proc/self/fd").iterdir())) == open_before
-    if exclusive != "none":
-        assert sorted(one["uuid"] for one in given) == [name for name in locked if name != "node"]
+    assert sorted(one["uuid"] for one in given) == [name for name in locked if name != "node"]
 
 
 @pytest.mark.parametrize(("changes", "visible"), [({}, ""), ({"gpus": [2, 0]}, "2"), ({"gpus": ["GPU-1"]}, "1")])

@@ -31,12 +31,9 @@ TWO = [board(0), board(1)]
 @pytest.fixture(autouse=True)
 def locks(tmp_path, monkeypatch):
     """Lock files of this test alone, and no pause between attempts."""
-    folder = tmp_path / "tmp"
-    folder.mkdir()
-    monkeypatch.setenv("TMPDIR", str(folder))
-    monkeypatch.setattr(tempfile, "tempdir", None)  # read TMPDIR again
+    monkeypatch.setenv("JOULESWEEP_LOCKS", str(tmp_path / "locks"))
     monkeypatch.setattr(lease, "POLL_S", 0.001)
-    return folder / "joulesweep-locks"
+    return tmp_path / "locks"
 
 
 class GaveUp(Exception):  # noqa: N818
@@ -258,10 +255,11 @@ def test_a_run_alone_on_the_node_waits_for_others_and_keeps_them_out(capfd):
     assert not refused([board(0)])
 
 
-def test_a_run_that_asks_for_nothing_locks_nothing(locks):
-    with leased(exclusive="node"), leased(needed=2, exclusive="none") as held:
-        assert (indices(held), held.descriptors, held.shared_host()) == ([0, 1], [], False)
-    with leased(exclusive="none"):
+def test_a_run_that_need_not_be_alone_waits_for_boards_and_for_nothing_else():
+    with leased(needed=0, exclusive="node"), leased(exclusive="none") as held, leased(exclusive="none") as other:
+        assert (indices(held), indices(other), other.shared_host()) == ([0], [1], True)
+        assert refused(exclusive="none")
+    with leased(needed=0, exclusive="none"):
         assert not refused(needed=2, exclusive="node")
 
 
@@ -331,9 +329,8 @@ def everyones(monkeypatch):
         pytest.skip("becoming another user takes root")
     folder = Path(tempfile.mkdtemp(dir="/tmp"))
     folder.chmod(0o1777)
-    monkeypatch.setenv("TMPDIR", str(folder))
-    monkeypatch.setattr(tempfile, "tempdir", None)
-    yield folder / "joulesweep-locks"
+    monkeypatch.setenv("JOULESWEEP_LOCKS", str(folder / "locks"))
+    yield folder / "locks"
     shutil.rmtree(folder)
 
 
@@ -358,8 +355,9 @@ def test_an_existing_lock_file_is_opened_without_creating_it(monkeypatch):
     """The kernel refuses O_CREAT for another user's file in a sticky folder (fs.protected_regular), even to root."""
     os.close(lease.open_lock("GPU-0"))
     flags = []
-    monkeypatch.setattr(lease.os, "open", lambda path, flag, *mode: flags.append(flag) or 99)
-    assert lease.open_lock("GPU-0") == 99
+    really = os.open
+    monkeypatch.setattr(lease.os, "open", lambda path, flag, *mode: (flags.append(flag), really(path, flag, *mode))[1])
+    os.close(lease.open_lock("GPU-0"))
     assert flags == [os.O_RDWR]
 
 

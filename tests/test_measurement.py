@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import copy
 import json
+from pathlib import Path
 
 import pytest
 
 from joulesweep.devices import Board
 from joulesweep.measurement import EPOCH, INTEGRATED, MIN_TICKS, QUALITY, combine, judge
 from joulesweep.meter import MIG, NO_COUNTER, row
+from joulesweep.sensors import Zone
 from joulesweep.trace import Series, Trace
 
 ROW = {
     "device", "kind", "uuid", "energy_j", "total_energy_j", "status", "method", "reason", "tick_s", "idle_w",
     "net_energy_j", "mean_power_w", "power_ratio",
 }  # fmt: skip
+EPOCH_ROW = {"device", "energy_j", "status", "reason"}
+RANGE_J = 262143.32885
 SPAN = {"begin_s": 100.0, "end_s": 120.0, "idle_begin_s": 90.0, "idle_end_s": 95.0, "meter_s": 0.01}
 
 
@@ -107,7 +111,8 @@ def board(index=0, **changes):
 def trace(**watts):
     """Readings each half second from 85 to 125: watts of the idle part and of the window (from 100 to 120).
 
-    A device gets (idle watts, watts, "counter", "power") with what it says; gpu_0 stands for gpu:0.
+    A device gets (idle watts, watts, "counter", "power") with what it says; gpu_0 stands for gpu:0. What is no board is
+    a RAPL zone.
     """
     made = Trace([], [])
     made.times_s = [85 + i / 2 for i in range(81)]
@@ -121,16 +126,17 @@ def trace(**watts):
         series = Series(
             energy_j=counter if "counter" in says else [None] * 81, power_w=powers if "power" in says else [None] * 81
         )
-        made.series[name.replace("_", ":")] = series
+        device = name.replace("_", ":")
+        made.series[device] = series
+        if not device.startswith("gpu"):
+            made.zones[device] = Zone(device=device, path=Path(), range_j=RANGE_J)
     return made
 
 
 BOTH = ("counter", "power")
 
 
-def judged(
-    energy, readings=None, boards=(), ticks=None, computed=("cuda", "node"), elapsed_s=(0.0, 5.0, 20.0), **changes
-):
+def judged(energy, readings=None, boards=(), ticks=None, elapsed_s=(0.0, 5.0, 20.0), **changes):
     """An outcome with 2 passes in a window of 20 s, judged."""
     outcome = {
         "measurement": {"window_s": 10.0, "num_passes": 2, "total_window_s": 20.0, "energy": copy.deepcopy(energy)},
@@ -138,15 +144,19 @@ def judged(
         "epochs": [{"epoch": i, "elapsed_s": s} for i, s in enumerate(elapsed_s)],
     }
     outcome["measurement"] |= changes
-    judge(outcome, readings or Trace([], []), boards, ticks or {}, computed)
+    judge(outcome, readings or Trace([], []), boards, ticks or {})
     for found in outcome["measurement"]["energy"]:
         assert set(found) == ROW
         assert (found["energy_j"] is None) == (found["reason"] is not None) == (found["total_energy_j"] is None)
         assert (found["energy_j"] is not None) == (found["status"] in ("measured", "integrated"))
         assert found["energy_j"] != 0
     for epoch in outcome["epochs"]:
-        assert (epoch["energy_j"] is None) == (epoch["energy_reason"] is not None)
-        assert (epoch["energy_j"] is not None) == (epoch["energy_status"] == "integrated")
+        read = [found["device"] for found in outcome["measurement"]["energy"] if found["energy_j"] is not None]
+        assert [found["device"] for found in epoch["energy"]] == read
+        for found in epoch["energy"]:
+            assert set(found) == EPOCH_ROW
+            assert (found["energy_j"] is None) == (found["reason"] is not None)
+            assert (found["energy_j"] is not None) == (found["status"] == "integrated")
     json.dumps(outcome, allow_nan=False)
     return outcome
 
@@ -212,14 +222,75 @@ def test_a_board_without_counter_has_its_power_integrated():
     assert found["energy_j"] == pytest.approx(3000.0)
     assert found["net_energy_j"] == pytest.approx(3000.0 - 90.0 * 10.0)
     assert found["power_ratio"] is None  # watts against themselves are no check
-    assert [epoch["energy_j"] for epoch in outcome["epochs"]] == [None, pytest.approx(1500.0), pytest.approx(6000.0)]
+    assert [j for j, _, _ in joules(outcome)] == [None, pytest.approx(1500.0), pytest.approx(6000.0)]
 
 
-def test_a_board_without_counter_whose_power_was_not_read_is_unavailable():
+@pytest.mark.parametrize("watts", [(90.0, 300.0), (0.0, 0.0, "power")])
+def test_a_board_without_counter_whose_power_was_not_read_is_unavailable(watts):
+    """A board that says 0 W does not know its power."""
     energy = [row("gpu:0", "gpu", "GPU-0", reason=NO_COUNTER)]
-    (found,) = judged(energy, trace(gpu_0=(90.0, 300.0)), [board(has_counter=False)])["measurement"]["energy"]
+    (found,) = judged(energy, trace(gpu_0=watts), [board(has_counter=False)])["measurement"]["energy"]
     assert found["status"] == "unavailable"
     assert found["reason"] == f"{NO_COUNTER}, and its power could not be read"
+
+
+def test_a_board_without_counter_of_which_many_power_readings_failed_is_unavailable():
+    energy = [row("gpu:0", "gpu", "GPU-0", reason=NO_COUNTER)]
+    readings = trace(gpu_0=(90.0, 300.0, "power"))
+    readings.series["gpu:0"].power_w[40] = None  # one of 41 in the window
+    (found,) = judged(energy, readings, [board(has_counter=False)])["measurement"]["energy"]
+    assert (found["status"], found["mean_power_w"]) == ("unavailable", None)
+    assert found["idle_w"] == pytest.approx(90.0)
+
+
+CPU = (10.0, 25.0, "counter")  # 500 J in the window
+
+
+def judged_cpu(total_j, readings=None):
+    """The row of a CPU whose joules are Zeus's."""
+    energy = [row("cpu:0", "cpu", None, total_j, "Zeus: RAPL counter")]
+    (found,) = judged(energy, readings or trace(cpu_0=CPU), ticks={"cpu:0": 0.001})["measurement"]["energy"]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("ranges", "told"),
+    [
+        (0, ""),
+        (-1, ", +1 range of 262143 J that it missed"),
+        (-2, ", +2 range of 262143 J that it missed"),
+        (1, ", -1 range of 262143 J that it missed"),
+    ],
+)
+def test_ranges_of_rapl_that_zeus_missed_are_added_and_told(ranges, told):
+    found = judged_cpu(510.0 + ranges * RANGE_J)
+    assert (found["status"], found["method"]) == ("measured", f"Zeus: RAPL counter{told}")
+    assert (found["total_energy_j"], found["energy_j"]) == (pytest.approx(510.0), pytest.approx(255.0)), "Zeus's own"
+    assert found["net_energy_j"] == pytest.approx(255.0 - 10.0 * 10.0)
+    assert found["power_ratio"] == pytest.approx(500.0 / 510.0)
+
+
+@pytest.mark.parametrize("total_j", [450.0, 499.0, 600.0, 500.0 + RANGE_J / 3])
+def test_where_no_range_was_missed_the_joules_of_the_cpu_stay_zeuss(total_j):
+    """The trace's own counter is a cross-check, as a board's power is."""
+    found = judged_cpu(total_j)
+    assert (found["total_energy_j"], found["method"]) == (total_j, "Zeus: RAPL counter")
+    assert (found["mean_power_w"], found["idle_w"]) == (pytest.approx(25.0), pytest.approx(10.0))
+    assert found["power_ratio"] == pytest.approx(500.0 / total_j)
+
+
+def test_without_a_trace_of_its_counter_a_cpu_that_wrapped_has_no_joules():
+    found = judged_cpu(500.0 - RANGE_J, trace(cpu_0=(10.0, 25.0)))
+    assert (found["status"], found["energy_j"]) == ("below_resolution", None)
+    found = judged_cpu(500.0, trace(cpu_0=(10.0, 25.0)))
+    assert (found["total_energy_j"], found["mean_power_w"], found["power_ratio"]) == (500.0, None, None)
+
+
+def test_a_boards_counter_is_given_no_range():
+    readings = trace(gpu_0=(90.0, 300.0, *BOTH), cpu_0=CPU)
+    energy = [row("gpu:0", "gpu", "GPU-0", 6000.0 + RANGE_J, "Zeus")]
+    (found,) = judged(energy, readings, [board()])["measurement"]["energy"]
+    assert (found["total_energy_j"], found["method"]) == (6000.0 + RANGE_J, "Zeus")
 
 
 @pytest.mark.parametrize(
@@ -232,12 +303,13 @@ def test_a_board_without_counter_whose_power_was_not_read_is_unavailable():
     ],
 )
 def test_what_could_not_be_measured_stays_so(device, boards, reason):
-    """A slice's board has watts, a board whose meter failed has a counter: neither becomes the run's joules."""
-    outcome = judged([row(device, device[:3], None, reason=reason)], trace(gpu_0=(90.0, 300.0, *BOTH)), boards)
+    """A slice's board has watts, a meter that failed has a counter: neither becomes the run's joules."""
+    readings = trace(gpu_0=(90.0, 300.0, *BOTH), cpu_0=CPU)
+    outcome = judged([row(device, device[:3], None, reason=reason)], readings, boards)
     (found,) = outcome["measurement"]["energy"]
     assert (found["status"], found["reason"], found["energy_j"]) == ("unavailable", reason, None)
     assert found["net_energy_j"] is found["power_ratio"] is None
-    assert [epoch["energy_status"] for epoch in outcome["epochs"]] == ["unavailable"] * 3
+    assert [epoch["energy"] for epoch in outcome["epochs"]] == [[]] * 3
 
 
 @pytest.mark.parametrize(
@@ -267,8 +339,10 @@ def test_without_an_idle_baseline_there_are_no_net_joules(monkeypatch):
     assert (found["idle_w"], found["net_energy_j"], found["energy_j"]) == (None, None, 3000.0)
 
 
-def joules(outcome):
-    return [(epoch["energy_j"], epoch["energy_status"], epoch["energy_reason"]) for epoch in outcome["epochs"]]
+def joules(outcome, device="gpu:0"):
+    """A device's (joules, status, reason) at each epoch."""
+    rows = [found for epoch in outcome["epochs"] for found in epoch["energy"] if found["device"] == device]
+    return [(found["energy_j"], found["status"], found["reason"]) for found in rows]
 
 
 def test_joules_of_an_epoch_count_from_the_windows_begin():
@@ -277,18 +351,25 @@ def test_joules_of_an_epoch_count_from_the_windows_begin():
     outcome = judged(energy, readings, [board(0), board(1)], {"gpu:0": 0.1, "gpu:1": 0.2}, elapsed_s=(0.0, 5.0, 10.2))
     assert joules(outcome) == [
         (None, "unavailable", "nothing trained yet"),
-        (pytest.approx(2500.0), "integrated", None),
-        (pytest.approx(5100.0), "integrated", None),
+        (pytest.approx(1500.0), "integrated", None),
+        (pytest.approx(3060.0), "integrated", None),
+    ]
+    assert joules(outcome, "gpu:1") == [
+        (None, "unavailable", "nothing trained yet"),
+        (pytest.approx(1000.0), "integrated", None),
+        (pytest.approx(2040.0), "integrated", None),
     ]
 
 
-def test_an_epoch_shorter_than_ten_ticks_of_the_slowest_counter_has_no_joules():
+def test_an_epoch_shorter_than_ten_ticks_of_a_counter_has_no_joules_by_it():
     readings = trace(gpu_0=(90.0, 300.0, *BOTH), gpu_1=(90.0, 200.0, *BOTH))
     energy = [row("gpu:0", "gpu", "GPU-0", 6000.0), row("gpu:1", "gpu", "GPU-1", 4000.0)]
     ticks = {"gpu:0": 0.1, "gpu:1": 0.6}
     outcome = judged(energy, readings, [board(0), board(1)], ticks, elapsed_s=(0.0, MIN_TICKS * 0.6 - 0.1, 6.1))
-    assert joules(outcome)[1] == (None, "below_resolution", "shorter than 10 updates of the counter (0.6 s each)")
-    assert joules(outcome)[2] == (pytest.approx(3050.0), "integrated", None)
+    slow = joules(outcome, "gpu:1")
+    assert slow[1] == (None, "below_resolution", "shorter than 10 updates of the counter (0.6 s each)")
+    assert slow[2] == (pytest.approx(1220.0), "integrated", None)
+    assert [j for j, _, _ in joules(outcome)[1:]] == pytest.approx([1770.0, 1830.0])
 
 
 def test_an_epoch_in_which_a_counter_of_unknown_tick_stood_still_has_no_joules():
@@ -308,31 +389,36 @@ def test_an_epoch_after_the_last_reading_has_no_joules():
     assert joules(outcome)[2] == (None, "unavailable", "the trace has no reading on both sides")
 
 
-def test_epochs_have_the_joules_of_the_headline():
-    """Of all that computed and was measured alike, or of nothing: a part would look like the whole."""
+def test_epochs_have_a_row_of_each_device_that_was_read():
+    """Which of them make a run's headline is for the analysis to say."""
     readings = trace(gpu_0=(90.0, 300.0, *BOTH), gpu_1=(90.0, 200.0, *BOTH), cpu_0=(20.0, 50.0, "counter"))
-    boards = [board(0), board(1)]
-    two = [row("gpu:0", "gpu", "GPU-0", 6000.0), row("gpu:1", "gpu", "GPU-1", 4000.0)]
-    cpu = [row("cpu:0", "cpu", None, 1000.0), row("dram:0", "dram", None, reason="none")]
-    one = [two[0], row("gpu:1", "gpu", "GPU-1", reason="Zeus: lost")]
-    last = [joules(judged(energy, readings, boards))[-1] for energy in (two + cpu, two, one + cpu)]
-    assert last[:2] == [(pytest.approx(11000.0), "integrated", None), (pytest.approx(10000.0), "integrated", None)]
-    assert last[2] == (None, "unavailable", "the run has no joules")
-    shared = joules(judged(two + cpu, readings, boards, computed=("cuda", "gpu")))[-1]
-    assert shared[0] == pytest.approx(10000.0)  # the CPU's are its neighbours' joules too
-    with_cpu = ("cpu", "node")
-    on_cpu = [joules(judged(energy, readings, boards, computed=with_cpu))[-1][0] for energy in (cpu, two + cpu, two)]
-    assert on_cpu == [pytest.approx(1000.0), pytest.approx(11000.0), pytest.approx(10000.0)]
+    energy = [
+        row("gpu:0", "gpu", "GPU-0", 6000.0),
+        row("gpu:1", "gpu", "GPU-1", reason="Zeus: lost"),
+        row("cpu:0", "cpu", None, 1000.0 - RANGE_J, "Zeus: RAPL counter"),
+        row("dram:0", "dram", None, reason="none"),
+    ]
+    outcome = judged(energy, readings, [board(0), board(1)])
+    for epoch in outcome["epochs"]:
+        assert [found["device"] for found in epoch["energy"]] == ["gpu:0", "cpu:0"]
+    assert joules(outcome)[1:] == [
+        (pytest.approx(1500.0), "integrated", None),
+        (pytest.approx(6000.0), "integrated", None),
+    ]
+    assert [j for j, _, _ in joules(outcome, "cpu:0")] == [None, pytest.approx(250.0), pytest.approx(1000.0)]
 
 
-def test_an_epoch_that_one_of_two_boards_was_not_read_in_has_no_joules():
+def test_a_board_that_was_not_read_in_an_epoch_has_no_joules_of_it():
     readings = trace(gpu_0=(90.0, 300.0, *BOTH), gpu_1=(90.0, 200.0, *BOTH))
     lost = readings.series["gpu:1"]
     lost.energy_j[50:], lost.power_w[50:] = [None] * 31, [None] * 31  # from 110 on
     two = [row("gpu:0", "gpu", "GPU-0", 6000.0), row("gpu:1", "gpu", "GPU-1", 4000.0)]
     outcome = judged(two, readings, [board(0), board(1)])
-    assert joules(outcome)[1][0] == pytest.approx(2500.0)
-    assert joules(outcome)[2] == (None, "unavailable", "the trace has no reading on both sides")
+    assert [j for j, _, _ in joules(outcome)[1:]] == pytest.approx([1500.0, 6000.0])
+    assert joules(outcome, "gpu:1")[1:] == [
+        (pytest.approx(1000.0), "integrated", None),
+        (None, "unavailable", "the trace has no reading on both sides"),
+    ]
 
 
 def test_devices_that_the_trace_does_not_have_do_no_harm():

@@ -9,7 +9,7 @@ import pytest
 import synthetic
 from test_report import words
 
-from joulesweep import aggregate, report
+from joulesweep import aggregate, provenance, record, report
 
 CARBON = {"country": None, "g_per_kwh": 360.0, "source": "my contract, 2025"}
 ASKED = {"carbon": CARBON, "price_per_kwh": 0.36, "currency": "EUR"}
@@ -63,6 +63,37 @@ def test_no_flags_no_marks(tmp_path):
     assert "No finished run is flagged." in shown(html) and "⚑" not in html
 
 
+def host_joules(row, exclusive):
+    """The same run with CPU joules and a neighbour on its host."""
+    row = synthetic.flagged(synthetic.on_gpus(row), "shared_host", "others")
+    boards = [one for one in row["measurement"]["energy"] if one["kind"] == "gpu"]
+    row = synthetic.with_energy(row, *boards, synthetic.energy_row("cpu:0", 7.0))
+    row["measurement"]["conditions"]["exclusive"] = exclusive
+    return row
+
+
+def test_a_neighbour_marks_no_configuration_whose_joules_are_its_boards_alone(tmp_path):
+    html = page(tmp_path, lambda row: host_joules(row, "gpu"))
+    text, table = (
+        shown(html),
+        html[html.index('<section id="configurations">') : html.index('<section id="conditions">')],
+    )
+    assert "⚑" not in table and "Runs of it are flagged" not in text
+    assert "24 of 24 finished runs are flagged" in text and "shared_host 24 Another run used the host" in text
+    html = page(tmp_path / "node", lambda row: host_joules(row, "node"))
+    assert 'title="3 of 3 runs flagged: shared_host"' in html and "Runs of it are flagged ( shared_host )" in shown(
+        html
+    )
+
+
+def test_a_neighbour_does_not_hide_a_flag_that_concerns_the_joules(tmp_path):
+    def change(row):
+        row = host_joules(row, "gpu")
+        return synthetic.flagged(row, "throttled", "hot") if row["spec"]["repeat"] == 2 else row
+
+    assert page(tmp_path, change).count('title="1 of 3 runs flagged: throttled"') == 8
+
+
 def test_conditions_and_the_cross_check(tmp_path):
     def change(row):
         ratio = 1.25 if row["spec"]["repeat"] == 3 else 0.99
@@ -108,6 +139,23 @@ def test_the_sweeps_own_cost_counts_every_pass(tmp_path):
     assert "8 finished runs lack joules." in text
 
 
+def test_the_joules_of_a_machine_are_counted_once(tmp_path):
+    """Of runs that had neighbours, CPU joules are in the record and in no sum."""
+    for exclusive, factor in (("gpu", 0.0), ("node", 24 * 7.0)):
+        grid, runs = sweep(tmp_path / exclusive, lambda row, exclusive=exclusive: host_joules(row, exclusive))
+        found = aggregate.aggregate(grid, runs)
+        boards_j = sum(
+            one["total_energy_j"]
+            for run in grid["runs"]
+            for one in record.read(runs / run / "record.json")["measurement"]["energy"]
+            if one["kind"] == "gpu"
+        )
+        (line,) = provenance.own_cost(found, None)["lines"]
+        scope = "gpu" if exclusive == "gpu" else "gpu+cpu"
+        assert line.endswith(f"(measured, scope {scope}, 24 runs)")
+        assert found.runs["total_energy_j"].sum() == pytest.approx(boards_j + factor)
+
+
 def test_net_of_idle_is_a_second_column(tmp_path):
     html = page(tmp_path)
     assert (
@@ -135,6 +183,7 @@ def test_emissions_of_estimates_are_marked(tmp_path):
     text = shown(report.build(grid, aggregate.aggregate(grid, runs)))
     assert re.search(r"CO2e of a run, of estimated joules ≈ [\d.]+ m?g estimated", text)
     assert "Estimated CO2e" in text and "CO2e of a run ≈" not in text
+    assert "The joules hold no share for cooling: PUE multiplies emissions and cost only." in text
 
 
 def drifted(tmp_path, *anchors):
@@ -158,6 +207,11 @@ def test_drift_between_days(tmp_path):
     assert "2026-02-03 2 1.020× 1.020, 1.020 1.020× 1.020, 1.020" in text
     assert "2026-03-01 2 – – another environment, not comparable (2 of 2)" in text
     assert re.search(r"kJ \(measured, scope gpu, 4 anchors\)", text)
+
+
+def test_an_anchor_that_cannot_be_read_is_told(tmp_path):
+    text = drifted(tmp_path, ("2026-02-03", 1.02, lambda row: {**row, "version": 1}))
+    assert "2026-02-03 2 – – record cannot be read (2 of 2)" in text and "not finished" not in text
 
 
 def test_no_anchors_no_section(tmp_path):

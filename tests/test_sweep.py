@@ -17,7 +17,6 @@ from snakemake_interface_common.exceptions import WorkflowError
 
 from joulesweep import digest, environment, record, workflow
 from joulesweep.config import DatasetConfig, ModelConfig, validate
-from joulesweep.errors import UserError
 from joulesweep.grid import expand
 from joulesweep.spec import from_mapping, run_id
 
@@ -160,9 +159,9 @@ def test_a_run_takes_a_gpu_per_device(accelerator, strategy, gpus):
 
 @pytest.mark.parametrize(
     ("accelerator", "exclusive", "gpus"),
-    [("cpu", "node", 3), ("cpu", "gpu", 1), ("cuda", "node", 3), ("cuda", None, 1)],
+    [("cpu", "node", 3), ("cpu", "gpu", 1), ("cuda", "node", 1), ("cuda", None, 1)],
 )
-def test_a_run_alone_on_its_machine_takes_all_boards_that_are_named(accelerator, exclusive, gpus):
+def test_a_run_on_the_cpu_alone_on_its_machine_meters_all_boards_that_are_named(accelerator, exclusive, gpus):
     found = sweep(hardware__accelerator=accelerator, measure={"gpus": [0, 1, 2], "exclusive": exclusive})
     assert found.gpus(only(found)) == gpus
 
@@ -253,10 +252,10 @@ def test_as_many_anchors_as_asked_for_are_repeats_of_the_first_cell(anchors, num
     assert found.anchors() == anchor_paths(found, TODAY, *first)
 
 
-def test_a_run_that_was_never_measured_is_no_anchor():
+def test_the_first_cell_that_was_measured_before_is_the_anchor():
     found = anchored(2)
-    finish(found, found.runs[1], YESTERDAY)  # of the second cell
-    assert found.anchors() == []
+    finish(found, found.runs[1], YESTERDAY)  # of the second cell: the first one may be new
+    assert found.anchors() == anchor_paths(found, TODAY, found.runs[1])
 
 
 def test_a_record_that_cannot_be_read_is_none():
@@ -286,8 +285,9 @@ def test_anchors_of_earlier_days_stay_and_this_day_has_one():
     first = found.runs[0]
     finish(found, first, "2026-01-02")
     earlier = finish(found, first, "2026-01-05", folder="anchors/2026-01-05")
-    finish(found, found.runs[1], "2026-01-05", folder="anchors/2026-01-05")  # of another config's first cell
-    days = [*anchor_paths(found, "2026-01-05", first), *anchor_paths(found, TODAY, first)]
+    before = found.runs[1]  # when the grid began with another cell
+    finish(found, before, "2026-01-05", folder="anchors/2026-01-05")
+    days = [*anchor_paths(found, "2026-01-05", *sorted([first, before])), *anchor_paths(found, TODAY, first)]
     assert found.anchors() == sorted(days)
     finish(found, first, TODAY, folder=f"anchors/{TODAY}")
     assert found.anchors() == sorted(days)  # killed and started again on the same day
@@ -295,7 +295,7 @@ def test_anchors_of_earlier_days_stay_and_this_day_has_one():
         finish(found, run, TODAY)
     assert found.anchors() == sorted(days)
     earlier.unlink()
-    assert found.anchors() == days[1:]
+    assert found.anchors() == sorted(set(days) - set(anchor_paths(found, "2026-01-05", first)))
 
 
 def test_a_finished_anchor_keeps_its_code_and_a_new_one_has_todays():
@@ -308,13 +308,16 @@ def test_a_finished_anchor_keeps_its_code_and_a_new_one_has_todays():
     assert kept["spec"] == new["spec"]
 
 
-def test_an_anchor_that_cannot_be_read_is_named():
-    """It is not measured again: its folder says on which day that was."""
+def test_an_anchor_that_cannot_be_read_does_not_stop_the_sweep():
     found = anchored()
     path = finish(found, found.runs[0], "2026-01-05", folder="anchors/2026-01-05")
     path.write_text("{")
-    with pytest.raises(UserError, match=f"^{path}: corrupt run record"):
-        found.anchor_job("2026-01-05", found.runs[0])
+    assert found.anchor_job("2026-01-05", found.runs[0]) == found.job(found.runs[0])
+
+
+@pytest.mark.parametrize(("exclusive", "extra"), [("node", "--exclusive"), ("gpu", ""), ("none", "")])
+def test_slurm_is_asked_for_a_whole_node_where_a_run_must_be_alone(exclusive, extra):
+    assert sweep(measure={"exclusive": exclusive}).slurm_extra() == extra
 
 
 def test_a_batch_system_is_asked_for_the_time_limit_and_some_more():

@@ -373,7 +373,7 @@ def test_nothing_but_training_happens_in_the_window(run, monkeypatch):
         events[events.index("begin") + 1 : events.index("end")],
         events[events.index("end") :],
     )
-    assert events[:before] == ["_score", "_idle", "_step", "_step"]  # the untrained model's; at rest; warm-up
+    assert events[:before] == ["_idle", "_score", "_step", "_step"]  # at rest; the untrained model's; warm-up
     assert within == ["_step"] * 2 * NUM_STEPS
     assert after == ["end", "_score", "_score", "_save"]
 
