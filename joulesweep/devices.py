@@ -44,6 +44,11 @@ class Board:
         """The name in tables: `gpu:3`; of a slice its UUID."""
         return f"gpu:{self.uuid if self.index is None else self.index}"
 
+    @property
+    def counts(self) -> bool:
+        """Whether its counter gives the joules of a run: it has one, and no other slice shares it."""
+        return self.has_counter and not self.mig
+
     def described(self) -> dict[str, Any]:
         """As a mapping, for job files and records."""
         return {"device": self.device, **asdict(self)}

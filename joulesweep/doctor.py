@@ -81,10 +81,9 @@ def screen(report: dict[str, Any]) -> str:
 
 def _board(board: devices.Board) -> dict[str, Any]:
     sensor = sensors.BoardSensor(board)
-    counts = board.has_counter and not board.mig
     return {
         **board.described(),
-        "tick_s": sensors.known_tick(board.uuid, sensor.energy_j, afresh=True) if counts else None,
+        "tick_s": sensors.known_tick(board.uuid, sensor.energy_j, afresh=True) if board.counts else None,
         "power_w": sensor.power_w(),
         "power_limit_w": sensor.power_limit_w(),
         "temperature_c": sensor.temperature_c(),

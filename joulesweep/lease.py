@@ -76,7 +76,7 @@ class Lease:
 
     def __init__(self, boards: Sequence[Board], needed: int, exclusive: str, wanted: Callable[[], None]) -> None:
         self.candidates, self.needed, self.exclusive, self.wanted = boards, needed, exclusive, wanted
-        self.boards: list[Board] = list(boards[:needed])
+        self.boards: list[Board] = []
         self.descriptors: list[int] = []
         self._running: int | None = None  # not inherited: it counts launching parents
         self._met_others = False
@@ -102,7 +102,7 @@ class Lease:
 
     def shared_host(self) -> bool:
         """Whether other runs worked on the machine at any time since the lease began."""
-        return self._met_others or (self._running is not None and self._count_start(0) != self._starts)
+        return self._met_others or self._count_start(0) != self._starts
 
     def _enter_node(self) -> None:
         node, kind = open_lock("node"), EXCLUSIVE if self.exclusive == "node" else SHARED
@@ -111,10 +111,10 @@ class Lease:
 
     def _join_the_running(self) -> None:
         """Note whether others are at work, and be counted by them."""
-        self._running = open_lock("running")
-        self._met_others = not try_lock(self._running, EXCLUSIVE)
+        self._running = running = open_lock("running")
+        self._met_others = not try_lock(running, EXCLUSIVE)
         self._starts = self._count_start(1)
-        self._until("the other runs", lambda: self._running is None or try_lock(self._running, SHARED))
+        self._until("the other runs", lambda: try_lock(running, SHARED))
 
     def _until(self, what: str, attempt: Callable[[], bool]) -> None:
         """Try until it works; say once that there is something to wait for."""

@@ -14,9 +14,6 @@ from joulesweep.meter import NO_COUNTER
 from joulesweep.trace import Trace
 
 MIN_TICKS = 10  # fewer updates of the counter in the window: no number
-HEADLINE_TICKS = 100  # fewer, or less than HEADLINE_S on a GPU: flagged
-HEADLINE_S = 30.0
-CROSS_CHECK = 0.1  # mean power times time may differ from the counter by so much
 INTEGRATED = "NVML power readings, integrated"
 
 

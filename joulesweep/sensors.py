@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from joulesweep import record
-from joulesweep.devices import Board, ask, nvml
+from joulesweep.devices import Board, ask
 
 #: Where the kernel shows RAPL, and where Zeus's documentation has containers mount it.
 RAPL = (Path("/sys/class/powercap/intel-rapl"), Path("/zeus_sys/class/powercap/intel-rapl"))
@@ -191,7 +191,7 @@ def known_tick(name: str, read: Callable[[], float | None], afresh: bool = False
         afresh: measure it again, whatever was kept.
     """
     path = _cache() / "ticks.json"
-    key = f"{socket.gethostname()} {name} {ask('nvmlSystemGetDriverVersion') if nvml() else None}"
+    key = f"{socket.gethostname()} {name} {ask('nvmlSystemGetDriverVersion')}"
     try:
         known = dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):

@@ -242,7 +242,6 @@ def test_each_counter_host_and_driver_has_its_own_tick(clock, ticks, monkeypatch
     assert sensors.known_tick("cpu:0", counter(clock, 0.02)) == pytest.approx(0.02, rel=0.05)
     monkeypatch.setattr(sensors.socket, "gethostname", lambda: "elsewhere")
     assert sensors.known_tick("GPU-1", counter(clock, 0.05)) == pytest.approx(0.05, rel=0.05)
-    monkeypatch.setattr(sensors, "nvml", lambda: True)
     monkeypatch.setattr(sensors, "ask", lambda function: {"nvmlSystemGetDriverVersion": "600.1"}[function])
     assert sensors.known_tick("GPU-1", counter(clock, 0.025)) == pytest.approx(0.025, rel=0.05)
     assert len(json.loads(ticks.read_text())) == 4
