@@ -111,12 +111,14 @@ def _flag_shared(row: dict[str, Any], other: dict[str, Any]) -> None:
 
 def _names(found: list[dict[str, Any]]) -> dict[tuple[str, str | None], dict[str, str]]:
     """`name`, `setup` and `panel` of every (cell, environment): what varies is named, what does not is left out."""
-    axes = ("model", "dataset", "task", "environment", "batching", "lr")
-    varying = [axis for axis in axes if len({row.get(axis) for row in found if row.get(axis) is not None}) > 1]
+    axes = ("model", "dataset", "task", "environment", *cells.LAYOUT, "lr")
+    # A run without record has no environment, which makes it none of its own.
+    values = {axis: {row.get(axis) for row in found} - ({None} if axis == "environment" else set()) for axis in axes}
+    varying = [axis for axis in axes if len(values[axis]) > 1]
     names = {}
     for row in found:
         words = {axis: _word(axis, row.get(axis)) for axis in varying}
-        extra = [words[axis] for axis in ("batching", "lr") if axis in varying]
+        extra = [words[axis] for axis in (*cells.LAYOUT, "lr") if axis in varying]
         setup = " ".join([_setup(row), *extra])
         panel = " · ".join(words[axis] for axis in axes[:4] if words.get(axis))
         name = f"{setup} bs{row['batch']}"
@@ -125,10 +127,17 @@ def _names(found: list[dict[str, Any]]) -> dict[tuple[str, str | None], dict[str
 
 
 def _word(axis: str, value: object) -> str:
-    """A value in a name: learning rates and environments need to say what they are."""
+    """A value in a name: those that do not speak for themselves say what they are."""
+    if axis == "micro_batch_size":
+        return f"micro{value}" if value else "whole"
     if value is None:
         return ""
-    return {"lr": f"lr{value}", "environment": f"environment {value!s:.4}"}.get(axis, str(value))
+    return {
+        "lr": f"lr{value}",
+        "environment": f"environment {value!s:.4}",
+        "head": f"{value}-head",
+        "checkpoint_activations": "checkpointed" if value else "stored",
+    }.get(axis, str(value))
 
 
 def _setup(row: dict[str, Any]) -> str:

@@ -11,6 +11,9 @@ from joulesweep import tables
 from joulesweep.energy import HOST_KINDS, joined
 from joulesweep.stats import mean_interval, paired_ratio
 
+#: The axes that say how the same training is computed, beside strategy, devices and precision.
+LAYOUT = ("batching", "head", "engine", "micro_batch_size", "checkpoint_activations")
+
 
 def tabulate(runs: pl.DataFrame, axes: dict[str, Any]) -> pl.DataFrame:
     """Build the cells table: one row per cell and environment, in the order of the manifest.
@@ -114,7 +117,7 @@ def _compare(rows: list[dict[str, Any]], runs: pl.DataFrame, axes: dict[str, Any
 
 def _baseline_key(row: dict[str, Any]) -> tuple[object, ...]:
     """All axes but strategy, devices and precision; one device has both scopes of the batch size in one."""
-    axes = ("model", "dataset", "task", "method", "method_params", "batching", "batch_size", "lr", "environment")
+    axes = ("model", "dataset", "task", "method", "method_params", *LAYOUT, "batch_size", "lr", "environment")
     return tuple(row[axis] for axis in axes)
 
 

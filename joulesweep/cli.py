@@ -1,4 +1,4 @@
-"""The command `joulesweep`: check a config, list its runs, repeat one by hand, examine the machine."""
+"""The command `joulesweep`: check a config, list its runs, repeat one or take some up again, examine the machine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from joulesweep.errors import UserError, one_of
 from joulesweep.grid import dataset_key, expand, manifest, model_key
 from joulesweep.launch import RunFailed, launch
 from joulesweep.progress import end_line
-from joulesweep.record import write_text
+from joulesweep.record import STATUSES, write_text
 from joulesweep.spec import RunSpec
 
 DEFAULT = Path("config/config.yaml")
@@ -39,7 +39,12 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="repeat one run by hand, in the foreground")
     run.add_argument("run_id")
     run.set_defaults(work=_run)
-    for command in (check, runs, run):
+    rerun = commands.add_parser("rerun", help="take up again the runs that ended with a status, and only those")
+    rerun.add_argument("--status", action="append", required=True, help=f"{', '.join(STATUSES)}; may be repeated")
+    rerun.add_argument("--dry-run", action="store_true", help="say which, and run nothing")
+    rerun.add_argument("arguments", nargs="*", metavar="-- ARGUMENTS", help="for Snakemake: -- --resources gpu=2")
+    rerun.set_defaults(work=_rerun)
+    for command in (check, runs, run, rerun):
         command.add_argument("--configfile", type=Path, default=DEFAULT, help=f"default: {DEFAULT}")
     look = commands.add_parser("doctor", help="say what can be measured on this machine, and what not")
     look.add_argument("--json", action="store_true", help="as JSON")
@@ -90,6 +95,28 @@ def _run(args: argparse.Namespace) -> int:
     print(end_line(record, {**manifest(config), "runs": {}}, runs_folder))
     print(folder / "record.json")
     return 0
+
+
+def _rerun(args: argparse.Namespace) -> int:
+    """Take up again the runs of the present grid that ended with one of the statuses."""
+    from joulesweep import rerun, workflow  # Snakemake's own modules, which no other command needs
+
+    for status in args.status:
+        if status not in STATUSES:
+            raise UserError(f"{one_of('status', status, STATUSES)}; runs without a record, snakemake takes up itself")
+    if args.arguments and not args.arguments[0].startswith("-"):
+        raise UserError(f"{args.arguments[0]}: a config follows --configfile, Snakemake's arguments follow --")
+    sweep = workflow.Sweep(config_module.load(args.configfile))
+    found = rerun.ended(sweep, args.status)
+    if not found:
+        print(f"{args.configfile}: no run has status {' or '.join(args.status)}")
+        return 0
+    for row in found:
+        print(f"{row['run']} · {row['status']}" + (f": {row['reason']}" if row["reason"] else ""))
+    if args.dry_run:
+        return 0
+    sys.stdout.flush()
+    return 1 if rerun.rerun(sweep, [row["run"] for row in found], args.configfile, args.arguments) else 0
 
 
 def _prepared(spec: RunSpec, configfile: Path) -> tuple[Path, Path]:

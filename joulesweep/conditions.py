@@ -104,6 +104,9 @@ def describe(
         ("not_settled", f"temperature or power still moved after the cool-down of {spec.cooldown_s:g} s")
         if before.settled is False
         else None,
+        ("one_device", f"{spec.strategy} on one device: what this shows is the overhead of its wrapper")
+        if spec.strategy != "single" and spec.devices == 1
+        else None,
     ]
     return conditions, [{"flag": flag, "text": text} for flag, text in filter(None, found)]
 

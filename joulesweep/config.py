@@ -15,11 +15,13 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, Validatio
 from pydantic_core import ErrorDetails
 
 from joulesweep import footprint, methods
+from joulesweep.engine import ENGINES
 from joulesweep.errors import UserError, one_of
 from joulesweep.precision import PRECISIONS
 from joulesweep.strategy import STRATEGIES
 
-BATCHINGS = ("dynamic", "fixed")
+BATCHINGS = ("dynamic", "fixed", "packed")
+HEADS = ("masked", "dense")
 SCHEDULES = ("constant", "linear", "cosine")
 TASKS = ("mlm",)
 NAME = r"^[a-z0-9][a-z0-9_.-]*$"
@@ -171,10 +173,19 @@ class Grid(Section):
     ] = [2]
     precision: Annotated[list[str], Field(min_length=1, json_schema_extra=_named(tuple(PRECISIONS)))] = ["fp32"]
     batching: Annotated[list[str], Field(min_length=1, json_schema_extra=_named(BATCHINGS))] = ["dynamic"]
+    head: Annotated[list[str], Field(min_length=1, json_schema_extra=_named(HEADS))] = ["masked"]
+    engine: Annotated[list[str], Field(min_length=1, json_schema_extra=_named(tuple(ENGINES)))] = ["eager"]
     batch_size: Annotated[list[Positive], Field(min_length=1, description="texts per optimizer step")]
     batch_size_scope: Annotated[
         list[Literal["global", "per_device"]], Field(min_length=1, description="over all devices, or on each")
     ] = ["global"]
+    micro_batch_size: Annotated[
+        list[Positive | None],
+        Field(min_length=1, description="texts per forward pass on each device; null: all at once"),
+    ] = [None]
+    checkpoint_activations: Annotated[
+        list[bool], Field(min_length=1, description="compute activations again in the backward pass, to save memory")
+    ] = [False]
     lr: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1, description="peak learning rate")]
     repeats: Annotated[int, Field(gt=0, description="runs per cell; the repeat sets the seed")] = 3
 
@@ -464,6 +475,8 @@ def _names_in(config: SweepConfig) -> list[tuple[str, str]]:
         "strategy": ("strategy", STRATEGIES),
         "precision": ("precision", PRECISIONS),
         "batching": ("batching", BATCHINGS),
+        "head": ("head", HEADS),
+        "engine": ("engine", ENGINES),
     }
     problems = [
         (f"grid.{axis}[{i}]", one_of(what, value, known))

@@ -1,14 +1,15 @@
-"""Token files to training batches: the split, the masks, the order, the padding.
+"""Token files to training batches: the split, the masks, the order, the padding or packing.
 
 Masks and order are functions of (seed, epoch) and of a text's place in the token file alone: not of the batch size,
-the number of devices, the precision or the method. Runs of one seed therefore see the same words masked, and their
-differences are paired.
+the number of devices, the batching, the precision or the method. Runs of one seed therefore see the same words
+masked, and their differences are paired.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from safetensors.torch import load_file
 from joulesweep.errors import UserError
 
 IGNORED = -100  # the label of a position that is not predicted
+#: Predicted positions are counted up to a multiple of this. Few different shapes: oneDNN and CUDA graphs prepare each.
+CHOSEN_MULTIPLE = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,24 +69,30 @@ def load(path: Path, max_length: int) -> Corpus:
             raise UserError(f"{path}: the tokenizer has no {name} token, which task mlm needs; choose another model")
     tensors = load_file(path)
     prefix, suffix = (torch.tensor(about[key], dtype=torch.int64) for key in ("prefix", "suffix"))
-    room = max_length - len(prefix) - len(suffix)
-    bodies = [body[:room] for body in tensors["ids"].long().tensor_split(tensors["offsets"].long()[1:-1])]
-    special = torch.zeros(1, dtype=torch.bool)
-    texts = [torch.cat((prefix, body, suffix)) for body in bodies]
-    maskable = [
-        torch.cat((special.expand(len(prefix)), torch.ones(len(body), dtype=torch.bool), special.expand(len(suffix))))
-        for body in bodies
-    ]
-    lengths = torch.tensor([0, *(len(text) for text in texts)])
+    begins = tensors["offsets"].long()
+    bodies = begins.diff().clamp(max=max_length - len(prefix) - len(suffix))
+    offsets = torch.nn.functional.pad((bodies + len(prefix) + len(suffix)).cumsum(0), (1, 0))
+    text, place = _places(bodies)
+    target = offsets[text] + len(prefix) + place
+    ids = torch.empty(int(offsets[-1]), dtype=torch.int64)
+    ids[target] = tensors["ids"].long()[begins[text] + place]
+    ids[(offsets[:-1, None] + torch.arange(len(prefix)))] = prefix
+    ids[(offsets[1:, None] - len(suffix) + torch.arange(len(suffix)))] = suffix
     return Corpus(
-        ids=torch.cat(texts),
-        offsets=lengths.cumsum(0),
-        maskable=torch.cat(maskable),
+        ids=ids,
+        offsets=offsets,
+        maskable=torch.zeros(len(ids), dtype=torch.bool).index_fill_(0, target, value=True),
         group=tensors["group"].long(),
         mask_id=about["mask_id"],
         pad_id=about["pad_id"],
         vocab_size=about["vocab_size"],
     )
+
+
+def _places(lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of every token of texts of these lengths, one text after another: which text, and where in it."""
+    text = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
+    return text, torch.arange(len(text)) - (lengths.cumsum(0) - lengths)[text]
 
 
 def split(corpus: Corpus, kind: str, validation_fraction: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -137,7 +146,7 @@ def mask(corpus: Corpus, probability: float, *key: str | int) -> Masked:
     other = torch.randint(corpus.vocab_size, size, generator=draw)
     inputs = corpus.ids.clone()
     inputs[chosen & (fate < 0.8)] = corpus.mask_id
-    swapped = chosen & (fate >= 0.9)
+    swapped = chosen & (fate >= 0.9) & (other != corpus.pad_id)  # RoBERTa's own positions leave out padding tokens
     inputs[swapped] = other[swapped]
     return Masked(inputs=inputs, labels=corpus.ids.masked_fill(~chosen, IGNORED))
 
@@ -148,63 +157,164 @@ def order(indices: torch.Tensor, seed: int, epoch: int) -> torch.Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Batch:
-    """One device's share of a batch.
+class Layout:
+    """How the texts of an optimizer step are laid out.
 
     Attributes:
-        input_ids: int64 [texts, length].
-        attention_mask: int64 [texts, length], 1 at real tokens.
-        labels: int64 [texts, length], `IGNORED` where nothing is predicted.
-        num_predicted: predicted tokens of the whole batch over all devices, at least 1: the loss is divided by it.
-        num_texts: texts of this share.
-        num_tokens: real tokens of this share.
+        batching: "fixed" pads every text to max_length, "dynamic" to the longest one of the micro-batch; "packed" puts
+            several texts into each row of max_length tokens.
+        size: texts per optimizer step over all ranks.
+        micro: texts of a rank per forward pass, or None for all of them at once.
+        max_length: tokens per text at most.
+        head: "masked" computes the head at predicted positions only, "dense" everywhere.
+        scattered: DataParallel will scatter the rows: predicted positions are then found behind it.
+    """
+
+    batching: str
+    size: int
+    micro: int | None
+    max_length: int
+    head: str
+    scattered: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """What one forward pass on one rank gets.
+
+    Attributes:
+        input_ids: int64 [rows, length].
+        segments: int64 [rows, length], the number of the text, from 1; 0 where a row is filled up.
+        position_ids: int64 [rows, length], counted from 0 in each text; None where each row is one text.
+        answers: int64 [rows, length], `IGNORED` where nothing is predicted; or [chosen] if positions were chosen.
+        chosen: int64 [chosen], places in the flattened rows that are predicted; filled up to a multiple of
+            `CHOSEN_MULTIPLE` with places whose answer is `IGNORED`. None with a dense head, and with scattered rows.
+        counts: what the pass computes; see `COUNTED`.
     """
 
     input_ids: torch.Tensor
-    attention_mask: torch.Tensor
-    labels: torch.Tensor
-    num_predicted: int
-    num_texts: int
-    num_tokens: int
+    segments: torch.Tensor
+    position_ids: torch.Tensor | None
+    answers: torch.Tensor
+    chosen: torch.Tensor | None
+    counts: dict[str, int]
+
+    @property
+    def tensors(self) -> list[torch.Tensor | None]:
+        """The arguments of `model.MaskedLanguageModel.forward`, in its order."""
+        return [self.input_ids, self.segments, self.answers, self.position_ids, self.chosen]
 
 
-def batches(
-    corpus: Corpus, masked: Masked, texts: torch.Tensor, size: int, rank: int, world: int, fixed_length: int | None
-) -> Iterator[Batch]:
-    """Cut texts into batches and give each rank its share; the last batch may be smaller.
+#: What a batch counts: texts; real tokens and positions computed; predicted tokens and positions at which the head is
+#: computed; pairs of tokens within texts and pairs computed by attention.
+COUNTED = (
+    "num_texts",
+    "num_tokens",
+    "num_padded_tokens",
+    "num_predicted",
+    "num_head_positions",
+    "num_token_pairs",
+    "num_padded_token_pairs",
+)
+
+
+def steps(
+    corpus: Corpus, masked: Masked, texts: torch.Tensor, layout: Layout, rank: int = 0, world: int = 1
+) -> Iterator[tuple[list[Batch], int]]:
+    """Cut texts into optimizer steps and give each rank its share; the last step may be smaller.
 
     Args:
         corpus: the texts.
         masked: the same with tokens hidden.
         texts: which texts, in which order, int64 [n].
-        size: texts per batch over all ranks.
+        layout: how to lay them out.
         rank: this process.
         world: number of processes.
-        fixed_length: pad to this length, or None for the longest text of the share.
+
+    Yields:
+        The rank's micro-batches, as many on every rank, and the number of predicted tokens of the whole step over all
+        ranks, at least 1: every micro-batch's summed loss is divided by it.
     """
-    predicted = (masked.labels != IGNORED).long().cumsum(0)
-    predicted = torch.cat((predicted.new_zeros(1), predicted))
+    predicted = torch.nn.functional.pad((masked.labels != IGNORED).long().cumsum(0), (1, 0))
     per_text = predicted[corpus.offsets[1:]] - predicted[corpus.offsets[:-1]]
-    for whole in torch.split(texts, size):
-        share = whole[rank::world]
-        num_predicted = max(1, int(per_text[whole].sum()))
-        yield _collate(corpus, masked, share, whole, num_predicted, fixed_length)
+    for whole in torch.split(texts, layout.size):
+        num_micro = math.ceil(math.ceil(len(whole) / world) / layout.micro) if layout.micro else 1
+        parts = whole[rank::world].tensor_split(num_micro)
+        # A rank without a text computes on one that does not count: the others wait for its gradients.
+        batches = [_collate(corpus, masked, part if len(part) else whole[:1], layout, len(part) > 0) for part in parts]
+        yield batches, max(1, int(per_text[whole].sum()))
 
 
-def _collate(
-    corpus: Corpus, masked: Masked, share: torch.Tensor, whole: torch.Tensor, num_predicted: int, fixed: int | None
-) -> Batch:
-    rows = share if len(share) else whole[:1]  # a rank without a text computes on one that does not count
-    starts, lengths = corpus.offsets[rows], corpus.lengths[rows]
-    columns = torch.arange(fixed or int(lengths.max()))
-    real = columns < lengths[:, None]
-    at = (starts[:, None] + columns).where(real, starts[:, None])
-    labels = masked.labels[at].masked_fill(~real, IGNORED)
+def _collate(corpus: Corpus, masked: Masked, texts: torch.Tensor, layout: Layout, counted: bool) -> Batch:
+    lengths = corpus.lengths[texts]
+    packed = layout.batching == "packed"
+    if packed:
+        row, column = pack(lengths, layout.max_length)
+        shape = (int(row.max()) + 1, layout.max_length)
+    else:
+        row, column = torch.arange(len(texts)), torch.zeros_like(lengths)
+        shape = (len(texts), layout.max_length if layout.batching == "fixed" else int(lengths.max()))
+    text, position = _places(lengths)  # of each token; then its place in the corpus, and in the flattened rows
+    source = corpus.offsets[texts][text] + position
+    target = (row * shape[1] + column)[text] + position
+
+    def rows(values: torch.Tensor, filler: int) -> torch.Tensor:
+        return torch.full((shape[0] * shape[1],), filler).index_put_((target,), values).view(shape)
+
+    labels = rows(masked.labels[source], IGNORED) if counted else torch.full(shape, IGNORED)
+    num_predicted = int((labels != IGNORED).sum())
+    masked_head = layout.head == "masked"
+    chosen, answers = _choose(labels) if masked_head and not layout.scattered else (None, labels)
     return Batch(
-        input_ids=masked.inputs[at].masked_fill(~real, corpus.pad_id),
-        attention_mask=real.long(),
-        labels=labels if len(share) else torch.full_like(labels, IGNORED),
-        num_predicted=num_predicted,
-        num_texts=len(share),
-        num_tokens=int(lengths.sum()) if len(share) else 0,
+        input_ids=rows(masked.inputs[source], corpus.pad_id),
+        segments=rows(text + 1, 0),
+        position_ids=rows(position, 0) if packed else None,
+        answers=answers,
+        chosen=chosen,
+        counts={
+            "num_texts": len(texts) * counted,
+            "num_tokens": int(lengths.sum()) * counted,
+            "num_padded_tokens": shape[0] * shape[1],
+            "num_predicted": num_predicted,
+            "num_head_positions": num_predicted if masked_head and layout.scattered else answers.numel(),
+            "num_token_pairs": int((lengths**2).sum()) * counted,
+            "num_padded_token_pairs": shape[0] * shape[1] ** 2,
+        },
     )
+
+
+def _choose(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The predicted places of flattened rows and their answers, filled up to few different lengths."""
+    chosen = torch.nonzero(labels.flatten() != IGNORED).flatten()
+    missing = -len(chosen) % CHOSEN_MULTIPLE or (0 if len(chosen) else CHOSEN_MULTIPLE)
+    answers = torch.nn.functional.pad(labels.flatten()[chosen], (0, missing), value=IGNORED)
+    return torch.nn.functional.pad(chosen, (0, missing)), answers
+
+
+def pack(lengths: torch.Tensor, capacity: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Put texts into rows: the longest first, each into the fullest row that still has room (best fit decreasing).
+
+    Args:
+        lengths: int64 [texts], none above the capacity.
+        capacity: tokens per row.
+
+    Returns:
+        Row and first column of each text, both int64 [texts].
+    """
+    row, column = torch.empty_like(lengths), torch.empty_like(lengths)
+    rows_by_room: list[list[int]] = [[] for _ in range(capacity + 1)]
+    num_rows = 0
+    placed: list[tuple[int, int, int]] = []
+    sizes = lengths.tolist()
+    for text in sorted(range(len(sizes)), key=sizes.__getitem__, reverse=True):
+        size = sizes[text]
+        room = next((room for room in range(size, capacity) if rows_by_room[room]), capacity)
+        if room == capacity:
+            index, num_rows = num_rows, num_rows + 1
+        else:
+            index = rows_by_room[room].pop()
+        rows_by_room[room - size].append(index)
+        placed.append((text, index, capacity - room))
+    texts, rows, columns = (torch.tensor(values) for values in zip(*placed, strict=True))
+    row[texts], column[texts] = rows, columns
+    return row, column

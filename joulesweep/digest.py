@@ -17,23 +17,32 @@ from joulesweep.spec import RunSpec
 
 PACKAGE = Path(__file__).parent
 #: What a module reads.
-RESOURCES = {"estimate": "cpu_watts.csv", "footprint": "carbon_intensity.csv"}
+RESOURCES = {"estimate": "cpu_watts.csv", "floors": "gpus.csv", "footprint": "carbon_intensity.csv"}
 #: The modules that every measured run executes and whose code can change its numbers.
 CORE = (
     "conditions",
     "data",
+    "flops",
+    "kernels",
     "launch",
+    "lazy",
     "measurement",
     "memory",
     "meter",
     "model",
+    "scoring",
     "sensors",
     "trace",
     "train",
+    "trainer",
     "worker",
 )
 #: Modules with a table: of the table only the run's own row counts, by the spec's field.
-TABLES = {"strategy": ("STRATEGIES", "strategy"), "precision": ("PRECISIONS", "precision")}
+TABLES = {
+    "engine": ("ENGINES", "engine"),
+    "precision": ("PRECISIONS", "precision"),
+    "strategy": ("STRATEGIES", "strategy"),
+}
 #: The modules behind what is fetched and made before the runs.
 GRID_CODE = ("config", "grid", "spec")
 MODEL_CODE = ("pretrained", "sources")
@@ -46,8 +55,10 @@ TABLE_CODE = (
     "cells",
     "energy",
     "estimate",
+    "floors",
     "footprint",
     "power",
+    "precision",
     "record",
     "rows",
     "spec",
@@ -55,7 +66,7 @@ TABLE_CODE = (
     "tables",
 )
 CHART_CODE = ("cells", "charts", "curves", "energy", "estimate", "stats", "tables", "theme")
-REPORT_CODE = ("answer", "footprint", "provenance", "report", "words", *CHART_CODE)
+REPORT_CODE = ("answer", "footprint", "provenance", "record", "report", "spec", "words", *CHART_CODE)
 
 
 def run_digest(spec: RunSpec) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from joulesweep import methods
+from joulesweep import engine, methods
 from joulesweep.config import DatasetConfig, ModelConfig, SweepConfig, method_parts
 from joulesweep.environment import resolve_accelerator
 from joulesweep.errors import UserError
@@ -23,12 +24,26 @@ AXES = (
     "devices",
     "precision",
     "batching",
+    "head",
+    "engine",
     "batch_size",
     "batch_size_scope",
+    "micro_batch_size",
+    "checkpoint_activations",
     "lr",
 )
 #: The axes that a label names only where they vary.
-UNLABELLED = ("model", "dataset", "task", "batching", "lr")
+UNLABELLED = (
+    "model",
+    "dataset",
+    "task",
+    "batching",
+    "head",
+    "engine",
+    "micro_batch_size",
+    "checkpoint_activations",
+    "lr",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +59,7 @@ class ExpandedGrid:
     """Attributes.
 
     runs: every run by its id, in the order of the axes, repeats slowest: a first look at all cells comes early.
-    excluded: what `exclude:` removed.
+    excluded: what `exclude:` removed, and what is impossible on any machine.
     """
 
     runs: dict[str, RunSpec]
@@ -78,7 +93,11 @@ def expand(config: SweepConfig, where: str = "config") -> ExpandedGrid:
             model_source=sources[point["model"]],
             dataset_source=datasets[point["dataset"]],
         )
+        micro = point["micro_batch_size"]
+        if micro is not None and micro >= math.ceil(cell.global_batch_size / cell.devices):
+            cell = replace(cell, micro_batch_size=None)  # nothing to accumulate: the same run
         reason = next((entry.reason for entry in config.exclude if _matches(entry.when, point)), None)
+        reason = reason or engine.impossible(cell)
         if reason is not None:
             name = _label(cell, telling)
             excluded[name] = Excluded(label=name, reason=reason)
@@ -86,6 +105,8 @@ def expand(config: SweepConfig, where: str = "config") -> ExpandedGrid:
         _check_batch(cell, where)
         cells.setdefault(run_id(cell), cell)
     if not cells:
+        if not config.exclude:
+            raise UserError(f"{where}: grid: nothing is left to run: {next(iter(excluded.values())).reason}")
         raise UserError(f"{where}: exclude: nothing is left to run; every cell of the grid is excluded")
     runs = {
         run_id(spec): spec
@@ -176,7 +197,18 @@ def _telling(config: SweepConfig) -> list[str]:
 
 def _label(spec: RunSpec, telling: list[str]) -> str:
     """What tells a cell from the others of its sweep."""
-    return " ".join([*(f"{getattr(spec, axis)}" for axis in telling), label(spec)])
+    return " ".join([*(_word(axis, getattr(spec, axis)) for axis in telling), label(spec)])
+
+
+def _word(axis: str, value: Any) -> str:  # noqa: ANN401 - any axis value
+    """A value of an axis as a label says it."""
+    if axis == "head":
+        return f"{value}-head"
+    if axis == "micro_batch_size":
+        return f"micro{value}" if value else "whole"
+    if axis == "checkpoint_activations":
+        return "checkpointed" if value else "stored"
+    return f"{value}"
 
 
 def _check_batch(spec: RunSpec, where: str) -> None:

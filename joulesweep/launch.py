@@ -29,6 +29,13 @@ from joulesweep.trace import Trace
 
 POLL_S = 0.1  # as often as the trace is read; each waking costs CPU
 REPOSITORY = Path(__file__).parent.parent
+#: glibc keeps the big buffers of a step for the next one. Else it returns them to the kernel and every step pays for
+#: mapping and clearing them anew, the more the larger the buffers: partial training would look better than it is.
+ALLOCATOR = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**40),
+    "MALLOC_TOP_PAD_": str(2**26),
+}
 
 
 class RunFailed(Exception):  # noqa: N818 - says what happened
@@ -181,12 +188,13 @@ def _command(num_ranks: int, work: Path) -> list[str]:
     return [sys.executable, *torchrun, *module]
 
 
-def _environment(spec: RunSpec, boards: Sequence[Board]) -> dict[str, str]:
+def child_environment(num_threads: int, boards: Sequence[Board]) -> dict[str, str]:
     """The processes' environment: this one's, plus what makes runs equal to each other."""
-    threads = str(spec.threads_per_device)
+    threads = str(num_threads)
     paths = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {
         **os.environ,
+        **ALLOCATOR,
         "PYTHONPATH": os.pathsep.join(paths),
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
@@ -209,17 +217,23 @@ def _supervise(
         log.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
     num_ranks = spec.devices if STRATEGIES[spec.strategy].multi_process else 1
-    environ = _environment(spec, lease.boards)
+    environ = child_environment(spec.threads_per_device, lease.boards)
+    others, kills = process.children(), process.oom_kills()
+    process.adopt(orphans=True)
     child = process.start(_command(num_ranks, work), environ, descriptor, lease.descriptors)
     try:
         timed_out = _wait(child, spec.timeout_s, trace, wanted)
     finally:
         process.kill_group(child)
+        process.kill_children(but=others)
+        process.adopt(orphans=False)
         if descriptor is not None:
             os.close(descriptor)
-    if timed_out:
+    if timed_out and _stopped(work) is None:
         return {"status": "timeout", "reason": f"stopped after timeout_s = {spec.timeout_s:g} s"}
-    return _outcome(work, num_ranks, child.returncode)
+    kills_now = process.oom_kills()
+    num_kills = 0 if kills is None or kills_now is None else kills_now - kills
+    return _outcome(work, num_ranks, child.returncode, num_kills)
 
 
 def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
@@ -239,8 +253,14 @@ def _wait(child: subprocess.Popen[bytes], timeout_s: float, trace: Trace, wanted
     return False
 
 
-def _outcome(work: Path, num_ranks: int, exit_code: int) -> dict[str, Any]:
+def _outcome(work: Path, num_ranks: int, exit_code: int, num_oom_kills: int = 0) -> dict[str, Any]:
     """Bring the ranks' results together. A rank that stopped with a reason speaks for the run.
+
+    Args:
+        work: where the ranks leave their results.
+        num_ranks: how many there are.
+        exit_code: of the process, or of torchrun.
+        num_oom_kills: processes that the kernel's out-of-memory killer killed meanwhile, in our control group.
 
     Raises:
         UserError: a rank found the input at fault.
@@ -248,11 +268,25 @@ def _outcome(work: Path, num_ranks: int, exit_code: int) -> dict[str, Any]:
     """
     paths = [work / f"rank{rank}.json" for rank in range(num_ranks)]
     ranks = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
-    stopped = next((rank for rank in ranks if rank["status"] != "ok"), None)
+    stopped = _stopped(work)
     if stopped is not None and stopped["status"] == "error":
         raise UserError(stopped["reason"])
     if stopped is not None:
-        return dict(stopped)
-    if len(ranks) < num_ranks or exit_code != 0:
+        return stopped
+    failed = len(ranks) < num_ranks or exit_code != 0
+    killed = exit_code == (-signal.SIGKILL if num_ranks == 1 else 1)  # torchrun ends with 1, however a rank ended
+    if failed and killed and num_oom_kills > 0:
+        return {"status": "oom", "reason": "killed by the kernel's out-of-memory killer", "oom_bytes": None}
+    if failed:
         raise RunFailed(f"a process of the run ended with exit code {exit_code} and left no result")
     return measurement.combine(ranks)
+
+
+def _stopped(work: Path) -> dict[str, Any] | None:
+    """The result of the first rank that stopped with a reason, or None.
+
+    What happens to its peers afterwards follows from that: they lose their connection, and fail without a result.
+    """
+    paths = sorted(work.glob("rank*.json"), key=lambda path: path.stat().st_mtime_ns)
+    ranks = (json.loads(path.read_text(encoding="utf-8")) for path in paths)
+    return next((dict(rank) for rank in ranks if rank["status"] != "ok"), None)

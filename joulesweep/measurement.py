@@ -24,7 +24,7 @@ def combine(ranks: Sequence[dict[str, Any]]) -> dict[str, Any]:
         ranks: the ranks' results in order; all ok.
 
     Returns:
-        measurement (per pass: window_s, cpu_s, num_texts, num_tokens, num_padded_tokens, num_steps,
+        measurement (per pass: window_s, cpu_s, the counts of COUNTED, num_steps,
         num_skipped_steps, samples_per_s, tokens_per_s (real tokens), padded_tokens_per_s, epochs_per_minute; of the
         whole window: num_passes, total_window_s, energy rows with total_energy_j; startup_s and peak_memory: host the
         sum over the processes, GPU the fullest), quality (the last epoch's), epochs, losses, and span: the begin and
@@ -35,7 +35,7 @@ def combine(ranks: Sequence[dict[str, Any]]) -> dict[str, Any]:
     num_passes = parts[0]["num_passes"]
     total_window_s = max(part["total_window_s"] for part in parts)
     window_s = total_window_s / num_passes
-    counts = {name: sum(part[name] for part in parts) for name in ("num_texts", "num_tokens", "num_padded_tokens")}
+    counts = {name: sum(part[name] for part in parts) for name in COUNTED}
     return {
         "status": "ok",
         "measurement": {
@@ -49,6 +49,7 @@ def combine(ranks: Sequence[dict[str, Any]]) -> dict[str, Any]:
             "num_steps": parts[0]["num_steps"],
             "num_skipped_steps": parts[0]["num_skipped_steps"],
             **counts,
+            **{name: parts[0][name] for name in ("flop_coefficients", "bytes_per_step", "flop_reason")},
             "samples_per_s": counts["num_texts"] / window_s,
             "tokens_per_s": counts["num_tokens"] / window_s,
             "padded_tokens_per_s": counts["num_padded_tokens"] / window_s,
@@ -67,6 +68,16 @@ def combine(ranks: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+#: As `data.COUNTED` describes them; that module imports torch.
+COUNTED = (
+    "num_texts",
+    "num_tokens",
+    "num_padded_tokens",
+    "num_predicted",
+    "num_head_positions",
+    "num_token_pairs",
+    "num_padded_token_pairs",
+)
 QUALITY = ("validation_loss", "perplexity", "masked_accuracy", "num_validation_texts", "num_masked")
 EPOCH = ("epoch", "elapsed_s", "cpu_s", "num_steps", "train_loss", "validation_loss", "perplexity", "masked_accuracy")
 

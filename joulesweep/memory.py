@@ -14,14 +14,28 @@ CPU = torch.device("cpu")
 Weights = dict[str, torch.Tensor]
 
 
+def local(value: torch.Tensor) -> torch.Tensor:
+    """This rank's part of a tensor that FSDP divides over the ranks; any other tensor as it is."""
+    part: torch.Tensor = value.to_local() if hasattr(value, "to_local") else value
+    return part.detach()
+
+
 def copy_weights(core: torch.nn.Module, kept: Sequence[Weights]) -> Weights:
-    """The weights as they are now; tied ones once. On a GPU that the copies would fill, they go to host memory."""
-    weights = {name: value.detach() for name, value in core.state_dict().items()}
+    """The rank's weights now; tied ones once. On a GPU that the copies would fill, they go to host memory."""
+    weights = {name: local(value) for name, value in core.state_dict().items()}
     device = next(iter(weights.values())).device
     held = sum(nbytes(weights_before, device) for weights_before in kept) + nbytes(weights, device)
     full = device.type == "cuda" and held > torch.cuda.get_device_properties(device).total_memory / 10
-    copies = {value.data_ptr(): value.cpu() if full else value.clone() for value in weights.values()}
-    return {name: copies[value.data_ptr()] for name, value in weights.items()}
+    places = {name: (value.data_ptr(), value.shape) for name, value in weights.items()}  # empty parts have one address
+    unique = {places[name]: value for name, value in weights.items()}
+    copies = {place: value.cpu() if full else value.clone() for place, value in unique.items()}
+    return {name: copies[place] for name, place in places.items()}
+
+
+def load_weights(core: torch.nn.Module, weights: Weights) -> None:
+    """Bring the weights back to a copy, in place."""
+    for name, value in core.state_dict().items():
+        local(value).copy_(weights[name])
 
 
 def nbytes(weights: Weights, device: torch.device) -> int:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from joulesweep import lazy
 from joulesweep.sensors import packages, rapl_problem
 
 WINDOW = "training"
@@ -45,7 +46,8 @@ class Meter:
         self._connect()
 
     def _connect(self) -> None:
-        from zeus.monitor import ZeusMonitor
+        with lazy.put_off("sklearn.metrics", "auc"):  # of the fall-back for boards without a counter, never ours
+            from zeus.monitor import ZeusMonitor
 
         counted = [board["position"] for board in self.boards if _problem(board) is None]
         cpus = packages() if self.host and self.no_host is None else []

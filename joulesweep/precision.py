@@ -71,6 +71,12 @@ def cast(model: torch.nn.Module, precision: str) -> torch.nn.Module:
     return model.to(dtype=getattr(torch, row.weights))
 
 
+def computes_in_fp32(precision: str) -> bool:
+    """Whether matrix products take and give float32."""
+    row = PRECISIONS[precision]
+    return row.weights == "float32" and row.autocast is None
+
+
 def autocast(precision: str, accelerator: str) -> contextlib.AbstractContextManager[object]:
     """The context in which a forward pass runs."""
     import torch

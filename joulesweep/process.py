@@ -11,12 +11,24 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+PR_SET_CHILD_SUBREAPER = 36
+#: Where the kernel counts its out-of-memory kills, cgroup v2 and v1: the place of the groups, and the file in each.
+OOM_COUNTS = (("/sys/fs/cgroup", "memory.events"), ("/sys/fs/cgroup/memory", "memory.oom_control"))
 
 
 def die_with_parent() -> None:
     """Ask the kernel to kill this process when its parent dies, however that happens (Linux)."""
+    _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def adopt(orphans: bool) -> None:
+    """Ask the kernel to make this process the parent of whatever its children leave behind, or no longer (Linux)."""
+    _prctl(PR_SET_CHILD_SUBREAPER, int(orphans))
+
+
+def _prctl(option: int, value: int) -> None:
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(option, value)
 
 
 def start(
@@ -43,10 +55,61 @@ def start(
 
 
 def kill_group(child: subprocess.Popen[bytes]) -> None:
-    """Kill a command started by `start` and everything it started."""
+    """Kill a command started by `start` and its process group."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
     child.wait()
+
+
+def children() -> set[int]:
+    """This process's children, dead ones that nobody waited for included."""
+    return {pid for pid in _pids() if _parent_of(pid) == os.getpid()}
+
+
+def kill_children(but: set[int]) -> None:
+    """Kill this process's children, and what they leave behind if orphans are adopted.
+
+    A rank leads a group of its own, and so may what it starts: compiling takes helpers in sessions of their own.
+
+    Args:
+        but: those to spare.
+    """
+    while found := children() - but:
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for pid in found:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, 0)
+
+
+def oom_kills() -> int | None:
+    """How often the kernel's out-of-memory killer struck in this process's control group; None where it is not told."""
+    # In a container the group's path may be the host's, and the group itself lies at the root.
+    paths = [Path(root, group, file) for root, file in OOM_COUNTS for group in (*_groups(), "")]
+    counts = (_count(path) for path in paths)
+    return next((count for count in counts if count is not None), None)
+
+
+def _groups() -> list[str]:
+    """Paths of this process's control groups that may count memory."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    return [line.split(":", 2)[2].lstrip("/") for line in lines if line.split(":")[1] in ("", "memory")]
+
+
+def _count(path: Path) -> int | None:
+    try:
+        words = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
+    except OSError:
+        return None
+    return next((int(line[1]) for line in words if line[:1] == ["oom_kill"]), None)
+
+
+def _pids() -> list[int]:
+    return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
 
 
 def ancestry() -> tuple[int, int]:

@@ -9,13 +9,14 @@ from typing import Any
 
 import polars as pl
 
-from joulesweep import estimate, words
+from joulesweep import estimate, record, words
 from joulesweep.footprint import Footprint
 from joulesweep.tables import UNREADABLE, Tables
 
 CROSS_CHECK = 0.1  # mean power times time and the counter may be so far apart
 KIND = ("energy_status", "energy_scope")
 MAX_NAMED = 8  # boards in one line
+MAX_REASONS = 3
 
 #: What the runs table says of a machine, and how the report calls it.
 HARDWARE = {
@@ -41,14 +42,61 @@ FLAGS = {
     "shared_host": "Another run used the host at the same time: CPU and DRAM joules hold its share. "
     "Where they are in no total (see the scope), a configuration is not marked for it.",
     "not_settled": "Temperature or power still moved when the cool-down ended.",
+    "one_device": "A strategy for several devices ran on one: what it shows is the overhead of its wrapper.",
 }
 
 
+#: How the report calls what a run reached of what was possible, and what it means.
+WORK = {
+    "padded_flop_share": (
+        "Spent on padding",
+        "the share of the computed matrix arithmetic that went into filled-up places, or into predictions nobody asked "
+        "for.",
+    ),
+    "mfu": (
+        "Of peak rate (MFU)",
+        "useful arithmetic (no padding, nothing computed twice) per second, of the GPUs' peak rate in that precision.",
+    ),
+    "floor_distance": (
+        "Of possible speed (distance to floor)",
+        "the least time a step could take, of the time it took; 100 % cannot be beaten. The least time is the useful "
+        "arithmetic at the peak rate plus one trip of weights, gradients and optimizer state through the memory at its "
+        "peak bandwidth (resources/gpus.csv).",
+    ),
+}
+
+
+def work(tables: Tables) -> list[str]:
+    """What the columns of work mean, of those that are shown; and why numbers are missing where others are there."""
+    shown = [quantity for quantity in WORK if tables.cells[f"{quantity}_mean"].count()]
+    lines = ["{}: {}".format(*WORK[quantity]) for quantity in shown]
+    for quantity, column in (("padded_flop_share", "flop_reason"), ("floor_distance", "floor_reason")):
+        if quantity in shown:
+            lines += [f"Where it is missing: {reason}." for reason in tables.runs[column].drop_nulls().unique().sort()]
+    return list(dict.fromkeys(lines))
+
+
 def problems(runs: pl.DataFrame) -> list[dict[str, Any]]:
-    """Runs that are not ok, those of one configuration and reason together."""
-    keys = ["name", "panel", "status", "reason"]
+    """Runs that are not ok, those of one configuration and status together, with the memory that they asked for."""
+    keys = ["name", "panel", "status"]
     groups = runs.filter(pl.col("status") != "ok").group_by(keys, maintain_order=True)
-    return groups.agg(pl.col("repeat").sort().cast(pl.String).str.join(", ").alias("repeats")).to_dicts()
+    order = {cell: i for i, cell in enumerate(runs.select("name", "panel").unique(maintain_order=True).rows())}
+    return [
+        {
+            **dict(zip(keys, values, strict=True)),
+            "repeats": ", ".join(map(str, sorted(part["repeat"]))),
+            "reasons": _some(part["reason"].drop_nulls().unique(maintain_order=True).to_list(), "; ", MAX_REASONS),
+            "asked": words.span(part["oom_bytes"], "B"),
+        }
+        for values, part in sorted(groups, key=lambda group: order[group[0][:2]])
+    ]
+
+
+def retries(runs: pl.DataFrame) -> list[tuple[int, str, str]]:
+    """For every status but ok that is there: how many runs have it, and the command that takes them up again."""
+    counts = runs.filter(pl.col("status") != "ok").group_by("status", maintain_order=True).len().rows()
+    rerun = {status: f"joulesweep rerun --status {status}" for status in record.STATUSES}
+    return [(number, status, rerun.get(status, "snakemake --cores 2")) for status, number in counts]
 
 
 def environments(runs: pl.DataFrame) -> list[dict[str, Any]]:
@@ -84,9 +132,9 @@ def energy(runs: pl.DataFrame) -> list[dict[str, Any]]:
     ]
 
 
-def _some(names: list[str]) -> str:
-    more = len(names) - MAX_NAMED
-    return ", ".join(names[:MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
+def _some(names: list[str], between: str = ", ", most: int = MAX_NAMED) -> str:
+    more = len(names) - most
+    return between.join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def estimates(grid: dict[str, Any], runs: pl.DataFrame) -> dict[str, Any] | None:

@@ -57,7 +57,9 @@ def build(grid: dict[str, Any], tables: Tables) -> str:
         headings=[(heading, kind) for heading, kind, _ in columns],
         cells=[[make(row) for _, _, make in columns] for row in tables.cells.iter_rows(named=True)],
         nets=tables.cells["net_energy_j_mean"].count() > 0,
+        work=provenance.work(tables),
         problems=provenance.problems(tables.runs),
+        retries=provenance.retries(tables.runs),
         excluded=grid["excluded"],
         flags=provenance.flags(tables.runs),
         conditions=provenance.conditions(tables.runs),
@@ -148,6 +150,9 @@ def _columns(tables: Tables, factors: Footprint | None) -> list[tuple[str, str, 
     def number(quantity: str, unit: str) -> Any:  # noqa: ANN401 - a function
         return lambda row: (words.interval(row, quantity, unit), row[f"{quantity}_mean"], "")
 
+    def share(quantity: str) -> Any:  # noqa: ANN401 - a function
+        return lambda row: (words.percent(row, quantity), row[f"{quantity}_mean"], "")
+
     def energy(row: dict[str, Any]) -> Cell:
         text, remark = words.joules(row)
         kind = f"{row['energy_status']}, {row['energy_scope']}" if row["energy_j_mean"] and len(kinds) > 1 else ""
@@ -177,6 +182,10 @@ def _columns(tables: Tables, factors: Footprint | None) -> list[tuple[str, str, 
         ),
         ("Peak memory", "", lambda row: number(_memory_quantity(row), "B")(row), True),
         ("Tokens/s", "", number("tokens_per_s", ""), True),
+        *(
+            (heading, "", share(quantity), cells[f"{quantity}_mean"].count() > 0)
+            for quantity, (heading, _) in provenance.WORK.items()
+        ),
         ("Validation loss", "", number("validation_loss", ""), True),
         ("Masked accuracy", "", number("masked_accuracy", ""), True),
     ]

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from joulesweep import record
+from joulesweep import floors, record
 from joulesweep.energy import HOST_KINDS, READ, by_epoch, estimated, headline, joined, scoped
 from joulesweep.errors import UserError
 from joulesweep.estimate import Estimate
@@ -55,10 +55,13 @@ def _run(found: dict[str, Any], energy: dict[str, Any], factors: Footprint | Non
     given = {**measurement, **memory, **found["quality"]}
     guess = estimated(found, energy, measurement["cpu_s"], measurement["window_s"])
     joules = headline(measurement["energy"], row["accelerator"], measurement["conditions"]["exclusive"])
+    work = floors.columns(found)
     return {
         **row,
         **{key: given[key] for key in RUNS if key in given and key != "flags"},
         **joules,
+        **work,
+        "useful_flops_per_j": _ratio(work.get("useful_flops"), joules.get("energy_j")),
         "host_joules": any(row["kind"] in HOST_KINDS and row["status"] in READ for row in measurement["energy"]),
         **_estimate_columns(guess),
         "estimated_energy_method": guess.method if guess else None,
@@ -143,6 +146,10 @@ def _conditions(conditions: dict[str, Any]) -> dict[str, Any]:
 
 def _all(lists: Iterable[Iterable[str]]) -> list[str]:
     return [value for values in lists for value in values]
+
+
+def _ratio(flops: float | None, energy_j: float | None) -> float | None:
+    return flops / energy_j if flops and energy_j else None
 
 
 def _overhead(overhead: dict[str, Any], total_window_s: float) -> float | None:

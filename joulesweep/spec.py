@@ -21,7 +21,11 @@ OMISSION: dict[str, Any] = {
     "devices": 1,
     "precision": "fp32",
     "batching": "dynamic",
+    "head": "masked",
+    "engine": "eager",
     "batch_size_scope": "global",
+    "micro_batch_size": None,
+    "checkpoint_activations": False,
     "epochs": None,
     "max_steps": None,
     "schedule": "linear",
@@ -68,9 +72,14 @@ class RunSpec:
         strategy: a row of `joulesweep.strategy.STRATEGIES`.
         devices: number of devices (GPUs, or processes on CPU).
         precision: a row of `joulesweep.precision.PRECISIONS`.
-        batching: "dynamic" pads to the longest text of a batch, "fixed" to `max_length`.
+        batching: "dynamic" pads to the longest text of a batch, "fixed" to `max_length`; "packed" fills rows of
+            `max_length` tokens with several texts that do not see each other.
+        head: "masked" computes the output layer at predicted positions only, "dense" everywhere.
+        engine: a row of `joulesweep.engine.ENGINES`.
         batch_size: texts per optimizer step, over all devices or on each (`batch_size_scope`).
         batch_size_scope: "global" or "per_device".
+        micro_batch_size: texts per forward pass on each device, gradients being accumulated; None for all at once.
+        checkpoint_activations: compute a layer's activations again in the backward pass instead of keeping them.
         lr: peak learning rate.
         repeat: 1, 2, …; the seed of everything random in the run.
         epochs: passes over the training texts, or None.
@@ -107,7 +116,11 @@ class RunSpec:
     devices: int = OMISSION["devices"]
     precision: str = OMISSION["precision"]
     batching: str = OMISSION["batching"]
+    head: str = OMISSION["head"]
+    engine: str = OMISSION["engine"]
     batch_size_scope: str = OMISSION["batch_size_scope"]
+    micro_batch_size: int | None = OMISSION["micro_batch_size"]
+    checkpoint_activations: bool = OMISSION["checkpoint_activations"]
     epochs: int | None = OMISSION["epochs"]
     max_steps: int | None = OMISSION["max_steps"]
     schedule: str = OMISSION["schedule"]

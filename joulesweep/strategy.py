@@ -18,7 +18,7 @@ class Strategy:
 
     Attributes:
         about: one line for the documentation.
-        wrapper: the torch.nn.parallel class put around the model, or None.
+        wrapper: the torch.nn.parallel class, or the function of torch.distributed.fsdp, applied to the model; or None.
         multi_device: whether the axis `devices` applies (otherwise one device is used).
         multi_process: one process per device under torchrun; otherwise one process owns all devices.
         cpu: whether the strategy means anything on CPU processes.
@@ -53,6 +53,13 @@ STRATEGIES: dict[str, Strategy] = {
         multi_process=True,
         cpu=True,
     ),
+    "fsdp": Strategy(
+        about="torch.distributed.fsdp.fully_shard (FSDP2): as ddp, with weights and optimizer state divided",
+        wrapper="fully_shard",
+        multi_device=True,
+        multi_process=True,
+        cpu=True,
+    ),
 }
 
 
@@ -75,8 +82,19 @@ def refusal(strategy: str, devices: int, accelerator: str, num_gpus: int) -> str
     return None
 
 
-def wrap(model: torch.nn.Module, strategy: str, devices: int, accelerator: str, local_rank: int) -> torch.nn.Module:
-    """Wrap a model that is already on its device; process groups exist before this call."""
+def wrap(
+    model: torch.nn.Module, strategy: str, devices: int, accelerator: str, local_rank: int, accumulates: bool = False
+) -> torch.nn.Module:
+    """Wrap a model that is already on its device; process groups exist before this call.
+
+    Args:
+        model: to be wrapped, or to be sharded in place.
+        strategy: a key of `STRATEGIES`.
+        devices: how many devices the run has.
+        accelerator: "cpu" or "cuda".
+        local_rank: of this process on its machine.
+        accumulates: whether a step has several micro-batches.
+    """
     import torch
 
     wrapper = STRATEGIES[strategy].wrapper
@@ -84,10 +102,36 @@ def wrap(model: torch.nn.Module, strategy: str, devices: int, accelerator: str, 
         return model
     if wrapper == "DataParallel":
         return torch.nn.DataParallel(model, device_ids=list(range(devices)))
+    if wrapper == "fully_shard":
+        return _shard(model, accelerator)
     return torch.nn.parallel.DistributedDataParallel(
         model,
         device_ids=[local_rank] if accelerator == "cuda" else None,
         gradient_as_bucket_view=True,  # saves one copy of the gradients
-        static_graph=True,  # the same parameters take part in every step
+        static_graph=not accumulates,  # the same parameters in every step; it cannot leave out an exchange
         broadcast_buffers=False,  # these models' buffers are constants; sending them costs a collective per step
     )
+
+
+def _shard(model: torch.nn.Module, accelerator: str) -> torch.nn.Module:
+    """Shard each layer of the longest list of layers apart, so that it is gathered when it is needed; then the rest."""
+    import torch
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(accelerator, (dist.get_world_size(),))
+    stacks = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
+    for layer in max(stacks, key=len, default=()):
+        fully_shard(layer, mesh=mesh, reshard_after_forward=True)
+    # The root too is resharded after its forward: scoring changes the shards behind the back of a gathered copy.
+    fully_shard(model, mesh=mesh, reshard_after_forward=True)
+    return model
+
+
+def synchronise(model: torch.nn.Module, strategy: str, wanted: bool) -> None:
+    """Say whether the next backward pass exchanges gradients: of several micro-batches only the last one does."""
+    if STRATEGIES[strategy].wrapper == "fully_shard":
+        model.set_requires_gradient_sync(wanted)  # type: ignore[operator]
+    elif STRATEGIES[strategy].multi_process:
+        model.require_backward_grad_sync = wanted  # type: ignore[assignment]

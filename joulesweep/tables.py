@@ -34,9 +34,11 @@ def _columns(dtype: pl.DataType, names: str) -> dict[str, pl.DataType]:
 IDENTITY: dict[str, pl.DataType] = {
     **_columns(TEXT, "cell name label setup panel model dataset task method method_params strategy"),
     **_columns(WHOLE, "devices"),
-    **_columns(TEXT, "precision batching"),
+    **_columns(TEXT, "precision batching head engine"),
     **_columns(WHOLE, "batch_size"),
     **_columns(TEXT, "batch_size_scope batch"),
+    **_columns(WHOLE, "micro_batch_size"),
+    **_columns(FLAG, "checkpoint_activations"),
     **_columns(REAL, "lr"),
 }
 ESTIMATED = _columns(REAL, "estimated_energy_j estimated_energy_low_j estimated_energy_high_j")
@@ -65,7 +67,12 @@ RUNS: dict[str, pl.DataType] = {
     **_columns(TEXT, "exclusive window_begin window_end"),
     **_columns(WHOLE, "peak_gpu_allocated_bytes peak_gpu_reserved_bytes peak_host_rss_bytes"),
     **_columns(WHOLE, "num_steps num_skipped_steps num_texts num_tokens num_padded_tokens"),
+    **_columns(WHOLE, "num_predicted num_head_positions num_token_pairs num_padded_token_pairs bytes_per_step"),
     **_columns(REAL, "samples_per_s tokens_per_s padded_tokens_per_s epochs_per_minute"),
+    **_columns(REAL, "useful_flops executed_flops padded_flop_share useful_flops_per_j"),
+    **_columns(TEXT, "flop_reason"),
+    **_columns(REAL, "mfu floor_distance"),
+    **_columns(TEXT, "floor_reason"),
     **QUALITY,
     **_columns(WHOLE, "num_validation_texts num_masked"),
     **_columns(TEXT, "environment accelerator hostname platform python cpu_model"),
@@ -116,12 +123,18 @@ QUANTITIES = (
     "samples_per_s",
     "tokens_per_s",
     "epochs_per_minute",
+    "useful_flops",
+    "executed_flops",
+    "padded_flop_share",
+    "useful_flops_per_j",
+    "mfu",
+    "floor_distance",
     "validation_loss",
     "perplexity",
     "masked_accuracy",
 )
 #: Of these, those that are joules or made from them: no mean over different scopes or statuses.
-FROM_ENERGY = ("energy_j", "net_energy_j", "co2e_g", "cost")
+FROM_ENERGY = ("energy_j", "net_energy_j", "co2e_g", "cost", "useful_flops_per_j")
 CELLS: dict[str, pl.DataType] = {
     **IDENTITY,
     **_columns(TEXT, "environment"),

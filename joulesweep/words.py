@@ -71,6 +71,12 @@ def interval(row: dict[str, Any], quantity: str, unit: str) -> Words:
     return f"{mean} {name}".strip(), f"[{low}, {high}]"
 
 
+def percent(row: dict[str, Any], quantity: str) -> Words:
+    """Mean share of a cell and its interval, in percent."""
+    ends = {f"{quantity}_{end}": row[f"{quantity}_{end}"] for end in ("mean", "low", "high")}
+    return interval({name: value and 100 * value for name, value in ends.items()}, quantity, "%")
+
+
 def joules(row: dict[str, Any]) -> Words:
     """Mean joules of a cell; where there are none, what kept them from being measured or averaged."""
     if row["energy_j_mean"] is not None:

@@ -8,18 +8,32 @@ the training), and at the end everything is declared permanent.
 from __future__ import annotations
 
 import gc
+import os
 import sys
+import traceback
 
 from joulesweep import process
 
 
 def main() -> int:
-    """Carry out the job file named on the command line; the exit code is that of `train.main`."""
+    """Carry out the job file named on the command line; the exit code is that of `train.main`, or 1 for a bug.
+
+    A rank that stops or fails leaves at once. Its peers wait for it in a collective until it is gone, and an orderly
+    end may take for ever when its GPU or its connections are in no order.
+    """
     process.die_with_parent()  # before the seconds of imports: torchrun's ranks lead process groups of their own
     gc.disable()
-    from joulesweep import train
+    try:
+        from joulesweep import train
 
-    code = train.main(sys.argv)
+        code = train.main(sys.argv)
+    except Exception:
+        traceback.print_exc()
+        code = 1
+    if code:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     gc.freeze()
     return code
 

@@ -24,6 +24,7 @@ COPIED = (
     "profiles",
     "joulesweep",
     "resources/cpu_watts.csv",
+    "resources/gpus.csv",
     "resources/carbon_intensity.csv",
 )
 

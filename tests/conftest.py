@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,3 +25,18 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip("the folder ../shared/data is absent")
     return SHARED_DATA
+
+
+@pytest.fixture
+def torch_as_it_was() -> Iterator[None]:
+    """A test that trains in this process leaves no setting of PyTorch to the next one."""
+    import torch
+    import torch.distributed as dist
+
+    threads, matmul, rng = torch.get_num_threads(), torch.get_float32_matmul_precision(), torch.get_rng_state()
+    yield
+    torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision(matmul)
+    torch.set_rng_state(rng)
+    if dist.is_initialized():
+        dist.destroy_process_group()

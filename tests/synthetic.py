@@ -15,6 +15,18 @@ from joulesweep import config, grid, record, spec
 from joulesweep.tables import Tables
 
 LOCAL = {"local": "some/folder"}
+#: Of a BERT with 2 layers, 128 wide, as `flops.described` would give it.
+WORK: dict[str, Any] = {
+    "flop_coefficients": {
+        "token": 2359296.0,
+        "head_position": 23539200.0,
+        "token_pair": 3072.0,
+        "recomputed_token": 0.0,
+        "recomputed_token_pair": 0.0,
+    },
+    "bytes_per_step": 177_000_000,
+    "flop_reason": None,
+}
 
 
 def raw_config(axes: dict[str, Any] | None = None, **sections: Any) -> dict[str, Any]:
@@ -139,6 +151,11 @@ def ok_record(run: str, a_spec: spec.RunSpec) -> dict[str, Any]:
         "num_texts": 6000,
         "num_tokens": 70000,
         "num_padded_tokens": 80000,
+        "num_predicted": 10500,
+        "num_head_positions": 10560,
+        "num_token_pairs": 70000 * 13,
+        "num_padded_token_pairs": 80000 * 16,
+        **WORK,
         "samples_per_s": 6000 / window_s,
         "tokens_per_s": 70000 / window_s,
         "padded_tokens_per_s": 80000 / window_s,

@@ -308,6 +308,16 @@ def test_folders_beside_the_grid_are_ignored(sweep):
     assert aggregate(grid, runs).runs.height == 24
 
 
+def test_how_a_step_is_laid_out_makes_distinct_names_with_baselines_of_their_own(tmp_path):
+    axes = {"strategy": ["single"], "batch_size": [32], "head": ["masked", "dense"], "micro_batch_size": [None, 8]}
+    found = make(tmp_path, lambda row: row, **axes)
+    cells = {row["name"]: row for row in found.cells.iter_rows(named=True)}
+    assert len(cells) == 8 and cells["single bf16-mixed dense-head micro8 bs32"]["micro_batch_size"] == 8
+    assert cells["single fp32 masked-head whole bs32"]["micro_batch_size"] is None
+    for name, row in cells.items():
+        assert row["baseline"] == name.replace("bf16-mixed", "fp32")
+
+
 def test_method_parameters_make_distinct_names(tmp_path):
     methods = ["full", {"freeze-bottom": {"fraction": 0.5}}, {"freeze-bottom": {"fraction": 0.25}}]
     found = make(tmp_path, lambda row: row, method=methods, batch_size=[32], lr=[1e-3, 1e-4])

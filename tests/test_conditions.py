@@ -181,6 +181,15 @@ def test_boards_that_did_not_settle_are_flagged(settled, flagged):
     assert flags(row(), before=before, cooldown_s=60.0) == ([("not_settled", said)] if flagged else [])
 
 
+@pytest.mark.parametrize(
+    ("strategy", "devices", "flagged"),
+    [("single", 1, False), ("ddp", 2, False), ("ddp", 1, True), ("fsdp", 1, True)],
+)
+def test_a_strategy_for_several_devices_on_one_is_labelled(strategy, devices, flagged):
+    said = f"{strategy} on one device: what this shows is the overhead of its wrapper"
+    assert flags(row(), strategy=strategy, devices=devices) == ([("one_device", said)] if flagged else [])
+
+
 def test_several_flags_stand_side_by_side():
     short, disagrees = row(power_ratio=1.2), row("gpu:1", power_ratio=0.8)
     names = [flag for flag, _ in flags(short, disagrees, total_s=1.0)]

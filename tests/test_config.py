@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel
 
 from joulesweep import config, methods
+from joulesweep.engine import ENGINES
 from joulesweep.errors import MOST_NAMES, UserError, one_of
 from joulesweep.precision import PRECISIONS
 from joulesweep.strategy import STRATEGIES
@@ -22,7 +23,8 @@ WHEEL = {"wheel": "a==1", "sha256": "0" * 64, "path": "p"}
 HUB = {"datasets__texts__format": "hub", "datasets__texts__field": "question"}
 SOURCES = "{wheel, sha256, path}, {hub, revision}, {local}"
 GRID_KEYS = (
-    "model, dataset, task, method, strategy, devices, precision, batching, batch_size, batch_size_scope, lr, repeats"
+    "model, dataset, task, method, strategy, devices, precision, batching, head, engine, batch_size, batch_size_scope, "
+    "micro_batch_size, checkpoint_activations, lr, repeats"
 )
 BOARDS = "must be auto or a list of NVML indices and UUIDs, each once"
 NO_BOARDS = (2, "all", None, [], [0, 0], ["GPU-a", "GPU-a"], [-1], ["0"], [True], [1.0], [[0]], [0, "board"])
@@ -85,7 +87,7 @@ MISTAKES = [
     ({"grid__task": ["clm"]}, "grid.task[0]: unknown task 'clm'; allowed: mlm (did you mean 'mlm'?)"),
     (
         {"grid__strategy": ["single", "dpp"]},
-        "grid.strategy[1]: unknown strategy 'dpp'; allowed: single, dp, ddp (did you mean 'dp'?)",
+        "grid.strategy[1]: unknown strategy 'dpp'; allowed: single, dp, ddp, fsdp (did you mean 'dp'?)",
     ),
     (
         {"grid__precision": ["fp32", "fp16"]},
@@ -94,7 +96,7 @@ MISTAKES = [
     ),
     (
         {"grid__batching": ["dynamc"]},
-        "grid.batching[0]: unknown batching 'dynamc'; allowed: dynamic, fixed (did you mean 'dynamic'?)",
+        "grid.batching[0]: unknown batching 'dynamc'; allowed: dynamic, fixed, packed (did you mean 'dynamic'?)",
     ),
     (
         {"grid__batch_size_scope": ["globl"]},
@@ -124,7 +126,8 @@ MISTAKES = [
     (
         {"exclude": [{"when": {"precison": "fp32"}, "reason": "slow"}]},
         "exclude[0].when: unknown axis 'precison'; allowed: model, dataset, task, method, strategy, devices, "
-        "precision, batching, batch_size, batch_size_scope, lr (did you mean 'precision'?)",
+        "precision, batching, head, engine, batch_size, batch_size_scope, micro_batch_size, checkpoint_activations, "
+        "lr (did you mean 'precision'?)",
     ),
     # choices
     (
@@ -404,5 +407,6 @@ def test_the_default_config_documents_every_key_and_every_value_of_the_tables():
     text = (tiny_run.REPOSITORY / "config" / "config.yaml").read_text(encoding="utf-8")
     keys = keys_of(config.SweepConfig)
     assert {"sha256", "cpu_watts", "min_w", "subset", "when", "lr_warmup_fraction"} <= keys  # the walk goes deep
-    choices = {*STRATEGIES, *PRECISIONS, *config.BATCHINGS, *config.SCHEDULES, *methods.names()}
+    tables = (STRATEGIES, PRECISIONS, ENGINES)
+    choices = {*config.BATCHINGS, *config.HEADS, *config.SCHEDULES, *methods.names()}.union(*tables)
     assert {name for name in keys | choices if not re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", text)} == set()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import random
 
 import pytest
 import tiny_run
@@ -30,19 +32,47 @@ def texts_of(corpus):
     return [text.tolist() for text in corpus.ids.tensor_split(corpus.offsets[1:-1])]
 
 
-def all_batches(corpus, masked, texts, size, world=1, fixed=None):
-    """The batches of every rank: a list of steps, each a list of the ranks' shares."""
-    ranks = [list(data.batches(corpus, masked, texts, size, rank, world, fixed)) for rank in range(world)]
+def layout(batching="dynamic", size=8, micro=None, head="dense", scattered=False):
+    return data.Layout(batching=batching, size=size, micro=micro, max_length=24, head=head, scattered=scattered)
+
+
+def all_steps(corpus, masked, texts, layout, world=1):
+    """Every step, as its micro-batches of all ranks: a list of (micro-batches, predicted tokens) by rank."""
+    ranks = [list(data.steps(corpus, masked, texts, layout, rank, world)) for rank in range(world)]
     return list(zip(*ranks, strict=True))
 
 
+def batches_of(step):
+    return [batch for batches, _ in step for batch in batches]
+
+
+def labels_of(batch):
+    """The labels of every place of a batch, [rows, length], however they were given."""
+    if batch.chosen is None:
+        return batch.answers
+    labels = torch.full_like(batch.input_ids, data.IGNORED).flatten()
+    real = batch.answers != data.IGNORED
+    labels[batch.chosen[real]] = batch.answers[real]
+    return labels.view(batch.input_ids.shape)
+
+
 def rows_of(batch):
-    """(inputs, labels) of every real text of a share, without padding."""
-    if batch.num_texts == 0:
-        return []
-    lengths = batch.attention_mask.sum(1).tolist()
-    rows = zip(batch.input_ids.tolist(), batch.labels.tolist(), lengths, strict=True)
-    return [(tuple(inputs[:n]), tuple(labels[:n])) for inputs, labels, n in rows]
+    """(inputs, labels) of every text that a batch counts, each found whole in one row, without padding."""
+    found, labels = [], labels_of(batch)
+    for number in range(1, int(batch.segments.max()) + 1):
+        rows, columns = torch.nonzero(batch.segments == number, as_tuple=True)
+        assert len(rows.unique()) == 1
+        assert columns.tolist() == list(range(int(columns[0]), int(columns[0]) + len(columns)))
+        if batch.position_ids is not None:
+            assert batch.position_ids[rows, columns].tolist() == list(range(len(columns)))
+        found.append((tuple(batch.input_ids[rows, columns].tolist()), tuple(labels[rows, columns].tolist())))
+    return found if batch.counts["num_texts"] else []
+
+
+def rows_expected(corpus, masked, texts):
+    """The same of texts, read from the corpus itself."""
+    spans = [slice(int(corpus.offsets[text]), int(corpus.offsets[text + 1])) for text in texts.tolist()]
+    return [(tuple(masked.inputs[at].tolist()), tuple(masked.labels[at].tolist())) for at in spans]
 
 
 def write(path, bodies, **about):
@@ -163,6 +193,12 @@ def test_of_the_hidden_tokens_four_fifths_are_masks_and_a_tenth_are_themselves(l
     assert len(swapped.unique()) > 0.9 * large.vocab_size
 
 
+def test_no_token_is_hidden_as_padding(large):
+    """Within a text it would shift the positions that RoBERTa counts itself, and packed texts have none shifted."""
+    assert not (large.ids == large.pad_id).any()
+    assert not (data.mask(large, 0.9, 1, 1).inputs == large.pad_id).any()
+
+
 def test_special_tokens_are_never_hidden_and_the_rest_is_untouched(large):
     masked = data.mask(large, 0.9, 1, 1)
     assert torch.isin(large.ids, torch.tensor(SPECIAL)).any()
@@ -177,81 +213,255 @@ def test_the_label_of_a_hidden_token_is_the_token(corpus):
     assert torch.equal(labels[hidden], corpus.ids[hidden])
 
 
-@pytest.mark.parametrize(
-    ("size", "world", "fixed"), [(8, 1, 24), (7, 1, None), (16, 2, None), (60, 4, 24), (100, 1, None)]
-)
-def test_the_words_that_are_masked_depend_on_neither_batching_nor_devices(corpus, size, world, fixed):
+LAYOUTS = [
+    (layout("fixed"), 1),
+    (layout(size=7), 1),
+    (layout(size=16), 2),
+    (layout("fixed", size=60, micro=4), 4),
+    (layout(size=100), 1),
+    (layout("packed"), 1),
+    (layout("packed", size=60), 3),
+    (layout("packed", size=21, micro=3, head="masked"), 2),
+    (layout(size=13, micro=5, head="masked"), 3),
+    (layout("fixed", size=16, micro=16, head="masked"), 2),
+    (layout("packed", size=60, head="masked", scattered=True), 1),
+]
+
+
+@pytest.mark.parametrize(("layout", "world"), LAYOUTS)
+def test_every_token_of_every_text_comes_once_with_its_label_however_it_is_laid_out(corpus, layout, world):
     masked = data.mask(corpus, 0.15, 1, 1)
     texts = data.order(torch.arange(tiny_run.NUM_TEXTS), 1, 1)
+    steps = all_steps(corpus, masked, texts, layout, world)
+    assert len(steps) == math.ceil(len(texts) / layout.size)
+    for step, whole in zip(steps, texts.split(layout.size), strict=True):
+        found = [row for batch in batches_of(step) for row in rows_of(batch)]
+        assert sorted(found) == sorted(rows_expected(corpus, masked, whole))
 
-    def seen(size, world, fixed):
-        steps = all_batches(corpus, masked, texts, size, world, fixed)
-        return sorted(row for step in steps for share in step for row in rows_of(share))
 
-    assert seen(size, world, fixed) == seen(4, 1, None)
+@pytest.mark.parametrize(("layout", "world"), LAYOUTS)
+def test_what_a_batch_counts_is_what_it_holds(corpus, layout, world):
+    masked = data.mask(corpus, 0.15, 1, 1)
+    steps = all_steps(corpus, masked, torch.arange(tiny_run.NUM_TEXTS), layout, world)
+    num_empty = 0
+    for batch in (batch for step in steps for batch in batches_of(step)):
+        rows, length = batch.input_ids.shape
+        texts = [len(inputs) for inputs, _ in rows_of(batch)]
+        num_predicted = int((labels_of(batch) != data.IGNORED).sum())
+        num_chosen = rows * length if layout.head == "dense" else math.ceil(max(1, num_predicted) / 16) * 16
+        assert batch.counts == {
+            "num_texts": len(texts),
+            "num_tokens": sum(texts),
+            "num_padded_tokens": rows * length,
+            "num_predicted": num_predicted,
+            "num_head_positions": num_predicted if layout.scattered else num_chosen,
+            "num_token_pairs": sum(length * length for length in texts),
+            "num_padded_token_pairs": rows * length * length,
+        }
+        assert set(batch.counts) == set(data.COUNTED)
+        assert batch.answers.numel() == (rows * length if layout.scattered else num_chosen)
+        num_empty += not texts
+    assert sum(batch.counts["num_texts"] for step in steps for batch in batches_of(step)) == tiny_run.NUM_TEXTS
+    if world == 1:
+        assert num_empty == 0
 
 
+@pytest.mark.parametrize("batching", ["fixed", "dynamic", "packed"])
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
 @pytest.mark.parametrize("size", [1, 12, 13])
-def test_the_ranks_shares_partition_each_batch(corpus, size, world):
+def test_the_ranks_shares_partition_each_batch(corpus, size, world, batching):
     masked = data.mask(corpus, 0.15, 1, 1)
     texts = data.order(torch.arange(tiny_run.NUM_TEXTS), 1, 1)
-    whole = all_batches(corpus, masked, texts, size)
-    for (batch,), shares in zip(whole, all_batches(corpus, masked, texts, size, world), strict=True):
+    whole = all_steps(corpus, masked, texts, layout(batching, size))
+    shared = all_steps(corpus, masked, texts, layout(batching, size), world)
+    for one, step in zip(whole, shared, strict=True):
+        (batch,), shares = batches_of(one), batches_of(step)
+        assert len(shares) == world
         assert sorted(rows_of(batch)) == sorted(row for share in shares for row in rows_of(share))
-        assert batch.num_texts == sum(share.num_texts for share in shares)
-        assert batch.num_tokens == sum(share.num_tokens for share in shares)
+        for name in ("num_texts", "num_tokens", "num_predicted", "num_token_pairs"):
+            assert batch.counts[name] == sum(share.counts[name] for share in shares)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("micro", [1, 3, 4, 20])
+@pytest.mark.parametrize("size", [7, 12, 16])
+def test_micro_batches_are_as_many_on_every_rank_and_nearly_as_large(corpus, size, micro, world):
+    masked = data.mask(corpus, 0.15, 1, 1)
+    texts = data.order(torch.arange(tiny_run.NUM_TEXTS), 1, 1)
+    steps = all_steps(corpus, masked, texts, layout(size=size, micro=micro), world)
+    for step, whole in zip(steps, texts.split(size), strict=True):
+        assert {len(batches) for batches, _ in step} == {math.ceil(math.ceil(len(whole) / world) / micro)}
+        for rank, (batches, _) in enumerate(step):
+            sizes = [batch.counts["num_texts"] for batch in batches]
+            assert max(sizes) <= micro
+            assert max(sizes) - min(sizes) <= 1
+            found = [row for batch in batches for row in rows_of(batch)]
+            assert found == rows_expected(corpus, masked, whole[rank::world])
 
 
 def test_the_number_of_predicted_tokens_is_that_of_the_whole_batch_on_every_rank(corpus):
     masked = data.mask(corpus, 0.3, 1, 1)
     texts = torch.arange(tiny_run.NUM_TEXTS)
-    for shares in all_batches(corpus, masked, texts, 13, world=3):
-        counted = sum(int((share.labels != data.IGNORED).sum()) for share in shares)
-        assert {share.num_predicted for share in shares} == {counted}
+    for micro in (None, 2):
+        for step in all_steps(corpus, masked, texts, layout(size=13, micro=micro), world=3):
+            counted = sum(int((labels_of(batch) != data.IGNORED).sum()) for batch in batches_of(step))
+            assert counted > 1
+            assert {num_predicted for _, num_predicted in step} == {counted}
 
 
-def test_a_batch_without_a_hidden_token_divides_by_one(corpus):
+@pytest.mark.parametrize("head", ["dense", "masked"])
+def test_a_batch_without_a_hidden_token_divides_by_one(corpus, head):
     nothing = data.mask(corpus, 0.0, 1, 1)
-    batch = next(data.batches(corpus, nothing, torch.arange(4), 4, 0, 1, None))
-    assert batch.num_predicted == 1
+    (batch,), num_predicted = next(data.steps(corpus, nothing, torch.arange(4), layout(size=4, head=head)))
+    assert num_predicted == 1
+    assert batch.counts["num_predicted"] == 0
+    assert (batch.answers == data.IGNORED).all()
+    assert batch.answers.numel() > 0  # an empty head has no gradients to exchange
 
 
-def test_a_rank_without_a_text_computes_on_one_that_does_not_count(corpus):
+@pytest.mark.parametrize("batching", ["dynamic", "packed"])
+@pytest.mark.parametrize("head", ["dense", "masked"])
+def test_a_rank_without_a_text_computes_on_one_that_does_not_count(corpus, head, batching):
     masked = data.mask(corpus, 0.9, 1, 1)
-    (shares,) = all_batches(corpus, masked, torch.tensor([5]), 8, world=2)
-    idle = shares[1]
-    assert (idle.num_texts, idle.num_tokens, idle.num_predicted) == (0, 0, shares[0].num_predicted)
-    assert idle.input_ids.shape == shares[0].input_ids.shape
-    assert (idle.labels == data.IGNORED).all()
-    assert (shares[0].labels != data.IGNORED).any()
+    (step,) = all_steps(corpus, masked, torch.tensor([5]), layout(batching, head=head), world=2)
+    (busy, num_predicted), (idle, same) = [(batches[0], number) for batches, number in step]
+    assert num_predicted == same == busy.counts["num_predicted"]
+    assert [idle.counts[name] for name in ("num_texts", "num_tokens", "num_predicted", "num_token_pairs")] == [0] * 4
+    assert idle.counts["num_padded_tokens"] == busy.counts["num_padded_tokens"] > 0  # computed all the same
+    assert torch.equal(idle.input_ids, busy.input_ids)
+    assert (idle.answers == data.IGNORED).all()
+    assert (busy.answers != data.IGNORED).any()
+
+
+def test_a_micro_batch_without_a_text_computes_on_one_that_does_not_count(corpus):
+    """Of five texts, three ranks have two, two and one: the last one has nothing for its second micro-batch."""
+    masked = data.mask(corpus, 0.9, 1, 1)
+    (step,) = all_steps(corpus, masked, torch.arange(5), layout(micro=1), world=3)
+    assert [[batch.counts["num_texts"] for batch in batches] for batches, _ in step] == [[1, 1], [1, 1], [1, 0]]
+    idle = step[2][0][1]
+    assert (idle.answers == data.IGNORED).all()
+    assert tuple(idle.input_ids[0].tolist()) == rows_expected(corpus, masked, torch.tensor([0]))[0][0]
 
 
 def test_dynamic_batches_are_as_long_as_their_longest_text_and_fixed_ones_as_told(corpus):
     masked = data.mask(corpus, 0.15, 1, 1)
     texts = torch.arange(tiny_run.NUM_TEXTS)
-    dynamic = [batch for (batch,) in all_batches(corpus, masked, texts, 8)]
-    fixed = [batch for (batch,) in all_batches(corpus, masked, texts, 8, fixed=24)]
+    dynamic, fixed, packed = (
+        [batch for step in all_steps(corpus, masked, texts, layout(batching)) for batch in batches_of(step)]
+        for batching in ("dynamic", "fixed", "packed")
+    )
     assert [b.input_ids.shape[1] for b in dynamic] == [int(corpus.lengths[t].max()) for t in texts.split(8)]
-    assert {b.input_ids.shape[1] for b in fixed} == {24}
-    assert [rows_of(b) for b in dynamic] == [rows_of(b) for b in fixed]
-    assert [b.num_tokens for b in dynamic] == [b.num_tokens for b in fixed]
+    assert {b.input_ids.shape[1] for b in fixed} == {b.input_ids.shape[1] for b in packed} == {24}
+    assert [rows_of(b) for b in dynamic] == [rows_of(b) for b in fixed] == [rows_of(b) for b in packed]
+    for name in ("num_texts", "num_tokens", "num_predicted", "num_token_pairs"):
+        assert [b.counts[name] for b in dynamic] == [b.counts[name] for b in fixed] == [b.counts[name] for b in packed]
 
 
-def test_padding_is_the_pad_token_unattended_and_unpredicted(corpus):
+def test_only_packed_rows_hold_several_texts_and_tell_their_positions(corpus):
+    masked = data.mask(corpus, 0.15, 1, 1)
+    for batching in ("fixed", "dynamic"):
+        (batch,), _ = next(data.steps(corpus, masked, torch.arange(30), layout(batching, size=30)))
+        assert batch.position_ids is None
+        assert batch.input_ids.shape[0] == 30
+        assert batch.segments.amax(1).tolist() == list(range(1, 31))
+    (batch,), _ = next(data.steps(corpus, masked, torch.arange(30), layout("packed", size=30)))
+    needed = math.ceil(int(corpus.lengths[:30].sum()) / 24)
+    assert needed <= batch.input_ids.shape[0] < 0.8 * 30
+    assert max(len(row.unique()) for row in batch.segments) > 2
+
+
+@pytest.mark.parametrize("batching", ["fixed", "packed"])
+def test_padding_is_the_pad_token_unattended_and_unpredicted(corpus, batching):
     masked = data.mask(corpus, 0.9, 1, 1)
-    batch = next(data.batches(corpus, masked, torch.arange(8), 8, 0, 1, 24))
-    padding = batch.attention_mask == 0
+    (batch,), _ = next(data.steps(corpus, masked, torch.arange(8), layout(batching)))
+    padding = batch.segments == 0
     assert padding.any()
     assert (batch.input_ids[padding] == corpus.pad_id).all()
-    assert (batch.labels[padding] == data.IGNORED).all()
-    assert batch.attention_mask.sum(1).tolist() == corpus.lengths[:8].tolist()
-    assert batch.num_tokens == int(corpus.lengths[:8].sum())
+    assert (batch.answers[padding] == data.IGNORED).all()
+    assert batch.segments.flatten().bincount()[1:].tolist() == corpus.lengths[:8].tolist()
+    assert batch.position_ids is None or not batch.position_ids[padding].any()
 
 
 def test_the_last_batch_is_smaller(corpus):
     masked = data.mask(corpus, 0.15, 1, 1)
-    assert [b.num_texts for (b,) in all_batches(corpus, masked, torch.arange(20), 8)] == [8, 8, 4]
+    steps = all_steps(corpus, masked, torch.arange(20), layout())
+    assert [batch.counts["num_texts"] for step in steps for batch in batches_of(step)] == [8, 8, 4]
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.15, 0.9])
+@pytest.mark.parametrize("batching", ["fixed", "dynamic", "packed"])
+def test_chosen_places_are_the_predicted_ones_filled_up_to_few_lengths(corpus, batching, probability):
+    masked = data.mask(corpus, probability, 1, 1)
+    texts, sizes = torch.arange(tiny_run.NUM_TEXTS), set()
+    dense, chosen = (
+        [batch for step in all_steps(corpus, masked, texts, layout(batching, head=head)) for batch in batches_of(step)]
+        for head in ("dense", "masked")
+    )
+    for one, other in zip(dense, chosen, strict=True):
+        assert one.chosen is None
+        assert torch.equal(one.input_ids, other.input_ids)
+        predicted = other.answers != data.IGNORED
+        places = torch.nonzero(one.answers.flatten() != data.IGNORED).flatten()
+        assert other.chosen[predicted].tolist() == places.tolist()
+        assert torch.equal(other.answers[predicted], one.answers.flatten()[places])
+        assert other.chosen.shape == other.answers.shape
+        assert len(other.chosen) - len(places) < data.CHOSEN_MULTIPLE or not len(places)
+        sizes.add(len(other.chosen))
+    assert 0 not in sizes
+    assert all(size % data.CHOSEN_MULTIPLE == 0 for size in sizes)
+    assert (probability == 0) == (sizes == {data.CHOSEN_MULTIPLE})
+
+
+def test_rows_that_will_be_scattered_keep_their_answers(corpus):
+    """Places in the whole would mean nothing in a part of it."""
+    masked = data.mask(corpus, 0.3, 1, 1)
+    given = layout("packed", head="masked", scattered=True)
+    (batch,), _ = next(data.steps(corpus, masked, torch.arange(8), given))
+    assert batch.chosen is None
+    assert batch.answers.shape == batch.input_ids.shape
+    assert {tensor.shape[0] for tensor in batch.tensors if tensor is not None} == {batch.input_ids.shape[0]}
+
+
+def packed(lengths, capacity):
+    row, column = data.pack(torch.tensor(lengths), capacity)
+    return row.tolist(), column.tolist()
+
+
+@pytest.mark.parametrize("capacity", [1, 2, 24, 64])
+@pytest.mark.parametrize("shortest", [0, 1])
+@pytest.mark.parametrize("longest", [0.3, 0.6, 1.0])
+def test_packed_texts_are_whole_apart_and_within_their_row(capacity, shortest, longest):
+    draw = random.Random(repr((capacity, shortest, longest)))
+    for num_texts in (1, 2, 5, 40, 300):
+        most = max(1, round(longest * capacity))
+        lengths = [draw.randint(shortest, most) for _ in range(num_texts)]
+        rows, columns = packed(lengths, capacity)
+        num_rows = max(rows) + 1
+        assert set(rows) == set(range(num_rows))
+        assert num_rows <= num_texts
+        taken = [(row, place) for row, column, n in zip(rows, columns, lengths, strict=True)
+                 for place in range(column, column + n)]  # fmt: skip
+        assert len(taken) == len(set(taken)) == sum(lengths)
+        assert all(0 <= place < capacity for _, place in taken)
+        filled = [0] * num_rows
+        for row, n in zip(rows, lengths, strict=True):
+            filled[row] += n
+        for row in range(num_rows):  # a row is only begun by a text that fitted into none before
+            assert all(filled[row] + filled[other] > capacity for other in range(row) if shortest)
+        assert (rows, columns) == packed(lengths, capacity)
+
+
+def test_the_longest_texts_are_packed_first_each_into_the_fullest_row_with_room():
+    """The last text would fit into both rows; the first one that has room, row 0, is not the fullest."""
+    assert packed([1, 20, 12, 17], 30) == ([1, 0, 1, 1], [29, 0, 17, 0])
+
+
+def test_texts_that_fill_a_row_are_alone_in_it():
+    assert packed([4, 4, 4], 4) == ([0, 1, 2], [0, 0, 0])
+
+
+def test_texts_of_one_length_are_packed_in_their_order():
+    assert packed([2, 2, 2, 2], 4) == ([0, 0, 1, 1], [0, 2, 0, 2])
 
 
 @pytest.mark.parametrize("name", ["mask", "pad"])

@@ -152,6 +152,53 @@ def test_excluding_everything_is_refused():
         expand(exclude=[{"when": {"strategy": "single"}, "reason": "no"}])
 
 
+@pytest.mark.parametrize(
+    ("changes", "label", "reason"),
+    [
+        (
+            {"engine": ["eager", "graph"], "strategy": ["ddp"], "batching": ["packed"]},
+            "graph ddp2 fp32 bs8",
+            "engine graph works under strategy single only",
+        ),
+        (
+            {"engine": ["eager", "graph"], "batching": ["dynamic"]},
+            "graph single fp32 bs8",
+            "engine graph needs few different shapes: batching fixed or packed",
+        ),
+        (
+            {"engine": ["graph"], "batching": ["packed"], "checkpoint_activations": [False, True]},
+            "checkpointed single fp32 bs8",
+            "checkpoint_activations reads the random state in the step, which engine graph cannot capture",
+        ),
+    ],
+)
+def test_what_no_machine_can_do_is_left_out_with_the_reason(changes, label, reason):
+    found = expand(**{f"grid__{axis}": values for axis, values in changes.items()}, grid__repeats=1)
+    assert [(cell.label, cell.reason) for cell in found.excluded] == [(label, reason)]
+    assert len(found.runs) == 1
+
+
+def test_a_grid_in_which_nothing_is_possible_is_refused():
+    with pytest.raises(UserError, match=r"^my\.yaml: grid: nothing is left to run: engine graph needs few different"):
+        expand(grid__engine=["graph"])
+
+
+def test_a_micro_batch_as_large_as_the_devices_batch_is_no_micro_batch():
+    sizes = [None, 3, 4, 8, 16]
+    found = expand(grid__strategy=["single", "ddp"], grid__micro_batch_size=sizes, grid__repeats=1)
+    told = sorted((spec.strategy, spec.micro_batch_size or 0) for spec in found.runs.values())
+    assert told == [("ddp", 0), ("ddp", 3), ("single", 0), ("single", 3), ("single", 4)]  # batches of 4 and of 8
+
+
+def test_labels_say_how_a_step_is_computed_where_that_varies():
+    changes = {"head": ["dense", "masked"], "micro_batch_size": [None, 4], "checkpoint_activations": [False, True]}
+    config = validate(tiny_run.config(**{f"grid__{axis}": values for axis, values in changes.items()}))
+    labels = {entry["label"] for entry in grid.manifest(config)["runs"].values()}
+    assert "dense-head whole stored single fp32 bs8" in labels
+    assert "masked-head micro4 checkpointed single fp32 bs8" in labels
+    assert len(labels) == 8
+
+
 def test_the_manifest_names_each_run_its_cell_and_its_axes():
     config = validate(tiny_run.config(grid__batch_size=[8, 16], grid__lr=[1e-3, 1e-4], grid__repeats=2))
     manifest = grid.manifest(config)

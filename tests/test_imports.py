@@ -42,11 +42,18 @@ def test_a_whole_training_imports_torch_transformers_and_zeus_and_nothing_of_the
     found = imported(
         "from joulesweep import train; assert train.main(sys.argv) == 0",
         *("torch", "transformers", "zeus", "datasets", "polars", "altair", "snakemake"),
+        *("scipy", "sklearn", "pandas", "pyarrow", "accelerate", "peft"),  # seconds of CPU that no training needs
         *("joulesweep.config", "joulesweep.charts", "joulesweep.aggregate", "joulesweep.report", "joulesweep.workflow"),
         arguments=(str(tmp_path / "job.json"),),
     )
     assert found == ["torch", "transformers", "zeus"]
     assert (tmp_path / "model" / "model.safetensors").exists()
+
+
+def test_a_plain_import_of_the_libraries_brings_what_a_training_does_without():
+    """Else the names above say nothing; where this fails, `joulesweep.lazy` has become superfluous."""
+    code = "from transformers.modeling_utils import PreTrainedModel; from zeus.monitor import ZeusMonitor"
+    assert imported(code, "scipy.optimize", "sklearn") == ["scipy.optimize", "sklearn"]
 
 
 @pytest.mark.parametrize("module", ["aggregate", "charts", "report"])

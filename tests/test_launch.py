@@ -248,6 +248,16 @@ def test_a_rank_that_stops_speaks_for_its_peers_that_then_fail(start, script):
     assert found["status"] == "diverged"
 
 
+def test_a_reason_counts_more_than_the_time_that_ran_out_after_it(start, script):
+    script(
+        "outcome = {'status': 'diverged', 'reason': 'not finite', 'oom_bytes': None}",
+        "(work / 'rank0.json').write_text(json.dumps(outcome))",
+        "time.sleep(600)",
+    )
+    found, _ = start(timeout_s=3)
+    assert (found["status"], found["reason"]) == ("diverged", "not finite")
+
+
 def test_a_users_mistake_arrives_as_one_and_leaves_no_record(start, script, tmp_path):
     script("(work / 'rank0.json').write_text(json.dumps({'status': 'error', 'reason': 'mend this'}))", "sys.exit(3)")
     with pytest.raises(UserError, match=r"^mend this$"):

@@ -126,11 +126,66 @@ def test_copied_weights_are_those_of_the_moment_and_tied_ones_stay_tied():
     assert memory.nbytes(kept, torch.device("cuda", 0)) == 0
 
 
+def test_loaded_weights_are_written_where_the_old_ones_lie():
+    core = tiny_run.network()
+    kept = memory.copy_weights(core, [])
+    places = {name: value.data_ptr() for name, value in core.state_dict().items()}
+    with torch.no_grad():
+        for parameter in core.parameters():
+            parameter.mul_(2.0).add_(1.0)
+    memory.load_weights(core, kept)
+    assert {name: value.data_ptr() for name, value in core.state_dict().items()} == places
+    assert all(torch.equal(value, kept[name]) for name, value in core.state_dict().items())
+    assert not set(places.values()) & {value.data_ptr() for value in kept.values()}  # a copy still
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in core.parameters())
+
+
+def test_weights_are_loaded_in_the_precision_of_the_module():
+    core = tiny_run.network().to(torch.bfloat16)
+    memory.load_weights(core, memory.copy_weights(tiny_run.network(seed=1), []))
+    expected = tiny_run.network(seed=1).to(torch.bfloat16).state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in core.state_dict().items())
+
+
+class Divided:
+    """As a tensor of FSDP: what a rank can touch is its part."""
+
+    def __init__(self, part):
+        self.part = part
+
+    def to_local(self):
+        return self.part
+
+
+def test_the_part_of_a_rank_is_what_is_local():
+    part = torch.ones(2, requires_grad=True)
+    for value in (part, Divided(part)):
+        found = memory.local(value)
+        assert found.data_ptr() == part.data_ptr()
+        assert not found.requires_grad
+
+
+@pytest.mark.parametrize("shapes", [((2, 3), (4,)), ((0, 3), (0,)), ((0,), (0, 3), (2,))])
+def test_parts_are_copied_and_loaded_also_where_they_are_empty(shapes):
+    """Of a weight with fewer rows than ranks, some ranks have none."""
+    parts = {str(shape): torch.ones(shape) for shape in shapes}
+    core = SimpleNamespace(state_dict=lambda: {name: Divided(part) for name, part in parts.items()})
+    kept = memory.copy_weights(core, [])
+    assert {name: str(tuple(value.shape)) for name, value in kept.items()} == {name: name for name in parts}
+    for part in parts.values():
+        part.zero_()
+    memory.load_weights(core, kept)
+    assert all(bool((part == 1).all()) for part in parts.values())
+    assert memory.nbytes(kept, memory.CPU) == sum(part.nbytes for part in parts.values())
+
+
 @pytest.mark.parametrize(("num_kept", "place"), [(0, "gpu"), (1, "gpu"), (2, "host")])
 def test_copies_that_would_fill_a_gpu_go_to_host_memory(monkeypatch, num_kept, place):
     """Copies may take a tenth of the GPU: here two of them, with the one to be made."""
     gpu = torch.device("cuda", 0)
-    weight = SimpleNamespace(device=gpu, nbytes=50, data_ptr=lambda: 1, cpu=lambda: "host", clone=lambda: "gpu")
+    weight = SimpleNamespace(
+        device=gpu, nbytes=50, shape=(), data_ptr=lambda: 1, cpu=lambda: "host", clone=lambda: "gpu"
+    )
     weight.detach = lambda: weight
     core = SimpleNamespace(state_dict=lambda: {"weight": weight})
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=1000))

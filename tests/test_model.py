@@ -1,4 +1,4 @@
-"""The sparse head is the dense head with the work that nobody looks at left out."""
+"""A model computes what its texts need and no more: packed as alone, at predicted places as everywhere."""
 
 from __future__ import annotations
 
@@ -9,81 +9,345 @@ import tiny_run
 import torch
 from torch.nn import functional
 
+from joulesweep import data
 from joulesweep.data import IGNORED
-from joulesweep.model import MaskedLanguageModel, build
+from joulesweep.model import MaskedLanguageModel, build, packs_exactly
+
+#: Families whose heads are found, and whose texts can be packed; the names of the head's modules.
+FAMILIES = {
+    "bert": ("cls",),
+    "roberta": ("lm_head",),
+    "distilbert": ("vocab_transform", "activation", "vocab_layer_norm", "vocab_projector"),
+    "electra": ("generator_predictions", "generator_lm_head"),
+    "modernbert": ("head", "decoder"),
+    "albert": ("predictions",),
+}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return data.load(tiny_run.token_file(tmp_path_factory.mktemp("data") / "tokens.safetensors", num_texts=200), 24)
+
+
+def batch_of(corpus, batching="dynamic", head="masked", texts=range(20), probability=0.3, **changes):
+    """The first batch of some texts."""
+    given = {"batching": batching, "size": len(texts), "micro": None, "max_length": 24, "head": head, **changes}
+    masked = data.mask(corpus, probability, 1, 1)
+    (batch,), _ = next(data.steps(corpus, masked, torch.tensor(texts), data.Layout(**given)))
+    return batch
+
+
+def network_of(config):
+    """A random model, always the same one."""
+    from transformers import AutoModelForMaskedLM
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return AutoModelForMaskedLM.from_config(config)
 
 
 @pytest.fixture
-def inputs():
-    draw = torch.Generator().manual_seed(0)
-    ids = torch.randint(5, 100, (6, 12), generator=draw)
-    attention = (torch.arange(12) < torch.tensor([12, 9, 5, 12, 3, 7])[:, None]).long()
-    labels = torch.randint(5, 100, (6, 12), generator=draw)
-    hidden = (torch.rand(6, 12, generator=draw) < 0.4) & attention.bool()
-    return ids, attention, labels.masked_fill(~hidden, IGNORED)
+def inputs(corpus):
+    """Texts padded to the longest; predicted places are found by the model."""
+    return batch_of(corpus, scattered=True).tensors
 
 
-def reference_loss(model, ids, attention, labels):
+def reference_loss(model, batch):
     """As Hugging Face computes it, but summed: logits everywhere, the ignored ones left out."""
-    logits = model(input_ids=ids, attention_mask=attention).logits
-    return functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+    logits = model(input_ids=batch.input_ids, attention_mask=(batch.segments > 0).long()).logits
+    return functional.cross_entropy(
+        logits.flatten(0, 1), batch.answers.flatten(), ignore_index=IGNORED, reduction="sum"
+    )
 
 
-@pytest.mark.parametrize(("kind", "head"), [("bert", "cls"), ("roberta", "lm_head"), ("distilbert", None)])
-def test_loss_and_gradients_are_those_of_the_dense_head(inputs, kind, head):
-    one, other = tiny_run.network(kind), tiny_run.network(kind)
-    wrapped = MaskedLanguageModel(one)
-    assert wrapped.head_name == head
-    loss = wrapped(*inputs)[0, 0]
-    expected = reference_loss(other, *inputs)
+def gradients_of(loss, model):
+    """Of every parameter that has one, by name."""
+    model.zero_grad()
     loss.backward()
-    expected.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_near(found, expected, tolerance=1e-5):
+    """Gradients differ by no more than this share of the largest one."""
+    assert found.keys() == expected.keys()
+    assert len(expected) > 10
+    largest = max(gradient.abs().max() for gradient in expected.values())
+    assert largest > 0.1
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=0, atol=tolerance * float(largest), msg=name)
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.parametrize("head", ["masked", "dense"])
+@pytest.mark.parametrize("batching", ["dynamic", "fixed", "packed"])
+def test_loss_and_gradients_are_those_of_the_models_own_forward(corpus, kind, head, batching):
+    """Of rows with one text each and logits everywhere, whatever the layout."""
+    model = tiny_run.network(kind)
+    core = MaskedLanguageModel(model, head=head)
+    assert core.head_names == FAMILIES[kind]
+    assert core.refusal(packed=True) is None
+    expected = reference_loss(model, batch_of(corpus, "fixed", "dense"))
+    gradients = gradients_of(expected, model)
+    batch = batch_of(corpus, batching, head)
+    assert (batch.chosen is None, batch.position_ids is None) == (head == "dense", batching != "packed")
+    loss = core(*batch.tensors)[0, 0]
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
-    gradients = dict(other.named_parameters())
-    assert sum(p.grad is not None for p in gradients.values()) > 10
-    for name, parameter in one.named_parameters():
-        torch.testing.assert_close(parameter.grad, gradients[name].grad, rtol=1e-4, atol=1e-5, msg=name)
+    assert_near(gradients_of(loss, model), gradients)
 
 
-def test_the_head_sees_the_masked_positions_only(inputs):
-    wrapped = MaskedLanguageModel(tiny_run.network())
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_predicted_places_that_the_model_finds_are_those_that_it_is_told(corpus, kind):
+    """It finds them behind DataParallel, which scatters the rows."""
+    core = MaskedLanguageModel(tiny_run.network(kind))
+    told, found = batch_of(corpus, "packed"), batch_of(corpus, "packed", scattered=True)
+    assert found.chosen is None
+    one, other = (core(*batch.tensors)[0, 0] for batch in (told, found))
+    assert one.item() == pytest.approx(other.item(), rel=1e-6)
+    assert_near(gradients_of(one, core), gradients_of(other, core))
+
+
+def plain(core, monkeypatch):
+    """As the inputs would be, did the model keep texts apart by their positions."""
+
+    def inputs(input_ids, segments, position_ids):
+        mask = (segments > 0).long()
+        return {"input_ids": input_ids, "attention_mask": mask, "position_ids": position_ids + core.first_position}
+
+    monkeypatch.setattr(core, "inputs", inputs)
+
+
+@pytest.fixture(params=FAMILIES)
+def shared_row(request, corpus):
+    """A model, and a row of several texts of which one alone is predicted."""
+    core = MaskedLanguageModel(tiny_run.network(request.param)).eval()
+    with torch.no_grad():  # far from the start of a training, where all texts look the same
+        core.model.get_input_embeddings().weight.normal_(generator=torch.Generator().manual_seed(0))
+    short = torch.nonzero(corpus.lengths <= 8).flatten()[:3].tolist()
+    batch = batch_of(corpus, "packed", "dense", short, probability=0.9)
+    assert len(batch.segments) == 1
+    assert batch.segments.unique().tolist() == [0, 1, 2, 3]
+    own = batch.segments == 2
+    return core, batch, own, batch.answers.masked_fill(~own, IGNORED)
+
+
+def pull(core, batch, answers):
+    """Gradient of the loss at the word embeddings of every place, [rows, length, width]."""
+    found = []
+    hook = core.model.get_input_embeddings().register_forward_hook(lambda module, given, out: found.append(out))
+    core.head = "dense"
+    loss = core(batch.input_ids, batch.segments, answers, batch.position_ids)[0, 0]
+    hook.remove()
+    return torch.autograd.grad(loss, found[0])[0]
+
+
+def test_no_gradient_of_a_text_reaches_another_text_of_its_row(shared_row, monkeypatch):
+    core, batch, own, answers = shared_row
+    gradient = pull(core, batch, answers)
+    assert gradient[own].abs().amax(-1).min() > 0
+    assert (gradient[~own] == 0).all()
+    plain(core, monkeypatch)  # else the line above might hold of any mask
+    gradient = pull(core, batch, answers)
+    others = (batch.segments > 0) & ~own
+    assert gradient[others].abs().amax(-1).min() > 1e-6 * gradient.abs().max()
+
+
+def test_the_loss_of_a_text_does_not_change_with_the_other_texts_of_its_row(shared_row, monkeypatch):
+    core, batch, own, answers = shared_row
+    changed = torch.where((batch.segments > 0) & ~own, (batch.input_ids + 7) % 90 + 5, batch.input_ids)
+    assert (changed != batch.input_ids).sum() >= 6
+
+    @torch.no_grad()
+    def difference():
+        one, other = (core(ids, batch.segments, answers, batch.position_ids) for ids in (batch.input_ids, changed))
+        return abs(one[0, 0] - other[0, 0]).item()
+
+    core.head = "dense"
+    assert difference() == 0
+    plain(core, monkeypatch)
+    assert difference() > 1e-4
+
+
+def test_rows_filled_up_give_no_numbers_that_spoil_the_gradients(corpus):
+    """A place that may attend to nothing would give NaN."""
+    batch = batch_of(corpus, "packed", texts=[int(corpus.lengths.argmin())], probability=0.9)
+    assert (batch.segments == 0).sum() > 12
+    core = MaskedLanguageModel(tiny_run.network())
+    loss = core(*batch.tensors)[0, 0]
+    assert torch.isfinite(loss)
+    assert all(torch.isfinite(gradient).all() for gradient in gradients_of(loss, core).values())
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_families_that_pack_exactly_are_known_as_such(corpus, kind):
+    assert packs_exactly(MaskedLanguageModel(tiny_run.network(kind)), corpus, 24)
+
+
+@pytest.mark.parametrize("kind", ["mpnet", "deberta-v2"])
+def test_families_that_would_mix_packed_texts_are_found_out(corpus, kind):
+    core = MaskedLanguageModel(tiny_run.network(kind))
+    assert core.refusal(packed=True) is None  # they take position_ids
+    assert not packs_exactly(core, corpus, 24)
+
+
+def test_a_mask_that_lets_packed_texts_see_each_other_is_found_out(corpus, monkeypatch):
+    core = MaskedLanguageModel(tiny_run.network())
+    plain_inputs, exact = core.inputs, packs_exactly(core, corpus, 24)
+
+    def inputs(input_ids, segments, position_ids):
+        found = plain_inputs(input_ids, segments, position_ids)
+        return {**found, "attention_mask": (segments > 0).long()}
+
+    monkeypatch.setattr(core, "inputs", inputs)
+    assert (exact, packs_exactly(core, corpus, 24)) == (True, False)
+
+
+def test_positions_that_do_not_begin_anew_are_found_out(corpus):
+    core = MaskedLanguageModel(tiny_run.network("roberta"))
+    assert packs_exactly(core, corpus, 24)
+    core.first_position += 1
+    assert not packs_exactly(core, corpus, 24)
+
+
+@pytest.mark.parametrize(("window", "exact"), [(48, True), (36, False)])
+def test_a_window_that_only_long_texts_exceed_is_found_out(window, exact):
+    """ModernBERT attends to its neighbourhood; the mask of a packed row takes the place of that window."""
+    config = tiny_run.network("modernbert").config
+    config.local_attention = window
+    lengths = torch.tensor([0] + 30 * [5] + [24])  # only the last text looks further than half the window
+    ids = torch.randint(5, 100, (int(lengths.sum()),), generator=torch.Generator().manual_seed(0))
+    group, maskable = torch.arange(31), torch.ones_like(ids, dtype=torch.bool)
+    about = {"mask_id": tiny_run.MASK, "pad_id": tiny_run.PAD, "vocab_size": 100}
+    corpus = data.Corpus(ids=ids, offsets=lengths.cumsum(0), maskable=maskable, group=group, **about)
+    core = MaskedLanguageModel(network_of(config))
+    assert packs_exactly(core, corpus, 24) == exact
+
+
+@pytest.mark.parametrize("kind", ["bert", "deberta-v2"])
+@pytest.mark.parametrize("training", [True, False])
+def test_trying_leaves_the_module_as_it_was(corpus, kind, training):
+    core = MaskedLanguageModel(tiny_run.network(kind, dropout=0.5)).train(training)
+    before = {name: value.clone() for name, value in core.state_dict().items()}
+    packs_exactly(core, corpus, 24)
+    assert {module.training for module in core.modules()} == {training}
+    assert all(torch.equal(value, before[name]) for name, value in core.state_dict().items())
+    assert all(parameter.grad is None for parameter in core.parameters())
+
+
+@pytest.mark.parametrize(
+    ("kind", "pad", "first"), [("bert", 0, 0), ("roberta", 0, 1), ("roberta", 1, 2), ("mpnet", 0, 2)]
+)
+def test_the_first_position_is_the_families_own(kind, pad, first):
+    config = tiny_run.network(kind).config
+    config.pad_token_id = pad
+    assert MaskedLanguageModel(network_of(config)).first_position == first
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "electra", "albert"])
+def test_packed_texts_have_the_positions_that_they_have_alone(corpus, kind):
+    core, seen = MaskedLanguageModel(tiny_run.network(kind)), []
+    core.model.base_model.embeddings.position_embeddings.register_forward_hook(
+        lambda module, given, out: seen.append(given[0])
+    )
+    alone, packed = (batch_of(corpus, batching) for batching in ("dynamic", "packed"))
+    core(*alone.tensors)
+    core(*packed.tensors)
+    own = seen[0].expand_as(alone.segments)
+    for number in range(1, 21):
+        assert seen[1][packed.segments == number].tolist() == own[alone.segments == number].tolist()
+
+
+class Unknown(torch.nn.Module):
+    """A model that has these heads, and positions that cannot be given."""
+
+    def __init__(self, **heads):
+        super().__init__()
+        for name, head in heads.items():
+            setattr(self, name, head)
+
+    @property
+    def base_model(self):
+        return self
+
+    def forward(self, input_ids, attention_mask):
+        return (input_ids,)
+
+
+NO_HEAD = "head masked: the head of this model cannot be called apart from it; use head: [dense]"
+NO_POSITIONS = "batching packed: this model takes no position_ids; use batching: [dynamic]"
+
+
+@pytest.mark.parametrize(
+    ("heads", "head", "packed", "reason"),
+    [
+        ((), "dense", False, None),
+        (("cls",), "masked", False, None),
+        (("vocab_transform", "vocab_projector"), "masked", False, NO_HEAD),  # not all of DistilBERT's
+        ((), "masked", True, NO_HEAD),
+        ((), "dense", True, NO_POSITIONS),
+        (("cls",), "masked", True, NO_POSITIONS),
+    ],
+)
+def test_a_model_that_cannot_be_trained_so_says_why(heads, head, packed, reason):
+    model = Unknown(**{name: torch.nn.Identity() for name in heads})
+    assert MaskedLanguageModel(model, head=head).refusal(packed) == reason
+
+
+def test_the_head_sees_the_predicted_places_only(corpus):
     seen = []
-    wrapped.model.cls.register_forward_hook(lambda module, given, found: seen.append(given[0].shape))
-    wrapped(*inputs)
-    assert seen == [(int((inputs[2] != IGNORED).sum()), 16)]
+    for head, scattered in (("masked", False), ("masked", True), ("dense", False)):
+        core = MaskedLanguageModel(tiny_run.network(), head=head)
+        core.model.cls.register_forward_hook(lambda module, given, found: seen.append(given[0].shape[:-1].numel()))
+        batch = batch_of(corpus, "packed", head, scattered=scattered)
+        core(*batch.tensors)
+        assert seen[-1] == batch.counts["num_head_positions"]
+    num_predicted = batch.counts["num_predicted"]
+    assert num_predicted == seen[1] <= seen[0] < num_predicted + data.CHOSEN_MULTIPLE
+    assert seen[2] == batch.input_ids.numel() > 2 * seen[0]
 
 
 def test_sums_over_shares_add_up_to_the_whole(inputs):
     wrapped = MaskedLanguageModel(tiny_run.network())
     whole = wrapped(*inputs, score=True)
-    parts = [wrapped(*(t[rows] for t in inputs), score=True) for rows in (slice(0, 2), slice(2, 6))]
+    shares = ([None if t is None else t[rows] for t in inputs] for rows in (slice(0, 2), slice(2, 20)))
+    parts = [wrapped(*share, score=True) for share in shares]
     torch.testing.assert_close(sum(parts), whole)
 
 
-def test_right_answers_are_counted_when_asked_for(inputs):
+@pytest.mark.parametrize("head", ["masked", "dense"])
+@pytest.mark.parametrize("batching", ["dynamic", "packed"])
+def test_right_answers_are_counted_when_asked_for(corpus, head, batching):
     model = tiny_run.network()
-    ids, attention, labels = inputs
-    best = model(input_ids=ids, attention_mask=attention).logits.argmax(-1)
-    half = torch.where((labels != IGNORED) & (torch.arange(12) % 2 == 0), best, labels)  # every other one is right
+    batch = batch_of(corpus, batching, "dense")
+    wrapped = MaskedLanguageModel(model, head=head)
+    best = model(**wrapped.inputs(batch.input_ids, batch.segments, batch.position_ids)).logits.argmax(-1)
+    every_other = torch.arange(batch.answers.shape[1]) % 2 == 0
+    half = torch.where((batch.answers != IGNORED) & every_other, best, batch.answers)
     expected = int((half == best).sum())
-    assert 0 < expected < int((labels != IGNORED).sum())
-    wrapped = MaskedLanguageModel(model)
-    assert wrapped(ids, attention, half, score=True)[0, 1].item() == expected
-    assert wrapped(ids, attention, half)[0, 1].item() == 0
+    assert 0 < expected < int((half != IGNORED).sum())
+    if head == "dense":
+        given = (batch.input_ids, batch.segments, half, batch.position_ids, None)
+    else:
+        told = batch_of(corpus, batching)
+        answers = torch.where(told.answers == IGNORED, IGNORED, half.flatten()[told.chosen])
+        given = (batch.input_ids, batch.segments, answers, batch.position_ids, told.chosen)
+    assert wrapped(*given, score=True)[0, 1].item() == expected
+    assert wrapped(*given)[0, 1].item() == 0
 
 
-def test_nothing_masked_is_a_loss_of_nothing_that_still_has_gradients(inputs):
-    wrapped = MaskedLanguageModel(tiny_run.network())
-    ids, attention, labels = inputs
-    loss = wrapped(ids, attention, torch.full_like(labels, IGNORED))
+@pytest.mark.parametrize("scattered", [True, False])
+@pytest.mark.parametrize("head", ["masked", "dense"])
+def test_nothing_masked_is_a_loss_of_nothing_that_still_has_gradients(corpus, head, scattered):
+    wrapped = MaskedLanguageModel(tiny_run.network(), head=head)
+    loss = wrapped(*batch_of(corpus, head=head, probability=0.0, scattered=scattered).tensors)
     assert loss.tolist() == [[0.0, 0.0]]
     loss.sum().backward()
     assert all(parameter.grad is None or not parameter.grad.any() for parameter in wrapped.parameters())
 
 
-def test_the_sums_are_single_precision_whatever_the_weights_are(inputs):
-    wrapped = MaskedLanguageModel(tiny_run.network()).to(torch.bfloat16)
-    out = wrapped(*inputs)
+@pytest.mark.parametrize("head", ["masked", "dense"])
+def test_the_sums_are_single_precision_whatever_the_weights_are(corpus, head):
+    wrapped = MaskedLanguageModel(tiny_run.network(), head=head).to(torch.bfloat16)
+    out = wrapped(*batch_of(corpus, head=head).tensors)
     assert (out.dtype, out.shape) == (torch.float32, (1, 2))
 
 

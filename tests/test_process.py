@@ -90,3 +90,51 @@ def test_a_command_has_the_environment_that_is_given_and_nothing_else(tmp_path, 
     os.close(log)
     assert child.wait() == 0
     assert sorted((tmp_path / "log").read_text().splitlines()) == sorted([f"{word} False True", "x"])
+
+
+def test_children_are_killed_with_what_they_leave_behind_and_others_are_spared():
+    spared = subprocess.Popen(SLEEP)
+    before = process.children()
+    assert spared.pid in before
+    code = (
+        "import subprocess, sys, time\n"
+        f"print(subprocess.Popen({SLEEP!r}, start_new_session=True).pid, flush=True); time.sleep(600)"
+    )
+    process.adopt(orphans=True)
+    try:
+        child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        grandchild = int(child.stdout.readline())
+        child.kill()
+        process.kill_children(but=before)
+        assert not lives(child.pid) and not lives(grandchild)
+        assert lives(spared.pid) and process.children() == before
+    finally:
+        process.adopt(orphans=False)
+        spared.kill()
+        spared.wait()
+        child.wait()
+        child.stdout.close()
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"v2/memory.events": "low 0\noom 3\noom_kill 2\noom_group_kill 0\n"}, 2),  # in a container
+        ({"v2/a/b/memory.events": "oom_kill 4\n", "v2/memory.events": "oom_kill 9\n"}, 4),
+        ({"v1/a/b/memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 1\n"}, 1),
+        ({"v1/memory.oom_control": "oom_kill_disable 0\nunder_oom 0\n"}, None),  # before Linux 4.13
+        ({}, None),
+    ],
+)
+def test_the_kernels_count_of_memory_kills_is_read_where_it_is(tmp_path, monkeypatch, files, expected):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    places = ((str(tmp_path / "v2"), "memory.events"), (str(tmp_path / "v1"), "memory.oom_control"))
+    monkeypatch.setattr(process, "OOM_COUNTS", places)
+    monkeypatch.setattr(process, "_groups", lambda: ["a/b"])
+    assert process.oom_kills() == expected
+
+
+def test_this_process_has_a_group_or_none():
+    assert all(isinstance(group, str) and not group.startswith("/") for group in process._groups())

@@ -148,6 +148,31 @@ def test_measured_joules_are_shown_as_such(tmp_path):
     assert "≈" not in text and "not measured" not in text
 
 
+def test_what_a_run_reached_of_what_was_possible_is_shown_and_explained(tmp_path):
+    text = words(page(tmp_path, synthetic.on_gpus, **synthetic.GPU_CONFIG))
+    for heading in ("Spent on padding", "Of peak rate (MFU)", "Of possible speed (distance to floor)"):
+        assert text.count(heading) == 2, heading  # the column, and what it means
+    assert re.search(r"Tokens/s Spent on padding Of peak rate \(MFU\) Of possible speed", text)
+    assert "Where it is missing" not in text
+
+
+def test_without_a_peak_rate_only_the_padding_is_shown(plain):
+    text = words(plain)
+    assert "Spent on padding" in text and "MFU" not in text and "distance to floor" not in text
+
+
+def test_work_that_was_not_counted_has_no_column_and_where_some_was_a_reason(tmp_path):
+    def older(row):
+        return {**row, "measurement": {k: v for k, v in row["measurement"].items() if k != "num_head_positions"}}
+
+    def some(row):
+        return older(row) if row["spec"]["batch_size"] == 32 else row
+
+    assert "Spent on padding" not in words(page(tmp_path / "all", older))
+    text = words(page(tmp_path / "some", some))
+    assert "Where it is missing: the record was written before FLOPs were counted." in text
+
+
 def test_one_repeat_has_no_interval(tmp_path):
     text = words(page(tmp_path, axes={"repeats": 1}))
     assert "n=1, no interval" in text
@@ -166,7 +191,35 @@ def test_a_failed_sweep_still_reports(tmp_path):
     text = words(page(tmp_path, lambda row: synthetic.failed(row, "oom", reason)))
     assert "No answer yet: no run finished." in text
     assert "0 of 24 runs finished: 24 oom." in text
-    assert "single fp32 bs32 1, 2, 3 oom out of memory: asked for 2.0 GiB" in text
+    assert "single fp32 bs32 1, 2, 3 oom 2.00 GiB out of memory: asked for 2.0 GiB" in text
+    assert "24 oom joulesweep rerun --status oom" in text
+
+
+def test_runs_without_numbers_are_grouped_by_configuration_and_status(tmp_path):
+    def change(row):
+        a_spec = row["spec"]
+        if a_spec["strategy"] == "ddp":
+            return row if a_spec["precision"] == "fp32" else None
+        if a_spec["precision"] == "fp32":
+            reason = f"not finite by step {a_spec['repeat']}"
+            return synthetic.failed(row, "diverged" if a_spec["repeat"] < 3 else "timeout", reason)
+        return {**synthetic.failed(row, "oom", "full"), "oom_bytes": a_spec["repeat"] * 2**30}
+
+    text = words(page(tmp_path, change, axes={"batch_size": [32]}))
+    assert "Repeat Status Memory asked for Reason" in text
+    assert "single fp32 bs32 1, 2 diverged – not finite by step 1; not finite by step 2 single fp32 bs32 3" in text
+    assert "single fp32 bs32 3 timeout – not finite by step 3" in text
+    assert "single bf16-mixed bs32 1, 2, 3 oom 1.00 to 3.00 GiB full" in text
+    assert "ddp2 bf16-mixed bs32 1, 2, 3 missing – no record" in text
+    for line in ("3 oom joulesweep rerun --status oom", "1 timeout joulesweep rerun --status timeout"):
+        assert line in text
+    assert "3 missing snakemake --cores 2" in text
+
+
+def test_bytes_have_a_column_only_where_some_are_known(tmp_path, plain):
+    text = words(page(tmp_path, lambda row: synthetic.failed(row, "timeout", "too slow")))
+    assert "single fp32 bs32 1, 2, 3 timeout too slow" in text and "Memory asked for" not in text
+    assert "joulesweep rerun" not in words(plain)
 
 
 def test_excluded_cells_keep_their_reason(tmp_path):

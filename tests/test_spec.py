@@ -10,6 +10,7 @@ import pytest
 import tiny_run
 
 from joulesweep import config, methods, spec
+from joulesweep.engine import ENGINES
 from joulesweep.errors import UserError
 from joulesweep.grid import expand
 from joulesweep.precision import PRECISIONS
@@ -26,6 +27,10 @@ OTHER = {
     "devices": 2,
     "precision": "bf16-mixed",
     "batching": "fixed",
+    "head": "dense",
+    "engine": "compile",
+    "micro_batch_size": 4,
+    "checkpoint_activations": True,
     "batch_size_scope": "per_device",
     "epochs": 3,
     "max_steps": 7,
@@ -81,6 +86,9 @@ def test_the_golden_file_has_every_row_every_method_and_every_field_off_its_omis
 
     assert {json.loads(value) for value in seen("strategy")} >= set(STRATEGIES)
     assert {json.loads(value) for value in seen("precision")} >= set(PRECISIONS)
+    assert {json.loads(value) for value in seen("engine")} >= set(ENGINES)
+    assert {json.loads(value) for value in seen("batching")} >= set(config.BATCHINGS)
+    assert {json.loads(value) for value in seen("head")} >= set(config.HEADS)
     assert {json.loads(value) for value in seen("method")} >= set(methods.names())
     never_given = {"task"}  # has one value so far
     assert {name for name, value in spec.OMISSION.items() if not seen(name) - {json.dumps(value)}} == never_given

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+from types import SimpleNamespace
 
 import pytest
 import tiny_run
 import torch
 
-from joulesweep import precision, strategy
+from joulesweep import memory, precision, strategy
+from joulesweep.model import MaskedLanguageModel
 
 
 @pytest.fixture(autouse=True)
@@ -19,11 +21,22 @@ def matmul_precision():
 
 
 @pytest.mark.parametrize("name", strategy.STRATEGIES)
-def test_each_strategy_is_described_and_names_a_class_of_torch(name):
+def test_each_strategy_is_described_and_names_what_torch_has(name):
     row = strategy.STRATEGIES[name]
     assert row.about
-    assert row.wrapper is None or issubclass(getattr(torch.nn.parallel, row.wrapper), torch.nn.Module)
+    if row.wrapper == "fully_shard":
+        from torch.distributed import fsdp
+
+        assert callable(fsdp.fully_shard)
+    else:
+        assert row.wrapper is None or issubclass(getattr(torch.nn.parallel, row.wrapper), torch.nn.Module)
     assert row.multi_device or not row.multi_process
+
+
+def test_fsdp_runs_where_ddp_does():
+    ddp, fsdp = (strategy.STRATEGIES[name] for name in ("ddp", "fsdp"))
+    assert (fsdp.multi_device, fsdp.multi_process, fsdp.cpu) == (ddp.multi_device, ddp.multi_process, ddp.cpu)
+    assert fsdp.wrapper == "fully_shard"
 
 
 @pytest.mark.parametrize(
@@ -39,6 +52,10 @@ def test_each_strategy_is_described_and_names_a_class_of_torch(name):
         ("ddp", 1, "cuda", 1, None),
         ("ddp", 2, "cuda", 2, None),
         ("ddp", 2, "cuda", 1, "ddp asks for 2 GPUs; 1 visible"),
+        ("fsdp", 2, "cpu", 0, None),
+        ("fsdp", 1, "cuda", 1, None),
+        ("fsdp", 4, "cuda", 4, None),
+        ("fsdp", 4, "cuda", 2, "fsdp asks for 4 GPUs; 2 visible"),
     ],
 )
 def test_a_machine_that_cannot_run_a_strategy_says_why(name, devices, accelerator, num_gpus, reason):
@@ -61,6 +78,113 @@ def test_each_rank_of_ddp_has_its_own_device(monkeypatch, accelerator, device_id
     monkeypatch.setattr(torch.nn.parallel, "DistributedDataParallel", lambda model, **given: seen.update(given))
     strategy.wrap(tiny_run.network(), "ddp", 2, accelerator, 1)
     assert seen["device_ids"] == device_ids
+
+
+@pytest.mark.parametrize(("accumulates", "static"), [(False, True), (True, False)])
+def test_ddps_graph_is_static_unless_some_backward_passes_exchange_nothing(monkeypatch, accumulates, static):
+    seen = {}
+    monkeypatch.setattr(torch.nn.parallel, "DistributedDataParallel", lambda model, **given: seen.update(given))
+    strategy.wrap(tiny_run.network(), "ddp", 2, "cpu", 0, accumulates=accumulates)
+    assert (seen["static_graph"], seen["broadcast_buffers"], seen["gradient_as_bucket_view"]) == (static, False, True)
+
+
+@pytest.fixture
+def group():
+    """A process group of this process alone."""
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+IDS = torch.randint(5, 100, (4, 12), generator=torch.Generator().manual_seed(0))
+
+
+def cores(kind="bert", seeds=(0, 0)):
+    """Modules as a training wraps them."""
+    return [MaskedLanguageModel(tiny_run.network(kind, seed=seed)) for seed in seeds]
+
+
+def loss_of(core):
+    """Of predicting each token from all."""
+    return core(IDS, torch.ones_like(IDS), IDS)[0, 0] / IDS.numel()
+
+
+@pytest.mark.parametrize(
+    ("kind", "layers"), [("bert", "model.bert.encoder.layer"), ("modernbert", "model.model.layers")]
+)
+def test_fsdp_divides_every_layer_apart_and_all_weights(group, kind, layers):
+    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.tensor import DTensor
+
+    plain, model = cores(kind)
+    assert strategy.wrap(model, "fsdp", 1, "cpu", 0) is model
+    apart = {name for name, module in model.named_modules() if isinstance(module, FSDPModule)}
+    assert apart == {"", *(f"{layers}.{i}" for i in range(2))}
+    assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
+    assert list(model.state_dict()) == list(plain.state_dict())
+    one, other = loss_of(plain), loss_of(model)
+    assert other.item() == pytest.approx(one.item(), rel=1e-6)
+    assert all(isinstance(parameter, DTensor) for parameter in model.parameters()), "resharded, the root as well"
+    one.backward()
+    other.backward()
+    for (name, expected), found in zip(plain.named_parameters(), model.parameters(), strict=True):
+        if expected.grad is not None:
+            torch.testing.assert_close(found.grad.full_tensor(), expected.grad, msg=name)
+
+
+def test_weights_that_change_between_two_passes_are_seen_by_the_second(group):
+    """Scoring loads weights into the shards: a copy that was gathered before must not outlive its pass."""
+    plain, model = cores(seeds=(1, 0))
+    strategy.wrap(model, "fsdp", 1, "cpu", 0)
+    with torch.no_grad():
+        loss_of(model)
+        memory.load_weights(model, memory.copy_weights(plain, []))
+        assert loss_of(model).item() == pytest.approx(loss_of(plain).item(), rel=1e-6)
+
+
+def test_a_model_without_layers_is_divided_whole(group):
+    model = strategy.wrap(torch.nn.Linear(4, 4), "fsdp", 1, "cpu", 0)
+    assert model(torch.ones(1, 4)).shape == (1, 4)
+
+
+@pytest.mark.parametrize("name", strategy.STRATEGIES)
+@pytest.mark.parametrize("wanted", [True, False])
+def test_gradients_are_exchanged_when_wanted(name, wanted):
+    said = []
+    model = SimpleNamespace(require_backward_grad_sync=None, set_requires_gradient_sync=said.append)
+    strategy.synchronise(model, name, wanted)
+    assert model.require_backward_grad_sync is (wanted if name == "ddp" else None)
+    assert said == ([wanted] if name == "fsdp" else [])
+
+
+@pytest.mark.filterwarnings("ignore:`broadcast_buffers` is deprecated:FutureWarning")
+@pytest.mark.parametrize("name", ["ddp", "fsdp"])
+def test_gradients_of_several_passes_add_up_and_are_exchanged_once(group, name):
+    plain, model = cores()
+    wrapped = strategy.wrap(model, name, 1, "cpu", 0, accumulates=True)
+    exchanged, counts = [], []
+    if name == "ddp":
+        wrapped.register_comm_hook(None, lambda state, bucket: (exchanged.append(1), ready(bucket.buffer()))[1])
+    for wanted in (False, False, True):
+        strategy.synchronise(wrapped, name, wanted)
+        loss_of(plain).backward()
+        loss_of(wrapped).backward()
+        # FSDP leaves no gradient at the divided weights before it has exchanged them.
+        counts.append(len(exchanged) if name == "ddp" else sum(p.grad is not None for p in model.parameters()))
+    assert counts[:2] == [0, 0]
+    assert counts[2] > 0
+    for (title, expected), found in zip(plain.named_parameters(), model.parameters(), strict=True):
+        if expected.grad is not None:
+            gradient = found.grad.full_tensor() if name == "fsdp" else found.grad
+            torch.testing.assert_close(gradient, expected.grad, msg=title)
+
+
+def ready(value):
+    future = torch.futures.Future()
+    future.set_result(value)
+    return future
 
 
 @pytest.mark.parametrize("name", precision.PRECISIONS)
@@ -111,6 +235,23 @@ def test_the_forward_pass_runs_in_the_rows_dtype(name):
     with precision.autocast(name, "cpu"):
         out = model(torch.ones(1, 4, dtype=getattr(torch, row.weights)))
     assert out.dtype == getattr(torch, row.autocast or row.weights)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("fp32", True), ("tf32", True), ("fp16-mixed", False), ("bf16-mixed", False), ("bf16-true", False)],
+)
+def test_which_precisions_take_and_give_single_precision(name, expected):
+    assert precision.computes_in_fp32(name) is expected
+    model, seen = precision.cast(torch.nn.Sequential(torch.nn.Linear(4, 4)), name), []
+    model[0].register_forward_hook(lambda module, given, out: seen.extend([module.weight.dtype, out.dtype]))
+    with precision.autocast(name, "cpu"):
+        model(torch.ones(1, 4, dtype=getattr(torch, precision.PRECISIONS[name].weights)))
+    assert (set(seen) == {torch.float32}) is expected
+
+
+def test_every_precision_is_known_to_take_single_precision_or_not():
+    assert {name for name in precision.PRECISIONS if precision.computes_in_fp32(name)} == {"fp32", "tf32"}
 
 
 def test_no_autocast_is_no_context():

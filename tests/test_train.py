@@ -12,23 +12,16 @@ import tiny_run
 import torch
 from torch.nn import functional
 
-from joulesweep import data, methods, train
+from joulesweep import data, engine, precision, train
 from joulesweep.data import IGNORED
-from joulesweep.errors import UserError
 from joulesweep.model import MaskedLanguageModel
 from joulesweep.spec import full
+from joulesweep.trainer import Place
+
+pytestmark = pytest.mark.usefixtures("torch_as_it_was")
 
 NUM_TRAIN = 48  # of the 60 tiny texts, 12 being held out
 NUM_STEPS = 3  # in one epoch, 16 texts each
-
-
-@pytest.fixture(autouse=True)
-def torch_as_it_was():
-    threads, matmul, rng = torch.get_num_threads(), torch.get_float32_matmul_precision(), torch.get_rng_state()
-    yield
-    torch.set_num_threads(threads)
-    torch.set_float32_matmul_precision(matmul)
-    torch.set_rng_state(rng)
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +51,10 @@ def board(index, **changes):
     return {"device": f"gpu:{index}", "index": index, "uuid": f"GPU-{index}", **described, **changes}
 
 
+def place_of(rank, world):
+    return Place(device=torch.device("cpu"), rank=rank, world=world, local_rank=rank)
+
+
 def quality(outcome):
     names = ("validation_loss", "perplexity", "masked_accuracy")
     return [[row[name] for name in names] for row in outcome["epochs"]]
@@ -67,6 +64,12 @@ def saved(folder):
     from transformers import AutoModelForMaskedLM
 
     return AutoModelForMaskedLM.from_pretrained(folder, local_files_only=True)
+
+
+def num_predicted(corpus, texts, epoch):
+    """Hidden tokens of the training texts in an epoch of repeat 1."""
+    labels = data.mask(corpus, 0.15, 1, epoch).labels.tensor_split(corpus.offsets[1:-1])
+    return sum(int((labels[text] != IGNORED).sum()) for text in texts)
 
 
 def test_an_outcome_counts_what_was_done(run, assets):
@@ -79,6 +82,10 @@ def test_an_outcome_counts_what_was_done(run, assets):
     assert measured["num_texts"] == 2 * NUM_TRAIN
     assert measured["num_tokens"] == 2 * int(corpus.lengths[texts].sum())
     assert measured["num_tokens"] < measured["num_padded_tokens"] <= 2 * NUM_TRAIN * 24
+    assert measured["num_predicted"] == sum(num_predicted(corpus, texts, epoch) for epoch in (1, 2))
+    assert measured["num_predicted"] < measured["num_head_positions"] <= measured["num_predicted"] + 2 * NUM_STEPS * 16
+    assert measured["num_token_pairs"] == 2 * int((corpus.lengths[texts] ** 2).sum())
+    assert measured["num_token_pairs"] < measured["num_padded_token_pairs"] <= 2 * NUM_TRAIN * 24 * 24
     assert measured["cpu_s"] > 0
     assert measured["total_window_s"] > 0
     assert measured["num_passes"] == 1
@@ -106,12 +113,14 @@ def test_clocks_of_epochs_run_from_the_windows_opening(run):
 
 @pytest.fixture
 def steps(monkeypatch):
-    """Every step from now on: its batch, the learning rate, the loss."""
+    """Every step from now on: its batches, the learning rate, the loss."""
     seen, step = [], train._step
 
-    def noted(trainer, optimizer, scaler, batch):
-        loss = step(trainer, optimizer, scaler, batch)
-        seen.append((batch.input_ids.tolist(), batch.labels.tolist(), optimizer.param_groups[0]["lr"], loss.item()))
+    def noted(trainer, batches, num_predicted, lr):
+        loss = step(trainer, batches, num_predicted, lr)
+        assert {group["lr"] for group in trainer.optimizer.param_groups} == {lr}
+        tensors = [[None if t is None else t.tolist() for t in batch.tensors] for batch in batches]
+        seen.append((tensors, num_predicted, lr, loss.item()))
         return loss
 
     monkeypatch.setattr(train, "_step", noted)
@@ -146,7 +155,7 @@ def test_passes_after_the_first_leave_no_trace_in_what_was_learned(with_dropout,
     assert quality(long) == quality(once)
     assert [row["train_loss"] for row in long["epochs"]] == [row["train_loss"] for row in once["epochs"]]
     assert len(long["epochs"]) == len(once["epochs"]) == 3
-    for name in ("num_steps", "num_skipped_steps", "num_texts", "num_tokens", "num_padded_tokens"):
+    for name in ("num_steps", "num_skipped_steps", *data.COUNTED):
         assert long["measurement"][name] == once["measurement"][name]
     assert all(torch.equal(model[name], same_model[name]) for name in model)
 
@@ -171,8 +180,20 @@ def test_ranks_agree_on_another_pass_by_the_slowest(monkeypatch, others_s, short
         seconds.fill_(max(seconds.item(), others_s))
 
     monkeypatch.setattr(train.dist, "all_reduce", all_reduce)
-    trainer = SimpleNamespace(spec=tiny_run.spec(min_seconds=10.0), device=torch.device("cpu"), world=2)
+    trainer = SimpleNamespace(spec=tiny_run.spec(min_seconds=10.0), place=place_of(0, 2))
     assert train._is_short(trainer, 8.0) is short
+
+
+@pytest.mark.parametrize(("own", "others", "stops"), [(1.0, 0.0, False), (math.nan, 0.0, True), (1.0, 1.0, True)])
+def test_ranks_stop_together_when_the_loss_of_one_is_not_finite(monkeypatch, own, others, stops):
+    def all_reduce(bad, op):
+        assert op is train.dist.ReduceOp.MAX
+        bad.fill_(max(bad.item(), others))
+
+    monkeypatch.setattr(train.dist, "all_reduce", all_reduce)
+    trainer = SimpleNamespace(losses=[torch.tensor(1.0), torch.tensor(own)], place=place_of(0, 2))
+    with pytest.raises(train.Stop) if stops else contextlib.nullcontext():
+        train._check_finite(trainer, 2)
 
 
 def test_the_idle_baseline_is_a_rest_before_the_window(run):
@@ -239,9 +260,21 @@ def reference_losses(assets, spec):
     return losses
 
 
-def test_each_steps_loss_is_that_of_a_plain_training_loop(run, assets):
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {},
+        {"batching": "fixed", "head": "dense"},
+        {"batching": "packed"},
+        {"batching": "packed", "head": "dense", "micro_batch_size": 3},
+        {"micro_batch_size": 5},
+        {"checkpoint_activations": True},
+    ],
+)
+def test_each_steps_loss_is_that_of_a_plain_training_loop(run, assets, layout):
     changes = {"epochs": 3, "weight_decay": 0.5, "lr": 0.02}  # strong enough that a wrong rule shows
-    assert run(**changes)["losses"] == pytest.approx(reference_losses(assets, tiny_run.spec(**changes)), rel=1e-4)
+    expected = reference_losses(assets, tiny_run.spec(**changes))
+    assert run(**changes, **layout)["losses"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_the_same_seed_twice_is_the_same_run_and_another_seed_another(run, with_dropout):
@@ -267,11 +300,31 @@ def test_dropout_is_on_in_training_and_off_in_scoring(run, assets, with_dropout)
     assert one["losses"][0] != other["losses"][0]
 
 
-def test_fixed_and_dynamic_batches_give_the_same_losses(run):
-    fixed, dynamic = run(epochs=2, batching="fixed"), run(epochs=2)
-    assert fixed["losses"] == pytest.approx(dynamic["losses"], rel=1e-4)
-    assert fixed["measurement"]["num_padded_tokens"] == 2 * NUM_TRAIN * 24
-    assert fixed["measurement"]["num_padded_tokens"] > dynamic["measurement"]["num_padded_tokens"]
+def test_batches_of_each_kind_give_the_same_losses(run):
+    fixed, dynamic, packed = (run(epochs=2, batching=batching) for batching in ("fixed", "dynamic", "packed"))
+    for other in (fixed, packed):
+        assert other["losses"] == pytest.approx(dynamic["losses"], rel=1e-4)
+        assert quality(other)[-1] == pytest.approx(quality(dynamic)[-1], rel=1e-4)
+    texts, padded = (
+        [row["measurement"][name] for row in (packed, dynamic, fixed)] for name in ("num_tokens", "num_padded_tokens")
+    )
+    assert texts[0] == texts[1] == texts[2]
+    assert texts[0] < padded[0] < padded[1] < padded[2] == 2 * NUM_TRAIN * 24
+
+
+def test_micro_batches_give_the_same_losses_and_pad_less(run):
+    whole, parts = run(epochs=2), run(epochs=2, micro_batch_size=3)
+    assert parts["losses"] == pytest.approx(whole["losses"], rel=1e-4)
+    whole, parts = whole["measurement"], parts["measurement"]
+    for name in ("num_steps", "num_texts", "num_tokens", "num_predicted"):
+        assert parts[name] == whole[name]
+    assert parts["num_tokens"] < parts["num_padded_tokens"] < whole["num_padded_tokens"]
+
+
+def test_activations_that_are_computed_again_drop_out_the_same(run, with_dropout):
+    stored, again = (run(with_dropout, epochs=2, checkpoint_activations=given) for given in (False, True))
+    assert again["losses"] == pytest.approx(stored["losses"], rel=1e-6)
+    assert quality(again)[-1] == pytest.approx(quality(stored)[-1], rel=1e-6)
 
 
 @pytest.mark.parametrize("name", ["bf16-mixed", "fp16-mixed", "bf16-true"])
@@ -284,7 +337,7 @@ def test_another_precision_gives_close_but_other_losses(run, name):
 
 def test_steps_that_the_loss_scaler_left_out_are_counted(run, monkeypatch):
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)  # overflows until it was halved often enough
-    monkeypatch.setattr(train.precision, "scaler", lambda name, device: scaler)
+    monkeypatch.setattr(precision, "scaler", lambda name, device: scaler)
     measured = run(epochs=2, precision="fp16-mixed", warmup_steps=0)["measurement"]
     assert 0 < measured["num_skipped_steps"] <= 2 * NUM_STEPS
 
@@ -365,7 +418,7 @@ def test_nothing_but_training_happens_in_the_window(run, monkeypatch):
         return lambda *given, **named: (events.append(name), inner(*given, **named))[1]
 
     monkeypatch.setattr(train, "Meter", Meter)
-    for name in ("_idle", "_step", "_score", "_save"):
+    for name in ("_idle", "_step", "score", "save"):
         monkeypatch.setattr(train, name, noted(name, getattr(train, name)))
     run(epochs=2, keep_model="last")
     before, within, after = (
@@ -373,9 +426,9 @@ def test_nothing_but_training_happens_in_the_window(run, monkeypatch):
         events[events.index("begin") + 1 : events.index("end")],
         events[events.index("end") :],
     )
-    assert events[:before] == ["_idle", "_score", "_step", "_step"]  # at rest; the untrained model's; warm-up
+    assert events[:before] == ["_idle", "score", "_step", "_step"]  # at rest; the untrained model's; warm-up
     assert within == ["_step"] * 2 * NUM_STEPS
-    assert after == ["end", "_score", "_score", "_save"]
+    assert after == ["end", "score", "score", "save"]
 
 
 @pytest.mark.parametrize("keep", ["best", "last"])
@@ -404,40 +457,99 @@ def test_frozen_parameters_stay_and_the_others_train(run, assets, tmp_path):
     assert "bert.encoder.layer.1.attention.self.query.weight" in changed
 
 
-def test_gradients_that_ddp_averages_are_those_of_the_whole_batch(assets):
+@pytest.mark.parametrize("micro", [None, 1, 2])
+@pytest.mark.parametrize("batching", ["dynamic", "packed"])
+def test_gradients_that_ddp_averages_are_those_of_the_whole_batch(assets, batching, micro):
     """Losses cannot show it: AdamW's steps do not depend on the scale of the gradients."""
     corpus = data.load(assets.tokens, 24)
     masked, texts = data.mask(corpus, 0.3, 1, 1), torch.arange(7)  # an odd number: the ranks' shares differ
 
-    def gradients(rank, world):
+    def gradients(rank, world, **changes):
         core = MaskedLanguageModel(tiny_run.network())
         kept = {}
         optimizer = torch.optim.SGD(core.parameters(), lr=0.0)
         optimizer.register_step_pre_hook(
             lambda *given: kept.update({name: p.grad.clone() for name, p in core.named_parameters()})
         )
-        trainer = SimpleNamespace(spec=tiny_run.spec(), model=core, device=torch.device("cpu"), world=world)
-        (batch,) = data.batches(corpus, masked, texts, len(texts), rank, world, None)
-        train._step(trainer, optimizer, torch.amp.GradScaler("cpu", enabled=False), batch)
-        return kept
+        scaler = torch.amp.GradScaler("cpu", enabled=False)
+        given = {"batching": "dynamic", "size": 7, "micro": None, "max_length": 24, "head": "masked", **changes}
+        trainer = SimpleNamespace(spec=tiny_run.spec(), model=core, place=place_of(rank, world), graphed=None,
+                                  optimizer=optimizer, scaler=scaler)  # fmt: skip
+        (step,) = data.steps(corpus, masked, texts, data.Layout(**given), rank, world)
+        loss = train._step(trainer, *step, lr=0.0)
+        return loss.item(), kept
 
-    whole, shares = gradients(0, 1), [gradients(rank, 3) for rank in range(3)]
+    loss, whole = gradients(0, 1)
+    shares = [gradients(rank, 3, batching=batching, micro=micro) for rank in range(3)]
+    assert sum(share for share, _ in shares) == pytest.approx(loss, rel=1e-5)
     assert max(gradient.abs().max() for gradient in whole.values()) > 0.01
     for name, expected in whole.items():
-        averaged = sum(share[name] for share in shares) / 3
+        averaged = sum(share[name] for _, share in shares) / 3
         torch.testing.assert_close(averaged, expected, rtol=1e-4, atol=1e-6, msg=name)
 
 
-def test_matrices_decay_and_vectors_do_not():
-    model = tiny_run.network()
-    model.bert.embeddings.requires_grad_(False)
-    trainer = SimpleNamespace(core=model, spec=tiny_run.spec(weight_decay=0.3))
-    matrices, vectors = train._optimizer(trainer).param_groups
-    assert (matrices["weight_decay"], vectors["weight_decay"]) == (0.3, 0.0)
-    assert {p.ndim for p in matrices["params"]} == {2}
-    assert {p.ndim for p in vectors["params"]} == {1}
-    trained = [p for p in model.parameters() if p.requires_grad]
-    assert len(matrices["params"]) + len(vectors["params"]) == len(trained)
+@pytest.mark.parametrize("strategy", ["single", "ddp", "fsdp"])
+def test_only_the_last_micro_batch_exchanges_gradients(assets, monkeypatch, strategy):
+    said, core = [], MaskedLanguageModel(tiny_run.network())
+    monkeypatch.setattr(train.strategy, "synchronise", lambda model, name, wanted: said.append((model, name, wanted)))
+    layout = data.Layout(batching="dynamic", size=7, micro=3, max_length=24, head="masked")
+    corpus = data.load(assets.tokens, 24)
+    (step,) = data.steps(corpus, data.mask(corpus, 0.3, 1, 1), torch.arange(7), layout)
+    trainer = SimpleNamespace(
+        spec=tiny_run.spec(strategy=strategy),
+        model=core,
+        place=place_of(0, 1),
+        graphed=None,
+        optimizer=torch.optim.SGD(core.parameters(), lr=0.0),
+        scaler=torch.amp.GradScaler("cpu", enabled=False),
+    )
+    train._step(trainer, *step, lr=0.0)
+    assert said == [(core, strategy, wanted) for wanted in (False, False, True)]
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """A graph engine without a GPU: the shapes that it captured, and those that it replayed since."""
+    captured, replayed = [], []
+
+    class GraphedStep:
+        def __init__(self, step, device):
+            self.step = step
+
+        def knows(self, inputs):
+            return self.shapes(inputs) in captured
+
+        def shapes(self, inputs):
+            return [tuple(t.shape) for tensors in inputs for t in tensors if t is not None]
+
+        def __call__(self, inputs, factor):
+            (replayed if self.knows(inputs) else captured).append(self.shapes(inputs))
+            return self.step(inputs, factor)
+
+    monkeypatch.setattr(engine, "GraphedStep", GraphedStep)
+    monkeypatch.setattr(engine, "refusal", lambda name, accelerator: None)
+    return captured, replayed
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"batching": "packed", "epochs": 4},
+        {"batching": "fixed", "epochs": 4, "micro_batch_size": 6},
+        {"batching": "packed", "max_steps": 1},
+        {"batching": "packed", "max_steps": NUM_STEPS + 1},
+    ],
+)
+def test_every_shape_is_captured_before_the_window_and_nothing_learned_of_it(run, with_dropout, graphs, changes):
+    eager = run(with_dropout, **changes)
+    assert graphs == ([], [])
+    graph = run(with_dropout, **changes, engine="graph")
+    assert graph["losses"] == pytest.approx(eager["losses"], rel=1e-6)
+    assert quality(graph)[-1] == pytest.approx(quality(eager)[-1], rel=1e-6)
+    captured, replayed = graphs
+    assert len(replayed) == len(graph["losses"])  # every step of the window, and none that captured
+    assert all(captured.count(shapes) == 1 for shapes in captured)
+    assert all(shapes in replayed for shapes in captured), "or captured in vain"
 
 
 def test_a_loss_that_is_not_finite_is_diverged(run):
@@ -456,41 +568,6 @@ def test_a_model_that_is_not_finite_is_diverged(run, tmp_path, assets):
     model.save_pretrained(tmp_path / "broken")
     with pytest.raises(train.Stop, match="the validation loss was not finite"):
         run(tiny_run.Assets(model_folder=tmp_path / "broken", tokens=assets.tokens))
-
-
-@pytest.mark.parametrize(
-    ("changes", "reason"),
-    [
-        ({"strategy": "dp", "devices": 2}, "dp needs at least two GPUs; this run uses the CPU"),
-        ({"precision": "tf32"}, "tf32 exists on NVIDIA GPUs only; this run uses the CPU"),
-        ({"accelerator": "cuda"}, "accelerator cuda: PyTorch sees no GPU here"),
-    ],
-)
-def test_what_this_machine_cannot_run_is_unsupported_with_the_reason(run, monkeypatch, changes, reason):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    with pytest.raises(train.Stop) as stopped:
-        run(**changes)
-    assert stopped.value.outcome == {"status": "unsupported", "reason": reason, "oom_bytes": None}
-
-
-def test_too_few_texts_are_the_users_to_mend(run, tmp_path, assets):
-    tokens = tiny_run.token_file(tmp_path / "one.safetensors", num_texts=1)
-    with pytest.raises(UserError, match=r"^data set texts: too few texts to hold some out: 1 in all$"):
-        run(tiny_run.Assets(model_folder=assets.model_folder, tokens=tokens))
-
-
-def test_no_masked_token_to_score_is_the_users_to_mend(run):
-    with pytest.raises(UserError, match="the validation texts have no masked token"):
-        run(mask_probability=1e-9)
-
-
-def test_a_method_that_leaves_nothing_to_train_is_refused(run, monkeypatch):
-    module = SimpleNamespace(
-        Params=methods.load("full").Params, apply=lambda model, params: model.requires_grad_(False)
-    )
-    monkeypatch.setattr(methods, "load", lambda name: module)
-    with pytest.raises(UserError, match=r"^method full: no parameter of the model is left to train$"):
-        run()
 
 
 @pytest.fixture
@@ -574,56 +651,3 @@ def test_any_other_error_is_a_bug_and_leaves_nothing(job, monkeypatch, tmp_path)
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         job()
     assert not (tmp_path / "rank0.json").exists()
-
-
-@pytest.fixture
-def torch_sees(monkeypatch):
-    """Boards that PyTorch says it has, by position."""
-
-    def sees(*uuids):
-        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: SimpleNamespace(uuid=uuids[i]))
-
-    return sees
-
-
-@pytest.mark.parametrize(
-    ("strategy", "world", "by_rank"),
-    [
-        ("single", 1, [[7, 5, 3, 1]]),
-        ("dp", 1, [[7, 5, 3, 1]]),
-        ("ddp", 2, [[7, 3, 1], [5]]),  # boards left over are the first rank's
-        ("ddp", 4, [[7], [5], [3], [1]]),
-        ("ddp", 5, [[7], [5], [3], [1], []]),
-    ],
-)
-@pytest.mark.parametrize("accelerator", ["cpu", "cuda"])
-def test_each_board_is_metered_by_one_process(torch_sees, accelerator, strategy, world, by_rank):
-    torch_sees("7", "5", "3", "1")
-    boards, devices = [board(index) for index in (7, 5, 3, 1)], 2 if strategy == "dp" else world
-    spec = tiny_run.spec(accelerator=accelerator, strategy=strategy, devices=devices)
-    found = [train._measured_boards(spec, boards, rank, world) for rank in range(world)]
-    assert [[row["index"] for row in rows] for rows in found] == by_rank
-    assert all(boards[row["position"]]["index"] == row["index"] for rows in found for row in rows)
-    assert sum(map(len, found)) == len(boards)
-
-
-def test_a_run_without_boards_meters_none():
-    assert train._measured_boards(tiny_run.spec(), [], 0, 1) == []
-
-
-def test_pytorch_on_another_board_than_the_metered_one_is_refused(torch_sees):
-    torch_sees("7", "9")
-    boards = [board(7), board(5)]
-    one, two = tiny_run.spec(accelerator="cuda"), tiny_run.spec(accelerator="cuda", strategy="ddp", devices=2)
-    assert train._measured_boards(one, boards, 0, 1)  # it does not compute on the second
-    for rank in (0, 1):
-        with pytest.raises(UserError, match=r"^PyTorch computes on GPU 9, and the run was given GPU-5$"):
-            train._measured_boards(two, boards, rank, 2)
-
-
-def test_what_pytorch_does_not_say_and_slices_are_not_compared(torch_sees):
-    spec = tiny_run.spec(accelerator="cuda")
-    torch_sees("")
-    assert train._measured_boards(spec, [board(5)], 0, 1)
-    torch_sees("9")
-    assert train._measured_boards(spec, [board(5, mig=True)], 0, 1)

@@ -40,6 +40,13 @@ def test_a_span_is_of_what_is_known(values, expected):
     assert words.span(values, "°C") == expected
 
 
+def test_a_share_is_told_in_percent():
+    row = {"mfu_mean": 0.125, "mfu_low": 0.1, "mfu_high": 0.15}
+    assert words.percent(row, "mfu") == ("12.5 %", "[10.0, 15.0]")
+    assert words.percent({"mfu_mean": None, "mfu_low": None, "mfu_high": None}, "mfu") == ("–", "")
+    assert words.percent({"mfu_mean": 0.0, "mfu_low": None, "mfu_high": None}, "mfu") == ("0.00 %", "n=1, no interval")
+
+
 def a_cell(**changes):
     ends = {f"energy_j_{end}": None for end in ("mean", "low", "high")}
     return {**ends, "num_ok": 3, "energy_scope": None, "energy_status": "unavailable", **changes}

@@ -156,7 +156,7 @@ def test_an_edited_chart_redraws_and_trains_nothing(sweep: Checkout) -> None:
 
 
 def test_an_edited_comment_in_the_training_loop_runs_nothing(sweep: Checkout) -> None:
-    sweep.edit("joulesweep/train.py", "# DDP averages", "# an edited comment: DDP averages")
+    sweep.edit("joulesweep/train.py", "# DDP and FSDP average", "# an edited comment: DDP and FSDP average")
     assert sweep.planned() == {}
 
 

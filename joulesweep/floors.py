@@ -1,0 +1,181 @@
+"""How near a run comes to what its GPUs could do: useful FLOPs, model FLOPs utilisation, distance to the floor.
+
+    useful_flops       of the tokens that are there and predicted: no padding, nothing computed twice
+    executed_flops     what was computed, padding and recomputed activations included
+    padded_flop_share  1 - useful / (executed without what was recomputed)
+    mfu                useful_flops / (seconds × devices × peak rate of the precision)
+    floor_distance     t_floor / seconds, between 0 and 1: 1 is a run that cannot be faster
+
+    t_floor = useful_flops / (peak rate × devices) + steps × bytes_per_step / memory bandwidth
+
+The two terms are added: AdamW moves its state when the backward pass is over and has next to nothing to compute
+meanwhile. With the larger of the two, small and large batches would both look up to twice as far from the floor.
+Peak rates are those of `resources/gpus.csv`; what is not in there has no floor. The counts come from the record.
+Standard library only.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from joulesweep.precision import PRECISIONS
+
+GPU_FILE = Path(__file__).parent.parent / "resources" / "gpus.csv"
+RATES = ("fp32", "tf32", "fp16", "bf16")
+DTYPE_RATES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+#: NVML's bytes may be so far from the memory's nominal size: error correction takes a sixteenth of GDDR.
+MEMORY_TOLERANCE = 0.1
+COEFFICIENTS = ("token", "head_position", "token_pair")
+USEFUL = ("num_tokens", "num_predicted", "num_token_pairs")
+COMPUTED = ("num_padded_tokens", "num_head_positions", "num_padded_token_pairs")
+UNCOUNTED = "the record was written before FLOPs were counted"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """A row of `resources/gpus.csv`.
+
+    Attributes:
+        name: NVML's, without its maker.
+        memory_gib: nominal size of its memory.
+        flops_per_s: peak rate of dense matrix products by format; None where there is none or none is known.
+        bytes_per_s: peak bandwidth of its memory.
+        status: "verified" or "recalled": whether the numbers were read in a copy of the source.
+        source: where they are from.
+    """
+
+    name: str
+    memory_gib: float
+    flops_per_s: dict[str, float | None]
+    bytes_per_s: float | None
+    status: str
+    source: str
+
+
+@functools.cache
+def gpus() -> dict[tuple[str, float], Gpu]:
+    """The rows of `resources/gpus.csv`, by name and size of memory."""
+    lines = GPU_FILE.read_text(encoding="utf-8").splitlines()
+    rows = csv.DictReader(line for line in lines if not line.startswith("#"))
+    found = [
+        Gpu(
+            name=row["name"],
+            memory_gib=float(row["memory_gib"]),
+            flops_per_s={rate: _number(row[f"{rate}_tflops"], 1e12) for rate in RATES},
+            bytes_per_s=_number(row["bandwidth_gb_per_s"], 1e9),
+            status=row["status"],
+            source=row["source"],
+        )
+        for row in rows
+    ]
+    return {(gpu.name, gpu.memory_gib): gpu for gpu in found}
+
+
+def _number(text: str, unit: float) -> float | None:
+    return float(text) * unit if text else None
+
+
+def find(name: str, memory_bytes: int | None) -> Gpu | None:
+    """The row of a board, or None.
+
+    The whole name must be the same, but for "NVIDIA " before it, which older drivers leave out: a part of a name
+    would take an A10 for an A100. Boards of one name differ in memory, and a slice of a board has less of it.
+    """
+    if memory_bytes is None:
+        return None
+    size = memory_bytes / 2**30
+    same = [gpu for gpu in gpus().values() if gpu.name == name.removeprefix("NVIDIA ")]
+    return next((gpu for gpu in same if abs(size / gpu.memory_gib - 1) <= MEMORY_TOLERANCE), None)
+
+
+def totals(coefficients: Mapping[str, float], counts: Mapping[str, int]) -> dict[str, float]:
+    """FLOPs of a pass over the training: useful_flops, executed_flops, padded_flop_share.
+
+    Args:
+        coefficients: of `flops.coefficients`.
+        counts: a measurement's, which name units that are useful (`USEFUL`) and units that are computed (`COMPUTED`).
+    """
+    useful, computed = (
+        sum(coefficients[unit] * counts[count] for unit, count in zip(COEFFICIENTS, names, strict=True))
+        for names in (USEFUL, COMPUTED)
+    )
+    again = coefficients.get("recomputed_token", 0.0) * counts["num_padded_tokens"]
+    again += coefficients.get("recomputed_token_pair", 0.0) * counts["num_padded_token_pairs"]
+    return {
+        "useful_flops": useful,
+        "executed_flops": computed + again,
+        "padded_flop_share": 1 - useful / computed,
+    }
+
+
+def floor_s(flops: float, num_bytes: float, flops_per_s: float, bytes_per_s: float) -> float:
+    """Least seconds for so many FLOPs, and then so many bytes to and from memory."""
+    return flops / flops_per_s + num_bytes / bytes_per_s
+
+
+def columns(found: Mapping[str, Any]) -> dict[str, Any]:
+    """A finished run's columns of the runs table: what the head of this module defines, and reasons for nulls.
+
+    Args:
+        found: a run's record.
+    """
+    measurement = found["measurement"]
+    reason = _uncounted(measurement)
+    if reason is not None:
+        return {"flop_reason": reason, "floor_reason": reason}
+    flops = totals(measurement["flop_coefficients"], measurement)
+    return {**flops, "flop_reason": None, **_against_peak(found, flops["useful_flops"])}
+
+
+def _uncounted(measurement: Mapping[str, Any]) -> str | None:
+    if any(name not in measurement for name in (*USEFUL, *COMPUTED, "flop_coefficients", "bytes_per_step")):
+        return UNCOUNTED
+    if measurement["flop_coefficients"] is None or measurement["bytes_per_step"] is None:
+        return measurement.get("flop_reason") or "the model's FLOPs are unknown"
+    return None
+
+
+def _against_peak(found: Mapping[str, Any], useful_flops: float) -> dict[str, Any]:
+    """mfu, floor_distance and floor_reason."""
+    gpu, reason = _gpu(found)
+    if gpu is None:
+        return {"floor_reason": reason}
+    measurement, spec = found["measurement"], found["spec"]
+    rate = rate_of(spec["precision"])
+    flops_per_s, bytes_per_s = gpu.flops_per_s[rate], gpu.bytes_per_s
+    if flops_per_s is None or bytes_per_s is None:
+        return {"floor_reason": f"resources/gpus.csv has no {rate} rate of {gpu.name}"}
+    flops_per_s *= spec["devices"]
+    moved = measurement["num_steps"] * measurement["bytes_per_step"]
+    return {
+        "mfu": useful_flops / (measurement["window_s"] * flops_per_s),
+        "floor_distance": floor_s(useful_flops, moved, flops_per_s, bytes_per_s) / measurement["window_s"],
+        "floor_reason": None,
+    }
+
+
+def rate_of(precision: str) -> str:
+    """The format whose peak rate bounds the matrix products of a precision: one of `RATES`."""
+    row = PRECISIONS[precision]
+    return "tf32" if row.tf32 else DTYPE_RATES[row.autocast or row.weights]
+
+
+def _gpu(found: Mapping[str, Any]) -> tuple[Gpu | None, str | None]:
+    """The one kind of board that computed, or why it is not known."""
+    if found["spec"]["accelerator"] != "cuda":
+        return None, "peak rates are known of GPUs only; this run used the CPU"
+    boards = found["environment"]["gpus"]
+    kinds = {(board["name"], board["memory_bytes"]) for board in boards}
+    if len({name for name, _ in kinds}) != 1:
+        return None, "the boards of the run are not of one kind" if kinds else "the record names no GPU"
+    rows = [find(*kind) for kind in kinds]
+    if None in rows or any(row is not rows[0] for row in rows):
+        name = boards[0]["name"]
+        sizes = ", ".join(sorted(f"{size / 2**30:.3g} GiB" for _, size in kinds if size is not None))
+        return None, f"resources/gpus.csv does not know {name}" + (f" with {sizes}" if sizes else "")
+    return rows[0], None

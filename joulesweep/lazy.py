@@ -1,0 +1,71 @@
+"""Imports that a run's process would pay for and never use, put off until something calls for them.
+
+A sweep starts hundreds of processes. transformers imports `scipy.optimize` for the matching of detected objects, and
+Zeus `sklearn.metrics` (with it pandas, pyarrow and scipy.stats) for the area under a curve that ZeusMonitor computes
+on boards without an energy counter only: one function each. transformers reads all its source files when it is
+imported, and all again for its package `models`. `python -m benchmarks.startup` shows what is left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any
+
+
+@contextlib.contextmanager
+def put_off(module: str, *functions: str) -> Iterator[None]:
+    """What is imported in the block gets these functions of a module as stand-ins, which import it when called.
+
+    Any other name that the block wants of the module imports it at once. After the block, and where it was imported
+    before, the module is what it always was.
+    """
+    if module in sys.modules:
+        yield
+        return
+    stand_in = ModuleType(module)
+    vars(stand_in).update({name: _late(module, name) for name in functions})
+
+    def real(name: str) -> Any:  # noqa: ANN401 - whatever the module has
+        if name.startswith("__"):  # Python asks for __path__
+            raise AttributeError(name)
+        if sys.modules.get(module) is stand_in:
+            del sys.modules[module]
+        return getattr(importlib.import_module(module), name)
+
+    vars(stand_in)["__getattr__"] = real
+    sys.modules[module] = stand_in
+    try:
+        yield
+    finally:
+        if sys.modules.get(module) is stand_in:
+            del sys.modules[module]
+
+
+def _late(module: str, name: str) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as the function itself
+        return getattr(importlib.import_module(module), name)(*args, **kwargs)
+
+    return call
+
+
+def transformers() -> ModuleType:
+    """The library with the base of its models imported, at the least cost.
+
+    Its package `models` comes without its own code, which lists all files once more: what is asked of it and is no
+    module of it is taken from the library, which has the same names.
+    """
+    library, name = importlib.import_module("transformers"), "transformers.models"
+    spec = None if name in sys.modules else importlib.util.find_spec(name)
+    if spec is not None:
+        package = importlib.util.module_from_spec(spec)
+        vars(package)["__getattr__"] = lambda wanted: getattr(library, wanted)
+        sys.modules[name] = package
+        vars(library)["models"] = package
+    with put_off("scipy.optimize", "linear_sum_assignment"):
+        importlib.import_module("transformers.modeling_utils")
+    return library

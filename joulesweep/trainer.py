@@ -1,0 +1,270 @@
+"""What the training loop needs, built once per process: device, model, data, optimizer; and where it began."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from joulesweep import data, engine, flops, kernels, methods, precision, strategy
+from joulesweep.errors import UserError
+from joulesweep.memory import copy_weights, load_weights
+from joulesweep.model import MaskedLanguageModel, build, packs_exactly
+from joulesweep.spec import RunSpec
+
+
+class Stop(Exception):  # noqa: N818 - an outcome, not an error
+    """A run that ends early with a result: unsupported, oom or diverged."""
+
+    def __init__(self, status: str, reason: str, oom_bytes: int | None = None) -> None:
+        super().__init__(reason)
+        self.outcome = {"status": status, "reason": reason, "oom_bytes": oom_bytes}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Which process this is, and where it computes.
+
+    Attributes:
+        device: of this process; with DataParallel, the first of several.
+        rank: of this process, from 0.
+        world: number of processes.
+        local_rank: of this process on its machine.
+    """
+
+    device: torch.device
+    rank: int
+    world: int
+    local_rank: int
+
+    def barrier(self) -> None:
+        """Wait for every rank."""
+        if self.world > 1:
+            dist.barrier()
+
+    def synchronize(self) -> None:
+        """Wait for the device."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def reduced(self, values: torch.Tensor, largest: bool = False) -> torch.Tensor:
+        """The sum over the ranks, or the largest, in place: every rank gets the same."""
+        if self.world > 1:
+            dist.all_reduce(values, op=dist.ReduceOp.MAX if largest else dist.ReduceOp.SUM)
+        return values
+
+
+@dataclass(kw_only=True)
+class Trainer:
+    """Everything the loop needs.
+
+    Attributes:
+        spec: the run's inputs.
+        place: this process.
+        core: the bare module, for scoring and saving.
+        model: the same module as the strategy wrapped it, for training.
+        corpus: all texts.
+        train_texts: indices of the training texts.
+        validation_texts: indices of the validation texts.
+        optimizer: AdamW over what the method trains.
+        scaler: of the loss, for float16.
+        work: what a step should cost by the model's shapes, from `flops.described`.
+        graphed: replays the step, with engine graph.
+        losses: loss of every step on this rank's share, kept on the device until the window has closed.
+    """
+
+    spec: RunSpec
+    place: Place
+    core: MaskedLanguageModel
+    model: torch.nn.Module
+    corpus: data.Corpus
+    train_texts: torch.Tensor
+    validation_texts: torch.Tensor
+    optimizer: torch.optim.AdamW
+    scaler: torch.amp.GradScaler
+    work: dict[str, Any]
+    graphed: engine.GraphedStep | None = None
+    losses: list[torch.Tensor] = field(default_factory=list)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in one pass over the training texts."""
+        return math.ceil(len(self.train_texts) / self.spec.global_batch_size)
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps of the whole training."""
+        return self.spec.max_steps or (self.spec.epochs or 0) * self.steps_per_epoch
+
+    @property
+    def layout(self) -> data.Layout:
+        """How this process's texts are laid out."""
+        spec, row = self.spec, strategy.STRATEGIES[self.spec.strategy]
+        num_devices = 1 if row.multi_process else spec.devices  # of this process
+        return data.Layout(
+            batching=spec.batching,
+            size=spec.global_batch_size,
+            micro=spec.micro_batch_size and spec.micro_batch_size * num_devices,
+            max_length=spec.max_length,
+            head=spec.head,
+            scattered=num_devices > 1,
+        )
+
+
+def prepare_process(spec: RunSpec) -> Place:
+    """Threads, seed, device and process group; refuse what this machine cannot do.
+
+    Raises:
+        Stop: it cannot.
+    """
+    rank, world, local_rank = (
+        int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
+    )
+    torch.set_num_threads(spec.threads_per_device)
+    num_gpus = torch.cuda.device_count() if spec.accelerator == "cuda" else 0
+    if spec.accelerator == "cuda" and num_gpus == 0:
+        raise Stop("unsupported", "accelerator cuda: PyTorch sees no GPU here")
+    capability = torch.cuda.get_device_capability(0) if num_gpus else None
+    reason = strategy.refusal(spec.strategy, spec.devices, spec.accelerator, num_gpus)
+    reason = reason or precision.refusal(spec.precision, spec.accelerator, capability)
+    reason = reason or engine.impossible(spec) or engine.refusal(spec.engine, spec.accelerator)
+    if reason:
+        raise Stop("unsupported", reason)
+    device = torch.device("cuda", local_rank) if num_gpus else torch.device("cpu")
+    if num_gpus:
+        torch.cuda.set_device(device)
+    if strategy.STRATEGIES[spec.strategy].multi_process and not dist.is_initialized():
+        _join(device, world)
+    torch.manual_seed(spec.repeat)
+    return Place(device=device, rank=rank, world=world, local_rank=local_rank)
+
+
+def _join(device: torch.device, world: int) -> None:
+    backend, device_id = ("nccl", device) if device.type == "cuda" else ("gloo", None)
+    if world > 1:
+        dist.init_process_group(backend, device_id=device_id)
+    else:  # torchrun starts no single rank
+        dist.init_process_group(
+            backend, device_id=device_id, store=torch._C._distributed_c10d.HashStore(), rank=0, world_size=1
+        )
+
+
+def assemble(spec: RunSpec, model_folder: Path, tokens: Path, place: Place) -> Trainer:
+    """Model, data and optimizer. The transforms come in this order, since each one fixes what the next one sees.
+
+    Raises:
+        Stop: the model cannot be trained as the spec wants.
+        UserError: nothing is left to train or to hold out.
+    """
+    corpus = data.load(tokens, spec.max_length)
+    model = build(model_folder)
+    model = methods.load(spec.method).apply(model, methods.parameters(spec.method, spec.method_params))
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UserError(f"method {spec.method}: no parameter of the model is left to train")
+    core = MaskedLanguageModel(model, spec.precision, spec.head)
+    reason = core.refusal(spec.batching == "packed")
+    if reason is None and spec.batching == "packed" and not packs_exactly(core, corpus, spec.max_length):
+        reason = "batching packed: this model's result depends on the other texts of a row; use batching: [dynamic]"
+    if reason:
+        raise Stop("unsupported", reason)
+    precision.cast(core, spec.precision).to(place.device)
+    if spec.checkpoint_activations:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+        model.disable_input_require_grads()  # else frozen layers are walked back through
+    work = flops.described(core, spec.devices if spec.strategy == "fsdp" else 1)
+    if spec.accelerator == "cpu" and spec.engine == "eager" and precision.computes_in_fp32(spec.precision):
+        kernels.adopt(core)
+    if spec.engine == "compile":
+        core.compile(dynamic=True)  # in place: names of weights stay
+    accumulates = spec.micro_batch_size is not None
+    wrapped = strategy.wrap(core, spec.strategy, spec.devices, spec.accelerator, place.local_rank, accumulates)
+    torch.manual_seed(spec.repeat * 1000 + place.rank)  # each rank its own dropout
+    source = spec.dataset_source
+    parts = data.split(
+        corpus,
+        source.get("split", "random"),
+        source.get("validation_fraction", 0.2),
+        source.get("split_seed", 0),
+    )
+    if not all(len(part) for part in parts):
+        raise UserError(f"data set {spec.dataset}: too few texts to hold some out: {len(corpus.group)} in all")
+    return Trainer(
+        spec=spec,
+        place=place,
+        core=core,
+        model=wrapped,
+        corpus=corpus,
+        train_texts=parts[0],
+        validation_texts=parts[1],
+        optimizer=_optimizer(core, spec, place.device),
+        scaler=precision.scaler(spec.precision, place.device.type),
+        work=work,
+    )
+
+
+def _optimizer(core: torch.nn.Module, spec: RunSpec, device: torch.device) -> torch.optim.AdamW:
+    """AdamW, one fused kernel; biases and normalisation weights (one dimension) do not decay."""
+    trained = [parameter for parameter in core.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": spec.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    graph = spec.engine == "graph"
+    lr = torch.tensor(spec.lr, device=device) if graph else spec.lr  # a captured step reads it from the device
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, fused=True, capturable=graph)
+
+
+def measured_boards(spec: RunSpec, boards: Sequence[dict[str, Any]], place: Place) -> list[dict[str, Any]]:
+    """The boards that this process counts: its own, and the first one those left over; of one process all.
+
+    Raises:
+        UserError: PyTorch computes on another board than the one to be metered.
+    """
+    placed = [{**board, "position": position} for position, board in enumerate(boards)]
+    for board in placed[: spec.devices] if spec.accelerator == "cuda" else ():
+        found = str(getattr(torch.cuda.get_device_properties(board["position"]), "uuid", ""))
+        if found and not board["mig"] and found not in board["uuid"]:
+            raise UserError(f"PyTorch computes on GPU {found}, and the run was given {board['uuid']}")
+    own = placed[place.local_rank : place.local_rank + 1]
+    return own + (placed[place.world :] if place.local_rank == 0 else []) if place.world > 1 else placed
+
+
+@dataclass(kw_only=True)
+class Start:
+    """Weights, optimizer, loss scale and random state before the first step.
+
+    Everything is restored in place: a captured graph goes on reading and writing the same memory.
+    """
+
+    weights: dict[str, torch.Tensor]
+    scale: dict[str, Any]
+    rng: torch.Tensor
+    cuda_rng: list[torch.Tensor]
+
+    @classmethod
+    def of(cls, trainer: Trainer) -> Start:
+        """Take note of where a trainer stands that has not taken a step."""
+        return cls(
+            weights=copy_weights(trainer.core, []),
+            scale=trainer.scaler.state_dict(),
+            rng=torch.get_rng_state(),
+            cuda_rng=torch.cuda.get_rng_state_all() if trainer.place.device.type == "cuda" else [],
+        )
+
+    def restore(self, trainer: Trainer) -> None:
+        """Put the trainer back to where it was."""
+        load_weights(trainer.core, self.weights)
+        for state in trainer.optimizer.state.values():
+            for value in state.values():
+                value.zero_()  # what AdamW begins with: no steps, no moments
+        if trainer.scaler.is_enabled():
+            trainer.scaler.load_state_dict(self.scale)
+        torch.set_rng_state(self.rng)
+        if self.cuda_rng:
+            torch.cuda.set_rng_state_all(self.cuda_rng)

@@ -1,0 +1,83 @@
+"""Lets one training process fail on purpose; Python imports it at the start of every process that finds it.
+
+FAULTS in the environment is JSON: [[{"rank": 1, "batch_size": 8}, "oom"], …]. The first fault whose conditions hold
+of a rank and its spec happens in the rank's first optimizer step.
+"""
+
+import json
+import os
+import pathlib
+import signal
+import sys
+import time
+
+
+def oom():
+    """What PyTorch's own allocator says when there is no such memory."""
+    import torch
+
+    torch.empty(2**50, dtype=torch.uint8)
+
+
+def no_host_memory():
+    bytearray(2**60)
+
+
+def nan(optimizer):
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.data.fill_(float("nan"))
+
+
+def hang():
+    time.sleep(600)
+
+
+def bug():
+    raise RuntimeError("a bug of one rank")
+
+
+def killed():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def oom_and_no_end():
+    """Out of memory, and then the process cannot end: as after a GPU's context was lost."""
+    import threading
+
+    threading.Thread(target=hang).start()
+    oom()
+
+
+def offspring_and_hang():
+    """Hang, with a process in a session of its own that does not notice when its parent dies."""
+    import subprocess
+
+    code = "import time; print('offspring lives', flush=True); time.sleep(600)"
+    subprocess.Popen([sys.executable, "-S", "-c", code], start_new_session=True)
+    hang()
+
+
+def _fault():
+    job = next((part for part in sys.orig_argv if part.endswith("job.json")), None)
+    if job is None or "torch.distributed.run" in sys.orig_argv:
+        return None
+    known = {**json.loads(pathlib.Path(job).read_text())["spec"], "rank": int(os.environ.get("RANK", "0"))}
+    faults = json.loads(os.environ.get("FAULTS", "[]"))
+    return next((fault for when, fault in faults if when.items() <= known.items()), None)
+
+
+def _install(fault):
+    if fault == "refuse":
+        from joulesweep import strategy
+
+        strategy.refusal = lambda *given: "this rank cannot"
+        return
+    from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+    happen = globals()[fault]
+    register_optimizer_step_pre_hook(lambda optimizer, *given: happen(optimizer) if fault == "nan" else happen())
+
+
+if _fault():
+    _install(_fault())

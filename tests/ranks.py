@@ -1,0 +1,65 @@
+"""Many trainings in one process group of two ranks, and the gradients of each: setting the group up takes seconds."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import tiny_run
+import torch
+import torch.distributed as dist
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from joulesweep import train
+from joulesweep.trainer import Stop
+
+Outcome = dict[str, Any]
+
+
+def trained(on: tiny_run.Assets, folder: Path, **changes: Any) -> Outcome:
+    """Two steps in this process: status, losses, validation_loss, the gradients of both steps, None where none came."""
+    gradients: list[list[torch.Tensor | None]] = []
+
+    def keep(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        gradients.append([None if p.grad is None else _whole(p.grad).clone() for p in parameters])
+
+    hook = register_optimizer_step_pre_hook(keep)
+    try:
+        spec = tiny_run.spec(**{"max_steps": 2, "warmup_steps": 0, **changes})
+        outcome = train.train(spec, on.model_folder, on.tokens, folder)
+    except Stop as stop:
+        return {"status": stop.outcome["status"], "reason": stop.outcome["reason"]}
+    finally:
+        hook.remove()
+    return {
+        "status": "ok",
+        "losses": outcome["losses"],
+        "validation_loss": outcome["epochs"][-1]["validation_loss"],
+        "counts": {name: outcome["measurement"][name] for name in ("num_texts", "num_tokens", "num_predicted")},
+        "gradients": gradients,
+    }
+
+
+def _whole(gradient: torch.Tensor) -> torch.Tensor:
+    return gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient
+
+
+def main() -> None:
+    """One of the ranks: `ranks.py JOB RANK`; the job names folder, assets and the trainings' changes."""
+    job, rank = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")), int(sys.argv[2])
+    folder = Path(job["folder"])
+    os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank))
+    store = dist.FileStore(str(folder / "store"), 2)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    on = tiny_run.Assets(model_folder=Path(job["model_folder"]), tokens=Path(job["tokens"]))
+    outcomes = [trained(on, folder, **changes) for changes in job["trainings"]]
+    torch.save(outcomes, folder / f"rank{rank}.pt")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,198 @@
+"""Every method × precision × batching × head, under every strategy, learns the same: one loss, one gradient.
+
+The reference is full training in one process, fp32, padded to a fixed length, the head computed everywhere: what the
+Hugging Face model does when it is called with labels.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+import ranks
+import tiny_run
+import torch
+
+from joulesweep import methods
+from joulesweep.config import BATCHINGS, HEADS
+from joulesweep.precision import PRECISIONS
+from joulesweep.strategy import STRATEGIES
+
+GOLDEN = tiny_run.REPOSITORY / "tests" / "golden" / "losses.json"
+#: How far the loss of a step may be from fp32's, relative; the rounding of each format over two steps.
+TOLERANCE = {"fp32": 1e-6, "fp16-mixed": 1e-4, "bf16-mixed": 2e-3, "bf16-true": 2e-3}
+LOSS_SCALE = 2.0**16  # GradScaler's first
+#: The reference.
+PLAIN = {"method": "full", "precision": "fp32", "batching": "fixed", "head": "dense"}
+SPREAD = [name for name, row in STRATEGIES.items() if row.multi_process]
+
+SINGLE = [
+    {"method": method, "precision": precision, "batching": batching, "head": head}
+    for method, precision, batching, head in itertools.product(methods.names(), PRECISIONS, BATCHINGS, HEADS)
+]
+SAVING = [
+    {**PLAIN, "batching": batching, "head": "masked", "micro_batch_size": micro, "checkpoint_activations": checkpointed}
+    for batching, micro, checkpointed in itertools.product(BATCHINGS, (None, 3), (False, True))
+    if micro or checkpointed
+]
+PAIRS = [
+    {**case, "strategy": strategy, "devices": 2}
+    for strategy in SPREAD
+    for case in (
+        *(case for case in SINGLE if case["head"] == "masked" and case["precision"] != "tf32"),
+        PLAIN,
+        *(case for case in SAVING if case["batching"] == "packed"),
+    )
+]
+
+
+def name(case):
+    return " ".join(str(value) for key, value in case.items() if key != "devices")
+
+
+@pytest.fixture(scope="module")
+def assets(tmp_path_factory):
+    return tiny_run.assets(tmp_path_factory.mktemp("conformance"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def torch_as_it_was():
+    threads, matmul, rng = torch.get_num_threads(), torch.get_float32_matmul_precision(), torch.get_rng_state()
+    yield
+    torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision(matmul)
+    torch.set_rng_state(rng)
+
+
+@pytest.fixture(scope="module")
+def single(assets, tmp_path_factory):
+    """Outcomes of trainings in this process, each carried out once."""
+    folder, done = tmp_path_factory.mktemp("single"), {}
+
+    def single(case):
+        key = json.dumps(case, sort_keys=True)
+        if key not in done:
+            done[key] = ranks.trained(assets, folder, **case)
+        return done[key]
+
+    return single
+
+
+@pytest.fixture(scope="module")
+def spread(assets, tmp_path_factory):
+    """Outcomes of all trainings on two ranks, by rank: one process group for them all."""
+    folder = tmp_path_factory.mktemp("spread")
+    job = {"folder": str(folder), "model_folder": str(assets.model_folder), "tokens": str(assets.tokens)}
+    (folder / "job.json").write_text(json.dumps({**job, "trainings": PAIRS}))
+    paths = os.pathsep.join((str(tiny_run.REPOSITORY), str(tiny_run.REPOSITORY / "tests")))
+    environ = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(tiny_run.REPOSITORY / "tests" / "ranks.py"), str(folder / "job.json")]
+    processes = [
+        subprocess.Popen([*command, str(rank)], env=environ, stderr=subprocess.PIPE, text=True) for rank in (0, 1)
+    ]
+    try:
+        errors = [process.communicate(timeout=600)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(error[-3000:] for error in errors)
+    return [torch.load(folder / f"rank{rank}.pt") for rank in (0, 1)]
+
+
+def scale(case):
+    return LOSS_SCALE if PRECISIONS[case["precision"]].scale_loss else 1.0
+
+
+def distance(found, expected, factor=1.0):
+    """Largest difference of any gradient, relative to the largest gradient: some are zero but for rounding."""
+    largest = max(gradient.abs().max() for gradient in expected)
+    pairs = zip(found, expected, strict=True)
+    return float(max((a.float() / factor - b.float()).abs().max() for a, b in pairs) / largest)
+
+
+def check_losses(found, expected, precision):
+    assert found["status"] == "ok"
+    assert found["losses"] == pytest.approx(expected["losses"], rel=TOLERANCE[precision])
+    assert found["validation_loss"] == pytest.approx(expected["validation_loss"], rel=TOLERANCE[precision])
+
+
+@pytest.mark.parametrize("case", SINGLE, ids=name)
+def test_one_process_has_the_loss_of_the_reference(single, case):
+    found = single(case)
+    if case["precision"] == "tf32":
+        assert found == {
+            "status": "unsupported",
+            "reason": "tf32 exists on NVIDIA GPUs only; this run uses the CPU",
+        }
+        return
+    check_losses(found, single({**PLAIN, "method": case["method"]}), case["precision"])
+    assert all(torch.isfinite(g).all() for step in found["gradients"] for g in step)  # no trained tensor without one
+
+
+@pytest.mark.parametrize("case", [c for c in SINGLE if c["precision"] == "fp32"], ids=name)
+def test_gradients_depend_on_neither_batching_nor_head(single, case):
+    plain = single({**PLAIN, "method": case["method"]})
+    for found, expected in zip(single(case)["gradients"], plain["gradients"], strict=True):
+        assert distance(found, expected) < 1e-5
+
+
+@pytest.mark.parametrize("case", SAVING, ids=name)
+def test_accumulation_and_checkpointing_change_no_gradient(single, case):
+    found, plain = single(case), single(PLAIN)
+    check_losses(found, plain, "fp32")
+    assert found["counts"] == plain["counts"]
+    for step, expected in zip(found["gradients"], plain["gradients"], strict=True):
+        assert distance(step, expected) < 1e-5
+
+
+@pytest.mark.parametrize("number", range(len(PAIRS)), ids=[name(case) for case in PAIRS])
+def test_two_ranks_have_the_loss_and_the_gradients_of_one_process(single, spread, number):
+    case = PAIRS[number]
+    found, other = spread[0][number], spread[1][number]
+    alone = single({key: value for key, value in case.items() if key not in ("strategy", "devices")})
+    check_losses(found, alone, case["precision"])
+    assert (found["losses"], found["validation_loss"]) == (other["losses"], other["validation_loss"])
+    counts = {key: found["counts"][key] + other["counts"][key] for key in found["counts"]}
+    assert counts == alone["counts"]  # no text twice, none left out
+    rounding = 1e-5 if case["precision"] == "fp32" else 0.05  # other formats add up other shares
+    assert distance(found["gradients"][0], alone["gradients"][0]) < rounding
+    for mine, others in zip(found["gradients"], other["gradients"], strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(mine, others, strict=True))
+
+
+@pytest.mark.parametrize("number", [i for i, case in enumerate(PAIRS) if case["strategy"] == "fsdp"])
+def test_fsdp_is_ddp(spread, number):
+    case = {**PAIRS[number], "strategy": "ddp"}
+    fsdp, ddp = spread[0][number], spread[0][PAIRS.index(case)]
+    assert fsdp["losses"] == pytest.approx(ddp["losses"], rel=1e-6)
+    assert fsdp["validation_loss"] == pytest.approx(ddp["validation_loss"], rel=1e-6)
+    assert all(distance(a, b) < 1e-5 for a, b in zip(fsdp["gradients"], ddp["gradients"], strict=True))
+
+
+def test_float16_scales_its_gradients(single):
+    """Else a tolerance above hides that nothing is scaled."""
+    case = {**PLAIN, "precision": "fp16-mixed"}
+    found, plain = single(case)["gradients"][0], single(PLAIN)["gradients"][0]
+    assert distance(found, plain, scale(case)) < 1e-2
+    assert distance(found, plain) > 1
+
+
+def test_means_of_shares_would_be_another_loss(single, spread):
+    """The check of DDP is sharp: the ranks' numbers of masked tokens differ, so their means average to another loss."""
+    number = PAIRS.index({**PLAIN, "strategy": "ddp", "devices": 2})
+    shares = [outcome[number]["counts"]["num_predicted"] for outcome in spread]
+    assert shares[0] != shares[1]
+    assert not math.isclose(shares[0] / sum(shares), 0.5, rel_tol=1e-3)
+
+
+def test_the_losses_of_a_seeded_run_are_those_of_the_golden_file(single):
+    """To add a case, write its losses there; existing ones change only with PyTorch's or transformers' arithmetic."""
+    for entry in json.loads(GOLDEN.read_text(encoding="utf-8")):
+        found = single(entry["case"])
+        assert found["losses"] == pytest.approx(entry["losses"], rel=1e-6)
+        assert found["validation_loss"] == pytest.approx(entry["validation_loss"], rel=1e-6)

@@ -1,0 +1,233 @@
+"""Engines are rows of a table; what cannot be is said before it is tried; each computes what eager computes."""
+
+from __future__ import annotations
+
+import contextlib
+from types import SimpleNamespace
+
+import pytest
+import tiny_run
+import torch
+from safetensors.torch import load_file
+
+from joulesweep import engine, train
+from joulesweep.strategy import STRATEGIES
+
+
+@pytest.mark.parametrize("name", engine.ENGINES)
+def test_each_engine_is_described_and_names_strategies(name):
+    row = engine.ENGINES[name]
+    assert row.about
+    assert row.strategies
+    assert set(row.strategies) <= set(STRATEGIES)
+
+
+def test_pytorchs_own_way_works_everywhere():
+    assert set(engine.ENGINES["eager"].strategies) == set(STRATEGIES)
+    assert engine.ENGINES["eager"].cpu
+
+
+COMPILE_UNDER = "engine compile works under strategy single and ddp only"
+GRAPH_SHAPES = "engine graph needs few different shapes: batching fixed or packed"
+GRAPH_STATE = "checkpoint_activations reads the random state in the step, which engine graph cannot capture"
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        *[({"strategy": strategy, "devices": 2}, None) for strategy in ("dp", "ddp", "fsdp")],
+        ({}, None),
+        ({"checkpoint_activations": True}, None),
+        ({"engine": "compile"}, None),
+        ({"engine": "compile", "checkpoint_activations": True}, None),
+        ({"engine": "compile", "strategy": "ddp", "devices": 2}, None),
+        ({"engine": "compile", "strategy": "dp", "devices": 2}, COMPILE_UNDER),
+        ({"engine": "compile", "strategy": "fsdp"}, COMPILE_UNDER),
+        ({"engine": "graph", "batching": "packed"}, None),
+        ({"engine": "graph", "batching": "fixed", "micro_batch_size": 4}, None),
+        ({"engine": "graph", "strategy": "ddp", "batching": "fixed"}, "engine graph works under strategy single only"),
+        ({"engine": "graph"}, GRAPH_SHAPES),
+        ({"engine": "graph", "batching": "packed", "checkpoint_activations": True}, GRAPH_STATE),
+    ],
+)  # fmt: skip
+def test_what_means_nothing_on_any_machine_is_said(changes, reason):
+    assert engine.impossible(tiny_run.spec(**changes)) == reason
+
+
+@pytest.fixture
+def compiler(monkeypatch):
+    """Which compilers there are."""
+    there = {"g++"}
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(engine.shutil, "which", lambda name: f"/usr/bin/{name}" if name in there else None)
+    return there
+
+
+@pytest.mark.parametrize("name", engine.ENGINES)
+def test_a_gpu_and_a_compiler_are_all_that_is_needed(compiler, name):
+    assert engine.refusal(name, "cuda") is None
+
+
+def test_graphs_need_a_gpu(compiler):
+    assert engine.refusal("graph", "cpu") == "engine graph needs an NVIDIA GPU; this run uses the CPU"
+    assert engine.refusal("compile", "cpu") is None
+
+
+@pytest.mark.parametrize("accelerator", ["cpu", "cuda"])
+def test_compilation_needs_the_compiler_that_it_will_call(compiler, monkeypatch, accelerator):
+    compiler.clear()
+    assert engine.refusal("compile", accelerator) == "engine compile needs a C++ compiler; no g++ found"
+    assert engine.refusal("eager", accelerator) is None
+    monkeypatch.setenv("CXX", "clang++")
+    assert engine.refusal("compile", accelerator) == "engine compile needs a C++ compiler; no clang++ found"
+    compiler.add("clang++")
+    assert engine.refusal("compile", accelerator) is None
+
+
+class FakeGraphs:
+    """CUDA as a graphed step sees it: what is done within a capture is done again by each replay."""
+
+    def __init__(self):
+        self.capturing = False
+        self.warming = False
+        self.pools = []
+        self.replays = 0
+
+    def patch(self, monkeypatch, step):
+        """Stand in for torch.cuda; a replay calls the step on the tensors that it was captured with."""
+        fake = self
+
+        class Graph:
+            def replay(self):
+                fake.replays += 1
+                self.loss.copy_(step(*self.captured))
+
+            def pool(self):
+                return ("pool", 1)
+
+        @contextlib.contextmanager
+        def capture(graph, pool):
+            fake.pools.append(pool)
+            fake.capturing = graph
+            yield
+            fake.capturing = False
+
+        @contextlib.contextmanager
+        def stream(given):
+            fake.warming = True
+            yield
+            fake.warming = False
+
+        side = SimpleNamespace(wait_stream=lambda other: None)
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+        monkeypatch.setattr(torch.cuda, "graph", capture)
+        monkeypatch.setattr(torch.cuda, "Stream", lambda device: side)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: side)
+        monkeypatch.setattr(torch.cuda, "stream", stream)
+
+
+@pytest.fixture
+def graphed(monkeypatch):
+    """A graphed step that sums its inputs, a fake of CUDA, and how the step was called."""
+    fake, calls = FakeGraphs(), []
+
+    def compute(inputs, factor):
+        return sum(t.sum() for tensors in inputs for t in tensors if t is not None) * factor
+
+    def step(inputs, factor):
+        calls.append("captured" if fake.capturing else "warmed" if fake.warming else "bare")
+        loss = compute(inputs, factor)
+        if fake.capturing:
+            fake.capturing.captured, fake.capturing.loss = (inputs, factor), loss
+        return loss
+
+    fake.patch(monkeypatch, compute)
+    return engine.GraphedStep(step, torch.device("cpu")), fake, calls
+
+
+def ones(*shapes, value=1.0):
+    """Micro-batches of two tensors and one that is absent."""
+    return [[torch.full(shape, value), None, torch.full((2,), value)] for shape in shapes]
+
+
+def test_a_step_is_captured_once_per_shape_and_replayed_afterwards(graphed):
+    step, fake, calls = graphed
+    factor = torch.tensor(0.5)
+    assert not step.knows(ones((2, 3)))
+    assert step(ones((2, 3)), factor).item() == 0.5 * 8
+    assert calls == ["warmed"] * 3 + ["captured"]
+    assert step.knows(ones((2, 3), value=7.0))
+    assert step(ones((2, 3), value=7.0), factor / 2).item() == 0.25 * 7 * 8  # the new inputs and the new factor
+    assert (len(calls), fake.replays) == (4, 2)
+    for other in (ones((3, 2)), ones((2, 3), (2, 3)), ones((2, 4))):
+        assert not step.knows(other)
+    step(ones((2, 3), (2, 3)), factor)
+    assert (len(calls), len(step.graphs)) == (8, 2)
+    assert step(ones((2, 3), value=2.0), factor).item() == 0.5 * 2 * 8  # the first graph still is
+    assert fake.pools == [None, ("pool", 1)], "graphs that never run at once share their memory"
+
+
+def test_a_replay_leaves_the_given_tensors_and_earlier_losses_alone(graphed):
+    step, _, _ = graphed
+    first, second, factor = ones((2, 3)), ones((2, 3), value=5.0), torch.tensor(1.0)
+    losses = [step(first, factor), step(second, factor), step(first, factor)]
+    assert [loss.item() for loss in losses] == [8.0, 40.0, 8.0]  # not one tensor, thrice overwritten
+    assert (first[0][0] == 1.0).all()
+    assert (second[0][0] == 5.0).all()
+    assert factor.item() == 1.0
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("batching", ["fixed", "packed"])
+def test_a_graph_trains_as_eager_steps_do(tmp_path, batching):
+    assets = tiny_run.assets(tmp_path)
+    changes = {"accelerator": "cuda", "batching": batching, "epochs": 3}
+    eager, graph = (
+        train.train(tiny_run.spec(**changes, engine=name), assets.model_folder, assets.tokens, tmp_path)
+        for name in ("eager", "graph")
+    )
+    assert graph["losses"] == pytest.approx(eager["losses"], rel=1e-4)
+    assert graph["epochs"][-1]["validation_loss"] == pytest.approx(eager["epochs"][-1]["validation_loss"], rel=1e-4)
+
+
+@pytest.fixture
+def compilations(monkeypatch):
+    """Compile without a compiler: the forward and backward graphs are made, and run by PyTorch. Counts them."""
+    import torch._dynamo
+    from torch._dynamo.backends.debugging import aot_eager
+
+    made, compile_module = [], torch.nn.Module.compile
+
+    def backend(graph, inputs):
+        made.append(len(list(graph.graph.nodes)))
+        return aot_eager(graph, inputs)
+
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda self, **given: compile_module(self, backend=backend, **given)
+    )
+    monkeypatch.setattr(engine.shutil, "which", lambda name: name)
+    torch._dynamo.reset()
+    yield made
+    torch._dynamo.reset()
+
+
+def test_a_compiled_training_has_the_losses_of_an_eager_one(tmp_path, monkeypatch, compilations):
+    assets, step, num_made = tiny_run.assets(tmp_path), train._step, []
+    monkeypatch.setattr(train, "_step", lambda *given: (step(*given), num_made.append(len(compilations)))[0])
+
+    def losses(name):
+        spec = tiny_run.spec(engine=name, batching="packed", lr=0.05, keep_model="last")
+        outcome = train.train(spec, assets.model_folder, assets.tokens, tmp_path / name)
+        return outcome["losses"], [row["validation_loss"] for row in outcome["epochs"]]
+
+    eager = losses("eager")
+    assert compilations == []
+    num_made.clear()
+    compiled = losses("compile")
+    for found, expected in zip(compiled, eager, strict=True):
+        assert found == pytest.approx(expected, rel=1e-5)
+    assert num_made[0] > 0
+    assert set(num_made) == {num_made[0]}, "the first warm-up step compiles for batches of other sizes too"
+    names = [set(load_file(tmp_path / name / "model" / "model.safetensors")) for name in ("eager", "compile")]
+    assert names[0] == names[1]

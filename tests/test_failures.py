@@ -1,0 +1,177 @@
+"""One rank of two gets into trouble: the run ends at once with the reason, and no process is left.
+
+Real torchrun, real gloo, real training; `faults/sitecustomize.py` makes one rank fail in its first step, while the
+other waits for it in a collective.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import tiny_run
+
+from joulesweep import devices, launch, lease, process, record
+from joulesweep.errors import UserError
+from joulesweep.launch import RunFailed
+from joulesweep.spec import run_id
+
+TWO = {"strategy": "ddp", "devices": 2, "max_steps": 10**7}
+HOPELESS = {"timeout_s": 240.0}  # no test that passes waits for it
+
+
+@pytest.fixture(autouse=True)
+def own_places(tmp_path_factory, monkeypatch):
+    places = tmp_path_factory.mktemp("places")
+    monkeypatch.setattr(lease, "folder", lambda: places)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(places))
+    monkeypatch.setattr(devices, "boards", list)
+    monkeypatch.delenv(devices.VISIBLE, raising=False)
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture(scope="module")
+def assets(tmp_path_factory):
+    return tiny_run.assets(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def start(assets, tmp_path, monkeypatch):
+    """Launch a run of endless training on two ranks with faults, and see to it that nothing of it is left."""
+
+    def start(*faults, **changes):
+        monkeypatch.setenv("FAULTS", json.dumps(faults))
+        monkeypatch.setenv("MARK_OF_TEST", str(tmp_path))  # every process that comes of the run inherits it
+        monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent / "faults"))
+        paths = {"model_folder": assets.model_folder, "tokens": assets.tokens, "log": tmp_path / "run.log"}
+        spec = tiny_run.spec(**{**TWO, **HOPELESS, **changes})
+        try:
+            return launch.launch(spec, "c0de", **paths, folder=tmp_path / run_id(spec))
+        finally:
+            assert marked(tmp_path) == []
+
+    return start
+
+
+def marked(mark):
+    """Living processes that inherited the mark."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            environ = (path / "environ").read_bytes().split(b"\0")
+            state = (path / "stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:  # it ended meanwhile
+            continue
+        if f"MARK_OF_TEST={mark}".encode() in environ and state != "Z":
+            found.append(int(path.name))
+    return found
+
+
+def log(tmp_path):
+    return (tmp_path / "run.log").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_rank_without_memory_speaks_for_both(start, tmp_path, rank):
+    found = start([{"rank": rank}, "oom"])
+    assert (found["status"], found["oom_bytes"]) == ("oom", 2**50)
+    assert f"tried to allocate {2**50} bytes" in found["reason"]
+    assert record.read(tmp_path / found["run"] / "record.json") == found
+
+
+@pytest.mark.slow
+def test_a_rank_whose_host_has_no_memory_left_needs_no_words_for_it(start):
+    found = start([{"rank": 1}, "no_host_memory"])
+    assert (found["status"], found["reason"], found["oom_bytes"]) == ("oom", "out of host memory", None)
+
+
+@pytest.mark.slow
+def test_a_rank_that_cannot_even_end_is_not_waited_for(start):
+    assert start([{"rank": 1}, "oom_and_no_end"])["status"] == "oom"
+
+
+@pytest.mark.slow
+def test_one_rank_that_refuses_does_not_leave_the_other_at_the_rendezvous(start):
+    found = start([{"rank": 1}, "refuse"])
+    assert (found["status"], found["reason"]) == ("unsupported", "this rank cannot")
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_on_one_rank_stops_both(start):
+    found = start([{"rank": 1}, "nan"])
+    assert (found["status"], found["measurement"]) == ("diverged", None)
+    assert "not finite" in found["reason"]
+
+
+@pytest.mark.slow
+def test_one_rank_that_hangs_is_a_timeout_and_its_offspring_ends_too(start, tmp_path):
+    found = start([{"rank": 1}, "offspring_and_hang"], timeout_s=40.0)
+    assert (found["status"], found["reason"]) == ("timeout", "stopped after timeout_s = 40 s")
+    assert "offspring lives" in log(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_bug_of_one_rank_is_a_failure_with_its_words_in_the_log(start, tmp_path):
+    with pytest.raises(RunFailed, match="exit code 1 and left no result"):
+        start([{"rank": 1}, "bug"])
+    assert "RuntimeError: a bug of one rank" in log(tmp_path)
+    assert list(tmp_path.rglob("record.json")) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("num_kills", "status"), [(0, None), (1, "oom")])
+def test_a_killed_rank_ran_out_of_memory_only_if_the_kernel_says_so(start, monkeypatch, num_kills, status):
+    counts = iter([5, 5 + num_kills])
+    monkeypatch.setattr(process, "oom_kills", lambda: next(counts))
+    if status is None:
+        with pytest.raises(RunFailed):
+            start([{"rank": 1}, "killed"])
+    else:
+        found = start([{"rank": 1}, "killed"])
+        assert (found["status"], found["reason"]) == (status, "killed by the kernel's out-of-memory killer")
+        assert found["oom_bytes"] is None
+
+
+def result(folder, rank, status, age_s, reason="because"):
+    path = folder / f"rank{rank}.json"
+    path.write_text(json.dumps({"status": status, "reason": reason, "oom_bytes": None}))
+    at = time.time() - age_s
+    os.utime(path, (at, at))
+
+
+def test_the_rank_that_stopped_first_speaks(tmp_path):
+    result(tmp_path, 0, "diverged", age_s=1)
+    result(tmp_path, 1, "oom", age_s=5)
+    result(tmp_path, 2, "ok", age_s=9)
+    assert launch._outcome(tmp_path, 3, 1)["status"] == "oom"
+
+
+def test_a_reason_counts_more_than_a_kill_that_followed(tmp_path):
+    result(tmp_path, 0, "error", age_s=1, reason="mend this")
+    with pytest.raises(UserError, match="mend this"):
+        launch._outcome(tmp_path, 2, 1, num_oom_kills=1)
+
+
+@pytest.mark.parametrize(
+    ("num_ranks", "exit_code", "num_kills", "is_oom"),
+    [(1, -9, 1, True), (1, -9, 0, False), (1, 1, 1, False), (1, -11, 1, False), (2, 1, 1, True), (2, 1, 0, False)],
+)
+def test_what_the_kernels_count_says_of_a_process_without_result(tmp_path, num_ranks, exit_code, num_kills, is_oom):
+    if is_oom:
+        assert launch._outcome(tmp_path, num_ranks, exit_code, num_kills)["status"] == "oom"
+        return
+    with pytest.raises(RunFailed):
+        launch._outcome(tmp_path, num_ranks, exit_code, num_kills)
+
+
+def test_a_finished_run_stays_ok_whatever_the_kernel_killed_beside_it(tmp_path, monkeypatch):
+    (tmp_path / "rank0.json").write_text(json.dumps({"status": "ok"}))
+    monkeypatch.setattr(launch.measurement, "combine", lambda ranks: {"status": "ok"})
+    assert launch._outcome(tmp_path, 1, 0, num_oom_kills=3)["status"] == "ok"
