@@ -1,6 +1,7 @@
 # make sweep   the embedded default sweep, to results/default/report.html
 # make test    the whole test suite
 # make truth   joules of twenty runs against the known truth of fake boards, at two ticks: minutes
+# make bench-peers   ours against transformers.Trainer and Lightning, on this machine's CPU: half an hour or more
 # make lint    every check of style, types and rules
 # All make the environment first, when it is missing or stale.
 
@@ -8,8 +9,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+# The peers, in an environment of their own on top of ours: transformers does other things where accelerate is there.
+PEERS := .cache/peers
+# VizWiz annotations; the default data set where there are none.
+VIZWIZ ?= $(wildcard ../shared/data/vizwiz/val.json)
+BENCH_PEERS = $(PEERS)/bin/python -m benchmarks.peers $(if $(VIZWIZ),--data $(VIZWIZ)) $(BENCH_PEERS_OPTIONS)
 
-.PHONY: sweep test truth lint format environment schema clean
+.PHONY: sweep test truth bench-peers lint format environment schema clean
 .DEFAULT_GOAL := sweep
 
 environment: $(VENV)/.ready
@@ -31,6 +37,17 @@ test: environment
 truth: environment
 	@OMP_NUM_THREADS=1 pytest tests/test_truth.py --long -rP
 
+$(PEERS)/.ready: $(VENV)/.ready
+	@$(PYTHON) -m venv --clear $(PEERS)
+	@purelib='import sysconfig; print(sysconfig.get_path("purelib"))'; \
+		$(BIN)/python -c "$$purelib" > "$$($(PEERS)/bin/python -c "$$purelib")/joulesweep-environment.pth"
+	@$(PEERS)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[peers]'
+	@touch $@
+
+bench-peers: $(PEERS)/.ready
+	@$(BENCH_PEERS) --model tiny --json benchmarks/results/peers_tiny_fp32.json
+	@$(BENCH_PEERS) --model minilm --json benchmarks/results/peers_minilm_fp32.json
+
 lint: environment
 	ruff check .
 	ruff format --check .
@@ -47,4 +64,4 @@ schema: environment
 	joulesweep schema config/schema.json
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(PEERS)

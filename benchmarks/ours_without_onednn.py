@@ -1,0 +1,17 @@
+"""A run of ours whose matrix products stay PyTorch's: `python -m benchmarks.ours_without_onednn JOB`."""
+
+from __future__ import annotations
+
+import sys
+
+from joulesweep import kernels, worker
+
+
+def main() -> int:
+    """As `joulesweep.worker`."""
+    kernels.adopt = lambda model: False
+    return worker.main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

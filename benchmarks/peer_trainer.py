@@ -1,0 +1,83 @@
+"""`transformers.Trainer` on the task of one of our runs, with its best documented settings for short texts.
+
+Dynamic padding by transformers' collator, fused AdamW, no clipping, nothing logged or saved; batches of like lengths,
+or random ones, which pad more and learn better.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from accelerate.utils import is_compiled_module
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from benchmarks.peer_common import Task, Window, main
+
+WRAPPED = "_original_forward"  # what accelerate keeps when it wraps a model's forward
+PRECISIONS: dict[str, dict[str, bool]] = {
+    "fp32": {},
+    "tf32": {"tf32": True},
+    "fp16-mixed": {"fp16": True},
+    "bf16-mixed": {"bf16": True},
+}
+
+
+class _Watch(TrainerCallback):  # type: ignore[misc]  # transformers ships no complete types
+    """Opens the window before the first batch is fetched, closes it after the last step."""
+
+    def __init__(self, window: Window | None) -> None:
+        self.window = window
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ANN401
+        if self.window:
+            self.window.begin()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ANN401
+        if self.window and state.global_step == state.max_steps:
+            self.window.end()
+
+
+def fit(task: Task, num_steps: int, window: Window | None, sampling: str = "group_by_length") -> None:
+    """Train for so many steps."""
+    spec = task.spec
+    mixed = spec.precision.endswith("-mixed")
+    arguments = TrainingArguments(
+        output_dir=str(task.folder / "trainer"),
+        per_device_train_batch_size=spec.batch_size,
+        max_steps=num_steps,
+        train_sampling_strategy=sampling,
+        max_grad_norm=0.0,
+        torch_compile=spec.engine == "compile",
+        use_cpu=spec.accelerator == "cpu",
+        seed=spec.repeat,
+        logging_strategy="no",
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,  # the collator uses special_tokens_mask
+        dataloader_num_workers=0,
+        dataloader_pin_memory=spec.accelerator == "cuda",
+        **PRECISIONS[spec.precision],
+    )
+    trainer = Trainer(
+        model=task.model,
+        args=arguments,
+        train_dataset=task.examples,
+        data_collator=task.collator,
+        processing_class=task.collator.tokenizer,
+        callbacks=[_Watch(window)],
+        optimizers=task.optimizer(),
+    )
+    trainer.train()
+    prepared = trainer.model_wrapped
+    if arguments.torch_compile is not is_compiled_module(prepared) or mixed is not hasattr(task.model, WRAPPED):
+        raise RuntimeError("transformers.Trainer did not compile, or did not mix precisions, as it was told to")
+    # All that is done to the model in place, which would keep a second training from doing it.
+    trainer.accelerator.unwrap_model(prepared, keep_fp32_wrapper=False, keep_torch_compile=False)
+    vars(task.model).pop("_is_accelerate_prepared", None)
+
+
+if __name__ == "__main__":
+    main({"trainer": fit, "trainer-random": functools.partial(fit, sampling="random")})
