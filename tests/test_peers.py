@@ -111,7 +111,7 @@ def test_contestants_differ_in_their_way_alone(assets):
     for name in peers.CONTESTANTS_AND_LEVERS:
         spec = peers.Job(name=name, seed=3, base=base, assets=assets, boards=[], folder=assets.tokens.parent).spec()
         differing = {key for key in vars(base) if getattr(spec, key) != getattr(base, key)}
-        assert differing - {"repeat"} <= {"batching", "head", "engine"}
+        assert differing - {"repeat"} <= {"batching", "head", "engine", "min_seconds"}
         assert spec.repeat == 3
 
 
@@ -120,7 +120,8 @@ def test_the_numbers_of_a_run():
         "measurement": {
             "num_texts": 50,
             "num_steps": 2,
-            "total_window_s": 5.0,
+            "total_window_s": 10.0,
+            "num_passes": 2,
             "cpu_s": 2.0,
             "peak_memory": {"host_rss_bytes": 7, "gpu_allocated_bytes": None, "gpu_reserved_bytes": None},
             "energy": [
@@ -131,7 +132,7 @@ def test_the_numbers_of_a_run():
         "epochs": [{"validation_loss": 8.0}, {"validation_loss": 5.0}, {"validation_loss": 4.0}],
     }
     numbers = peers.numbers(found, "cpu")
-    assert (numbers["samples_per_cpu_s"], numbers["samples_per_s"], numbers["j_per_sample"]) == (25.0, 10.0, 2.0)
+    assert (numbers["samples_per_cpu_s"], numbers["samples_per_s"], numbers["j_per_sample"]) == (25.0, 10.0, 1.0)
     assert (numbers["first_validation_loss"], numbers["validation_loss"], numbers["peak_memory_bytes"]) == (8.0, 4.0, 7)
     assert peers.numbers(found, "cuda")["j_per_sample"] is None
 
