@@ -83,6 +83,8 @@ def _loader(task: Task) -> DataLoader[Any]:
         batch_size=size,
         sampler=LengthGroupedSampler(size, lengths=task.lengths),
         collate_fn=task.collator,
+        num_workers=task.num_workers,
+        persistent_workers=task.num_workers > 0,
         pin_memory=task.spec.accelerator == "cuda",
     )
 

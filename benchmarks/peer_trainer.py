@@ -1,7 +1,7 @@
 """`transformers.Trainer` on the task of one of our runs, with its best documented settings for short texts.
 
-Dynamic padding by transformers' collator, fused AdamW, no clipping, nothing logged or saved; batches of like lengths,
-or random ones, which pad more and learn better.
+Dynamic padding by transformers' collator, fused AdamW, nothing clipped (it computes the norm all the same), logged or
+saved; batches of like lengths, or random ones, which pad more and learn better.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ def fit(task: Task, num_steps: int, window: Window | None, sampling: str = "grou
         report_to=[],
         disable_tqdm=True,
         remove_unused_columns=False,  # the collator uses special_tokens_mask
-        dataloader_num_workers=0,
+        dataloader_num_workers=task.num_workers,
+        dataloader_persistent_workers=task.num_workers > 0,
         dataloader_pin_memory=spec.accelerator == "cuda",
         **PRECISIONS[spec.precision],
     )

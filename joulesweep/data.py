@@ -21,8 +21,7 @@ from safetensors.torch import load_file
 from joulesweep.errors import UserError
 
 IGNORED = -100  # the label of a position that is not predicted
-#: Predicted positions are counted up to a multiple of this. Few different shapes: oneDNN and CUDA graphs prepare each.
-CHOSEN_MULTIPLE = 16
+CHOSEN_MULTIPLE = 16  # of predicted positions, at least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +167,7 @@ class Layout:
         max_length: tokens per text at most.
         head: "masked" computes the head at predicted positions only, "dense" everywhere.
         scattered: DataParallel will scatter the rows: predicted positions are then found behind it.
+        few_shapes: packed rows are filled up with empty ones, see `round_up`.
     """
 
     batching: str
@@ -176,6 +176,7 @@ class Layout:
     max_length: int
     head: str
     scattered: bool = False
+    few_shapes: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,8 +188,8 @@ class Batch:
         segments: int64 [rows, length], the number of the text, from 1; 0 where a row is filled up.
         position_ids: int64 [rows, length], counted from 0 in each text; None where each row is one text.
         answers: int64 [rows, length], `IGNORED` where nothing is predicted; or [chosen] if positions were chosen.
-        chosen: int64 [chosen], places in the flattened rows that are predicted; filled up to a multiple of
-            `CHOSEN_MULTIPLE` with places whose answer is `IGNORED`. None with a dense head, and with scattered rows.
+        chosen: int64 [chosen], places in the flattened rows that are predicted; filled up (`round_up`)
+            with places whose answer is `IGNORED`. None with a dense head, and with scattered rows.
         counts: what the pass computes; see `COUNTED`.
     """
 
@@ -250,7 +251,8 @@ def _collate(corpus: Corpus, masked: Masked, texts: torch.Tensor, layout: Layout
     packed = layout.batching == "packed"
     if packed:
         row, column = pack(lengths, layout.max_length)
-        shape = (int(row.max()) + 1, layout.max_length)
+        num_rows = int(row.max()) + 1
+        shape = (round_up(num_rows) if layout.few_shapes else num_rows, layout.max_length)
     else:
         row, column = torch.arange(len(texts)), torch.zeros_like(lengths)
         shape = (len(texts), layout.max_length if layout.batching == "fixed" else int(lengths.max()))
@@ -286,9 +288,22 @@ def _collate(corpus: Corpus, masked: Masked, texts: torch.Tensor, layout: Layout
 def _choose(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The predicted places of flattened rows and their answers, filled up to few different lengths."""
     chosen = torch.nonzero(labels.flatten() != IGNORED).flatten()
-    missing = -len(chosen) % CHOSEN_MULTIPLE or (0 if len(chosen) else CHOSEN_MULTIPLE)
+    missing = round_up(len(chosen), CHOSEN_MULTIPLE) - len(chosen)
     answers = torch.nn.functional.pad(labels.flatten()[chosen], (0, missing), value=IGNORED)
     return torch.nn.functional.pad(chosen, (0, missing)), answers
+
+
+def round_up(number: int, multiple: int = 1) -> int:
+    """Round a size up to one of few, eight between a power of two and the next: each shape is prepared apart.
+
+    By oneDNN, for one, and by CUDA graphs.
+
+    Args:
+        number: that is needed; at most an eighth is added, apart from what makes it a multiple.
+        multiple: of which the result is one, and not none.
+    """
+    step = max(multiple, (1 << max(number - 1, 0).bit_length()) // 16)
+    return max(step, -(-number // step) * step)
 
 
 def pack(lengths: torch.Tensor, capacity: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -38,7 +38,7 @@ ENGINES: dict[str, Engine] = {
         strategies=("single", "dp", "ddp", "fsdp"),
     ),
     "compile": Engine(
-        about="torch.compile of forward and backward pass; compiled before the window opens",
+        about="torch.compile of forward and backward pass, for every shape before the window opens",
         strategies=("single", "ddp"),
     ),
     "graph": Engine(
@@ -61,15 +61,19 @@ def impossible(spec: RunSpec) -> str | None:
     return None
 
 
-def refusal(engine: str, accelerator: str) -> str | None:
+def refusal(engine: str, accelerator: str, compute_capability: tuple[int, int] | None = None) -> str | None:
     """Say why this machine cannot run the engine, or None if it can.
 
     Args:
         engine: a key of `ENGINES`.
         accelerator: "cpu" or "cuda".
+        compute_capability: of the GPU, e.g. (8, 0); None on CPU.
     """
     if accelerator == "cpu" and not ENGINES[engine].cpu:
         return f"engine {engine} needs an NVIDIA GPU; this run uses the CPU"
+    if engine == "compile" and compute_capability is not None and compute_capability < (7, 0):
+        found = ".".join(map(str, compute_capability))
+        return f"engine compile needs compute capability 7.0 or newer; this GPU has {found}"
     compiler = os.environ.get("CXX", "g++")
     if engine == "compile" and shutil.which(compiler) is None:
         return f"engine compile needs a C++ compiler; no {compiler} found"
@@ -77,6 +81,7 @@ def refusal(engine: str, accelerator: str) -> str | None:
 
 
 Inputs = Sequence[Sequence["torch.Tensor | None"]]
+Shapes = tuple[tuple[int, ...], ...]
 
 
 class GraphedStep:
@@ -93,28 +98,25 @@ class GraphedStep:
     def __init__(self, step: Callable[[Inputs, torch.Tensor], torch.Tensor], device: torch.device) -> None:
         self.step = step
         self.device = device
-        self.graphs: dict[Any, tuple[torch.cuda.CUDAGraph, list[torch.Tensor], torch.Tensor]] = {}
+        self.graphs: dict[Shapes, tuple[torch.cuda.CUDAGraph, list[torch.Tensor], torch.Tensor, torch.Tensor]] = {}
         self.pool: Any = None
 
-    def knows(self, inputs: Inputs) -> bool:
-        """Whether the shapes were captured."""
-        return _shapes(inputs) in self.graphs
-
-    def __call__(self, inputs: Inputs, factor: torch.Tensor) -> torch.Tensor:
-        """Copy the inputs to where the graph reads them, and replay it."""
-        if not self.knows(inputs):
+    def __call__(self, inputs: Inputs, factor: float) -> torch.Tensor:
+        """Copy the inputs, which may lie in host memory, to where the graph reads them, and replay it."""
+        if shapes(inputs) not in self.graphs:
             self._capture(inputs, factor)
-        graph, places, loss = self.graphs[_shapes(inputs)]
-        for place, value in zip(places, [*_flat(inputs), factor], strict=True):
+        graph, places, place_of_factor, loss = self.graphs[shapes(inputs)]
+        for place, value in zip(places, _flat(inputs), strict=True):
             place.copy_(value, non_blocking=True)
+        place_of_factor.fill_(factor)
         graph.replay()
         return loss.clone()
 
-    def _capture(self, inputs: Inputs, factor: torch.Tensor) -> None:
+    def _capture(self, inputs: Inputs, factor: float) -> None:
         import torch
 
         static = [[None if t is None else t.to(self.device, copy=True) for t in tensors] for tensors in inputs]
-        static_factor = factor.to(self.device, copy=True)
+        static_factor = torch.full((), factor, device=self.device)
         stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(stream):
@@ -125,12 +127,13 @@ class GraphedStep:
         with torch.cuda.graph(graph, pool=self.pool):
             loss = self.step(static, static_factor)
         self.pool = graph.pool()
-        self.graphs[_shapes(inputs)] = (graph, [*_flat(static), static_factor], loss)
+        self.graphs[shapes(inputs)] = (graph, _flat(static), static_factor, loss)
 
 
 def _flat(inputs: Inputs) -> list[torch.Tensor]:
     return [tensor for tensors in inputs for tensor in tensors if tensor is not None]
 
 
-def _shapes(inputs: Inputs) -> tuple[tuple[int, ...], ...]:
+def shapes(inputs: Inputs) -> Shapes:
+    """What a graph is captured for, and a compiled step may be specialised to."""
     return tuple(tuple(tensor.shape) for tensor in _flat(inputs))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import re
 import resource
 from collections.abc import Sequence
@@ -43,6 +44,14 @@ def nbytes(weights: Weights, device: torch.device) -> int:
     return sum({value.data_ptr(): value.nbytes for value in weights.values() if value.device == device}.values())
 
 
+def give_back(device: torch.device) -> None:
+    """Return freed memory, which the allocators keep: what was needed before the training is no part of its peak."""
+    with contextlib.suppress(OSError, AttributeError):  # only glibc has it
+        ctypes.CDLL(None).malloc_trim(0)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
 class Peaks:
     """Peak memory of training, without the copies of the weights that wait to be scored."""
 
@@ -51,9 +60,10 @@ class Peaks:
         own = [device] if self.cuda else []
         self.gpus = [torch.device("cuda", i) for i in range(num_gpus)] if self.cuda and num_gpus > 1 else own
         self.peaks: list[tuple[int, int, int]] = []
-        self._reset()
+        self.reset()
 
-    def _reset(self) -> None:
+    def reset(self) -> None:
+        """Forget what was before."""
         with contextlib.suppress(OSError):  # some sandboxes lack the file; the peak is then the process's own
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets VmHWM, see proc(5)
         for gpu in self.gpus:
@@ -67,7 +77,7 @@ class Peaks:
         allocated = max((torch.cuda.max_memory_allocated(gpu) - held[gpu] for gpu in self.gpus), default=0)
         reserved = max((torch.cuda.max_memory_reserved(gpu) - held[gpu] for gpu in self.gpus), default=0)
         self.peaks.append((host - held[CPU], allocated, reserved))
-        self._reset()
+        self.reset()
 
     def peak(self) -> dict[str, int | None]:
         """The highest of the epochs, in bytes; GPU figures are those of the fullest GPU."""

@@ -52,11 +52,11 @@ def refusal(precision: str, accelerator: str, compute_capability: tuple[int, int
         accelerator: "cpu" or "cuda".
         compute_capability: of the GPU, e.g. (8, 0); None on CPU.
     """
-    if not PRECISIONS[precision].tf32:
-        return None
+    row = PRECISIONS[precision]
     if accelerator == "cpu" or compute_capability is None:
-        return f"{precision} exists on NVIDIA GPUs only; this run uses the CPU"
-    if compute_capability < (8, 0):
+        return f"{precision} exists on NVIDIA GPUs only; this run uses the CPU" if row.tf32 else None
+    # Before Ampere PyTorch computes bfloat16 too, through float32: slower, and not what the name says.
+    if compute_capability < (8, 0) and (row.tf32 or "bfloat16" in (row.weights, row.autocast)):
         found = ".".join(map(str, compute_capability))
         return f"{precision} needs compute capability 8.0 or newer; this GPU has {found}"
     return None

@@ -68,8 +68,9 @@ def train(
     gc.enable()
     idle = _idle(spec, place)
     epochs = [{"epoch": 0, "elapsed_s": 0.0, "cpu_s": 0.0, "num_steps": 0, **score(trainer)}]
-    start = _warm_up(trainer)
+    memory.give_back(place.device)
     peaks = memory.Peaks(place.device, spec.devices if trainer.layout.scattered else 1)
+    start = _warm_up(trainer, peaks)
     startup_s = time.monotonic() - began_s
 
     kept: list[memory.Weights] = []
@@ -157,11 +158,11 @@ def _step(trainer: Trainer, batches: Sequence[data.Batch], num_predicted: int, l
             group["lr"].fill_(lr)
         else:
             group["lr"] = lr
+    if trainer.graphed is not None:
+        return trainer.graphed([batch.tensors for batch in batches], 1 / num_predicted)
     device = trainer.place.device
     inputs = [[None if t is None else t.to(device, non_blocking=True) for t in batch.tensors] for batch in batches]
-    factor = torch.tensor(1 / num_predicted, device=device)
-    if trainer.graphed is not None:
-        return trainer.graphed(inputs, factor)
+    factor = torch.full((), 1 / num_predicted, device=device)
     return _forward_backward_update(trainer, inputs, factor)
 
 
@@ -187,27 +188,35 @@ def _check_finite(trainer: Trainer, step: int) -> None:
         raise Stop("diverged", f"the loss was not finite by step {step}")
 
 
-def _warm_up(trainer: Trainer) -> Start | None:
+def _warm_up(trainer: Trainer, peaks: memory.Peaks) -> Start | None:
     """A few whole steps (allocator, caches, compilation, capture), undone. Returns the start, if needed again."""
     start = Start.of(trainer)
     trainer.model.train()
     for batches, num_predicted in itertools.islice(_batches(trainer, epoch=1), trainer.spec.warmup_steps):
         _step(trainer, batches, num_predicted, trainer.spec.lr)
-    if trainer.spec.engine == "graph":
-        _capture(trainer)
+    if trainer.spec.engine != "eager":
+        _meet_every_shape(trainer)
     start.restore(trainer)
+    if trainer.spec.engine == "graph":
+        peaks.note([start.weights])  # a replay computes in memory that was allocated for its capture
+    peaks.reset()
     return start if trainer.spec.min_seconds else None
 
 
-def _capture(trainer: Trainer) -> None:
-    """A graph for every shape that the training will meet."""
-    trainer.graphed = engine.GraphedStep(
-        lambda inputs, factor: _forward_backward_update(trainer, inputs, factor), trainer.place.device
-    )
+def _meet_every_shape(trainer: Trainer) -> None:
+    """A step for each shape of the training, which is compiled for it or captured now and not in the window."""
+    if trainer.spec.engine == "graph":
+        trainer.graphed = engine.GraphedStep(
+            lambda inputs, factor: _forward_backward_update(trainer, inputs, factor), trainer.place.device
+        )
+    met: set[engine.Shapes] = set()
     for epoch in range(1, math.ceil(trainer.num_steps / trainer.steps_per_epoch) + 1):
         num_left = trainer.num_steps - (epoch - 1) * trainer.steps_per_epoch
         for batches, num_predicted in itertools.islice(_batches(trainer, epoch), num_left):
-            if not trainer.graphed.knows([batch.tensors for batch in batches]):
+            shapes = engine.shapes([batch.tensors for batch in batches])
+            new = torch.tensor(float(shapes not in met), device=trainer.place.device)
+            if trainer.place.reduced(new, largest=True).item():  # every rank takes the step, or none does
+                met.add(shapes)
                 _step(trainer, batches, num_predicted, trainer.spec.lr)
 
 

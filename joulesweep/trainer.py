@@ -114,6 +114,7 @@ class Trainer:
             max_length=spec.max_length,
             head=spec.head,
             scattered=num_devices > 1,
+            few_shapes=spec.engine == "graph",
         )
 
 
@@ -133,7 +134,7 @@ def prepare_process(spec: RunSpec) -> Place:
     capability = torch.cuda.get_device_capability(0) if num_gpus else None
     reason = strategy.refusal(spec.strategy, spec.devices, spec.accelerator, num_gpus)
     reason = reason or precision.refusal(spec.precision, spec.accelerator, capability)
-    reason = reason or engine.impossible(spec) or engine.refusal(spec.engine, spec.accelerator)
+    reason = reason or engine.impossible(spec) or engine.refusal(spec.engine, spec.accelerator, capability)
     if reason:
         raise Stop("unsupported", reason)
     device = torch.device("cuda", local_rank) if num_gpus else torch.device("cpu")

@@ -25,7 +25,9 @@ from joulesweep.strategy import STRATEGIES
 
 GOLDEN = tiny_run.REPOSITORY / "tests" / "golden" / "losses.json"
 #: How far the loss of a step may be from fp32's, relative; the rounding of each format over two steps.
-TOLERANCE = {"fp32": 1e-6, "fp16-mixed": 1e-4, "bf16-mixed": 2e-3, "bf16-true": 2e-3}
+TOLERANCE = {"fp32": 1e-6, "fp16-mixed": 5e-4, "bf16-mixed": 2e-3, "bf16-true": 2e-3}
+#: How far each tensor's gradient may be off, relative to its largest element.
+ROUNDING = {"fp32": 1e-5, "fp16-mixed": 0.05, "bf16-mixed": 0.1, "bf16-true": 0.2}
 LOSS_SCALE = 2.0**16  # GradScaler's first
 #: The reference.
 PLAIN = {"method": "full", "precision": "fp32", "batching": "fixed", "head": "dense"}
@@ -109,10 +111,15 @@ def scale(case):
 
 
 def distance(found, expected, factor=1.0):
-    """Largest difference of any gradient, relative to the largest gradient: some are zero but for rounding."""
+    """Largest difference in any tensor's gradient, relative to its own largest element.
+
+    Left out are gradients that are zero but for rounding: an attention's key biases shift all scores alike.
+    """
     largest = max(gradient.abs().max() for gradient in expected)
-    pairs = zip(found, expected, strict=True)
-    return float(max((a.float() / factor - b.float()).abs().max() for a, b in pairs) / largest)
+    pairs = [(a.float() / factor, b.float()) for a, b in zip(found, expected, strict=True)]
+    kept = [(a, b) for a, b in pairs if b.abs().max() > 1e-7 * largest]
+    assert len(kept) > 0.8 * len(pairs)
+    return max(float((a - b).abs().max() / b.abs().max()) for a, b in kept)
 
 
 def check_losses(found, expected, precision):
@@ -134,11 +141,11 @@ def test_one_process_has_the_loss_of_the_reference(single, case):
     assert all(torch.isfinite(g).all() for step in found["gradients"] for g in step)  # no trained tensor without one
 
 
-@pytest.mark.parametrize("case", [c for c in SINGLE if c["precision"] == "fp32"], ids=name)
-def test_gradients_depend_on_neither_batching_nor_head(single, case):
+@pytest.mark.parametrize("case", [c for c in SINGLE if c["precision"] != "tf32"], ids=name)
+def test_gradients_are_those_of_the_reference(single, case):
     plain = single({**PLAIN, "method": case["method"]})
     for found, expected in zip(single(case)["gradients"], plain["gradients"], strict=True):
-        assert distance(found, expected) < 1e-5
+        assert distance(found, expected, scale(case)) < ROUNDING[case["precision"]]
 
 
 @pytest.mark.parametrize("case", SAVING, ids=name)
@@ -159,8 +166,9 @@ def test_two_ranks_have_the_loss_and_the_gradients_of_one_process(single, spread
     assert (found["losses"], found["validation_loss"]) == (other["losses"], other["validation_loss"])
     counts = {key: found["counts"][key] + other["counts"][key] for key in found["counts"]}
     assert counts == alone["counts"]  # no text twice, none left out
-    rounding = 1e-5 if case["precision"] == "fp32" else 0.05  # other formats add up other shares
-    assert distance(found["gradients"][0], alone["gradients"][0]) < rounding
+    plain = single({**PLAIN, "method": case["method"]})
+    for step, expected in zip(found["gradients"], plain["gradients"], strict=True):
+        assert distance(step, expected, scale(case)) < ROUNDING[case["precision"]]
     for mine, others in zip(found["gradients"], other["gradients"], strict=True):
         assert all(torch.equal(a, b) for a, b in zip(mine, others, strict=True))
 
@@ -179,7 +187,7 @@ def test_float16_scales_its_gradients(single):
     case = {**PLAIN, "precision": "fp16-mixed"}
     found, plain = single(case)["gradients"][0], single(PLAIN)["gradients"][0]
     assert distance(found, plain, scale(case)) < 1e-2
-    assert distance(found, plain) > 1
+    assert distance(found, plain) > 1000
 
 
 def test_means_of_shares_would_be_another_loss(single, spread):

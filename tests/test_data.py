@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import random
@@ -469,3 +470,25 @@ def test_a_tokenizer_without_the_tokens_that_the_task_needs_is_refused(tmp_path,
     path = write(tmp_path / "t.safetensors", [[7, 8]], **{f"{name}_id": None})
     with pytest.raises(UserError, match=rf"t\.safetensors: the tokenizer has no {name} token, which task mlm needs"):
         data.load(path, 10)
+
+
+@pytest.mark.parametrize("multiple", [1, 16])
+def test_sizes_are_rounded_up_to_few(multiple):
+    rounded = [data.round_up(number, multiple) for number in range(2000)]
+    assert all(found % multiple == 0 and found >= max(number, 1) for number, found in enumerate(rounded))
+    assert all(found <= max(number, 1) * 9 / 8 + multiple for number, found in enumerate(rounded))
+    assert rounded == sorted(rounded)
+    assert len({found for found in rounded if found > 1024}) == 8
+    assert [data.round_up(number, multiple) for number in set(rounded)] == list(set(rounded))
+
+
+def test_rows_are_filled_up_where_few_shapes_are_wanted(corpus):
+    layout = data.Layout(batching="packed", size=30, micro=None, max_length=24, head="masked")
+    masked = data.mask(corpus, 0.15, "test")
+    texts = torch.arange(30)
+    (((plain,), _),) = data.steps(corpus, masked, texts, layout)
+    (((filled,), _),) = data.steps(corpus, masked, texts, dataclasses.replace(layout, few_shapes=True))
+    num_rows = len(plain.input_ids)
+    assert len(filled.input_ids) == data.round_up(num_rows)
+    assert torch.equal(filled.segments[:num_rows], plain.segments)
+    assert not filled.segments[num_rows:].any()

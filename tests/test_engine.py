@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from joulesweep import engine, train
 from joulesweep.strategy import STRATEGIES
+from joulesweep.trainer import Start
 
 
 @pytest.mark.parametrize("name", engine.ENGINES)
@@ -152,15 +153,12 @@ def ones(*shapes, value=1.0):
 
 def test_a_step_is_captured_once_per_shape_and_replayed_afterwards(graphed):
     step, fake, calls = graphed
-    factor = torch.tensor(0.5)
-    assert not step.knows(ones((2, 3)))
+    factor = 0.5
     assert step(ones((2, 3)), factor).item() == 0.5 * 8
     assert calls == ["warmed"] * 3 + ["captured"]
-    assert step.knows(ones((2, 3), value=7.0))
     assert step(ones((2, 3), value=7.0), factor / 2).item() == 0.25 * 7 * 8  # the new inputs and the new factor
     assert (len(calls), fake.replays) == (4, 2)
-    for other in (ones((3, 2)), ones((2, 3), (2, 3)), ones((2, 4))):
-        assert not step.knows(other)
+    assert len({engine.shapes(ones(*given)) for given in [((2, 3),), ((3, 2),), ((2, 3), (2, 3)), ((2, 4),)]}) == 4
     step(ones((2, 3), (2, 3)), factor)
     assert (len(calls), len(step.graphs)) == (8, 2)
     assert step(ones((2, 3), value=2.0), factor).item() == 0.5 * 2 * 8  # the first graph still is
@@ -169,26 +167,40 @@ def test_a_step_is_captured_once_per_shape_and_replayed_afterwards(graphed):
 
 def test_a_replay_leaves_the_given_tensors_and_earlier_losses_alone(graphed):
     step, _, _ = graphed
-    first, second, factor = ones((2, 3)), ones((2, 3), value=5.0), torch.tensor(1.0)
+    first, second, factor = ones((2, 3)), ones((2, 3), value=5.0), 1.0
     losses = [step(first, factor), step(second, factor), step(first, factor)]
     assert [loss.item() for loss in losses] == [8.0, 40.0, 8.0]  # not one tensor, thrice overwritten
     assert (first[0][0] == 1.0).all()
     assert (second[0][0] == 5.0).all()
-    assert factor.item() == 1.0
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("precision", ["fp32", "fp16-mixed", "bf16-mixed"])
 @pytest.mark.parametrize("batching", ["fixed", "packed"])
-def test_a_graph_trains_as_eager_steps_do(tmp_path, batching):
+def test_a_graph_trains_as_eager_steps_do(tmp_path, batching, precision):
     assets = tiny_run.assets(tmp_path)
-    changes = {"accelerator": "cuda", "batching": batching, "epochs": 3}
+    changes = {"accelerator": "cuda", "batching": batching, "precision": precision, "epochs": 3}
     eager, graph = (
         train.train(tiny_run.spec(**changes, engine=name), assets.model_folder, assets.tokens, tmp_path)
         for name in ("eager", "graph")
     )
-    assert graph["losses"] == pytest.approx(eager["losses"], rel=1e-4)
-    assert graph["epochs"][-1]["validation_loss"] == pytest.approx(eager["epochs"][-1]["validation_loss"], rel=1e-4)
+    near = 1e-4 if precision == "fp32" else 2e-2
+    assert graph["losses"] == pytest.approx(eager["losses"], rel=near)
+    assert graph["epochs"][-1]["validation_loss"] == pytest.approx(eager["epochs"][-1]["validation_loss"], rel=near)
+    assert graph["measurement"]["num_skipped_steps"] == eager["measurement"]["num_skipped_steps"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_each_replay_of_a_graph_draws_its_own_dropout_and_a_repetition_the_same(tmp_path):
+    """A learning rate of next to nothing: the same text gives another loss by dropout alone."""
+    tiny_run.model(tmp_path / "model", dropout=0.5)
+    tokens = tiny_run.token_file(tmp_path / "tokens.safetensors", num_texts=20)
+    spec = tiny_run.spec(accelerator="cuda", engine="graph", batching="fixed", batch_size=32, epochs=6, lr=1e-12)
+    first, again = (train.train(spec, tmp_path / "model", tokens, tmp_path)["losses"] for _ in range(2))
+    assert len(set(first)) == len(first)
+    assert again == pytest.approx(first, rel=1e-5)
 
 
 @pytest.fixture
@@ -212,12 +224,22 @@ def compilations(monkeypatch):
     torch._dynamo.reset()
 
 
-def test_a_compiled_training_has_the_losses_of_an_eager_one(tmp_path, monkeypatch, compilations):
-    assets, step, num_made = tiny_run.assets(tmp_path), train._step, []
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        {"batching": "packed"},
+        {"batching": "packed", "batch_size": 2},  # some steps have one row
+        {"batching": "fixed", "batch_size": 24, "max_length": 24},  # as many rows as columns, but in the last step
+    ],
+    ids=["packed", "one-row", "square"],
+)
+def test_a_compiled_training_has_the_losses_of_an_eager_one(tmp_path, monkeypatch, compilations, shapes):
+    assets, step, restore, num_made = tiny_run.assets(tmp_path), train._step, Start.restore, []
     monkeypatch.setattr(train, "_step", lambda *given: (step(*given), num_made.append(len(compilations)))[0])
+    monkeypatch.setattr(Start, "restore", lambda *given: (restore(*given), num_made.clear())[0])
 
     def losses(name):
-        spec = tiny_run.spec(engine=name, batching="packed", lr=0.05, keep_model="last")
+        spec = tiny_run.spec(engine=name, lr=0.05, keep_model="last", **shapes)
         outcome = train.train(spec, assets.model_folder, assets.tokens, tmp_path / name)
         return outcome["losses"], [row["validation_loss"] for row in outcome["epochs"]]
 
@@ -228,6 +250,6 @@ def test_a_compiled_training_has_the_losses_of_an_eager_one(tmp_path, monkeypatc
     for found, expected in zip(compiled, eager, strict=True):
         assert found == pytest.approx(expected, rel=1e-5)
     assert num_made[0] > 0
-    assert set(num_made) == {num_made[0]}, "the first warm-up step compiles for batches of other sizes too"
+    assert set(num_made) == {len(compilations)}, "nothing is compiled once the warm-up is undone"
     names = [set(load_file(tmp_path / name / "model" / "model.safetensors")) for name in ("eager", "compile")]
     assert names[0] == names[1]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,7 +13,7 @@ import pytest
 import tiny_run
 import torch
 
-from joulesweep import memory
+from joulesweep import launch, memory
 
 MIB = 2**20
 
@@ -190,3 +193,17 @@ def test_copies_that_would_fill_a_gpu_go_to_host_memory(monkeypatch, num_kept, p
     core = SimpleNamespace(state_dict=lambda: {"weight": weight})
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=1000))
     assert memory.copy_weights(core, [{"weight": weight}] * num_kept) == {"weight": place}
+
+
+def test_what_was_freed_is_no_part_of_the_next_peak():
+    """Run apart, under the allocator's settings of a run: they let it keep whatever it once had."""
+    code = (
+        "import torch; from joulesweep import memory; cpu = torch.device('cpu')\n"
+        "blocks = [torch.ones(2**16) for _ in range(4000)]; del blocks\n"
+        "peaks = memory.Peaks(cpu, 1); peaks.note([]); kept = peaks.peak()['host_rss_bytes']\n"
+        "memory.give_back(cpu)\n"
+        "peaks = memory.Peaks(cpu, 1); peaks.note([]); print(kept - peaks.peak()['host_rss_bytes'])"
+    )
+    environ = {**os.environ, **launch.ALLOCATOR}
+    done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
+    assert int(done.stdout) > 4000 * 2**18 * 0.8

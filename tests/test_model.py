@@ -68,13 +68,15 @@ def gradients_of(loss, model):
 
 
 def assert_near(found, expected, tolerance=1e-5):
-    """Gradients differ by no more than this share of the largest one."""
+    """A tensor's gradient differs by no more than this share of its largest element, if that is more than rounding."""
     assert found.keys() == expected.keys()
     assert len(expected) > 10
     largest = max(gradient.abs().max() for gradient in expected.values())
     assert largest > 0.1
     for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, rtol=0, atol=tolerance * float(largest), msg=name)
+        if gradient.abs().max() > 1e-7 * largest:  # an attention's key biases shift all its scores alike
+            atol = tolerance * float(gradient.abs().max())
+            torch.testing.assert_close(found[name], gradient, rtol=0, atol=atol, msg=name)
 
 
 @pytest.mark.parametrize("kind", FAMILIES)

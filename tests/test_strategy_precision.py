@@ -214,6 +214,10 @@ def test_names_say_what_the_rows_do(name):
         ("tf32", "cuda", (9, 0), None),
         ("tf32", "cuda", (7, 5), "tf32 needs compute capability 8.0 or newer; this GPU has 7.5"),
         ("fp16-mixed", "cuda", (7, 5), None),
+        ("bf16-mixed", "cuda", (7, 5), "bf16-mixed needs compute capability 8.0 or newer; this GPU has 7.5"),
+        ("bf16-true", "cuda", (7, 0), "bf16-true needs compute capability 8.0 or newer; this GPU has 7.0"),
+        ("bf16-mixed", "cuda", (8, 0), None),
+        ("bf16-mixed", "cpu", None, None),
     ],
 )
 def test_a_device_that_cannot_compute_in_a_precision_says_why(name, accelerator, capability, reason):

@@ -112,7 +112,13 @@ def network(model_type: str = "bert", seed: int = 0, dropout: float = 0.0) -> An
             "attention_probs_dropout_prob": dropout,
         },
     )
-    shape = {"vocab_size": len(VOCABULARY), "max_position_embeddings": 40, "pad_token_id": PAD, **sizes}
+    shape = {
+        "vocab_size": len(VOCABULARY),
+        "max_position_embeddings": 40,
+        "pad_token_id": PAD,
+        "initializer_range": 0.2,
+        **sizes,
+    }
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         about = AutoConfig.for_model(model_type, **shape)
