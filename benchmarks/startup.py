@@ -3,7 +3,7 @@
 Each repeat starts fresh processes, every other time in the opposite order: Python alone, torch alone, the libraries
 as anyone would import them, and a run's process (`benchmarks.startup_probe`): `joulesweep.worker` with the functions
 that bring it from stage to stage wrapped, so that the stages are those of a run, in whatever order it comes to them.
-CPU-seconds are user and system time over all threads, with one thread for torch.
+CPU-seconds are user and system time over all threads; the environment is that of a run with one thread for torch.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import yaml
 
 from joulesweep.config import floats, validate
 from joulesweep.environment import cpu_model
+from joulesweep.launch import child_environment
 from joulesweep.spec import RunSpec, full
 from joulesweep.workflow import Sweep
 
@@ -120,7 +121,7 @@ def _started(arguments: list[str], output: Path) -> dict[str, list[float]]:
     began_s = time.monotonic()
     child = subprocess.Popen(
         [sys.executable, *arguments, str(began_s)],
-        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True,
+        cwd=ROOT, env=child_environment(num_threads=1, boards=()), stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert child.stderr is not None
     log = child.stderr.read()

@@ -112,8 +112,9 @@ def _flag_shared(row: dict[str, Any], other: dict[str, Any]) -> None:
 def _names(found: list[dict[str, Any]]) -> dict[tuple[str, str | None], dict[str, str]]:
     """`name`, `setup` and `panel` of every (cell, environment): what varies is named, what does not is left out."""
     axes = ("model", "dataset", "task", "environment", *cells.LAYOUT, "lr")
-    # A run without record has no environment, which makes it none of its own.
-    values = {axis: {row.get(axis) for row in found} - ({None} if axis == "environment" else set()) for axis in axes}
+    values = {axis: {row.get(axis) for row in found} for axis in axes}
+    # A run without numbers makes no environment of its own: it may have found none of its boards.
+    values["environment"] = {row["environment"] for row in found if row["status"] == "ok"}
     varying = [axis for axis in axes if len(values[axis]) > 1]
     names = {}
     for row in found:

@@ -9,10 +9,15 @@ import polars as pl
 
 from joulesweep import tables
 from joulesweep.energy import HOST_KINDS, joined
+from joulesweep.spec import micro_batch
 from joulesweep.stats import mean_interval, paired_ratio
 
 #: The axes that say how the same training is computed, beside strategy, devices and precision.
 LAYOUT = ("batching", "head", "engine", "micro_batch_size", "checkpoint_activations")
+#: What a baseline shares with the first configuration of the grid, beside the micro-batch size.
+WAY = ("strategy", "precision", "batching", "head", "engine", "checkpoint_activations")
+#: What a cell shares with its baseline; one device has both scopes of the batch size in one.
+TRAINED = ("model", "dataset", "task", "method", "method_params", "batch_size", "lr", "environment")
 
 
 def tabulate(runs: pl.DataFrame, axes: dict[str, Any]) -> pl.DataFrame:
@@ -20,7 +25,7 @@ def tabulate(runs: pl.DataFrame, axes: dict[str, Any]) -> pl.DataFrame:
 
     Args:
         runs: the runs table.
-        axes: the `grid` section of the config; its first strategy and precision make the baseline.
+        axes: the `grid` section of the config; its first configuration makes the baseline.
     """
     rows = []
     for _, in_cell in runs.group_by("cell", maintain_order=True):
@@ -89,17 +94,22 @@ def unranked(cells: pl.DataFrame) -> str | None:
 
 
 def _compare(rows: list[dict[str, Any]], runs: pl.DataFrame, axes: dict[str, Any]) -> None:
-    """Fill in each cell's baseline (first strategy and precision of the grid, else equal) and its speed-up over it."""
+    """Fill in each cell's baseline and its speed-up over it.
+
+    The baseline computes as the grid's first configuration does, and trains the same. It is the same way of computing
+    for all: where it did not finish there is no speed-up, rather than one over something else.
+    """
     ok = runs.filter(pl.col("status") == "ok").select("cell", "environment", "repeat", "samples_per_s")
     speeds: dict[tuple[str, str], dict[int, float]] = {}
     for cell, environment, repeat, speed in ok.iter_rows():
         speeds.setdefault((cell, environment), {})[repeat] = speed
     baselines: dict[tuple[object, ...], list[dict[str, Any]]] = {}
     for row in rows:
-        if row["num_ok"] and (row["strategy"], row["precision"]) == (axes["strategy"][0], axes["precision"][0]):
-            baselines.setdefault(_baseline_key(row), []).append(row)
+        micro = micro_batch(axes["micro_batch_size"][0], row)  # None where the batch is no larger
+        if row["num_ok"] and row["micro_batch_size"] == micro and all(row[axis] == rows[0][axis] for axis in WAY):
+            baselines.setdefault(_trained(row), []).append(row)
     for row in rows if ok.height else ():
-        choices = baselines.get(_baseline_key(row), [])
+        choices = baselines.get(_trained(row), [])
         if not row["num_ok"] or not choices:
             continue
         same = _nearest(row, choices)
@@ -115,10 +125,8 @@ def _compare(rows: list[dict[str, Any]], runs: pl.DataFrame, axes: dict[str, Any
             row |= {"speedup_n": found.n, "speedup_verdict": found.verdict}
 
 
-def _baseline_key(row: dict[str, Any]) -> tuple[object, ...]:
-    """All axes but strategy, devices and precision; one device has both scopes of the batch size in one."""
-    axes = ("model", "dataset", "task", "method", "method_params", *LAYOUT, "batch_size", "lr", "environment")
-    return tuple(row[axis] for axis in axes)
+def _trained(row: dict[str, Any]) -> tuple[object, ...]:
+    return tuple(row[axis] for axis in TRAINED)
 
 
 def _nearest(row: dict[str, Any], choices: list[dict[str, Any]]) -> dict[str, Any]:

@@ -68,19 +68,19 @@ def _one_kind(cells: pl.DataFrame) -> bool:
 
 
 def speedup(tables: Tables) -> Chart:
-    """Texts per second relative to the baseline of equal batch size, paired by seed."""
+    """Texts per second relative to the baseline that trains the same, paired by seed."""
     cells = finished(tables.cells, "speedup").filter(~pl.col("is_baseline"))
     if cells.is_empty():
-        lonely = "no second strategy or precision finished beside the baseline"
+        lonely = "no other configuration finished beside its baseline"
         return empty(tables, "Speed-up", lonely if tables.cells["num_ok"].sum() else None)
     cells = cells.rename({"speedup": "value", "speedup_low": "low", "speedup_high": "high"})
     x = alt.X("value:Q").title("Speed-up: texts per second ÷ those of the baseline").scale(zero=False, padding=12)
     line = alt.Chart(alt.InlineData(values=[{}])).mark_rule(color=theme.INK, strokeDash=[4, 3]).encode(x=alt.datum(1))
     whiskers = alt.Chart().mark_rule(strokeWidth=2, opacity=0.8)
     points = alt.Chart().mark_point(filled=True, size=70, opacity=1).encode(x=x, tooltip=tooltip("value=Speed-up"))
-    baseline = ", ".join(cells["baseline"].str.replace(r" bs\S+$", "").unique(maintain_order=True))
+    baselines = cells["baseline"].str.replace(r" bs\S+$", "").unique(maintain_order=True).to_list()
     notes = [
-        f"Dashed line: {baseline} at the same batch size.",
+        f"Dashed line: {_some(baselines)} at the same batch size.",
         "Bars: 95 % interval over pairs of equal seed." if cells["low"].count() else "One pair each: no interval.",
     ]
     return styled(_by_batch_size(tables, cells, [line], points, whiskers), "Speed-up over the baseline", notes)

@@ -13,7 +13,7 @@ from joulesweep.errors import UserError, one_of
 from joulesweep.grid import dataset_key, expand, manifest, model_key
 from joulesweep.launch import RunFailed, launch
 from joulesweep.progress import end_line
-from joulesweep.record import STATUSES, write_text
+from joulesweep.record import STATUSES, brief, write_text
 from joulesweep.spec import RunSpec
 
 DEFAULT = Path("config/config.yaml")
@@ -21,8 +21,13 @@ DEFAULT = Path("config/config.yaml")
 
 def main(argv: list[str] | None = None) -> int:
     """Run a subcommand. Returns the exit code: 0, 1 if a run failed, 2 for the user's mistake."""
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    args, unknown = parser.parse_known_args(argv)
     try:
+        if unknown and args.work is _rerun:
+            raise UserError(f"unknown argument {unknown[0]}; Snakemake's follow --: joulesweep rerun … -- {unknown[0]}")
+        if unknown:
+            parser.error(f"unrecognized arguments: {' '.join(unknown)}")
         return int(args.work(args))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -104,15 +109,16 @@ def _rerun(args: argparse.Namespace) -> int:
     for status in args.status:
         if status not in STATUSES:
             raise UserError(f"{one_of('status', status, STATUSES)}; runs without a record, snakemake takes up itself")
-    if args.arguments and not args.arguments[0].startswith("-"):
-        raise UserError(f"{args.arguments[0]}: a config follows --configfile, Snakemake's arguments follow --")
-    sweep = workflow.Sweep(config_module.load(args.configfile))
+    rerun.check(args.arguments)
+    sweep = workflow.Sweep(config_module.load(args.configfile), str(args.configfile))
     found = rerun.ended(sweep, args.status)
     if not found:
-        print(f"{args.configfile}: no run has status {' or '.join(args.status)}")
+        missing = rerun.num_missing(sweep)
+        rest = f"; {missing} have no record: run snakemake" if missing else ""
+        print(f"{args.configfile}: no run has status {' or '.join(args.status)}{rest}")
         return 0
     for row in found:
-        print(f"{row['run']} · {row['status']}" + (f": {row['reason']}" if row["reason"] else ""))
+        print(f"{row['run']} · {row['status']}" + (f": {brief(row['reason'])}" if row["reason"] else ""))
     if args.dry_run:
         return 0
     sys.stdout.flush()

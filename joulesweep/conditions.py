@@ -21,6 +21,7 @@ from joulesweep.trace import Trace
 HEADLINE_TICKS = 100  # fewer updates of the counter in the window, or less than HEADLINE_S on a GPU: flagged
 HEADLINE_S = 30.0
 CROSS_CHECK = 0.1  # mean power times time may differ from the counter by so much
+SKIPPED = 0.01  # of the steps; a loss scale that is too high at first takes a few to come down
 PROCESS_END_S = 2.0  # a driver takes a moment to forget processes that ended
 
 
@@ -104,6 +105,7 @@ def describe(
         ("not_settled", f"temperature or power still moved after the cool-down of {spec.cooldown_s:g} s")
         if before.settled is False
         else None,
+        _skipped(outcome["measurement"]),
         ("one_device", f"{spec.strategy} on one device: what this shows is the overhead of its wrapper")
         if spec.strategy != "single" and spec.devices == 1
         else None,
@@ -163,6 +165,11 @@ def _throttled(state: Mapping[str, Any]) -> Flag:
     if not state["throttle_reasons"]:
         return None
     return "throttled", f"{state['device']}: clocks held down by {', '.join(state['throttle_reasons'])}"
+
+
+def _skipped(measurement: Mapping[str, Any]) -> Flag:
+    skipped, steps = measurement["num_skipped_steps"], measurement["num_steps"]
+    return ("skipped_steps", f"loss scaling skipped {skipped} of {steps} steps") if skipped > SKIPPED * steps else None
 
 
 def _others(before: Sequence[str], after: Sequence[str]) -> str:

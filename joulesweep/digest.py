@@ -44,7 +44,7 @@ TABLES = {
     "strategy": ("STRATEGIES", "strategy"),
 }
 #: The modules behind what is fetched and made before the runs.
-GRID_CODE = ("config", "grid", "spec")
+GRID_CODE = ("config", "engine", "grid", "spec")
 MODEL_CODE = ("pretrained", "sources")
 TEXT_CODE = ("sources", "texts")
 TOKEN_CODE = ("tokens",)
@@ -65,8 +65,8 @@ TABLE_CODE = (
     "stats",
     "tables",
 )
-CHART_CODE = ("cells", "charts", "curves", "energy", "estimate", "stats", "tables", "theme")
-REPORT_CODE = ("answer", "footprint", "provenance", "record", "report", "spec", "words", *CHART_CODE)
+CHART_CODE = ("cells", "charts", "curves", "energy", "estimate", "spec", "stats", "tables", "theme")
+REPORT_CODE = ("answer", "footprint", "provenance", "record", "report", "words", *CHART_CODE)
 
 
 def run_digest(spec: RunSpec) -> str:

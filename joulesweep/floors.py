@@ -4,12 +4,13 @@
     executed_flops     what was computed, padding and recomputed activations included
     padded_flop_share  1 - useful / (executed without what was recomputed)
     mfu                useful_flops / (seconds × devices × peak rate of the precision)
-    floor_distance     t_floor / seconds, between 0 and 1: 1 is a run that cannot be faster
+    floor_distance     t_floor / seconds: near 1, little is left to gain
 
     t_floor = useful_flops / (peak rate × devices) + steps × bytes_per_step / memory bandwidth
 
-The two terms are added: AdamW moves its state when the backward pass is over and has next to nothing to compute
-meanwhile. With the larger of the two, small and large batches would both look up to twice as far from the floor.
+t_floor is an estimate of the least time. Its two terms are added: AdamW moves its state when the backward pass is over
+and has next to nothing to compute meanwhile. With the larger of the two, small and large batches would both look up to
+twice as far from the floor. A run that overlaps the two, or whose state stays in a cache, can be faster than that.
 Peak rates are those of `resources/gpus.csv`; what is not in there has no floor. The counts come from the record.
 Standard library only.
 """
@@ -114,7 +115,7 @@ def totals(coefficients: Mapping[str, float], counts: Mapping[str, int]) -> dict
 
 
 def floor_s(flops: float, num_bytes: float, flops_per_s: float, bytes_per_s: float) -> float:
-    """Least seconds for so many FLOPs, and then so many bytes to and from memory."""
+    """Seconds for so many FLOPs at the peak rate, and then so many bytes to and from memory."""
     return flops / flops_per_s + num_bytes / bytes_per_s
 
 
@@ -141,7 +142,7 @@ def _uncounted(measurement: Mapping[str, Any]) -> str | None:
 
 
 def _against_peak(found: Mapping[str, Any], useful_flops: float) -> dict[str, Any]:
-    """mfu, floor_distance and floor_reason."""
+    """mfu, floor_distance, floor_reason, and the status of the peak rates."""
     gpu, reason = _gpu(found)
     if gpu is None:
         return {"floor_reason": reason}
@@ -156,6 +157,7 @@ def _against_peak(found: Mapping[str, Any], useful_flops: float) -> dict[str, An
         "mfu": useful_flops / (measurement["window_s"] * flops_per_s),
         "floor_distance": floor_s(useful_flops, moved, flops_per_s, bytes_per_s) / measurement["window_s"],
         "floor_reason": None,
+        "peak_status": gpu.status,
     }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -11,7 +10,7 @@ from joulesweep import engine, methods
 from joulesweep.config import DatasetConfig, ModelConfig, SweepConfig, method_parts
 from joulesweep.environment import resolve_accelerator
 from joulesweep.errors import UserError
-from joulesweep.spec import FIELDS, OMISSION, RunSpec, cell_id, label, run_id, short_hash, strip_source
+from joulesweep.spec import FIELDS, OMISSION, RunSpec, cell_id, label, micro_batch, run_id, short_hash, strip_source
 from joulesweep.strategy import STRATEGIES
 
 #: The axes of the grid, slowest first; each names a field of RunSpec.
@@ -86,6 +85,7 @@ def expand(config: SweepConfig, where: str = "config") -> ExpandedGrid:
             point["devices"] = 1  # the axis `devices` is for the strategies that spread
         if point["devices"] == 1:
             point["batch_size_scope"] = "global"  # one device: both scopes are the same run
+        point["micro_batch_size"] = micro_batch(point["micro_batch_size"], point)
         cell = RunSpec(
             **point,
             **shared,
@@ -93,9 +93,6 @@ def expand(config: SweepConfig, where: str = "config") -> ExpandedGrid:
             model_source=sources[point["model"]],
             dataset_source=datasets[point["dataset"]],
         )
-        micro = point["micro_batch_size"]
-        if micro is not None and micro >= math.ceil(cell.global_batch_size / cell.devices):
-            cell = replace(cell, micro_batch_size=None)  # nothing to accumulate: the same run
         reason = next((entry.reason for entry in config.exclude if _matches(entry.when, point)), None)
         reason = reason or engine.impossible(cell)
         if reason is not None:
@@ -105,8 +102,10 @@ def expand(config: SweepConfig, where: str = "config") -> ExpandedGrid:
         _check_batch(cell, where)
         cells.setdefault(run_id(cell), cell)
     if not cells:
-        if not config.exclude:
-            raise UserError(f"{where}: grid: nothing is left to run: {next(iter(excluded.values())).reason}")
+        given = {entry.reason for entry in config.exclude}
+        impossible = next((entry.reason for entry in excluded.values() if entry.reason not in given), None)
+        if impossible is not None:
+            raise UserError(f"{where}: grid: nothing is left to run: {impossible}")
         raise UserError(f"{where}: exclude: nothing is left to run; every cell of the grid is excluded")
     runs = {
         run_id(spec): spec

@@ -37,6 +37,8 @@ ALLOCATOR = {
     "MALLOC_TOP_PAD_": str(2**26),
 }
 
+SIGKILLED = "Signal 9 (SIGKILL)"  # torchrun's words for a rank that was killed; its exit code is 1 then as for a bug
+
 
 class RunFailed(Exception):  # noqa: N818 - says what happened
     """A process of the run ended without a result: a bug, or a kill. The log says why."""
@@ -101,7 +103,7 @@ def launch(
     work.mkdir(parents=True)
     try:
         if lacking:
-            return _write(spec, code_digest, model_folder, tokens, folder, _refused(lacking))
+            return _write(spec, code_digest, model_folder, tokens, folder, _refused(lacking), candidates)
         with Lease(candidates, needed, exclusive, wanted) as lease:
             job = {"spec": full(spec), "model_folder": str(model_folder), "tokens": str(tokens), "folder": str(folder)}
             record.write_json(work / "job.json", {**job, "boards": [board.described() for board in lease.boards]})
@@ -229,11 +231,16 @@ def _supervise(
         process.adopt(orphans=False)
         if descriptor is not None:
             os.close(descriptor)
-    if timed_out and _stopped(work) is None:
+    found = _outcome(work, num_ranks)
+    if found is not None:
+        return found
+    if timed_out:
         return {"status": "timeout", "reason": f"stopped after timeout_s = {spec.timeout_s:g} s"}
     kills_now = process.oom_kills()
-    num_kills = 0 if kills is None or kills_now is None else kills_now - kills
-    return _outcome(work, num_ranks, child.returncode, num_kills)
+    struck = kills is not None and kills_now is not None and kills_now > kills
+    if struck and _killed(num_ranks, child.returncode, log):
+        return {"status": "oom", "reason": "killed by the kernel's out-of-memory killer", "oom_bytes": None}
+    raise RunFailed(f"a process of the run ended with exit code {child.returncode} and left no result")
 
 
 def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
@@ -253,33 +260,39 @@ def _wait(child: subprocess.Popen[bytes], timeout_s: float, trace: Trace, wanted
     return False
 
 
-def _outcome(work: Path, num_ranks: int, exit_code: int, num_oom_kills: int = 0) -> dict[str, Any]:
+def _outcome(work: Path, num_ranks: int) -> dict[str, Any] | None:
     """Bring the ranks' results together. A rank that stopped with a reason speaks for the run.
+
+    A result is the last thing that a rank leaves: how its process ends after that changes nothing.
 
     Args:
         work: where the ranks leave their results.
         num_ranks: how many there are.
-        exit_code: of the process, or of torchrun.
-        num_oom_kills: processes that the kernel's out-of-memory killer killed meanwhile, in our control group.
+
+    Returns:
+        The outcome; None where a rank left no result and none stopped with a reason.
 
     Raises:
         UserError: a rank found the input at fault.
-        RunFailed: a rank left no result.
     """
-    paths = [work / f"rank{rank}.json" for rank in range(num_ranks)]
-    ranks = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
     stopped = _stopped(work)
     if stopped is not None and stopped["status"] == "error":
         raise UserError(stopped["reason"])
     if stopped is not None:
         return stopped
-    failed = len(ranks) < num_ranks or exit_code != 0
-    killed = exit_code == (-signal.SIGKILL if num_ranks == 1 else 1)  # torchrun ends with 1, however a rank ended
-    if failed and killed and num_oom_kills > 0:
-        return {"status": "oom", "reason": "killed by the kernel's out-of-memory killer", "oom_bytes": None}
-    if failed:
-        raise RunFailed(f"a process of the run ended with exit code {exit_code} and left no result")
-    return measurement.combine(ranks)
+    paths = [work / f"rank{rank}.json" for rank in range(num_ranks)]
+    if not all(path.exists() for path in paths):
+        return None
+    return measurement.combine([json.loads(path.read_text(encoding="utf-8")) for path in paths])
+
+
+def _killed(num_ranks: int, exit_code: int, log: Path | None) -> bool:
+    """Whether a process was killed: the one, torchrun itself, or a rank of which torchrun says so in the log."""
+    if exit_code == -signal.SIGKILL:
+        return True
+    if num_ranks == 1 or log is None:
+        return False
+    return SIGKILLED in log.read_text(encoding="utf-8", errors="replace")
 
 
 def _stopped(work: Path) -> dict[str, Any] | None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from joulesweep.energy import estimated, headline
+from joulesweep.record import brief
 
 
 def start_line(run: str, grid: dict[str, Any], runs_folder: Path) -> str:
@@ -17,7 +18,7 @@ def end_line(record: dict[str, Any], grid: dict[str, Any], runs_folder: Path) ->
     """`[ 5/24] ddp2 bf16-mixed bs32 r1 · 2.9 s · 41 J est. · loss 3.90`, or the status and its reason."""
     head = _head(record["run"], grid, runs_folder, _num_finished(grid, runs_folder))
     if record["status"] != "ok":
-        return f"{head} · {record['status']}: {record['reason']}"
+        return f"{head} · {record['status']}: {brief(record['reason'])}"
     window_s = record["measurement"]["window_s"]
     parts = [f"{window_s:.1f} s", _joules(record, grid), f"loss {record['quality']['validation_loss']:.2f}"]
     return " · ".join([head, *filter(None, parts)])

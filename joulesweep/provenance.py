@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import polars as pl
@@ -42,6 +43,8 @@ FLAGS = {
     "shared_host": "Another run used the host at the same time: CPU and DRAM joules hold its share. "
     "Where they are in no total (see the scope), a configuration is not marked for it.",
     "not_settled": "Temperature or power still moved when the cool-down ended.",
+    "skipped_steps": "Loss scaling left out more than 1 % of the steps, since their gradients overflowed: nothing was "
+    "learned in them. A few at the start are normal; in a short training they weigh.",
     "one_device": "A strategy for several devices ran on one: what it shows is the overhead of its wrapper.",
 }
 
@@ -50,8 +53,8 @@ FLAGS = {
 WORK = {
     "padded_flop_share": (
         "Spent on padding",
-        "the share of the computed matrix arithmetic that went into filled-up places, or into predictions nobody asked "
-        "for.",
+        "the share of the computed matrix arithmetic that went into filled-up places, into attention between texts of "
+        "one packed row, which the mask discards, or into predictions nobody asked for.",
     ),
     "mfu": (
         "Of peak rate (MFU)",
@@ -59,9 +62,9 @@ WORK = {
     ),
     "floor_distance": (
         "Of possible speed (distance to floor)",
-        "the least time a step could take, of the time it took; 100 % cannot be beaten. The least time is the useful "
-        "arithmetic at the peak rate plus one trip of weights, gradients and optimizer state through the memory at its "
-        "peak bandwidth (resources/gpus.csv).",
+        "an estimate of the least time of a step, of the time it took. The estimate is the useful arithmetic at the "
+        "peak rate plus one trip of weights, gradients and optimizer state through the memory at its peak bandwidth "
+        "(resources/gpus.csv); a run that does both at once, or keeps the state in a cache, can be faster than that.",
     ),
 }
 
@@ -73,6 +76,9 @@ def work(tables: Tables) -> list[str]:
     for quantity, column in (("padded_flop_share", "flop_reason"), ("floor_distance", "floor_reason")):
         if quantity in shown:
             lines += [f"Where it is missing: {reason}." for reason in tables.runs[column].drop_nulls().unique().sort()]
+    recalled = tables.runs.filter(pl.col("peak_status") == "recalled")["gpus"].unique().sort().to_list()
+    if recalled and "mfu" in shown:
+        lines.append(f"Peak rates of {_some(recalled)} are from memory: compare resources/gpus.csv with the datasheet.")
     return list(dict.fromkeys(lines))
 
 
@@ -85,11 +91,19 @@ def problems(runs: pl.DataFrame) -> list[dict[str, Any]]:
         {
             **dict(zip(keys, values, strict=True)),
             "repeats": ", ".join(map(str, sorted(part["repeat"]))),
-            "reasons": _some(part["reason"].drop_nulls().unique(maintain_order=True).to_list(), "; ", MAX_REASONS),
+            "reasons": _some(_kinds(part["reason"].drop_nulls()), "; ", MAX_REASONS),
             "asked": words.span(part["oom_bytes"], "B"),
         }
         for values, part in sorted(groups, key=lambda group: order[group[0][:2]])
     ]
+
+
+def _kinds(reasons: Iterable[str]) -> list[str]:
+    """The reasons in short, one of those that differ in bytes and boards alone."""
+    kinds: dict[str, str] = {}
+    for reason in map(record.brief, reasons):
+        kinds.setdefault(re.sub(r"[\d.]+ ([KMGT]iB|bytes)\b|GPU \d+", "", reason), reason)
+    return list(kinds.values())
 
 
 def retries(runs: pl.DataFrame) -> list[tuple[int, str, str]]:

@@ -55,6 +55,15 @@ KEYS = (
 )
 
 
+def brief(reason: str) -> str:
+    """A reason without what follows in PyTorch's message when memory ran out: process ids, and advice on its allocator.
+
+    The run's log has the whole message.
+    """
+    before, end, _ = reason.partition(" is free.")
+    return before + end
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file so that it is there whole or not at all: temporary file, fsync, rename."""
     path.parent.mkdir(parents=True, exist_ok=True)

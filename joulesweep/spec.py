@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -150,6 +151,17 @@ class RunSpec:
 
 
 FIELDS = tuple(field.name for field in fields(RunSpec))
+
+
+def micro_batch(wanted: int | None, axes: Mapping[str, Any]) -> int | None:
+    """The micro-batch size that a run has: None where each device has no more texts than that, and so no second pass.
+
+    Args:
+        wanted: a value of the axis.
+        axes: with the run's batch_size, batch_size_scope and devices.
+    """
+    texts = axes["batch_size"] / (axes["devices"] if axes["batch_size_scope"] == "global" else 1)
+    return wanted if wanted is not None and wanted < texts else None
 
 
 def strip(spec: RunSpec) -> dict[str, Any]:

@@ -72,7 +72,7 @@ RUNS: dict[str, pl.DataType] = {
     **_columns(REAL, "useful_flops executed_flops padded_flop_share useful_flops_per_j"),
     **_columns(TEXT, "flop_reason"),
     **_columns(REAL, "mfu floor_distance"),
-    **_columns(TEXT, "floor_reason"),
+    **_columns(TEXT, "floor_reason peak_status"),
     **QUALITY,
     **_columns(WHOLE, "num_validation_texts num_masked"),
     **_columns(TEXT, "environment accelerator hostname platform python cpu_model"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ SHAPES = (
     "M-1,.5A1,1,0,0,1,1,.5Z",
 )
 STATUSES: Sequence[str] = ("measured", "estimated")
+LINE = 130  # letters of a note that are as wide as a plot
 LOSS = "Validation loss (nats)"
 INK, FAINT, GRID = "#333333", "#9A9A9A", "#ECECEC"
 
@@ -103,11 +105,12 @@ def panel_title(name: str) -> alt.TitleParams:
 
 
 def styled(chart: Chart, title: str, notes: Iterable[str]) -> Chart:
-    """Add the title, one line per note, and the look of every chart."""
+    """Add the title, the notes below it, and the look of every chart; no label is cut, since its end may matter."""
+    lines = [line for note in notes for line in textwrap.wrap(note, LINE)]
     heading = alt.TitleParams(
-        title, subtitle=list(notes), anchor="start", fontSize=15, subtitleFontSize=11, subtitleColor=INK, offset=14
+        title, subtitle=lines, anchor="start", fontSize=15, subtitleFontSize=11, subtitleColor=INK, offset=14
     )
-    words = {"labelColor": INK, "titleColor": INK, "labelFontSize": 11, "titleFontSize": 12, "labelLimit": 280}
+    words = {"labelColor": INK, "titleColor": INK, "labelFontSize": 11, "titleFontSize": 12, "labelLimit": 0}
     return (
         chart.properties(title=heading, padding=12, background="white")
         .configure(font="Arial, Helvetica, sans-serif")

@@ -116,6 +116,7 @@ class Sweep:
 
     Args:
         config: the validated config.
+        where: its name in what is said of it.
 
     Attributes:
         name: of the sweep.
@@ -123,14 +124,14 @@ class Sweep:
         grid: the expanded runs.
     """
 
-    def __init__(self, config: config_module.SweepConfig) -> None:
+    def __init__(self, config: config_module.SweepConfig, where: str = "config") -> None:
         accelerator = resolve_accelerator(config.hardware.accelerator)  # once, for all that follows
         hardware = config.hardware.model_copy(update={"accelerator": accelerator})
         config = config.model_copy(update={"hardware": hardware, "measure": config.measure.resolved(accelerator)})
         self.config = config
         self.name = config.sweep
         self.folder = f"results/{config.sweep}"
-        self.grid: ExpandedGrid = expand(config)
+        self.grid: ExpandedGrid = expand(config, where)
         shuffled = sorted(self.grid.runs, key=lambda run: (self.spec(run).repeat, self._shuffled(run)))
         self._priorities = {run: len(shuffled) - i for i, run in enumerate(shuffled)}
         self._models = {model_key(name, model_source(model)): name for name, model in config.models.items()}
@@ -219,10 +220,9 @@ class Sweep:
             return []
         there = {path for path in folder.glob("*/*/record.json") if path.parent.name in self.grid.runs}
         today = datetime.datetime.now(datetime.UTC).date().isoformat()
-        had = {run: self._record(run) for run in self.runs}
-        current = {run for run, row in had.items() if row and row["code_digest"] == digest.run_digest(self.spec(run))}
-        earlier = [run for run in self.runs if run in current and had[run]["finished"][:10] < today]  # type: ignore[index]
-        if earlier and len(current) < len(had):
+        current = self.current()
+        earlier = [run for run, row in current.items() if row["finished"][:10] < today]
+        if earlier and len(current) < len(self.runs):
             first = [run for run in earlier if self.cell(run) == self.cell(earlier[0])]
             there |= {folder / today / run / "record.json" for run in first[:wanted]}
         return sorted(map(str, there))
@@ -233,6 +233,11 @@ class Sweep:
         with contextlib.suppress(UserError, KeyError):
             code = record.read_json(path, "run record")["code_digest"]
         return self._job(run, code)
+
+    def current(self) -> dict[str, dict[str, Any]]:
+        """The records that the code of today made, by run, in the grid's order."""
+        had = {run: self._record(run) for run in self.runs}
+        return {run: row for run, row in had.items() if row and row["code_digest"] == digest.run_digest(self.spec(run))}
 
     def _record(self, run: str) -> dict[str, Any] | None:
         try:

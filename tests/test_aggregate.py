@@ -2,15 +2,19 @@ import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import polars as pl
 import pytest
 import synthetic
+import yaml
 
 from joulesweep import record, tables
 from joulesweep.aggregate import aggregate
 from joulesweep.errors import UserError
 from joulesweep.stats import paired_ratio
+
+GAIN = Path(__file__).parent.parent / "config" / "gain.yaml"
 
 
 @pytest.fixture
@@ -308,14 +312,56 @@ def test_folders_beside_the_grid_are_ignored(sweep):
     assert aggregate(grid, runs).runs.height == 24
 
 
-def test_how_a_step_is_laid_out_makes_distinct_names_with_baselines_of_their_own(tmp_path):
-    axes = {"strategy": ["single"], "batch_size": [32], "head": ["masked", "dense"], "micro_batch_size": [None, 8]}
-    found = make(tmp_path, lambda row: row, **axes)
-    cells = {row["name"]: row for row in found.cells.iter_rows(named=True)}
-    assert len(cells) == 8 and cells["single bf16-mixed dense-head micro8 bs32"]["micro_batch_size"] == 8
-    assert cells["single fp32 masked-head whole bs32"]["micro_batch_size"] is None
+def gain(tmp_path, **axes):
+    """The grid of config/gain.yaml with synthetic names, and its cells by name."""
+    shipped = yaml.safe_load(GAIN.read_text(encoding="utf-8"))["grid"]
+    names = {"model": ["tiny"], "dataset": ["questions"], "strategy": ["single"]}
+    found = make(tmp_path, lambda row: row, **{**shipped, **names, **axes})
+    return {row["name"]: row for row in found.cells.iter_rows(named=True)}
+
+
+def test_a_sweep_of_how_a_step_is_laid_out_is_compared_with_its_first_way(tmp_path):
+    cells = gain(tmp_path)
+    assert len(cells) == 6
+    assert {row["baseline"] for row in cells.values()} == {"single fp32 fixed dense-head bs32"}
+    packed = cells["single fp32 packed masked-head bs32"]
+    assert (packed["is_baseline"], packed["speedup_n"]) == (False, 3) and packed["speedup"] > 0
+
+
+def test_what_is_trained_is_the_same_in_a_cell_and_its_baseline(tmp_path):
+    axes = {"engine": ["eager", "compile"], "checkpoint_activations": [True, False], "lr": [1e-3, 1e-4]}
+    cells = gain(tmp_path, **axes, precision=["fp32", "bf16-mixed"], batch_size=[16, 32])
+    assert len(cells) == 6 * 2 * 2 * 2 * 2 * 2
     for name, row in cells.items():
-        assert row["baseline"] == name.replace("bf16-mixed", "fp32")
+        rate, batch = name.split()[-2:]
+        assert row["baseline"] == f"single fp32 fixed dense-head eager checkpointed {rate} {batch}"
+
+
+@pytest.mark.parametrize("strategies", [["single", "ddp"], ["ddp", "single"]])
+@pytest.mark.parametrize("sizes", [[16], [16, None], [16, 4]])
+def test_a_batch_too_small_for_the_first_micro_batch_has_or_is_the_baseline(tmp_path, strategies, sizes):
+    cells = gain(tmp_path, strategy=strategies, micro_batch_size=sizes, batch_size=[16, 32])
+    first = "ddp2" if strategies[0] == "ddp" else "single"
+    wholes = {"bs16": " whole", "bs32": " whole" if first == "ddp2" else " micro16"}
+    for name, row in cells.items():
+        batch = name.split()[-1]
+        assert row["baseline"] == f"{first} fp32 fixed dense-head{wholes[batch]} {batch}"
+
+
+def test_a_baseline_that_did_not_finish_is_replaced_by_no_other(tmp_path):
+    def change(row):
+        first = (row["spec"]["batching"], row["spec"]["batch_size"]) == ("fixed", 64)
+        return synthetic.failed(row, "oom", "full") if first else row
+
+    axes = {"strategy": ["single"], "precision": ["fp32"], "batching": ["fixed", "dynamic", "packed"]}
+    speedups = {row["name"]: row["speedup"] for row in make(tmp_path, change, **axes).cells.iter_rows(named=True)}
+    assert all((speedup is None) == name.endswith("bs64") for name, speedup in speedups.items())
+
+
+def test_how_a_step_is_laid_out_makes_distinct_names(tmp_path):
+    cells = gain(tmp_path, precision=["fp32", "bf16-mixed"], micro_batch_size=[None, 8])
+    assert len(cells) == 24 and cells["single bf16-mixed fixed dense-head micro8 bs32"]["micro_batch_size"] == 8
+    assert cells["single fp32 packed masked-head whole bs32"]["micro_batch_size"] is None
 
 
 def test_method_parameters_make_distinct_names(tmp_path):

@@ -134,6 +134,15 @@ def test_speedup_leaves_the_baseline_out(tmp_path):
     assert '"name": "ddp2 fp32 bs32"' in text and '"name": "single fp32 bs32"' not in text
 
 
+def test_many_baselines_are_not_all_named_and_no_label_is_cut(tmp_path):
+    axes = {"method": [{"freeze-bottom": {"fraction": part / 10}} for part in range(1, 7)]}
+    chart = charts.speedup(build(tmp_path, axes=axes)).to_dict()
+    subtitle = chart["title"]["subtitle"]
+    assert "freeze-bottom fraction=0.1 single fp32, " in subtitle[0] and "and 3 more" in " ".join(subtitle)
+    assert max(map(len, subtitle)) <= 130
+    assert chart["config"]["axis"]["labelLimit"] == chart["config"]["legend"]["labelLimit"] == 0
+
+
 def test_memory_is_of_the_gpus_where_there_are_any(tmp_path):
     def change(row):
         memory = {"gpu_allocated_bytes": 3 * 2**30, "gpu_reserved_bytes": 4 * 2**30, "host_rss_bytes": 2**30}

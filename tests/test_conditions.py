@@ -59,13 +59,23 @@ def state(at_s, device="gpu:0", temperature_c=50.0, sm_clock_mhz=1400.0, throttl
 
 
 def describe(
-    *rows, states=(), boards=(BOARD,), before=None, total_s=30.0, exclusive="gpu", shared=False, idle_s=5.0, **spec
+    *rows,
+    states=(),
+    boards=(BOARD,),
+    before=None,
+    total_s=30.0,
+    exclusive="gpu",
+    shared=False,
+    idle_s=5.0,
+    skipped=0,
+    **spec,
 ):
     """Conditions and flags of a window from 100 on."""
     trace = Trace([], [])
     trace.states = list(states)
     span = {"begin_s": 100.0, "end_s": 100.0 + total_s, "idle_begin_s": 90.0, "idle_end_s": 90.0 + idle_s}
-    outcome = {"span": span, "measurement": {"total_window_s": total_s, "energy": list(rows)}}
+    counts = {"num_steps": 500, "num_skipped_steps": skipped}
+    outcome = {"span": span, "measurement": {"total_window_s": total_s, "energy": list(rows), **counts}}
     lease = SimpleNamespace(boards=list(boards), exclusive=exclusive, shared_host=lambda: shared)
     before = before or Before(ticks={}, cooldown_s=None, settled=None, strangers=[])
     found, flags = conditions.describe(outcome, tiny_run.spec(**spec), before, trace, lease)
@@ -75,6 +85,11 @@ def describe(
 
 def flags(*given, **more):
     return describe(*given, **more)[1]
+
+
+@pytest.mark.parametrize(("skipped", "text"), [(0, None), (5, None), (6, "loss scaling skipped 6 of 500 steps")])
+def test_many_skipped_steps_are_told(skipped, text):
+    assert flags(row(), skipped=skipped) == ([("skipped_steps", text)] if text else [])
 
 
 def test_a_quiet_run_has_no_flag():

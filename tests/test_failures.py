@@ -150,28 +150,39 @@ def test_the_rank_that_stopped_first_speaks(tmp_path):
     result(tmp_path, 0, "diverged", age_s=1)
     result(tmp_path, 1, "oom", age_s=5)
     result(tmp_path, 2, "ok", age_s=9)
-    assert launch._outcome(tmp_path, 3, 1)["status"] == "oom"
+    assert launch._outcome(tmp_path, 3)["status"] == "oom"
 
 
-def test_a_reason_counts_more_than_a_kill_that_followed(tmp_path):
+def test_a_rank_that_found_the_input_at_fault_speaks_too(tmp_path):
     result(tmp_path, 0, "error", age_s=1, reason="mend this")
     with pytest.raises(UserError, match="mend this"):
-        launch._outcome(tmp_path, 2, 1, num_oom_kills=1)
+        launch._outcome(tmp_path, 2)
+
+
+def test_one_rank_without_result_leaves_the_run_without(tmp_path):
+    result(tmp_path, 0, "ok", age_s=1)
+    assert launch._outcome(tmp_path, 2) is None
+
+
+TORCHRUNS = "  exitcode  : {} (pid: 417)\n  traceback : Signal {} received by PID 417\n"
 
 
 @pytest.mark.parametrize(
-    ("num_ranks", "exit_code", "num_kills", "is_oom"),
-    [(1, -9, 1, True), (1, -9, 0, False), (1, 1, 1, False), (1, -11, 1, False), (2, 1, 1, True), (2, 1, 0, False)],
+    ("num_ranks", "exit_code", "said", "killed"),
+    [
+        (1, -9, "", True),
+        (1, 1, TORCHRUNS.format(-9, "9 (SIGKILL)"), False),
+        (1, -11, "", False),
+        (2, -9, "", True),  # torchrun itself
+        (2, 1, TORCHRUNS.format(-9, "9 (SIGKILL)"), True),
+        (2, 1, TORCHRUNS.format(-11, "11 (SIGSEGV)"), False),
+        (2, 1, "RuntimeError: a bug of one rank", False),
+    ],
 )
-def test_what_the_kernels_count_says_of_a_process_without_result(tmp_path, num_ranks, exit_code, num_kills, is_oom):
-    if is_oom:
-        assert launch._outcome(tmp_path, num_ranks, exit_code, num_kills)["status"] == "oom"
-        return
-    with pytest.raises(RunFailed):
-        launch._outcome(tmp_path, num_ranks, exit_code, num_kills)
+def test_which_end_of_a_process_is_a_kill(tmp_path, num_ranks, exit_code, said, killed):
+    (tmp_path / "run.log").write_text(said)
+    assert launch._killed(num_ranks, exit_code, tmp_path / "run.log") is killed
 
 
-def test_a_finished_run_stays_ok_whatever_the_kernel_killed_beside_it(tmp_path, monkeypatch):
-    (tmp_path / "rank0.json").write_text(json.dumps({"status": "ok"}))
-    monkeypatch.setattr(launch.measurement, "combine", lambda ranks: {"status": "ok"})
-    assert launch._outcome(tmp_path, 1, 0, num_oom_kills=3)["status"] == "ok"
+def test_without_a_log_only_the_exit_code_tells():
+    assert not launch._killed(2, 1, None)

@@ -151,6 +151,7 @@ def test_mfu_and_distance_by_hand():
     assert found["mfu"] == pytest.approx(7000 / (10 * 2 * 989.4e12))
     assert found["floor_distance"] == pytest.approx((7000 / (2 * 989.4e12) + 100 * 0.01) / 10)
     assert found["floor_reason"] is None and found["flop_reason"] is None
+    assert found["peak_status"] == "verified"
 
 
 def test_a_cpu_has_flops_but_no_floor():

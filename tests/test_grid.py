@@ -183,11 +183,31 @@ def test_a_grid_in_which_nothing_is_possible_is_refused():
         expand(grid__engine=["graph"])
 
 
+def test_what_is_impossible_beside_what_is_excluded_is_the_reason_that_nothing_is_left():
+    changes = {"grid__engine": ["graph"], "grid__batching": ["packed", "dynamic"]}
+    with pytest.raises(UserError, match=r"^my\.yaml: grid: nothing is left to run: engine graph needs few different"):
+        expand(**changes, exclude=[{"when": {"batching": "packed"}, "reason": "no"}])
+
+
 def test_a_micro_batch_as_large_as_the_devices_batch_is_no_micro_batch():
     sizes = [None, 3, 4, 8, 16]
     found = expand(grid__strategy=["single", "ddp"], grid__micro_batch_size=sizes, grid__repeats=1)
     told = sorted((spec.strategy, spec.micro_batch_size or 0) for spec in found.runs.values())
     assert told == [("ddp", 0), ("ddp", 3), ("single", 0), ("single", 3), ("single", 4)]  # batches of 4 and of 8
+
+
+@pytest.mark.parametrize(
+    ("size", "left_out", "runs"),
+    [
+        (16, ["micro16 single fp32 bs32"], [(8, None), (32, None)]),
+        (None, ["whole single fp32 bs8", "whole single fp32 bs32"], [(32, 16)]),
+    ],
+)
+def test_what_is_left_out_and_what_runs_have_nothing_in_common(size, left_out, runs):
+    axes = {"grid__micro_batch_size": [None, 16], "grid__batch_size": [8, 32], "grid__repeats": 1}
+    found = expand(**axes, exclude=[{"when": {"micro_batch_size": size}, "reason": "no"}])
+    assert points(found, "batch_size", "micro_batch_size") == runs
+    assert [cell.label for cell in found.excluded] == left_out
 
 
 def test_labels_say_how_a_step_is_computed_where_that_varies():

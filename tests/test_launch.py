@@ -226,6 +226,26 @@ def test_a_run_over_its_time_is_stopped_with_all_its_processes_and_recorded(star
     assert processes(tmp_path) == {}
 
 
+@pytest.mark.parametrize("end", ["time.sleep(600)", "sys.exit(1)", "os.abort()"])
+def test_a_result_counts_however_its_process_ends(start, script, monkeypatch, end):
+    monkeypatch.setattr(launch.measurement, "combine", lambda ranks: {**ranks[0], "status": "unsupported"})
+    script("(work / 'rank0.json').write_text(json.dumps({'status': 'ok', 'reason': 'stands for numbers'}))", end)
+    found, _ = start(timeout_s=3)
+    assert (found["status"], found["reason"]) == ("unsupported", "stands for numbers")
+
+
+@pytest.mark.parametrize(("counts", "end", "status"), [((5, 6), 9, "oom"), ((5, 5), 9, None), ((5, 6), 11, None)])
+def test_a_killed_process_ran_out_of_memory_if_the_kernel_says_so(start, script, monkeypatch, counts, end, status):
+    left = iter(counts)
+    monkeypatch.setattr(launch.process, "oom_kills", lambda: next(left))
+    script(f"os.kill(os.getpid(), {end})")
+    if status:
+        assert start()[0]["status"] == status
+        return
+    with pytest.raises(RunFailed, match=f"exit code -{end} and left no result"):
+        start()
+
+
 def test_a_rank_that_stops_with_a_reason_is_a_record(start, script):
     script(
         "outcome = {'status': 'oom', 'reason': 'too big', 'oom_bytes': 1024}",
@@ -404,7 +424,8 @@ def test_what_the_machine_cannot_run_is_a_record_at_once(start, script, boards, 
     found, folder = start(exclusive, **changes)
     assert (found["status"], found["reason"], found["measurement"]) == ("unsupported", reason, None)
     assert record.read(folder / "record.json") == found
-    assert found["environment"]["gpus"] == found["epochs"] == []
+    assert len(found["environment"]["gpus"]) == number  # what it found, so that its machine is that of other runs
+    assert found["epochs"] == []
     assert {path.name for path in folder.iterdir()} == {
         "record.json", "spec.json", "steps.jsonl", "epochs.jsonl", "power.jsonl",
     }  # fmt: skip

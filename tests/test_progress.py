@@ -100,6 +100,14 @@ def test_a_run_that_stopped_says_why(folder, status):
     assert progress.end_line(stopped, grid(), folder) == f"[ 4/12] ddp2 fp32 bs4 r2 · {status}: because"
 
 
+def test_what_pytorch_says_when_memory_runs_out_is_told_in_short(folder):
+    said = (
+        "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 79.11 GiB of which 1.20 GiB is free. Process 1 has"
+    )
+    line = progress.end_line(record(status="oom", reason=said, measurement=None, quality=None), grid(), folder)
+    assert line.endswith("· oom: " + said.removesuffix(" Process 1 has"))
+
+
 def test_a_run_outside_the_grid_is_named_by_its_id(folder):
     assert progress.start_line("elsewhere", grid(), folder) == "[by hand] elsewhere starts"
 

@@ -257,3 +257,36 @@ def test_integrated_joules_are_labelled(tmp_path):
     text = shown(page(tmp_path, lambda row: synthetic.on_gpus(row, status="integrated", power_ratio=None)))
     assert "Integrated energy (gpu)" in text and "Energy of a run, integrated (gpu)" in text
     assert "Measured energy" not in text and "least time" in text
+
+
+OUT_OF_MEMORY = (
+    "CUDA out of memory. Tried to allocate {} GiB. GPU 0 has a total capacity of 79.11 GiB of which {} is free."
+    " Process {} has 77.90 GiB memory in use. Of the allocated memory 76.20 GiB is allocated by PyTorch."
+)
+
+
+def test_repeats_that_ran_out_of_memory_have_one_short_reason(tmp_path):
+    free = {1: "1.20 GiB", 2: "900.50 MiB", 3: "8 bytes"}
+
+    def change(row):
+        repeat = row["spec"]["repeat"]
+        said = OUT_OF_MEMORY.format(f"{repeat}.00", free[repeat], 12344 + repeat)
+        return synthetic.failed(row, "oom", said) if row["spec"]["batch_size"] == 64 else synthetic.on_gpus(row)
+
+    grid, runs = sweep(tmp_path, change)
+    problems = provenance.problems(aggregate.aggregate(grid, runs).runs)
+    assert len(problems) == 4 and {problem["repeats"] for problem in problems} == {"1, 2, 3"}
+    short = OUT_OF_MEMORY.format("1.00", free[1], "").partition(" Process")[0]
+    assert {problem["reasons"] for problem in problems} == {short}
+
+
+def test_a_run_without_numbers_makes_no_environment_of_its_own(tmp_path):
+    def change(row):
+        if row["spec"]["strategy"] == "single":
+            return synthetic.on_gpus(row)
+        return synthetic.failed(row, "unsupported", "ddp asks for 2 GPUs; this machine has 1")  # without boards
+
+    grid, runs = sweep(tmp_path, change)
+    found = aggregate.aggregate(grid, runs)
+    assert found.cells["panel"].unique().to_list() == [""]
+    assert {problem["panel"] for problem in provenance.problems(found.runs)} == {""}

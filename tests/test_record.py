@@ -71,6 +71,21 @@ def test_a_record_without_a_key_is_refused(path, key):
     assert f"corrupt run record: no {key}" in refusal(path)
 
 
+FULL = (
+    "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.11 GiB of which 1.20 GiB is free."
+)
+ADVICE = (
+    " Process 12345 has 77.90 GiB memory in use. Of the allocated memory 76.20 GiB is allocated by PyTorch, and"
+    " 1.10 GiB is reserved by PyTorch but unallocated. If reserved but unallocated memory is large try setting"
+    " PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True to avoid fragmentation."
+)
+
+
+@pytest.mark.parametrize(("reason", "short"), [(FULL + ADVICE, FULL), (FULL, FULL), ("stopped", "stopped")])
+def test_a_reason_in_short_has_the_bytes_and_no_advice(reason, short):
+    assert record.brief(reason) == short
+
+
 def test_a_missing_record_is_refused(path):
     assert "No such file or directory; expected run record" in refusal(path)
 

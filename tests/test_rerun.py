@@ -19,7 +19,7 @@ import yaml
 from checkout import Checkout
 from test_report import words
 
-from joulesweep import cli, record, rerun, workflow
+from joulesweep import cli, digest, record, rerun, workflow
 from joulesweep.config import validate
 
 #: What becomes of the runs of each batch size; those of 8 go well.
@@ -45,9 +45,14 @@ def sweep(in_empty_folder):
     found = workflow.Sweep(validate(raw))
     for run, status in zip(found.runs, ("ok", "timeout"), strict=False):
         row = synthetic.ok_record(run, found.spec(run))
-        row = row if status == "ok" else synthetic.failed(row, status, "stopped after 1 s")
-        record.write_json(Path(found.folder, "runs", run, "record.json"), row)
+        write(found, row if status == "ok" else synthetic.failed(row, status, "stopped after 1 s"))
     return found
+
+
+def write(sweep, row, **changes):
+    """Write a record as the code of today would."""
+    row = {**row, "code_digest": digest.run_digest(sweep.spec(row["run"])), **changes}
+    record.write_json(Path(path(sweep, row["run"])), row)
 
 
 @pytest.fixture
@@ -86,18 +91,46 @@ def test_several_statuses_and_ok_only_when_asked_for(sweep, started, capsys):
 
 def test_a_whole_sweep_has_its_report_made_and_no_rule_that_trains(sweep, started):
     for run in sweep.runs[2:]:
-        row = synthetic.failed(synthetic.ok_record(run, sweep.spec(run)), "oom", "full")
-        record.write_json(Path(path(sweep, run)), row)
+        write(sweep, synthetic.failed(synthetic.ok_record(run, sweep.spec(run)), "oom", "full"))
     assert command("--status", "oom", "--status", "timeout") == 0
     assert len(started[1][: started[1].index("--force")]) == 3
     assert started[2][:6] == ["results/tiny/report.html", "--allowed-rules", "grid", "aggregate", "charts", "report"]
 
 
-def test_a_failed_rerun_makes_no_report_and_exits_with_1(sweep, monkeypatch):
-    given = []
-    monkeypatch.setattr(rerun, "_snakemake", lambda arguments: given.append(arguments) or 3)
+def test_a_record_of_other_code_is_no_part_of_a_final_report(sweep, started):
+    for run in sweep.runs[2:]:
+        write(sweep, synthetic.ok_record(run, sweep.spec(run)))
+    write(sweep, synthetic.ok_record(sweep.runs[3], sweep.spec(sweep.runs[3])), code_digest="0ld")
+    assert command("--status", "timeout") == 0
+    assert started[2][0] == "partial"
+
+
+@pytest.mark.parametrize(("codes", "targets"), [([3], 1), ([0, 3, 0], 3), ([0, 0, 3], 3)])
+def test_a_failed_rerun_exits_with_1_and_has_what_is_there_reported(sweep, monkeypatch, codes, targets):
+    given, left = [], iter(codes)
+    monkeypatch.setattr(rerun, "_snakemake", lambda arguments: given.append(arguments) or next(left))
     assert command("--status", "timeout") == 1
-    assert len(given) == 1
+    assert len(given) == targets
+    assert targets == 1 or given[2][0] == "partial"
+
+
+@pytest.mark.parametrize(
+    ("profile", "added"),
+    [
+        ("cores: 4", []),
+        ("executor: slurm\njobs: 100", []),
+        ("keep-going: true", ["--cores", "all"]),
+        ("", ["--cores", "all"]),
+    ],
+)
+def test_a_default_profile_that_says_how_many_is_followed(sweep, started, profile, added):
+    record.write_text(rerun.PROFILE, profile)
+    assert command("--status", "timeout") == 0
+    assert started[0][1:] == ["--configfile", "my.yaml", *added]
+
+
+def test_the_default_profile_is_where_it_is_looked_for():
+    assert (tiny_run.REPOSITORY / rerun.PROFILE).is_file()
 
 
 @pytest.mark.parametrize("told", [["--cores", "4"], ["-c4"], ["--cores=1"], ["--workflow-profile", "profiles/slurm"]])
@@ -114,7 +147,8 @@ def test_a_dry_run_says_which_and_runs_nothing(sweep, started, capsys):
 
 def test_none_found_is_one_line_and_no_mistake(sweep, started, capsys):
     assert command("--status", "oom", "--status", "diverged") == 0
-    assert capsys.readouterr().out == "my.yaml: no run has status oom or diverged\n"
+    said = "my.yaml: no run has status oom or diverged; 2 have no record: run snakemake\n"
+    assert capsys.readouterr().out == said
     assert started == []
 
 
@@ -131,6 +165,8 @@ def test_a_run_that_left_the_grid_is_left_alone(sweep, started, capsys):
         (["--status", "tiemout"], "unknown status 'tiemout'; .*did you mean 'timeout'"),
         (["--status", "failed"], "unknown status 'failed'; .*runs without a record, snakemake takes up itself"),
         (["--status", "oom", "other.yaml"], "other.yaml: a config follows --configfile"),
+        (["--status", "oom", "--cores", "2"], "unknown argument --cores; Snakemake's follow --: "),
+        (["--status", "oom", "-c2"], "unknown argument -c2; Snakemake's follow --: "),
     ],
 )
 def test_a_mistake_is_one_line_and_starts_nothing(sweep, started, capsys, arguments, said):
@@ -143,7 +179,26 @@ def test_a_mistake_is_one_line_and_starts_nothing(sweep, started, capsys, argume
 def test_a_corrupt_record_is_named(sweep, started, capsys):
     Path(path(sweep, sweep.runs[0])).write_text("{")
     assert command("--status", "timeout") == 2
-    assert capsys.readouterr().err.startswith(f"error: {path(sweep, sweep.runs[0])}: corrupt run record")
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: {path(sweep, sweep.runs[0])}: corrupt run record")
+    assert err.endswith("; delete it and run snakemake\n") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "given", [["--configfile", "b.yaml"], ["--configfiles=b.yaml"], ["--config", "a=1"], ["-C", "a=1"]]
+)
+def test_another_config_for_snakemake_is_refused_in_one_line(sweep, started, capsys, given):
+    assert cli.main(["rerun", "--status", "timeout", "--configfile", "my.yaml", "--", "--cores", "2", *given]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: {given[0]}: after -- no config is taken") and err.count("\n") == 1
+    assert started == []
+
+
+def test_a_mistake_in_the_grid_is_told_with_the_name_of_the_file(sweep, capsys):
+    raw = tiny_run.config(grid__engine=["graph"])
+    Path("my.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
+    assert command("--status", "timeout") == 2
+    assert capsys.readouterr().err.startswith("error: my.yaml: grid: nothing is left to run")
 
 
 def test_ctrl_c_waits_for_snakemake_to_end_its_jobs(in_empty_folder):

@@ -329,10 +329,10 @@ def test_the_slurm_profile_is_proven_by_a_dry_run(sweep: Checkout) -> None:
     assert re.search(r"^train +2$", output, re.MULTILINE)
 
 
-@pytest.mark.parametrize("config", ["paper", "vizwiz"])
+@pytest.mark.parametrize("config", ["gain", "paper", "vizwiz"])
 def test_a_shipped_config_expands_in_a_dry_run(sweep: Checkout, config: str) -> None:
     output = sweep.run("-n", "--configfile", f"config/{config}.yaml")
-    assert re.search(rf"^train +{ {'paper': 120, 'vizwiz': 12}[config] }$", output, re.MULTILINE)
+    assert re.search(rf"^train +{ {'gain': 18, 'paper': 120, 'vizwiz': 12}[config] }$", output, re.MULTILINE)
 
 
 @pytest.mark.registry
