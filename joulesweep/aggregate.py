@@ -12,11 +12,11 @@ from typing import Any
 from joulesweep import anchors, cells, power, record, rows
 from joulesweep.errors import UserError
 from joulesweep.footprint import footprint
-from joulesweep.spec import OMISSION
-from joulesweep.tables import ANCHORS, EPOCHS, RUNS, Tables, frame
+from joulesweep.spec import OMISSION, parameter_words
+from joulesweep.tables import ANCHORS, EPOCHS, RUNS, SELECTIONS, Tables, frame
 
 MISSING = "no record: not run yet, or it failed"
-OF_RUN = ("run", "cell", "batch", "batch_size", "repeat")  # what an epoch has from its run
+OF_RUN = ("run", "cell", "batch", "batch_size", "repeat")  # what an epoch or a choice has from its run
 
 
 def read_grid(path: Path) -> dict[str, Any]:
@@ -47,17 +47,19 @@ def aggregate(
     """
     energy = grid["config"]["energy"]
     factors = footprint(energy)
-    found, epochs = [], []
+    found, epochs, selections = [], [], []
     for run, entry in grid["runs"].items():
         path = runs_folder / run / "record.json"
         if allow_missing and not path.exists():
             found.append({**_identity(run, entry, {}), "status": "missing", "reason": MISSING})
             continue
-        spec, row, per_epoch = rows.read(path, energy, factors)
+        spec, row, per_epoch, choices = rows.read(path, energy, factors)
         found.append({**_identity(run, entry, spec), **row})
-        epochs += [{**{key: found[-1][key] for key in OF_RUN}, **epoch} for epoch in per_epoch]
+        of_run = {key: found[-1][key] for key in OF_RUN}
+        epochs += [{**of_run, **epoch} for epoch in per_epoch]
+        selections += [{**of_run, **choice} for choice in choices]
     names = _names(found)
-    for row in found + epochs:
+    for row in found + epochs + selections:
         row.update(names[row["cell"], row.get("environment")])
     flag_shared_hosts([row for row in found if row["status"] == "ok"])
     runs = frame(found, RUNS)
@@ -66,6 +68,7 @@ def aggregate(
         runs=runs,
         cells=cells.tabulate(runs, grid["config"]["grid"]),
         epochs=frame(epochs, EPOCHS),
+        selections=frame(selections, SELECTIONS),
         power=power.tabulate(runs, runs_folder),
         anchors=anchors.tabulate(runs, energy, factors, anchors_folder) if anchors_folder else no_anchors,
     )
@@ -145,4 +148,4 @@ def _setup(row: dict[str, Any]) -> str:
     params = json.loads(row["method_params"] or "{}")
     method = [row["method"]] if row["method"] != OMISSION["method"] or params else []
     spread = row["strategy"] + (f"{row['devices']}" if row["devices"] > 1 else "")
-    return " ".join([*method, *(f"{key}={value}" for key, value in params.items()), spread, row["precision"]])
+    return " ".join([*method, *parameter_words(row["method"], params), spread, row["precision"]])

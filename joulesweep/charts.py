@@ -167,6 +167,7 @@ CHARTS: dict[str, Callable[[Tables], Chart]] = {
     "loss": curves.loss,
     "memory": memory,
     "power": curves.power,
+    "tensors": curves.tensors,
 }
 
 
@@ -202,7 +203,7 @@ def _costs(
         if status == "measured":
             best = part.filter(pl.col("cell").is_in(front(part, "cost", LOSS_MEAN))).sort("cost")
             layers, key = [*_front(best, part, x, y), *layers], [_key(best["name"].to_list())]
-        plot = alt.layer(*layers).properties(width=560, height=300, title=theme.panel_title(name))
+        plot = alt.layer(*layers).properties(width=460, height=300, title=theme.panel_title(name))
         rows.append(alt.hconcat(plot, *key, spacing=12))
     return alt.vconcat(*rows)
 

@@ -20,6 +20,7 @@ PACKAGE = Path(__file__).parent
 RESOURCES = {"estimate": "cpu_watts.csv", "floors": "gpus.csv", "footprint": "carbon_intensity.csv"}
 #: The modules that every measured run executes and whose code can change its numbers.
 CORE = (
+    "adaptive",
     "conditions",
     "data",
     "flops",
@@ -31,6 +32,7 @@ CORE = (
     "meter",
     "model",
     "scoring",
+    "selection",
     "sensors",
     "trace",
     "train",
@@ -78,7 +80,18 @@ def run_digest(spec: RunSpec) -> str:
 def _run_digest(method: str, *rows: tuple[str, str]) -> str:
     trees = [_module(PACKAGE / f"{name}.py") for name in CORE]
     trees += [_module(PACKAGE / f"{name}.py", TABLES[name][0], row) for name, row in rows]
-    return _hash([*trees, _module(methods.path(method))])
+    return _hash([*trees, *(_module(methods.path(name)) for name in _methods_behind(method))])
+
+
+def _methods_behind(method: str) -> list[str]:
+    """A method and those that its file imports, sorted."""
+    found, waiting = set(), [method]
+    while waiting:
+        found.add(name := waiting.pop())
+        for node in ast.walk(ast.parse(methods.path(name).read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module == methods.__name__:
+                waiting += {alias.name.replace("_", "-") for alias in node.names} - found
+    return sorted(found)
 
 
 @functools.cache

@@ -1,12 +1,14 @@
 """How near a run comes to what its GPUs could do: useful FLOPs, model FLOPs utilisation, distance to the floor.
 
-    useful_flops       of the tokens that are there and predicted: no padding, nothing computed twice
-    executed_flops     what was computed, padding and recomputed activations included
-    padded_flop_share  1 - useful / (executed without what was recomputed)
+    useful_flops       of training on the tokens that are there and predicted: no padding, nothing computed twice
+    executed_flops     what was computed: with padding, recomputed activations, and the rating of tensors
+    rating_flops       of these, what a method spent on rating tensors
+    padded_flop_share  1 - useful / (executed without what was recomputed or rated)
     mfu                useful_flops / (seconds × devices × peak rate of the precision)
     floor_distance     t_floor / seconds: near 1, little is left to gain
 
     t_floor = useful_flops / (peak rate × devices) + steps × bytes_per_step / memory bandwidth
+    (both over the training phases)
 
 t_floor is an estimate of the least time. Its two terms are added: AdamW moves its state when the backward pass is over
 and has next to nothing to compute meanwhile. With the larger of the two, small and large batches would both look up to
@@ -19,7 +21,7 @@ from __future__ import annotations
 
 import csv
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,24 +96,35 @@ def find(name: str, memory_bytes: int | None) -> Gpu | None:
     return next((gpu for gpu in same if abs(size / gpu.memory_gib - 1) <= MEMORY_TOLERANCE), None)
 
 
-def totals(coefficients: Mapping[str, float], counts: Mapping[str, int]) -> dict[str, float]:
-    """FLOPs of a pass over the training: useful_flops, executed_flops, padded_flop_share.
+def totals(phases: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """FLOPs of a pass over the training: useful_flops, executed_flops, rating_flops, padded_flop_share.
 
     Args:
-        coefficients: of `flops.coefficients`.
-        counts: a measurement's, which name units that are useful (`USEFUL`) and units that are computed (`COMPUTED`).
+        phases: a measurement's; each has its `flop_coefficients`, counts of units that are useful (`USEFUL`) and of
+            units that are computed (`COMPUTED`), and its kind.
     """
-    useful, computed = (
-        sum(coefficients[unit] * counts[count] for unit, count in zip(COEFFICIENTS, names, strict=True))
-        for names in (USEFUL, COMPUTED)
-    )
-    again = coefficients.get("recomputed_token", 0.0) * counts["num_padded_tokens"]
-    again += coefficients.get("recomputed_token_pair", 0.0) * counts["num_padded_token_pairs"]
+    trained = [phase for phase in phases if phase["kind"] == "training"]
+    useful, computed = (sum(_flops(phase, names) for phase in trained) for names in (USEFUL, COMPUTED))
+    again = sum(map(_recomputed, trained))
+    rated = [phase for phase in phases if phase["kind"] == "rating"]
+    rating = sum(_flops(phase, COMPUTED) + _recomputed(phase) for phase in rated)
     return {
         "useful_flops": useful,
-        "executed_flops": computed + again,
+        "executed_flops": computed + again + rating,
+        "rating_flops": rating,
         "padded_flop_share": 1 - useful / computed,
     }
+
+
+def _recomputed(phase: Mapping[str, Any]) -> float:
+    return _flops(phase, COMPUTED[::2], ("recomputed_token", "recomputed_token_pair"))
+
+
+def _flops(phase: Mapping[str, Any], counts: Sequence[str], units: Sequence[str] = COEFFICIENTS) -> float:
+    coefficients = phase["flop_coefficients"]
+    return sum(
+        float(coefficients.get(unit, 0.0)) * float(phase[count]) for unit, count in zip(units, counts, strict=True)
+    )
 
 
 def floor_s(flops: float, num_bytes: float, flops_per_s: float, bytes_per_s: float) -> float:
@@ -129,16 +142,16 @@ def columns(found: Mapping[str, Any]) -> dict[str, Any]:
     reason = _uncounted(measurement)
     if reason is not None:
         return {"flop_reason": reason, "floor_reason": reason}
-    flops = totals(measurement["flop_coefficients"], measurement)
-    return {**flops, "flop_reason": None, **_against_peak(found, flops["useful_flops"])}
+    flops = totals(measurement["phases"])
+    moved = {phase["bytes_per_step"] for phase in measurement["phases"] if phase["kind"] == "training"}
+    same = {"bytes_per_step": moved.pop()} if len(moved) == 1 else {}
+    return {**flops, **same, "flop_reason": None, **_against_peak(found, flops["useful_flops"])}
 
 
 def _uncounted(measurement: Mapping[str, Any]) -> str | None:
-    if any(name not in measurement for name in (*USEFUL, *COMPUTED, "flop_coefficients", "bytes_per_step")):
+    if "phases" not in measurement:
         return UNCOUNTED
-    if measurement["flop_coefficients"] is None or measurement["bytes_per_step"] is None:
-        return measurement.get("flop_reason") or "the model's FLOPs are unknown"
-    return None
+    return next((phase["flop_reason"] for phase in measurement["phases"] if phase["flop_reason"]), None)
 
 
 def _against_peak(found: Mapping[str, Any], useful_flops: float) -> dict[str, Any]:
@@ -152,7 +165,8 @@ def _against_peak(found: Mapping[str, Any], useful_flops: float) -> dict[str, An
     if flops_per_s is None or bytes_per_s is None:
         return {"floor_reason": f"resources/gpus.csv has no {rate} rate of {gpu.name}"}
     flops_per_s *= spec["devices"]
-    moved = measurement["num_steps"] * measurement["bytes_per_step"]
+    trained = (phase for phase in measurement["phases"] if phase["kind"] == "training")
+    moved = sum(phase["num_steps"] * phase["bytes_per_step"] for phase in trained)
     return {
         "mfu": useful_flops / (measurement["window_s"] * flops_per_s),
         "floor_distance": floor_s(useful_flops, moved, flops_per_s, bytes_per_s) / measurement["window_s"],

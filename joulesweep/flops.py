@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +62,27 @@ class Product:
     weight_read_again: bool
     layer: int | None
 
+    @property
+    def own_flops(self) -> float:
+        """Of the gradient of its weight, per unit."""
+        return self.flops if self.weight is not None else 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trace:
+    """A forward pass.
+
+    Attributes:
+        products: in order of execution.
+        reached_by: for each parameter that is used, how many of the products come before the backward pass stops
+            needing their gradients, if it is the deepest that trains: those from this index on are needed.
+        layers: for each of them, the checkpointed layer that it is in, or None.
+    """
+
+    products: list[Product]
+    reached_by: dict[str, int]
+    layers: dict[str, int | None]
+
 
 def described(core: MaskedLanguageModel, shards: int = 1) -> dict[str, Any]:
     """What a record says of the work of a training, as entries of its measurement; nulls with a reason where unknown.
@@ -76,9 +97,11 @@ def described(core: MaskedLanguageModel, shards: int = 1) -> dict[str, Any]:
         flop_coefficients: see `coefficients`; bytes_per_step: see `bytes_per_step`; flop_reason: null, or why not.
     """
     try:
-        products = traced(core)
+        trace = traced(core)
+        products = trace.products
+        trained = {name for name, parameter in core.model.named_parameters() if parameter.requires_grad}
         return {
-            "flop_coefficients": coefficients(products),
+            "flop_coefficients": coefficients(products, {trace.layers[name] for name in trained & trace.layers.keys()}),
             "bytes_per_step": bytes_per_step(core, products, shards),
             "flop_reason": None,
         }
@@ -87,8 +110,12 @@ def described(core: MaskedLanguageModel, shards: int = 1) -> dict[str, Any]:
         return {"flop_coefficients": None, "bytes_per_step": None, "flop_reason": reason}
 
 
-def coefficients(products: list[Product]) -> dict[str, float]:
+def coefficients(products: list[Product], trained: Set[int | None] = frozenset()) -> dict[str, float]:
     """FLOPs of forward and backward pass per unit.
+
+    Args:
+        products: of the forward pass.
+        trained: checkpointed layers with a parameter that trains: computed again even if no product needs it.
 
     Returns:
         token: per position of the encoder. head_position: per position at which the head is computed. token_pair: per
@@ -97,7 +124,7 @@ def coefficients(products: list[Product]) -> dict[str, float]:
     """
     found = dict.fromkeys(("token", "head_position", "token_pair", "recomputed_token", "recomputed_token_pair"), 0.0)
     # A layer is computed again if its backward pass is computed at all.
-    needed = {product.layer for product in products if product.num_gradients} - {None}
+    needed = ({product.layer for product in products if product.num_gradients} | trained) - {None}
     for product in products:
         found[product.unit] += product.flops * (1 + product.num_gradients)
         if product.layer in needed:
@@ -138,8 +165,8 @@ def bytes_per_step(core: MaskedLanguageModel, products: list[Product], shards: i
     return total
 
 
-def traced(core: MaskedLanguageModel) -> list[Product]:
-    """The products of one forward pass, in order of execution.
+def traced(core: MaskedLanguageModel) -> Trace:
+    """The products of one forward pass, in order of execution, and where parameters first come in.
 
     Raises:
         ValueError: a product is neither per position nor per pair of positions.
@@ -154,14 +181,14 @@ def traced(core: MaskedLanguageModel) -> list[Product]:
     input_ids = torch.empty((1, LENGTH), dtype=torch.long, device="meta")
     with _hooked(model, trace), torch.enable_grad(), trace:
         torch.func.functional_call(model, state, kwargs={"input_ids": input_ids})
-    return trace.products
+    return Trace(products=trace.products, reached_by=trace.reached_by, layers=trace.layers)
 
 
 @contextlib.contextmanager
 def _hooked(model: torch.nn.Module, trace: _Trace) -> Iterator[None]:
     """Tell the trace which layer is being computed and when the head begins; nothing is dropped or checkpointed."""
     training = [module for module in model.modules() if module.training]
-    layers = [module for module in model.modules() if _is_checkpointed(module)]
+    layers = [module for module in model.modules() if is_checkpointed(module)]
     handles = [model.base_model.register_forward_hook(lambda *_: trace.enter_head())]  # type: ignore[union-attr]
     for layer in layers:
         handles.append(layer.register_forward_pre_hook(lambda *_: trace.enter_layer()))
@@ -181,7 +208,8 @@ def _hooked(model: torch.nn.Module, trace: _Trace) -> Iterator[None]:
             handle.remove()
 
 
-def _is_checkpointed(module: torch.nn.Module) -> bool:
+def is_checkpointed(module: torch.nn.Module) -> bool:
+    """Whether a module computes its forward pass again in the backward pass, while it trains."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     return isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing
@@ -194,6 +222,8 @@ class _Trace(TorchFunctionMode):
         super().__init__()
         self.names = names  # of the parameters, by identity
         self.products: list[Product] = []
+        self.reached_by: dict[str, int] = {}
+        self.layers: dict[str, int | None] = {}
         self.in_head = False
         self.layer: int | None = None
         self.num_layers = 0
@@ -228,7 +258,16 @@ class _Trace(TorchFunctionMode):
         elif func in FACTORS:
             left, right = args[FACTORS[func] : FACTORS[func] + 2]
             self._add(left, right, right.shape[-1])
-        return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        if isinstance(result, torch.Tensor) and id(result._base) not in self.names:  # a view of a weight is no use yet
+            for tensor in (*args, *kwargs.values()):
+                name = isinstance(tensor, torch.Tensor) and (
+                    self.names.get(id(tensor)) or self.names.get(id(tensor._base))
+                )
+                if name:
+                    self.reached_by.setdefault(name, len(self.products))
+                    self.layers.setdefault(name, self.layer)
+        return result
 
     def _add(self, left: torch.Tensor, right: torch.Tensor, width: int) -> None:
         """[…, m, k] times a matrix of this width."""

@@ -66,6 +66,9 @@ def transformers() -> ModuleType:
         vars(package)["__getattr__"] = lambda wanted: getattr(library, wanted)
         sys.modules[name] = package
         vars(library)["models"] = package
+    if "accelerate" not in sys.modules:  # peft needs it installed; what transformers does must not depend on that
+        for utilities in ("transformers.utils", "transformers.utils.import_utils"):
+            vars(importlib.import_module(utilities))["is_accelerate_available"] = lambda *_: False
     with put_off("scipy.optimize", "linear_sum_assignment"):
         importlib.import_module("transformers.modeling_utils")
     return library

@@ -24,7 +24,7 @@ def combine(ranks: Sequence[dict[str, Any]]) -> dict[str, Any]:
         ranks: the ranks' results in order; all ok.
 
     Returns:
-        measurement (per pass: window_s, cpu_s, the counts of COUNTED, num_steps,
+        measurement (per pass: window_s, cpu_s, phases, of the training ones the counts of COUNTED, num_steps and
         num_skipped_steps, samples_per_s, tokens_per_s (real tokens), padded_tokens_per_s, epochs_per_minute; of the
         whole window: num_passes, total_window_s, energy rows with total_energy_j; startup_s and peak_memory: host the
         sum over the processes, GPU the fullest), quality (the last epoch's), epochs, losses, and span: the begin and
@@ -35,6 +35,7 @@ def combine(ranks: Sequence[dict[str, Any]]) -> dict[str, Any]:
     num_passes = parts[0]["num_passes"]
     total_window_s = max(part["total_window_s"] for part in parts)
     window_s = total_window_s / num_passes
+    phases = [_phase(of_ranks) for of_ranks in zip(*(part["phases"] for part in parts), strict=True)]
     counts = {name: sum(part[name] for part in parts) for name in COUNTED}
     return {
         "status": "ok",
@@ -49,7 +50,7 @@ def combine(ranks: Sequence[dict[str, Any]]) -> dict[str, Any]:
             "num_steps": parts[0]["num_steps"],
             "num_skipped_steps": parts[0]["num_skipped_steps"],
             **counts,
-            **{name: parts[0][name] for name in ("flop_coefficients", "bytes_per_step", "flop_reason")},
+            "phases": phases,
             "samples_per_s": counts["num_texts"] / window_s,
             "tokens_per_s": counts["num_tokens"] / window_s,
             "padded_tokens_per_s": counts["num_padded_tokens"] / window_s,
@@ -66,6 +67,11 @@ def combine(ranks: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "epochs": [{key: value for key, value in row.items() if key in EPOCH} for row in epochs],
         "losses": ranks[0]["losses"],
     }
+
+
+def _phase(of_ranks: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """A phase of all ranks: their counts summed, the rest the first one's."""
+    return {**of_ranks[0], **{name: sum(phase[name] for phase in of_ranks) for name in COUNTED}}
 
 
 #: As `data.COUNTED` describes them; that module imports torch.

@@ -150,6 +150,49 @@ def packs_exactly(core: MaskedLanguageModel, corpus: data.Corpus, max_length: in
     return bool((found[0] - found[1]).abs().max() <= 1e-4 * found[0].abs().max())
 
 
+def freeze_below(model: torch.nn.Module, num_trained: int | None = None, fraction: float | None = None) -> int:
+    """Freeze the input embeddings and the lowest layers of the longest list of layers.
+
+    What comes after the layers trains: final normalisation and output layer; but for a matrix that the output layer
+    shares with the embeddings.
+
+    Args:
+        model: of Hugging Face.
+        num_trained: how many layers are left to train; or
+        fraction: which share of them is frozen, rounded to whole layers.
+
+    Returns:
+        How many layers the model has; it is left alone if these are none, or fewer than are to be trained.
+    """
+    stacks = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
+    layers = max(stacks, key=len, default=())
+    num_frozen = round((fraction or 0) * len(layers)) if num_trained is None else len(layers) - num_trained
+    if len(layers) and num_frozen >= 0:
+        # What lies below the layers: a module of that name, or tables of tokens and of positions side by side.
+        named = [getattr(getattr(model, "base_model", model), "embeddings", None)]
+        inside = {module for layer in layers for module in layer.modules()}
+        tables = [table for table in model.modules() if isinstance(table, torch.nn.Embedding) and table not in inside]
+        for module in filter(None, [*named, *tables, *layers[:num_frozen]]):
+            module.requires_grad_(False)
+        _freeze_before(model, next(iter(layers)))
+    return len(layers)
+
+
+def _freeze_before(model: torch.nn.Module, first: torch.nn.Module) -> None:
+    """Freeze what is computed before the first layer, such as a projection of the embeddings to the layers' width."""
+    from joulesweep import flops
+
+    try:
+        reached_by = flops.traced(MaskedLanguageModel(model)).reached_by
+    except Exception:  # a model that cannot be traced has been told apart by its names alone
+        return
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    begins = min((reached_by[names[id(p)]] for p in first.parameters() if names[id(p)] in reached_by), default=0)
+    for name, parameter in model.named_parameters():
+        if reached_by.get(name, begins) < begins:
+            parameter.requires_grad_(False)
+
+
 def _has_positions(model: torch.nn.Module) -> bool:
     return hasattr(getattr(model.base_model, "embeddings", None), "position_embeddings")
 

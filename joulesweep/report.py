@@ -44,6 +44,8 @@ def build(grid: dict[str, Any], tables: Tables) -> str:
     )
     factors = footprint(grid["config"]["energy"])
     columns = _columns(tables, factors)
+    chosen = tables.selections
+    drawn = [name for name in CHARTS if name != "tensors" or len(chosen)]
     return environment.get_template("report.html.j2").render(
         sweep=grid["sweep"],
         num_ok=tables.runs.filter(pl.col("status") == "ok").height,
@@ -53,11 +55,14 @@ def build(grid: dict[str, Any], tables: Tables) -> str:
         statuses=tables.runs["status"].value_counts(sort=True, name="runs").rows(),
         answers=[_answer(answer, factors) for answer in answers(tables)],
         margin=f"{MARGIN:.0%}",
-        charts={name: _embedded(make(tables).to_dict()) for name, make in CHARTS.items()},
+        charts={name: _embedded(CHARTS[name](tables).to_dict()) for name in drawn},
         headings=[(heading, kind) for heading, kind, _ in columns],
         cells=[[make(row) for _, _, make in columns] for row in tables.cells.iter_rows(named=True)],
         nets=tables.cells["net_energy_j_mean"].count() > 0,
         work=provenance.work(tables),
+        selections=_selections(chosen),
+        timed="time" in chosen["objective"],
+        uncounted=sorted(set(chosen["cost_reason"].drop_nulls())),
         problems=provenance.problems(tables.runs),
         retries=provenance.retries(tables.runs),
         excluded=grid["excluded"],
@@ -190,6 +195,38 @@ def _columns(tables: Tables, factors: Footprint | None) -> list[tuple[str, str, 
         ("Masked accuracy", "", number("masked_accuracy", ""), True),
     ]
     return [(heading, kind, make) for heading, kind, make, needed in every if needed]
+
+
+def _selections(selections: pl.DataFrame) -> list[dict[str, str]]:
+    """What the choices of each configuration cost: means over choices and repeats, and the largest gap, as text."""
+    same = pl.col("name", "panel", "objective", "rho").first()
+    costs = ("floor", "predicted_cost", "counted_cost", "rating_s", "step_s")
+    quantities = pl.col(*costs, "trained_share", "importance_share")
+    means = pl.when(quantities.null_count() == 0).then(quantities.mean())  # some would pass for all
+    numbers = pl.col("num_chosen", "num_candidates").mean()
+    groups = selections.group_by("cell", "environment", maintain_order=True)
+    found = groups.agg(same, means, numbers, pl.col("gap").max(), runs=pl.col("run").n_unique(), choices=pl.len())
+
+    def text(value: float | None, factor: float = 1, unit: str = "") -> str:
+        return words.ABSENT[0] if value is None else words.one(factor * value, unit)
+
+    return [
+        {
+            "name": row["name"] + (f" · {row['panel']}" if row["panel"] else ""),
+            "choices": f"{row['choices']} in {row['runs']} runs",
+            "objective": row["objective"],
+            "rho": "–" if row["rho"] is None else f"{row['rho']:g}",
+            **{key: text(row[f"{key}_cost"]) for key in ("predicted", "counted")},
+            "floor": text(row["floor"]),
+            "step": text(row["step_s"], 1000, "ms"),
+            "rating": text(row["rating_s"], 1000, "ms"),
+            "tensors": f"{text(row['num_chosen'])} of {row['num_candidates']:g}",
+            "parameters": text(row["trained_share"], 100, "%"),
+            "importance": text(row["importance_share"], 100, "%"),
+            "gap": "< 0.01 %" if row["gap"] < 1e-4 else text(row["gap"], 100, "%"),
+        }
+        for row in found.iter_rows(named=True)
+    ]
 
 
 def _energy_heading(kinds: list[tuple[str, str]]) -> str:

@@ -1,9 +1,9 @@
-"""From a run's record to its row of the runs table, and to its rows of the epochs table."""
+"""From a run's record to its row of the runs table, and to its rows of the tables of epochs and selections."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,17 @@ from joulesweep.errors import UserError
 from joulesweep.estimate import Estimate
 from joulesweep.footprint import Footprint
 from joulesweep.spec import short_hash
-from joulesweep.tables import EPOCHS, ESTIMATED, RUNS, check
+from joulesweep.tables import EPOCHS, ESTIMATED, RUNS, SELECTIONS, check
 
 #: What a record says of a run in the very words of the table.
 RECORDED = ("status", "reason", "oom_bytes", "started", "finished", "code_digest")
 BOARD = ("temperature_start_c", "temperature_end_c", "sm_clock_mean_mhz", "power_limit_w")
+UNRATED = "nothing was counted of a step that trains every tensor"
 
 
 def read(
     path: Path, energy: dict[str, Any], factors: Footprint | None
-) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]:
+) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
     """Read a record and make its rows.
 
     Args:
@@ -32,7 +33,7 @@ def read(
 
     Returns:
         Its spec, its row of the runs table without what the manifest says (and `host_joules`: whether CPU or DRAM
-        joules were read), and its rows of the epochs table.
+        joules were read), and its rows of the tables of epochs and selections, likewise.
 
     Raises:
         UserError: missing, corrupt or foreign; the line names the file.
@@ -40,7 +41,7 @@ def read(
     found = record.read(path)
     try:
         row = check(_run(found, energy, factors), RUNS)
-        return found["spec"], row, list(_epochs(row, found, energy))
+        return found["spec"], row, list(_epochs(row, found, energy)), list(_selections(row, found))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path}: corrupt run record: {type(error).__name__}: {error}") from None
 
@@ -175,3 +176,46 @@ def _epochs(row: dict[str, Any], found: dict[str, Any], energy: dict[str, Any]) 
         given |= {key: epoch[key] for key in EPOCHS if key in epoch}
         joules = by_epoch(epoch, [one["device"] for one in headed])
         yield {**check({**given, **joules}, EPOCHS), **_estimate_columns(guess)}
+
+
+def _selections(row: dict[str, Any], found: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Rows of the selections table, without the run's name: one per phase whose tensors a method chose."""
+    if found["status"] != "ok":
+        return
+    same = {"environment": row["environment"]}
+    rating = None
+    for phase in found["measurement"].get("phases", ()):
+        if phase["kind"] == "rating":
+            rating = phase
+        elif "chosen" in phase:
+            given = {key: phase[key] for key in SELECTIONS if key in phase}
+            own = {"num_chosen": len(phase["chosen"]), **_counted(phase, rating), **_measured(phase, rating)}
+            yield check({**same, **given, **own}, SELECTIONS)
+
+
+def _measured(phase: Mapping[str, Any], rating: Mapping[str, Any] | None) -> dict[str, float | None]:
+    """Seconds that rating and choosing took, and a step of training what was chosen."""
+    return {
+        "rating_s": None if rating is None else rating["elapsed_s"],
+        "step_s": phase["elapsed_s"] / phase["num_steps"] if phase["num_steps"] else None,
+    }
+
+
+def _counted(phase: Mapping[str, Any], rating: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What the chosen tensors cost, as a share of all: FLOPs of the phase over those had each tensor been trained.
+
+    While tensors are rated each of them needs its gradient, so that phase has the coefficients of training them all.
+    """
+    reason = UNRATED if rating is None else phase["flop_reason"] or rating["flop_reason"]
+    if rating is None or reason:
+        return {"counted_cost": None, "cost_reason": reason}
+    chosen, every = (_flops(one["flop_coefficients"], phase) for one in (phase, rating))
+    return {"counted_cost": chosen / every, "cost_reason": None}
+
+
+def _flops(coefficients: Mapping[str, float], counts: Mapping[str, int]) -> float:
+    """Of training on the useful tokens; with what checkpointing computes again, since the prediction has that too."""
+    return sum(
+        (coefficients.get(unit, 0.0) + coefficients.get(f"recomputed_{unit}", 0.0)) * counts[name]
+        for unit, name in zip(floors.COEFFICIENTS, floors.USEFUL, strict=True)
+    )

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from joulesweep import data
+from joulesweep import data, methods
 from joulesweep.errors import UserError
 from joulesweep.memory import Weights, copy_weights, load_weights
 from joulesweep.trainer import Stop, Trainer
@@ -72,6 +72,9 @@ def score(trainer: Trainer, weights: Weights | None = None) -> dict[str, Any]:
 def save(trainer: Trainer, weights: Weights, model_folder: Path, folder: Path) -> None:
     """Save the adapted model in the Hugging Face form, tokenizer files included; all ranks call this, rank 0 writes."""
     load_weights(trainer.core, weights)
+    method = methods.load(trainer.spec.method)
+    if hasattr(method, "merge"):
+        method.merge(trainer.core.model)
     state = trainer.core.model.state_dict(keep_vars=True)  # tied weights are one object here, and in the file
     copies = {
         key: (value.full_tensor() if hasattr(value, "full_tensor") else value).detach().cpu()

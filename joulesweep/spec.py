@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from joulesweep import methods
 from joulesweep.errors import UserError, one_of
 
 #: What a field means when a spec leaves it out. FROZEN: an entry never changes its value, or every finished run
@@ -217,9 +218,18 @@ def label(spec: RunSpec) -> str:
     """What a person reads in a progress line or a chart: `ddp2 bf16-mixed bs32`, without the repeat."""
     spread = spec.strategy if spec.devices == 1 else f"{spec.strategy}{spec.devices}"
     size = f"bs{spec.batch_size}" + ("/device" if spec.batch_size_scope == "per_device" else "")
-    given = ",".join(f"{name}={value}" for name, value in spec.method_params.items())
+    given = ",".join(parameter_words(spec.method, spec.method_params))
     method = [] if spec.method == OMISSION["method"] else [spec.method + (f"({given})" if given else "")]
     return " ".join([*method, spread, spec.precision, size])
+
+
+def parameter_words(method: str, params: dict[str, Any]) -> list[str]:
+    """A method's parameters as names say them: the first one always, others where they are not the default."""
+    defaults = {field.name: field.default for field in fields(methods.load(method).Params)}
+    first = next(iter(defaults), None)
+    given = dict(params.items())
+    kept = (name for name in defaults if name in given and (name == first or given[name] != defaults[name]))
+    return [f"{name}={given[name]}" for name in kept]
 
 
 def cell_id(spec: RunSpec) -> str:

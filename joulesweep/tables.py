@@ -17,12 +17,13 @@ import polars as pl
 
 from joulesweep.errors import UserError
 
-TEXT, WHOLE, REAL, FLAG = pl.String(), pl.Int64(), pl.Float64(), pl.Boolean()
+TEXT, WHOLE, REAL, FLAG, TEXTS = pl.String(), pl.Int64(), pl.Float64(), pl.Boolean(), pl.List(pl.String())
 PYTHON_TYPES: dict[pl.DataType, tuple[type, ...]] = {
     TEXT: (str,),
     WHOLE: (int,),
     REAL: (int, float),
     FLAG: (bool,),
+    TEXTS: (list,),
 }
 
 
@@ -69,7 +70,7 @@ RUNS: dict[str, pl.DataType] = {
     **_columns(WHOLE, "num_steps num_skipped_steps num_texts num_tokens num_padded_tokens"),
     **_columns(WHOLE, "num_predicted num_head_positions num_token_pairs num_padded_token_pairs bytes_per_step"),
     **_columns(REAL, "samples_per_s tokens_per_s padded_tokens_per_s epochs_per_minute"),
-    **_columns(REAL, "useful_flops executed_flops padded_flop_share useful_flops_per_j"),
+    **_columns(REAL, "useful_flops executed_flops rating_flops padded_flop_share useful_flops_per_j"),
     **_columns(TEXT, "flop_reason"),
     **_columns(REAL, "mfu floor_distance"),
     **_columns(TEXT, "floor_reason peak_status"),
@@ -94,6 +95,16 @@ EPOCHS: dict[str, pl.DataType] = {
     **_columns(REAL, "energy_j"),
     **_columns(TEXT, "energy_scope energy_status energy_reason"),
     **ESTIMATED,
+}
+SELECTIONS: dict[str, pl.DataType] = {
+    **_columns(TEXT, "run cell name setup panel batch environment"),
+    **_columns(WHOLE, "batch_size repeat epoch num_chosen num_candidates"),
+    **_columns(REAL, "trained_share importance_share gap"),
+    **_columns(TEXT, "objective"),
+    **_columns(REAL, "rho floor predicted_cost counted_cost"),
+    **_columns(TEXT, "cost_reason"),
+    **_columns(REAL, "rating_s step_s"),
+    **_columns(TEXTS, "chosen candidates"),
 }
 POWER: dict[str, pl.DataType] = {
     **RUN_NAME,
@@ -163,6 +174,9 @@ class Tables:
         cells: one row per cell and environment; columns `CELLS`. A cell with no ok run has one row and nulls.
         epochs: one row per ok run and epoch, epoch 0 being the untrained model; columns `EPOCHS`; joules are
             cumulative.
+        selections: one row per ok run and choice of tensors, `epoch` being the first one that trained them; columns
+            `SELECTIONS`. Tensors are listed from the output to the input. Costs are shares of training all candidates:
+            predicted by the method's own model, in FLOPs or in seconds (`objective`), and counted, always in FLOPs.
         power: the power traces of the ok runs, one row per sample and device; columns `POWER`. t_s counts from the
             begin of the window, which lasts window_s.
         anchors: one row per run that was measured again on a later day; columns `ANCHORS`.
@@ -171,6 +185,7 @@ class Tables:
     runs: pl.DataFrame
     cells: pl.DataFrame
     epochs: pl.DataFrame
+    selections: pl.DataFrame
     power: pl.DataFrame
     anchors: pl.DataFrame
 

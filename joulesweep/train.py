@@ -31,7 +31,8 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from joulesweep import data, engine, memory, strategy
+from joulesweep import adaptive, engine, memory, strategy
+from joulesweep.data import COUNTED, Batch
 from joulesweep.errors import UserError
 from joulesweep.meter import Meter
 from joulesweep.record import write_json
@@ -74,17 +75,16 @@ def train(
     startup_s = time.monotonic() - began_s
 
     kept: list[memory.Weights] = []
-    counts = dict.fromkeys(data.COUNTED, 0)
     place.barrier()
     began_cpu_s = time.process_time()
     with meter.window():
-        for epoch, num_steps in _run_epochs(trainer, counts):
+        for epoch, num_steps in _run_epochs(trainer):
             peaks.note([start.weights, *kept] if start else kept)
             kept.append(memory.copy_weights(trainer.core, kept))
             elapsed_s, cpu_s = time.monotonic() - meter.begin_s, time.process_time() - began_cpu_s
             epochs.append({"epoch": epoch, "elapsed_s": elapsed_s, "cpu_s": cpu_s, "num_steps": num_steps})
-        skipped = _num_skipped(trainer) if trainer.scaler.is_enabled() else 0
         losses, trainer.losses = trainer.losses, []
+        phases = trainer.phases
         num_passes = 1
         while start and _is_short(trainer, time.monotonic() - meter.begin_s):
             _repeat(trainer, start)
@@ -93,8 +93,10 @@ def train(
     cpu_s = (time.process_time() - began_cpu_s) / num_passes
     span = {"begin_s": meter.begin_s, "end_s": meter.end_s, "meter_s": meter.calls_s, **idle}
     measurement = {"total_window_s": meter.window_s, "num_passes": num_passes, "energy": meter.rows(), "span": span}
-    measurement |= {"cpu_s": cpu_s, "startup_s": startup_s, **counts, "peak_memory": peaks.peak()}
-    measurement |= {"num_steps": trainer.num_steps, "num_skipped_steps": skipped, **trainer.work}
+    measurement |= {"cpu_s": cpu_s, "startup_s": startup_s, "peak_memory": peaks.peak()}
+    measurement |= {"phases": adaptive.described(trainer, phases), "num_steps": trainer.num_steps}
+    for name in ("num_skipped_steps", *COUNTED):
+        measurement[name] = sum(phase[name] for phase in phases if phase["kind"] == "training")
 
     by_step = place.reduced(torch.stack(losses).float()).tolist()
     for row, before, weights in zip(epochs[1:], epochs, kept, strict=False):
@@ -125,33 +127,42 @@ def learning_rate(spec: RunSpec, step: int, num_steps: int) -> float:
     return spec.lr
 
 
-def _run_epochs(trainer: Trainer, counts: dict[str, int]) -> Iterator[tuple[int, int]]:
+def _run_epochs(trainer: Trainer) -> Iterator[tuple[int, int]]:
     """The training loop. Yields (epoch, steps so far) after each epoch, the device being idle."""
     num_steps, step = trainer.num_steps, 0
-    trainer.model.train()
+    trainer.phases = []
+    trainer.core.train()
     bar = tqdm(total=num_steps, unit="step", mininterval=1.0, disable=trainer.place.rank != 0, file=sys.stderr)
     for epoch in range(1, math.ceil(num_steps / trainer.steps_per_epoch) + 1):
-        for batches, num_predicted in itertools.islice(_batches(trainer, epoch), num_steps - step):
+        _begin(trainer, epoch)
+        for batches, num_predicted in itertools.islice(trainer.batches(epoch), num_steps - step):
             trainer.losses.append(_step(trainer, batches, num_predicted, learning_rate(trainer.spec, step, num_steps)))
-            for batch in batches:
-                for name in counts:
-                    counts[name] += batch.counts[name]
+            trainer.count(batches)
             step += 1
             bar.update()
         trainer.place.synchronize()
         _check_finite(trainer, step)
+        trainer.close_epoch()
         yield epoch, step
     bar.close()
 
 
-def _batches(trainer: Trainer, epoch: int) -> Iterator[tuple[list[data.Batch], int]]:
-    spec, place = trainer.spec, trainer.place
-    masked = data.mask(trainer.corpus, spec.mask_probability, spec.repeat, epoch)
-    texts = data.order(trainer.train_texts, spec.repeat, epoch)
-    return data.steps(trainer.corpus, masked, texts, trainer.layout, place.rank, place.world)
+def _begin(trainer: Trainer, epoch: int) -> None:
+    """Open the phase of an epoch, if it is another one; a method that chooses tensors does so first."""
+    if trainer.selector is None:
+        if epoch == 1:
+            trainer.open_phase("training", epoch)
+    elif trainer.selector.due(epoch):
+        trainer.open_phase("rating", epoch)
+        try:
+            chosen = adaptive.choose(trainer, epoch)
+        except adaptive.Diverged as error:
+            raise Stop("diverged", str(error)) from None
+        trainer.close_epoch()
+        trainer.open_phase("training", epoch, **chosen)
 
 
-def _step(trainer: Trainer, batches: Sequence[data.Batch], num_predicted: int, lr: float) -> torch.Tensor:
+def _step(trainer: Trainer, batches: Sequence[Batch], num_predicted: int, lr: float) -> torch.Tensor:
     """One optimizer step. Returns this rank's part of the loss (the parts add up), still on the device."""
     for group in trainer.optimizer.param_groups:
         if isinstance(group["lr"], torch.Tensor):
@@ -191,8 +202,9 @@ def _check_finite(trainer: Trainer, step: int) -> None:
 def _warm_up(trainer: Trainer, peaks: memory.Peaks) -> Start | None:
     """A few whole steps (allocator, caches, compilation, capture), undone. Returns the start, if needed again."""
     start = Start.of(trainer)
-    trainer.model.train()
-    for batches, num_predicted in itertools.islice(_batches(trainer, epoch=1), trainer.spec.warmup_steps):
+    trainer.core.train()
+    _begin(trainer, epoch=1)
+    for batches, num_predicted in itertools.islice(trainer.batches(epoch=1), trainer.spec.warmup_steps):
         _step(trainer, batches, num_predicted, trainer.spec.lr)
     if trainer.spec.engine != "eager":
         _meet_every_shape(trainer)
@@ -212,7 +224,7 @@ def _meet_every_shape(trainer: Trainer) -> None:
     met: set[engine.Shapes] = set()
     for epoch in range(1, math.ceil(trainer.num_steps / trainer.steps_per_epoch) + 1):
         num_left = trainer.num_steps - (epoch - 1) * trainer.steps_per_epoch
-        for batches, num_predicted in itertools.islice(_batches(trainer, epoch), num_left):
+        for batches, num_predicted in itertools.islice(trainer.batches(epoch), num_left):
             shapes = engine.shapes([batch.tensors for batch in batches])
             new = torch.tensor(float(shapes not in met), device=trainer.place.device)
             if trainer.place.reduced(new, largest=True).item():  # every rank takes the step, or none does
@@ -229,7 +241,7 @@ def _is_short(trainer: Trainer, elapsed_s: float) -> bool:
 def _repeat(trainer: Trainer, start: Start) -> None:
     """The same training once more, from the same start; nothing of it is kept."""
     start.restore(trainer)
-    for _ in _run_epochs(trainer, dict.fromkeys(data.COUNTED, 0)):
+    for _ in _run_epochs(trainer):
         trainer.losses.clear()
 
 
@@ -242,12 +254,6 @@ def _idle(spec: RunSpec, place: Place) -> dict[str, float]:
     begin_s = time.monotonic()
     time.sleep(spec.idle_s)
     return {"idle_begin_s": begin_s, "idle_end_s": time.monotonic()}
-
-
-def _num_skipped(trainer: Trainer) -> int:
-    """Steps that the loss scaler left out: AdamW's own counter does not advance in them."""
-    states = trainer.optimizer.state.values()
-    return trainer.num_steps - max((int(state["step"]) for state in states), default=0)
 
 
 def main(argv: list[str]) -> int:

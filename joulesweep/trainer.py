@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from joulesweep import data, engine, flops, kernels, methods, precision, strategy
+from joulesweep import adaptive, data, engine, flops, kernels, methods, precision, strategy
 from joulesweep.errors import UserError
 from joulesweep.memory import copy_weights, load_weights
 from joulesweep.model import MaskedLanguageModel, build, packs_exactly
@@ -75,6 +76,12 @@ class Trainer:
         optimizer: AdamW over what the method trains.
         scaler: of the loss, for float16.
         work: what a step should cost by the model's shapes, from `flops.described`.
+        selector: of a method that chooses tensors while it trains, else None.
+        phases: of the training, in order: spans in which the same tensors trained or were rated. Each is a row of the
+            record: kind "training" or "rating", the epoch that it began with, num_steps, the counts of `data.COUNTED`,
+            and what `adaptive.choose` said of its choice.
+        began_s: when the present phase began, on the monotonic clock.
+        taken: with loss scaling, the optimizer steps that each tensor had taken when the phase began.
         graphed: replays the step, with engine graph.
         losses: loss of every step on this rank's share, kept on the device until the window has closed.
     """
@@ -89,8 +96,12 @@ class Trainer:
     optimizer: torch.optim.AdamW
     scaler: torch.amp.GradScaler
     work: dict[str, Any]
+    selector: adaptive.Selector | None = None
+    phases: list[dict[str, Any]] = field(default_factory=list)
     graphed: engine.GraphedStep | None = None
     losses: list[torch.Tensor] = field(default_factory=list)
+    taken: dict[torch.Tensor, int] = field(default_factory=dict)
+    began_s: float = 0.0
 
     @property
     def steps_per_epoch(self) -> int:
@@ -101,6 +112,46 @@ class Trainer:
     def num_steps(self) -> int:
         """Optimizer steps of the whole training."""
         return self.spec.max_steps or (self.spec.epochs or 0) * self.steps_per_epoch
+
+    def batches(self, epoch: int) -> Iterator[tuple[list[data.Batch], int]]:
+        """The steps of an epoch, as `data.steps` gives them."""
+        spec, place = self.spec, self.place
+        masked = data.mask(self.corpus, spec.mask_probability, spec.repeat, epoch)
+        texts = data.order(self.train_texts, spec.repeat, epoch)
+        return data.steps(self.corpus, masked, texts, self.layout, place.rank, place.world)
+
+    def wrap(self) -> None:
+        """Put the strategy's wrapper around the module, for the tensors that train now."""
+        self.model = _wrapped(self.core, self.spec, self.place)
+
+    def open_phase(self, kind: str, epoch: int, **more: Any) -> None:  # noqa: ANN401 - entries of a record
+        """Count into a new phase from here on."""
+        counts = dict.fromkeys(("num_steps", "num_skipped_steps", *data.COUNTED), 0)
+        self.phases.append({"kind": kind, "epoch": epoch, "elapsed_s": 0.0, **counts, **more})
+        self.began_s = time.monotonic()
+        self.taken = self._steps_taken()
+
+    def count(self, batches: Sequence[data.Batch]) -> None:
+        """Add a step's batches to the present phase."""
+        phase = self.phases[-1]
+        phase["num_steps"] += 1
+        for batch in batches:
+            for name in data.COUNTED:
+                phase[name] += batch.counts[name]
+
+    def close_epoch(self) -> None:
+        """Note the seconds of the present phase so far, and the steps that loss scaling left out.
+
+        The device is idle. AdamW's own counter does not advance in steps that are left out.
+        """
+        self.phases[-1]["elapsed_s"] = time.monotonic() - self.began_s
+        if self.scaler.is_enabled() and self.phases[-1]["kind"] == "training":
+            advanced = (steps - self.taken.get(parameter, 0) for parameter, steps in self._steps_taken().items())
+            self.phases[-1]["num_skipped_steps"] = self.phases[-1]["num_steps"] - max(advanced, default=0)
+
+    def _steps_taken(self) -> dict[torch.Tensor, int]:
+        states = self.optimizer.state.items() if self.scaler.is_enabled() else ()  # else without waiting for the device
+        return {parameter: int(state["step"]) for parameter, state in states}
 
     @property
     def layout(self) -> data.Layout:
@@ -134,7 +185,8 @@ def prepare_process(spec: RunSpec) -> Place:
     capability = torch.cuda.get_device_capability(0) if num_gpus else None
     reason = strategy.refusal(spec.strategy, spec.devices, spec.accelerator, num_gpus)
     reason = reason or precision.refusal(spec.precision, spec.accelerator, capability)
-    reason = reason or engine.impossible(spec) or engine.refusal(spec.engine, spec.accelerator, capability)
+    reason = reason or engine.impossible(spec) or methods.impossible(spec)
+    reason = reason or engine.refusal(spec.engine, spec.accelerator, capability)
     if reason:
         raise Stop("unsupported", reason)
     device = torch.device("cuda", local_rank) if num_gpus else torch.device("cpu")
@@ -183,8 +235,6 @@ def assemble(spec: RunSpec, model_folder: Path, tokens: Path, place: Place) -> T
         kernels.adopt(core)
     if spec.engine == "compile":
         core.compile(dynamic=True)  # in place: names of weights stay
-    accumulates = spec.micro_batch_size is not None
-    wrapped = strategy.wrap(core, spec.strategy, spec.devices, spec.accelerator, place.local_rank, accumulates)
     torch.manual_seed(spec.repeat * 1000 + place.rank)  # each rank its own dropout
     source = spec.dataset_source
     parts = data.split(
@@ -195,11 +245,11 @@ def assemble(spec: RunSpec, model_folder: Path, tokens: Path, place: Place) -> T
     )
     if not all(len(part) for part in parts):
         raise UserError(f"data set {spec.dataset}: too few texts to hold some out: {len(corpus.group)} in all")
-    return Trainer(
+    trainer = Trainer(
         spec=spec,
         place=place,
         core=core,
-        model=wrapped,
+        model=core if methods.chooses(spec.method) else _wrapped(core, spec, place),
         corpus=corpus,
         train_texts=parts[0],
         validation_texts=parts[1],
@@ -207,6 +257,16 @@ def assemble(spec: RunSpec, model_folder: Path, tokens: Path, place: Place) -> T
         scaler=precision.scaler(spec.precision, place.device.type),
         work=work,
     )
+    try:
+        trainer.selector = adaptive.selector(trainer)
+    except ValueError as error:
+        raise Stop("unsupported", str(error)) from None
+    return trainer
+
+
+def _wrapped(core: torch.nn.Module, spec: RunSpec, place: Place) -> torch.nn.Module:
+    accumulates = spec.micro_batch_size is not None
+    return strategy.wrap(core, spec.strategy, spec.devices, spec.accelerator, place.local_rank, accumulates)
 
 
 def _optimizer(core: torch.nn.Module, spec: RunSpec, device: torch.device) -> torch.optim.AdamW:
@@ -261,6 +321,8 @@ class Start:
     def restore(self, trainer: Trainer) -> None:
         """Put the trainer back to where it was."""
         load_weights(trainer.core, self.weights)
+        if trainer.selector is not None:
+            trainer.optimizer.state.clear()  # only what is chosen has any
         for state in trainer.optimizer.state.values():
             for value in state.values():
                 value.zero_()  # what AdamW begins with: no steps, no moments

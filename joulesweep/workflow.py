@@ -24,7 +24,7 @@ from joulesweep.grid import ExpandedGrid, dataset_key, dataset_source, expand, m
 from joulesweep.spec import RunSpec, canonical, cell_id, short_hash, strip
 
 #: The charts of `joulesweep.charts.CHARTS`, named here so that parsing the Snakefile imports no altair.
-CHARTS = ("pareto", "energy", "speedup", "loss", "memory", "power")
+CHARTS = ("pareto", "energy", "speedup", "loss", "memory", "power", "tensors")
 
 
 def load(raw: dict[str, Any], workflow: Any) -> Sweep:  # noqa: ANN401 - Snakemake's Workflow

@@ -29,6 +29,25 @@ WORK: dict[str, Any] = {
 }
 
 
+#: Tensors of that model, from the output to the input.
+TENSORS = (
+    "cls.predictions.bias",
+    *(f"cls.predictions.transform.{part}.{kind}" for part in ("LayerNorm", "dense") for kind in ("bias", "weight")),
+    *(
+        f"bert.encoder.layer.{layer}.{part}.{kind}"
+        for layer in (1, 0)
+        for part in (
+            *("output.LayerNorm", "output.dense", "intermediate.dense"),
+            *("attention.output.LayerNorm", "attention.output.dense"),
+            *(f"attention.self.{part}" for part in ("value", "key", "query")),
+        )
+        for kind in ("bias", "weight")
+    ),
+    *(f"bert.embeddings.LayerNorm.{kind}" for kind in ("bias", "weight")),
+    *(f"bert.embeddings.{part}_embeddings.weight" for part in ("token_type", "position", "word")),
+)
+
+
 def raw_config(axes: dict[str, Any] | None = None, **sections: Any) -> dict[str, Any]:
     """A config as YAML would give it; `axes` replaces keys of its grid."""
     base = {
@@ -155,7 +174,6 @@ def ok_record(run: str, a_spec: spec.RunSpec) -> dict[str, Any]:
         "num_head_positions": 10560,
         "num_token_pairs": 70000 * 13,
         "num_padded_token_pairs": 80000 * 16,
-        **WORK,
         "samples_per_s": 6000 / window_s,
         "tokens_per_s": 70000 / window_s,
         "padded_tokens_per_s": 80000 / window_s,
@@ -165,6 +183,8 @@ def ok_record(run: str, a_spec: spec.RunSpec) -> dict[str, Any]:
         "conditions": conditions(),
         "overhead": {"meter_s": 0.002, "trace_cpu_s": 0.01, "num_samples": 0},
     }
+    counts = {name: value for name, value in measurement.items() if name.startswith("num_") and name != "num_passes"}
+    measurement["phases"] = [{"kind": "training", "epoch": 1, "elapsed_s": window_s, **counts, **WORK}]
     quality = {
         "validation_loss": epochs[-1]["validation_loss"],
         "perplexity": 28.5,
@@ -285,6 +305,59 @@ def board_state(index: int, **changes: Any) -> dict[str, Any]:
         "throttle_reasons": [],
         **changes,
     }
+
+
+def choosing(row: dict[str, Any], epochs: tuple[int, ...] = (1, 3), **changes: Any) -> dict[str, Any]:
+    """The same run; a method with a budget chose tensors before these epochs, and each choice cost 1 % too much.
+
+    Args:
+        row: the run's record; that of another method is left as it is.
+        epochs: before which tensors were rated and chosen.
+        changes: to every phase with a choice.
+    """
+    rho = row["spec"]["method_params"].get("rho")
+    if rho is None:
+        return row
+    (whole,) = row["measurement"]["phases"]
+    counts = {key: value // len(epochs) for key, value in whole.items() if key.startswith("num_")}
+    phases = []
+    for epoch in epochs:
+        own = random.Random(f"{row['run']} {epoch}")
+        # The more of it fits, the nearer to the output.
+        chosen = [name for k, name in enumerate(TENSORS) if own.random() < rho * (1.4 - k / len(TENSORS))]
+        predicted = rho * (1 - own.random() / 100)
+        work = {unit: 1.01 * predicted * flops for unit, flops in WORK["flop_coefficients"].items()}
+        phase = {
+            **whole,
+            **counts,
+            "epoch": epoch,
+            "elapsed_s": 3.0,
+            "chosen": chosen,
+            "candidates": list(TENSORS),
+            "num_candidates": len(TENSORS),
+            "trained_share": rho / 2,
+            "importance_share": 0.8,
+            "objective": "flops",
+            "rho": rho,
+            "predicted_cost": predicted,
+            "floor": 0.35,
+            "gap": 0.002 * own.random(),
+            "rates": None,
+            "flop_coefficients": work,
+            **changes,
+        }
+        rating = {"kind": "rating", "epoch": epoch, "elapsed_s": 0.25}
+        phases += [{**whole, **dict.fromkeys(counts, 100), **rating}, phase]
+    return {**row, "measurement": {**row["measurement"], "phases": phases}}
+
+
+#: A grid in which two methods choose tensors and one does not.
+METHODS: dict[str, Any] = {
+    "method": ["full", {"greentrainer": {"rho": 0.5}}, {"random": {"rho": 0.5}}],
+    "strategy": ["single"],
+    "precision": ["fp32"],
+    "batch_size": [32],
+}
 
 
 def flagged(row: dict[str, Any], flag: str, text: str) -> dict[str, Any]:

@@ -258,12 +258,21 @@ def test_missing_is_refused_by_name_or_a_row(tmp_path):
     assert found.cells.row(0, named=True)["statuses"] == "1 missing, 2 ok"
 
 
+def test_choices_are_rows_with_the_names_of_their_runs(tmp_path):
+    found = make(tmp_path, synthetic.choosing, **synthetic.METHODS)
+    choosing = found.runs.filter(pl.col("method") != "full")
+    assert found.selections["run"].unique(maintain_order=True).to_list() == choosing["run"].to_list()
+    assert found.selections["epoch"].to_list() == [1, 3] * choosing.height
+    for column in ("cell", "name", "setup", "panel", "batch", "environment", "batch_size", "repeat"):
+        assert found.selections.unique("run", maintain_order=True)[column].to_list() == choosing[column].to_list()
+
+
 def test_failed_runs_are_rows(tmp_path):
     found = make(tmp_path, lambda row: synthetic.failed(row, "oom", "asked for 2 GiB"))
     assert found.runs["status"].unique().to_list() == ["oom"]
     assert found.runs["oom_bytes"].unique().to_list() == [2**31]
     assert found.cells.height == 8 and found.cells["num_ok"].sum() == 0
-    assert found.epochs.is_empty()
+    assert found.epochs.is_empty() and found.selections.is_empty()
 
 
 def test_types_do_not_depend_on_the_data(tmp_path, sweep):
@@ -293,6 +302,7 @@ def test_types_do_not_depend_on_the_data(tmp_path, sweep):
         (lambda text: text.replace('"energy": []', '"was": []'), "corrupt"),
         (lambda text: text.replace('"energy": []', '"energy": [{"device": "cpu:0"}, 3]'), "corrupt"),
         (lambda text: text.replace('"window_s": ', '"window_s": "fast", "was": '), "corrupt"),
+        (lambda text: text.replace('"kind": "training"', '"kind": "training", "chosen": null'), "corrupt"),
     ],
 )
 def test_a_bad_record_is_refused_by_name(sweep, damage, words):

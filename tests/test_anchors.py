@@ -42,7 +42,7 @@ def test_the_runs_table_knows_nothing_of_anchors(sweep, tmp_path):
     with_anchors = aggregate(*sweep, anchors_folder=tmp_path / "anchors")
     without = aggregate(*sweep)
     assert without.anchors.is_empty() and without.anchors.schema == with_anchors.anchors.schema
-    for name in ("runs", "cells", "epochs", "power"):
+    for name in ("runs", "cells", "epochs", "selections", "power"):
         assert getattr(with_anchors, name).equals(getattr(without, name))
 
 

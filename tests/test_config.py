@@ -104,7 +104,8 @@ MISTAKES = [
     ),
     (
         {"grid__method": ["ful"]},
-        "grid.method[0]: unknown method 'ful'; allowed: freeze-bottom, full (did you mean 'full'?)",
+        "grid.method[0]: unknown method 'ful'; allowed: freeze-bottom, full, greentrainer, last-k, lora, "
+        "random (did you mean 'full'?)",
     ),
     (
         {"grid__method": [{"freeze-bottom": {"frac": 0.5}}]},

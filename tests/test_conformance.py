@@ -31,10 +31,12 @@ ROUNDING = {"fp32": 1e-5, "fp16-mixed": 0.05, "bf16-mixed": 0.1, "bf16-true": 0.
 LOSS_SCALE = 2.0**16  # GradScaler's first
 #: The reference.
 PLAIN = {"method": "full", "precision": "fp32", "batching": "fixed", "head": "dense"}
+#: A method's own dropout is left out.
+DROPPED = {"lora": {"method_params": {"dropout": 0.0}}}
 SPREAD = [name for name, row in STRATEGIES.items() if row.multi_process]
 
 SINGLE = [
-    {"method": method, "precision": precision, "batching": batching, "head": head}
+    {"method": method, **DROPPED.get(method, {}), "precision": precision, "batching": batching, "head": head}
     for method, precision, batching, head in itertools.product(methods.names(), PRECISIONS, BATCHINGS, HEADS)
 ]
 SAVING = [
@@ -54,7 +56,12 @@ PAIRS = [
 
 
 def name(case):
-    return " ".join(str(value) for key, value in case.items() if key != "devices")
+    return " ".join(str(value) for key, value in case.items() if key not in ("devices", "method_params"))
+
+
+def plain_of(case):
+    """The reference of a case: the same method."""
+    return {**PLAIN, **{key: case[key] for key in ("method", "method_params") if key in case}}
 
 
 @pytest.fixture(scope="module")
@@ -113,12 +120,14 @@ def scale(case):
 def distance(found, expected, factor=1.0):
     """Largest difference in any tensor's gradient, relative to its own largest element.
 
-    Left out are gradients that are zero but for rounding: an attention's key biases shift all scores alike.
+    Left out are gradients that are zero but for rounding: an attention's key biases shift all scores alike, and half of
+    LoRA's matrices have none while the other half is zero. What one does not train, the other does not train.
     """
-    largest = max(gradient.abs().max() for gradient in expected)
-    pairs = [(a.float() / factor, b.float()) for a, b in zip(found, expected, strict=True)]
+    assert [gradient is None for gradient in found] == [gradient is None for gradient in expected]
+    pairs = [(a.float() / factor, b.float()) for a, b in zip(found, expected, strict=True) if a is not None]
+    largest = max(b.abs().max() for _, b in pairs)
     kept = [(a, b) for a, b in pairs if b.abs().max() > 1e-7 * largest]
-    assert len(kept) > 0.8 * len(pairs)
+    assert len(kept) >= 0.5 * len(pairs)
     return max(float((a - b).abs().max() / b.abs().max()) for a, b in kept)
 
 
@@ -137,15 +146,27 @@ def test_one_process_has_the_loss_of_the_reference(single, case):
             "reason": "tf32 exists on NVIDIA GPUs only; this run uses the CPU",
         }
         return
-    check_losses(found, single({**PLAIN, "method": case["method"]}), case["precision"])
-    assert all(torch.isfinite(g).all() for step in found["gradients"] for g in step)  # no trained tensor without one
+    check_losses(found, single(plain_of(case)), case["precision"])
+    gradients = [g for step in found["gradients"] for g in step]
+    assert all(g is not None for g in gradients) or methods.chooses(case["method"])  # no trained tensor without one
+    assert all(torch.isfinite(g).all() for g in gradients if g is not None)
 
 
 @pytest.mark.parametrize("case", [c for c in SINGLE if c["precision"] != "tf32"], ids=name)
 def test_gradients_are_those_of_the_reference(single, case):
-    plain = single({**PLAIN, "method": case["method"]})
-    for found, expected in zip(single(case)["gradients"], plain["gradients"], strict=True):
-        assert distance(found, expected, scale(case)) < ROUNDING[case["precision"]]
+    found, plain = single(case), single(plain_of(case))
+    check_gradients(case, found["gradients"], plain["gradients"])
+
+
+def check_gradients(case, found, expected):
+    """All steps in fp32. In other formats the first one, since weights that are rounded go their own way.
+
+    There a method that chooses may also choose otherwise, and is not compared.
+    """
+    exact = case["precision"] == "fp32"
+    for step, other in list(zip(found, expected, strict=True))[: None if exact else 1]:
+        if exact or not methods.chooses(case["method"]):
+            assert distance(step, other, scale(case)) < ROUNDING[case["precision"]]
 
 
 @pytest.mark.parametrize("case", SAVING, ids=name)
@@ -161,19 +182,24 @@ def test_accumulation_and_checkpointing_change_no_gradient(single, case):
 def test_two_ranks_have_the_loss_and_the_gradients_of_one_process(single, spread, number):
     case = PAIRS[number]
     found, other = spread[0][number], spread[1][number]
+    if methods.chooses(case["method"]) and case["strategy"] == "fsdp":
+        assert found == other
+        assert (found["status"], "fsdp shards tensors" in found["reason"]) == ("unsupported", True)
+        return
     alone = single({key: value for key, value in case.items() if key not in ("strategy", "devices")})
     check_losses(found, alone, case["precision"])
     assert (found["losses"], found["validation_loss"]) == (other["losses"], other["validation_loss"])
     counts = {key: found["counts"][key] + other["counts"][key] for key in found["counts"]}
     assert counts == alone["counts"]  # no text twice, none left out
-    plain = single({**PLAIN, "method": case["method"]})
-    for step, expected in zip(found["gradients"], plain["gradients"], strict=True):
-        assert distance(step, expected, scale(case)) < ROUNDING[case["precision"]]
+    check_gradients(case, found["gradients"], single(plain_of(case))["gradients"])
     for mine, others in zip(found["gradients"], other["gradients"], strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(mine, others, strict=True))
+        assert [g is None for g in mine] == [g is None for g in others]
+        assert all(torch.equal(a, b) for a, b in zip(mine, others, strict=True) if a is not None)
 
 
-@pytest.mark.parametrize("number", [i for i, case in enumerate(PAIRS) if case["strategy"] == "fsdp"])
+@pytest.mark.parametrize(
+    "number", [i for i, case in enumerate(PAIRS) if case["strategy"] == "fsdp" and not methods.chooses(case["method"])]
+)
 def test_fsdp_is_ddp(spread, number):
     case = {**PAIRS[number], "strategy": "ddp"}
     fsdp, ddp = spread[0][number], spread[0][PAIRS.index(case)]

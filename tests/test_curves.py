@@ -1,4 +1,4 @@
-"""Loss and power against time and joules."""
+"""Loss and power against time and joules, and which tensors trained."""
 
 from __future__ import annotations
 
@@ -101,3 +101,76 @@ def test_more_configurations_than_anyone_looks_at_are_cut(gpu, monkeypatch):
 def test_the_traces_have_the_colours_of_the_other_charts(gpu):
     scale = theme.setup_scale(gpu.cells).to_dict()
     assert json.dumps(scale["range"]) in text_of(curves.power(gpu))
+
+
+@pytest.fixture(scope="module")
+def choosing(tmp_path_factory):
+    return build(tmp_path_factory.mktemp("choosing"), synthetic.choosing, synthetic.METHODS)
+
+
+@pytest.mark.parametrize(
+    ("names", "layers"),
+    [
+        (["cls.bias", "bert.layer.10.a.weight", "bert.layer.1.a.weight", "bert.emb.weight"],
+         ["cls", "bert.layer.10", "bert.layer.1", "bert.emb"]),
+        (["decoder.block.0.layer.2.wi.weight", "decoder.block.0.layer.0.q.weight", "shared.weight"],
+         ["decoder.block.0", "shared"]),
+        (["2.weight", "0.weight", "scale"], ["2", "0", "scale"]),
+        (["base_model.model.h.3.q.lora_B.default.weight"], ["base_model.model.h.3"]),
+    ],
+)  # fmt: skip
+def test_tensors_count_to_their_layer(choosing, names, layers):
+    lists = [pl.Series([names]).alias(column) for column in ("candidates", "chosen")]
+    assert curves.shares(choosing.selections.head(1).with_columns(lists))["layer"].to_list() == layers
+
+
+def test_shares_are_over_tensors_and_repeats(choosing):
+    candidates = ["head.weight", "layer.0.b", "layer.0.w"]
+    chosen = [["head.weight", "layer.0.w"], ["layer.0.b", "layer.0.w"], []]
+    three = choosing.selections.filter(pl.col("name").str.starts_with("random"), epoch=1)
+    found = curves.shares(three.with_columns(candidates=pl.Series([candidates] * 3), chosen=pl.Series(chosen)))
+    assert found["share"].to_list() == pytest.approx([1 / 3, 3 / 6])
+    assert found["num_tensors"].to_list() == [1, 2] and found["num_runs"].to_list() == [3, 3]
+
+
+def test_every_choice_is_drawn_from_the_output_down(choosing):
+    chart = curves.tensors(choosing)
+    rows = drawn(chart)
+    assert {(row["name"], row["epoch"]) for row in rows} == set(choosing.selections.select("name", "epoch").rows())
+    layers = ["cls.predictions", "cls.predictions.transform.LayerNorm", "cls.predictions.transform.dense"]
+    layers += ["bert.encoder.layer.1", "bert.encoder.layer.0", "bert.embeddings.LayerNorm"]
+    layers += [f"bert.embeddings.{part}_embeddings" for part in ("token_type", "position", "word")]
+    assert list(dict.fromkeys(row["layer"] for row in rows)) == layers
+    assert f'"scale": {{"domain": {json.dumps(layers)}}}' in text_of(chart)
+    shares = [row["share"] for row in rows]
+    assert min(shares) >= 0 and 0 < sum(shares) < len(shares) and max(shares) <= 1
+    (title,) = {row["title"] for row in rows if row["name"].startswith("random")}
+    assert title == "random rho=0.5 single fp32 bs32"
+
+
+def test_a_large_model_has_a_row_per_layer(choosing):
+    large = [f"model.layers.{layer}.part{part}.weight" for layer in reversed(range(32)) for part in range(16)]
+    rows = choosing.selections.height
+    lists = {"candidates": pl.Series([large] * rows), "chosen": pl.Series([large[:100]] * rows)}
+    found = synthetic.replaced(choosing, selections=choosing.selections.with_columns(**lists))
+    assert len({row["layer"] for row in drawn(curves.tensors(found))}) == 32
+
+
+def test_models_of_different_layers_have_axes_of_their_own(choosing):
+    cut = pl.col("candidates").list.slice(0, 21)
+    random = pl.col("name").str.starts_with("random")
+    found = choosing.selections.with_columns(pl.when(random).then(cut).otherwise("candidates").alias("candidates"))
+    plots = curves.tensors(synthetic.replaced(choosing, selections=found)).to_dict()["vconcat"]
+    assert [len(plot["spec"]["encoding"]["y"]["scale"]["domain"]) for plot in plots] == [9, 4]
+    assert len(curves.tensors(choosing).to_dict()["vconcat"]) == 1
+
+
+def test_more_choosing_configurations_than_anyone_looks_at_are_cut(choosing, monkeypatch):
+    monkeypatch.setattr(curves, "MAX_TRACES", 1)
+    chart = curves.tensors(choosing)
+    assert len({row["name"] for row in drawn(chart)}) == 1
+    assert "The first 1 of 2 configurations." in text_of(chart)
+
+
+def test_no_method_that_chooses_says_so(gpu):
+    assert "no method chose tensors" in text_of(curves.tensors(gpu))

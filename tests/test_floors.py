@@ -106,21 +106,44 @@ COUNTS = {
 COEFFICIENTS = {"token": 50.0, "head_position": 100.0, "token_pair": 1.0}
 
 
+def phase(**changes):
+    """Of a record's measurement."""
+    work = {"flop_coefficients": COEFFICIENTS, "bytes_per_step": 48 * 10**9, "flop_reason": None}
+    return {"kind": "training", "num_steps": 100, **COUNTS, **work, **changes}
+
+
 def test_totals_by_hand():
-    found = floors.totals(COEFFICIENTS, COUNTS)
+    found = floors.totals([phase()])
     useful, executed = 5000 + 1000 + 1000, 10000 + 2000 + 4000
-    assert found == {"useful_flops": useful, "executed_flops": executed, "padded_flop_share": 1 - useful / executed}
+    assert found == {
+        "useful_flops": useful,
+        "executed_flops": executed,
+        "rating_flops": 0,
+        "padded_flop_share": 1 - useful / executed,
+    }
+
+
+def test_phases_add_up_and_rating_is_executed_and_not_useful():
+    frozen = phase(flop_coefficients={**COEFFICIENTS, "token": 10.0})
+    one, other = floors.totals([phase()]), floors.totals([frozen])
+    found = floors.totals([phase(kind="rating"), phase(), phase(kind="rating"), frozen])
+    assert found["useful_flops"] == one["useful_flops"] + other["useful_flops"]
+    assert found["rating_flops"] == 2 * one["executed_flops"]
+    assert found["executed_flops"] == 3 * one["executed_flops"] + other["executed_flops"]
+    computed = one["executed_flops"] + other["executed_flops"]
+    assert found["padded_flop_share"] == 1 - found["useful_flops"] / computed
 
 
 def test_recomputation_is_executed_and_neither_useful_nor_padding():
-    plain = floors.totals(COEFFICIENTS, COUNTS)
-    again = floors.totals({**COEFFICIENTS, "recomputed_token": 16.0, "recomputed_token_pair": 0.5}, COUNTS)
+    plain = floors.totals([phase()])
+    again = {**COEFFICIENTS, "recomputed_token": 16.0, "recomputed_token_pair": 0.5}
+    again = floors.totals([phase(flop_coefficients=again)])
     assert again == {**plain, "executed_flops": plain["executed_flops"] + 16 * 200 + 0.5 * 4000}
 
 
 def test_nothing_padded_is_a_share_of_nothing():
     counts = dict.fromkeys(COUNTS, 7)
-    assert floors.totals(COEFFICIENTS, counts)["padded_flop_share"] == 0
+    assert floors.totals([phase(**counts)])["padded_flop_share"] == 0
 
 
 @pytest.mark.parametrize(("batch_size", "expected_ms"), [(32, 1.15), (256, 2.8)])
@@ -131,7 +154,7 @@ def test_floor_of_bert_base_on_an_h200(batch_size, expected_ms):
     work = flops.described(core)
     counts = {"num_tokens": 11, "num_predicted": 1.35, "num_token_pairs": 121}
     padded = {"num_padded_tokens": 11, "num_head_positions": 1.35, "num_padded_token_pairs": 121}
-    per_text = floors.totals(work["flop_coefficients"], counts | padded)["useful_flops"]
+    per_text = floors.totals([{"kind": "training", **work, **counts, **padded}])["useful_flops"]
     assert per_text == pytest.approx(5.8e9, rel=0.01)
     found_s = floors.floor_s(batch_size * per_text, work["bytes_per_step"], 788e12, 4.3e12)
     assert 1e3 * found_s == pytest.approx(expected_ms, rel=0.1)
@@ -145,11 +168,10 @@ def ok_on_gpus(**spec):
 def test_mfu_and_distance_by_hand():
     record = ok_on_gpus(devices=2, strategy="ddp", precision="bf16-mixed")
     measurement = record["measurement"]
-    measurement |= {**COUNTS, "flop_coefficients": COEFFICIENTS, "bytes_per_step": 48 * 10**9}
-    measurement |= {"window_s": 10.0, "num_steps": 100}
+    measurement |= {"window_s": 10.0, "phases": [phase(num_steps=40), phase(kind="rating"), phase(num_steps=60)]}
     found = floors.columns(record)
-    assert found["mfu"] == pytest.approx(7000 / (10 * 2 * 989.4e12))
-    assert found["floor_distance"] == pytest.approx((7000 / (2 * 989.4e12) + 100 * 0.01) / 10)
+    assert found["mfu"] == pytest.approx(14000 / (10 * 2 * 989.4e12))
+    assert found["floor_distance"] == pytest.approx((14000 / (2 * 989.4e12) + 100 * 0.01) / 10)
     assert found["floor_reason"] is None and found["flop_reason"] is None
     assert found["peak_status"] == "verified"
 
@@ -182,10 +204,9 @@ def test_an_unknown_gpu_is_null_with_a_reason(gpus, reason):
     assert found.get("mfu") is None and found.get("floor_distance") is None
 
 
-@pytest.mark.parametrize("lacking", ["num_token_pairs", "flop_coefficients", "bytes_per_step", "num_head_positions"])
-def test_an_older_record_has_no_flops_and_says_why(lacking):
+def test_an_older_record_has_no_flops_and_says_why():
     record = ok_on_gpus()
-    del record["measurement"][lacking]
+    del record["measurement"]["phases"]
     reason = "the record was written before FLOPs were counted"
     assert floors.columns(record) == {"flop_reason": reason, "floor_reason": reason}
 
@@ -193,7 +214,7 @@ def test_an_older_record_has_no_flops_and_says_why(lacking):
 def test_a_model_that_could_not_be_counted_says_why():
     record = ok_on_gpus()
     nothing = {"flop_coefficients": None, "bytes_per_step": None, "flop_reason": "einsum is not counted"}
-    record["measurement"] |= nothing
+    record["measurement"]["phases"].append(phase(**nothing))
     assert floors.columns(record) == {"flop_reason": "einsum is not counted", "floor_reason": "einsum is not counted"}
 
 
@@ -215,8 +236,7 @@ def test_runs_and_cells_have_the_columns(tmp_path):
 
 def test_nothing_counted_is_null_and_never_zero(tmp_path):
     def older(row):
-        counts = [*COUNTS, "flop_coefficients", "bytes_per_step", "flop_reason"]
-        kept = {key: value for key, value in row["measurement"].items() if key not in counts or "_tokens" in key}
+        kept = {key: value for key, value in row["measurement"].items() if key != "phases"}
         return {**row, "measurement": kept}
 
     found = tabulated(tmp_path, older)

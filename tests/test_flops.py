@@ -42,7 +42,7 @@ def counted(core, rows, length, num_chosen=None):
 
 
 def expected(core, rows, length, num_chosen=None, recomputed=False):
-    found = flops.coefficients(flops.traced(core))
+    found = flops.coefficients(flops.traced(core).products)
     heads = rows * length if num_chosen is None else num_chosen
     total = found["token"] * rows * length + found["head_position"] * heads + found["token_pair"] * rows * length**2
     extra = found["recomputed_token"] * rows * length + found["recomputed_token_pair"] * rows * length**2
@@ -87,7 +87,7 @@ def test_checkpointed_layers_are_computed_once_more_and_are_not_more_useful(meth
 
 
 def test_bert_base_by_hand():
-    found = flops.coefficients(flops.traced(core_of(network())))
+    found = flops.coefficients(flops.traced(core_of(network())).products)
     # Forward, and twice as much backward, of which the first layer's inputs are embeddings, which train.
     assert found == {
         "token": 6 * BASE_ENCODER,
@@ -103,7 +103,7 @@ def test_bert_base_by_hand():
 def test_fused_attention_counts_as_the_plain_one():
     models = [network(num_hidden_layers=2) for _ in range(2)]
     models[1].set_attn_implementation("sdpa")
-    plain, fused = (flops.coefficients(flops.traced(core_of(model))) for model in models)
+    plain, fused = (flops.coefficients(flops.traced(core_of(model)).products) for model in models)
     assert fused == plain and plain["token_pair"] > 0
 
 
@@ -157,7 +157,7 @@ def test_linear_layers_with_products_of_their_own_count_as_the_plain_ones():
 )
 def test_traffic_per_weight(name, bytes_per_weight):
     core = core_of(network(num_hidden_layers=2), name)
-    found = flops.bytes_per_step(core, flops.traced(core))
+    found = flops.bytes_per_step(core, flops.traced(core).products)
     of_products = 2 * BASE_ENCODER // 12 + BASE_HEAD
     others = sum(p.numel() for p in core.parameters()) - of_products
     trained_only = 8 * {"bf16-true": 2}.get(name, 4)
@@ -166,7 +166,7 @@ def test_traffic_per_weight(name, bytes_per_weight):
 
 def test_tied_weights_move_once():
     tied, untied = (core_of(network(num_hidden_layers=1, tie_word_embeddings=tie)) for tie in (True, False))
-    sizes = [flops.bytes_per_step(core, flops.traced(core)) for core in (tied, untied)]
+    sizes = [flops.bytes_per_step(core, flops.traced(core).products) for core in (tied, untied)]
     # Untied, the table of embeddings is trained on its own, and so is a second bias; reading its rows counts nothing.
     assert sizes[1] - sizes[0] == 32 * (768 + 1) * 30522
 
@@ -178,11 +178,11 @@ def test_frozen_weights_are_read_only_where_they_are_needed():
     trained = sum(p.numel() for p in core.parameters()) - frozen
     # Layer 1 once, the tied table twice; layer 2 twice but for its query, key and value, below which nothing trains.
     reads = 4 * (layer + 2 * 768 * 30522 + 2 * layer - 3 * 768 * 768 + 2 * 768 * 768)
-    assert flops.bytes_per_step(core, flops.traced(core)) == reads + 32 * trained
+    assert flops.bytes_per_step(core, flops.traced(core).products) == reads + 32 * trained
 
 
 def test_shards_divide_gradients_and_states_but_not_the_reads():
     core = core_of(network(num_hidden_layers=1))
-    products = flops.traced(core)
+    products = flops.traced(core).products
     whole, half = (flops.bytes_per_step(core, products, shards) for shards in (1, 2))
     assert whole - half == 16 * sum(p.numel() for p in core.parameters())

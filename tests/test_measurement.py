@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from joulesweep.devices import Board
-from joulesweep.measurement import EPOCH, INTEGRATED, MIN_TICKS, QUALITY, combine, judge
+from joulesweep.measurement import COUNTED, EPOCH, INTEGRATED, MIN_TICKS, QUALITY, combine, judge
 from joulesweep.meter import MIG, NO_COUNTER, row
 from joulesweep.sensors import Zone
 from joulesweep.trace import Series, Trace
@@ -28,13 +28,7 @@ def rank(scored=True, **changes):
     quality = dict(zip(QUALITY, (2.0, 7.4, 0.1, 5, 9), strict=True)) if scored else {}
     clock = [(0, 0.0, 0.0, 0), (1, 3.0, 2.5, 4)]
     names = ("epoch", "elapsed_s", "cpu_s", "num_steps")
-    measurement = {
-        "total_window_s": 4.0,
-        "num_passes": 1,
-        "energy": [row("gpu:0", "gpu", "GPU-0", 40.0)],
-        "span": {"begin_s": 10.0, "end_s": 14.0, "idle_begin_s": 5.0, "idle_end_s": 8.0, "meter_s": 0.1},
-        "cpu_s": 3.0,
-        "startup_s": 1.0,
+    counts = {
         "num_texts": 40,
         "num_tokens": 400,
         "num_padded_tokens": 600,
@@ -42,9 +36,16 @@ def rank(scored=True, **changes):
         "num_head_positions": 64,
         "num_token_pairs": 4000,
         "num_padded_token_pairs": 9000,
-        "flop_coefficients": {"pair": 2},
-        "bytes_per_step": 10,
-        "flop_reason": None,
+    }
+    measurement = {
+        **counts,
+        "phases": [{"kind": "training", "num_steps": 4, **counts, "bytes_per_step": 10}],
+        "total_window_s": 4.0,
+        "num_passes": 1,
+        "energy": [row("gpu:0", "gpu", "GPU-0", 40.0)],
+        "span": {"begin_s": 10.0, "end_s": 14.0, "idle_begin_s": 5.0, "idle_end_s": 8.0, "meter_s": 0.1},
+        "cpu_s": 3.0,
+        "startup_s": 1.0,
         "peak_memory": {"host_rss_bytes": 100, "gpu_allocated_bytes": 7, "gpu_reserved_bytes": 8},
         "num_steps": 4,
         "num_skipped_steps": 0,
@@ -72,7 +73,9 @@ def test_ranks_are_combined_without_losing_or_doubling_anything():
     for epoch in other["epochs"]:
         epoch["elapsed_s"] *= 2
     found = combine([rank(), other])
+    phase = {**rank()["measurement"]["phases"][0], **{name: 2 * rank()["measurement"][name] for name in COUNTED}}
     assert found["measurement"] == {
+        "phases": [phase],
         "window_s": 5.0,
         "num_passes": 1,
         "total_window_s": 5.0,
@@ -89,9 +92,6 @@ def test_ranks_are_combined_without_losing_or_doubling_anything():
         "num_head_positions": 128,
         "num_token_pairs": 8000,
         "num_padded_token_pairs": 18000,
-        "flop_coefficients": {"pair": 2},
-        "bytes_per_step": 10,
-        "flop_reason": None,
         "samples_per_s": 16.0,
         "tokens_per_s": 160.0,
         "padded_tokens_per_s": 240.0,

@@ -156,3 +156,107 @@ def test_a_missing_parameter_is_told(monkeypatch):
     monkeypatch.setattr(methods, "load", lambda name: type("Module", (), {"Params": params}))
     with pytest.raises(UserError, match=r"^method sample: .*missing 1 required keyword-only argument: 'size'"):
         methods.parameters("sample", {})
+
+
+def trained(model) -> set[str]:
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+@pytest.mark.parametrize("layers", [0, 1, 2])
+def test_last_k_trains_the_last_layers_and_what_comes_after_them(layers):
+    model = methods.load("last-k").apply(tiny_run.network(), methods.parameters("last-k", {"layers": layers}))
+    expected = {
+        name
+        for name, _ in model.named_parameters()
+        if "embeddings" not in name and not any(f"layer.{i}." in name for i in range(2 - layers))
+    }
+    assert trained(model) == expected
+    assert "cls.predictions.bias" in expected
+
+
+def test_the_positions_of_a_decoder_are_frozen_with_its_embeddings():
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "ffn_dim": 32, "vocab_size": 50}
+    config = AutoConfig.for_model("opt", word_embed_proj_dim=16, max_position_embeddings=40, **shape)
+    for name in ("last-k", "freeze-bottom"):
+        model = AutoModelForCausalLM.from_config(config)
+        params = methods.parameters(name, {"layers": 1} if name == "last-k" else {})
+        methods.load(name).apply(model, params)
+        assert not any("embed" in name or "layers.0." in name for name in trained(model))
+        assert {name.split(".")[2] for name in trained(model)} == {"layers", "final_layer_norm"}
+
+
+def test_lora_trains_its_adapters_alone_and_merges_into_the_model_it_was():
+    plain, model = tiny_run.network().eval(), tiny_run.network()
+    before = plain.state_dict()
+    module = methods.load("lora")
+    module.apply(model, methods.parameters("lora", {"r": 2, "targets": ["key", "dense"]}))
+    assert trained(model) == {name for name, _ in model.named_parameters() if "lora_" in name}
+    assert len(trained(model)) == 2 * (
+        2 * (1 + 3) + 1
+    )  # two matrices each: key and three dense of a layer, and the head's
+    ids = torch.arange(5, 15).reshape(2, 5)
+    assert torch.equal(model.eval()(ids).logits, plain(ids).logits)  # an adapter begins with nothing
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.fill_(0.01)
+    adapted = model(ids).logits
+    assert not torch.allclose(adapted, plain(ids).logits)
+    module.merge(model)
+    torch.testing.assert_close(model(ids).logits, adapted, rtol=1e-4, atol=1e-4)
+    assert model.state_dict().keys() == before.keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "problem"),
+    [
+        ("last-k", {"layers": -1}, "layers must be at least 0, got -1"),
+        ("lora", {"r": 0}, "r and alpha must be at least 1, got 0 and 32"),
+        ("lora", {"dropout": 1.0}, "dropout must be at least 0 and below 1, got 1.0"),
+        ("lora", {"targets": "query"}, "targets must be names of layers, got 'query'"),
+        ("lora", {"targets": []}, "targets must be names of layers, got []"),
+        ("lora", {"rank": 8}, "rank"),
+        ("greentrainer", {"rho": 0.0}, "rho must lie above 0 and be at most 1, got 0.0"),
+        ("greentrainer", {"rho": 1.5}, "rho must lie above 0 and be at most 1, got 1.5"),
+        ("greentrainer", {"objective": "joules"}, "objective must be flops or time, got 'joules'"),
+        ("greentrainer", {"reselect_epochs": -1}, "reselect_epochs must be at least 0, got -1"),
+        ("greentrainer", {"importance_batches": 0}, "importance_batches must be at least 1, got 0"),
+        ("greentrainer", {"lora": {"r": -1}}, "r and alpha must be at least 1, got -1 and 32"),
+        ("random", {"rho": 2.0}, "rho must lie above 0 and be at most 1, got 2.0"),
+    ],
+)
+def test_a_parameter_that_means_nothing_is_one_clear_line(name, given, problem):
+    with pytest.raises(UserError) as caught:
+        methods.parameters(name, given)
+    assert problem in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith(("method ", "unknown parameter of method "))
+
+
+def test_a_method_that_fits_nothing_of_the_model_is_one_clear_line():
+    with pytest.raises(UserError, match=r"^unknown target of method lora 'quary'; .* \(did you mean 'query'\?\)$"):
+        methods.load("lora").apply(tiny_run.network(), methods.parameters("lora", {"targets": ["quary"]}))
+    with pytest.raises(UserError, match="method last-k: layers 3 of a model that has 2"):
+        methods.load("last-k").apply(tiny_run.network(), methods.parameters("last-k", {"layers": 3}))
+    with pytest.raises(UserError, match="method last-k: layers 2 of a model that has 0"):
+        methods.load("last-k").apply(torch.nn.Linear(2, 2), methods.parameters("last-k", {}))
+
+
+def test_lora_refuses_a_matrix_that_is_shared():
+    """Merged, its addition would change the embeddings too."""
+    with pytest.raises(
+        UserError, match=r"target cls.predictions.decoder of method lora: its matrix is also that of bert"
+    ):
+        methods.load("lora").apply(tiny_run.network(), methods.parameters("lora", {"targets": ["decoder"]}))
+
+
+def test_what_leads_from_the_embeddings_to_the_layers_is_frozen_with_them():
+    from transformers import AutoConfig, AutoModelForMaskedLM
+
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    model = AutoModelForMaskedLM.from_config(AutoConfig.for_model("electra", embedding_size=8, vocab_size=50, **shape))
+    methods.load("freeze-bottom").apply(model, methods.parameters("freeze-bottom", {}))
+    assert {"electra.embeddings_project.weight", "electra.embeddings_project.bias"} <= frozen(model)
+    assert "electra.encoder.layer.1.output.dense.weight" in trained(model)

@@ -5,6 +5,7 @@ import sys
 from html import unescape
 from html.parser import HTMLParser
 
+import polars as pl
 import pytest
 import synthetic
 
@@ -174,7 +175,7 @@ def test_without_a_peak_rate_only_the_padding_is_shown(plain):
 
 def test_work_that_was_not_counted_has_no_column_and_where_some_was_a_reason(tmp_path):
     def older(row):
-        return {**row, "measurement": {k: v for k, v in row["measurement"].items() if k != "num_head_positions"}}
+        return {**row, "measurement": {k: v for k, v in row["measurement"].items() if k != "phases"}}
 
     def some(row):
         return older(row) if row["spec"]["batch_size"] == 32 else row
@@ -182,6 +183,33 @@ def test_work_that_was_not_counted_has_no_column_and_where_some_was_a_reason(tmp
     assert "Spent on padding" not in words(page(tmp_path / "all", older))
     text = words(page(tmp_path / "some", some))
     assert "Where it is missing: the record was written before FLOPs were counted." in text
+
+
+def test_what_was_chosen_is_shown_with_its_predicted_and_counted_cost(tmp_path):
+    grid, found = build(tmp_path, synthetic.choosing, synthetic.METHODS)
+    text, chosen = words(report.build(grid, found)), found.selections.filter(pl.col("name").str.starts_with("random"))
+    begin = text.index("Which tensors trained, and at what cost")
+    assert text.index("All configurations") < begin < text.index("Under which conditions")
+    costs = " ".join(f"{chosen[column].mean():.3f}" for column in ("predicted_cost", "counted_cost", "floor"))
+    tensors, gap = f"{chosen['num_chosen'].mean():#.3g} of 42", f"{100 * chosen['gap'].max():#.3g} %"
+    name = "random rho=0.5 single fp32 bs32"
+    assert f"{name} 6 in 3 runs flops 0.5 {costs} 50.0 ms 250 ms {tensors} 25.0 % 80.0 % {gap}" in text[begin:]
+    assert "of seconds on the run's device" not in text and "counted cost is missing" not in text
+
+
+def test_a_choice_whose_cost_was_not_counted_has_a_dash_and_a_reason(tmp_path):
+    def change(row):
+        first = {"objective": "time", "flop_reason": "einsum is not counted"} if row["spec"]["repeat"] == 1 else {}
+        return synthetic.choosing(row, importance_share=None, gap=0.0, **first)
+
+    text = words(page(tmp_path, change, synthetic.METHODS))
+    assert re.search(r"6 in 3 runs time 0\.5 0\.49\d – 0\.350 50\.0 ms 250 ms [\d.]+ of 42 25\.0 % – < 0\.01 %", text)
+    assert "Where the counted cost is missing: einsum is not counted." in text
+    assert "the prediction is of seconds on the run's device" in text
+
+
+def test_where_no_method_chooses_there_is_no_such_section(plain):
+    assert "Which tensors trained" not in words(plain) and "chart-tensors" not in plain
 
 
 def test_one_repeat_has_no_interval(tmp_path):
@@ -283,18 +311,21 @@ def browse(tmp_path, html):
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium to open the report with")
-@pytest.mark.parametrize("case", ["ok", "measured, two models", "failed", "gpu"])
+@pytest.mark.parametrize("case", ["ok", "measured, two models", "failed", "gpu", "choosing"])
 def test_every_chart_renders_without_network(tmp_path, case):
     change = {
         "ok": lambda row: row,
         "measured, two models": synthetic.measured,
         "failed": lambda row: synthetic.failed(row, "oom", "full"),
         "gpu": synthetic.on_gpus,
+        "choosing": synthetic.choosing,
     }[case]
-    axes = {"model": ["tiny", "other"]} if "two" in case else None
+    axes = {"model": ["tiny", "other"]} if "two" in case else synthetic.METHODS if case == "choosing" else None
     sections = synthetic.GPU_CONFIG if case == "gpu" else {}
     html, console = browse(tmp_path, page(tmp_path, change, axes, **sections))
-    for name in charts.CHARTS:
+    drawn = re.findall(r'id="chart-(\w+)"', html)
+    assert set(charts.CHARTS) - set(drawn) == (set() if case == "choosing" else {"tensors"})
+    for name in drawn:
         start = html.index(f'id="chart-{name}"')
         figure = html[start : html.index("</figure>", start)]
         assert "<svg" in figure and figure.count("<path") > 2, name

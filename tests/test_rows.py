@@ -1,10 +1,11 @@
-"""What a record says of environment and conditions, and which runs are flagged."""
+"""What a record says of environment, conditions and choices, and which runs are flagged."""
 
 from __future__ import annotations
 
 import pytest
 import synthetic
 
+from joulesweep import tables
 from joulesweep.aggregate import aggregate
 from joulesweep.rows import fingerprint
 
@@ -108,3 +109,74 @@ def test_a_flag_that_is_there_is_not_added_again(tmp_path):
         return synthetic.flagged(synthetic.measured(row), "shared_host", "seen by the run itself")
 
     assert shared(tmp_path, [(0, 10), (5, 15)], meter) == [True, True]
+
+
+def selections(tmp_path, change, axes=None):
+    grid, runs = synthetic.write_sweep(tmp_path, synthetic.raw_config(axes), change)
+    return aggregate(grid, runs).selections
+
+
+GREEN = {**synthetic.METHODS, "method": [{"greentrainer": {"rho": 0.5}}], "repeats": 1}
+
+
+def test_a_choice_is_told_as_the_record_has_it(tmp_path):
+    written = []
+
+    def change(row):
+        written.append(synthetic.choosing(row))
+        return written[-1]
+
+    found = selections(tmp_path, change, GREEN).to_dicts()
+    phases = [phase for phase in written[0]["measurement"]["phases"] if phase["kind"] == "training"]
+    assert len(found) == len(phases) == 2
+    for row, phase in zip(found, phases, strict=True):
+        assert {key: row[key] for key in row if key in phase} == {key: phase[key] for key in row if key in phase}
+        assert row["num_chosen"] == len(phase["chosen"]) < row["num_candidates"] == 42 and row["rho"] == 0.5
+        assert row["counted_cost"] == pytest.approx(1.01 * row["predicted_cost"]) and row["cost_reason"] is None
+        assert (row["rating_s"], row["step_s"]) == (0.25, 3.0 / phase["num_steps"])
+
+
+def test_counted_cost_by_hand(tmp_path):
+    every = {"token": 6.0, "head_position": 60.0, "token_pair": 3.0}
+    every |= {"recomputed_token": 2.0, "recomputed_token_pair": 1.0}
+    chosen = {"token": 3.0, "head_position": 40.0, "token_pair": 1.0}
+    counts = {"num_tokens": 100, "num_predicted": 10, "num_token_pairs": 1000}
+
+    def change(row):
+        row = synthetic.choosing(row, flop_coefficients=chosen, **counts, num_padded_tokens=10**9)
+        for phase in row["measurement"]["phases"]:
+            phase["flop_coefficients"] = every if phase["kind"] == "rating" else chosen
+        return row
+
+    expected = (300 + 400 + 1000) / (800 + 600 + 4000)
+    assert selections(tmp_path, change, GREEN)["counted_cost"].to_list() == pytest.approx([expected] * 2)
+
+
+@pytest.mark.parametrize("kind", ["training", "rating"])
+def test_a_cost_that_was_not_counted_is_null_with_a_reason(tmp_path, kind):
+    def change(row):
+        row = synthetic.choosing(row)
+        for phase in row["measurement"]["phases"]:
+            if phase["kind"] == kind:
+                phase.update(flop_coefficients=None, bytes_per_step=None, flop_reason="einsum is not counted")
+        return row
+
+    found = selections(tmp_path, change, GREEN)
+    assert found["counted_cost"].count() == 0 and found["predicted_cost"].count() == 2
+    assert found["cost_reason"].to_list() == ["einsum is not counted"] * 2
+
+
+def test_a_choice_without_rating_before_it_is_not_counted(tmp_path):
+    def change(row):
+        row = synthetic.choosing(row)
+        row["measurement"]["phases"] = row["measurement"]["phases"][1:]
+        return row
+
+    first, second = selections(tmp_path, change, GREEN).to_dicts()
+    assert first["counted_cost"] is None and "nothing was counted" in first["cost_reason"]
+    assert second["counted_cost"] > 0
+
+
+def test_where_no_method_chooses_the_table_has_its_columns_and_no_row(tmp_path):
+    found = selections(tmp_path, lambda row: row)
+    assert found.is_empty() and dict(found.schema) == tables.SELECTIONS

@@ -56,6 +56,7 @@ def test_a_finished_sweep_has_all_its_files(sweep: Checkout) -> None:
         "epochs.parquet",
         "power.parquet",
         "runs.parquet",
+        "selections.parquet",
     ]
     for run in sweep.records():
         names = {path.name for path in (results / "runs" / run).iterdir()}

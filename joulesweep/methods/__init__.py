@@ -4,7 +4,12 @@ A method is a module `joulesweep/methods/<name>.py` (underscores for the hyphens
 
 * a docstring, whose first line describes it;
 * `Params`: a frozen dataclass of its parameters (raise ValueError in `__post_init__` for a bad value);
-* `apply(model, params)`: changes the model in place or returns another one, before it is wrapped.
+* `apply(model, params)`: changes the model in place or returns another one, before it is wrapped;
+* perhaps `importances(trainer, params, parameters, epoch)`: a number for each tensor that may train. The method then
+  chooses tensors every few epochs, see `joulesweep.adaptive`;
+* perhaps `merge(model)`: takes out again what `apply` added, before the trained model is saved.
+
+Every parameter has a default: the conformance test trains each method with them.
 
 No method file imports torch at module level: a config is validated without it. Nothing else needs to be edited.
 """
@@ -15,9 +20,12 @@ import dataclasses
 import importlib
 from pathlib import Path
 from types import ModuleType
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from joulesweep.errors import UserError, one_of
+
+if TYPE_CHECKING:
+    from joulesweep.spec import RunSpec
 
 #: What a parameter of a plain type may be given as; YAML writes a whole float without its dot.
 KINDS: dict[type, tuple[type, ...]] = {float: (float, int), int: (int,), str: (str,), bool: (bool,)}
@@ -42,6 +50,22 @@ def load(name: str) -> ModuleType:
     if name not in names():
         raise UserError(one_of("method", name, names()))
     return importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
+
+
+def chooses(name: str) -> bool:
+    """Whether a method chooses tensors while it trains."""
+    return hasattr(load(name), "importances")
+
+
+def impossible(spec: RunSpec) -> str | None:
+    """Say why a run's method cannot be combined with the rest of its spec, or None if it can."""
+    if not chooses(spec.method):
+        return None
+    if spec.strategy == "fsdp":
+        return f"method {spec.method}: fsdp shards tensors that train together; use single, dp or ddp"
+    if spec.engine != "eager":
+        return f"method {spec.method}: each choice of tensors is another step to prepare; use engine: [eager]"
+    return None
 
 
 def parameters(name: str, given: dict[str, Any]) -> Any:  # noqa: ANN401 - each method has its own dataclass

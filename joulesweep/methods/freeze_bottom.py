@@ -27,23 +27,13 @@ class Params:
 
 
 def apply(model: torch.nn.Module, params: Params) -> torch.nn.Module:
-    """Freeze the input embeddings and the first `fraction` of the longest list of layers.
-
-    An output projection tied to the embeddings freezes with them.
+    """Freeze the input embeddings and the first `fraction` of the longest list of layers; see `model.freeze_below`.
 
     Raises:
         UserError: the model has no list of layers.
     """
-    import torch
+    from joulesweep.model import freeze_below
 
-    stacks = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
-    if not stacks:
+    if not freeze_below(model, fraction=params.fraction):
         raise UserError("method freeze-bottom: the model has no list of layers")
-    layers = max(stacks, key=len)
-    frozen = [layers[i] for i in range(round(params.fraction * len(layers)))]
-    base = getattr(model, "base_model", model)
-    embeddings = [getattr(base, "embeddings", None) or model.get_input_embeddings()]  # type: ignore[operator]
-    for module in [*embeddings, *frozen]:
-        for parameter in module.parameters():
-            parameter.requires_grad_(False)
     return model

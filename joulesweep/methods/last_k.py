@@ -1,0 +1,40 @@
+"""Train the last layers and the output layer; freeze the rest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from joulesweep.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Params:
+    """Attributes.
+
+    layers: how many of the last layers train; the "FT-Top2" of Huang et al. 2024 (arXiv 2309.13192) has two.
+    """
+
+    layers: int = 2
+
+    def __post_init__(self) -> None:
+        """Refuse to train less than the output layer."""
+        if self.layers < 0:
+            raise ValueError(f"layers must be at least 0, got {self.layers}")
+
+
+def apply(model: torch.nn.Module, params: Params) -> torch.nn.Module:
+    """Freeze everything before the last `layers` of the longest list of layers; see `model.freeze_below`.
+
+    Raises:
+        UserError: the model has no list of so many layers.
+    """
+    from joulesweep.model import freeze_below
+
+    num_layers = freeze_below(model, num_trained=params.layers)
+    if num_layers < max(1, params.layers):
+        raise UserError(f"method last-k: layers {params.layers} of a model that has {num_layers}")
+    return model

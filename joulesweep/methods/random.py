@@ -1,0 +1,43 @@
+"""Random tensors within a share of full training's cost: what GreenTrainer's importances must beat."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from joulesweep.methods import greentrainer
+
+if TYPE_CHECKING:
+    import torch
+
+    from joulesweep.trainer import Trainer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Params:
+    """Attributes, as of `greentrainer.Params`: rho, objective, reselect_epochs."""
+
+    rho: float = 0.7
+    objective: str = "flops"
+    reselect_epochs: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse values that mean nothing."""
+        greentrainer.Params(rho=self.rho, objective=self.objective, reselect_epochs=self.reselect_epochs)
+
+
+def apply(model: torch.nn.Module, params: Params) -> torch.nn.Module:
+    """Leave every parameter trainable; `joulesweep.adaptive` chooses among them."""
+    return model
+
+
+def importances(
+    trainer: Trainer, params: Params, parameters: Mapping[str, torch.nn.Parameter], epoch: int
+) -> list[float]:
+    """A number between 0 and 1 for each tensor, drawn from seed and epoch: the same on every rank and machine."""
+    import torch
+
+    from joulesweep import data
+
+    return torch.rand(len(parameters), generator=data.generator("random", trainer.spec.repeat, epoch)).tolist()

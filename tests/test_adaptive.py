@@ -1,0 +1,376 @@
+"""Methods that choose tensors: what a choice costs, what it leaves alone, and that only what is chosen trains."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+
+import pytest
+import tiny_run
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoConfig, AutoModelForMaskedLM
+
+from joulesweep import adaptive, flops, methods, train, trainer
+from joulesweep.model import MaskedLanguageModel
+from joulesweep.trainer import Place
+
+pytestmark = pytest.mark.usefixtures("torch_as_it_was")
+
+CPU = torch.device("cpu")
+UNITS = {"token": 300.0, "head_position": 40.0, "token_pair": 4000.0}
+CHOOSING = [name for name in methods.names() if methods.chooses(name)]
+
+
+def core_of(kind="bert", **shape):
+    """A model on the meta device, with eager attention, which the oracle can count."""
+    with torch.device("meta"):
+        config = AutoConfig.for_model(kind, **shape)
+        return MaskedLanguageModel(AutoModelForMaskedLM.from_config(config, attn_implementation="eager").train())
+
+
+def train_only(core, chosen):
+    for name, parameter in core.model.named_parameters():
+        parameter.requires_grad_(name in chosen)
+
+
+def counted(core, rows=4, length=24):
+    """FLOPs of a forward and backward pass, as PyTorch counts them."""
+    ids = torch.zeros((rows, length), dtype=torch.long, device="meta")
+    with FlopCounterMode(display=False) as counter:
+        core.model(input_ids=ids).logits.sum().backward()
+    return counter.get_total_flops()
+
+
+def units(rows=4, length=24):
+    return {"token": rows * length, "head_position": rows * length, "token_pair": rows * length**2}
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "electra", "modernbert"])
+def test_training_everything_costs_what_the_coefficients_say(kind):
+    core = core_of(kind, num_hidden_layers=2)
+    found = adaptive.cost(core, UNITS)
+    coefficients = flops.coefficients(flops.traced(core).products)
+    assert found.full == pytest.approx(sum(coefficients[unit] * number for unit, number in UNITS.items()), rel=1e-12)
+    assert list(found.reach) == sorted(found.reach)
+    used = {name for name, _ in core.model.named_parameters()} & set(found.names)
+    assert len(used) == len(found.names)
+
+
+def test_the_order_is_that_of_execution_and_a_shared_matrix_lies_where_it_is_first_used():
+    found = adaptive.cost(core_of(num_hidden_layers=2), UNITS)
+    place = found.names.index
+    assert found.names[0] == "cls.predictions.bias"
+    assert place("bert.encoder.layer.1.output.dense.weight") < place("bert.encoder.layer.1.intermediate.dense.weight")
+    assert place("bert.encoder.layer.1.attention.self.query.weight") < place("bert.encoder.layer.0.output.dense.weight")
+    assert "word_embeddings" in found.names[-1] or "embeddings" in found.names[-1]
+    word = place("bert.embeddings.word_embeddings.weight")
+    assert found.reach[word] == found.reach[-1]
+    assert found.own[word] > 0  # as the output layer
+    assert found.own[place("bert.embeddings.LayerNorm.weight")] == 0
+
+
+@pytest.mark.parametrize(("num_layers", "tolerance"), [(2, 0.05), (12, 0.01)])
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+@pytest.mark.parametrize("rho", [0.4, 0.5, 0.7, 0.9])
+def test_predicted_flops_are_those_that_pytorch_counts(kind, num_layers, tolerance, rho):
+    """A small vocabulary, or the output layer alone would decide."""
+    core = core_of(kind, num_hidden_layers=num_layers, vocab_size=2000)
+    found = adaptive.cost(core, units())
+    assert found.full == pytest.approx(counted(core), rel=1e-9)
+    draw = torch.Generator().manual_seed(1)
+    choice = found.choose(torch.rand(len(found.names), generator=draw).tolist(), rho)
+    train_only(core, {name for name, taken in zip(found.names, choice.chosen, strict=True) if taken})
+    predicted, real = found.share(choice.chosen), counted(core) / found.full
+    assert predicted <= rho
+    assert real == pytest.approx(predicted, rel=tolerance)
+    assert real <= predicted * (1 + 1e-9)  # branches of a layer count as a chain: never less than the truth
+
+
+def test_any_choice_is_never_dearer_than_predicted():
+    core = core_of(num_hidden_layers=2, hidden_size=64, num_attention_heads=2, intermediate_size=96, vocab_size=100)
+    found = adaptive.cost(core, units())
+    for seed in range(20):
+        draw = torch.Generator().manual_seed(seed)
+        chosen = (torch.rand(len(found.names), generator=draw) < 0.2).tolist()
+        train_only(core, set(itertools.compress(found.names, chosen)))
+        assert counted(core) / found.full <= found.share(chosen) * (1 + 1e-9)
+
+
+def test_everything_fits_rho_1_and_nothing_a_rho_below_the_floor():
+    found = adaptive.cost(core_of(num_hidden_layers=2), UNITS)
+    assert all(found.choose([1.0] * len(found.names), 1.0).chosen)
+    assert sum(found.choose([1.0] * len(found.names), found.floor * 1.0001).chosen) >= 1
+    assert not any(found.choose([1.0] * len(found.names), found.floor * 0.999).chosen)
+
+
+def test_seconds_are_the_parts_of_a_step_divided():
+    core = core_of(num_hidden_layers=2)
+    plain = adaptive.cost(core, UNITS)
+    rates = adaptive.Rates(forward_s=3.0, chain_s=4.0, backward_s=9.0, optimizer_s=2.0)
+    sizes = {name: parameter.nbytes for name, parameter in core.model.named_parameters()}
+    found = plain.in_seconds(rates, sizes)
+    assert found.names == plain.names
+    assert (found.forward, found.reach[-1]) == (3.0, pytest.approx(4.0))
+    assert found.full == pytest.approx(3.0 + 9.0 + 2.0)
+    bias = found.names.index("cls.predictions.transform.dense.bias")
+    share = sizes["cls.predictions.transform.dense.bias"] / sum(sizes[name] for name in found.names)
+    assert found.own[bias] == pytest.approx(2.0 * share)  # its gradient is no product
+    assert found.reach[bias] / 4.0 == pytest.approx(plain.reach[bias] / plain.reach[-1])
+
+
+def test_calibration_leaves_the_trainer_as_it_was(assemble):
+    built = assemble()
+    weights, rng = copy.deepcopy(built.core.state_dict()), torch.get_rng_state()
+    found = adaptive.calibrate(built, built.selector.cost.names[-1])
+    assert 0 < found.chain_s <= found.backward_s
+    assert found.forward_s > 0 < found.optimizer_s
+    assert all(torch.equal(value, weights[key]) for key, value in built.core.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert not built.optimizer.state
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in built.core.parameters())
+
+
+@pytest.fixture(scope="module")
+def assets(tmp_path_factory):
+    return tiny_run.assets(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def assemble(assets):
+    def assemble(**changes):
+        changes = {"method": "greentrainer", "method_params": {"rho": 0.6}, **changes}
+        place = Place(device=CPU, rank=0, world=1, local_rank=0)
+        return trainer.assemble(tiny_run.spec(**changes), assets.model_folder, assets.tokens, place)
+
+    return assemble
+
+
+@pytest.fixture
+def run(assets, tmp_path):
+    def run(**changes):
+        changes = {"method": "greentrainer", "method_params": {"rho": 0.6}, **changes}
+        return train.train(tiny_run.spec(**changes), assets.model_folder, assets.tokens, tmp_path)
+
+    return run
+
+
+def test_importance_is_the_fall_of_the_loss_by_a_fresh_step_of_adamw(assemble):
+    """By PyTorch's own optimizer, on a copy."""
+    built = assemble(weight_decay=0.1, method_params={"importance_batches": 2})
+    parameters = dict(built.core.model.named_parameters())
+    names = list(built.selector.cost.names)
+    built.open_phase("rating", 1)
+    found = built.selector.method.importances(
+        built, built.selector.params, {name: parameters[name] for name in names}, 1
+    )
+
+    other = copy.deepcopy(built.core).eval()
+    named = dict(other.model.named_parameters())
+    steps = list(itertools.islice(built.batches(1), 2))
+
+    def gradients():
+        other.zero_grad()
+        for (batch,), num_predicted in steps:
+            (other(*batch.tensors)[0, 0] / num_predicted / 2).backward()
+        return {name: named[name].grad.clone() for name in names}
+
+    before = {name: named[name].detach().clone() for name in names}
+    gradients()
+    groups = [
+        {"params": [p for p in named.values() if p.ndim > 1], "weight_decay": 0.1},
+        {"params": [p for p in named.values() if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    torch.optim.AdamW(groups, lr=built.spec.lr).step()
+    after = gradients()
+    expected = [-float(((named[name].detach() - before[name]) * after[name]).sum()) for name in names]
+    largest = max(map(abs, expected))
+    assert max(map(abs, found)) == pytest.approx(1.0)
+    assert found == pytest.approx([value / largest for value in expected], abs=1e-3)
+
+
+@pytest.mark.parametrize("name", CHOOSING)
+def test_rating_leaves_weights_gradients_optimizer_and_random_state_alone(assemble, name):
+    built = assemble(method=name)
+    built.core.train()
+    optimizer, weights = copy.deepcopy(built.optimizer.state_dict()), copy.deepcopy(built.core.state_dict())
+    rng = torch.get_rng_state()
+    built.open_phase("rating", 1)
+    parameters = dict(built.core.model.named_parameters())
+    built.selector.method.importances(built, built.selector.params, parameters, 1)
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert all(torch.equal(value, weights[key]) for key, value in built.core.state_dict().items())
+    assert built.optimizer.state_dict() == optimizer
+    assert all(parameter.grad is None for parameter in parameters.values())
+    assert built.core.training
+
+
+def test_only_what_is_chosen_trains_and_has_optimizer_state(assemble):
+    built = assemble()
+    before = copy.deepcopy(built.core.model.state_dict())
+    for epoch, _ in train._run_epochs(built):
+        assert epoch == 1
+    chosen = set(built.phases[-1]["chosen"])
+    named = dict(built.core.model.named_parameters())
+    assert 0 < len(chosen) < len(named)
+    assert {name for name, parameter in named.items() if parameter in built.optimizer.state} == chosen
+    changed = {name for name, parameter in named.items() if not torch.equal(parameter, before[name])}
+    assert changed == chosen
+
+
+def test_state_is_released_where_a_tensor_is_frozen_and_kept_where_it_goes_on(assemble, monkeypatch):
+    built = assemble(epochs=2, method_params={"rho": 0.7, "reselect_epochs": 1})
+    order = iter((lambda names: range(len(names)), lambda names: reversed(range(len(names)))))
+    monkeypatch.setattr(
+        built.selector.method,
+        "importances",
+        lambda trainer, params, parameters, epoch: [float(k + 1) for k in next(order)(list(parameters))],
+    )
+    list(train._run_epochs(built))
+    first, second = (set(phase["chosen"]) for phase in built.phases if phase["kind"] == "training")
+    assert first != second
+    named = dict(built.core.model.named_parameters())
+    taken = {name: int(built.optimizer.state[named[name]]["step"]) for name in second}
+    assert {name for name in named if named[name] in built.optimizer.state} == second
+    steps = built.steps_per_epoch
+    assert all(number == (2 * steps if name in first else steps) for name, number in taken.items())
+
+
+@pytest.mark.parametrize(("every", "epochs"), [(2, [1, 3, 5]), (0, [1]), (1, [1, 2, 3, 4, 5]), (4, [1, 5])])
+def test_tensors_are_chosen_anew_every_so_many_epochs(run, every, epochs):
+    phases = run(epochs=5, method_params={"reselect_epochs": every})["measurement"]["phases"]
+    assert [(phase["kind"], phase["epoch"]) for phase in phases] == [
+        (kind, epoch) for epoch in epochs for kind in ("rating", "training")
+    ]
+
+
+def test_rating_is_counted_apart_from_training(run):
+    measurement = run(epochs=2, method_params={"importance_batches": 2, "reselect_epochs": 0})["measurement"]
+    rating, training = measurement["phases"]
+    assert (rating["num_steps"], training["num_steps"]) == (4, measurement["num_steps"])  # twice two, before and after
+    assert measurement["num_texts"] == training["num_texts"]
+    assert rating["num_texts"] == 4 * 16
+    assert rating["flop_coefficients"]["token"] > training["flop_coefficients"]["token"]
+    assert rating["bytes_per_step"] > training["bytes_per_step"]
+
+
+def test_a_repeated_training_chooses_the_same_and_is_counted_once(run):
+    once, again = run(epochs=2), run(epochs=2, min_seconds=1.0)
+    assert again["measurement"]["num_passes"] > 1
+    one, other = ([{**phase, "elapsed_s": None} for phase in found["measurement"]["phases"]] for found in (once, again))
+    assert one == other
+    assert all(phase["elapsed_s"] > 0 for phase in again["measurement"]["phases"])
+    assert again["losses"] == once["losses"]
+
+
+def test_the_choice_keeps_the_budget_and_says_how_good_it_is(run):
+    for rho in (0.4, 0.6, 0.8):
+        phase = run(method_params={"rho": rho})["measurement"]["phases"][-1]
+        assert phase["floor"] < phase["predicted_cost"] <= rho
+        assert 0 <= phase["gap"] < 0.05
+        assert 0 < phase["trained_share"] < 1
+        assert 0 < phase["importance_share"] <= 1
+
+
+def test_what_is_chosen_depends_on_neither_batching_nor_head(run):
+    ways = [{"batching": "fixed", "head": "dense"}, {"batching": "packed"}, {"batching": "dynamic"}]
+    first, *others = ([phase.get("chosen") for phase in run(**way)["measurement"]["phases"]] for way in ways)
+    assert all(other == first for other in others)
+
+
+def test_random_choices_differ_by_seed_alone(run):
+    one, same, other = (
+        run(method="random", method_params={"rho": 0.6}, repeat=repeat)["measurement"]["phases"][-1]["chosen"]
+        for repeat in (1, 1, 2)
+    )
+    assert one == same != other
+
+
+def test_where_everything_harms_the_least_harmful_tensor_trains():
+    found = adaptive.cost(core_of(num_hidden_layers=2), UNITS)
+    importances = [-1.0 - k for k in range(len(found.names))]
+    choice = found.choose(importances, 0.7)
+    assert [k for k, taken in enumerate(choice.chosen) if taken] == [0]
+    assert (choice.importance, choice.gap) == (-1.0, 0.0)
+
+
+def test_importances_that_are_no_numbers_are_a_divergence(run, monkeypatch):
+    module = methods.load("greentrainer")
+    real = module.importances
+    broken = lambda *given: real(*given) if given[-1] < 3 else [math.nan] * len(given[2])  # noqa: E731
+    monkeypatch.setattr(module, "importances", broken)
+    with pytest.raises(train.Stop, match="the importances of the tensors were not finite before epoch 3") as stopped:
+        run(epochs=4)
+    assert stopped.value.outcome["status"] == "diverged"
+
+
+def test_a_rho_below_the_floor_is_refused_with_the_floor(run):
+    with pytest.raises(train.Stop, match=r"rho 0.2 is below the floor: .* take 0.\d+ of full training") as stopped:
+        run(method_params={"rho": 0.2})
+    assert stopped.value.outcome["status"] == "unsupported"
+
+
+@pytest.mark.parametrize("changes", [{"strategy": "fsdp", "devices": 2}, {"engine": "compile"}, {"engine": "graph"}])
+@pytest.mark.parametrize("name", CHOOSING)
+def test_what_a_choice_cannot_be_combined_with_is_known_beforehand(name, changes):
+    reason = methods.impossible(tiny_run.spec(method=name, **changes))
+    assert reason.startswith(f"method {name}: ")
+    assert methods.impossible(tiny_run.spec(**changes)) is None
+    assert methods.impossible(tiny_run.spec(method=name, strategy="ddp", devices=2)) is None
+
+
+def test_adapters_can_be_chosen_among(run):
+    phase = run(method_params={"rho": 0.95, "lora": {"r": 2}})["measurement"]["phases"][-1]
+    assert phase["chosen"]
+    assert all("lora_" in name for name in phase["chosen"])
+    assert phase["num_candidates"] == 8  # two matrices of query and of value, in two layers
+
+
+def test_skipped_steps_are_counted_across_choices(assemble):
+    """A scale that overflows: the first steps of the first epoch are left out, none of the second."""
+    built = assemble(precision="fp16-mixed", epochs=2, method_params={"rho": 0.7, "reselect_epochs": 1})
+    built.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**22)
+    list(train._run_epochs(built))
+    skipped = [phase["num_skipped_steps"] for phase in built.phases if phase["kind"] == "training"]
+    assert skipped[0] > skipped[1]
+    assert sum(skipped) == math.log2(2.0**22 / built.scaler.get_scale())  # each one halves the scale
+
+
+def test_a_checkpointed_layer_is_computed_again_as_a_whole():
+    """Whatever trains in it, were it only its last bias."""
+    core = core_of(num_hidden_layers=2, vocab_size=200)
+    core.model.activation_checkpointing_enable({"use_reentrant": False})
+    core.model.disable_input_require_grads()
+    found = adaptive.cost(core, units())
+    whole = counted(core)
+    assert found.full == pytest.approx(whole, rel=1e-9)
+    for name in ("layer.1.output.LayerNorm.weight", "layer.1.output.dense.weight", "layer.0.output.LayerNorm.bias"):
+        name = f"bert.encoder.{name}"
+        train_only(core, {name})
+        real = counted(core) / whole
+        assert found.share([other == name for other in found.names]) == pytest.approx(real, rel=0.05)
+        work = flops.described(core)["flop_coefficients"]
+        total = sum((work[unit] + work.get(f"recomputed_{unit}", 0.0)) * number for unit, number in units().items())
+        assert total / whole == pytest.approx(real, rel=1e-9)
+
+
+def test_seconds_are_calibrated_by_a_tensor_without_a_product_of_its_own(assemble, monkeypatch):
+    """BERT's deepest is the table of tokens, which is the output layer's matrix too."""
+    given = []
+    real = adaptive.calibrate
+    monkeypatch.setattr(adaptive, "calibrate", lambda trainer, deepest: given.append(deepest) or real(trainer, deepest))
+    built = assemble(method_params={"rho": 0.9, "objective": "time"})
+    (deepest,) = given
+    assert "word_embeddings" not in deepest
+    place = built.selector.cost.names.index(deepest)
+    assert built.selector.cost.reach[place] == built.selector.cost.reach[-1]
+
+
+def test_a_model_that_cannot_be_counted_is_unsupported(assemble, monkeypatch):
+    def broken(core):
+        raise RuntimeError("Tensor.item() cannot be called on meta tensors")
+
+    monkeypatch.setattr(flops, "traced", broken)
+    with pytest.raises(train.Stop, match=r"cannot be counted: RuntimeError: Tensor\.item"):
+        assemble()
