@@ -15,9 +15,9 @@ from joulesweep.stats import mean_interval, paired_ratio
 #: The axes that say how the same training is computed, beside strategy, devices and precision.
 LAYOUT = ("batching", "head", "engine", "micro_batch_size", "checkpoint_activations")
 #: What a baseline shares with the first configuration of the grid, beside the micro-batch size.
-WAY = ("strategy", "precision", "batching", "head", "engine", "checkpoint_activations")
+WAY = ("method", "method_params", "strategy", "precision", "batching", "head", "engine", "checkpoint_activations")
 #: What a cell shares with its baseline; one device has both scopes of the batch size in one.
-TRAINED = ("model", "dataset", "task", "method", "method_params", "batch_size", "lr", "environment")
+TRAINED = ("model", "dataset", "task", "batch_size", "lr", "environment")
 
 
 def tabulate(runs: pl.DataFrame, axes: dict[str, Any]) -> pl.DataFrame:
@@ -96,8 +96,9 @@ def unranked(cells: pl.DataFrame) -> str | None:
 def _compare(rows: list[dict[str, Any]], runs: pl.DataFrame, axes: dict[str, Any]) -> None:
     """Fill in each cell's baseline and its speed-up over it.
 
-    The baseline computes as the grid's first configuration does, and trains the same. It is the same way of computing
-    for all: where it did not finish there is no speed-up, rather than one over something else.
+    The baseline trains by the method of the grid's first configuration and computes as that does, with the same model,
+    texts, batch size and learning rate. It is the same way for all: where it did not finish there is no speed-up,
+    rather than one over something else.
     """
     ok = runs.filter(pl.col("status") == "ok").select("cell", "environment", "repeat", "samples_per_s")
     speeds: dict[tuple[str, str], dict[int, float]] = {}
