@@ -23,9 +23,9 @@ from benchmarks.peers import CACHE, machine
 from joulesweep import adaptive, launch, record, train
 from joulesweep.environment import resolve_accelerator
 from joulesweep.spec import from_mapping
-from joulesweep.trainer import Trainer, assemble, prepare_process
+from joulesweep.trainer import Stop, Trainer, assemble, prepare_process
 
-RHOS = (0.4, 0.5, 0.7)
+RHOS = (0.4, 0.45, 0.5, 0.7)
 OBJECTIVES = ("flops", "time")
 
 
@@ -62,13 +62,15 @@ def main() -> None:
     rows = []
     for objective, rho in itertools.product(OBJECTIVES, RHOS):
         spec = replace(base, method="greentrainer", method_params={"rho": rho, "objective": objective})
-        trainer = assemble(spec, assets.model_folder, assets.tokens, place)
+        try:
+            trainer = assemble(spec, assets.model_folder, assets.tokens, place)
+        except Stop as refused:
+            rows.append({"objective": objective, "rho": rho, "refused": refused.outcome["reason"]})
+            print(refused.outcome["reason"])
+            continue
         rows.append({"objective": objective, "rho": rho, **compared(trainer, args.steps)})
-        print(
-            "{objective:>5} rho {rho}: predicted {predicted:.3f}, measured {measured:.3f}, off by {off:+.1%}".format(
-                **rows[-1]
-            )
-        )
+        told = "{objective:>5} rho {rho}: predicted {predicted:.3f}, measured {measured:.3f}, off by {off:+.1%}"
+        print(told.format(**rows[-1]))
     boards: list[Any] = []
     if args.json:
         about = {
