@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from joulesweep.trainer import Trainer
 
 OBJECTIVES = ("flops", "time")
+NOISE = 1e-6  # of the largest importance; sums in float32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,4 +92,6 @@ def importances(
         for name, parameter in parameters.items():
             parameter.copy_(before[name])
     found = torch.stack([-(first[name] * second[name]).sum() for name in parameters]).double()
-    return (found / found.abs().max().clamp_min(1e-300)).tolist()
+    found /= found.abs().max().clamp_min(1e-300)
+    # What is nothing but rounding has no sign: an attention's key biases would be chosen by lot.
+    return found.masked_fill(found.abs() < NOISE, 0.0).tolist()
