@@ -149,8 +149,7 @@ def cost(core: MaskedLanguageModel, units: Mapping[str, float]) -> Cost:
     try:
         trace = flops.traced(core)
     except Exception as error:  # whatever a foreign model does
-        reason = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
-        raise ValueError(f"the model's products cannot be counted: {reason}") from error
+        raise ValueError(flops.uncounted(error)) from error
     trained = {name for name, parameter in core.model.named_parameters() if parameter.requires_grad}
     own = {name: 0.0 for name in trace.reached_by if name in trained}
     forward, activations = 0.0, []
@@ -169,7 +168,9 @@ def cost(core: MaskedLanguageModel, units: Mapping[str, float]) -> Cost:
         index, within = trace.reached_by[name], trace.layers[name]
         layers = {product.layer for product in trace.products[index:]} | {within}
         reach[name] = sum(activations[index:]) + sum(again[layer] for layer in layers if layer is not None)
-    names = sorted(own, key=lambda name: (reach[name], -list(own).index(name)))
+    names = list(own)
+    names.reverse()  # of those with one reach the one that is executed last comes first
+    names.sort(key=reach.__getitem__)
     return Cost(
         names=tuple(names),
         own=tuple(own[name] for name in names),
@@ -189,36 +190,32 @@ def calibrate(trainer: Trainer, deepest: str) -> Rates:
     """
     core, place = trainer.core, trainer.place
     parameters = {name: parameter for name, parameter in core.model.named_parameters() if parameter.requires_grad}
-    rng = torch.get_rng_state()
-    cuda_rng = torch.cuda.get_rng_state_all() if place.device.type == "cuda" else []
     began_s = time.perf_counter()
     for group in trainer.optimizer.param_groups:
         group["lr"] = 0.0
-    (batches, num_predicted), *_ = trainer.batches(epoch=1)
+    batches, num_predicted = next(trainer.batches(epoch=1))
     inputs = [[None if tensor is None else tensor.to(place.device) for tensor in batch.tensors] for batch in batches]
     core.train()
     found: dict[bool, list[list[float]]] = {True: [], False: []}
-    for _, whole in itertools.product(range(6), (True, False)):
-        for name, parameter in parameters.items():
-            parameter.requires_grad_(whole or name == deepest)
-        marks = [0.0, 0.0, 0.0]
-        for tensors in inputs:
-            marks[0] -= _now(place)
-            loss = core(*tensors)[:, 0].sum() / num_predicted
-            middle_s = _now(place)
-            torch.autograd.backward(loss)
-            marks[0], marks[1] = marks[0] + middle_s, marks[1] + _now(place) - middle_s
-        marks[2] -= _now(place)
-        trainer.optimizer.step()
-        marks[2] += _now(place)
-        trainer.optimizer.zero_grad(set_to_none=True)
-        found[whole].append(marks)
+    with torch.random.fork_rng(range(torch.cuda.device_count()) if place.device.type == "cuda" else []):
+        for _, whole in itertools.product(range(6), (True, False)):
+            for name, parameter in parameters.items():
+                parameter.requires_grad_(whole or name == deepest)
+            marks = [0.0, 0.0, 0.0]
+            for tensors in inputs:
+                marks[0] -= _now(place)
+                loss = core(*tensors)[:, 0].sum() / num_predicted
+                middle_s = _now(place)
+                torch.autograd.backward(loss)
+                marks[0], marks[1] = marks[0] + middle_s, marks[1] + _now(place) - middle_s
+            marks[2] -= _now(place)
+            trainer.optimizer.step()
+            marks[2] += _now(place)
+            trainer.optimizer.zero_grad(set_to_none=True)
+            found[whole].append(marks)
     for parameter in parameters.values():
         parameter.requires_grad_(True)
     trainer.optimizer.state.clear()
-    torch.set_rng_state(rng)
-    if cuda_rng:
-        torch.cuda.set_rng_state_all(cuda_rng)
     least = torch.tensor([[min(values) for values in zip(*found[whole][1:], strict=True)] for whole in (True, False)])
     least = place.reduced(least.to(place.device)) / place.world  # every rank predicts the same
     (forward_s, backward_s, optimizer_s), (_, chain_s, _) = least.tolist()

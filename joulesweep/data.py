@@ -190,7 +190,7 @@ class Batch:
         answers: int64 [rows, length], `IGNORED` where nothing is predicted; or [chosen] if positions were chosen.
         chosen: int64 [chosen], places in the flattened rows that are predicted; filled up (`round_up`)
             with places whose answer is `IGNORED`. None with a dense head, and with scattered rows.
-        counts: what the pass computes; see `COUNTED`.
+        counts: what the pass computes; see `measurement.COUNTED`.
     """
 
     input_ids: torch.Tensor
@@ -204,19 +204,6 @@ class Batch:
     def tensors(self) -> list[torch.Tensor | None]:
         """The arguments of `model.MaskedLanguageModel.forward`, in its order."""
         return [self.input_ids, self.segments, self.answers, self.position_ids, self.chosen]
-
-
-#: What a batch counts: texts; real tokens and positions computed; predicted tokens and positions at which the head is
-#: computed; pairs of tokens within texts and pairs computed by attention.
-COUNTED = (
-    "num_texts",
-    "num_tokens",
-    "num_padded_tokens",
-    "num_predicted",
-    "num_head_positions",
-    "num_token_pairs",
-    "num_padded_token_pairs",
-)
 
 
 def steps(

@@ -104,10 +104,10 @@ def totals(phases: Sequence[Mapping[str, Any]]) -> dict[str, float]:
             units that are computed (`COMPUTED`), and its kind.
     """
     trained = [phase for phase in phases if phase["kind"] == "training"]
-    useful, computed = (sum(_flops(phase, names) for phase in trained) for names in (USEFUL, COMPUTED))
-    again = sum(map(_recomputed, trained))
+    useful, computed = (sum(flops(phase, names) for phase in trained) for names in (USEFUL, COMPUTED))
+    again = sum(recomputed(phase, COMPUTED) for phase in trained)
     rated = [phase for phase in phases if phase["kind"] == "rating"]
-    rating = sum(_flops(phase, COMPUTED) + _recomputed(phase) for phase in rated)
+    rating = sum(flops(phase, COMPUTED) + recomputed(phase, COMPUTED) for phase in rated)
     return {
         "useful_flops": useful,
         "executed_flops": computed + again + rating,
@@ -116,11 +116,13 @@ def totals(phases: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     }
 
 
-def _recomputed(phase: Mapping[str, Any]) -> float:
-    return _flops(phase, COMPUTED[::2], ("recomputed_token", "recomputed_token_pair"))
+def recomputed(phase: Mapping[str, Any], counts: Sequence[str]) -> float:
+    """FLOPs that checkpointing adds to a phase, on its `USEFUL` or its `COMPUTED` counts."""
+    return flops(phase, counts[::2], ("recomputed_token", "recomputed_token_pair"))
 
 
-def _flops(phase: Mapping[str, Any], counts: Sequence[str], units: Sequence[str] = COEFFICIENTS) -> float:
+def flops(phase: Mapping[str, Any], counts: Sequence[str], units: Sequence[str] = COEFFICIENTS) -> float:
+    """FLOPs of a phase on its `USEFUL` or its `COMPUTED` counts."""
     coefficients = phase["flop_coefficients"]
     return sum(
         float(coefficients.get(unit, 0.0)) * float(phase[count]) for unit, count in zip(units, counts, strict=True)
@@ -142,10 +144,10 @@ def columns(found: Mapping[str, Any]) -> dict[str, Any]:
     reason = _uncounted(measurement)
     if reason is not None:
         return {"flop_reason": reason, "floor_reason": reason}
-    flops = totals(measurement["phases"])
+    work = totals(measurement["phases"])
     moved = {phase["bytes_per_step"] for phase in measurement["phases"] if phase["kind"] == "training"}
     same = {"bytes_per_step": moved.pop()} if len(moved) == 1 else {}
-    return {**flops, **same, "flop_reason": None, **_against_peak(found, flops["useful_flops"])}
+    return {**work, **same, "flop_reason": None, **_against_peak(found, work["useful_flops"])}
 
 
 def _uncounted(measurement: Mapping[str, Any]) -> str | None:

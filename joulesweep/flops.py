@@ -106,8 +106,12 @@ def described(core: MaskedLanguageModel, shards: int = 1) -> dict[str, Any]:
             "flop_reason": None,
         }
     except Exception as error:  # whatever a foreign model does: a count is not worth a training
-        reason = f"the model's products cannot be counted: {type(error).__name__}: {str(error).splitlines()[0][:200]}"
-        return {"flop_coefficients": None, "bytes_per_step": None, "flop_reason": reason}
+        return {"flop_coefficients": None, "bytes_per_step": None, "flop_reason": uncounted(error)}
+
+
+def uncounted(error: Exception) -> str:
+    """Why `traced` failed, in one line."""
+    return f"the model's products cannot be counted: {type(error).__name__}: {str(error).splitlines()[0][:200]}"
 
 
 def coefficients(products: list[Product], trained: Set[int | None] = frozenset()) -> dict[str, float]:

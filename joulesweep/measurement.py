@@ -74,7 +74,8 @@ def _phase(of_ranks: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {**of_ranks[0], **{name: sum(phase[name] for phase in of_ranks) for name in COUNTED}}
 
 
-#: As `data.COUNTED` describes them; that module imports torch.
+#: What a batch counts: texts; real tokens and positions computed; predicted tokens and positions at which the head is
+#: computed; pairs of tokens within texts and pairs computed by attention.
 COUNTED = (
     "num_texts",
     "num_tokens",

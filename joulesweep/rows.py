@@ -209,13 +209,7 @@ def _counted(phase: Mapping[str, Any], rating: Mapping[str, Any] | None) -> dict
     reason = UNRATED if rating is None else phase["flop_reason"] or rating["flop_reason"]
     if rating is None or reason:
         return {"counted_cost": None, "cost_reason": reason}
-    chosen, every = (_flops(one["flop_coefficients"], phase) for one in (phase, rating))
+    mixed = [{**phase, "flop_coefficients": one["flop_coefficients"]} for one in (phase, rating)]
+    # With what checkpointing computes again: the prediction has that too.
+    chosen, every = (floors.flops(one, floors.USEFUL) + floors.recomputed(one, floors.USEFUL) for one in mixed)
     return {"counted_cost": chosen / every, "cost_reason": None}
-
-
-def _flops(coefficients: Mapping[str, float], counts: Mapping[str, int]) -> float:
-    """Of training on the useful tokens; with what checkpointing computes again, since the prediction has that too."""
-    return sum(
-        (coefficients.get(unit, 0.0) + coefficients.get(f"recomputed_{unit}", 0.0)) * counts[name]
-        for unit, name in zip(floors.COEFFICIENTS, floors.USEFUL, strict=True)
-    )

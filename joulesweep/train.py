@@ -32,8 +32,9 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from joulesweep import adaptive, engine, memory, strategy
-from joulesweep.data import COUNTED, Batch
+from joulesweep.data import Batch
 from joulesweep.errors import UserError
+from joulesweep.measurement import COUNTED
 from joulesweep.meter import Meter
 from joulesweep.record import write_json
 from joulesweep.scoring import save, score

@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from joulesweep import adaptive, data, engine, flops, kernels, methods, precision, strategy
 from joulesweep.errors import UserError
+from joulesweep.measurement import COUNTED
 from joulesweep.memory import copy_weights, load_weights
 from joulesweep.model import MaskedLanguageModel, build, packs_exactly
 from joulesweep.spec import RunSpec
@@ -78,8 +79,8 @@ class Trainer:
         work: what a step should cost by the model's shapes, from `flops.described`.
         selector: of a method that chooses tensors while it trains, else None.
         phases: of the training, in order: spans in which the same tensors trained or were rated. Each is a row of the
-            record: kind "training" or "rating", the epoch that it began with, num_steps, the counts of `data.COUNTED`,
-            and what `adaptive.choose` said of its choice.
+            record: kind "training" or "rating", the epoch that it began with, num_steps, the counts of
+            `measurement.COUNTED`, and what `adaptive.choose` said of its choice.
         began_s: when the present phase began, on the monotonic clock.
         taken: with loss scaling, the optimizer steps that each tensor had taken when the phase began.
         graphed: replays the step, with engine graph.
@@ -126,7 +127,7 @@ class Trainer:
 
     def open_phase(self, kind: str, epoch: int, **more: Any) -> None:  # noqa: ANN401 - entries of a record
         """Count into a new phase from here on."""
-        counts = dict.fromkeys(("num_steps", "num_skipped_steps", *data.COUNTED), 0)
+        counts = dict.fromkeys(("num_steps", "num_skipped_steps", *COUNTED), 0)
         self.phases.append({"kind": kind, "epoch": epoch, "elapsed_s": 0.0, **counts, **more})
         self.began_s = time.monotonic()
         self.taken = self._steps_taken()
@@ -136,7 +137,7 @@ class Trainer:
         phase = self.phases[-1]
         phase["num_steps"] += 1
         for batch in batches:
-            for name in data.COUNTED:
+            for name in COUNTED:
                 phase[name] += batch.counts[name]
 
     def close_epoch(self) -> None:

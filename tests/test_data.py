@@ -12,7 +12,7 @@ import tiny_run
 import torch
 from safetensors.torch import save_file
 
-from joulesweep import data
+from joulesweep import data, measurement
 from joulesweep.errors import UserError
 
 SPECIAL = [tiny_run.CLS, tiny_run.SEP]
@@ -259,7 +259,7 @@ def test_what_a_batch_counts_is_what_it_holds(corpus, layout, world):
             "num_token_pairs": sum(length * length for length in texts),
             "num_padded_token_pairs": rows * length * length,
         }
-        assert set(batch.counts) == set(data.COUNTED)
+        assert set(batch.counts) == set(measurement.COUNTED)
         assert batch.answers.numel() == (rows * length if layout.scattered else num_chosen)
         num_empty += not texts
     assert sum(batch.counts["num_texts"] for step in steps for batch in batches_of(step)) == tiny_run.NUM_TEXTS

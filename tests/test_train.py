@@ -12,7 +12,7 @@ import tiny_run
 import torch
 from torch.nn import functional
 
-from joulesweep import data, engine, precision, train
+from joulesweep import data, engine, measurement, precision, train
 from joulesweep.data import IGNORED
 from joulesweep.model import MaskedLanguageModel
 from joulesweep.spec import full
@@ -155,7 +155,7 @@ def test_passes_after_the_first_leave_no_trace_in_what_was_learned(with_dropout,
     assert quality(long) == quality(once)
     assert [row["train_loss"] for row in long["epochs"]] == [row["train_loss"] for row in once["epochs"]]
     assert len(long["epochs"]) == len(once["epochs"]) == 3
-    for name in ("num_steps", "num_skipped_steps", *data.COUNTED):
+    for name in ("num_steps", "num_skipped_steps", *measurement.COUNTED):
         assert long["measurement"][name] == once["measurement"][name]
     assert all(torch.equal(model[name], same_model[name]) for name in model)
 
