@@ -131,14 +131,32 @@ class DatasetConfig(Section):
     """One named set of texts."""
 
     source: TextSource
-    format: Annotated[Literal["jsonl", "csv", "text", "vizwiz", "hub"], Field(description="how to read it")]
+    format: Annotated[
+        Literal["jsonl", "csv", "text", "vizwiz", "hub", "scitldr", "dialogsum"], Field(description="how to read it")
+    ]
     field: Annotated[str | None, Field(description="the field that holds the text (jsonl, csv, hub)")] = None
+    target: Annotated[
+        str | None,
+        Field(description="the field that holds the target text, or a list of which the first is trained on"),
+    ] = None
+    choices: Annotated[
+        str | None, Field(description="the field that holds a list of texts, one of them right (jsonl, hub)")
+    ] = None
+    answer: Annotated[str | None, Field(description="the field that holds the right one's index, from 0")] = None
+    prompt: Annotated[str, Field(description="what stands around a text before its target")] = "{source}"
     split: Annotated[
         Literal["random", "unique"],
         Field(description="random: texts drawn one by one; unique: equal texts stay on one side"),
     ] = "random"
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     split_seed: Annotated[int, Field(ge=0)] = 0
+
+    @field_validator("prompt")
+    @classmethod
+    def _one_source(cls, prompt: str) -> str:
+        if re.findall(r"\{source\}|[{}]", prompt) != ["{source}"]:
+            raise ValueError(f"must have {{source}} once and no other braces, got {prompt!r}")
+        return prompt
 
     @model_validator(mode="after")
     def _field_where_needed(self) -> DatasetConfig:
@@ -148,6 +166,25 @@ class DatasetConfig(Section):
         if isinstance(self.source, HubDataSource) != (self.format == "hub"):
             raise ValueError("format: a hub source is read with format hub, and only that")
         return self
+
+    @model_validator(mode="after")
+    def _targets_where_they_can_be(self) -> DatasetConfig:
+        formats = {"target": ("jsonl", "csv", "hub"), "choices": ("jsonl", "hub"), "answer": ("jsonl", "hub")}
+        for key, allowed in formats.items():
+            if getattr(self, key) is not None and self.format not in allowed:
+                raise ValueError(f"{key}: has no meaning with format {self.format}")
+        if (self.choices is None) != (self.answer is None):
+            raise ValueError("choices and answer go together")
+        if self.target is not None and self.choices is not None:
+            raise ValueError("target: has no meaning with choices, of which the answer is the target")
+        if self.prompt != "{source}" and not self.has_targets:
+            raise ValueError("prompt: has no meaning without targets")
+        return self
+
+    @property
+    def has_targets(self) -> bool:
+        """Whether each text has a target, which is what makes a prompt of it."""
+        return self.target is not None or self.choices is not None or self.format in ("scitldr", "dialogsum")
 
 
 Axis = Annotated[list[Any], Field(min_length=1)]

@@ -155,10 +155,15 @@ def model_key(name: str, source: dict[str, Any]) -> str:
     return f"{name}-{short_hash(source)}"
 
 
+def text_source(source: dict[str, Any]) -> dict[str, Any]:
+    """What of a data set's place in the spec describes its texts; how it is split does not change them."""
+    keys = ("source", "format", "field", "target", "choices", "answer", "prompt")
+    return {key: source[key] for key in keys if key in source}
+
+
 def dataset_key(name: str, source: dict[str, Any]) -> str:
-    """Folder name of a fetched data set; how it is split does not change its texts."""
-    texts = {key: value for key, value in source.items() if key in ("source", "format", "field")}
-    return f"{name}-{short_hash(texts)}"
+    """Folder name of a fetched data set."""
+    return f"{name}-{short_hash(text_source(source))}"
 
 
 def _shared(config: SweepConfig, where: str) -> dict[str, Any]:

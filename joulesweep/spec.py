@@ -50,6 +50,10 @@ OMISSION: dict[str, Any] = {
 SOURCE_OMISSION: dict[str, Any] = {
     "tokenizer": None,
     "field": None,
+    "target": None,
+    "choices": None,
+    "answer": None,
+    "prompt": "{source}",
     "split": "random",
     "validation_fraction": 0.2,
     "split_seed": 0,

@@ -20,7 +20,15 @@ from joulesweep import devices, digest, record
 from joulesweep.config import LocalSource
 from joulesweep.environment import resolve_accelerator
 from joulesweep.errors import UserError
-from joulesweep.grid import ExpandedGrid, dataset_key, dataset_source, expand, model_key, model_source
+from joulesweep.grid import (
+    ExpandedGrid,
+    dataset_key,
+    dataset_source,
+    expand,
+    model_key,
+    model_source,
+    text_source,
+)
 from joulesweep.spec import RunSpec, canonical, cell_id, short_hash, strip
 
 #: The charts of `joulesweep.charts.CHARTS`, named here so that parsing the Snakefile imports no altair.
@@ -156,8 +164,7 @@ class Sweep:
 
     def dataset_json(self, key: str) -> str:
         """Where the texts of a key come from, for their script."""
-        source = dataset_source(self.config.datasets[self._datasets[key]])
-        return canonical({name: value for name, value in source.items() if name in ("source", "format", "field")})
+        return canonical(text_source(dataset_source(self.config.datasets[self._datasets[key]])))
 
     def local_files(self, section: str, key: str) -> list[str]:
         """The user's own files behind a model or a data set that are there: changing one fetches it again.

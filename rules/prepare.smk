@@ -14,7 +14,8 @@ rule grid:
     conda:
         "../envs/reporting.yaml"
     params:
-        config=sweep.config_json(),
+        # A function's value is taken as it is; in a plain string a prompt's {source} would be a wildcard.
+        config=lambda wildcards: sweep.config_json(),
         code=digest.code_digest(*digest.GRID_CODE),
         runs=sweep.runs_digest(),
     message:

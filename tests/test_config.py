@@ -21,6 +21,9 @@ from joulesweep.strategy import STRATEGIES
 FILES = sorted((tiny_run.REPOSITORY / "config").glob("*.yaml"))
 WHEEL = {"wheel": "a==1", "sha256": "0" * 64, "path": "p"}
 HUB = {"datasets__texts__format": "hub", "datasets__texts__field": "question"}
+JSONL = {"datasets__texts__format": "jsonl", "datasets__texts__field": "question"}
+CSV = {**JSONL, "datasets__texts__format": "csv"}
+CHOICES = {"datasets__texts__choices": "c", "datasets__texts__answer": "i"}
 SOURCES = "{wheel, sha256, path}, {hub, revision}, {local}"
 GRID_KEYS = (
     "model, dataset, task, method, strategy, devices, precision, batching, head, engine, batch_size, batch_size_scope, "
@@ -66,8 +69,8 @@ MISTAKES = [
     ),
     (
         {"datasets__texts__fields": "x"},
-        "datasets.texts.fields: unknown key 'fields'; allowed: source, format, field, split, validation_fraction, "
-        "split_seed (did you mean 'field'?)",
+        "datasets.texts.fields: unknown key 'fields'; allowed: source, format, field, target, choices, answer, prompt, "
+        "split, validation_fraction, split_seed (did you mean 'field'?)",
     ),
     (
         {"energy__cpu_watts": {"min": 1, "max_w": 2}},
@@ -133,7 +136,8 @@ MISTAKES = [
     # choices
     (
         {"datasets__texts__format": "jsn"},
-        "datasets.texts.format: unknown value 'jsn'; allowed: jsonl, csv, text, vizwiz, hub (did you mean 'jsonl'?)",
+        "datasets.texts.format: unknown value 'jsn'; allowed: jsonl, csv, text, vizwiz, hub, scitldr, dialogsum "
+        "(did you mean 'jsonl'?)",
     ),
     (
         {"datasets__texts__split": "uniq"},
@@ -212,6 +216,32 @@ MISTAKES = [
         "datasets.texts: format: a hub source is read with format hub, and only that",
     ),
     (HUB, "datasets.texts: format: a hub source is read with format hub, and only that"),
+    # targets
+    ({"datasets__texts__target": "t"}, "datasets.texts: target: has no meaning with format text"),
+    (
+        {"datasets__texts__format": "scitldr", "datasets__texts__target": "t"},
+        "datasets.texts: target: has no meaning with format scitldr",
+    ),
+    (
+        {"datasets__texts__format": "dialogsum", "datasets__texts__field": "q"},
+        "datasets.texts: field: has no meaning with format dialogsum",
+    ),
+    ({**CSV, **CHOICES}, "datasets.texts: choices: has no meaning with format csv"),
+    ({**CSV, "datasets__texts__answer": "i"}, "datasets.texts: answer: has no meaning with format csv"),
+    ({**JSONL, "datasets__texts__answer": "i"}, "datasets.texts: choices and answer go together"),
+    ({**JSONL, "datasets__texts__choices": "c"}, "datasets.texts: choices and answer go together"),
+    (
+        {**JSONL, **CHOICES, "datasets__texts__target": "t"},
+        "datasets.texts: target: has no meaning with choices, of which the answer is the target",
+    ),
+    ({**JSONL, "datasets__texts__prompt": "{source} A: "}, "datasets.texts: prompt: has no meaning without targets"),
+    *(
+        (
+            {**JSONL, "datasets__texts__target": "t", "datasets__texts__prompt": given},
+            f"datasets.texts.prompt: must have {{source}} once and no other braces, got {given!r}",
+        )
+        for given in ("", "TL;DR", "{source}{source}", "{source} {target}", "{{source}}", "{source} }", "{text}\n")
+    ),
     (
         {"models__bert__source": {"random": {"model_type": "bert"}}},
         "models.bert: tokenizer: a model with random weights needs the source of a tokenizer",
@@ -273,6 +303,23 @@ def test_emissions_and_cost_may_be_asked_for(energy):
 def test_nothing_is_assumed_about_emissions_and_cost():
     found = config.validate(tiny_run.config()).energy
     assert (found.carbon, found.price_per_kwh, found.currency, found.pue) == (None, None, None, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        (JSONL, False),
+        ({**JSONL, "datasets__texts__target": "t"}, True),
+        ({**CSV, "datasets__texts__target": "t"}, True),
+        ({**JSONL, **CHOICES}, True),
+        ({"datasets__texts__format": "scitldr"}, True),
+        ({"datasets__texts__format": "dialogsum"}, True),
+    ],
+)
+def test_only_data_sets_with_targets_may_have_a_prompt(keys, expected):
+    assert config.validate(tiny_run.config(**keys)).datasets["texts"].has_targets is expected
+    if expected:
+        config.validate(tiny_run.config(**keys, datasets__texts__prompt="summarize: {source}\nTL;DR: "))
 
 
 @pytest.mark.parametrize("gpus", ["auto", [0], [3, 1], ["GPU-a", "MIG-b", 0]])

@@ -10,7 +10,7 @@ import pytest
 import tiny_run
 
 from joulesweep import environment, grid
-from joulesweep.config import validate
+from joulesweep.config import DatasetConfig, validate
 from joulesweep.errors import UserError
 from joulesweep.spec import run_id
 
@@ -248,6 +248,27 @@ def test_how_texts_are_split_does_not_fetch_them_again_and_where_they_come_from_
 
     assert key() == key(datasets__texts__split="unique", datasets__texts__split_seed=3)
     assert key() != key(datasets__texts__source={"local": "others.txt"})
+
+
+def test_what_makes_targets_of_texts_fetches_them_again():
+    """And what was fetched before there were targets keeps its folder."""
+
+    def key(**keys):
+        section = DatasetConfig(source={"local": "a.jsonl"}, **keys)
+        return grid.dataset_key("texts", grid.dataset_source(section))
+
+    assert key(format="text") == "texts-983cf2566c"
+    assert key(format="jsonl", field="q") == "texts-ce85b6de56"
+    assert key(format="jsonl", field="q", prompt="{source}", target=None) == "texts-ce85b6de56"
+    different = (
+        {},
+        {"target": "t"},
+        {"target": "u"},
+        {"target": "t", "prompt": "{source} TL;DR: "},
+        {"choices": "c", "answer": "i"},
+        {"choices": "c", "answer": "j"},
+    )
+    assert len({key(format="jsonl", field="q", **keys) for keys in different}) == len(different)
 
 
 def test_a_model_from_elsewhere_is_another_folder():

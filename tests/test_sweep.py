@@ -93,6 +93,13 @@ def test_models_and_texts_are_described_by_the_key_of_their_folder():
     assert set(json.loads(found.dataset_json(dataset))) == {"source", "format"}
 
 
+def test_texts_with_targets_are_described_with_their_prompt():
+    section = {"source": {"local": "a.jsonl"}, "format": "scitldr", "prompt": "{source} TL;DR: ", "split_seed": 3}
+    found = sweep(datasets={"texts": section})
+    described = json.loads(found.dataset_json(found.tokens(only(found)).split("/")[0]))
+    assert described == {"source": {"local": "a.jsonl"}, "format": "scitldr", "prompt": "{source} TL;DR: "}
+
+
 def test_the_config_handed_to_the_manifest_is_the_validated_one():
     found = sweep(grid__lr=[0.5])
     assert validate(json.loads(found.config_json())) == found.config
