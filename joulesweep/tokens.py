@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -28,56 +28,107 @@ class TokenSet:
         offsets: text i is `ids[offsets[i]:offsets[i + 1]]`; int64, (num_texts + 1,).
         group: equal texts share a number, counted from 0 in the order of first appearance; int32, (num_texts,).
         manifest: see `tokenise`.
+        target_ids: token ids of the target of each text, one after another; int32, (num_target_tokens,).
+        target_offsets: as `offsets`, of `target_ids`; int64, (num_texts + 1,).
+        choice_ids: token ids of all choices of all texts, one after another; int32, (num_choice_tokens,).
+        choice_offsets: as `offsets`, of `choice_ids`; int64, (num_choices + 1,).
+        choice_text: the text that each choice belongs to; int32, (num_choices,), ascending.
+        answer: which of a text's choices is right, counted from 0; int32, (num_texts,).
+
+    What a data set without targets or without choices does not have is None.
     """
 
     ids: np.ndarray[Any, np.dtype[np.int32]]
     offsets: np.ndarray[Any, np.dtype[np.int64]]
     group: np.ndarray[Any, np.dtype[np.int32]]
     manifest: dict[str, Any]
+    target_ids: np.ndarray[Any, np.dtype[np.int32]] | None = None
+    target_offsets: np.ndarray[Any, np.dtype[np.int64]] | None = None
+    choice_ids: np.ndarray[Any, np.dtype[np.int32]] | None = None
+    choice_offsets: np.ndarray[Any, np.dtype[np.int64]] | None = None
+    choice_text: np.ndarray[Any, np.dtype[np.int32]] | None = None
+    answer: np.ndarray[Any, np.dtype[np.int32]] | None = None
 
 
-def tokenise(texts_file: Path, model_folder: Path) -> TokenSet:
-    """Tokenise every text of a fetched data set, uncut.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Text:
+    """A row of a fetched data set.
+
+    Attributes:
+        text: what is read.
+        targets: what is to be written, the first one in training; empty where the data set has no targets.
+        choices: of a multiple-choice set, else empty.
+        answer: index of the right choice, or None.
+    """
+
+    text: str
+    targets: list[str]
+    choices: list[str]
+    answer: int | None
+
+
+def tokenise(texts_file: Path, model_folder: Path, prompt: str = "{source}") -> TokenSet:
+    """Tokenise every text of a fetched data set, its target and its choices, uncut.
 
     Args:
-        texts_file: JSON lines with the key text, as `scripts.fetch_dataset` writes them.
+        texts_file: JSON lines as `scripts.fetch_dataset` writes them.
         model_folder: a fetched model.
+        prompt: what stands around a text before its target, with {source} in the place of the text.
 
     Returns:
         The tokens with their manifest: format, version, num_texts, num_tokens; num_without_tokens (texts that the
-        tokenizer reduces to nothing; they stay, with no ids); vocab_size (highest id + 1); mask_id and pad_id (null
-        where the tokenizer has none); prefix and suffix (ids that the model wants before and after each text);
-        special_ids; sha256 of `ids` as little-endian int32.
+        tokenizer reduces to nothing; they stay, with no ids); num_target_tokens; vocab_size (highest id + 1); mask_id,
+        pad_id, bos_id and eos_id (null where the tokenizer has none; where it has cls and sep, these begin and end a
+        text); prefix and suffix (ids that the model wants before and after each text); prompt_before and prompt_after
+        (ids of the prompt's parts); special_ids; sha256 of `ids` as little-endian int32.
 
     Raises:
-        UserError: no such files, texts without a single token, or a tokenizer that cannot be loaded.
+        UserError: no such files, texts without a single token, targets of some texts only, or a tokenizer that cannot
+            be loaded.
     """
-    texts = read_texts(texts_file)
+    rows = read_texts(texts_file)
+    _check_alike(rows, texts_file)
     tokenizer = load_tokenizer(model_folder)
-    encoded = [row for start in range(0, len(texts), BATCH) for row in _encode(tokenizer, texts[start : start + BATCH])]
-    offsets = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
-    ids = np.fromiter((i for row in encoded for i in row), dtype="<i4", count=int(offsets[-1]))
+    # A space at a prompt's end moves to the front of what follows: to byte-level BPE " word" is one token, and a space
+    # alone before "word" is two that models hardly ever saw side by side.
+    before, after = prompt.split("{source}")
+    to_text, to_target = (part[len(part.rstrip()) :] for part in (before, after))
+    ids, offsets = _tokens(tokenizer, [to_text + row.text for row in rows])
     if not len(ids):
         raise UserError(f"{texts_file}: the tokenizer of {model_folder} makes no token of any text")
     numbers: dict[str, int] = {}
-    group = np.array([numbers.setdefault(text, len(numbers)) for text in texts], dtype=np.int32)
+    group = np.array([numbers.setdefault(row.text, len(numbers)) for row in rows], dtype=np.int32)
+    labels: dict[str, np.ndarray[Any, Any]] = {}
+    if rows[0].targets:
+        targets = [to_target + row.targets[0] for row in rows]
+        labels["target_ids"], labels["target_offsets"] = _tokens(tokenizer, targets)
+    if rows[0].choices:
+        choices = [to_target + choice for row in rows for choice in row.choices]
+        labels["choice_ids"], labels["choice_offsets"] = _tokens(tokenizer, choices)
+        num_choices = [len(row.choices) for row in rows]
+        labels["choice_text"] = np.repeat(np.arange(len(rows), dtype=np.int32), num_choices)
+        labels["answer"] = np.array([row.answer for row in rows], dtype=np.int32)
     manifest = {
         "format": FORMAT,
         "version": VERSION,
-        "num_texts": len(texts),
+        "num_texts": len(rows),
         "num_tokens": len(ids),
         "num_without_tokens": int((np.diff(offsets) == 0).sum()),
+        "num_target_tokens": len(labels.get("target_ids", ())),
         **_describe_tokenizer(tokenizer, model_folder),
+        "prompt_before": _encode(tokenizer, [before.rstrip()])[0],
+        "prompt_after": _encode(tokenizer, [after.rstrip()])[0],
         "sha256": hashlib.sha256(ids.tobytes()).hexdigest(),
     }
-    return TokenSet(ids=ids, offsets=offsets, group=group, manifest=manifest)
+    return TokenSet(ids=ids, offsets=offsets, group=group, manifest=manifest, **labels)
 
 
 def write(path: Path, tokens: TokenSet) -> None:
     """Write tokens as safetensors, whole or not at all; the file's metadata has the manifest as JSON in `manifest`."""
     from safetensors.numpy import save
 
-    tensors: dict[str, np.ndarray[Any, Any]] = {"ids": tokens.ids, "offsets": tokens.offsets, "group": tokens.group}
+    arrays = {field.name: getattr(tokens, field.name) for field in fields(tokens) if field.name != "manifest"}
+    tensors = {name: array for name, array in arrays.items() if array is not None}
     # One key: the library writes several in a random order, and equal tokens should be equal files.
     content = save(tensors, metadata={"manifest": canonical(tokens.manifest)})
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -86,8 +137,8 @@ def write(path: Path, tokens: TokenSet) -> None:
     partial.replace(path)
 
 
-def read_texts(path: Path) -> list[str]:
-    """Read the texts that `scripts.fetch_dataset` wrote.
+def read_texts(path: Path) -> list[Text]:
+    """Read the rows that `scripts.fetch_dataset` wrote.
 
     Raises:
         UserError: the file is missing or corrupt; the line is named.
@@ -97,6 +148,15 @@ def read_texts(path: Path) -> list[str]:
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; expected a fetched data set") from None
     return [_text(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line]
+
+
+def read_references(path: Path) -> list[list[str]]:
+    """Read what a model's output for each text is compared with: its targets, none where the data set has none.
+
+    Raises:
+        UserError: as `read_texts`.
+    """
+    return [row.targets for row in read_texts(path)]
 
 
 def load_tokenizer(folder: Path) -> Any:  # noqa: ANN401 - transformers has no type that fits all
@@ -122,11 +182,31 @@ def vocabulary_size(tokenizer: Any) -> int:  # noqa: ANN401
     return int(max(tokenizer.get_vocab().values(), default=-1)) + 1
 
 
-def _text(line: str, where: str) -> str:
+def _text(line: str, where: str) -> Text:
     try:
-        return str(json.loads(line)["text"])
-    except (ValueError, KeyError, TypeError):
+        row = json.loads(line)
+        targets, choices = ([str(one) for one in row.get(key, [])] for key in ("targets", "choices"))
+        answer = int(row["answer"]) if choices else None
+        return Text(text=str(row["text"]), targets=targets, choices=choices, answer=answer)
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f'{where}: corrupt data set: expected {{"text": …}}; fetch it again') from None
+
+
+def _check_alike(rows: list[Text], path: Path) -> None:
+    for kind in ("targets", "choices"):
+        num_with = sum(bool(getattr(row, kind)) for row in rows)
+        if num_with not in (0, len(rows)):
+            raise UserError(f"{path}: corrupt data set: {num_with} of {len(rows)} texts have {kind}; fetch it again")
+
+
+def _tokens(
+    tokenizer: Any,  # noqa: ANN401
+    texts: list[str],
+) -> tuple[np.ndarray[Any, np.dtype[np.int32]], np.ndarray[Any, np.dtype[np.int64]]]:
+    """Ids of all texts, one after another, and the offset of each, with the end."""
+    encoded = [row for start in range(0, len(texts), BATCH) for row in _encode(tokenizer, texts[start : start + BATCH])]
+    offsets = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+    return np.fromiter((i for row in encoded for i in row), dtype="<i4", count=int(offsets[-1])), offsets
 
 
 def _encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:  # noqa: ANN401
@@ -140,6 +220,8 @@ def _describe_tokenizer(tokenizer: Any, folder: Path) -> dict[str, Any]:  # noqa
         "vocab_size": vocabulary_size(tokenizer),
         "mask_id": tokenizer.mask_token_id,
         "pad_id": tokenizer.pad_token_id,
+        "bos_id": tokenizer.cls_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id,
+        "eos_id": tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id,
         "prefix": prefix,
         "suffix": suffix,
         "special_ids": sorted(set(tokenizer.all_special_ids)),

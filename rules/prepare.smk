@@ -67,6 +67,7 @@ rule fetch_dataset:
 rule tokenise:
     input:
         texts=rules.fetch_dataset.output.texts,
+        texts_manifest=rules.fetch_dataset.output.manifest,
         model_manifest=rules.fetch_model.output.manifest,
         model_folder=ancient(rules.fetch_model.output.folder),
     output:
@@ -81,5 +82,6 @@ rule tokenise:
     message:
         "Tokenise {wildcards.dataset} for {wildcards.model}"
     shell:
-        "python -m scripts.tokenise --texts {input.texts:q} --model-folder {input.model_folder:q}"
+        "python -m scripts.tokenise --texts {input.texts:q} --texts-manifest {input.texts_manifest:q}"
+        " --model-folder {input.model_folder:q}"
         " --output {output.tokens:q} --manifest {output.manifest:q} 2>&1 | tee {log:q} >&2"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file
 from tiny import bert_tokenizer
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from joulesweep import tokens
 from joulesweep.errors import UserError
@@ -21,7 +22,11 @@ ROOT = Path(__file__).parent.parent
 
 
 def texts_file(path, texts):
-    path.write_text("".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts))
+    return rows_file(path, [{"text": text} for text in texts])
+
+
+def rows_file(path, rows):
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return path
 
 
@@ -48,13 +53,123 @@ def test_manifest_describes_the_tokenizer(tmp_path, model):
         "num_texts": 2,
         "num_tokens": 2,
         "num_without_tokens": 0,
+        "num_target_tokens": 0,
         "vocab_size": 11,
         "mask_id": 4,
         "pad_id": 0,
+        "bos_id": 2,
+        "eos_id": 3,
         "prefix": [2],
         "suffix": [3],
+        "prompt_before": [],
+        "prompt_after": [],
         "special_ids": [0, 1, 2, 3, 4],
     }
+
+
+def test_targets_are_tokenised_beside_the_texts(tmp_path, model):
+    rows = [
+        {"text": "What is this", "targets": ["a b", "this"]},
+        {"text": "a", "targets": ["b"]},
+        {"text": "what is", "targets": ["a " * 500]},
+        {"text": "a", "targets": ["\u200b"]},
+    ]
+    found = tokens.tokenise(rows_file(tmp_path / "t.jsonl", rows), model)
+    assert found.ids.tolist() == [5, 6, 7, 8, 5, 6, 8]
+    assert found.group.tolist() == [0, 1, 2, 1]
+    assert found.target_ids.tolist() == [8, 9, 9, *[8] * 500]
+    assert found.target_offsets.tolist() == [0, 2, 3, 503, 503]
+    assert (found.target_ids.dtype, found.target_offsets.dtype) == (np.int32, np.int64)
+    assert found.manifest["num_target_tokens"] == 503
+    assert (found.choice_ids, found.answer) == (None, None)
+    assert names_in(tmp_path, found) == {"ids", "offsets", "group", "target_ids", "target_offsets"}
+
+
+def test_choices_are_tokenised_one_after_another(tmp_path, model):
+    rows = [
+        {"text": "what is this", "targets": ["b"], "choices": ["a", "b", "a b"], "answer": 1},
+        {"text": "what", "targets": ["this is"], "choices": ["this is", "is"], "answer": 0},
+    ]
+    found = tokens.tokenise(rows_file(tmp_path / "t.jsonl", rows), model)
+    assert found.target_ids.tolist() == [9, 7, 6]
+    assert found.choice_ids.tolist() == [8, 9, 8, 9, 7, 6, 6]
+    assert found.choice_offsets.tolist() == [0, 1, 2, 4, 6, 7]
+    assert found.choice_text.tolist() == [0, 0, 0, 1, 1]
+    assert found.answer.tolist() == [1, 0]
+    assert (found.choice_ids.dtype, found.choice_offsets.dtype) == (np.int32, np.int64)
+    assert (found.choice_text.dtype, found.answer.dtype) == (np.int32, np.int32)
+    choices = {"choice_ids", "choice_offsets", "choice_text", "answer"}
+    assert names_in(tmp_path, found) == {"ids", "offsets", "group", "target_ids", "target_offsets"} | choices
+
+
+def names_in(folder, found):
+    tokens.write(folder / "m.safetensors", found)
+    return set(load_file(folder / "m.safetensors"))
+
+
+def test_without_targets_the_file_has_what_it_had(tmp_path, model):
+    found = tokens.tokenise(texts_file(tmp_path / "t.jsonl", ["a", "b"]), model)
+    assert names_in(tmp_path, found) == {"ids", "offsets", "group"}
+
+
+def test_the_prompt_stands_around_the_text(tmp_path, model):
+    path = rows_file(tmp_path / "t.jsonl", [{"text": "a", "targets": ["b"]}])
+    found = tokens.tokenise(path, model, "what is {source} this: ")
+    assert (found.manifest["prompt_before"], found.manifest["prompt_after"]) == ([5, 6], [7, 1])
+    assert (found.ids.tolist(), found.target_ids.tolist()) == ([8], [9])
+
+
+PROMPTS = ["{source}\n", "{source} TL;DR: ", "summarize: {source}\nTL;DR: ", "{source} TL;DR:", " {source}  "]
+
+
+@pytest.fixture
+def byte_level(tmp_path):
+    """A byte-level BPE tokenizer, as causal models have them."""
+    folder = tmp_path / "causal"
+    folder.mkdir()
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["</s>"], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(["summarize: what is this TL;DR: a word and another word"] * 9, trainer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    described = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "</s>", "eos_token": "</s>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(described))
+    return folder
+
+
+def test_a_space_at_a_prompts_end_is_the_following_words(tmp_path, byte_level):
+    rows = [{"text": "what is this", "targets": ["word"], "choices": ["a", "word"], "answer": 1}]
+    found = tokens.tokenise(rows_file(tmp_path / "t.jsonl", rows), byte_level, "summarize: {source} TL;DR: ")
+    decode = tokens.load_tokenizer(byte_level).decode
+    assert decode(found.manifest["prompt_before"]) == "summarize:"
+    assert decode(found.ids) == " what is this"
+    assert decode(found.manifest["prompt_after"]) == " TL;DR:"
+    assert decode(found.target_ids) == " word"
+    assert [decode(found.choice_ids[start:end]) for start, end in pairwise(found.choice_offsets)] == [" a", " word"]
+    assert len(found.target_ids) == 1
+    assert (found.manifest["bos_id"], found.manifest["eos_id"]) == (0, 0)
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_the_parts_are_the_tokens_of_the_whole(tmp_path, byte_level, prompt):
+    rows = [{"text": "what is this", "targets": ["another word"]}]
+    found = tokens.tokenise(rows_file(tmp_path / "t.jsonl", rows), byte_level, prompt)
+    whole = tokens.load_tokenizer(byte_level)(prompt.format(source="what is this") + "another word")["input_ids"]
+    about = found.manifest
+    assert [*about["prompt_before"], *found.ids, *about["prompt_after"], *found.target_ids] == whole
+
+
+def test_references_are_the_targets(tmp_path):
+    rows = [{"text": "a", "targets": ["b", "c\u2028d"]}, {"text": "a", "targets": ["b"]}]
+    assert tokens.read_references(rows_file(tmp_path / "t.jsonl", rows)) == [["b", "c\u2028d"], ["b"]]
+    assert tokens.read_references(texts_file(tmp_path / "t.jsonl", ["a", "b"])) == [[], []]
+    (tmp_path / "t.jsonl").write_text('{"text": "a"}\n{"targets": ["b"]}\n')
+    with pytest.raises(UserError, match=r't\.jsonl:2: corrupt data set: expected \{"text": …\}; fetch it again$'):
+        tokens.read_references(tmp_path / "t.jsonl")
 
 
 def test_texts_are_not_cut_and_nothing_is_said(tmp_path, model, capfd):
@@ -76,6 +191,7 @@ def test_tokenizer_without_mask_or_surroundings(tmp_path):
     (folder / "tokenizer_config.json").write_text(json.dumps(described))
     manifest = tokens.tokenise(texts_file(tmp_path / "t.jsonl", ["what is"]), folder).manifest
     assert (manifest["mask_id"], manifest["pad_id"]) == (None, None)
+    assert (manifest["bos_id"], manifest["eos_id"]) == (None, 5)
     assert (manifest["prefix"], manifest["suffix"]) == ([], [])
     assert manifest["special_ids"] == [5]
 
@@ -94,6 +210,15 @@ def test_written_file_is_the_same_every_time(tmp_path, model):
     [
         ('{"text": "a"}\n{"text": \n', 't.jsonl:2: corrupt data set: expected {"text": …}; fetch it again'),
         ('{"text": "a"}\n["b"]\n', 't.jsonl:2: corrupt data set: expected {"text": …}; fetch it again'),
+        ('{"text": "a", "targets": 5}\n', 't.jsonl:1: corrupt data set: expected {"text": …}; fetch it again'),
+        (
+            '{"text": "a", "targets": ["b"], "choices": ["a", "b"]}\n',
+            't.jsonl:1: corrupt data set: expected {"text": …}; fetch it again',
+        ),
+        (
+            '{"text": "a"}\n{"text": "a", "targets": ["b"]}\n',
+            "t.jsonl: corrupt data set: 1 of 2 texts have targets; fetch it again",
+        ),
         ("\n", "t.jsonl: the tokenizer of model makes no token of any text"),
         (None, "t.jsonl: No such file or directory; expected a fetched data set"),
     ],
@@ -121,8 +246,11 @@ def test_bad_model_folder(tmp_path, monkeypatch):
     assert "\n" not in str(caught.value)
 
 
-def script(folder, texts):
-    command = [sys.executable, "-m", "scripts.tokenise", "--texts", str(texts), "--model-folder", str(folder / "model")]
+def script(folder, texts, **source):
+    described = texts.with_suffix(".json")
+    described.write_text(json.dumps({"source": source}))
+    command = [sys.executable, "-m", "scripts.tokenise", "--texts", str(texts), "--texts-manifest", str(described)]
+    command += ["--model-folder", str(folder / "model")]
     command += ["--output", str(folder / "out" / "m.safetensors"), "--manifest", str(folder / "out" / "m.json")]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
 
@@ -135,6 +263,15 @@ def test_script_writes_tokens_with_their_manifest(tmp_path, model):
     manifest = json.loads((tmp_path / "out" / "m.json").read_text())
     with safe_open(tmp_path / "out" / "m.safetensors", "numpy") as opened:
         assert json.loads(opened.metadata()["manifest"]) == manifest
+
+
+def test_script_reads_the_prompt_from_the_manifest_of_the_texts(tmp_path, model):
+    texts = rows_file(tmp_path / "t.jsonl", [{"text": "a", "targets": ["b"]}])
+    done = script(tmp_path, texts, prompt="what is {source}")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    manifest = json.loads((tmp_path / "out" / "m.json").read_text())
+    assert (manifest["prompt_before"], manifest["prompt_after"]) == ([5, 6], [])
+    assert load_file(tmp_path / "out" / "m.safetensors")["target_ids"].tolist() == [9]
 
 
 def test_script_tells_a_mistake_in_one_line_and_writes_nothing(tmp_path, model):

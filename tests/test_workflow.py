@@ -354,6 +354,21 @@ def test_the_vizwiz_config_runs_on_an_official_annotation_file(sweep: Checkout, 
     assert texts["num_unique"] == 1972
 
 
+def test_a_prompt_reaches_the_tokens_as_it_is(sweep: Checkout) -> None:
+    """Braces mean something to Snakemake, and quotes to the shell."""
+    prompt = 'word1, it\'s "word2": {source}\n TL;DR: '
+    sweep.config["datasets"]["words"] |= {"target": "text", "prompt": prompt}
+    sweep.write_config()
+    sweep.run("--until", "tokenise")
+    files = (sweep.folder / "resources" / "datasets").glob("words-*.json")
+    described = {path.stem: json.loads(path.read_text(encoding="utf-8"))["source"] for path in files}
+    (key,) = (stem for stem, source in described.items() if source.get("prompt") == prompt)
+    (path,) = (sweep.folder / "resources" / "tokens" / key).glob("*.json")
+    tokens = json.loads(path.read_text(encoding="utf-8"))
+    assert len(tokens["prompt_before"]) == len(["word1", ",", "it", "'", "s", '"', "word2", '"', ":"])
+    assert tokens["num_target_tokens"] == tokens["num_tokens"]
+
+
 def test_a_bad_data_file_is_one_line_even_where_snakemake_is_quiet(sweep: Checkout) -> None:
     sweep.config["datasets"]["words"]["field"] = "texts"
     sweep.write_config()
