@@ -185,7 +185,7 @@ def _model(folder: Path) -> torch.nn.Module:
 
 def _example(corpus: data.Corpus, text: int) -> dict[str, list[int]]:
     span = slice(int(corpus.offsets[text]), int(corpus.offsets[text + 1]))
-    special = (~corpus.maskable[span]).long()
+    special = (~corpus.learned[span]).long()
     return {"input_ids": corpus.ids[span].tolist(), "special_tokens_mask": special.tolist()}
 
 

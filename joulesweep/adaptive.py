@@ -5,8 +5,9 @@ Adaptive backpropagation of GreenTrainer (Huang et al. 2024, arXiv 2309.13192, s
     forward + activation gradients down to its deepest tensor + the chosen tensors' own gradients
 
 taken from the products that the model's forward pass really executes (`flops.traced`), in their order, and counted for
-the numbers of tokens of the run's own batches. Branches of one layer count as a chain: training one of them alone
-costs a little less than that, never more. A method takes part by a function `importances` beside its `apply`.
+the numbers of tokens of the run's own batches. Tensors form a chain in that order: a gradient counts where the deepest
+chosen tensor or any later one stands behind its operand. What is trained costs as much or, if no such one was chosen,
+a little less. A method takes part by a function `importances` beside its `apply`.
 """
 
 from __future__ import annotations
@@ -24,14 +25,12 @@ import torch
 
 from joulesweep import flops, methods
 from joulesweep.selection import Choice, floor, select
+from joulesweep.units import UNITS, USEFUL
 
 if TYPE_CHECKING:
-    from joulesweep.model import MaskedLanguageModel
+    from joulesweep.model import LanguageModel
     from joulesweep.trainer import Place, Trainer
 
-#: What a run's counts say of each unit of a product: useful ones, so that a choice is a function of the seed as masks
-#: and order are, and not of how texts are padded.
-UNITS = {"token": "num_tokens", "head_position": "num_predicted", "token_pair": "num_token_pairs"}
 #: Of the first epoch, for the mean numbers of tokens that costs are counted for.
 STEPS = 16
 
@@ -136,7 +135,7 @@ class Cost:
         )
 
 
-def cost(core: MaskedLanguageModel, units: Mapping[str, float]) -> Cost:
+def cost(core: LanguageModel, units: Mapping[str, float]) -> Cost:
     """FLOPs of the tensors that train.
 
     Args:
@@ -152,22 +151,23 @@ def cost(core: MaskedLanguageModel, units: Mapping[str, float]) -> Cost:
         raise ValueError(flops.uncounted(error)) from error
     trained = {name for name, parameter in core.model.named_parameters() if parameter.requires_grad}
     own = {name: 0.0 for name in trace.reached_by if name in trained}
-    forward, activations = 0.0, []
+    forward = 0.0
+    activations: list[tuple[int, float]] = []  # gradients of operands: of each, what is behind it, and its work
     again: dict[int, float] = {}  # what checkpointing computes a second time, by layer: each as a whole
     for product in trace.products:
         work = product.flops * units[product.unit]
         forward += work
-        has_own = product.weight in own
-        activations.append(work * (product.num_gradients - has_own))
-        if product.weight is not None and has_own:
+        activations += [(behind, work) for behind in product.behind]
+        if product.weight in own:
             own[product.weight] += work
         if product.layer is not None:
             again[product.layer] = again.get(product.layer, 0.0) + work
     reach = {}
     for name in own:
-        index, within = trace.reached_by[name], trace.layers[name]
-        layers = {product.layer for product in trace.products[index:]} | {within}
-        reach[name] = sum(activations[index:]) + sum(again[layer] for layer in layers if layer is not None)
+        place, within = trace.reached_by[name], trace.layers[name]
+        layers = {p.layer for p in trace.products if max(p.behind, default=-1) >= place} | {within}
+        reach[name] = sum(work for behind, work in activations if behind >= place)
+        reach[name] += sum(again[layer] for layer in layers if layer is not None)
     names = list(own)
     names.reverse()  # of those with one reach the one that is executed last comes first
     names.sort(key=reach.__getitem__)
@@ -266,7 +266,8 @@ def selector(trainer: Trainer) -> Selector | None:
         return None
     params = methods.parameters(spec.method, spec.method_params)
     steps = [batches for batches, _ in itertools.islice(trainer.batches(epoch=1), STEPS)]
-    own = [sum(batch.counts[name] for step in steps for batch in step) / len(steps) for name in UNITS.values()]
+    counts = [names[USEFUL] for names in UNITS.values()]
+    own = [sum(batch.counts[name] for step in steps for batch in step) / len(steps) for name in counts]
     of_all_ranks = trainer.place.reduced(torch.tensor(own, dtype=torch.float64, device=trainer.place.device))
     found, rates = cost(trainer.core, dict(zip(UNITS, of_all_ranks.tolist(), strict=True))), None
     if params.objective == "time":

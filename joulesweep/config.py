@@ -23,7 +23,7 @@ from joulesweep.strategy import STRATEGIES
 BATCHINGS = ("dynamic", "fixed", "packed")
 HEADS = ("masked", "dense")
 SCHEDULES = ("constant", "linear", "cosine")
-TASKS = ("mlm",)
+TASKS = ("mlm", "clm", "seq2seq")
 NAME = r"^[a-z0-9][a-z0-9_.-]*$"
 
 Positive = Annotated[int, Field(gt=0)]
@@ -227,6 +227,15 @@ class Grid(Section):
     repeats: Annotated[int, Field(gt=0, description="runs per cell; the repeat sets the seed")] = 3
 
 
+class Generate(Section):
+    """How targets of held-out texts are written after the training, outside the measured window."""
+
+    texts: Annotated[Positive, Field(description="of how many validation texts, the same in all runs")]
+    beams: Annotated[Positive, Field(description="width of the beam search; 1 takes the likeliest token")] = 4
+    length_penalty: Annotated[float, Field(description="above 0 favours longer targets, below 0 shorter ones")] = 1.0
+    no_repeat_ngram: Annotated[int, Field(ge=0, description="no sequence of so many tokens twice; 0: any")] = 0
+
+
 class Train(Section):
     """What all runs of the sweep share."""
 
@@ -237,6 +246,10 @@ class Train(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     mask_probability: Annotated[float, Field(gt=0, lt=1)] = 0.15
     max_length: Annotated[int, Field(ge=4, description="tokens per text, special ones included")] = 128
+    max_target_length: Annotated[
+        int, Field(ge=2, description="tokens per target (tasks clm and seq2seq), of what is generated too")
+    ] = 64
+    generate: Annotated[Generate | None, Field(description="write targets, to be scored; null: do not")] = None
     threads_per_device: Annotated[int, Field(gt=0, description="CPU threads of each process")] = 1
     timeout_s: Annotated[float, Field(gt=0, description="a run that takes longer is recorded as timeout")] = 86400.0
     keep_model: Annotated[Literal["none", "best", "last"], Field(description="save the adapted model")] = "none"

@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 from joulesweep.errors import UserError
+from joulesweep.units import COUNTED
 
 IGNORED = -100  # the label of a position that is not predicted
 CHOSEN_MULTIPLE = 16  # of predicted positions, at least
@@ -31,61 +32,190 @@ class Corpus:
     Attributes:
         ids: int64 [tokens], all texts one after another.
         offsets: int64 [texts + 1], where each text begins.
-        maskable: bool [tokens], false at the special tokens around a text.
+        learned: bool [tokens], what may be predicted: in masked language modelling a text without the special tokens
+            around it, else a text and what ends it, and of a text with a target the target alone.
         group: int64 [texts], equal for equal texts.
-        mask_id: the token that stands for a hidden one.
+        mask_id: the token that stands for a hidden one, or None.
         pad_id: the token that fills a row up.
         vocab_size: number of tokens in the vocabulary.
+        targets: what an encoder-decoder writes, a corpus of as many texts; None with other tasks.
+        start_id: the token that its writing begins with, if the model knows no other.
+        end_id: the token that ends what is written, or None.
+        prompts: int64 [texts], with task clm and targets: tokens of each text before its target; else None.
+        choices: of a multiple-choice set, every text with each of its choices, one after another; else None.
+        choice_text: int64 [choices], the text that each belongs to.
+        answer: int64 [texts], which of a text's choices is right.
     """
 
     ids: torch.Tensor
     offsets: torch.Tensor
-    maskable: torch.Tensor
+    learned: torch.Tensor
     group: torch.Tensor
-    mask_id: int
+    mask_id: int | None
     pad_id: int
     vocab_size: int
+    targets: Corpus | None = None
+    start_id: int | None = None
+    end_id: int | None = None
+    prompts: torch.Tensor | None = None
+    choices: Corpus | None = None
+    choice_text: torch.Tensor | None = None
+    answer: torch.Tensor | None = None
 
     @property
     def lengths(self) -> torch.Tensor:
         """Tokens of each text, int64 [texts]."""
         return self.offsets.diff()
 
+    @property
+    def written(self) -> Corpus:
+        """The corpus in which tokens are predicted: the targets, if they are texts of their own."""
+        return self.targets or self
 
-def load(path: Path, max_length: int) -> Corpus:
+
+@dataclass(frozen=True, kw_only=True)
+class _Texts:
+    """Token ids of several texts, one after another."""
+
+    ids: torch.Tensor
+    offsets: torch.Tensor
+
+    @property
+    def lengths(self) -> torch.Tensor:
+        return self.offsets.diff()
+
+    def take(self, texts: torch.Tensor) -> _Texts:
+        """Some of them, each perhaps several times."""
+        return self._laid(self.offsets[texts], self.lengths[texts])
+
+    def cut(self, length: int | torch.Tensor) -> _Texts:
+        """The beginning of each: at most so many tokens, of all or of each."""
+        most = torch.as_tensor(length).clamp(min=0)
+        return self._laid(self.offsets[:-1], torch.minimum(self.lengths, most))
+
+    def _laid(self, begins: torch.Tensor, lengths: torch.Tensor) -> _Texts:
+        text, place = _places(lengths)
+        return _Texts(ids=self.ids[begins[text] + place], offsets=_offsets(lengths))
+
+
+def load(path: Path, max_length: int, task: str = "mlm", max_target_length: int = 64) -> Corpus:
     """Read a token file written by `joulesweep.tokens`.
 
     Args:
         path: the `.safetensors` file; its description lies beside it as `.json`.
-        max_length: tokens per text, special tokens included; longer texts are cut.
+        max_length: tokens per text, special tokens included; longer texts are cut. With task clm prompt and target
+            count, and the text between is cut.
+        task: "mlm", "clm" or "seq2seq".
+        max_target_length: tokens per target, what ends it included.
 
     Raises:
-        UserError: the tokenizer has no mask or padding token.
+        UserError: the tokenizer lacks a token that the task needs, or the texts have no targets.
     """
     about: dict[str, Any] = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    for name in ("mask", "pad"):
+    needed = ("mask", "pad") if task == "mlm" else ("pad",) if task == "seq2seq" else ()
+    for name in needed:
         if about[f"{name}_id"] is None:
-            raise UserError(f"{path}: the tokenizer has no {name} token, which task mlm needs; choose another model")
-    tensors = load_file(path)
-    prefix, suffix = (torch.tensor(about[key], dtype=torch.int64) for key in ("prefix", "suffix"))
-    begins = tensors["offsets"].long()
-    bodies = begins.diff().clamp(max=max_length - len(prefix) - len(suffix))
-    offsets = torch.nn.functional.pad((bodies + len(prefix) + len(suffix)).cumsum(0), (1, 0))
-    text, place = _places(bodies)
-    target = offsets[text] + len(prefix) + place
-    ids = torch.empty(int(offsets[-1]), dtype=torch.int64)
-    ids[target] = tensors["ids"].long()[begins[text] + place]
-    ids[(offsets[:-1, None] + torch.arange(len(prefix)))] = prefix
-    ids[(offsets[1:, None] - len(suffix) + torch.arange(len(suffix)))] = suffix
-    return Corpus(
-        ids=ids,
-        offsets=offsets,
-        maskable=torch.zeros(len(ids), dtype=torch.bool).index_fill_(0, target, value=True),
-        group=tensors["group"].long(),
-        mask_id=about["mask_id"],
-        pad_id=about["pad_id"],
-        vocab_size=about["vocab_size"],
-    )
+            raise UserError(f"{path}: the tokenizer has no {name} token, which task {task} needs; choose another model")
+    tensors = {name: tensor.long() for name, tensor in load_file(path).items()}
+    if task == "seq2seq" and "target_ids" not in tensors:
+        raise UserError(f"{path}: the texts have no targets, which task seq2seq needs; choose another data set or task")
+
+    def texts(name: str) -> _Texts | None:
+        return _Texts(ids=tensors[f"{name}ids"], offsets=tensors[f"{name}offsets"]) if f"{name}ids" in tensors else None
+
+    def corpus(bodies: _Texts, targets: _Texts | None, group: torch.Tensor) -> Corpus:
+        return _corpus(about, task, (max_length, max_target_length), bodies, targets, group)
+
+    bodies, choices = texts(""), texts("choice_")
+    assert bodies is not None
+    found = corpus(bodies, texts("target_"), tensors["group"])
+    if task == "mlm" or choices is None:
+        return found
+    text = tensors["choice_text"]
+    with_choices = corpus(bodies.take(text), choices, tensors["group"][text])
+    return replace(found, choices=with_choices, choice_text=text, answer=tensors["answer"])
+
+
+def _corpus(
+    about: dict[str, Any],
+    task: str,
+    max_lengths: tuple[int, int],
+    bodies: _Texts,
+    targets: _Texts | None,
+    group: torch.Tensor,
+) -> Corpus:
+    """Put together what the model reads, and what it writes."""
+    prefix, suffix = about["prefix"], about["suffix"]
+    before, after = about.get("prompt_before", []), about.get("prompt_after", [])
+    start, end = about.get("bos_id"), about.get("eos_id")
+    # A tokenizer's end of text, where it adds one, comes once, at the very end.
+    ending = suffix + ([end] if end is not None and suffix[-1:] != [end] else [])
+
+    def joined(parts: list[list[int] | _Texts], max_length: int, learned: tuple[int, ...] = ()) -> Corpus:
+        ids, offsets, is_learned = _joined(parts, max_length, learned)
+        return Corpus(
+            ids=ids,
+            offsets=offsets,
+            learned=is_learned,
+            group=group,
+            mask_id=about["mask_id"],
+            pad_id=next(i for i in (about["pad_id"], end, 0) if i is not None),
+            vocab_size=about["vocab_size"],
+            start_id=start,
+            end_id=end,
+        )
+
+    if task == "mlm":
+        return joined([prefix, bodies, suffix], max_lengths[0], learned=(1,))
+    if task == "clm" and targets is None:
+        return joined([prefix, bodies, ending], max_lengths[0], learned=(1, 2))
+    assert targets is not None
+    if task == "clm":
+        room = max_lengths[0] - len(prefix + before + after + ending)
+        answers = targets.cut(min(max_lengths[1] - len(ending), room))
+        found = joined([prefix + before, bodies, after, answers, ending], max_lengths[0], learned=(3, 4))
+        return replace(found, prompts=found.lengths - _offsets(found.learned.long())[found.offsets].diff())
+    opening = [] if prefix == [start] else prefix  # what the writing starts with is not written again
+    written = joined([opening, targets, ending], max_lengths[1], learned=(0, 1, 2))
+    return replace(joined([prefix + before, bodies, after + suffix], max_lengths[0]), targets=written)
+
+
+def _joined(
+    parts: list[list[int] | _Texts], max_length: int, learned: tuple[int, ...]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Texts put together of parts: the first of several texts is cut so that each whole has at most max_length tokens.
+
+    Args:
+        parts: ids that are the same in every text, or of each text its own.
+        max_length: of the whole.
+        learned: places of the parts that are learned.
+
+    Returns:
+        ids, offsets and learned, as of `Corpus`.
+    """
+    num_texts = next(len(part.lengths) for part in parts if isinstance(part, _Texts))
+    texts = [part if isinstance(part, _Texts) else _repeated(part, num_texts) for part in parts]
+    place_of_cut = next(i for i, part in enumerate(parts) if isinstance(part, _Texts))
+    rest = torch.stack([part.lengths for i, part in enumerate(texts) if i != place_of_cut]).sum(0)
+    texts[place_of_cut] = texts[place_of_cut].cut(max_length - rest)
+    offsets = _offsets(torch.stack([part.lengths for part in texts]).sum(0))
+    ids, is_learned = torch.empty(int(offsets[-1]), dtype=torch.int64), torch.zeros(int(offsets[-1]), dtype=torch.bool)
+    begins = offsets[:-1].clone()
+    for i, part in enumerate(texts):
+        text, place = _places(part.lengths)
+        ids[begins[text] + place] = part.ids
+        is_learned[begins[text] + place] = i in learned
+        begins += part.lengths
+    return ids, offsets, is_learned
+
+
+def _repeated(ids: list[int], num_texts: int) -> _Texts:
+    same = torch.tensor(ids, dtype=torch.int64).repeat(num_texts)
+    return _Texts(ids=same, offsets=torch.arange(num_texts + 1) * len(ids))
+
+
+def _offsets(lengths: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
 
 
 def _places(lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -122,32 +252,46 @@ def generator(*key: str | int) -> torch.Generator:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Masked:
-    """A corpus with some tokens hidden: 80 % as the mask token, 10 % as any token, 10 % as themselves.
-
-    The shares are BERT's (Devlin et al. 2019, arXiv 1810.04805, section 3.1).
+class Labelled:
+    """A corpus as the model sees it, and what it is to predict.
 
     Attributes:
         inputs: int64 [tokens], what the model sees.
-        labels: int64 [tokens], the hidden token, `IGNORED` elsewhere.
+        labels: int64 [tokens], of an encoder-decoder [tokens of the targets]: what is predicted there, `IGNORED` where
+            nothing is.
     """
 
     inputs: torch.Tensor
     labels: torch.Tensor
 
 
-def mask(corpus: Corpus, probability: float, *key: str | int) -> Masked:
-    """Hide tokens of every text; the key (seed and epoch) fixes which."""
+def labelled(corpus: Corpus, task: str, probability: float, *key: str | int) -> Labelled:
+    """What a task predicts; in masked language modelling the key (seed and epoch) fixes which tokens are hidden."""
+    if task == "mlm":
+        return mask(corpus, probability, *key)
+    written = corpus.written
+    labels = written.ids.masked_fill(~written.learned, IGNORED)
+    if task == "clm":
+        labels = labels.roll(-1)
+        labels[corpus.offsets[1:] - 1] = IGNORED  # the next one is of another text
+    return Labelled(inputs=corpus.ids, labels=labels)
+
+
+def mask(corpus: Corpus, probability: float, *key: str | int) -> Labelled:
+    """Hide tokens of every text: 80 % as the mask token, 10 % as any token, 10 % as themselves.
+
+    The shares are BERT's (Devlin et al. 2019, arXiv 1810.04805, section 3.1). The key (seed and epoch) fixes which.
+    """
     draw = generator("mask", *key)
     size = corpus.ids.shape
-    chosen = (torch.rand(size, generator=draw) < probability) & corpus.maskable
+    chosen = (torch.rand(size, generator=draw) < probability) & corpus.learned
     fate = torch.rand(size, generator=draw)
     other = torch.randint(corpus.vocab_size, size, generator=draw)
     inputs = corpus.ids.clone()
-    inputs[chosen & (fate < 0.8)] = corpus.mask_id
+    inputs[chosen & (fate < 0.8)] = corpus.mask_id  # type: ignore[assignment] # `load` has seen to it
     swapped = chosen & (fate >= 0.9) & (other != corpus.pad_id)  # RoBERTa's own positions leave out padding tokens
     inputs[swapped] = other[swapped]
-    return Masked(inputs=inputs, labels=corpus.ids.masked_fill(~chosen, IGNORED))
+    return Labelled(inputs=inputs, labels=corpus.ids.masked_fill(~chosen, IGNORED))
 
 
 def order(indices: torch.Tensor, seed: int, epoch: int) -> torch.Tensor:
@@ -165,6 +309,7 @@ class Layout:
         size: texts per optimizer step over all ranks.
         micro: texts of a rank per forward pass, or None for all of them at once.
         max_length: tokens per text at most.
+        max_target_length: tokens per target of an encoder-decoder at most.
         head: "masked" computes the head at predicted positions only, "dense" everywhere.
         scattered: DataParallel will scatter the rows: predicted positions are then found behind it.
         few_shapes: packed rows are filled up with empty ones, see `round_up`.
@@ -174,6 +319,7 @@ class Layout:
     size: int
     micro: int | None
     max_length: int
+    max_target_length: int = 64
     head: str
     scattered: bool = False
     few_shapes: bool = False
@@ -187,10 +333,12 @@ class Batch:
         input_ids: int64 [rows, length].
         segments: int64 [rows, length], the number of the text, from 1; 0 where a row is filled up.
         position_ids: int64 [rows, length], counted from 0 in each text; None where each row is one text.
-        answers: int64 [rows, length], `IGNORED` where nothing is predicted; or [chosen] if positions were chosen.
+        answers: int64 [rows, length], of an encoder-decoder [rows, target length]: `IGNORED` where nothing is
+            predicted; or [chosen] if positions were chosen.
         chosen: int64 [chosen], places in the flattened rows that are predicted; filled up (`round_up`)
             with places whose answer is `IGNORED`. None with a dense head, and with scattered rows.
-        counts: what the pass computes; see `measurement.COUNTED`.
+        target_ids: int64 [rows, target length], what an encoder-decoder writes; else None.
+        counts: what the pass computes; see `units.COUNTED`.
     """
 
     input_ids: torch.Tensor
@@ -198,22 +346,23 @@ class Batch:
     position_ids: torch.Tensor | None
     answers: torch.Tensor
     chosen: torch.Tensor | None
+    target_ids: torch.Tensor | None
     counts: dict[str, int]
 
     @property
     def tensors(self) -> list[torch.Tensor | None]:
-        """The arguments of `model.MaskedLanguageModel.forward`, in its order."""
-        return [self.input_ids, self.segments, self.answers, self.position_ids, self.chosen]
+        """The arguments of `model.LanguageModel.forward`, in its order."""
+        return [self.input_ids, self.segments, self.answers, self.position_ids, self.chosen, self.target_ids]
 
 
 def steps(
-    corpus: Corpus, masked: Masked, texts: torch.Tensor, layout: Layout, rank: int = 0, world: int = 1
+    corpus: Corpus, shown: Labelled, texts: torch.Tensor, layout: Layout, rank: int = 0, world: int = 1
 ) -> Iterator[tuple[list[Batch], int]]:
     """Cut texts into optimizer steps and give each rank its share; the last step may be smaller.
 
     Args:
         corpus: the texts.
-        masked: the same with tokens hidden.
+        shown: what is seen of them and predicted.
         texts: which texts, in which order, int64 [n].
         layout: how to lay them out.
         rank: this process.
@@ -223,52 +372,72 @@ def steps(
         The rank's micro-batches, as many on every rank, and the number of predicted tokens of the whole step over all
         ranks, at least 1: every micro-batch's summed loss is divided by it.
     """
-    predicted = torch.nn.functional.pad((masked.labels != IGNORED).long().cumsum(0), (1, 0))
-    per_text = predicted[corpus.offsets[1:]] - predicted[corpus.offsets[:-1]]
+    predicted = _offsets((shown.labels != IGNORED).long())
+    offsets = corpus.written.offsets
+    per_text = predicted[offsets[1:]] - predicted[offsets[:-1]]
     for whole in torch.split(texts, layout.size):
         num_micro = math.ceil(math.ceil(len(whole) / world) / layout.micro) if layout.micro else 1
         parts = whole[rank::world].tensor_split(num_micro)
         # A rank without a text computes on one that does not count: the others wait for its gradients.
-        batches = [_collate(corpus, masked, part if len(part) else whole[:1], layout, len(part) > 0) for part in parts]
+        batches = [_collate(corpus, shown, part if len(part) else whole[:1], layout, len(part) > 0) for part in parts]
         yield batches, max(1, int(per_text[whole].sum()))
 
 
-def _collate(corpus: Corpus, masked: Masked, texts: torch.Tensor, layout: Layout, counted: bool) -> Batch:
-    lengths = corpus.lengths[texts]
-    packed = layout.batching == "packed"
-    if packed:
-        row, column = pack(lengths, layout.max_length)
-        num_rows = int(row.max()) + 1
-        shape = (round_up(num_rows) if layout.few_shapes else num_rows, layout.max_length)
-    else:
-        row, column = torch.arange(len(texts)), torch.zeros_like(lengths)
-        shape = (len(texts), layout.max_length if layout.batching == "fixed" else int(lengths.max()))
-    text, position = _places(lengths)  # of each token; then its place in the corpus, and in the flattened rows
-    source = corpus.offsets[texts][text] + position
-    target = (row * shape[1] + column)[text] + position
+class _Rows:
+    """Where the tokens of some texts stand in rows: one text each, padded, or several, packed."""
 
-    def rows(values: torch.Tensor, filler: int) -> torch.Tensor:
-        return torch.full((shape[0] * shape[1],), filler).index_put_((target,), values).view(shape)
+    def __init__(self, corpus: Corpus, texts: torch.Tensor, layout: Layout, max_length: int) -> None:
+        self.lengths = corpus.lengths[texts]
+        if layout.batching == "packed":
+            row, column = pack(self.lengths, max_length)
+            num_rows = int(row.max()) + 1
+            self.shape = (round_up(num_rows) if layout.few_shapes else num_rows, max_length)
+        else:
+            row, column = torch.arange(len(texts)), torch.zeros_like(self.lengths)
+            self.shape = (len(texts), max_length if layout.batching == "fixed" else int(self.lengths.max()))
+        # Of each token: which of the texts and where in it; its place in the corpus, and in the flattened rows.
+        self.text, self.position = _places(self.lengths)
+        self.source = corpus.offsets[texts][self.text] + self.position
+        self.target = (row * self.shape[1] + column)[self.text] + self.position
 
-    labels = rows(masked.labels[source], IGNORED) if counted else torch.full(shape, IGNORED)
+    def fill(self, values: torch.Tensor, filler: int) -> torch.Tensor:
+        """[tokens] to rows, [rows, length]."""
+        return torch.full((self.shape[0] * self.shape[1],), filler).index_put_((self.target,), values).view(self.shape)
+
+
+def _collate(corpus: Corpus, shown: Labelled, texts: torch.Tensor, layout: Layout, counted: bool) -> Batch:
+    rows = _Rows(corpus, texts, layout, layout.max_length)
+    written = rows if corpus.targets is None else _Rows(corpus.targets, texts, layout, layout.max_target_length)
+    labels = written.fill(shown.labels[written.source], IGNORED) if counted else torch.full(written.shape, IGNORED)
     num_predicted = int((labels != IGNORED).sum())
     masked_head = layout.head == "masked"
     chosen, answers = _choose(labels) if masked_head and not layout.scattered else (None, labels)
+    counts = {
+        "num_texts": len(texts) * counted,
+        "num_tokens": int(rows.lengths.sum()) * counted,
+        "num_padded_tokens": rows.shape[0] * rows.shape[1],
+        "num_predicted": num_predicted,
+        "num_head_positions": num_predicted if masked_head and layout.scattered else answers.numel(),
+        "num_token_pairs": int((rows.lengths**2).sum()) * counted,
+        "num_padded_token_pairs": rows.shape[0] * rows.shape[1] ** 2,
+    }
+    if corpus.targets is not None:
+        counts |= {
+            "num_target_tokens": int(written.lengths.sum()) * counted,
+            "num_padded_target_tokens": written.shape[0] * written.shape[1],
+            "num_target_pairs": int((written.lengths**2).sum()) * counted,
+            "num_padded_target_pairs": written.shape[0] * written.shape[1] ** 2,
+            "num_cross_pairs": int((written.lengths * rows.lengths).sum()) * counted,
+            "num_padded_cross_pairs": rows.shape[0] * rows.shape[1] * written.shape[1],
+        }
     return Batch(
-        input_ids=rows(masked.inputs[source], corpus.pad_id),
-        segments=rows(text + 1, 0),
-        position_ids=rows(position, 0) if packed else None,
+        input_ids=rows.fill(shown.inputs[rows.source], corpus.pad_id),
+        segments=rows.fill(rows.text + 1, 0),
+        position_ids=rows.fill(rows.position, 0) if layout.batching == "packed" else None,
         answers=answers,
         chosen=chosen,
-        counts={
-            "num_texts": len(texts) * counted,
-            "num_tokens": int(lengths.sum()) * counted,
-            "num_padded_tokens": shape[0] * shape[1],
-            "num_predicted": num_predicted,
-            "num_head_positions": num_predicted if masked_head and layout.scattered else answers.numel(),
-            "num_token_pairs": int((lengths**2).sum()) * counted,
-            "num_padded_token_pairs": shape[0] * shape[1] ** 2,
-        },
+        target_ids=None if corpus.targets is None else written.fill(corpus.targets.ids[written.source], corpus.pad_id),
+        counts={name: counts.get(name, 0) for name in COUNTED},
     )
 
 

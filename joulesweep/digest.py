@@ -24,6 +24,7 @@ CORE = (
     "conditions",
     "data",
     "flops",
+    "generation",
     "kernels",
     "launch",
     "lazy",
@@ -37,6 +38,7 @@ CORE = (
     "trace",
     "train",
     "trainer",
+    "units",
     "worker",
 )
 #: Modules with a table: of the table only the run's own row counts, by the spec's field.
@@ -66,6 +68,7 @@ TABLE_CODE = (
     "spec",
     "stats",
     "tables",
+    "units",
 )
 CHART_CODE = ("cells", "charts", "curves", "energy", "estimate", "spec", "stats", "tables", "theme")
 REPORT_CODE = ("answer", "footprint", "provenance", "record", "report", "words", *CHART_CODE)

@@ -27,15 +27,13 @@ from pathlib import Path
 from typing import Any
 
 from joulesweep.precision import PRECISIONS
+from joulesweep.units import COMPUTED, UNITS, USEFUL
 
 GPU_FILE = Path(__file__).parent.parent / "resources" / "gpus.csv"
 RATES = ("fp32", "tf32", "fp16", "bf16")
 DTYPE_RATES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 #: NVML's bytes may be so far from the memory's nominal size: error correction takes a sixteenth of GDDR.
 MEMORY_TOLERANCE = 0.1
-COEFFICIENTS = ("token", "head_position", "token_pair")
-USEFUL = ("num_tokens", "num_predicted", "num_token_pairs")
-COMPUTED = ("num_padded_tokens", "num_head_positions", "num_padded_token_pairs")
 UNCOUNTED = "the record was written before FLOPs were counted"
 
 
@@ -100,11 +98,10 @@ def totals(phases: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """FLOPs of a pass over the training: useful_flops, executed_flops, rating_flops, padded_flop_share.
 
     Args:
-        phases: a measurement's; each has its `flop_coefficients`, counts of units that are useful (`USEFUL`) and of
-            units that are computed (`COMPUTED`), and its kind.
+        phases: a measurement's; each has its `flop_coefficients`, the counts of `units.UNITS`, and its kind.
     """
     trained = [phase for phase in phases if phase["kind"] == "training"]
-    useful, computed = (sum(flops(phase, names) for phase in trained) for names in (USEFUL, COMPUTED))
+    useful, computed = (sum(flops(phase, which) for phase in trained) for which in (USEFUL, COMPUTED))
     again = sum(recomputed(phase, COMPUTED) for phase in trained)
     rated = [phase for phase in phases if phase["kind"] == "rating"]
     rating = sum(flops(phase, COMPUTED) + recomputed(phase, COMPUTED) for phase in rated)
@@ -116,16 +113,17 @@ def totals(phases: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     }
 
 
-def recomputed(phase: Mapping[str, Any], counts: Sequence[str]) -> float:
+def recomputed(phase: Mapping[str, Any], which: int) -> float:
     """FLOPs that checkpointing adds to a phase, on its `USEFUL` or its `COMPUTED` counts."""
-    return flops(phase, counts[::2], ("recomputed_token", "recomputed_token_pair"))
+    return flops(phase, which, "recomputed_")
 
 
-def flops(phase: Mapping[str, Any], counts: Sequence[str], units: Sequence[str] = COEFFICIENTS) -> float:
+def flops(phase: Mapping[str, Any], which: int, prefix: str = "") -> float:
     """FLOPs of a phase on its `USEFUL` or its `COMPUTED` counts."""
     coefficients = phase["flop_coefficients"]
     return sum(
-        float(coefficients.get(unit, 0.0)) * float(phase[count]) for unit, count in zip(units, counts, strict=True)
+        float(coefficients.get(prefix + unit, 0.0)) * float(phase.get(counts[which], 0))
+        for unit, counts in UNITS.items()
     )
 
 

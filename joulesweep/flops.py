@@ -10,6 +10,7 @@ Which operands do is asked of autograd: the model is run once on the meta device
 from __future__ import annotations
 
 import contextlib
+import math
 import types
 from collections.abc import Iterator, Set
 from dataclasses import dataclass
@@ -18,11 +19,21 @@ from typing import Any
 import torch
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from joulesweep import kernels, precision
-from joulesweep.model import MaskedLanguageModel
+from joulesweep.model import LanguageModel
 
-LENGTH = 13  # of the one row that is traced; a prime that is no model's width
+#: Of the one row that is traced, and of what is written to it by an encoder-decoder: primes that are no model's width.
+LENGTH, TARGET_LENGTH = 13, 11
+#: What a product is computed for, by its number of positions and, in attention, of those that they are paired with.
+UNIT_OF: dict[tuple[int, ...], str] = {
+    (LENGTH,): "token",
+    (TARGET_LENGTH,): "target_token",
+    (LENGTH, LENGTH): "token_pair",
+    (TARGET_LENGTH, TARGET_LENGTH): "target_pair",
+    (TARGET_LENGTH, LENGTH): "cross_pair",
+}
 #: Functions with products that are not taken apart here: a model that calls one has no count, rather than a wrong one.
 UNCOUNTED = {
     torch.einsum,
@@ -34,12 +45,16 @@ UNCOUNTED = {
     torch.bilinear,
     functional.multi_head_attention_forward,
 }
-#: Where the two factors stand among the arguments.
+#: Where the two factors of a product stand among the arguments.
 FACTORS = {
     **dict.fromkeys((torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__), 0),
     **dict.fromkeys((torch.bmm, torch.Tensor.bmm, torch.mm, torch.Tensor.mm), 0),
     **dict.fromkeys((torch.addmm, torch.Tensor.addmm, torch.baddbmm, torch.Tensor.baddbmm), 1),
 }
+#: What models ask of masks and ids, which hold nothing on the meta device: no token is padding, all are to be seen.
+ASKED = {torch.Tensor.__bool__: True, torch.Tensor.item: True, torch.Tensor.__contains__: False}
+#: What the factors of a product are called where they are given by name.
+NAMES = ("other", "mat1", "mat2", "batch1", "batch2")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +62,11 @@ class Product:
     """A matrix product of the forward pass.
 
     Attributes:
-        unit: what it is computed for: each "token", "head_position" or "token_pair".
+        unit: what it is computed for: one of `units.UNITS`.
         flops: of the forward pass, per unit.
         num_gradients: how many of its two factors need a gradient: so many products more in the backward pass.
+        behind: for each of these that is no weight, the latest trained parameter that it was computed from, as
+            `Trace.reached_by` places it: no gradient is needed where only earlier ones train.
         weight: name of the parameter that is a factor, or None.
         weight_read_again: whether the backward pass needs that weight, for the gradient of the other factor.
         layer: which checkpointed layer it is in, or None.
@@ -58,6 +75,7 @@ class Product:
     unit: str
     flops: float
     num_gradients: int
+    behind: tuple[int, ...]
     weight: str | None
     weight_read_again: bool
     layer: int | None
@@ -74,8 +92,8 @@ class Trace:
 
     Attributes:
         products: in order of execution.
-        reached_by: for each parameter that is used, how many of the products come before the backward pass stops
-            needing their gradients, if it is the deepest that trains: those from this index on are needed.
+        reached_by: for each parameter that is used, how many products come before its first use. If it is the first
+            in this order that trains, gradients are needed of the operands that have it or a later one behind them.
         layers: for each of them, the checkpointed layer that it is in, or None.
     """
 
@@ -84,7 +102,7 @@ class Trace:
     layers: dict[str, int | None]
 
 
-def described(core: MaskedLanguageModel, shards: int = 1) -> dict[str, Any]:
+def described(core: LanguageModel, shards: int = 1) -> dict[str, Any]:
     """What a record says of the work of a training, as entries of its measurement; nulls with a reason where unknown.
 
     Call it before the strategy wraps the model (FSDP's hooks would run). It draws no random number.
@@ -122,21 +140,21 @@ def coefficients(products: list[Product], trained: Set[int | None] = frozenset()
         trained: checkpointed layers with a parameter that trains: computed again even if no product needs it.
 
     Returns:
-        token: per position of the encoder. head_position: per position at which the head is computed. token_pair: per
-        ordered pair of positions of one row, over all layers and heads. recomputed_token, recomputed_token_pair: what
-        checkpointing computes a second time: executed, and never useful.
+        For each of `units.UNITS` that has any: FLOPs of one; of a pair, over all layers and heads. By the name with
+        `recomputed_` before it, what checkpointing computes a second time: executed, and never useful.
     """
-    found = dict.fromkeys(("token", "head_position", "token_pair", "recomputed_token", "recomputed_token_pair"), 0.0)
     # A layer is computed again if its backward pass is computed at all.
     needed = ({product.layer for product in products if product.num_gradients} | trained) - {None}
+    found = dict.fromkeys((product.unit for product in products), 0.0)
+    again = {f"recomputed_{unit}": 0.0 for unit in found}
     for product in products:
         found[product.unit] += product.flops * (1 + product.num_gradients)
         if product.layer in needed:
-            found[f"recomputed_{product.unit}"] += product.flops
-    return found
+            again[f"recomputed_{product.unit}"] += product.flops
+    return {**found, **{name: flops for name, flops in again.items() if flops}}
 
 
-def bytes_per_step(core: MaskedLanguageModel, products: list[Product], shards: int = 1) -> int:
+def bytes_per_step(core: LanguageModel, products: list[Product], shards: int = 1) -> int:
     """Least traffic between memory and one device for weights, gradients and AdamW's states in an optimizer step.
 
     With s the bytes of a stored weight and c those of the number that is multiplied (the copy that autocast makes):
@@ -169,7 +187,7 @@ def bytes_per_step(core: MaskedLanguageModel, products: list[Product], shards: i
     return total
 
 
-def traced(core: MaskedLanguageModel) -> Trace:
+def traced(core: LanguageModel) -> Trace:
     """The products of one forward pass, in order of execution, and where parameters first come in.
 
     Raises:
@@ -182,18 +200,23 @@ def traced(core: MaskedLanguageModel) -> Trace:
     }
     state = {**weights, **{name: b.to("meta") for name, b in model.named_buffers()}}
     trace = _Trace({id(weight): name for name, weight in weights.items()})
-    input_ids = torch.empty((1, LENGTH), dtype=torch.long, device="meta")
-    with _hooked(model, trace), torch.enable_grad(), trace:
-        torch.func.functional_call(model, state, kwargs={"input_ids": input_ids})
+    given = {"input_ids": torch.empty((1, LENGTH), dtype=torch.long, device="meta")}
+    if core.task == "seq2seq":
+        given["decoder_input_ids"] = torch.empty((1, TARGET_LENGTH), dtype=torch.long, device="meta")
+    with _hooked(core, trace), torch.enable_grad(), trace:
+        torch.func.functional_call(model, state, kwargs=given)
     return Trace(products=trace.products, reached_by=trace.reached_by, layers=trace.layers)
 
 
 @contextlib.contextmanager
-def _hooked(model: torch.nn.Module, trace: _Trace) -> Iterator[None]:
+def _hooked(core: LanguageModel, trace: _Trace) -> Iterator[None]:
     """Tell the trace which layer is being computed and when the head begins; nothing is dropped or checkpointed."""
+    model = core.model
     training = [module for module in model.modules() if module.training]
     layers = [module for module in model.modules() if is_checkpointed(module)]
-    handles = [model.base_model.register_forward_hook(lambda *_: trace.enter_head())]  # type: ignore[union-attr]
+    handles = []
+    if core.head_name is not None:
+        handles.append(model.get_submodule(core.head_name).register_forward_pre_hook(lambda *_: trace.enter_head()))
     for layer in layers:
         handles.append(layer.register_forward_pre_hook(lambda *_: trace.enter_layer()))
         handles.append(layer.register_forward_hook(lambda *_: trace.leave_layer()))
@@ -250,6 +273,8 @@ class _Trace(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401
         kwargs = kwargs or {}
+        if func in ASKED:
+            return ASKED[func]
         if func in UNCOUNTED:
             raise ValueError(f"{func.__name__} is not counted")
         if func is functional.linear:
@@ -260,46 +285,88 @@ class _Trace(TorchFunctionMode):
                 *(args[i] if len(args) > i else kwargs[n] for i, n in enumerate(("query", "key", "value")))
             )
         elif func in FACTORS:
-            left, right = args[FACTORS[func] : FACTORS[func] + 2]
+            named = [tensor for name, tensor in kwargs.items() if name in NAMES]
+            left, right = [*args[FACTORS[func] :], *named][:2]
             self._add(left, right, right.shape[-1])
         result = func(*args, **kwargs)
-        if isinstance(result, torch.Tensor) and id(result._base) not in self.names:  # a view of a weight is no use yet
-            for tensor in (*args, *kwargs.values()):
-                name = isinstance(tensor, torch.Tensor) and (
-                    self.names.get(id(tensor)) or self.names.get(id(tensor._base))
-                )
-                if name:
-                    self.reached_by.setdefault(name, len(self.products))
-                    self.layers.setdefault(name, self.layer)
+        if not (
+            isinstance(result, torch.Tensor) and id(result._base) in self.names
+        ):  # a view of a weight is no use yet
+            self._follow([one for one in tree_leaves((args, kwargs)) if isinstance(one, torch.Tensor)], result)
         return result
 
+    def _follow(self, given: list[torch.Tensor], result: Any) -> None:  # noqa: ANN401 - of any function
+        """Take note of the parameters that come in, and of what the results were computed from."""
+        for tensor in given:
+            name = self._name(tensor)
+            if name is not None:
+                self.reached_by.setdefault(name, len(self.products))
+                self.layers.setdefault(name, self.layer)
+        latest = max(map(self._behind, given), default=-1)
+        for one in tree_leaves(result) if result is not None else given[:1]:  # assignment to a part returns nothing
+            if isinstance(one, torch.Tensor) and one.requires_grad:
+                one.behind = latest  # type: ignore[attr-defined] # for as long as the tensor lives
+
+    def _name(self, tensor: torch.Tensor) -> str | None:
+        return self.names.get(id(tensor)) or self.names.get(id(tensor._base))
+
+    def _behind(self, tensor: torch.Tensor) -> int:
+        """The latest trained parameter that a tensor was computed from, or is; -1 if there is none.
+
+        Of what a function without a name in PyTorch has made it could be any.
+        """
+        name = self._name(tensor)
+        if not tensor.requires_grad:
+            return -1
+        if name is not None:
+            return self.reached_by.get(name, len(self.products))
+        return int(getattr(tensor, "behind", max(self.reached_by.values(), default=-1)))
+
     def _add(self, left: torch.Tensor, right: torch.Tensor, width: int) -> None:
-        """[…, m, k] times a matrix of this width."""
-        needs = (left.requires_grad, right.requires_grad)
-        self._note(2.0 * left.numel() * width, needs, (left, right), LENGTH in (width, left.shape[-1]))
+        """[…, m, k] times a matrix of this width: of attention, its scores or its weighted values."""
+        paired = width if width in (LENGTH, TARGET_LENGTH) else left.shape[-1]
+        self._note(2.0 * left.numel() * width, [left.requires_grad, right.requires_grad], (left, right), paired)
 
     def _add_attention(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
         """Scores and weighted values, softmax between them; query [..., length, width]."""
-        scores = query.requires_grad or key.requires_grad
         length = key.shape[-2]
-        pairs = length == LENGTH
-        self._note(2.0 * query.numel() * length, (query.requires_grad, key.requires_grad), (query, key), pairs)
+        self._note(2.0 * query.numel() * length, [query.requires_grad, key.requires_grad], (query, key), length)
         values = 2.0 * query.numel() // query.shape[-1] * length * value.shape[-1]
-        self._note(values, (scores, value.requires_grad), (query, value), pairs)
+        scores = max(query, key, key=self._behind)
+        self._note(values, [scores.requires_grad, value.requires_grad], (scores, value), length, query)
 
     def _note(
-        self, flops: float, needs: tuple[bool, bool], factors: tuple[torch.Tensor, torch.Tensor], pairs: bool
+        self,
+        flops: float,
+        needs: list[bool],
+        factors: tuple[torch.Tensor, torch.Tensor],
+        paired: int,
+        rows: torch.Tensor | None = None,
     ) -> None:
-        left, right = factors
-        name = self.names.get(id(right)) or self.names.get(id(right._base))
-        unit = "head_position" if self.in_head else "token_pair" if name is None else "token"
-        per_position = left.numel() // left.shape[-1] == LENGTH if name else left.shape[-2] == LENGTH and pairs
-        if not per_position:
+        """Add a product.
+
+        Args:
+            flops: of all of it.
+            needs: whether each factor needs a gradient.
+            factors: the tensors that these gradients are handed on to.
+            paired: of a product without weight, with how many positions each one is paired.
+            rows: has as many positions as the product; None if the left factor has.
+        """
+        left, right = rows if rows is not None else factors[0], factors[1]
+        name = self._name(right)
+        positions = left.numel() // left.shape[-1] if name else left.shape[-2]
+        size = (positions,) if name else (positions, paired)
+        unit = UNIT_OF.get(size)
+        if unit is None:
             raise ValueError(f"a product of {tuple(left.shape)} and {tuple(right.shape)} is not per position or pair")
+        if self.in_head:
+            unit, size = "head_position", size[:1]
+        factor_needs = zip(factors, needs, strict=True)
         product = Product(
             unit=unit,
-            flops=flops / (LENGTH**2 if unit == "token_pair" else LENGTH),
+            flops=flops / math.prod(size),
             num_gradients=sum(needs),
+            behind=tuple(self._behind(one) for one, needed in factor_needs if needed and self._name(one) is None),
             weight=name,
             weight_read_again=name is not None and needs[0],
             layer=self.layer,

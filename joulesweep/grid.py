@@ -88,13 +88,13 @@ def expand(config: SweepConfig, where: str = "config") -> ExpandedGrid:
         point["micro_batch_size"] = micro_batch(point["micro_batch_size"], point)
         cell = RunSpec(
             **point,
-            **shared,
+            **{**shared, **_meaningless(point["task"])},
             repeat=1,
             model_source=sources[point["model"]],
             dataset_source=datasets[point["dataset"]],
         )
         reason = next((entry.reason for entry in config.exclude if _matches(entry.when, point)), None)
-        reason = reason or engine.impossible(cell)
+        reason = reason or engine.impossible(cell) or _impossible(cell)
         if reason is not None:
             name = _label(cell, telling)
             excluded[name] = Excluded(label=name, reason=reason)
@@ -188,6 +188,18 @@ def _method(value: str | dict[str, dict[str, Any]]) -> tuple[str, dict[str, Any]
     """A method's name and all its parameters: those left out too, so that a default is the same run as its value."""
     name, given = method_parts(value)
     return name, asdict(methods.parameters(name, given))
+
+
+def _meaningless(task: str) -> dict[str, Any]:
+    """What the task makes no use of, at its omission value: else it would tell equal runs apart."""
+    unused = ("max_target_length", "generate") if task == "mlm" else ("mask_probability",)
+    return {name: OMISSION[name] for name in unused}
+
+
+def _impossible(spec: RunSpec) -> str | None:
+    if spec.task == "seq2seq" and spec.batching == "packed":
+        return "batching packed: texts and targets of an encoder-decoder are padded; use batching: [dynamic]"
+    return None
 
 
 def _matches(when: dict[str, Any], point: dict[str, Any]) -> bool:

@@ -65,6 +65,7 @@ def launch(
     tokens: Path,
     folder: Path,
     log: Path | None,
+    texts: Path | None = None,
     exclusive: str = "none",
     gpus: str | Sequence[int | str] = "auto",
     with_snakemake: bool = True,
@@ -76,9 +77,10 @@ def launch(
         code_digest: digest of the code that the run uses, kept in the record.
         model_folder: the fetched model.
         tokens: the token file.
-        folder: the run's folder: record.json, spec.json, steps.jsonl, epochs.jsonl, power.jsonl (and model/ if kept)
-            go here.
+        folder: the run's folder: record.json, spec.json, steps.jsonl, epochs.jsonl, power.jsonl, summaries.jsonl (and
+            model/ if kept) go here.
         log: where the processes' output goes; None for the terminal.
+        texts: the texts as they were fetched, for the references that generated summaries are scored against.
         exclusive: whom the run keeps out: "gpu" from its boards, "node" from the machine; see `lease.Lease`.
         gpus: the boards to choose from: "auto", or NVML indices or UUIDs.
         with_snakemake: end when the job's shell or Snakemake above it dies.
@@ -108,6 +110,11 @@ def launch(
             job = {"spec": full(spec), "model_folder": str(model_folder), "tokens": str(tokens), "folder": str(folder)}
             record.write_json(work / "job.json", {**job, "boards": [board.described() for board in lease.boards]})
             outcome = _measured(spec, work, log, lease, wanted)
+            if outcome.get("summaries") and texts is not None:
+                from joulesweep.tokens import read_references
+
+                references = read_references(texts)
+                outcome["summaries"] = [{**row, "references": references[row["text"]]} for row in outcome["summaries"]]
             return _write(spec, code_digest, model_folder, tokens, folder, outcome, lease.boards)
     finally:
         shutil.rmtree(work)
@@ -168,6 +175,7 @@ def _write(
     record.write_lines(folder / "epochs.jsonl", result["epochs"])
     record.write_lines(folder / "steps.jsonl", [{"step": i, "train_loss": loss} for i, loss in enumerate(losses, 1)])
     record.write_lines(folder / "power.jsonl", outcome.get("power", []))
+    record.write_lines(folder / "summaries.jsonl", outcome.get("summaries", []))
     record.write_json(folder / "record.json", result)
     return result
 

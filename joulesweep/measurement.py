@@ -12,6 +12,7 @@ from typing import Any
 from joulesweep.devices import Board
 from joulesweep.meter import NO_COUNTER
 from joulesweep.trace import Trace
+from joulesweep.units import COUNTED
 
 MIN_TICKS = 10  # fewer updates of the counter in the window: no number
 INTEGRATED = "NVML power readings, integrated"
@@ -25,10 +26,11 @@ def combine(ranks: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
     Returns:
         measurement (per pass: window_s, cpu_s, phases, of the training ones the counts of COUNTED, num_steps and
-        num_skipped_steps, samples_per_s, tokens_per_s (real tokens), padded_tokens_per_s, epochs_per_minute; of the
-        whole window: num_passes, total_window_s, energy rows with total_energy_j; startup_s and peak_memory: host the
-        sum over the processes, GPU the fullest), quality (the last epoch's), epochs, losses, and span: the begin and
-        end of window and idle baseline on the monotonic clock, with the time inside meter calls.
+        num_skipped_steps, samples_per_s, tokens_per_s (real tokens, read and written), padded_tokens_per_s,
+        epochs_per_minute; of the whole window: num_passes, total_window_s, energy rows with total_energy_j; startup_s
+        and peak_memory: host the sum over the processes, GPU the fullest), quality (the last epoch's), epochs, losses,
+        summaries, and span: the begin and end of window and idle baseline on the monotonic clock, with the time inside
+        meter calls.
     """
     parts = [rank["measurement"] for rank in ranks]
     epochs = _epochs(ranks)
@@ -52,8 +54,8 @@ def combine(ranks: Sequence[dict[str, Any]]) -> dict[str, Any]:
             **counts,
             "phases": phases,
             "samples_per_s": counts["num_texts"] / window_s,
-            "tokens_per_s": counts["num_tokens"] / window_s,
-            "padded_tokens_per_s": counts["num_padded_tokens"] / window_s,
+            "tokens_per_s": (counts["num_tokens"] + counts["num_target_tokens"]) / window_s,
+            "padded_tokens_per_s": (counts["num_padded_tokens"] + counts["num_padded_target_tokens"]) / window_s,
             "epochs_per_minute": 60 * counts["num_texts"] / ranks[0]["num_train_texts"] / window_s,
         },
         "span": {
@@ -66,6 +68,7 @@ def combine(ranks: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "quality": {name: epochs[-1][name] for name in QUALITY},
         "epochs": [{key: value for key, value in row.items() if key in EPOCH} for row in epochs],
         "losses": ranks[0]["losses"],
+        "summaries": sorted((row for rank in ranks for row in rank["summaries"]), key=lambda row: int(row["text"])),
     }
 
 
@@ -74,19 +77,8 @@ def _phase(of_ranks: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {**of_ranks[0], **{name: sum(phase[name] for phase in of_ranks) for name in COUNTED}}
 
 
-#: What a batch counts: texts; real tokens and positions computed; predicted tokens and positions at which the head is
-#: computed; pairs of tokens within texts and pairs computed by attention.
-COUNTED = (
-    "num_texts",
-    "num_tokens",
-    "num_padded_tokens",
-    "num_predicted",
-    "num_head_positions",
-    "num_token_pairs",
-    "num_padded_token_pairs",
-)
-QUALITY = ("validation_loss", "perplexity", "masked_accuracy", "num_validation_texts", "num_masked")
-EPOCH = ("epoch", "elapsed_s", "cpu_s", "num_steps", "train_loss", "validation_loss", "perplexity", "masked_accuracy")
+QUALITY = ("validation_loss", "perplexity", "masked_accuracy", "choice_accuracy", "num_validation_texts", "num_masked")
+EPOCH = ("epoch", "elapsed_s", "cpu_s", "num_steps", "train_loss", *QUALITY[:4])
 
 
 def _epochs(ranks: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -1,54 +1,71 @@
-"""Backbone and masked-language-model head as one module, so that DP and DDP see every parameter they wrap."""
+"""Backbone and language-model head as one module, so that DP and DDP see every parameter they wrap."""
 
 from __future__ import annotations
 
+import copy
 import inspect
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn import functional
 
 from joulesweep import data, lazy, precision
 from joulesweep.data import IGNORED
+from joulesweep.errors import UserError
 
-#: Modules that lead from the last hidden state to the logits, by the families' names for them, applied in turn.
+#: Where the output layer begins, by the families' names for it: everything from there on is computed position by
+#: position. In a model that has none of these it is the matrix of its output embeddings alone.
 HEADS = (
-    ("cls",),  # BERT
-    ("lm_head",),  # RoBERTa, XLM-R, MPNet
-    ("predictions",),  # ALBERT
-    ("head", "decoder"),  # ModernBERT
-    ("generator_predictions", "generator_lm_head"),  # ELECTRA
-    ("vocab_transform", "activation", "vocab_layer_norm", "vocab_projector"),  # DistilBERT
+    "cls",  # BERT
+    "decoder.cls",  # BERT as the decoder of an encoder-decoder
+    "lm_head",  # RoBERTa, XLM-R, MPNet; OPT, LLaMA, GPT-2, BLOOM; T5, BART
+    "decoder.lm_head",
+    "predictions",  # ALBERT
+    "head",  # ModernBERT
+    "generator_predictions",  # ELECTRA
+    "vocab_transform",  # DistilBERT
 )
+#: The class of transformers that a task trains.
+AUTO_CLASSES = {"mlm": "AutoModelForMaskedLM", "clm": "AutoModelForCausalLM", "seq2seq": "AutoModelForSeq2SeqLM"}
 
 
-class MaskedLanguageModel(torch.nn.Module):
-    """A Hugging Face masked language model whose forward returns sums, not means.
+class LanguageModel(torch.nn.Module):
+    """A Hugging Face language model whose forward returns sums, not means.
 
-    Sums over replicas and ranks add up; means over shares with different numbers of masked tokens do not.
+    Sums over replicas and ranks add up; means over shares with different numbers of predicted tokens do not.
 
     Args:
-        model: from `AutoModelForMaskedLM`.
+        model: from one of `AUTO_CLASSES`.
         precision_name: a row of `joulesweep.precision.PRECISIONS`. Its autocast is entered here, inside the module:
             DataParallel's threads do not inherit the dtype of an autocast around them.
         head: "masked" computes the head at predicted positions only: the same loss and gradients for a sixth of its
-            work; "dense" computes it everywhere, as the model's own forward does.
+            work in masked language modelling; "dense" computes it everywhere, as the model's own forward does.
+        task: one of `AUTO_CLASSES`.
     """
 
-    def __init__(self, model: torch.nn.Module, precision_name: str = "fp32", head: str = "masked") -> None:
+    def __init__(
+        self, model: torch.nn.Module, precision_name: str = "fp32", head: str = "masked", task: str = "mlm"
+    ) -> None:
         super().__init__()
         self.model = model
+        self.task = task
         self.precision_name = precision_name
         self.head = head
-        self.head_names = next((names for names in HEADS if all(hasattr(model, name) for name in names)), None)
+        self.head_name = head_name(model)
+        head_module = model.get_submodule(self.head_name) if self.head_name is not None else None
+        if head_module is not None and _keep_chosen not in head_module._forward_pre_hooks.values():
+            head_module.register_forward_pre_hook(_keep_chosen)
         embedding = model.base_model.embeddings.position_embeddings if _has_positions(model) else None  # type: ignore[union-attr]
         filler = getattr(embedding, "padding_idx", None)
         self.first_position = 0 if filler is None else int(filler) + 1  # RoBERTa counts from behind its padding index
 
     def refusal(self, packed: bool) -> str | None:
         """Say why this model cannot be trained so, or None if it can."""
-        if self.head == "masked" and self.head_names is None:
-            return "head masked: the head of this model cannot be called apart from it; use head: [dense]"
+        if self.head == "masked" and self.head_name is None:
+            return "head masked: the head of this model cannot be told from the rest; use head: [dense]"
+        if packed and self.task == "seq2seq":
+            return "batching packed: texts and targets of an encoder-decoder are padded; use batching: [dynamic]"
         if packed and "position_ids" not in inspect.signature(self.model.base_model.forward).parameters:  # type: ignore[union-attr]
             return "batching packed: this model takes no position_ids; use batching: [dynamic]"
         return None
@@ -60,68 +77,101 @@ class MaskedLanguageModel(torch.nn.Module):
         answers: torch.Tensor,
         position_ids: torch.Tensor | None = None,
         chosen: torch.Tensor | None = None,
+        target_ids: torch.Tensor | None = None,
         score: bool = False,
     ) -> torch.Tensor:
-        """Loss of the masked tokens.
+        """Loss of the predicted tokens.
 
         Args:
             input_ids: int64 [rows, length].
             segments: int64 [rows, length], which text; 0 where a row is filled up.
-            answers: int64 [rows, length], or [chosen] if positions are given; `IGNORED` where nothing is predicted.
+            answers: int64 [rows, length] (of an encoder-decoder [rows, target length]), or [chosen] if positions are
+                given; `IGNORED` where nothing is predicted.
             position_ids: int64 [rows, length] where rows hold several texts, which then do not see each other.
             chosen: int64 [chosen], predicted places in the flattened rows; None to find them in `answers`.
+            target_ids: int64 [rows, target length], what an encoder-decoder writes; None for other models.
             score: also count the right answers.
 
         Returns:
-            float32 [1, 2]: cross-entropy in nats summed over masked tokens, and right answers (0 unless `score`).
+            float32 [1, 2]: cross-entropy in nats summed over predicted tokens, and right answers (0 unless `score`).
             The leading dimension lets DataParallel gather the replicas.
         """
-        with precision.autocast(self.precision_name, input_ids.device.type):
-            return self._loss(input_ids, segments, answers, position_ids, chosen, score)
-
-    def inputs(
-        self, input_ids: torch.Tensor, segments: torch.Tensor, position_ids: torch.Tensor | None
-    ) -> dict[str, torch.Tensor]:
-        """What the Hugging Face model is called with; arguments as of `forward`."""
-        if position_ids is None:
-            return {"input_ids": input_ids, "attention_mask": (segments > 0).long()}
-        # Encoders ignore position ids when they attend: only this mask, bool [rows, 1, length, length], keeps packed
-        # texts apart.
-        same_text = segments[:, None, :, None] == segments[:, None, None, :]
-        return {
-            "input_ids": input_ids,
-            "attention_mask": same_text,
-            "position_ids": position_ids + self.first_position,
-        }
-
-    def _loss(
-        self,
-        input_ids: torch.Tensor,
-        segments: torch.Tensor,
-        answers: torch.Tensor,
-        position_ids: torch.Tensor | None,
-        chosen: torch.Tensor | None,
-        score: bool,
-    ) -> torch.Tensor:
-        inputs = self.inputs(input_ids, segments, position_ids)
-        if self.head == "dense":
-            logits = self.model(**inputs).logits.flatten(0, 1)
-        else:
-            hidden = self.model.base_model(**inputs)[0].flatten(0, 1)  # type: ignore[operator]
-            if chosen is None:
-                chosen = torch.nonzero(answers.flatten() != IGNORED).flatten()
-                answers = answers.flatten()[chosen]
-            logits = hidden[chosen]
-            for name in self.head_names or ():
-                logits = getattr(self.model, name)(logits)
-        logits, answers = logits.float(), answers.flatten()
+        logits, answers, _ = self.logits(input_ids, segments, answers, position_ids, chosen, target_ids)
         loss_sum = functional.cross_entropy(logits, answers, reduction="sum", ignore_index=IGNORED)
         right = (logits.argmax(-1) == answers).sum() if score else loss_sum.new_zeros(())
         return torch.stack((loss_sum.unsqueeze(0), right.to(loss_sum.dtype).unsqueeze(0)), dim=1)
 
+    def logits(
+        self,
+        input_ids: torch.Tensor,
+        segments: torch.Tensor,
+        answers: torch.Tensor,
+        position_ids: torch.Tensor | None = None,
+        chosen: torch.Tensor | None = None,
+        target_ids: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Logits at the predicted positions, with a dense head at all; arguments as of `forward`.
+
+        Returns:
+            float32 [positions, vocabulary]; the answers, int64 [positions]; the positions' places in the flattened
+            rows, int64 [positions], or None for all of them in order.
+        """
+        inputs = self.inputs(input_ids, segments, position_ids, target_ids)
+        if self.head == "masked" and chosen is None:
+            chosen = torch.nonzero(answers.flatten() != IGNORED).flatten()
+            answers = answers.flatten()[chosen]
+        head = self.model.get_submodule(self.head_name) if self.head_name is not None else None
+        with precision.autocast(self.precision_name, input_ids.device.type):
+            if head is not None:
+                head.chosen = chosen  # type: ignore[assignment] # of this replica's own module: threads share none
+            logits: torch.Tensor = self.model(**inputs).logits
+            if head is not None:
+                head.chosen = None  # type: ignore[assignment]
+        return logits.flatten(0, -2).float(), answers.flatten(), chosen
+
+    def inputs(
+        self,
+        input_ids: torch.Tensor,
+        segments: torch.Tensor,
+        position_ids: torch.Tensor | None,
+        target_ids: torch.Tensor | None = None,
+    ) -> dict[str, Any]:
+        """What the Hugging Face model is called with; arguments as of `forward`."""
+        found: dict[str, Any] = {"input_ids": input_ids}
+        if self.task != "mlm":
+            found["use_cache"] = False  # of keys and values, for the next token: for generation alone
+        if target_ids is not None:
+            config: Any = self.model.config
+            start = target_ids.new_full((len(target_ids), 1), config.decoder_start_token_id)
+            found["decoder_input_ids"] = torch.cat((start, target_ids[:, :-1]), 1)
+        if position_ids is None:
+            return {**found, "attention_mask": (segments > 0).long()}
+        # Models ignore position ids when they attend: only this mask, bool [rows, 1, length, length], keeps packed
+        # texts apart.
+        seen = segments[:, None, :, None] == segments[:, None, None, :]
+        if self.task == "clm":
+            seen = seen & torch.ones_like(seen[:1, :1]).tril()
+        return {**found, "attention_mask": seen, "position_ids": position_ids + self.first_position}
+
+
+def head_name(model: torch.nn.Module) -> str | None:
+    """Name of the module with which the output layer begins, or None if it cannot be told."""
+    modules = dict(model.named_modules())
+    named = next((name for name in HEADS if name in modules), None)
+    if named is None and hasattr(model, "get_output_embeddings"):
+        matrix = model.get_output_embeddings()  # type: ignore[operator]
+        named = next((name for name, module in modules.items() if module is matrix), None)
+    return named
+
+
+def _keep_chosen(head: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """Before the head: of all positions, [rows, length, width], keep the chosen ones, [chosen, width]."""
+    chosen = getattr(head, "chosen", None)
+    return None if chosen is None else (args[0].flatten(0, -2)[chosen], *args[1:])
+
 
 @torch.no_grad()
-def packs_exactly(core: MaskedLanguageModel, corpus: data.Corpus, max_length: int) -> bool:
+def packs_exactly(core: LanguageModel, corpus: data.Corpus, max_length: int) -> bool:
     """Whether texts of a packed row come out as they do alone: no attention across texts, the same positions.
 
     Some models add what packing cannot tell them (relative positions counted over the row), so it is tried, in float32,
@@ -130,24 +180,46 @@ def packs_exactly(core: MaskedLanguageModel, corpus: data.Corpus, max_length: in
     """
     by_length = corpus.lengths.argsort(stable=True)
     texts = torch.cat((by_length[:8], by_length[8:][-8:]))
-    masked = data.Masked(inputs=corpus.ids, labels=corpus.ids)
+    shown = data.Labelled(inputs=corpus.ids, labels=corpus.ids)
     found = []
-    training = core.training
-    core.eval()
     try:
         for batching in ("dynamic", "packed"):
             layout = data.Layout(batching=batching, size=len(texts), micro=None, max_length=max_length, head="dense")
-            (batch,), _ = next(data.steps(corpus, masked, texts, layout))
-            inputs = core.inputs(batch.input_ids, batch.segments, batch.position_ids)
-            hidden = core.model.base_model(**inputs)[0]  # type: ignore[operator]
+            (batch,), _ = next(data.steps(corpus, shown, texts, layout))
+            hidden = _hidden(core, core.inputs(batch.input_ids, batch.segments, batch.position_ids))
             text = batch.segments.flatten()
             order = text.argsort(stable=True)[int((text == 0).sum()) :]  # within a row, a text's tokens stand in order
             found.append(hidden.flatten(0, 1)[order])
     except RuntimeError:  # DeBERTa multiplies its embeddings by the mask, which must then have one number per token
         return False
+    return _agree(*found)
+
+
+@torch.no_grad()
+def is_causal(core: LanguageModel, corpus: data.Corpus) -> bool:
+    """Whether a model predicts a token from those before it alone: the last token of a text changes no other's state.
+
+    An encoder built as a decoder by transformers sees all of them unless its config says otherwise, and learns nothing.
+    """
+    ids = corpus.ids[None, : min(16, len(corpus.ids))]
+    other = torch.cat((ids[:, :-1], (ids[:, -1:] + 1) % corpus.vocab_size), 1)
+    found = [_hidden(core, core.inputs(some, torch.ones_like(some), None))[:, :-1] for some in (ids, other)]
+    return _agree(*found)
+
+
+def _hidden(core: LanguageModel, inputs: dict[str, Any]) -> torch.Tensor:
+    """The last hidden states, [rows, length, width], without dropout."""
+    training = core.training
+    core.eval()
+    try:
+        hidden: torch.Tensor = core.model.base_model(**inputs)[0]  # type: ignore[operator]
+        return hidden
     finally:
         core.train(training)
-    return bool((found[0] - found[1]).abs().max() <= 1e-4 * found[0].abs().max())
+
+
+def _agree(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    return bool((found - expected).abs().max() <= 1e-4 * found.abs().max())
 
 
 def freeze_below(model: torch.nn.Module, num_trained: int | None = None, fraction: float | None = None) -> int:
@@ -183,7 +255,7 @@ def _freeze_before(model: torch.nn.Module, first: torch.nn.Module) -> None:
     from joulesweep import flops
 
     try:
-        reached_by = flops.traced(MaskedLanguageModel(model)).reached_by
+        reached_by = flops.traced(LanguageModel(model)).reached_by
     except Exception:  # a model that cannot be traced has been told apart by its names alone
         return
     names = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -197,15 +269,29 @@ def _has_positions(model: torch.nn.Module) -> bool:
     return hasattr(getattr(model.base_model, "embeddings", None), "position_embeddings")
 
 
-def build(folder: Path) -> torch.nn.Module:
+def build(folder: Path, task: str = "mlm") -> torch.nn.Module:
     """Build the Hugging Face model that lies in a folder.
 
     Weights are read from safetensors only. A folder with a config and no weights gives random ones: seed first.
+    An encoder alone is trained for seq2seq as both halves of an encoder-decoder, both beginning with its weights
+    (Rothe et al. 2020, arXiv 1907.12461); the attention between them begins at random.
+
+    Args:
+        folder: of the model.
+        task: one of `AUTO_CLASSES`.
+
+    Raises:
+        UserError: transformers has no such model for the task.
     """
     library = lazy.transformers()
     library.logging.disable_progress_bar()
     config = library.AutoConfig.from_pretrained(folder, local_files_only=True)
-    auto = library.AutoModelForMaskedLM
+    auto = getattr(library, AUTO_CLASSES[task])
+    if type(config) not in auto._model_mapping:
+        halves = (library.AutoModelForMaskedLM, library.AutoModelForCausalLM)
+        if task == "seq2seq" and all(type(config) in half._model_mapping for half in halves):
+            return _warm_started(folder, config)
+        raise UserError(f"task {task}: transformers has no {config.model_type} for it; choose another model or task")
     model: torch.nn.Module
     if any(folder.glob("*.safetensors")):
         model = auto.from_pretrained(
@@ -213,4 +299,24 @@ def build(folder: Path) -> torch.nn.Module:
         )
     else:
         model = auto.from_config(config).float()
+    return model
+
+
+def _warm_started(folder: Path, config: Any) -> torch.nn.Module:  # noqa: ANN401 - a config of any family
+    library = lazy.transformers()
+    decoder_config = copy.deepcopy(config)
+    decoder_config.is_decoder = decoder_config.add_cross_attention = True
+    halves = []
+    for auto, half in ((library.AutoModel, config), (library.AutoModelForCausalLM, decoder_config)):
+        if any(folder.glob("*.safetensors")):
+            given = {"dtype": torch.float32, "local_files_only": True, "use_safetensors": True}
+            halves.append(auto.from_pretrained(folder, config=half, **given))
+        else:
+            halves.append(auto.from_config(half).float())
+    if getattr(halves[0], "pooler", None) is not None:
+        halves[0].pooler = None  # nothing reads it
+    try:
+        model: torch.nn.Module = library.EncoderDecoderModel(encoder=halves[0], decoder=halves[1])
+    except ValueError as error:
+        raise UserError(f"task seq2seq: no encoder-decoder can be made of {config.model_type}: {error}") from None
     return model

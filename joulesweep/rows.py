@@ -14,6 +14,7 @@ from joulesweep.estimate import Estimate
 from joulesweep.footprint import Footprint
 from joulesweep.spec import short_hash
 from joulesweep.tables import EPOCHS, ESTIMATED, RUNS, SELECTIONS, check
+from joulesweep.units import USEFUL
 
 #: What a record says of a run in the very words of the table.
 RECORDED = ("status", "reason", "oom_bytes", "started", "finished", "code_digest")
@@ -211,5 +212,5 @@ def _counted(phase: Mapping[str, Any], rating: Mapping[str, Any] | None) -> dict
         return {"counted_cost": None, "cost_reason": reason}
     mixed = [{**phase, "flop_coefficients": one["flop_coefficients"]} for one in (phase, rating)]
     # With what checkpointing computes again: the prediction has that too.
-    chosen, every = (floors.flops(one, floors.USEFUL) + floors.recomputed(one, floors.USEFUL) for one in mixed)
+    chosen, every = (floors.flops(one, USEFUL) + floors.recomputed(one, USEFUL) for one in mixed)
     return {"counted_cost": chosen / every, "cost_reason": None}

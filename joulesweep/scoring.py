@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn import functional
 
 from joulesweep import data, methods
 from joulesweep.errors import UserError
@@ -19,19 +20,20 @@ BATCH = 128  #: texts per forward pass and rank
 
 @torch.no_grad()
 def score(trainer: Trainer, weights: Weights | None = None) -> dict[str, Any]:
-    """Loss and accuracy on the validation texts under fixed masks, each rank taking its share.
+    """Loss and accuracy on the validation texts, under fixed masks if any, each rank taking its share.
 
     Args:
         trainer: its module is left as it was.
         weights: of this rank, from `memory.copy_weights`; None for those that the module has.
 
     Returns:
-        train_loss (null), validation_loss (nats per masked token), perplexity, masked_accuracy, num_masked and
-        num_validation_texts; the same on every rank.
+        train_loss (null), validation_loss (nats per predicted token), perplexity, masked_accuracy and num_masked (the
+        share of right tokens among the predicted ones, and their number, whatever the task), choice_accuracy (null but
+        for multiple choice) and num_validation_texts; the same on every rank.
 
     Raises:
         Stop: the loss is not finite.
-        UserError: nothing was masked.
+        UserError: nothing was predicted.
     """
     core, spec, place = trainer.core, trainer.spec, trainer.place
     before = copy_weights(core, []) if weights is not None else None
@@ -41,21 +43,22 @@ def score(trainer: Trainer, weights: Weights | None = None) -> dict[str, Any]:
     forward: Callable[..., torch.Tensor] = (
         core.forward if spec.engine == "compile" else core
     )  # no second compilation, for evaluation
-    masked = data.mask(trainer.corpus, spec.mask_probability, "validation", spec.dataset_source.get("split_seed", 0))
+    key = ("validation", spec.dataset_source.get("split_seed", 0))
+    shown = data.labelled(trainer.corpus, spec.task, spec.mask_probability, *key)
     by_length = trainer.validation_texts[trainer.corpus.lengths[trainer.validation_texts].argsort(stable=True)]
-    layout = data.Layout(
-        batching="dynamic", size=BATCH * place.world, micro=None, max_length=spec.max_length, head=spec.head
-    )
+    layout = _layout(trainer)
     sums = torch.zeros(3, dtype=torch.float64, device=place.device)
-    for (batch,), _ in data.steps(trainer.corpus, masked, by_length, layout, place.rank, place.world):
+    for (batch,), _ in data.steps(trainer.corpus, shown, by_length, layout, place.rank, place.world):
         inputs = [None if tensor is None else tensor.to(place.device) for tensor in batch.tensors]
         sums[:2] += forward(*inputs, score=True)[0].double()
         sums[2] += batch.counts["num_predicted"]
+    choice_accuracy = _choice_accuracy(trainer)
     if before is not None:
         load_weights(core, before)
     loss_sum, num_right, num_masked = place.reduced(sums).tolist()
     if not num_masked:
-        raise UserError("the validation texts have no masked token; use more texts or a higher mask_probability")
+        remedy = " or a higher mask_probability" if spec.task == "mlm" else ""
+        raise UserError(f"the validation texts have no token to predict; use more texts{remedy}")
     loss = loss_sum / num_masked
     if not math.isfinite(loss):
         raise Stop("diverged", "the validation loss was not finite")
@@ -64,9 +67,49 @@ def score(trainer: Trainer, weights: Weights | None = None) -> dict[str, Any]:
         "validation_loss": loss,
         "perplexity": math.exp(min(loss, 700.0)),
         "masked_accuracy": num_right / num_masked,
+        "choice_accuracy": choice_accuracy,
         "num_masked": int(num_masked),
         "num_validation_texts": len(trainer.validation_texts),
     }
+
+
+def _layout(trainer: Trainer) -> data.Layout:
+    spec = trainer.spec
+    return data.Layout(
+        batching="dynamic",
+        size=BATCH * trainer.place.world,
+        micro=None,
+        max_length=spec.max_length,
+        max_target_length=spec.max_target_length,
+        head=spec.head,
+    )
+
+
+def _choice_accuracy(trainer: Trainer) -> float | None:
+    """Share of the validation texts whose right choice has the lowest loss per token of all their choices."""
+    corpus, place = trainer.corpus, trainer.place
+    choices, choice_text, answer = corpus.choices, corpus.choice_text, corpus.answer
+    if choices is None or choice_text is None or answer is None:
+        return None
+    wanted = torch.nonzero(torch.isin(choice_text, trainer.validation_texts)).flatten()
+    wanted = wanted[choices.lengths[wanted].argsort(stable=True)]
+    layout = _layout(trainer)
+    losses = torch.zeros(len(choice_text), dtype=torch.float64, device=place.device)
+    steps = data.steps(choices, data.labelled(choices, trainer.spec.task, 0.0), wanted, layout, place.rank, place.world)
+    for whole, ((batch,), _) in zip(torch.split(wanted, layout.size), steps, strict=True):
+        own = whole[place.rank :: place.world].to(place.device)
+        inputs = [None if tensor is None else tensor.to(place.device) for tensor in batch.tensors]
+        logits, answers, places = trainer.core.logits(*inputs)  # type: ignore[arg-type]
+        each = functional.cross_entropy(logits, answers, reduction="none", ignore_index=data.IGNORED).double()
+        length = (batch.input_ids if batch.target_ids is None else batch.target_ids).shape[1]
+        row = (torch.arange(len(each), device=place.device) if places is None else places) // length
+        sums = torch.zeros(2, len(batch.input_ids), dtype=torch.float64, device=place.device)
+        sums.index_add_(1, row, torch.stack((each, (answers != data.IGNORED).double())))
+        losses[own] = (sums[0] / sums[1].clamp(min=1))[: len(own)]
+    found = place.reduced(losses).cpu()
+    best = torch.full((len(answer),), math.inf, dtype=torch.float64).scatter_reduce(0, choice_text, found, "amin")
+    right = found[torch.searchsorted(choice_text, torch.arange(len(answer))) + answer]
+    return float((right == best)[trainer.validation_texts].double().mean())
 
 
 def save(trainer: Trainer, weights: Weights, model_folder: Path, folder: Path) -> None:

@@ -35,6 +35,8 @@ OMISSION: dict[str, Any] = {
     "weight_decay": 0.01,
     "mask_probability": 0.15,
     "max_length": 128,
+    "max_target_length": 64,
+    "generate": None,
     "threads_per_device": 1,
     "timeout_s": 86400.0,
     "keep_model": "none",
@@ -72,7 +74,7 @@ class RunSpec:
         model_source: where it comes from: `config.ModelConfig` without its omission values.
         dataset: name of the data set.
         dataset_source: where it comes from and how it is split: `config.DatasetConfig` likewise.
-        task: what is learned; "mlm" is masked language modelling.
+        task: what is learned: "mlm" hidden tokens, "clm" the next token, "seq2seq" to write a text's target.
         method: which parameters train, a module of `joulesweep.methods`.
         method_params: its parameters.
         strategy: a row of `joulesweep.strategy.STRATEGIES`.
@@ -95,6 +97,8 @@ class RunSpec:
         weight_decay: AdamW's.
         mask_probability: share of tokens that are predicted.
         max_length: tokens per text, special tokens included; longer texts are cut.
+        max_target_length: tokens per target, what ends it included; task clm counts them within max_length.
+        generate: `config.Generate` as a mapping: how targets are written after the training; None for not at all.
         threads_per_device: CPU threads of each process.
         timeout_s: seconds after which the run is stopped and recorded as timeout.
         keep_model: "none", "best" (by validation loss) or "last".
@@ -134,6 +138,8 @@ class RunSpec:
     weight_decay: float = OMISSION["weight_decay"]
     mask_probability: float = OMISSION["mask_probability"]
     max_length: int = OMISSION["max_length"]
+    max_target_length: int = OMISSION["max_target_length"]
+    generate: dict[str, Any] | None = OMISSION["generate"]
     threads_per_device: int = OMISSION["threads_per_device"]
     timeout_s: float = OMISSION["timeout_s"]
     keep_model: str = OMISSION["keep_model"]

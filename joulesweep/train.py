@@ -31,15 +31,15 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from joulesweep import adaptive, engine, memory, strategy
+from joulesweep import adaptive, engine, generation, memory, strategy
 from joulesweep.data import Batch
 from joulesweep.errors import UserError
-from joulesweep.measurement import COUNTED
 from joulesweep.meter import Meter
 from joulesweep.record import write_json
 from joulesweep.scoring import save, score
 from joulesweep.spec import RunSpec, from_mapping
 from joulesweep.trainer import Place, Start, Stop, Trainer, assemble, measured_boards, prepare_process
+from joulesweep.units import COUNTED
 
 
 def train(
@@ -55,7 +55,7 @@ def train(
         boards: the run's boards in the order of CUDA_VISIBLE_DEVICES, as `devices.Board.described` gives them.
 
     Returns:
-        status "ok", measurement, epochs, losses (one per step) and num_train_texts.
+        status "ok", measurement, epochs, losses (one per step), summaries and num_train_texts.
 
     Raises:
         Stop: the run is a result, but not a training.
@@ -103,6 +103,7 @@ def train(
     for row, before, weights in zip(epochs[1:], epochs, kept, strict=False):
         of_epoch = by_step[int(before["num_steps"]) : int(row["num_steps"])]
         row.update(score(trainer, weights), train_loss=sum(of_epoch) / len(of_epoch))
+    summaries = generation.generate(trainer, kept[-1], model_folder)
     if spec.keep_model != "none":
         best = min(range(len(kept)), key=lambda i: epochs[i + 1]["validation_loss"])
         save(trainer, kept[best if spec.keep_model == "best" else -1], model_folder, folder / "model")
@@ -111,6 +112,7 @@ def train(
         "measurement": measurement,
         "epochs": epochs,
         "losses": by_step,
+        "summaries": summaries,
         "num_train_texts": len(trainer.train_texts),
     }
 

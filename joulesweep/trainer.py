@@ -15,10 +15,10 @@ import torch.distributed as dist
 
 from joulesweep import adaptive, data, engine, flops, kernels, methods, precision, strategy
 from joulesweep.errors import UserError
-from joulesweep.measurement import COUNTED
 from joulesweep.memory import copy_weights, load_weights
-from joulesweep.model import MaskedLanguageModel, build, packs_exactly
+from joulesweep.model import LanguageModel, build, is_causal, packs_exactly
 from joulesweep.spec import RunSpec
+from joulesweep.units import COUNTED
 
 
 class Stop(Exception):  # noqa: N818 - an outcome, not an error
@@ -80,7 +80,7 @@ class Trainer:
         selector: of a method that chooses tensors while it trains, else None.
         phases: of the training, in order: spans in which the same tensors trained or were rated. Each is a row of the
             record: kind "training" or "rating", the epoch that it began with, num_steps, the counts of
-            `measurement.COUNTED`, and what `adaptive.choose` said of its choice.
+            `units.COUNTED`, and what `adaptive.choose` said of its choice.
         began_s: when the present phase began, on the monotonic clock.
         taken: with loss scaling, the optimizer steps that each tensor had taken when the phase began.
         graphed: replays the step, with engine graph.
@@ -89,7 +89,7 @@ class Trainer:
 
     spec: RunSpec
     place: Place
-    core: MaskedLanguageModel
+    core: LanguageModel
     model: torch.nn.Module
     corpus: data.Corpus
     train_texts: torch.Tensor
@@ -117,9 +117,9 @@ class Trainer:
     def batches(self, epoch: int) -> Iterator[tuple[list[data.Batch], int]]:
         """The steps of an epoch, as `data.steps` gives them."""
         spec, place = self.spec, self.place
-        masked = data.mask(self.corpus, spec.mask_probability, spec.repeat, epoch)
+        shown = data.labelled(self.corpus, spec.task, spec.mask_probability, spec.repeat, epoch)
         texts = data.order(self.train_texts, spec.repeat, epoch)
-        return data.steps(self.corpus, masked, texts, self.layout, place.rank, place.world)
+        return data.steps(self.corpus, shown, texts, self.layout, place.rank, place.world)
 
     def wrap(self) -> None:
         """Put the strategy's wrapper around the module, for the tensors that train now."""
@@ -164,6 +164,7 @@ class Trainer:
             size=spec.global_batch_size,
             micro=spec.micro_batch_size and spec.micro_batch_size * num_devices,
             max_length=spec.max_length,
+            max_target_length=spec.max_target_length,
             head=spec.head,
             scattered=num_devices > 1,
             few_shapes=spec.engine == "graph",
@@ -216,17 +217,8 @@ def assemble(spec: RunSpec, model_folder: Path, tokens: Path, place: Place) -> T
         Stop: the model cannot be trained as the spec wants.
         UserError: nothing is left to train or to hold out.
     """
-    corpus = data.load(tokens, spec.max_length)
-    model = build(model_folder)
-    model = methods.load(spec.method).apply(model, methods.parameters(spec.method, spec.method_params))
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise UserError(f"method {spec.method}: no parameter of the model is left to train")
-    core = MaskedLanguageModel(model, spec.precision, spec.head)
-    reason = core.refusal(spec.batching == "packed")
-    if reason is None and spec.batching == "packed" and not packs_exactly(core, corpus, spec.max_length):
-        reason = "batching packed: this model's result depends on the other texts of a row; use batching: [dynamic]"
-    if reason:
-        raise Stop("unsupported", reason)
+    corpus, core = _learning(spec, model_folder, tokens)
+    model: Any = core.model
     precision.cast(core, spec.precision).to(place.device)
     if spec.checkpoint_activations:
         model.activation_checkpointing_enable({"use_reentrant": False})
@@ -263,6 +255,28 @@ def assemble(spec: RunSpec, model_folder: Path, tokens: Path, place: Place) -> T
     except ValueError as error:
         raise Stop("unsupported", str(error)) from None
     return trainer
+
+
+def _learning(spec: RunSpec, model_folder: Path, tokens: Path) -> tuple[data.Corpus, LanguageModel]:
+    """The texts and the model that learns from them, its method applied."""
+    corpus = data.load(tokens, spec.max_length, spec.task, spec.max_target_length)
+    if spec.generate is not None and corpus.targets is None and corpus.prompts is None:
+        raise UserError(f"generate: data set {spec.dataset} has no targets; name their field, or leave generate out")
+    model: Any = build(model_folder, spec.task)
+    if spec.task == "seq2seq" and getattr(model.config, "decoder_start_token_id", None) is None:
+        model.config.decoder_start_token_id = corpus.start_id
+    model = methods.load(spec.method).apply(model, methods.parameters(spec.method, spec.method_params))
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UserError(f"method {spec.method}: no parameter of the model is left to train")
+    core = LanguageModel(model, spec.precision, spec.head, spec.task)
+    reason = core.refusal(spec.batching == "packed")
+    if reason is None and spec.task == "clm" and not is_causal(core, corpus):
+        reason = "task clm: this model sees the tokens that it is to predict; choose a decoder, or task mlm"
+    if reason is None and spec.batching == "packed" and not packs_exactly(core, corpus, spec.max_length):
+        reason = "batching packed: this model's result depends on the other texts of a row; use batching: [dynamic]"
+    if reason:
+        raise Stop("unsupported", reason)
+    return corpus, core
 
 
 def _wrapped(core: torch.nn.Module, spec: RunSpec, place: Place) -> torch.nn.Module:

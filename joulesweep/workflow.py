@@ -263,8 +263,12 @@ class Sweep:
 
     def tokens(self, run: str) -> str:
         """Path of a run's tokens under resources/tokens, without its ending."""
+        return f"{self.texts(run)}/{self.model(run)}"
+
+    def texts(self, run: str) -> str:
+        """Key of a run's texts under resources/datasets."""
         spec = self.spec(run)
-        return f"{dataset_key(spec.dataset, spec.dataset_source)}/{self.model(run)}"
+        return dataset_key(spec.dataset, spec.dataset_source)
 
     def gpus(self, run: str) -> int:
         """GPUs that a run takes: to compute on, or on the CPU to be metered."""

@@ -14,6 +14,7 @@ rule aggregate:
         grid=f"{sweep.folder}/grid.json",
         records=expand(f"{sweep.folder}/runs/{{run}}/record.json", run=sweep.runs),
         power=expand(f"{sweep.folder}/runs/{{run}}/power.jsonl", run=sweep.runs),
+        summaries=expand(f"{sweep.folder}/runs/{{run}}/summaries.jsonl", run=sweep.runs),
         anchors=sweep.anchors(),
     output:
         expand(f"{sweep.folder}/tables/{{table}}.parquet", table=TABLES),

@@ -2,8 +2,8 @@
 
 in:   the run's model and tokens; what makes it stale is its one param: the spec and the digest of the code it uses.
       Inputs marked ancient are read but do not make a run stale: the manifests of model and tokens stand for them.
-out:  results/<sweep>/runs/<run>/: record.json, spec.json, steps.jsonl, epochs.jsonl, power.jsonl; model/ where it is
-      kept. Anchors, likewise, in results/<sweep>/anchors/<day>/<run>/.
+out:  results/<sweep>/runs/<run>/: record.json, spec.json, steps.jsonl, epochs.jsonl, power.jsonl, summaries.jsonl (what
+      it generated, with references); model/ where it is kept. Anchors, likewise, in results/<sweep>/anchors/<day>/<run>/.
 """
 
 
@@ -18,12 +18,16 @@ rule train:
         tokens=lambda wildcards: ancient(
             f"resources/tokens/{sweep.tokens(wildcards.run)}.safetensors"
         ),
+        texts=lambda wildcards: ancient(
+            f"resources/datasets/{sweep.texts(wildcards.run)}.jsonl"
+        ),
     output:
         record=f"{sweep.folder}/runs/{{run}}/record.json",
         spec=f"{sweep.folder}/runs/{{run}}/spec.json",
         steps=f"{sweep.folder}/runs/{{run}}/steps.jsonl",
         epochs=f"{sweep.folder}/runs/{{run}}/epochs.jsonl",
         power=f"{sweep.folder}/runs/{{run}}/power.jsonl",
+        summaries=f"{sweep.folder}/runs/{{run}}/summaries.jsonl",
     log:
         f"{sweep.folder}/runs/{{run}}/run.log",
     priority: lambda wildcards: sweep.priority(wildcards.run)
@@ -41,7 +45,7 @@ rule train:
         "Run {wildcards.run}"
     shell:
         "python -m scripts.train --job {params.job:q} --model-folder {input.model_folder:q}"
-        " --tokens {input.tokens:q} --grid {input.grid:q} --folder {params.folder:q} --log {log:q}"
+        " --tokens {input.tokens:q} --texts {input.texts:q} --grid {input.grid:q} --folder {params.folder:q} --log {log:q}"
         " --gpus {resources.gpu}"
 
 
@@ -62,12 +66,16 @@ use rule train as anchor with:
         tokens=lambda wildcards: ancient(
             f"resources/tokens/{sweep.tokens(wildcards.run)}.safetensors"
         ),
+        texts=lambda wildcards: ancient(
+            f"resources/datasets/{sweep.texts(wildcards.run)}.jsonl"
+        ),
     output:
         record=f"{sweep.folder}/anchors/{{day}}/{{run}}/record.json",
         spec=f"{sweep.folder}/anchors/{{day}}/{{run}}/spec.json",
         steps=f"{sweep.folder}/anchors/{{day}}/{{run}}/steps.jsonl",
         epochs=f"{sweep.folder}/anchors/{{day}}/{{run}}/epochs.jsonl",
         power=f"{sweep.folder}/anchors/{{day}}/{{run}}/power.jsonl",
+        summaries=f"{sweep.folder}/anchors/{{day}}/{{run}}/summaries.jsonl",
     log:
         f"{sweep.folder}/anchors/{{day}}/{{run}}/run.log",
     priority: 1_000_000_000

@@ -16,7 +16,7 @@ from scripts import run_script
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    for name in ("--job", "--model-folder", "--tokens", "--grid", "--folder", "--log"):
+    for name in ("--job", "--model-folder", "--tokens", "--texts", "--grid", "--folder", "--log"):
         parser.add_argument(name, required=True, type=str if name == "--job" else Path)
     parser.add_argument("--gpus", required=True, type=int, help="as many as Snakemake grants")
     args = parser.parse_args()
@@ -24,7 +24,7 @@ def main() -> None:
     spec, measure = from_mapping(job["spec"]), grid["config"]["measure"]
     check_granted(spec, measure["exclusive"], args.gpus)
     print(start_line(run_id(spec), grid, runs), file=sys.stderr, flush=True)
-    paths = {"model_folder": args.model_folder, "tokens": args.tokens, "folder": args.folder, "log": args.log}
+    paths = {name: getattr(args, name) for name in ("model_folder", "tokens", "texts", "folder", "log")}
     try:
         record = launch(spec, job["code"], exclusive=measure["exclusive"], gpus=measure["gpus"], **paths)
     except RunFailed as failure:

@@ -9,11 +9,12 @@ import math
 import pytest
 import tiny_run
 import torch
+import transformers
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
+from transformers import AutoConfig
 
 from joulesweep import adaptive, flops, methods, train, trainer
-from joulesweep.model import MaskedLanguageModel
+from joulesweep.model import AUTO_CLASSES, LanguageModel
 from joulesweep.trainer import Place
 
 pytestmark = pytest.mark.usefixtures("torch_as_it_was")
@@ -23,12 +24,16 @@ UNITS = {"token": 300.0, "head_position": 40.0, "token_pair": 4000.0}
 CHOOSING = [name for name in methods.names() if methods.chooses(name)]
 
 
+TASKS = {"opt": "clm", "llama": "clm", "gpt2": "clm", "bloom": "clm", "t5": "seq2seq", "bart": "seq2seq"}
+
+
 def core_of(kind="bert", **shape):
     """A model on the meta device, with eager attention, which the oracle can count."""
-    auto = AutoModelForCausalLM if kind in ("opt", "llama") else AutoModelForMaskedLM
+    task = TASKS.get(kind, "mlm")
     with torch.device("meta"):
         config = AutoConfig.for_model(kind, **shape)
-        return MaskedLanguageModel(auto.from_config(config, attn_implementation="eager").train())
+        model = getattr(transformers, AUTO_CLASSES[task]).from_config(config, attn_implementation="eager")
+    return LanguageModel(model.train(), task=task)
 
 
 def train_only(core, chosen):
@@ -36,16 +41,22 @@ def train_only(core, chosen):
         parameter.requires_grad_(name in chosen)
 
 
-def counted(core, rows=4, length=24):
+def counted(core, rows=4, length=24, target_length=16):
     """FLOPs of a forward and backward pass, as PyTorch counts them."""
-    ids = torch.zeros((rows, length), dtype=torch.long, device="meta")
+    given = {"input_ids": torch.zeros((rows, length), dtype=torch.long, device="meta")}
+    if core.task == "seq2seq":
+        given["decoder_input_ids"] = torch.zeros((rows, target_length), dtype=torch.long, device="meta")
     with FlopCounterMode(display=False) as counter:
-        core.model(input_ids=ids).logits.sum().backward()
+        core.model(**given).logits.sum().backward()
     return counter.get_total_flops()
 
 
-def units(rows=4, length=24):
-    return {"token": rows * length, "head_position": rows * length, "token_pair": rows * length**2}
+def units(core, rows=4, length=24, target_length=16):
+    seq2seq = core.task == "seq2seq"
+    found = {"token": rows * length, "token_pair": rows * length**2}
+    written = rows * target_length * seq2seq
+    found |= {"target_token": written, "target_pair": written * target_length, "cross_pair": written * length}
+    return {**found, "head_position": written if seq2seq else rows * length}
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "electra", "modernbert"])
@@ -72,14 +83,27 @@ def test_the_order_is_that_of_execution_and_a_shared_matrix_lies_where_it_is_fir
     assert found.own[place("bert.embeddings.LayerNorm.weight")] == 0
 
 
+def shape_of(kind, num_layers, width=768):
+    """A small vocabulary, or the output layer alone would decide. LLaMA shares keys and values among heads."""
+    if kind == "t5":
+        return {"d_model": width, "num_layers": num_layers, "num_heads": 12, "d_ff": 4 * width, "vocab_size": 2000}
+    if kind == "bart":
+        layers = {"encoder_layers": num_layers, "decoder_layers": num_layers}
+        sizes = {f"{half}_{name}": size for half in ("encoder", "decoder") for name, size in HALF.items()}
+        return {"d_model": width, **layers, **sizes, "vocab_size": 2000}
+    shape = {"num_hidden_layers": num_layers, "hidden_size": width, "num_attention_heads": 12, "vocab_size": 2000}
+    return {**shape, **({"num_key_value_heads": 4} if kind == "llama" else {})}
+
+
+HALF = {"ffn_dim": 3072, "attention_heads": 12}
+
+
 @pytest.mark.parametrize(("num_layers", "tolerance"), [(2, 0.05), (12, 0.01)])
-@pytest.mark.parametrize("kind", ["bert", "roberta", "opt", "llama"])
+@pytest.mark.parametrize("kind", ["bert", "roberta", "opt", "llama", "gpt2", "bloom", "t5", "bart"])
 @pytest.mark.parametrize("rho", [0.4, 0.7])
 def test_predicted_flops_are_those_that_pytorch_counts(kind, num_layers, tolerance, rho):
-    """A small vocabulary, or the output layer alone would decide. LLaMA shares keys and values among heads."""
-    width = {"hidden_size": 768, "num_attention_heads": 12, **({"num_key_value_heads": 4} if kind == "llama" else {})}
-    core = core_of(kind, num_hidden_layers=num_layers, vocab_size=2000, **width)
-    found = adaptive.cost(core, units())
+    core = core_of(kind, **shape_of(kind, num_layers))
+    found = adaptive.cost(core, units(core))
     assert found.full == pytest.approx(counted(core), rel=1e-9)
     draw = torch.Generator().manual_seed(1)
     choice = found.choose(torch.rand(len(found.names), generator=draw).tolist(), rho)
@@ -87,12 +111,22 @@ def test_predicted_flops_are_those_that_pytorch_counts(kind, num_layers, toleran
     predicted, real = found.share(choice.chosen), counted(core) / found.full
     assert predicted <= rho
     assert real == pytest.approx(predicted, rel=tolerance)
-    assert real <= predicted * (1 + 1e-9)  # branches of a layer count as a chain: never less than the truth
+    assert real <= predicted * (1 + 1e-9)  # tensors form a chain: never less than the truth
+
+
+@pytest.mark.parametrize("half", ["encoder", "decoder"])
+def test_a_half_of_an_encoder_decoder_costs_what_pytorch_counts(half):
+    """Training the decoder needs no gradient of what the encoder hands to it, however long the text is."""
+    core = core_of("t5", **shape_of("t5", 4, width=192))
+    found = adaptive.cost(core, units(core, length=90))
+    chosen = [name.startswith(f"{half}.block.1") for name in found.names]
+    train_only(core, {name for name, taken in zip(found.names, chosen, strict=True) if taken})
+    assert found.share(chosen) == pytest.approx(counted(core, length=90) / found.full, rel=0.02)
 
 
 def test_any_choice_is_never_dearer_than_predicted():
     core = core_of(num_hidden_layers=2, hidden_size=64, num_attention_heads=2, intermediate_size=96, vocab_size=100)
-    found = adaptive.cost(core, units())
+    found = adaptive.cost(core, units(core))
     for seed in range(20):
         draw = torch.Generator().manual_seed(seed)
         chosen = (torch.rand(len(found.names), generator=draw) < 0.2).tolist()
@@ -344,7 +378,7 @@ def test_a_checkpointed_layer_is_computed_again_as_a_whole():
     core = core_of(num_hidden_layers=2, vocab_size=200)
     core.model.activation_checkpointing_enable({"use_reentrant": False})
     core.model.disable_input_require_grads()
-    found = adaptive.cost(core, units())
+    found = adaptive.cost(core, units(core))
     whole = counted(core)
     assert found.full == pytest.approx(whole, rel=1e-9)
     for name in ("layer.1.output.LayerNorm.weight", "layer.1.output.dense.weight", "layer.0.output.LayerNorm.bias"):
@@ -353,7 +387,9 @@ def test_a_checkpointed_layer_is_computed_again_as_a_whole():
         real = counted(core) / whole
         assert found.share([other == name for other in found.names]) == pytest.approx(real, rel=0.05)
         work = flops.described(core)["flop_coefficients"]
-        total = sum((work[unit] + work.get(f"recomputed_{unit}", 0.0)) * number for unit, number in units().items())
+        total = sum(
+            (work.get(unit, 0.0) + work.get(f"recomputed_{unit}", 0.0)) * number for unit, number in units(core).items()
+        )
         assert total / whole == pytest.approx(real, rel=1e-9)
 
 

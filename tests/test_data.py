@@ -12,7 +12,7 @@ import tiny_run
 import torch
 from safetensors.torch import save_file
 
-from joulesweep import data, measurement
+from joulesweep import data, units
 from joulesweep.errors import UserError
 
 SPECIAL = [tiny_run.CLS, tiny_run.SEP]
@@ -88,7 +88,7 @@ def write(path, bodies, **about):
 def test_texts_stand_between_their_special_tokens(tmp_path):
     corpus = data.load(write(tmp_path / "t.safetensors", [[7, 8], [], [9]], prefix=[2, 5], suffix=[3]), 10)
     assert texts_of(corpus) == [[2, 5, 7, 8, 3], [2, 5, 3], [2, 5, 9, 3]]
-    assert corpus.maskable.int().tolist() == [0, 0, 1, 1, 0, 0, 0, 0, 0, 0, 1, 0]
+    assert corpus.learned.int().tolist() == [0, 0, 1, 1, 0, 0, 0, 0, 0, 0, 1, 0]
     assert corpus.lengths.tolist() == [5, 3, 4]
     assert (corpus.mask_id, corpus.pad_id, corpus.vocab_size) == (4, 0, 100)
 
@@ -101,7 +101,7 @@ def test_long_texts_are_cut_and_keep_their_special_tokens(tmp_path):
 def test_a_tokenizer_without_special_tokens_around_a_text_works(tmp_path):
     corpus = data.load(write(tmp_path / "t.safetensors", [[10, 11], [12]], prefix=[], suffix=[]), 4)
     assert texts_of(corpus) == [[10, 11], [12]]
-    assert corpus.maskable.all()
+    assert corpus.learned.all()
 
 
 @pytest.mark.parametrize("kind", ["random", "unique"])
@@ -177,9 +177,9 @@ def test_masks_are_fixed_by_seed_and_epoch(corpus):
 @pytest.mark.parametrize("probability", [0.15, 0.4])
 def test_the_share_of_hidden_tokens_is_the_probability(large, probability):
     labels = data.mask(large, probability, 1, 1).labels
-    num_maskable = int(large.maskable.sum())
-    assert num_maskable > 30_000
-    assert int((labels != data.IGNORED).sum()) / num_maskable == pytest.approx(probability, abs=0.01)
+    num_learned = int(large.learned.sum())
+    assert num_learned > 30_000
+    assert int((labels != data.IGNORED).sum()) / num_learned == pytest.approx(probability, abs=0.01)
 
 
 def test_of_the_hidden_tokens_four_fifths_are_masks_and_a_tenth_are_themselves(large):
@@ -203,7 +203,7 @@ def test_no_token_is_hidden_as_padding(large):
 def test_special_tokens_are_never_hidden_and_the_rest_is_untouched(large):
     masked = data.mask(large, 0.9, 1, 1)
     assert torch.isin(large.ids, torch.tensor(SPECIAL)).any()
-    assert (masked.labels[~large.maskable] == data.IGNORED).all()
+    assert (masked.labels[~large.learned] == data.IGNORED).all()
     visible = masked.labels == data.IGNORED
     assert torch.equal(masked.inputs[visible], large.ids[visible])
 
@@ -250,7 +250,9 @@ def test_what_a_batch_counts_is_what_it_holds(corpus, layout, world):
         texts = [len(inputs) for inputs, _ in rows_of(batch)]
         num_predicted = int((labels_of(batch) != data.IGNORED).sum())
         num_chosen = rows * length if layout.head == "dense" else math.ceil(max(1, num_predicted) / 16) * 16
+        others = {name: 0 for name in units.COUNTED if "target" in name or "cross" in name}
         assert batch.counts == {
+            **others,
             "num_texts": len(texts),
             "num_tokens": sum(texts),
             "num_padded_tokens": rows * length,
@@ -259,7 +261,7 @@ def test_what_a_batch_counts_is_what_it_holds(corpus, layout, world):
             "num_token_pairs": sum(length * length for length in texts),
             "num_padded_token_pairs": rows * length * length,
         }
-        assert set(batch.counts) == set(measurement.COUNTED)
+        assert set(batch.counts) == set(units.COUNTED)
         assert batch.answers.numel() == (rows * length if layout.scattered else num_chosen)
         num_empty += not texts
     assert sum(batch.counts["num_texts"] for step in steps for batch in batches_of(step)) == tiny_run.NUM_TEXTS

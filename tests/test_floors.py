@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM
 
 from joulesweep import floors, flops
 from joulesweep.aggregate import aggregate
-from joulesweep.model import MaskedLanguageModel
+from joulesweep.model import LanguageModel
 from joulesweep.precision import PRECISIONS
 
 GIB = 2**30
@@ -150,7 +150,7 @@ def test_nothing_padded_is_a_share_of_nothing():
 def test_floor_of_bert_base_on_an_h200(batch_size, expected_ms):
     """The figures of knowledge/training.md: 11 tokens, 1.35 of them masked; 788 TFLOP/s bf16, 4.3 TB/s."""
     with torch.device("meta"):
-        core = MaskedLanguageModel(AutoModelForMaskedLM.from_config(AutoConfig.for_model("bert")), "bf16-mixed")
+        core = LanguageModel(AutoModelForMaskedLM.from_config(AutoConfig.for_model("bert")), "bf16-mixed")
     work = flops.described(core)
     counts = {"num_tokens": 11, "num_predicted": 1.35, "num_token_pairs": 121}
     padded = {"num_padded_tokens": 11, "num_head_positions": 1.35, "num_padded_token_pairs": 121}

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForMaskedLM
 
 from joulesweep import flops, kernels, methods, precision
-from joulesweep.model import MaskedLanguageModel
+from joulesweep.model import LanguageModel
 
 BASE_ENCODER = 12 * (4 * 768 * 768 + 2 * 768 * 3072)  # multiply-adds per token of BERT-base
 BASE_HEAD = 768 * 768 + 768 * 30522
@@ -26,18 +26,17 @@ def network(kind="bert", **shape):
 def core_of(model, precision_name="fp32", **method):
     name = method.pop("method", "full")
     model = methods.load(name).apply(model, methods.parameters(name, method))
-    return precision.cast(MaskedLanguageModel(model, precision_name), precision_name)
+    return precision.cast(LanguageModel(model, precision_name), precision_name)
 
 
 def counted(core, rows, length, num_chosen=None):
     """FLOPs that PyTorch counts in a forward and backward pass; the head at so many positions, or at all."""
     ids = torch.zeros((rows, length), dtype=torch.long, device="meta")
+    head = core.model.get_submodule(core.head_name)
+    head.chosen = None if num_chosen is None else torch.zeros(num_chosen, dtype=torch.long, device="meta")
     with FlopCounterMode(display=False) as counter:
-        hidden = core.model.base_model(input_ids=ids)[0].flatten(0, 1)
-        logits = hidden if num_chosen is None else hidden[torch.zeros(num_chosen, dtype=torch.long, device="meta")]
-        for name in core.head_names:
-            logits = getattr(core.model, name)(logits)
-        logits.sum().backward()
+        core.model(input_ids=ids).logits.sum().backward()
+    head.chosen = None
     return counter.get_total_flops()
 
 
@@ -45,7 +44,8 @@ def expected(core, rows, length, num_chosen=None, recomputed=False):
     found = flops.coefficients(flops.traced(core).products)
     heads = rows * length if num_chosen is None else num_chosen
     total = found["token"] * rows * length + found["head_position"] * heads + found["token_pair"] * rows * length**2
-    extra = found["recomputed_token"] * rows * length + found["recomputed_token_pair"] * rows * length**2
+    again = [found.get(f"recomputed_{unit}", 0.0) for unit in ("token", "token_pair")]
+    extra = again[0] * rows * length + again[1] * rows * length**2
     return total + extra if recomputed else total
 
 
@@ -93,8 +93,6 @@ def test_bert_base_by_hand():
         "token": 6 * BASE_ENCODER,
         "head_position": 6 * BASE_HEAD,
         "token_pair": 6 * 12 * 2 * 768,
-        "recomputed_token": 0.0,
-        "recomputed_token_pair": 0.0,
     }
     assert found["token"] / 3 == pytest.approx(169.9e6, rel=1e-3)  # knowledge/training.md
     assert found["head_position"] / 3 == pytest.approx(48.1e6, rel=1e-3)
@@ -108,16 +106,17 @@ def test_fused_attention_counts_as_the_plain_one():
 
 
 def test_a_real_model_is_left_as_it_was():
-    core = MaskedLanguageModel(tiny_run.network(dropout=0.1)).train()
+    core = LanguageModel(tiny_run.network(dropout=0.1)).train()
     core.model.cls.eval()
     before = {name: (p.data_ptr(), p.device) for name, p in core.named_parameters()}
     modes, state = [module.training for module in core.modules()], torch.get_rng_state()
+    hooks = [(len(module._forward_hooks), len(module._forward_pre_hooks)) for module in core.modules()]
     found = flops.described(core)
     assert found["flop_reason"] is None and found["flop_coefficients"]["token"] == 6 * 2 * (4 * 16 * 16 + 2 * 16 * 32)
     assert {name: (p.data_ptr(), p.device) for name, p in core.named_parameters()} == before
     assert [module.training for module in core.modules()] == modes
     assert torch.equal(torch.get_rng_state(), state)
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in core.modules())
+    assert [(len(module._forward_hooks), len(module._forward_pre_hooks)) for module in core.modules()] == hooks
 
 
 def test_what_cannot_be_counted_is_null_with_a_reason_and_not_zero():
@@ -127,7 +126,7 @@ def test_what_cannot_be_counted_is_null_with_a_reason_and_not_zero():
 
     model = tiny_run.network()
     model.bert.encoder.layer[0].intermediate.dense = Strange()
-    found = flops.described(MaskedLanguageModel(model))
+    found = flops.described(LanguageModel(model))
     assert found["flop_coefficients"] is None and found["bytes_per_step"] is None
     assert found["flop_reason"] == "the model's products cannot be counted: ValueError: einsum is not counted"
 
@@ -139,12 +138,12 @@ def test_a_product_with_rows_of_its_own_is_refused():
 
     model = tiny_run.network()
     model.bert.encoder.layer[0].attention.self.key = Wider(16, 16)
-    assert "is not per position or pair" in flops.described(MaskedLanguageModel(model))["flop_reason"]
+    assert "is not per position or pair" in flops.described(LanguageModel(model))["flop_reason"]
 
 
 @pytest.mark.skipif(not kernels.available(), reason="this PyTorch has no oneDNN products")
 def test_linear_layers_with_products_of_their_own_count_as_the_plain_ones():
-    core = MaskedLanguageModel(tiny_run.network())
+    core = LanguageModel(tiny_run.network())
     plain = flops.described(core)
     assert kernels.adopt(core)
     assert flops.described(core) == plain and plain["flop_coefficients"]["token"] > 0

@@ -107,7 +107,7 @@ def test_a_run_leaves_its_record_last_and_nothing_else(start, assets, tmp_path):
     found, folder = start(epochs=2, dataset_source=ODD, batch_size=22)
     assert record.read(folder / "record.json") == found
     assert {path.name for path in folder.iterdir()} == {
-        "record.json", "spec.json", "steps.jsonl", "epochs.jsonl", "power.jsonl", "run.log",
+        "record.json", "spec.json", "steps.jsonl", "epochs.jsonl", "power.jsonl", "summaries.jsonl", "run.log",
     }  # fmt: skip
     assert json.loads((folder / "spec.json").read_text()) == found["spec"]
     assert (found["status"], found["code_digest"], found["reason"]) == ("ok", "c0de", None)
@@ -427,7 +427,7 @@ def test_what_the_machine_cannot_run_is_a_record_at_once(start, script, boards, 
     assert len(found["environment"]["gpus"]) == number  # what it found, so that its machine is that of other runs
     assert found["epochs"] == []
     assert {path.name for path in folder.iterdir()} == {
-        "record.json", "spec.json", "steps.jsonl", "epochs.jsonl", "power.jsonl",
+        "record.json", "spec.json", "steps.jsonl", "epochs.jsonl", "power.jsonl", "summaries.jsonl",
     }  # fmt: skip
     assert (folder / "power.jsonl").read_text() == ""
 
@@ -495,7 +495,7 @@ def test_whom_a_run_keeps_out_comes_from_its_grid(monkeypatch, tmp_path, exclusi
 
     monkeypatch.setattr(script_of_a_run, "launch", run_nothing)
     job = json.dumps({"spec": strip(tiny_run.spec()), "code": "c0de"})
-    options = {name: str(tmp_path / name) for name in ("model-folder", "tokens", "folder", "log")}
+    options = {name: str(tmp_path / name) for name in ("model-folder", "tokens", "texts", "folder", "log")}
     options |= {"job": job, "gpus": "0", "grid": str(tmp_path / "grid.json")}
     monkeypatch.setattr(
         sys, "argv", ["train", *(part for key, value in options.items() for part in (f"--{key}", value))]

@@ -25,7 +25,7 @@ SPAN = {"begin_s": 100.0, "end_s": 120.0, "idle_begin_s": 90.0, "idle_end_s": 95
 
 def rank(scored=True, **changes):
     """What a rank leaves: 4 steps of an epoch in 3 of 4 seconds; only a rank that scored knows the quality."""
-    quality = dict(zip(QUALITY, (2.0, 7.4, 0.1, 5, 9), strict=True)) if scored else {}
+    quality = dict(zip(QUALITY, (2.0, 7.4, 0.1, None, 5, 9), strict=True)) if scored else {}
     clock = [(0, 0.0, 0.0, 0), (1, 3.0, 2.5, 4)]
     names = ("epoch", "elapsed_s", "cpu_s", "num_steps")
     counts = {
@@ -36,6 +36,12 @@ def rank(scored=True, **changes):
         "num_head_positions": 64,
         "num_token_pairs": 4000,
         "num_padded_token_pairs": 9000,
+        "num_target_tokens": 200,
+        "num_padded_target_tokens": 300,
+        "num_target_pairs": 1000,
+        "num_padded_target_pairs": 2250,
+        "num_cross_pairs": 2000,
+        "num_padded_cross_pairs": 4500,
     }
     measurement = {
         **counts,
@@ -56,6 +62,7 @@ def rank(scored=True, **changes):
         "measurement": measurement,
         "epochs": [dict(zip(names, values, strict=True)) | {"train_loss": None, **quality} for values in clock],
         "losses": [3.0] * 4,
+        "summaries": [],
         "num_train_texts": 80,
     }
 
@@ -92,9 +99,15 @@ def test_ranks_are_combined_without_losing_or_doubling_anything():
         "num_head_positions": 128,
         "num_token_pairs": 8000,
         "num_padded_token_pairs": 18000,
+        "num_target_tokens": 400,
+        "num_padded_target_tokens": 600,
+        "num_target_pairs": 2000,
+        "num_padded_target_pairs": 4500,
+        "num_cross_pairs": 4000,
+        "num_padded_cross_pairs": 9000,
         "samples_per_s": 16.0,
-        "tokens_per_s": 160.0,
-        "padded_tokens_per_s": 240.0,
+        "tokens_per_s": 240.0,
+        "padded_tokens_per_s": 360.0,
         "epochs_per_minute": 12.0,
     }
     assert found["span"] == {"begin_s": 9.5, "end_s": 14.5, "idle_begin_s": 6.0, "idle_end_s": 8.0, "meter_s": 0.2}
@@ -108,7 +121,7 @@ def test_of_a_training_that_was_repeated_one_pass_is_told():
     """The texts and tokens are those of one pass, and so is the time that they are divided by."""
     found = combine([rank(total_window_s=40.0, num_passes=8)])["measurement"]
     assert (found["window_s"], found["num_passes"], found["total_window_s"]) == (5.0, 8, 40.0)
-    assert (found["samples_per_s"], found["tokens_per_s"], found["epochs_per_minute"]) == (8.0, 80.0, 6.0)
+    assert (found["samples_per_s"], found["tokens_per_s"], found["epochs_per_minute"]) == (8.0, 120.0, 6.0)
 
 
 def test_memory_that_no_rank_has_is_null():

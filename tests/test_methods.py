@@ -14,7 +14,7 @@ import torch
 
 from joulesweep import methods
 from joulesweep.errors import UserError
-from joulesweep.model import MaskedLanguageModel
+from joulesweep.model import LanguageModel
 
 
 def frozen(model) -> set[str]:
@@ -51,7 +51,7 @@ class TestEveryMethod:
 
     def test_leaves_parameters_that_train(self, name):
         model = methods.load(name).apply(tiny_run.network(), methods.parameters(name, {}))
-        wrapped = MaskedLanguageModel(model)
+        wrapped = LanguageModel(model)
         ids = torch.arange(5, 15).reshape(2, 5)
         wrapped(ids, torch.ones_like(ids), ids)[0, 0].backward()
         trained = [parameter for parameter in wrapped.parameters() if parameter.requires_grad]

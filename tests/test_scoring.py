@@ -81,6 +81,7 @@ def test_the_score_is_that_of_the_models_own_forward_on_every_validation_text(as
         "validation_loss": pytest.approx(loss / num_masked, rel=1e-5),
         "perplexity": pytest.approx(math.exp(loss / num_masked), rel=1e-4),
         "masked_accuracy": num_right / num_masked,
+        "choice_accuracy": None,
         "num_masked": num_masked,
         "num_validation_texts": len(built.validation_texts),
     }
@@ -186,7 +187,7 @@ def test_no_gradients_are_kept(assemble):
 
 
 def test_nothing_masked_is_the_users_to_mend(assemble):
-    with pytest.raises(UserError, match="the validation texts have no masked token"):
+    with pytest.raises(UserError, match="the validation texts have no token to predict"):
         scoring.score(assemble(mask_probability=1e-9))
 
 

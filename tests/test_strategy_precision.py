@@ -10,7 +10,7 @@ import tiny_run
 import torch
 
 from joulesweep import memory, precision, strategy
-from joulesweep.model import MaskedLanguageModel
+from joulesweep.model import LanguageModel
 
 
 @pytest.fixture(autouse=True)
@@ -103,7 +103,7 @@ IDS = torch.randint(5, 100, (4, 12), generator=torch.Generator().manual_seed(0))
 
 def cores(kind="bert", seeds=(0, 0)):
     """Modules as a training wraps them."""
-    return [MaskedLanguageModel(tiny_run.network(kind, seed=seed)) for seed in seeds]
+    return [LanguageModel(tiny_run.network(kind, seed=seed)) for seed in seeds]
 
 
 def loss_of(core):

@@ -12,9 +12,9 @@ import tiny_run
 import torch
 from torch.nn import functional
 
-from joulesweep import data, engine, measurement, precision, train
+from joulesweep import data, engine, precision, train, units
 from joulesweep.data import IGNORED
-from joulesweep.model import MaskedLanguageModel
+from joulesweep.model import LanguageModel
 from joulesweep.spec import full
 from joulesweep.trainer import Place
 
@@ -155,7 +155,7 @@ def test_passes_after_the_first_leave_no_trace_in_what_was_learned(with_dropout,
     assert quality(long) == quality(once)
     assert [row["train_loss"] for row in long["epochs"]] == [row["train_loss"] for row in once["epochs"]]
     assert len(long["epochs"]) == len(once["epochs"]) == 3
-    for name in ("num_steps", "num_skipped_steps", *measurement.COUNTED):
+    for name in ("num_steps", "num_skipped_steps", *units.COUNTED):
         assert long["measurement"][name] == once["measurement"][name]
     assert all(torch.equal(model[name], same_model[name]) for name in model)
 
@@ -465,7 +465,7 @@ def test_gradients_that_ddp_averages_are_those_of_the_whole_batch(assets, batchi
     masked, texts = data.mask(corpus, 0.3, 1, 1), torch.arange(7)  # an odd number: the ranks' shares differ
 
     def gradients(rank, world, **changes):
-        core = MaskedLanguageModel(tiny_run.network())
+        core = LanguageModel(tiny_run.network())
         kept = {}
         optimizer = torch.optim.SGD(core.parameters(), lr=0.0)
         optimizer.register_step_pre_hook(
@@ -490,7 +490,7 @@ def test_gradients_that_ddp_averages_are_those_of_the_whole_batch(assets, batchi
 
 @pytest.mark.parametrize("strategy", ["single", "ddp", "fsdp"])
 def test_only_the_last_micro_batch_exchanges_gradients(assets, monkeypatch, strategy):
-    said, core = [], MaskedLanguageModel(tiny_run.network())
+    said, core = [], LanguageModel(tiny_run.network())
     monkeypatch.setattr(train.strategy, "synchronise", lambda model, name, wanted: said.append((model, name, wanted)))
     layout = data.Layout(batching="dynamic", size=7, micro=3, max_length=24, head="masked")
     corpus = data.load(assets.tokens, 24)
@@ -606,7 +606,7 @@ def test_a_stopped_job_leaves_its_outcome_and_exits_with_3(job):
 def test_a_users_mistake_is_left_as_an_error(job):
     code, outcome = job(mask_probability=1e-9)
     assert (code, outcome["status"]) == (3, "error")
-    assert outcome["reason"].startswith("the validation texts have no masked token")
+    assert outcome["reason"].startswith("the validation texts have no token to predict")
 
 
 @pytest.mark.parametrize(

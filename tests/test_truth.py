@@ -70,6 +70,7 @@ class Machine:
             "--job": json.dumps({"spec": strip(spec), "code": "c0de"}),
             "--model-folder": self.assets.model_folder,
             "--tokens": self.assets.tokens,
+            "--texts": self.folder / "texts.jsonl",
             "--grid": self.folder / "grid.json",
             "--folder": folder,
             "--log": folder / "run.log",

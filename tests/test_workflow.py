@@ -60,7 +60,15 @@ def test_a_finished_sweep_has_all_its_files(sweep: Checkout) -> None:
     ]
     for run in sweep.records():
         names = {path.name for path in (results / "runs" / run).iterdir()}
-        assert names == {"record.json", "spec.json", "steps.jsonl", "epochs.jsonl", "power.jsonl", "run.log"}
+        assert names == {
+            "record.json",
+            "spec.json",
+            "steps.jsonl",
+            "epochs.jsonl",
+            "power.jsonl",
+            "summaries.jsonl",
+            "run.log",
+        }
 
 
 def test_a_second_snakemake_has_nothing_to_do(sweep: Checkout) -> None:
