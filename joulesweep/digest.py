@@ -68,7 +68,7 @@ TABLE_CODE = (
     "tables",
 )
 CHART_CODE = ("cells", "charts", "curves", "energy", "estimate", "spec", "stats", "tables", "theme")
-REPORT_CODE = ("answer", "footprint", "provenance", "record", "report", "words", *CHART_CODE)
+REPORT_CODE = ("answer", "equalcost", "footprint", "provenance", "record", "report", "words", *CHART_CODE)
 
 
 def run_digest(spec: RunSpec) -> str:

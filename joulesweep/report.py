@@ -14,10 +14,12 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from joulesweep import provenance, words
+from joulesweep import equalcost, provenance, words
 from joulesweep.answer import MARGIN, Answer, answers
 from joulesweep.charts import CHARTS
+from joulesweep.equalcost import EqualCost
 from joulesweep.footprint import Footprint, described, footprint
+from joulesweep.stats import NO_DIFFERENCE, NO_INTERVAL, Difference
 from joulesweep.tables import Tables
 
 MAX_TIES = 6  # names in one sentence
@@ -60,6 +62,7 @@ def build(grid: dict[str, Any], tables: Tables) -> str:
         cells=[[make(row) for _, _, make in columns] for row in tables.cells.iter_rows(named=True)],
         nets=tables.cells["net_energy_j_mean"].count() > 0,
         work=provenance.work(tables),
+        equal_costs=[_equal_cost(found) for found in equalcost.comparisons(tables)],
         selections=_selections(chosen),
         timed="time" in chosen["objective"],
         uncounted=sorted(set(chosen["cost_reason"].drop_nulls())),
@@ -195,6 +198,38 @@ def _columns(tables: Tables, factors: Footprint | None) -> list[tuple[str, str, 
         ("Masked accuracy", "", number("masked_accuracy", ""), True),
     ]
     return [(heading, kind, make) for heading, kind, make, needed in every if needed]
+
+
+def _equal_cost(found: EqualCost) -> dict[str, Any]:
+    """A comparison of methods at equal cost, as text."""
+    cost = {"cpu_s": "CPU-seconds", "elapsed_s": "seconds"}.get(found.by, f"joules, scope {found.scope}")
+    verdicts = {"lower": "A lower", "higher": "B lower", NO_INTERVAL: "–"}
+    return {
+        "name": found.name,
+        "cost": cost,
+        "unranked": found.unranked,
+        "sentences": found.sentences,
+        "pairs": [
+            {
+                "a": pair.a,
+                "b": pair.b,
+                "cost": words.one(pair.cost, "J" if found.by == "energy_j" else "s"),
+                "losses": [f"{loss:.3f}" for loss in (pair.loss_a, pair.loss_b)],
+                "difference": _signed(pair.difference),
+                "n": pair.difference.n,
+                "verdict": verdicts.get(pair.difference.verdict, NO_DIFFERENCE),
+            }
+            for pair in found.pairs
+        ],
+    }
+
+
+def _signed(found: Difference) -> words.Words:
+    """A difference of losses and its interval, with signs, to as many decimals as the losses."""
+    mean, *ends = (
+        f"{value:+.3f}".replace("-", "−") for value in (found.mean, found.low, found.high) if value is not None
+    )
+    return mean, f"[{', '.join(ends)}]" if ends else found.verdict
 
 
 def _selections(selections: pl.DataFrame) -> list[dict[str, str]]:

@@ -208,6 +208,35 @@ def test_a_choice_whose_cost_was_not_counted_has_a_dash_and_a_reason(tmp_path):
     assert "the prediction is of seconds on the run's device" in text
 
 
+def test_methods_are_compared_at_equal_cost_with_a_sentence_first(tmp_path):
+    def change(row):
+        worse = 0.5 if row["spec"]["method"] == "greentrainer" else 0.0
+        epochs = [{**one, "validation_loss": one["validation_loss"] + worse} for one in row["epochs"]]
+        return synthetic.choosing({**row, "epochs": epochs})
+
+    text = words(page(tmp_path, change, synthetic.METHODS))
+    begin = text.index("At equal cost")
+    assert text.index("All configurations") < begin < text.index("Which tensors trained")
+    section = text[begin : text.index("Which tensors trained")]
+    said = "greentrainer(rho=0.5) is shown worse than full and random(rho=0.5)."
+    assert section.index(said) < section.index("Method A Method B At a cost of")
+    losses = r"[\d.]+ s \d\.\d{3} \d\.\d{3} \+0\.\d{3} \[\+0\.\d{3}, \+0\.\d{3}\] 3 B lower"
+    assert re.search(rf"greentrainer\(rho=0\.5\) full {losses}", section)
+    assert "Cost: CPU-seconds; energy was not measured." in section
+
+
+def test_the_cost_is_joules_where_they_were_measured_and_one_seed_has_no_interval(tmp_path):
+    axes = {**synthetic.METHODS, "repeats": 1}
+    text = words(page(tmp_path, synthetic.on_gpus, axes, **synthetic.GPU_CONFIG))
+    assert "Cost: joules, scope gpu, the counters' readings interpolated to the end of each epoch." in text
+    assert "full: one common seed cannot tell it from greentrainer(rho=0.5) and random(rho=0.5)." in text
+    assert re.search(r"full random\(rho=0\.5\) [\d.]+ kJ [\d.]+ [\d.]+ [+−][\d.]+ n=1, no interval 1 –", text)
+
+
+def test_one_method_is_compared_with_none(plain):
+    assert "At equal cost" not in words(plain)
+
+
 def test_where_no_method_chooses_there_is_no_such_section(plain):
     assert "Which tensors trained" not in words(plain) and "chart-tensors" not in plain
 
