@@ -62,6 +62,7 @@ TABLE_CODE = (
     "power",
     "precision",
     "record",
+    "rouge",
     "rows",
     "spec",
     "stats",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,14 @@ from joulesweep.answer import MARGIN, Answer, answers
 from joulesweep.charts import CHARTS
 from joulesweep.equalcost import EqualCost
 from joulesweep.footprint import Footprint, described, footprint
+from joulesweep.spec import OMISSION
 from joulesweep.stats import NO_DIFFERENCE, NO_INTERVAL, Difference
-from joulesweep.tables import Tables
+from joulesweep.tables import ROUGE, Tables
 
 MAX_TIES = 6  # names in one sentence
 TEMPLATES = Path(__file__).parent / "templates"
+Show = Callable[[dict[str, Any], str], words.Words]  # a row of the cells table and a quantity, as text
+Quality = tuple[str, str, Show]  # heading, quantity and how it is shown
 Cell = tuple[tuple[str, str], float | None, str]  # (number, interval), value to sort by, class
 
 
@@ -45,7 +49,8 @@ def build(grid: dict[str, Any], tables: Tables) -> str:
         lstrip_blocks=True,
     )
     factors = footprint(grid["config"]["energy"])
-    columns = _columns(tables, factors)
+    qualities = _qualities(tables)
+    columns = _columns(tables, qualities, factors)
     chosen = tables.selections
     drawn = [name for name in CHARTS if name != "tensors" or len(chosen)]
     return environment.get_template("report.html.j2").render(
@@ -55,7 +60,7 @@ def build(grid: dict[str, Any], tables: Tables) -> str:
         num_flagged=tables.runs["flags"].count(),
         num_marked=tables.cells["num_flagged"].sum(),
         statuses=tables.runs["status"].value_counts(sort=True, name="runs").rows(),
-        answers=[_answer(answer, factors) for answer in answers(tables)],
+        answers=[_answer(answer, qualities, factors) for answer in answers(tables)],
         margin=f"{MARGIN:.0%}",
         charts={name: _embedded(CHARTS[name](tables).to_dict()) for name in drawn},
         headings=[(heading, kind) for heading, kind, _ in columns],
@@ -100,7 +105,19 @@ def _memory_quantity(row: dict[str, Any]) -> str:
     return "peak_host_rss_bytes" if row["peak_gpu_allocated_bytes_mean"] is None else "peak_gpu_allocated_bytes"
 
 
-def _answer(answer: Answer, factors: Footprint | None) -> dict[str, Any]:
+def _qualities(tables: Tables) -> list[Quality]:
+    """What is shown of quality beside the loss: the share of right tokens, and what else some cell has."""
+    number: Show = functools.partial(words.interval, unit="")
+    of_masks = set(tables.runs["task"]) <= {OMISSION["task"]}
+    every: list[Quality] = [
+        ("Masked accuracy" if of_masks else "Token accuracy", "masked_accuracy", number),
+        ("Choice accuracy", "choice_accuracy", number),
+        *((f"ROUGE-{metric.removeprefix('rouge')}", metric, words.points) for metric in ROUGE),
+    ]
+    return [one for one in every if one[1] == "masked_accuracy" or tables.cells[f"{one[1]}_mean"].count()]
+
+
+def _answer(answer: Answer, qualities: list[Quality], factors: Footprint | None) -> dict[str, Any]:
     """An answer in words and tiles."""
     row = answer.chosen
     return {
@@ -119,7 +136,11 @@ def _answer(answer: Answer, factors: Footprint | None) -> dict[str, Any]:
             *_energy_tiles(row, factors),
             (f"Peak memory, {_memory_place(row)}", words.interval(row, _memory_quantity(row), "B"), ""),
             ("Validation loss", words.interval(row, "validation_loss", ""), ""),
-            ("Masked accuracy", words.interval(row, "masked_accuracy", ""), ""),
+            *(
+                (heading, show(row, quantity), "")
+                for heading, quantity, show in qualities
+                if row[f"{quantity}_mean"] is not None
+            ),
         ],
         "against": answer.against,
     }
@@ -149,7 +170,7 @@ def _energy_tiles(row: dict[str, Any], factors: Footprint | None) -> list[tuple[
     return tiles
 
 
-def _columns(tables: Tables, factors: Footprint | None) -> list[tuple[str, str, Any]]:
+def _columns(tables: Tables, qualities: list[Quality], factors: Footprint | None) -> list[tuple[str, str, Any]]:
     """The table of configurations: heading, class, and what makes a row of the cells table an entry; if needed."""
     cells = tables.cells
     kinds = cells.drop_nulls("energy_j_mean").select("energy_status", "energy_scope").unique(maintain_order=True).rows()
@@ -158,8 +179,8 @@ def _columns(tables: Tables, factors: Footprint | None) -> list[tuple[str, str, 
     def number(quantity: str, unit: str) -> Any:  # noqa: ANN401 - a function
         return lambda row: (words.interval(row, quantity, unit), row[f"{quantity}_mean"], "")
 
-    def share(quantity: str) -> Any:  # noqa: ANN401 - a function
-        return lambda row: (words.percent(row, quantity), row[f"{quantity}_mean"], "")
+    def shown(quantity: str, show: Any) -> Any:  # noqa: ANN401 - functions
+        return lambda row: (show(row, quantity), row[f"{quantity}_mean"], "")
 
     def energy(row: dict[str, Any]) -> Cell:
         text, remark = words.joules(row)
@@ -191,11 +212,11 @@ def _columns(tables: Tables, factors: Footprint | None) -> list[tuple[str, str, 
         ("Peak memory", "", lambda row: number(_memory_quantity(row), "B")(row), True),
         ("Tokens/s", "", number("tokens_per_s", ""), True),
         *(
-            (heading, "", share(quantity), cells[f"{quantity}_mean"].count() > 0)
+            (heading, "", shown(quantity, words.percent), cells[f"{quantity}_mean"].count() > 0)
             for quantity, (heading, _) in provenance.WORK.items()
         ),
         ("Validation loss", "", number("validation_loss", ""), True),
-        ("Masked accuracy", "", number("masked_accuracy", ""), True),
+        *((heading, "", shown(quantity, show), True) for heading, quantity, show in qualities),
     ]
     return [(heading, kind, make) for heading, kind, make, needed in every if needed]
 
