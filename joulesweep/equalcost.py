@@ -18,14 +18,12 @@ from typing import Any
 
 import polars as pl
 
-from joulesweep.cells import LAYOUT, finished, unranked
+from joulesweep.cells import by_method, finished, unranked
 from joulesweep.curves import with_joules
-from joulesweep.spec import method_label, parameter_words
+from joulesweep.spec import method_label
 from joulesweep.stats import NO_DIFFERENCE, NO_INTERVAL, Difference, mean_interval, paired_difference
 from joulesweep.tables import Tables
 
-#: What cells share whose methods are compared.
-SAME = ("panel", "environment", "strategy", "devices", "precision", *LAYOUT, "batch_size", "batch_size_scope", "lr")
 #: How a sentence says a verdict on the losses a - b.
 SHOWN = {"higher": "worse than", "lower": "better than"}
 NOT_SHOWN = {NO_DIFFERENCE: "no difference is shown against", NO_INTERVAL: "one common seed cannot tell it from"}
@@ -83,11 +81,10 @@ def comparisons(tables: Tables) -> list[EqualCost]:
     """
     choosing = set(tables.selections["cell"])
     found = []
-    for _, cells in finished(tables.cells, "validation_loss_mean").group_by(SAME, maintain_order=True):
+    for name, cells in by_method(finished(tables.cells, "validation_loss_mean")):
         labels = {row["cell"]: method_label(*_method(row)) for row in cells.iter_rows(named=True)}
-        if len(labels) > 1:
-            references = [cell for cell in labels if cell in choosing] or [next(iter(labels))]
-            found.append(_compared(tables, cells, labels, references))
+        references = [cell for cell in labels if cell in choosing] or [next(iter(labels))]
+        found.append(_compared(tables, name, cells, labels, references))
     return [one for one in found if one.pairs]
 
 
@@ -95,7 +92,9 @@ def _method(row: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     return row["method"], json.loads(row["method_params"] or "{}")
 
 
-def _compared(tables: Tables, cells: pl.DataFrame, labels: dict[str, str], references: Sequence[str]) -> EqualCost:
+def _compared(
+    tables: Tables, name: str, cells: pl.DataFrame, labels: dict[str, str], references: Sequence[str]
+) -> EqualCost:
     first = cells.row(0, named=True)
     epochs = tables.epochs.filter(pl.col("cell").is_in(list(labels)), environment=first["environment"])
     by, reason = _cost(tables, cells, epochs)
@@ -107,9 +106,8 @@ def _compared(tables: Tables, cells: pl.DataFrame, labels: dict[str, str], refer
         if a != b and not (b in references and references.index(b) < references.index(a))
         if (pair := _pair(labels[a], labels[b], curves[a], curves[b])) is not None
     ]
-    own = " ".join([first["method"], *parameter_words(*_method(first))]) + " "
     return EqualCost(
-        name=" · ".join(filter(None, [first["panel"], first["name"].removeprefix(own)])),
+        name=name,
         by=by,
         scope=first["energy_scope"] if by == "energy_j" else None,
         unranked=reason,

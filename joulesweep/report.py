@@ -15,13 +15,13 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from joulesweep import equalcost, provenance, words
+from joulesweep import equalcost, provenance, published, words
 from joulesweep.answer import MARGIN, Answer, answers
 from joulesweep.charts import CHARTS
 from joulesweep.equalcost import EqualCost
 from joulesweep.footprint import Footprint, described, footprint
 from joulesweep.spec import OMISSION
-from joulesweep.stats import NO_DIFFERENCE, NO_INTERVAL, Difference
+from joulesweep.stats import NO_DIFFERENCE, NO_INTERVAL, Difference, Ratio
 from joulesweep.tables import ROUGE, Tables
 
 MAX_TIES = 6  # names in one sentence
@@ -68,6 +68,11 @@ def build(grid: dict[str, Any], tables: Tables) -> str:
         nets=tables.cells["net_energy_j_mean"].count() > 0,
         work=provenance.work(tables),
         equal_costs=[_equal_cost(found) for found in equalcost.comparisons(tables)],
+        beside=[_beside(found) for found in published.beside(tables)],
+        beside_source=published.source("greentrainer.csv"),
+        faster=[_faster(found) for found in published.faster(tables)],
+        headlines=published.rows("maina.csv"),
+        faster_source=published.source("maina.csv"),
         selections=_selections(chosen),
         timed="time" in chosen["objective"],
         uncounted=sorted(set(chosen["cost_reason"].drop_nulls())),
@@ -251,6 +256,38 @@ def _signed(found: Difference) -> words.Words:
         f"{value:+.3f}".replace("-", "−") for value in (found.mean, found.low, found.high) if value is not None
     )
     return mean, f"[{', '.join(ends)}]" if ends else found.verdict
+
+
+def _beside(found: published.Beside) -> dict[str, Any]:
+    """A method's published and measured costs over full training's, as text."""
+    return {
+        "name": found.name,
+        "method": found.method,
+        "settings": found.published.num_settings,
+        "compute_published": _range(found.published.compute),
+        "hours": _range(found.published.hours),
+        **{key: _times(getattr(found, f"measured_{key}")) for key in ("compute", "time", "joules")},
+    }
+
+
+def _faster(found: published.Faster) -> dict[str, Any]:
+    """A comparison of speeds, as text."""
+    ends = {"lowest": _times(found.lowest), "highest": _times(found.highest)}
+    return {"words": found.words, "num_pairs": found.num_pairs, "where": found.where, **ends}
+
+
+def _range(ends: tuple[float, float]) -> str:
+    low, high = (f"{end:.2f}" for end in ends)
+    return f"{low}×" if low == high else f"{low} to {high}×"
+
+
+def _times(found: Ratio | None) -> words.Words:
+    """A ratio, and its interval with the number of pairs."""
+    if found is None:
+        return words.ABSENT
+    if found.low is None or found.high is None:
+        return f"{found.ratio:#.3g}×", found.verdict
+    return f"{found.ratio:#.3g}×", f"[{found.low:#.3g}, {found.high:#.3g}], n={found.n}"
 
 
 def _selections(selections: pl.DataFrame) -> list[dict[str, str]]:
