@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from joulesweep import anchors, cells, power, record, rows
+from joulesweep import anchors, cells, power, record, rouge, rows
 from joulesweep.errors import UserError
 from joulesweep.footprint import footprint
 from joulesweep.spec import OMISSION, parameter_words
@@ -43,7 +43,7 @@ def aggregate(
         anchors_folder: holds one folder per later day, with one folder per run that was measured again.
 
     Raises:
-        UserError: a record is missing (unless allowed), corrupt or foreign; the line names its file.
+        UserError: a record is missing (unless allowed), corrupt or foreign, or a summary is; the line names the file.
     """
     energy = grid["config"]["energy"]
     factors = footprint(energy)
@@ -54,7 +54,8 @@ def aggregate(
             found.append({**_identity(run, entry, {}), "status": "missing", "reason": MISSING})
             continue
         spec, row, per_epoch, choices = rows.read(path, energy, factors)
-        found.append({**_identity(run, entry, spec), **row})
+        scores = rouge.columns(path.parent) if row["status"] == "ok" else {}
+        found.append({**_identity(run, entry, spec), **row, **scores})
         of_run = {key: found[-1][key] for key in OF_RUN}
         epochs += [{**of_run, **epoch} for epoch in per_epoch]
         selections += [{**of_run, **choice} for choice in choices]

@@ -12,8 +12,8 @@ from typing import Any
 
 import polars as pl
 
-from joulesweep.cells import finished, paired_values, panels, unranked
-from joulesweep.stats import NO_DIFFERENCE, Ratio, paired_ratio
+from joulesweep.cells import finished, panels, ratio_of, same_joules, unranked
+from joulesweep.stats import NO_DIFFERENCE, Ratio
 from joulesweep.tables import Tables
 
 MARGIN = 0.01  # of the validation loss: what counts as "no worse"
@@ -80,7 +80,7 @@ def _answer(runs: pl.DataFrame, panel: str, cells: pl.DataFrame) -> Answer:
     within = [row for row in rows if row is lowest or _within(runs, row, lowest)]
     chosen = min(within, key=lambda row: row[f"{by}_mean"])
     cheapest = min(rows, key=lambda row: row[f"{by}_mean"])
-    costs = {row["name"]: _ratio(runs, row, chosen, by) for row in within if row is not chosen}
+    costs = {row["name"]: ratio_of(runs, row, chosen, by) for row in within if row is not chosen}
     baseline = [row for row in rows if row["name"] == chosen["baseline"]]
     word = "the least energy" if by == "energy_j" else "the fastest"
     others = [*((row, "the baseline") for row in baseline), (lowest, "the lowest loss"), (cheapest, word)]
@@ -102,7 +102,7 @@ def _answer(runs: pl.DataFrame, panel: str, cells: pl.DataFrame) -> Answer:
 
 def _within(runs: pl.DataFrame, row: dict[str, Any], lowest: dict[str, Any]) -> bool:
     """Whether a cell's loss is no worse than the lowest by more than the margin; one pair has its ratio alone."""
-    ratio = _ratio(runs, row, lowest, "validation_loss")
+    ratio = ratio_of(runs, row, lowest, "validation_loss")
     return ratio is not None and (ratio.ratio if ratio.high is None else ratio.high) <= 1 + MARGIN
 
 
@@ -114,21 +114,9 @@ def compare(runs: pl.DataFrame, a: dict[str, Any], b: dict[str, Any]) -> list[Co
         a: a row of the cells table.
         b: another.
     """
-    columns = [compared for compared in COMPARED if compared[0] != "energy_j" or _same_joules(a, b)]
-    found = [(_ratio(runs, a, b, column), words, name) for column, words, name in columns]
+    columns = [compared for compared in COMPARED if compared[0] != "energy_j" or same_joules(a, b)]
+    found = [(ratio_of(runs, a, b, column), words, name) for column, words, name in columns]
     return [_comparison(ratio, words, name) for ratio, words, name in found if ratio is not None]
-
-
-def _same_joules(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    """Whether both have measured joules of the same devices."""
-    measured = all(row["energy_j_mean"] is not None and row["energy_status"] == "measured" for row in (a, b))
-    return measured and a["energy_scope"] == b["energy_scope"]
-
-
-def _ratio(runs: pl.DataFrame, a: dict[str, Any], b: dict[str, Any], quantity: str) -> Ratio | None:
-    first, second = ((row["cell"], row["environment"]) for row in (a, b))
-    pairs = [pair for pair in paired_values(runs, first, second, quantity) if min(pair) > 0]
-    return paired_ratio([x for x, _ in pairs], [y for _, y in pairs]) if pairs else None
 
 
 def _comparison(ratio: Ratio, words: str, name: str) -> Comparison:

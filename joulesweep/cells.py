@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from typing import Any
 
@@ -9,8 +10,8 @@ import polars as pl
 
 from joulesweep import tables
 from joulesweep.energy import HOST_KINDS, joined
-from joulesweep.spec import micro_batch
-from joulesweep.stats import mean_interval, paired_ratio
+from joulesweep.spec import micro_batch, parameter_words
+from joulesweep.stats import Ratio, mean_interval, paired_ratio
 
 #: The axes that say how the same training is computed, beside strategy, devices and precision.
 LAYOUT = ("batching", "head", "engine", "micro_batch_size", "checkpoint_activations")
@@ -18,6 +19,19 @@ LAYOUT = ("batching", "head", "engine", "micro_batch_size", "checkpoint_activati
 WAY = ("method", "method_params", "strategy", "precision", "batching", "head", "engine", "checkpoint_activations")
 #: What a cell shares with its baseline; one device has both scopes of the batch size in one.
 TRAINED = ("model", "dataset", "task", "batch_size", "lr", "environment")
+
+#: What cells share that differ in their methods alone.
+BUT_METHOD = (
+    "panel",
+    "environment",
+    "strategy",
+    "devices",
+    "precision",
+    *LAYOUT,
+    "batch_size",
+    "batch_size_scope",
+    "lr",
+)
 
 
 def tabulate(runs: pl.DataFrame, axes: dict[str, Any]) -> pl.DataFrame:
@@ -154,6 +168,42 @@ def paired_values(
         for cell, environment in (a, b)
     )
     return first.join(second, on="repeat", suffix="_b").sort("repeat").select(quantity, f"{quantity}_b").rows()
+
+
+def ratio_of(runs: pl.DataFrame, a: dict[str, Any], b: dict[str, Any], quantity: str) -> Ratio | None:
+    """How many times larger a quantity is in one cell than in another; None where no seed has it in both.
+
+    Args:
+        runs: the runs table.
+        a: a row of the cells table.
+        b: another.
+        quantity: a numeric column of the runs; pairs with a number that is not positive are left out.
+    """
+    first, second = ((row["cell"], row["environment"]) for row in (a, b))
+    pairs = [pair for pair in paired_values(runs, first, second, quantity) if min(pair) > 0]
+    return paired_ratio([x for x, _ in pairs], [y for _, y in pairs]) if pairs else None
+
+
+def same_joules(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    """Whether both cells have measured joules of the same devices."""
+    measured = all(row["energy_j_mean"] is not None and row["energy_status"] == "measured" for row in (a, b))
+    return measured and a["energy_scope"] == b["energy_scope"]
+
+
+def by_method(cells: pl.DataFrame) -> list[tuple[str, pl.DataFrame]]:
+    """The sets of cells that differ in their methods alone, and in words what they share.
+
+    Args:
+        cells: finished cells.
+    """
+    groups = [part for _, part in cells.group_by(BUT_METHOD, maintain_order=True) if part["cell"].n_unique() > 1]
+    return [(_shared(part.row(0, named=True)), part) for part in groups]
+
+
+def _shared(row: dict[str, Any]) -> str:
+    """A cell's panel, and its name without its method; a plain full training has none in its name."""
+    method = " ".join([row["method"], *parameter_words(row["method"], json.loads(row["method_params"] or "{}"))])
+    return " · ".join(filter(None, [row["panel"], row["name"].removeprefix(f"{method} ")]))
 
 
 def finished(cells: pl.DataFrame, needed: str) -> pl.DataFrame:

@@ -17,7 +17,12 @@ from joulesweep.spec import RunSpec
 
 PACKAGE = Path(__file__).parent
 #: What a module reads.
-RESOURCES = {"estimate": "cpu_watts.csv", "floors": "gpus.csv", "footprint": "carbon_intensity.csv"}
+RESOURCES = {
+    "estimate": ("cpu_watts.csv",),
+    "floors": ("gpus.csv",),
+    "footprint": ("carbon_intensity.csv",),
+    "published": ("published/greentrainer.csv", "published/maina.csv"),
+}
 #: The modules that every measured run executes and whose code can change its numbers.
 CORE = (
     "adaptive",
@@ -64,6 +69,7 @@ TABLE_CODE = (
     "power",
     "precision",
     "record",
+    "rouge",
     "rows",
     "spec",
     "stats",
@@ -71,7 +77,17 @@ TABLE_CODE = (
     "units",
 )
 CHART_CODE = ("cells", "charts", "curves", "energy", "estimate", "spec", "stats", "tables", "theme")
-REPORT_CODE = ("answer", "footprint", "provenance", "record", "report", "words", *CHART_CODE)
+REPORT_CODE = (
+    "answer",
+    "equalcost",
+    "footprint",
+    "provenance",
+    "published",
+    "record",
+    "report",
+    "words",
+    *CHART_CODE,
+)
 
 
 def run_digest(spec: RunSpec) -> str:
@@ -103,7 +119,7 @@ def code_digest(*modules: str) -> str:
     texts = [_module(PACKAGE / f"{name}.py") for name in modules]
     if "report" in modules:
         texts += [path.read_text(encoding="utf-8") for path in sorted((PACKAGE / "templates").glob("*.*"))]
-    files = [PACKAGE.parent / "resources" / file for name, file in RESOURCES.items() if name in modules]
+    files = [PACKAGE.parent / "resources" / file for name in RESOURCES if name in modules for file in RESOURCES[name]]
     texts += [path.read_text(encoding="utf-8") for path in files]
     return _hash(texts)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,19 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from joulesweep import provenance, words
+from joulesweep import equalcost, provenance, published, words
 from joulesweep.answer import MARGIN, Answer, answers
 from joulesweep.charts import CHARTS
+from joulesweep.equalcost import EqualCost
 from joulesweep.footprint import Footprint, described, footprint
-from joulesweep.tables import Tables
+from joulesweep.spec import OMISSION
+from joulesweep.stats import NO_DIFFERENCE, NO_INTERVAL, Difference, Ratio
+from joulesweep.tables import ROUGE, Tables
 
 MAX_TIES = 6  # names in one sentence
 TEMPLATES = Path(__file__).parent / "templates"
+Show = Callable[[dict[str, Any], str], words.Words]  # a row of the cells table and a quantity, as text
+Quality = tuple[str, str, Show]  # heading, quantity and how it is shown
 Cell = tuple[tuple[str, str], float | None, str]  # (number, interval), value to sort by, class
 
 
@@ -43,7 +49,8 @@ def build(grid: dict[str, Any], tables: Tables) -> str:
         lstrip_blocks=True,
     )
     factors = footprint(grid["config"]["energy"])
-    columns = _columns(tables, factors)
+    qualities = _qualities(tables)
+    columns = _columns(tables, qualities, factors)
     chosen = tables.selections
     drawn = [name for name in CHARTS if name != "tensors" or len(chosen)]
     return environment.get_template("report.html.j2").render(
@@ -53,13 +60,19 @@ def build(grid: dict[str, Any], tables: Tables) -> str:
         num_flagged=tables.runs["flags"].count(),
         num_marked=tables.cells["num_flagged"].sum(),
         statuses=tables.runs["status"].value_counts(sort=True, name="runs").rows(),
-        answers=[_answer(answer, factors) for answer in answers(tables)],
+        answers=[_answer(answer, qualities, factors) for answer in answers(tables)],
         margin=f"{MARGIN:.0%}",
         charts={name: _embedded(CHARTS[name](tables).to_dict()) for name in drawn},
         headings=[(heading, kind) for heading, kind, _ in columns],
         cells=[[make(row) for _, _, make in columns] for row in tables.cells.iter_rows(named=True)],
         nets=tables.cells["net_energy_j_mean"].count() > 0,
         work=provenance.work(tables),
+        equal_costs=[_equal_cost(found) for found in equalcost.comparisons(tables)],
+        beside=[_beside(found) for found in published.beside(tables)],
+        beside_source=published.source("greentrainer.csv"),
+        faster=[_faster(found) for found in published.faster(tables)],
+        headlines=published.rows("maina.csv"),
+        faster_source=published.source("maina.csv"),
         selections=_selections(chosen),
         timed="time" in chosen["objective"],
         uncounted=sorted(set(chosen["cost_reason"].drop_nulls())),
@@ -97,7 +110,19 @@ def _memory_quantity(row: dict[str, Any]) -> str:
     return "peak_host_rss_bytes" if row["peak_gpu_allocated_bytes_mean"] is None else "peak_gpu_allocated_bytes"
 
 
-def _answer(answer: Answer, factors: Footprint | None) -> dict[str, Any]:
+def _qualities(tables: Tables) -> list[Quality]:
+    """What is shown of quality beside the loss: the share of right tokens, and what else some cell has."""
+    number: Show = functools.partial(words.interval, unit="")
+    of_masks = set(tables.runs["task"]) <= {OMISSION["task"]}
+    every: list[Quality] = [
+        ("Masked accuracy" if of_masks else "Token accuracy", "masked_accuracy", number),
+        ("Choice accuracy", "choice_accuracy", number),
+        *((f"ROUGE-{metric.removeprefix('rouge')}", metric, words.points) for metric in ROUGE),
+    ]
+    return [one for one in every if one[1] == "masked_accuracy" or tables.cells[f"{one[1]}_mean"].count()]
+
+
+def _answer(answer: Answer, qualities: list[Quality], factors: Footprint | None) -> dict[str, Any]:
     """An answer in words and tiles."""
     row = answer.chosen
     return {
@@ -116,7 +141,11 @@ def _answer(answer: Answer, factors: Footprint | None) -> dict[str, Any]:
             *_energy_tiles(row, factors),
             (f"Peak memory, {_memory_place(row)}", words.interval(row, _memory_quantity(row), "B"), ""),
             ("Validation loss", words.interval(row, "validation_loss", ""), ""),
-            ("Masked accuracy", words.interval(row, "masked_accuracy", ""), ""),
+            *(
+                (heading, show(row, quantity), "")
+                for heading, quantity, show in qualities
+                if row[f"{quantity}_mean"] is not None
+            ),
         ],
         "against": answer.against,
     }
@@ -146,7 +175,7 @@ def _energy_tiles(row: dict[str, Any], factors: Footprint | None) -> list[tuple[
     return tiles
 
 
-def _columns(tables: Tables, factors: Footprint | None) -> list[tuple[str, str, Any]]:
+def _columns(tables: Tables, qualities: list[Quality], factors: Footprint | None) -> list[tuple[str, str, Any]]:
     """The table of configurations: heading, class, and what makes a row of the cells table an entry; if needed."""
     cells = tables.cells
     kinds = cells.drop_nulls("energy_j_mean").select("energy_status", "energy_scope").unique(maintain_order=True).rows()
@@ -155,8 +184,8 @@ def _columns(tables: Tables, factors: Footprint | None) -> list[tuple[str, str, 
     def number(quantity: str, unit: str) -> Any:  # noqa: ANN401 - a function
         return lambda row: (words.interval(row, quantity, unit), row[f"{quantity}_mean"], "")
 
-    def share(quantity: str) -> Any:  # noqa: ANN401 - a function
-        return lambda row: (words.percent(row, quantity), row[f"{quantity}_mean"], "")
+    def shown(quantity: str, show: Any) -> Any:  # noqa: ANN401 - functions
+        return lambda row: (show(row, quantity), row[f"{quantity}_mean"], "")
 
     def energy(row: dict[str, Any]) -> Cell:
         text, remark = words.joules(row)
@@ -188,13 +217,77 @@ def _columns(tables: Tables, factors: Footprint | None) -> list[tuple[str, str, 
         ("Peak memory", "", lambda row: number(_memory_quantity(row), "B")(row), True),
         ("Tokens/s", "", number("tokens_per_s", ""), True),
         *(
-            (heading, "", share(quantity), cells[f"{quantity}_mean"].count() > 0)
+            (heading, "", shown(quantity, words.percent), cells[f"{quantity}_mean"].count() > 0)
             for quantity, (heading, _) in provenance.WORK.items()
         ),
         ("Validation loss", "", number("validation_loss", ""), True),
-        ("Masked accuracy", "", number("masked_accuracy", ""), True),
+        *((heading, "", shown(quantity, show), True) for heading, quantity, show in qualities),
     ]
     return [(heading, kind, make) for heading, kind, make, needed in every if needed]
+
+
+def _equal_cost(found: EqualCost) -> dict[str, Any]:
+    """A comparison of methods at equal cost, as text."""
+    cost = {"cpu_s": "CPU-seconds", "elapsed_s": "seconds"}.get(found.by, f"joules, scope {found.scope}")
+    verdicts = {"lower": "A lower", "higher": "B lower", NO_INTERVAL: "–"}
+    return {
+        "name": found.name,
+        "cost": cost,
+        "unranked": found.unranked,
+        "sentences": found.sentences,
+        "pairs": [
+            {
+                "a": pair.a,
+                "b": pair.b,
+                "cost": words.one(pair.cost, "J" if found.by == "energy_j" else "s"),
+                "losses": [f"{loss:.3f}" for loss in (pair.loss_a, pair.loss_b)],
+                "difference": _signed(pair.difference),
+                "n": pair.difference.n,
+                "verdict": verdicts.get(pair.difference.verdict, NO_DIFFERENCE),
+            }
+            for pair in found.pairs
+        ],
+    }
+
+
+def _signed(found: Difference) -> words.Words:
+    """A difference of losses and its interval, with signs, to as many decimals as the losses."""
+    mean, *ends = (
+        f"{value:+.3f}".replace("-", "−") for value in (found.mean, found.low, found.high) if value is not None
+    )
+    return mean, f"[{', '.join(ends)}]" if ends else found.verdict
+
+
+def _beside(found: published.Beside) -> dict[str, Any]:
+    """A method's published and measured costs over full training's, as text."""
+    return {
+        "name": found.name,
+        "method": found.method,
+        "settings": found.published.num_settings,
+        "compute_published": _range(found.published.compute),
+        "hours": _range(found.published.hours),
+        **{key: _times(getattr(found, f"measured_{key}")) for key in ("compute", "time", "joules")},
+    }
+
+
+def _faster(found: published.Faster) -> dict[str, Any]:
+    """A comparison of speeds, as text."""
+    ends = {"lowest": _times(found.lowest), "highest": _times(found.highest)}
+    return {"words": found.words, "num_pairs": found.num_pairs, "where": found.where, **ends}
+
+
+def _range(ends: tuple[float, float]) -> str:
+    low, high = (f"{end:.2f}" for end in ends)
+    return f"{low}×" if low == high else f"{low} to {high}×"
+
+
+def _times(found: Ratio | None) -> words.Words:
+    """A ratio, and its interval with the number of pairs."""
+    if found is None:
+        return words.ABSENT
+    if found.low is None or found.high is None:
+        return f"{found.ratio:#.3g}×", found.verdict
+    return f"{found.ratio:#.3g}×", f"[{found.low:#.3g}, {found.high:#.3g}], n={found.n}"
 
 
 def _selections(selections: pl.DataFrame) -> list[dict[str, str]]:

@@ -228,9 +228,14 @@ def label(spec: RunSpec) -> str:
     """What a person reads in a progress line or a chart: `ddp2 bf16-mixed bs32`, without the repeat."""
     spread = spec.strategy if spec.devices == 1 else f"{spec.strategy}{spec.devices}"
     size = f"bs{spec.batch_size}" + ("/device" if spec.batch_size_scope == "per_device" else "")
-    given = ",".join(parameter_words(spec.method, spec.method_params))
-    method = [] if spec.method == OMISSION["method"] else [spec.method + (f"({given})" if given else "")]
+    method = [] if spec.method == OMISSION["method"] else [method_label(spec.method, spec.method_params)]
     return " ".join([*method, spread, spec.precision, size])
+
+
+def method_label(method: str, params: dict[str, Any]) -> str:
+    """A method with its parameters: `greentrainer(rho=0.7)`."""
+    given = ",".join(parameter_words(method, params))
+    return method + (f"({given})" if given else "")
 
 
 def parameter_words(method: str, params: dict[str, Any]) -> list[str]:

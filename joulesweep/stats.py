@@ -49,6 +49,25 @@ class Ratio:
     verdict: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """How much larger one quantity is than another, over paired seeds, in their unit.
+
+    Attributes:
+        mean: of the pairs' differences.
+        low: lower end of its confidence interval, or None for a single pair.
+        high: upper end, or None for a single pair.
+        n: how many pairs.
+        verdict: "higher", "lower", "no difference shown" (the interval spans 0) or "n=1, no interval".
+    """
+
+    mean: float
+    low: float | None
+    high: float | None
+    n: int
+    verdict: str
+
+
 def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
     """Mean with Student's t interval: independent, roughly normal values.
 
@@ -84,9 +103,30 @@ def paired_ratio(a: Sequence[float], b: Sequence[float], confidence: float = 0.9
     logs = mean_interval([math.log(x / y) for x, y in zip(a, b, strict=True)], confidence)
     ratio = math.exp(logs.mean)
     if logs.low is None or logs.high is None:
-        return Ratio(ratio=ratio, low=None, high=None, n=1, verdict=NO_INTERVAL)
-    verdict = NO_DIFFERENCE if logs.low <= 0 <= logs.high else "higher" if logs.low > 0 else "lower"
-    return Ratio(ratio=ratio, low=math.exp(logs.low), high=math.exp(logs.high), n=logs.n, verdict=verdict)
+        return Ratio(ratio=ratio, low=None, high=None, n=1, verdict=_verdict(logs))
+    return Ratio(ratio=ratio, low=math.exp(logs.low), high=math.exp(logs.high), n=logs.n, verdict=_verdict(logs))
+
+
+def paired_difference(a: Sequence[float], b: Sequence[float], confidence: float = 0.95) -> Difference:
+    """Difference a - b with its t interval; `a[i]` and `b[i]` share their seed.
+
+    Args:
+        a: values.
+        b: values in the same unit, as many.
+        confidence: coverage, between 0 and 1.
+
+    Raises:
+        ValueError: lengths differ, or no pairs.
+    """
+    found = mean_interval([x - y for x, y in zip(a, b, strict=True)], confidence)
+    return Difference(mean=found.mean, low=found.low, high=found.high, n=found.n, verdict=_verdict(found))
+
+
+def _verdict(found: Interval) -> str:
+    """Which side of 0 an interval lies on."""
+    if found.low is None or found.high is None:
+        return NO_INTERVAL
+    return NO_DIFFERENCE if found.low <= 0 <= found.high else "higher" if found.low > 0 else "lower"
 
 
 @functools.cache

@@ -43,7 +43,8 @@ IDENTITY: dict[str, pl.DataType] = {
     **_columns(REAL, "lr"),
 }
 ESTIMATED = _columns(REAL, "estimated_energy_j estimated_energy_low_j estimated_energy_high_j")
-QUALITY = _columns(REAL, "validation_loss perplexity masked_accuracy")
+QUALITY = _columns(REAL, "validation_loss perplexity masked_accuracy choice_accuracy")
+ROUGE = _columns(REAL, "rouge1 rouge2 rougeL")  # F-measures in 0..1
 RUNS: dict[str, pl.DataType] = {
     **_columns(TEXT, "run"),
     **IDENTITY,
@@ -75,7 +76,8 @@ RUNS: dict[str, pl.DataType] = {
     **_columns(REAL, "mfu floor_distance"),
     **_columns(TEXT, "floor_reason peak_status"),
     **QUALITY,
-    **_columns(WHOLE, "num_validation_texts num_masked"),
+    **ROUGE,
+    **_columns(WHOLE, "num_validation_texts num_masked num_summaries"),
     **_columns(TEXT, "environment accelerator hostname platform python cpu_model"),
     **_columns(WHOLE, "cpu_cores host_memory_bytes"),
     **_columns(TEXT, "gpus gpu_uuids driver torch_version transformers_version zeus_version"),
@@ -140,9 +142,8 @@ QUANTITIES = (
     "useful_flops_per_j",
     "mfu",
     "floor_distance",
-    "validation_loss",
-    "perplexity",
-    "masked_accuracy",
+    *QUALITY,
+    *ROUGE,
 )
 #: Of these, those that are joules or made from them: no mean over different scopes or statuses.
 FROM_ENERGY = ("energy_j", "net_energy_j", "co2e_g", "cost", "useful_flops_per_j")

@@ -77,6 +77,15 @@ def percent(row: dict[str, Any], quantity: str) -> Words:
     return interval({name: value and 100 * value for name, value in ends.items()}, quantity, "%")
 
 
+def points(row: dict[str, Any], quantity: str) -> Words:
+    """Mean share of a cell and its interval, times 100 and to one decimal, as ROUGE is usually given."""
+    ends = [row[f"{quantity}_{end}"] for end in ("mean", "low", "high")]
+    texts = [f"{100 * value:.1f}" for value in ends if value is not None]
+    if not texts:
+        return ABSENT
+    return texts[0], f"[{', '.join(texts[1:])}]" if len(texts) > 1 else NO_INTERVAL
+
+
 def joules(row: dict[str, Any]) -> Words:
     """Mean joules of a cell; where there are none, what kept them from being measured or averaged."""
     if row["energy_j_mean"] is not None:

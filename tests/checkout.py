@@ -26,6 +26,7 @@ COPIED = (
     "resources/cpu_watts.csv",
     "resources/gpus.csv",
     "resources/carbon_intensity.csv",
+    "resources/published",
 )
 
 

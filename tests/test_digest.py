@@ -88,9 +88,9 @@ def package(tmp_path, monkeypatch):
     class Package:
         folder = shutil.copytree(digest.PACKAGE, tmp_path / "joulesweep", ignore=shutil.ignore_patterns("__pycache__"))
         resources = tmp_path / "resources"
-        resources.mkdir()
-        for name in digest.RESOURCES.values():
-            shutil.copy2(digest.PACKAGE.parent / "resources" / name, resources)
+        for name in (name for names in digest.RESOURCES.values() for name in names):
+            (resources / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(digest.PACKAGE.parent / "resources" / name, resources / name)
 
         def edit(self, name: str, old: str, new: str) -> None:
             path = self.folder / name
@@ -237,7 +237,9 @@ def test_the_templates_belong_to_the_report(package):
     assert digest.code_digest("report") != before
 
 
-@pytest.mark.parametrize(("module", "file"), digest.RESOURCES.items())
+@pytest.mark.parametrize(
+    ("module", "file"), [(module, file) for module, files in digest.RESOURCES.items() for file in files]
+)
 def test_numbers_that_a_module_reads_belong_to_it(package, module, file):
     before = digest.code_digest("stats"), digest.code_digest(module)
     with (package.resources / file).open("a", encoding="utf-8") as csv:

@@ -208,6 +208,60 @@ def test_a_choice_whose_cost_was_not_counted_has_a_dash_and_a_reason(tmp_path):
     assert "the prediction is of seconds on the run's device" in text
 
 
+def test_methods_are_compared_at_equal_cost_with_a_sentence_first(tmp_path):
+    def change(row):
+        worse = 0.5 if row["spec"]["method"] == "greentrainer" else 0.0
+        epochs = [{**one, "validation_loss": one["validation_loss"] + worse} for one in row["epochs"]]
+        return synthetic.choosing({**row, "epochs": epochs})
+
+    text = words(page(tmp_path, change, synthetic.METHODS))
+    begin = text.index("At equal cost")
+    assert text.index("All configurations") < begin < text.index("Which tensors trained")
+    section = text[begin : text.index("Which tensors trained")]
+    said = "greentrainer(rho=0.5) is shown worse than full and random(rho=0.5)."
+    assert section.index(said) < section.index("Method A Method B At a cost of")
+    losses = r"[\d.]+ s \d\.\d{3} \d\.\d{3} \+0\.\d{3} \[\+0\.\d{3}, \+0\.\d{3}\] 3 B lower"
+    assert re.search(rf"greentrainer\(rho=0\.5\) full {losses}", section)
+    assert "Cost: CPU-seconds; energy was not measured." in section
+
+
+def test_the_cost_is_joules_where_they_were_measured_and_one_seed_has_no_interval(tmp_path):
+    axes = {**synthetic.METHODS, "repeats": 1}
+    text = words(page(tmp_path, synthetic.on_gpus, axes, **synthetic.GPU_CONFIG))
+    assert "Cost: joules, scope gpu, the counters' readings interpolated to the end of each epoch." in text
+    assert "full: one common seed cannot tell it from greentrainer(rho=0.5) and random(rho=0.5)." in text
+    assert re.search(r"full random\(rho=0\.5\) [\d.]+ kJ [\d.]+ [\d.]+ [+−][\d.]+ n=1, no interval 1 –", text)
+
+
+def test_published_figures_stand_beside_measured_ratios(tmp_path):
+    text = words(page(tmp_path, synthetic.choosing, synthetic.METHODS))
+    begin = text.index("Beside the published figures")
+    assert text.index("At equal cost") < begin < text.index("Which tensors trained")
+    section = text[begin : text.index("Which tensors trained")]
+    times = r"[\d.]+× \[[\d.]+, [\d.]+\], n=3"
+    assert re.search(rf"greentrainer\(rho=0\.5\) 0\.50 to 0\.57× {times} 0\.48 to 0\.69× {times} 6 ", section)
+    assert "random" not in section and "joules here" not in section and "Devices and precision" not in section
+    assert "Huang et al., ICLR 2024 (arXiv 2309.13192)" in section and "recalled from the papers" in section
+
+
+def test_measured_joules_stand_beside_published_hours(tmp_path):
+    text = words(page(tmp_path, synthetic.on_gpus, synthetic.METHODS, **synthetic.GPU_CONFIG))
+    assert "Time here Measured joules here Published settings" in text
+
+
+def test_speeds_stand_beside_published_headlines(tmp_path):
+    axes = {"strategy": ["dp", "ddp"], "precision": ["fp32", "fp16-mixed"]}
+    text = words(page(tmp_path, axes=axes))
+    assert "Published training speed: up to 3.5× faster (recalled, arXiv 2506.08433)" in text
+    ratio = r"[\d.]+× \[[\d.]+, [\d.]+\], n=3"
+    assert re.search(rf"ddp over dp 4 {ratio} {ratio} ddp2 [\w-]+ bs\d\d fp16-mixed over fp32 4 {ratio}", text)
+    assert "Methods: cost over that of full training" not in text
+
+
+def test_one_method_is_compared_with_none(plain):
+    assert "At equal cost" not in words(plain) and "published figures" not in words(plain)
+
+
 def test_where_no_method_chooses_there_is_no_such_section(plain):
     assert "Which tensors trained" not in words(plain) and "chart-tensors" not in plain
 

@@ -3,7 +3,14 @@ import random
 
 import pytest
 
-from joulesweep.stats import NO_DIFFERENCE, NO_INTERVAL, mean_interval, paired_ratio, t_quantile
+from joulesweep.stats import (
+    NO_DIFFERENCE,
+    NO_INTERVAL,
+    mean_interval,
+    paired_difference,
+    paired_ratio,
+    t_quantile,
+)
 
 
 def test_interval_by_hand():
@@ -50,9 +57,26 @@ def test_one_pair_has_no_interval():
     assert (found.ratio, found.low, found.high, found.verdict) == (pytest.approx(1.5), None, None, NO_INTERVAL)
 
 
+def test_difference_by_hand():
+    found = paired_difference([3.0, 5.0, 7.0], [2.0, 3.0, 4.0])  # 1, 2, 3: the interval of the first test
+    half = 4.302653 / math.sqrt(3)
+    assert (found.mean, found.low, found.high) == pytest.approx((2, 2 - half, 2 + half), rel=1e-6)
+    assert (found.n, found.verdict) == (3, NO_DIFFERENCE)
+
+
+def test_a_difference_that_all_seeds_share_is_shown():
+    seeds = [1.0, 10.0, 100.0]
+    assert paired_difference(seeds, [seed + 0.5 + seed / 1000 for seed in seeds]).verdict == "lower"
+    assert paired_difference([seed + 0.5 for seed in seeds], seeds).verdict == "higher"
+    one = paired_difference([3.0], [2.0])
+    assert (one.mean, one.low, one.high, one.verdict) == (1.0, None, None, NO_INTERVAL)
+
+
 def test_unequal_lengths_are_an_error():
     with pytest.raises(ValueError, match="zip"):
         paired_ratio([1.0, 2.0], [1.0])
+    with pytest.raises(ValueError, match="zip"):
+        paired_difference([1.0], [1.0, 2.0])
 
 
 def test_interval_covers_at_its_rate():
