@@ -200,6 +200,9 @@ def traced(core: LanguageModel) -> Trace:
     }
     state = {**weights, **{name: b.to("meta") for name, b in model.named_buffers()}}
     trace = _Trace({id(weight): name for name, weight in weights.items()})
+    trace.num_earlier = getattr(model, "num_virtual_tokens", 0)
+    if core.task == "seq2seq" and trace.num_earlier == LENGTH - TARGET_LENGTH:
+        raise ValueError(f"with {trace.num_earlier} virtual tokens a target is as long as a text")
     given = {"input_ids": torch.empty((1, LENGTH), dtype=torch.long, device="meta")}
     if core.task == "seq2seq":
         given["decoder_input_ids"] = torch.empty((1, TARGET_LENGTH), dtype=torch.long, device="meta")
@@ -251,6 +254,7 @@ class _Trace(TorchFunctionMode):
         self.products: list[Product] = []
         self.reached_by: dict[str, int] = {}
         self.layers: dict[str, int | None] = {}
+        self.num_earlier = 0  # virtual tokens, of which keys and values stand before those of the text
         self.in_head = False
         self.layer: int | None = None
         self.num_layers = 0
@@ -324,7 +328,9 @@ class _Trace(TorchFunctionMode):
 
     def _add(self, left: torch.Tensor, right: torch.Tensor, width: int) -> None:
         """[…, m, k] times a matrix of this width: of attention, its scores or its weighted values."""
-        paired = width if width in (LENGTH, TARGET_LENGTH) else left.shape[-1]
+        lengths, inner = (LENGTH, TARGET_LENGTH), left.shape[-1]
+        behind_earlier = self.num_earlier > 0 and inner not in lengths and width == left.shape[-2] + self.num_earlier
+        paired = width if width in lengths or behind_earlier else inner
         self._note(2.0 * left.numel() * width, [left.requires_grad, right.requires_grad], (left, right), paired)
 
     def _add_attention(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
@@ -355,10 +361,26 @@ class _Trace(TorchFunctionMode):
         left, right = rows if rows is not None else factors[0], factors[1]
         name = self._name(right)
         positions = left.numel() // left.shape[-1] if name else left.shape[-2]
+        if not name and self.num_earlier and paired == positions + self.num_earlier:
+            # Pairs of the text's own positions; and those with virtual tokens, as many for each position.
+            earlier = flops * self.num_earlier / paired
+            self._add_product(flops - earlier, (positions, positions), needs, factors, None)
+            self._add_product(earlier, (positions,), needs, factors, None)
+            return
         size = (positions,) if name else (positions, paired)
-        unit = UNIT_OF.get(size)
-        if unit is None:
+        if size not in UNIT_OF:
             raise ValueError(f"a product of {tuple(left.shape)} and {tuple(right.shape)} is not per position or pair")
+        self._add_product(flops, size, needs, factors, name)
+
+    def _add_product(
+        self,
+        flops: float,
+        size: tuple[int, ...],
+        needs: list[bool],
+        factors: tuple[torch.Tensor, torch.Tensor],
+        name: str | None,
+    ) -> None:
+        unit = UNIT_OF[size]
         if self.in_head:
             unit, size = "head_position", size[:1]
         factor_needs = zip(factors, needs, strict=True)

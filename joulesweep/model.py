@@ -157,7 +157,8 @@ class LanguageModel(torch.nn.Module):
 def head_name(model: torch.nn.Module) -> str | None:
     """Name of the module with which the output layer begins, or None if it cannot be told."""
     modules = dict(model.named_modules())
-    named = next((name for name in HEADS if name in modules), None)
+    inside = "base_model." if "base_model" in modules else ""  # of a wrapper of peft
+    named = next((inside + name for name in HEADS if inside + name in modules), None)
     if named is None and hasattr(model, "get_output_embeddings"):
         matrix = model.get_output_embeddings()  # type: ignore[operator]
         named = next((name for name, module in modules.items() if module is matrix), None)

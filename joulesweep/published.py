@@ -26,7 +26,7 @@ FOLDER = Path(__file__).parent.parent / "resources" / "published"
 #: Parameters with which a method is the paper's; those that are not named here may be any.
 PAPERS: dict[str, dict[str, Any]] = {
     "last-k": {"layers": 2},
-    "prefix": {},
+    "prefix": {"tokens": 20},
     "lora": {"r": 8, "alpha": 32, "targets": None},
     "greentrainer": {"objective": "flops", "lora": None},
 }

@@ -113,7 +113,10 @@ def _choice_accuracy(trainer: Trainer) -> float | None:
 
 
 def save(trainer: Trainer, weights: Weights, model_folder: Path, folder: Path) -> None:
-    """Save the adapted model in the Hugging Face form, tokenizer files included; all ranks call this, rank 0 writes."""
+    """Save the adapted model in the Hugging Face form, tokenizer files included; all ranks call this, rank 0 writes.
+
+    What a method added is merged into the model, or saved beside it.
+    """
     load_weights(trainer.core, weights)
     method = methods.load(trainer.spec.method)
     if hasattr(method, "merge"):
@@ -126,7 +129,10 @@ def save(trainer: Trainer, weights: Weights, model_folder: Path, folder: Path) -
     whole = {name: copies[id(value)] for name, value in state.items()}
     if trainer.place.rank != 0:
         return
-    trainer.core.model.save_pretrained(folder, state_dict=whole)  # type: ignore[operator]
+    if hasattr(method, "save"):
+        method.save(trainer.core.model, whole, folder)
+    else:
+        trainer.core.model.save_pretrained(folder, state_dict=whole)  # type: ignore[operator]
     for path in model_folder.iterdir():
         if path.suffix != ".safetensors" and not (folder / path.name).exists():
             (folder / path.name).write_bytes(path.read_bytes())

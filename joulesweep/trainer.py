@@ -265,11 +265,14 @@ def _learning(spec: RunSpec, model_folder: Path, tokens: Path) -> tuple[data.Cor
     model: Any = build(model_folder, spec.task)
     if spec.task == "seq2seq" and getattr(model.config, "decoder_start_token_id", None) is None:
         model.config.decoder_start_token_id = corpus.start_id
-    model = methods.load(spec.method).apply(model, methods.parameters(spec.method, spec.method_params))
+    method = methods.load(spec.method)
+    model = method.apply(model, methods.parameters(spec.method, spec.method_params))
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UserError(f"method {spec.method}: no parameter of the model is left to train")
     core = LanguageModel(model, spec.precision, spec.head, spec.task)
     reason = core.refusal(spec.batching == "packed")
+    if reason is None and hasattr(method, "refusal"):
+        reason = method.refusal(model, spec)
     if reason is None and spec.task == "clm" and not is_causal(core, corpus):
         reason = "task clm: this model sees the tokens that it is to predict; choose a decoder, or task mlm"
     if reason is None and spec.batching == "packed" and not packs_exactly(core, corpus, spec.max_length):

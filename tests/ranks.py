@@ -20,7 +20,10 @@ Outcome = dict[str, Any]
 
 
 def trained(on: tiny_run.Assets, folder: Path, **changes: Any) -> Outcome:
-    """Two steps in this process: status, losses, validation_loss, the gradients of both steps, None where none came."""
+    """Two steps in this process: status, losses, validation_loss, the gradients of both steps, None where none came.
+
+    The model of task clm is in a folder `decoder` beside the other one.
+    """
     gradients: list[list[torch.Tensor | None]] = []
 
     def keep(optimizer: torch.optim.Optimizer, *_: Any) -> None:
@@ -30,7 +33,8 @@ def trained(on: tiny_run.Assets, folder: Path, **changes: Any) -> Outcome:
     hook = register_optimizer_step_pre_hook(keep)
     try:
         spec = tiny_run.spec(**{"max_steps": 2, "warmup_steps": 0, **changes})
-        outcome = train.train(spec, on.model_folder, on.tokens, folder)
+        model_folder = on.model_folder.with_name("decoder") if spec.task == "clm" else on.model_folder
+        outcome = train.train(spec, model_folder, on.tokens, folder)
     except Stop as stop:
         return {"status": stop.outcome["status"], "reason": stop.outcome["reason"]}
     finally:

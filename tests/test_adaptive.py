@@ -385,6 +385,17 @@ def test_adapters_can_be_chosen_among(run):
     assert phase["num_candidates"] == 8  # two matrices of query and of value, in two layers
 
 
+def test_adapters_of_a_decoder_can_be_chosen_among(tmp_path):
+    """GPT-2's, whose linear layers are of a kind of their own."""
+    folder, tokens = tiny_run.decoder(tmp_path / "gpt2", "gpt2"), tiny_run.token_file(tmp_path / "tokens.safetensors")
+    given = {"method_params": {"rho": 0.95, "lora": {"r": 2}}, "task": "clm", "batching": "dynamic"}
+    outcome = train.train(tiny_run.spec(method="greentrainer", **given), folder, tokens, tmp_path)
+    phase = outcome["measurement"]["phases"][-1]
+    assert phase["chosen"]
+    assert all(".c_attn.lora_" in name for name in phase["chosen"])
+    assert outcome["epochs"][-1]["validation_loss"] < outcome["epochs"][0]["validation_loss"]
+
+
 def test_skipped_steps_are_counted_across_choices(assemble):
     """A scale that overflows: the first steps of the first epoch are left out, none of the second."""
     built = assemble(precision="fp16-mixed", epochs=2, method_params={"rho": 0.7, "reselect_epochs": 1})

@@ -108,7 +108,7 @@ MISTAKES = [
     (
         {"grid__method": ["ful"]},
         "grid.method[0]: unknown method 'ful'; allowed: freeze-bottom, full, greentrainer, last-k, lora, "
-        "random (did you mean 'full'?)",
+        "prefix, random (did you mean 'full'?)",
     ),
     (
         {"grid__method": [{"freeze-bottom": {"frac": 0.5}}]},

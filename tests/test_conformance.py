@@ -35,8 +35,12 @@ PLAIN = {"method": "full", "precision": "fp32", "batching": "fixed", "head": "de
 DROPPED = {"lora": {"method_params": {"dropout": 0.0}}}
 SPREAD = [name for name, row in STRATEGIES.items() if row.multi_process]
 
+#: On a decoder, what no encoder will do for.
+ON = {m: {} if methods.impossible(tiny_run.spec(method=m)) is None else {"task": "clm"} for m in methods.names()}
+
 SINGLE = [
-    {"method": method, **DROPPED.get(method, {}), "precision": precision, "batching": batching, "head": head}
+    {"method": method, **ON[method], **DROPPED.get(method, {})}
+    | {"precision": precision, "batching": batching, "head": head}
     for method, precision, batching, head in itertools.product(methods.names(), PRECISIONS, BATCHINGS, HEADS)
 ]
 SAVING = [
@@ -61,12 +65,19 @@ def name(case):
 
 def plain_of(case):
     """The reference of a case: the same method."""
-    return {**PLAIN, **{key: case[key] for key in ("method", "method_params") if key in case}}
+    return {**PLAIN, **{key: case[key] for key in ("method", "method_params", "task") if key in case}}
+
+
+def impossible(case):
+    """Why a method does not fit the rest of a case, or None."""
+    return methods.impossible(tiny_run.spec(**case))
 
 
 @pytest.fixture(scope="module")
 def assets(tmp_path_factory):
-    return tiny_run.assets(tmp_path_factory.mktemp("conformance"))
+    folder = tmp_path_factory.mktemp("conformance")
+    tiny_run.decoder(folder / "decoder")
+    return tiny_run.assets(folder)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -146,13 +157,16 @@ def test_one_process_has_the_loss_of_the_reference(single, case):
             "reason": "tf32 exists on NVIDIA GPUs only; this run uses the CPU",
         }
         return
+    if impossible(case):
+        assert found == {"status": "unsupported", "reason": impossible(case)}
+        return
     check_losses(found, single(plain_of(case)), case["precision"])
     gradients = [g for step in found["gradients"] for g in step]
     assert all(g is not None for g in gradients) or methods.chooses(case["method"])  # no trained tensor without one
     assert all(torch.isfinite(g).all() for g in gradients if g is not None)
 
 
-@pytest.mark.parametrize("case", [c for c in SINGLE if c["precision"] != "tf32"], ids=name)
+@pytest.mark.parametrize("case", [c for c in SINGLE if c["precision"] != "tf32" and not impossible(c)], ids=name)
 def test_gradients_are_those_of_the_reference(single, case):
     found, plain = single(case), single(plain_of(case))
     check_gradients(case, found["gradients"], plain["gradients"])
@@ -182,9 +196,8 @@ def test_accumulation_and_checkpointing_change_no_gradient(single, case):
 def test_two_ranks_have_the_loss_and_the_gradients_of_one_process(single, spread, number):
     case = PAIRS[number]
     found, other = spread[0][number], spread[1][number]
-    if methods.chooses(case["method"]) and case["strategy"] == "fsdp":
-        assert found == other
-        assert (found["status"], "fsdp shards tensors" in found["reason"]) == ("unsupported", True)
+    if impossible(case):
+        assert found == other == {"status": "unsupported", "reason": impossible(case)}
         return
     alone = single({key: value for key, value in case.items() if key not in ("strategy", "devices")})
     check_losses(found, alone, case["precision"])
@@ -198,7 +211,7 @@ def test_two_ranks_have_the_loss_and_the_gradients_of_one_process(single, spread
 
 
 @pytest.mark.parametrize(
-    "number", [i for i, case in enumerate(PAIRS) if case["strategy"] == "fsdp" and not methods.chooses(case["method"])]
+    "number", [i for i, case in enumerate(PAIRS) if case["strategy"] == "fsdp" and not impossible(case)]
 )
 def test_fsdp_is_ddp(spread, number):
     case = {**PAIRS[number], "strategy": "ddp"}
@@ -206,6 +219,13 @@ def test_fsdp_is_ddp(spread, number):
     assert fsdp["losses"] == pytest.approx(ddp["losses"], rel=1e-6)
     assert fsdp["validation_loss"] == pytest.approx(ddp["validation_loss"], rel=1e-6)
     assert all(distance(a, b) < 1e-5 for a, b in zip(fsdp["gradients"], ddp["gradients"], strict=True))
+
+
+def test_few_cases_are_impossible():
+    """Methods that choose under fsdp, and those for decoders alone with packed rows; no others."""
+    found = {(case["method"], case["batching"], case.get("strategy")) for case in SINGLE + PAIRS if impossible(case)}
+    choosing = {(method, batching, "fsdp") for method in ("greentrainer", "random") for batching in BATCHINGS}
+    assert found == choosing | {("prefix", "packed", strategy) for strategy in (None, *SPREAD)}
 
 
 def test_float16_scales_its_gradients(single):

@@ -14,6 +14,8 @@ METHODS = [
     {"last-k": {"layers": 1}},
     "lora",
     {"lora": {"r": 4}},
+    "prefix",
+    {"prefix": {"tokens": 10}},
     {"random": {"rho": 0.5}},
     {"greentrainer": {"rho": 0.5}},
     {"greentrainer": {"rho": 0.5, "objective": "time"}},
@@ -54,7 +56,12 @@ def test_published_ratios_by_hand():
 
 def test_only_methods_with_the_papers_parameters_stand_beside_it(tmp_path):
     found = published.beside(build(tmp_path, {**ONE, "method": METHODS}))
-    assert [one.method for one in found] == ["last-k(layers=2)", "lora(r=8)", "greentrainer(rho=0.5)"]
+    assert [one.method for one in found] == [
+        "last-k(layers=2)",
+        "lora(r=8)",
+        "prefix(tokens=20)",
+        "greentrainer(rho=0.5)",
+    ]
     assert {one.name for one in found} == {"single fp32 bs32"}
 
 

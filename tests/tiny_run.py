@@ -126,7 +126,7 @@ def network(model_type: str = "bert", seed: int = 0, dropout: float = 0.0) -> An
 
 
 #: Decoders and encoder-decoders of a few layers, 16 wide: decoders have 3 layers, encoders before them 2.
-_WRITERS: dict[str, dict[str, Any]] = {
+SIZES: dict[str, dict[str, Any]] = {
     "opt": {
         **{"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "ffn_dim": 32, "dropout": 0.0},
         "word_embed_proj_dim": 16,
@@ -149,7 +149,7 @@ _WRITERS: dict[str, dict[str, Any]] = {
         **{"encoder_attention_heads": 2, "decoder_attention_heads": 4, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32},
     },
 }
-WRITERS = (*_WRITERS, "bert2bert")
+WRITERS = (*SIZES, "bert2bert")
 
 
 def task_of(kind: str) -> str:
@@ -177,7 +177,7 @@ def writer(kind: str, seed: int = 0) -> Any:
                 setattr(found.config, name, value)
             return found.float()
         positions = {"max_position_embeddings": 64} if kind in ("opt", "llama", "bart") else {}
-        shape = {"vocab_size": len(VOCABULARY), **positions, **special, **_WRITERS[kind]}
+        shape = {"vocab_size": len(VOCABULARY), **positions, **special, **SIZES[kind]}
         about = AutoConfig.for_model(kind, **shape)
         return getattr(transformers, AUTO_CLASSES[task_of(kind)]).from_config(about).float()
 
@@ -192,6 +192,13 @@ _BERT = {
 def model(folder: Path, seed: int = 0, dropout: float = 0.0) -> Path:
     """A folder with a random BERT and its tokenizer."""
     network(seed=seed, dropout=dropout).save_pretrained(folder)
+    tokenizer(folder)
+    return folder
+
+
+def decoder(folder: Path, kind: str = "opt") -> Path:
+    """A folder with a random decoder and its tokenizer."""
+    writer(kind).save_pretrained(folder)
     tokenizer(folder)
     return folder
 

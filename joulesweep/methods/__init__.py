@@ -7,9 +7,12 @@ A method is a module `joulesweep/methods/<name>.py` (underscores for the hyphens
 * `apply(model, params)`: changes the model in place or returns another one, before it is wrapped;
 * perhaps `importances(trainer, params, parameters, epoch)`: a number for each tensor that may train. The method then
   chooses tensors every few epochs, see `joulesweep.adaptive`;
-* perhaps `merge(model)`: takes out again what `apply` added, before the trained model is saved.
+* perhaps `merge(model)`: takes out again what `apply` added, before the trained model is saved; or, where that cannot
+  be, `save(model, state, folder)`: saves it with these weights;
+* perhaps `impossible(spec)` and `refusal(model, spec)`: why the method does not fit the rest of a spec, and why it
+  does not with this model, each in one line or None.
 
-Every parameter has a default: the conformance test trains each method with them.
+Every parameter has a default: the conformance test trains each method with them, on a decoder if no encoder will do.
 
 No method file imports torch at module level: a config is validated without it. Nothing else needs to be edited.
 """
@@ -59,6 +62,10 @@ def chooses(name: str) -> bool:
 
 def impossible(spec: RunSpec) -> str | None:
     """Say why a run's method cannot be combined with the rest of its spec, or None if it can."""
+    method = load(spec.method)
+    if hasattr(method, "impossible"):
+        reason: str | None = method.impossible(spec)
+        return reason
     if not chooses(spec.method):
         return None
     if spec.strategy == "fsdp":

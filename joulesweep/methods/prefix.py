@@ -1,0 +1,145 @@
+"""Prefix tuning: freeze the model and train keys and values that every layer of a decoder sees before the text."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from joulesweep.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from joulesweep.spec import RunSpec
+
+NOTHING_EARLIER = "has no keys and values of earlier tokens to put a prefix before; use a decoder or another method"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Params:
+    """Attributes.
+
+    tokens: virtual tokens of the prefix (Li and Liang 2021, arXiv 2101.00190, without its reparametrisation).
+    """
+
+    tokens: int = 20
+
+    def __post_init__(self) -> None:
+        """Refuse no prefix at all."""
+        if self.tokens < 1:
+            raise ValueError(f"tokens must be at least 1, got {self.tokens}")
+
+
+def impossible(spec: RunSpec) -> str | None:
+    """Say why the prefix cannot be combined with the rest of a spec, or None if it can."""
+    if spec.task == "mlm":
+        return f"method prefix: an encoder {NOTHING_EARLIER}"
+    if spec.batching == "packed":
+        return "method prefix: texts of a packed row would share one prefix; use batching: [dynamic]"
+    if spec.checkpoint_activations:
+        return "method prefix: a checkpointed layer is given no keys and values; use checkpoint_activations: [false]"
+    if spec.engine == "graph":
+        return "method prefix: peft reads host memory in every step, which a CUDA graph cannot; use engine: [eager]"
+    return None
+
+
+def apply(model: torch.nn.Module, params: Params) -> torch.nn.Module:
+    """Freeze the model and wrap it with a prefix, through peft: before a decoder, also before that of an encoder.
+
+    Positions of the text are counted from behind the prefix.
+
+    Raises:
+        UserError: the model keeps no keys and values, or not the same number of them in every layer.
+    """
+    import torch
+    from peft import PrefixTuningConfig
+
+    model.requires_grad_(False)
+    layers, heads, width = _shape(model)
+    config = PrefixTuningConfig(
+        task_type="SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM",  # type: ignore[union-attr]
+        num_virtual_tokens=params.tokens,
+        num_layers=layers,
+        num_attention_heads=heads,
+        token_dim=heads * width,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft asks for what transformers is about to rename
+        found: torch.nn.Module = _wrapper(model.config)(model, config)
+    if isinstance(getattr(found, "word_embeddings", None), torch.nn.Module):
+        del found.word_embeddings  # not read here; `torch.func.functional_call` cannot swap a module in two places
+    found.num_virtual_tokens = params.tokens  # type: ignore[assignment]
+    return found
+
+
+def _shape(model: Any) -> tuple[int, int, int]:  # noqa: ANN401 - of any family
+    """Layers, heads and width of a head of the keys and values that a model keeps for the next token."""
+    import inspect
+
+    import torch
+
+    kind = model.config.model_type
+    if "past_key_values" not in inspect.signature(model.forward).parameters:
+        raise UserError(f"method prefix: a {kind} {NOTHING_EARLIER}")
+    one = torch.zeros((1, 1), dtype=torch.long, device=model.device)
+    more = "decoder_input_ids" if model.config.is_encoder_decoder else "attention_mask"
+    given: dict[str, Any] = {"input_ids": one, "use_cache": True, more: torch.ones_like(one)}
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        kept = model(**given).past_key_values
+    model.train(training)
+    kept = getattr(kept, "self_attention_cache", kept)
+    pairs = [(layer.keys, layer.values) for layer in getattr(kept, "layers", ()) if hasattr(layer, "values")]
+    shapes = {tuple(one.shape) for pair in pairs for one in pair if one is not None}
+    if not shapes:
+        raise UserError(f"method prefix: a {kind} {NOTHING_EARLIER}")
+    if len(shapes) > 1 or len(pairs) < len(kept.layers):
+        raise UserError(f"method prefix: the layers of a {kind} keep keys and values of several shapes")
+    ((_, heads, _, width),) = shapes
+    return len(pairs), heads, width
+
+
+def _wrapper(config: Any) -> type[Any]:  # noqa: ANN401 - of any model
+    from peft import PeftModelForCausalLM, PeftModelForSeq2SeqLM
+
+    kind: type[Any] = PeftModelForSeq2SeqLM if config.is_encoder_decoder else PeftModelForCausalLM
+
+    class Prefixed(kind):  # type: ignore[misc]
+        """With a prefix in the dtype that it has: a replica of DataParallel cannot say which one its model has."""
+
+        base_model_torch_dtype = None
+
+    return Prefixed
+
+
+def refusal(model: Any, spec: RunSpec) -> str | None:  # noqa: ANN401 - as `apply` returns it
+    """Say why a model cannot be trained as the spec wants, or None if it can."""
+    config = model.config.get_text_config(decoder=True)
+    most, length = getattr(config, "max_position_embeddings", None), spec.max_length
+    if spec.task == "seq2seq":
+        length = spec.max_target_length + 1  # with what the writing starts with
+    if most is None or model.num_virtual_tokens + length <= most:
+        return None
+    name = "max_target_length" if spec.task == "seq2seq" else "max_length"
+    both = f"{model.num_virtual_tokens} virtual tokens and {length} of a text"
+    return f"method prefix: {both} are more than the {most} positions of this model; use a smaller {name}"
+
+
+def save(model: Any, state: dict[str, torch.Tensor], folder: Path) -> None:  # noqa: ANN401 - as `apply` returns it
+    """Save the model, which is as it was, and in `prefix/` what was trained, in peft's form; it cannot be merged.
+
+    Args:
+        model: as `apply` returned it.
+        state: its weights, whole and in host memory.
+        folder: where to.
+    """
+    from safetensors.torch import save_file
+
+    plain = {name.removeprefix("base_model."): value for name, value in state.items() if name.startswith("base_model.")}
+    model.get_base_model().save_pretrained(folder, state_dict=plain)
+    model.peft_config["default"].save_pretrained(folder / "prefix")
+    prefix = state["prompt_encoder.default.embedding.weight"]
+    save_file({"prompt_embeddings": prefix.contiguous()}, folder / "prefix" / "adapter_model.safetensors")
