@@ -128,6 +128,10 @@ MISTAKES = [
         "grid.method[0]: a method is a name or {name: {parameter: value}}, one name each",
     ),
     (
+        {"exclude": [{"when": {"method": {"greentrainer": {"rho": 0.4}}}, "reason": "slow"}]},
+        "exclude[0].when.method: the grid has no method {'greentrainer': {'rho': 0.4}}",
+    ),
+    (
         {"exclude": [{"when": {"precison": "fp32"}, "reason": "slow"}]},
         "exclude[0].when: unknown axis 'precison'; allowed: model, dataset, task, method, strategy, devices, "
         "precision, batching, head, engine, batch_size, batch_size_scope, micro_batch_size, checkpoint_activations, "
