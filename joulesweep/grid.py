@@ -133,6 +133,7 @@ def manifest(config: SweepConfig, where: str = "config") -> dict[str, Any]:
                 "cell": cell_id(spec),
                 "label": _label(spec, telling),
                 "repeat": spec.repeat,
+                "method_params": spec.method_params,
                 **{axis: getattr(spec, axis) for axis in AXES},
             }
             for run, spec in grid.runs.items()

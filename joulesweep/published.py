@@ -140,7 +140,7 @@ def beside(tables: Tables) -> list[Beside]:
 
 def _published(row: dict[str, Any]) -> Published | None:
     """What is published of a cell's method; None where the paper has no such row."""
-    params = json.loads(row["method_params"] or "{}")
+    params = json.loads(row["method_params"])
     wanted = PAPERS.get(row["method"])
     if wanted is None or any(params.get(key) != value for key, value in wanted.items()):
         return None

@@ -237,7 +237,7 @@ def test_the_manifest_names_each_run_its_cell_and_its_axes():
     assert list(manifest["runs"]) == list(grid.expand(config).runs)
     assert len({entry["cell"] for entry in manifest["runs"].values()}) == 4
     entry = next(iter(manifest["runs"].values()))
-    assert set(entry) == {"cell", "label", "repeat", *grid.AXES}
+    assert set(entry) == {"cell", "label", "repeat", "method_params", *grid.AXES}
     assert (entry["label"], entry["repeat"], entry["batch_size"]) == ("0.001 single fp32 bs8", 1, 8)
     assert manifest["config"]["train"]["epochs"] == 1
 
