@@ -223,10 +223,11 @@ def _agree(found: torch.Tensor, expected: torch.Tensor) -> bool:
 
 
 def freeze_below(model: torch.nn.Module, num_trained: int | None = None, fraction: float | None = None) -> int:
-    """Freeze the input embeddings and the lowest layers of the longest list of layers.
+    """Freeze the input embeddings and the lowest layers, with what is computed between them.
 
-    What comes after the layers trains: final normalisation and output layer; but for a matrix that the output layer
-    shares with the embeddings.
+    Layers count in order of execution: of an encoder-decoder the encoder's, then the decoder's. What comes after the
+    last frozen layer trains, final normalisation and output layer too; but for the input embeddings of either half,
+    what leads from them to its first layer, and a matrix that the output layer shares with them.
 
     Args:
         model: of Hugging Face.
@@ -236,8 +237,8 @@ def freeze_below(model: torch.nn.Module, num_trained: int | None = None, fractio
     Returns:
         How many layers the model has; it is left alone if these are none, or fewer than are to be trained.
     """
-    stacks = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
-    layers = max(stacks, key=len, default=())
+    stacks = _stacks(model)
+    layers = [layer for _, stack in stacks for layer in stack]
     num_frozen = round((fraction or 0) * len(layers)) if num_trained is None else len(layers) - num_trained
     if len(layers) and num_frozen >= 0:
         # What lies below the layers: a module of that name, or tables of tokens and of positions side by side.
@@ -246,23 +247,52 @@ def freeze_below(model: torch.nn.Module, num_trained: int | None = None, fractio
         tables = [table for table in model.modules() if isinstance(table, torch.nn.Embedding) and table not in inside]
         for module in filter(None, [*named, *tables, *layers[:num_frozen]]):
             module.requires_grad_(False)
-        _freeze_before(model, next(iter(layers)))
+        firsts = [(half, stack[0]) for half, stack in stacks if stack]
+        _freeze_before(model, [*firsts, (model, layers[min(num_frozen, len(layers) - 1)])])
     return len(layers)
 
 
-def _freeze_before(model: torch.nn.Module, first: torch.nn.Module) -> None:
-    """Freeze what is computed before the first layer, such as a projection of the embeddings to the layers' width."""
+def _stacks(model: torch.nn.Module) -> list[tuple[torch.nn.Module, list[torch.nn.Module]]]:
+    """A model and its layers, or the halves of an encoder-decoder with theirs, in order of execution.
+
+    The layers are the longest of the lists of modules that lie in no other one: a layer may have lists of its parts.
+    """
+    halves: list[Any] = [model]
+    if _is_encoder_decoder(model):
+        halves = [model.get_encoder(), model.get_decoder()]  # type: ignore[operator]
+    found = []
+    for half in halves:
+        lists = [module for module in half.modules() if isinstance(module, torch.nn.ModuleList)]
+        inner = {part for one in lists for layer in one for part in layer.modules()}
+        found.append((half, list(max((one for one in lists if one not in inner), key=len, default=()))))
+    return found
+
+
+def _is_encoder_decoder(model: torch.nn.Module) -> bool:
+    return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
+
+
+def _freeze_before(model: torch.nn.Module, places: list[tuple[torch.nn.Module, torch.nn.Module]]) -> None:
+    """Freeze what is computed before a layer, such as a projection of the embeddings to the layers' width.
+
+    Args:
+        model: of Hugging Face.
+        places: parts of it, each with the layer before which what is computed of that part is frozen.
+    """
     from joulesweep import flops
 
     try:
-        reached_by = flops.traced(LanguageModel(model)).reached_by
+        core = LanguageModel(model, task="seq2seq" if _is_encoder_decoder(model) else "mlm")
+        order = list(flops.traced(core).reached_by)  # names of parameters, by their first use
     except Exception:  # a model that cannot be traced has been told apart by its names alone
         return
+    use = {name: place for place, name in enumerate(order)}
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    begins = min((reached_by[names[id(p)]] for p in first.parameters() if names[id(p)] in reached_by), default=0)
-    for name, parameter in model.named_parameters():
-        if reached_by.get(name, begins) < begins:
-            parameter.requires_grad_(False)
+    for part, layer in places:
+        begin = min((use[names[id(p)]] for p in layer.parameters() if names[id(p)] in use), default=0)
+        for parameter in part.parameters():
+            if use.get(names[id(parameter)], begin) < begin:
+                parameter.requires_grad_(False)
 
 
 def _has_positions(model: torch.nn.Module) -> bool:

@@ -114,6 +114,28 @@ def test_predicted_flops_are_those_that_pytorch_counts(kind, num_layers, toleran
     assert real <= predicted * (1 + 1e-9)  # tensors form a chain: never less than the truth
 
 
+@pytest.mark.parametrize("kind", tiny_run.WRITERS)
+@pytest.mark.parametrize(
+    ("method", "given"),
+    [
+        ("last-k", {"layers": 1}),
+        ("freeze-bottom", {"fraction": 0.25}),
+        ("freeze-bottom", {"fraction": 0.75}),
+        ("lora", {"r": 2, "dropout": 0.0}),
+    ],
+)
+def test_what_a_method_freezes_costs_what_pytorch_counts(kind, method, given):
+    with torch.device("meta"):
+        model = tiny_run.writer(kind)
+        model.set_attn_implementation("eager")
+        model.config.pad_token_id = None  # else GPT-2 looks for it among the ids
+        methods.load(method).apply(model, methods.parameters(method, given))
+    core = LanguageModel(model.train(), task=tiny_run.task_of(kind))
+    found = flops.coefficients(flops.traced(core).products)
+    total = sum(found[unit] * number for unit, number in units(core).items() if unit in found)
+    assert total == pytest.approx(counted(core), rel=1e-9)
+
+
 @pytest.mark.parametrize("half", ["encoder", "decoder"])
 def test_a_half_of_an_encoder_decoder_costs_what_pytorch_counts(half):
     """Training the decoder needs no gradient of what the encoder hands to it, however long the text is."""

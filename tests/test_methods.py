@@ -260,3 +260,83 @@ def test_what_leads_from_the_embeddings_to_the_layers_is_frozen_with_them():
     methods.load("freeze-bottom").apply(model, methods.parameters("freeze-bottom", {}))
     assert {"electra.embeddings_project.weight", "electra.embeddings_project.bias"} <= frozen(model)
     assert "electra.encoder.layer.1.output.dense.weight" in trained(model)
+
+
+def layers_of(model) -> list:
+    """Of a tiny writer, in order of execution: of an encoder-decoder 2 or 3 of the encoder, then 3 of the decoder."""
+    halves = [model.get_encoder(), model.get_decoder()] if model.config.is_encoder_decoder else [model]
+    names = ("block", "layers", "h", "encoder.layer")
+    lists = [m for half in halves for name, m in half.named_modules() if name.endswith(names)]
+    return [layer for one in lists if isinstance(one, torch.nn.ModuleList) for layer in one]
+
+
+def trains(module) -> set[bool]:
+    return {parameter.requires_grad for parameter in module.parameters()}
+
+
+@pytest.mark.parametrize("kind", tiny_run.WRITERS)
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [("last-k", {"layers": 2}), ("freeze-bottom", {"fraction": 0.34}), ("freeze-bottom", {"fraction": 0.8})],
+)
+def test_layers_are_frozen_in_order_of_execution(kind, name, given):
+    model = tiny_run.writer(kind)
+    methods.load(name).apply(model, methods.parameters(name, given))
+    layers = layers_of(model)
+    assert len(layers) == {"t5": 5, "bart": 5, "bert2bert": 6}.get(kind, 3)
+    num_frozen = len(layers) - 2 if name == "last-k" else round(given["fraction"] * len(layers))
+    assert [trains(layer) for layer in layers] == [{i >= num_frozen} for i in range(len(layers))]
+    tables = [m for n, m in model.named_modules() if isinstance(m, torch.nn.Embedding) and "relative" not in n]
+    assert all(trains(table) == {False} for table in tables)
+
+
+@pytest.mark.parametrize(
+    ("kind", "with_embeddings", "after_encoder"),
+    [
+        ("bloom", ["transformer.word_embeddings_layernorm"], []),
+        ("t5", [], ["encoder.final_layer_norm"]),
+        ("bart", ["model.encoder.layernorm_embedding", "model.decoder.layernorm_embedding"], []),
+        ("bert2bert", ["encoder.embeddings.LayerNorm", "decoder.bert.embeddings.LayerNorm"], []),
+    ],
+)
+def test_what_lies_between_frozen_parts_is_frozen_with_them(kind, with_embeddings, after_encoder):
+    """What leads from embeddings to layers always, what ends an encoder where all of its layers are frozen."""
+    for fraction, whole in ((0.2, False), (0.7, True)):
+        model = tiny_run.writer(kind)
+        methods.load("freeze-bottom").apply(model, methods.parameters("freeze-bottom", {"fraction": fraction}))
+        assert all(trains(model.get_submodule(name)) == {False} for name in with_embeddings)
+        assert all(trains(model.get_submodule(name)) == {not whole} for name in after_encoder)
+
+
+@pytest.mark.parametrize("kind", tiny_run.WRITERS)
+def test_lora_knows_its_usual_targets_and_merges(kind):
+    """GPT-2's linear layers hold their matrices the other way round; a warm-started model has halves of a kind."""
+    model, module = tiny_run.writer(kind).eval(), methods.load("lora")
+    before = model.state_dict().keys()
+    module.apply(model, methods.parameters("lora", {"r": 2, "dropout": 0.0}))
+    assert trained(model) and all("lora_" in name for name in trained(model))
+    adapted = {name.split(".lora_")[0] for name in trained(model)}
+    usual = {"gpt2": {"c_attn"}, "bloom": {"query_key_value"}, "t5": {"q", "v"}, "bert2bert": {"query", "value"}}
+    assert {name.rpartition(".")[2] for name in adapted} == usual.get(kind, {"q_proj", "v_proj"})
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.fill_(0.05)
+    ids = torch.arange(5, 15).reshape(2, 5)
+    given = {"input_ids": ids, **({"decoder_input_ids": ids} if model.config.is_encoder_decoder else {})}
+    expected = model(**given).logits
+    module.merge(model)
+    torch.testing.assert_close(model(**given).logits, expected, rtol=1e-4, atol=1e-5)
+    assert model.state_dict().keys() == before
+
+
+def test_lora_leaves_the_relative_positions_of_t5_alone():
+    model = methods.load("lora").apply(tiny_run.writer("t5"), methods.parameters("lora", {}))
+    assert not any("relative" in name for name in trained(model))
+
+
+def test_lora_names_the_layers_of_a_model_that_it_does_not_know():
+    model = tiny_run.writer("opt")
+    model.config.model_type = "novel"
+    with pytest.raises(UserError, match=r"^method lora: no usual targets of a novel are known; give targets: fc1, "):
+        methods.load("lora").apply(model, methods.parameters("lora", {}))

@@ -125,6 +125,70 @@ def network(model_type: str = "bert", seed: int = 0, dropout: float = 0.0) -> An
         return AutoModelForMaskedLM.from_config(about).float()
 
 
+#: Decoders and encoder-decoders of a few layers, 16 wide: decoders have 3 layers, encoders before them 2.
+_WRITERS: dict[str, dict[str, Any]] = {
+    "opt": {
+        **{"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "ffn_dim": 32, "dropout": 0.0},
+        "word_embed_proj_dim": 16,
+    },
+    "llama": {
+        **{"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2},
+        "intermediate_size": 32,
+    },
+    "gpt2": {
+        **{"n_embd": 16, "n_layer": 3, "n_head": 2, "n_positions": 64},
+        **{"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+    },
+    "bloom": {"hidden_size": 16, "n_layer": 3, "n_head": 2, "hidden_dropout": 0.0, "attention_dropout": 0.0},
+    "t5": {
+        **{"d_model": 16, "d_kv": 4, "d_ff": 32, "num_layers": 2, "num_decoder_layers": 3, "num_heads": 2},
+        "dropout_rate": 0.0,
+    },
+    "bart": {
+        **{"d_model": 16, "encoder_layers": 2, "decoder_layers": 3, "dropout": 0.0},
+        **{"encoder_attention_heads": 2, "decoder_attention_heads": 4, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32},
+    },
+}
+WRITERS = (*_WRITERS, "bert2bert")
+
+
+def task_of(kind: str) -> str:
+    """Of one of `WRITERS`, or of an encoder."""
+    return "seq2seq" if kind in ("t5", "bart", "bert2bert") else "clm" if kind in WRITERS else "mlm"
+
+
+def writer(kind: str, seed: int = 0) -> Any:
+    """A random model that writes: one of `WRITERS`."""
+    import torch
+    import transformers
+    from transformers import AutoConfig
+
+    from joulesweep.model import AUTO_CLASSES
+
+    special = {"pad_token_id": PAD, "bos_token_id": CLS, "eos_token_id": SEP, "decoder_start_token_id": CLS}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        if kind == "bert2bert":
+            plain = AutoConfig.for_model("bert", **_BERT)
+            crossed = AutoConfig.for_model("bert", **_BERT, is_decoder=True, add_cross_attention=True)
+            encoder = transformers.BertModel(plain, add_pooling_layer=False)
+            found = transformers.EncoderDecoderModel(encoder=encoder, decoder=transformers.BertLMHeadModel(crossed))
+            for name, value in special.items():
+                setattr(found.config, name, value)
+            return found.float()
+        positions = {"max_position_embeddings": 64} if kind in ("opt", "llama", "bart") else {}
+        shape = {"vocab_size": len(VOCABULARY), **positions, **special, **_WRITERS[kind]}
+        about = AutoConfig.for_model(kind, **shape)
+        return getattr(transformers, AUTO_CLASSES[task_of(kind)]).from_config(about).float()
+
+
+_BERT = {
+    **{"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32},
+    **{"vocab_size": len(VOCABULARY), "max_position_embeddings": 64, "pad_token_id": PAD},
+    **{"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
+}
+
+
 def model(folder: Path, seed: int = 0, dropout: float = 0.0) -> Path:
     """A folder with a random BERT and its tokenizer."""
     network(seed=seed, dropout=dropout).save_pretrained(folder)

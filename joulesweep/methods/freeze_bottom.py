@@ -27,7 +27,7 @@ class Params:
 
 
 def apply(model: torch.nn.Module, params: Params) -> torch.nn.Module:
-    """Freeze the input embeddings and the first `fraction` of the longest list of layers; see `model.freeze_below`.
+    """Freeze the input embeddings and the first `fraction` of the layers, an encoder's first; see `model.freeze_below`.
 
     Raises:
         UserError: the model has no list of layers.

@@ -27,7 +27,7 @@ class Params:
 
 
 def apply(model: torch.nn.Module, params: Params) -> torch.nn.Module:
-    """Freeze everything before the last `layers` of the longest list of layers; see `model.freeze_below`.
+    """Freeze everything before the last `layers` layers, of an encoder-decoder the decoder's; see `model.freeze_below`.
 
     Raises:
         UserError: the model has no list of so many layers.

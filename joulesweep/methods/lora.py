@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from joulesweep.errors import UserError, one_of
 
@@ -46,13 +47,13 @@ def apply(model: torch.nn.Module, params: Params) -> torch.nn.Module:
     """
     import torch
     from peft import LoraConfig, inject_adapter_in_model
-    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    from transformers.pytorch_utils import Conv1D  # GPT-2's linear layer, whose matrix is the other way round
 
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear | Conv1D)}
     linear = {name.rpartition(".")[2] for name in layers}
-    kind = getattr(model.config, "model_type", "")
-    targets = params.targets or TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(kind)
-    if targets is None:
+    targets = params.targets or _usual_targets(model.config)
+    if not targets:
+        kind = getattr(model.config, "model_type", "")
         raise UserError(
             f"method lora: no usual targets of a {kind} are known; give targets: {', '.join(sorted(linear))}"
         )
@@ -68,8 +69,20 @@ def apply(model: torch.nn.Module, params: Params) -> torch.nn.Module:
             raise UserError(f"target {name} of method lora: its matrix is also that of {others[0]}")
     dropout = params.dropout
     config = LoraConfig(r=params.r, lora_alpha=params.alpha, lora_dropout=dropout, target_modules=list(targets))
-    inject_adapter_in_model(config, model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft sees which way round a matrix is, and says so
+        inject_adapter_in_model(config, model)
     return model
+
+
+def _usual_targets(config: Any) -> list[str]:  # noqa: ANN401 - of any model
+    """Names of the layers that usually get an adapter: of the model's kind, or of those of its halves."""
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as USUAL
+
+    halves = [config, getattr(config, "encoder", None), getattr(config, "decoder", None)]
+    found = [USUAL.get(getattr(half, "model_type", "")) for half in halves]
+    # A few kinds have a pattern instead of names.
+    return list(dict.fromkeys(name for names in found if isinstance(names, list) for name in names))
 
 
 def merge(model: torch.nn.Module) -> None:
