@@ -28,8 +28,7 @@ from joulesweep.meter import Meter
 from joulesweep.record import write_json
 from joulesweep.scoring import score
 from joulesweep.spec import RunSpec, from_mapping
-from joulesweep.train import learning_rate
-from joulesweep.trainer import Place, assemble, measured_boards, prepare_process
+from joulesweep.trainer import Place, assemble, learning_rate, measured_boards, prepare_process
 
 
 @dataclass(frozen=True, kw_only=True)

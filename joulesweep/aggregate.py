@@ -51,11 +51,11 @@ def aggregate(
     for run, entry in grid["runs"].items():
         path = runs_folder / run / "record.json"
         if allow_missing and not path.exists():
-            found.append({**_identity(run, entry, {}), "status": "missing", "reason": MISSING})
+            found.append({**_identity(run, entry), "status": "missing", "reason": MISSING})
             continue
-        spec, row, per_epoch, choices = rows.read(path, energy, factors)
+        row, per_epoch, choices = rows.read(path, energy, factors)
         scores = rouge.columns(path.parent) if row["status"] == "ok" else {}
-        found.append({**_identity(run, entry, spec), **row, **scores})
+        found.append({**_identity(run, entry), **row, **scores})
         of_run = {key: found[-1][key] for key in OF_RUN}
         epochs += [{**of_run, **epoch} for epoch in per_epoch]
         selections += [{**of_run, **choice} for choice in choices]
@@ -75,15 +75,14 @@ def aggregate(
     )
 
 
-def _identity(run: str, entry: dict[str, Any], spec: dict[str, Any]) -> dict[str, Any]:
-    """What the manifest says of a run; the method's parameters are in the spec alone."""
-    params = spec.get("method_params")
+def _identity(run: str, entry: dict[str, Any]) -> dict[str, Any]:
+    """What the manifest says of a run."""
     batch = f"{entry['batch_size']}" + ("/device" if entry["batch_size_scope"] == "per_device" else "")
     return {
         "run": run,
         **entry,
         "batch": batch,
-        "method_params": None if params is None else json.dumps(params, sort_keys=True),
+        "method_params": json.dumps(entry["method_params"], sort_keys=True),
     }
 
 
@@ -146,7 +145,7 @@ def _word(axis: str, value: object) -> str:
 
 
 def _setup(row: dict[str, Any]) -> str:
-    params = json.loads(row["method_params"] or "{}")
+    params = json.loads(row["method_params"])
     method = [row["method"]] if row["method"] != OMISSION["method"] or params else []
     spread = row["strategy"] + (f"{row['devices']}" if row["devices"] > 1 else "")
     return " ".join([*method, *parameter_words(row["method"], params), spread, row["precision"]])

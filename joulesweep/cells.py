@@ -202,7 +202,7 @@ def by_method(cells: pl.DataFrame) -> list[tuple[str, pl.DataFrame]]:
 
 def _shared(row: dict[str, Any]) -> str:
     """A cell's panel, and its name without its method; a plain full training has none in its name."""
-    method = " ".join([row["method"], *parameter_words(row["method"], json.loads(row["method_params"] or "{}"))])
+    method = " ".join([row["method"], *parameter_words(row["method"], json.loads(row["method_params"]))])
     return " · ".join(filter(None, [row["panel"], row["name"].removeprefix(f"{method} ")]))
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -382,7 +383,13 @@ class Hardware(Section):
 class Exclude(Section):
     """Cells to leave out, with the reason that the report shows."""
 
-    when: Annotated[dict[str, Any], Field(min_length=1, description="axis: value or list of values; all must match")]
+    when: Annotated[
+        dict[str, Any],
+        Field(
+            min_length=1,
+            description="axis: value or list of values; all must match; a method by its name, or with some parameters",
+        ),
+    ]
     reason: Annotated[str, Field(min_length=1)]
 
 
@@ -539,7 +546,7 @@ def _names_in(config: SweepConfig) -> list[tuple[str, str]]:
             methods.parameters(*method_parts(value))
         except UserError as error:
             problems.append((f"grid.method[{i}]", str(error)))
-    for i, entry in enumerate(config.exclude):
+    for i, entry in enumerate(config.exclude if not problems else ()):
         problems += [(f"exclude[{i}].when{path}", problem) for path, problem in _excluded(entry.when, grid)]
     return problems
 
@@ -548,14 +555,37 @@ def _excluded(when: dict[str, Any], grid: Grid) -> list[tuple[str, str]]:
     """What `exclude` names that is not in the grid: it would exclude nothing, silently."""
     axes = {axis: getattr(grid, axis) for axis in Grid.model_fields if axis != "repeats"}
     axes["method"] = [method_parts(value)[0] for value in grid.method]
+    given = [full_method(value) for value in grid.method]
     problems = []
     for axis, value in when.items():
         if axis not in axes:
             problems.append(("", one_of("axis", axis, axes)))
             continue
-        wrong = [one for one in (value if isinstance(value, list) else [value]) if one not in axes[axis]]
+        values = value if isinstance(value, list) else [value]
+        named = [one for one in values if axis == "method" and isinstance(one, dict)]
+        wrong = [one for one in values if one not in named and one not in axes[axis]]
         problems += [(f".{axis}", one_of(f"{axis} of the grid", one, axes[axis])) for one in wrong]
+        lacking = [one for one in named if len(one) != 1 or not any(is_method(one, *method) for method in given)]
+        problems += [(f".{axis}", f"the grid has no method {one}") for one in lacking]
     return problems
+
+
+def is_method(wanted: Any, name: str, params: dict[str, Any]) -> bool:  # noqa: ANN401 - a value of `exclude`
+    """Whether a method is the wanted one: its name, or {name: {parameter: value}} with some of its parameters."""
+    if not isinstance(wanted, dict):
+        return bool(wanted == name)
+    kind, values = method_parts(wanted)
+    return kind == name and all(key in params and params[key] == value for key, value in values.items())
+
+
+def full_method(value: str | dict[str, dict[str, Any]]) -> tuple[str, dict[str, Any]]:
+    """A method's name and all its parameters: those left out too, so that a default is the same run as its value.
+
+    Raises:
+        UserError: unknown method or parameter, or a refused value.
+    """
+    name, given = method_parts(value)
+    return name, asdict(methods.parameters(name, given))
 
 
 def method_parts(value: str | dict[str, dict[str, Any]]) -> tuple[str, dict[str, Any]]:

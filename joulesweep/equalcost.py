@@ -89,7 +89,7 @@ def comparisons(tables: Tables) -> list[EqualCost]:
 
 
 def _method(row: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    return row["method"], json.loads(row["method_params"] or "{}")
+    return row["method"], json.loads(row["method_params"])
 
 
 def _compared(

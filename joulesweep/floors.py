@@ -3,6 +3,8 @@
     useful_flops       of training on the tokens that are there and predicted: no padding, nothing computed twice
     executed_flops     what was computed: with padding, recomputed activations, and the rating of tensors
     rating_flops       of these, what a method spent on rating tensors
+    padded_macs        multiply-adds of training with padding, without what was recomputed or rated: half its FLOPs, and
+                       what papers that count padded positions call FLOPs
     padded_flop_share  1 - useful / (executed without what was recomputed or rated)
     mfu                useful_flops / (seconds × devices × peak rate of the precision)
     floor_distance     t_floor / seconds: near 1, little is left to gain
@@ -95,7 +97,7 @@ def find(name: str, memory_bytes: int | None) -> Gpu | None:
 
 
 def totals(phases: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """FLOPs of a pass over the training: useful_flops, executed_flops, rating_flops, padded_flop_share.
+    """Work of a pass over the training: useful_flops, executed_flops, rating_flops, padded_macs, padded_flop_share.
 
     Args:
         phases: a measurement's; each has its `flop_coefficients`, the counts of `units.UNITS`, and its kind.
@@ -109,6 +111,7 @@ def totals(phases: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         "useful_flops": useful,
         "executed_flops": computed + again + rating,
         "rating_flops": rating,
+        "padded_macs": computed / 2,
         "padded_flop_share": 1 - useful / computed,
     }
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from joulesweep import engine, methods
-from joulesweep.config import DatasetConfig, ModelConfig, SweepConfig, method_parts
+from joulesweep import engine
+from joulesweep.config import DatasetConfig, ModelConfig, SweepConfig, full_method, is_method
 from joulesweep.environment import resolve_accelerator
 from joulesweep.errors import UserError
 from joulesweep.spec import FIELDS, OMISSION, RunSpec, cell_id, label, micro_batch, run_id, short_hash, strip_source
@@ -71,7 +71,7 @@ def expand(config: SweepConfig, where: str = "config") -> ExpandedGrid:
     Raises:
         UserError: a combination that cannot mean anything (a batch that does not divide, nothing left to run).
     """
-    axes = {**config.grid.model_dump(), "method": [_method(value) for value in config.grid.method]}
+    axes = {**config.grid.model_dump(), "method": [full_method(value) for value in config.grid.method]}
     shared = _shared(config, where)
     sources = {name: model_source(model) for name, model in config.models.items()}
     datasets = {name: dataset_source(dataset) for name, dataset in config.datasets.items()}
@@ -133,6 +133,7 @@ def manifest(config: SweepConfig, where: str = "config") -> dict[str, Any]:
                 "cell": cell_id(spec),
                 "label": _label(spec, telling),
                 "repeat": spec.repeat,
+                "method_params": spec.method_params,
                 **{axis: getattr(spec, axis) for axis in AXES},
             }
             for run, spec in grid.runs.items()
@@ -184,12 +185,6 @@ def _shared(config: SweepConfig, where: str) -> dict[str, Any]:
     }
 
 
-def _method(value: str | dict[str, dict[str, Any]]) -> tuple[str, dict[str, Any]]:
-    """A method's name and all its parameters: those left out too, so that a default is the same run as its value."""
-    name, given = method_parts(value)
-    return name, asdict(methods.parameters(name, given))
-
-
 def _meaningless(task: str) -> dict[str, Any]:
     """What the task makes no use of, at its omission value: else it would tell equal runs apart."""
     unused = ("max_target_length", "generate") if task == "mlm" else ("mask_probability",)
@@ -203,7 +198,13 @@ def _impossible(spec: RunSpec) -> str | None:
 
 
 def _matches(when: dict[str, Any], point: dict[str, Any]) -> bool:
-    return all(point[axis] in (value if isinstance(value, list) else [value]) for axis, value in when.items())
+    def matches(axis: str, value: Any) -> bool:  # noqa: ANN401 - any axis value
+        return is_method(value, point["method"], point["method_params"]) if axis == "method" else point[axis] == value
+
+    return all(
+        any(matches(axis, one) for one in (value if isinstance(value, list) else [value]))
+        for axis, value in when.items()
+    )
 
 
 def _telling(config: SweepConfig) -> list[str]:

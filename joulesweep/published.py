@@ -63,7 +63,7 @@ class Beside:
         name: what the two cells share, and their panel.
         method: with its parameters.
         published: the paper's.
-        measured_compute: of useful FLOPs, counted; None where they were not.
+        measured_compute: of multiply-adds with padding, as the paper counts; None where they were not counted.
         measured_time: of the window's seconds.
         measured_joules: of measured joules of the same devices, or None.
     """
@@ -140,7 +140,7 @@ def beside(tables: Tables) -> list[Beside]:
 
 def _published(row: dict[str, Any]) -> Published | None:
     """What is published of a cell's method; None where the paper has no such row."""
-    params = json.loads(row["method_params"] or "{}")
+    params = json.loads(row["method_params"])
     wanted = PAPERS.get(row["method"])
     if wanted is None or any(params.get(key) != value for key, value in wanted.items()):
         return None
@@ -152,7 +152,7 @@ def _beside(runs: pl.DataFrame, name: str, row: dict[str, Any], full: dict[str, 
         name=name,
         method=method_label(row["method"], json.loads(row["method_params"])),
         published=published,
-        measured_compute=ratio_of(runs, row, full, "useful_flops"),
+        measured_compute=ratio_of(runs, row, full, "padded_macs"),
         measured_time=ratio_of(runs, row, full, "window_s"),
         measured_joules=ratio_of(runs, row, full, "energy_j") if same_joules(row, full) else None,
     )

@@ -15,11 +15,14 @@ A record is one JSON object, `record.json`:
                       times, counts and memory; energy: a row per device with joules, status, method and reason;
                       flags: what makes the numbers doubtful; conditions: boards, cool-down, idle baseline, begin and
                       end of the window; overhead: what measuring cost
-    quality           null unless ok: validation_loss, perplexity, masked_accuracy, num_validation_texts, num_masked
+    quality           null unless ok: validation_loss, perplexity, masked_accuracy, choice_accuracy (null but for
+                      multiple choice), num_validation_texts, num_masked
     epochs            one row per finished epoch, epoch 0 being the untrained model; `energy` has a row
                       {device, energy_j, status, reason} per device, joules since the window began
 
-Beside it lies `power.jsonl`: the power trace, one row per sample and device; t_s counts from the window's begin.
+Beside it lie `power.jsonl`: the power trace, one row per sample and device; t_s counts from the window's begin; and
+`summaries.jsonl`: what the trained model wrote, a row {text, summary, references} per held-out text that the spec's
+`generate` asked for, the text by its place in the data set; empty where it asked for none.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ UNRATED = "nothing was counted of a step that trains every tensor"
 
 def read(
     path: Path, energy: dict[str, Any], factors: Footprint | None
-) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
+) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
     """Read a record and make its rows.
 
     Args:
@@ -33,7 +33,7 @@ def read(
         factors: what turns joules into emissions and cost.
 
     Returns:
-        Its spec, its row of the runs table without what the manifest says (and `host_joules`: whether CPU or DRAM
+        Its row of the runs table without what the manifest says (and `host_joules`: whether CPU or DRAM
         joules were read), and its rows of the tables of epochs and selections, likewise.
 
     Raises:
@@ -42,7 +42,7 @@ def read(
     found = record.read(path)
     try:
         row = check(_run(found, energy, factors), RUNS)
-        return found["spec"], row, list(_epochs(row, found, energy)), list(_selections(row, found))
+        return row, list(_epochs(row, found, energy)), list(_selections(row, found))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path}: corrupt run record: {type(error).__name__}: {error}") from None
 

@@ -228,8 +228,10 @@ def label(spec: RunSpec) -> str:
     """What a person reads in a progress line or a chart: `ddp2 bf16-mixed bs32`, without the repeat."""
     spread = spec.strategy if spec.devices == 1 else f"{spec.strategy}{spec.devices}"
     size = f"bs{spec.batch_size}" + ("/device" if spec.batch_size_scope == "per_device" else "")
-    method = [] if spec.method == OMISSION["method"] else [method_label(spec.method, spec.method_params)]
-    return " ".join([*method, spread, spec.precision, size])
+    # Whatever the method: parameters that are no mapping are refused here.
+    method = method_label(spec.method, spec.method_params)
+    shown = [] if spec.method == OMISSION["method"] else [method]
+    return " ".join([*shown, spread, spec.precision, size])
 
 
 def method_label(method: str, params: dict[str, Any]) -> str:

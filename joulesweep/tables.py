@@ -71,7 +71,7 @@ RUNS: dict[str, pl.DataType] = {
     **_columns(WHOLE, "num_steps num_skipped_steps num_texts num_tokens num_padded_tokens"),
     **_columns(WHOLE, "num_predicted num_head_positions num_token_pairs num_padded_token_pairs bytes_per_step"),
     **_columns(REAL, "samples_per_s tokens_per_s padded_tokens_per_s epochs_per_minute"),
-    **_columns(REAL, "useful_flops executed_flops rating_flops padded_flop_share useful_flops_per_j"),
+    **_columns(REAL, "useful_flops executed_flops rating_flops padded_macs padded_flop_share useful_flops_per_j"),
     **_columns(TEXT, "flop_reason"),
     **_columns(REAL, "mfu floor_distance"),
     **_columns(TEXT, "floor_reason peak_status"),

@@ -38,7 +38,7 @@ from joulesweep.meter import Meter
 from joulesweep.record import write_json
 from joulesweep.scoring import save, score
 from joulesweep.spec import RunSpec, from_mapping
-from joulesweep.trainer import Place, Start, Stop, Trainer, assemble, measured_boards, prepare_process
+from joulesweep.trainer import Place, Start, Stop, Trainer, assemble, learning_rate, measured_boards, prepare_process
 from joulesweep.units import COUNTED
 
 
@@ -115,19 +115,6 @@ def train(
         "summaries": summaries,
         "num_train_texts": len(trainer.train_texts),
     }
-
-
-def learning_rate(spec: RunSpec, step: int, num_steps: int) -> float:
-    """Learning rate of a step, counted from 0, out of num_steps."""
-    num_warmup = round(spec.lr_warmup_fraction * num_steps)
-    if step < num_warmup:
-        return spec.lr * (step + 1) / num_warmup
-    progress = (step - num_warmup) / max(1, num_steps - num_warmup)
-    if spec.schedule == "linear":
-        return spec.lr * (1 - progress)
-    if spec.schedule == "cosine":
-        return spec.lr * 0.5 * (1 + math.cos(math.pi * progress))
-    return spec.lr
 
 
 def _run_epochs(trainer: Trainer) -> Iterator[tuple[int, int]]:

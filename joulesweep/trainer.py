@@ -171,6 +171,19 @@ class Trainer:
         )
 
 
+def learning_rate(spec: RunSpec, step: int, num_steps: int) -> float:
+    """Learning rate of a step, counted from 0, out of num_steps."""
+    num_warmup = round(spec.lr_warmup_fraction * num_steps)
+    if step < num_warmup:
+        return spec.lr * (step + 1) / num_warmup
+    progress = (step - num_warmup) / max(1, num_steps - num_warmup)
+    if spec.schedule == "linear":
+        return spec.lr * (1 - progress)
+    if spec.schedule == "cosine":
+        return spec.lr * 0.5 * (1 + math.cos(math.pi * progress))
+    return spec.lr
+
+
 def prepare_process(spec: RunSpec) -> Place:
     """Threads, seed, device and process group; refuse what this machine cannot do.
 

@@ -214,19 +214,20 @@ def run(assets, tmp_path):
     return run
 
 
-def test_importance_is_the_fall_of_the_loss_by_a_fresh_step_of_adamw(assemble):
-    """By PyTorch's own optimizer, on a copy."""
-    built = assemble(weight_decay=0.1, method_params={"importance_batches": 2})
+@pytest.mark.parametrize(("epoch", "share"), [(1, 1.0), (2, 0.5)])
+def test_importance_is_the_fall_of_the_loss_by_a_fresh_step_of_adamw(assemble, epoch, share):
+    """By PyTorch's own optimizer, on a copy; the learning rate falls to 0 in a straight line."""
+    built = assemble(weight_decay=0.1, epochs=2, method_params={"importance_batches": 2})
     parameters = dict(built.core.model.named_parameters())
     names = list(built.selector.cost.names)
-    built.open_phase("rating", 1)
+    built.open_phase("rating", epoch)
     found = built.selector.method.importances(
-        built, built.selector.params, {name: parameters[name] for name in names}, 1
+        built, built.selector.params, {name: parameters[name] for name in names}, epoch
     )
 
     other = copy.deepcopy(built.core).eval()
     named = dict(other.model.named_parameters())
-    steps = list(itertools.islice(built.batches(1), 2))
+    steps = list(itertools.islice(built.batches(epoch), 2))
 
     def gradients():
         other.zero_grad()
@@ -240,7 +241,7 @@ def test_importance_is_the_fall_of_the_loss_by_a_fresh_step_of_adamw(assemble):
         {"params": [p for p in named.values() if p.ndim > 1], "weight_decay": 0.1},
         {"params": [p for p in named.values() if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    torch.optim.AdamW(groups, lr=built.spec.lr).step()
+    torch.optim.AdamW(groups, lr=share * built.spec.lr).step()
     after = gradients()
     expected = [-float(((named[name].detach() - before[name]) * after[name]).sum()) for name in names]
     largest = max(map(abs, expected))

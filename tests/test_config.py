@@ -87,7 +87,10 @@ MISTAKES = [
     # names that name nothing, on every axis
     ({"grid__model": ["bret"]}, "grid.model[0]: unknown model 'bret'; allowed: bert (did you mean 'bert'?)"),
     ({"grid__dataset": ["text"]}, "grid.dataset[0]: unknown data set 'text'; allowed: texts (did you mean 'texts'?)"),
-    ({"grid__task": ["clm"]}, "grid.task[0]: unknown task 'clm'; allowed: mlm (did you mean 'mlm'?)"),
+    (
+        {"grid__task": ["cml"]},
+        "grid.task[0]: unknown task 'cml'; allowed: mlm, clm, seq2seq (did you mean 'mlm'?)",
+    ),
     (
         {"grid__strategy": ["single", "dpp"]},
         "grid.strategy[1]: unknown strategy 'dpp'; allowed: single, dp, ddp, fsdp (did you mean 'dp'?)",
@@ -126,6 +129,10 @@ MISTAKES = [
     (
         {"grid__method": [{"full": {}, "freeze-bottom": {}}]},
         "grid.method[0]: a method is a name or {name: {parameter: value}}, one name each",
+    ),
+    (
+        {"exclude": [{"when": {"method": {"greentrainer": {"rho": 0.4}}}, "reason": "slow"}]},
+        "exclude[0].when.method: the grid has no method {'greentrainer': {'rho': 0.4}}",
     ),
     (
         {"exclude": [{"when": {"precison": "fp32"}, "reason": "slow"}]},
@@ -456,5 +463,5 @@ def test_the_default_config_documents_every_key_and_every_value_of_the_tables():
     keys = keys_of(config.SweepConfig)
     assert {"sha256", "cpu_watts", "min_w", "subset", "when", "lr_warmup_fraction"} <= keys  # the walk goes deep
     tables = (STRATEGIES, PRECISIONS, ENGINES)
-    choices = {*config.BATCHINGS, *config.HEADS, *config.SCHEDULES, *methods.names()}.union(*tables)
+    choices = {*config.TASKS, *config.BATCHINGS, *config.HEADS, *config.SCHEDULES, *methods.names()}.union(*tables)
     assert {name for name in keys | choices if not re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", text)} == set()

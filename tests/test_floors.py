@@ -119,6 +119,7 @@ def test_totals_by_hand():
         "useful_flops": useful,
         "executed_flops": executed,
         "rating_flops": 0,
+        "padded_macs": 8000.0,
         "padded_flop_share": 1 - useful / executed,
     }
 

@@ -139,6 +139,17 @@ def test_excluded_cells_match_all_conditions_and_keep_their_reason():
     ]
 
 
+def test_a_method_is_excluded_by_some_of_its_parameters():
+    """Those that the grid leaves out count with their defaults."""
+    given = ["full", {"greentrainer": {"rho": 0.4}}, {"greentrainer": {"rho": 0.5}}]
+    excluded = [{"when": {"method": {"greentrainer": {"rho": 0.4, "objective": "flops"}}}, "reason": "below the floor"}]
+    found = expand(grid__method=given, grid__repeats=1, exclude=excluded)
+    assert [spec.method_params.get("rho") for spec in found.runs.values()] == [None, 0.5]
+    both = [{"when": {"method": ["full", {"greentrainer": {}}]}, "reason": "all"}]
+    with pytest.raises(UserError, match="nothing is left to run"):
+        expand(grid__method=given, exclude=both)
+
+
 def test_each_excluded_cell_is_counted_and_labelled_by_what_varies():
     excluded = [{"when": {"strategy": "ddp"}, "reason": "no"}]
     found = expand(grid__strategy=["single", "ddp"], grid__lr=[1e-3, 1e-4], exclude=excluded)
@@ -226,7 +237,7 @@ def test_the_manifest_names_each_run_its_cell_and_its_axes():
     assert list(manifest["runs"]) == list(grid.expand(config).runs)
     assert len({entry["cell"] for entry in manifest["runs"].values()}) == 4
     entry = next(iter(manifest["runs"].values()))
-    assert set(entry) == {"cell", "label", "repeat", *grid.AXES}
+    assert set(entry) == {"cell", "label", "repeat", "method_params", *grid.AXES}
     assert (entry["label"], entry["repeat"], entry["batch_size"]) == ("0.001 single fp32 bs8", 1, 8)
     assert manifest["config"]["train"]["epochs"] == 1
 

@@ -16,7 +16,7 @@ from joulesweep import data, engine, precision, train, units
 from joulesweep.data import IGNORED
 from joulesweep.model import LanguageModel
 from joulesweep.spec import full
-from joulesweep.trainer import Place
+from joulesweep.trainer import Place, learning_rate
 
 pytestmark = pytest.mark.usefixtures("torch_as_it_was")
 
@@ -371,7 +371,7 @@ def test_the_data_sets_own_split_is_used(run):
 
 def rates(**changes):
     spec = tiny_run.spec(lr=1.0, **changes)
-    return [train.learning_rate(spec, step, 10) for step in range(10)]
+    return [learning_rate(spec, step, 10) for step in range(10)]
 
 
 def test_learning_rate_schedules():

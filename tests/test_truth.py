@@ -244,7 +244,7 @@ def test_joules_of_cpu_and_memory_by_rapl_are_right(tmp_path: Path, location: st
         assert rows[device]["idle_w"] == pytest.approx(rapl.joules(device, 1.0), rel=2 * rapl.lag_s / 0.5 + 0.005)
     powers = [json.loads(line) for line in (folder / "power.jsonl").read_text(encoding="utf-8").splitlines()]
     assert {row["device"] for row in powers} == {"gpu:0", "gpu:1", "cpu:0", "dram:0"}
-    _, row, *_ = record_rows.read(folder / "record.json", {"estimate": False}, None)  # as the tables have it
+    row, *_ = record_rows.read(folder / "record.json", {"estimate": False}, None)  # as the tables have it
     assert (row["energy_status"], row["energy_scope"]) == ("measured", "gpu+cpu+dram")
     truth_w = sum(WATTS) + rapl.joules("cpu:0", 1.0) + rapl.joules("dram:0", 1.0)
     allowed += bound(machine.tick_s, window_s)

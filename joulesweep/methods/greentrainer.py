@@ -64,9 +64,9 @@ def importances(
 ) -> list[float]:
     """How much the loss falls by each tensor's part of one optimizer step: I = -sum(dw · g), g after the step.
 
-    Huang et al. 2024 (arXiv 2309.13192), section 3.2, as a share of the largest. The step is that of a fresh AdamW,
-    dropout is off, and the epoch's first texts are used, of all ranks. Weights, gradients, optimizer and random state
-    are afterwards as they were.
+    Huang et al. 2024 (arXiv 2309.13192), section 3.2, as a share of the largest. The step is that of a fresh AdamW
+    at the learning rate that the epoch begins with, dropout is off, and the epoch's first texts are used, of all ranks.
+    Weights, gradients, optimizer and random state are afterwards as they were.
 
     Args:
         trainer: of the run.
@@ -77,15 +77,17 @@ def importances(
     import torch
 
     from joulesweep import adaptive
+    from joulesweep.trainer import learning_rate
 
     spec = trainer.spec
+    lr = learning_rate(spec, (epoch - 1) * trainer.steps_per_epoch, trainer.num_steps)
     first = adaptive.gradients(trainer, parameters, epoch, params.importance_batches)
     before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     with torch.no_grad():
         for name, parameter in parameters.items():
             decay = spec.weight_decay if parameter.ndim > 1 else 0.0
             # AdamW's first step: both moments are the gradient's own, so it moves by lr in the gradient's direction.
-            first[name] = -spec.lr * (first[name] / (first[name].abs() + 1e-8) + decay * parameter.float())
+            first[name] = -lr * (first[name] / (first[name].abs() + 1e-8) + decay * parameter.float())
             parameter.add_(first[name].to(parameter.dtype))
     second = adaptive.gradients(trainer, parameters, epoch, params.importance_batches)
     with torch.no_grad():
