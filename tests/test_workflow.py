@@ -338,10 +338,12 @@ def test_the_slurm_profile_is_proven_by_a_dry_run(sweep: Checkout) -> None:
     assert re.search(r"^train +2$", output, re.MULTILINE)
 
 
-@pytest.mark.parametrize("config", ["gain", "paper", "vizwiz"])
-def test_a_shipped_config_expands_in_a_dry_run(sweep: Checkout, config: str) -> None:
+@pytest.mark.parametrize(
+    ("config", "num_runs"), [("gain", 18), ("greentrainer", 132), ("methods-small", 36), ("paper", 120), ("vizwiz", 12)]
+)
+def test_a_shipped_config_expands_in_a_dry_run(sweep: Checkout, config: str, num_runs: int) -> None:
     output = sweep.run("-n", "--configfile", f"config/{config}.yaml")
-    assert re.search(rf"^train +{ {'gain': 18, 'paper': 120, 'vizwiz': 12}[config] }$", output, re.MULTILINE)
+    assert re.search(rf"^train +{num_runs}$", output, re.MULTILINE)
 
 
 @pytest.mark.registry
@@ -388,3 +390,23 @@ def test_a_bad_data_file_is_one_line_even_where_snakemake_is_quiet(sweep: Checko
     assert "did you mean 'text'?" in line
     assert "Traceback" not in done.stderr
     assert len(list((sweep.folder / "resources" / "datasets").glob("words-*.jsonl"))) == 1, "only the good one"
+
+
+@pytest.mark.registry
+def test_the_small_comparison_runs_on_official_abstracts_and_scores_their_summaries(
+    sweep: Checkout, shared_data: Path
+) -> None:
+    config = yaml.safe_load((REPOSITORY / "config" / "methods-small.yaml").read_text(encoding="utf-8"))
+    config["datasets"]["scitldr"]["source"]["local"] = str(shared_data / "scitldr" / "dev.jsonl")
+    config["grid"] |= {"method": ["full", "greentrainer"], "batch_size": [8], "repeats": 1}
+    config["train"] |= {"max_steps": 2, "epochs": None, "max_length": 32, "threads_per_device": 1}
+    config["train"]["generate"] |= {"texts": 3, "beams": 2}
+    (sweep.folder / "config" / "mine.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    sweep.run("--configfile", "config/mine.yaml")
+    results = sweep.folder / "results" / "methods-small"
+    runs = pl.read_parquet(results / "tables" / "runs.parquet").sort("task", "method")
+    assert runs["status"].to_list() == ["ok"] * 4
+    assert runs["num_summaries"].to_list() == [None, None, 3, 3]
+    assert runs["rouge1"].is_between(0, 1).to_list() == [None, None, True, True]
+    assert runs["flop_reason"].to_list() == [None] * 4
+    assert "At equal cost" in (results / "report.html").read_text(encoding="utf-8")
