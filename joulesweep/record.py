@@ -15,8 +15,8 @@ A record is one JSON object, `record.json`:
                       times, counts and memory; energy: a row per device with joules, status, method and reason;
                       flags: what makes the numbers doubtful; conditions: boards, cool-down, idle baseline, begin and
                       end of the window; overhead: what measuring cost
-    quality           null unless ok: validation_loss, perplexity, masked_accuracy, choice_accuracy (null but for multiple
-                      choice), num_validation_texts, num_masked
+    quality           null unless ok: validation_loss, perplexity, masked_accuracy, choice_accuracy (null but for
+                      multiple choice), num_validation_texts, num_masked
     epochs            one row per finished epoch, epoch 0 being the untrained model; `energy` has a row
                       {device, energy_j, status, reason} per device, joules since the window began
 

@@ -228,7 +228,7 @@ def label(spec: RunSpec) -> str:
     """What a person reads in a progress line or a chart: `ddp2 bf16-mixed bs32`, without the repeat."""
     spread = spec.strategy if spec.devices == 1 else f"{spec.strategy}{spec.devices}"
     size = f"bs{spec.batch_size}" + ("/device" if spec.batch_size_scope == "per_device" else "")
-    method = method_label(spec.method, spec.method_params)  # refuses parameters that are no mapping, whatever the method
+    method = method_label(spec.method, spec.method_params)  # refuses what is no mapping, whatever the method
     shown = [] if spec.method == OMISSION["method"] else [method]
     return " ".join([*shown, spread, spec.precision, size])
 
