@@ -301,7 +301,7 @@ def build(folder: Path, task: str = "mlm") -> torch.nn.Module:
         model = auto.from_config(config).float()
     encoder = getattr(model, "encoder", None)
     if config.model_type == "encoder-decoder" and getattr(encoder, "pooler", None) is not None:
-        model.encoder.pooler = None  # as in `_warm_started`, which such a folder was trained by
+        model.encoder.pooler = None  # type: ignore[union-attr] # as in `_warm_started`, by which it was made
     return model
 
 

@@ -49,14 +49,17 @@ def _whole(gradient: torch.Tensor) -> torch.Tensor:
 
 
 def main() -> None:
-    """One of the ranks: `ranks.py JOB RANK`; the job names folder, assets and the trainings' changes."""
+    """One of the ranks: `ranks.py JOB RANK`; the job names folder, assets by model and the trainings' changes."""
     job, rank = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")), int(sys.argv[2])
     folder = Path(job["folder"])
     os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank))
     store = dist.FileStore(str(folder / "store"), 2)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
-    on = tiny_run.Assets(model_folder=Path(job["model_folder"]), tokens=Path(job["tokens"]))
-    outcomes = [trained(on, folder, **changes) for changes in job["trainings"]]
+    assets = {
+        name: tiny_run.Assets(model_folder=Path(model_folder), tokens=Path(tokens))
+        for name, (model_folder, tokens) in job["assets"].items()
+    }
+    outcomes = [trained(assets[changes.get("model", "bert")], folder, **changes) for changes in job["trainings"]]
     torch.save(outcomes, folder / f"rank{rank}.pt")
     dist.destroy_process_group()
 

@@ -133,6 +133,7 @@ def network(model_type: str = "bert", seed: int = 0, dropout: float = 0.0) -> An
             "num_layers": 2,
             "num_heads": 2,
             "dropout_rate": dropout,
+            "feed_forward_proj": "gelu",  # a rounded ReLU may be another function
             "decoder_start_token_id": PAD,
         },
         "bart": {
