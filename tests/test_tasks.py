@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import shutil
+import signal
 
 import pytest
 import tiny_run
@@ -13,11 +14,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
-from joulesweep import data, flops, generation, scoring, train, trainer
+from joulesweep import data, devices, flops, generation, launch, lease, scoring, train, trainer
 from joulesweep.data import IGNORED
 from joulesweep.errors import UserError
 from joulesweep.memory import copy_weights
 from joulesweep.model import LanguageModel, build, is_causal, packs_exactly
+from joulesweep.spec import run_id
 from joulesweep.trainer import Place, Stop
 
 pytestmark = [
@@ -840,3 +842,52 @@ def test_what_fsdp_divides_chooses_and_writes_as_the_whole(assemble, assets, kin
         assert found[0]["choice_accuracy"] == expected[0]["choice_accuracy"]
         assert found[1] == expected[1]
         assert all(hasattr(parameter, "full_tensor") for parameter in built.core.parameters())
+
+
+# Through the launching parent.
+
+
+@pytest.fixture
+def launched(assets, tmp_path, monkeypatch):
+    """Carry out a run as Snakemake's job does; its rows of summaries.jsonl."""
+    monkeypatch.setattr(lease, "folder", lambda: tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(devices, "boards", list)
+    before = signal.getsignal(signal.SIGTERM)
+    texts = tmp_path / "texts.jsonl"
+    rows = [{"text": f"text {i}", "targets": [f"target {i}", f"other {i}"]} for i in range(tiny_run.NUM_TEXTS)]
+    texts.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+    def launched(kind, **changes):
+        spec = tiny_run.spec(**{"task": TASK_OF[kind], "max_target_length": 8, "lr": 2e-2, **changes})
+        folder, on = tmp_path / run_id(spec), assets(kind)
+        paths = {"model_folder": on.model_folder, "tokens": on.tokens, "texts": texts, "folder": folder, "log": None}
+        found = launch.launch(spec, "c0de", with_snakemake=False, **paths)
+        assert found["status"] == "ok", found["reason"]
+        return [json.loads(line) for line in (folder / "summaries.jsonl").read_text(encoding="utf-8").splitlines()]
+
+    yield launched
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_summaries_lie_beside_the_record_with_their_references(launched):
+    rows = launched("opt", generate=GENERATE)
+    assert len(rows) == 7
+    assert [row["text"] for row in rows] == sorted(row["text"] for row in rows)
+    assert all(row["references"] == [f"target {row['text']}", f"other {row['text']}"] for row in rows)
+    assert all(isinstance(row["summary"], str) for row in rows)
+    assert any(row["summary"].startswith("word") for row in rows)
+
+
+def test_a_run_that_generates_nothing_leaves_an_empty_file(launched):
+    assert launched("opt") == []
+
+
+@pytest.mark.parametrize("kind", ["opt", "t5"])
+def test_two_ranks_write_what_one_writes(launched, kind):
+    """Under FSDP each forward pass needs both, though the one has written its targets before the other."""
+    generate = {**GENERATE, "beams": 2}
+    alone, divided = (launched(kind, generate=generate, **more) for more in ({}, {"strategy": "fsdp", "devices": 2}))
+    assert len(alone) == 7
+    assert len({len(row["summary"].split()) for row in alone}) > 1
+    assert divided == alone
