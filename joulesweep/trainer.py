@@ -264,8 +264,10 @@ def _learning(spec: RunSpec, model_folder: Path, tokens: Path) -> tuple[data.Cor
     corpus = data.load(tokens, spec.max_length, spec.task, spec.max_target_length, start_id)
     if spec.generate is not None:
         _check_generation(spec, corpus, getattr(model.config, "max_position_embeddings", None))
-    if spec.task == "seq2seq":
-        model.config.decoder_start_token_id = corpus.start_id
+    if spec.task == "seq2seq":  # what was chosen goes along with a saved model
+        for config in (model.config, model.generation_config):
+            config.decoder_start_token_id = corpus.start_id
+            config.pad_token_id = corpus.pad_id if config.pad_token_id is None else config.pad_token_id
     model = methods.load(spec.method).apply(model, methods.parameters(spec.method, spec.method_params))
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UserError(f"method {spec.method}: no parameter of the model is left to train")
