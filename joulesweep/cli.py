@@ -78,17 +78,17 @@ def _run(args: argparse.Namespace) -> int:
     if args.run_id not in runs:
         raise UserError(one_of("run", args.run_id, runs))
     spec = runs[args.run_id]
-    model_folder, tokens = _prepared(spec, args.configfile)
+    paths = _prepared(spec, args.configfile)
     runs_folder = Path("results", config.sweep, "by-hand")
     folder = runs_folder / args.run_id
     (folder / "record.json").unlink(missing_ok=True)
-    paths = {"model_folder": model_folder, "tokens": tokens, "folder": folder}
     try:
         measure = config.measure.resolved(spec.accelerator)
         record = launch(
             spec,
             digest.run_digest(spec),
             **paths,
+            folder=folder,
             log=None,
             exclusive=str(measure.exclusive),
             gpus=measure.gpus,
@@ -125,8 +125,8 @@ def _rerun(args: argparse.Namespace) -> int:
     return 1 if rerun.rerun(sweep, [row["run"] for row in found], args.configfile, args.arguments) else 0
 
 
-def _prepared(spec: RunSpec, configfile: Path) -> tuple[Path, Path]:
-    """The fetched model and the tokens of a run.
+def _prepared(spec: RunSpec, configfile: Path) -> dict[str, Path]:
+    """The fetched model, the tokens and the texts of a run, by what `launch` calls them.
 
     Raises:
         UserError: they are not there yet.
@@ -135,7 +135,7 @@ def _prepared(spec: RunSpec, configfile: Path) -> tuple[Path, Path]:
     folder, tokens = Path("resources/models", model), Path("resources/tokens", dataset, f"{model}.safetensors")
     if not folder.is_dir() or not tokens.exists():
         raise UserError(f"{tokens}: not prepared yet; first: snakemake --cores 2 --configfile {configfile} {tokens}")
-    return folder, tokens
+    return {"model_folder": folder, "tokens": tokens, "texts": Path("resources/datasets", f"{dataset}.jsonl")}
 
 
 def _doctor(args: argparse.Namespace) -> int:

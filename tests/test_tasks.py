@@ -885,6 +885,13 @@ def test_a_run_that_generates_nothing_leaves_an_empty_file(launched):
     assert launched("opt") == []
 
 
+def test_references_that_are_missing_are_missed_before_the_run(launched, tmp_path, monkeypatch):
+    (tmp_path / "texts.jsonl").unlink()
+    monkeypatch.setattr(launch, "_measured", lambda *given: pytest.fail("the run began"))
+    with pytest.raises(UserError, match=r"texts\.jsonl: No such file or directory; expected a fetched data set"):
+        launched("opt", generate=GENERATE)
+
+
 @pytest.mark.parametrize("kind", ["opt", "t5"])
 def test_two_ranks_write_what_one_writes(launched, kind):
     """Under FSDP each forward pass needs both, though the one has written its targets before the other."""
