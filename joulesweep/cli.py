@@ -78,7 +78,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.run_id not in runs:
         raise UserError(one_of("run", args.run_id, runs))
     spec = runs[args.run_id]
-    prepared = _prepared(spec, args.configfile)
+    paths = _prepared(spec, args.configfile)
     runs_folder = Path("results", config.sweep, "by-hand")
     folder = runs_folder / args.run_id
     (folder / "record.json").unlink(missing_ok=True)
@@ -87,7 +87,7 @@ def _run(args: argparse.Namespace) -> int:
         record = launch(
             spec,
             digest.run_digest(spec),
-            **prepared,
+            **paths,
             folder=folder,
             log=None,
             exclusive=str(measure.exclusive),
@@ -126,7 +126,7 @@ def _rerun(args: argparse.Namespace) -> int:
 
 
 def _prepared(spec: RunSpec, configfile: Path) -> dict[str, Path]:
-    """The fetched model, the tokens and the texts of a run, as `launch` takes them.
+    """The fetched model, the tokens and the texts of a run, by what `launch` calls them.
 
     Raises:
         UserError: they are not there yet.

@@ -39,7 +39,7 @@ class Corpus:
         pad_id: the token that fills a row up.
         vocab_size: number of tokens in the vocabulary.
         targets: what an encoder-decoder writes, a corpus of as many texts; None with other tasks.
-        start_id: the token that its writing begins with, if the model knows no other.
+        start_id: the token that writing begins with.
         end_id: the token that ends what is written, or None.
         prompts: int64 [texts], with task clm and targets: tokens of each text before its target; else None.
         choices: of a multiple-choice set, every text with each of its choices, one after another; else None.
@@ -98,7 +98,9 @@ class _Texts:
         return _Texts(ids=self.ids[begins[text] + place], offsets=_offsets(lengths))
 
 
-def load(path: Path, max_length: int, task: str = "mlm", max_target_length: int = 64) -> Corpus:
+def load(
+    path: Path, max_length: int, task: str = "mlm", max_target_length: int = 64, start_id: int | None = None
+) -> Corpus:
     """Read a token file written by `joulesweep.tokens`.
 
     Args:
@@ -107,15 +109,18 @@ def load(path: Path, max_length: int, task: str = "mlm", max_target_length: int 
             count, and the text between is cut.
         task: "mlm", "clm" or "seq2seq".
         max_target_length: tokens per target, what ends it included.
+        start_id: what an encoder-decoder begins to write with; None for the tokenizer's first token, or padding.
 
     Raises:
-        UserError: the tokenizer lacks a token that the task needs, or the texts have no targets.
+        UserError: the tokenizer lacks a token that the task needs, the texts have no targets, or what stands around
+            them leaves no room.
     """
     about: dict[str, Any] = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     needed = ("mask", "pad") if task == "mlm" else ("pad",) if task == "seq2seq" else ()
     for name in needed:
         if about[f"{name}_id"] is None:
             raise UserError(f"{path}: the tokenizer has no {name} token, which task {task} needs; choose another model")
+    about["start_id"] = next((i for i in (start_id, about.get("bos_id")) if i is not None), None)
     tensors = {name: tensor.long() for name, tensor in load_file(path).items()}
     if task == "seq2seq" and "target_ids" not in tensors:
         raise UserError(f"{path}: the texts have no targets, which task seq2seq needs; choose another data set or task")
@@ -147,19 +152,24 @@ def _corpus(
     """Put together what the model reads, and what it writes."""
     prefix, suffix = about["prefix"], about["suffix"]
     before, after = about.get("prompt_before", []), about.get("prompt_after", [])
-    start, end = about.get("bos_id"), about.get("eos_id")
+    end = about.get("eos_id")
+    pad = next(i for i in (about["pad_id"], end, 0) if i is not None)
+    start = pad if about["start_id"] is None else about["start_id"]
     # A tokenizer's end of text, where it adds one, comes once, at the very end.
     ending = suffix + ([end] if end is not None and suffix[-1:] != [end] else [])
 
     def joined(parts: list[list[int] | _Texts], max_length: int, learned: tuple[int, ...] = ()) -> Corpus:
         ids, offsets, is_learned = _joined(parts, max_length, learned)
+        longest = int(offsets.diff().max())
+        if longest > max_length:
+            raise UserError(f"prompt and special tokens alone are {longest} tokens, not {max_length}; raise max_length")
         return Corpus(
             ids=ids,
             offsets=offsets,
             learned=is_learned,
             group=group,
             mask_id=about["mask_id"],
-            pad_id=next(i for i in (about["pad_id"], end, 0) if i is not None),
+            pad_id=pad,
             vocab_size=about["vocab_size"],
             start_id=start,
             end_id=end,

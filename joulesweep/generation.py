@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from joulesweep import data, lazy, precision
+from joulesweep import data, lazy, precision, strategy
 from joulesweep.memory import Weights, load_weights
 from joulesweep.trainer import Trainer
 
@@ -39,8 +39,9 @@ def generate(trainer: Trainer, weights: Weights, model_folder: Path) -> list[dic
     own = torch.cat((texts[place.rank :: place.world], texts[:1]))[: -(-len(texts) // place.world)]
     tokenizer = lazy.transformers().AutoTokenizer.from_pretrained(model_folder, local_files_only=True)
     written: list[str] = []
-    for part in torch.split(own, BATCH):
-        written += tokenizer.batch_decode(_written(trainer, part), skip_special_tokens=True)
+    with strategy.gathered(core):
+        for part in torch.split(own, BATCH):
+            written += tokenizer.batch_decode(_written(trainer, part), skip_special_tokens=True)
     rows = zip(own[:num_own].tolist(), written, strict=False)
     return [{"text": text, "summary": summary.strip()} for text, summary in rows]
 
@@ -49,7 +50,7 @@ def _written(trainer: Trainer, texts: torch.Tensor) -> torch.Tensor:
     """What the model writes to some texts: token ids, int64 [texts, at most max_target_length and a start]."""
     spec, corpus, core, place = trainer.spec, trainer.corpus, trainer.core, trainer.place
     model: Any = core.model
-    ids = [corpus.ids[corpus.offsets[i] :][: _length(corpus, i)] for i in texts.tolist()]
+    ids = [_read(corpus, text) for text in texts.tolist()]
     side = "right" if spec.task == "seq2seq" else "left"  # a decoder goes on where its prompt ends
     input_ids, attention_mask = (
         torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=filler, padding_side=side).to(
@@ -76,6 +77,8 @@ def _written(trainer: Trainer, texts: torch.Tensor) -> torch.Tensor:
     return found if spec.task == "seq2seq" else found[:, input_ids.shape[1] :]
 
 
-def _length(corpus: data.Corpus, text: int) -> int:
-    """Tokens of a text that the model reads before it writes."""
-    return int(corpus.lengths[text] if corpus.prompts is None else corpus.prompts[text])
+def _read(corpus: data.Corpus, text: int) -> torch.Tensor:
+    """What of a text the model reads before it writes; a decoder writes nothing after nothing."""
+    length = int(corpus.lengths[text] if corpus.prompts is None else corpus.prompts[text])
+    found = corpus.ids[corpus.offsets[text] :][:length]
+    return found if length else found.new_tensor([corpus.start_id])

@@ -99,6 +99,7 @@ def launch(
     lacking = devices.too_few(spec, needed, candidates)
     if lacking and len(devices.boards()) >= needed:
         raise UserError(lacking)  # the machine could; config or batch system do not let it
+    references = _references(spec, texts)
     work = folder / ".work"
     shutil.rmtree(work, ignore_errors=True)
     shutil.rmtree(folder / "model", ignore_errors=True)
@@ -110,14 +111,20 @@ def launch(
             job = {"spec": full(spec), "model_folder": str(model_folder), "tokens": str(tokens), "folder": str(folder)}
             record.write_json(work / "job.json", {**job, "boards": [board.described() for board in lease.boards]})
             outcome = _measured(spec, work, log, lease, wanted)
-            if outcome.get("summaries") and texts is not None:
-                from joulesweep.tokens import read_references
-
-                references = read_references(texts)
-                outcome["summaries"] = [{**row, "references": references[row["text"]]} for row in outcome["summaries"]]
+            for row in outcome.get("summaries", []) if references else []:
+                row["references"] = references[row["text"]]
             return _write(spec, code_digest, model_folder, tokens, folder, outcome, lease.boards)
     finally:
         shutil.rmtree(work)
+
+
+def _references(spec: RunSpec, texts: Path | None) -> list[list[str]]:
+    """The references of every text, if the run writes any; before it begins, since files may be missing."""
+    if spec.generate is None or texts is None:
+        return []
+    from joulesweep.tokens import read_references
+
+    return read_references(texts)
 
 
 def _refused(reason: str) -> dict[str, Any]:

@@ -330,6 +330,9 @@ def build(folder: Path, task: str = "mlm") -> torch.nn.Module:
         )
     else:
         model = auto.from_config(config).float()
+    encoder = getattr(model, "encoder", None)
+    if config.model_type == "encoder-decoder" and getattr(encoder, "pooler", None) is not None:
+        model.encoder.pooler = None  # type: ignore[union-attr] # as in `_warm_started`, by which it was made
     return model
 
 

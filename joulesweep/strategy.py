@@ -5,6 +5,8 @@ The table holds plain data so that a config is validated without importing torch
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -127,6 +129,22 @@ def _shard(model: torch.nn.Module, accelerator: str) -> torch.nn.Module:
     # The root too is resharded after its forward: scoring changes the shards behind the back of a gathered copy.
     fully_shard(model, mesh=mesh, reshard_after_forward=True)
     return model
+
+
+@contextlib.contextmanager
+def gathered(model: torch.nn.Module) -> Iterator[None]:
+    """While a part of the model is called and not the model itself: FSDP's weights that lie in no layer are whole.
+
+    All ranks come here together. Weights must not be changed meanwhile.
+    """
+    divided = hasattr(model, "unshard")
+    if divided:
+        model.unshard()  # type: ignore[operator]
+    try:
+        yield
+    finally:
+        if divided:
+            model.reshard()  # type: ignore[operator]
 
 
 def synchronise(model: torch.nn.Module, strategy: str, wanted: bool) -> None:

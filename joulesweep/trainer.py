@@ -272,12 +272,15 @@ def assemble(spec: RunSpec, model_folder: Path, tokens: Path, place: Place) -> T
 
 def _learning(spec: RunSpec, model_folder: Path, tokens: Path) -> tuple[data.Corpus, LanguageModel]:
     """The texts and the model that learns from them, its method applied."""
-    corpus = data.load(tokens, spec.max_length, spec.task, spec.max_target_length)
-    if spec.generate is not None and corpus.targets is None and corpus.prompts is None:
-        raise UserError(f"generate: data set {spec.dataset} has no targets; name their field, or leave generate out")
     model: Any = build(model_folder, spec.task)
-    if spec.task == "seq2seq" and getattr(model.config, "decoder_start_token_id", None) is None:
-        model.config.decoder_start_token_id = corpus.start_id
+    start_id = getattr(model.config, "decoder_start_token_id", None) if spec.task == "seq2seq" else None
+    corpus = data.load(tokens, spec.max_length, spec.task, spec.max_target_length, start_id)
+    if spec.generate is not None:
+        _check_generation(spec, corpus, getattr(model.config, "max_position_embeddings", None))
+    if spec.task == "seq2seq":  # what was chosen goes along with a saved model
+        for config in (model.config, model.generation_config):
+            config.decoder_start_token_id = corpus.start_id
+            config.pad_token_id = corpus.pad_id if config.pad_token_id is None else config.pad_token_id
     method = methods.load(spec.method)
     model = method.apply(model, methods.parameters(spec.method, spec.method_params))
     if not any(parameter.requires_grad for parameter in model.parameters()):
@@ -293,6 +296,17 @@ def _learning(spec: RunSpec, model_folder: Path, tokens: Path) -> tuple[data.Cor
     if reason:
         raise Stop("unsupported", reason)
     return corpus, core
+
+
+def _check_generation(spec: RunSpec, corpus: data.Corpus, num_positions: int | None) -> None:
+    """Refuse before the training what would fail after it."""
+    if corpus.targets is None and corpus.prompts is None:
+        raise UserError(f"generate: data set {spec.dataset} has no targets; name their field, or leave generate out")
+    if corpus.prompts is not None and num_positions is not None:
+        needed = int(corpus.prompts.max()) + spec.max_target_length
+        if needed > num_positions:
+            too_many = f"the longest prompt and max_target_length are {needed} tokens, of which the model takes"
+            raise UserError(f"generate: {too_many} {num_positions}; lower max_length or max_target_length")
 
 
 def _wrapped(core: torch.nn.Module, spec: RunSpec, place: Place) -> torch.nn.Module:

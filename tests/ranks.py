@@ -20,10 +20,7 @@ Outcome = dict[str, Any]
 
 
 def trained(on: tiny_run.Assets, folder: Path, **changes: Any) -> Outcome:
-    """Two steps in this process: status, losses, validation_loss, the gradients of both steps, None where none came.
-
-    The model of task clm is in a folder `decoder` beside the other one.
-    """
+    """Two steps in this process: status, losses, validation_loss, the gradients of both steps, None where none came."""
     gradients: list[list[torch.Tensor | None]] = []
 
     def keep(optimizer: torch.optim.Optimizer, *_: Any) -> None:
@@ -33,8 +30,7 @@ def trained(on: tiny_run.Assets, folder: Path, **changes: Any) -> Outcome:
     hook = register_optimizer_step_pre_hook(keep)
     try:
         spec = tiny_run.spec(**{"max_steps": 2, "warmup_steps": 0, **changes})
-        model_folder = on.model_folder.with_name("decoder") if spec.task == "clm" else on.model_folder
-        outcome = train.train(spec, model_folder, on.tokens, folder)
+        outcome = train.train(spec, on.model_folder, on.tokens, folder)
     except Stop as stop:
         return {"status": stop.outcome["status"], "reason": stop.outcome["reason"]}
     finally:
@@ -53,14 +49,17 @@ def _whole(gradient: torch.Tensor) -> torch.Tensor:
 
 
 def main() -> None:
-    """One of the ranks: `ranks.py JOB RANK`; the job names folder, assets and the trainings' changes."""
+    """One of the ranks: `ranks.py JOB RANK`; the job names folder, assets by model and the trainings' changes."""
     job, rank = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")), int(sys.argv[2])
     folder = Path(job["folder"])
     os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank))
     store = dist.FileStore(str(folder / "store"), 2)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
-    on = tiny_run.Assets(model_folder=Path(job["model_folder"]), tokens=Path(job["tokens"]))
-    outcomes = [trained(on, folder, **changes) for changes in job["trainings"]]
+    assets = {
+        name: tiny_run.Assets(model_folder=Path(model_folder), tokens=Path(tokens))
+        for name, (model_folder, tokens) in job["assets"].items()
+    }
+    outcomes = [trained(assets[changes.get("model", "bert")], folder, **changes) for changes in job["trainings"]]
     torch.save(outcomes, folder / f"rank{rank}.pt")
     dist.destroy_process_group()
 

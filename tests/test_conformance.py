@@ -1,5 +1,7 @@
 """Every method × precision × batching × head, under every strategy, learns the same: one loss, one gradient.
 
+So does every task: a decoder next tokens, an encoder-decoder targets, and an encoder that becomes one.
+
 The reference is full training in one process, fp32, padded to a fixed length, the head computed everywhere: what the
 Hugging Face model does when it is called with labels.
 """
@@ -35,17 +37,45 @@ PLAIN = {"method": "full", "precision": "fp32", "batching": "fixed", "head": "de
 DROPPED = {"lora": {"method_params": {"dropout": 0.0}}}
 SPREAD = [name for name, row in STRATEGIES.items() if row.multi_process]
 
-#: On a decoder, what no encoder will do for.
-ON = {m: {} if methods.impossible(tiny_run.spec(method=m)) is None else {"task": "clm"} for m in methods.names()}
-
-SINGLE = [
+#: Models of the other tasks. The padded rows of an encoder-decoder cannot be packed.
+WRITERS = [
+    {"model": "opt", "task": "clm", "max_target_length": 8},
+    {"model": "t5", "task": "seq2seq", "max_target_length": 8},
+    {"model": "bert", "task": "seq2seq", "max_target_length": 8},
+]
+#: What a method is tried on that does not fit hidden words.
+ON = {m: {} if methods.impossible(tiny_run.spec(method=m)) is None else WRITERS[0] for m in methods.names()}
+MASKED = [
     {"method": method, **ON[method], **DROPPED.get(method, {})}
     | {"precision": precision, "batching": batching, "head": head}
     for method, precision, batching, head in itertools.product(methods.names(), PRECISIONS, BATCHINGS, HEADS)
 ]
+
+
+def batchings(writer):
+    return BATCHINGS if writer["task"] == "clm" else [one for one in BATCHINGS if one != "packed"]
+
+
+WRITING = [
+    {**writer, "method": "full", "precision": precision, "batching": batching, "head": head}
+    for writer in WRITERS
+    for precision, batching, head in itertools.product(PRECISIONS, batchings(writer), HEADS)
+    if precision == "fp32" or (writer["model"] != "bert" and precision != "tf32")
+]
+SINGLE = MASKED + WRITING
 SAVING = [
-    {**PLAIN, "batching": batching, "head": "masked", "micro_batch_size": micro, "checkpoint_activations": checkpointed}
-    for batching, micro, checkpointed in itertools.product(BATCHINGS, (None, 3), (False, True))
+    {
+        **writer,
+        **PLAIN,
+        "batching": batching,
+        "head": "masked",
+        "micro_batch_size": micro,
+        "checkpoint_activations": checkpointed,
+    }
+    for writer in ({}, *WRITERS)
+    for batching, micro, checkpointed in itertools.product(
+        batchings(writer) if writer else BATCHINGS, (None, 3), (False, True)
+    )
     if micro or checkpointed
 ]
 PAIRS = [
@@ -54,18 +84,21 @@ PAIRS = [
     for case in (
         *(case for case in SINGLE if case["head"] == "masked" and case["precision"] != "tf32"),
         PLAIN,
-        *(case for case in SAVING if case["batching"] == "packed"),
+        *({**writer, **PLAIN} for writer in WRITERS),
+        *(case for case in SAVING if case["batching"] == ("dynamic" if case.get("task") == "seq2seq" else "packed")),
     )
 ]
 
 
 def name(case):
-    return " ".join(str(value) for key, value in case.items() if key not in ("devices", "method_params"))
+    unsaid = ("devices", "method_params", "max_target_length")
+    return " ".join(str(value) for key, value in case.items() if key not in unsaid)
 
 
 def plain_of(case):
-    """The reference of a case: the same method."""
-    return {**PLAIN, **{key: case[key] for key in ("method", "method_params", "task") if key in case}}
+    """The reference of a case: the same method, model and task."""
+    same = ("method", "method_params", "model", "task", "max_target_length")
+    return {**PLAIN, **{key: case[key] for key in same if key in case}}
 
 
 def impossible(case):
@@ -76,8 +109,8 @@ def impossible(case):
 @pytest.fixture(scope="module")
 def assets(tmp_path_factory):
     folder = tmp_path_factory.mktemp("conformance")
-    tiny_run.decoder(folder / "decoder")
-    return tiny_run.assets(folder)
+    about = {"bert": tiny_run.PROMPT, "opt": {**tiny_run.PROMPT, "suffix": []}, "t5": {**tiny_run.PROMPT, "prefix": []}}
+    return {kind: tiny_run.assets(folder / kind, kind, targets=True, **about[kind]) for kind in about}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -97,7 +130,7 @@ def single(assets, tmp_path_factory):
     def single(case):
         key = json.dumps(case, sort_keys=True)
         if key not in done:
-            done[key] = ranks.trained(assets, folder, **case)
+            done[key] = ranks.trained(assets[case.get("model", "bert")], folder, **case)
         return done[key]
 
     return single
@@ -107,8 +140,8 @@ def single(assets, tmp_path_factory):
 def spread(assets, tmp_path_factory):
     """Outcomes of all trainings on two ranks, by rank: one process group for them all."""
     folder = tmp_path_factory.mktemp("spread")
-    job = {"folder": str(folder), "model_folder": str(assets.model_folder), "tokens": str(assets.tokens)}
-    (folder / "job.json").write_text(json.dumps({**job, "trainings": PAIRS}))
+    paths = {kind: [str(found.model_folder), str(found.tokens)] for kind, found in assets.items()}
+    (folder / "job.json").write_text(json.dumps({"folder": str(folder), "assets": paths, "trainings": PAIRS}))
     paths = os.pathsep.join((str(tiny_run.REPOSITORY), str(tiny_run.REPOSITORY / "tests")))
     environ = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(tiny_run.REPOSITORY / "tests" / "ranks.py"), str(folder / "job.json")]
@@ -178,18 +211,25 @@ def check_gradients(case, found, expected):
     There a method that chooses may also choose otherwise, and is not compared.
     """
     exact = case["precision"] == "fp32"
-    for step, other in list(zip(found, expected, strict=True))[: None if exact else 1]:
+    for i, (step, other) in enumerate(list(zip(found, expected, strict=True))[: None if exact else 1]):
         if exact or not methods.chooses(case["method"]):
-            assert distance(step, other, scale(case)) < ROUNDING[case["precision"]]
+            assert distance(step, other, scale(case)) < rounding(case, i)
+
+
+def rounding(case, step):
+    """How far gradients of a step may be off. AdamW divides small gradients by themselves, their rounding too.
+
+    So one that is all but zero, as T5 has some, moves its weight by a whole step in either direction.
+    """
+    return 10 * ROUNDING["fp32"] if step and "task" in case else ROUNDING[case["precision"]]
 
 
 @pytest.mark.parametrize("case", SAVING, ids=name)
 def test_accumulation_and_checkpointing_change_no_gradient(single, case):
-    found, plain = single(case), single(PLAIN)
+    found, plain = single(case), single(plain_of(case))
     check_losses(found, plain, "fp32")
     assert found["counts"] == plain["counts"]
-    for step, expected in zip(found["gradients"], plain["gradients"], strict=True):
-        assert distance(step, expected) < 1e-5
+    check_gradients(case, found["gradients"], plain["gradients"])
 
 
 @pytest.mark.parametrize("number", range(len(PAIRS)), ids=[name(case) for case in PAIRS])
@@ -216,6 +256,11 @@ def test_two_ranks_have_the_loss_and_the_gradients_of_one_process(single, spread
 def test_fsdp_is_ddp(spread, number):
     case = {**PAIRS[number], "strategy": "ddp"}
     fsdp, ddp = spread[0][number], spread[0][PAIRS.index(case)]
+    if (case["precision"], case.get("task")) == ("bf16-true", "seq2seq"):
+        # What the decoder's layers want of the encoder's states is summed in bfloat16, in the order of autograd.
+        check_losses(fsdp, ddp, "bf16-true")
+        assert distance(fsdp["gradients"][0], ddp["gradients"][0]) < 0.02
+        return
     assert fsdp["losses"] == pytest.approx(ddp["losses"], rel=1e-6)
     assert fsdp["validation_loss"] == pytest.approx(ddp["validation_loss"], rel=1e-6)
     assert all(distance(a, b) < 1e-5 for a, b in zip(fsdp["gradients"], ddp["gradients"], strict=True))
@@ -234,6 +279,12 @@ def test_float16_scales_its_gradients(single):
     found, plain = single(case)["gradients"][0], single(PLAIN)["gradients"][0]
     assert distance(found, plain, scale(case)) < 1e-2
     assert distance(found, plain) > 1000
+
+
+def test_an_encoder_decoder_packs_nothing_and_says_so(single):
+    found = single({**WRITERS[1], **PLAIN, "batching": "packed", "head": "masked"})
+    reason = "batching packed: texts and targets of an encoder-decoder are padded; use batching: [dynamic]"
+    assert found == {"status": "unsupported", "reason": reason}
 
 
 def test_means_of_shares_would_be_another_loss(single, spread):

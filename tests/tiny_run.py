@@ -36,9 +36,11 @@ class Assets:
     tokens: Path
 
 
-def assets(folder: Path) -> Assets:
-    """A BERT model and a token file in a folder."""
-    return Assets(model_folder=model(folder / "model"), tokens=token_file(folder / "tokens.safetensors"))
+def assets(folder: Path, kind: str = "bert", **tokens: Any) -> Assets:
+    """A model and a token file in a folder."""
+    return Assets(
+        model_folder=model(folder / "model", kind=kind), tokens=token_file(folder / "tokens.safetensors", **tokens)
+    )
 
 
 def config(**changes: Any) -> dict[str, Any]:
@@ -87,12 +89,66 @@ def tokenizer(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(about), encoding="utf-8")
 
 
+#: Families by what they learn.
+DECODERS = ("opt", "llama", "gpt2", "bloom")
+ENCODER_DECODERS = ("t5", "bart", "bert2bert")
+
+
 def network(model_type: str = "bert", seed: int = 0, dropout: float = 0.0) -> Any:
-    """A random model of 2 layers, 16 wide."""
+    """A random model of 2 layers, 16 wide: an encoder, one of `DECODERS`, or one of `ENCODER_DECODERS`."""
     import torch
-    from transformers import AutoConfig, AutoModelForMaskedLM
+    import transformers
 
     sizes = {
+        "opt": {
+            "hidden_size": 16,
+            "word_embed_proj_dim": 16,
+            "ffn_dim": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "dropout": dropout,
+            "init_std": 0.2,
+        },
+        "llama": {
+            "hidden_size": 16,
+            "intermediate_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "attention_dropout": dropout,
+        },
+        "gpt2": {
+            "n_embd": 16,
+            "n_layer": 2,
+            "n_head": 2,
+            "resid_pdrop": dropout,
+            "embd_pdrop": dropout,
+            "attn_pdrop": dropout,
+        },
+        "bloom": {"hidden_size": 16, "n_layer": 2, "n_head": 2, "hidden_dropout": dropout},
+        "t5": {
+            "d_model": 16,
+            "d_kv": 8,
+            "d_ff": 32,
+            "num_layers": 2,
+            "num_heads": 2,
+            "dropout_rate": dropout,
+            "feed_forward_proj": "gelu",  # a rounded ReLU may be another function
+            "decoder_start_token_id": PAD,
+        },
+        "bart": {
+            "d_model": 16,
+            "encoder_layers": 2,
+            "decoder_layers": 2,
+            "encoder_attention_heads": 2,
+            "decoder_attention_heads": 2,
+            "encoder_ffn_dim": 32,
+            "decoder_ffn_dim": 32,
+            "dropout": dropout,
+            "init_std": 0.2,
+            "decoder_start_token_id": SEP,
+            "forced_eos_token_id": None,
+        },
         "distilbert": {
             "dim": 16,
             "n_layers": 2,
@@ -119,10 +175,20 @@ def network(model_type: str = "bert", seed: int = 0, dropout: float = 0.0) -> An
         "initializer_range": 0.2,
         **sizes,
     }
+    if model_type in (*DECODERS, *ENCODER_DECODERS):
+        shape |= {"bos_token_id": CLS, "eos_token_id": SEP}
+    kind = "CausalLM" if model_type in DECODERS else "Seq2SeqLM" if model_type in ENCODER_DECODERS else "MaskedLM"
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        about = AutoConfig.for_model(model_type, **shape)
-        return AutoModelForMaskedLM.from_config(about).float()
+        if model_type == "bert2bert":
+            halves = [transformers.AutoConfig.for_model("bert", **shape) for _ in range(2)]
+            halves[1].is_decoder = halves[1].add_cross_attention = True
+            encoder = transformers.BertModel(halves[0], add_pooling_layer=False)
+            both = transformers.EncoderDecoderModel(encoder=encoder, decoder=transformers.BertLMHeadModel(halves[1]))
+            both.config.decoder_start_token_id, both.config.pad_token_id = CLS, PAD
+            return both.float()
+        about = transformers.AutoConfig.for_model(model_type, **shape)
+        return getattr(transformers, f"AutoModelFor{kind}").from_config(about).float()
 
 
 #: Decoders and encoder-decoders of a few layers, 16 wide: decoders have 3 layers, encoders before them 2.
@@ -189,9 +255,9 @@ _BERT = {
 }
 
 
-def model(folder: Path, seed: int = 0, dropout: float = 0.0) -> Path:
-    """A folder with a random BERT and its tokenizer."""
-    network(seed=seed, dropout=dropout).save_pretrained(folder)
+def model(folder: Path, seed: int = 0, dropout: float = 0.0, kind: str = "bert") -> Path:
+    """A folder with a random model and its tokenizer."""
+    network(kind, seed=seed, dropout=dropout).save_pretrained(folder)
     tokenizer(folder)
     return folder
 
@@ -203,8 +269,22 @@ def decoder(folder: Path, kind: str = "opt") -> Path:
     return folder
 
 
-def token_file(path: Path, num_texts: int = NUM_TEXTS) -> Path:
-    """Texts of 1 to 20 tokens that count upwards, so that there is something to learn; every fourth is a copy."""
+#: What stands around a text before its target, and the special tokens of its ends.
+PROMPT: dict[str, Any] = {"prompt_before": [90, 91], "prompt_after": [92], "bos_id": CLS, "eos_id": SEP}
+
+
+def token_file(
+    path: Path, num_texts: int = NUM_TEXTS, targets: bool = False, choices: bool = False, **about: Any
+) -> Path:
+    """Texts of 1 to 20 tokens that count upwards, so that there is something to learn; every fourth is a copy.
+
+    Args:
+        path: of the file.
+        num_texts: how many.
+        targets: whether each has one, of 1 to 10 tokens: they count downwards from the text's last one.
+        choices: whether each has 2 to 4 of them, of which one is the target; two of them may be equal.
+        about: other entries of the manifest, such as those of `PROMPT`.
+    """
     import torch
     from safetensors.torch import save_file
 
@@ -218,8 +298,30 @@ def token_file(path: Path, num_texts: int = NUM_TEXTS) -> Path:
     offsets = torch.tensor([0, *(len(body) for body in bodies)]).cumsum(0)
     ids = torch.tensor([token for body in bodies for token in body], dtype=torch.int32)
     tensors = {"ids": ids, "offsets": offsets, "group": torch.tensor(group, dtype=torch.int32)}
+    answers = [[max(len(SPECIAL), body[-1] - i) for i in range(1 + body[0] % 10)] for body in bodies]
+    if targets or choices:
+        tensors |= _parts("target", answers)
+    if choices:
+        options, owners, right = [], [], []
+        for i, answer in enumerate(answers):
+            own = [[draw.randrange(len(SPECIAL), 95) for _ in range(draw.randint(1, 9))] for _ in range(1 + i % 3)]
+            right.append(draw.randint(0, len(own)))
+            own.insert(right[-1], own[0] if i % 7 == 0 else answer)
+            options += own
+            owners += [i] * len(own)
+        tensors |= _parts("choice", options)
+        tensors |= {"choice_text": torch.tensor(owners).int(), "answer": torch.tensor(right).int()}
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, path)
-    about = {"prefix": [CLS], "suffix": [SEP], "mask_id": MASK, "pad_id": PAD, "vocab_size": len(VOCABULARY)}
-    path.with_suffix(".json").write_text(json.dumps(about), encoding="utf-8")
+    usual = {"prefix": [CLS], "suffix": [SEP], "mask_id": MASK, "pad_id": PAD, "vocab_size": len(VOCABULARY)}
+    path.with_suffix(".json").write_text(json.dumps({**usual, **about}), encoding="utf-8")
     return path
+
+
+def _parts(name: str, rows: list[list[int]]) -> dict[str, Any]:
+    import torch
+
+    return {
+        f"{name}_ids": torch.tensor([token for row in rows for token in row], dtype=torch.int32),
+        f"{name}_offsets": torch.tensor([0, *map(len, rows)]).cumsum(0),
+    }
