@@ -152,7 +152,7 @@ def started(assets, tmp_path):
     folder, grid_file = tmp_path / run_id(spec), tmp_path / "grid.json"
     record.write_json(grid_file, grid.manifest(workflow.Sweep(validate(tiny_run.config())).config))
     paths = {"model-folder": assets.model_folder, "tokens": assets.tokens, "grid": grid_file, "folder": folder}
-    paths["log"] = folder / "run.log"
+    paths |= {"log": folder / "run.log", "texts": tmp_path / "texts.jsonl"}
     job = json.dumps({"spec": strip(spec), "code": "c0de"})
     options = [part for name, path in paths.items() for part in (f"--{name}", str(path))]
     parent = subprocess.Popen(
