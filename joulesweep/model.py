@@ -238,8 +238,8 @@ def freeze_below(model: torch.nn.Module, num_trained: int | None = None, fractio
     Returns:
         How many layers the model has; it is left alone if these are none, or fewer than are to be trained.
     """
-    stacks = _stacks(model)
-    layers = [layer for _, stack in stacks for layer in stack]
+    halves = stacks(model)
+    layers = [layer for _, stack in halves for layer in stack]
     num_frozen = round((fraction or 0) * len(layers)) if num_trained is None else len(layers) - num_trained
     if len(layers) and num_frozen >= 0:
         # What lies below the layers: a module of that name, or tables of tokens and of positions side by side.
@@ -248,12 +248,12 @@ def freeze_below(model: torch.nn.Module, num_trained: int | None = None, fractio
         tables = [table for table in model.modules() if isinstance(table, torch.nn.Embedding) and table not in inside]
         for module in filter(None, [*named, *tables, *layers[:num_frozen]]):
             module.requires_grad_(False)
-        firsts = [(half, stack[0]) for half, stack in stacks if stack]
+        firsts = [(half, stack[0]) for half, stack in halves if stack]
         _freeze_before(model, [*firsts, (model, layers[min(num_frozen, len(layers) - 1)])])
     return len(layers)
 
 
-def _stacks(model: torch.nn.Module) -> list[tuple[torch.nn.Module, list[torch.nn.Module]]]:
+def stacks(model: torch.nn.Module) -> list[tuple[torch.nn.Module, list[torch.nn.Module]]]:
     """A model and its layers, or the halves of an encoder-decoder with theirs, in order of execution.
 
     The layers are the longest of the lists of modules that lie in no other one: a layer may have lists of its parts.

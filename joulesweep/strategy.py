@@ -116,15 +116,15 @@ def wrap(
 
 
 def _shard(model: torch.nn.Module, accelerator: str) -> torch.nn.Module:
-    """Shard each layer of the longest list of layers apart, so that it is gathered when it is needed; then the rest."""
-    import torch
+    """Shard each layer of the model's stacks apart, so that it is gathered when it is needed; then the rest."""
     import torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
+    from joulesweep.model import stacks
+
     mesh = init_device_mesh(accelerator, (dist.get_world_size(),))
-    stacks = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
-    for layer in max(stacks, key=len, default=()):
+    for layer in (layer for _, layers in stacks(getattr(model, "model", model)) for layer in layers):
         fully_shard(layer, mesh=mesh, reshard_after_forward=True)
     # The root too is resharded after its forward: scoring changes the shards behind the back of a gathered copy.
     fully_shard(model, mesh=mesh, reshard_after_forward=True)

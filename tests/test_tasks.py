@@ -815,8 +815,8 @@ def test_a_text_of_nothing_has_something_to_begin_with(assemble, assets, tmp_pat
         (
             "opt",
             {},
-            {"max_target_length": 30},
-            r"generate: the longest prompt and max_target_length are \d+ tokens, of which the model takes 40; lower ",
+            {"max_target_length": 60},
+            r"generate: the longest prompt and max_target_length are \d+ tokens, of which the model takes 64; lower ",
         ),
     ],
 )

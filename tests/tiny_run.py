@@ -170,7 +170,7 @@ def network(model_type: str = "bert", seed: int = 0, dropout: float = 0.0) -> An
     )
     shape = {
         "vocab_size": len(VOCABULARY),
-        "max_position_embeddings": 40,
+        "max_position_embeddings": 64 if model_type in DECODERS else 40,  # room for a prefix
         "pad_token_id": PAD,
         "initializer_range": 0.2,
         **sizes,
