@@ -575,7 +575,8 @@ def is_method(wanted: Any, name: str, params: dict[str, Any]) -> bool:  # noqa: 
     if not isinstance(wanted, dict):
         return bool(wanted == name)
     kind, values = method_parts(wanted)
-    return kind == name and all(key in params and params[key] == value for key, value in values.items())
+    same = isinstance(values, dict) and all(key in params and params[key] == value for key, value in values.items())
+    return kind == name and same
 
 
 def full_method(value: str | dict[str, dict[str, Any]]) -> tuple[str, dict[str, Any]]:

@@ -76,7 +76,7 @@ TABLE_CODE = (
     "tables",
     "units",
 )
-CHART_CODE = ("cells", "charts", "curves", "energy", "estimate", "spec", "stats", "tables", "theme")
+CHART_CODE = ("cells", "charts", "curves", "energy", "estimate", "spec", "stats", "tables", "theme", "units")
 REPORT_CODE = (
     "answer",
     "equalcost",

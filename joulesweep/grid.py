@@ -94,7 +94,7 @@ def expand(config: SweepConfig, where: str = "config") -> ExpandedGrid:
             dataset_source=datasets[point["dataset"]],
         )
         reason = next((entry.reason for entry in config.exclude if _matches(entry.when, point)), None)
-        reason = reason or engine.impossible(cell) or _impossible(cell)
+        reason = reason or engine.impossible(cell) or _impossible(cell, config.datasets[cell.dataset])
         if reason is not None:
             name = _label(cell, telling)
             excluded[name] = Excluded(label=name, reason=reason)
@@ -191,7 +191,9 @@ def _meaningless(task: str) -> dict[str, Any]:
     return {name: OMISSION[name] for name in unused}
 
 
-def _impossible(spec: RunSpec) -> str | None:
+def _impossible(spec: RunSpec, dataset: DatasetConfig) -> str | None:
+    if spec.task == "seq2seq" and not dataset.has_targets:
+        return f"task seq2seq: data set {spec.dataset} has no targets; name their field, or choose another task"
     if spec.task == "seq2seq" and spec.batching == "packed":
         return "batching packed: texts and targets of an encoder-decoder are padded; use batching: [dynamic]"
     return None

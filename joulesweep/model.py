@@ -26,6 +26,8 @@ HEADS = (
     "generator_predictions",  # ELECTRA
     "vocab_transform",  # DistilBERT
 )
+#: Tables of learned positions, by the families' names for them: BERT, RoBERTa, …; OPT, BART; GPT-2.
+POSITIONS = ("position_embeddings", "embed_positions", "wpe")
 #: The class of transformers that a task trains.
 AUTO_CLASSES = {"mlm": "AutoModelForMaskedLM", "clm": "AutoModelForCausalLM", "seq2seq": "AutoModelForSeq2SeqLM"}
 
@@ -57,8 +59,7 @@ class LanguageModel(torch.nn.Module):
         if head_module is not None and _keep_chosen not in head_module._forward_pre_hooks.values():
             head_module.register_forward_pre_hook(_keep_chosen)
         embedding = model.base_model.embeddings.position_embeddings if _has_positions(model) else None  # type: ignore[union-attr]
-        filler = getattr(embedding, "padding_idx", None)
-        self.first_position = 0 if filler is None else int(filler) + 1  # RoBERTa counts from behind its padding index
+        self.first_position = _first_position(embedding)
 
     def refusal(self, packed: bool) -> str | None:
         """Say why this model cannot be trained so, or None if it can."""
@@ -298,6 +299,23 @@ def _freeze_before(model: torch.nn.Module, places: list[tuple[torch.nn.Module, t
 
 def _has_positions(model: torch.nn.Module) -> bool:
     return hasattr(getattr(model.base_model, "embeddings", None), "position_embeddings")
+
+
+def _first_position(table: Any) -> int:  # noqa: ANN401 - an embedding, or None
+    """Where a table of positions begins: RoBERTa counts from behind its padding index."""
+    filler = getattr(table, "padding_idx", None)
+    return 0 if filler is None else int(filler) + 1
+
+
+def num_positions(half: torch.nn.Module) -> int | None:
+    """How many tokens of a text a model, or a half of it, has learned positions for; None where it looks up none."""
+    tables = [
+        module
+        for name, module in half.named_modules()
+        if name.rpartition(".")[2] in POSITIONS and isinstance(module, torch.nn.Embedding)
+    ]
+    # OPT and BART leave out the first ones.
+    return min((t.num_embeddings - int(getattr(t, "offset", _first_position(t))) for t in tables), default=None)
 
 
 def build(folder: Path, task: str = "mlm") -> torch.nn.Module:

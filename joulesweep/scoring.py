@@ -15,7 +15,8 @@ from joulesweep.errors import UserError
 from joulesweep.memory import Weights, copy_weights, load_weights
 from joulesweep.trainer import Stop, Trainer
 
-BATCH = 128  #: texts per forward pass and rank
+BATCH = 128  #: texts per forward pass and rank, at most
+LOGITS = 2**28  #: numbers that the logits of a forward pass have at most: in float32 a GiB
 ROUNDING = 1e-5  #: by which a loss may differ with the batch that it is computed in, relative
 
 
@@ -47,7 +48,7 @@ def score(trainer: Trainer, weights: Weights | None = None) -> dict[str, Any]:
     key = ("validation", spec.dataset_source.get("split_seed", 0))
     shown = data.labelled(trainer.corpus, spec.task, spec.mask_probability, *key)
     by_length = trainer.validation_texts[trainer.corpus.lengths[trainer.validation_texts].argsort(stable=True)]
-    layout = _layout(trainer)
+    layout = _layout(trainer, trainer.corpus)
     sums = torch.zeros(3, dtype=torch.float64, device=place.device)
     for (batch,), _ in data.steps(trainer.corpus, shown, by_length, layout, place.rank, place.world):
         inputs = [None if tensor is None else tensor.to(place.device) for tensor in batch.tensors]
@@ -74,11 +75,13 @@ def score(trainer: Trainer, weights: Weights | None = None) -> dict[str, Any]:
     }
 
 
-def _layout(trainer: Trainer) -> data.Layout:
+def _layout(trainer: Trainer, corpus: data.Corpus) -> data.Layout:
+    """Texts by length, as many in a forward pass as their logits leave room for, whatever the head."""
     spec = trainer.spec
+    most = LOGITS // (max(1, int(corpus.written.lengths.max())) * corpus.vocab_size)
     return data.Layout(
         batching="dynamic",
-        size=BATCH * trainer.place.world,
+        size=max(1, min(BATCH, most)) * trainer.place.world,
         micro=None,
         max_length=spec.max_length,
         max_target_length=spec.max_target_length,
@@ -97,7 +100,7 @@ def _choice_accuracy(trainer: Trainer) -> float | None:
         return None
     wanted = torch.nonzero(torch.isin(choice_text, trainer.validation_texts)).flatten()
     wanted = wanted[choices.lengths[wanted].argsort(stable=True)]
-    layout = _layout(trainer)
+    layout = _layout(trainer, choices)
     losses = torch.zeros(len(choice_text), dtype=torch.float64, device=place.device)
     steps = data.steps(choices, data.labelled(choices, trainer.spec.task, 0.0), wanted, layout, place.rank, place.world)
     for whole, ((batch,), _) in zip(torch.split(wanted, layout.size), steps, strict=True):

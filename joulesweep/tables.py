@@ -16,6 +16,7 @@ from typing import Any
 import polars as pl
 
 from joulesweep.errors import UserError
+from joulesweep.units import COUNTED
 
 TEXT, WHOLE, REAL, FLAG, TEXTS = pl.String(), pl.Int64(), pl.Float64(), pl.Boolean(), pl.List(pl.String())
 PYTHON_TYPES: dict[pl.DataType, tuple[type, ...]] = {
@@ -68,8 +69,9 @@ RUNS: dict[str, pl.DataType] = {
     **_columns(FLAG, "settled"),
     **_columns(TEXT, "exclusive window_begin window_end"),
     **_columns(WHOLE, "peak_gpu_allocated_bytes peak_gpu_reserved_bytes peak_host_rss_bytes"),
-    **_columns(WHOLE, "num_steps num_skipped_steps num_texts num_tokens num_padded_tokens"),
-    **_columns(WHOLE, "num_predicted num_head_positions num_token_pairs num_padded_token_pairs bytes_per_step"),
+    **_columns(WHOLE, "num_steps num_skipped_steps"),
+    **dict.fromkeys(COUNTED, WHOLE),
+    **_columns(WHOLE, "bytes_per_step"),
     **_columns(REAL, "samples_per_s tokens_per_s padded_tokens_per_s epochs_per_minute"),
     **_columns(REAL, "useful_flops executed_flops rating_flops padded_macs padded_flop_share useful_flops_per_j"),
     **_columns(TEXT, "flop_reason"),

@@ -80,7 +80,8 @@ def tokenise(texts_file: Path, model_folder: Path, prompt: str = "{source}") -> 
         tokenizer reduces to nothing; they stay, with no ids); num_target_tokens; vocab_size (highest id + 1); mask_id,
         pad_id, bos_id and eos_id (null where the tokenizer has none; where it has cls and sep, these begin and end a
         text); prefix and suffix (ids that the model wants before and after each text); prompt_before and prompt_after
-        (ids of the prompt's parts); special_ids; sha256 of `ids` as little-endian int32.
+        (ids of the prompt's parts); special_ids; sha256 of `ids` as little-endian int32, followed by what else there is
+        of targets and choices, in the order above.
 
     Raises:
         UserError: no such files, texts without a single token, targets of some texts only, or a tokenizer that cannot
@@ -118,7 +119,7 @@ def tokenise(texts_file: Path, model_folder: Path, prompt: str = "{source}") -> 
         **_describe_tokenizer(tokenizer, model_folder),
         "prompt_before": _encode(tokenizer, [before.rstrip()])[0],
         "prompt_after": _encode(tokenizer, [after.rstrip()])[0],
-        "sha256": hashlib.sha256(ids.tobytes()).hexdigest(),
+        "sha256": hashlib.sha256(b"".join(array.tobytes() for array in (ids, *labels.values()))).hexdigest(),
     }
     return TokenSet(ids=ids, offsets=offsets, group=group, manifest=manifest, **labels)
 

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from joulesweep import adaptive, data, engine, flops, kernels, methods, precision, strategy
 from joulesweep.errors import UserError
 from joulesweep.memory import copy_weights, load_weights
-from joulesweep.model import LanguageModel, build, is_causal, packs_exactly
+from joulesweep.model import LanguageModel, build, is_causal, num_positions, packs_exactly, stacks
 from joulesweep.spec import RunSpec
 from joulesweep.units import COUNTED
 
@@ -275,8 +275,8 @@ def _learning(spec: RunSpec, model_folder: Path, tokens: Path) -> tuple[data.Cor
     model: Any = build(model_folder, spec.task)
     start_id = getattr(model.config, "decoder_start_token_id", None) if spec.task == "seq2seq" else None
     corpus = data.load(tokens, spec.max_length, spec.task, spec.max_target_length, start_id)
-    if spec.generate is not None:
-        _check_generation(spec, corpus, getattr(model.config, "max_position_embeddings", None))
+    if spec.generate is not None and corpus.targets is None and corpus.prompts is None:
+        raise UserError(f"generate: data set {spec.dataset} has no targets; name their field, or leave generate out")
     if spec.task == "seq2seq":  # what was chosen goes along with a saved model
         for config in (model.config, model.generation_config):
             config.decoder_start_token_id = corpus.start_id
@@ -286,9 +286,7 @@ def _learning(spec: RunSpec, model_folder: Path, tokens: Path) -> tuple[data.Cor
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UserError(f"method {spec.method}: no parameter of the model is left to train")
     core = LanguageModel(model, spec.precision, spec.head, spec.task)
-    reason = core.refusal(spec.batching == "packed")
-    if reason is None and hasattr(method, "refusal"):
-        reason = method.refusal(model, spec)
+    reason = core.refusal(spec.batching == "packed") or _too_long(spec, corpus, model)
     if reason is None and spec.task == "clm" and not is_causal(core, corpus):
         reason = "task clm: this model sees the tokens that it is to predict; choose a decoder, or task mlm"
     if reason is None and spec.batching == "packed" and not packs_exactly(core, corpus, spec.max_length):
@@ -298,15 +296,25 @@ def _learning(spec: RunSpec, model_folder: Path, tokens: Path) -> tuple[data.Cor
     return corpus, core
 
 
-def _check_generation(spec: RunSpec, corpus: data.Corpus, num_positions: int | None) -> None:
-    """Refuse before the training what would fail after it."""
-    if corpus.targets is None and corpus.prompts is None:
-        raise UserError(f"generate: data set {spec.dataset} has no targets; name their field, or leave generate out")
-    if corpus.prompts is not None and num_positions is not None:
-        needed = int(corpus.prompts.max()) + spec.max_target_length
-        if needed > num_positions:
-            too_many = f"the longest prompt and max_target_length are {needed} tokens, of which the model takes"
-            raise UserError(f"generate: {too_many} {num_positions}; lower max_length or max_target_length")
+def _too_long(spec: RunSpec, corpus: data.Corpus, model: Any) -> str | None:  # noqa: ANN401 - of any family
+    """Say which texts a model has too few positions for, or None if it has enough: it would fail in a later step."""
+    fixed, generates = spec.batching == "fixed", spec.generate is not None
+    every = [corpus, *filter(None, [corpus.choices])]
+    needed = {"max_length": spec.max_length if fixed else max(int(one.lengths.max()) for one in every)}
+    if corpus.targets is not None:
+        longest = max(int(one.written.lengths.max()) for one in every)
+        needed["max_target_length"] = spec.max_target_length if fixed or generates else longest
+    elif corpus.prompts is not None and generates:
+        whole = int(corpus.prompts.max()) + spec.max_target_length
+        needed = {"max_length or max_target_length": max(whole, *needed.values())}
+    num_virtual = getattr(model, "num_virtual_tokens", 0)  # before what a decoder reads or writes
+    # Of one text both halves see the same: as of BART, where it learns hidden words.
+    for (half, _), (name, length) in zip(stacks(model), needed.items(), strict=False):
+        most, earlier = num_positions(half), num_virtual if name == list(needed)[-1] else 0
+        if most is not None and earlier + length > most:
+            both = f"{earlier} virtual tokens and {length}" if earlier else f"{length} tokens"
+            return f"{both} of a text are more than the {most} positions of this model; use a smaller {name}"
+    return None
 
 
 def _wrapped(core: torch.nn.Module, spec: RunSpec, place: Place) -> torch.nn.Module:

@@ -1,7 +1,8 @@
 """One job per run: the only rule that measures.
 
-in:   the run's model and tokens; what makes it stale is its one param: the spec and the digest of the code it uses.
-      Inputs marked ancient are read but do not make a run stale: the manifests of model and tokens stand for them.
+in:   the run's model and tokens, and the texts for their references; what makes it stale is its one param: the spec and
+      the digest of the code it uses. Inputs marked ancient are read but do not make a run stale: the manifests of model
+      and tokens stand for them.
 out:  results/<sweep>/runs/<run>/: record.json, spec.json, steps.jsonl, epochs.jsonl, power.jsonl, summaries.jsonl (what
       it generated, with references); model/ where it is kept. Anchors, likewise, in results/<sweep>/anchors/<day>/<run>/.
 """

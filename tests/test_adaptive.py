@@ -388,7 +388,10 @@ def test_adapters_can_be_chosen_among(run):
 
 def test_adapters_of_a_decoder_can_be_chosen_among(tmp_path):
     """GPT-2's, whose linear layers are of a kind of their own."""
-    folder, tokens = tiny_run.decoder(tmp_path / "gpt2", "gpt2"), tiny_run.token_file(tmp_path / "tokens.safetensors")
+    folder, tokens = (
+        tiny_run.model(tmp_path / "gpt2", kind="gpt2"),
+        tiny_run.token_file(tmp_path / "tokens.safetensors"),
+    )
     given = {"method_params": {"rho": 0.95, "lora": {"r": 2}}, "task": "clm", "batching": "dynamic"}
     outcome = train.train(tiny_run.spec(method="greentrainer", **given), folder, tokens, tmp_path)
     phase = outcome["measurement"]["phases"][-1]

@@ -135,6 +135,10 @@ MISTAKES = [
         "exclude[0].when.method: the grid has no method {'greentrainer': {'rho': 0.4}}",
     ),
     (
+        {"exclude": [{"when": {"method": [{"full": None}]}, "reason": "slow"}]},
+        "exclude[0].when.method: the grid has no method {'full': None}",
+    ),
+    (
         {"exclude": [{"when": {"precison": "fp32"}, "reason": "slow"}]},
         "exclude[0].when: unknown axis 'precison'; allowed: model, dataset, task, method, strategy, devices, "
         "precision, batching, head, engine, batch_size, batch_size_scope, micro_batch_size, checkpoint_activations, "

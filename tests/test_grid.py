@@ -150,6 +150,15 @@ def test_a_method_is_excluded_by_some_of_its_parameters():
         expand(grid__method=given, exclude=both)
 
 
+def test_what_has_no_targets_is_no_text_for_an_encoder_decoder():
+    found = expand(grid__task=["mlm", "seq2seq"], grid__repeats=1)
+    assert [spec.task for spec in found.runs.values()] == ["mlm"]
+    reason = "task seq2seq: data set texts has no targets; name their field, or choose another task"
+    assert [entry.reason for entry in found.excluded] == [reason]
+    with pytest.raises(UserError, match=f"nothing is left to run: {reason}"):
+        expand(grid__task=["seq2seq"])
+
+
 def test_each_excluded_cell_is_counted_and_labelled_by_what_varies():
     excluded = [{"when": {"strategy": "ddp"}, "reason": "no"}]
     found = expand(grid__strategy=["single", "ddp"], grid__lr=[1e-3, 1e-4], exclude=excluded)

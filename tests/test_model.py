@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from joulesweep import data
 from joulesweep.data import IGNORED
-from joulesweep.model import LanguageModel, build, packs_exactly
+from joulesweep.model import LanguageModel, build, num_positions, packs_exactly, stacks
 
 #: Families whose heads are found, and whose texts can be packed; the names of the head's modules.
 FAMILIES = {
@@ -242,6 +242,24 @@ def test_the_first_position_is_the_families_own(kind, pad, first):
     config = tiny_run.network(kind).config
     config.pad_token_id = pad
     assert LanguageModel(network_of(config)).first_position == first
+
+
+@pytest.mark.parametrize(
+    ("kind", "positions"),
+    [
+        *{"bert": 40, "roberta": 39, "mpnet": 38, "distilbert": 40, "electra": 40, "modernbert": None}.items(),
+        *{"opt": 64, "gpt2": 64, "llama": None, "bloom": None}.items(),
+        *{"bart": 64, "t5": None, "bert2bert": 64}.items(),
+    ],
+)
+def test_a_model_takes_as_many_tokens_as_it_has_positions(kind, positions):
+    for half, _ in stacks(tiny_run.network(kind).eval()):
+        assert num_positions(half) == positions
+        more = {"encoder_hidden_states": torch.zeros(1, 1, 16)} if getattr(half.config, "is_decoder", False) else {}
+        half(input_ids=torch.full((1, positions or 100), 9), **more)
+        if positions is not None:
+            with pytest.raises((IndexError, RuntimeError)):
+                half(input_ids=torch.full((1, positions + 1), 9), **more)
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "electra", "albert"])

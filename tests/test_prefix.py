@@ -105,9 +105,9 @@ def test_it_writes_what_it_predicts(kind):
 
 @pytest.mark.parametrize("tokens", [1, 5, 20])
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_costs_what_pytorch_counts(kind, tokens):
+def test_it_costs_what_pytorch_counts(kind, tokens, **changes):
     with torch.device("meta"):
-        model = tiny_run.writer(kind)
+        model = tiny_run.writer(kind, **changes)
         model.set_attn_implementation("eager")
         model.config.pad_token_id = None  # else GPT-2 looks for it among the ids
         model = methods.load("prefix").apply(model, methods.parameters("prefix", {"tokens": tokens}))
@@ -129,10 +129,9 @@ def assert_counted(core, rows=3, length=24, target_length=17):
 
 
 @pytest.mark.parametrize("tokens", [3, 5])
-def test_a_head_as_wide_as_prefix_and_traced_text_are_long_is_not_taken_for_them(monkeypatch, tokens):
+def test_a_head_as_wide_as_prefix_and_traced_text_are_long_is_not_taken_for_them(tokens):
     """Of 16: 13 and 3, or 11 and 5."""
-    monkeypatch.setitem(tiny_run.SIZES["t5"], "d_kv", 16)
-    test_it_costs_what_pytorch_counts("t5", tokens)
+    test_it_costs_what_pytorch_counts("t5", tokens, d_kv=16)
 
 
 def test_where_a_target_would_be_traced_as_long_as_a_text_nothing_is_counted():
@@ -211,7 +210,8 @@ def test_models_that_keep_nothing_are_refused():
 def assets(tmp_path_factory):
     folder = tmp_path_factory.mktemp("prefix")
     return tiny_run.Assets(
-        model_folder=tiny_run.decoder(folder / "decoder"), tokens=tiny_run.token_file(folder / "tokens.safetensors")
+        model_folder=tiny_run.model(folder / "decoder", kind="opt"),
+        tokens=tiny_run.token_file(folder / "tokens.safetensors"),
     )
 
 
@@ -256,16 +256,20 @@ def test_a_whole_training_learns_is_counted_and_is_saved_beside_the_untouched_mo
 
 
 def test_more_positions_than_a_model_has_are_refused(run):
-    assert run(max_length=44, max_steps=1)["status"] == "ok"
+    assert run(max_length=44, max_steps=1, batching="fixed")["status"] == "ok"
     with pytest.raises(train.Stop) as stopped:
-        run(max_length=45, max_steps=1)
+        run(max_length=45, max_steps=1, batching="fixed")
     both = "20 virtual tokens and 45 of a text are more than the 64 positions of this model"
     assert stopped.value.outcome["status"] == "unsupported"
-    assert stopped.value.outcome["reason"] == f"method prefix: {both}; use a smaller max_length"
+    assert stopped.value.outcome["reason"] == f"{both}; use a smaller max_length"
 
 
-def test_targets_count_against_a_decoders_positions():
-    refusal, spec = methods.load("prefix").refusal, tiny_run.spec(task="seq2seq", max_length=500, max_target_length=43)
-    assert refusal(prefixed("bart", tokens=20), spec) is None
-    assert "21 virtual tokens and 44 of a text" in refusal(prefixed("bart", tokens=21), spec)
-    assert refusal(prefixed("t5", tokens=21), spec) is None  # it has no table of positions
+def test_what_it_is_to_write_counts_too(assets):
+    """Behind a prefix the longest prompt has fewer positions left for its target."""
+    place = trainer.Place(device=torch.device("cpu"), rank=0, world=1, local_rank=0)
+    generate = {"texts": 1, "beams": 1, "length_penalty": 1.0, "no_repeat_ngram": 0}
+    given = {"task": "clm", "batching": "dynamic", "generate": generate, "max_target_length": 30}
+    tokens = tiny_run.token_file(assets.tokens.with_name("targets.safetensors"), targets=True, **tiny_run.PROMPT)
+    trainer.assemble(tiny_run.spec(**given), assets.model_folder, tokens, place)
+    with pytest.raises(train.Stop, match=r"20 virtual tokens and \d\d of a text are more than the 64 positions"):
+        trainer.assemble(tiny_run.spec(method="prefix", **given), assets.model_folder, tokens, place)

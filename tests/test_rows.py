@@ -8,6 +8,7 @@ import synthetic
 from joulesweep import tables
 from joulesweep.aggregate import aggregate
 from joulesweep.rows import fingerprint
+from joulesweep.units import COUNTED
 
 
 @pytest.mark.parametrize(
@@ -47,6 +48,13 @@ def test_flags_have_a_line_of_text_each(tmp_path):
         "gpu:0: clocks held down; gpu:1: clocks held down",
         "gpu:0: window of 2 s; 30 s make a headline",
     ]
+
+
+def test_every_count_of_a_record_has_a_column(tmp_path):
+    """Those of targets too: tokens per second are of both."""
+    counts = {name: number for number, name in enumerate(COUNTED)}
+    row = tabulated(tmp_path, lambda row: {**row, "measurement": {**row["measurement"], **counts}}).row(0, named=True)
+    assert {name: row[name] for name in COUNTED} == counts
 
 
 def test_no_flags_is_null(tmp_path):

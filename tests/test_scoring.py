@@ -241,6 +241,19 @@ def test_tied_weights_are_saved_once(assemble, assets, tmp_path, monkeypatch):
     assert ("cls.predictions.decoder.weight" in sizes[0]) + ("bert.embeddings.word_embeddings.weight" in sizes[0]) == 1
 
 
+def test_the_logits_of_a_forward_pass_are_bounded(assemble, monkeypatch):
+    """A hundred texts times a vocabulary of 250,000 words would take more memory than the training."""
+    built = assemble(head="dense")
+    whole, sizes = scoring.score(built), []
+    monkeypatch.setattr(scoring, "LOGITS", 3 * 24 * 100)
+    built.core.model.get_output_embeddings().register_forward_hook(lambda _, given, out: sizes.append(out.numel()))
+    assert scoring.score(built) == near(whole)
+    assert len(sizes) > 1
+    assert max(sizes) <= scoring.LOGITS
+    monkeypatch.setattr(scoring, "LOGITS", 1)  # each text alone, whatever it takes
+    assert scoring.score(built) == near(whole)
+
+
 def test_what_fsdp_divides_is_scored_and_saved_whole(assemble, assets, tmp_path):
     """Here among one rank: it has all of each weight, in the form that is divided."""
     expected = scoring.score(assemble())

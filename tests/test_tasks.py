@@ -365,7 +365,7 @@ def test_loss_and_gradients_are_those_of_the_library(corpora, kind, data_of, bat
 
 @pytest.mark.parametrize("kind", [*PACKABLE, "bloom", *tiny_run.ENCODER_DECODERS])
 def test_the_head_sees_the_predicted_places_only(corpora, kind):
-    task = "seq2seq" if kind in tiny_run.ENCODER_DECODERS else "clm"
+    task = tiny_run.task_of(kind)
     corpus, seen = corpora[task], []
     for head in ("masked", "dense"):
         core = LanguageModel(tiny_run.network(kind), head=head, task=task)
@@ -448,12 +448,12 @@ def test_an_encoder_that_sees_what_it_is_to_predict_is_found_out(corpora, is_dec
     assert is_causal(LanguageModel(model, task="clm"), corpora["clm"]) == is_decoder
 
 
-@pytest.mark.parametrize("kind", [*tiny_run.DECODERS, *tiny_run.ENCODER_DECODERS])
+@pytest.mark.parametrize("kind", tiny_run.WRITERS)
 def test_the_work_of_every_family_is_counted_as_pytorch_counts_it(kind):
     """Attention by its own products, since PyTorch counts none of a CPU's fused attention."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    task = "seq2seq" if kind in tiny_run.ENCODER_DECODERS else "clm"
+    task = tiny_run.task_of(kind)
     model = tiny_run.network(kind)
     for part in model.modules():
         if hasattr(part, "config"):
@@ -491,11 +491,11 @@ def test_a_model_of_another_task_is_one_line(tmp_path, kind, task):
     assert str(raised.value) == f"task {task}: transformers has no {kind} for it; choose another model or task"
 
 
-@pytest.mark.parametrize("kind", [*tiny_run.DECODERS, *tiny_run.ENCODER_DECODERS])
+@pytest.mark.parametrize("kind", tiny_run.WRITERS)
 def test_every_family_is_read_from_its_folder(tmp_path, kind):
     expected = tiny_run.network(kind, seed=3)
     expected.save_pretrained(tmp_path)
-    found = build(tmp_path, "seq2seq" if kind in tiny_run.ENCODER_DECODERS else "clm")
+    found = build(tmp_path, tiny_run.task_of(kind))
     assert type(found) is type(expected)
     state = found.state_dict()
     assert state.keys() == expected.state_dict().keys()
@@ -804,27 +804,39 @@ def test_a_text_of_nothing_has_something_to_begin_with(assemble, assets, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("kind", "parts", "changes", "said"),
+    ("kind", "parts", "changes", "refusal", "said"),
     [
         (
             "opt",
             {"num_texts": 40},
             {},
+            UserError,
             "generate: data set texts has no targets; name their field, or leave generate out",
         ),
         (
             "opt",
             {},
             {"max_target_length": 60},
-            r"generate: the longest prompt and max_target_length are \d+ tokens, of which the model takes 64; lower ",
+            Stop,
+            r"^8\d tokens of a text are more than the 64 positions of this model; use a smaller max_length or ",
+        ),
+        (
+            "bert",
+            {},
+            {"max_target_length": 41},
+            Stop,
+            r"^41 tokens of a text are more than the 40 positions of this model; use a smaller max_target_length$",
         ),
     ],
 )
-def test_generation_that_would_fail_after_the_training_fails_before_it(assets, kind, parts, changes, said):
+def test_generation_that_would_fail_after_the_training_fails_before_it(assets, kind, parts, changes, refusal, said):
     on = assets(kind, **parts)
-    spec = tiny_run.spec(task="clm", generate=GENERATE, **changes)
-    with pytest.raises(UserError, match=said):
+    spec = tiny_run.spec(task=TASK_OF[kind], generate=GENERATE, **changes)
+    with pytest.raises(refusal, match=said):
         trainer.assemble(spec, on.model_folder, on.tokens, ALONE)
+    if refusal is Stop:  # less will do, and without anything to write the texts alone count
+        for more in ({"max_target_length": 8}, {"generate": None}):
+            trainer.assemble(dataclasses.replace(spec, **more), on.model_folder, on.tokens, ALONE)
 
 
 @pytest.mark.parametrize("kind", ["opt", "t5", "bert"])

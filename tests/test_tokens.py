@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -110,6 +111,15 @@ def names_in(folder, found):
 def test_without_targets_the_file_has_what_it_had(tmp_path, model):
     found = tokens.tokenise(texts_file(tmp_path / "t.jsonl", ["a", "b"]), model)
     assert names_in(tmp_path, found) == {"ids", "offsets", "group"}
+
+
+def test_the_manifest_tells_other_targets_choices_and_answers_apart(tmp_path, model):
+    """It is what a run knows of its tokens; that of texts alone stays what it was."""
+    choices = {"targets": ["a"], "choices": ["a", "b"]}
+    rows = [{}, {"targets": ["a"]}, {"targets": ["b"]}, {**choices, "answer": 0}, {**choices, "answer": 1}]
+    found = [tokens.tokenise(rows_file(tmp_path / "t.jsonl", [{"text": "what", **row}]), model) for row in rows]
+    assert len({one.manifest["sha256"] for one in found}) == len(rows)
+    assert found[0].manifest["sha256"] == hashlib.sha256(found[0].ids.tobytes()).hexdigest()
 
 
 def test_the_prompt_stands_around_the_text(tmp_path, model):

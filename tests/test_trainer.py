@@ -288,6 +288,25 @@ def test_a_model_whose_head_is_not_found_is_unsupported_but_for_a_dense_one(asse
     assert assemble(head="dense").num_steps == 3
 
 
+@pytest.mark.parametrize(("batching", "max_length"), [("fixed", 24), ("dynamic", 24), ("packed", 64)])
+def test_longer_texts_than_a_model_has_positions_for_are_unsupported(assemble, assets, tmp_path, batching, max_length):
+    """Padded rows have max_length tokens; else the longest text counts, which has 22."""
+    config = tiny_run.network().config
+    changes = {"batching": batching, "max_length": max_length}
+    assert assemble(**changes).corpus.lengths.max() == 22
+    most = 24 if batching == "fixed" else 22
+    for positions in (most, most - 1):
+        config.max_position_embeddings = positions
+        config.save_pretrained(tmp_path)
+        if positions == most:
+            trainer.assemble(tiny_run.spec(**changes), tmp_path, assets.tokens, ALONE)
+            continue
+        with pytest.raises(trainer.Stop) as stopped:
+            trainer.assemble(tiny_run.spec(**changes), tmp_path, assets.tokens, ALONE)
+        reason = f"{most} tokens of a text are more than the {positions} positions of this model"
+        assert stopped.value.outcome["reason"] == f"{reason}; use a smaller max_length"
+
+
 def test_too_few_texts_are_the_users_to_mend(tmp_path, assets):
     tokens = tiny_run.token_file(tmp_path / "one.safetensors", num_texts=1)
     with pytest.raises(UserError, match=r"^data set texts: too few texts to hold some out: 1 in all$"):

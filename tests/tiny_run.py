@@ -92,19 +92,35 @@ def tokenizer(folder: Path) -> None:
 #: Families by what they learn.
 DECODERS = ("opt", "llama", "gpt2", "bloom")
 ENCODER_DECODERS = ("t5", "bart", "bert2bert")
+WRITERS = (*DECODERS, *ENCODER_DECODERS)
 
 
-def network(model_type: str = "bert", seed: int = 0, dropout: float = 0.0) -> Any:
-    """A random model of 2 layers, 16 wide: an encoder, one of `DECODERS`, or one of `ENCODER_DECODERS`."""
+def task_of(kind: str) -> str:
+    """What a family learns."""
+    return "seq2seq" if kind in ENCODER_DECODERS else "clm" if kind in DECODERS else "mlm"
+
+
+def network(kind: str = "bert", seed: int = 0, dropout: float = 0.0, decoder_layers: int = 2, **changes: Any) -> Any:
+    """A random model, 16 wide: an encoder, one of `DECODERS`, or one of `ENCODER_DECODERS`.
+
+    Args:
+        kind: its family.
+        seed: of its weights.
+        dropout: everywhere.
+        decoder_layers: an encoder has 2.
+        changes: other keys of its config.
+    """
     import torch
     import transformers
+
+    from joulesweep.model import AUTO_CLASSES
 
     sizes = {
         "opt": {
             "hidden_size": 16,
             "word_embed_proj_dim": 16,
             "ffn_dim": 32,
-            "num_hidden_layers": 2,
+            "num_hidden_layers": decoder_layers,
             "num_attention_heads": 2,
             "dropout": dropout,
             "init_std": 0.2,
@@ -112,25 +128,32 @@ def network(model_type: str = "bert", seed: int = 0, dropout: float = 0.0) -> An
         "llama": {
             "hidden_size": 16,
             "intermediate_size": 32,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 1,
+            "num_hidden_layers": decoder_layers,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
             "attention_dropout": dropout,
         },
         "gpt2": {
             "n_embd": 16,
-            "n_layer": 2,
+            "n_layer": decoder_layers,
             "n_head": 2,
             "resid_pdrop": dropout,
             "embd_pdrop": dropout,
             "attn_pdrop": dropout,
         },
-        "bloom": {"hidden_size": 16, "n_layer": 2, "n_head": 2, "hidden_dropout": dropout},
+        "bloom": {
+            "hidden_size": 16,
+            "n_layer": decoder_layers,
+            "n_head": 2,
+            "hidden_dropout": dropout,
+            "attention_dropout": dropout,
+        },
         "t5": {
             "d_model": 16,
             "d_kv": 8,
             "d_ff": 32,
             "num_layers": 2,
+            "num_decoder_layers": decoder_layers,
             "num_heads": 2,
             "dropout_rate": dropout,
             "feed_forward_proj": "gelu",  # a rounded ReLU may be another function
@@ -139,9 +162,9 @@ def network(model_type: str = "bert", seed: int = 0, dropout: float = 0.0) -> An
         "bart": {
             "d_model": 16,
             "encoder_layers": 2,
-            "decoder_layers": 2,
+            "decoder_layers": decoder_layers,
             "encoder_attention_heads": 2,
-            "decoder_attention_heads": 2,
+            "decoder_attention_heads": 4,
             "encoder_ffn_dim": 32,
             "decoder_ffn_dim": 32,
             "dropout": dropout,
@@ -158,7 +181,7 @@ def network(model_type: str = "bert", seed: int = 0, dropout: float = 0.0) -> An
             "attention_dropout": dropout,
         },
     }.get(
-        model_type,
+        kind,
         {
             "hidden_size": 16,
             "num_hidden_layers": 2,
@@ -170,101 +193,36 @@ def network(model_type: str = "bert", seed: int = 0, dropout: float = 0.0) -> An
     )
     shape = {
         "vocab_size": len(VOCABULARY),
-        "max_position_embeddings": 64 if model_type in DECODERS else 40,  # room for a prefix
+        "max_position_embeddings": 64 if kind in WRITERS else 40,  # room for a prefix
         "pad_token_id": PAD,
         "initializer_range": 0.2,
         **sizes,
+        **changes,
     }
-    if model_type in (*DECODERS, *ENCODER_DECODERS):
+    if kind in WRITERS:
         shape |= {"bos_token_id": CLS, "eos_token_id": SEP}
-    kind = "CausalLM" if model_type in DECODERS else "Seq2SeqLM" if model_type in ENCODER_DECODERS else "MaskedLM"
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        if model_type == "bert2bert":
+        if kind == "bert2bert":
             halves = [transformers.AutoConfig.for_model("bert", **shape) for _ in range(2)]
             halves[1].is_decoder = halves[1].add_cross_attention = True
+            halves[1].num_hidden_layers = decoder_layers
             encoder = transformers.BertModel(halves[0], add_pooling_layer=False)
             both = transformers.EncoderDecoderModel(encoder=encoder, decoder=transformers.BertLMHeadModel(halves[1]))
             both.config.decoder_start_token_id, both.config.pad_token_id = CLS, PAD
             return both.float()
-        about = transformers.AutoConfig.for_model(model_type, **shape)
-        return getattr(transformers, f"AutoModelFor{kind}").from_config(about).float()
-
-
-#: Decoders and encoder-decoders of a few layers, 16 wide: decoders have 3 layers, encoders before them 2.
-SIZES: dict[str, dict[str, Any]] = {
-    "opt": {
-        **{"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "ffn_dim": 32, "dropout": 0.0},
-        "word_embed_proj_dim": 16,
-    },
-    "llama": {
-        **{"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2},
-        "intermediate_size": 32,
-    },
-    "gpt2": {
-        **{"n_embd": 16, "n_layer": 3, "n_head": 2, "n_positions": 64},
-        **{"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
-    },
-    "bloom": {"hidden_size": 16, "n_layer": 3, "n_head": 2, "hidden_dropout": 0.0, "attention_dropout": 0.0},
-    "t5": {
-        **{"d_model": 16, "d_kv": 4, "d_ff": 32, "num_layers": 2, "num_decoder_layers": 3, "num_heads": 2},
-        "dropout_rate": 0.0,
-    },
-    "bart": {
-        **{"d_model": 16, "encoder_layers": 2, "decoder_layers": 3, "dropout": 0.0},
-        **{"encoder_attention_heads": 2, "decoder_attention_heads": 4, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32},
-    },
-}
-WRITERS = (*SIZES, "bert2bert")
-
-
-def task_of(kind: str) -> str:
-    """Of one of `WRITERS`, or of an encoder."""
-    return "seq2seq" if kind in ("t5", "bart", "bert2bert") else "clm" if kind in WRITERS else "mlm"
-
-
-def writer(kind: str, seed: int = 0) -> Any:
-    """A random model that writes: one of `WRITERS`."""
-    import torch
-    import transformers
-    from transformers import AutoConfig
-
-    from joulesweep.model import AUTO_CLASSES
-
-    special = {"pad_token_id": PAD, "bos_token_id": CLS, "eos_token_id": SEP, "decoder_start_token_id": CLS}
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        if kind == "bert2bert":
-            plain = AutoConfig.for_model("bert", **_BERT)
-            crossed = AutoConfig.for_model("bert", **_BERT, is_decoder=True, add_cross_attention=True)
-            encoder = transformers.BertModel(plain, add_pooling_layer=False)
-            found = transformers.EncoderDecoderModel(encoder=encoder, decoder=transformers.BertLMHeadModel(crossed))
-            for name, value in special.items():
-                setattr(found.config, name, value)
-            return found.float()
-        positions = {"max_position_embeddings": 64} if kind in ("opt", "llama", "bart") else {}
-        shape = {"vocab_size": len(VOCABULARY), **positions, **special, **SIZES[kind]}
-        about = AutoConfig.for_model(kind, **shape)
+        about = transformers.AutoConfig.for_model(kind, **shape)
         return getattr(transformers, AUTO_CLASSES[task_of(kind)]).from_config(about).float()
 
 
-_BERT = {
-    **{"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32},
-    **{"vocab_size": len(VOCABULARY), "max_position_embeddings": 64, "pad_token_id": PAD},
-    **{"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
-}
+def writer(kind: str, **changes: Any) -> Any:
+    """One of `WRITERS` whose decoder is deeper than an encoder before it: neither is taken for the other."""
+    return network(kind, decoder_layers=3, **changes)
 
 
 def model(folder: Path, seed: int = 0, dropout: float = 0.0, kind: str = "bert") -> Path:
     """A folder with a random model and its tokenizer."""
     network(kind, seed=seed, dropout=dropout).save_pretrained(folder)
-    tokenizer(folder)
-    return folder
-
-
-def decoder(folder: Path, kind: str = "opt") -> Path:
-    """A folder with a random decoder and its tokenizer."""
-    writer(kind).save_pretrained(folder)
     tokenizer(folder)
     return folder
 

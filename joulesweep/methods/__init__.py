@@ -9,8 +9,7 @@ A method is a module `joulesweep/methods/<name>.py` (underscores for the hyphens
   chooses tensors every few epochs, see `joulesweep.adaptive`;
 * perhaps `merge(model)`: takes out again what `apply` added, before the trained model is saved; or, where that cannot
   be, `save(model, state, folder)`: saves it with these weights;
-* perhaps `impossible(spec)` and `refusal(model, spec)`: why the method does not fit the rest of a spec, and why it
-  does not with this model, each in one line or None.
+* perhaps `impossible(spec)`: why the method does not fit the rest of a spec, in one line, or None.
 
 Every parameter has a default: the conformance test trains each method with them, on a decoder if no encoder will do.
 

@@ -115,19 +115,6 @@ def _wrapper(config: Any) -> type[Any]:  # noqa: ANN401 - of any model
     return Prefixed
 
 
-def refusal(model: Any, spec: RunSpec) -> str | None:  # noqa: ANN401 - as `apply` returns it
-    """Say why a model cannot be trained as the spec wants, or None if it can."""
-    config = model.config.get_text_config(decoder=True)
-    most, length = getattr(config, "max_position_embeddings", None), spec.max_length
-    if spec.task == "seq2seq":
-        length = spec.max_target_length + 1  # with what the writing starts with
-    if most is None or model.num_virtual_tokens + length <= most:
-        return None
-    name = "max_target_length" if spec.task == "seq2seq" else "max_length"
-    both = f"{model.num_virtual_tokens} virtual tokens and {length} of a text"
-    return f"method prefix: {both} are more than the {most} positions of this model; use a smaller {name}"
-
-
 def save(model: Any, state: dict[str, torch.Tensor], folder: Path) -> None:  # noqa: ANN401 - as `apply` returns it
     """Save the model, which is as it was, and in `prefix/` what was trained, in peft's form; it cannot be merged.
 
