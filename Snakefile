@@ -24,6 +24,7 @@ from joulesweep.workflow import (
     input_folder,
     load,
     output_folder,
+    refused,
     runs_folder,
 )
 
@@ -43,7 +44,7 @@ wildcard_constraints:
 onstart:
     missing = sweep.missing_files()
     if missing:
-        raise WorkflowError(missing[0])
+        raise refused(missing[0], workflow)
 
 
 onerror:

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from snakemake.settings.enums import Quietness
 from snakemake_interface_common.exceptions import WorkflowError
 
 from joulesweep import config as config_module
@@ -56,7 +57,14 @@ def load(raw: dict[str, Any], workflow: Any) -> Sweep:  # noqa: ANN401 - Snakema
             raise UserError("hardware.accelerator: auto looks at this machine, the jobs run elsewhere; say cpu or cuda")
         return Sweep(config)
     except UserError as error:
-        raise WorkflowError(str(error)) from None
+        raise refused(str(error), workflow) from None
+
+
+def refused(reason: str, workflow: Any) -> WorkflowError:  # noqa: ANN401 - Snakemake's Workflow
+    """The error to raise; its line is printed here where `--quiet all` keeps Snakemake from saying it."""
+    if Quietness.ALL in (workflow.output_settings.quiet or ()):
+        print(reason, file=sys.stderr)
+    return WorkflowError(reason)
 
 
 def _prepare_jobs(basedir: str) -> None:

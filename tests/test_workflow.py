@@ -333,6 +333,23 @@ def test_a_missing_text_file_is_told_before_anything_starts(sweep: Checkout) -> 
     assert "Traceback" not in done.stdout + done.stderr
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"repeats": 0}, "config: grid.repeats: input should be greater than 0, got 0"),
+        ({"dataset": ["gone"]}, "datasets.gone.source.local: data/gone.jsonl: no such file or folder"),
+    ],
+)
+def test_a_mistake_is_told_though_snakemake_is_quiet(sweep: Checkout, change: dict[str, object], said: str) -> None:
+    config = yaml.safe_load((sweep.folder / "config" / "config.yaml").read_text(encoding="utf-8"))
+    config["datasets"]["gone"] = {"source": {"local": "data/gone.jsonl"}, "format": "jsonl", "field": "text"}
+    config["grid"] |= change
+    (sweep.folder / "config" / "mine.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    done = sweep.snakemake("--configfile", "config/mine.yaml", "--quiet", "all")
+    assert done.returncode != 0
+    assert said in (done.stdout + done.stderr).splitlines()
+
+
 def test_the_slurm_profile_is_proven_by_a_dry_run(sweep: Checkout) -> None:
     output = sweep.run("-n", "--forceall", "--workflow-profile", "profiles/slurm")
     assert re.search(r"^train +2$", output, re.MULTILINE)
