@@ -194,7 +194,7 @@ def calibrate(trainer: Trainer, deepest: str) -> Rates:
     for group in trainer.optimizer.param_groups:
         group["lr"] = 0.0
     batches, num_predicted = next(trainer.batches(epoch=1))
-    inputs = [[None if tensor is None else tensor.to(place.device) for tensor in batch.tensors] for batch in batches]
+    inputs = [batch.on(place.device) for batch in batches]
     core.train()
     found: dict[bool, list[list[float]]] = {True: [], False: []}
     with torch.random.fork_rng(range(torch.cuda.device_count()) if place.device.type == "cuda" else []):
@@ -346,8 +346,8 @@ def gradients(
     while True:
         for batches, num_predicted in itertools.islice(trainer.batches(epoch), num_steps):
             for batch in batches:
-                inputs = [None if tensor is None else tensor.to(place.device) for tensor in batch.tensors]
-                torch.autograd.backward(core(*inputs)[:, 0].sum() * (scale / (num_predicted * num_steps)))
+                loss = core(*batch.on(place.device))[:, 0].sum()
+                torch.autograd.backward(loss * (scale / (num_predicted * num_steps)))
             trainer.count(batches)
         found = {name: _taken(parameter, scale) for name, parameter in parameters.items()}
         for gradient in found.values():

@@ -10,7 +10,7 @@ import polars as pl
 
 from joulesweep import tables
 from joulesweep.energy import HOST_KINDS, joined
-from joulesweep.spec import micro_batch, parameter_words
+from joulesweep.spec import method_label, micro_batch, parameter_words
 from joulesweep.stats import Ratio, mean_interval, paired_ratio
 
 #: The axes that say how the same training is computed, beside strategy, devices and precision.
@@ -198,6 +198,11 @@ def by_method(cells: pl.DataFrame) -> list[tuple[str, pl.DataFrame]]:
     """
     groups = [part for _, part in cells.group_by(BUT_METHOD, maintain_order=True) if part["cell"].n_unique() > 1]
     return [(_shared(part.row(0, named=True)), part) for part in groups]
+
+
+def method_words(row: dict[str, Any]) -> str:
+    """The method of a row of the runs or cells table as labels say it: `greentrainer(rho=0.7)`."""
+    return method_label(row["method"], json.loads(row["method_params"]))
 
 
 def _shared(row: dict[str, Any]) -> str:

@@ -128,16 +128,14 @@ def load(
     def texts(name: str) -> _Texts | None:
         return _Texts(ids=tensors[f"{name}ids"], offsets=tensors[f"{name}offsets"]) if f"{name}ids" in tensors else None
 
-    def corpus(bodies: _Texts, targets: _Texts | None, group: torch.Tensor) -> Corpus:
-        return _corpus(about, task, (max_length, max_target_length), bodies, targets, group)
-
     bodies, choices = texts(""), texts("choice_")
     assert bodies is not None
-    found = corpus(bodies, texts("target_"), tensors["group"])
+    max_lengths = max_length, max_target_length
+    found = _corpus(about, task, max_lengths, bodies, texts("target_"), tensors["group"])
     if task == "mlm" or choices is None:
         return found
     text = tensors["choice_text"]
-    with_choices = corpus(bodies.take(text), choices, tensors["group"][text])
+    with_choices = _corpus(about, task, max_lengths, bodies.take(text), choices, tensors["group"][text])
     return replace(found, choices=with_choices, choice_text=text, answer=tensors["answer"])
 
 
@@ -363,6 +361,10 @@ class Batch:
     def tensors(self) -> list[torch.Tensor | None]:
         """The arguments of `model.LanguageModel.forward`, in its order."""
         return [self.input_ids, self.segments, self.answers, self.position_ids, self.chosen, self.target_ids]
+
+    def on(self, device: torch.device) -> list[Any]:
+        """The same on a device."""
+        return [None if tensor is None else tensor.to(device, non_blocking=True) for tensor in self.tensors]
 
 
 def steps(

@@ -11,16 +11,13 @@ CPU-seconds on the CPU and seconds on GPUs. Estimated joules take no part.
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import polars as pl
 
-from joulesweep.cells import by_method, finished, unranked
+from joulesweep.cells import by_method, finished, method_words, unranked
 from joulesweep.curves import with_joules
-from joulesweep.spec import method_label
 from joulesweep.stats import NO_DIFFERENCE, NO_INTERVAL, Difference, mean_interval, paired_difference
 from joulesweep.tables import Tables
 
@@ -82,14 +79,10 @@ def comparisons(tables: Tables) -> list[EqualCost]:
     choosing = set(tables.selections["cell"])
     found = []
     for name, cells in by_method(finished(tables.cells, "validation_loss_mean")):
-        labels = {row["cell"]: method_label(*_method(row)) for row in cells.iter_rows(named=True)}
+        labels = {row["cell"]: method_words(row) for row in cells.iter_rows(named=True)}
         references = [cell for cell in labels if cell in choosing] or [next(iter(labels))]
         found.append(_compared(tables, name, cells, labels, references))
     return [one for one in found if one.pairs]
-
-
-def _method(row: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    return row["method"], json.loads(row["method_params"])
 
 
 def _compared(

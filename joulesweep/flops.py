@@ -80,11 +80,6 @@ class Product:
     weight_read_again: bool
     layer: int | None
 
-    @property
-    def own_flops(self) -> float:
-        """Of the gradient of its weight, per unit."""
-        return self.flops if self.weight is not None else 0.0
-
 
 @dataclass(frozen=True, kw_only=True)
 class Trace:
@@ -293,9 +288,8 @@ class _Trace(TorchFunctionMode):
             left, right = [*args[FACTORS[func] :], *named][:2]
             self._add(left, right, right.shape[-1])
         result = func(*args, **kwargs)
-        if not (
-            isinstance(result, torch.Tensor) and id(result._base) in self.names
-        ):  # a view of a weight is no use yet
+        is_view = isinstance(result, torch.Tensor) and id(result._base) in self.names
+        if not is_view:  # of a weight, which is no use of it yet
             self._follow([one for one in tree_leaves((args, kwargs)) if isinstance(one, torch.Tensor)], result)
         return result
 

@@ -336,11 +336,22 @@ def build(folder: Path, task: str = "mlm") -> torch.nn.Module:
     library.logging.disable_progress_bar()
     config = library.AutoConfig.from_pretrained(folder, local_files_only=True)
     auto = getattr(library, AUTO_CLASSES[task])
-    if type(config) not in auto._model_mapping:
-        halves = (library.AutoModelForMaskedLM, library.AutoModelForCausalLM)
-        if task == "seq2seq" and all(type(config) in half._model_mapping for half in halves):
-            return _warm_started(folder, config)
+    both = (library.AutoModelForMaskedLM, library.AutoModelForCausalLM)  # what an encoder has that can be a decoder
+    model: torch.nn.Module
+    if type(config) in auto._model_mapping:
+        model = _loaded(auto, folder, config)
+    elif task == "seq2seq" and all(type(config) in one._model_mapping for one in both):
+        model = _warm_started(folder, config)
+    else:
         raise UserError(f"task {task}: transformers has no {config.model_type} for it; choose another model or task")
+    whole: Any = model
+    if whole.config.model_type == "encoder-decoder" and hasattr(whole.encoder, "pooler"):
+        whole.encoder.pooler = None  # nothing reads it
+    return model
+
+
+def _loaded(auto: Any, folder: Path, config: Any) -> torch.nn.Module:  # noqa: ANN401 - of any family
+    """A model of one of the library's automatic classes, in float32, with the folder's weights or random ones."""
     model: torch.nn.Module
     if any(folder.glob("*.safetensors")):
         model = auto.from_pretrained(
@@ -348,9 +359,6 @@ def build(folder: Path, task: str = "mlm") -> torch.nn.Module:
         )
     else:
         model = auto.from_config(config).float()
-    encoder = getattr(model, "encoder", None)
-    if config.model_type == "encoder-decoder" and getattr(encoder, "pooler", None) is not None:
-        model.encoder.pooler = None  # type: ignore[union-attr] # as in `_warm_started`, by which it was made
     return model
 
 
@@ -358,17 +366,10 @@ def _warm_started(folder: Path, config: Any) -> torch.nn.Module:  # noqa: ANN401
     library = lazy.transformers()
     decoder_config = copy.deepcopy(config)
     decoder_config.is_decoder = decoder_config.add_cross_attention = True
-    halves = []
-    for auto, half in ((library.AutoModel, config), (library.AutoModelForCausalLM, decoder_config)):
-        if any(folder.glob("*.safetensors")):
-            given = {"dtype": torch.float32, "local_files_only": True, "use_safetensors": True}
-            halves.append(auto.from_pretrained(folder, config=half, **given))
-        else:
-            halves.append(auto.from_config(half).float())
-    if getattr(halves[0], "pooler", None) is not None:
-        halves[0].pooler = None  # nothing reads it
+    encoder = _loaded(library.AutoModel, folder, config)
+    decoder = _loaded(library.AutoModelForCausalLM, folder, decoder_config)
     try:
-        model: torch.nn.Module = library.EncoderDecoderModel(encoder=halves[0], decoder=halves[1])
+        model: torch.nn.Module = library.EncoderDecoderModel(encoder=encoder, decoder=decoder)
     except ValueError as error:
         raise UserError(f"task seq2seq: no encoder-decoder can be made of {config.model_type}: {error}") from None
     return model

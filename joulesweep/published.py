@@ -17,8 +17,7 @@ from typing import Any
 
 import polars as pl
 
-from joulesweep.cells import LAYOUT, by_method, finished, ratio_of, same_joules
-from joulesweep.spec import method_label
+from joulesweep.cells import LAYOUT, by_method, finished, method_words, ratio_of, same_joules
 from joulesweep.stats import Ratio
 from joulesweep.tables import Tables
 
@@ -150,7 +149,7 @@ def _published(row: dict[str, Any]) -> Published | None:
 def _beside(runs: pl.DataFrame, name: str, row: dict[str, Any], full: dict[str, Any], published: Published) -> Beside:
     return Beside(
         name=name,
-        method=method_label(row["method"], json.loads(row["method_params"])),
+        method=method_words(row),
         published=published,
         measured_compute=ratio_of(runs, row, full, "padded_macs"),
         measured_time=ratio_of(runs, row, full, "window_s"),

@@ -51,8 +51,7 @@ def score(trainer: Trainer, weights: Weights | None = None) -> dict[str, Any]:
     layout = _layout(trainer, trainer.corpus)
     sums = torch.zeros(3, dtype=torch.float64, device=place.device)
     for (batch,), _ in data.steps(trainer.corpus, shown, by_length, layout, place.rank, place.world):
-        inputs = [None if tensor is None else tensor.to(place.device) for tensor in batch.tensors]
-        sums[:2] += forward(*inputs, score=True)[0].double()
+        sums[:2] += forward(*batch.on(place.device), score=True)[0].double()
         sums[2] += batch.counts["num_predicted"]
     choice_accuracy = _choice_accuracy(trainer)
     if before is not None:
@@ -105,9 +104,8 @@ def _choice_accuracy(trainer: Trainer) -> float | None:
     steps = data.steps(choices, data.labelled(choices, trainer.spec.task, 0.0), wanted, layout, place.rank, place.world)
     for whole, ((batch,), _) in zip(torch.split(wanted, layout.size), steps, strict=True):
         own = whole[place.rank :: place.world].to(place.device)
-        inputs = [None if tensor is None else tensor.to(place.device) for tensor in batch.tensors]
         with strategy.gathered(trainer.core):
-            logits, answers, places = trainer.core.logits(*inputs)  # type: ignore[arg-type]
+            logits, answers, places = trainer.core.logits(*batch.on(place.device))
         each = functional.cross_entropy(logits, answers, reduction="none", ignore_index=data.IGNORED).double()
         length = (batch.input_ids if batch.target_ids is None else batch.target_ids).shape[1]
         row = (torch.arange(len(each), device=place.device) if places is None else places) // length

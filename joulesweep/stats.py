@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from scipy import special
 
@@ -50,21 +50,13 @@ class Ratio:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Difference:
-    """How much larger one quantity is than another, over paired seeds, in their unit.
+class Difference(Interval):
+    """How much larger one quantity is than another, over paired seeds, in their unit: an interval of n pairs.
 
     Attributes:
-        mean: of the pairs' differences.
-        low: lower end of its confidence interval, or None for a single pair.
-        high: upper end, or None for a single pair.
-        n: how many pairs.
         verdict: "higher", "lower", "no difference shown" (the interval spans 0) or "n=1, no interval".
     """
 
-    mean: float
-    low: float | None
-    high: float | None
-    n: int
     verdict: str
 
 
@@ -119,7 +111,7 @@ def paired_difference(a: Sequence[float], b: Sequence[float], confidence: float 
         ValueError: lengths differ, or no pairs.
     """
     found = mean_interval([x - y for x, y in zip(a, b, strict=True)], confidence)
-    return Difference(mean=found.mean, low=found.low, high=found.high, n=found.n, verdict=_verdict(found))
+    return Difference(**asdict(found), verdict=_verdict(found))
 
 
 def _verdict(found: Interval) -> str:

@@ -162,7 +162,7 @@ def _step(trainer: Trainer, batches: Sequence[Batch], num_predicted: int, lr: fl
     if trainer.graphed is not None:
         return trainer.graphed([batch.tensors for batch in batches], 1 / num_predicted)
     device = trainer.place.device
-    inputs = [[None if t is None else t.to(device, non_blocking=True) for t in batch.tensors] for batch in batches]
+    inputs = [batch.on(device) for batch in batches]
     factor = torch.full((), 1 / num_predicted, device=device)
     return _forward_backward_update(trainer, inputs, factor)
 

@@ -7,6 +7,7 @@ import threading
 import pytest
 import tiny_run
 import torch
+from gradients import assert_near, gradients_of
 from torch.nn import functional
 
 from joulesweep import data
@@ -58,25 +59,6 @@ def reference_loss(model, batch):
     return functional.cross_entropy(
         logits.flatten(0, 1), batch.answers.flatten(), ignore_index=IGNORED, reduction="sum"
     )
-
-
-def gradients_of(loss, model):
-    """Of every parameter that has one, by name."""
-    model.zero_grad()
-    loss.backward()
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-
-
-def assert_near(found, expected, tolerance=1e-5):
-    """A tensor's gradient differs by no more than this share of its largest element, if that is more than rounding."""
-    assert found.keys() == expected.keys()
-    assert len(expected) > 10
-    largest = max(gradient.abs().max() for gradient in expected.values())
-    assert largest > 0.1
-    for name, gradient in expected.items():
-        if gradient.abs().max() > 1e-7 * largest:  # an attention's key biases shift all its scores alike
-            atol = tolerance * float(gradient.abs().max())
-            torch.testing.assert_close(found[name], gradient, rtol=0, atol=atol, msg=name)
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
