@@ -20,6 +20,7 @@ if "grid" not in config:
 from joulesweep import digest
 from joulesweep.workflow import (
     CHARTS,
+    READ,
     anchors_folder,
     input_folder,
     load,
@@ -47,7 +48,12 @@ onstart:
         raise refused(missing[0], workflow)
 
 
+onsuccess:
+    sweep.set_aside()
+
+
 onerror:
+    sweep.set_aside()
     for line in sweep.failures():
         print(line, file=sys.stderr)
 
@@ -64,8 +70,8 @@ rule all:
     default_target: True
     input:
         f"{sweep.folder}/report.html",
-        # Named as well, or Snakemake would not miss a record whose report is there.
-        expand(f"{sweep.folder}/runs/{{run}}/record.json", run=sweep.runs),
+        # Named as well, or Snakemake would not miss what was moved aside as its report is there.
+        expand(f"{sweep.folder}/runs/{{run}}/{{file}}", run=sweep.runs, file=READ),
     message:
         f"The sweep is complete: {sweep.folder}/report.html"
 

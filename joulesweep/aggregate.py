@@ -6,14 +6,15 @@ Runs of different hardware, driver or versions never share a cell's mean: `envir
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from joulesweep import anchors, cells, power, record, rouge, rows
-from joulesweep.errors import UserError
-from joulesweep.footprint import footprint
+from joulesweep.errors import Corrupt, UserError
+from joulesweep.footprint import Footprint, footprint
 from joulesweep.spec import OMISSION, parameter_words
-from joulesweep.tables import ANCHORS, EPOCHS, RUNS, SELECTIONS, Tables, frame
+from joulesweep.tables import ANCHORS, EPOCHS, RUNS, SELECTIONS, UNREADABLE, Tables, frame
 
 MISSING = "no record: not run yet, or it failed"
 OF_RUN = ("run", "cell", "batch", "batch_size", "repeat")  # what an epoch or a choice has from its run
@@ -32,30 +33,31 @@ def read_grid(path: Path) -> dict[str, Any]:
 
 
 def aggregate(
-    grid: dict[str, Any], runs_folder: Path, allow_missing: bool = False, anchors_folder: Path | None = None
+    grid: dict[str, Any],
+    runs_folder: Path,
+    anchors_folder: Path | None = None,
+    lost: Callable[[Path], None] = lambda path: None,
 ) -> Tables:
     """Tabulate the runs of the present grid; other folders beside them are ignored.
+
+    A run without record is a row of status "missing", one whose record cannot be read of status "unreadable". Of a run
+    whose trace or summaries cannot be read the numbers of its record stay, with a flag.
 
     Args:
         grid: the manifest, as `joulesweep.grid.manifest` makes it.
         runs_folder: holds one folder per run.
-        allow_missing: whether a run without record becomes a row of status "missing".
         anchors_folder: holds one folder per later day, with one folder per run that was measured again.
-
-    Raises:
-        UserError: a record is missing (unless allowed), corrupt or foreign, or a summary is; the line names the file.
+        lost: called with each file of a run that is corrupt or foreign.
     """
     energy = grid["config"]["energy"]
     factors = footprint(energy)
-    found, epochs, selections = [], [], []
+    found, epochs, selections, traces = [], [], [], {}
     for run, entry in grid["runs"].items():
-        path = runs_folder / run / "record.json"
-        if allow_missing and not path.exists():
-            found.append({**_identity(run, entry), "status": "missing", "reason": MISSING})
-            continue
-        row, per_epoch, choices = rows.read(path, energy, factors)
-        scores = rouge.columns(path.parent) if row["status"] == "ok" else {}
-        found.append({**_identity(run, entry), **row, **scores})
+        row, per_epoch, choices = _read(runs_folder / run, energy, factors, lost)
+        beside = _beside(runs_folder / run, row, lost) if row["status"] == "ok" else {}
+        if (trace := beside.pop("power", None)) is not None:
+            traces[run] = trace
+        found.append({**_identity(run, entry), **row, **beside})
         of_run = {key: found[-1][key] for key in OF_RUN}
         epochs += [{**of_run, **epoch} for epoch in per_epoch]
         selections += [{**of_run, **choice} for choice in choices]
@@ -70,9 +72,40 @@ def aggregate(
         cells=cells.tabulate(runs, grid["config"]["grid"]),
         epochs=frame(epochs, EPOCHS),
         selections=frame(selections, SELECTIONS),
-        power=power.tabulate(runs, runs_folder),
+        power=power.tabulate(runs, traces),
         anchors=anchors.tabulate(runs, energy, factors, anchors_folder) if anchors_folder else no_anchors,
     )
+
+
+Rows = list[dict[str, Any]]
+
+
+def _read(
+    folder: Path, energy: dict[str, Any], factors: Footprint | None, lost: Callable[[Path], None]
+) -> tuple[dict[str, Any], Rows, Rows]:
+    """A run's rows of the tables of runs, epochs and selections, whatever became of its record."""
+    path = folder / "record.json"
+    if not path.exists():
+        return {"status": "missing", "reason": MISSING}, [], []
+    try:
+        return rows.read(path, energy, factors)
+    except UserError as error:
+        if isinstance(error, Corrupt):
+            lost(error.path)
+        return {"status": UNREADABLE, "reason": str(error)}, [], []
+
+
+def _beside(folder: Path, row: dict[str, Any], lost: Callable[[Path], None]) -> dict[str, Any]:
+    """What the files beside a record hold: columns of the runs table, and the trace as `power`."""
+    found: dict[str, Any] = {}
+    for read in (rouge.columns, lambda folder: {"power": power.read(folder)}):
+        try:
+            found |= read(folder)
+        except UserError as error:
+            if isinstance(error, Corrupt):
+                lost(error.path)
+            rows.add_flag(row, "unreadable_file", str(error))
+    return found
 
 
 def _identity(run: str, entry: dict[str, Any]) -> dict[str, Any]:

@@ -116,7 +116,7 @@ def _compare(rows: list[dict[str, Any]], runs: pl.DataFrame, axes: dict[str, Any
     """
     ok = runs.filter(pl.col("status") == "ok").select("cell", "environment", "repeat", "samples_per_s")
     speeds: dict[tuple[str, str], dict[int, float]] = {}
-    for cell, environment, repeat, speed in ok.iter_rows():
+    for cell, environment, repeat, speed in ok.drop_nulls().filter(pl.col("samples_per_s") > 0).iter_rows():
         speeds.setdefault((cell, environment), {})[repeat] = speed
     baselines: dict[tuple[object, ...], list[dict[str, Any]]] = {}
     for row in rows:
@@ -132,7 +132,7 @@ def _compare(rows: list[dict[str, Any]], runs: pl.DataFrame, axes: dict[str, Any
         if same is row:
             row |= {"speedup": 1.0, "speedup_verdict": "baseline"}
             continue
-        mine, theirs = (speeds[cell["cell"], cell["environment"]] for cell in (row, same))
+        mine, theirs = (speeds.get((cell["cell"], cell["environment"]), {}) for cell in (row, same))
         common = sorted(mine.keys() & theirs.keys())
         if common:
             found = paired_ratio([mine[seed] for seed in common], [theirs[seed] for seed in common])

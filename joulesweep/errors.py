@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 MOST_NAMES = 16  # more would not be one line
+MOST_LETTERS = 400  # of what a corrupt file says of itself
 
 
 class UserError(Exception):
@@ -13,6 +15,19 @@ class UserError(Exception):
 
     Programs print ``str(error)`` and exit with 2; they never show a traceback for it.
     """
+
+
+class Corrupt(UserError):  # noqa: N818 - says what the file is
+    """A file that the workflow wrote is not what it should be: moved aside, it is made again.
+
+    Attributes:
+        path: of the file.
+    """
+
+    def __init__(self, path: Path, reason: str) -> None:
+        line = " ".join(reason.split())
+        super().__init__(f"{path}: {line[:MOST_LETTERS]}")
+        self.path = path
 
 
 def one_of(what: str, given: object, allowed: Iterable[str]) -> str:

@@ -45,6 +45,7 @@ FLAGS = {
     "not_settled": "Temperature or power still moved when the cool-down ended.",
     "skipped_steps": "Loss scaling left out more than 1 % of the steps, since their gradients overflowed: nothing was "
     "learned in them. A few at the start are normal; in a short training they weigh.",
+    "unreadable_file": "A file beside the run's record could not be read; the next snakemake repeats the run.",
     "one_device": "A strategy for several devices ran on one: what it shows is the overhead of its wrapper.",
 }
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from joulesweep import floors, record
 from joulesweep.energy import HOST_KINDS, READ, by_epoch, estimated, headline, joined, scoped
-from joulesweep.errors import UserError
+from joulesweep.errors import Corrupt
 from joulesweep.estimate import Estimate
 from joulesweep.footprint import Footprint
 from joulesweep.spec import short_hash
@@ -37,14 +37,15 @@ def read(
         joules were read), and its rows of the tables of epochs and selections, likewise.
 
     Raises:
-        UserError: missing, corrupt or foreign; the line names the file.
+        UserError: missing, or of another version; the line names the file.
+        Corrupt: corrupt or foreign.
     """
     found = record.read(path)
     try:
         row = check(_run(found, energy, factors), RUNS)
         return row, list(_epochs(row, found, energy)), list(_selections(row, found))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{path}: corrupt run record: {type(error).__name__}: {error}") from None
+    except record.MALFORMED as error:
+        raise Corrupt(path, f"corrupt run record: {type(error).__name__}: {error}") from None
 
 
 def _run(found: dict[str, Any], energy: dict[str, Any], factors: Footprint | None) -> dict[str, Any]:
@@ -120,6 +121,8 @@ def _flags(flags: list[dict[str, str]]) -> dict[str, str | None]:
     """Names of the flags, and a line of text for each of them."""
     texts: dict[str, list[str]] = {}
     for row in flags:
+        if not row["flag"].isidentifier():
+            raise ValueError(f"flag is {row['flag']!r}")
         texts.setdefault(row["flag"], []).append(" ".join(row["text"].split()))
     lines = ["; ".join(dict.fromkeys(said)) for said in texts.values()]
     return {"flags": ", ".join(texts) or None, "flag_texts": "\n".join(lines) or None}

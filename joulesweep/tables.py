@@ -7,8 +7,8 @@ their own.
 from __future__ import annotations
 
 import io
-import math
 import os
+import reprlib
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,9 @@ import polars as pl
 from joulesweep.errors import UserError
 from joulesweep.units import COUNTED
 
+LARGEST = 1e300  # of all numbers: what is made from them is finite as well
+#: A number whose name has such an end cannot be negative.
+COUNTS = ("_s", "_j", "_w", "_bytes", "_flops", "_macs", "loss", "perplexity", "accuracy")
 TEXT, WHOLE, REAL, FLAG, TEXTS = pl.String(), pl.Int64(), pl.Float64(), pl.Boolean(), pl.List(pl.String())
 PYTHON_TYPES: dict[pl.DataType, tuple[type, ...]] = {
     TEXT: (str,),
@@ -116,7 +119,7 @@ POWER: dict[str, pl.DataType] = {
     **_columns(TEXT, "device"),
     **_columns(REAL, "t_s power_w window_s"),
 }
-UNREADABLE = "unreadable"  # status of an anchor whose record cannot be read; no record has it
+UNREADABLE = "unreadable"  # status of a run or an anchor whose record cannot be read; no record has it
 ANCHORS: dict[str, pl.DataType] = {
     **_columns(TEXT, "day run name panel status"),
     **_columns(REAL, "window_s energy_j anchor_window_s anchor_energy_j anchor_total_energy_j"),
@@ -228,16 +231,24 @@ def check(row: dict[str, Any], schema: dict[str, pl.DataType]) -> dict[str, Any]
 
     Raises:
         TypeError: a value of another type.
-        ValueError: NaN or infinity, which JSON readers let through.
+        ValueError: a number that cannot be: NaN, beyond `LARGEST`, or negative where it counts something.
     """
     for key, value in row.items():
         if value is None or key not in schema:
             continue
         if type(value) not in PYTHON_TYPES[schema[key]]:
-            raise TypeError(f"{key} is {value!r}")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{key} is {value}")
+            raise TypeError(f"{key} is {reprlib.repr(value)}")
+        if schema[key] in (REAL, WHOLE) and not _possible(key, value, LARGEST if schema[key] == REAL else 2**63 - 1):
+            raise ValueError(f"{key} is {reprlib.repr(value)}")
+        if schema[key] == TEXTS and not all(isinstance(text, str) for text in value):
+            raise TypeError(f"{key} is {reprlib.repr(value)}")
     return row
+
+
+def _possible(key: str, value: float, largest: float) -> bool:
+    """Whether a quantity of that name can have the value; NaN compares as false."""
+    smallest = 0 if key.endswith(COUNTS) or key.startswith("num_") else -largest
+    return smallest <= value <= largest
 
 
 def frame(rows: list[dict[str, Any]], schema: dict[str, pl.DataType]) -> pl.DataFrame:

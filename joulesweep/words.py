@@ -37,7 +37,9 @@ def scaled(values: Sequence[float], unit: str) -> tuple[list[str], str]:
 
 
 def digits(value: float) -> str:
-    """Three digits, and never an exponent."""
+    """Three digits, and no exponent where anybody would count the zeros."""
+    if abs(value) >= 1e15 or 0 < abs(value) < 1e-12:
+        return f"{value:.3g}"
     if abs(value) >= 1000:
         return f"{value:,.0f}"
     if 0 < abs(value) < 1e-4:

@@ -36,7 +36,7 @@ def elsewhere(tmp_path, monkeypatch):
 
 #: What `load` asks of Snakemake's own object.
 SHOWN = SimpleNamespace(quiet=None)
-SNAKEMAKE = SimpleNamespace(basedir="/base", is_main_process=True, local_exec=True, output_settings=SHOWN)
+SNAKEMAKE = SimpleNamespace(basedir="/base", is_main_process=True, local_exec=True, dryrun=True, output_settings=SHOWN)
 
 
 def sweep(**changes):
@@ -427,7 +427,9 @@ def test_a_claim_is_held_until_its_process_ends(tmp_path):
 
 
 def test_auto_is_refused_where_the_jobs_run_elsewhere():
-    cluster = SimpleNamespace(basedir="/base", is_main_process=True, local_exec=False, output_settings=SHOWN)
+    cluster = SimpleNamespace(
+        basedir="/base", is_main_process=True, local_exec=False, dryrun=True, output_settings=SHOWN
+    )
     with pytest.raises(WorkflowError, match="accelerator: auto looks at this machine"):
         workflow.load(tiny_run.config(hardware__accelerator="auto"), cluster)
     assert workflow.load(tiny_run.config(hardware__accelerator="cuda"), cluster).gpus

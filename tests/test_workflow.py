@@ -277,16 +277,24 @@ def test_a_strategy_that_the_machine_cannot_run_is_reported_and_the_sweep_goes_o
     assert "dp needs at least two GPUs" in (sweep.folder / "results/tiny/report.html").read_text(encoding="utf-8")
 
 
-def test_a_corrupt_record_is_named_and_refused(sweep: Checkout) -> None:
-    victim = sorted(sweep.records())[0]
-    path = sweep.runs / victim / "record.json"
-    before = path.read_text(encoding="utf-8")
-    path.write_text(before[: len(before) // 2], encoding="utf-8")
-    done = sweep.snakemake("--quiet", "all", "--forcerun", "aggregate")
-    assert done.returncode != 0
-    assert f"error: results/tiny/runs/{victim}/record.json: corrupt run record" in done.stdout + done.stderr
-    path.write_text(before, encoding="utf-8")
-    sweep.run()
+@pytest.mark.parametrize("name", ["record.json", "power.jsonl", "summaries.jsonl"])
+def test_a_corrupt_file_of_a_run_is_named_moved_aside_and_made_again(sweep: Checkout, name: str) -> None:
+    victim, other = sorted(sweep.records())
+    path = sweep.runs / victim / name
+    path.write_text("{", encoding="utf-8")
+    before = sweep.records()
+    output = sweep.run("--quiet", "all")
+    assert f"moved aside: results/tiny/runs/{victim}/{name}.corrupt; the next snakemake repeats its run" in output
+    page = (sweep.runs.parent / "report.html").read_text(encoding="utf-8")
+    assert f"{victim}/{name}: " in page
+    assert sweep.planned()["train"] == 1
+    output = sweep.run()
+    assert "moved aside" not in output
+    assert json.loads((sweep.runs / victim / "record.json").read_text(encoding="utf-8"))["status"] == "ok"
+    assert path.with_name(f"{name}.corrupt").exists()
+    assert sweep.records()[other] == before[other]
+    assert f"{victim}/{name}: " not in (sweep.runs.parent / "report.html").read_text(encoding="utf-8")
+    assert sweep.planned() == {}
 
 
 def test_snakemakes_own_report_is_made(sweep: Checkout) -> None:
