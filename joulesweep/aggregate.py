@@ -5,6 +5,7 @@ Runs of different hardware, driver or versions never share a cell's mean: `envir
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,11 @@ from joulesweep.spec import OMISSION, parameter_words
 from joulesweep.tables import ANCHORS, EPOCHS, RUNS, SELECTIONS, UNREADABLE, Tables, frame
 
 MISSING = "no record: not run yet, or it failed"
+#: What the boards of compared runs should share: flag, column, unit, and by how much it may differ.
+UNLIKE = (
+    ("limits_differ", "power_limit_w", "W", 1.0),
+    ("temperatures_differ", "temperature_start_c", "°C at the start", 5.0),
+)
 OF_RUN = ("run", "cell", "batch", "batch_size", "repeat")  # what an epoch or a choice has from its run
 
 
@@ -64,7 +70,9 @@ def aggregate(
     names = _names(found)
     for row in found + epochs + selections:
         row.update(names[row["cell"], row.get("environment")])
-    flag_shared_hosts([row for row in found if row["status"] == "ok"])
+    finished = [row for row in found if row["status"] == "ok"]
+    flag_shared_hosts(finished)
+    flag_unlike_boards(finished)
     runs = frame(found, RUNS)
     no_anchors = frame([], ANCHORS)
     return Tables(
@@ -143,6 +151,30 @@ def _flag_shared(row: dict[str, Any], other: dict[str, Any]) -> None:
     if row["exclusive"] != "node" and row["host_joules"]:
         text = f"{other['run']} was measured on {row['hostname']} at the same time; CPU and DRAM joules hold its share"
         rows.add_flag(row, "shared_host", text)
+
+
+def flag_unlike_boards(ok: list[dict[str, Any]]) -> None:
+    """Flag the runs of a panel whose boards' joules are compared across boards, limits or temperatures that differ.
+
+    Boards of one kind differ by some percent in what their sensors say, which no interval over seeds holds. Runs on one
+    board and on several may be compared if the one is among the several.
+    """
+    panels: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in ok:
+        if "gpu" in (row.get("energy_scope") or "").split("+"):
+            panels.setdefault((row["panel"], row["environment"]), []).append(row)
+    for same in panels.values():
+        boards = sorted({row["gpu_uuids"] for row in same if row["gpu_uuids"]}, key=lambda one: (len(one), one))
+        sets = [set(uuids.split(", ")) for uuids in boards]
+        nested = all(one <= other for one, other in itertools.pairwise(sets))
+        found = {"boards_differ": "" if nested else f"runs on {'; '.join(boards)}"}
+        for flag, column, unit, most in UNLIKE:
+            values = [row[column] for row in same if row[column] is not None]
+            apart = bool(values) and max(values) - min(values) > most
+            found[flag] = f"{min(values):g} to {max(values):g} {unit}" if apart else ""
+        for row, (flag, text) in itertools.product(same, found.items()):
+            if text:
+                rows.add_flag(row, flag, f"compared with others: {text}")
 
 
 def _names(found: list[dict[str, Any]]) -> dict[tuple[str, str | None], dict[str, str]]:

@@ -46,6 +46,10 @@ FLAGS = {
     "skipped_steps": "Loss scaling left out more than 1 % of the steps, since their gradients overflowed: nothing was "
     "learned in them. A few at the start are normal; in a short training they weigh.",
     "unreadable_file": "A file beside the run's record could not be read; the next snakemake repeats the run.",
+    "boards_differ": "Runs that are compared used different boards. Boards of one kind differ by about ±5 % in what "
+    "their sensors say, which no interval over repeats holds; measure.pin_boards keeps a sweep on the same ones.",
+    "limits_differ": "Runs that are compared had different power limits.",
+    "temperatures_differ": "Boards of runs that are compared began more than 5 °C apart.",
     "one_device": "A strategy for several devices ran on one: what it shows is the overhead of its wrapper.",
 }
 
@@ -197,12 +201,19 @@ def conditions(runs: pl.DataFrame) -> dict[str, str]:
         "waited for boards to settle": words.span(ok["cooldown_s"], "s"),
         "measuring took, of a window": _at_most(ok["meter_overhead_fraction"].drop_nulls().to_list()),
         "mean power × time, of the counter's joules": cross_check(ok),
+        "joules of a run may be off by": _largest_error(ok),
     }
     return {word: text for word, text in found.items() if text is not None}
 
 
 def _counts(values: list[int]) -> str | None:
     return " to ".join(map(str, sorted({min(values), max(values)}))) if values else None
+
+
+def _largest_error(ok: pl.DataFrame) -> str | None:
+    """The largest error of a run's joules, as a share of them: of counter, window and method, not of the sensor."""
+    known = ok.filter(pl.col("energy_j") > 0).select(pl.col("energy_error_j") / pl.col("energy_j"))
+    return _at_most(known.to_series().drop_nulls().to_list())
 
 
 def _at_most(fractions: list[float]) -> str | None:

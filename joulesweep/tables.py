@@ -57,8 +57,8 @@ RUNS: dict[str, pl.DataType] = {
     **_columns(WHOLE, "oom_bytes"),
     **_columns(TEXT, "started finished"),
     **_columns(REAL, "window_s startup_s cpu_s"),
-    **_columns(REAL, "energy_j net_energy_j"),
-    **_columns(TEXT, "energy_scope energy_status energy_method energy_reason"),
+    **_columns(REAL, "energy_j energy_error_j net_energy_j"),
+    **_columns(TEXT, "energy_scope energy_status energy_method energy_reason energy_doubt"),
     **_columns(REAL, "energy_tick_s idle_w power_ratio co2e_g cost"),
     **ESTIMATED,
     **_columns(REAL, "estimated_co2e_g"),
@@ -158,7 +158,8 @@ CELLS: dict[str, pl.DataType] = {
     **_columns(WHOLE, "num_ok num_runs"),
     **_columns(TEXT, "statuses"),
     **_columns(WHOLE, "num_flagged"),
-    **_columns(TEXT, "flags energy_scope energy_status"),
+    **_columns(TEXT, "flags energy_scope energy_status energy_doubt"),
+    **_columns(REAL, "energy_error_j"),
     **{f"{quantity}_{end}": REAL for quantity in QUANTITIES for end in ("mean", "low", "high")},
     **ESTIMATED,
     **_columns(REAL, "estimated_co2e_g"),
@@ -178,6 +179,7 @@ class Tables:
         runs: one row per run of the manifest, in its order; columns `RUNS`. Joules are per pass over the training,
             `total_energy_j` is of the whole window.
         cells: one row per cell and environment; columns `CELLS`. A cell with no ok run has one row and nulls.
+            `energy_error_j` is the mean of its runs' largest errors, which repeating does not make smaller.
         epochs: one row per ok run and epoch, epoch 0 being the untrained model; columns `EPOCHS`; joules are
             cumulative.
         selections: one row per ok run and choice of tensors, `epoch` being the first one that trained them; columns
