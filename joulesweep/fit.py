@@ -8,6 +8,7 @@ why not. Forward passes are in float32, in which results that should agree do.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import traceback
 from collections.abc import Iterator
 from dataclasses import replace
@@ -59,6 +60,8 @@ def _is_ours(error: Exception) -> bool:
     """Whether an error arose where PyTorch was called from this package, and not from within a model."""
     if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")) or "captur" in str(error):
         return False  # a model that cannot be compiled, or captured
+    if isinstance(error, TypeError) and ".forward() " in str(error):
+        return False  # a model of another interface
     frames = [(Path(frame.filename), frame.name) for frame in traceback.extract_tb(error.__traceback__)]
     # A backward pass is the model's, called by us.
     telling = [path for path, name in frames if TORCH not in path.parents or name == "_engine_run_backward"]
@@ -66,17 +69,28 @@ def _is_ours(error: Exception) -> bool:
 
 
 @contextlib.contextmanager
-def _plain(core: LanguageModel) -> Iterator[None]:
-    """Without dropout, gradients and autocast."""
-    training, name, head = core.training, core.precision_name, core.head
-    core.eval()
-    core.precision_name = "fp32"
+def _unchanged(core: LanguageModel) -> Iterator[None]:
+    """Leave the module, its buffers and the random state as they were."""
+    training, name, head, device = core.training, core.precision_name, core.head, _device(core)
+    buffers = {name: buffer.clone() for name, buffer in core.named_buffers()}
     try:
-        with torch.no_grad():
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
             yield
     finally:
         core.train(training)
         core.precision_name, core.head = name, head
+        with torch.no_grad():
+            for name, buffer in core.named_buffers():
+                buffer.copy_(buffers[name])
+
+
+@contextlib.contextmanager
+def _plain(core: LanguageModel) -> Iterator[None]:
+    """The same, without dropout, gradients and autocast."""
+    with _unchanged(core), torch.no_grad():
+        core.eval()
+        core.precision_name = "fp32"
+        yield
 
 
 def refusal(core: LanguageModel, corpus: data.Corpus, layout: data.Layout) -> str | None:
@@ -168,6 +182,7 @@ def _head_refusal(core: LanguageModel, corpus: data.Corpus, layout: data.Layout)
         return None
     batch = _batch(corpus, _shortest_and_longest(corpus), layout, core.task)
     tensors = batch.on(_device(core))
+    ids, segments, answers, positions, _, targets = tensors
     with _plain(core):
         try:
             with foreign("head masked"):
@@ -176,7 +191,7 @@ def _head_refusal(core: LanguageModel, corpus: data.Corpus, layout: data.Layout)
             return f"{unfit}; use head: [dense]"
         core.head = "dense"
         with foreign("head dense"):
-            every, _, _ = core.logits(*tensors[:4], None, tensors[5])
+            every, _, _ = core.logits(ids, segments, answers, positions, None, targets)
     assert places is not None
     if len(every) > int(places.max()) and _agree(found, every[places]):
         return None
@@ -186,31 +201,23 @@ def _head_refusal(core: LanguageModel, corpus: data.Corpus, layout: data.Layout)
 def step_refusal(core: LanguageModel, corpus: data.Corpus, layout: data.Layout) -> str | None:
     """Take a step without the optimizer, as the run will. Say why a model cannot be trained so, or None if it can.
 
-    Buffers and random state are as they were afterwards.
-
     Args:
         core: the module, in the dtype that trains, on its device.
         corpus: the texts.
         layout: how they will be laid out.
     """
-    device, training = _device(core), core.training
-    buffers = {name: buffer.clone() for name, buffer in core.named_buffers()}
-    batch = _batch(corpus, _shortest_and_longest(corpus), layout, core.task)
+    batch = _batch(corpus, _shortest_and_longest(corpus), layout, core.task).on(_device(core))
     trained = [parameter for parameter in core.parameters() if parameter.requires_grad]
-    core.train()
     try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []), foreign("a training step"):
-            torch.autograd.backward(core(*batch.on(device))[0, 0])
+        with _unchanged(core), foreign("a training step"):
+            core.train()
+            torch.autograd.backward(core(*batch)[0, 0])
         if not any(bool(p.grad.any()) for p in trained if p.grad is not None):
             return "no parameter that is to be trained has a part in the loss of this model"
     except Unfit as unfit:
         return str(unfit)
     finally:
         core.zero_grad(set_to_none=True)
-        core.train(training)
-        with torch.no_grad():
-            for name, buffer in core.named_buffers():
-                buffer.copy_(buffers[name])
     return None
 
 
@@ -238,12 +245,15 @@ def _states(core: LanguageModel, corpus: data.Corpus, texts: torch.Tensor, layou
         return [row[:length] for row, length in zip(hidden, lengths, strict=True)]
     text = segments.flatten()
     order = text.argsort(stable=True)[int((text == 0).sum()) :]  # within a row, a text's tokens stand in order
-    return list(torch.split(hidden.flatten(0, 1)[order], lengths))  # type: ignore[no-untyped-call]
+    return list(torch.split(hidden.flatten(0, 1)[order], lengths))
 
 
 def _hidden(core: LanguageModel, inputs: dict[str, Any]) -> torch.Tensor:
     """The last hidden states, [rows, length, width]."""
-    hidden: torch.Tensor = core.model.base_model(**inputs)[0]  # type: ignore[operator]
+    inner: Any = core.model.base_model
+    if "input_ids" not in inspect.signature(inner.forward).parameters:
+        inner = core.model  # Perceiver's inner model is no language model: its logits will do
+    hidden: torch.Tensor = inner(**inputs)[0]
     return hidden
 
 
@@ -252,4 +262,8 @@ def _device(core: torch.nn.Module) -> torch.device:
 
 
 def _agree(found: torch.Tensor, expected: torch.Tensor) -> bool:
-    return found.shape == expected.shape and bool((found - expected).abs().max() <= AGREE * expected.abs().max())
+    """Whether results are the same but for rounding. Of what is no number nothing can be told: that diverges later."""
+    if found.shape != expected.shape:
+        return False
+    difference = (found - expected).abs().max()
+    return not bool(difference.isfinite()) or bool(difference <= AGREE * expected.abs().max())

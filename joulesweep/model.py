@@ -166,7 +166,8 @@ def head_name(model: torch.nn.Module) -> str | None:
     named = next((inside + name for name in HEADS if inside + name in modules), None)
     if named is None and hasattr(model, "get_output_embeddings"):
         matrix = model.get_output_embeddings()  # type: ignore[operator]
-        named = next((name for name, module in modules.items() if module is matrix), None)
+        is_table = isinstance(matrix, torch.nn.Embedding)  # FSMT gives its decoder's, which reads ids
+        named = next((name for name, module in modules.items() if module is matrix and not is_table), None)
     return named
 
 

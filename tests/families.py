@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import warnings
 from typing import Any
 
 import tiny_run
@@ -56,7 +57,15 @@ MLM: dict[str, dict[str, Any]] = {
     "eurobert": {},
     "flaubert": {"emb_dim": 16, "n_layers": 2, "n_heads": 2},
     "fnet": {},
-    "funnel": {"num_hidden_layers": OMIT, "block_sizes": [1, 1], "num_decoder_layers": 1, "d_model": 16, "n_head": 2, "d_head": 8, "d_inner": 32},
+    "funnel": {
+        "num_hidden_layers": OMIT,
+        "block_sizes": [1, 1],
+        "num_decoder_layers": 1,
+        "d_model": 16,
+        "n_head": 2,
+        "d_head": 8,
+        "d_inner": 32,
+    },
     "ibert": {},
     "layoutlm": {"max_2d_position_embeddings": 8},
     "longformer": {"attention_window": 4},
@@ -88,7 +97,7 @@ CLM: dict[str, dict[str, Any]] = {
     "biogpt": {},
     "bitnet": {**GROUPED},
     "bloom": {"n_layer": 2, "n_head": 2},
-    "codegen": {"n_embd": 16, "n_layer": 2, "n_head": 4, "rotary_dim": 4, "n_positions": 64, "n_ctx": 64},
+    "codegen": {"num_attention_heads": 4, "n_embd": 16, "rotary_dim": 4, "n_positions": 64, "n_ctx": 64},
     "cohere": {**GROUPED},
     "ctrl": {"dff": 32, "n_positions": 64},
     "deepseek_v3": {
@@ -104,7 +113,7 @@ CLM: dict[str, dict[str, Any]] = {
         "first_k_dense_replace": 1,
         "num_key_value_heads": 2,
     },
-    "exaone4": {**GROUPED, "sliding_window": None, "sliding_window_pattern": 2},
+    "exaone4": {**GROUPED, "sliding_window": 8, "sliding_window_pattern": 2},
     "falcon": {},
     "gemma": {**GROUPED},
     "gemma2": {**GROUPED, "sliding_window": 8},
@@ -214,7 +223,8 @@ def _network(family: str) -> Any:
     for name, value in vars(config).items():
         if ("drop" in name and isinstance(value, float)) or name in ("layerdrop", "router_jitter_noise"):
             setattr(config, name, 0.0)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of shapes that are small
         torch.manual_seed(0)
         if not both:
             return getattr(transformers, AUTO_CLASSES[task]).from_config(config).float()
