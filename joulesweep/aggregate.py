@@ -14,8 +14,9 @@ from typing import Any
 from joulesweep import anchors, cells, power, record, rouge, rows
 from joulesweep.errors import Corrupt, UserError
 from joulesweep.footprint import Footprint, footprint
+from joulesweep.rows import Rows
 from joulesweep.spec import OMISSION, parameter_words
-from joulesweep.tables import ANCHORS, EPOCHS, RUNS, SELECTIONS, UNREADABLE, Tables, frame
+from joulesweep.tables import ANCHORS, DEVICES, EPOCHS, RUNS, SELECTIONS, UNREADABLE, Tables, frame
 
 MISSING = "no record: not run yet, or it failed"
 #: What the boards of compared runs should share: flag, column, unit, and by how much it may differ.
@@ -23,7 +24,7 @@ UNLIKE = (
     ("limits_differ", "power_limit_w", "W", 1.0),
     ("temperatures_differ", "temperature_start_c", "°C at the start", 5.0),
 )
-OF_RUN = ("run", "cell", "batch", "batch_size", "repeat")  # what an epoch or a choice has from its run
+OF_RUN = ("run", "cell", "batch", "batch_size", "repeat", "environment")  # what rows of other tables have from a run
 
 
 def read_grid(path: Path) -> dict[str, Any]:
@@ -57,18 +58,20 @@ def aggregate(
     """
     energy = grid["config"]["energy"]
     factors = footprint(energy)
-    found, epochs, selections, traces = [], [], [], {}
+    found: Rows = []
+    tables: dict[str, Rows] = {"epochs": [], "selections": [], "devices": []}
+    traces = {}
     for run, entry in grid["runs"].items():
-        row, per_epoch, choices = _read(runs_folder / run, energy, factors, lost)
+        row, further = _read(runs_folder / run, energy, factors, lost)
         beside = _beside(runs_folder / run, row, lost) if row["status"] == "ok" else {}
         if (trace := beside.pop("power", None)) is not None:
             traces[run] = trace
         found.append({**_identity(run, entry), **row, **beside})
-        of_run = {key: found[-1][key] for key in OF_RUN}
-        epochs += [{**of_run, **epoch} for epoch in per_epoch]
-        selections += [{**of_run, **choice} for choice in choices]
+        of_run = {key: found[-1].get(key) for key in OF_RUN}
+        for name, made in further.items():
+            tables[name] += [{**one, **of_run} for one in made]
     names = _names(found)
-    for row in found + epochs + selections:
+    for row in itertools.chain(found, *tables.values()):
         row.update(names[row["cell"], row.get("environment")])
     finished = [row for row in found if row["status"] == "ok"]
     flag_shared_hosts(finished)
@@ -78,29 +81,27 @@ def aggregate(
     return Tables(
         runs=runs,
         cells=cells.tabulate(runs, grid["config"]["grid"]),
-        epochs=frame(epochs, EPOCHS),
-        selections=frame(selections, SELECTIONS),
+        epochs=frame(tables["epochs"], EPOCHS),
+        selections=frame(tables["selections"], SELECTIONS),
+        devices=frame(tables["devices"], DEVICES),
         power=power.tabulate(runs, traces),
         anchors=anchors.tabulate(runs, energy, factors, anchors_folder) if anchors_folder else no_anchors,
     )
 
 
-Rows = list[dict[str, Any]]
-
-
 def _read(
     folder: Path, energy: dict[str, Any], factors: Footprint | None, lost: Callable[[Path], None]
-) -> tuple[dict[str, Any], Rows, Rows]:
-    """A run's rows of the tables of runs, epochs and selections, whatever became of its record."""
+) -> tuple[dict[str, Any], dict[str, Rows]]:
+    """A run's row of the runs table and its rows of others, whatever became of its record."""
     path = folder / "record.json"
     if not path.exists():
-        return {"status": "missing", "reason": MISSING}, [], []
+        return {"status": "missing", "reason": MISSING}, {}
     try:
         return rows.read(path, energy, factors)
     except UserError as error:
         if isinstance(error, Corrupt):
             lost(error.path)
-        return {"status": UNREADABLE, "reason": str(error)}, [], []
+        return {"status": UNREADABLE, "reason": str(error)}, {}
 
 
 def _beside(folder: Path, row: dict[str, Any], lost: Callable[[Path], None]) -> dict[str, Any]:

@@ -237,7 +237,8 @@ def own_cost(tables: Tables, factors: Footprint | None) -> dict[str, Any] | None
     """
     ok = tables.runs.filter(pl.col("status") == "ok")
     known = ok.drop_nulls("total_energy_j")
-    if known.is_empty():
+    apart = _apart(tables.devices)
+    if known.is_empty() and not apart:
         return None
     again = tables.anchors.drop_nulls("anchor_total_energy_j")
     again = again.rename({f"anchor_{key}": key for key in KIND} | {"anchor_total_energy_j": "total_energy_j"})
@@ -246,7 +247,17 @@ def own_cost(tables: Tables, factors: Footprint | None) -> dict[str, Any] | None
         for frame, what in ((known, "runs"), (again, "anchors"))
         for (status, scope), part in frame.group_by(KIND, maintain_order=True)
     ]
-    return {"lines": lines, "num_lacking": ok.height - known.height}
+    return {"lines": lines + apart, "num_lacking": ok.height - known.height}
+
+
+def _apart(devices: pl.DataFrame) -> list[str]:
+    """Joules of boards that are in no run's sum: a run on the CPU metered them. Never added to those that are."""
+    read = devices.filter(~pl.col("in_scope"), kind="gpu").drop_nulls("total_energy_j")
+    return [
+        f"{words.one(math.fsum(part['total_energy_j']), 'J')} ({status}, of boards that are in no run's sum: "
+        f"{_some(part['device'].unique().sort().to_list())} of {part['run'].n_unique()} runs)"
+        for (status,), part in read.group_by("status", maintain_order=True)
+    ]
 
 
 def _used(energy_j: float, kind: str, factors: Footprint | None) -> str:

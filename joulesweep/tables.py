@@ -113,6 +113,13 @@ SELECTIONS: dict[str, pl.DataType] = {
     **_columns(REAL, "rating_s step_s"),
     **_columns(TEXTS, "chosen candidates"),
 }
+DEVICES: dict[str, pl.DataType] = {
+    **RUN_NAME,
+    **_columns(WHOLE, "batch_size repeat"),
+    **_columns(TEXT, "device kind uuid status method reason doubt"),
+    **_columns(REAL, "energy_j error_j total_energy_j net_energy_j idle_w tick_s mean_power_w power_ratio"),
+    **_columns(FLAG, "in_scope"),
+}
 POWER: dict[str, pl.DataType] = {
     **RUN_NAME,
     **_columns(WHOLE, "batch_size repeat"),
@@ -185,6 +192,8 @@ class Tables:
         selections: one row per ok run and choice of tensors, `epoch` being the first one that trained them; columns
             `SELECTIONS`. Tensors are listed from the output to the input. Costs are shares of training all candidates:
             predicted by the method's own model, in FLOPs or in seconds (`objective`), and counted, always in FLOPs.
+        devices: one row per ok run and device that was or should have been read; columns `DEVICES`; `in_scope` says
+            whether its joules are in the run's.
         power: the power traces of the ok runs, one row per sample and device; columns `POWER`. t_s counts from the
             begin of the window, which lasts window_s.
         anchors: one row per run that was measured again on a later day; columns `ANCHORS`.
@@ -194,6 +203,7 @@ class Tables:
     cells: pl.DataFrame
     epochs: pl.DataFrame
     selections: pl.DataFrame
+    devices: pl.DataFrame
     power: pl.DataFrame
     anchors: pl.DataFrame
 

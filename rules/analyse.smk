@@ -6,7 +6,7 @@ out:  results/<sweep>/tables/*.parquet, charts/*.svg and *.html, report.html;
 """
 
 CAPTIONS = "../joulesweep/templates/captions"
-TABLES = ("runs", "cells", "epochs", "selections", "power", "anchors")
+TABLES = ("runs", "cells", "epochs", "selections", "devices", "power", "anchors")
 
 
 rule aggregate:

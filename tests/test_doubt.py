@@ -150,3 +150,29 @@ def test_boards_of_other_panels_are_no_matter(tmp_path):
     _, found = build(tmp_path, change, axes={"strategy": ["single"], "model": ["tiny", "other"]})
     assert flags(found) == set()
     assert found.runs.filter(pl.col("panel") != "")["panel"].n_unique() == 2
+
+
+def test_every_device_has_a_row_with_its_own_error_and_doubt(tmp_path):
+    _, found = build(tmp_path, doubtful)
+    devices = found.devices
+    assert devices.height == sum(n + 1 for n in found.runs["devices"])  # the boards, and the CPU that has no meter
+    cpu, boards = (devices.filter(kind=kind) for kind in ("cpu", "gpu"))
+    assert not cpu["in_scope"].any() and boards["in_scope"].all()
+    assert set(cpu["status"]) == {"unavailable"} and all("no RAPL" in reason for reason in cpu["reason"])
+    assert boards["error_j"].null_count() == 0
+    assert boards.drop_nulls("doubt").height == 4 * 3 + 2 * 3
+    sums = boards.group_by("run", maintain_order=True).agg(pl.col("energy_j", "error_j").sum())
+    assert sums["energy_j"].to_list() == pytest.approx(found.runs["energy_j"].to_list())
+    assert sums["error_j"].to_list() == pytest.approx(found.runs["energy_error_j"].to_list())
+
+
+def test_joules_of_boards_that_a_run_on_the_cpu_metered_are_told_apart(tmp_path):
+    def change(row):
+        boards = [synthetic.energy_row("gpu:0", 100.0), synthetic.energy_row("gpu:1", None, status="unavailable")]
+        return synthetic.with_energy(row, *synthetic.no_meter(), *boards)
+
+    grid, runs = synthetic.write_sweep(tmp_path, synthetic.raw_config(), change)
+    found = aggregate(grid, runs)
+    page = report.build(grid, found)
+    assert "2.40 kJ (measured, of boards that are in no run&#39;s sum: gpu:0 of 24 runs)" in page
+    assert "no run's joules were read" not in page

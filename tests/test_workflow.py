@@ -56,6 +56,7 @@ def test_a_finished_sweep_has_all_its_files(sweep: Checkout) -> None:
     assert sorted(path.name for path in (results / "tables").iterdir()) == [
         "anchors.parquet",
         "cells.parquet",
+        "devices.parquet",
         "epochs.parquet",
         "power.parquet",
         "runs.parquet",
