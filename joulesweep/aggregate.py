@@ -66,7 +66,7 @@ def aggregate(
         beside = _beside(runs_folder / run, row, lost) if row["status"] == "ok" else {}
         if (trace := beside.pop("power", None)) is not None:
             traces[run] = trace
-        found.append({**_identity(run, entry), **row, **beside})
+        found.append({**dict.fromkeys(RUNS), **_identity(run, entry), **row, **beside})
         of_run = {key: found[-1].get(key) for key in OF_RUN}
         for name, made in further.items():
             tables[name] += [{**one, **of_run} for one in made]

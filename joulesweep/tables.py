@@ -252,6 +252,8 @@ def check(row: dict[str, Any], schema: dict[str, pl.DataType]) -> dict[str, Any]
             raise TypeError(f"{key} is {reprlib.repr(value)}")
         if schema[key] in (REAL, WHOLE) and not _possible(key, value, LARGEST if schema[key] == REAL else 2**63 - 1):
             raise ValueError(f"{key} is {reprlib.repr(value)}")
+        if schema[key] == TEXT:
+            value.encode()  # half a surrogate pair is no text
         if schema[key] == TEXTS and not all(isinstance(text, str) for text in value):
             raise TypeError(f"{key} is {reprlib.repr(value)}")
     return row

@@ -87,6 +87,7 @@ def test_the_error_of_the_joules_is_in_tables_and_report(tmp_path):
     page = report.build(grid, found)
     assert "off by at most 1.00 %" in page
     assert "joules of a run may be off by" in page
+    assert page.count("±5 %") == 1 and "cancels in ratios on\none board" in page
 
 
 def test_a_device_without_an_error_leaves_the_sum_without_one(tmp_path):
