@@ -292,7 +292,7 @@ def test_a_method_that_fits_nothing_of_the_model_is_one_clear_line():
         methods.load("lora").apply(tiny_run.network(), methods.parameters("lora", {"targets": ["quary"]}))
     with pytest.raises(UserError, match="method last-k: layers 3 of a model that has 2"):
         methods.load("last-k").apply(tiny_run.network(), methods.parameters("last-k", {"layers": 3}))
-    with pytest.raises(UserError, match="^method last-k: the model has no list of layers$"):
+    with pytest.raises(UserError, match=r"^method last-k: the model has no list of layers$"):
         methods.load("last-k").apply(torch.nn.Linear(2, 2), methods.parameters("last-k", {}))
 
 
