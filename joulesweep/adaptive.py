@@ -368,11 +368,11 @@ def _taken(parameter: torch.nn.Parameter, scale: float) -> torch.Tensor:
 def described(trainer: Trainer, phases: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The phases with what `flops.described` says of their work; after the window, since this is bookkeeping."""
     if trainer.selector is None:
-        return [{**phase, **trainer.work} for phase in phases]
+        return [{**phase, **trainer.facts, **trainer.work} for phase in phases]
     named = dict(trainer.core.model.named_parameters())
     found = []
     for phase in phases:
         for name in trainer.selector.cost.names:
             named[name].requires_grad_(name in phase.get("chosen", trainer.selector.cost.names))
-        found.append({**phase, **flops.described(trainer.core)})
+        found.append({**phase, **trainer.facts, **flops.described(trainer.core)})
     return found

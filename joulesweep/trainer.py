@@ -77,6 +77,7 @@ class Trainer:
         optimizer: AdamW over what the method trains.
         scaler: of the loss, for float16.
         work: what a step should cost by the model's shapes, from `flops.described`.
+        facts: what a record says of the method, from `methods.described`.
         selector: of a method that chooses tensors while it trains, else None.
         phases: of the training, in order: spans in which the same tensors trained or were rated. Each is a row of the
             record: kind "training" or "rating", the epoch that it began with, num_steps, the counts of
@@ -97,6 +98,7 @@ class Trainer:
     optimizer: torch.optim.AdamW
     scaler: torch.amp.GradScaler
     work: dict[str, Any]
+    facts: dict[str, Any] = field(default_factory=dict)
     selector: adaptive.Selector | None = None
     phases: list[dict[str, Any]] = field(default_factory=list)
     graphed: engine.GraphedStep | None = None
@@ -237,7 +239,7 @@ def assemble(spec: RunSpec, model_folder: Path, tokens: Path, place: Place) -> T
     """
     try:
         corpus, core = _learning(spec, model_folder, tokens)
-        work = _prepare(core, corpus, spec, place)
+        work, facts = _prepare(core, corpus, spec, place), methods.described(spec.method, core.model)
     except Unfit as unfit:
         raise Stop("unsupported", str(unfit)) from unfit
     if spec.engine == "compile":
@@ -263,6 +265,7 @@ def assemble(spec: RunSpec, model_folder: Path, tokens: Path, place: Place) -> T
         optimizer=_optimizer(core, spec, place.device),
         scaler=precision.scaler(spec.precision, place.device.type),
         work=work,
+        facts=facts,
     )
     try:
         trainer.selector = adaptive.selector(trainer)

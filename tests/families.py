@@ -79,7 +79,7 @@ MLM: dict[str, dict[str, Any]] = {
     "nystromformer": {"num_landmarks": 64, "segment_means_seq_len": 64},
     "perceiver": {"d_model": 16, "d_latents": 16, "num_latents": 4},
     "rembert": {"input_embedding_size": 8, "output_embedding_size": 8},
-    "reformer": {"axial_pos_embds": False, "is_decoder": False, "attn_layers": ["local", "lsh"]},
+    "reformer": {"axial_pos_embds": False, "is_decoder": False, "attn_layers": ["local", "local"]},
     "roberta": {},
     "roberta-prelayernorm": {},
     "roc_bert": {"enable_pronunciation": False, "enable_shape": False},

@@ -8,11 +8,12 @@ import inspect
 import subprocess
 import sys
 
+import families
 import pytest
 import tiny_run
 import torch
 
-from joulesweep import methods
+from joulesweep import flops, methods
 from joulesweep.errors import UserError
 from joulesweep.model import LanguageModel
 
@@ -79,16 +80,65 @@ def test_full_freezes_nothing():
     assert frozen(model) == set()
 
 
-@pytest.mark.parametrize("fraction", [0.5, 0.9])
-def test_freeze_bottom_freezes_the_embeddings_and_the_lowest_layers(fraction):
-    model = tiny_run.network()
-    methods.load("freeze-bottom").apply(model, methods.parameters("freeze-bottom", {"fraction": fraction}))
-    num_layers = round(fraction * 2)
-    assert num_layers == {0.5: 1, 0.9: 2}[fraction]
-    below = tuple(f"bert.encoder.layer.{i}." for i in range(num_layers))
+@pytest.mark.parametrize(
+    ("fraction", "num_layers", "num_frozen"),
+    [(0.5, 2, 1), (0.25, 2, 1), (0.75, 2, 1), (0.9, 2, 1), (0.01, 6, 1), (0.25, 6, 2), (0.75, 6, 5), (0.99, 6, 5)],
+)
+def test_freeze_bottom_freezes_the_embeddings_and_the_lowest_layers(fraction, num_layers, num_frozen):
+    """At least one layer and never all; halves are rounded up, not to the even number."""
+    model = tiny_run.network(num_hidden_layers=num_layers)
+    module = methods.load("freeze-bottom")
+    module.apply(model, methods.parameters("freeze-bottom", {"fraction": fraction}))
+    below = tuple(f"bert.encoder.layer.{i}." for i in range(num_frozen))
     expected = {name for name, _ in model.named_parameters() if name.startswith(("bert.embeddings.", *below))}
     assert len(expected) > 10
     assert frozen(model) == expected
+    assert methods.described("freeze-bottom", model) == {"num_layers": num_layers, "num_frozen_layers": num_frozen}
+
+
+def test_of_one_layer_no_share_can_be_frozen():
+    with pytest.raises(UserError, match=r"^method freeze-bottom: the model has one layer; a share of it cannot be"):
+        methods.load("freeze-bottom").apply(
+            tiny_run.network(num_hidden_layers=1), methods.parameters("freeze-bottom", {})
+        )
+
+
+@pytest.mark.parametrize("name", ["freeze-bottom", "last-k"])
+def test_layers_that_cannot_be_told_apart_are_refused(name):
+    """ALBERT executes one layer several times; XLM keeps the parts of a layer in lists of their own."""
+    module, params = methods.load(name), methods.parameters(name, {})
+    with pytest.raises(
+        UserError, match=rf"^method {name}: the layers of this model share their weights: 1 is executed"
+    ):
+        module.apply(families.network("mlm-albert"), params)
+    with pytest.raises(UserError, match=rf"^method {name}: each layer of this model lies in several lists"):
+        module.apply(families.network("mlm-xlm"), params)
+
+
+def test_groups_of_albert_that_share_nothing_are_layers():
+    model = tiny_run.network("albert", num_hidden_groups=2)
+    methods.load("freeze-bottom").apply(model, methods.parameters("freeze-bottom", {}))
+    assert methods.described("freeze-bottom", model) == {"num_layers": 2, "num_frozen_layers": 1}
+    assert trains(model.albert.encoder.albert_layer_groups[0]) == {False}
+    assert trains(model.albert.encoder.albert_layer_groups[1]) == {True}
+
+
+def test_layers_in_blocks_are_counted_one_by_one():
+    """Funnel's lie in lists of lists."""
+    model = families.network("mlm-funnel")
+    methods.load("last-k").apply(model, methods.parameters("last-k", {"layers": 1}))
+    assert methods.described("last-k", model) == {"num_layers": 2, "num_frozen_layers": 1}
+
+
+def test_what_leads_to_the_layers_is_frozen_also_where_products_are_not_counted():
+    """The order of the parameters needs no count."""
+    model = families.network("mlm-convbert")
+    assert flops.described(LanguageModel(model))["flop_reason"] is not None
+    model = families.network("mlm-big_bird")
+    model.bert.encoder.project = torch.nn.Linear(16, 16)
+    model.bert.embeddings.register_forward_hook(lambda module, args, out: model.bert.encoder.project(out))
+    methods.load("freeze-bottom").apply(model, methods.parameters("freeze-bottom", {}))
+    assert trains(model.bert.encoder.project) == {False}
 
 
 def test_freeze_bottom_leaves_the_head_but_the_projection_tied_to_the_embeddings():
@@ -242,7 +292,7 @@ def test_a_method_that_fits_nothing_of_the_model_is_one_clear_line():
         methods.load("lora").apply(tiny_run.network(), methods.parameters("lora", {"targets": ["quary"]}))
     with pytest.raises(UserError, match="method last-k: layers 3 of a model that has 2"):
         methods.load("last-k").apply(tiny_run.network(), methods.parameters("last-k", {"layers": 3}))
-    with pytest.raises(UserError, match="method last-k: layers 2 of a model that has 0"):
+    with pytest.raises(UserError, match=r"^method last-k: the model has no list of layers$"):
         methods.load("last-k").apply(torch.nn.Linear(2, 2), methods.parameters("last-k", {}))
 
 
@@ -337,8 +387,44 @@ def test_lora_leaves_the_relative_positions_of_t5_alone():
     assert not any("relative" in name for name in trained(model))
 
 
-def test_lora_names_the_layers_of_a_model_that_it_does_not_know():
-    model = tiny_run.writer("opt")
-    model.config.model_type = "novel"
-    with pytest.raises(UserError, match=r"^method lora: no usual targets of a novel are known; give targets: fc1, "):
+@pytest.mark.parametrize(
+    ("family", "targets"),
+    [
+        ("mlm-distilbert", ["q_lin", "v_lin"]),
+        ("mlm-camembert", ["query", "value"]),
+        ("mlm-albert", ["query", "value"]),
+        ("mlm-mpnet", ["q", "v"]),
+        ("mlm-modernbert", ["Wqkv"]),
+        ("clm-phi3", ["qkv_proj"]),
+        ("clm-qwen3_moe", ["q_proj", "v_proj"]),
+        ("clm-mamba", ["in_proj"]),
+        ("clm-ctrl", ["Wq", "Wv"]),
+        ("seq2seq-marian", ["q_proj", "v_proj"]),
+        ("seq2seq-umt5", ["q", "v"]),
+    ],
+)
+def test_lora_finds_targets_by_their_usual_names_where_peft_knows_none(family, targets):
+    model, module = families.network(family), methods.load("lora")
+    module.apply(model, methods.parameters("lora", {}))
+    assert trained(model) and all("lora_" in name for name in trained(model))
+    assert methods.described("lora", model) == {"lora_targets": targets}
+    module.merge(model)
+    assert methods.described("greentrainer", model) == {}
+
+
+def test_lora_takes_every_linear_layer_of_a_model_with_names_of_its_own():
+    model, other = families.network("clm-rwkv"), families.network("clm-rwkv")
+    methods.load("lora").apply(model, methods.parameters("lora", {}))
+    inside = {name for name, part in other.rwkv.blocks.named_modules() if isinstance(part, torch.nn.Linear)}
+    adapted = {name.partition(".lora_")[0].removeprefix("rwkv.blocks.") for name in trained(model)}
+    assert adapted == inside  # and not the output layer
+    assert methods.described("lora", model) == {"lora_targets": sorted({name.rpartition(".")[2] for name in inside})}
+
+
+def test_lora_refuses_a_model_without_linear_layers():
+    from types import SimpleNamespace
+
+    model = torch.nn.Sequential(torch.nn.Embedding(3, 2))
+    model.config = SimpleNamespace(model_type="novel")
+    with pytest.raises(UserError, match=r"^method lora: the model has no linear layer of its own in its layers$"):
         methods.load("lora").apply(model, methods.parameters("lora", {}))

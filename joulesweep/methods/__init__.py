@@ -9,6 +9,7 @@ A method is a module `joulesweep/methods/<name>.py` (underscores for the hyphens
   chooses tensors every few epochs, see `joulesweep.adaptive`;
 * perhaps `merge(model)`: takes out again what `apply` added, before the trained model is saved; or, where that cannot
   be, `save(model, state, folder)`: saves it with these weights;
+* perhaps `described(model)`: what a record says of it in each phase of the training, such as its frozen layers;
 * perhaps `impossible(spec)`: why the method does not fit the rest of a spec, in one line, or None.
 
 Every parameter has a default: the conformance test trains each method with them, on a decoder if no encoder will do.
@@ -27,6 +28,8 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 from joulesweep.errors import UserError, one_of
 
 if TYPE_CHECKING:
+    import torch
+
     from joulesweep.spec import RunSpec
 
 #: What a parameter of a plain type may be given as; YAML writes a whole float without its dot.
@@ -72,6 +75,12 @@ def impossible(spec: RunSpec) -> str | None:
     if spec.engine != "eager":
         return f"method {spec.method}: each choice of tensors is another step to prepare; use engine: [eager]"
     return None
+
+
+def described(name: str, model: torch.nn.Module) -> dict[str, Any]:
+    """What a record says of a method, applied to a model."""
+    found: dict[str, Any] = getattr(load(name), "described", lambda model: {})(model)
+    return found
 
 
 def parameters(name: str, given: dict[str, Any]) -> Any:  # noqa: ANN401 - each method has its own dataclass

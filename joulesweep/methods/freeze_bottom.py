@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 class Params:
     """Attributes.
 
-    fraction: share of the layers to freeze, in (0, 1); rounded to whole layers.
+    fraction: share of the layers to freeze, in (0, 1); rounded to whole layers, at least one and never all.
     """
 
     fraction: float = 0.5
@@ -30,10 +31,20 @@ def apply(model: torch.nn.Module, params: Params) -> torch.nn.Module:
     """Freeze the input embeddings and the first `fraction` of the layers, an encoder's first; see `model.freeze_below`.
 
     Raises:
-        UserError: the model has no list of layers.
+        UserError: the model has no layers that can be told apart, or one alone.
     """
-    from joulesweep.model import freeze_below
+    from joulesweep.model import freeze_below, layers_of
 
-    if not freeze_below(model, fraction=params.fraction):
-        raise UserError("method freeze-bottom: the model has no list of layers")
+    layers = layers_of(model, "freeze-bottom")
+    if len(layers) < 2:
+        raise UserError("method freeze-bottom: the model has one layer; a share of it cannot be frozen")
+    num_frozen = math.floor(params.fraction * len(layers) + 0.5)  # `round` takes halves to the even number
+    freeze_below(model, layers, min(max(num_frozen, 1), len(layers) - 1))
     return model
+
+
+def described(model: torch.nn.Module) -> dict[str, int]:
+    """What a record says of it: see `model.frozen_layers`."""
+    from joulesweep.model import frozen_layers
+
+    return frozen_layers(model)

@@ -54,6 +54,11 @@ def apply(model: torch.nn.Module, params: Params) -> torch.nn.Module:
     return model if params.lora is None else lora.apply(model, methods.parameters("lora", params.lora))
 
 
+def described(model: torch.nn.Module) -> dict[str, Any]:
+    """What a record says of the adapters, if there are any; see `lora.described`."""
+    return lora.described(model)
+
+
 def merge(model: torch.nn.Module) -> None:
     """Take adapters out again, if there are any; see `lora.merge`."""
     lora.merge(model)

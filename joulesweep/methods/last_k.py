@@ -30,11 +30,19 @@ def apply(model: torch.nn.Module, params: Params) -> torch.nn.Module:
     """Freeze everything before the last `layers` layers, of an encoder-decoder the decoder's; see `model.freeze_below`.
 
     Raises:
-        UserError: the model has no list of so many layers.
+        UserError: the model has no layers that can be told apart, or not so many.
     """
-    from joulesweep.model import freeze_below
+    from joulesweep.model import freeze_below, layers_of
 
-    num_layers = freeze_below(model, num_trained=params.layers)
-    if num_layers < max(1, params.layers):
-        raise UserError(f"method last-k: layers {params.layers} of a model that has {num_layers}")
+    layers = layers_of(model, "last-k")
+    if len(layers) < params.layers:
+        raise UserError(f"method last-k: layers {params.layers} of a model that has {len(layers)}")
+    freeze_below(model, layers, len(layers) - params.layers)
     return model
+
+
+def described(model: torch.nn.Module) -> dict[str, int]:
+    """What a record says of it: see `model.frozen_layers`."""
+    from joulesweep.model import frozen_layers
+
+    return frozen_layers(model)

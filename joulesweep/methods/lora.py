@@ -12,6 +12,25 @@ if TYPE_CHECKING:
     import torch
 
 
+#: How families call what makes queries and values, or both in one.
+USUAL = (
+    ("query", "value"),
+    ("q_proj", "v_proj"),
+    ("q_lin", "v_lin"),
+    ("q", "v"),
+    ("query_proj", "value_proj"),
+    ("q_b_proj", "kv_b_proj"),
+    ("q_proj", "kv_b_proj"),
+    ("Wq", "Wv"),
+    ("query_key_value",),
+    ("qkv_proj",),
+    ("Wqkv",),
+    ("c_attn",),
+    ("qkv",),
+    ("in_proj",),
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Params:
     """Attributes, those of Hu et al. 2021 (arXiv 2106.09685); the defaults are those of arXiv 2309.13192.
@@ -19,7 +38,8 @@ class Params:
     r: rank of the addition.
     alpha: the addition is scaled by alpha / r.
     dropout: of the addition's input.
-    targets: names of the linear layers that get one; null for those that peft knows for the model: query and value.
+    targets: names of the linear layers that get one; null for those that peft knows for the model, or that are called
+        as queries and values usually are, or else all in the model's layers.
     """
 
     r: int = 8
@@ -42,31 +62,20 @@ def apply(model: torch.nn.Module, params: Params) -> torch.nn.Module:
     """Add the adapters in place, the rest of the model being frozen.
 
     Raises:
-        UserError: a target that the model has not, or whose matrix is also another module's; or none given for a model
-            that peft does not know.
+        UserError: a target that the model has not, or whose matrix is also another module's; or no linear layer at all.
     """
-    import torch
     from peft import LoraConfig, inject_adapter_in_model
-    from transformers.pytorch_utils import Conv1D  # GPT-2's linear layer, whose matrix is the other way round
 
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear | Conv1D)}
-    linear = {name.rpartition(".")[2] for name in layers}
-    targets = params.targets or _usual_targets(model.config)
-    if not targets:
-        kind = getattr(model.config, "model_type", "")
-        raise UserError(
-            f"method lora: no usual targets of a {kind} are known; give targets: {', '.join(sorted(linear))}"
-        )
+    layers = _linear(model)
+    shared = _shared(model, layers)
+    targets = params.targets or _usual_targets(model, [name for name in layers if name not in shared])
     for target in targets:
-        if target not in linear:
-            raise UserError(one_of("target of method lora", target, sorted(linear)))
-    holders: dict[int, list[str]] = {}
-    for name, module in model.named_modules():
-        holders.setdefault(id(getattr(module, "weight", None)), []).append(name)
-    for name, module in layers.items():
-        others = [other for other in holders[id(module.weight)] if other != name]
-        if name.rpartition(".")[2] in targets and others:
-            raise UserError(f"target {name} of method lora: its matrix is also that of {others[0]}")
+        found = [name for name in layers if f".{name}".endswith(f".{target}")]
+        if not found:
+            raise UserError(one_of("target of method lora", target, sorted({_last(name) for name in layers})))
+        other = next((shared[name] for name in found if name in shared), None)
+        if other is not None:
+            raise UserError(f"target {found[0]} of method lora: its matrix is also that of {other}")
     dropout = params.dropout
     config = LoraConfig(r=params.r, lora_alpha=params.alpha, lora_dropout=dropout, target_modules=list(targets))
     with warnings.catch_warnings():
@@ -75,14 +84,58 @@ def apply(model: torch.nn.Module, params: Params) -> torch.nn.Module:
     return model
 
 
-def _usual_targets(config: Any) -> list[str]:  # noqa: ANN401 - of any model
-    """Names of the layers that usually get an adapter: of the model's kind, or of those of its halves."""
-    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as USUAL
+def described(model: torch.nn.Module) -> dict[str, Any]:
+    """What a record says of it: `lora_targets`, the names of the layers that have an adapter; nothing without any."""
+    names = [name for name, _ in model.named_parameters() if ".lora_A." in name]
+    adapted = sorted({_last(name.partition(".lora_A.")[0]) for name in names})
+    return {"lora_targets": adapted} if adapted else {}
 
-    halves = [config, getattr(config, "encoder", None), getattr(config, "decoder", None)]
-    found = [USUAL.get(getattr(half, "model_type", "")) for half in halves]
+
+def _linear(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
+    """The linear layers of a model, by name."""
+    import torch
+    from transformers.pytorch_utils import Conv1D  # GPT-2's linear layer, whose matrix is the other way round
+
+    return {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear | Conv1D)}
+
+
+def _shared(model: torch.nn.Module, layers: dict[str, torch.nn.Module]) -> dict[str, str]:
+    """Of layers whose matrix is also another module's: the name of that one."""
+    holders: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        holders.setdefault(id(getattr(module, "weight", None)), []).append(name)
+    others = {name: [one for one in holders[id(part.weight)] if one != name] for name, part in layers.items()}
+    return {name: names[0] for name, names in others.items() if names}
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _usual_targets(model: Any, names: list[str]) -> list[str]:  # noqa: ANN401 - of any family
+    """The layers that get an adapter where none are named: peft's, by their usual names, or all of the model's layers.
+
+    Args:
+        model: of Hugging Face.
+        names: of its linear layers with matrices of their own.
+    """
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
+
+    from joulesweep.model import stacks
+
+    last = {_last(name) for name in names}
+    halves = [model.config, getattr(model.config, "encoder", None), getattr(model.config, "decoder", None)]
+    known = [KNOWN.get(getattr(half, "model_type", "")) for half in halves]
     # A few kinds have a pattern instead of names.
-    return list(dict.fromkeys(name for names in found if isinstance(names, list) for name in names))
+    of_peft = tuple(dict.fromkeys(name for one in known if isinstance(one, list) for name in one))
+    for usual in (of_peft, *USUAL):
+        if usual and last.issuperset(usual):
+            return list(usual)
+    inside = {id(part) for _, stack in stacks(model) for layer in stack for part in layer.modules()}
+    found = [name for name in names if id(model.get_submodule(name)) in inside]
+    if not found:
+        raise UserError("method lora: the model has no linear layer of its own in its layers")
+    return found
 
 
 def merge(model: torch.nn.Module) -> None:
