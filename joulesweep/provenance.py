@@ -45,6 +45,8 @@ FLAGS = {
     "not_settled": "Temperature or power still moved when the cool-down ended.",
     "skipped_steps": "Loss scaling left out more than 1 % of the steps, since their gradients overflowed: nothing was "
     "learned in them. A few at the start are normal; in a short training they weigh.",
+    "new_weights": "A part of the model was not in its files and began at random, as the config allows: what it can "
+    "do, it learned in the run.",
     "one_device": "A strategy for several devices ran on one: what it shows is the overhead of its wrapper.",
 }
 

@@ -15,7 +15,7 @@ import fake_meters
 import pytest
 import tiny_run
 
-from joulesweep import devices, grid, launch, lease, measurement, process, record, train, workflow
+from joulesweep import devices, grid, launch, lease, measurement, process, provenance, record, train, workflow
 from joulesweep.config import validate
 from joulesweep.devices import Board
 from joulesweep.errors import UserError
@@ -607,3 +607,26 @@ def test_a_run_whose_boards_are_metered_tells_all_that_was_seen(start, monkeypat
     assert [state["throttle_reasons"] for state in about["boards"]] == [[], ["hardware slowdown"]]
     assert 0 < measured["overhead"]["meter_s"] < 1
     assert held(tmp_path) == []
+
+
+@pytest.fixture
+def manifest(assets):
+    """What a fetch would have said of the model, for as long as a test takes."""
+    path = assets.model_folder.with_name(f"{assets.model_folder.name}.json")
+    yield lambda **row: path.write_text(json.dumps({"tasks": {"mlm": {"reason": None, "new_weights": [], **row}}}))
+    path.unlink()
+
+
+def test_a_model_that_lacks_weights_for_the_runs_task_is_refused_before_anything_begins(start, script, manifest):
+    script("(work / 'began').touch()")
+    manifest(reason="task mlm: not in the files: cls.predictions.bias")
+    with pytest.raises(UserError, match=r"^model bert: task mlm: not in the files: cls\.predictions\.bias$"):
+        start()
+
+
+@pytest.mark.parametrize("names", [[], ["a.weight", "a.bias"]])
+def test_weights_that_began_at_random_are_flagged(start, manifest, names):
+    manifest(new_weights=names)
+    flags = {row["flag"]: row["text"] for row in start()[0]["measurement"]["flags"]}
+    assert flags.get("new_weights") == ("not in the model's files: a.weight, a.bias" if names else None)
+    assert "new_weights" in provenance.FLAGS
