@@ -7,7 +7,7 @@ from pathlib import Path
 
 from joulesweep import pretrained, record, sources
 from joulesweep.config import ModelConfig
-from scripts import run_script
+from scripts import note_versions, run_script
 
 
 def main() -> None:
@@ -17,6 +17,7 @@ def main() -> None:
     parser.add_argument("--manifest", type=Path, required=True, help="where its description goes")
     parser.add_argument("--tasks", default="", help="what it must be ready for, with commas between; else any task")
     arguments = parser.parse_args()
+    note_versions()
     tasks = [task for task in arguments.tasks.split(",") if task]
     model = sources.read_section(ModelConfig, arguments.source)
     record.write_json(arguments.manifest, pretrained.fetch_model(model, arguments.folder, tasks))
