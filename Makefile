@@ -1,5 +1,6 @@
 # make sweep   the embedded default sweep, to results/default/report.html
 # make test    the whole test suite
+# make test-oldest   the tests of the training with the oldest transformers that is supported
 # make truth   joules of twenty runs against the known truth of fake boards, at two ticks: minutes
 # make bench-peers   ours against transformers.Trainer and Lightning, on this machine's CPU: half an hour or more
 # make lint    every check of style, types and rules
@@ -11,11 +12,17 @@ PYTHON ?= python3
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 # The peers, in an environment of their own on top of ours: transformers does other things where accelerate is there.
 PEERS := .cache/peers
+# The oldest transformers that is supported, likewise, with the hub's library that it wants.
+OLDEST := .cache/oldest
+OLDEST_PINS := transformers==5.17.0 huggingface_hub==1.33.0
+# What trains, fetches and tokenises. torch.jit.script, which that version uses, warns of its end.
+OLDEST_TESTS := $(addprefix tests/test_,$(addsuffix .py,adaptive data engine flops generation kernels lazy methods model \
+	prefix pretrained scoring strategy_precision tasks tokens train trainer weights))
 # VizWiz annotations; the default data set where there are none.
 VIZWIZ ?= $(wildcard ../shared/data/vizwiz/val.json)
 BENCH_PEERS = $(PEERS)/bin/python -m benchmarks.peers $(if $(VIZWIZ),--data $(VIZWIZ)) $(BENCH_PEERS_OPTIONS)
 
-.PHONY: sweep test truth bench-peers lint format environment schema clean
+.PHONY: sweep test test-oldest truth bench-peers lint format environment schema clean
 .DEFAULT_GOAL := sweep
 
 environment: $(VENV)/.ready
@@ -37,10 +44,24 @@ test: environment
 truth: environment
 	@OMP_NUM_THREADS=1 pytest tests/test_truth.py --long -rP
 
-$(PEERS)/.ready: $(VENV)/.ready
-	@$(PYTHON) -m venv --clear $(PEERS)
+# An environment on top of ours: what it has itself comes first.
+define on_top
+	@$(PYTHON) -m venv --clear $(1)
 	@purelib='import sysconfig; print(sysconfig.get_path("purelib"))'; \
-		$(BIN)/python -c "$$purelib" > "$$($(PEERS)/bin/python -c "$$purelib")/joulesweep-environment.pth"
+		$(BIN)/python -c "$$purelib" > "$$($(1)/bin/python -c "$$purelib")/joulesweep-environment.pth"
+endef
+
+$(OLDEST)/.ready: $(VENV)/.ready Makefile
+	$(call on_top,$(OLDEST))
+	@$(OLDEST)/bin/pip install --quiet --disable-pip-version-check $(OLDEST_PINS)
+	@touch $@
+
+test-oldest: $(OLDEST)/.ready
+	@OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest --numprocesses 2 --dist loadfile \
+		-W 'ignore:.torch.jit.script. is deprecated:DeprecationWarning' $(wildcard $(OLDEST_TESTS))
+
+$(PEERS)/.ready: $(VENV)/.ready
+	$(call on_top,$(PEERS))
 	@$(PEERS)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[peers]'
 	@touch $@
 
@@ -64,4 +85,4 @@ schema: environment
 	joulesweep schema config/schema.json
 
 clean:
-	rm -rf $(VENV) $(PEERS)
+	rm -rf $(VENV) $(PEERS) $(OLDEST)

@@ -41,7 +41,7 @@ MODELS = {
     "tiny": Candidate(about="BERT-tiny, 2 layers, 128 wide, 4.4 M parameters", source=TINY, lr=1e-3),
     "minilm": Candidate(
         about="MiniLM, 6 layers, 384 wide, 22.7 M parameters",
-        source=ModelConfig(source=MINILM),
+        source=ModelConfig(source=MINILM, new_weights=["head"]),
         lr=5e-4,
         has_head=False,
     ),

@@ -5,8 +5,9 @@ One file is one sweep. Everything here is checked when the Snakefile is parsed, 
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -79,7 +80,19 @@ class RandomSource(Section):
     def _has_type(self) -> RandomSource:
         if "model_type" not in self.random:
             raise ValueError("random: needs model_type (e.g. bert)")
+        for path, number in _floats(self.random, "random"):
+            if not math.isfinite(number):
+                raise ValueError(f"{path}: must be a finite number, got {number}")
         return self
+
+
+def _floats(value: Any, path: str) -> Iterator[tuple[str, float]]:  # noqa: ANN401 - whatever the YAML holds
+    """Every floating-point number inside a value, with its path."""
+    if isinstance(value, float):
+        yield path, value
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, part in parts:
+        yield from _floats(part, f"{path}[{key}]" if isinstance(value, list) else f"{path}.{key}")
 
 
 def _kind(value: Any) -> str | None:  # noqa: ANN401 - whatever the YAML holds
@@ -120,6 +133,21 @@ class ModelConfig(Section):
 
     source: ModelSource
     tokenizer: Annotated[FileSource | None, Field(description="where the tokenizer is, if not beside the model")] = None
+    new_weights: Annotated[
+        list[Literal["head", "cross_attention"]],
+        Field(description="parts that the files lack, and that may begin at random"),
+    ] = []
+
+    @field_validator("new_weights")
+    @classmethod
+    def _in_order(cls, parts: list[str]) -> list[str]:
+        return sorted(set(parts))
+
+    @model_validator(mode="after")
+    def _random_is_new_altogether(self) -> ModelConfig:
+        if isinstance(self.source, RandomSource) and self.new_weights:
+            raise ValueError("new_weights: has no meaning with random weights, which are all new")
+        return self
 
     @model_validator(mode="after")
     def _random_needs_tokenizer(self) -> ModelConfig:

@@ -45,6 +45,7 @@ CORE = (
     "train",
     "trainer",
     "units",
+    "weights",
     "worker",
 )
 #: Modules with a table: of the table only the run's own row counts, by the spec's field.
@@ -55,7 +56,7 @@ TABLES = {
 }
 #: The modules behind what is fetched and made before the runs.
 GRID_CODE = ("config", "engine", "grid", "spec")
-MODEL_CODE = ("pretrained", "sources")
+MODEL_CODE = ("pretrained", "sources", "weights")
 TEXT_CODE = ("sources", "texts")
 TOKEN_CODE = ("tokens",)
 #: The modules behind tables, charts and report.

@@ -7,13 +7,16 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import re
 import socket
 import subprocess
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from joulesweep import devices
+from joulesweep.errors import UserError
 
 GPU = ("index", "name", "uuid", "memory_bytes", "mig")
 VERSIONED = ("torch", "transformers", "tokenizers", "safetensors", "zeus", "nvidia-ml-py")
@@ -83,6 +86,35 @@ def version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def too_new() -> list[str]:
+    """Look whether the libraries of the training are of versions that Joulesweep is tested with.
+
+    The range stands in pyproject.toml, under tool.joulesweep.tested.
+
+    Returns:
+        A line for each that is newer.
+
+    Raises:
+        UserError: one is missing, or older: it lacks what the training uses.
+    """
+    text = (Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8")
+    notes = []
+    for package, (oldest, newest) in tomllib.loads(text)["tool"]["joulesweep"]["tested"].items():
+        found = version(package)
+        if found is None or _release(found) < _release(oldest):
+            has = f"{package} {found}" if found else f"no {package}"
+            remedy = f'pip install "{package}>={oldest}"'
+            raise UserError(f"this Python has {has}; Joulesweep works with {oldest} to {newest}: {remedy}")
+        if _release(found) > _release(newest):
+            notes.append(f"{package} {found} is newer than what Joulesweep was tested with, {oldest} to {newest}")
+    return notes
+
+
+def _release(found: str) -> tuple[int, ...]:
+    """The first two numbers of a version: `2.13.0+cu130` is 2.13."""
+    return tuple(int(number) for number in re.findall(r"\d+", found)[:2])
 
 
 def _git() -> tuple[str | None, bool | None]:

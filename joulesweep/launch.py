@@ -26,6 +26,7 @@ from joulesweep.lease import Lease
 from joulesweep.spec import RunSpec, full, run_id
 from joulesweep.strategy import STRATEGIES
 from joulesweep.trace import Trace
+from joulesweep.weights import some
 
 POLL_S = 0.1  # as often as the trace is read; each waking costs CPU
 REPOSITORY = Path(__file__).parent.parent
@@ -103,6 +104,10 @@ def launch(
         raise UserError(lacking)  # the machine could; config or batch system do not let it
     if pinned:
         candidates = candidates[:needed]
+    manifest = _manifest(model_folder.with_name(f"{model_folder.name}.json"))
+    ready = (manifest or {}).get("tasks", {}).get(spec.task, {"reason": None, "new_weights": []})
+    if ready["reason"] is not None:
+        raise UserError(f"model {spec.model}: {ready['reason']}")
     references = _references(spec, texts)
     work = folder / ".work"
     shutil.rmtree(work, ignore_errors=True)
@@ -115,6 +120,9 @@ def launch(
             job = {"spec": full(spec), "model_folder": str(model_folder), "tokens": str(tokens), "folder": str(folder)}
             record.write_json(work / "job.json", {**job, "boards": [board.described() for board in lease.boards]})
             outcome = _measured(spec, work, log, lease, wanted)
+            if outcome["status"] == "ok" and ready["new_weights"]:
+                text = f"not in the model's files: {some(ready['new_weights'])}"
+                outcome["measurement"]["flags"].append({"flag": "new_weights", "text": text})
             for row in outcome.get("summaries", []) if references else []:
                 row["references"] = references[row["text"]]
             return _write(spec, code_digest, model_folder, tokens, folder, outcome, lease.boards)

@@ -69,6 +69,7 @@ def transformers() -> ModuleType:
     if "accelerate" not in sys.modules:  # peft needs it installed; what transformers does must not depend on that
         for utilities in ("transformers.utils", "transformers.utils.import_utils"):
             vars(importlib.import_module(utilities))["is_accelerate_available"] = lambda *_: False
-    with put_off("scipy.optimize", "linear_sum_assignment"):
+    # 5.17 wants a curve of sklearn for its assisted generation, later ones when they draw it.
+    with put_off("scipy.optimize", "linear_sum_assignment"), put_off("sklearn.metrics", "roc_curve"):
         importlib.import_module("transformers.modeling_utils")
     return library

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import copy
+import functools
+import importlib
 import inspect
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn import functional
 
-from joulesweep import lazy, precision
+from joulesweep import data, lazy, precision, weights
 from joulesweep.data import IGNORED
 from joulesweep.errors import UserError
+from joulesweep.weights import Fit
 
 #: Where the output layer begins, by the families' names for it: everything from there on is computed position by
 #: position. In a model that has none of these it is the matrix of its output embeddings alone.
@@ -327,7 +330,15 @@ def num_positions(half: torch.nn.Module) -> int | None:
     return min((t.num_embeddings - int(getattr(t, "offset", _first_position(t))) for t in tables), default=None)
 
 
-def build(folder: Path, task: str = "mlm") -> torch.nn.Module:
+class NoModel(UserError):  # noqa: N818 - says what there is not
+    """transformers has no model of a config's family for a task."""
+
+
+#: Loads a model of an automatic class of the library, and says how its files fit it.
+Load = Callable[[Any, Any], tuple[Any, Fit]]
+
+
+def build(folder: Path, task: str = "mlm", new_weights: Collection[str] = ()) -> torch.nn.Module:
     """Build the Hugging Face model that lies in a folder.
 
     Weights are read from safetensors only. A folder with a config and no weights gives random ones: seed first.
@@ -337,48 +348,89 @@ def build(folder: Path, task: str = "mlm") -> torch.nn.Module:
     Args:
         folder: of the model.
         task: one of `AUTO_CLASSES`.
+        new_weights: parts that may begin at random, of `weights.PARTS`.
 
     Raises:
-        UserError: transformers has no such model for the task.
+        UserError: transformers has no such model for the task, or the folder has not all of its weights.
     """
+    model: torch.nn.Module
+    model, fit = _assembled(folder, task, functools.partial(_loaded, folder))
+    reason = fit.refusal(new_weights)
+    if reason is not None:
+        raise UserError(f"task {task}: {reason}")
+    return model
+
+
+def tried(folder: Path, task: str) -> tuple[Fit, int | None]:
+    """Try `build` without reading weights: how the files fit the model, and how many tokens it has embeddings for.
+
+    Raises:
+        UserError: it cannot be built.
+    """
+    try:
+        model, fit = _assembled(folder, task, functools.partial(_imagined, folder))
+    except UserError:
+        raise
+    except Exception as error:  # whatever a family's classes make of a config that does not suit them
+        raise UserError(f"task {task}: the model cannot be built: {' '.join(str(error).split())}") from None
+    try:
+        return fit, len(model.get_input_embeddings().weight)
+    except (NotImplementedError, AttributeError):  # it looks its tokens up in some other way
+        return fit, getattr(model.config, "vocab_size", None)
+
+
+def _assembled(folder: Path, task: str, load: Load) -> tuple[Any, Fit]:
     library = lazy.transformers()
     library.logging.disable_progress_bar()
     config = library.AutoConfig.from_pretrained(folder, local_files_only=True)
     auto = getattr(library, AUTO_CLASSES[task])
     both = (library.AutoModelForMaskedLM, library.AutoModelForCausalLM)  # what an encoder has that can be a decoder
-    model: torch.nn.Module
     if type(config) in auto._model_mapping:
-        model = _loaded(auto, folder, config)
+        model, fit = load(auto, config)
     elif task == "seq2seq" and all(type(config) in one._model_mapping for one in both):
-        model = _warm_started(folder, config)
+        model, fit = _warm_started(config, load)
     else:
-        raise UserError(f"task {task}: transformers has no {config.model_type} for it; choose another model or task")
-    whole: Any = model
-    if whole.config.model_type == "encoder-decoder" and hasattr(whole.encoder, "pooler"):
-        whole.encoder.pooler = None  # nothing reads it
-    return model
+        raise NoModel(f"task {task}: transformers has no {config.model_type} for it; choose another model or task")
+    if model.config.model_type == "encoder-decoder" and hasattr(model.encoder, "pooler"):
+        model.encoder.pooler = None  # nothing reads it
+    return model, fit
 
 
-def _loaded(auto: Any, folder: Path, config: Any) -> torch.nn.Module:  # noqa: ANN401 - of any family
+def _loaded(folder: Path, auto: Any, config: Any) -> tuple[Any, Fit]:  # noqa: ANN401 - of any family
     """A model of one of the library's automatic classes, in float32, with the folder's weights or random ones."""
-    model: torch.nn.Module
-    if any(folder.glob("*.safetensors")):
-        model = auto.from_pretrained(
-            folder, config=config, dtype=torch.float32, local_files_only=True, use_safetensors=True
-        )
-    else:
-        model = auto.from_config(config).float()
-    return model
+    if not any(folder.glob("*.safetensors")):
+        return auto.from_config(config).float(), Fit(missing={})
+    model, info = auto.from_pretrained(
+        folder,
+        config=config,
+        dtype=torch.float32,
+        local_files_only=True,
+        use_safetensors=True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # they are named in `info`, and refused
+    )
+    return model, Fit.of(model, info)
 
 
-def _warm_started(folder: Path, config: Any) -> torch.nn.Module:  # noqa: ANN401 - a config of any family
+def _imagined(folder: Path, auto: Any, config: Any) -> tuple[Any, Fit]:  # noqa: ANN401 - of any family
+    """The same without content: it takes neither memory nor time."""
+    if not any(folder.glob("*.safetensors")):
+        with torch.device("meta"):
+            return auto.from_config(config), Fit(missing={})
+    lazy.transformers().logging.set_verbosity_error()  # what it says of its loading, `Fit` says
+    known = importlib.import_module("transformers.models.auto.auto_factory")._get_model_class(
+        config, auto._model_mapping
+    )
+    return weights.load_imagined(folder, known, config)
+
+
+def _warm_started(config: Any, load: Load) -> tuple[Any, Fit]:  # noqa: ANN401 - a config of any family
     library = lazy.transformers()
     decoder_config = copy.deepcopy(config)
     decoder_config.is_decoder = decoder_config.add_cross_attention = True
-    encoder = _loaded(library.AutoModel, folder, config)
-    decoder = _loaded(library.AutoModelForCausalLM, folder, decoder_config)
+    encoder, encoder_fit = load(library.AutoModel, config)
+    decoder, decoder_fit = load(library.AutoModelForCausalLM, decoder_config)
     try:
-        model: torch.nn.Module = library.EncoderDecoderModel(encoder=encoder, decoder=decoder)
+        return library.EncoderDecoderModel(encoder=encoder, decoder=decoder), Fit.both(encoder_fit, decoder_fit)
     except ValueError as error:
         raise UserError(f"task seq2seq: no encoder-decoder can be made of {config.model_type}: {error}") from None
-    return model

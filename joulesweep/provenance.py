@@ -50,6 +50,8 @@ FLAGS = {
     "their sensors say, which no interval over repeats holds; measure.pin_boards keeps a sweep on the same ones.",
     "limits_differ": "Runs that are compared had different power limits.",
     "temperatures_differ": "Boards of runs that are compared began more than 5 °C apart.",
+    "new_weights": "A part of the model was not in its files and began at random, as the config allows: what it can "
+    "do, it learned in the run.",
     "one_device": "A strategy for several devices ran on one: what it shows is the overhead of its wrapper.",
 }
 

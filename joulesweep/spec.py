@@ -51,6 +51,7 @@ OMISSION: dict[str, Any] = {
 #: The same for the keys of the two nested mappings that describe where things come from.
 SOURCE_OMISSION: dict[str, Any] = {
     "tokenizer": None,
+    "new_weights": [],
     "field": None,
     "target": None,
     "choices": None,

@@ -304,7 +304,7 @@ def _check(reason: str | None) -> None:
 def _learning(spec: RunSpec, model_folder: Path, tokens: Path) -> tuple[data.Corpus, LanguageModel]:
     """The texts and the model that learns from them, its method applied."""
     with fit.foreign(f"task {spec.task}"):
-        model: Any = build(model_folder, spec.task)
+        model: Any = build(model_folder, spec.task, spec.model_source.get("new_weights", ()))
     start_id = getattr(model.config, "decoder_start_token_id", None) if spec.task == "seq2seq" else None
     corpus = data.load(tokens, spec.max_length, spec.task, spec.max_target_length, start_id)
     if spec.generate is not None and corpus.targets is None and corpus.prompts is None:

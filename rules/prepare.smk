@@ -34,6 +34,9 @@ rule fetch_model:
         "resources/models/{model}.log",
     conda:
         "../envs/training.yaml"
+    resources:
+        # No param: a task more would fetch the model again.
+        tasks=lambda wildcards: sweep.tasks(wildcards.model),
     params:
         source=lambda wildcards: sweep.model_json(wildcards.model),
         code=digest.code_digest(*digest.MODEL_CODE),
@@ -41,7 +44,7 @@ rule fetch_model:
         "Fetch model {wildcards.model}"
     shell:
         "python -m scripts.fetch_model --source {params.source:q} --folder {output.folder:q}"
-        " --manifest {output.manifest:q} 2>&1 | tee {log:q} >&2"
+        " --manifest {output.manifest:q} --tasks {resources.tasks:q} 2>&1 | tee {log:q} >&2"
 
 
 rule fetch_dataset:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
+from joulesweep.environment import too_new
 from joulesweep.errors import UserError
 
 
@@ -15,3 +16,13 @@ def run_script(work: Callable[[], None]) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def note_versions() -> None:
+    """Say which libraries of the training are newer than tested.
+
+    Raises:
+        UserError: one is too old.
+    """
+    for line in too_new():
+        print(f"note: {line}", file=sys.stderr)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from joulesweep import pretrained, record, sources
 from joulesweep.config import ModelConfig
-from scripts import run_script
+from scripts import note_versions, run_script
 
 
 def main() -> None:
@@ -15,9 +15,12 @@ def main() -> None:
     parser.add_argument("--source", required=True, help="the model's section of the config, as JSON")
     parser.add_argument("--folder", type=Path, required=True, help="where the model's files go")
     parser.add_argument("--manifest", type=Path, required=True, help="where its description goes")
+    parser.add_argument("--tasks", default="", help="what it must be ready for, with commas between; else any task")
     arguments = parser.parse_args()
+    note_versions()
+    tasks = [task for task in arguments.tasks.split(",") if task]
     model = sources.read_section(ModelConfig, arguments.source)
-    record.write_json(arguments.manifest, pretrained.fetch_model(model, arguments.folder))
+    record.write_json(arguments.manifest, pretrained.fetch_model(model, arguments.folder, tasks))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from joulesweep.launch import RunFailed, check_granted, launch
 from joulesweep.progress import end_line, start_line
 from joulesweep.record import read_json
 from joulesweep.spec import from_mapping, run_id
-from scripts import run_script
+from scripts import note_versions, run_script
 
 
 def main() -> None:
@@ -20,6 +20,7 @@ def main() -> None:
         parser.add_argument(name, required=True, type=str if name == "--job" else Path)
     parser.add_argument("--gpus", required=True, type=int, help="as many as Snakemake grants")
     args = parser.parse_args()
+    note_versions()
     job, grid, runs = json.loads(args.job), read_json(args.grid, "grid"), args.folder.parent
     spec, measure = from_mapping(job["spec"]), grid["config"]["measure"]
     check_granted(spec, measure["exclusive"], args.gpus)

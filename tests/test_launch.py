@@ -15,7 +15,7 @@ import fake_meters
 import pytest
 import tiny_run
 
-from joulesweep import devices, grid, launch, lease, measurement, process, record, train, workflow
+from joulesweep import devices, grid, launch, lease, measurement, process, provenance, record, train, workflow
 from joulesweep.config import validate
 from joulesweep.devices import Board
 from joulesweep.errors import UserError
@@ -629,3 +629,26 @@ def test_pinned_runs_choose_from_the_first_boards_alone(boards, monkeypatch, tmp
     with pytest.raises(Asked) as caught:
         launch.launch(spec, "c0de", **paths, log=None, exclusive="gpu", pinned=pinned, with_snakemake=False)
     assert caught.value.args == (asked,)
+
+
+@pytest.fixture
+def manifest(assets):
+    """What a fetch would have said of the model, for as long as a test takes."""
+    path = assets.model_folder.with_name(f"{assets.model_folder.name}.json")
+    yield lambda **row: path.write_text(json.dumps({"tasks": {"mlm": {"reason": None, "new_weights": [], **row}}}))
+    path.unlink()
+
+
+def test_a_model_that_lacks_weights_for_the_runs_task_is_refused_before_anything_begins(start, script, manifest):
+    script("(work / 'began').touch()")
+    manifest(reason="task mlm: not in the files: cls.predictions.bias")
+    with pytest.raises(UserError, match=r"^model bert: task mlm: not in the files: cls\.predictions\.bias$"):
+        start()
+
+
+@pytest.mark.parametrize("names", [[], ["a.weight", "a.bias"]])
+def test_weights_that_began_at_random_are_flagged(start, manifest, names):
+    manifest(new_weights=names)
+    flags = {row["flag"]: row["text"] for row in start()[0]["measurement"]["flags"]}
+    assert flags.get("new_weights") == ("not in the model's files: a.weight, a.bias" if names else None)
+    assert "new_weights" in provenance.FLAGS

@@ -57,9 +57,10 @@ def config(**changes: Any) -> dict[str, Any]:
 
 def spec(**changes: Any) -> RunSpec:
     """A run of one epoch over the tiny texts on the CPU."""
+    new = {"new_weights": ["cross_attention"]} if changes.get("task") == "seq2seq" else {}  # of an encoder
     given = {
         "model": "bert",
-        "model_source": {"source": {"local": "model"}},
+        "model_source": {"source": {"local": "model"}, **new},
         "dataset": "texts",
         "dataset_source": {"source": {"local": "texts.txt"}, "format": "text"},
         "batch_size": 16,
