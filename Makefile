@@ -28,6 +28,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@touch $@
 
 sweep: environment
+	@joulesweep check config/config.yaml
 	@snakemake --cores 2 --quiet all
 	@echo "Report: $(CURDIR)/results/default/report.html"
 
