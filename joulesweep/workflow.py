@@ -64,6 +64,8 @@ def load(workflow: Any) -> Sweep:  # noqa: ANN401 - Snakemake's Workflow
     if workflow.is_main_process:
         clear_dead_lock(Path(".snakemake"))
     try:
+        if re.search("[{}]", str(workflow.basedir)):
+            raise UserError(f"{workflow.basedir}: braces mean something to Snakemake; move the checkout elsewhere")
         config, where = config_module.located(_configfile(workflow), workflow.config_settings.config_args or ())
         if config.hardware.accelerator == "auto" and not workflow.local_exec:
             raise UserError("hardware.accelerator: auto looks at this machine, the jobs run elsewhere; say cpu or cuda")
