@@ -37,6 +37,7 @@ from joulesweep.errors import UserError
 from joulesweep.spec import from_mapping, run_id
 
 FORMAT = "joulesweep-record"
+MOST_DEPTH = 64  # of a JSON file
 VERSION = 2
 STATUSES = ("ok", "oom", "diverged", "unsupported", "timeout")
 KEYS = (
@@ -117,11 +118,28 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; expected {what}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: corrupt {what}: {error}") from None
     if not isinstance(value, dict):
         raise UserError(f"{path}: corrupt {what}: not a JSON object")
+    if is_deep(value):
+        raise UserError(f"{path}: corrupt {what}: nested deeper than {MOST_DEPTH} levels")
     return value
+
+
+def is_deep(value: object) -> bool:
+    """Whether lists and objects are nested deeper than what works with them would bear."""
+    level = [value]
+    for _ in range(MOST_DEPTH):
+        level = [
+            inner
+            for one in level
+            if isinstance(one, dict | list)
+            for inner in (one.values() if isinstance(one, dict) else one)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def _refuse_constant(name: str) -> NoReturn:
