@@ -35,6 +35,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@touch $@
 
 sweep: environment
+	@joulesweep check config/config.yaml
 	@snakemake --cores 2 --quiet all
 	@echo "Report: $(CURDIR)/results/default/report.html"
 

@@ -11,12 +11,6 @@ from snakemake.utils import min_version
 
 min_version("9.17")
 
-# One file is one complete sweep: --configfile replaces the default, it does not add to it.
-if "grid" not in config:
-
-    configfile: "config/config.yaml"
-
-
 from joulesweep import digest
 from joulesweep.workflow import (
     CHARTS,
@@ -29,7 +23,8 @@ from joulesweep.workflow import (
     runs_folder,
 )
 
-sweep = load(config, workflow)
+# One file is one complete sweep: --configfile replaces the default, config/config.yaml; it does not add to it.
+sweep = load(workflow)
 cores = (
     workflow.resource_settings.cores
 )  # None on a cluster; workflow.cores would fail there

@@ -23,9 +23,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from joulesweep.config import floats, validate
+from joulesweep.config import load
 from joulesweep.environment import cpu_model
 from joulesweep.launch import child_environment
 from joulesweep.spec import RunSpec, full
@@ -98,7 +96,7 @@ def _jobs(folder: Path) -> dict[str, Path]:
 
     assets = tiny_run.assets(folder)
     jobs = {"tiny random BERT": _job(folder / "tiny", tiny_run.spec(max_steps=1), assets.model_folder, assets.tokens)}
-    sweep = Sweep(validate(floats(yaml.safe_load((ROOT / "config/config.yaml").read_text(encoding="utf-8")))))
+    sweep = Sweep(load(ROOT / "config/config.yaml"))
     run = next(run for run in sweep.runs if sweep.spec(run).devices == 1)
     model = ROOT / "resources/models" / sweep.model(run)
     tokens = ROOT / f"resources/tokens/{sweep.tokens(run)}.safetensors"

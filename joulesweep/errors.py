@@ -3,18 +3,36 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
 MOST_NAMES = 16  # more would not be one line
 MOST_LETTERS = 400  # of what a corrupt file says of itself
+LONGEST = 100  # characters of a value that an error shows
+LONGEST_LINE = 2000
 
 
 class UserError(Exception):
     """Bad input: one line that says where, what was allowed and the nearest name.
 
-    Programs print ``str(error)`` and exit with 2; they never show a traceback for it.
+    Programs print ``str(error)`` and exit with 2; they never show a traceback for it. Whatever the input holds, the
+    line stays one: control characters and halves of surrogate pairs are written as escapes, and it is cut where long.
     """
+
+    def __init__(self, line: str) -> None:
+        line = re.sub("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", _escaped, line)
+        super().__init__(line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE - 300]} … {line[-300:]}")
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return found[0].encode("unicode_escape").decode()
+
+
+def brief_repr(value: object) -> str:
+    """A value as an error shows it."""
+    shown = repr(value)
+    return shown if len(shown) <= LONGEST else f"{shown[: LONGEST // 2]} … {shown[-LONGEST // 4 :]}"
 
 
 class Corrupt(UserError):  # noqa: N818 - says what the file is
@@ -39,7 +57,7 @@ def one_of(what: str, given: object, allowed: Iterable[str]) -> str:
         allowed: every value that would have been accepted.
     """
     names = [str(name) for name in allowed]
-    near = difflib.get_close_matches(str(given), names, n=1, cutoff=0.4)
+    near = difflib.get_close_matches(str(given)[:LONGEST], names, n=1, cutoff=0.4)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     shown = names if len(names) <= MOST_NAMES else [*names[:MOST_NAMES], f"… ({len(names)} in all)"]
-    return f"unknown {what} {given!r}; allowed: {', '.join(shown) or 'none'}{hint}"
+    return f"unknown {what} {brief_repr(given)}; allowed: {', '.join(shown) or 'none'}{hint}"

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
 from joulesweep import engine
 from joulesweep.config import DatasetConfig, ModelConfig, SweepConfig, full_method, is_method
 from joulesweep.environment import resolve_accelerator
-from joulesweep.errors import UserError
 from joulesweep.spec import FIELDS, OMISSION, RunSpec, cell_id, label, micro_batch, run_id, short_hash, strip_source
 from joulesweep.strategy import STRATEGIES
+from joulesweep.strict import Place
 
 #: The axes of the grid, slowest first; each names a field of RunSpec.
 AXES = (
@@ -31,6 +32,8 @@ AXES = (
     "checkpoint_activations",
     "lr",
 )
+MOST_RUNS = 50_000  # of a grid, before exclusions
+LONGEST_RUN = 230  # characters of a run's id; file systems take 255 bytes as a name
 #: The axes that a label names only where they vary.
 UNLABELLED = (
     "model",
@@ -65,12 +68,18 @@ class ExpandedGrid:
     excluded: tuple[Excluded, ...]
 
 
-def expand(config: SweepConfig, where: str = "config") -> ExpandedGrid:
+def expand(config: SweepConfig, where: Place | None = None) -> ExpandedGrid:
     """Expand a config into its runs.
+
+    Args:
+        config: the config.
+        where: its values stand.
 
     Raises:
         UserError: a combination that cannot mean anything (a batch that does not divide, nothing left to run).
     """
+    where = where or Place()
+    _check_size(config, where)
     axes = {**config.grid.model_dump(), "method": [full_method(value) for value in config.grid.method]}
     shared = _shared(config, where)
     sources = {name: model_source(model) for name, model in config.models.items()}
@@ -100,13 +109,13 @@ def expand(config: SweepConfig, where: str = "config") -> ExpandedGrid:
             excluded[name] = Excluded(label=name, reason=reason)
             continue
         _check_batch(cell, where)
-        cells.setdefault(run_id(cell), cell)
+        cells.setdefault(_checked_id(cell, where), cell)
     if not cells:
         given = {entry.reason for entry in config.exclude}
         impossible = next((entry.reason for entry in excluded.values() if entry.reason not in given), None)
         if impossible is not None:
-            raise UserError(f"{where}: grid: nothing is left to run: {impossible}")
-        raise UserError(f"{where}: exclude: nothing is left to run; every cell of the grid is excluded")
+            raise where.refusal(f"nothing is left to run: {impossible}", "grid")
+        raise where.refusal("nothing is left to run; every cell of the grid is excluded", "exclude")
     runs = {
         run_id(spec): spec
         for repeat in range(1, config.grid.repeats + 1)
@@ -115,7 +124,7 @@ def expand(config: SweepConfig, where: str = "config") -> ExpandedGrid:
     return ExpandedGrid(runs=runs, excluded=tuple(excluded.values()))
 
 
-def manifest(config: SweepConfig, where: str = "config") -> dict[str, Any]:
+def manifest(config: SweepConfig, where: Place | None = None) -> dict[str, Any]:
     """What the analysis needs to know of a sweep: `results/<sweep>/grid.json`.
 
     `runs` maps each id to its cell's id, its label and its axis values; the config rides along for the report.
@@ -167,14 +176,14 @@ def dataset_key(name: str, source: dict[str, Any]) -> str:
     return f"{name}-{short_hash(text_source(source))}"
 
 
-def _shared(config: SweepConfig, where: str) -> dict[str, Any]:
+def _shared(config: SweepConfig, where: Place) -> dict[str, Any]:
     """The fields that every run of the sweep has in common."""
     accelerator = resolve_accelerator(config.hardware.accelerator)
     measure = config.measure.resolved(accelerator)
     least_s = (measure.min_seconds or 0.0) + (measure.idle_s or 0.0)
     if config.train.timeout_s <= least_s:
         took = f"measure.min_seconds and idle_s take {least_s:g} s"
-        raise UserError(f"{where}: train.timeout_s: {config.train.timeout_s:g} is too short: {took}")
+        raise where.refusal(f"{config.train.timeout_s:g} is too short: {took}", "train", "timeout_s")
     sections = {**config.train.model_dump(), **measure.model_dump()}
     if accelerator == "cuda":
         sections["gpus"] = OMISSION["gpus"]  # which of a machine's boards a run got is no part of what it is
@@ -230,11 +239,30 @@ def _word(axis: str, value: Any) -> str:  # noqa: ANN401 - any axis value
     return f"{value}"
 
 
-def _check_batch(spec: RunSpec, where: str) -> None:
+def _check_size(config: SweepConfig, where: Place) -> None:
+    """Refuse a grid that nobody can run before it is expanded."""
+    num_cells = math.prod(len(getattr(config.grid, axis)) for axis in AXES)
+    num_runs = num_cells * config.grid.repeats
+    if num_runs > MOST_RUNS:
+        cells = f"{num_cells:,} cells of {config.grid.repeats:,} repeats, excluded ones counted"
+        raise where.refusal(f"{cells}, are {num_runs:,} runs; at most {MOST_RUNS:,}", "grid")
+    if num_cells * len(config.exclude) > 20 * MOST_RUNS:
+        raise where.refusal(f"{len(config.exclude):,} entries are too many for a grid of that size", "exclude")
+
+
+def _checked_id(cell: RunSpec, where: Place) -> str:
+    """The id of a cell's first run, which is the name of a folder."""
+    run = run_id(cell)
+    if len(run) > LONGEST_RUN:
+        told = f"a run's name would have {len(run)} characters, at most {LONGEST_RUN}: shorten what it is made of"
+        raise where.refusal(f"{told}, {run[:40]}…", "grid")
+    return run
+
+
+def _check_batch(spec: RunSpec, where: Place) -> None:
     if spec.batch_size_scope == "global" and spec.batch_size % spec.devices:
         below = spec.batch_size - spec.batch_size % spec.devices
         near = [str(size) for size in (below, below + spec.devices) if size]
-        raise UserError(
-            f"{where}: grid.batch_size: {spec.batch_size} does not divide over {spec.devices} devices "
-            f"({spec.strategy}); nearest: {' or '.join(near)}; or give batch_size_scope: [per_device]"
-        )
+        problem = f"{spec.batch_size} does not divide over {spec.devices} devices ({spec.strategy})"
+        remedy = f"nearest: {' or '.join(near)}; or give batch_size_scope: [per_device]"
+        raise where.refusal(f"{problem}; {remedy}", "grid", "batch_size")

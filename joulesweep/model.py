@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from joulesweep import data, lazy, precision, weights
+from joulesweep import lazy, precision, weights
 from joulesweep.data import IGNORED
 from joulesweep.errors import UserError
 from joulesweep.weights import Fit

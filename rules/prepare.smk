@@ -39,6 +39,7 @@ rule fetch_model:
         tasks=lambda wildcards: sweep.tasks(wildcards.model),
     params:
         source=lambda wildcards: sweep.model_json(wildcards.model),
+        marked=lambda wildcards: sweep.marked_files("models", wildcards.model),
         code=digest.code_digest(*digest.MODEL_CODE),
     message:
         "Fetch model {wildcards.model}"
@@ -59,6 +60,7 @@ rule fetch_dataset:
         "../envs/training.yaml"
     params:
         source=lambda wildcards: sweep.dataset_json(wildcards.dataset),
+        marked=lambda wildcards: sweep.marked_files("datasets", wildcards.dataset),
         code=digest.code_digest(*digest.TEXT_CODE),
     message:
         "Fetch texts {wildcards.dataset}"

@@ -17,6 +17,7 @@ from joulesweep.engine import ENGINES
 from joulesweep.errors import MOST_NAMES, UserError, one_of
 from joulesweep.precision import PRECISIONS
 from joulesweep.strategy import STRATEGIES
+from joulesweep.strict import Place
 
 FILES = sorted((tiny_run.REPOSITORY / "config").glob("*.yaml"))
 WHEEL = {"wheel": "a==1", "sha256": "0" * 64, "path": "p"}
@@ -173,7 +174,7 @@ MISTAKES = [
     ({"grid__batch_size": [8.0]}, "grid.batch_size[0]: input should be a valid integer, got 8.0"),
     ({"grid__batch_size": 8}, "grid.batch_size: input should be a valid list, got 8"),
     ({"grid__model": "bert"}, "grid.model: input should be a valid list, got 'bert'"),
-    ({"grid__method": [3]}, "grid.method[0]: input should be a valid string, got 3"),
+    ({"grid__method": [3]}, "grid.method[0]: input should be a valid string, got 3; quote it if it is text"),
     ({"grid__lr": ["fast"]}, "grid.lr[0]: input should be a valid number, got 'fast'"),
     ({"train__epochs": "2"}, "train.epochs: input should be a valid integer, got '2'"),
     ({"energy__estimate": "yes"}, "energy.estimate: input should be a valid boolean, got 'yes'"),
@@ -279,7 +280,7 @@ MISTAKES = [
 
 def refusal(raw: object) -> str:
     with pytest.raises(UserError) as caught:
-        config.validate(raw, "my.yaml")
+        config.validate(raw, Place("my.yaml"))
     return str(caught.value)
 
 
@@ -384,21 +385,20 @@ def test_a_missing_file_is_one_line(tmp_path):
         config.load(tmp_path / "nowhere.yaml")
 
 
-@pytest.mark.parametrize("text", ["grid: [", "a: b: c", "\tgrid: 1"])
+@pytest.mark.parametrize("text", ["a: 1\ngrid: [b: }", "a: 1\nb: c: d", "a: 1\n\tgrid: 1", "a: 1\nb: \x01"])
 def test_a_file_that_is_no_yaml_is_one_line(tmp_path, text):
     path = tmp_path / "broken.yaml"
     path.write_text(text)
-    with pytest.raises(UserError, match=re.escape(f"{path}: not YAML: ")) as caught:
+    with pytest.raises(UserError, match=re.escape(f"{path}:2: not YAML: ")) as caught:
         config.load(path)
     assert "\n" not in str(caught.value)
 
 
 def test_a_file_that_is_no_text_is_one_line(tmp_path):
     path = tmp_path / "picture.yaml"
-    path.write_bytes(b"\x89PNG\xff\xfe")
-    with pytest.raises(UserError, match=re.escape(f"{path}: not UTF-8: ")) as caught:
+    path.write_bytes(b"a: 1\n\x89PNG\xff\xfe")
+    with pytest.raises(UserError, match=re.escape(f"{path}:2: not UTF-8: byte 0x89")):
         config.load(path)
-    assert "\n" not in str(caught.value)
 
 
 def test_a_number_that_yaml_takes_for_text_is_read_as_a_number(tmp_path):
@@ -409,14 +409,130 @@ def test_a_number_that_yaml_takes_for_text_is_read_as_a_number(tmp_path):
     assert config.load(path).grid.lr == [2e5, 1e-3]
 
 
-@pytest.mark.parametrize("text", ["1e", "e3", "word1e3", "1e-3x", "0x1e3", "1.5"])
-def test_other_text_stays_text(text):
-    assert config.floats({"a": [text]}) == {"a": [text]}
+def loaded(tmp_path, raw, *overrides):
+    path = tmp_path / "sweep.yaml"
+    path.write_text(raw if isinstance(raw, str) else yaml.safe_dump(raw), encoding="utf-8")
+    return config.load(path, overrides)
 
 
-def test_a_revision_that_looks_like_a_number_stays_text():
-    raw = tiny_run.config(models__bert__source={"hub": "x", "revision": "12e4567"})
-    assert config.validate(config.floats(raw)).models["bert"].source.revision == "12e4567"
+def test_a_revision_that_looks_like_a_number_stays_text(tmp_path):
+    raw = yaml.safe_dump(tiny_run.config(models__bert__source={"hub": "x", "revision": "12e4567"}))
+    assert "revision: 12e4567" in raw
+    assert loaded(tmp_path, raw).models["bert"].source.revision == "12e4567"
+
+
+def test_what_is_quoted_is_text(tmp_path):
+    """Also where it looks like a number: names, fields, reasons."""
+    raw = {
+        **tiny_run.config(),
+        "sweep": "NAME",
+        "datasets": {"texts": {"source": {"local": "NAME"}, "format": "csv", "field": "NAME"}},
+        "hardware": {"accelerator": "cpu", "name": "NAME"},
+        "exclude": [{"when": {"strategy": "ddp"}, "reason": "NAME"}],
+    }
+    raw["grid"]["strategy"] = ["single", "ddp"]
+    found = loaded(tmp_path, yaml.safe_dump(raw).replace("NAME", '"5e-5"'))
+    data = found.datasets["texts"]
+    named = (found.sweep, data.source.local, data.field, found.hardware.name, found.exclude[0].reason)
+    assert named == ("5e-5",) * 5
+
+
+ON_LINE = {
+    "sweep: tiny\nsweep: other": "sweep.yaml:2: sweep: the key is given twice, first in line 1",
+    "sweep: 010": "sweep.yaml:1: sweep: '010': some readers of YAML take this for another number; "
+    "write it in plain decimals, or quote it as text",
+    "sweep: 5": "sweep.yaml:1: sweep: input should be a valid string, got 5; quote it if it is text",
+    "train:\n  epochs: 1\n\n  epoch: 2": "sweep.yaml:4: train.epoch: unknown key 'epoch'; allowed: ",
+    "grid:\n  {model: [bert], dataset: [texts], batch_size: [1], lr: [1e-3,\n  0]}": "sweep.yaml:3: grid.lr[1]: input "
+    "should be greater than 0, got 0",
+    "models:\n  bert:\n    source:\n      hub: x\n      subset: y": (
+        "sweep.yaml:5: models.bert.source.subset: unknown key 'subset'; allowed: hub, revision (did you mean 'hub'?)"
+    ),
+    "train:\n  epochs: 1\n  max_steps: 2": "sweep.yaml:1: train: give exactly one of epochs and max_steps",
+    "grid: {model: [bert]}": "sweep.yaml:1: grid.dataset: missing",
+    "exclude:\n- when: {}\n  reason: x": "sweep.yaml:2: exclude[0].when: must not be empty",
+    "energy:\n  pue: 1.0\n  carbon: {country: GER}": "sweep.yaml:3: energy.carbon.country: unknown country 'GER'",
+}
+
+
+@pytest.mark.parametrize(("changed", "line"), ON_LINE.items())
+def test_a_mistake_is_told_with_its_line(tmp_path, monkeypatch, changed, line):
+    monkeypatch.chdir(tmp_path)
+    key = changed.partition(":")[0]
+    rest = {name: value for name, value in tiny_run.config().items() if name != key}
+    with pytest.raises(UserError) as caught:
+        loaded(tmp_path, f"{changed}\n{yaml.safe_dump(rest)}")
+    assert str(caught.value).startswith(line)
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        (["grid={lr: [1e-3, 2], repeats: 1}"], ([1e-3, 2.0], 1, "tiny")),
+        (["grid={'lr': [0.5]}", "sweep=other"], ([0.5], 3, "other")),
+        (['sweep="5e-5"', "grid={repeats: 2}", "grid={repeats: 4}"], ([0.001], 4, "5e-5")),
+    ],
+)
+def test_the_command_line_lays_values_over_the_file(tmp_path, given, read):
+    found = loaded(tmp_path, tiny_run.config(), *given)
+    assert (found.grid.lr, found.grid.repeats, found.sweep) == read
+    assert found.grid.model == ["bert"]
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ("grid={lr: [fast]}", "--config grid: grid.lr[0]: input should be a valid number, got 'fast'"),
+        ("grid={repeats: 1, repeats: 2}", "--config grid:1: repeats: the key is given twice, first in line 1"),
+        ("swep=x", "--config swep: swep: unknown key 'swep'; allowed: sweep, "),
+        ("sweep=", "--config sweep: sweep: input should be a valid string, got None"),
+        ("sweep=[", "--config sweep: sweep: string should match pattern"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_told_as_one(tmp_path, given, line):
+    with pytest.raises(UserError) as caught:
+        loaded(tmp_path, tiny_run.config(), given)
+    assert str(caught.value).startswith(line)
+
+
+ABSURD = [
+    ({"grid__batch_size": [10**15]}, "grid.batch_size[0]: input should be less than or equal to "),
+    ({"grid__repeats": 10**9}, "grid.repeats: input should be less than or equal to 10000, got 1000000000"),
+    ({"train__threads_per_device": 10**6}, "train.threads_per_device: input should be less than or equal to 10000"),
+    ({"measure__anchors": 10**18}, "measure.anchors: input should be less than or equal to 1000000000"),
+    ({"measure__cooldown_s": 1e300}, "measure.cooldown_s: input should be less than or equal to 100000000"),
+    ({"energy__pue": 1e300}, "energy.pue: input should be less than or equal to 100"),
+    ({"grid__lr": [1e300]}, "grid.lr[0]: input should be less than or equal to 1000000"),
+    ({"sweep": "s" * 300}, "sweep: string should have at most 100 characters"),
+    (
+        {"models": {"m" * 300: {"source": {"hub": "x"}}}},
+        f"models.{'m' * 300}: string should have at most 100 characters",
+    ),
+    ({"datasets__texts__source": {"local": "d" * 300}}, "datasets.texts.source.local: a path that long no system"),
+    ({"datasets__texts__source": {"local": "a\nb"}}, "datasets.texts.source.local: must be one line without control"),
+    ({**JSONL, "datasets__texts__field": "a\nb"}, "datasets.texts.field: must be one line without control"),
+    ({"hardware__name": "a\rb"}, "hardware.name: must be one line without control"),
+    ({"datasets__texts__source": {"local": ""}}, "datasets.texts.source.local: must not be empty"),
+    ({"datasets__texts__source": {"local": ["a", "./a"]}}, "datasets.texts.source: 'a' is named twice"),
+    (
+        {**HUB, "datasets__texts__source": {"hub": "x", "splits": ["a", "a"]}},
+        "datasets.texts.source.splits: 'a' is nam",
+    ),
+    ({"exclude": [{"when": {"strategy": []}, "reason": "x"}]}, "exclude[0].when.strategy: must not be empty: it"),
+    ({"exclude": [{"when": {"devices": True}, "reason": "x"}]}, "exclude[0].when.devices: unknown devices of the"),
+    ({"exclude": [{"when": {"strategy": "single"}, "reason": "a\nb"}]}, "exclude[0].reason: must be one line"),
+    ({"a\nb": 1}, "a\\nb: unknown key 'a\\nb'; allowed: "),
+    ({"x" * 10_000: 1}, "xxx"),
+    ({"exclude": [{"when": {"strategy": "single"}, "reason": f"{i}" * 900} for i in range(100)]}, ""),
+]
+
+
+@pytest.mark.parametrize(("changes", "line"), ABSURD)
+def test_what_is_absurd_is_one_line_of_bounded_length(changes, line):
+    said = refusal(tiny_run.config(**changes))
+    assert said.startswith(f"my.yaml: {line}")
+    assert "\n" not in said
+    assert len(said) <= 2100
 
 
 def test_local_files_may_be_one_or_several():

@@ -13,10 +13,11 @@ from joulesweep import environment, grid
 from joulesweep.config import DatasetConfig, validate
 from joulesweep.errors import UserError
 from joulesweep.spec import run_id
+from joulesweep.strict import Place
 
 
 def expand(**changes):
-    return grid.expand(validate(tiny_run.config(**changes)), "my.yaml")
+    return grid.expand(validate(tiny_run.config(**changes)), Place("my.yaml"))
 
 
 def points(expanded, *axes):
@@ -228,6 +229,40 @@ def test_what_is_left_out_and_what_runs_have_nothing_in_common(size, left_out, r
     found = expand(**axes, exclude=[{"when": {"micro_batch_size": size}, "reason": "no"}])
     assert points(found, "batch_size", "micro_batch_size") == runs
     assert [cell.label for cell in found.excluded] == left_out
+
+
+MANY = [0.1 + i for i in range(5000)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        (
+            {"grid__repeats": 10_000, "grid__batch_size": list(range(1, 11))},
+            "grid: 10 cells of 10,000 repeats, excluded ones counted, are 100,000 runs; at most 50,000",
+        ),
+        (
+            {"grid__lr": MANY, "grid__batch_size": list(range(1, 501))},
+            "grid: 2,500,000 cells of 3 repeats, excluded ones counted, are 7,500,000 runs; at most 50,000",
+        ),
+        (
+            {"grid__lr": MANY, "exclude": [{"when": {"lr": 0.1}, "reason": "x"}] * 300},
+            "exclude: 300 entries are too many for a grid of that size",
+        ),
+    ],
+)
+def test_a_grid_too_large_is_refused_before_it_is_expanded(changes, line, monkeypatch):
+    monkeypatch.setattr(grid, "RunSpec", None)
+    with pytest.raises(UserError) as caught:
+        expand(**changes)
+    assert str(caught.value) == f"my.yaml: {line}"
+
+
+def test_a_run_whose_name_no_file_system_takes_is_refused():
+    model, data = "m" * 100, "d" * 100
+    names = {"models": {model: {"source": {"hub": "x"}}}, "grid__model": [model], "grid__dataset": [data]}
+    with pytest.raises(UserError, match=r"^my\.yaml: grid: a run's name would have 23\d characters, at most 230: "):
+        expand(**names, datasets={data: {"source": {"local": "x"}, "format": "text"}})
 
 
 def test_labels_say_how_a_step_is_computed_where_that_varies():

@@ -64,10 +64,12 @@ def test_reporting_imports_no_torch(module):
 
 def test_parsing_a_workflow_imports_nothing_heavy(tmp_path):
     code = (
-        "from joulesweep.workflow import load; import yaml, os, pathlib, types\n"
-        "raw = yaml.safe_load(pathlib.Path('config/config.yaml').read_text())\n"
+        "from joulesweep.workflow import load; import os, pathlib, types\n"
+        "given = types.SimpleNamespace(configfiles=[pathlib.Path('config/config.yaml').absolute()], config_args=None)\n"
         f"os.chdir({str(tmp_path)!r})\n"
-        "sweep = load(raw, types.SimpleNamespace(basedir=os.getcwd(), is_main_process=True, local_exec=True))\n"
+        "shown = types.SimpleNamespace(quiet=None, dryrun=False)\n"
+        "workflow = {'is_main_process': True, 'local_exec': True, 'output_settings': shown, 'config_settings': given}\n"
+        "sweep = load(types.SimpleNamespace(basedir=os.getcwd(), **workflow))\n"
         "for run in sweep.runs: sweep.job(run), sweep.tokens(run), sweep.threads(run, 2)\n"
         "sweep.config_json(), sweep.finished()"
     )

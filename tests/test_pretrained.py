@@ -106,7 +106,7 @@ def test_bad_folders():
     folder = bert_model(Path("given"))
     assert mistake({"local": "nowhere"}) == "nowhere: no such folder; expected a model's"
     assert mistake({"local": "given/config.json"}) == "given/config.json: not a folder; expected a model's"
-    assert mistake({"local": ["given", "given"]}) == "given, given: a model or tokenizer is one folder, not several"
+    assert mistake({"local": ["given", "other"]}) == "given, other: a model or tokenizer is one folder, not several"
     (folder / "tokenizer.json").unlink()
     assert mistake({"local": "given"}) == f"given: no tokenizer; expected one of: {VOCABULARIES}"
     (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")

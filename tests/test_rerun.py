@@ -198,7 +198,7 @@ def test_a_mistake_in_the_grid_is_told_with_the_name_of_the_file(sweep, capsys):
     raw = tiny_run.config(grid__engine=["graph"])
     Path("my.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
     assert command("--status", "timeout") == 2
-    assert capsys.readouterr().err.startswith("error: my.yaml: grid: nothing is left to run")
+    assert capsys.readouterr().err.startswith("error: my.yaml:6: grid: nothing is left to run")
 
 
 def test_ctrl_c_waits_for_snakemake_to_end_its_jobs(in_empty_folder):

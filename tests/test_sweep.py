@@ -13,7 +13,10 @@ from types import SimpleNamespace
 import pytest
 import synthetic
 import tiny_run
+import yaml
+from snakemake.settings.enums import Quietness
 from snakemake_interface_common.exceptions import WorkflowError
+from snakemake_interface_logger_plugins.common import LogEvent
 
 from joulesweep import digest, environment, record, workflow
 from joulesweep.config import DatasetConfig, ModelConfig, validate
@@ -34,9 +37,22 @@ def elsewhere(tmp_path, monkeypatch):
         os.close(descriptor)
 
 
-#: What `load` asks of Snakemake's own object.
-SHOWN = SimpleNamespace(quiet=None)
-SNAKEMAKE = SimpleNamespace(basedir="/base", is_main_process=True, local_exec=True, dryrun=True, output_settings=SHOWN)
+def snakemake(*configfiles, config=None, quiet=None):
+    """What `load` asks of Snakemake's own object, given what was on its command line."""
+    return SimpleNamespace(
+        basedir="/base",
+        is_main_process=True,
+        local_exec=True,
+        output_settings=SimpleNamespace(quiet=quiet, dryrun=False),
+        config_settings=SimpleNamespace(configfiles=configfiles, config_args=config),
+    )
+
+
+def written(name="config/config.yaml", **changes):
+    path = Path.cwd() / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(tiny_run.config(**changes)), encoding="utf-8")
+    return path
 
 
 def sweep(**changes):
@@ -55,20 +71,59 @@ def test_a_sweep_knows_its_runs_and_folder():
 
 
 def test_loading_words_a_mistake_as_a_workflow_error():
-    with pytest.raises(WorkflowError, match=r"^config: grid\.precision\[0\]: unknown precision 'fp16'; .*'fp16-mixed'"):
-        workflow.load(tiny_run.config(grid__precision=["fp16"]), SNAKEMAKE)
+    told = r"^config/config\.yaml:16: grid\.precision\[0\]: unknown precision 'fp16'; .*'fp16-mixed'"
+    written(grid__precision=["fp16"])
+    with pytest.raises(WorkflowError, match=told):
+        workflow.load(snakemake())
 
 
 def test_loading_reads_numbers_as_numbers():
-    found = workflow.load(tiny_run.config(grid__lr=["1e-3"]), SNAKEMAKE)
+    written(grid__lr=["1e-3"])
+    found = workflow.load(snakemake())
     assert found.spec(only(found)).lr == 1e-3
+
+
+def test_the_file_that_is_given_replaces_the_default_and_the_command_line_lies_over_it():
+    written()
+    mine = written("mine.yaml", sweep="mine")
+    assert workflow.load(snakemake(mine)).name == "mine"
+    found = workflow.load(snakemake(mine, mine, config=["sweep=other", "grid={batch_size: [4], lr: [1e-2]}"]))
+    assert (found.name, found.spec(only(found)).batch_size, found.spec(only(found)).lr) == ("other", 4, 0.01)
+
+
+def test_a_file_that_is_no_sweep_is_not_merged_with_another():
+    written()
+    (Path.cwd() / "mine.yaml").write_text("sweep: mine\ntrain: {epochs: 2}\n")
+    with pytest.raises(WorkflowError, match=r"^mine\.yaml: models: missing$"):
+        workflow.load(snakemake(Path.cwd() / "mine.yaml"))
+    told = r"^--configfile: one file is one complete sweep, and these are 2: config/config\.yaml, mine\.yaml$"
+    with pytest.raises(WorkflowError, match=told):
+        workflow.load(snakemake(written(), written("mine.yaml")))
+
+
+def test_where_snakemake_is_silent_its_errors_are_told_once(monkeypatch, capsys):
+    logger = workflow.snakemake_logger
+    before = list(logger.handlers)
+    written()
+    found = snakemake(quiet={Quietness.ALL})
+    for _ in range(2):
+        workflow.load(found)
+    raised = workflow.refused("the reason", found)
+    logger.error("WorkflowError in file x:\n%s", raised)
+    logger.error("WildcardError: y")
+    logger.error("job", extra={"event": LogEvent.JOB_ERROR, "rule_name": "train", "log": ["a.log"]})
+    logger.warning("not this")
+    for handler in set(logger.handlers) - set(before):
+        logger.removeHandler(handler)
+    assert capsys.readouterr().err == "the reason\nWildcardError: y\nError in rule train; its output: a.log\n"
 
 
 def test_jobs_find_this_checkout_and_this_interpreter_first_and_once(monkeypatch):
     monkeypatch.setenv("PATH", os.pathsep.join(["/somewhere", str(Path(sys.executable).parent)]))
     monkeypatch.setenv("PYTHONPATH", "")
+    written()
     for _ in range(2):
-        workflow.load(tiny_run.config(), SNAKEMAKE)
+        workflow.load(snakemake())
         assert os.environ["PATH"].split(os.pathsep) == [str(Path(sys.executable).parent), "/somewhere"]
         assert os.environ["PYTHONPATH"] == "/base"
 
@@ -427,12 +482,12 @@ def test_a_claim_is_held_until_its_process_ends(tmp_path):
 
 
 def test_auto_is_refused_where_the_jobs_run_elsewhere():
-    cluster = SimpleNamespace(
-        basedir="/base", is_main_process=True, local_exec=False, dryrun=True, output_settings=SHOWN
-    )
+    cluster = SimpleNamespace(**{**vars(snakemake()), "local_exec": False})
+    written(hardware__accelerator="auto")
     with pytest.raises(WorkflowError, match="accelerator: auto looks at this machine"):
-        workflow.load(tiny_run.config(hardware__accelerator="auto"), cluster)
-    assert workflow.load(tiny_run.config(hardware__accelerator="cuda"), cluster).gpus
+        workflow.load(cluster)
+    written(hardware__accelerator="cuda")
+    assert workflow.load(cluster).gpus
 
 
 def test_auto_is_settled_before_the_manifest_is_asked_for(monkeypatch):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import gzip
 import hashlib
+import io
 import json
 import os
 import subprocess
@@ -129,14 +132,13 @@ def test_official_vizwiz_file():
     assert (manifest["num_texts"], manifest["num_unique"]) == (3172, 1972)
     assert found[0] == "What's this?"
     assert found.count("What is this?") == 446
-    assert read([str(VIZWIZ)] * 2, "vizwiz")[1]["num_texts"] == 6344
 
 
 BAD_JSONL = {
     '{"q": "x"}\n{"q": bad}\n': "a.jsonl:2: corrupt JSON: Expecting value at column 7",
     '{"q": "x"}\n\n{"q": "y"\n': "a.jsonl:3: corrupt JSON: Expecting ',' delimiter at column 10",
     '{"q": "x"}\n[1]\n': "a.jsonl:2: not a JSON object",
-    '{"quest": "x", "n": 1}\n': "a.jsonl: unknown field 'q'; allowed: quest, n",
+    '{"quest": "x", "n": 1}\n': "a.jsonl:1: unknown field 'q'; allowed: quest, n",
     '{"q": "x"}\n{"p": "y"}\n': "a.jsonl:2: unknown field 'q'; allowed: p",
     '{"q": "x"}\n{"q": 5}\n': "a.jsonl:2: field 'q' is a number, expected text",
     '{"q": 5}\n{"q": 6}\n': "a.jsonl:1: field 'q' is a number, expected text",
@@ -181,7 +183,7 @@ BAD_VIZWIZ = {
     ),
     '[{"question": 5}]': f"a.json: annotation 0 has no question in text; {EXPECTED_VIZWIZ}",
     '["x"]': f"a.json: annotation 0 has no question in text; {EXPECTED_VIZWIZ}",
-    '[{"question": "x"': "a.json: not JSON: Expecting ',' delimiter: line 1 column 18 (char 17)",
+    '[{"question": "x"': "a.json:1: corrupt JSON: Expecting ',' delimiter at column 18",
     "[]": "a.json: no texts",
 }
 
@@ -377,6 +379,74 @@ def test_missing_file():
     assert mistake(".", "jsonl", "q") == ".: not a file"
 
 
+OTHER_COLUMNS = {
+    "jsonl": [
+        '{"q": "x", "id": 1}\n{"q": "y", "id": "a"}\n',
+        '{"q": "x", "o": {"a": 1}}\n{"q": "y", "o": [1]}\n{"q": "z", "o": null, "more": []}\n',
+        '{"q": "2020-01-01", "n": 1}\n{"q": "2021-05-05T10:00:00", "n": NaN}\n',
+        '{"q": "12:30:00"}\n{"q": "NaN"}\n',
+        f'{{"q": "x", "id": {2**70}}}\n{{"q": "y", "id": {"9" * 5000}}}\n',
+        '{"q": "x", "\\ud800": "\\ud800", "d": 1, "d": 2}\n',
+        '{"q": "x", "": 1}\n \t\n{"q": "", "": {}}\n{"q": "  "}\n',
+        '[{"q": "x", "id": 1},\n {"q": "y", "id": "a"}]',
+    ],
+    "csv": [
+        ",q\n0,x\n1,y\n",
+        "q,n,\nx,1,\ny,2,\n",
+        "q,n,n\nx,1,2\n",
+        "q\nx\n   \n\ny\n",
+        "q,n\nNA,1\nnull,NA\nNone,2\n007,3\n1e5,x\n2020-01-01,\nTrue,1\n",
+        'q,n\r\n"two\r\nlines",1\r\ny,2\r\n',
+    ],
+}
+
+
+@pytest.mark.parametrize(("form", "content"), [(form, one) for form, some in OTHER_COLUMNS.items() for one in some])
+def test_only_what_is_asked_for_matters_whatever_else_is(form, content):
+    """An independent reading gives the same texts, with targets and without."""
+    if form == "csv":
+        rows = [dict(row) for row in csv.DictReader(io.StringIO(content, newline=""))]
+    else:
+        lines = [content] if content.startswith("[") else [line for line in content.split("\n") if line.strip()]
+        rows = [json.loads(line, parse_int=str) for line in lines]
+        rows = rows[0] if content.startswith("[") else rows
+    expected = [row["q"] for row in rows]
+    found, manifest = read(put("a", content), form, "q")
+    assert found == [text for text in expected if text.strip()]
+    assert manifest["num_empty"] == len(expected) - len(found)
+    assert read("a", form, "q", target="q")[0] == found
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ('{"q": "x", "d": ' + "[" * 100_000 + "]" * 100_000 + "}\n", "a:1: JSON nested too deep"),
+        ('{"q": "x"}\n{"q": ' + "9" * 5000 + "}\n", "a:2: field 'q' is a number, expected text"),
+        ('{"q":\n "x"}\n', "a:1: corrupt JSON: Expecting value at column 6"),
+        ('{"q": "x", "q": "y"}\n', "a:1: field 'q' is given twice"),
+        ('[{"q": "x"},\n{"q": 5}]', "a: row 1: field 'q' is a number, expected text"),
+        ('[{"q": "x"},\n{"q": }]', "a:2: corrupt JSON: Expecting value at column 7"),
+        ('["x"]', "a: row 0: not a JSON object"),
+        ("[]", "a: no texts"),
+    ],
+)
+def test_what_is_asked_for_is_bounded_and_plain(content, line):
+    assert mistake(put("a", content), "jsonl", "q") == line
+    assert mistake("a", "jsonl", "q", target="q") == line.replace("expected text or", "expected text")
+
+
+def test_an_official_file_that_is_deep_is_one_line():
+    deep = '[{"question": ' + "[" * 100_000 + "]" * 100_000 + "}]"
+    assert mistake(put("a", deep), "vizwiz") == "a:1: JSON nested too deep"
+
+
+def test_a_file_named_twice_is_told():
+    put("a.jsonl", '{"q": "x"}\n')
+    Path("b.jsonl").symlink_to("a.jsonl")
+    told = "b.jsonl: the same file as a.jsonl: each of its texts would count twice"
+    assert mistake(["a.jsonl", "b.jsonl"], "jsonl", "q") == told
+
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -427,24 +497,82 @@ def test_hub_data_set_with_targets_and_with_choices(hub_data):
     ]
     with pytest.raises(UserError) as caught:
         rows_of(target="i")
-    told = "split train: row 0: field 'i' is a number, expected text or a list of texts"
+    told = "data/train.jsonl:1: field 'i' is a number, expected text or a list of texts"
     assert str(caught.value) == f"hub org/questions@main: {told}"
+
+
+EXOTIC = "q,n\nNA,1\nnull,2\n007,3\n  ,4\n1.50,5\n2020-01-01,x\n"
+
+
+def of_hub(snapshot, name, content):
+    """The hub data set with nothing but one file."""
+    for path in (snapshot / "data").iterdir():
+        path.unlink()
+    path = snapshot / "data" / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("train.csv", EXOTIC),
+        ("train.tsv", EXOTIC.replace(",", "\t")),
+        ("train.jsonl", '{"q": "2020-01-01", "n": 1}\n{"q": "NA", "n": "x"}\n'),
+        ("train.json", '[{"q": "12:30:00", "n": 1}, {"q": "7", "n": "x"}]'),
+    ],
+)
+def test_a_file_of_the_hub_gives_the_texts_that_it_gives_on_this_machine(hub_data, name, content):
+    path = of_hub(hub_data, name, content)
+    local = Path("local")
+    local.write_text(content.replace("\t", ",") if name.endswith("tsv") else content)
+    found, manifest = read("local", "jsonl" if "json" in name else "csv", "q")
+    from_there, there = from_hub()
+    assert (from_there, there["num_empty"]) == (found, manifest["num_empty"])
+    assert len(found) > 1
+    assert path.name in next(iter(there["files"]))
+
+
+def test_packed_and_typed_files_of_the_hub_are_read_by_datasets(hub_data):
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    table = pa.table({"q": ["one", "2020-01-01", "NA"], "n": [1, 2, 3]})
+    buffer = io.BytesIO()
+    parquet.write_table(table, buffer)
+    of_hub(hub_data, "train.parquet", buffer.getvalue())
+    assert from_hub()[0] == ["one", "2020-01-01", "NA"]
+    assert from_hub(splits=["train[:2]"])[0] == ["one", "2020-01-01"]
+    of_hub(hub_data, "train.jsonl.gz", gzip.compress(b'{"q": "packed"}\n'))
+    assert from_hub()[0] == ["packed"]
+
+
+@pytest.mark.parametrize(
+    ("part", "expected"),
+    [("train[:50%]", ["one"]), ("train[1:]", ["two"]), ("train+validation", ["one", "two", "four"])],
+)
+def test_a_part_of_a_split_may_be_named(hub_data, part, expected):
+    assert from_hub(splits=[part])[0] == expected
+
+
+def test_a_wrong_part_of_a_split_is_one_line(hub_data):
+    with pytest.raises(UserError, match=r"^hub org/questions@main: split 'train\[x\]': "):
+        from_hub(splits=["train[x]"])
 
 
 @pytest.mark.parametrize(
     ("source", "line"),
     [
-        ({"field": "n"}, "hub org/questions@main: split train: row 0: field 'n' is a number, expected text"),
-        ({"field": "p"}, "hub org/questions@main: split train: unknown field 'p'; allowed: q, n"),
-        ({"splits": ["test"]}, "hub org/questions@main: split test: row 1: field 'q' is null, expected text"),
+        ({"field": "n"}, "hub org/questions@main: data/train.jsonl:1: field 'n' is a number, expected text"),
+        ({"field": "p"}, "hub org/questions@main: data/train.jsonl:1: unknown field 'p'; allowed: q, n"),
+        ({"splits": ["test"]}, "hub org/questions@main: data/test.jsonl:2: field 'q' is null, expected text"),
         (
             {"splits": ["tes"]},
-            'hub org/questions@main: split tes: Unknown split "tes". '
-            "Should be one of ['train', 'validation', 'test'].",
+            "hub org/questions@main: unknown split 'tes'; allowed: train, validation, test (did you mean 'test'?)",
         ),
         (
             {"subset": "small"},
-            "hub org/questions@main: split train: BuilderConfig 'small' not found. Available: ['default']",
+            "hub org/questions@main: BuilderConfig 'small' not found. Available: ['default']",
         ),
         (
             {"hub": "org/other"},

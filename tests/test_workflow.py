@@ -337,7 +337,7 @@ def test_a_missing_text_file_is_told_before_anything_starts(sweep: Checkout) -> 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"repeats": 0}, "config: grid.repeats: input should be greater than 0, got 0"),
+        ({"repeats": 0}, "config/mine.yaml:16: grid.repeats: input should be greater than 0, got 0"),
         ({"dataset": ["gone"]}, "datasets.gone.source.local: data/gone.jsonl: no such file or folder"),
     ],
 )
