@@ -14,6 +14,7 @@ min_version("9.17")
 from joulesweep import digest
 from joulesweep.workflow import (
     CHARTS,
+    READ,
     anchors_folder,
     input_folder,
     load,
@@ -42,7 +43,12 @@ onstart:
         raise refused(missing[0], workflow)
 
 
+onsuccess:
+    sweep.set_aside()
+
+
 onerror:
+    sweep.set_aside()
     for line in sweep.failures():
         print(line, file=sys.stderr)
 
@@ -59,8 +65,8 @@ rule all:
     default_target: True
     input:
         f"{sweep.folder}/report.html",
-        # Named as well, or Snakemake would not miss a record whose report is there.
-        expand(f"{sweep.folder}/runs/{{run}}/record.json", run=sweep.runs),
+        # Named as well, or Snakemake would not miss what was moved aside as its report is there.
+        expand(f"{sweep.folder}/runs/{{run}}/{{file}}", run=sweep.runs, file=READ),
     message:
         f"The sweep is complete: {sweep.folder}/report.html"
 

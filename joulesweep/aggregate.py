@@ -5,18 +5,26 @@ Runs of different hardware, driver or versions never share a cell's mean: `envir
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from joulesweep import anchors, cells, power, record, rouge, rows
-from joulesweep.errors import UserError
-from joulesweep.footprint import footprint
+from joulesweep.errors import Corrupt, UserError
+from joulesweep.footprint import Footprint, footprint
+from joulesweep.rows import Rows
 from joulesweep.spec import OMISSION, parameter_words
-from joulesweep.tables import ANCHORS, EPOCHS, RUNS, SELECTIONS, Tables, frame
+from joulesweep.tables import ANCHORS, DEVICES, EPOCHS, RUNS, SELECTIONS, UNREADABLE, Tables, frame
 
 MISSING = "no record: not run yet, or it failed"
-OF_RUN = ("run", "cell", "batch", "batch_size", "repeat")  # what an epoch or a choice has from its run
+#: What the boards of compared runs should share: flag, column, unit, and by how much it may differ.
+UNLIKE = (
+    ("limits_differ", "power_limit_w", "W", 1.0),
+    ("temperatures_differ", "temperature_start_c", "°C at the start", 5.0),
+)
+OF_RUN = ("run", "cell", "batch", "batch_size", "repeat", "environment")  # what rows of other tables have from a run
 
 
 def read_grid(path: Path) -> dict[str, Any]:
@@ -32,47 +40,81 @@ def read_grid(path: Path) -> dict[str, Any]:
 
 
 def aggregate(
-    grid: dict[str, Any], runs_folder: Path, allow_missing: bool = False, anchors_folder: Path | None = None
+    grid: dict[str, Any],
+    runs_folder: Path,
+    anchors_folder: Path | None = None,
+    lost: Callable[[Path], None] = lambda path: None,
 ) -> Tables:
     """Tabulate the runs of the present grid; other folders beside them are ignored.
+
+    A run without record is a row of status "missing", one whose record cannot be read of status "unreadable". Of a run
+    whose trace or summaries cannot be read the numbers of its record stay, with a flag.
 
     Args:
         grid: the manifest, as `joulesweep.grid.manifest` makes it.
         runs_folder: holds one folder per run.
-        allow_missing: whether a run without record becomes a row of status "missing".
         anchors_folder: holds one folder per later day, with one folder per run that was measured again.
-
-    Raises:
-        UserError: a record is missing (unless allowed), corrupt or foreign, or a summary is; the line names the file.
+        lost: called with each file of a run that is corrupt or foreign.
     """
     energy = grid["config"]["energy"]
     factors = footprint(energy)
-    found, epochs, selections = [], [], []
+    found: Rows = []
+    tables: dict[str, Rows] = {"epochs": [], "selections": [], "devices": []}
+    traces = {}
     for run, entry in grid["runs"].items():
-        path = runs_folder / run / "record.json"
-        if allow_missing and not path.exists():
-            found.append({**_identity(run, entry), "status": "missing", "reason": MISSING})
-            continue
-        row, per_epoch, choices = rows.read(path, energy, factors)
-        scores = rouge.columns(path.parent) if row["status"] == "ok" else {}
-        found.append({**_identity(run, entry), **row, **scores})
-        of_run = {key: found[-1][key] for key in OF_RUN}
-        epochs += [{**of_run, **epoch} for epoch in per_epoch]
-        selections += [{**of_run, **choice} for choice in choices]
+        row, further = _read(runs_folder / run, energy, factors, lost)
+        beside = _beside(runs_folder / run, row, lost) if row["status"] == "ok" else {}
+        if (trace := beside.pop("power", None)) is not None:
+            traces[run] = trace
+        found.append({**_identity(run, entry), **row, **beside})
+        of_run = {key: found[-1].get(key) for key in OF_RUN}
+        for name, made in further.items():
+            tables[name] += [{**one, **of_run} for one in made]
     names = _names(found)
-    for row in found + epochs + selections:
+    for row in itertools.chain(found, *tables.values()):
         row.update(names[row["cell"], row.get("environment")])
-    flag_shared_hosts([row for row in found if row["status"] == "ok"])
+    finished = [row for row in found if row["status"] == "ok"]
+    flag_shared_hosts(finished)
+    flag_unlike_boards(finished)
     runs = frame(found, RUNS)
     no_anchors = frame([], ANCHORS)
     return Tables(
         runs=runs,
         cells=cells.tabulate(runs, grid["config"]["grid"]),
-        epochs=frame(epochs, EPOCHS),
-        selections=frame(selections, SELECTIONS),
-        power=power.tabulate(runs, runs_folder),
+        epochs=frame(tables["epochs"], EPOCHS),
+        selections=frame(tables["selections"], SELECTIONS),
+        devices=frame(tables["devices"], DEVICES),
+        power=power.tabulate(runs, traces),
         anchors=anchors.tabulate(runs, energy, factors, anchors_folder) if anchors_folder else no_anchors,
     )
+
+
+def _read(
+    folder: Path, energy: dict[str, Any], factors: Footprint | None, lost: Callable[[Path], None]
+) -> tuple[dict[str, Any], dict[str, Rows]]:
+    """A run's row of the runs table and its rows of others, whatever became of its record."""
+    path = folder / "record.json"
+    if not path.exists():
+        return {"status": "missing", "reason": MISSING}, {}
+    try:
+        return rows.read(path, energy, factors)
+    except UserError as error:
+        if isinstance(error, Corrupt):
+            lost(error.path)
+        return {"status": UNREADABLE, "reason": str(error)}, {}
+
+
+def _beside(folder: Path, row: dict[str, Any], lost: Callable[[Path], None]) -> dict[str, Any]:
+    """What the files beside a record hold: columns of the runs table, and the trace as `power`."""
+    found: dict[str, Any] = {}
+    for read in (rouge.columns, lambda folder: {"power": power.read(folder)}):
+        try:
+            found |= read(folder)
+        except UserError as error:
+            if isinstance(error, Corrupt):
+                lost(error.path)
+            rows.add_flag(row, "unreadable_file", str(error))
+    return found
 
 
 def _identity(run: str, entry: dict[str, Any]) -> dict[str, Any]:
@@ -110,6 +152,30 @@ def _flag_shared(row: dict[str, Any], other: dict[str, Any]) -> None:
     if row["exclusive"] != "node" and row["host_joules"]:
         text = f"{other['run']} was measured on {row['hostname']} at the same time; CPU and DRAM joules hold its share"
         rows.add_flag(row, "shared_host", text)
+
+
+def flag_unlike_boards(ok: list[dict[str, Any]]) -> None:
+    """Flag the runs of a panel whose boards' joules are compared across boards, limits or temperatures that differ.
+
+    Boards of one kind differ by some percent in what their sensors say, which no interval over seeds holds. Runs on one
+    board and on several may be compared if the one is among the several.
+    """
+    panels: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in ok:
+        if "gpu" in (row.get("energy_scope") or "").split("+"):
+            panels.setdefault((row["panel"], row["environment"]), []).append(row)
+    for same in panels.values():
+        boards = sorted({row["gpu_uuids"] for row in same if row["gpu_uuids"]}, key=lambda one: (len(one), one))
+        sets = [set(uuids.split(", ")) for uuids in boards]
+        nested = all(one <= other for one, other in itertools.pairwise(sets))
+        found = {"boards_differ": "" if nested else f"runs on {'; '.join(boards)}"}
+        for flag, column, unit, most in UNLIKE:
+            values = [row[column] for row in same if row[column] is not None]
+            apart = bool(values) and max(values) - min(values) > most
+            found[flag] = f"{min(values):g} to {max(values):g} {unit}" if apart else ""
+        for row, (flag, text) in itertools.product(same, found.items()):
+            if text:
+                rows.add_flag(row, flag, f"compared with others: {text}")
 
 
 def _names(found: list[dict[str, Any]]) -> dict[tuple[str, str | None], dict[str, str]]:

@@ -39,7 +39,7 @@ def tabulate(runs: pl.DataFrame, energy: dict[str, Any], factors: Footprint | No
 
 def _row(original: dict[str, Any], path: Path, energy: dict[str, Any], factors: Footprint | None) -> dict[str, Any]:
     try:
-        again, *_ = rows.read(path, energy, factors)
+        again, _ = rows.read(path, energy, factors)
     except UserError:
         return {**{key: original[key] for key in FIRST}, "status": UNREADABLE}
     return _drift(original, again)

@@ -2,7 +2,8 @@
 
 The rule: of the configurations whose validation loss is within `MARGIN` of the lowest (upper end of the paired 95 %
 interval), the one that costs least: joules where every configuration has measured ones of the same devices, else
-seconds. Integrated and estimated joules take no part.
+seconds. Integrated and estimated joules take no part; where joules decide, a configuration with doubtful ones is left
+out.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 import polars as pl
 
-from joulesweep.cells import finished, panels, ratio_of, same_joules, unranked
+from joulesweep.cells import doubtful, finished, panels, ratio_of, same_joules, undoubted, unranked
 from joulesweep.stats import NO_DIFFERENCE, Ratio
 from joulesweep.tables import Tables
 
@@ -50,6 +51,7 @@ class Answer:
         chosen: the row of the cells table.
         by: "energy_j" or "window_s": what was least.
         unranked: why it was not joules; None if it was.
+        doubtful: lines with the name of a configuration that is left out, and why its joules are doubtful.
         ties: names of the others within the margin whose cost is not shown to differ from the chosen one's.
         num_within: configurations within the margin of the lowest loss.
         num_cells: configurations that finished.
@@ -60,6 +62,7 @@ class Answer:
     chosen: dict[str, Any]
     by: str
     unranked: str | None
+    doubtful: list[str]
     ties: list[str]
     num_within: int
     num_cells: int
@@ -74,6 +77,8 @@ def answers(tables: Tables) -> list[Answer]:
 def _answer(runs: pl.DataFrame, panel: str, cells: pl.DataFrame) -> Answer:
     reason = unranked(cells)
     by = "window_s" if reason else "energy_j"
+    left_out = doubtful(cells)
+    cells = cells if reason else undoubted(cells)
     complete = cells.filter(pl.col("num_ok") == pl.col("num_runs"))
     rows = (complete if len(complete) else cells).to_dicts()  # what diverged or ran out of memory is no advice
     lowest = min(rows, key=lambda row: row["validation_loss_mean"])
@@ -93,6 +98,7 @@ def _answer(runs: pl.DataFrame, panel: str, cells: pl.DataFrame) -> Answer:
         chosen=chosen,
         by=by,
         unranked=reason,
+        doubtful=left_out,
         ties=[name for name, ratio in costs.items() if ratio is None or ratio.verdict != "higher"],
         num_within=len(within),
         num_cells=len(rows),

@@ -62,6 +62,7 @@ def _energy(group: pl.DataFrame) -> dict[str, Any]:
     return {
         "energy_scope": joined(group["energy_scope"]),
         "energy_status": joined(group["energy_status"]),
+        "energy_doubt": joined(group["energy_doubt"]),
         "num_flagged": len(flagged),
         "flags": joined(flag for flags in flagged for flag in flags),
     }
@@ -83,18 +84,35 @@ def _means(group: pl.DataFrame) -> dict[str, float | None]:
             continue
         found = mean_interval(values)
         row |= {f"{quantity}_mean": found.mean, f"{quantity}_low": found.low, f"{quantity}_high": found.high}
-    for column in (*tables.ESTIMATED, "estimated_co2e_g"):  # the method's range, not a confidence interval
+    # The method's range, not a confidence interval.
+    for column in (*tables.ESTIMATED, "estimated_co2e_g", *(["energy_error_j"] if one_kind else [])):
         if group[column].null_count() == 0:
             row[column] = mean_interval(group[column].to_list()).mean
     return row
 
 
+def undoubted(cells: pl.DataFrame) -> pl.DataFrame:
+    """The cells of which no run's joules are doubtful."""
+    return cells.filter(pl.col("energy_doubt").is_null())
+
+
+def doubtful(cells: pl.DataFrame) -> list[str]:
+    """A line per cell whose joules are doubtful: its name and why."""
+    doubted = cells.drop_nulls("energy_doubt").select("name", "energy_doubt")
+    return [f"{name}: {doubt}" for name, doubt in doubted.rows()]
+
+
 def unranked(cells: pl.DataFrame) -> str | None:
     """Why finished cells are not ranked by their joules; None if they may be: all measured, in one scope.
+
+    Those with doubtful joules do not count: where the others may be ranked, they are left out.
 
     Args:
         cells: finished cells of one panel.
     """
+    cells, every = undoubted(cells), cells
+    if cells.is_empty() and len(every):
+        return f"the joules of every configuration are doubtful ({doubtful(every)[0]})"
     known = cells.drop_nulls("energy_j_mean")
     if known.is_empty():
         return "energy was not measured"
@@ -116,7 +134,7 @@ def _compare(rows: list[dict[str, Any]], runs: pl.DataFrame, axes: dict[str, Any
     """
     ok = runs.filter(pl.col("status") == "ok").select("cell", "environment", "repeat", "samples_per_s")
     speeds: dict[tuple[str, str], dict[int, float]] = {}
-    for cell, environment, repeat, speed in ok.iter_rows():
+    for cell, environment, repeat, speed in ok.drop_nulls().filter(pl.col("samples_per_s") > 0).iter_rows():
         speeds.setdefault((cell, environment), {})[repeat] = speed
     baselines: dict[tuple[object, ...], list[dict[str, Any]]] = {}
     for row in rows:
@@ -132,7 +150,7 @@ def _compare(rows: list[dict[str, Any]], runs: pl.DataFrame, axes: dict[str, Any
         if same is row:
             row |= {"speedup": 1.0, "speedup_verdict": "baseline"}
             continue
-        mine, theirs = (speeds[cell["cell"], cell["environment"]] for cell in (row, same))
+        mine, theirs = (speeds.get((cell["cell"], cell["environment"]), {}) for cell in (row, same))
         common = sorted(mine.keys() & theirs.keys())
         if common:
             found = paired_ratio([mine[seed] for seed in common], [theirs[seed] for seed in common])
@@ -185,8 +203,9 @@ def ratio_of(runs: pl.DataFrame, a: dict[str, Any], b: dict[str, Any], quantity:
 
 
 def same_joules(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    """Whether both cells have measured joules of the same devices."""
-    measured = all(row["energy_j_mean"] is not None and row["energy_status"] == "measured" for row in (a, b))
+    """Whether both cells have measured joules of the same devices, none of them doubtful."""
+    read = all(row["energy_j_mean"] is not None and row["energy_doubt"] is None for row in (a, b))
+    measured = read and a["energy_status"] == b["energy_status"] == "measured"
     return measured and a["energy_scope"] == b["energy_scope"]
 
 

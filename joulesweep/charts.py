@@ -14,7 +14,7 @@ import altair as alt
 import polars as pl
 
 from joulesweep import curves, theme
-from joulesweep.cells import finished, front, panels, unranked
+from joulesweep.cells import finished, front, panels, undoubted, unranked
 from joulesweep.tables import Tables
 from joulesweep.theme import LOSS, Chart, empty, styled, tooltip, values
 
@@ -38,9 +38,11 @@ def pareto(tables: Tables) -> Chart:
     note = "Black line: the Pareto front, beaten by no other configuration in both. "
     note += "Bars: 95 % interval over repeats, cut at the frame." if cells["window_s_low"].count() else NO_INTERVAL
     why = next(filter(None, (unranked(part) for _, part in panels(cells))), None)
+    doubts = _doubts(cells)
     if why is None:
+        cells = undoubted(cells)
         chart = _costs(tables, cells, ENERGY, joules_title(cells))
-        return styled(chart, "Energy against quality", [note])
+        return styled(chart, "Energy against quality", [note, *doubts])
     known = cells["energy_j_mean"].count() > 0
     estimated = not known and cells["estimated_energy_j"].null_count() == 0
     statuses = theme.STATUSES if estimated else theme.STATUSES[:1]
@@ -49,6 +51,7 @@ def pareto(tables: Tables) -> Chart:
         notes.append(f"The front is over time: {why}.")
     if known and _one_kind(cells):
         charts.append(_costs(tables, cells, ENERGY, joules_title(cells), status=cells["energy_status"][0]))
+        notes += doubts
     if estimated:
         title = "Estimated energy of a run (J), not measured"
         charts.append(_costs(tables, cells, ESTIMATED_ENERGY, title, statuses, status="estimated"))
@@ -120,6 +123,7 @@ def energy(tables: Tables) -> Chart:
         notes.append("Pale: integrated from power readings, since the board has no energy counter.")
     without = cells.filter(pl.col("energy_j_mean").is_null())["name"].unique(maintain_order=True).to_list()
     notes += [f"Without joules: {_some(without)}"] if without else []
+    notes += _doubts(known)
     return styled(alt.vconcat(*(_joules(tables, part) for part in parts), spacing=28), "Energy of a run", notes)
 
 
@@ -154,6 +158,11 @@ def _renamed(cells: pl.DataFrame, columns: str) -> pl.DataFrame:
     """Three columns of the cells as value, low and high."""
     names = dict(zip(columns.split(), ("value", "low", "high"), strict=True))
     return cells.with_columns(pl.col(column).alias(name) for column, name in names.items())
+
+
+def _doubts(cells: pl.DataFrame) -> list[str]:
+    names = cells.drop_nulls("energy_doubt")["name"].unique(maintain_order=True).to_list()
+    return [f"Doubtful joules, in no ranking: {_some(names)}"] if names else []
 
 
 def _some(names: Sequence[str]) -> str:

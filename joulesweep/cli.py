@@ -94,6 +94,7 @@ def _run(args: argparse.Namespace) -> int:
             log=None,
             exclusive=str(measure.exclusive),
             gpus=measure.gpus,
+            pinned=measure.pin_boards,
             with_snakemake=False,
         )
     except RunFailed as failure:

@@ -334,6 +334,13 @@ class Measure(Section):
             "a run on the CPU those that are named"
         ),
     ] = "auto"
+    pin_boards: Annotated[
+        bool,
+        Field(
+            description="each run takes the first of the boards that it may take, and waits where they are in use: "
+            "what is compared was then measured on the same boards"
+        ),
+    ] = False
     min_seconds: Annotated[
         Seconds | None,
         Field(description="a shorter training is repeated inside its window; null: 30 on GPUs, 0 on the CPU"),

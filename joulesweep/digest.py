@@ -28,6 +28,7 @@ CORE = (
     "adaptive",
     "conditions",
     "data",
+    "fit",
     "flops",
     "generation",
     "kernels",

@@ -3,7 +3,9 @@
 A total is a sum of numbers of one status. A run's headline has every device that computed (each GPU of a GPU run, else
 the CPU), all measured or all integrated, and the other kinds of device whose every row has that status too. CPU and
 memory count only where the run had the machine to itself: else their joules are its neighbours' as well. Which kinds
-are in is the scope: "gpu", "gpu+cpu+dram". Where one that computed has no such number, the headline is null.
+are in is the scope: "gpu", "gpu+cpu+dram". Where one that computed has no such number, the headline is null. Joules
+that are contradicted by what else was read of the same window are doubtful: they stay in the tables, with the reason,
+and take part in no ranking.
 """
 
 from __future__ import annotations
@@ -46,9 +48,11 @@ def headline(rows: Sequence[dict[str, Any]], accelerator: str, exclusive: str) -
         exclusive: "node" if the run had the machine to itself.
 
     Returns:
-        energy_j (per pass), total_energy_j (whole window), net_energy_j (without idle power), idle_w, energy_tick_s
+        energy_j (per pass), energy_error_j (what it may be off by at most, the boards' own accuracy apart),
+        total_energy_j (whole window), net_energy_j (without idle power), idle_w, energy_tick_s
         (the slowest counter's), power_ratio (the one furthest from 1), each null where a device lacks it;
-        energy_scope, energy_status, energy_method, energy_reason (null if and only if energy_j is a number).
+        energy_scope, energy_status, energy_method, energy_reason (null if and only if energy_j is a number),
+        energy_doubt (why the joules are doubtful, null where they are not).
     """
     found = scoped(rows, accelerator, exclusive)
     if not found:
@@ -56,6 +60,8 @@ def headline(rows: Sequence[dict[str, Any]], accelerator: str, exclusive: str) -
     known = {key: [row[key] for row in found if row[key] is not None] for key in ("tick_s", "power_ratio")}
     return {
         **{key: _total(found, key) for key in ("energy_j", "total_energy_j", "net_energy_j", "idle_w")},
+        "energy_error_j": _total(found, "error_j"),
+        "energy_doubt": joined(f"{row['device']}: {row['doubt']}" for row in found if row.get("doubt")),
         "energy_scope": "+".join(dict.fromkeys(row["kind"] for row in found)),
         "energy_status": found[0]["status"],
         "energy_method": joined(row["method"] for row in found),
@@ -93,8 +99,8 @@ def _status(row: dict[str, Any]) -> str:
 
 def _total(rows: Sequence[dict[str, Any]], key: str) -> float | None:
     """The sum over the devices, None if one lacks the number."""
-    values = [row[key] for row in rows]
-    return None if None in values else math.fsum(values)
+    values = [row.get(key) for row in rows]
+    return None if None in values else math.fsum(values)  # type: ignore[arg-type]
 
 
 def _no_headline(computing: Sequence[dict[str, Any]], exclusive: str) -> dict[str, Any]:

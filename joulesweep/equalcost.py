@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from joulesweep.cells import by_method, finished, method_words, unranked
+from joulesweep.cells import by_method, doubtful, finished, method_words, unranked
 from joulesweep.curves import with_joules
 from joulesweep.stats import NO_DIFFERENCE, NO_INTERVAL, Difference, mean_interval, paired_difference
 from joulesweep.tables import Tables
@@ -112,6 +112,8 @@ def _compared(
 def _cost(tables: Tables, cells: pl.DataFrame, epochs: pl.DataFrame) -> tuple[str, str | None]:
     """Which column of the epochs is the cost, and why it is not the joules; None if it is."""
     reason = unranked(cells)
+    if reason is None and (doubts := doubtful(cells)):
+        reason = f"doubtful joules: {doubts[0]}"
     if reason is None:
         read, why = with_joules(epochs)
         reason = None if read.height == epochs.height else f"joules are not known after every epoch: {why}"

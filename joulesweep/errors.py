@@ -5,10 +5,12 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
 MOST_NAMES = 16  # more would not be one line
 LONGEST = 100  # characters of a value that an error shows
 LONGEST_LINE = 2000
+MOST_LETTERS = 400  # of what a corrupt file says of itself
 
 
 class UserError(Exception):
@@ -31,6 +33,19 @@ def brief_repr(value: object) -> str:
     """A value as an error shows it."""
     shown = repr(value)
     return shown if len(shown) <= LONGEST else f"{shown[: LONGEST // 2]} … {shown[-LONGEST // 4 :]}"
+
+
+class Corrupt(UserError):  # noqa: N818 - says what the file is
+    """A file that the workflow wrote is not what it should be: moved aside, it is made again.
+
+    Attributes:
+        path: of the file.
+    """
+
+    def __init__(self, path: Path, reason: str) -> None:
+        line = " ".join(reason.split())
+        super().__init__(f"{path}: {line[:MOST_LETTERS]}")
+        self.path = path
 
 
 def one_of(what: str, given: object, allowed: Iterable[str]) -> str:

@@ -5,6 +5,8 @@ optimizer count 0. The backward pass of a product is one more product for each o
 weights cost what they should: no gradient of their own, and none for their input unless something below still trains.
 Which operands do is asked of autograd: the model is run once on the meta device, where nothing is computed.
 `torch.utils.flop_counter` counts the same (tests/test_flops.py); it knows no units, and 0 for a CPU's fused attention.
+A count is whole or there is none: what PyTorch executes of each call is compared with what was noted of it, and where a
+weight goes into an operator that is not known to be harmless, nothing is counted.
 """
 
 from __future__ import annotations
@@ -12,14 +14,16 @@ from __future__ import annotations
 import contextlib
 import math
 import types
-from collections.abc import Iterator, Set
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 
 from joulesweep import kernels, precision
 from joulesweep.model import LanguageModel
@@ -34,16 +38,28 @@ UNIT_OF: dict[tuple[int, ...], str] = {
     (TARGET_LENGTH, TARGET_LENGTH): "target_pair",
     (TARGET_LENGTH, LENGTH): "cross_pair",
 }
-#: Functions with products that are not taken apart here: a model that calls one has no count, rather than a wrong one.
-UNCOUNTED = {
-    torch.einsum,
-    torch.conv1d,
-    torch.conv2d,
-    torch.addbmm,
-    torch.addmv,
-    torch.mv,
-    torch.bilinear,
-    functional.multi_head_attention_forward,
+#: Operators without a matrix product that weights go into; besides those that PyTorch marks as element by element, as
+#: reductions, or as views.
+HARMLESS = {
+    "_fused_rms_norm",
+    "_softmax",
+    "_to_copy",
+    "_unsafe_view",
+    "_weight_norm_interface",
+    "cat",
+    "constant_pad_nd",
+    "copy_",
+    "embedding",
+    "flip",
+    "gather",
+    "index",
+    "index_select",
+    "linalg_vector_norm",
+    "native_batch_norm",
+    "native_layer_norm",
+    "repeat",
+    "roll",
+    "stack",
 }
 #: Where the two factors of a product stand among the arguments.
 FACTORS = {
@@ -53,6 +69,8 @@ FACTORS = {
 }
 #: What models ask of masks and ids, which hold nothing on the meta device: no token is padding, all are to be seen.
 ASKED = {torch.Tensor.__bool__: True, torch.Tensor.item: True, torch.Tensor.__contains__: False}
+#: Products of rows with the experts that these were sorted by, in PyTorch and transformers.
+GROUPED = ("grouped_mm", "grouped_mm_fallback")
 #: What the factors of a product are called where they are given by name.
 NAMES = ("other", "mat1", "mat2", "batch1", "batch2")
 
@@ -70,6 +88,7 @@ class Product:
         weight: name of the parameter that is a factor, or None.
         weight_read_again: whether the backward pass needs that weight, for the gradient of the other factor.
         layer: which checkpointed layer it is in, or None.
+        share: of the weight that is read at least: of experts, those that one token takes.
     """
 
     unit: str
@@ -79,6 +98,7 @@ class Product:
     weight: str | None
     weight_read_again: bool
     layer: int | None
+    share: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,11 +110,13 @@ class Trace:
         reached_by: for each parameter that is used, how many products come before its first use. If it is the first
             in this order that trains, gradients are needed of the operands that have it or a later one behind them.
         layers: for each of them, the checkpointed layer that it is in, or None.
+        uncounted: why the products are not all, or None.
     """
 
     products: list[Product]
     reached_by: dict[str, int]
     layers: dict[str, int | None]
+    uncounted: str | None = None
 
 
 def described(core: LanguageModel, shards: int = 1) -> dict[str, Any]:
@@ -124,6 +146,8 @@ def described(core: LanguageModel, shards: int = 1) -> dict[str, Any]:
 
 def uncounted(error: Exception) -> str:
     """Why `traced` failed, in one line."""
+    if "nonzero" in str(error) or "data-dependent" in str(error):
+        return "the model's products cannot be counted: which ones there are depends on the texts"
     return f"the model's products cannot be counted: {type(error).__name__}: {str(error).splitlines()[0][:200]}"
 
 
@@ -169,13 +193,14 @@ def bytes_per_step(core: LanguageModel, products: list[Product], shards: int = 1
     """
     autocast = precision.PRECISIONS[core.precision_name].autocast
     read, read_again = (
-        {product.weight for product in products if product.weight_read_again or not again} for again in (False, True)
+        {product.weight: product.share for product in products if product.weight_read_again or not again}
+        for again in (False, True)
     )
     total = 0
     for name, parameter in core.model.named_parameters():
         stored = parameter.element_size()
         multiplied = getattr(torch, autocast).itemsize if autocast else stored
-        size = multiplied * ((name in read) + (name in read_again))
+        size = multiplied * (read.get(name, 0) + read_again.get(name, 0))
         if parameter.requires_grad:
             size += (8 * stored + multiplied * (name in read and autocast is not None)) / shards
         total += round(parameter.numel() * size)
@@ -186,24 +211,42 @@ def traced(core: LanguageModel) -> Trace:
     """The products of one forward pass, in order of execution, and where parameters first come in.
 
     Raises:
-        ValueError: a product is neither per position nor per pair of positions.
+        ValueError: they cannot all be counted.
     """
+    trace = followed(core)
+    if trace.uncounted is not None:
+        raise ValueError(trace.uncounted)
+    return trace
+
+
+def followed(core: LanguageModel) -> Trace:
+    """As `traced`, for the order of the parameters alone: the products may not be all."""
     model = core.model
     weights = {
         name: torch.nn.Parameter(torch.empty(p.shape, dtype=p.dtype, device="meta"), requires_grad=p.requires_grad)
         for name, p in model.named_parameters()
     }
-    state = {**weights, **{name: b.to("meta") for name, b in model.named_buffers()}}
-    trace = _Trace({id(weight): name for name, weight in weights.items()})
+    buffers = {name: b.to("meta") for name, b in model.named_buffers()}
+    executed = _Executed(weights.values())
+    trace = _Trace({id(weight): name for name, weight in weights.items()}, executed)
     trace.num_earlier = getattr(model, "num_virtual_tokens", 0)
     if core.task == "seq2seq" and trace.num_earlier == LENGTH - TARGET_LENGTH:
         raise ValueError(f"with {trace.num_earlier} virtual tokens a target is as long as a text")
-    given = {"input_ids": torch.empty((1, LENGTH), dtype=torch.long, device="meta")}
+    given: dict[str, Any] = {"input_ids": torch.empty((1, LENGTH), dtype=torch.long, device="meta")}
     if core.task == "seq2seq":
         given["decoder_input_ids"] = torch.empty((1, TARGET_LENGTH), dtype=torch.long, device="meta")
-    with _hooked(core, trace), torch.enable_grad(), trace:
-        torch.func.functional_call(model, state, kwargs=given)
-    return Trace(products=trace.products, reached_by=trace.reached_by, layers=trace.layers)
+    for tensor in (*buffers.values(), *given.values()):
+        tensor.bare = True  # for as long as the tensor lives
+    if core.task != "mlm":
+        given["use_cache"] = False  # as `LanguageModel.inputs` says
+    try:
+        with _hooked(core, trace), torch.enable_grad(), executed, trace:
+            torch.func.functional_call(model, {**weights, **buffers}, kwargs=given)
+    except Exception as error:
+        if trace.uncounted is None:
+            raise
+        raise ValueError(trace.uncounted) from error
+    return Trace(products=trace.products, reached_by=trace.reached_by, layers=trace.layers, uncounted=trace.uncounted)
 
 
 @contextlib.contextmanager
@@ -240,12 +283,61 @@ def is_checkpointed(module: torch.nn.Module) -> bool:
     return isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing
 
 
+class _Executed(TorchDispatchMode):
+    """What PyTorch executes while it is active: FLOPs by its own table, and operators that may hide some."""
+
+    def __init__(self, weights: Iterable[torch.Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.flops = 0
+        self.unknown: str | None = None
+        self.kept = list(weights)  # they and what is computed of them alone; alive, so that their storages are known
+        self.storages = {_storage(weight) for weight in self.kept}
+
+    def __torch_dispatch__(
+        self,
+        func: Any,  # noqa: ANN401
+        types: Any,  # noqa: ANN401
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401
+        result = func(*args, **(kwargs or {}))
+        if func._overloadpacket in flop_registry:
+            self.flops += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=result)
+            return result
+        given = [one for one in tree_leaves((args, kwargs)) if isinstance(one, torch.Tensor) and one.ndim]
+        own = [one for one in given if _storage(one) in self.storages]
+        if (
+            (not _is_harmless(func) and any(one.ndim > 1 for one in own))
+            or func.namespace != "aten"
+            or func._overloadpacket.__name__.startswith("_fft")
+        ):
+            self.unknown = func._overloadpacket.__name__
+        if own and len(own) == len(given):
+            made = [one for one in tree_leaves(result) if isinstance(one, torch.Tensor)]
+            self.kept += made
+            self.storages |= set(map(_storage, made))
+        return result
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+def _is_harmless(func: Any) -> bool:  # noqa: ANN401 - an operator of PyTorch
+    marks = {torch.Tag.pointwise, getattr(torch.Tag, "reduction", torch.Tag.pointwise)}
+    is_view = any(one.alias_info is not None for one in func._schema.returns)
+    return is_view or not marks.isdisjoint(func.tags) or func._overloadpacket.__name__ in HARMLESS
+
+
 class _Trace(TorchFunctionMode):
     """Takes note of every matrix product while it is active."""
 
-    def __init__(self, names: dict[int, str]) -> None:
+    def __init__(self, names: dict[int, str], executed: _Executed) -> None:
         super().__init__()
         self.names = names  # of the parameters, by identity
+        self.executed = executed
+        self.noted = 0.0  # FLOPs, in all
+        self.uncounted: str | None = None
         self.products: list[Product] = []
         self.reached_by: dict[str, int] = {}
         self.layers: dict[str, int | None] = {}
@@ -274,8 +366,32 @@ class _Trace(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in ASKED:
             return ASKED[func]
-        if func in UNCOUNTED:
-            raise ValueError(f"{func.__name__} is not counted")
+        given = [one for one in tree_leaves((args, kwargs)) if isinstance(one, torch.Tensor)]
+        is_bare = all(getattr(one, "bare", False) for one in given)  # angles of positions, masks: no part of the model
+        noted, executed = self.noted, self.executed.flops
+        if not is_bare:
+            self._note_products(func, args, kwargs)
+        if getattr(func, "__name__", "").endswith(GROUPED):
+            result = args[0].to(args[1].dtype) @ args[1][0]  # as many products; on the meta device it takes few dtypes
+        else:
+            result = func(*args, **kwargs)
+        differ = not is_bare and self.noted - noted != self.executed.flops - executed
+        if self.executed.unknown is not None or differ:
+            self._miss(f"{self.executed.unknown or getattr(func, '__name__', func)} is not counted")
+        is_view = isinstance(result, torch.Tensor) and id(result._base) in self.names
+        if not is_view:  # of a weight, which is no use of it yet
+            self._follow(given, result)
+            for one in tree_leaves(result) if is_bare else ():
+                if isinstance(one, torch.Tensor):
+                    one.bare = True  # type: ignore[attr-defined]
+        return result
+
+    def _miss(self, why: str) -> None:
+        """The products are not all: go on for the parameters' order alone."""
+        self.uncounted = self.uncounted or why
+
+    def _note_products(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ANN401
+        """Add the products of a function, if it is known to have any."""
         if func is functional.linear:
             given = {**dict(zip(("input", "weight"), args, strict=False)), **kwargs}
             self._add(given["input"], given["weight"], given["weight"].shape[0])
@@ -287,11 +403,8 @@ class _Trace(TorchFunctionMode):
             named = [tensor for name, tensor in kwargs.items() if name in NAMES]
             left, right = [*args[FACTORS[func] :], *named][:2]
             self._add(left, right, right.shape[-1])
-        result = func(*args, **kwargs)
-        is_view = isinstance(result, torch.Tensor) and id(result._base) in self.names
-        if not is_view:  # of a weight, which is no use of it yet
-            self._follow([one for one in tree_leaves((args, kwargs)) if isinstance(one, torch.Tensor)], result)
-        return result
+        elif getattr(func, "__name__", "").endswith(GROUPED):
+            self._add(args[0], args[1], args[1].shape[-1])
 
     def _follow(self, given: list[torch.Tensor], result: Any) -> None:  # noqa: ANN401 - of any function
         """Take note of the parameters that come in, and of what the results were computed from."""
@@ -355,16 +468,24 @@ class _Trace(TorchFunctionMode):
         left, right = rows if rows is not None else factors[0], factors[1]
         name = self._name(right)
         positions = left.numel() // left.shape[-1] if name else left.shape[-2]
+        self.noted += flops
+        if not torch.is_grad_enabled():
+            self._miss("what is computed without gradients, or with a backward pass of its own, is not counted")
         if not name and self.num_earlier and paired == positions + self.num_earlier:
             # Pairs of the text's own positions; and those with virtual tokens, as many for each position.
             earlier = flops * self.num_earlier / paired
             self._add_product(flops - earlier, (positions, positions), needs, factors, None)
             self._add_product(earlier, (positions,), needs, factors, None)
             return
+        share = 1.0
+        if name and right.ndim == 3:  # experts: each position takes several of them
+            length = next((one for one in (LENGTH, TARGET_LENGTH) if positions % one == 0), positions)
+            share, positions = min(1.0, positions / length / len(right)), length
         size = (positions,) if name else (positions, paired)
         if size not in UNIT_OF:
-            raise ValueError(f"a product of {tuple(left.shape)} and {tuple(right.shape)} is not per position or pair")
-        self._add_product(flops, size, needs, factors, name)
+            self._miss(f"a product of {tuple(left.shape)} and {tuple(right.shape)} is not per position or pair")
+        else:
+            self._add_product(flops, size, needs, factors, name, share)
 
     def _add_product(
         self,
@@ -373,6 +494,7 @@ class _Trace(TorchFunctionMode):
         needs: list[bool],
         factors: tuple[torch.Tensor, torch.Tensor],
         name: str | None,
+        share: float = 1.0,
     ) -> None:
         unit = UNIT_OF[size]
         if self.in_head:
@@ -386,5 +508,6 @@ class _Trace(TorchFunctionMode):
             weight=name,
             weight_read_again=name is not None and needs[0],
             layer=self.layer,
+            share=share,
         )
         self.products.append(product)

@@ -19,7 +19,7 @@ def product(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None =
 
 
 class _Product(torch.autograd.Function):
-    """The same with its gradients."""
+    """The same with its gradients, of [positions, k]."""
 
     @staticmethod
     def forward(ctx: Any, left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:  # noqa: ANN401
@@ -30,12 +30,11 @@ class _Product(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # noqa: ANN401
         left, right = ctx.saved_tensors
         gradient = gradients[0]
-        flat = gradient.reshape(-1, gradient.shape[-1])
         needs_left, needs_right, needs_bias = ctx.needs_input_grad
         return (
             product(gradient, right.t()) if needs_left else None,
-            product(flat.t(), left.reshape(-1, left.shape[-1]).t()) if needs_right else None,
-            flat.sum(0) if needs_bias else None,
+            product(gradient.t(), left.t()) if needs_right else None,
+            gradient.sum(0) if needs_bias else None,
         )
 
 
@@ -44,8 +43,10 @@ class Linear(torch.nn.Linear):
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """[..., in_features] to [..., out_features], both float32."""
-        result: torch.Tensor = _Product.apply(inputs, self.weight, self.bias)  # type: ignore[no-untyped-call]
-        return result
+        flat = inputs.reshape(-1, inputs.shape[-1])
+        # A view is taken outside: what leaves a custom function as one cannot be changed in place, and some models do.
+        result: torch.Tensor = _Product.apply(flat, self.weight, self.bias)  # type: ignore[no-untyped-call]
+        return result.view(*inputs.shape[:-1], result.shape[-1])
 
 
 def available() -> bool:

@@ -68,6 +68,7 @@ def launch(
     texts: Path | None = None,
     exclusive: str = "none",
     gpus: str | Sequence[int | str] = "auto",
+    pinned: bool = False,
     with_snakemake: bool = True,
 ) -> dict[str, Any]:
     """Carry out a run and write its record, last of all its files.
@@ -83,6 +84,7 @@ def launch(
         texts: the texts as they were fetched, for the references that generated summaries are scored against.
         exclusive: whom the run keeps out: "gpu" from its boards, "node" from the machine; see `lease.Lease`.
         gpus: the boards to choose from: "auto", or NVML indices or UUIDs.
+        pinned: take the first of these boards or none, so that runs are on the same ones.
         with_snakemake: end when the job's shell or Snakemake above it dies.
 
     Returns:
@@ -99,6 +101,8 @@ def launch(
     lacking = devices.too_few(spec, needed, candidates)
     if lacking and len(devices.boards()) >= needed:
         raise UserError(lacking)  # the machine could; config or batch system do not let it
+    if pinned:
+        candidates = candidates[:needed]
     references = _references(spec, texts)
     work = folder / ".work"
     shutil.rmtree(work, ignore_errors=True)

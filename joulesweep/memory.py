@@ -93,6 +93,13 @@ class Peaks:
 OUT_OF_MEMORY = r"out of memory|ALLOC_FAILED|allocate memory"
 
 
+def is_lacking(error: BaseException) -> bool:
+    """Whether an error says that memory ran out."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and re.search(OUT_OF_MEMORY, str(error)) is not None
+
+
 def bytes_asked(message: str) -> int | None:
     """Bytes named in PyTorch's out-of-memory messages, of the GPU's and of the CPU's allocator."""
     found = re.search(r"[Tt]ried to allocate ([\d.]+) ?(bytes|[KMGT]iB)?", message)

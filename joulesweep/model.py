@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from joulesweep import data, lazy, precision
+from joulesweep import lazy, precision
 from joulesweep.data import IGNORED
 from joulesweep.errors import UserError
 
@@ -30,6 +30,10 @@ HEADS = (
 POSITIONS = ("position_embeddings", "embed_positions", "wpe")
 #: The class of transformers that a task trains.
 AUTO_CLASSES = {"mlm": "AutoModelForMaskedLM", "clm": "AutoModelForCausalLM", "seq2seq": "AutoModelForSeq2SeqLM"}
+
+
+class Unfit(ValueError):  # noqa: N818 - says what is so
+    """A model that cannot be trained as a spec wants, and why, in one line."""
 
 
 class LanguageModel(torch.nn.Module):
@@ -162,66 +166,19 @@ def head_name(model: torch.nn.Module) -> str | None:
     named = next((inside + name for name in HEADS if inside + name in modules), None)
     if named is None and hasattr(model, "get_output_embeddings"):
         matrix = model.get_output_embeddings()  # type: ignore[operator]
-        named = next((name for name, module in modules.items() if module is matrix), None)
+        is_table = isinstance(matrix, torch.nn.Embedding)  # FSMT gives its decoder's, which reads ids
+        named = next((name for name, module in modules.items() if module is matrix and not is_table), None)
     return named
 
 
 def _keep_chosen(head: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
     """Before the head: of all positions, [rows, length, width], keep the chosen ones, [chosen, width]."""
     chosen = getattr(head, "chosen", None)
-    return None if chosen is None else (args[0].flatten(0, -2)[chosen], *args[1:])
-
-
-@torch.no_grad()
-def packs_exactly(core: LanguageModel, corpus: data.Corpus, max_length: int) -> bool:
-    """Whether texts of a packed row come out as they do alone: no attention across texts, the same positions.
-
-    Some models add what packing cannot tell them (relative positions counted over the row), so it is tried, in float32,
-    before the first step: with the shortest texts of the corpus, of which many share a row, and the longest, which a
-    sliding window of attention does not see whole.
-    """
-    by_length = corpus.lengths.argsort(stable=True)
-    texts = torch.cat((by_length[:8], by_length[8:][-8:]))
-    shown = data.Labelled(inputs=corpus.ids, labels=corpus.ids)
-    found = []
-    try:
-        for batching in ("dynamic", "packed"):
-            layout = data.Layout(batching=batching, size=len(texts), micro=None, max_length=max_length, head="dense")
-            (batch,), _ = next(data.steps(corpus, shown, texts, layout))
-            hidden = _hidden(core, core.inputs(batch.input_ids, batch.segments, batch.position_ids))
-            text = batch.segments.flatten()
-            order = text.argsort(stable=True)[int((text == 0).sum()) :]  # within a row, a text's tokens stand in order
-            found.append(hidden.flatten(0, 1)[order])
-    except RuntimeError:  # DeBERTa multiplies its embeddings by the mask, which must then have one number per token
-        return False
-    return _agree(*found)
-
-
-@torch.no_grad()
-def is_causal(core: LanguageModel, corpus: data.Corpus) -> bool:
-    """Whether a model predicts a token from those before it alone: the last token of a text changes no other's state.
-
-    An encoder built as a decoder by transformers sees all of them unless its config says otherwise, and learns nothing.
-    """
-    ids = corpus.ids[None, : min(16, len(corpus.ids))]
-    other = torch.cat((ids[:, :-1], (ids[:, -1:] + 1) % corpus.vocab_size), 1)
-    found = [_hidden(core, core.inputs(some, torch.ones_like(some), None))[:, :-1] for some in (ids, other)]
-    return _agree(*found)
-
-
-def _hidden(core: LanguageModel, inputs: dict[str, Any]) -> torch.Tensor:
-    """The last hidden states, [rows, length, width], without dropout."""
-    training = core.training
-    core.eval()
-    try:
-        hidden: torch.Tensor = core.model.base_model(**inputs)[0]  # type: ignore[operator]
-        return hidden
-    finally:
-        core.train(training)
-
-
-def _agree(found: torch.Tensor, expected: torch.Tensor) -> bool:
-    return bool((found - expected).abs().max() <= 1e-4 * found.abs().max())
+    if chosen is None:
+        return None
+    if not args or not isinstance(args[0], torch.Tensor) or args[0].ndim != 3:
+        raise Unfit("head masked: the head of this model takes something else than one vector per position")
+    return (args[0].flatten(0, -2)[chosen], *args[1:])
 
 
 def freeze_below(model: torch.nn.Module, num_trained: int | None = None, fraction: float | None = None) -> int:

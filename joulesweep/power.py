@@ -2,41 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import polars as pl
 
-from joulesweep.errors import UserError
-from joulesweep.tables import POWER, frame
+from joulesweep.errors import Corrupt
+from joulesweep.tables import LARGEST, POWER, frame
 
+FILE = "power.jsonl"
 SAMPLE = {key: POWER[key] for key in ("t_s", "device", "power_w")}
 
 
-def tabulate(runs: pl.DataFrame, runs_folder: Path) -> pl.DataFrame:
+def tabulate(runs: pl.DataFrame, traces: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
     """The power table of the runs that are ok; a run without a trace has no rows.
 
     Args:
         runs: the runs table.
-        runs_folder: holds one folder per run.
-
-    Raises:
-        UserError: a trace is corrupt; the line names the file.
+        traces: of `read`, by run.
     """
     parts = [frame([], POWER)]
     ok = runs.filter(pl.col("status") == "ok").with_columns(window_s=pl.col("total_window_s"))
     for run in ok.iter_rows(named=True):
-        path = runs_folder / run["run"] / "power.jsonl"
-        if path.exists():
+        if run["run"] in traces:
             same = [pl.lit(run[key], dtype).alias(key) for key, dtype in POWER.items() if key not in SAMPLE]
-            parts.append(_read(path).with_columns(same).select(*POWER))
+            parts.append(traces[run["run"]].with_columns(same).select(*POWER))
     return pl.concat(parts, rechunk=True)
 
 
-def _read(path: Path) -> pl.DataFrame:
+def read(folder: Path) -> pl.DataFrame | None:
+    """A run's trace with the columns `SAMPLE`; None where it has none.
+
+    Raises:
+        Corrupt: a line is no sample.
+    """
+    path = folder / FILE
+    if not path.exists():
+        return None
     try:
         found = pl.read_ndjson(path, schema=SAMPLE)
-    except pl.exceptions.PolarsError as error:
-        raise UserError(f"{path}: corrupt power trace: {str(error).splitlines()[0]}") from None
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise Corrupt(path, f"corrupt power trace: {error}") from None
     if found["t_s"].null_count() or found["device"].null_count():
-        raise UserError(f"{path}: corrupt power trace: a row without t_s or device")
+        raise Corrupt(path, "corrupt power trace: a row without t_s or device")
+    if len(found.filter(pl.any_horizontal(pl.col("t_s", "power_w").abs() > LARGEST))):
+        raise Corrupt(path, "corrupt power trace: a number that cannot be")
     return found

@@ -63,12 +63,20 @@ def refusal(precision: str, accelerator: str, compute_capability: tuple[int, int
 
 
 def cast(model: torch.nn.Module, precision: str) -> torch.nn.Module:
-    """Bring the weights to the row's dtype and set the process-wide matrix product mode."""
+    """Bring the weights to the row's dtype, in place, and set the process-wide matrix product mode.
+
+    Buffers keep theirs, as they do where transformers loads a model in that dtype: rotary frequencies in bfloat16 would
+    turn a late token by a wrong angle, and a saved model, which holds none, would be read back with the right ones.
+    """
     import torch
 
     row = PRECISIONS[precision]
     torch.set_float32_matmul_precision("high" if row.tf32 else "highest")
-    return model.to(dtype=getattr(torch, row.weights))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.is_floating_point():
+                parameter.data = parameter.data.to(getattr(torch, row.weights))
+    return model
 
 
 def computes_in_fp32(precision: str) -> bool:

@@ -45,6 +45,11 @@ FLAGS = {
     "not_settled": "Temperature or power still moved when the cool-down ended.",
     "skipped_steps": "Loss scaling left out more than 1 % of the steps, since their gradients overflowed: nothing was "
     "learned in them. A few at the start are normal; in a short training they weigh.",
+    "unreadable_file": "A file beside the run's record could not be read; the next snakemake repeats the run.",
+    "boards_differ": "Runs that are compared used different boards. Boards of one kind differ by about ±5 % in what "
+    "their sensors say, which no interval over repeats holds; measure.pin_boards keeps a sweep on the same ones.",
+    "limits_differ": "Runs that are compared had different power limits.",
+    "temperatures_differ": "Boards of runs that are compared began more than 5 °C apart.",
     "one_device": "A strategy for several devices ran on one: what it shows is the overhead of its wrapper.",
 }
 
@@ -196,12 +201,19 @@ def conditions(runs: pl.DataFrame) -> dict[str, str]:
         "waited for boards to settle": words.span(ok["cooldown_s"], "s"),
         "measuring took, of a window": _at_most(ok["meter_overhead_fraction"].drop_nulls().to_list()),
         "mean power × time, of the counter's joules": cross_check(ok),
+        "joules of a run may be off by": _largest_error(ok),
     }
     return {word: text for word, text in found.items() if text is not None}
 
 
 def _counts(values: list[int]) -> str | None:
     return " to ".join(map(str, sorted({min(values), max(values)}))) if values else None
+
+
+def _largest_error(ok: pl.DataFrame) -> str | None:
+    """The largest error of a run's joules, as a share of them: of counter, window and method, not of the sensor."""
+    known = ok.filter(pl.col("energy_j") > 0).select(pl.col("energy_error_j") / pl.col("energy_j"))
+    return _at_most(known.to_series().drop_nulls().to_list())
 
 
 def _at_most(fractions: list[float]) -> str | None:
@@ -225,7 +237,8 @@ def own_cost(tables: Tables, factors: Footprint | None) -> dict[str, Any] | None
     """
     ok = tables.runs.filter(pl.col("status") == "ok")
     known = ok.drop_nulls("total_energy_j")
-    if known.is_empty():
+    apart = _apart(tables.devices)
+    if known.is_empty() and not apart:
         return None
     again = tables.anchors.drop_nulls("anchor_total_energy_j")
     again = again.rename({f"anchor_{key}": key for key in KIND} | {"anchor_total_energy_j": "total_energy_j"})
@@ -234,7 +247,17 @@ def own_cost(tables: Tables, factors: Footprint | None) -> dict[str, Any] | None
         for frame, what in ((known, "runs"), (again, "anchors"))
         for (status, scope), part in frame.group_by(KIND, maintain_order=True)
     ]
-    return {"lines": lines, "num_lacking": ok.height - known.height}
+    return {"lines": lines + apart, "num_lacking": ok.height - known.height}
+
+
+def _apart(devices: pl.DataFrame) -> list[str]:
+    """Joules of boards that are in no run's sum: a run on the CPU metered them. Never added to those that are."""
+    read = devices.filter(~pl.col("in_scope"), kind="gpu").drop_nulls("total_energy_j")
+    return [
+        f"{words.one(math.fsum(part['total_energy_j']), 'J')} ({status}, of boards that are in no run's sum: "
+        f"{_some(part['device'].unique().sort().to_list())} of {part['run'].n_unique()} runs)"
+        for (status,), part in read.group_by("status", maintain_order=True)
+    ]
 
 
 def _used(energy_j: float, kind: str, factors: Footprint | None) -> str:

@@ -2,7 +2,7 @@
 
 A record is one JSON object, `record.json`:
 
-    format, version   "joulesweep-record", 2
+    format, version   "joulesweep-record", 3
     run, status       its id; ok, oom, diverged, unsupported or timeout
     reason            null when ok, else one line
     oom_bytes         bytes asked for when memory ran out, else null
@@ -15,8 +15,8 @@ A record is one JSON object, `record.json`:
                       times, counts and memory; energy: a row per device with joules, status, method and reason;
                       flags: what makes the numbers doubtful; conditions: boards, cool-down, idle baseline, begin and
                       end of the window; overhead: what measuring cost
-    quality           null unless ok: validation_loss, perplexity, masked_accuracy, choice_accuracy (null but for
-                      multiple choice), num_validation_texts, num_masked
+    quality           null unless ok: validation_loss, perplexity (null beyond 1e300), masked_accuracy, choice_accuracy
+                      (null but for multiple choice), num_validation_texts, num_masked
     epochs            one row per finished epoch, epoch 0 being the untrained model; `energy` has a row
                       {device, energy_j, status, reason} per device, joules since the window began
 
@@ -27,18 +27,22 @@ Beside it lie `power.jsonl`: the power trace, one row per sample and device; t_s
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import reprlib
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any, NoReturn
 
-from joulesweep.errors import UserError
+from joulesweep.errors import Corrupt, UserError
 from joulesweep.spec import from_mapping, run_id
 
 FORMAT = "joulesweep-record"
 MOST_DEPTH = 64  # of a JSON file
-VERSION = 2
+VERSION = 3
+CORRUPT = ".corrupt"  # ending of a file that was moved aside
 STATUSES = ("ok", "oom", "diverged", "unsupported", "timeout")
 KEYS = (
     "format",
@@ -57,6 +61,10 @@ KEYS = (
     "quality",
     "epochs",
 )
+
+
+#: What reading something of another shape than expected raises.
+MALFORMED = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
 
 def brief(reason: str) -> str:
@@ -112,18 +120,21 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
         what: what it should be, for the error.
 
     Raises:
-        UserError: it is not there or holds no JSON object.
+        UserError: it cannot be read.
+        Corrupt: it holds no JSON object.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; expected {what}") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: corrupt {what}: {error}") from None
+    except RecursionError:
+        raise Corrupt(path, f"corrupt {what}: too many levels of nesting") from None
+    except ValueError as error:
+        raise Corrupt(path, f"corrupt {what}: {error}") from None
     if not isinstance(value, dict):
-        raise UserError(f"{path}: corrupt {what}: not a JSON object")
+        raise Corrupt(path, f"corrupt {what}: not a JSON object")
     if is_deep(value):
-        raise UserError(f"{path}: corrupt {what}: nested deeper than {MOST_DEPTH} levels")
+        raise Corrupt(path, f"corrupt {what}: too many levels of nesting")
     return value
 
 
@@ -142,6 +153,30 @@ def is_deep(value: object) -> bool:
     return True
 
 
+def mark_corrupt(path: Path) -> None:
+    """Give a corrupt file a second name, `NAME.corrupt`, and say so; `set_aside` takes its first one away.
+
+    Not at once: Snakemake, which named it as an input, would end with an error though all else is well.
+    """
+    second = path.with_name(f"{path.name}{CORRUPT}")
+    print(f"corrupt: {path}", file=sys.stderr)
+    try:
+        second.unlink(missing_ok=True)
+        os.link(path, second)
+    except OSError as error:
+        print(f"{second}: {error.strerror}; delete {path} to repeat its run", file=sys.stderr)
+
+
+def set_aside(folder: Path) -> None:
+    """Take the first name from the corrupt files in a folder's folders, so that Snakemake makes them again."""
+    for second in sorted(folder.glob(f"*/*{CORRUPT}")):
+        first = second.with_name(second.name.removesuffix(CORRUPT))
+        with contextlib.suppress(OSError):
+            if first.samefile(second):
+                first.unlink()
+                print(f"moved aside: {second}; the next snakemake repeats its run", file=sys.stderr)
+
+
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON; missing is null")
 
@@ -150,24 +185,26 @@ def read(path: Path) -> dict[str, Any]:
     """Read a record and check that it is one, of this version, and of the run whose folder it lies in.
 
     Raises:
-        UserError: missing, corrupt, or foreign; the line names the file.
+        UserError: missing, or of another version; the line names the file.
+        Corrupt: no record, or a foreign one.
     """
     record = read_json(path, "run record")
     if record.get("format") != FORMAT:
-        raise UserError(f"{path}: not a run record: format is {record.get('format')!r}, expected {FORMAT!r}")
+        raise Corrupt(path, f"not a run record: format is {record.get('format')!r}, expected {FORMAT!r}")
     if record.get("version") != VERSION:
-        raise UserError(f"{path}: record version {record.get('version')!r}; this Joulesweep reads version {VERSION}")
+        version = reprlib.repr(record.get("version"))
+        raise UserError(f"{path}: record version {version}; this Joulesweep reads version {VERSION}")
     missing = [key for key in KEYS if key not in record]
     if missing:
-        raise UserError(f"{path}: corrupt run record: no {', '.join(missing)}")
+        raise Corrupt(path, f"corrupt run record: no {', '.join(missing)}")
     if record["status"] not in STATUSES:
-        raise UserError(f"{path}: corrupt run record: status {record['status']!r}; allowed: {', '.join(STATUSES)}")
+        raise Corrupt(path, f"corrupt run record: status {record['status']!r}; allowed: {', '.join(STATUSES)}")
     if record["run"] != path.parent.name:
-        raise UserError(f"{path}: foreign run record: it belongs to run {record['run']!r}")
+        raise Corrupt(path, f"foreign run record: it belongs to run {record['run']!r}")
     try:
         expected = run_id(from_mapping(record["spec"]))
-    except (UserError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: corrupt run record: {error}") from None
+    except (UserError, *MALFORMED) as error:
+        raise Corrupt(path, f"corrupt run record: {error}") from None
     if expected != record["run"]:
-        raise UserError(f"{path}: foreign run record: its spec belongs to run {expected!r}")
+        raise Corrupt(path, f"foreign run record: its spec belongs to run {expected!r}")
     return record

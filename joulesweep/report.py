@@ -131,6 +131,7 @@ def _answer(answer: Answer, qualities: list[Quality], factors: Footprint | None)
         "superlative": "least measured energy" if answer.by == "energy_j" else "least time",
         "cost": "measured energy" if answer.by == "energy_j" else "time",
         "unranked": answer.unranked,
+        "doubtful": answer.doubtful[:MAX_TIES],
         "ties": ", ".join(answer.ties[:MAX_TIES]) + (" and others" if len(answer.ties) > MAX_TIES else ""),
         "num_within": answer.num_within,
         "num_cells": answer.num_cells,

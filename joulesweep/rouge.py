@@ -14,7 +14,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from joulesweep.errors import UserError
+from joulesweep.errors import Corrupt, UserError
 
 FILE = "summaries.jsonl"
 METRICS = ("rouge1", "rouge2", "rougeL")
@@ -27,7 +27,7 @@ def columns(folder: Path) -> dict[str, Any]:
         folder: of the run.
 
     Raises:
-        UserError: a line is corrupt; the message names file and line.
+        Corrupt: a line is corrupt; the message names file and line.
     """
     summaries = _read(folder / FILE)
     if not summaries:
@@ -48,17 +48,16 @@ def _read(path: Path) -> list[dict[str, Any]]:
         return []
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; expected generated summaries") from None
-    return [_row(f"{path}:{number}", line) for number, line in enumerate(lines, 1)]
+    return [_row(path, number, line) for number, line in enumerate(lines, 1)]
 
 
-def _row(place: str, line: bytes) -> dict[str, Any]:
+def _row(path: Path, number: int, line: bytes) -> dict[str, Any]:
     try:
         match json.loads(line):
             case {"text": int(), "summary": str(), "references": [str(), *others]} as row:
                 if all(isinstance(other, str) for other in others):
                     return dict(row)
-    except ValueError as error:
-        raise UserError(f"{place}: corrupt summary: {error}") from None
-    raise UserError(
-        f"{place}: corrupt summary: needs text (a number), summary (text) and references (at least one text)"
-    )
+    except (ValueError, RecursionError) as error:
+        raise Corrupt(path, f"line {number}: corrupt summary: {error}") from None
+    needed = "text (a number), summary (text) and references (at least one text)"
+    raise Corrupt(path, f"line {number}: corrupt summary: needs {needed}")

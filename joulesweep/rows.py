@@ -9,22 +9,21 @@ from typing import Any
 
 from joulesweep import floors, record
 from joulesweep.energy import HOST_KINDS, READ, by_epoch, estimated, headline, joined, scoped
-from joulesweep.errors import UserError
+from joulesweep.errors import Corrupt
 from joulesweep.estimate import Estimate
 from joulesweep.footprint import Footprint
 from joulesweep.spec import short_hash
-from joulesweep.tables import EPOCHS, ESTIMATED, RUNS, SELECTIONS, check
+from joulesweep.tables import DEVICES, EPOCHS, ESTIMATED, RUNS, SELECTIONS, check
 from joulesweep.units import USEFUL
 
 #: What a record says of a run in the very words of the table.
 RECORDED = ("status", "reason", "oom_bytes", "started", "finished", "code_digest")
 BOARD = ("temperature_start_c", "temperature_end_c", "sm_clock_mean_mhz", "power_limit_w")
+Rows = list[dict[str, Any]]
 UNRATED = "nothing was counted of a step that trains every tensor"
 
 
-def read(
-    path: Path, energy: dict[str, Any], factors: Footprint | None
-) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
+def read(path: Path, energy: dict[str, Any], factors: Footprint | None) -> tuple[dict[str, Any], dict[str, Rows]]:
     """Read a record and make its rows.
 
     Args:
@@ -34,17 +33,24 @@ def read(
 
     Returns:
         Its row of the runs table without what the manifest says (and `host_joules`: whether CPU or DRAM
-        joules were read), and its rows of the tables of epochs and selections, likewise.
+        joules were read), and its rows of the tables `epochs`, `selections` and `devices`, likewise.
 
     Raises:
-        UserError: missing, corrupt or foreign; the line names the file.
+        UserError: missing, or of another version; the line names the file.
+        Corrupt: corrupt or foreign.
     """
     found = record.read(path)
     try:
         row = check(_run(found, energy, factors), RUNS)
-        return row, list(_epochs(row, found, energy)), list(_selections(row, found))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{path}: corrupt run record: {type(error).__name__}: {error}") from None
+        ok = found["status"] == "ok"
+        tables = {
+            "epochs": _epochs(row, found, energy),
+            "selections": _selections(row, found),
+            "devices": _devices(found),
+        }
+        return row, {name: list(made) if ok else [] for name, made in tables.items()}
+    except record.MALFORMED as error:
+        raise Corrupt(path, f"corrupt run record: {type(error).__name__}: {error}") from None
 
 
 def _run(found: dict[str, Any], energy: dict[str, Any], factors: Footprint | None) -> dict[str, Any]:
@@ -120,6 +126,8 @@ def _flags(flags: list[dict[str, str]]) -> dict[str, str | None]:
     """Names of the flags, and a line of text for each of them."""
     texts: dict[str, list[str]] = {}
     for row in flags:
+        if not row["flag"].isidentifier():
+            raise ValueError(f"flag is {row['flag']!r}")
         texts.setdefault(row["flag"], []).append(" ".join(row["text"].split()))
     lines = ["; ".join(dict.fromkeys(said)) for said in texts.values()]
     return {"flags": ", ".join(texts) or None, "flag_texts": "\n".join(lines) or None}
@@ -167,8 +175,6 @@ def _estimate_columns(guess: Estimate | None) -> dict[str, Any]:
 
 def _epochs(row: dict[str, Any], found: dict[str, Any], energy: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Rows of the epochs table, without the run's name; joules are cumulative, and of the untrained model none."""
-    if found["status"] != "ok":
-        return
     measurement = found["measurement"]
     headed = scoped(measurement["energy"], row["accelerator"], measurement["conditions"]["exclusive"])
     for epoch in found["epochs"]:
@@ -179,10 +185,18 @@ def _epochs(row: dict[str, Any], found: dict[str, Any], energy: dict[str, Any]) 
         yield {**check({**given, **joules}, EPOCHS), **_estimate_columns(guess)}
 
 
+def _devices(found: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Rows of the devices table, without the run's name."""
+    measurement = found["measurement"]
+    exclusive = measurement["conditions"]["exclusive"]
+    headed = {one["device"] for one in scoped(measurement["energy"], found["spec"]["accelerator"], exclusive)}
+    for row in measurement["energy"]:
+        given = {key: row.get(key) for key in DEVICES if key not in ("run", "in_scope")}
+        yield check({**given, "in_scope": row["device"] in headed}, DEVICES)
+
+
 def _selections(row: dict[str, Any], found: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Rows of the selections table, without the run's name: one per phase whose tensors a method chose."""
-    if found["status"] != "ok":
-        return
     same = {"environment": row["environment"]}
     rating = None
     for phase in found["measurement"].get("phases", ()):

@@ -17,6 +17,7 @@ from joulesweep.trainer import Stop, Trainer
 
 BATCH = 128  #: texts per forward pass and rank, at most
 LOGITS = 2**28  #: numbers that the logits of a forward pass have at most: in float32 a GiB
+LARGEST_LOSS = math.log(1e300)  #: beyond it the perplexity is no number
 ROUNDING = 1e-5  #: by which a loss may differ with the batch that it is computed in, relative
 
 
@@ -66,7 +67,7 @@ def score(trainer: Trainer, weights: Weights | None = None) -> dict[str, Any]:
     return {
         "train_loss": None,
         "validation_loss": loss,
-        "perplexity": math.exp(min(loss, 700.0)),
+        "perplexity": math.exp(loss) if loss < LARGEST_LOSS else None,
         "masked_accuracy": num_right / num_masked,
         "choice_accuracy": choice_accuracy,
         "num_masked": int(num_masked),

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 
 from scipy import special
 
+LARGEST_LOG = math.log(1e300)
 NO_DIFFERENCE = "no difference shown"
 NO_INTERVAL = "n=1, no interval"
 
@@ -76,8 +77,8 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval
     mean = math.fsum(values) / n
     if n == 1:
         return Interval(mean=mean, low=None, high=None, n=1)
-    variance = math.fsum((value - mean) ** 2 for value in values) / (n - 1)
-    half = t_quantile(n - 1, confidence) * math.sqrt(variance / n)
+    # No square is formed, which would be beyond a float where the values themselves are not.
+    half = t_quantile(n - 1, confidence) * math.hypot(*(value - mean for value in values)) / math.sqrt((n - 1) * n)
     return Interval(mean=mean, low=mean - half, high=mean + half, n=n)
 
 
@@ -92,11 +93,14 @@ def paired_ratio(a: Sequence[float], b: Sequence[float], confidence: float = 0.9
     Raises:
         ValueError: lengths differ, no pairs, or a value that has no logarithm.
     """
-    logs = mean_interval([math.log(x / y) for x, y in zip(a, b, strict=True)], confidence)
-    ratio = math.exp(logs.mean)
-    if logs.low is None or logs.high is None:
-        return Ratio(ratio=ratio, low=None, high=None, n=1, verdict=_verdict(logs))
-    return Ratio(ratio=ratio, low=math.exp(logs.low), high=math.exp(logs.high), n=logs.n, verdict=_verdict(logs))
+    logs = mean_interval([math.log(x) - math.log(y) for x, y in zip(a, b, strict=True)], confidence)
+    low, high = (None if end is None else _exp(end) for end in (logs.low, logs.high))
+    return Ratio(ratio=_exp(logs.mean), low=low, high=high, n=logs.n, verdict=_verdict(logs))
+
+
+def _exp(log: float) -> float:
+    """The ratio of a logarithm; one beyond 1e±300 is given as that."""
+    return math.exp(min(max(log, -LARGEST_LOG), LARGEST_LOG))
 
 
 def paired_difference(a: Sequence[float], b: Sequence[float], confidence: float = 0.95) -> Difference:

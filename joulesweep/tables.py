@@ -7,8 +7,8 @@ their own.
 from __future__ import annotations
 
 import io
-import math
 import os
+import reprlib
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,9 @@ import polars as pl
 from joulesweep.errors import UserError
 from joulesweep.units import COUNTED
 
+LARGEST = 1e300  # of all numbers: what is made from them is finite as well
+#: A number whose name has such an end cannot be negative.
+COUNTS = ("_s", "_j", "_w", "_bytes", "_flops", "_macs", "loss", "perplexity", "accuracy")
 TEXT, WHOLE, REAL, FLAG, TEXTS = pl.String(), pl.Int64(), pl.Float64(), pl.Boolean(), pl.List(pl.String())
 PYTHON_TYPES: dict[pl.DataType, tuple[type, ...]] = {
     TEXT: (str,),
@@ -54,8 +57,8 @@ RUNS: dict[str, pl.DataType] = {
     **_columns(WHOLE, "oom_bytes"),
     **_columns(TEXT, "started finished"),
     **_columns(REAL, "window_s startup_s cpu_s"),
-    **_columns(REAL, "energy_j net_energy_j"),
-    **_columns(TEXT, "energy_scope energy_status energy_method energy_reason"),
+    **_columns(REAL, "energy_j energy_error_j net_energy_j"),
+    **_columns(TEXT, "energy_scope energy_status energy_method energy_reason energy_doubt"),
     **_columns(REAL, "energy_tick_s idle_w power_ratio co2e_g cost"),
     **ESTIMATED,
     **_columns(REAL, "estimated_co2e_g"),
@@ -110,13 +113,20 @@ SELECTIONS: dict[str, pl.DataType] = {
     **_columns(REAL, "rating_s step_s"),
     **_columns(TEXTS, "chosen candidates"),
 }
+DEVICES: dict[str, pl.DataType] = {
+    **RUN_NAME,
+    **_columns(WHOLE, "batch_size repeat"),
+    **_columns(TEXT, "device kind uuid status method reason doubt"),
+    **_columns(REAL, "energy_j error_j total_energy_j net_energy_j idle_w tick_s mean_power_w power_ratio"),
+    **_columns(FLAG, "in_scope"),
+}
 POWER: dict[str, pl.DataType] = {
     **RUN_NAME,
     **_columns(WHOLE, "batch_size repeat"),
     **_columns(TEXT, "device"),
     **_columns(REAL, "t_s power_w window_s"),
 }
-UNREADABLE = "unreadable"  # status of an anchor whose record cannot be read; no record has it
+UNREADABLE = "unreadable"  # status of a run or an anchor whose record cannot be read; no record has it
 ANCHORS: dict[str, pl.DataType] = {
     **_columns(TEXT, "day run name panel status"),
     **_columns(REAL, "window_s energy_j anchor_window_s anchor_energy_j anchor_total_energy_j"),
@@ -155,7 +165,8 @@ CELLS: dict[str, pl.DataType] = {
     **_columns(WHOLE, "num_ok num_runs"),
     **_columns(TEXT, "statuses"),
     **_columns(WHOLE, "num_flagged"),
-    **_columns(TEXT, "flags energy_scope energy_status"),
+    **_columns(TEXT, "flags energy_scope energy_status energy_doubt"),
+    **_columns(REAL, "energy_error_j"),
     **{f"{quantity}_{end}": REAL for quantity in QUANTITIES for end in ("mean", "low", "high")},
     **ESTIMATED,
     **_columns(REAL, "estimated_co2e_g"),
@@ -175,11 +186,14 @@ class Tables:
         runs: one row per run of the manifest, in its order; columns `RUNS`. Joules are per pass over the training,
             `total_energy_j` is of the whole window.
         cells: one row per cell and environment; columns `CELLS`. A cell with no ok run has one row and nulls.
+            `energy_error_j` is the mean of its runs' largest errors, which repeating does not make smaller.
         epochs: one row per ok run and epoch, epoch 0 being the untrained model; columns `EPOCHS`; joules are
             cumulative.
         selections: one row per ok run and choice of tensors, `epoch` being the first one that trained them; columns
             `SELECTIONS`. Tensors are listed from the output to the input. Costs are shares of training all candidates:
             predicted by the method's own model, in FLOPs or in seconds (`objective`), and counted, always in FLOPs.
+        devices: one row per ok run and device that was or should have been read; columns `DEVICES`; `in_scope` says
+            whether its joules are in the run's.
         power: the power traces of the ok runs, one row per sample and device; columns `POWER`. t_s counts from the
             begin of the window, which lasts window_s.
         anchors: one row per run that was measured again on a later day; columns `ANCHORS`.
@@ -189,6 +203,7 @@ class Tables:
     cells: pl.DataFrame
     epochs: pl.DataFrame
     selections: pl.DataFrame
+    devices: pl.DataFrame
     power: pl.DataFrame
     anchors: pl.DataFrame
 
@@ -228,16 +243,24 @@ def check(row: dict[str, Any], schema: dict[str, pl.DataType]) -> dict[str, Any]
 
     Raises:
         TypeError: a value of another type.
-        ValueError: NaN or infinity, which JSON readers let through.
+        ValueError: a number that cannot be: NaN, beyond `LARGEST`, or negative where it counts something.
     """
     for key, value in row.items():
         if value is None or key not in schema:
             continue
         if type(value) not in PYTHON_TYPES[schema[key]]:
-            raise TypeError(f"{key} is {value!r}")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{key} is {value}")
+            raise TypeError(f"{key} is {reprlib.repr(value)}")
+        if schema[key] in (REAL, WHOLE) and not _possible(key, value, LARGEST if schema[key] == REAL else 2**63 - 1):
+            raise ValueError(f"{key} is {reprlib.repr(value)}")
+        if schema[key] == TEXTS and not all(isinstance(text, str) for text in value):
+            raise TypeError(f"{key} is {reprlib.repr(value)}")
     return row
+
+
+def _possible(key: str, value: float, largest: float) -> bool:
+    """Whether a quantity of that name can have the value; NaN compares as false."""
+    smallest = 0 if key.endswith(COUNTS) or key.startswith("num_") else -largest
+    return smallest <= value <= largest
 
 
 def frame(rows: list[dict[str, Any]], schema: dict[str, pl.DataType]) -> pl.DataFrame:

@@ -258,10 +258,10 @@ def main(argv: list[str]) -> int:
         outcome = stop.outcome
     except UserError as error:
         outcome = {"status": "error", "reason": str(error)}
-    except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
-        lines = [line for line in str(error).splitlines() if re.search(memory.OUT_OF_MEMORY, line)]
-        if not lines and not isinstance(error, torch.OutOfMemoryError | MemoryError):
+    except (RuntimeError, MemoryError) as error:
+        if not memory.is_lacking(error):
             raise
+        lines = [line for line in str(error).splitlines() if re.search(memory.OUT_OF_MEMORY, line)]
         reason = lines[0] if lines else "out of host memory"
         outcome = {"status": "oom", "reason": reason, "oom_bytes": memory.bytes_asked(str(error))}
     write_json(job_path.parent / f"rank{rank}.json", outcome)

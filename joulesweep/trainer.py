@@ -13,10 +13,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from joulesweep import adaptive, data, engine, flops, kernels, methods, precision, strategy
+from joulesweep import adaptive, data, engine, fit, flops, kernels, methods, precision, strategy
 from joulesweep.errors import UserError
 from joulesweep.memory import copy_weights, load_weights
-from joulesweep.model import LanguageModel, build, is_causal, num_positions, packs_exactly, stacks
+from joulesweep.model import LanguageModel, Unfit, build, num_positions, stacks
 from joulesweep.spec import RunSpec
 from joulesweep.units import COUNTED
 
@@ -157,18 +157,23 @@ class Trainer:
     @property
     def layout(self) -> data.Layout:
         """How this process's texts are laid out."""
-        spec, row = self.spec, strategy.STRATEGIES[self.spec.strategy]
-        num_devices = 1 if row.multi_process else spec.devices  # of this process
-        return data.Layout(
-            batching=spec.batching,
-            size=spec.global_batch_size,
-            micro=spec.micro_batch_size and spec.micro_batch_size * num_devices,
-            max_length=spec.max_length,
-            max_target_length=spec.max_target_length,
-            head=spec.head,
-            scattered=num_devices > 1,
-            few_shapes=spec.engine == "graph",
-        )
+        return layout(self.spec)
+
+
+def layout(spec: RunSpec) -> data.Layout:
+    """How a process's texts are laid out."""
+    row = strategy.STRATEGIES[spec.strategy]
+    num_devices = 1 if row.multi_process else spec.devices  # of this process
+    return data.Layout(
+        batching=spec.batching,
+        size=spec.global_batch_size,
+        micro=spec.micro_batch_size and spec.micro_batch_size * num_devices,
+        max_length=spec.max_length,
+        max_target_length=spec.max_target_length,
+        head=spec.head,
+        scattered=num_devices > 1,
+        few_shapes=spec.engine == "graph",
+    )
 
 
 def learning_rate(spec: RunSpec, step: int, num_steps: int) -> float:
@@ -230,15 +235,11 @@ def assemble(spec: RunSpec, model_folder: Path, tokens: Path, place: Place) -> T
         Stop: the model cannot be trained as the spec wants.
         UserError: nothing is left to train or to hold out.
     """
-    corpus, core = _learning(spec, model_folder, tokens)
-    model: Any = core.model
-    precision.cast(core, spec.precision).to(place.device)
-    if spec.checkpoint_activations:
-        model.activation_checkpointing_enable({"use_reentrant": False})
-        model.disable_input_require_grads()  # else frozen layers are walked back through
-    work = flops.described(core, spec.devices if spec.strategy == "fsdp" else 1)
-    if spec.accelerator == "cpu" and spec.engine == "eager" and precision.computes_in_fp32(spec.precision):
-        kernels.adopt(core)
+    try:
+        corpus, core = _learning(spec, model_folder, tokens)
+        work = _prepare(core, corpus, spec, place)
+    except Unfit as unfit:
+        raise Stop("unsupported", str(unfit)) from unfit
     if spec.engine == "compile":
         core.compile(dynamic=True)  # in place: names of weights stay
     torch.manual_seed(spec.repeat * 1000 + place.rank)  # each rank its own dropout
@@ -270,9 +271,37 @@ def assemble(spec: RunSpec, model_folder: Path, tokens: Path, place: Place) -> T
     return trainer
 
 
+def _prepare(core: LanguageModel, corpus: data.Corpus, spec: RunSpec, place: Place) -> dict[str, Any]:
+    """Try the model, on its device, and bring it into the form that trains. Returns what is known of its work.
+
+    Raises:
+        Unfit: it cannot be trained so.
+    """
+    core.to(place.device)
+    _check(fit.refusal(core, corpus, layout(spec)))
+    precision.cast(core, spec.precision)
+    if spec.checkpoint_activations:
+        model: Any = core.model
+        with fit.foreign("checkpoint_activations"):
+            enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+            enable({"use_reentrant": False})
+            model.disable_input_require_grads()  # else frozen layers are walked back through
+    work = flops.described(core, spec.devices if spec.strategy == "fsdp" else 1)
+    if spec.accelerator == "cpu" and spec.engine == "eager" and precision.computes_in_fp32(spec.precision):
+        kernels.adopt(core)
+    _check(fit.step_refusal(core, corpus, layout(spec)))
+    return work
+
+
+def _check(reason: str | None) -> None:
+    if reason is not None:
+        raise Unfit(reason)
+
+
 def _learning(spec: RunSpec, model_folder: Path, tokens: Path) -> tuple[data.Corpus, LanguageModel]:
     """The texts and the model that learns from them, its method applied."""
-    model: Any = build(model_folder, spec.task)
+    with fit.foreign(f"task {spec.task}"):
+        model: Any = build(model_folder, spec.task)
     start_id = getattr(model.config, "decoder_start_token_id", None) if spec.task == "seq2seq" else None
     corpus = data.load(tokens, spec.max_length, spec.task, spec.max_target_length, start_id)
     if spec.generate is not None and corpus.targets is None and corpus.prompts is None:
@@ -282,17 +311,14 @@ def _learning(spec: RunSpec, model_folder: Path, tokens: Path) -> tuple[data.Cor
             config.decoder_start_token_id = corpus.start_id
             config.pad_token_id = corpus.pad_id if config.pad_token_id is None else config.pad_token_id
     method = methods.load(spec.method)
-    model = method.apply(model, methods.parameters(spec.method, spec.method_params))
+    params = methods.parameters(spec.method, spec.method_params)
+    with fit.foreign(f"method {spec.method}"):
+        model = method.apply(model, params)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UserError(f"method {spec.method}: no parameter of the model is left to train")
     core = LanguageModel(model, spec.precision, spec.head, spec.task)
-    reason = core.refusal(spec.batching == "packed") or _too_long(spec, corpus, model)
-    if reason is None and spec.task == "clm" and not is_causal(core, corpus):
-        reason = "task clm: this model sees the tokens that it is to predict; choose a decoder, or task mlm"
-    if reason is None and spec.batching == "packed" and not packs_exactly(core, corpus, spec.max_length):
-        reason = "batching packed: this model's result depends on the other texts of a row; use batching: [dynamic]"
-    if reason:
-        raise Stop("unsupported", reason)
+    _check(core.refusal(spec.batching == "packed"))
+    _check(_too_long(spec, corpus, model))
     return corpus, core
 
 

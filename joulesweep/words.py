@@ -37,7 +37,9 @@ def scaled(values: Sequence[float], unit: str) -> tuple[list[str], str]:
 
 
 def digits(value: float) -> str:
-    """Three digits, and never an exponent."""
+    """Three digits, and no exponent where anybody would count the zeros."""
+    if abs(value) >= 1e15 or 0 < abs(value) < 1e-12:
+        return f"{value:.3g}"
     if abs(value) >= 1000:
         return f"{value:,.0f}"
     if 0 < abs(value) < 1e-4:
@@ -87,9 +89,13 @@ def points(row: dict[str, Any], quantity: str) -> Words:
 
 
 def joules(row: dict[str, Any]) -> Words:
-    """Mean joules of a cell; where there are none, what kept them from being measured or averaged."""
+    """Mean joules of a cell, with what they may be off by; where there are none, what kept them from being known."""
     if row["energy_j_mean"] is not None:
-        return interval(row, "energy_j", "J")
+        mean, between = interval(row, "energy_j", "J")
+        error_j, doubt = row["energy_error_j"], "doubtful" if row["energy_doubt"] else ""
+        known = error_j is not None and row["energy_j_mean"] > 0
+        error = f"off by at most {one(100 * error_j / row['energy_j_mean'], '%')}" if known else ""
+        return mean, ", ".join(filter(None, [doubt, between, error]))
     if not row["num_ok"]:
         return ABSENT
     if row["energy_scope"] is None:

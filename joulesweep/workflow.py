@@ -40,6 +40,8 @@ from joulesweep.strict import Place
 
 #: The charts of `joulesweep.charts.CHARTS`, named here so that parsing the Snakefile imports no altair.
 CHARTS = ("pareto", "energy", "speedup", "loss", "memory", "power", "tensors")
+#: What the analysis reads of a run.
+READ = ("record.json", "power.jsonl", "summaries.jsonl")
 
 
 #: What makes a path a pattern to Snakemake: {wildcard} and <pathvar>, and what it takes for the address of a storage.
@@ -69,7 +71,10 @@ def load(workflow: Any) -> Sweep:  # noqa: ANN401 - Snakemake's Workflow
         config, where = config_module.located(_configfile(workflow), workflow.config_settings.config_args or ())
         if config.hardware.accelerator == "auto" and not workflow.local_exec:
             raise UserError("hardware.accelerator: auto looks at this machine, the jobs run elsewhere; say cpu or cuda")
-        return Sweep(config, where)
+        sweep = Sweep(config, where)
+        if workflow.is_main_process and not workflow.dryrun:
+            sweep.set_aside()  # where a workflow before was killed
+        return sweep
     except UserError as error:
         raise refused(str(error), workflow) from None
 
@@ -376,6 +381,10 @@ class Sweep:
     def slurm_extra(self) -> str:
         """For Slurm: a run that must be alone has a node of its own, rather than wait there while its time runs."""
         return "--exclusive" if self.config.measure.exclusive == "node" else ""
+
+    def set_aside(self) -> None:
+        """Move files aside that the aggregation found corrupt."""
+        record.set_aside(Path(self.folder, "runs"))
 
     def failures(self) -> list[str]:
         """A line per run that was started and has no record, with the log that says why."""

@@ -6,7 +6,7 @@ out:  results/<sweep>/tables/*.parquet, charts/*.svg and *.html, report.html;
 """
 
 CAPTIONS = "../joulesweep/templates/captions"
-TABLES = ("runs", "cells", "epochs", "selections", "power", "anchors")
+TABLES = ("runs", "cells", "epochs", "selections", "devices", "power", "anchors")
 
 
 rule aggregate:
@@ -27,13 +27,12 @@ rule aggregate:
         runs=runs_folder,
         anchors=anchors_folder,
         output=output_folder,
-        missing="",
     message:
         "Aggregate the records into tables"
     shell:
         "python -m scripts.aggregate --grid {input.grid:q} --runs {params.runs:q}"
         " --anchors {params.anchors:q}"
-        " --output {params.output:q} {params.missing} 2>&1 | tee {log:q} >&2"
+        " --output {params.output:q} 2>&1 | tee {log:q} >&2"
 
 
 rule charts:
@@ -101,7 +100,6 @@ use rule aggregate as aggregate_partial with:
         runs=runs_folder,
         anchors=anchors_folder,
         output=output_folder,
-        missing="--allow-missing",
         finished=lambda wildcards: sweep.finished(),
 
 

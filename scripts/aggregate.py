@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from joulesweep import aggregate, tables
+from joulesweep import aggregate, record, tables
 from scripts import run_script
 
 
@@ -13,10 +13,9 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, required=True, help="folder with one folder per run")
     parser.add_argument("--anchors", type=Path, help="folder with one folder per later day of runs measured again")
     parser.add_argument("--output", type=Path, required=True, help="folder for the parquet files")
-    parser.add_argument("--allow-missing", action="store_true", help="tabulate runs without a record as missing")
     arguments = parser.parse_args()
     grid = aggregate.read_grid(arguments.grid)
-    made = aggregate.aggregate(grid, arguments.runs, arguments.allow_missing, arguments.anchors)
+    made = aggregate.aggregate(grid, arguments.runs, arguments.anchors, lost=record.mark_corrupt)
     tables.write(made, arguments.output)
 
 

@@ -26,7 +26,14 @@ def main() -> None:
     print(start_line(run_id(spec), grid, runs), file=sys.stderr, flush=True)
     paths = {name: getattr(args, name) for name in ("model_folder", "tokens", "texts", "folder", "log")}
     try:
-        record = launch(spec, job["code"], exclusive=measure["exclusive"], gpus=measure["gpus"], **paths)
+        record = launch(
+            spec,
+            job["code"],
+            exclusive=measure["exclusive"],
+            gpus=measure["gpus"],
+            pinned=measure["pin_boards"],
+            **paths,
+        )
     except RunFailed as failure:
         sys.exit(f"{run_id(spec)}: {failure}; its output: {args.log}")
     print(end_line(record, grid, runs), file=sys.stderr, flush=True)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import tiny_run
@@ -29,6 +32,13 @@ COPIED = (
     "resources/published",
 )
 
+#: Python reads it at its start: a process that trains waits as long as the gate is closed.
+GATE = """
+import os, sys, time
+while "joulesweep.worker" in sys.orig_argv and os.path.exists({closed!r}):
+    time.sleep(0.01)
+"""
+
 
 class Checkout:
     """A copy of this checkout with a config of its own, and Snakemake run in it."""
@@ -40,6 +50,12 @@ class Checkout:
             place = folder.with_name(f"{folder.name}-{variable.lower()}")
             place.mkdir(parents=True)
             self.environ[variable] = str(place)
+        self.closed = folder.with_name(f"{folder.name}-closed")
+        gate = folder.with_name(f"{folder.name}-gate") / "sitecustomize.py"
+        gate.parent.mkdir()
+        gate.write_text(GATE.format(closed=str(self.closed)), encoding="utf-8")
+        self.environ.setdefault("PYTHONPATH", str(gate.parent))
+        self.started: list[subprocess.Popen[str]] = []
         self.wrapped: Callable[[list[str]], list[str]] = list  # around every command
         for name in COPIED:
             source, target = REPOSITORY / name, folder / name
@@ -85,19 +101,54 @@ class Checkout:
 
     def snakemake(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            self.command(*arguments), cwd=self.folder, env=self.environ, capture_output=True, text=True, timeout=300
+            self.command(*arguments), cwd=self.folder, env=self.environ, capture_output=True, text=True, timeout=900
         )
 
     def start(self) -> subprocess.Popen[str]:
-        """Snakemake in the background."""
-        return subprocess.Popen(
+        """Snakemake in the background, in a process group of its own; `end` ends it if the test does not."""
+        child = subprocess.Popen(
             self.command(),
             cwd=self.folder,
             env=self.environ,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            start_new_session=True,
         )
+        self.started.append(child)
+        return child
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """A context in which a run that starts does not end: its process waits before it does anything."""
+        self.closed.touch()
+        try:
+            yield
+        finally:
+            self.closed.unlink()
+
+    def workers(self) -> list[int]:
+        """Processes that train in this checkout."""
+        return [pid for pid, line in self._processes() if "joulesweep.worker" in line]
+
+    def _processes(self) -> Iterator[tuple[int, str]]:
+        for entry in Path("/proc").iterdir():
+            with contextlib.suppress(OSError):
+                if entry.name.isdigit() and (entry / "cwd").readlink().is_relative_to(self.folder):
+                    yield int(entry.name), (entry / "cmdline").read_text(encoding="utf-8", errors="replace")
+
+    def end(self) -> None:
+        """Kill whatever still works in this checkout, and wait until it is gone."""
+        for child in self.started:
+            if child.poll() is None:
+                child.kill()
+                child.communicate()
+        self.started.clear()
+        while found := [pid for pid, _ in self._processes()]:
+            for pid in found:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.01)
 
     def run(self, *arguments: str) -> str:
         done = self.snakemake(*arguments)

@@ -1,6 +1,7 @@
 """Meters whose true readings are known: a fake NVML (fake_nvml.c), fake GPUs inside Zeus, and fake RAPL.
 
-All count from one moment of the wall clock, so every process that looks sees the same counters.
+All count from one moment of the wall clock, so every process that looks sees the same counters. `WallClock` steps the
+wall clock of processes (fake_clock.c), and moves none of the boards' counters.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import atexit
 import contextlib
 import ctypes
 import functools
+import math
 import os
 import shlex
 import shutil
@@ -36,8 +38,10 @@ EPOCH_S = 1_700_000_000  # Unix time at which every counter was 0, as in fake_nv
 BOARD: dict[str, Any] = {
     "uuid": None,  # made up, unique
     "name": "Fake GPU",
-    "watts": 300,  # true draw, or "FIRST:SECOND:PERIOD_S": a square wave, each half of its period
+    "watts": 300,  # true draw; or a wave: "FIRST:SECOND:PERIOD_S" (square), "saw:FIRST:…", "sine:MEAN:SWING:PERIOD_S"
     "power_error": 1,  # factor of the reported power only
+    "average_s": 0,  # power is reported as the mean of so many seconds, but for the instant one (field 186)
+    "instant": 1,  # 0: a board without instant power
     "tick_ms": 100,  # the counter moves at multiples of this
     "temp_c": 40,  # or "FROM:TO:SECONDS": falls from the last change of any board on
     "sm_mhz": 1410,
@@ -51,20 +55,32 @@ BOARD: dict[str, Any] = {
     "mig": None,  # 0 or 1; None: the product cannot be split
     "pids": None,  # compute processes, "12,34"; 0 stands for the process that asks
     "lost": 0,  # 1: every reading, and a new handle, answers that the GPU is lost
-    "offset_mj": 0,  # set with `watts`, so that the counter goes on
+    "offset_mj": 0,  # added to the counter
+    "delay": None,  # "FUNCTION:SECONDS,…", without nvmlDevice: those answer late: "GetPowerUsage:600"; "*": all
+    "fail": None,  # "FUNCTION:ERROR,…": those that answer an error of NVML instead: "GetTotalEnergyConsumption:999"
 }
 
 
 def watts_at(draw: float | str, t_s: float) -> float:
     """True watts of a draw, as in BOARD, after so many seconds."""
-    first_w, second_w, period_s = _wave(draw)
-    return first_w if t_s % period_s < period_s / 2 else second_w
+    shape, first_w, second_w, period_s = _wave(draw)
+    share = t_s % period_s / period_s
+    if shape == "saw":
+        return first_w + (second_w - first_w) * share
+    if shape == "sine":
+        return first_w + second_w * math.sin(2 * math.pi * share)
+    return first_w if share < 0.5 else second_w
 
 
 def joules_until(draw: float | str, t_s: float) -> float:
     """True joules of a draw, as in BOARD, from second 0 to a second."""
-    first_w, second_w, period_s = _wave(draw)
+    shape, first_w, second_w, period_s = _wave(draw)
     periods, rest_s = divmod(t_s, period_s)
+    share = rest_s / period_s
+    if shape == "saw":
+        return period_s * (periods * (first_w + second_w) / 2 + share * (first_w + (second_w - first_w) * share / 2))
+    if shape == "sine":
+        return first_w * t_s + second_w * period_s / (2 * math.pi) * (1 - math.cos(2 * math.pi * share))
     first_s = periods * period_s / 2 + min(rest_s, period_s / 2)
     return first_w * first_s + second_w * (t_s - first_s)
 
@@ -75,23 +91,48 @@ def _ticked(t_s: float, tick_s: float) -> float:
     return round(t_s * 1e9) // tick_ns * tick_ns / 1e9 if tick_ns else t_s
 
 
-def _wave(draw: float | str) -> tuple[float, float, float]:
-    parts = [float(part) for part in str(draw).split(":")]
-    return (parts[0], parts[0], 1.0) if len(parts) == 1 else (parts[0], parts[1], parts[2])
+def _wave(draw: float | str) -> tuple[str, float, float, float]:
+    shape, _, rest = str(draw).partition(":") if str(draw)[0] == "s" else ("square", "", str(draw))
+    parts = [float(part) for part in rest.split(":")]
+    return (shape, parts[0], parts[0], 1.0) if len(parts) == 1 else (shape, parts[0], parts[1], parts[2])
 
 
 @functools.cache
-def library() -> Path:
-    """The compiled fake NVML, made once per test process in a folder that goes with it."""
+def _compiled(source: str, name: str) -> Path:
+    """A library of C, compiled once per test process in a folder that goes with it."""
     compiler = shutil.which("cc")
     if compiler is None:
-        pytest.skip("no C compiler (cc), which makes the fake NVML")
-    folder = Path(tempfile.mkdtemp(prefix="joulesweep-nvml-"))
+        pytest.skip(f"no C compiler (cc), which makes {source}")
+    folder = Path(tempfile.mkdtemp(prefix="joulesweep-fake-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    made = folder / "libnvidia-ml.so.1"
-    options = ["-std=c99", "-O1", "-Wall", "-Wextra", "-shared", "-fPIC", f"-Wl,-soname,{made.name}"]
-    subprocess.run([compiler, *options, "-o", made, REPOSITORY / "tests" / "fake_nvml.c"], check=True)
-    return made
+    options = ["-std=c99", "-O1", "-Wall", "-Wextra", "-shared", "-fPIC", f"-Wl,-soname,{name}"]
+    subprocess.run([compiler, *options, "-o", folder / name, REPOSITORY / "tests" / source, "-lm"], check=True)
+    return folder / name
+
+
+def library() -> Path:
+    """The compiled fake NVML."""
+    return _compiled("fake_nvml.c", "libnvidia-ml.so.1")
+
+
+def _clock_ns() -> int:
+    """The Unix time at which the monotonic clock began: the least of some looks, which nothing came between."""
+    return min(time.time_ns() - time.monotonic_ns() for _ in range(20))
+
+
+class WallClock:
+    """A wall clock that can be stepped for the processes that get its environment."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "wall_clock.txt"
+
+    def environment(self) -> dict[str, str]:
+        """What makes a process go by it."""
+        return {"LD_PRELOAD": str(_compiled("fake_clock.c", "libfakeclock.so")), "FAKE_CLOCK": str(self.path)}
+
+    def step(self, seconds: float) -> None:
+        """Put it so far ahead of the true one, from now on."""
+        _replace(self.path, f"{seconds}\n")
 
 
 class Boards:
@@ -104,29 +145,41 @@ class Boards:
     def __init__(self, folder: Path, boards: Sequence[Mapping[str, Any]]) -> None:
         self.path = folder / "fake_nvml.txt"
         self.boards: list[dict[str, Any]] = []
-        self._draws: list[list[tuple[float, float | str]]] = []  # since when, in seconds from the epoch, and what
         for given in boards:
-            board = BOARD | {"uuid": f"GPU-{uuid.uuid4()}"} | _known(given)
-            self.boards.append(board)
-            self._draws.append([(0.0, board["watts"])])
+            self.boards.append(BOARD | {"uuid": f"GPU-{uuid.uuid4()}"} | _known(given))
+        self._watts = [board["watts"] for board in self.boards]  # at first
         self._write()
 
     def environment(self, **more: str) -> dict[str, str]:
         """This process's environment, in which the boards are there; CUDA_VISIBLE_DEVICES only if given."""
         kept = {k: v for k, v in os.environ.items() if k != "CUDA_VISIBLE_DEVICES" and not k.startswith("ZEUSD_")}
         folders = [str(library().parent), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
-        return kept | {"LD_LIBRARY_PATH": ":".join(folders), "FAKE_NVML": str(self.path)} | more
+        fake = {"FAKE_NVML": str(self.path), "FAKE_NVML_CLOCK": str(_clock_ns())}
+        return kept | {"LD_LIBRARY_PATH": ":".join(folders)} | fake | more
 
     def set(self, index: int, **changes: Any) -> None:
-        """Change a board now, under running processes. Another draw holds from the counter's last tick on."""
-        board = self.boards[index]
+        """Change a board now, under running processes."""
         if "watts" in changes:
-            tick_s = self._tick_s(index, time.time())
-            gone_j = joules_until(board["watts"], tick_s) - joules_until(changes["watts"], tick_s)
-            changes["offset_mj"] = board["offset_mj"] + round(1000 * gone_j)
-            self._draws[index].append((tick_s, changes["watts"]))
-        board.update(_known(changes))
+            self.happen(index, time.time(), changes.pop("watts"))
+        self.boards[index].update(_known(changes))
         self._write()
+
+    def happen(self, index: int, at_s: float, what: float | str) -> None:
+        """Let a board draw something else from a Unix time on, or "reset" its counter then; in order of time."""
+        with self.events(index).open("a", encoding="ascii") as file:
+            file.write(f"{at_s:.9f} {what}\n")
+
+    def events(self, index: int) -> Path:
+        """The file of what happens to a board, lines of Unix time and draw; other processes may append to it."""
+        return self.path.with_name(f"{self.path.name}.{index}")
+
+    def _draws(self, index: int) -> list[tuple[float, float | str]]:
+        """Since when, in seconds from the epoch, and what."""
+        path = self.events(index)
+        lines = path.read_text(encoding="ascii").splitlines() if path.exists() else []
+        found = [line.split() for line in lines]
+        changes = [(float(at_s) - EPOCH_S, draw) for at_s, draw in found if draw != "reset"]
+        return [(0.0, self._watts[index]), *changes]
 
     def joules(self, index: int, window_s: float, begin_s: float | None = None) -> float:
         """True joules of a window.
@@ -136,7 +189,7 @@ class Boards:
             window_s: seconds.
             begin_s: Unix time; needed only for a board whose draw changes.
         """
-        draws = self._draws[index]
+        draws = self._draws(index)
         if begin_s is None:
             if len(draws) > 1 or ":" in str(draws[0][1]):
                 raise ValueError("the draw changes: say when the window begins")
@@ -149,13 +202,14 @@ class Boards:
         return total_j
 
     def counter_mj(self, index: int, at_s: float) -> int:
-        """What the counter says at a Unix time since the board's last change, to a millijoule."""
+        """What the counter says at a Unix time, to a millijoule, where nothing happened to the board."""
         board = self.boards[index]
         return int(1000 * joules_until(board["watts"], self._tick_s(index, at_s)) + board["offset_mj"])
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Let pynvml and Zeus see the boards in this very process, for one test."""
         monkeypatch.setenv("FAKE_NVML", str(self.path))
+        monkeypatch.delenv("FAKE_NVML_CLOCK", raising=False)
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         monkeypatch.setattr(pynvml, "nvmlLib", ctypes.CDLL(str(library())))
         monkeypatch.setattr(pynvml, "_nvmlGetFunctionPointer_cache", {})
@@ -289,16 +343,20 @@ class Rapl:
         folder: to be seen as /sys/class/powercap.
         max_range_uj: where the counters begin again at 0.
         lag_s: the longest that a counter has been behind the truth so far.
+        stepped_j: by device, what was added to its counter: a negative number is a reset.
     """
 
     def __init__(self, folder: Path, zones: Sequence[Mapping[str, Any]], max_range_uj: int) -> None:
         self.folder, self.max_range_uj, self.lag_s = folder.resolve(), max_range_uj, 0.0
         self._zones: dict[str, tuple[Path, float]] = {}
+        self.stepped_j: dict[str, float] = {}
         self._written_s = time.time()
         for i, zone in enumerate(zones):
             path = self.folder / "intel-rapl" / f"intel-rapl:{i}"
             self._add(f"cpu:{i}", path, zone["name"], zone["watts"])
+            self.stepped_j[f"cpu:{i}"] = zone.get("offset_j", 0.0)
             if "dram_watts" in zone:
+                self.stepped_j[f"dram:{i}"] = zone.get("offset_j", 0.0)
                 self._add(f"dram:{i}", path / f"{path.name}:0", "dram", zone["dram_watts"])
         self._update()
 
@@ -318,6 +376,11 @@ class Rapl:
         """Seconds from one wrap of a counter to the next; they fall on multiples of it since EPOCH_S."""
         return self.max_range_uj / 1e6 / self._zones[device][1]
 
+    def reset(self, device: str) -> None:
+        """Let a counter begin at 0 now."""
+        watts = self._zones[device][1]
+        self.stepped_j[device] = -watts * (time.time() - EPOCH_S)
+
     def keep_up(self, stop: threading.Event) -> None:
         """Move the counters every 2 ms until told to stop."""
         while not stop.wait(0.002):
@@ -325,8 +388,8 @@ class Rapl:
 
     def _update(self) -> None:
         now_ns = time.time_ns() - EPOCH_S * 10**9
-        for path, watts in self._zones.values():
-            energy_uj = round(watts * now_ns / 1000) % self.max_range_uj
+        for device, (path, watts) in self._zones.items():
+            energy_uj = round(watts * now_ns / 1000 + 1e6 * self.stepped_j[device]) % self.max_range_uj
             _replace(path / "energy_uj", f"{energy_uj}\n", mode=0o400)  # as kernels since 5.10 have it
         self.lag_s = max(self.lag_s, time.time() - self._written_s)
         self._written_s = now_ns / 1e9 + EPOCH_S
@@ -419,7 +482,8 @@ def rapl_tree(folder: Path, zones: Sequence[Mapping[str, Any]], max_range_uj: in
 
     Args:
         folder: where they are kept; new.
-        zones: one mapping per CPU package: `name`, `watts`, and `dram_watts` if its DRAM is counted.
+        zones: one mapping per CPU package: `name`, `watts`, `dram_watts` if its DRAM is counted, and
+            `offset_j`, what its counters are ahead: packages of equal watts and offset are one counter shown twice.
         max_range_uj: where they begin again at 0; the default is that of many Intel CPUs.
     """
     rapl, stop = Rapl(folder, zones, max_range_uj), threading.Event()

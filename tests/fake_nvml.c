@@ -3,11 +3,15 @@
    The environment variable FAKE_NVML names a text file with one board per line, written as key=value words. It is read
    on every call, so a test changes a board under a running process. The keys are listed in fake_meters.py.
 
-   The counter is the integral of the board's draw over the wall clock, so all processes see the same one. Only what
-   pynvml, Zeus and Joulesweep call is here. Layouts are those of pynvml's structures. */
+   The counter is the integral of the board's draw over time, so all processes see the same one. Time is the wall clock's,
+   or, where FAKE_NVML_CLOCK has the Unix time in ns at which the monotonic clock began, that one's: it takes no steps.
+   Beside the file, FILE.INDEX may hold the board's events, one a line: "UNIX_S DRAW" (from then on it draws that) or
+   "UNIX_S reset" (the counter begins at 0 again). Only what pynvml, Zeus and Joulesweep call is here. Layouts are those
+   of pynvml's structures. */
 
-#define _POSIX_C_SOURCE 200809L
+#define _XOPEN_SOURCE 700
 
+#include <math.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -27,7 +31,7 @@ enum { TOTAL_ENERGY = 83, POWER_AVERAGE = 185, POWER_INSTANT = 186 }; /* fields,
 enum { UNSIGNED_INT = 1, UNSIGNED_LONG_LONG = 3, SCOPE_GPU = 0 };     /* their types and what they are of */
 
 typedef struct { char words[2048]; int index; double age_s; } Board; /* age_s: since the file was written */
-typedef struct { double first_w, second_w; int64_t period_ns; } Draw; /* a square wave, the first half first */
+typedef struct { char shape; double first_w, second_w; int64_t period_ns; } Draw; /* shapes: square, saw, sine */
 typedef struct { unsigned pid; unsigned long long used; unsigned gpu_instance, compute_instance; } Process;
 typedef struct { unsigned version; unsigned long long total, reserved, free, used; } Memory2;
 typedef struct { unsigned version, sensor; int temperature_c; } Temperature;
@@ -46,7 +50,12 @@ static int64_t since_epoch_ns(struct timespec time) {
 }
 
 static int64_t now_ns(void) {
+    const char *clock = getenv("FAKE_NVML_CLOCK");
     struct timespec now;
+    if (clock) {
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        return since_epoch_ns(now) + strtoll(clock, NULL, 10);
+    }
     clock_gettime(CLOCK_REALTIME, &now);
     return since_epoch_ns(now);
 }
@@ -86,28 +95,87 @@ static double number(const Board *board, const char *key, double otherwise) {
     return text(board, key, value, sizeof value) ? strtod(value, NULL) : otherwise;
 }
 
-static Draw draw(const Board *board) {
-    char value[64];
+/* "FIRST", "FIRST:SECOND:PERIOD_S" (a square wave, the first half first), "saw:FIRST:SECOND:PERIOD_S" (it rises, or falls,
+   and begins again) or "sine:MEAN:SWING:PERIOD_S". */
+static Draw parse(const char *value) {
+    char shape = value[0] == 's' ? value[1] : 'q'; /* 'a' of saw, 'i' of sine */
     double first_w = 0, second_w = 0, period_s = 1;
-    text(board, "watts", value, sizeof value);
+    if (shape != 'q') value = strchr(value, ':') + 1;
     if (sscanf(value, "%lf:%lf:%lf", &first_w, &second_w, &period_s) < 3) second_w = first_w;
-    return (Draw){first_w, second_w, (int64_t)(period_s * 1e9)};
+    return (Draw){shape, first_w, second_w, (int64_t)(period_s * 1e9)};
 }
 
-static unsigned power_mw(const Board *board) { /* now, as reported */
-    Draw wave = draw(board);
-    double watts = now_ns() % wave.period_ns < wave.period_ns / 2 ? wave.first_w : wave.second_w;
+static double watts_at(Draw wave, int64_t ns) {
+    double share = (double)(ns % wave.period_ns) / (double)wave.period_ns;
+    if (wave.shape == 'a') return wave.first_w + (wave.second_w - wave.first_w) * share;
+    if (wave.shape == 'i') return wave.first_w + wave.second_w * sin(2 * M_PI * share);
+    return ns % wave.period_ns < wave.period_ns / 2 ? wave.first_w : wave.second_w;
+}
+
+static long double joules_until(Draw wave, int64_t ns) {
+    int64_t half = wave.period_ns / 2, rest = ns % wave.period_ns, first_ns = rest < half ? rest : half;
+    long double share = (long double)rest / wave.period_ns, period_s = wave.period_ns / 1e9L, s = ns / 1e9L;
+    if (wave.shape == 'a')
+        return (wave.first_w * (s - rest / 1e9L)) + (wave.second_w - wave.first_w) / 2 * (s - rest / 1e9L)
+               + period_s * share * (wave.first_w + (wave.second_w - wave.first_w) * share / 2);
+    if (wave.shape == 'i')
+        return wave.first_w * s + wave.second_w * period_s / (2 * M_PI) * (1 - cos(2 * M_PI * (double)share));
+    first_ns += ns / wave.period_ns * half;
+    return ((long double)first_ns * wave.first_w + (long double)(ns - first_ns) * wave.second_w) / 1e9L;
+}
+
+/* Joules from the counter's last zero up to a moment, and the draw at that moment. */
+static long double joules_at(const Board *board, int64_t ns, Draw *wave) {
+    char path[4096], line[160], word[128];
+    long double total = 0, at_s;
+    int64_t since = 0;
+    snprintf(path, sizeof path, "%s.%d", getenv("FAKE_NVML"), board->index);
+    FILE *events = fopen(path, "r");
+    text(board, "watts", word, sizeof word);
+    *wave = parse(word);
+    while (events && fgets(line, sizeof line, events)) {
+        int64_t at = 0;
+        if (sscanf(line, "%Lf %127s", &at_s, word) < 2) continue;
+        at = (int64_t)((at_s - EPOCH_S) * 1e9L);
+        if (at > ns) break;
+        total += joules_until(*wave, at) - joules_until(*wave, since);
+        since = at;
+        if (!strcmp(word, "reset")) total = 0;
+        else *wave = parse(word);
+    }
+    if (events) fclose(events);
+    return total + joules_until(*wave, ns) - joules_until(*wave, since);
+}
+
+static unsigned power_mw(const Board *board, double average_s) { /* as reported: now, or the mean of the last seconds */
+    Draw wave, ignored;
+    int64_t now = now_ns(), span = (int64_t)(average_s * 1e9);
+    long double joules = joules_at(board, now, &wave);
+    double watts = watts_at(wave, now);
+    if (span && joules >= joules_at(board, now - span, &ignored))
+        watts = (double)((joules - joules_at(board, now - span, &ignored)) / (span / 1e9L));
     return (unsigned)(watts * number(board, "power_error", 1) * 1000 + 0.5);
 }
 
 static unsigned long long energy_mj(const Board *board) { /* up to the last tick */
-    Draw wave = draw(board);
-    int64_t tick_ns = (int64_t)(number(board, "tick_ms", 100) * 1e6), now = now_ns(), half = wave.period_ns / 2;
+    Draw wave;
+    int64_t tick_ns = (int64_t)(number(board, "tick_ms", 100) * 1e6), now = now_ns();
     if (tick_ns > 1) now -= now % tick_ns;
-    int64_t rest = now % wave.period_ns, first_ns = rest < half ? rest : half;
-    first_ns += now / wave.period_ns * half;
-    long double joules = ((long double)first_ns * wave.first_w + (long double)(now - first_ns) * wave.second_w) / 1e9L;
-    return (unsigned long long)(joules * 1000 + number(board, "offset_mj", 0));
+    return (unsigned long long)(joules_at(board, now, &wave) * 1000 + number(board, "offset_mj", 0));
+}
+
+/* The seconds or the error that a list "FUNCTION:VALUE,…" has for a function, whose name begins with nvmlDevice; a star
+   stands for all functions. */
+static double listed(const Board *board, const char *key, const char *function) {
+    char list[512], *rest = list, *entry;
+    text(board, key, list, sizeof list);
+    while ((entry = strtok_r(rest, ",", &rest))) {
+        char *value = strchr(entry, ':');
+        if (!value) continue;
+        *value = 0;
+        if (*entry == '*' || !strncmp(function + strlen("nvmlDevice"), entry, strlen(entry))) return strtod(value + 1, NULL);
+    }
+    return 0;
 }
 
 static int temperature_c(const Board *board) { /* a straight fall from the moment the file was written, if it falls */
@@ -145,10 +213,24 @@ static int copy(const char *from, char *to, unsigned size) {
     return (unsigned)snprintf(to, size, "%s", from) < size ? SUCCESS : INSUFFICIENT_SIZE;
 }
 
+/* The board of a handle as a function finds it: it answers late, or with an error, where the board is told to. A delay
+   ends early when the file no longer asks for it. */
+static int opened(void *handle, Board *board, const char *function) {
+    int failed = find(handle, board);
+    double waited_s = 0;
+    while (!failed && waited_s < listed(board, "delay", function)) {
+        double rest_s = listed(board, "delay", function) - waited_s, nap_s = rest_s < 0.02 ? rest_s : 0.02;
+        nanosleep(&(struct timespec){.tv_nsec = (long)(nap_s * 1e9)}, NULL);
+        waited_s += nap_s;
+        failed = find(handle, board);
+    }
+    return failed ? failed : (int)listed(board, "fail", function);
+}
+
 /* The NVML functions. BOARD opens the board of a handle or leaves with the error. */
 #define BOARD                                                                                                          \
     Board b;                                                                                                           \
-    int failed = find(handle, &b);                                                                                     \
+    int failed = opened(handle, &b, __func__);                                                                         \
     if (failed) return failed;
 
 /* A function that answers one value, where `can` holds; the next two: of a numbered kind of thing, and two values. */
@@ -175,7 +257,7 @@ static int copy(const char *from, char *to, unsigned size) {
 ONE(nvmlDeviceGetIndex, unsigned, 1, b.index)
 ONE(nvmlDeviceGetArchitecture, unsigned, 1, arch(&b))
 ONE(nvmlDeviceGetTotalEnergyConsumption, unsigned long long, counts(&b), energy_mj(&b))
-ONE(nvmlDeviceGetPowerUsage, unsigned, 1, power_mw(&b))
+ONE(nvmlDeviceGetPowerUsage, unsigned, 1, power_mw(&b, number(&b, "average_s", 0)))
 ONE(nvmlDeviceGetEnforcedPowerLimit, unsigned, 1, limit_mw(&b))
 ONE(nvmlDeviceGetPowerManagementLimit, unsigned, 1, limit_mw(&b))
 ONE(nvmlDeviceGetPowerManagementDefaultLimit, unsigned, 1, limit_mw(&b))
@@ -260,12 +342,13 @@ int nvmlDeviceGetFieldValues(void *handle, int count, Field *fields) {
     BOARD
     for (Field *field = fields; field < fields + count; field++) {
         int average = field->id == POWER_AVERAGE && arch(&b) >= AMPERE;
+        int instant = field->id == POWER_INSTANT && number(&b, "instant", 1);
         field->timestamp_us = now_ns() / 1000 + EPOCH_S * 1000000LL;
         field->latency_us = 0;
         field->result = SUCCESS;
         field->type = UNSIGNED_INT;
-        if (field->scope == SCOPE_GPU && (field->id == POWER_INSTANT || average))
-            field->value.u = power_mw(&b);
+        if (field->scope == SCOPE_GPU && (instant || average))
+            field->value.u = power_mw(&b, average ? number(&b, "average_s", 0) : 0);
         else if (field->id == TOTAL_ENERGY && counts(&b)) {
             field->type = UNSIGNED_LONG_LONG;
             field->value.ull = energy_mj(&b);
@@ -300,6 +383,7 @@ int nvmlDeviceGetHandleByUUID(const char *uuid, void **handle) {
 int nvmlInitWithFlags(unsigned flags) {
     Board b;
     (void)flags;
+    if (getenv("FAKE_NVML_INIT")) return atoi(getenv("FAKE_NVML_INIT")); /* it does not start, for this reason */
     if (scan(-1, &b) < 0) return DRIVER_NOT_LOADED;
     sessions++;
     return SUCCESS;

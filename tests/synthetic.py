@@ -112,6 +112,8 @@ def energy_row(device: str, joules: float | None, num_passes: int = 1, **changes
         "net_energy_j": None,
         "mean_power_w": None,
         "power_ratio": None,
+        "error_j": None if joules is None else 0.01 * joules,
+        "doubt": None,
         **changes,
     }
 

@@ -91,7 +91,7 @@ def test_an_anchor_whose_original_is_missing_has_no_ratio(sweep, tmp_path):
     grid, runs = sweep
     synthetic.write_anchors(sweep, tmp_path, "2026-02-03", 1, 1.0)
     (runs / next(iter(grid["runs"])) / "record.json").unlink()
-    found = aggregate(grid, runs, allow_missing=True, anchors_folder=tmp_path / "anchors").anchors.row(0, named=True)
+    found = aggregate(grid, runs, anchors_folder=tmp_path / "anchors").anchors.row(0, named=True)
     assert found["window_s"] is None and found["window_ratio"] is None and found["same_environment"] is None
 
 
@@ -105,7 +105,7 @@ def test_runs_of_another_grid_are_ignored(sweep, tmp_path):
     "damage",
     [
         lambda text: "{",
-        lambda text: text.replace('"version": 2', '"version": 1'),
+        lambda text: text.replace('"version": 3', '"version": 2'),
         lambda text: text.replace('"exclusive"', '"inclusive"'),
         lambda text: text.replace('"window_s": ', '"window_s": "fast", "was": '),
     ],

@@ -14,7 +14,7 @@ from joulesweep.cells import front
 
 def build(tmp_path, change=lambda row: row, axes=None, **sections):
     grid, runs = synthetic.write_sweep(tmp_path, synthetic.raw_config(axes, **sections), change)
-    return aggregate(grid, runs, allow_missing=True)
+    return aggregate(grid, runs)
 
 
 def text_of(chart):

@@ -34,7 +34,7 @@ def build(tmp_path, curves=CURVES, change=lambda row: row, methods=None, **secti
 
     axes = synthetic.METHODS | ({"method": methods} if methods else {})
     grid, runs = synthetic.write_sweep(tmp_path, synthetic.raw_config(axes, **sections), with_curve)
-    return aggregate(grid, runs, allow_missing=True)
+    return aggregate(grid, runs)
 
 
 def only(tables):

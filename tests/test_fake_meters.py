@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -256,6 +257,94 @@ def test_the_counter_goes_on_when_the_draw_changes(boards):
     assert made.joules(0, clock[2] - clock[1], clock[1]) < 0.9 * 300 * (clock[2] - clock[1])
     with pytest.raises(ValueError, match="say when"):
         made.joules(0, 1)
+
+
+@pytest.mark.parametrize("draw", ["saw:100:700:0.3", "sine:400:300:0.2", "90:690:0.25", 120])
+def test_the_library_and_the_truth_agree_on_every_draw(boards, draw):
+    made = boards({"watts": draw, "tick_ms": 0})
+    for _ in range(20):
+        time.sleep(0.013)
+        before_s = time.time()
+        counter_j = pynvml.nvmlDeviceGetTotalEnergyConsumption(handle()) / 1000
+        after_s = time.time()
+        low_j, high_j = (made.joules(0, at_s - EPOCH_S, EPOCH_S) for at_s in (before_s, after_s))
+        assert low_j - 0.01 <= counter_j <= high_j + 0.01
+
+
+def test_what_will_happen_happens_at_its_time(boards):
+    made = boards({"watts": 100, "tick_ms": 0})
+    began_s = time.time()
+    made.happen(0, began_s + 0.1, 300)
+    made.happen(0, began_s + 0.2, "reset")
+    assert pynvml.nvmlDeviceGetPowerUsage(handle()) == 100_000
+    while time.time() < began_s + 0.25:
+        time.sleep(0.01)
+    assert pynvml.nvmlDeviceGetPowerUsage(handle()) == 300_000
+    low_s = time.time() - began_s - 0.2
+    assert 300 * low_s - 0.1 <= pynvml.nvmlDeviceGetTotalEnergyConsumption(handle()) / 1000
+    assert made.joules(0, 0.2, began_s) == pytest.approx(10 + 30, abs=0.01)
+
+
+def test_reported_power_may_be_a_mean_of_the_last_seconds(boards):
+    made = boards({"watts": 100, "average_s": 1e6}, {"instant": 0})
+    made.set(0, watts=700)
+    gpus = get_gpus()
+    assert gpus.get_instant_power_usage(0) == 700_000
+    assert pynvml.nvmlDeviceGetPowerUsage(handle()) < 110_000
+    assert gpus.get_average_power_usage(0) < 110_000
+    with pytest.raises(ZeusGPUNotSupportedError):
+        gpus.get_instant_power_usage(1)
+
+
+def test_functions_fail_or_answer_late_one_by_one(boards):
+    made = boards({"fail": "GetTotalEnergyConsumption:999,GetTemperature:3", "delay": "GetPowerUsage:0.05"})
+    assert refusal(pynvml.nvmlDeviceGetTotalEnergyConsumption, handle()) == pynvml.NVML_ERROR_UNKNOWN
+    assert refusal(pynvml.nvmlDeviceGetTemperature, handle(), 0) == pynvml.NVML_ERROR_NOT_SUPPORTED
+    began_s = time.monotonic()
+    assert pynvml.nvmlDeviceGetPowerUsage(handle()) == 300_000
+    assert time.monotonic() - began_s >= 0.05
+    made.set(0, fail=None, delay="*:600")
+    thread = threading.Thread(target=pynvml.nvmlDeviceGetPowerUsage, args=[handle()])
+    thread.start()
+    made.set(0, delay=None)
+    thread.join(60)
+    assert not thread.is_alive(), "a delay ends when the file no longer asks for it"
+    assert pynvml.nvmlDeviceGetTemperature(handle(), 0) == 40
+
+
+def test_nvml_may_refuse_to_start(boards, monkeypatch):
+    boards({})
+    monkeypatch.setenv("FAKE_NVML_INIT", str(pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH))
+    assert refusal(pynvml.nvmlInit) == pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH
+
+
+def test_a_stepped_wall_clock_moves_no_counter(tmp_path):
+    made, clock = Boards(tmp_path, [{"watts": 1000, "tick_ms": 0}]), fake_meters.WallClock(tmp_path)
+    code = """
+import json, pathlib, sys, time, pynvml
+pynvml.nvmlInit()
+look = lambda: [time.time(), time.monotonic(), pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e6]
+handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+first = look()
+pathlib.Path(sys.argv[1]).write_text("500")
+print(json.dumps([after - before for before, after in zip(first, look())]))
+"""
+    command = python(code, clock.path)
+    wall_s, monotonic_s, counter_s = json.loads(output(command, made.environment(**clock.environment())))
+    assert wall_s - monotonic_s == pytest.approx(500, abs=1e-3)
+    assert counter_s == pytest.approx(monotonic_s, abs=0.1)
+
+
+def test_a_counter_of_a_package_may_begin_at_0_again(tmp_path):
+    zones = [{"name": "package-0", "watts": 50, "offset_j": 100}, {"name": "package-1", "watts": 50}]
+    with rapl_tree(tmp_path / "powercap", zones) as rapl:
+        paths = [tmp_path / f"powercap/intel-rapl/intel-rapl:{i}/energy_uj" for i in (0, 1)]
+        ahead_uj = [int(path.read_text()) for path in paths]
+        assert (ahead_uj[0] - ahead_uj[1]) % rapl.max_range_uj == pytest.approx(100e6, abs=20e6)
+        rapl.reset("cpu:0")
+        while int(paths[0].read_text()) > 50e6:
+            time.sleep(0.002)
+        assert int(paths[1].read_text()) > 50e6 or ahead_uj[1] > rapl.max_range_uj - 60e6
 
 
 def test_a_misspelt_key_is_refused(tmp_path):

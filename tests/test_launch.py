@@ -607,3 +607,25 @@ def test_a_run_whose_boards_are_metered_tells_all_that_was_seen(start, monkeypat
     assert [state["throttle_reasons"] for state in about["boards"]] == [[], ["hardware slowdown"]]
     assert 0 < measured["overhead"]["meter_s"] < 1
     assert held(tmp_path) == []
+
+
+class Asked(Exception):  # noqa: N818 - says what happened
+    pass
+
+
+@pytest.mark.parametrize(
+    ("pinned", "changes", "asked"),
+    [(False, {}, [0, 1, 2]), (True, {}, [0]), (True, TWO, [0, 1])],
+)
+def test_pinned_runs_choose_from_the_first_boards_alone(boards, monkeypatch, tmp_path, pinned, changes, asked):
+    boards(3)
+
+    def lease(candidates, *given):
+        raise Asked([one.index for one in candidates])
+
+    monkeypatch.setattr(launch, "Lease", lease)
+    paths = {name: tmp_path / name for name in ("model_folder", "tokens", "folder")}
+    spec = tiny_run.spec(accelerator="cuda", **changes)
+    with pytest.raises(Asked) as caught:
+        launch.launch(spec, "c0de", **paths, log=None, exclusive="gpu", pinned=pinned, with_snakemake=False)
+    assert caught.value.args == (asked,)

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from joulesweep import data
 from joulesweep.data import IGNORED
-from joulesweep.model import LanguageModel, build, num_positions, packs_exactly, stacks
+from joulesweep.model import LanguageModel, build, num_positions, stacks
 
 #: Families whose heads are found, and whose texts can be packed; the names of the head's modules.
 FAMILIES = {
@@ -159,62 +159,6 @@ def test_rows_filled_up_give_no_numbers_that_spoil_the_gradients(corpus):
     loss = core(*batch.tensors)[0, 0]
     assert torch.isfinite(loss)
     assert all(torch.isfinite(gradient).all() for gradient in gradients_of(loss, core).values())
-
-
-@pytest.mark.parametrize("kind", FAMILIES)
-def test_families_that_pack_exactly_are_known_as_such(corpus, kind):
-    assert packs_exactly(LanguageModel(tiny_run.network(kind)), corpus, 24)
-
-
-@pytest.mark.parametrize("kind", ["mpnet", "deberta-v2"])
-def test_families_that_would_mix_packed_texts_are_found_out(corpus, kind):
-    core = LanguageModel(tiny_run.network(kind))
-    assert core.refusal(packed=True) is None  # they take position_ids
-    assert not packs_exactly(core, corpus, 24)
-
-
-def test_a_mask_that_lets_packed_texts_see_each_other_is_found_out(corpus, monkeypatch):
-    core = LanguageModel(tiny_run.network())
-    plain_inputs, exact = core.inputs, packs_exactly(core, corpus, 24)
-
-    def inputs(input_ids, segments, position_ids):
-        found = plain_inputs(input_ids, segments, position_ids)
-        return {**found, "attention_mask": (segments > 0).long()}
-
-    monkeypatch.setattr(core, "inputs", inputs)
-    assert (exact, packs_exactly(core, corpus, 24)) == (True, False)
-
-
-def test_positions_that_do_not_begin_anew_are_found_out(corpus):
-    core = LanguageModel(tiny_run.network("roberta"))
-    assert packs_exactly(core, corpus, 24)
-    core.first_position += 1
-    assert not packs_exactly(core, corpus, 24)
-
-
-@pytest.mark.parametrize(("window", "exact"), [(48, True), (36, False)])
-def test_a_window_that_only_long_texts_exceed_is_found_out(window, exact):
-    """ModernBERT attends to its neighbourhood; the mask of a packed row takes the place of that window."""
-    config = tiny_run.network("modernbert").config
-    config.local_attention = window
-    lengths = torch.tensor([0] + 30 * [5] + [24])  # only the last text looks further than half the window
-    ids = torch.randint(5, 100, (int(lengths.sum()),), generator=torch.Generator().manual_seed(0))
-    group, learned = torch.arange(31), torch.ones_like(ids, dtype=torch.bool)
-    about = {"mask_id": tiny_run.MASK, "pad_id": tiny_run.PAD, "vocab_size": 100}
-    corpus = data.Corpus(ids=ids, offsets=lengths.cumsum(0), learned=learned, group=group, **about)
-    core = LanguageModel(network_of(config))
-    assert packs_exactly(core, corpus, 24) == exact
-
-
-@pytest.mark.parametrize("kind", ["bert", "deberta-v2"])
-@pytest.mark.parametrize("training", [True, False])
-def test_trying_leaves_the_module_as_it_was(corpus, kind, training):
-    core = LanguageModel(tiny_run.network(kind, dropout=0.5)).train(training)
-    before = {name: value.clone() for name, value in core.state_dict().items()}
-    packs_exactly(core, corpus, 24)
-    assert {module.training for module in core.modules()} == {training}
-    assert all(torch.equal(value, before[name]) for name, value in core.state_dict().items())
-    assert all(parameter.grad is None for parameter in core.parameters())
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,9 @@ import polars as pl
 import pytest
 import synthetic
 
+from joulesweep import power
 from joulesweep.aggregate import aggregate
-from joulesweep.errors import UserError
+from joulesweep.errors import Corrupt
 from joulesweep.tables import POWER
 
 
@@ -21,13 +22,13 @@ def test_rows_are_those_of_the_files(sweep):
     grid, runs = sweep
     found = aggregate(grid, runs)
     run = found.runs.row(1, named=True)
-    power = found.power.filter(run=run["run"])
+    traced = found.power.filter(run=run["run"])
     lines = (runs / run["run"] / "power.jsonl").read_text().splitlines()
-    assert power.height == len(lines) > 500
-    assert power["device"].unique(maintain_order=True).to_list() == ["gpu:0", "gpu:1"]
-    assert power["window_s"].unique().to_list() == [run["total_window_s"]]
-    assert power["t_s"].min() == -5.0 and power["repeat"].unique().to_list() == [2]
-    assert power["name"].unique().to_list() == [run["name"]]
+    assert traced.height == len(lines) > 500
+    assert traced["device"].unique(maintain_order=True).to_list() == ["gpu:0", "gpu:1"]
+    assert traced["window_s"].unique().to_list() == [run["total_window_s"]]
+    assert traced["t_s"].min() == -5.0 and traced["repeat"].unique().to_list() == [2]
+    assert traced["name"].unique().to_list() == [run["name"]]
 
 
 def test_no_trace_no_rows(sweep):
@@ -61,8 +62,8 @@ def test_a_corrupt_trace_is_refused_by_name(sweep, line):
     grid, runs = sweep
     path = runs / next(iter(grid["runs"])) / "power.jsonl"
     path.write_text(line + "\n")
-    with pytest.raises(UserError, match="corrupt power trace") as caught:
-        aggregate(grid, runs)
+    with pytest.raises(Corrupt, match="corrupt power trace") as caught:
+        power.read(path.parent)
     assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
 
 

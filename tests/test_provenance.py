@@ -23,7 +23,7 @@ def sweep(tmp_path, change=synthetic.on_gpus, axes=None, energy=None):
 
 def page(tmp_path, change=synthetic.on_gpus, axes=None, energy=None):
     grid, runs = sweep(tmp_path, change, axes, energy)
-    return report.build(grid, aggregate.aggregate(grid, runs, allow_missing=True))
+    return report.build(grid, aggregate.aggregate(grid, runs))
 
 
 def shown(html):

@@ -36,7 +36,7 @@ def build(tmp_path, axes, change=lambda row: row, **sections):
         return change({**row, "measurement": {**measurement, "window_s": window_s, "phases": phases}})
 
     grid, runs = synthetic.write_sweep(tmp_path, synthetic.raw_config(axes, **sections), timed)
-    return aggregate(grid, runs, allow_missing=True)
+    return aggregate(grid, runs)
 
 
 ONE = {"strategy": ["single"], "precision": ["fp32"], "batch_size": [32]}

@@ -131,10 +131,10 @@ def test_another_format_is_refused(path):
     assert refusal(path).endswith("not a run record: format is 'joulesweep-grid', expected 'joulesweep-record'")
 
 
-@pytest.mark.parametrize("version", [1, 3])
+@pytest.mark.parametrize("version", [1, 2, 4])
 def test_another_version_is_refused(path, version):
     record.write_json(path, a_record(version=version))
-    assert refusal(path).endswith(f"record version {version}; this Joulesweep reads version 2")
+    assert refusal(path).endswith(f"record version {version}; this Joulesweep reads version 3")
 
 
 def test_an_unknown_status_is_refused_and_failed_is_none(path):

@@ -32,7 +32,7 @@ FLAGS = [
 
 def build(tmp_path, change=lambda row: row, axes=None, **sections):
     grid, runs = synthetic.write_sweep(tmp_path, synthetic.raw_config(axes, **sections), change)
-    return grid, aggregate.aggregate(grid, runs, allow_missing=True)
+    return grid, aggregate.aggregate(grid, runs)
 
 
 def page(tmp_path, change=lambda row: row, axes=None, **sections):

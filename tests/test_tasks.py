@@ -18,8 +18,9 @@ from torch.nn import functional
 from joulesweep import data, devices, flops, generation, launch, lease, scoring, train, trainer
 from joulesweep.data import IGNORED
 from joulesweep.errors import UserError
+from joulesweep.fit import is_causal, layout_refusal
 from joulesweep.memory import copy_weights
-from joulesweep.model import LanguageModel, build, is_causal, packs_exactly
+from joulesweep.model import LanguageModel, build
 from joulesweep.spec import run_id
 from joulesweep.trainer import Place, Stop
 
@@ -414,13 +415,13 @@ def test_decoders_are_known_as_such_and_pack_exactly_where_they_take_positions(c
     assert is_causal(core, corpora["clm"])
     assert (core.refusal(packed=True) is None) == (kind != "bloom")
     if kind != "bloom":
-        assert packs_exactly(core, corpora["clm"], 24)
+        assert layout_refusal(core, corpora["clm"], layout("packed")) is None
 
 
 def test_positions_of_packed_texts_that_do_not_begin_anew_are_found_out(corpora):
     core = LanguageModel(tiny_run.network("opt"), task="clm")
     core.first_position += 1
-    assert not packs_exactly(core, corpora["clm"], 24)
+    assert "is another one in a longer row" in layout_refusal(core, corpora["clm"], layout("packed"))
 
 
 @pytest.mark.parametrize("is_decoder", [False, True])

@@ -63,7 +63,10 @@ class Machine:
         folder = self.folder / "runs" / run_id(spec)
         grid = {
             "runs": {},
-            "config": {"measure": {"exclusive": exclusive, "gpus": "auto"}, "energy": {"estimate": False}},
+            "config": {
+                "measure": {"exclusive": exclusive, "gpus": "auto", "pin_boards": False},
+                "energy": {"estimate": False},
+            },
         }
         (self.folder / "grid.json").write_text(json.dumps(grid), encoding="utf-8")
         given = {

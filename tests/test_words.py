@@ -49,7 +49,15 @@ def test_a_share_is_told_in_percent():
 
 def a_cell(**changes):
     ends = {f"energy_j_{end}": None for end in ("mean", "low", "high")}
-    return {**ends, "num_ok": 3, "energy_scope": None, "energy_status": "unavailable", **changes}
+    return {
+        **ends,
+        "num_ok": 3,
+        "energy_scope": None,
+        "energy_status": "unavailable",
+        "energy_doubt": None,
+        "energy_error_j": None,
+        **changes,
+    }
 
 
 @pytest.mark.parametrize(
@@ -57,6 +65,9 @@ def a_cell(**changes):
     [
         ({"energy_j_mean": 10.0, "energy_j_low": 9.0, "energy_j_high": 11.0}, ("10.0 J", "[9.00, 11.0]")),
         ({"energy_j_mean": 10.0}, ("10.0 J", "n=1, no interval")),
+        ({"energy_j_mean": 10.0, "energy_error_j": 0.1}, ("10.0 J", "n=1, no interval, off by at most 1.00 %")),
+        ({"energy_j_mean": 10.0, "energy_doubt": "gpu:0: reset"}, ("10.0 J", "doubtful, n=1, no interval")),
+        ({"energy_j_mean": 0.0, "energy_error_j": 0.1}, ("0.00 J", "n=1, no interval")),
         ({}, ("not measured", "")),
         ({"energy_status": "below_resolution"}, ("below resolution", "")),
         ({"energy_status": "unavailable, below_resolution"}, ("below resolution", "")),

@@ -1,7 +1,8 @@
 """Lets one training process fail on purpose; Python imports it at the start of every process that finds it.
 
 FAULTS in the environment is JSON: [[{"rank": 1, "batch_size": 8}, "oom"], …]. The first fault whose conditions hold
-of a rank and its spec happens in the rank's first optimizer step.
+of a rank and its spec happens in the rank's first optimizer step. Once a rank hangs, its time is over: the clock of
+the launching parent jumps.
 """
 
 import json
@@ -30,6 +31,7 @@ def nan(optimizer):
 
 
 def hang():
+    pathlib.Path(_job()).with_name("hangs").touch()
     time.sleep(600)
 
 
@@ -58,8 +60,12 @@ def offspring_and_hang():
     hang()
 
 
+def _job():
+    return next((part for part in sys.orig_argv if part.endswith("job.json")), None)
+
+
 def _fault():
-    job = next((part for part in sys.orig_argv if part.endswith("job.json")), None)
+    job = _job()
     if job is None or "torch.distributed.run" in sys.orig_argv:
         return None
     known = {**json.loads(pathlib.Path(job).read_text())["spec"], "rank": int(os.environ.get("RANK", "0"))}
@@ -79,5 +85,14 @@ def _install(fault):
     register_optimizer_step_pre_hook(lambda optimizer, *given: happen(optimizer) if fault == "nan" else happen())
 
 
+def _jump():
+    """In a launching parent: time is over as soon as a rank hangs."""
+    hangs = pathlib.Path(sys.orig_argv[sys.orig_argv.index("--folder") + 1], ".work", "hangs")
+    monotonic = time.monotonic
+    time.monotonic = lambda: monotonic() + (1e6 if hangs.exists() else 0.0)
+
+
+if "scripts.train" in sys.orig_argv:
+    _jump()
 if _fault():
     _install(_fault())

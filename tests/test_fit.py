@@ -1,0 +1,263 @@
+"""What a model cannot do is found out before a run, said in one line with its true reason, and leaves no trace."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import families
+import pytest
+import tiny_run
+import torch
+
+from joulesweep import data, fit, kernels
+from joulesweep.errors import UserError
+from joulesweep.model import LanguageModel, Unfit
+
+pytestmark = pytest.mark.usefixtures("torch_as_it_was")
+
+PACKABLE = ("bert", "roberta", "distilbert", "electra", "modernbert", "albert")
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return data.load(tiny_run.token_file(tmp_path_factory.mktemp("data") / "tokens.safetensors", num_texts=200), 24)
+
+
+def layout(batching="dynamic", head="masked", **changes):
+    return data.Layout(batching=batching, size=16, micro=None, max_length=24, head=head, **changes)
+
+
+def packed(core, corpus):
+    return fit.layout_refusal(core, corpus, layout("packed"))
+
+
+@pytest.mark.parametrize("batching", ["dynamic", "fixed", "packed"])
+@pytest.mark.parametrize("kind", PACKABLE)
+def test_families_that_compute_each_text_as_alone_pass(corpus, kind, batching):
+    core = LanguageModel(tiny_run.network(kind))
+    assert fit.refusal(core, corpus, layout(batching)) is None
+    assert fit.step_refusal(core, corpus, layout(batching)) is None
+
+
+@pytest.mark.parametrize("batching", ["dynamic", "fixed"])
+@pytest.mark.parametrize("kind", ["convbert", "fnet", "funnel", "mobilebert"])
+def test_families_that_mix_in_what_a_row_is_filled_up_with_are_found_out(corpus, kind, batching):
+    """MobileBERT does as soon as its embedding of padding, zero at first, has been trained."""
+    reason = fit.layout_refusal(LanguageModel(families.network(f"mlm-{kind}")), corpus, layout(batching))
+    assert reason == f"batching {batching}: this model's result depends on how far a text is padded"
+
+
+def test_texts_of_one_length_need_no_padding(corpus):
+    same = int(corpus.lengths.mode().values)
+    texts = torch.nonzero(corpus.lengths == same).flatten()
+    ids = torch.cat([corpus.ids[corpus.offsets[i] : corpus.offsets[i + 1]] for i in texts])
+    offsets = torch.arange(len(texts) + 1) * same
+    alike = replace(corpus, ids=ids, offsets=offsets, learned=torch.ones_like(ids, dtype=torch.bool))
+    core = LanguageModel(families.network("mlm-fnet"))
+    assert fit.layout_refusal(core, alike, layout()) is None
+    assert fit.layout_refusal(core, alike, layout("fixed")) is not None
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("mlm-mpnet", "this model does not keep to the mask that keeps packed texts apart"),
+        ("mlm-deberta-v2", "this model fails: RuntimeError: The size of tensor a"),
+        ("clm-gemma3_text", "texts of 22 tokens exceed this model's window of 8, which packed rows do not have"),
+        ("clm-jamba", "this model's result depends on the other texts of a row"),
+    ],
+)
+def test_a_model_that_cannot_pack_says_why(corpus, kind, reason):
+    core = LanguageModel(families.network(kind), task=kind[:3])
+    assert core.refusal(packed=True) is None  # they take position_ids
+    assert packed(core, corpus).startswith(f"batching packed: {reason}")
+    assert packed(core, corpus).endswith("; use batching: [dynamic]")
+
+
+def test_a_mask_that_lets_packed_texts_see_each_other_is_found_out(corpus, monkeypatch):
+    core = LanguageModel(tiny_run.network())
+    plain_inputs, before = core.inputs, packed(core, corpus)
+
+    def inputs(input_ids, segments, position_ids, target_ids):
+        found = plain_inputs(input_ids, segments, position_ids)
+        return {**found, "attention_mask": (segments > 0).long()}
+
+    monkeypatch.setattr(core, "inputs", inputs)
+    assert before is None
+    assert packed(core, corpus) == (
+        "batching packed: this model's result depends on the other texts of a row; use batching: [dynamic]"
+    )
+
+
+def test_positions_that_go_on_over_a_row_are_found_out(corpus, monkeypatch):
+    core = LanguageModel(tiny_run.network())
+    plain_inputs = core.inputs
+
+    def inputs(input_ids, segments, position_ids, target_ids):
+        whole = None if position_ids is None else torch.arange(segments.shape[1]).expand_as(segments)
+        return plain_inputs(input_ids, segments, whole)
+
+    monkeypatch.setattr(core, "inputs", inputs)
+    assert packed(core, corpus) == (
+        "batching packed: this model counts positions over a whole row; use batching: [dynamic]"
+    )
+
+
+def test_positions_that_do_not_begin_anew_are_found_out(corpus):
+    core = LanguageModel(tiny_run.network("roberta"))
+    assert packed(core, corpus) is None
+    core.first_position += 1
+    assert "is another one in a longer row" in packed(core, corpus)
+
+
+@pytest.mark.parametrize(("window", "exact"), [(48, True), (36, False)])
+def test_a_window_that_only_long_texts_exceed_is_found_out(window, exact):
+    """ModernBERT attends to its neighbourhood; the mask of a packed row takes the place of that window."""
+    from transformers import AutoModelForMaskedLM
+
+    config = tiny_run.network("modernbert").config
+    config.local_attention = window
+    lengths = torch.tensor([0] + 30 * [5] + [24])  # only the last text looks further than half the window
+    ids = torch.randint(5, 100, (int(lengths.sum()),), generator=torch.Generator().manual_seed(0))
+    group, learned = torch.arange(31), torch.ones_like(ids, dtype=torch.bool)
+    about = {"mask_id": tiny_run.MASK, "pad_id": tiny_run.PAD, "vocab_size": 100}
+    corpus = data.Corpus(ids=ids, offsets=lengths.cumsum(0), learned=learned, group=group, **about)
+    reason = packed(LanguageModel(AutoModelForMaskedLM.from_config(config)), corpus)
+    assert (reason is None) == exact
+    assert exact or "texts of 24 tokens exceed this model's window" in reason
+
+
+def test_a_packed_row_that_memory_does_not_hold_is_out_of_memory_and_nothing_else(corpus):
+    core = LanguageModel(tiny_run.network("modernbert"))
+    wide = replace(layout("packed"), max_length=10**7)  # 10^14 pairs
+    with pytest.raises(RuntimeError) as raised:
+        fit.layout_refusal(core, corpus, wide)
+    assert fit.memory.is_lacking(raised.value)
+
+
+@pytest.mark.parametrize("task", ["mlm", "clm"])
+@pytest.mark.parametrize("training", [True, False])
+def test_trying_leaves_the_module_as_it_was(corpus, task, training):
+    core = LanguageModel(
+        tiny_run.network("bert" if task == "mlm" else "opt", dropout=0.5), "bf16-mixed", "masked", task
+    )
+    core.train(training)
+    counter = torch.nn.BatchNorm1d(2)  # a module with a buffer that changes
+    core.model.register_module("counter", counter)
+
+    def count(*_):
+        counter.running_mean.add_(1)
+
+    core.model.base_model.register_forward_hook(count)
+    before = {name: value.clone() for name, value in core.state_dict().items()}
+    state = torch.get_rng_state()
+    for batching in ("dynamic", "fixed", "packed"):
+        assert fit.refusal(core, corpus, layout(batching)) is None
+        assert fit.step_refusal(core, corpus, layout(batching)) is None
+    assert {module.training for module in core.modules()} == {training}
+    assert (core.precision_name, core.head) == ("bf16-mixed", "masked")
+    assert torch.equal(torch.get_rng_state(), state)
+    for name, value in core.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert all(parameter.grad is None for parameter in core.parameters())
+
+
+class Failing(torch.autograd.Function):
+    """A function whose gradient cannot be had."""
+
+    @staticmethod
+    def forward(ctx, given):
+        return given.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        raise RuntimeError("no gradient\nof this")
+
+
+def test_a_model_that_fails_forwards_or_backwards_is_unsupported_in_one_line(corpus):
+    core = LanguageModel(tiny_run.network())
+    handle = core.model.bert.register_forward_hook(lambda module, args, out: out["no such state"])
+    assert fit.step_refusal(core, corpus, layout()) == "a training step: this model fails: KeyError: 'no such state'"
+    handle.remove()
+    core.model.bert.encoder.layer[1].register_forward_hook(lambda module, args, out: Failing.apply(out))
+    assert fit.step_refusal(core, corpus, layout()) == "a training step: this model fails: RuntimeError: no gradient"
+    assert all(parameter.grad is None for parameter in core.parameters())
+
+
+def test_a_mistake_of_this_package_stays_one(corpus, monkeypatch):
+    core = LanguageModel(tiny_run.network())
+    monkeypatch.setattr(data, "_collate", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        fit.step_refusal(core, corpus, layout())
+    monkeypatch.undo()
+    monkeypatch.setattr(core, "first_position", "0")
+    with pytest.raises(TypeError):
+        fit.step_refusal(core, corpus, layout("packed"))
+    monkeypatch.undo()
+    kernels.adopt(core)
+    monkeypatch.setattr(kernels, "product", None)
+    with pytest.raises(TypeError):
+        fit.step_refusal(core, corpus, layout())
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
+def test_out_of_memory_is_an_outcome_of_its_own(corpus, error):
+    def fail(*_):
+        raise error
+
+    core = LanguageModel(tiny_run.network())
+    core.model.bert.register_forward_hook(fail)
+    with pytest.raises(type(error)):
+        fit.step_refusal(core, corpus, layout())
+
+
+def test_what_the_user_can_mend_stays_the_users():
+    with pytest.raises(UserError), fit.foreign("method lora"):
+        raise UserError("mend it")
+    with pytest.raises(Unfit, match=r"^method x: this model fails: AssertionError$"), fit.foreign("method x"):
+        raise AssertionError  # of a test, which is no part of the package
+
+
+def test_a_method_whose_parameters_have_no_part_in_the_loss_is_unsupported(corpus):
+    core = LanguageModel(tiny_run.network())
+    core.requires_grad_(False)
+    core.model.unread = torch.nn.Parameter(torch.ones(3))
+
+    def read(module, args, out):
+        out.logits = out.logits + module.unread.sum() * 0
+
+    core.model.register_forward_hook(read)
+    assert "has a part in the loss" in fit.step_refusal(core, corpus, layout())
+
+
+def test_a_head_that_mixes_positions_is_found_out(corpus):
+    """Computed at chosen places alone, it would be another loss."""
+    core = LanguageModel(tiny_run.network())
+    core.model.cls.predictions.transform.register_forward_hook(lambda module, args, out: out - out.mean(-2, True))
+    reason = fit.refusal(core, corpus, layout())
+    assert reason == "head masked: this model's output layer does not stand on each position alone; use head: [dense]"
+    dense = LanguageModel(core.model, head="dense")
+    assert fit._head_refusal(dense, corpus, layout(head="dense")) is None
+
+
+@pytest.mark.parametrize("kind", ["prophetnet", "fsmt"])
+def test_heads_that_do_not_fit_are_refused_and_dense_ones_train(tmp_path, kind):
+    corpus = data.load(
+        tiny_run.token_file(tmp_path / "t.safetensors", targets=True, eos_id=3, prefix=[]), 24, "seq2seq", 12
+    )
+    model = families.network(f"seq2seq-{kind}")
+    core = LanguageModel(model, task="seq2seq")
+    reason = core.refusal(packed=False) or fit.refusal(core, corpus, layout(max_target_length=12))
+    assert reason.startswith("head masked: ") and reason.endswith("; use head: [dense]")
+    core = LanguageModel(model, head="dense", task="seq2seq")
+    assert fit.refusal(core, corpus, layout(head="dense", max_target_length=12)) is None
+    assert fit.step_refusal(core, corpus, layout(head="dense", max_target_length=12)) is None
+
+
+@pytest.mark.parametrize("kind", ["mlm-deberta", "mlm-longformer"])
+def test_models_that_change_what_a_linear_layer_gives_train_with_onednn(corpus, kind):
+    """In place, which a view out of a custom function forbids."""
+    core = LanguageModel(families.network(kind))
+    if not kernels.adopt(core):
+        pytest.skip("this build of PyTorch has no oneDNN")
+    assert fit.step_refusal(core, corpus, layout()) is None
