@@ -32,7 +32,7 @@ AXES = (
     "checkpoint_activations",
     "lr",
 )
-MOST_RUNS = 50_000  # of a grid, before exclusions
+MOST_RUNS = 30_000  # of a grid, before exclusions
 LONGEST_RUN = 230  # characters of a run's id; file systems take 255 bytes as a name
 #: The axes that a label names only where they vary.
 UNLABELLED = (
@@ -246,7 +246,7 @@ def _check_size(config: SweepConfig, where: Place) -> None:
     if num_runs > MOST_RUNS:
         cells = f"{num_cells:,} cells of {config.grid.repeats:,} repeats, excluded ones counted"
         raise where.refusal(f"{cells}, are {num_runs:,} runs; at most {MOST_RUNS:,}", "grid")
-    if num_cells * len(config.exclude) > 20 * MOST_RUNS:
+    if num_cells * len(config.exclude) > 30 * MOST_RUNS:
         raise where.refusal(f"{len(config.exclude):,} entries are too many for a grid of that size", "exclude")
 
 

@@ -40,9 +40,9 @@ from joulesweep.errors import Corrupt, UserError
 from joulesweep.spec import from_mapping, run_id
 
 FORMAT = "joulesweep-record"
+MOST_DEPTH = 64  # of a JSON file
 VERSION = 3
 CORRUPT = ".corrupt"  # ending of a file that was moved aside
-MOST_DEPTH = 64  # of a JSON file
 STATUSES = ("ok", "oom", "diverged", "unsupported", "timeout")
 KEYS = (
     "format",
@@ -134,7 +134,7 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise Corrupt(path, f"corrupt {what}: not a JSON object")
     if is_deep(value):
-        raise Corrupt(path, f"corrupt {what}: nested deeper than {MOST_DEPTH} levels")
+        raise Corrupt(path, f"corrupt {what}: too many levels of nesting")
     return value
 
 

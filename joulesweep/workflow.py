@@ -72,7 +72,7 @@ def load(workflow: Any) -> Sweep:  # noqa: ANN401 - Snakemake's Workflow
         if config.hardware.accelerator == "auto" and not workflow.local_exec:
             raise UserError("hardware.accelerator: auto looks at this machine, the jobs run elsewhere; say cpu or cuda")
         sweep = Sweep(config, where)
-        if workflow.is_main_process and not workflow.output_settings.dryrun:
+        if workflow.is_main_process and not workflow.dryrun:
             sweep.set_aside()  # where a workflow before was killed
         return sweep
     except UserError as error:
@@ -239,11 +239,6 @@ class Sweep:
     def model_json(self, key: str) -> str:
         """Where the model of a key comes from, for its script."""
         return canonical(model_source(self.config.models[self._models[key]]))
-
-    def tasks(self, key: str) -> str:
-        """The tasks that the runs of a model's key learn, with commas between."""
-        name = self._models[key]
-        return ",".join(sorted({spec.task for spec in self.grid.runs.values() if spec.model == name}))
 
     def dataset_json(self, key: str) -> str:
         """Where the texts of a key come from, for their script."""

@@ -239,11 +239,11 @@ MANY = [0.1 + i for i in range(5000)]
     [
         (
             {"grid__repeats": 10_000, "grid__batch_size": list(range(1, 11))},
-            "grid: 10 cells of 10,000 repeats, excluded ones counted, are 100,000 runs; at most 50,000",
+            "grid: 10 cells of 10,000 repeats, excluded ones counted, are 100,000 runs; at most 30,000",
         ),
         (
             {"grid__lr": MANY, "grid__batch_size": list(range(1, 501))},
-            "grid: 2,500,000 cells of 3 repeats, excluded ones counted, are 7,500,000 runs; at most 50,000",
+            "grid: 2,500,000 cells of 3 repeats, excluded ones counted, are 7,500,000 runs; at most 30,000",
         ),
         (
             {"grid__lr": MANY, "exclude": [{"when": {"lr": 0.1}, "reason": "x"}] * 300},

@@ -43,6 +43,7 @@ def snakemake(*configfiles, config=None, quiet=None):
         basedir="/base",
         is_main_process=True,
         local_exec=True,
+        dryrun=True,
         output_settings=SimpleNamespace(quiet=quiet, dryrun=False),
         config_settings=SimpleNamespace(configfiles=configfiles, config_args=config),
     )
