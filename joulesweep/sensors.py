@@ -14,7 +14,7 @@ import socket
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,6 @@ from joulesweep.devices import Board, ask
 RAPL = (Path("/sys/class/powercap/intel-rapl"), Path("/zeus_sys/class/powercap/intel-rapl"))
 TICK_LIMIT_S = 3.0
 TICK_STEPS = 10
-SETTLE_S = 5.0  # readings of the last seconds must agree
-SETTLE_C = 1.0  # … to this many degrees
-SETTLE_W = 0.05  # … and to this share of the power
 
 #: NVML's bits for clocks held down by something that another run would not meet (nvml.h, nvmlClocksEventReason*).
 THROTTLES = {0x8: "hardware slowdown", 0x20: "software thermal", 0x40: "hardware thermal", 0x80: "power brake"}
@@ -190,7 +187,7 @@ def known_tick(name: str, read: Callable[[], float | None], afresh: bool = False
         read: its reading.
         afresh: measure it again, whatever was kept.
     """
-    path = _cache() / "ticks.json"
+    path = cache_folder() / "ticks.json"
     key = f"{socket.gethostname()} {name} {ask('nvmlSystemGetDriverVersion')}"
     try:
         known = dict(json.loads(path.read_text(encoding="utf-8")))
@@ -207,42 +204,10 @@ def known_tick(name: str, read: Callable[[], float | None], afresh: bool = False
     return tick_s
 
 
-def _cache() -> Path:
+def cache_folder() -> Path:
+    """Where what was found out about this host is kept for the runs to come."""
     try:
         home = Path.home()
     except RuntimeError:  # a user without home
         home = Path(tempfile.gettempdir())
     return Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache", "joulesweep")
-
-
-def settle(sensors: Sequence[BoardSensor], limit_s: float, wanted: Callable[[], None]) -> tuple[float, bool]:
-    """Wait until the boards' temperature and power stand still, at most `limit_s`.
-
-    Args:
-        sensors: of the run's boards.
-        limit_s: bound of the wait.
-        wanted: called meanwhile; raises when nobody wants the run any more.
-
-    Returns:
-        Seconds waited, and whether all readings settled.
-    """
-    began_s = time.monotonic()
-    history: list[tuple[float, list[tuple[float | None, float | None]]]] = []
-    while True:
-        wanted()
-        now_s = time.monotonic() - began_s
-        history.append((now_s, [(sensor.temperature_c(), sensor.power_w()) for sensor in sensors]))
-        span = [values for at_s, values in history if at_s >= now_s - SETTLE_S]
-        if now_s >= min(SETTLE_S, limit_s) and all(_steady(readings) for readings in zip(*span, strict=True)):
-            return now_s, True
-        if now_s >= limit_s:
-            return now_s, False
-        time.sleep(min(0.5, limit_s - now_s))
-
-
-def _steady(readings: Sequence[tuple[float | None, float | None]]) -> bool:
-    """Whether one board's readings agree; what the board does not say is no obstacle."""
-    degrees = [value for value, _ in readings if value is not None]
-    watts = [value for _, value in readings if value is not None]
-    cool = not degrees or max(degrees) - min(degrees) <= SETTLE_C
-    return cool and (not watts or max(watts) - min(watts) <= max(2.0, SETTLE_W * max(watts)))

@@ -61,6 +61,10 @@ class Trace:
         self._wrapped_j = dict.fromkeys(self.zones, 0.0)
         self._last_j: dict[str, float] = {}
 
+    def wait_s(self) -> float:
+        """Seconds until the next reading is due."""
+        return max(0.0, self._next_s - time.monotonic())
+
     def sample(self, last: bool = False) -> None:
         """Read everything, if it is time to, or for the last time: the window's end lies between two readings."""
         now_s = time.monotonic()

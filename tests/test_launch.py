@@ -600,7 +600,7 @@ def test_a_run_whose_boards_are_metered_tells_all_that_was_seen(start, monkeypat
     assert {row["power_w"] for row in inside} == {300.0}
     assert inside[-1]["energy_j"] == pytest.approx(300 * inside[-1]["t_s"], abs=300 * 0.05)
     assert {flag["flag"] for flag in measured["flags"]} >= {"short_window", "throttled"}
-    assert {flag["flag"] for flag in measured["flags"]} <= {"short_window", "throttled", "not_settled"}
+    assert {flag["flag"] for flag in measured["flags"]} <= {"short_window", "throttled", "not_settled", "contended"}
     about = measured["conditions"]
     assert (about["exclusive"], about["idle_s"]) == ("node", pytest.approx(0.5, abs=0.2))
     assert about["window_begin"] < about["window_end"] <= f"{found['finished'][:19]}.999"
