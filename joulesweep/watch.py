@@ -73,7 +73,8 @@ class Watch:
         self.stopped: str | None = None
         self._cpu = contention.Reader()
         self._ended = threading.Event()
-        self._next_look_s = self._answered_s = time.monotonic()
+        self._asked_s: float | None = None  # since when an answer is waited for
+        self._next_look_s = time.monotonic()
         self._thread = threading.Thread(target=self._read, daemon=True)
 
     def __enter__(self) -> Watch:
@@ -86,26 +87,30 @@ class Watch:
         """Wait for the last reading, unless the run ends by an exception or nothing answers any more."""
         self._ended.set()
         while kind is None and self._thread.is_alive() and self.stopped is None:
-            self._thread.join(0.1)
+            self._thread.join(0.01)
             self.check()
 
     def check(self) -> None:
-        """Give the readings up if the last one is too old. To be called now and then while the run works."""
-        age_s = time.monotonic() - self._answered_s
-        if self._thread.is_alive() and self.stopped is None and age_s > bounded.LIMIT_S:
+        """Give the readings up if one takes too long. To be called now and then while the run works."""
+        asked_s = self._asked_s
+        if asked_s is not None and self.stopped is None and time.monotonic() - asked_s > bounded.LIMIT_S:
             self.stopped = f"no answer within {bounded.LIMIT_S:g} s"
 
     def _read(self) -> None:
         try:
             while not self._ended.wait(self._pause_s()) and self.stopped is None:
-                self.trace.sample()
-                self._look(time.monotonic())
+                self._read_once()
             if self.stopped is None:
-                self.trace.sample(last=True)
                 self._next_look_s = 0.0
-                self._look(time.monotonic())
+                self._read_once(last=True)
         except Exception as error:
             self.stopped = bounded.said(error)  # whatever a meter raises costs the readings alone
+
+    def _read_once(self, last: bool = False) -> None:
+        self._asked_s = time.monotonic()
+        self.trace.sample(last)
+        self._look(time.monotonic())
+        self._asked_s = None
 
     def _pause_s(self) -> float:
         until_look_s = max(0.0, self._next_look_s - time.monotonic())
@@ -119,7 +124,6 @@ class Watch:
             if self.stopped is None:
                 self.looks.cpu.append(cpu)
                 self.looks.boards += boards
-        self._answered_s = time.monotonic()
 
 
 def others(looks: Sequence[BoardLook], computes: bool, whole_machine: bool) -> bool | None:
