@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from joulesweep import bounded, contention, process, sensors, settling, watch
+from joulesweep import bounded, contention, measurement, process, sensors, settling, verdict, watch
 from joulesweep.devices import Board
 from joulesweep.lease import Lease
 from joulesweep.spec import RunSpec
@@ -22,7 +22,6 @@ from joulesweep.watch import BoardLook, Watch
 
 HEADLINE_TICKS = 100  # fewer updates of the counter in the window, or less than HEADLINE_S on a GPU: flagged
 HEADLINE_S = 30.0
-CROSS_CHECK = 0.1  # mean power times time may differ from the counter by so much
 SKIPPED = 0.01  # of the steps; a loss scale that is too high at first takes a few to come down
 PROCESS_END_S = 2.0  # a driver takes a moment to forget processes that ended
 
@@ -127,6 +126,7 @@ def describe(
     found = [
         *(_short(row, outcome["measurement"]["total_window_s"]) for row in energy),
         *(_disagrees(row) for row in energy),
+        *measurement.flags(outcome),
         *(_throttled(state) for state in states),
         _others(states),
         ("shared_host", "other runs used the machine at the same time; CPU and DRAM joules hold their share too")
@@ -267,7 +267,7 @@ def _short(row: Mapping[str, Any], total_s: float) -> Flag:
 
 
 def _disagrees(row: Mapping[str, Any]) -> Flag:
-    if row["power_ratio"] is None or abs(row["power_ratio"] - 1) <= CROSS_CHECK:
+    if verdict.POWER not in (row["doubt"] or ""):
         return None
     return "power_disagrees", f"{row['device']}: mean power × time is {row['power_ratio']:.3g} × the counter's joules"
 

@@ -31,7 +31,7 @@ class Board:
         uuid: NVML's.
         name: of the product.
         memory_bytes: of the board or slice; None if it could not be read.
-        has_counter: whether it counts joules (Volta and newer).
+        has_counter: whether it answers how many joules it has counted.
         mig: whether only a slice of it computes: NVML has no joules for that.
     """
 
@@ -59,7 +59,7 @@ class Board:
 
 @functools.cache
 def nvml() -> Any:  # noqa: ANN401 - the module pynvml
-    """The module pynvml, initialised once per process; None without driver."""
+    """The module pynvml, initialised once per process; None where NVML does not start."""
     import pynvml
 
     try:
@@ -67,6 +67,30 @@ def nvml() -> Any:  # noqa: ANN401 - the module pynvml
     except pynvml.NVMLError:
         return None
     return pynvml
+
+
+def nvml_problem() -> tuple[str, bool] | None:
+    """Why NVML does not start, and whether that is for want of a driver; None if it does.
+
+    A machine with no driver has no boards to measure. One whose driver does not answer (another version than the
+    library's, no permission) may have some.
+    """
+    import pynvml
+
+    if nvml() is not None:
+        return None
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        failure = error
+    else:
+        return None
+    absent = {
+        pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: "no NVIDIA driver: its library NVML is not installed",
+        pynvml.NVML_ERROR_DRIVER_NOT_LOADED: "NVML is installed, but no NVIDIA driver is loaded",
+    }
+    told = absent.get(failure.value)
+    return (told, True) if told else (f"NVML does not start: {failure}", False)
 
 
 def ask(function: str, *args: Any) -> Any:  # noqa: ANN401 - whatever NVML answers

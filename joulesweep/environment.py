@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from joulesweep import bounded, devices
+from joulesweep.errors import UserError
 
 GPU = ("index", "name", "uuid", "memory_bytes", "mig")
 VERSIONED = ("torch", "transformers", "tokenizers", "safetensors", "zeus", "nvidia-ml-py")
@@ -24,8 +25,16 @@ def probe_accelerator() -> str:
     """Say "cuda" where torch was built with CUDA and the driver reports a GPU, else "cpu".
 
     Looks at this machine: for a sweep that runs elsewhere, set `hardware.accelerator` in the config.
+
+    Raises:
+        UserError: there is a driver, and it does not answer.
     """
-    return "cuda" if torch_has_cuda() and devices.boards() else "cpu"
+    if not torch_has_cuda():
+        return "cpu"
+    problem, absent = devices.nvml_problem() or ("", True)
+    if not absent:  # there may be boards: not for a machine to decide in silence that they are not used
+        raise UserError(f"hardware.accelerator: auto cannot tell whether there is a GPU ({problem}); say cpu or cuda")
+    return "cuda" if devices.boards() else "cpu"
 
 
 def resolve_accelerator(accelerator: str) -> str:

@@ -142,6 +142,7 @@ def _measured(spec: RunSpec, work: Path, log: Path | None, lease: Lease, wanted:
     outcome, seen = _supervise(spec, work, log, lease, trace, wanted)
     if outcome["status"] == "ok":
         measurement.judge(outcome, trace, lease.boards, before.ticks)
+        bounded.within(bounded.LIMIT_S, sensors.keep_ticks, outcome["measurement"]["energy"], before.ticks)
         found, flags = conditions.describe(outcome, spec, before, trace, lease, seen)
         span = outcome["span"]
         overhead = {"meter_s": span["meter_s"], **trace.cost(span["begin_s"], span["end_s"])}

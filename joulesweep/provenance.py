@@ -38,6 +38,10 @@ HARDWARE = {
 FLAGS = {
     "short_window": "The window is too short for a headline number: single steps of the counter weigh in it.",
     "power_disagrees": "Mean power × time and the counter's joules are more than 10 % apart.",
+    "tick_unknown": "How often a counter moves is unknown, and so is the error of its joules: they are in no ranking.",
+    "counter_reset": "A counter was reset in the window: a board's power readings were integrated instead; a CPU has "
+    "none, and no joules.",
+    "clock_stepped": "The wall clock was stepped in the window, or the machine slept; seconds are monotonic.",
     "throttled": "Something held a board's clocks down.",
     "other_processes": "Other processes computed on a board of the run, before, during or after it.",
     "shared_host": "Another run used the host at the same time: CPU and DRAM joules hold its share. "
