@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from joulesweep import bounded
 from joulesweep.errors import UserError, one_of
 from joulesweep.spec import RunSpec
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+START_S = 60.0  # a driver that sleeps between its users wakes all boards first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,9 +105,29 @@ def ask(function: str, *args: Any) -> Any:  # noqa: ANN401 - whatever NVML answe
 
 
 def boards() -> list[Board]:
-    """Every board that NVML reports, in its order; an empty list without driver."""
-    handles = (ask("nvmlDeviceGetHandleByIndex", i) for i in range(ask("nvmlDeviceGetCount") or 0))
-    return [_board(i, handle) for i, handle in enumerate(handles) if handle is not None]
+    """Every board that NVML reports, in its order; an empty list without driver.
+
+    A board that does not answer is left out, and said so.
+
+    Raises:
+        UserError: the driver itself does not answer.
+    """
+    count, silent = bounded.within(START_S, ask, "nvmlDeviceGetCount")
+    if silent is not None:
+        raise UserError(f"the NVIDIA driver does not tell its boards: {silent}")
+    return [board for i in range(count or 0) if (board := _answering(i)) is not None]
+
+
+def _answering(index: int) -> Board | None:
+    board, silent = bounded.within(bounded.LIMIT_S, _numbered, index)
+    if silent is not None:
+        print(f"gpu:{index} is left out: {silent}", file=sys.stderr, flush=True)
+    return board
+
+
+def _numbered(index: int) -> Board | None:
+    handle = ask("nvmlDeviceGetHandleByIndex", index)
+    return None if handle is None else _board(index, handle)
 
 
 def _board(index: int | None, handle: object) -> Board:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from joulesweep import devices
+from joulesweep import bounded, devices
 from joulesweep.errors import UserError
 
 GPU = ("index", "name", "uuid", "memory_bytes", "mig")
@@ -59,7 +59,7 @@ def describe(threads_per_process: int, boards: Sequence[devices.Board] = ()) -> 
         "cpu_cores": len(os.sched_getaffinity(0)),
         "host_memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "gpus": [{key: getattr(board, key) for key in GPU} for board in boards],
-        "driver": devices.ask("nvmlSystemGetDriverVersion"),
+        "driver": bounded.within(bounded.LIMIT_S, devices.ask, "nvmlSystemGetDriverVersion")[0],
         "versions": {name: version(name) for name in VERSIONED},
         "git_commit": commit,
         "git_dirty": dirty,

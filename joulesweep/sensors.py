@@ -30,9 +30,6 @@ TICK_LATE_S = 0.005  # looks that are further apart, and than half the tick, may
 POWER_INSTANT = 186  # NVML_FI_DEV_POWER_INSTANT; what nvmlDeviceGetPowerUsage gives is a mean of a second on new boards
 MIRROR_S, MIRROR_MOVES = 0.3, 10  # how long, and for how many moves, counters that may be one are watched
 MIRROR_J = 50.0  # counters further apart are two
-SETTLE_S = 5.0  # readings of the last seconds must agree
-SETTLE_C = 1.0  # … to this many degrees
-SETTLE_W = 0.05  # … and to this share of the power
 
 #: NVML's bits for clocks held down by something that another run would not meet (nvml.h, nvmlClocksEventReason*).
 THROTTLES = {0x8: "hardware slowdown", 0x20: "software thermal", 0x40: "hardware thermal", 0x80: "power brake"}
@@ -251,7 +248,9 @@ def keep_tick(name: str, tick_s: float) -> None:
     """Keep a counter's update period for the runs to come."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     with contextlib.suppress(OSError):  # no place to keep it: measured again next time
-        record.write_json(_cache() / "ticks.json", {**_ticks(), _tick_key(name): {"tick_s": tick_s, "measured": now}})
+        record.write_json(
+            cache_folder() / "ticks.json", {**_ticks(), _tick_key(name): {"tick_s": tick_s, "measured": now}}
+        )
 
 
 def keep_ticks(rows: Sequence[Mapping[str, Any]], known: Mapping[str, float | None]) -> None:
@@ -272,47 +271,15 @@ def _tick_key(name: str) -> str:
 
 def _ticks() -> dict[str, Any]:
     try:
-        return dict(json.loads((_cache() / "ticks.json").read_text(encoding="utf-8")))
+        return dict(json.loads((cache_folder() / "ticks.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return {}
 
 
-def _cache() -> Path:
+def cache_folder() -> Path:
+    """Where what was found out about this host is kept for the runs to come."""
     try:
         home = Path.home()
     except RuntimeError:  # a user without home
         home = Path(tempfile.gettempdir())
     return Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache", "joulesweep")
-
-
-def settle(sensors: Sequence[BoardSensor], limit_s: float, wanted: Callable[[], None]) -> tuple[float, bool]:
-    """Wait until the boards' temperature and power stand still, at most `limit_s`.
-
-    Args:
-        sensors: of the run's boards.
-        limit_s: bound of the wait.
-        wanted: called meanwhile; raises when nobody wants the run any more.
-
-    Returns:
-        Seconds waited, and whether all readings settled.
-    """
-    began_s = time.monotonic()
-    history: list[tuple[float, list[tuple[float | None, float | None]]]] = []
-    while True:
-        wanted()
-        now_s = time.monotonic() - began_s
-        history.append((now_s, [(sensor.temperature_c(), sensor.power_w()) for sensor in sensors]))
-        span = [values for at_s, values in history if at_s >= now_s - SETTLE_S]
-        if now_s >= min(SETTLE_S, limit_s) and all(_steady(readings) for readings in zip(*span, strict=True)):
-            return now_s, True
-        if now_s >= limit_s:
-            return now_s, False
-        time.sleep(min(0.5, limit_s - now_s))
-
-
-def _steady(readings: Sequence[tuple[float | None, float | None]]) -> bool:
-    """Whether one board's readings agree; what the board does not say is no obstacle."""
-    degrees = [value for value, _ in readings if value is not None]
-    watts = [value for _, value in readings if value is not None]
-    cool = not degrees or max(degrees) - min(degrees) <= SETTLE_C
-    return cool and (not watts or max(watts) - min(watts) <= max(2.0, SETTLE_W * max(watts)))

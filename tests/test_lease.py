@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,10 @@ import tiny_run
 
 from joulesweep import lease, process
 from joulesweep.devices import Board
+from joulesweep.errors import UserError
 from joulesweep.lease import Lease
 
+PATIENCE_S = 60.0  # before a test gives up; none waits that long when all is well
 SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
 NOBODY = 65534
 
@@ -34,6 +37,16 @@ def locks(tmp_path, monkeypatch):
     monkeypatch.setenv("JOULESWEEP_LOCKS", str(tmp_path / "locks"))
     monkeypatch.setattr(lease, "POLL_S", 0.001)
     return tmp_path / "locks"
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left():
+    """Whatever a test starts ends with it, however the test ends."""
+    before = process.children()
+    process.adopt(orphans=True)
+    yield
+    process.kill_children(but=before)
+    process.adopt(orphans=False)
 
 
 class GaveUp(Exception):  # noqa: N818
@@ -72,16 +85,32 @@ def open_descriptors():
     return len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - no paths wanted
 
 
-def started(code, *arguments):
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        cwd=tiny_run.REPOSITORY,
-        env=dict(os.environ),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def tickets(locks):
+    return sorted(path.name for path in locks.glob("*.ticket"))
+
+
+@pytest.fixture
+def started():
+    """Start a few lines of Python as a process, which ends with the test."""
+    children = []
+
+    def start(code, *arguments):
+        child = subprocess.Popen(
+            [sys.executable, "-c", code, *map(str, arguments)],
+            cwd=tiny_run.REPOSITORY,
+            env=dict(os.environ),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        children.append(child)
+        return child
+
+    yield start
+    for child in children:
+        child.kill()
+        child.communicate()
 
 
 #: Takes and gives back boards many times. While it has one it owns a file of the board's name, which must be new.
@@ -94,14 +123,14 @@ lease.POLL_S = 0.001
 folder, needed, total = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 about = dict(name="", memory_bytes=None, has_counter=True, mig=False)
 boards = [Board(index=i, uuid=f"GPU-{i}", **about) for i in range(total)]
-print("ready", flush=True)
-sys.stdin.readline()
-for _ in range(20):
+for turn in range(20):
     with lease.Lease(boards, needed, "gpu", lambda: None) as held:
         owned = [folder / board.uuid for board in held.boards]
         assert len(set(owned)) == needed
         for path in owned:
             path.touch(exist_ok=False)
+        if not turn:
+            sys.stdin.readline()  # the test has seen who holds what at the same time
         time.sleep(random.uniform(0.001, 0.004))
         with (folder / "together").open("a") as file:
             file.write(f"{len(list(folder.glob('GPU-*')))}\\n")
@@ -111,19 +140,28 @@ for _ in range(20):
 """
 
 
-@pytest.mark.parametrize(("contenders", "needed", "boards"), [(3, 1, 2), (3, 2, 3)])
-def test_processes_that_compete_never_share_a_board(tmp_path, contenders, needed, boards):
+def wait_for(condition):
+    deadline_s = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline_s, "waited in vain"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(("contenders", "needed", "boards"), [(3, 1, 2), (3, 2, 3), (3, 2, 4)])
+def test_processes_that_compete_never_share_a_board(tmp_path, started, locks, contenders, needed, boards):
+    served = boards // needed
+    at_once = served * needed
     children = [started(CONTENDER, tmp_path, needed, boards) for _ in range(contenders)]
-    assert [child.stdout.readline() for child in children] == ["ready\n"] * contenders
+    wait_for(lambda: len(list(tmp_path.glob("GPU-*"))) == at_once and len(tickets(locks)) == contenders - served)
     for child in children:
         child.stdin.write("go\n")
         child.stdin.flush()
-    failures = [child.communicate(timeout=60)[1] for child in children]
+    failures = [child.communicate(timeout=PATIENCE_S)[1] for child in children]
     assert [child.returncode for child in children] == [0] * contenders, failures
     held = [int(line) for line in (tmp_path / "together").read_text().split()]
     assert len(held) == 20 * contenders
-    assert max(held) <= boards // needed * needed
-    assert max(held) > needed or boards < 2 * needed, "they never worked at the same time: nothing was proved"
+    assert max(held) == at_once
+    assert tickets(locks) == []
 
 
 def test_the_first_free_boards_are_taken_in_the_order_given():
@@ -140,38 +178,151 @@ def test_boards_are_locked_by_uuid():
         assert refused([moved])
 
 
-def test_all_boards_or_none_are_taken(capfd):
-    """A run that wants two boards, of which one is held, leaves the other to those who want one."""
+def test_all_boards_or_none_are_taken(capfd, locks):
+    """A run that waits for two boards, of which one is held, holds none itself."""
+
+    def wanted():
+        assert held_locks(locks) == ["GPU-1", "node", "running"]
+        give_up()
+
+    give_up = patience()
     with leased([board(1)]):
-        attempts = []
-
-        def wanted():
-            attempts.append(1)
-            with leased([board(0)]) as other:
-                assert indices(other) == [0]
-            if len(attempts) == 3:
-                raise GaveUp
-
         assert refused(needed=2, wanted=wanted)
     assert capfd.readouterr().err == "waiting for a free GPU\n"  # once
     with leased(needed=2) as both:
         assert len(both.descriptors) == 3  # and the node's
 
 
+def held_locks(locks):
+    """Names of the locks that somebody holds."""
+    found = []
+    for path in sorted(locks.glob("*.lock")):
+        with path.open("r+") as file:
+            if not lease.try_lock(file.fileno(), fcntl.LOCK_EX):
+                found.append(path.stem)
+    return found
+
+
 def test_one_run_at_a_time_chooses_its_boards(monkeypatch):
     """Else two runs that want two boards each could take one each, again and again."""
-    try_lock, found = lease.try_lock, []
+    acquire, found = lease.acquire, []
 
-    def choosing(descriptor, kind):
-        other = lease.open_lock("allocator")
-        found.append(try_lock(other, fcntl.LOCK_EX))
-        os.close(other)
-        return try_lock(descriptor, kind)
+    def choosing(name, kind):
+        if name.startswith("GPU"):
+            found.append(acquire("allocator", fcntl.LOCK_EX))
+        return acquire(name, kind)
 
-    with leased(needed=2) as held:
-        monkeypatch.setattr(lease, "try_lock", choosing)
-        assert not held._take()
-    assert found == [False, False]
+    monkeypatch.setattr(lease, "acquire", choosing)
+    with leased(needed=2):
+        assert found == [None, None]
+
+
+#: What a run ahead waits for while `held` is held, and whether a run behind it then waits too.
+QUEUES = [
+    # held                       ahead                                behind                           waits
+    ({"boards": [board(1)]}, {"needed": 2}, {"boards": [board(0)]}, True),
+    ({"boards": [board(1)]}, {"needed": 2}, {"boards": [board(2)]}, False),
+    ({"boards": [board(1)]}, {"needed": 2}, {"boards": [board(0)], "exclusive": "none"}, True),
+    ({"boards": [board(1)]}, {"needed": 2}, {"boards": [], "needed": 0}, False),
+    ({"boards": [board(1)]}, {"needed": 2}, {"boards": [], "needed": 0, "exclusive": "node"}, True),
+    ({"boards": [board(1)]}, {"boards": [board(1)]}, {"boards": [board(0)]}, False),
+    ({"boards": [board(1)]}, {"boards": [], "needed": 0, "exclusive": "node"}, {"boards": [board(0)]}, True),
+    ({"boards": [board(1)]}, {"boards": [], "needed": 0, "exclusive": "node"}, {"boards": [], "needed": 0}, True),
+    ({"boards": [board(1)]}, {"boards": [], "needed": 0, "exclusive": "node"}, {"exclusive": "none"}, False),
+    ({"boards": [board(1)]}, {"exclusive": "node"}, {"exclusive": "none"}, True),
+    ({"boards": [], "needed": 0, "exclusive": "node"}, {}, {"boards": [], "needed": 0, "exclusive": "node"}, True),
+]
+
+
+@pytest.mark.parametrize(("held", "ahead", "behind", "waits"), QUEUES)
+def test_nobody_overtakes_a_run_on_what_it_may_use(held, ahead, behind, waits):
+    found = []
+
+    def wanted():
+        found.append(refused(**behind))
+        raise GaveUp
+
+    with leased(**held):
+        assert refused(**ahead, wanted=wanted)
+        assert found == [waits]
+
+
+def test_a_run_of_two_boards_gets_them_between_two_streams_of_small_runs():
+    """Each small run has its successor waiting before it ends, so that there never are two boards free by chance."""
+    order = []
+
+    def served(name, needed, wanted):
+        with leased(needed=needed, wanted=wanted):
+            order.append(name)
+
+    first, second = (leased([one]).__enter__() for one in TWO)
+
+    def large_waits():
+        first.__exit__(None)
+        served("small", 1, small_waits)
+        raise AssertionError("the small run was served before the large one")
+
+    def small_waits():
+        raise GaveUp
+
+    with pytest.raises(GaveUp):
+        served("large", 2, large_waits)
+    served("small", 1, patience())
+    second.__exit__(None)
+    served("large", 2, patience())
+    assert order == ["small", "large"]
+
+
+#: Waits for board 0, and says so.
+WAITER = """
+import sys
+from joulesweep import lease
+from joulesweep.devices import Board
+lease.POLL_S = 0.001
+board = Board(index=0, uuid="GPU-0", name="", memory_bytes=None, has_counter=True, mig=False)
+with lease.Lease([board], 1, "gpu", lambda: None):
+    print(sys.argv[1], flush=True)
+    sys.stdin.readline()
+"""
+
+
+def test_runs_are_served_in_the_order_in_which_they_came(started, locks):
+    waiting = []
+    with leased([board(0)]):
+        for name in range(4):
+            waiting.append(started(WAITER, name))
+            wait_for(lambda: len(tickets(locks)) == len(waiting))
+    for left in range(4):  # each is served only after the one before it
+        child = waiting[left]
+        assert child.stdout.readline() == f"{left}\n"
+        assert len(tickets(locks)) == 3 - left
+        child.stdin.write("go\n")
+        child.stdin.flush()
+        child.wait(timeout=PATIENCE_S)
+
+
+def test_a_killed_waiter_keeps_nobody_waiting_and_its_ticket_is_removed(started, locks):
+    with leased([board(0)]):
+        dead = started(WAITER, "dead")
+        wait_for(lambda: len(tickets(locks)) == 1)
+        dead.kill()
+        dead.wait()
+        assert len(tickets(locks)) == 1
+    assert not refused([board(0)])
+    assert tickets(locks) == []
+
+
+@pytest.mark.parametrize("text", ["", "garbage", "[]", "{}", '{"node": "x", "boards": 3}', "[" * 5000, "\0"])
+def test_a_ticket_that_says_nothing_keeps_nobody_waiting(locks, text):
+    locks.mkdir()
+    path = locks / "000000001.ticket"
+    path.write_text(text)
+    with path.open() as living:
+        fcntl.flock(living, fcntl.LOCK_EX)
+        assert not refused()
+    (locks / "000000002.ticket").mkdir()
+    (locks / "000000003.ticket").symlink_to(path)
+    assert not refused()
 
 
 def test_a_wait_ends_when_the_board_is_given_back():
@@ -213,7 +364,7 @@ with Lease([board], 1, sys.argv[1], lambda: None):
 
 
 @pytest.mark.parametrize("exclusive", ["gpu", "node"])
-def test_a_killed_holder_gives_everything_back(exclusive):
+def test_a_killed_holder_gives_everything_back(started, exclusive):
     child = started(HOLDER, exclusive)
     assert child.stdout.readline() == "held\n"
     assert refused([board(0)], exclusive=exclusive)
@@ -334,7 +485,7 @@ def everyones(monkeypatch):
     shutil.rmtree(folder)
 
 
-def test_another_users_lock_files_are_respected_and_usable(everyones):
+def test_another_users_lock_files_are_respected_and_usable(started, everyones):
     with leased([board(0)]):
         taken = started(OTHER_USER, NOBODY)
         assert "waiting for a free GPU\ntaken\n" in taken.communicate(timeout=60)[1]
@@ -343,7 +494,7 @@ def test_another_users_lock_files_are_respected_and_usable(everyones):
     assert done.communicate(timeout=60) == (f"{NOBODY} ['GPU-0']\n", "")
 
 
-def test_what_another_user_made_first_can_be_used(everyones):
+def test_what_another_user_made_first_can_be_used(started, everyones):
     done = started(OTHER_USER, NOBODY)
     assert done.communicate(timeout=60) == (f"{NOBODY} ['GPU-0']\n", "")
     assert {path.stat().st_uid for path in (everyones, *everyones.iterdir())} == {NOBODY}
@@ -358,7 +509,7 @@ def test_an_existing_lock_file_is_opened_without_creating_it(monkeypatch):
     really = os.open
     monkeypatch.setattr(lease.os, "open", lambda path, flag, *mode: (flags.append(flag), really(path, flag, *mode))[1])
     os.close(lease.open_lock("GPU-0"))
-    assert flags == [os.O_RDWR]
+    assert [flag & (os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW) for flag in flags] == [os.O_RDWR | os.O_NOFOLLOW]
 
 
 def test_a_lock_that_is_not_free_is_not_held():
@@ -375,3 +526,83 @@ def test_a_run_that_waits_for_a_board_does_not_share_the_machine_yet():
     with leased([board(0)]) as held:
         assert refused([board(0)])
         assert not held.shared_host()
+
+
+@pytest.mark.parametrize("text", ["garbage", "12 garbage", "-3", "9" * 400, "\0\0", ""])
+def test_garbage_in_the_count_of_starts_is_no_obstacle(locks, text):
+    locks.mkdir()
+    (locks / "starts.lock").write_text(text)
+    with leased() as held:
+        assert not held.shared_host()
+        with leased([board(1)]):
+            pass
+        assert held.shared_host()
+
+
+@pytest.mark.parametrize("name", ["GPU-0", "node", "running", "starts", "allocator"])
+def test_garbage_in_a_lock_file_is_no_obstacle(locks, name):
+    locks.mkdir()
+    (locks / f"{name}.lock").write_bytes(b"\xffgarbage")
+    with leased([board(0)]):
+        assert refused([board(0)])
+
+
+@pytest.mark.parametrize("name", ["GPU-0", "node", "running", "starts", "allocator"])
+@pytest.mark.parametrize("kind", ["link", "dangling", "folder", "pipe"])
+def test_what_is_no_plain_file_is_refused_in_one_line(locks, tmp_path, name, kind):
+    target, path = tmp_path / "target", locks / f"{name}.lock"
+    locks.mkdir()
+    if kind == "link":
+        target.write_text("of somebody")
+    make = {"folder": path.mkdir, "pipe": lambda: os.mkfifo(path)}.get(kind, lambda: path.symlink_to(target))
+    make()
+    before = open_descriptors()
+    with pytest.raises(UserError) as caught:
+        leased([board(0)]).__enter__()
+    assert str(caught.value).startswith(f"{path}: not usable as a lock file (")
+    assert "\n" not in str(caught.value)
+    assert open_descriptors() == before
+    assert not target.exists() if kind == "dangling" else True
+    assert target.read_text() == "of somebody" if kind == "link" else True
+    assert tickets(locks) == []
+
+
+def test_a_folder_that_cannot_be_is_refused_in_one_line(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("JOULESWEEP_LOCKS", str(tmp_path / "file" / "locks"))
+    with pytest.raises(UserError, match=r"no folder for lock files .*set JOULESWEEP_LOCKS"):
+        lease.folder()
+
+
+@pytest.mark.parametrize("exclusive", ["gpu", "node"])
+def test_a_lock_file_that_is_deleted_while_held_still_holds(locks, exclusive):
+    with leased([board(0)], exclusive=exclusive):
+        for path in locks.iterdir():
+            path.unlink()
+        assert refused([board(0)])
+        assert refused([board(0)], exclusive="node")
+        if exclusive == "gpu":
+            with leased([board(1)]) as beside:  # the node's lock is shared, deleted as it is
+                assert beside.shared_host()
+    with leased([board(0)]):
+        assert (locks / "GPU-0.lock").exists()
+        assert refused([board(0)])
+
+
+def test_a_lock_is_taken_on_the_file_that_others_find(locks, monkeypatch):
+    """One that is deleted between opening and locking, and made anew by somebody else, is no lock."""
+    try_lock, stolen = lease.try_lock, []
+
+    def slow(descriptor, kind):
+        path = locks / "GPU-0.lock"
+        if not stolen and os.path.samestat(os.fstat(descriptor), path.lstat()):
+            path.unlink()
+            path.touch()
+            stolen.append(path.stat().st_ino)
+        return try_lock(descriptor, kind)
+
+    os.close(lease.open_lock("GPU-0"))
+    monkeypatch.setattr(lease, "try_lock", slow)
+    descriptor = lease.acquire("GPU-0", lease.EXCLUSIVE)
+    assert os.fstat(descriptor).st_ino == stolen[0]
+    os.close(descriptor)
