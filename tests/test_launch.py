@@ -614,7 +614,8 @@ def test_a_run_whose_boards_are_metered_tells_all_that_was_seen(start, monkeypat
         assert row["energy_j"] == pytest.approx(row["total_energy_j"] / measured["num_passes"])
         assert row["tick_s"] == pytest.approx(0.02, rel=0.5)
         assert (row["mean_power_w"], row["idle_w"]) == (pytest.approx(watts), pytest.approx(watts, rel=0.1))
-        assert row["net_energy_j"] == pytest.approx(row["energy_j"] - row["idle_w"] * measured["window_s"])
+        net_j = row["energy_j"] - row["idle_w"] * measured["window_s"]  # it draws the same all the time: about 0
+        assert row["net_energy_j"] == (pytest.approx(net_j) if net_j >= 0 else None)
     power = lines(folder / "power.jsonl")
     assert {row["device"] for row in power if row["t_s"] < 0} == {"gpu:0", "gpu:1"}
     inside = [row for row in power if row["device"] == "gpu:0" and 0 <= row["t_s"] <= measured["total_window_s"]]
