@@ -1,7 +1,7 @@
 # make sweep   the embedded default sweep, to results/default/report.html
 # make test    the whole test suite
 # make test-oldest   the tests of the training with the oldest transformers that is supported
-# make truth   joules of twenty runs against the known truth of fake boards, at two ticks: minutes
+# make truth   joules of runs under load steps, waves, resets and clock steps against the known truth of fake boards: minutes
 # make bench-peers   ours against transformers.Trainer and Lightning, on this machine's CPU: half an hour or more
 # make lint    every check of style, types and rules
 # All make the environment first, when it is missing or stale.

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from joulesweep import bounded
 from joulesweep.errors import UserError, one_of
 from joulesweep.spec import RunSpec
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+START_S = 60.0  # a driver that sleeps between its users wakes all boards first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +31,7 @@ class Board:
         uuid: NVML's.
         name: of the product.
         memory_bytes: of the board or slice; None if it could not be read.
-        has_counter: whether it counts joules (Volta and newer).
+        has_counter: whether it answers how many joules it has counted.
         mig: whether only a slice of it computes: NVML has no joules for that.
     """
 
@@ -56,7 +59,7 @@ class Board:
 
 @functools.cache
 def nvml() -> Any:  # noqa: ANN401 - the module pynvml
-    """The module pynvml, initialised once per process; None without driver."""
+    """The module pynvml, initialised once per process; None where NVML does not start."""
     import pynvml
 
     try:
@@ -64,6 +67,30 @@ def nvml() -> Any:  # noqa: ANN401 - the module pynvml
     except pynvml.NVMLError:
         return None
     return pynvml
+
+
+def nvml_problem() -> tuple[str, bool] | None:
+    """Why NVML does not start, and whether that is for want of a driver; None if it does.
+
+    A machine with no driver has no boards to measure. One whose driver does not answer (another version than the
+    library's, no permission) may have some.
+    """
+    import pynvml
+
+    if nvml() is not None:
+        return None
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        failure = error
+    else:
+        return None
+    absent = {
+        pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: "no NVIDIA driver: its library NVML is not installed",
+        pynvml.NVML_ERROR_DRIVER_NOT_LOADED: "NVML is installed, but no NVIDIA driver is loaded",
+    }
+    told = absent.get(failure.value)
+    return (told, True) if told else (f"NVML does not start: {failure}", False)
 
 
 def ask(function: str, *args: Any) -> Any:  # noqa: ANN401 - whatever NVML answers
@@ -78,9 +105,29 @@ def ask(function: str, *args: Any) -> Any:  # noqa: ANN401 - whatever NVML answe
 
 
 def boards() -> list[Board]:
-    """Every board that NVML reports, in its order; an empty list without driver."""
-    handles = (ask("nvmlDeviceGetHandleByIndex", i) for i in range(ask("nvmlDeviceGetCount") or 0))
-    return [_board(i, handle) for i, handle in enumerate(handles) if handle is not None]
+    """Every board that NVML reports, in its order; an empty list without driver.
+
+    A board that does not answer is left out, and said so.
+
+    Raises:
+        UserError: the driver itself does not answer.
+    """
+    count, silent = bounded.within(START_S, ask, "nvmlDeviceGetCount")
+    if silent is not None:
+        raise UserError(f"the NVIDIA driver does not tell its boards: {silent}")
+    return [board for i in range(count or 0) if (board := _answering(i)) is not None]
+
+
+def _answering(index: int) -> Board | None:
+    board, silent = bounded.within(bounded.LIMIT_S, _numbered, index)
+    if silent is not None:
+        print(f"gpu:{index} is left out: {silent}", file=sys.stderr, flush=True)
+    return board
+
+
+def _numbered(index: int) -> Board | None:
+    handle = ask("nvmlDeviceGetHandleByIndex", index)
+    return None if handle is None else _board(index, handle)
 
 
 def _board(index: int | None, handle: object) -> Board:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from joulesweep import devices, environment, estimate, lease, sensors
+from joulesweep.meter import NO_COUNTER
 
 GIB = 2**30
 MIN_FREE_GIB = 5.0
@@ -85,6 +86,7 @@ def _board(board: devices.Board) -> dict[str, Any]:
         **board.described(),
         "tick_s": sensors.known_tick(board.uuid, sensor.energy_j, afresh=True) if board.counts else None,
         "power_w": sensor.power_w(),
+        "instant": sensor.instant,
         "power_limit_w": sensor.power_limit_w(),
         "temperature_c": sensor.temperature_c(),
         "sm_clock_mhz": sensor.sm_clock_mhz(),
@@ -108,8 +110,9 @@ def _driver(rows: list[dict[str, Any]]) -> Iterator[Finding]:
         version = devices.ask("nvmlSystemGetDriverVersion")
         yield Finding(subject="driver", status="ok", found=f"NVIDIA {version}, {len(rows)} boards")
         return
-    found = "the NVIDIA driver reports no board" if devices.nvml() else "no NVIDIA driver (NVML could not be loaded)"
+    found, absent = devices.nvml_problem() or ("the NVIDIA driver reports no board", True)
     advice = "runs go to the CPU. In a container, start it with --gpus all"
+    advice = advice if absent else "put that right first: nvidia-smi would say the same"
     yield Finding(subject="GPU", status="missing", found=found, advice=advice)
 
 
@@ -123,6 +126,7 @@ def _board_finding(row: dict[str, Any]) -> Finding:
         "tick_s": "counter moves every {:.3g} s",
     }
     facts = [form.format(row[key]) for key, form in said.items() if row[key] is not None]
+    facts += ["no list of its processes"] if row["process_ids"] is None else []
     status, advice = _board_advice(row)
     found = ", ".join([row["name"], *facts, row["uuid"]])
     return Finding(subject=row["device"], status=status, found=found, advice=advice)
@@ -135,9 +139,14 @@ def _board_advice(row: dict[str, Any]) -> tuple[str, str]:
             "MIG is on: NVML counts the whole board, slices have no joules; to measure: nvidia-smi -mig 0",
         )
     if not row["has_counter"]:
-        return "note", "no energy counter (before Volta): its power readings are integrated, and labelled so"
+        return "note", f"{NO_COUNTER}: its power readings are integrated, and labelled so"
     if row["tick_s"] is None:
-        return "note", "its counter did not move within 3 s: joules of short runs will be below its resolution"
+        limit_s = f"{sensors.TICK_LIMIT_S:g} s"
+        return (
+            "note",
+            f"its counter moved less than three times in {limit_s}: each run finds out how often it moves under load; "
+            "where it cannot, its joules are doubtful",
+        )
     if row["throttles"]:
         return (
             "note",

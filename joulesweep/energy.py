@@ -61,7 +61,7 @@ def headline(rows: Sequence[dict[str, Any]], accelerator: str, exclusive: str) -
     return {
         **{key: _total(found, key) for key in ("energy_j", "total_energy_j", "net_energy_j", "idle_w")},
         "energy_error_j": _total(found, "error_j"),
-        "energy_doubt": joined(f"{row['device']}: {row['doubt']}" for row in found if row.get("doubt")),
+        "energy_doubt": joined(f"{row['device']}: {row['doubt']}" for row in found if row["doubt"]),
         "energy_scope": "+".join(dict.fromkeys(row["kind"] for row in found)),
         "energy_status": found[0]["status"],
         "energy_method": joined(row["method"] for row in found),
@@ -99,7 +99,7 @@ def _status(row: dict[str, Any]) -> str:
 
 def _total(rows: Sequence[dict[str, Any]], key: str) -> float | None:
     """The sum over the devices, None if one lacks the number."""
-    values = [row.get(key) for row in rows]
+    values = [row[key] for row in rows]
     return None if None in values else math.fsum(values)  # type: ignore[arg-type]
 
 

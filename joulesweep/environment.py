@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from joulesweep import devices
+from joulesweep import bounded, devices
 from joulesweep.errors import UserError
 
 GPU = ("index", "name", "uuid", "memory_bytes", "mig")
@@ -27,8 +27,16 @@ def probe_accelerator() -> str:
     """Say "cuda" where torch was built with CUDA and the driver reports a GPU, else "cpu".
 
     Looks at this machine: for a sweep that runs elsewhere, set `hardware.accelerator` in the config.
+
+    Raises:
+        UserError: there is a driver, and it does not answer.
     """
-    return "cuda" if torch_has_cuda() and devices.boards() else "cpu"
+    if not torch_has_cuda():
+        return "cpu"
+    problem, absent = devices.nvml_problem() or ("", True)
+    if not absent:  # there may be boards: not for a machine to decide in silence that they are not used
+        raise UserError(f"hardware.accelerator: auto cannot tell whether there is a GPU ({problem}); say cpu or cuda")
+    return "cuda" if devices.boards() else "cpu"
 
 
 def resolve_accelerator(accelerator: str) -> str:
@@ -53,7 +61,7 @@ def describe(threads_per_process: int, boards: Sequence[devices.Board] = ()) -> 
         "cpu_cores": len(os.sched_getaffinity(0)),
         "host_memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "gpus": [{key: getattr(board, key) for key in GPU} for board in boards],
-        "driver": devices.ask("nvmlSystemGetDriverVersion"),
+        "driver": bounded.within(bounded.LIMIT_S, devices.ask, "nvmlSystemGetDriverVersion")[0],
         "versions": {name: version(name) for name in VERSIONED},
         "git_commit": commit,
         "git_dirty": dirty,

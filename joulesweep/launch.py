@@ -1,7 +1,8 @@
 """The launching parent of a run: starts its processes, watches them, and alone writes its record.
 
-The parent imports no torch. A rank that fails takes its peers with it, a run over its time is stopped, and when this
-process or Snakemake above it dies, every process of the run dies too.
+The parent imports no torch, and its main thread asks no meter: one that hangs stops no deadline and no signal. A rank
+that fails takes its peers with it, a run over its time is stopped, and when this process or Snakemake above it dies,
+every process of the run dies too.
 """
 
 from __future__ import annotations
@@ -19,16 +20,17 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from joulesweep import conditions, devices, environment, measurement, process, record, sensors
+from joulesweep import bounded, conditions, devices, environment, measurement, process, record, sensors
 from joulesweep.devices import Board
 from joulesweep.errors import UserError
 from joulesweep.lease import Lease
 from joulesweep.spec import RunSpec, full, run_id
 from joulesweep.strategy import STRATEGIES
 from joulesweep.trace import Trace
+from joulesweep.watch import Watch
 from joulesweep.weights import some
 
-POLL_S = 0.1  # as often as the trace is read; each waking costs CPU
+POLL_S = 0.1  # each waking costs CPU
 REPOSITORY = Path(__file__).parent.parent
 #: glibc keeps the big buffers of a step for the next one. Else it returns them to the kernel and every step pays for
 #: mapping and clearing them anew, the more the larger the buffers: partial training would look better than it is.
@@ -145,15 +147,18 @@ def _refused(reason: str) -> dict[str, Any]:
 
 def _measured(spec: RunSpec, work: Path, log: Path | None, lease: Lease, wanted: Callable[[], None]) -> dict[str, Any]:
     """Prepare the conditions, run the processes, and judge what was measured."""
-    zones = sensors.zones()
+    zones = bounded.within(bounded.LIMIT_S, sensors.zones)[0] or []
     before = conditions.prepare(spec, lease.boards, zones, wanted)
-    trace, started = Trace(lease.boards, zones), _now()
-    outcome = _supervise(spec, work, log, lease, trace, wanted)
+    read = ([device for device in found if device.device not in before.silent] for found in (lease.boards, zones))
+    trace, started = bounded.within(bounded.LIMIT_S, Trace, *read)[0] or Trace([], []), _now()
+    outcome, seen = _supervise(spec, work, log, lease, trace, wanted)
     if outcome["status"] == "ok":
         measurement.judge(outcome, trace, lease.boards, before.ticks)
-        found, flags = conditions.describe(outcome, spec, before, trace, lease)
+        bounded.within(bounded.LIMIT_S, sensors.keep_ticks, outcome["measurement"]["energy"], before.ticks)
+        found, flags = conditions.describe(outcome, spec, before, trace, lease, seen)
         span = outcome["span"]
         overhead = {"meter_s": span["meter_s"], **trace.cost(span["begin_s"], span["end_s"])}
+        overhead |= conditions.whole_run(trace)
         outcome["measurement"] |= {"flags": flags, "conditions": found, "overhead": overhead}
         outcome["power"] = trace.rows(span["begin_s"])
     return {**outcome, "started": started}
@@ -239,8 +244,8 @@ def child_environment(num_threads: int, boards: Sequence[Board]) -> dict[str, st
 
 def _supervise(
     spec: RunSpec, work: Path, log: Path | None, lease: Lease, trace: Trace, wanted: Callable[[], None]
-) -> dict[str, Any]:
-    """Run the processes to their end and return the run's outcome."""
+) -> tuple[dict[str, Any], Watch]:
+    """Run the processes to their end. Returns the run's outcome, and what was seen meanwhile."""
     descriptor = None
     if log is not None:
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -250,23 +255,24 @@ def _supervise(
     others, kills = process.children(), process.oom_kills()
     process.adopt(orphans=True)
     child = process.start(_command(num_ranks, work), environ, descriptor, lease.descriptors)
-    try:
-        timed_out = _wait(child, spec.timeout_s, trace, wanted)
-    finally:
-        process.kill_group(child)
-        process.kill_children(but=others)
-        process.adopt(orphans=False)
-        if descriptor is not None:
-            os.close(descriptor)
+    with Watch(trace) as seen:  # begins after the process: a thread that is there when it forks may hold a lock
+        try:
+            timed_out = _wait(child, spec.timeout_s, seen, wanted)
+        finally:
+            process.kill_group(child)
+            process.kill_children(but=others)
+            process.adopt(orphans=False)
+            if descriptor is not None:
+                os.close(descriptor)
     found = _outcome(work, num_ranks)
     if found is not None:
-        return found
+        return found, seen
     if timed_out:
-        return {"status": "timeout", "reason": f"stopped after timeout_s = {spec.timeout_s:g} s"}
+        return {"status": "timeout", "reason": f"stopped after timeout_s = {spec.timeout_s:g} s"}, seen
     kills_now = process.oom_kills()
     struck = kills is not None and kills_now is not None and kills_now > kills
     if struck and _killed(num_ranks, child.returncode, log):
-        return {"status": "oom", "reason": "killed by the kernel's out-of-memory killer", "oom_bytes": None}
+        return {"status": "oom", "reason": "killed by the kernel's out-of-memory killer", "oom_bytes": None}, seen
     raise RunFailed(f"a process of the run ended with exit code {child.returncode} and left no result")
 
 
@@ -274,16 +280,15 @@ def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
     raise SystemExit(128 + signum)  # unwinds through the `finally` that kills the processes
 
 
-def _wait(child: subprocess.Popen[bytes], timeout_s: float, trace: Trace, wanted: Callable[[], None]) -> bool:
-    """Wait for the end of the processes, reading the meters meanwhile. Returns whether time ran out."""
+def _wait(child: subprocess.Popen[bytes], timeout_s: float, seen: Watch, wanted: Callable[[], None]) -> bool:
+    """Wait for the end of the processes. Returns whether time ran out."""
     deadline_s = time.monotonic() + timeout_s
     while child.poll() is None:
         if time.monotonic() > deadline_s:
             return True
         wanted()
-        trace.sample()
+        seen.check()
         time.sleep(POLL_S)
-    trace.sample(last=True)
     return False
 
 

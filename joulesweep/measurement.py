@@ -1,7 +1,9 @@
 """From what the ranks and the trace saw to a run's measurement: joules per pass with their status, and the flags.
 
 Sums over ranks, one row per device, each judged by itself: a counter that moved too few times in the window has no
-number (`below_resolution`), a board without counter has its power readings integrated (`integrated`).
+number (`below_resolution`); a board without a counter, or with one that failed or was reset, has its power readings
+integrated (`integrated`). Each number comes with the bound of its error, and, where something contradicts it, with a
+doubt.
 """
 
 from __future__ import annotations
@@ -9,13 +11,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from joulesweep import verdict
 from joulesweep.devices import Board
-from joulesweep.meter import NO_COUNTER
 from joulesweep.trace import Trace
 from joulesweep.units import COUNTED
 
-MIN_TICKS = 10  # fewer updates of the counter in the window: no number
-INTEGRATED = "NVML power readings, integrated"
+CLOCK_STEP_S, CLOCK_STEP = 0.1, 0.005  # wall and monotonic clock may differ by less: seconds, or a share of the window
 
 
 def combine(ranks: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -30,7 +31,7 @@ def combine(ranks: Sequence[dict[str, Any]]) -> dict[str, Any]:
         epochs_per_minute; of the whole window: num_passes, total_window_s, energy rows with total_energy_j; startup_s
         and peak_memory: host the sum over the processes, GPU the fullest), quality (the last epoch's), epochs, losses,
         summaries, and span: the begin and end of window and idle baseline on the monotonic clock, with the time inside
-        meter calls.
+        meter calls and the step of the wall clock.
     """
     parts = [rank["measurement"] for rank in ranks]
     epochs = _epochs(ranks)
@@ -64,6 +65,7 @@ def combine(ranks: Sequence[dict[str, Any]]) -> dict[str, Any]:
             "idle_begin_s": max(part["span"]["idle_begin_s"] for part in parts),
             "idle_end_s": min(part["span"]["idle_end_s"] for part in parts),
             "meter_s": max(part["span"]["meter_s"] for part in parts),
+            "clock_step_s": max((part["span"]["clock_step_s"] for part in parts), key=abs),
         },
         "quality": {name: epochs[-1][name] for name in QUALITY},
         "epochs": [{key: value for key, value in row.items() if key in EPOCH} for row in epochs],
@@ -108,116 +110,28 @@ def judge(outcome: dict[str, Any], trace: Trace, boards: Sequence[Board], ticks:
         outcome: of `combine`; its energy rows have total_energy_j of the whole window.
         trace: the readings of the run.
         boards: the run's.
-        ticks: update period of each device's counter, in seconds.
+        ticks: update period of each device's counter, in seconds, as it was measured before the run.
     """
-    measurement, span = outcome["measurement"], outcome["span"]
-    without_counter = {board.device for board in boards if not board.has_counter and not board.mig}
-    for row in measurement["energy"]:
-        if row["device"] in without_counter:
-            _integrate(row, trace, span)
-        if row["device"] in trace.zones and row["status"] == "measured":
-            _unwrap(row, trace, span)
-        _add_numbers(row, measurement, trace, span, ticks.get(row["device"]))
-    read = [row["device"] for row in measurement["energy"] if row["energy_j"] is not None]
+    measurement, rows = outcome["measurement"], outcome["measurement"]["energy"]
+    window = verdict.Window(trace, outcome["span"], measurement["total_window_s"], measurement["num_passes"])
+    whole = {board.device for board in boards if not board.mig}
+    for row in rows:
+        verdict.judge(row, window, ticks.get(row["device"]), integrable=row["device"] in whole)
+    read = [row for row in rows if row["energy_j"] is not None]
     for epoch in outcome["epochs"]:
-        epoch["energy"] = [_epoch_row(epoch, trace, span, device, ticks.get(device)) for device in read]
+        epoch["energy"] = [verdict.epoch_row(epoch, window, row) for row in read]
 
 
-def _unwrap(row: dict[str, Any], trace: Trace, span: dict[str, float]) -> None:
-    """Add the ranges of a RAPL counter that Zeus missed: it looks once a second whether the counter began again."""
-    traced_j = trace.energy_between(row["device"], span["begin_s"], span["end_s"])
-    if traced_j is not None:
-        range_j = trace.zones[row["device"]].range_j
-        missed = round((traced_j - row["total_energy_j"]) / range_j)
-        if missed:
-            row["total_energy_j"] += missed * range_j
-            row["method"] += f", {missed:+d} range of {range_j:g} J that it missed"
-
-
-def _integrate(row: dict[str, Any], trace: Trace, span: dict[str, float]) -> None:
-    """The joules of a board without counter: its power readings over the window."""
-    power_w = trace.mean_power_w(row["device"], span["begin_s"], span["end_s"])
-    if not power_w:
-        row["reason"] = f"{NO_COUNTER}, and its power could not be read"
-    else:
-        total_j = power_w * (span["end_s"] - span["begin_s"])
-        row.update(total_energy_j=total_j, status="integrated", method=INTEGRATED, reason=None)
-
-
-def _add_numbers(
-    row: dict[str, Any], measurement: dict[str, Any], trace: Trace, span: dict[str, float], tick_s: float | None
-) -> None:
-    """Joules per pass, net of idle, tick and cross-check of one device; no joules where its counter is too slow."""
-    device, total_j, total_s = row["device"], row["total_energy_j"], measurement["total_window_s"]
-    slow = _too_slow(total_j, total_s, tick_s) if row["status"] == "measured" else None
-    if slow is not None:
-        row.update(status="below_resolution", reason=slow, total_energy_j=None)
-        total_j = None
-    energy_j = None if total_j is None else total_j / measurement["num_passes"]
-    idle_w = _idle_w(trace, device, span, tick_s)
-    power_w = _power_w(trace, device, span["begin_s"], span["end_s"])
-    checked = power_w is not None and total_j is not None and row["status"] == "measured"
-    row.update(
-        energy_j=energy_j,
-        tick_s=tick_s,
-        idle_w=idle_w,
-        net_energy_j=None if idle_w is None or energy_j is None else energy_j - idle_w * measurement["window_s"],
-        mean_power_w=power_w,
-        power_ratio=power_w * total_s / total_j if checked else None,
-    )
-
-
-def _too_slow(total_j: float, total_s: float, tick_s: float | None) -> str | None:
-    """Why a counter's reading is no measurement of this window; None if it is one."""
-    if tick_s is not None and total_s < MIN_TICKS * tick_s:
-        return f"the window of {total_s:.3g} s is shorter than {MIN_TICKS} updates of the counter ({tick_s:.3g} s each)"
-    return "the counter did not advance in the window" if total_j <= 0 else None
-
-
-def _idle_w(trace: Trace, device: str, span: dict[str, float], tick_s: float | None) -> float | None:
-    """Mean power of the idle baseline: by the counter where it is fast enough, else by the power readings."""
-    begin_s, end_s = span["idle_begin_s"], span["idle_end_s"]
-    if end_s <= begin_s:
-        return None
-    energy_j = trace.energy_between(device, begin_s, end_s)
-    if energy_j and end_s - begin_s >= MIN_TICKS * (tick_s or 0.0):
-        return energy_j / (end_s - begin_s)
-    return trace.mean_power_w(device, begin_s, end_s)
-
-
-def _power_w(trace: Trace, device: str, begin_s: float, end_s: float) -> float | None:
-    """Mean power in a span: of a board by its power readings, of a RAPL zone by its counter."""
-    if device in trace.zones:
-        energy_j = trace.energy_between(device, begin_s, end_s)
-        return None if energy_j is None else energy_j / (end_s - begin_s)
-    return trace.mean_power_w(device, begin_s, end_s)
-
-
-def _epoch_row(
-    epoch: dict[str, Any], trace: Trace, span: dict[str, float], device: str, tick_s: float | None
-) -> dict[str, Any]:
-    """One device's joules since the window began, from the trace: {device, energy_j, status, reason}."""
-    elapsed_s = epoch["elapsed_s"]
-    if not epoch["epoch"]:
-        return _no_joules(device, "unavailable", "nothing trained yet")
-    if elapsed_s < MIN_TICKS * (tick_s or 0.0):
-        slow = f"shorter than {MIN_TICKS} updates of the counter ({tick_s:.3g} s each)"
-        return _no_joules(device, "below_resolution", slow)
-    energy_j = _joules_between(trace, device, span["begin_s"], span["begin_s"] + elapsed_s)
-    if energy_j is None:
-        return _no_joules(device, "unavailable", "the trace has no reading on both sides")
-    if energy_j <= 0:
-        return _no_joules(device, "below_resolution", "the counter did not advance by then")
-    return {"device": device, "energy_j": energy_j, "status": "integrated", "reason": None}
-
-
-def _joules_between(trace: Trace, device: str, begin_s: float, end_s: float) -> float | None:
-    energy_j = trace.energy_between(device, begin_s, end_s)
-    if energy_j is not None:
-        return energy_j
-    power_w = trace.mean_power_w(device, begin_s, end_s)
-    return None if power_w is None else power_w * (end_s - begin_s)
-
-
-def _no_joules(device: str, status: str, reason: str) -> dict[str, Any]:
-    return {"device": device, "energy_j": None, "status": status, "reason": reason}
+def flags(outcome: Mapping[str, Any]) -> list[tuple[str, str] | None]:
+    """What counters and clocks of a judged outcome give rise to, as (flag, text)."""
+    rows, step_s = outcome["measurement"]["energy"], outcome["span"]["clock_step_s"]
+    total_s = outcome["measurement"]["total_window_s"]
+    stepped = abs(step_s) > min(CLOCK_STEP_S, CLOCK_STEP * total_s)
+    text = f"the wall clock went {step_s:+.3g} s against the monotonic one; seconds are of the monotonic one"
+    unknown = [row["device"] for row in rows if verdict.TICK in (row["doubt"] or "")]
+    reset = [row["device"] for row in rows if verdict.was_reset(row)]
+    return [
+        *(("tick_unknown", f"{device}: {verdict.TICK}, and so is the error of its joules") for device in unknown),
+        *(("counter_reset", f"{device}: {verdict.RESET} in the window") for device in reset),
+        ("clock_stepped", text) if stepped else None,
+    ]

@@ -7,11 +7,17 @@ import ctypes
 import os
 import signal
 import subprocess
+import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 PR_SET_CHILD_SUBREAPER = 36
+#: Found before any thread: between fork and exec nothing may be looked up, since a thread may hold the loader's lock.
+LIBC = ctypes.CDLL(None)
+KILL_S = 10.0  # a process that hangs in the kernel, as in a driver in trouble, dies when it comes back, if ever
+PID_NAMESPACE = 0xEFFFFFFC  # linux/proc_ns.h: PROC_PID_INIT_INO, the machine's own
 #: Where the kernel counts its out-of-memory kills, cgroup v2 and v1: the place of the groups, and the file in each.
 OOM_COUNTS = (("/sys/fs/cgroup", "memory.events"), ("/sys/fs/cgroup/memory", "memory.oom_control"))
 
@@ -28,7 +34,7 @@ def adopt(orphans: bool) -> None:
 
 def _prctl(option: int, value: int) -> None:
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(option, value)
+        LIBC.prctl(option, value)
 
 
 def start(
@@ -55,10 +61,13 @@ def start(
 
 
 def kill_group(child: subprocess.Popen[bytes]) -> None:
-    """Kill a command started by `start` and its process group."""
+    """Kill a command started by `start` and its process group; one that hangs in the kernel is left behind."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
-    child.wait()
+    try:
+        child.wait(KILL_S)
+    except subprocess.TimeoutExpired:
+        print(f"process {child.pid} does not die: it hangs in the kernel", file=sys.stderr, flush=True)
 
 
 def children() -> set[int]:
@@ -74,13 +83,21 @@ def kill_children(but: set[int]) -> None:
     Args:
         but: those to spare.
     """
-    while found := children() - but:
+    until_s = time.monotonic() + KILL_S
+    while (found := children() - but) and time.monotonic() < until_s:
         for pid in found:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        for pid in found:
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(pid, 0)
+        reaped = [pid for pid in found if _reaped(pid)]
+        if not reaped:
+            time.sleep(0.01)
+
+
+def _reaped(pid: int) -> bool:
+    try:
+        return os.waitpid(pid, os.WNOHANG)[0] == pid
+    except ChildProcessError:
+        return True
 
 
 def oom_kills() -> int | None:
@@ -131,6 +148,21 @@ def still_wanted(with_snakemake: bool) -> Callable[[], None]:
             raise SystemExit("the workflow that started this run is gone")
 
     return check
+
+
+def is_below(pid: int, ancestor: int) -> bool:
+    """Whether a process is another one or descends from it."""
+    while pid > 1 and pid != ancestor:
+        pid = _parent_of(pid)
+    return pid == ancestor
+
+
+def sees_whole_machine() -> bool:
+    """Whether this process sees the machine's processes under their own ids: it is in no container of its own."""
+    try:
+        return Path("/proc/self/ns/pid").stat().st_ino == PID_NAMESPACE
+    except OSError:
+        return False
 
 
 def _parent_of(pid: int) -> int:

@@ -38,10 +38,17 @@ HARDWARE = {
 FLAGS = {
     "short_window": "The window is too short for a headline number: single steps of the counter weigh in it.",
     "power_disagrees": "Mean power × time and the counter's joules are more than 10 % apart.",
+    "tick_unknown": "How often a counter moves is unknown, and so is the error of its joules: they are in no ranking.",
+    "counter_reset": "A counter was reset in the window: a board's power readings were integrated instead; a CPU has "
+    "none, and no joules.",
+    "clock_stepped": "The wall clock was stepped in the window, or the machine slept; seconds are monotonic.",
     "throttled": "Something held a board's clocks down.",
-    "other_processes": "Other processes computed on a board of the run.",
+    "other_processes": "Other processes computed on a board of the run, before, during or after it.",
     "shared_host": "Another run used the host at the same time: CPU and DRAM joules hold its share. "
     "Where they are in no total (see the scope), a configuration is not marked for it.",
+    "contended": "Others used the CPU, or the run's threads waited for a core: it may have been slower for that. CPU "
+    "joules, where they are counted, hold the others' share.",
+    "trace_stopped": "A meter stopped answering before or in the run: its readings lack from then on.",
     "not_settled": "Temperature or power still moved when the cool-down ended.",
     "skipped_steps": "Loss scaling left out more than 1 % of the steps, since their gradients overflowed: nothing was "
     "learned in them. A few at the start are normal; in a short training they weigh.",

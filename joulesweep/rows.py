@@ -191,7 +191,7 @@ def _devices(found: dict[str, Any]) -> Iterator[dict[str, Any]]:
     exclusive = measurement["conditions"]["exclusive"]
     headed = {one["device"] for one in scoped(measurement["energy"], found["spec"]["accelerator"], exclusive)}
     for row in measurement["energy"]:
-        given = {key: row.get(key) for key in DEVICES if key not in ("run", "in_scope")}
+        given = {key: row[key] for key in DEVICES if key in row}
         yield check({**given, "in_scope": row["device"] in headed}, DEVICES)
 
 

@@ -14,7 +14,7 @@ import socket
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,12 @@ from joulesweep.devices import Board, ask
 
 #: Where the kernel shows RAPL, and where Zeus's documentation has containers mount it.
 RAPL = (Path("/sys/class/powercap/intel-rapl"), Path("/zeus_sys/class/powercap/intel-rapl"))
-TICK_LIMIT_S = 3.0
+TICK_LIMIT_S = 10.0
 TICK_STEPS = 10
-SETTLE_S = 5.0  # readings of the last seconds must agree
-SETTLE_C = 1.0  # … to this many degrees
-SETTLE_W = 0.05  # … and to this share of the power
+TICK_LATE_S = 0.005  # looks that are further apart, and than half the tick, may have missed a move: not kept
+POWER_INSTANT = 186  # NVML_FI_DEV_POWER_INSTANT; what nvmlDeviceGetPowerUsage gives is a mean of a second on new boards
+MIRROR_S, MIRROR_MOVES = 0.3, 10  # how long, and for how many moves, counters that may be one are watched
+MIRROR_J = 50.0  # counters further apart are two
 
 #: NVML's bits for clocks held down by something that another run would not meet (nvml.h, nvmlClocksEventReason*).
 THROTTLES = {0x8: "hardware slowdown", 0x20: "software thermal", 0x40: "hardware thermal", 0x80: "power brake"}
@@ -41,6 +42,7 @@ class BoardSensor:
         self.board = board
         by_index = board.index is not None
         self.handle = ask("nvmlDeviceGetHandleByIndex", board.index) if by_index else None
+        self.instant = self._instant_mw() is not None
 
     def _ask(self, function: str, *args: Any) -> Any:  # noqa: ANN401 - whatever NVML answers
         return None if self.handle is None else ask(function, self.handle, *args)
@@ -51,9 +53,15 @@ class BoardSensor:
         return None if value is None else value / 1000
 
     def power_w(self) -> float | None:
-        """Power now, as the board averages it."""
-        value = None if self.board.mig else self._ask("nvmlDeviceGetPowerUsage")
+        """Power now where the board says so (`instant`), else as it reports it: on new ones a mean of a second."""
+        if self.board.mig:
+            return None
+        value = self._instant_mw() if self.instant else self._ask("nvmlDeviceGetPowerUsage")
         return None if value is None else value / 1000
+
+    def _instant_mw(self) -> int | None:
+        fields = None if self.board.mig else self._ask("nvmlDeviceGetFieldValues", [(POWER_INSTANT, 0)])
+        return int(fields[0].value.uiVal) if fields and fields[0].nvmlReturn == 0 else None
 
     def temperature_c(self) -> float | None:
         """Of the GPU core."""
@@ -70,14 +78,15 @@ class BoardSensor:
         value = self._ask("nvmlDeviceGetEnforcedPowerLimit")
         return None if value is None else value / 1000
 
-    def throttles(self) -> list[str]:
-        """Why the clocks are held down now, normal reasons (idle, power cap) apart."""
-        bits = self._ask("nvmlDeviceGetCurrentClocksThrottleReasons") or 0
-        return [name for bit, name in THROTTLES.items() if bits & bit]
+    def throttles(self) -> list[str] | None:
+        """Why the clocks are held down now, normal reasons (idle, power cap) apart; None where it does not say."""
+        bits = self._ask("nvmlDeviceGetCurrentClocksThrottleReasons")
+        return None if bits is None else [name for bit, name in THROTTLES.items() if bits & bit]
 
-    def process_ids(self) -> list[int]:
-        """Processes that compute on the board."""
-        return [process.pid for process in self._ask("nvmlDeviceGetComputeRunningProcesses") or ()]
+    def process_ids(self) -> list[int] | None:
+        """Processes that compute on the board; None where it does not say."""
+        processes = self._ask("nvmlDeviceGetComputeRunningProcesses")
+        return None if processes is None else [process.pid for process in processes]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +124,33 @@ def packages() -> list[int]:
 
 
 def zones() -> list[Zone]:
-    """The readable counters of CPU packages and their DRAM."""
+    """The readable counters of CPU packages and their DRAM, each counter once, in however many zones it is shown."""
+    found: list[Zone] = []
+    for zone in _readable():
+        if not any(_mirrors(zone, other) for other in found if other.device[:3] == zone.device[:3]):
+            found.append(zone)
+    return found
+
+
+def _mirrors(zone: Zone, other: Zone) -> bool:
+    """Whether two zones show one counter: they read alike and go on reading alike while it moves.
+
+    Two counters are at different joules, and would not pass the same microjoules one after the other.
+    """
+    first, second = zone.energy_j(), other.energy_j()
+    if first is None or second is None or abs(first - second) > MIRROR_J:
+        return False
+    seen: tuple[set[float | None], set[float | None]] = set(), set()
+    until_s = time.monotonic() + MIRROR_S
+    while min(map(len, seen)) < MIRROR_MOVES and time.monotonic() < until_s:
+        seen[0].add(zone.energy_j())
+        seen[1].add(other.energy_j())
+        time.sleep(0.0002)
+    fewest = min(map(len, seen))
+    return fewest > 2 and len(seen[0] & seen[1]) >= fewest / 2
+
+
+def _readable() -> list[Zone]:
     root, found = rapl_folder() or RAPL[0], []
     for number in packages():
         package = root / f"intel-rapl:{number}"
@@ -166,20 +201,30 @@ def in_container() -> bool:
 
 
 def measure_tick(read: Callable[[], float | None], limit_s: float = TICK_LIMIT_S) -> float | None:
-    """Seconds between two updates of a counter: the median of up to ten steps, None if fewer than two were seen."""
+    """Seconds between two updates of a counter: over up to ten steps, None if fewer than two were seen."""
+    return _watch(read, limit_s)[0]
+
+
+def _watch(read: Callable[[], float | None], limit_s: float) -> tuple[float | None, bool]:
+    """A counter's tick, and whether no update can have been missed: on a busy machine some are."""
     began_s = time.monotonic()
     changes: list[float] = []
-    last = read()
+    last, looked_s, late_s = read(), began_s, 0.0
     while len(changes) <= TICK_STEPS and time.monotonic() - began_s < limit_s:
         value, now_s = read(), time.monotonic()
         if value is None:
-            return None
+            return None, False
+        late_s, looked_s = max(late_s, now_s - looked_s), now_s
         if value != last:
             changes.append(now_s)
             last = value
         time.sleep(0.0005)
-    steps = [later - earlier for earlier, later in itertools.pairwise(changes)]
-    return statistics.median(steps) if len(steps) > 1 else None
+    if len(changes) < 3:
+        return None, False
+    tick_s = (changes[-1] - changes[0]) / (len(changes) - 1)
+    if late_s <= max(TICK_LATE_S, tick_s / 2):
+        return tick_s, True
+    return statistics.median(later - earlier for earlier, later in itertools.pairwise(changes)), False
 
 
 def known_tick(name: str, read: Callable[[], float | None], afresh: bool = False) -> float | None:
@@ -190,59 +235,51 @@ def known_tick(name: str, read: Callable[[], float | None], afresh: bool = False
         read: its reading.
         afresh: measure it again, whatever was kept.
     """
-    path = _cache() / "ticks.json"
-    key = f"{socket.gethostname()} {name} {ask('nvmlSystemGetDriverVersion')}"
-    try:
-        known = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        known = {}
-    kept = known.get(key)
+    kept = _ticks().get(_tick_key(name))
     if isinstance(kept, dict) and isinstance(kept.get("tick_s"), float) and not afresh:
         return float(kept["tick_s"])
-    tick_s = measure_tick(read)
-    if tick_s is not None:
-        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        with contextlib.suppress(OSError):  # no place to keep it: measured again next time
-            record.write_json(path, {**known, key: {"tick_s": tick_s, "measured": now}})
+    tick_s, sure = _watch(read, TICK_LIMIT_S)
+    if tick_s is not None and sure:
+        keep_tick(name, tick_s)
     return tick_s
 
 
-def _cache() -> Path:
+def keep_tick(name: str, tick_s: float) -> None:
+    """Keep a counter's update period for the runs to come."""
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    with contextlib.suppress(OSError):  # no place to keep it: measured again next time
+        record.write_json(
+            cache_folder() / "ticks.json", {**_ticks(), _tick_key(name): {"tick_s": tick_s, "measured": now}}
+        )
+
+
+def keep_ticks(rows: Sequence[Mapping[str, Any]], known: Mapping[str, float | None]) -> None:
+    """Keep what a run's own trace found of its counters' update periods, where it is other than what was known.
+
+    Args:
+        rows: of the run's energy, judged.
+        known: the update periods before the run, by device.
+    """
+    for row in rows:
+        if row["tick_s"] is not None and row["status"] != "unavailable" and row["tick_s"] != known.get(row["device"]):
+            keep_tick(row["uuid"] or row["device"], row["tick_s"])
+
+
+def _tick_key(name: str) -> str:
+    return f"{socket.gethostname()} {name} {ask('nvmlSystemGetDriverVersion')}"
+
+
+def _ticks() -> dict[str, Any]:
+    try:
+        return dict(json.loads((cache_folder() / "ticks.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def cache_folder() -> Path:
+    """Where what was found out about this host is kept for the runs to come."""
     try:
         home = Path.home()
     except RuntimeError:  # a user without home
         home = Path(tempfile.gettempdir())
     return Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache", "joulesweep")
-
-
-def settle(sensors: Sequence[BoardSensor], limit_s: float, wanted: Callable[[], None]) -> tuple[float, bool]:
-    """Wait until the boards' temperature and power stand still, at most `limit_s`.
-
-    Args:
-        sensors: of the run's boards.
-        limit_s: bound of the wait.
-        wanted: called meanwhile; raises when nobody wants the run any more.
-
-    Returns:
-        Seconds waited, and whether all readings settled.
-    """
-    began_s = time.monotonic()
-    history: list[tuple[float, list[tuple[float | None, float | None]]]] = []
-    while True:
-        wanted()
-        now_s = time.monotonic() - began_s
-        history.append((now_s, [(sensor.temperature_c(), sensor.power_w()) for sensor in sensors]))
-        span = [values for at_s, values in history if at_s >= now_s - SETTLE_S]
-        if now_s >= min(SETTLE_S, limit_s) and all(_steady(readings) for readings in zip(*span, strict=True)):
-            return now_s, True
-        if now_s >= limit_s:
-            return now_s, False
-        time.sleep(min(0.5, limit_s - now_s))
-
-
-def _steady(readings: Sequence[tuple[float | None, float | None]]) -> bool:
-    """Whether one board's readings agree; what the board does not say is no obstacle."""
-    degrees = [value for value, _ in readings if value is not None]
-    watts = [value for _, value in readings if value is not None]
-    cool = not degrees or max(degrees) - min(degrees) <= SETTLE_C
-    return cool and (not watts or max(watts) - min(watts) <= max(2.0, SETTLE_W * max(watts)))

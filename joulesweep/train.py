@@ -93,6 +93,7 @@ def train(
         place.barrier()
     cpu_s = (time.process_time() - began_cpu_s) / num_passes
     span = {"begin_s": meter.begin_s, "end_s": meter.end_s, "meter_s": meter.calls_s, **idle}
+    span["clock_step_s"] = meter.clock_step_s
     measurement = {"total_window_s": meter.window_s, "num_passes": num_passes, "energy": meter.rows(), "span": span}
     measurement |= {"cpu_s": cpu_s, "startup_s": startup_s, "peak_memory": peaks.peak()}
     measurement |= {"phases": adaptive.described(trainer, phases), "num_steps": trainer.num_steps}

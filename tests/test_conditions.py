@@ -5,16 +5,18 @@ from __future__ import annotations
 import datetime
 import json
 import re
+import threading
 import time
 from types import SimpleNamespace
 
 import pytest
 import tiny_run
 
-from joulesweep import conditions, sensors
+from joulesweep import bounded, conditions, contention, process, sensors, settling
 from joulesweep.conditions import Before
 from joulesweep.devices import Board
-from joulesweep.trace import Trace
+from joulesweep.trace import Series, Trace
+from joulesweep.watch import BoardLook, Looks
 
 
 def board(index=0, **changes):
@@ -38,6 +40,12 @@ def machine(monkeypatch):
             answers = pids.get(self.board.device, [[]])
             return answers.pop(0) if len(answers) > 1 else answers[0]
 
+        def temperature_c(self):
+            return 40.0
+
+        def power_w(self):
+            return 70.0
+
         def power_limit_w(self):
             return 400.0
 
@@ -51,6 +59,7 @@ def machine(monkeypatch):
 def row(device="gpu:0", **changes):
     """A measured row without a flag."""
     found = {"device": device, "kind": device[:3], "energy_j": 9000.0, "tick_s": 0.1, "power_ratio": 1.0}
+    found |= {"doubt": None, "reason": None, "method": "Zeus: NVML energy counter"}
     return {**found, **changes}
 
 
@@ -68,19 +77,30 @@ def describe(
     shared=False,
     idle_s=5.0,
     skipped=0,
+    cpu_s=None,
+    cpu=(),
+    looks=(),
+    stopped=None,
     **spec,
 ):
     """Conditions and flags of a window from 100 on."""
     trace = Trace([], [])
     trace.states = list(states)
+    seen = SimpleNamespace(looks=Looks(cpu=list(cpu), boards=list(looks)), stopped=stopped)
     span = {"begin_s": 100.0, "end_s": 100.0 + total_s, "idle_begin_s": 90.0, "idle_end_s": 90.0 + idle_s}
-    counts = {"num_steps": 500, "num_skipped_steps": skipped}
+    span["clock_step_s"] = 0.0
+    counts = {"num_steps": 500, "num_skipped_steps": skipped, "num_passes": 1}
+    counts["cpu_s"] = total_s if cpu_s is None else cpu_s
     outcome = {"span": span, "measurement": {"total_window_s": total_s, "energy": list(rows), **counts}}
     lease = SimpleNamespace(boards=list(boards), exclusive=exclusive, shared_host=lambda: shared)
-    before = before or Before(ticks={}, cooldown_s=None, settled=None, strangers=[])
-    found, flags = conditions.describe(outcome, tiny_run.spec(**spec), before, trace, lease)
+    before = before or Before(ticks={}, cooldown_s=None, settled=None)
+    found, flags = conditions.describe(outcome, tiny_run.spec(**spec), before, trace, lease, seen)
+    found |= {"cpu": {name: found.pop(name) for name in CPU}}
     json.dumps([found, flags], allow_nan=False)
     return found, [(flag["flag"], flag["text"]) for flag in flags]
+
+
+CPU = ("cpu_share", "cpu_pressure_share", "cpu_wait_share", "foreign_cpu_s", "cpu_steal_s", "cpu_unknown")
 
 
 def flags(*given, **more):
@@ -93,7 +113,7 @@ def test_many_skipped_steps_are_told(skipped, text):
 
 
 def test_a_quiet_run_has_no_flag():
-    before = Before(ticks={}, cooldown_s=3.0, settled=True, strangers=[])
+    before = Before(ticks={}, cooldown_s=3.0, settled=True)
     assert flags(row(), row("cpu:0"), states=[state(110.0)], before=before) == []
 
 
@@ -119,13 +139,10 @@ def test_what_has_no_joules_has_no_headline_to_be_short_for():
     assert flags(row(energy_j=None, power_ratio=None), total_s=1.0) == []
 
 
-@pytest.mark.parametrize(
-    ("ratio", "flagged"), [(1.11, True), (0.89, True), (1.09, False), (0.91, False), (None, False)]
-)
-def test_watts_and_joules_that_disagree_by_more_than_a_tenth_are_flagged(ratio, flagged):
-    found = flags(row(power_ratio=ratio), row("gpu:1"))
-    said = f"gpu:0: mean power × time is {ratio} × the counter's joules"
-    assert found == ([("power_disagrees", said)] if flagged else [])
+@pytest.mark.parametrize("doubt", [None, "mean power × time is 1.2 × the counter's joules", "something else"])
+def test_watts_and_joules_that_contradict_each_other_are_flagged(doubt):
+    found = flags(row(power_ratio=1.2, doubt=doubt), row("gpu:1"))
+    assert found == ([("power_disagrees", f"gpu:0: {doubt}")] if doubt and doubt.startswith("mean") else [])
 
 
 def test_clocks_held_down_count_inside_the_window_alone():
@@ -139,39 +156,205 @@ def test_clocks_held_down_count_inside_the_window_alone():
     assert flagged == [("throttled", "gpu:0: clocks held down by power brake, software thermal")]
 
 
+def look(*others, own=False, limit_w=400.0):
+    """A look at a board on which processes of others compute; None: it does not say."""
+    if None in others:
+        return BoardLook(own=None, others=None, power_limit_w=limit_w)
+    return BoardLook(own=own, others=list(others), power_limit_w=limit_w)
+
+
+@pytest.fixture(autouse=True)
+def whole_machine(monkeypatch):
+    """Whether this process sees the machine's processes: it does, unless a test says otherwise."""
+    sees = [True]
+    monkeypatch.setattr(process, "sees_whole_machine", lambda: sees[0])
+    return sees
+
+
 @pytest.mark.parametrize(
-    ("before", "after", "when"),
+    ("before", "during", "after", "when"),
     [
-        (["gpu:0"], [], "gpu:0 before"),
-        ([], [7], "gpu:0 after"),
-        (["gpu:0", "gpu:1"], [7], "gpu:0, gpu:1 before and gpu:0 after"),
+        ([7], [], [], "gpu:0 before"),
+        ([], [7], [], "gpu:0 during"),
+        ([], [], [7], "gpu:0 after"),
+        ([7], [7], [8], "gpu:0 before and gpu:0 during and gpu:0 after"),
+        ([], [], [], None),
     ],
 )
-def test_others_that_computed_on_the_boards_are_flagged(machine, monkeypatch, before, after, when):
+def test_others_that_compute_on_the_boards_are_flagged(machine, monkeypatch, before, during, after, when):
     monkeypatch.setattr(conditions, "PROCESS_END_S", 0.0)
     machine["gpu:0"] = [after]
-    found = flags(row(), before=Before(ticks={}, cooldown_s=None, settled=None, strangers=before))
+    found, told = describe(
+        row(),
+        before=Before(ticks={}, looks={"gpu:0": look(*before)}),
+        looks=[(105.0, "gpu:0", look()), (115.0, "gpu:0", look(*during)), (140.0, "gpu:0", look(99))],
+    )
     said = f"other processes computed on {when} the run: its joules hold their share too"
-    assert found == [("other_processes", said)]
+    assert told == ([("other_processes", said)] if when else [])
+    assert found["boards"][0]["other_processes"] == [word for word in ("before", "during", "after") if word in said]
 
 
-def test_own_processes_that_a_driver_takes_a_moment_to_forget_are_no_strangers(machine):
+@pytest.mark.parametrize(
+    ("before", "during", "after", "whole", "accelerator", "known"),
+    [
+        ([None], [[]], [[]], True, "cpu", None),
+        ([[]], [None], [[]], True, "cpu", None),
+        ([[]], [[]], [None], True, "cpu", None),
+        ([[]], [[]], [[]], True, "cpu", []),
+        ([[]], [[]], [[]], False, "cpu", None),  # a container is shown its own processes, or none
+        ([[]], [[7]], [[]], False, "cpu", ["during"]),
+        ([[]], [[7]], [[]], False, "cuda", None),  # the run's own, under another number?
+        ([[]], [[7]], [[]], True, "cuda", ["during"]),
+        ([], [[]], [[]], True, "cpu", None),  # not looked at
+        ([[]], [], [[]], True, "cpu", None),
+    ],
+)
+def test_what_a_board_does_not_say_is_unknown_and_not_nobody(
+    machine, monkeypatch, whole_machine, before, during, after, whole, accelerator, known
+):
+    monkeypatch.setattr(conditions, "PROCESS_END_S", 0.0)
+    whole_machine[0] = whole
+    machine["gpu:0"] = after
+
+    def seen(pids):
+        return look(*([None] if pids is None else pids))
+
+    found, told = describe(
+        row(),
+        before=Before(ticks={}, looks=dict(zip(["gpu:0"], map(seen, before), strict=False))),
+        looks=[(110.0, "gpu:0", seen(pids)) for pids in during],
+        accelerator=accelerator,
+    )
+    assert found["boards"][0]["other_processes"] == known
+    assert [flag for flag, _ in told] == (["other_processes"] if known else [])
+
+
+def test_a_container_in_which_the_run_sees_itself_and_others_knows_of_them(machine, whole_machine):
+    whole_machine[0] = False
+    looks = [(110.0, "gpu:0", look(7, own=True))]
+    found, _ = describe(row(), before=Before(ticks={}), looks=looks, accelerator="cuda")
+    assert found["boards"][0]["other_processes"] == ["during"]
+
+
+def test_own_processes_that_a_driver_takes_a_moment_to_forget_are_no_strangers(machine, monkeypatch):
+    monkeypatch.setattr(conditions, "PROCESS_END_S", 60.0)
     machine["gpu:0"] = [[7], [7], []]
-    began_s = time.monotonic()
-    assert conditions.strangers_after([BOARD]) == []
-    assert 0.1 < time.monotonic() - began_s < conditions.PROCESS_END_S
+    found, silent = conditions.look_after([BOARD])
+    assert (found["gpu:0"].others, silent) == ([], {})
 
 
 def test_strangers_that_stay_are_named_after_a_bounded_wait(machine, monkeypatch):
     monkeypatch.setattr(conditions, "PROCESS_END_S", 0.3)
     machine["gpu:1"] = [[7]]
-    began_s = time.monotonic()
-    assert conditions.strangers_after([BOARD, board(1)]) == ["gpu:1"]
-    assert 0.3 <= time.monotonic() - began_s < 2
+    found, _ = conditions.look_after([BOARD, board(1)])
+    assert {device: seen.others for device, seen in found.items()} == {"gpu:0": [], "gpu:1": [7]}
 
 
 def test_without_boards_nobody_is_waited_for():
-    assert conditions.strangers_after([]) == []
+    assert conditions.look_after([]) == ({}, {})
+
+
+@pytest.mark.parametrize("throttles", [None, ["power brake"]])
+def test_clocks_of_which_a_board_does_not_always_tell_are_unknown(throttles):
+    states = [state(105.0), state(110.0, throttles=throttles or ())]
+    if throttles is None:
+        states[1][2]["throttles"] = None
+    found, _ = describe(row(), states=states)
+    assert found["boards"][0]["throttle_reasons"] == throttles
+
+
+def test_the_power_limit_is_that_of_the_window():
+    looks = [(110.0, "gpu:0", look(limit_w=350.0)), (140.0, "gpu:0", look(limit_w=700.0))]
+    before = Before(ticks={}, looks={"gpu:0": look(limit_w=700.0)})
+    assert describe(row(), looks=looks, before=before)[0]["boards"][0]["power_limit_w"] == 350.0
+    assert describe(row(), before=before)[0]["boards"][0]["power_limit_w"] == 700.0
+    assert describe(row())[0]["boards"][0]["power_limit_w"] is None
+
+
+def test_readings_that_ended_early_are_flagged():
+    ((flag, text),) = flags(row(), stopped="no answer within 10 s")
+    assert (flag, text) == ("trace_stopped", "no answer within 10 s; the last reading is of 0 s of the window")
+    before = Before(ticks={}, silent={"gpu:1": "no answer within 10 s"})
+    assert flags(row(), before=before) == [
+        ("trace_stopped", "gpu:1: no answer within 10 s before the run: it was not read")
+    ]
+
+
+def cpu_reading(at_s, busy_s=0.0, own_s=0.0, waited_s=0.0, **changes):
+    values = {"steal_s": 0.0, "pressure_s": 0.0, "ran_s": own_s, **changes}
+    return contention.Reading(at_s=at_s, busy_s=busy_s, own_s=own_s, waited_s=waited_s, **values)
+
+
+@pytest.mark.parametrize("accelerator", ["cpu", "cuda"])
+@pytest.mark.parametrize(
+    ("changes", "cpu_s", "text"),
+    [
+        ({}, 30.0, None),
+        ({"busy_s": 42.0}, 30.0, "other processes used 10 CPU-seconds (it used 30)"),
+        ({"busy_s": 33.0}, 30.0, None),
+        ({"busy_s": None}, 30.0, None),
+        ({"steal_s": 12.0}, 30.0, "the hypervisor took 10 CPU-seconds"),
+        ({"waited_s": 10.0}, 30.0, "its threads waited for a core 25% of the time that they were ready"),
+        ({"waited_s": 3.0, "pressure_s": 30.0}, 30.0, None),  # others waited, not the run
+        ({"waited_s": None, "ran_s": None, "pressure_s": 18.0}, 30.0, "some process waited for a core 50% of the time"),
+    ],
+)
+def test_a_run_that_did_not_have_the_cpu_to_itself_is_flagged(accelerator, changes, cpu_s, text):
+    """The readings are of 36 s, the window is of 30 s."""
+    last = cpu_reading(132.0, **{"busy_s": 30.0, "own_s": 30.0, "ran_s": 30.0, **changes})
+    given = {"cpu": [cpu_reading(96.0), last], "cpu_s": cpu_s, "accelerator": accelerator}
+    assert flags(row(), **given) == ([("contended", text)] if text else [])
+    said = "; CPU and DRAM joules hold the others' share" if "other" in (text or "") else ""
+    assert flags(row("cpu:0"), **given) == ([("contended", text + said)] if text else [])
+
+
+@pytest.mark.parametrize(("accelerator", "flagged"), [("cpu", True), ("cuda", False)])
+def test_a_run_on_the_cpu_that_stood_still_is_flagged(accelerator, flagged):
+    told = flags(row(), cpu_s=20.0, accelerator=accelerator)
+    assert told == ([("contended", "its processes got 20 CPU-seconds in 30 s")] if flagged else [])
+
+
+def test_what_the_machine_does_not_count_is_unknown_with_the_reason():
+    nothing = {"busy_s": None, "steal_s": None, "own_s": None, "waited_s": None, "ran_s": None, "pressure_s": None}
+    found, _ = describe(row(), cpu=[cpu_reading(99.0, **nothing), cpu_reading(131.0, **nothing)])
+    assert found["cpu"] == {
+        "cpu_share": 1.0,
+        "cpu_pressure_share": None,
+        "cpu_wait_share": None,
+        "foreign_cpu_s": None,
+        "cpu_steal_s": None,
+        "cpu_unknown": {
+            "cpu_pressure_share": "no /proc/pressure/cpu",
+            "cpu_wait_share": "no /proc/PID/schedstat",
+            "foreign_cpu_s": "no /proc/stat",
+            "cpu_steal_s": "no /proc/stat",
+        },
+    }
+    found, _ = describe(row(), cpu=[cpu_reading(99.0)])
+    assert found["cpu"]["cpu_unknown"] == dict.fromkeys(CPU[1:5], contention.NOT_READ)
+
+
+def test_a_count_that_is_not_of_this_machine_is_unknown():
+    found, told = describe(row(), cpu=[cpu_reading(99.0), cpu_reading(131.0, busy_s=3.0, own_s=30.0)])
+    assert found["cpu"]["cpu_unknown"] == {"foreign_cpu_s": "/proc/stat does not count what this run used"}
+    assert told == []
+
+
+def test_what_a_whole_run_cost_is_told_beside_its_window():
+    trace = Trace([], [])
+    trace.times_s = [10.0, 20.0, 40.0]
+    trace.series = {
+        "gpu:0": Series(energy_j=[0.0, None, 900.0], power_w=[None] * 3),
+        "gpu:1": Series(energy_j=[0.0, 50.0, 10.0], power_w=[None] * 3),
+        "cpu:0": Series(energy_j=[None] * 3, power_w=[None] * 3),
+    }
+    found = conditions.whole_run(trace)
+    assert found["whole_run_s"] == 30.0
+    assert [(cost["device"], cost["energy_j"]) for cost in found["whole_run_energy"]] == [
+        ("gpu:0", 900.0), ("gpu:1", None), ("cpu:0", None),
+    ]  # fmt: skip
+    assert [cost["reason"] is None for cost in found["whole_run_energy"]] == [True, False, False]
+    assert conditions.whole_run(Trace([], [])) == {"whole_run_s": None, "whole_run_energy": []}
 
 
 @pytest.mark.parametrize(
@@ -191,7 +374,7 @@ def test_a_host_shared_with_other_runs_is_flagged_where_its_joules_are_counted(r
 
 @pytest.mark.parametrize(("settled", "flagged"), [(False, True), (True, False), (None, False)])
 def test_boards_that_did_not_settle_are_flagged(settled, flagged):
-    before = Before(ticks={}, cooldown_s=60.0, settled=settled, strangers=[])
+    before = Before(ticks={}, cooldown_s=60.0, settled=settled)
     said = "temperature or power still moved after the cool-down of 60 s"
     assert flags(row(), before=before, cooldown_s=60.0) == ([("not_settled", said)] if flagged else [])
 
@@ -206,7 +389,7 @@ def test_a_strategy_for_several_devices_on_one_is_labelled(strategy, devices, fl
 
 
 def test_several_flags_stand_side_by_side():
-    short, disagrees = row(power_ratio=1.2), row("gpu:1", power_ratio=0.8)
+    short, disagrees = (row(f"gpu:{i}", power_ratio=r, doubt="mean power × time is") for i, r in ((0, 1.2), (1, 0.8)))
     names = [flag for flag, _ in flags(short, disagrees, total_s=1.0)]
     assert names == ["short_window", "short_window", "power_disagrees", "power_disagrees"]
 
@@ -221,7 +404,10 @@ def test_a_board_is_described_at_the_edges_of_the_window_and_inside_it():
         state(133.0, temperature_c=50.0, sm_clock_mhz=100.0),
         state(100.0, "gpu:1", temperature_c=None, sm_clock_mhz=None),
     ]
-    found, _ = describe(row(), states=states, boards=[BOARD, board(1), board(2)])
+    rests = {"gpu:0": settling.Rest(settled_by="slope", slope_c_per_min=-0.5, anchor_c=None)}
+    before = Before(ticks={}, settled=True, rests=rests)
+    found, _ = describe(row(), states=states, boards=[BOARD, board(1), board(2)], before=before)
+    assert found["settled_by"] == "slope"
     first, second, third = found["boards"]
     assert first == {
         "device": "gpu:0",
@@ -230,18 +416,24 @@ def test_a_board_is_described_at_the_edges_of_the_window_and_inside_it():
         "temperature_end_c": 61.0,
         "sm_clock_mean_mhz": 1350.0,
         "sm_clock_min_mhz": 1300.0,
-        "power_limit_w": 400.0,
         "throttle_reasons": [],
+        "settled_by": "slope",
+        "slope_c_per_min": -0.5,
+        "anchor_c": None,
+        "power_limit_w": None,
+        "other_processes": None,
     }
     nothing = ("temperature_start_c", "temperature_end_c", "sm_clock_mean_mhz", "sm_clock_min_mhz")
     assert [second[name] for name in nothing] == [third[name] for name in nothing] == [None] * 4
+    assert third["throttle_reasons"] is None
 
 
 def test_conditions_of_a_run_without_boards():
     found, none = describe(row("cpu:0"), boards=[], exclusive="node", idle_s=0.0)
-    wanted = {"boards": [], "cooldown_s": None, "settled": None, "idle_s": 0.0, "exclusive": "node"}
+    wanted = {"boards": [], "cooldown_s": None, "settled": None, "settled_by": None, "idle_s": 0.0}
+    wanted |= {"exclusive": "node"}
     assert {key: found[key] for key in wanted} == wanted
-    assert set(found) == {*wanted, "window_begin", "window_end"}
+    assert set(found) == {*wanted, "cpu", "window_begin", "window_end"}
     assert none == []
 
 
@@ -267,10 +459,11 @@ def prepared(monkeypatch):
     def settle(readers, limit_s, wanted):
         wanted()
         waited.append(([reader.board.device for reader in readers], limit_s))
-        return 2.5, False
+        rest = settling.Rest(settled_by=None, slope_c_per_min=-9.0, anchor_c=None)
+        return settling.Settled(waited_s=2.5, settled=False, boards={"gpu:0": rest})
 
     monkeypatch.setattr(sensors, "known_tick", known_tick)
-    monkeypatch.setattr(sensors, "settle", settle)
+    monkeypatch.setattr(settling, "settle", settle)
     return looked_up, waited
 
 
@@ -291,11 +484,46 @@ def test_boards_cool_down_where_asked_for(prepared, boards, cooldown_s, found):
     before = conditions.prepare(tiny_run.spec(cooldown_s=cooldown_s), boards, [], lambda: asked.append(1))
     assert (before.cooldown_s, before.settled) == found
     assert prepared[1] == ([(["gpu:0"], 9.0)] if found[0] else [])
-    assert len(asked) == len(prepared[1])
+    assert len(asked) == len(boards) + len(prepared[1])  # for each tick, and while cooling down
 
 
 def test_others_are_looked_for_before_the_run(prepared, machine):
     machine["gpu:0"] = [[4711]]
-    assert conditions.prepare(tiny_run.spec(), [BOARD], [], lambda: None).strangers == ["gpu:0"]
+    assert conditions.prepare(tiny_run.spec(), [BOARD], [], lambda: None).looks["gpu:0"].others == [4711]
     machine["gpu:0"] = [[]]
-    assert conditions.prepare(tiny_run.spec(), [BOARD], [], lambda: None).strangers == []
+    assert conditions.prepare(tiny_run.spec(), [BOARD], [], lambda: None).looks["gpu:0"].others == []
+
+
+@pytest.mark.parametrize("call", ["known_tick", "settle", "process_ids", "sensor"])
+def test_a_board_that_does_not_answer_is_named_and_left_alone(prepared, monkeypatch, hanging, call):
+    if call == "known_tick":
+        monkeypatch.setattr(sensors, "known_tick", lambda name, read: hanging() if name == "GPU-1" else 0.1)
+    elif call == "settle":
+        rest = settling.Settled(waited_s=10.0, settled=None, boards={}, silent={"gpu:1": "no answer within 0.1 s"})
+        monkeypatch.setattr(settling, "settle", lambda *given: rest)
+        monkeypatch.setattr(sensors, "known_tick", lambda name, read: 0.1)
+    else:
+        monkeypatch.setattr(sensors, "known_tick", lambda name, read: 0.1)
+        method = {"process_ids": "process_ids", "sensor": "__init__"}[call]
+        usual = getattr(sensors.BoardSensor, method)
+
+        def slow(self, *given):
+            board = given[0] if given else self.board
+            return hanging() if board.device == "gpu:1" else usual(self, *given)
+
+        monkeypatch.setattr(sensors.BoardSensor, method, slow)
+    found = conditions.prepare(tiny_run.spec(cooldown_s=1.0), [BOARD, board(1)], [], lambda: None)
+    assert found.silent == {"gpu:1": "no answer within 0.1 s"}
+    assert found.ticks["gpu:0"] == 0.1
+    assert found.ticks.get("gpu:1") in (None, 0.1)
+    assert list(found.looks) == ["gpu:0"]
+
+
+@pytest.fixture
+def hanging(monkeypatch):
+    """A call that comes back only when the test ends."""
+    gate = threading.Event()
+    monkeypatch.setattr(bounded, "LIMIT_S", 0.1)
+    monkeypatch.setattr(sensors, "TICK_LIMIT_S", 0.0)
+    yield gate.wait
+    gate.set()

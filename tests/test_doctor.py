@@ -69,8 +69,9 @@ def test_a_board_is_described_with_its_tick_and_nothing_to_do(boards):
         ({"mig": 1}, "missing", "MIG"),
         ({"counter": 0}, "note", "integrated"),
         ({"throttle": "0x40"}, "note", "hardware thermal"),
+        ({"fail": "GetComputeRunningProcesses:3,GetCurrentClocksThrottleReasons:3"}, "ok", ""),
         ({"pids": "77"}, "note", "other processes compute on it (77)"),
-        ({"tick_ms": 60000}, "note", "did not move"),
+        ({"tick_ms": 60000}, "note", "moved less than three times"),
     ],
 )
 def test_what_is_wrong_with_a_board_comes_with_advice(boards, board, status, advice, monkeypatch):
@@ -79,6 +80,23 @@ def test_what_is_wrong_with_a_board_comes_with_advice(boards, board, status, adv
     row = findings()["gpu:0"]
     assert row["status"] == status
     assert advice in row["advice"]
+
+
+@pytest.mark.parametrize(
+    ("error", "told", "advice"),
+    [
+        (9, "no NVIDIA driver is loaded", "runs go to the CPU"),
+        (12, "no NVIDIA driver: its library NVML is not installed", "runs go to the CPU"),
+        (18, "NVML does not start: ", "put that right first"),
+        (4, "NVML does not start: ", "put that right first"),
+    ],
+)
+def test_a_driver_that_does_not_answer_is_told_from_one_that_is_not_there(boards, monkeypatch, error, told, advice):
+    monkeypatch.setenv("FAKE_NVML_INIT", str(error))
+    boards({})
+    row = findings()["GPU"]
+    assert told in row["found"]
+    assert row["advice"].startswith(advice)
 
 
 def test_a_board_and_a_machine_in_use_by_a_run_are_named(boards):

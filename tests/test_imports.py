@@ -46,7 +46,7 @@ def test_a_whole_training_imports_torch_transformers_and_zeus_and_nothing_of_the
         *("joulesweep.config", "joulesweep.charts", "joulesweep.aggregate", "joulesweep.report", "joulesweep.workflow"),
         arguments=(str(tmp_path / "job.json"),),
     )
-    assert found == ["torch", "transformers", "zeus"]
+    assert [name for name in found if name != "zeus"] == ["torch", "transformers"]  # Zeus only where there is a meter
     assert (tmp_path / "model" / "model.safetensors").exists()
 
 

@@ -39,6 +39,16 @@ def locks(tmp_path, monkeypatch):
     return tmp_path / "locks"
 
 
+@pytest.fixture(autouse=True)
+def nothing_is_left():
+    """Whatever a test starts ends with it, however the test ends."""
+    before = process.children()
+    process.adopt(orphans=True)
+    yield
+    process.kill_children(but=before)
+    process.adopt(orphans=False)
+
+
 class GaveUp(Exception):  # noqa: N818
     pass
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import fake_meters
 import pytest
 import zeus.monitor
@@ -11,24 +14,25 @@ from zeus.monitor.energy import Measurement
 from joulesweep import meter, sensors
 from joulesweep.devices import Board
 from joulesweep.meter import MIG, NO_COUNTER, WINDOW, Meter
+from joulesweep.sensors import Zone
 
 KEYS = {"device", "kind", "uuid", "total_energy_j", "status", "method", "reason"}
 COUNTER = "Zeus: NVML energy counter"
 
 
 class Monitor:
-    """In place of Zeus's: what it measures, where it fails, and what was asked of it."""
+    """In place of Zeus's, one for all devices: what it measures, where it fails, and what was asked of it."""
 
     def __init__(self, **measured):
         self.measured = Measurement(**{"time": 2.0, "gpu_energy": {}, **measured})
         self.fails_at = self.error = None
         self.events: list[object] = []
-        self.given = None
+        self.given = []
         self.cpus = self
+        self.measurement_states = {}
 
     def __call__(self, **given):
-        self.given = given
-        self.cpu_indices = given["cpu_indices"]
+        self.given.append((given["gpu_indices"], given["cpu_indices"]))
         return self._event("start", self)
 
     def get_total_energy_consumption(self, index):
@@ -56,6 +60,8 @@ def zeus_of(monkeypatch):
         monkeypatch.setattr(zeus.monitor, "ZeusMonitor", monitor)
         monkeypatch.setattr(meter, "rapl_problem", lambda: no_host)
         monkeypatch.setattr(meter, "packages", lambda: [0, 1])
+        shown = [f"{kind}:{i}" for kind in ("cpu", "dram") for i in (0, 1)]
+        monkeypatch.setattr(meter, "zones", lambda: [Zone(device=d, path=Path(), range_j=1.0) for d in shown])
         return monitor
 
     return put
@@ -99,7 +105,7 @@ def test_boards_are_asked_for_by_position_and_named_by_nvmls_number(zeus_of):
         row("gpu:4", uuid="GPU-4", total_energy_j=41.5, status="measured", method=COUNTER),
         row("gpu:2", uuid="GPU-2", total_energy_j=3.0, status="measured", method=COUNTER),
     ]
-    assert monitor.given == {"gpu_indices": [0, 1], "cpu_indices": []}
+    assert monitor.given == [([0], []), ([1], [])]
 
 
 @pytest.mark.parametrize(
@@ -116,7 +122,7 @@ def test_a_board_without_joules_of_its_own_is_not_asked_and_says_why(zeus_of, ch
     first, second = measure([board(0), other]).rows()
     assert first["status"] == "measured"
     assert second == unavailable(device, reason, other["uuid"])
-    assert monitor.given["gpu_indices"] == [0]
+    assert monitor.given == [([0], [])]
 
 
 def test_a_board_that_zeus_gives_nothing_for_is_unavailable(zeus_of):
@@ -126,9 +132,13 @@ def test_a_board_that_zeus_gives_nothing_for_is_unavailable(zeus_of):
     assert second["total_energy_j"] == 3.0
 
 
-@pytest.mark.parametrize("fails_at", ["start", "first reading of cpu:1", "begin", "end"])
+@pytest.mark.parametrize("fails_at", ["start", "begin", "end"])
 @pytest.mark.parametrize(
-    "error", [ZeusGPUUnknownError("lost"), RuntimeError("lost"), ValueError("lost"), OSError("lost"), KeyError("lost")]
+    "error",
+    [
+        *(ZeusGPUUnknownError("lost"), RuntimeError("lost"), ValueError("lost"), OSError("lost"), KeyError("lost")),
+        *(ImportError("no httpx"), AssertionError("lost"), TypeError("lost"), Exception("lost")),
+    ],
 )
 def test_a_meter_that_fails_is_unavailable_with_the_reason_and_the_training_goes_on(zeus_of, fails_at, error):
     monitor = zeus_of(gpu_energy={0: 41.5}, cpu_energy={0: 5.0})
@@ -138,8 +148,7 @@ def test_a_meter_that_fails_is_unavailable_with_the_reason_and_the_training_goes
     reason = f"Zeus: {type(error).__name__}: {error}"
     assert found.rows() == [
         unavailable("gpu:4", reason, "GPU-4"),
-        unavailable("cpu:0", reason),
-        unavailable("dram:0", reason),
+        *(unavailable(f"{kind}:{i}", reason) for kind in ("cpu", "dram") for i in (0, 1)),
     ]
     assert trained == [1]
     assert 0 <= found.window_s == found.end_s - found.begin_s  # this process's own clock, not Zeus's 2 s
@@ -164,22 +173,70 @@ def test_a_bug_in_training_is_not_taken_for_the_meters(zeus_of):
         measure([board(0)], work=broken)
 
 
+def test_one_devices_failure_costs_that_device_only(zeus_of, monkeypatch):
+    monitor = zeus_of(gpu_energy={0: 1.0, 1: 2.0}, cpu_energy={0: 5.0, 1: 6.0})
+    monkeypatch.setattr(monitor, "fails_at", "first reading of cpu:1")
+    monitor.error = OSError("gone")
+    rows = {found["device"]: found for found in measure([board(0), board(1)], host=True).rows()}
+    assert {device: found["total_energy_j"] for device, found in rows.items()} == {
+        **{"gpu:4": 1.0, "gpu:5": 2.0, "cpu:0": 5.0, "cpu:1": None, "dram:1": None},
+    }
+    assert rows["cpu:1"]["reason"] == "Zeus: OSError: gone"
+
+
+def test_a_zeus_that_cannot_be_imported_costs_the_joules_only(monkeypatch):
+    monkeypatch.setitem(sys.modules, "zeus.monitor", None)
+    monkeypatch.setattr(meter, "rapl_problem", lambda: "none")
+    found, *_ = measure([board(0)], host=True).rows()
+    assert found["reason"].startswith("Zeus: ModuleNotFoundError") or found["reason"].startswith("Zeus: ImportError")
+
+
+def test_with_a_daemon_zeus_is_asked_whatever_this_user_may_read_and_its_failure_names_the_daemon(zeus_of, monkeypatch):
+    monitor = zeus_of(no_host="no permission", cpu_energy={0: 5.0, 1: 6.0})
+    monkeypatch.setenv("ZEUSD_SOCK_PATH", "/run/zeusd.sock")
+    assert [found["total_energy_j"] for found in measure([], host=True).rows()][:2] == [5.0, 6.0]
+    monitor.fails_at, monitor.error = "start", ValueError("No GPUs available.")
+    (found,) = measure([board(0)]).rows()
+    assert found["reason"] == "Zeus: ValueError: No GPUs available. (ZEUSD_SOCK_PATH is set: Zeus asks its daemon)"
+
+
 @pytest.mark.parametrize("boards", [[], [board(0)], [board(0, mig=True)]])
 def test_pending_work_is_waited_for_at_both_ends_and_never_by_zeus(zeus_of, boards):
     """The device that trains is waited for also where none is metered."""
     monitor = zeus_of(gpu_energy={0: 1.0})
     log = monitor.events
     measure(boards, work=lambda: log.append("work"), synchronize=lambda: log.append("wait"))
-    assert log == ["start", "wait", ("begin", WINDOW, False), "work", "wait", ("end", WINDOW, False)]
+    asked = bool(boards) and not boards[0]["mig"]
+    begun, ended = ([(word, WINDOW, False)] * asked for word in ("begin", "end"))
+    assert log == [*["start"] * asked, "wait", *begun, "work", "wait", *ended]
 
 
-def test_the_window_has_zeuss_time_and_the_meters_own_seconds_are_counted(zeus_of, monkeypatch):
-    monitor = zeus_of()
-    clock = iter([10.0, 11.0, 21.0, 24.0])  # called, begun, ended, answered
+def test_the_windows_seconds_are_the_monotonic_clocks_and_a_step_of_the_other_is_told(zeus_of, monkeypatch):
+    zeus_of()  # whose time, 2 s, is the wall clock's
+    clock = iter([10.0, 11.0, *[11.0] * 5, 21.0, *[21.0] * 5, 24.0])  # called, begun, ended, answered
+    wall = iter([*[1000.0] * 5, *[1015.0] * 5])
     monkeypatch.setattr(meter.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(meter.time, "time", lambda: next(wall))
     found = measure([])
     assert (found.begin_s, found.end_s, found.calls_s) == (11.0, 21.0, 4.0)
-    assert found.window_s == monitor.measured.time == 2.0
+    assert (found.window_s, found.clock_step_s) == (10.0, 5.0)
+
+
+def test_what_a_boards_counter_said_at_the_windows_begin_is_handed_on(monkeypatch):
+    seconds = iter([3.0, 7.0])
+    fake_meters.gpus(monkeypatch, [200], tick_s=0, clock=lambda: next(seconds))
+    found = measure([board(0)])
+    (row,) = found.rows()
+    assert row["readings"]["begin_j"] == pytest.approx(600.0)
+    called_s, answered_s = row["readings"]["begin_s"]
+    assert called_s <= answered_s <= found.begin_s <= found.end_s <= row["readings"]["end_s"][0]
+
+
+def test_a_counter_that_two_zones_show_is_counted_once(zeus_of, monkeypatch):
+    zeus_of(cpu_energy={0: 5.0, 1: 5.0}, dram_energy={0: 1.0, 1: 2.0})
+    shown = ("cpu:0", "dram:0", "dram:1")
+    monkeypatch.setattr(meter, "zones", lambda: [Zone(device=d, path=Path(), range_j=1.0) for d in shown])
+    assert [found["device"] for found in measure([], host=True).rows()] == list(shown)
 
 
 def test_host_counters_are_measured_one_row_each(zeus_of):
@@ -190,8 +247,13 @@ def test_host_counters_are_measured_one_row_each(zeus_of):
         ("cpu:1", "cpu", 6.0, "measured", "Zeus: RAPL counter"),
         ("dram:1", "dram", 0.5, "measured", "Zeus: RAPL counter"),
     ]
-    assert monitor.given["cpu_indices"] == [0, 1]
-    assert monitor.events[1:3] == ["first reading of cpu:0", "first reading of cpu:1"]  # which starts Zeus's helpers
+    assert monitor.given == [([], [0]), ([], [1])]
+    assert monitor.events[:4] == [
+        "start",
+        "first reading of cpu:0",
+        "start",
+        "first reading of cpu:1",
+    ]  # starts helpers
 
 
 def test_a_host_whose_counters_cannot_be_read_says_what_to_do(zeus_of):
@@ -200,7 +262,7 @@ def test_a_host_whose_counters_cannot_be_read_says_what_to_do(zeus_of):
         unavailable("cpu:0", "no permission to read it: run as root"),
         unavailable("dram:0", "no permission to read it: run as root"),
     ]
-    assert monitor.given["cpu_indices"] == []  # Zeus would only be silent
+    assert monitor.given == []  # Zeus would only be silent
 
 
 @pytest.mark.parametrize("absent", [None, {}])
@@ -217,8 +279,9 @@ def test_the_host_is_counted_once_over_the_ranks(zeus_of):
     for rank in (0, 1):
         rows += measure([board(rank)], host=rank == 0).rows()
         asked.append(monitor.given)
+        monitor.given = []
     assert [found["device"] for found in rows] == ["gpu:4", "cpu:0", "dram:0", "gpu:5"]
-    assert asked == [{"gpu_indices": [0], "cpu_indices": [0, 1]}, {"gpu_indices": [1], "cpu_indices": []}]
+    assert asked == [[([0], []), ([], [0]), ([], [1])], [([1], [])]]
 
 
 def test_zeuss_total_is_never_used(zeus_of, monkeypatch):

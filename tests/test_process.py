@@ -15,6 +15,16 @@ from joulesweep import process
 SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
 
 
+@pytest.fixture(autouse=True)
+def nothing_is_left():
+    """Whatever a test starts ends with it, however the test ends."""
+    before = process.children()
+    process.adopt(orphans=True)
+    yield
+    process.kill_children(but=before)
+    process.adopt(orphans=False)
+
+
 def lives(pid: int) -> bool:
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8") as file:  # noqa: PTH123 - one of the two may vanish
@@ -138,3 +148,44 @@ def test_the_kernels_count_of_memory_kills_is_read_where_it_is(tmp_path, monkeyp
 
 def test_this_process_has_a_group_or_none():
     assert all(isinstance(group, str) and not group.startswith("/") for group in process._groups())
+
+
+def test_a_process_that_does_not_die_is_left_behind(monkeypatch, capfd):
+    """As one that hangs in the kernel: it is waited for, but not for ever."""
+    monkeypatch.setattr(process, "KILL_S", 0.05)
+    before = process.children()
+    child = process.start(SLEEP, dict(os.environ), None)
+    kill, killpg = os.kill, os.killpg
+    monkeypatch.setattr(os, "kill", lambda pid, number: None)
+    monkeypatch.setattr(os, "killpg", lambda pid, number: None)
+    process.kill_group(child)
+    process.kill_children(but=before)
+    assert lives(child.pid)
+    assert capfd.readouterr().err == f"process {child.pid} does not die: it hangs in the kernel\n"
+    monkeypatch.setattr(os, "kill", kill)
+    monkeypatch.setattr(os, "killpg", killpg)
+    process.kill_group(child)
+    assert child.returncode == -9
+
+
+def test_a_process_in_a_call_that_hangs_dies():
+    """As one whose driver does not answer: no handler of Python's runs there."""
+    code = "import ctypes; print('now', flush=True); ctypes.CDLL(None).pause()"
+    reader, writer = os.pipe()
+    child = process.start([sys.executable, "-c", code], dict(os.environ), writer)
+    os.close(writer)
+    with os.fdopen(reader) as said:
+        assert said.readline() == "now\n"
+    process.kill_group(child)
+    assert child.returncode == -9
+
+
+def test_who_descends_from_whom():
+    child = subprocess.Popen(SLEEP)
+    assert process.is_below(child.pid, os.getpid())
+    assert process.is_below(os.getpid(), os.getpid())
+    assert not process.is_below(os.getppid(), os.getpid())
+    assert not process.is_below(1, os.getpid())
+    child.kill()
+    child.wait()
+    assert not process.is_below(child.pid, os.getpid())

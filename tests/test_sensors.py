@@ -68,7 +68,7 @@ def test_readings_that_a_board_does_not_have_are_none(machine):
     fake.set(0, lost=1)
     readings = (old.power_w(), old.temperature_c(), old.sm_clock_mhz(), old.power_limit_w())
     assert readings == (None, None, None, None)
-    assert (old.throttles(), old.process_ids()) == ([], [])
+    assert (old.throttles(), old.process_ids()) == (None, None), "unknown is not none"
 
 
 def test_of_a_split_board_joules_and_watts_are_not_read(machine):
@@ -79,7 +79,7 @@ def test_of_a_split_board_joules_and_watts_are_not_read(machine):
 def test_of_a_slice_nothing_is_read():
     board = devices.Board(index=None, uuid="MIG-1", name="MIG", memory_bytes=None, has_counter=False, mig=True)
     sensor = BoardSensor(board)
-    assert (sensor.energy_j(), sensor.power_w(), sensor.temperature_c(), sensor.throttles()) == (None, None, None, [])
+    assert (sensor.energy_j(), sensor.power_w(), sensor.temperature_c(), sensor.throttles()) == (None, None, None, None)
 
 
 @pytest.mark.parametrize(
@@ -107,76 +107,6 @@ def test_the_bits_are_those_of_nvml():
     assert list(sensors.THROTTLES) == [getattr(pynvml, f"nvmlClocksThrottleReason{name}") for name in names]
 
 
-def reader(clock, degrees=lambda s: 40.0, watts=lambda s: 300.0):
-    """A sensor whose readings depend on the seconds since now."""
-    began_s = clock.now_s
-    return SimpleNamespace(
-        temperature_c=lambda: degrees(clock.now_s - began_s), power_w=lambda: watts(clock.now_s - began_s)
-    )
-
-
-def settled(*readers, limit_s=60.0):
-    looks = []
-    waited_s, steady = sensors.settle(readers, limit_s, lambda: looks.append(1))
-    assert looks, "nobody asked whether the run is still wanted"
-    return waited_s, steady
-
-
-def test_boards_that_stand_still_are_watched_for_five_seconds(clock):
-    waited_s, steady = settled(reader(clock), reader(clock))
-    assert steady
-    assert sensors.SETTLE_S <= waited_s < sensors.SETTLE_S + 0.6
-
-
-def test_a_cooling_board_is_waited_for(clock):
-    waited_s, steady = settled(reader(clock), reader(clock, degrees=lambda s: max(40.0, 80.0 - 2 * s)))
-    assert steady
-    assert 20 + 4 < waited_s < 20 + 6  # from the last step but one on, temperatures are one degree apart
-
-
-def test_power_that_falls_is_waited_for(clock):
-    waited_s, steady = settled(reader(clock, watts=lambda s: max(70.0, 300.0 - 20 * s)))
-    assert steady
-    assert 11.5 + 4 < waited_s < 11.5 + 6
-
-
-@pytest.mark.parametrize(
-    ("degrees", "watts"), [(lambda s: 80.0 - s / 2, lambda s: 70.0), (lambda s: 40.0, lambda s: 100 + 50 * math.sin(s))]
-)
-def test_a_board_that_keeps_moving_is_given_up_at_the_limit(clock, degrees, watts):
-    assert settled(reader(clock, degrees, watts), limit_s=60.0) == (pytest.approx(60, abs=0.1), False)
-
-
-def test_small_movements_are_steady(clock):
-    def noisy(amplitude, middle):
-        return lambda s: middle + amplitude * math.sin(7 * s)
-
-    assert settled(reader(clock, noisy(0.5, 40.0), noisy(6.0, 300.0)))[1]  # 2 % of 300 W either way
-    assert settled(reader(clock, noisy(0.5, 40.0), noisy(0.9, 15.0)))[1]  # less than 2 W
-    assert not settled(reader(clock, noisy(0.6, 40.0), noisy(6.0, 300.0)))[1]
-    assert not settled(reader(clock, noisy(0.5, 40.0), noisy(9.0, 300.0)))[1]
-
-
-def test_what_a_board_does_not_say_is_no_obstacle(clock):
-    assert settled(reader(clock, lambda s: None, lambda s: None))[1]
-    assert not settled(reader(clock, lambda s: None, lambda s: 300.0 + 10 * s))[1]
-
-
-def test_a_short_limit_is_kept(clock):
-    assert settled(reader(clock), limit_s=1.7) == (pytest.approx(1.7, abs=0.1), True)
-    assert settled(reader(clock, degrees=lambda s: 60.0 - 2 * s), limit_s=1.7) == (pytest.approx(1.7, abs=0.1), False)
-
-
-def test_a_run_that_nobody_wants_does_not_cool_down(clock):
-    def wanted():
-        if clock.now_s > 1003:
-            raise SystemExit
-
-    with pytest.raises(SystemExit):
-        sensors.settle([reader(clock)], 60.0, wanted)
-    assert clock.now_s < 1004
-
-
 def counter(clock, tick_s, watts=300.0):
     """A counter that moves at multiples of its tick; a reading takes 100 µs."""
 
@@ -189,7 +119,7 @@ def counter(clock, tick_s, watts=300.0):
 
 @pytest.mark.parametrize("tick_s", [0.001, 0.0033, 0.01, 0.02, 0.1, 0.33, 0.5, 0.9])
 def test_the_tick_of_a_counter_is_measured_within_a_quarter(clock, tick_s):
-    """A look takes 0.65 ms here, the tick of RAPL is 1 ms: hence a quarter. The median is exact for slow counters."""
+    """A look takes 0.65 ms here, the tick of RAPL is 1 ms: hence a quarter. It is exact for slow counters."""
     began_s = clock.now_s
     assert sensors.measure_tick(counter(clock, tick_s)) == pytest.approx(tick_s, rel=0.25 if tick_s < 0.01 else 0.05)
     assert clock.now_s - began_s <= sensors.TICK_LIMIT_S + 0.01
@@ -206,10 +136,21 @@ def test_one_late_step_does_not_change_the_tick(clock):
     assert sensors.measure_tick(disturbed) == pytest.approx(0.1, rel=0.05)
 
 
-@pytest.mark.parametrize("tick_s", [1.2, 1.6, 100.0])  # two changes, one, none
+@pytest.mark.parametrize("tick_s", [4.2, 6.0, 100.0])  # two changes, one, none
 def test_a_counter_that_moves_too_seldom_has_no_tick(clock, tick_s):
     assert sensors.measure_tick(counter(clock, tick_s)) is None
     assert clock.now_s - 1000 == pytest.approx(sensors.TICK_LIMIT_S, abs=0.01)
+
+
+def test_slow_calls_do_not_shorten_the_tick(clock):
+    read = counter(clock, 0.1)
+
+    def slow():
+        value = read()
+        clock.now_s += 0.04
+        return value
+
+    assert sensors.measure_tick(slow) == pytest.approx(0.1, rel=0.05)
 
 
 def test_a_counter_that_cannot_be_read_has_no_tick(clock):
@@ -251,6 +192,58 @@ def test_a_tick_that_could_not_be_measured_is_not_kept(clock, ticks):
     assert sensors.known_tick("GPU-1", lambda: None) is None
     assert not ticks.exists()
     assert sensors.known_tick("GPU-1", counter(clock, 0.1)) is not None
+
+
+def test_a_tick_that_was_measured_while_the_machine_was_busy_is_not_kept(clock, ticks):
+    read, late = counter(clock, 0.003), iter([0.0] * 10 + [0.02, 0.03] * 50)
+
+    def disturbed():
+        clock.now_s += next(late, 0.0)
+        return read()
+
+    assert sensors.known_tick("cpu:0", disturbed) > 0.01
+    assert not ticks.exists()
+
+
+def test_what_a_run_found_of_its_counters_is_kept_for_the_next(clock, ticks):
+    known = {"gpu:0": 0.1, "gpu:1": None, "cpu:0": 0.001}
+    row = {"status": "measured", "uuid": None}
+    rows = [
+        *({**row, "device": "gpu:0", "uuid": "GPU-0", "tick_s": 0.5}, {**row, "device": "cpu:0", "tick_s": 0.001}),
+        *({**row, "device": "gpu:1", "uuid": "GPU-1", "tick_s": 1.5}, {**row, "device": "gpu:2", "tick_s": None}),
+    ]
+    sensors.keep_ticks(rows, known)
+    assert sensors.known_tick("GPU-0", never) == 0.5
+    assert sensors.known_tick("GPU-1", never) == 1.5
+    assert len(json.loads(ticks.read_text())) == 2
+
+
+def test_a_board_says_its_power_of_now_where_it_has_it(machine):
+    _, sensor = machine(watts=100, average_s=1e6, power_error=2)
+    assert (sensor.instant, sensor.power_w()) == (True, 200.0)
+    devices.nvml.cache_clear()
+
+
+def test_a_board_without_power_of_now_says_its_average(machine):
+    fake, sensor = machine(watts=100, average_s=1e6, instant=0)
+    fake.set(0, watts=700)
+    assert not sensor.instant
+    assert sensor.power_w() < 110
+
+
+@pytest.mark.parametrize(
+    ("zones", "devices_seen"),
+    [
+        ([{"name": "package-0-die-0", "watts": 68}, {"name": "package-0-die-1", "watts": 68}], ["cpu:0"]),
+        ([{"name": "package-0", "watts": 68}, {"name": "package-1", "watts": 68, "offset_j": 20}], ["cpu:0", "cpu:1"]),
+        ([{"name": "package-0", "watts": 68}, {"name": "package-1", "watts": 67.99}], ["cpu:0", "cpu:1"]),
+        ([{"name": "package-0", "watts": 50, "dram_watts": 5}] * 2, ["cpu:0", "dram:0"]),
+    ],
+)
+def test_one_counter_that_several_zones_show_is_one_and_two_are_two(tmp_path, monkeypatch, zones, devices_seen):
+    with rapl_tree(tmp_path / "rapl", zones) as tree:
+        monkeypatch.setattr(sensors, "RAPL", (tree.folder / "intel-rapl",) * 2)
+        assert [zone.device for zone in sensors.zones()] == devices_seen
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1, 2]", "null"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import random
 from types import SimpleNamespace
 
 import pytest
@@ -29,6 +31,7 @@ class Sensor:
 
     def __init__(self, clock, board):
         self.clock, self.watts, self.silent, self.held = clock, 100.0 * (board.index + 1), False, []
+        self.instant = True
         self.offset_j = 7e6
 
     def draw(self, watts):
@@ -62,7 +65,9 @@ def traced(clock, monkeypatch):
             Board(index=i, uuid=f"GPU-{i}", name="", memory_bytes=None, has_counter=True, mig=False)
             for i in range(num_boards)
         ]
-        return Trace(boards, zones)
+        found = Trace(boards, zones)
+        found._random = SimpleNamespace(random=lambda: 0.0)  # each reading at the begin of its tenth
+        return found
 
     return traced
 
@@ -86,6 +91,50 @@ def test_there_are_ten_readings_a_second_however_often_it_is_asked(traced, clock
     assert len(found.times_s) == pytest.approx(200, abs=2)
     assert len(found.times_s) <= 10 * 20 + 1
     assert max(gaps(found.times_s)) < 0.1 + step_s + 1e-9
+
+
+def test_each_reading_is_at_a_random_moment_of_its_tenth(traced, clock):
+    found = traced()
+    found._random = random.Random(1)
+    watch(found, clock, 20, 0.001)
+    assert len(found.times_s) == pytest.approx(200, abs=2)
+    phases = sorted((at_s - BEGAN_S) % 0.1 for at_s in found.times_s[1:])
+    assert max(gaps(phases)) < 0.01, "a load that repeats itself ten times a second is seen at all its phases"
+    assert max(gaps(found.times_s)) < 0.2 + 0.002
+    clock.now_s += 0.0005
+    assert found.wait_s() == pytest.approx(max(0.0, found._next_s - clock.now_s))
+
+
+def test_a_reading_that_does_not_come_back_leaves_a_trace_that_holds_together(traced, clock):
+    found = traced(2)
+    watch(found, clock, 1)
+
+    def broken():
+        raise RuntimeError("the thread ends here")
+
+    found.sensors["gpu:1"].power_w = broken
+    clock.now_s += 1
+    with pytest.raises(RuntimeError):
+        found.sample()
+    lengths = {len(s.energy_j) for s in found.series.values()} | {len(s.power_w) for s in found.series.values()}
+    assert lengths == {len(found.times_s)} == {len(found.spent)} == {len(found.took_s)}
+
+
+def test_a_counter_that_falls_was_reset_and_there_are_no_joules_over_it(traced, clock):
+    found = traced()
+    watch(found, clock, 5)
+    found.sensors["gpu:0"].offset_j -= 7e6
+    clock.now_s += 0.02
+    watch(found, clock, 5)
+    assert joules(found, 1.05, 4.5) == pytest.approx(345)
+    assert joules(found, 5.5, 9.5) == pytest.approx(400)
+    assert joules(found, 1.05, 9.5) is None
+    assert found.slope_w("gpu:0", BEGAN_S + 1, BEGAN_S + 9) is None
+    assert [found.was_reset("gpu:0", BEGAN_S + at_s, BEGAN_S + at_s + 1) for at_s in (3, 4.5, 6)] == [
+        False,
+        True,
+        False,
+    ]
 
 
 def test_a_late_parent_does_not_catch_up(traced, clock):
@@ -348,6 +397,18 @@ def watch_package(found, clock, package, num_samples):
         package.update()
         found.sample()
         clock.now_s += 0.1
+
+
+@pytest.mark.parametrize("range_j", [RANGE_J, 262143.0])
+def test_a_rapl_counter_that_falls_further_than_a_wrap_can_is_reset(traced, clock, package, range_j):
+    """The range that a wrap would add is more than a CPU draws in the time between two readings."""
+    found = traced(0, [dataclasses.replace(package.zone, range_j=range_j)])
+    watch_package(found, clock, package, 30)
+    package.update("0\n")
+    clock.now_s += 0.1
+    found.sample()
+    reset = found.was_reset("cpu:0", BEGAN_S, clock.now_s)
+    assert reset is (range_j > RANGE_J), "a range of 260 J may well have passed"
 
 
 def test_a_counter_that_begins_again_at_0_goes_on(traced, clock, package):

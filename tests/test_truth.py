@@ -1,7 +1,8 @@
 """Joules against a known truth: the fake NVML under the real pynvml, Zeus, torchrun and Snakemake.
 
-The boards draw constant watts, so the truth of a window is watts × seconds, whatever the CPU is doing. The counter
+Where the boards draw constant watts, the truth of a window is watts × seconds, whatever the CPU is doing. The counter
 moves once per tick; a window's two ends may miss one tick between them each: 2 · tick / T, and 0.2 % for the clocks.
+Where their draw changes, or counter, clock or driver misbehave, a number is within its own `error_j`, or is none.
 """
 
 from __future__ import annotations
@@ -137,6 +138,167 @@ def test_every_board_is_counted_once_and_right(machine: Machine, shape: str) -> 
     assert [row["device"] for row in untrained] == list(rows)
     assert {(row["energy_j"], row["reason"]) for row in untrained} == {(None, "nothing trained yet")}
     assert {flag["flag"] for flag in measurement["flags"]} <= {"short_window"}
+
+
+LOW_W, LOAD_W = 100, 700
+STEPS = {"begin": [[0, LOAD_W]], "end": [[0, LOW_W]]}
+MISTIMED_S = 0.003  # the load steps when the process says so, not when its window's clock is read
+
+
+def loaded(folder: Path, load: dict[str, Any], tick_ms: int = 100, **board: Any) -> Machine:
+    """A machine with one board to which things happen when a run's window begins and ends."""
+    machine = Machine(folder, tick_ms, watts=(LOW_W,))
+    machine.boards.set(0, **board)
+    paths = [str(tiny_run.REPOSITORY / "tests" / "load"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    machine.environ |= {"LOAD": json.dumps(load), "PYTHONPATH": os.pathsep.join(paths)}
+    return machine
+
+
+def only_row(record: dict[str, Any], *flags: str) -> dict[str, Any]:
+    """The row of a run's one board, after checking its flags."""
+    (row,) = gpu_rows(record).values()
+    assert {flag["flag"] for flag in record["measurement"]["flags"]} - {"short_window"} == set(flags), row
+    return row
+
+
+def error(record: dict[str, Any], watts: float = LOAD_W) -> float:
+    """A board's joules over the truth, less 1, after checking that they are within their own bound."""
+    (row,) = gpu_rows(record).values()
+    truth_j = watts * record["measurement"]["total_window_s"]
+    error_j = record["measurement"]["num_passes"] * row["error_j"]
+    assert abs(row["total_energy_j"] - truth_j) <= error_j + 2 * MISTIMED_S * watts, row
+    print(f"{row['status']}: {row['total_energy_j'] / truth_j - 1:+.3%}, bound {error_j / truth_j:.3%}")
+    return float(row["total_energy_j"] / truth_j - 1)
+
+
+@pytest.mark.parametrize("tick_ms", [100, 250])
+def test_a_load_that_steps_with_the_window_biases_no_joules(tmp_path: Path, tick_ms: int) -> None:
+    record = loaded(tmp_path, STEPS, tick_ms).run("node", gpus=[0], max_steps=60, min_seconds=3.13, idle_s=1.1)
+    row = only_row(record)
+    assert (row["status"], row["doubt"], row["power_method"]) == ("measured", None, "instant")
+    assert abs(error(record)) < 0.5 * bound(tick_ms / 1000, record["measurement"]["total_window_s"])
+    assert row["idle_w"] == pytest.approx(LOW_W, rel=0.01)
+    assert 0 < row["net_energy_j"] < row["energy_j"]
+
+
+def test_power_that_the_board_averages_over_a_second_is_no_false_alarm(tmp_path: Path) -> None:
+    machine = loaded(tmp_path, STEPS, average_s=1, instant=0)
+    record = machine.run("node", gpus=[0], max_steps=60, min_seconds=3.13, idle_s=1.1)
+    row = only_row(record)
+    assert (row["status"], row["doubt"]) == ("measured", None)
+    assert row["power_method"] == "as the driver averages it"
+    assert row["power_ratio"] < 0.9, "the average lags behind"
+    error(record)
+
+
+@pytest.mark.parametrize("after_s", [0.2, 1.7])
+def test_a_counter_that_is_reset_in_the_window_is_never_a_measurement(tmp_path: Path, after_s: float) -> None:
+    """Early, it overtakes what it said at the begin; late, it does not: the board's counter began long ago."""
+    load = {"begin": [[0, LOAD_W], [after_s, "reset"]], "end": [[0, LOW_W]]}
+    machine = loaded(tmp_path, load)
+    machine.boards.happen(0, time.time() - 0.5, "reset")
+    record = machine.run("node", gpus=[0], max_steps=60, min_seconds=2.2, idle_s=0.5)
+    row = only_row(record, "counter_reset")
+    assert (row["status"], row["method"]) == ("integrated", "NVML power readings, integrated: the counter was reset")
+    error(record)
+    assert row["net_energy_j"] is None or 0 <= row["net_energy_j"] <= row["energy_j"]
+
+
+def test_a_wall_clock_that_steps_in_the_window_changes_no_seconds_and_is_flagged(tmp_path: Path) -> None:
+    load = {"begin": [[0, LOAD_W], [0, "clock 500"]], "end": [[0, LOW_W]]}
+    machine = loaded(tmp_path, load)
+    machine.environ |= fake_meters.WallClock(tmp_path).environment()
+    record = machine.run("node", gpus=[0], max_steps=60, min_seconds=2.13, idle_s=0.5)
+    only_row(record, "clock_stepped")
+    measurement = record["measurement"]
+    assert 2.13 <= measurement["total_window_s"] < 60
+    assert measurement["samples_per_s"] == pytest.approx(measurement["num_texts"] / measurement["window_s"])
+    error(record)
+
+
+@pytest.mark.parametrize("strategy", ["single", "ddp"])
+def test_one_boards_failing_counter_costs_that_board_only(tmp_path: Path, strategy: str) -> None:
+    machine = Machine(tmp_path, 20)
+    shape = SHAPES["ddp"] if strategy == "ddp" else SHAPES["one process with two boards"]
+    child, folder = machine.start("node", **shape, max_steps=60, min_seconds=4.0)
+    assert next(waiting(lambda: (folder / "run.log").exists() and "step" in (folder / "run.log").read_text()))
+    machine.boards.set(1, fail="GetTotalEnergyConsumption:999")
+    _, told = child.communicate(timeout=PATIENCE_S)
+    assert child.returncode == 0, told
+    rows = gpu_rows(read(folder))
+    assert (rows["gpu:0"]["status"], rows["gpu:1"]["status"]) == ("measured", "integrated")
+    assert "Zeus: ZeusGPUUnknownError" in rows["gpu:1"]["method"]
+    truth = {board["uuid"]: watts for board, watts in zip(machine.boards.boards, WATTS, strict=True)}
+    assert all(abs(error) <= 0.02 for error in errors(read(folder), truth))
+
+
+def test_a_tick_that_was_kept_and_no_longer_holds_is_found_out(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, 20, watts=(LOW_W,))
+    machine.run("node", gpus=[0], max_steps=5)
+    machine.boards.set(0, tick_ms=400)
+    row = only_row(machine.run("node", gpus=[0], max_steps=60, min_seconds=2.2))
+    assert row["status"] == "below_resolution"
+    assert row["tick_s"] == pytest.approx(0.4, rel=0.25)
+
+
+def test_a_counter_of_which_nobody_knows_how_often_it_moves_is_no_measurement(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, 6000, watts=(LOW_W,))  # its tick cannot be measured in 10 s
+    row = only_row(machine.run("node", gpus=[0], max_steps=60, min_seconds=1.5))
+    assert (row["status"], row["energy_j"], row["error_j"]) == ("below_resolution", None, None)
+
+
+#: What a board may draw while the run goes on; each with the tick of its counter, in ms.
+DRAWS = {
+    "saw": ("saw:100:700:7.3", (37, 100, 500)),
+    "square": ("90:690:2.9", (37, 100, 500)),
+    "fast square": ("90:690:0.2013", (100,)),
+    "square as often as readings": ("90:690:0.1", (100,)),
+    "sine": ("sine:400:300:1.3", (37, 100, 500)),
+    "slow sine": ("sine:400:300:11", (100, 730)),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "tick_ms", "board"),
+    [
+        *((name, tick_ms, {}) for name, (_, ticks_ms) in DRAWS.items() for tick_ms in ticks_ms),
+        *(("slow sine", tick_ms, {"average_s": 1, "instant": 0}) for tick_ms in (100, 500)),
+        *((name, 100, {"counter": 0}) for name in DRAWS),
+    ],
+)
+def test_joules_are_within_their_own_bound_whatever_the_board_draws(
+    request: pytest.FixtureRequest, tmp_path: Path, name: str, tick_ms: int, board: dict[str, Any]
+) -> None:
+    if not request.config.getoption("--long"):
+        pytest.skip("twenty runs take minutes; with --long: make truth")
+    machine = Machine(tmp_path, tick_ms, watts=(DRAWS[name][0],))
+    machine.boards.set(0, **board)
+    record = machine.run("node", gpus=[0], max_steps=60, min_seconds=8.2, idle_s=1.1)
+    (row,), measurement = gpu_rows(record).values(), record["measurement"]
+    begin_s = datetime.datetime.fromisoformat(measurement["conditions"]["window_begin"]).timestamp()
+    truth_j = machine.boards.joules(0, measurement["total_window_s"], begin_s)
+    error_j = row["error_j"] * measurement["num_passes"]
+    print(f"{name}, tick {tick_ms} ms, {row['status']}: {row['total_energy_j'] / truth_j - 1:+.2%}, ", end="")
+    print(f"bound {error_j / truth_j:.2%}, cross-check {row['power_ratio']}")
+    assert (row["status"], row["doubt"]) == ("integrated" if board.get("counter") == 0 else "measured", None)
+    assert abs(row["total_energy_j"] - truth_j) <= error_j + SLACK_S * 700
+    assert row["net_energy_j"] is None or 0 <= row["net_energy_j"] <= row["energy_j"]
+
+
+@pytest.mark.parametrize(("tick_ms", "min_seconds"), [(100, 15.1), (500, 15.1)])
+def test_the_mean_of_twenty_runs_with_load_steps_is_right(
+    request: pytest.FixtureRequest, tmp_path: Path, tick_ms: int, min_seconds: float
+) -> None:
+    if not request.config.getoption("--long"):
+        pytest.skip("twenty runs take minutes; with --long: make truth")
+    machine = loaded(tmp_path, STEPS, tick_ms)
+    found = []
+    for seed in range(20):
+        record = machine.run("node", gpus=[0], seed=seed, max_steps=60, min_seconds=min_seconds, idle_s=0.5)
+        assert only_row(record)["status"] == "measured"
+        found.append(error(record))
+    print(f"load steps, tick {tick_ms} ms: mean {statistics.fmean(found):+.3%}, worst {max(map(abs, found)):.3%}")
+    assert abs(statistics.fmean(found)) <= 0.003
 
 
 HIGH_W = 400
