@@ -1,5 +1,6 @@
 # make sweep   the embedded default sweep, to results/default/report.html
 # make test    the whole test suite
+# make families  every family of models in every way, against a plain loop: a quarter of an hour
 # make truth   joules of twenty runs against the known truth of fake boards, at two ticks: minutes
 # make bench-peers   ours against transformers.Trainer and Lightning, on this machine's CPU: half an hour or more
 # make lint    every check of style, types and rules
@@ -15,7 +16,7 @@ PEERS := .cache/peers
 VIZWIZ ?= $(wildcard ../shared/data/vizwiz/val.json)
 BENCH_PEERS = $(PEERS)/bin/python -m benchmarks.peers $(if $(VIZWIZ),--data $(VIZWIZ)) $(BENCH_PEERS_OPTIONS)
 
-.PHONY: sweep test truth bench-peers lint format environment schema clean
+.PHONY: sweep test families truth bench-peers lint format environment schema clean
 .DEFAULT_GOAL := sweep
 
 environment: $(VENV)/.ready
@@ -33,6 +34,9 @@ sweep: environment
 
 test: environment
 	@OMP_NUM_THREADS=1 pytest --numprocesses 2 --dist loadfile --cov --cov-report term:skip-covered --cov-fail-under 90
+
+families: environment
+	@OMP_NUM_THREADS=1 pytest tests/test_families.py --long --numprocesses 2
 
 truth: environment
 	@OMP_NUM_THREADS=1 pytest tests/test_truth.py --long -rP

@@ -19,7 +19,7 @@ import torch
 
 from joulesweep import data, memory
 from joulesweep.errors import UserError
-from joulesweep.model import LanguageModel, Unfit
+from joulesweep.model import LanguageModel, Unfit, attributes_kept
 
 PACKAGE = Path(__file__).parent
 TORCH = Path(torch.__file__).parent
@@ -71,14 +71,12 @@ def _is_ours(error: Exception) -> bool:
 @contextlib.contextmanager
 def _unchanged(core: LanguageModel) -> Iterator[None]:
     """Leave the module, its buffers and the random state as they were."""
-    training, name, head, device = core.training, core.precision_name, core.head, _device(core)
+    device = _device(core)
     buffers = {name: buffer.clone() for name, buffer in core.named_buffers()}
     try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with attributes_kept(core), torch.random.fork_rng([device] if device.type == "cuda" else []):
             yield
     finally:
-        core.train(training)
-        core.precision_name, core.head = name, head
         with torch.no_grad():
             for name, buffer in core.named_buffers():
                 buffer.copy_(buffers[name])
@@ -129,8 +127,13 @@ def layout_refusal(core: LanguageModel, corpus: data.Corpus, layout: data.Layout
     most = 8 if layout.batching == "packed" else 2
     texts = torch.cat((by_length[:most], by_length[most:][-most:]))
     with _plain(core):
+        numbers = _numbers(core)
         with foreign(f"task {core.task}"):
             alone = [_states(core, corpus, one, replace(layout, batching="dynamic"))[0] for one in texts[:, None]]
+        changed = [name for name, value in _numbers(core).items() if numbers.get(name, value) != value]
+        noted = sorted({name.rpartition(".")[2] for name in changed})
+        if noted:
+            return f"this model notes {', '.join(noted)} in a forward pass: its results depend on the texts before"
         try:
             with foreign(f"batching {layout.batching}"):
                 together = _states(core, corpus, texts, layout)
@@ -142,6 +145,16 @@ def layout_refusal(core: LanguageModel, corpus: data.Corpus, layout: data.Layout
         if layout.batching != "packed":
             return f"batching {layout.batching}: this model's result depends on how far a text is padded"
         return f"batching packed: {_packed_reason(core, corpus, texts, layout, alone, differ)}; use batching: [dynamic]"
+
+
+def _numbers(core: LanguageModel) -> dict[str, float]:
+    """Plain numbers that modules hold."""
+    return {
+        f"{name}.{key}": value
+        for name, module in core.named_modules()
+        for key, value in vars(module).items()
+        if type(value) in (int, float) and not key.startswith("_")
+    }
 
 
 def _packed_reason(
