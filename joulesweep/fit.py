@@ -57,11 +57,13 @@ def in_one_line(error: Exception) -> str:
 
 
 def _is_ours(error: Exception) -> bool:
-    """Whether an error arose where PyTorch was called from this package, and not from within a model."""
+    """Whether an error arose where PyTorch was called from this package, or in the machine, and not within a model."""
     if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")) or "captur" in str(error):
         return False  # a model that cannot be compiled, or captured
     if isinstance(error, TypeError) and ".forward() " in str(error):
         return False  # a model of another interface
+    if "CUDA error" in str(error) or "NCCL" in str(error):
+        return True  # the machine's, or of a kernel that cannot be told
     frames = [(Path(frame.filename), frame.name) for frame in traceback.extract_tb(error.__traceback__)]
     # A backward pass is the model's, called by us.
     telling = [path for path, name in frames if TORCH not in path.parents or name == "_engine_run_backward"]
