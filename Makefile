@@ -1,6 +1,7 @@
 # make sweep   the embedded default sweep, to results/default/report.html
 # make test    the whole test suite
 # make test-oldest   the tests of the training with the oldest transformers that is supported
+# make families  every family of models in every way, against a plain loop: a quarter of an hour
 # make truth   joules of runs under load steps, waves, resets and clock steps against the known truth of fake boards: minutes
 # make bench-peers   ours against transformers.Trainer and Lightning, on this machine's CPU: half an hour or more
 # make lint    every check of style, types and rules
@@ -22,7 +23,7 @@ OLDEST_TESTS := $(addprefix tests/test_,$(addsuffix .py,adaptive data engine flo
 VIZWIZ ?= $(wildcard ../shared/data/vizwiz/val.json)
 BENCH_PEERS = $(PEERS)/bin/python -m benchmarks.peers $(if $(VIZWIZ),--data $(VIZWIZ)) $(BENCH_PEERS_OPTIONS)
 
-.PHONY: sweep test test-oldest truth bench-peers lint format environment schema clean
+.PHONY: sweep test test-oldest families truth bench-peers lint format environment schema clean
 .DEFAULT_GOAL := sweep
 
 environment: $(VENV)/.ready
@@ -41,6 +42,9 @@ sweep: environment
 
 test: environment
 	@OMP_NUM_THREADS=1 pytest --numprocesses 2 --dist loadfile --cov --cov-report term:skip-covered --cov-fail-under 90
+
+families: environment
+	@OMP_NUM_THREADS=1 pytest tests/test_families.py --long --numprocesses 2
 
 truth: environment
 	@OMP_NUM_THREADS=1 pytest tests/test_truth.py --long -rP

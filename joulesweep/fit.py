@@ -19,7 +19,7 @@ import torch
 
 from joulesweep import data, memory
 from joulesweep.errors import UserError
-from joulesweep.model import LanguageModel, Unfit
+from joulesweep.model import LanguageModel, Unfit, attributes_kept
 
 PACKAGE = Path(__file__).parent
 TORCH = Path(torch.__file__).parent
@@ -57,11 +57,13 @@ def in_one_line(error: Exception) -> str:
 
 
 def _is_ours(error: Exception) -> bool:
-    """Whether an error arose where PyTorch was called from this package, and not from within a model."""
+    """Whether an error arose where PyTorch was called from this package, or in the machine, and not within a model."""
     if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")) or "captur" in str(error):
         return False  # a model that cannot be compiled, or captured
     if isinstance(error, TypeError) and ".forward() " in str(error):
         return False  # a model of another interface
+    if "CUDA error" in str(error) or "NCCL" in str(error):
+        return True  # the machine's, or of a kernel that cannot be told
     frames = [(Path(frame.filename), frame.name) for frame in traceback.extract_tb(error.__traceback__)]
     # A backward pass is the model's, called by us.
     telling = [path for path, name in frames if TORCH not in path.parents or name == "_engine_run_backward"]
@@ -71,14 +73,12 @@ def _is_ours(error: Exception) -> bool:
 @contextlib.contextmanager
 def _unchanged(core: LanguageModel) -> Iterator[None]:
     """Leave the module, its buffers and the random state as they were."""
-    training, name, head, device = core.training, core.precision_name, core.head, _device(core)
+    device = _device(core)
     buffers = {name: buffer.clone() for name, buffer in core.named_buffers()}
     try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with attributes_kept(core), torch.random.fork_rng([device] if device.type == "cuda" else []):
             yield
     finally:
-        core.train(training)
-        core.precision_name, core.head = name, head
         with torch.no_grad():
             for name, buffer in core.named_buffers():
                 buffer.copy_(buffers[name])
@@ -129,8 +129,13 @@ def layout_refusal(core: LanguageModel, corpus: data.Corpus, layout: data.Layout
     most = 8 if layout.batching == "packed" else 2
     texts = torch.cat((by_length[:most], by_length[most:][-most:]))
     with _plain(core):
+        numbers = _numbers(core)
         with foreign(f"task {core.task}"):
             alone = [_states(core, corpus, one, replace(layout, batching="dynamic"))[0] for one in texts[:, None]]
+        changed = [name for name, value in _numbers(core).items() if numbers.get(name, value) != value]
+        noted = sorted({name.rpartition(".")[2] for name in changed})
+        if noted:
+            return f"this model notes {', '.join(noted)} in a forward pass: its results depend on the texts before"
         try:
             with foreign(f"batching {layout.batching}"):
                 together = _states(core, corpus, texts, layout)
@@ -142,6 +147,16 @@ def layout_refusal(core: LanguageModel, corpus: data.Corpus, layout: data.Layout
         if layout.batching != "packed":
             return f"batching {layout.batching}: this model's result depends on how far a text is padded"
         return f"batching packed: {_packed_reason(core, corpus, texts, layout, alone, differ)}; use batching: [dynamic]"
+
+
+def _numbers(core: LanguageModel) -> dict[str, float]:
+    """Plain numbers that modules hold."""
+    return {
+        f"{name}.{key}": value
+        for name, module in core.named_modules()
+        for key, value in vars(module).items()
+        if type(value) in (int, float) and not key.startswith("_")
+    }
 
 
 def _packed_reason(

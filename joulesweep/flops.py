@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from joulesweep import kernels, precision
-from joulesweep.model import LanguageModel
+from joulesweep.model import LanguageModel, attributes_kept
 
 #: Of the one row that is traced, and of what is written to it by an encoder-decoder: primes that are no model's width.
 LENGTH, TARGET_LENGTH = 13, 11
@@ -253,7 +253,6 @@ def followed(core: LanguageModel) -> Trace:
 def _hooked(core: LanguageModel, trace: _Trace) -> Iterator[None]:
     """Tell the trace which layer is being computed and when the head begins; nothing is dropped or checkpointed."""
     model = core.model
-    training = [module for module in model.modules() if module.training]
     layers = [module for module in model.modules() if is_checkpointed(module)]
     handles = []
     if core.head_name is not None:
@@ -264,14 +263,13 @@ def _hooked(core: LanguageModel, trace: _Trace) -> Iterator[None]:
     replaced = [module for module in model.modules() if isinstance(module, kernels.Linear)]
     for linear in replaced:
         linear.forward = types.MethodType(torch.nn.Linear.forward, linear)  # type: ignore[method-assign]
-    model.eval()
     try:
-        yield
+        with attributes_kept(model):
+            model.eval()
+            yield
     finally:
         for linear in replaced:
             del linear.forward
-        for module in training:
-            module.training = True
         for handle in handles:
             handle.remove()
 

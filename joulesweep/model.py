@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import importlib
 import inspect
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +162,27 @@ class LanguageModel(torch.nn.Module):
         if self.task == "clm":
             seen = seen & torch.ones_like(seen[:1, :1]).tril()
         return {**found, "attention_mask": seen, "position_ids": position_ids + self.first_position}
+
+
+@contextlib.contextmanager
+def attributes_kept(model: torch.nn.Module) -> Iterator[None]:
+    """Leave what modules keep in attributes as it was: whether they train, what some note in a forward pass.
+
+    BigBird even replaces its parts, for good, when it first sees a short text.
+    """
+    before = [(module, _attributes(module), dict(module._modules)) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, attributes, parts in before:
+            module._modules.update(parts)
+            for added in _attributes(module).keys() - attributes.keys():
+                delattr(module, added)
+            vars(module).update(attributes)
+
+
+def _attributes(module: torch.nn.Module) -> dict[str, Any]:
+    return {name: value for name, value in vars(module).items() if not name.startswith("_")}
 
 
 def head_name(model: torch.nn.Module) -> str | None:

@@ -15,6 +15,7 @@ This process imports torch, transformers and zeus, nothing of the reporting side
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import itertools
 import json
@@ -31,10 +32,11 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from joulesweep import adaptive, engine, generation, memory, strategy
+from joulesweep import adaptive, engine, fit, generation, memory, strategy
 from joulesweep.data import Batch
 from joulesweep.errors import UserError
 from joulesweep.meter import Meter
+from joulesweep.model import Unfit
 from joulesweep.record import write_json
 from joulesweep.scoring import save, score
 from joulesweep.spec import RunSpec, from_mapping
@@ -195,15 +197,26 @@ def _warm_up(trainer: Trainer, peaks: memory.Peaks) -> Start | None:
     start = Start.of(trainer)
     trainer.core.train()
     _begin(trainer, epoch=1)
-    for batches, num_predicted in itertools.islice(trainer.batches(epoch=1), trainer.spec.warmup_steps):
-        _step(trainer, batches, num_predicted, trainer.spec.lr)
-    if trainer.spec.engine != "eager":
-        _meet_every_shape(trainer)
+    with _prepared_by(trainer.spec.engine):
+        for batches, num_predicted in itertools.islice(trainer.batches(epoch=1), trainer.spec.warmup_steps):
+            _step(trainer, batches, num_predicted, trainer.spec.lr)
+        if trainer.spec.engine != "eager":
+            _meet_every_shape(trainer)
     start.restore(trainer)
     if trainer.spec.engine == "graph":
         peaks.note([start.weights])  # a replay computes in memory that was allocated for its capture
     peaks.reset()
     return start if trainer.spec.min_seconds else None
+
+
+@contextlib.contextmanager
+def _prepared_by(name: str) -> Iterator[None]:
+    """A model that an engine can neither compile nor capture is a result, not a bug."""
+    try:
+        with fit.foreign(f"engine {name}"):
+            yield
+    except Unfit as unfit:
+        raise Stop("unsupported", str(unfit)) from unfit
 
 
 def _meet_every_shape(trainer: Trainer) -> None:

@@ -9,7 +9,7 @@ import pytest
 import tiny_run
 import torch
 
-from joulesweep import data, fit, kernels
+from joulesweep import data, fit, flops, kernels
 from joulesweep.errors import UserError
 from joulesweep.model import LanguageModel, Unfit
 
@@ -143,10 +143,13 @@ def test_trying_leaves_the_module_as_it_was(corpus, task, training):
     )
     core.train(training)
     counter = torch.nn.BatchNorm1d(2)  # a module with a buffer that changes
+    counter.kind = "own"
     core.model.register_module("counter", counter)
+    core.train(training)
 
     def count(*_):
         counter.running_mean.add_(1)
+        counter.kind, counter.news = "other", True
 
     core.model.base_model.register_forward_hook(count)
     before = {name: value.clone() for name, value in core.state_dict().items()}
@@ -157,6 +160,7 @@ def test_trying_leaves_the_module_as_it_was(corpus, task, training):
     assert {module.training for module in core.modules()} == {training}
     assert (core.precision_name, core.head) == ("bf16-mixed", "masked")
     assert torch.equal(torch.get_rng_state(), state)
+    assert counter.kind == "own" and not hasattr(counter, "news")
     for name, value in core.state_dict().items():
         assert torch.equal(value, before[name]), name
     assert all(parameter.grad is None for parameter in core.parameters())
@@ -261,3 +265,24 @@ def test_models_that_change_what_a_linear_layer_gives_train_with_onednn(corpus, 
     if not kernels.adopt(core):
         pytest.skip("this build of PyTorch has no oneDNN")
     assert fit.step_refusal(core, corpus, layout()) is None
+
+
+def test_a_model_that_keeps_something_of_a_text_for_the_next_is_found_out(tmp_path):
+    """Evaluating NLLB-MoE changes how many tokens its experts take in training."""
+    files = tiny_run.token_file(tmp_path / "t.safetensors", targets=True, eos_id=3, prefix=[])
+    corpus = data.load(files, 24, "seq2seq", 12)
+    core = LanguageModel(families.network("seq2seq-nllb-moe"), task="seq2seq")
+    reason = fit.refusal(core, corpus, layout(max_target_length=12))
+    assert reason == "this model notes expert_capacity in a forward pass: its results depend on the texts before"
+    assert {part.expert_capacity for part in core.modules() if hasattr(part, "expert_capacity")} == {64}
+
+
+def test_trying_does_not_turn_sparse_attention_off(corpus):
+    """BigBird's, which short texts do not need, is taken out of the model for good by the first of them."""
+    core = LanguageModel(families.network("mlm-big_bird"))
+    before = [type(part).__name__ for part in core.modules()]
+    assert fit.refusal(core, corpus, layout()) is None
+    assert fit.step_refusal(core, corpus, layout()) is None
+    flops.described(core)
+    assert [type(part).__name__ for part in core.modules()] == before
+    assert any("Sparse" in name for name in before)

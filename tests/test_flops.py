@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+import families
 import pytest
 import tiny_run
 import torch
@@ -185,3 +188,135 @@ def test_shards_divide_gradients_and_states_but_not_the_reads():
     products = flops.traced(core).products
     whole, half = (flops.bytes_per_step(core, products, shards) for shards in (1, 2))
     assert whole - half == 16 * sum(p.numel() for p in core.parameters())
+
+
+NOT_COUNTED = {
+    *(f"mlm-{kind}" for kind in ("big_bird", "convbert", "fnet", "funnel", "layoutlm", "longformer", "luke")),
+    *(
+        f"mlm-{kind}"
+        for kind in ("mobilebert", "nystromformer", "perceiver", "reformer", "squeezebert", "xmod", "yoso")
+    ),
+    *(f"clm-{kind}" for kind in ("jamba", "mamba", "mamba2", "minimax", "recurrent_gemma", "xlnet")),
+    *(f"seq2seq-{kind}" for kind in ("led", "longt5", "nllb-moe", "pegasus_x", "prophetnet", "switch_transformers")),
+}
+
+
+#: MRA's attention needs kernels of its own, without which what leads to it goes nowhere; an encoder as both halves is
+#: counted in tests/test_tasks.py.
+ELSEWHERE = {"mlm-mra", *(f"seq2seq-{kind}" for kind in ("bert", "electra", "roberta", "xlm-roberta"))}
+
+
+@pytest.mark.parametrize("family", [one for one in families.FAMILIES if one not in NOT_COUNTED | ELSEWHERE])
+def test_every_family_that_is_counted_is_counted_as_pytorch_counts_it(family):
+    """Experts in a loop over those that are met, which PyTorch can count: k of them for each token."""
+    task = family.partition("-")[0]
+    found = flops.coefficients(flops.traced(LanguageModel(families.network(family), task=task)).products)
+    model = families.network(family).eval()
+    model.set_attn_implementation("eager")
+    if hasattr(model, "set_experts_implementation"):
+        model.set_experts_implementation("eager")
+    rows, length, target_length = 3, 24, 17
+    ids = torch.randint(5, 95, (rows, length), generator=torch.Generator().manual_seed(0))
+    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    num = {"token": rows * length, "token_pair": rows * length**2, "head_position": rows * length}
+    if task == "seq2seq":
+        given["decoder_input_ids"] = ids[:, :target_length].contiguous()
+        num |= {"target_token": rows * target_length, "target_pair": rows * target_length**2}
+        num |= {"cross_pair": rows * length * target_length, "head_position": rows * target_length}
+    if task != "mlm":
+        given["use_cache"] = False
+    with FlopCounterMode(display=False) as counter:
+        model(**given).logits.sum().backward()
+    assert sum(value * num[unit] for unit, value in found.items()) == pytest.approx(counter.get_total_flops(), rel=1e-9)
+
+
+@pytest.mark.parametrize("family", sorted(NOT_COUNTED))
+def test_a_family_with_products_that_are_not_known_has_no_count_and_says_why(family):
+    found = flops.described(LanguageModel(families.network(family), task=family.partition("-")[0]))
+    assert found["flop_coefficients"] is None and found["bytes_per_step"] is None
+    assert found["flop_reason"].startswith("the model's products cannot be counted: ")
+    assert "\n" not in found["flop_reason"]
+
+
+@pytest.mark.parametrize("name", ["fp32", "bf16-mixed", "bf16-true"])
+def test_experts_are_counted_by_hand_in_every_precision(name):
+    """Two of four for each token, each three products of 16 × 24; the router is one of 16 × 4."""
+    core = precision.cast(LanguageModel(families.network("clm-qwen3_moe"), name, task="clm"), name)
+    trace = flops.traced(core)
+    experts = [product for product in trace.products if product.weight and ".experts." in product.weight]
+    assert sum(product.flops for product in experts) == 2 * 2 * (2 * 3 * 16 * 24)  # of two layers
+    assert {product.share for product in experts} == {0.5}
+    assert all(product.num_gradients == 2 and product.weight_read_again for product in experts)
+
+
+def test_of_experts_the_least_that_is_read_is_what_one_token_takes():
+    core = LanguageModel(families.network("clm-mixtral"), task="clm")
+    products = flops.traced(core).products
+    whole = flops.bytes_per_step(core, [dataclasses.replace(one, share=1.0) for one in products])
+    size = sum(p.numel() for name, p in core.model.named_parameters() if ".experts." in name)
+    assert whole - flops.bytes_per_step(core, products) == 2 * 4 * size / 2  # half of them, forwards and backwards
+
+
+@pytest.mark.parametrize(
+    ("strange", "name"),
+    [
+        (lambda weight, given: torch.einsum("...i,ji->...j", given, weight), "einsum"),
+        (lambda weight, given: torch.tensordot(given, weight, ([2], [1])), "tensordot"),
+        (lambda weight, given: torch.stack([torch.mv(weight, one) for one in given[0]])[None], "mv"),
+        (lambda weight, given: torch.nn.functional.bilinear(given, given, weight[None]), "_trilinear"),
+        (lambda weight, given: torch.nn.functional.conv1d(given.mT, weight[:, :, None]).mT, "conv1d"),
+        (lambda weight, given: given @ torch.linalg.matrix_exp(weight), "linalg_matrix_exp"),
+        (lambda weight, given: given @ torch.linalg.inv(weight * 2), "linalg_inv_ex"),
+    ],
+)
+def test_a_weight_that_goes_into_an_unknown_function_leaves_no_count(strange, name):
+    class Strange(torch.nn.Linear):
+        def forward(self, inputs):
+            out = strange(self.weight, inputs)
+            return out.expand(*inputs.shape[:-1], 16) + self.bias
+
+    model = tiny_run.network()
+    model.bert.encoder.layer[0].attention.self.key = Strange(16, 16)
+    reason = flops.described(LanguageModel(model))["flop_reason"]
+    assert reason == f"the model's products cannot be counted: ValueError: {name} is not counted"
+
+
+@pytest.mark.parametrize(
+    "harmless",
+    [
+        lambda weight: weight * 0.5,
+        lambda weight: torch.cat((weight[:8], weight[8:])),
+        lambda weight: weight / weight.norm(dim=1, keepdim=True),
+        lambda weight: weight.t().contiguous().t(),
+    ],
+)
+def test_what_is_made_of_a_weight_element_by_element_is_no_reason(harmless):
+    class Scaled(torch.nn.Linear):
+        def forward(self, inputs):
+            return torch.nn.functional.linear(inputs, self.weight + 0 * harmless(self.weight).sum(), self.bias)
+
+    model = tiny_run.network()
+    model.bert.encoder.layer[0].attention.self.key = Scaled(16, 16)
+    reason = flops.described(LanguageModel(model))["flop_reason"]
+    assert reason is None or "is not per position" in reason  # a weight made anew is no parameter
+
+
+def test_a_product_in_which_the_model_has_no_part_is_skipped():
+    """As older rotary models compute their angles: frequencies times positions, of inner size one."""
+    model, plain = tiny_run.network(), flops.described(LanguageModel(tiny_run.network()))
+
+    def angles(module, args, out):
+        frequencies = module.position_ids[:, :8, None].float()
+        return out + 0 * (frequencies @ torch.arange(13.0, device=out.device)[None, None]).sum()
+
+    model.bert.embeddings.register_forward_hook(angles)
+    assert flops.described(LanguageModel(model)) == plain
+    assert plain["flop_reason"] is None
+
+
+def test_products_without_gradients_of_their_own_leave_no_count():
+    """Their backward pass is not what autograd would do."""
+    model = tiny_run.network()
+    dense = model.bert.encoder.layer[0].intermediate.dense
+    dense.forward = torch.no_grad()(dense.forward)
+    assert "without gradients" in flops.described(LanguageModel(model))["flop_reason"]

@@ -268,3 +268,40 @@ def test_only_float16_scales_its_loss(name):
     assert scaler.is_enabled() == (name == "fp16-mixed")
     scaled = scaler.scale(torch.ones(1))
     assert (scaled.item() == 1.0) == (name != "fp16-mixed")
+
+
+@pytest.mark.parametrize("kind", ["llama", "modernbert"])
+def test_rotary_frequencies_stay_in_float32_as_transformers_keeps_them(tmp_path, kind):
+    """In bfloat16 a token far into a text is turned by a wrong angle."""
+    import tiny_run
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+
+    auto = AutoModelForCausalLM if kind == "llama" else AutoModelForMaskedLM
+    plain = tiny_run.network(kind)
+    exact = dict(plain.named_buffers())
+    plain.save_pretrained(tmp_path)
+    ours = precision.cast(tiny_run.network(kind), "bf16-true").eval()
+    theirs = auto.from_pretrained(tmp_path, dtype=torch.bfloat16).eval()
+    assert {name: (b.dtype, b.shape) for name, b in ours.named_buffers()} == {
+        name: (b.dtype, b.shape) for name, b in theirs.named_buffers()
+    }
+    assert exact and all(torch.equal(buffer, exact[name]) for name, buffer in ours.named_buffers())
+    ids = torch.arange(5, 45)[None]
+    assert torch.equal(ours(ids).logits, theirs(ids).logits)
+
+
+def test_a_kept_model_is_read_back_as_the_one_that_was_trained(tmp_path):
+    import tiny_run
+    from transformers import AutoModelForCausalLM
+
+    ours = precision.cast(tiny_run.network("llama"), "bf16-true").eval()
+    ours.save_pretrained(tmp_path)
+    ids = torch.arange(5, 45)[None]
+    assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path).eval()(ids).logits, ours(ids).logits)
+
+
+def test_tied_weights_stay_tied():
+    import tiny_run
+
+    model = precision.cast(tiny_run.network(), "bf16-true")
+    assert model.cls.predictions.decoder.weight is model.bert.embeddings.word_embeddings.weight

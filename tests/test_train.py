@@ -646,3 +646,19 @@ def test_any_other_error_is_a_bug_and_leaves_nothing(job, monkeypatch, tmp_path)
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         job()
     assert not (tmp_path / "rank0.json").exists()
+
+
+def test_a_model_that_an_engine_cannot_prepare_is_unsupported_and_a_bug_stays_one():
+    from torch._dynamo.exc import Unsupported
+
+    for error in (Unsupported("graph break", case_name="x"), RuntimeError("not permitted when stream is capturing")):
+        with pytest.raises(train.Stop) as stopped, train._prepared_by("compile"):
+            raise error
+        assert stopped.value.outcome["status"] == "unsupported"
+        assert str(stopped.value).startswith("engine compile: this model fails: ")
+        assert "\n" not in str(stopped.value)
+    with pytest.raises(TypeError), train._prepared_by("eager"):
+        learning_rate(tiny_run.spec(), None, 3)
+    for error in (RuntimeError("CUDA error: device-side assert"),):
+        with pytest.raises(type(error), match=str(error)), train._prepared_by("eager"):
+            raise error
