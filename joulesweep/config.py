@@ -253,6 +253,10 @@ class Grid(Section):
         list[bool], Field(min_length=1, description="compute activations again in the backward pass, to save memory")
     ] = [False]
     lr: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1, description="peak learning rate")]
+    max_grad_norm: Annotated[
+        list[Annotated[float, Field(gt=0)] | None],
+        Field(min_length=1, description="a step's gradient is cut to this norm; null: never"),
+    ] = [None]
     repeats: Annotated[int, Field(gt=0, description="runs per cell; the repeat sets the seed")] = 3
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-MOST_NAMES = 16  # more would not be one line
+MOST_NAMES = 18  # more would not be one line
 
 
 class UserError(Exception):

@@ -30,6 +30,7 @@ AXES = (
     "micro_batch_size",
     "checkpoint_activations",
     "lr",
+    "max_grad_norm",
 )
 #: The axes that a label names only where they vary.
 UNLABELLED = (
@@ -42,6 +43,7 @@ UNLABELLED = (
     "micro_batch_size",
     "checkpoint_activations",
     "lr",
+    "max_grad_norm",
 )
 
 
@@ -227,6 +229,8 @@ def _word(axis: str, value: Any) -> str:  # noqa: ANN401 - any axis value
         return f"micro{value}" if value else "whole"
     if axis == "checkpoint_activations":
         return "checkpointed" if value else "stored"
+    if axis == "max_grad_norm":
+        return f"clip{value:g}" if value else "unclipped"
     return f"{value}"
 
 

@@ -41,7 +41,7 @@ IDENTITY: dict[str, pl.DataType] = {
     **_columns(TEXT, "batch_size_scope batch"),
     **_columns(WHOLE, "micro_batch_size"),
     **_columns(FLAG, "checkpoint_activations"),
-    **_columns(REAL, "lr"),
+    **_columns(REAL, "lr max_grad_norm"),
 }
 ESTIMATED = _columns(REAL, "estimated_energy_j estimated_energy_low_j estimated_energy_high_j")
 QUALITY = _columns(REAL, "validation_loss perplexity masked_accuracy choice_accuracy")
