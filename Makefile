@@ -63,7 +63,7 @@ $(OLDEST)/.ready: $(VENV)/.ready Makefile
 
 test-oldest: $(OLDEST)/.ready
 	@OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest --numprocesses 2 --dist loadfile \
-		-W 'ignore:.torch.jit.script. is deprecated:DeprecationWarning' $(wildcard $(OLDEST_TESTS))
+		-W 'ignore:`torch.jit.script` is deprecated:DeprecationWarning' $(wildcard $(OLDEST_TESTS))
 
 $(PEERS)/.ready: $(VENV)/.ready
 	$(call on_top,$(PEERS))

@@ -19,6 +19,8 @@ from joulesweep.spec import OMISSION, parameter_words
 from joulesweep.tables import ANCHORS, DEVICES, EPOCHS, RUNS, SELECTIONS, UNREADABLE, Tables, frame
 
 MISSING = "no record: not run yet, or it failed"
+#: The axes of how far a step goes.
+RATES = ("lr", "max_grad_norm")
 #: What the boards of compared runs should share: flag, column, unit, and by how much it may differ.
 UNLIKE = (
     ("limits_differ", "power_limit_w", "W", 1.0),
@@ -180,7 +182,7 @@ def flag_unlike_boards(ok: list[dict[str, Any]]) -> None:
 
 def _names(found: list[dict[str, Any]]) -> dict[tuple[str, str | None], dict[str, str]]:
     """`name`, `setup` and `panel` of every (cell, environment): what varies is named, what does not is left out."""
-    axes = ("model", "dataset", "task", "environment", *cells.LAYOUT, "lr")
+    axes = ("model", "dataset", "task", "environment", *cells.LAYOUT, *RATES)
     values = {axis: {row.get(axis) for row in found} for axis in axes}
     # A run without numbers makes no environment of its own: it may have found none of its boards.
     values["environment"] = {row["environment"] for row in found if row["status"] == "ok"}
@@ -188,7 +190,7 @@ def _names(found: list[dict[str, Any]]) -> dict[tuple[str, str | None], dict[str
     names = {}
     for row in found:
         words = {axis: _word(axis, row.get(axis)) for axis in varying}
-        extra = [words[axis] for axis in (*cells.LAYOUT, "lr") if axis in varying]
+        extra = [words[axis] for axis in (*cells.LAYOUT, *RATES) if axis in varying]
         setup = " ".join([_setup(row), *extra])
         panel = " · ".join(words[axis] for axis in axes[:4] if words.get(axis))
         name = f"{setup} bs{row['batch']}"
@@ -196,10 +198,12 @@ def _names(found: list[dict[str, Any]]) -> dict[tuple[str, str | None], dict[str
     return names
 
 
-def _word(axis: str, value: object) -> str:
+def _word(axis: str, value: Any) -> str:  # noqa: ANN401 - of any axis
     """A value in a name: those that do not speak for themselves say what they are."""
     if axis == "micro_batch_size":
         return f"micro{value}" if value else "whole"
+    if axis == "max_grad_norm":
+        return f"clip{value:g}" if value else "unclipped"
     if value is None:
         return ""
     return {

@@ -18,7 +18,7 @@ LAYOUT = ("batching", "head", "engine", "micro_batch_size", "checkpoint_activati
 #: What a baseline shares with the first configuration of the grid, beside the micro-batch size.
 WAY = ("method", "method_params", "strategy", "precision", "batching", "head", "engine", "checkpoint_activations")
 #: What a cell shares with its baseline; one device has both scopes of the batch size in one.
-TRAINED = ("model", "dataset", "task", "batch_size", "lr", "environment")
+TRAINED = ("model", "dataset", "task", "batch_size", "lr", "max_grad_norm", "environment")
 
 #: What cells share that differ in their methods alone.
 BUT_METHOD = (
@@ -31,6 +31,7 @@ BUT_METHOD = (
     "batch_size",
     "batch_size_scope",
     "lr",
+    "max_grad_norm",
 )
 
 

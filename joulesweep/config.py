@@ -303,6 +303,10 @@ class Grid(Section):
         list[bool], Field(min_length=1, description="compute activations again in the backward pass, to save memory")
     ] = [False]
     lr: Annotated[list[Annotated[float, Field(gt=0, le=1e6)]], Field(min_length=1, description="peak learning rate")]
+    max_grad_norm: Annotated[
+        list[Annotated[float, Field(gt=0, le=1e6)] | None],
+        Field(min_length=1, description="a step's gradient is cut to this norm; null: never"),
+    ] = [None]
     repeats: Annotated[Few, Field(description="runs per cell; the repeat sets the seed")] = 3
 
 

@@ -37,7 +37,8 @@ def loss(tables: Tables) -> Chart:
     notes = ["Thick: mean over repeats after each epoch, from the untrained model on. "]
     notes[0] += "Single runs are too many to draw." if epochs["run"].n_unique() > MAX_THIN else "Thin: single runs."
     if len(read):
-        title = f"Energy (J), integrated from counter readings, scope {read['energy_scope'][0]}"
+        status = read.filter(pl.col("epoch") > 0)["energy_status"][0]
+        title = f"Energy (J), {status}, scope {read['energy_scope'][0]}"
         curves.append(_curves(tables, read, "energy_j", title, statuses, "measured"))
     elif measured:
         notes.append(f"Not against joules: {why}.")
@@ -56,14 +57,15 @@ def with_joules(epochs: pl.DataFrame) -> tuple[pl.DataFrame, str]:
         epochs: the epochs table.
 
     Returns:
-        Rows whose joules are of one scope, with the untrained model's; or no rows and the reason.
+        Rows whose joules are of one scope and status, with the untrained model's; or no rows and the reason.
     """
     trained = epochs.filter(pl.col("epoch") > 0)
     whole = (pl.col("energy_j").is_null() | pl.col("energy_scope").is_null()).sum().over(GROUP) == 0
     found = trained.filter(whole)
-    scopes = found["energy_scope"].unique(maintain_order=True).to_list()
-    if len(scopes) > 1:
-        return found.clear(), f"joules of different scopes are not drawn together: {', '.join(scopes)}"
+    for column, word in (("energy_scope", "scopes"), ("energy_status", "statuses")):
+        kinds = found[column].unique(maintain_order=True).to_list()
+        if len(kinds) > 1:
+            return found.clear(), f"joules of different {word} are not drawn together: {', '.join(kinds)}"
     reasons = trained["energy_reason"].drop_nulls().unique(maintain_order=True).to_list()
     untrained = epochs.filter(pl.col("epoch") == 0).join(found.select("run").unique(), on="run", how="semi")
     return pl.concat([untrained, found]), reasons[0] if reasons else "no epoch has joules in every repeat"

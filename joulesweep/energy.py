@@ -100,7 +100,7 @@ def _status(row: dict[str, Any]) -> str:
 def _total(rows: Sequence[dict[str, Any]], key: str) -> float | None:
     """The sum over the devices, None if one lacks the number."""
     values = [row[key] for row in rows]
-    return None if None in values else math.fsum(values)  # type: ignore[arg-type]
+    return None if None in values else math.fsum(values)
 
 
 def _no_headline(computing: Sequence[dict[str, Any]], exclusive: str) -> dict[str, Any]:
@@ -129,6 +129,8 @@ def by_epoch(epoch: dict[str, Any], devices: Sequence[str]) -> dict[str, Any]:
     rows = {row["device"]: row for row in epoch["energy"]}
     found = [rows.get(device, UNTRACED) for device in devices]
     lacking = [row for row in found if row["energy_j"] is None]
+    if not lacking and len({row["status"] for row in found}) > 1:
+        lacking = [{"status": "unavailable", "reason": "a total is of one status only"}]
     if not found or lacking:
         status = joined(row["status"] for row in lacking) or "unavailable"
         reason = joined(row["reason"] for row in lacking) or "the run has no joules"

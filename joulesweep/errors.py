@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-MOST_NAMES = 16  # more would not be one line
+MOST_NAMES = 18  # more would not be one line
 LONGEST = 100  # characters of a value that an error shows
 LONGEST_LINE = 2000
 MOST_LETTERS = 400  # of what a corrupt file says of itself

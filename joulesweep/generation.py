@@ -1,7 +1,13 @@
-"""Targets of held-out texts, written by the trained model outside the measured window; the analysis scores them."""
+"""Targets of held-out texts, written by the trained model outside the measured window; the analysis scores them.
+
+What a model's own files say of generation (a least length, forced tokens, penalties) is left out, so that models are
+compared by one rule; the record has it in the manifest of the model, under `generation`.
+"""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +15,7 @@ import torch
 
 from joulesweep import data, lazy, precision, strategy
 from joulesweep.memory import Weights, load_weights
+from joulesweep.spec import RunSpec
 from joulesweep.trainer import Trainer
 
 BATCH = 16  #: texts that a rank writes at a time
@@ -58,23 +65,47 @@ def _written(trainer: Trainer, texts: torch.Tensor) -> torch.Tensor:
         )
         for rows, filler in ((ids, corpus.pad_id), ([torch.ones_like(row) for row in ids], 0))
     )
-    wanted = spec.generate or {}
-    given = {"decoder_start_token_id": model.config.decoder_start_token_id} if spec.task == "seq2seq" else {}
-    with precision.autocast(spec.precision, place.device.type):
+    start_id = model.config.decoder_start_token_id if spec.task == "seq2seq" else None
+    with (
+        precision.autocast(spec.precision, place.device.type),
+        _generating_by(model, _settings(spec, corpus, start_id)),
+    ):
         found: torch.Tensor = model.generate(
             input_ids=input_ids,
             attention_mask=attention_mask,
-            do_sample=False,
-            num_beams=wanted["beams"],
-            length_penalty=wanted["length_penalty"],
-            no_repeat_ngram_size=wanted["no_repeat_ngram"],
-            max_new_tokens=spec.max_target_length,
-            pad_token_id=corpus.pad_id,
-            eos_token_id=corpus.end_id,
             synced_gpus=spec.strategy == "fsdp" and place.world > 1,
-            **given,
         )
     return found if spec.task == "seq2seq" else found[:, input_ids.shape[1] :]
+
+
+def _settings(spec: RunSpec, corpus: data.Corpus, start_id: int | None) -> Any:  # noqa: ANN401 - of transformers
+    """All that decides what is written: the spec's, the tokenizer's tokens, and transformers' defaults."""
+    wanted = spec.generate or {}
+    return lazy.transformers().GenerationConfig(
+        do_sample=False,
+        num_beams=wanted["beams"],
+        length_penalty=wanted["length_penalty"],
+        no_repeat_ngram_size=wanted["no_repeat_ngram"],
+        max_new_tokens=spec.max_target_length,
+        bos_token_id=corpus.start_id,
+        pad_token_id=corpus.pad_id,
+        eos_token_id=corpus.end_id,
+        decoder_start_token_id=start_id,
+    )
+
+
+@contextlib.contextmanager
+def _generating_by(model: torch.nn.Module, settings: Any) -> Iterator[None]:  # noqa: ANN401 - of transformers
+    """While it writes, a model knows these settings and none of its own, such as a least length or forced tokens."""
+    owners = [module for module in model.modules() if "generation_config" in vars(module)]
+    own = [module.generation_config for module in owners]
+    for module in owners:
+        module.generation_config = settings
+    try:
+        yield
+    finally:
+        for module, its_own in zip(owners, own, strict=True):
+            module.generation_config = its_own
 
 
 def _read(corpus: data.Corpus, text: int) -> torch.Tensor:

@@ -31,6 +31,7 @@ AXES = (
     "micro_batch_size",
     "checkpoint_activations",
     "lr",
+    "max_grad_norm",
 )
 MOST_RUNS = 30_000  # of a grid, before exclusions
 LONGEST_RUN = 230  # characters of a run's id; file systems take 255 bytes as a name
@@ -45,6 +46,7 @@ UNLABELLED = (
     "micro_batch_size",
     "checkpoint_activations",
     "lr",
+    "max_grad_norm",
 )
 
 
@@ -236,6 +238,8 @@ def _word(axis: str, value: Any) -> str:  # noqa: ANN401 - any axis value
         return f"micro{value}" if value else "whole"
     if axis == "checkpoint_activations":
         return "checkpointed" if value else "stored"
+    if axis == "max_grad_norm":
+        return f"clip{value:g}" if value else "unclipped"
     return f"{value}"
 
 

@@ -69,7 +69,8 @@ def transformers() -> ModuleType:
     if "accelerate" not in sys.modules:  # peft needs it installed; what transformers does must not depend on that
         for utilities in ("transformers.utils", "transformers.utils.import_utils"):
             vars(importlib.import_module(utilities))["is_accelerate_available"] = lambda *_: False
-    # 5.17 wants a curve of sklearn for its assisted generation, later ones when they draw it.
-    with put_off("scipy.optimize", "linear_sum_assignment"), put_off("sklearn.metrics", "roc_curve"):
+    with put_off("scipy.optimize", "linear_sum_assignment"):
         importlib.import_module("transformers.modeling_utils")
+    with put_off("sklearn.metrics", "roc_curve"):  # 5.17 wants it when it is imported, later ones when they call it
+        importlib.import_module("transformers.generation.candidate_generator")  # every model's class does
     return library

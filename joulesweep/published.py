@@ -36,7 +36,7 @@ FASTER = (
     ("ddp with fp16-mixed over dp with fp32", ("ddp", "fp16-mixed"), ("dp", "fp32")),
 )
 #: What two cells share of which one is faster.
-SHARED = ("panel", "environment", "devices", *LAYOUT, "batch_size", "batch_size_scope", "lr")
+SHARED = ("panel", "environment", "devices", *LAYOUT, "batch_size", "batch_size_scope", "lr", "max_grad_norm")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,6 +33,7 @@ OMISSION: dict[str, Any] = {
     "schedule": "linear",
     "lr_warmup_fraction": 0.0,
     "weight_decay": 0.01,
+    "max_grad_norm": None,
     "mask_probability": 0.15,
     "max_length": 128,
     "max_target_length": 64,
@@ -96,6 +97,7 @@ class RunSpec:
         schedule: learning-rate schedule after its warm-up.
         lr_warmup_fraction: share of the steps in which the rate rises linearly.
         weight_decay: AdamW's.
+        max_grad_norm: longer gradients of a step, all of them as one vector, are cut to this norm; None for none.
         mask_probability: share of tokens that are predicted.
         max_length: tokens per text, special tokens included; longer texts are cut.
         max_target_length: tokens per target, what ends it included; task clm counts them within max_length.
@@ -137,6 +139,7 @@ class RunSpec:
     schedule: str = OMISSION["schedule"]
     lr_warmup_fraction: float = OMISSION["lr_warmup_fraction"]
     weight_decay: float = OMISSION["weight_decay"]
+    max_grad_norm: float | None = OMISSION["max_grad_norm"]
     mask_probability: float = OMISSION["mask_probability"]
     max_length: int = OMISSION["max_length"]
     max_target_length: int = OMISSION["max_target_length"]

@@ -44,7 +44,7 @@ IDENTITY: dict[str, pl.DataType] = {
     **_columns(TEXT, "batch_size_scope batch"),
     **_columns(WHOLE, "micro_batch_size"),
     **_columns(FLAG, "checkpoint_activations"),
-    **_columns(REAL, "lr"),
+    **_columns(REAL, "lr max_grad_norm"),
 }
 ESTIMATED = _columns(REAL, "estimated_energy_j estimated_energy_low_j estimated_energy_high_j")
 QUALITY = _columns(REAL, "validation_loss perplexity masked_accuracy choice_accuracy")
@@ -116,7 +116,7 @@ SELECTIONS: dict[str, pl.DataType] = {
 DEVICES: dict[str, pl.DataType] = {
     **RUN_NAME,
     **_columns(WHOLE, "batch_size repeat"),
-    **_columns(TEXT, "device kind uuid status method reason doubt"),
+    **_columns(TEXT, "device kind uuid status method reason doubt idle_reason net_reason power_method"),
     **_columns(REAL, "energy_j error_j total_energy_j net_energy_j idle_w tick_s mean_power_w power_ratio"),
     **_columns(FLAG, "in_scope"),
 }

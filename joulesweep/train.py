@@ -179,10 +179,18 @@ def _forward_backward_update(trainer: Trainer, inputs: engine.Inputs, factor: to
         # DDP and FSDP average the gradients over the ranks; the sum is meant.
         torch.autograd.backward(trainer.scaler.scale(part * trainer.place.world))
         loss += part.detach()
+    if trainer.spec.max_grad_norm is not None:
+        trainer.scaler.unscale_(trainer.optimizer)
+        _clip(trainer, trainer.spec.max_grad_norm)
     trainer.scaler.step(trainer.optimizer)
     trainer.scaler.update()
     trainer.optimizer.zero_grad(set_to_none=True)
     return loss
+
+
+def _clip(trainer: Trainer, max_norm: float) -> None:
+    """Cut the step's gradient to a norm, that of all tensors and shards together, without waiting for the device."""
+    torch.nn.utils.clip_grad_norm_(trainer.core.parameters(), max_norm, foreach=True)
 
 
 def _check_finite(trainer: Trainer, step: int) -> None:

@@ -28,7 +28,7 @@ CHOICES = {"datasets__texts__choices": "c", "datasets__texts__answer": "i"}
 SOURCES = "{wheel, sha256, path}, {hub, revision}, {local}"
 GRID_KEYS = (
     "model, dataset, task, method, strategy, devices, precision, batching, head, engine, batch_size, batch_size_scope, "
-    "micro_batch_size, checkpoint_activations, lr, repeats"
+    "micro_batch_size, checkpoint_activations, lr, max_grad_norm, repeats"
 )
 BOARDS = "must be auto or a list of NVML indices and UUIDs, each once"
 NO_BOARDS = (2, "all", None, [], [0, 0], ["GPU-a", "GPU-a"], [-1], ["0"], [True], [1.0], [[0]], [0, "board"])
@@ -143,7 +143,7 @@ MISTAKES = [
         {"exclude": [{"when": {"precison": "fp32"}, "reason": "slow"}]},
         "exclude[0].when: unknown axis 'precison'; allowed: model, dataset, task, method, strategy, devices, "
         "precision, batching, head, engine, batch_size, batch_size_scope, micro_batch_size, checkpoint_activations, "
-        "lr (did you mean 'precision'?)",
+        "lr, max_grad_norm (did you mean 'precision'?)",
     ),
     # choices
     (

@@ -78,6 +78,19 @@ SAVING = [
     )
     if micro or checkpointed
 ]
+#: A norm that every gradient of these trainings exceeds.
+NORM = 0.01
+CLIPPED = [
+    {**PLAIN, "max_grad_norm": NORM, **changes}
+    for changes in (
+        {},
+        {"batching": "packed", "head": "masked", "micro_batch_size": 3},
+        {"precision": "fp16-mixed"},
+        {"method": "lora", **DROPPED["lora"]},
+        WRITERS[0],
+        WRITERS[1],
+    )
+]
 PAIRS = [
     {**case, "strategy": strategy, "devices": 2}
     for strategy in SPREAD
@@ -85,6 +98,7 @@ PAIRS = [
         *(case for case in SINGLE if case["head"] == "masked" and case["precision"] != "tf32"),
         PLAIN,
         *({**writer, **PLAIN} for writer in WRITERS),
+        *CLIPPED,
         *(case for case in SAVING if case["batching"] == ("dynamic" if case.get("task") == "seq2seq" else "packed")),
     )
 ]
@@ -97,7 +111,7 @@ def name(case):
 
 def plain_of(case):
     """The reference of a case: the same method, model and task."""
-    same = ("method", "method_params", "model", "task", "max_target_length")
+    same = ("method", "method_params", "model", "task", "max_target_length", "max_grad_norm")
     return {**PLAIN, **{key: case[key] for key in same if key in case}}
 
 
@@ -158,7 +172,8 @@ def spread(assets, tmp_path_factory):
 
 
 def scale(case):
-    return LOSS_SCALE if PRECISIONS[case["precision"]].scale_loss else 1.0
+    scaled = PRECISIONS[case["precision"]].scale_loss and "max_grad_norm" not in case  # it is taken out before
+    return LOSS_SCALE if scaled else 1.0
 
 
 def distance(found, expected, factor=1.0):
@@ -230,6 +245,25 @@ def test_accumulation_and_checkpointing_change_no_gradient(single, case):
     check_losses(found, plain, "fp32")
     assert found["counts"] == plain["counts"]
     check_gradients(case, found["gradients"], plain["gradients"])
+
+
+@pytest.mark.parametrize("case", CLIPPED, ids=name)
+def test_the_gradient_of_a_step_is_cut_to_the_norm(single, case):
+    found, free = single(case), single({key: value for key, value in case.items() if key != "max_grad_norm"})
+    check_losses(found, single(plain_of(case)), case["precision"])
+    check_gradients(case, found["gradients"], single(plain_of(case))["gradients"])
+    unscaled = [g.float() / scale({**PLAIN, "precision": case["precision"]}) for g in free["gradients"][0]]
+    norm = torch.cat([g.flatten() for g in unscaled]).norm()
+    assert norm > 10 * NORM
+    for step in found["gradients"]:
+        assert torch.cat([g.float().flatten() for g in step]).norm().item() == pytest.approx(NORM, rel=1e-3)
+    assert distance(found["gradients"][0], [g * (NORM / norm) for g in unscaled]) < ROUNDING[case["precision"]]
+
+
+def test_a_gradient_within_the_norm_is_left_alone(single):
+    free, loose = single(PLAIN), single({**PLAIN, "max_grad_norm": 1e6})
+    assert loose["losses"] == free["losses"]
+    assert all(torch.equal(a, b) for a, b in zip(loose["gradients"][1], free["gradients"][1], strict=True))
 
 
 @pytest.mark.parametrize("number", range(len(PAIRS)), ids=[name(case) for case in PAIRS])

@@ -23,7 +23,7 @@ def test_the_loss_falls_with_seconds_and_with_joules_that_were_read(gpu):
     assert {row["epoch"] for row in drawn(chart, 1)} == {0, 1, 2, 3}
     for part in (0, 1):  # the window begins with the untrained model
         assert all((row["cost"] == row["mean_cost"] == 0) == (row["epoch"] == 0) for row in drawn(chart, part))
-    assert "Energy (J), integrated from counter readings, scope gpu" in text_of(chart)
+    assert "Energy (J), integrated, scope gpu" in text_of(chart)
     assert "stimated" not in text_of(curves.loss(gpu))
 
 

@@ -178,9 +178,10 @@ def test_a_replay_leaves_the_given_tensors_and_earlier_losses_alone(graphed):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 @pytest.mark.parametrize("precision", ["fp32", "fp16-mixed", "bf16-mixed"])
 @pytest.mark.parametrize("batching", ["fixed", "packed"])
-def test_a_graph_trains_as_eager_steps_do(tmp_path, batching, precision):
+@pytest.mark.parametrize("norm", [None, 0.5])
+def test_a_graph_trains_as_eager_steps_do(tmp_path, batching, precision, norm):
     assets = tiny_run.assets(tmp_path)
-    changes = {"accelerator": "cuda", "batching": batching, "precision": precision, "epochs": 3}
+    changes = {"accelerator": "cuda", "batching": batching, "precision": precision, "epochs": 3, "max_grad_norm": norm}
     eager, graph = (
         train.train(tiny_run.spec(**changes, engine=name), assets.model_folder, assets.tokens, tmp_path)
         for name in ("eager", "graph")

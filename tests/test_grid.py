@@ -274,6 +274,15 @@ def test_labels_say_how_a_step_is_computed_where_that_varies():
     assert len(labels) == 8
 
 
+def test_labels_name_the_norm_where_it_varies():
+    config = validate(tiny_run.config(grid__max_grad_norm=[None, 1.0, 0.5], grid__repeats=1))
+    entries = grid.manifest(config)["runs"].values()
+    assert [entry["label"] for entry in entries] == [
+        f"{word} single fp32 bs8" for word in ("unclipped", "clip1", "clip0.5")
+    ]
+    assert [entry["max_grad_norm"] for entry in entries] == [None, 1.0, 0.5]
+
+
 def test_the_manifest_names_each_run_its_cell_and_its_axes():
     config = validate(tiny_run.config(grid__batch_size=[8, 16], grid__lr=[1e-3, 1e-4], grid__repeats=2))
     manifest = grid.manifest(config)

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 from safetensors.numpy import save_file
-from tiny import bert_model, bert_tokenizer, bert_weights
+from tiny import BERT_CONFIG, bert_model, bert_tokenizer, bert_weights
 
+from joulesweep import pretrained
 from joulesweep.config import ModelConfig
 from joulesweep.errors import UserError
 from joulesweep.pretrained import fetch_model
@@ -179,6 +180,7 @@ def hub_cache(folder):
     for file in bert_model(folder / "given").iterdir():
         file.rename(repository / "blobs" / file.name)
         (repository / "snapshots" / COMMIT / file.name).symlink_to(f"../../blobs/{file.name}")
+    return repository / "snapshots" / COMMIT
 
 
 def run_script(source, **environment):
@@ -219,3 +221,107 @@ def test_the_default_model():
     with pytest.raises(UserError, match="wrong checksum"):
         fetch({**source, "sha256": "0" * 64})
     assert names("models") == ["m"], "the model of before stays"
+
+
+def test_the_manifest_says_what_the_files_say_of_generation():
+    folder = bert_model(Path("given"))
+    assert fetch({"local": "given"})["generation"] == {}
+    said = {"min_length": 56, "early_stopping": True, "forced_bos_token_id": 0, "length_penalty": 2.0}
+    tokens = {"bos_token_id": 0, "pad_token_id": 1, "transformers_version": "4.1.0", "do_sample": None}
+    (folder / "generation_config.json").write_text(json.dumps({**said, **tokens}))
+    assert fetch({"local": "given"})["generation"] == said
+    (folder / "generation_config.json").unlink()
+    old = {"no_repeat_ngram_size": 3, "use_cache": True}  # older models have it in their config
+    (folder / "config.json").write_text(json.dumps({**BERT_CONFIG, **old}))
+    assert fetch({"local": "given"})["generation"] == {"no_repeat_ngram_size": 3}
+
+
+@pytest.mark.parametrize(
+    ("weight_map", "line"),
+    [
+        ({"w0": 3}, "weight_map: w0: must be the name of a file, got 3"),
+        ({"w0": None}, "weight_map: w0: must be the name of a file, got None"),
+        ({"w0": ["model.safetensors"]}, "weight_map: w0: must be the name of a file, got ['model.safetensors']"),
+        ({"w0": "model.safetensors", "w1": {}}, "weight_map: w1: must be the name of a file, got {}"),
+        ({"w0": ""}, "weight_map: w0: must be the name of a file, got ''"),
+    ],
+)
+def test_an_index_that_names_no_files_is_one_line(weight_map, line):
+    index = bert_model(Path("given")) / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    assert mistake({"local": "given"}) == f"given: {index.name}: {line}"
+
+
+@pytest.mark.parametrize("text", ["\ufeff{}", '{"classifier_dropout": NaN}', '\ufeff{"extra": [NaN, Infinity]}'])
+def test_a_config_is_read_as_the_tools_that_wrote_it_read_it(text):
+    folder = bert_model(Path("given"))
+    inner = text.strip("\ufeff")[1:-1]
+    begin = "\ufeff" if text.startswith("\ufeff") else ""
+    body = json.dumps(BERT_CONFIG)
+    (folder / "config.json").write_text(begin + (f"{body[:-1]}, {inner}}}" if inner else body), encoding="utf-8")
+    fetch({"local": "given"})
+    assert not Path("models/m/config.json").read_text(encoding="utf-8").startswith("\ufeff")
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 50_000, '{"a": ' + "9" * 5000 + "}", "\xff"])
+def test_a_config_that_no_reader_takes_is_one_line(text):
+    (bert_model(Path("given")) / "config.json").write_text(text, encoding="latin-1")
+    assert mistake({"local": "given"}).startswith("given: config.json: corrupt model config: ")
+
+
+def test_weights_of_another_precision_than_the_usual_file_are_asked_for_where_they_are():
+    folder = bert_model(Path("hub-copy"))
+    (folder / "model.safetensors").rename(folder / "model.fp16.safetensors")
+    assert mistake({"local": "hub-copy"}) == f"hub-copy: no *.safetensors weights; {REMEDY}"
+    snapshots = hub_cache(Path("hub/hub"))
+    (snapshots / "model.safetensors").unlink()
+    environment = {"HF_HOME": str(Path("hub").resolve()), "HF_HUB_OFFLINE": "1"}
+    done = run_script({"source": {"hub": "org/tiny"}}, **environment)
+    assert (done.returncode, done.stderr) == (
+        2,
+        "error: hub org/tiny@main: no *.safetensors weights; if the repository has model.safetensors, run where there "
+        f"is network: hf download org/tiny --revision main; else {REMEDY}\n",
+    )
+
+
+#: Keys that real configs have, and that a config does not show before it has them.
+REAL = [
+    ("deberta-v2", {"position_buckets": 256, "norm_rel_ebd": "layer_norm", "share_att_key": True}),
+    ("modernbert", {"global_attn_every_n_layers": 3}),
+    ("t5", {"decoder_start_token_id": 0}),
+    ("longt5", {"decoder_start_token_id": 0}),
+    ("pegasus", {"bos_token_id": 0}),
+    ("qwen3_moe", {"head_dim": 8}),
+    ("bert", {"gradient_checkpointing": False, "directionality": "bidi", "pooler_num_attention_heads": 12}),
+    ("gpt2", {"task_specific_params": {"text-generation": {"max_length": 50}}, "my_own_note": "small"}),
+]
+
+
+@pytest.mark.parametrize(("model_type", "keys"), REAL, ids=[kind for kind, _ in REAL])
+def test_random_models_take_the_keys_of_real_configs(model_type, keys):
+    written = json.loads(pretrained._random_config({"model_type": model_type, **keys}))
+    assert {key: written[key] for key in keys} == keys
+
+
+@pytest.mark.parametrize(
+    ("model_type", "key", "meant"),
+    [
+        ("bert", "num_hiden_layers", "num_hidden_layers"),
+        ("bert", "num_layers", "num_hidden_layers"),  # of other families
+        ("bert", "hidden_sizes", "hidden_size"),
+        ("gpt2", "n_layers", "n_layer"),
+        ("t5", "num_layer", "num_layers"),
+        ("llama", "num_key_values_heads", "num_key_value_heads"),
+        ("modernbert", "intermediate_sise", "intermediate_size"),
+        ("distilbert", "n_layer", "n_layers"),
+    ],
+)
+def test_random_models_refuse_near_misses(model_type, key, meant):
+    with pytest.raises(UserError, match=f"unknown key of a {model_type} config '{key}' .did you mean '{meant}'"):
+        pretrained._random_config({"model_type": model_type, key: 3})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), [1.0, float("-inf")], {"deep": [{"er": float("nan")}]}])
+def test_random_models_have_finite_numbers(value):
+    with pytest.raises(ValueError, match=r"random\.initializer_range\S*: must be a finite number, got -?(nan|inf)"):
+        ModelConfig(source={"random": {"model_type": "bert", "initializer_range": value}}, tokenizer={"local": "x"})

@@ -37,6 +37,7 @@ OTHER = {
     "schedule": "cosine",
     "lr_warmup_fraction": 0.1,
     "weight_decay": 0.0,
+    "max_grad_norm": 1.0,
     "mask_probability": 0.3,
     "max_length": 64,
     "max_target_length": 32,

@@ -789,6 +789,47 @@ def test_a_text_of_nothing_has_something_to_begin_with(assemble, assets, tmp_pat
     assert len(rows) == 2
 
 
+#: What files of models say of generation, each of which changes what is written.
+OWN_WAYS = {
+    "min_length": 11,
+    "min_new_tokens": 7,
+    "early_stopping": True,
+    "repetition_penalty": 9.0,
+    "no_repeat_ngram_size": 1,
+    "length_penalty": 4.0,
+    "num_beams": 3,
+    "forced_bos_token_id": 50,
+    "forced_eos_token_id": 51,
+    "suppress_tokens": list(range(5, 50)),
+    "bad_words_ids": [[60], [61]],
+    "encoder_no_repeat_ngram_size": 1,
+    "exponential_decay_length_penalty": [1, 2.0],
+    "max_length": 3,
+}
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("kind", ["opt", "t5", "bart", "bert"])
+def test_what_a_model_says_of_generation_changes_nothing_that_is_written(assets, tmp_path, kind, method):
+    on, written = assets(kind), []
+    for own in ({}, OWN_WAYS):
+        folder = tmp_path / f"own{len(own)}"
+        shutil.copytree(on.model_folder, folder)
+        path = folder / "generation_config.json"
+        said = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps({**said, **own}))
+        spec = tiny_run.spec(task=TASK_OF[kind], generate=GENERATE, max_target_length=12, method=method)
+        torch.manual_seed(0)
+        built = trainer.assemble(spec, folder, on.tokens, ALONE)
+        before = [m.generation_config for m in built.core.modules() if "generation_config" in vars(m)]
+        written.append(generation.generate(built, decisive(built), folder))
+        after = [m.generation_config for m in built.core.modules() if "generation_config" in vars(m)]
+        assert all(one is other for one, other in zip(before, after, strict=True)), "it is saved along with the model"
+        assert any(getattr(one, "min_length", None) == 11 for one in before) is bool(own) or kind == "bert"
+    assert written[0] == written[1]
+    assert any(row["summary"] for row in written[0])
+
+
 @pytest.mark.parametrize(
     ("kind", "parts", "changes", "refusal", "said"),
     [

@@ -226,8 +226,11 @@ def test_perplexity_and_accuracy_are_those_of_the_validation_loss(run):
         )
 
 
-def reference_losses(assets, spec):
-    """The same training written out in the plainest PyTorch: dense head, mean loss, one parameter group per rule."""
+def reference_losses(assets, spec, norms=None):
+    """The same training written out in the plainest PyTorch: dense head, mean loss, one parameter group per rule.
+
+    Norms of gradients, where they are cut, are added to the list.
+    """
     model = saved(assets.model_folder)
     corpus = data.load(assets.tokens, spec.max_length)
     texts, _ = data.split(corpus, "random", 0.2, 0)
@@ -253,6 +256,10 @@ def reference_losses(assets, spec):
             logits = model(input_ids=inputs, attention_mask=attention).logits
             loss = functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
             loss.backward()
+            if spec.max_grad_norm is not None:
+                norms.append(
+                    float(torch.nn.utils.clip_grad_norm_(model.parameters(), spec.max_grad_norm, foreach=False))
+                )
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
@@ -275,6 +282,25 @@ def test_each_steps_loss_is_that_of_a_plain_training_loop(run, assets, layout):
     changes = {"epochs": 3, "weight_decay": 0.5, "lr": 0.02}  # strong enough that a wrong rule shows
     expected = reference_losses(assets, tiny_run.spec(**changes))
     assert run(**changes, **layout)["losses"] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("layout", [{}, {"batching": "packed", "micro_batch_size": 3}])
+def test_clipped_steps_are_those_of_a_plain_training_loop(run, assets, layout):
+    changes = {"epochs": 4, "max_grad_norm": 1.0}
+    norms = []
+    expected = reference_losses(assets, tiny_run.spec(**changes), norms)
+    free = reference_losses(assets, tiny_run.spec(epochs=4))
+    assert min(norms) < 1.0 < max(norms), "some steps are clipped and some are not"
+    assert max(abs(a - b) / b for a, b in zip(expected, free, strict=True)) > 1e-4
+    assert run(**changes, **layout)["losses"] == pytest.approx(expected, rel=4e-6)
+
+
+def test_a_step_that_overflows_is_left_out_with_clipping_too(run, monkeypatch):
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
+    monkeypatch.setattr(precision, "scaler", lambda name, device: scaler)
+    outcome = run(epochs=20, precision="fp16-mixed", warmup_steps=0, max_grad_norm=1.0)
+    assert 0 < outcome["measurement"]["num_skipped_steps"] < 20 * NUM_STEPS
+    assert outcome["epochs"][-1]["validation_loss"] < outcome["epochs"][0]["validation_loss"]
 
 
 def test_the_same_seed_twice_is_the_same_run_and_another_seed_another(run, with_dropout):
