@@ -19,7 +19,7 @@ from joulesweep.errors import UserError, one_of
 from joulesweep.spec import RunSpec
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-START_S = 60.0  # a driver that sleeps between its users wakes all boards first
+START_S = 30.0  # a driver that sleeps between its users wakes all boards first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +75,11 @@ def nvml_problem() -> tuple[str, bool] | None:
     A machine with no driver has no boards to measure. One whose driver does not answer (another version than the
     library's, no permission) may have some.
     """
+    problem, silent = bounded.within(START_S, _start_problem)
+    return problem if silent is None else (f"NVML does not start: {silent}", False)
+
+
+def _start_problem() -> tuple[str, bool] | None:
     import pynvml
 
     if nvml() is not None:

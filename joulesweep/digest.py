@@ -27,6 +27,8 @@ RESOURCES = {
 CORE = (
     "adaptive",
     "conditions",
+    "contention",
+    "counter",
     "data",
     "fit",
     "flops",
@@ -41,10 +43,13 @@ CORE = (
     "scoring",
     "selection",
     "sensors",
+    "settling",
     "trace",
     "train",
     "trainer",
     "units",
+    "verdict",
+    "watch",
     "weights",
     "worker",
 )

@@ -147,10 +147,13 @@ def _refused(reason: str) -> dict[str, Any]:
 
 def _measured(spec: RunSpec, work: Path, log: Path | None, lease: Lease, wanted: Callable[[], None]) -> dict[str, Any]:
     """Prepare the conditions, run the processes, and judge what was measured."""
-    zones = bounded.within(bounded.LIMIT_S, sensors.zones)[0] or []
+    zones, no_zones = bounded.within(bounded.LIMIT_S, sensors.zones)
+    zones = zones or []
     before = conditions.prepare(spec, lease.boards, zones, wanted)
     read = ([device for device in found if device.device not in before.silent] for found in (lease.boards, zones))
-    trace, started = bounded.within(bounded.LIMIT_S, Trace, *read)[0] or Trace([], []), _now()
+    trace, no_trace = bounded.within(bounded.LIMIT_S, Trace, *read)
+    before.silent.update({name: why for name, why in (("RAPL", no_zones), ("the trace", no_trace)) if why is not None})
+    trace, started = trace or Trace([], []), _now()
     outcome, seen = _supervise(spec, work, log, lease, trace, wanted)
     if outcome["status"] == "ok":
         measurement.judge(outcome, trace, lease.boards, before.ticks)

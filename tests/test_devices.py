@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 
 import pynvml
 import pytest
 import tiny_run
 from fake_meters import Boards, forget_devices
 
-from joulesweep import devices
+from joulesweep import bounded, devices
 from joulesweep.devices import Board
 from joulesweep.errors import UserError
 
@@ -300,3 +301,31 @@ def test_runs_get_indices_since_zeus_fails_on_uuids(three, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", devices.exported([third, first]))
     forget_devices(monkeypatch)
     assert ZeusMonitor(gpu_indices=[0, 1], cpu_indices=[]).gpu_indices == [0, 1]
+
+
+@pytest.fixture
+def hanging(monkeypatch):
+    """A call that comes back only when the test ends."""
+    gate = threading.Event()
+    monkeypatch.setattr(devices, "START_S", 0.05)
+    monkeypatch.setattr(bounded, "LIMIT_S", 0.05)
+    yield gate.wait
+    gate.set()
+
+
+def test_a_driver_that_does_not_answer_is_one_line(monkeypatch, hanging):
+    monkeypatch.setattr(devices, "ask", lambda function, *args: hanging())
+    with pytest.raises(UserError, match=r"^the NVIDIA driver does not tell its boards: no answer within 0.05 s$"):
+        devices.boards()
+    monkeypatch.setattr(devices, "nvml", hanging)
+    assert devices.nvml_problem() == ("NVML does not start: no answer within 0.05 s", False)
+
+
+def test_a_board_that_does_not_answer_is_named_and_left_out(monkeypatch, hanging, capfd):
+    def ask(function, *args):
+        return hanging() if args == (1,) else {"nvmlDeviceGetCount": 3}.get(function, "GPU-x")
+
+    monkeypatch.setattr(devices, "ask", ask)
+    monkeypatch.setattr(devices, "_board", lambda index, handle: index)
+    assert devices.boards() == [0, 2]
+    assert capfd.readouterr().err == "gpu:1 is left out: no answer within 0.05 s\n"
