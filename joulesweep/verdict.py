@@ -26,7 +26,7 @@ AVERAGE_S = 1.0  # what a board that has no instant power averages over
 TICK_OFF, TICK_OFF_S = 1.25, 0.005  # a counter that stood still for longer than its known tick: the tick has changed
 NEAR_S = 2.0  # readings so near to the window tell what power is possible at its edges
 HOLE_S = 0.5  # readings further apart leave room for anything between the lowest and the highest power
-IDLE_DOUBT = 2.0  # a board that idles at more than so many times the run's power: one of the two is wrong
+IDLE_DOUBT = 3.0  # a board that idles at more than so many times the run's power: one of the two is wrong
 IDLE_ERROR = 0.05  # a counter whose error in the idle span is larger says nothing of the idle power
 
 

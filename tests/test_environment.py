@@ -15,6 +15,7 @@ import pytest
 from fake_meters import Boards
 
 from joulesweep import devices, environment
+from joulesweep.errors import UserError
 
 
 @pytest.fixture
@@ -167,3 +168,20 @@ def test_outside_a_checkout_and_without_git_the_commit_is_unknown(tmp_path, monk
     assert environment._git() == (None, None)
     monkeypatch.setenv("PATH", "")
     assert environment._git() == (None, None)
+
+
+def test_a_driver_that_does_not_answer_is_no_reason_to_train_on_the_cpu_in_silence(monkeypatch):
+    def mismatch():
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH)
+
+    monkeypatch.setattr(pynvml, "nvmlInit", mismatch)
+    monkeypatch.setattr(environment, "torch_has_cuda", lambda: True)
+    devices.nvml.cache_clear()
+    environment.probe_accelerator.cache_clear()
+    try:
+        with pytest.raises(UserError, match=r"hardware\.accelerator: auto cannot tell .* say cpu or cuda"):
+            environment.resolve_accelerator("auto")
+        assert environment.resolve_accelerator("cpu") == "cpu"
+    finally:
+        devices.nvml.cache_clear()
+        environment.probe_accelerator.cache_clear()

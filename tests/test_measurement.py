@@ -363,12 +363,12 @@ def test_idle_power_above_the_runs_leaves_no_net_joules():
     assert found["net_reason"] == "idle power took 3200 J of the 3000 J: nothing is left"
 
 
-def test_a_board_that_idles_at_thrice_the_runs_power_is_doubtful():
-    readings = trace(gpu_0=(900.0, 300.0, *BOTH))
+def test_a_board_that_idles_at_four_times_the_runs_power_is_doubtful():
+    readings = trace(gpu_0=(1200.0, 300.0, *BOTH))
     (found,) = judged([row("gpu:0", "gpu", "GPU-0", 6000.0)], readings, [board()], {"gpu:0": 0.1})["measurement"][
         "energy"
     ]
-    assert found["doubt"] == "idle power is 3 × the run's"
+    assert found["doubt"] == "idle power is 4 × the run's"
 
 
 def test_a_number_that_the_cross_check_contradicts_is_doubtful():
