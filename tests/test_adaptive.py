@@ -413,7 +413,8 @@ def test_skipped_steps_are_counted_across_choices(assemble):
 def test_a_checkpointed_layer_is_computed_again_as_a_whole():
     """Whatever trains in it, were it only its last bias."""
     core = core_of(num_hidden_layers=2, vocab_size=200)
-    core.model.activation_checkpointing_enable({"use_reentrant": False})
+    enable = getattr(core.model, "activation_checkpointing_enable", core.model.gradient_checkpointing_enable)
+    enable({"use_reentrant": False})
     core.model.disable_input_require_grads()
     found = adaptive.cost(core, units(core))
     whole = counted(core)

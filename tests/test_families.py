@@ -13,6 +13,7 @@ import families
 import pytest
 import tiny_run
 import torch
+import transformers
 from torch.nn import functional
 
 from joulesweep import data, methods, scoring, train, trainer
@@ -164,6 +165,8 @@ def test_a_family_learns_as_by_its_own_forward_or_says_why_not(family, tokens, r
         assert all("depends on how far a text is padded" in one for one in outcomes)
     elif family in NO_MASKED_HEAD:
         assert all(one.startswith("head masked: ") for one in outcomes)
+    elif family == "seq2seq-umt5" and transformers.__version__ < "5.20":  # there its result depends on padding
+        assert all(one == "ok" or "depends on how far a text is padded" in one for one in outcomes)
     elif family in KEEPS_SOMETHING:
         assert all("in a forward pass: its results depend on the texts before" in one for one in outcomes)
     elif family in NO_DECODER:

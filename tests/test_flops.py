@@ -8,6 +8,8 @@ import families
 import pytest
 import tiny_run
 import torch
+import transformers
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForMaskedLM
 
@@ -82,7 +84,8 @@ def test_a_single_trained_matrix_in_the_middle_counts_what_pytorch_counts():
 @pytest.mark.parametrize("method", [{}, {"method": "freeze-bottom", "fraction": 0.5}])
 def test_checkpointed_layers_are_computed_once_more_and_are_not_more_useful(method):
     stored, again = (core_of(network(num_hidden_layers=4), **method) for _ in range(2))
-    again.model.activation_checkpointing_enable({"use_reentrant": False})
+    enable = getattr(again.model, "activation_checkpointing_enable", again.model.gradient_checkpointing_enable)
+    enable({"use_reentrant": False})
     again.model.disable_input_require_grads()  # which enabling it sets: gradients for frozen layers, to no use
     assert expected(again, 3, 17) == expected(stored, 3, 17) == expected(stored, 3, 17, recomputed=True)
     assert expected(again, 3, 17, recomputed=True) == pytest.approx(counted(again, 3, 17), rel=1e-9)
@@ -201,9 +204,11 @@ NOT_COUNTED = {
 }
 
 
-#: MRA's attention needs kernels of its own, without which what leads to it goes nowhere; an encoder as both halves is
-#: counted in tests/test_tasks.py.
-ELSEWHERE = {"mlm-mra", *(f"seq2seq-{kind}" for kind in ("bert", "electra", "roberta", "xlm-roberta"))}
+#: MRA's attention needs kernels of its own, without which what leads to it goes nowhere; in older versions others ask for
+#: numbers that the meta device does not have.
+ELSEWHERE = {"mlm-mra", *(() if transformers.__version__ >= "5.20" else ("mlm-esm", "mlm-tapas"))}
+#: PyTorch counts the angles of older rotary models too.
+ANGLES = 1e-9 if transformers.__version__ >= "5.20" else 2e-4
 
 
 @pytest.mark.parametrize("family", [one for one in families.FAMILIES if one not in NOT_COUNTED | ELSEWHERE])
@@ -212,7 +217,6 @@ def test_every_family_that_is_counted_is_counted_as_pytorch_counts_it(family):
     task = family.partition("-")[0]
     found = flops.coefficients(flops.traced(LanguageModel(families.network(family), task=task)).products)
     model = families.network(family).eval()
-    model.set_attn_implementation("eager")
     if hasattr(model, "set_experts_implementation"):
         model.set_experts_implementation("eager")
     rows, length, target_length = 3, 24, 17
@@ -225,9 +229,10 @@ def test_every_family_that_is_counted_is_counted_as_pytorch_counts_it(family):
         num |= {"cross_pair": rows * length * target_length, "head_position": rows * target_length}
     if task != "mlm":
         given["use_cache"] = False
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # of a fused one it counts nothing
         model(**given).logits.sum().backward()
-    assert sum(value * num[unit] for unit, value in found.items()) == pytest.approx(counter.get_total_flops(), rel=1e-9)
+    total = sum(value * num[unit] for unit, value in found.items())
+    assert total == pytest.approx(counter.get_total_flops(), rel=ANGLES)
 
 
 @pytest.mark.parametrize("family", sorted(NOT_COUNTED))
