@@ -1,8 +1,9 @@
 """Token files to training batches: the split, the masks, the order, the padding or packing.
 
-Masks and order are functions of (seed, epoch) and of a text's place in the token file alone: not of the batch size,
-the number of devices, the batching, the precision or the method. Runs of one seed therefore see the same words
-masked, and their differences are paired.
+Masks and order are functions of (seed, epoch), of a text's place in the token file and of the texts as `max_length`
+cuts them: not of the batch size, the number of devices, the batching, the precision or the method. Runs of one seed
+therefore see the same words masked, and their differences are paired. Two sweeps whose lengths cut different texts do
+not: their masks differ.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ class Corpus:
     Attributes:
         ids: int64 [tokens], all texts one after another.
         offsets: int64 [texts + 1], where each text begins.
-        learned: bool [tokens], what may be predicted: in masked language modelling a text without the special tokens
-            around it, else a text and what ends it, and of a text with a target the target alone.
+        learned: bool [tokens], what may be predicted: in masked language modelling a text without special tokens, be
+            they around it or inside, as for an unknown word; else a text and what ends it, and of a text with a target
+            the target alone.
         group: int64 [texts], equal for equal texts.
         mask_id: the token that stands for a hidden one, or None.
         pad_id: the token that fills a row up.
@@ -174,7 +176,9 @@ def _corpus(
         )
 
     if task == "mlm":
-        return joined([prefix, bodies, suffix], max_lengths[0], learned=(1,))
+        found = joined([prefix, bodies, suffix], max_lengths[0], learned=(1,))
+        special = torch.tensor(about.get("special_ids", []), dtype=torch.int64)
+        return replace(found, learned=found.learned & ~torch.isin(found.ids, special))
     if task == "clm" and targets is None:
         return joined([prefix, bodies, ending], max_lengths[0], learned=(1, 2))
     assert targets is not None

@@ -395,10 +395,15 @@ def tried(folder: Path, task: str) -> tuple[Fit, int | None]:
         raise
     except Exception as error:  # whatever a family's classes make of a config that does not suit them
         raise UserError(f"task {task}: the model cannot be built: {' '.join(str(error).split())}") from None
+    return fit, num_embeddings(model)
+
+
+def num_embeddings(model: Any) -> int | None:  # noqa: ANN401 - of any family
+    """How many tokens a model can read; None if that cannot be told."""
     try:
-        return fit, len(model.get_input_embeddings().weight)
+        return len(model.get_input_embeddings().weight)
     except (NotImplementedError, AttributeError):  # it looks its tokens up in some other way
-        return fit, getattr(model.config, "vocab_size", None)
+        return getattr(model.config, "vocab_size", None)
 
 
 def _assembled(folder: Path, task: str, load: Load) -> tuple[Any, Fit]:

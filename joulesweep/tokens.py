@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from joulesweep.spec import canonical
 
 FORMAT = "joulesweep-tokens"
 VERSION = 1
+MAX_TRIES = 1000  #: words of its own that a tokenizer is tried with
 BATCH = 1000  #: texts at a time: what the tokenizer says of each token takes far more memory than its id
 
 
@@ -210,8 +213,12 @@ def _tokens(
     return np.fromiter((i for row in encoded for i in row), dtype="<i4", count=int(offsets[-1])), offsets
 
 
-def _encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:  # noqa: ANN401
-    encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
+def _encode(tokenizer: Any, texts: list[str], special: bool = False) -> list[list[int]]:  # noqa: ANN401
+    """The ids of each text, with the special tokens around it if wanted."""
+    try:
+        encoded = tokenizer(texts, add_special_tokens=special, return_attention_mask=False, verbose=False)
+    except Exception as error:  # of the tokenizers library: some know no token for an unknown word
+        raise UserError(f"the tokenizer fails on a text: {' '.join(str(error).split())}") from None
     return list(encoded["input_ids"])
 
 
@@ -229,11 +236,22 @@ def _describe_tokenizer(tokenizer: Any, folder: Path) -> dict[str, Any]:  # noqa
     }
 
 
+def _own_words(tokenizer: Any) -> Iterator[str]:  # noqa: ANN401
+    """Single tokens of the tokenizer as texts: it may know neither letters nor a word for what it does not know."""
+    special = set(tokenizer.all_special_ids)
+    known = sorted((index, token) for token, index in tokenizer.get_vocab().items() if index not in special)
+    for _, token in known[:MAX_TRIES]:
+        yield tokenizer.convert_tokens_to_string([token])
+
+
 def _around(tokenizer: Any, folder: Path) -> tuple[list[int], list[int]]:  # noqa: ANN401
     """The ids that the tokenizer puts before and after a text, found by comparing a text with and without."""
-    bare = tokenizer("a b", add_special_tokens=False)["input_ids"]
-    whole = tokenizer("a b", add_special_tokens=True)["input_ids"]
-    for start in range(len(whole) - len(bare) + 1):
-        if bare and whole[start : start + len(bare)] == bare:
-            return whole[:start], whole[start + len(bare) :]
+    for text in itertools.chain(["a b"], _own_words(tokenizer)):
+        try:
+            (bare,), (whole,) = (_encode(tokenizer, [text], special) for special in (False, True))
+        except UserError:  # no word that it knows
+            continue
+        for start in range(len(whole) - len(bare) + 1):
+            if bare and whole[start : start + len(bare)] == bare:
+                return whole[:start], whole[start + len(bare) :]
     raise UserError(f"{folder}: cannot tell which ids its tokenizer puts around a text")

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from joulesweep import adaptive, data, engine, fit, flops, kernels, methods, precision, strategy
 from joulesweep.errors import UserError
 from joulesweep.memory import copy_weights, load_weights
-from joulesweep.model import LanguageModel, Unfit, build, num_positions, stacks
+from joulesweep.model import LanguageModel, Unfit, build, num_embeddings, num_positions, stacks
 from joulesweep.spec import RunSpec
 from joulesweep.units import COUNTED
 
@@ -307,6 +307,9 @@ def _learning(spec: RunSpec, model_folder: Path, tokens: Path) -> tuple[data.Cor
         model: Any = build(model_folder, spec.task, spec.model_source.get("new_weights", ()))
     start_id = getattr(model.config, "decoder_start_token_id", None) if spec.task == "seq2seq" else None
     corpus = data.load(tokens, spec.max_length, spec.task, spec.max_target_length, start_id)
+    rows = num_embeddings(model)
+    if rows is not None and rows < corpus.vocab_size:
+        raise UserError(f"the tokenizer has {corpus.vocab_size} tokens, the model embeddings for {rows}")
     if spec.generate is not None and corpus.targets is None and corpus.prompts is None:
         raise UserError(f"generate: data set {spec.dataset} has no targets; name their field, or leave generate out")
     if spec.task == "seq2seq":  # what was chosen goes along with a saved model

@@ -194,6 +194,27 @@ def test_of_the_hidden_tokens_four_fifths_are_masks_and_a_tenth_are_themselves(l
     assert len(swapped.unique()) > 0.9 * large.vocab_size
 
 
+def test_special_tokens_inside_a_text_are_not_hidden(tmp_path):
+    """As by transformers' collator: one that stands for an unknown word is no word to be learned."""
+    bodies = [[1 + (i * j) % 97 for j in range(1, 30)] for i in range(1, 60)]
+    special, plain = (
+        data.load(write(tmp_path / f"{len(ids)}.safetensors", bodies, special_ids=ids), 40)
+        for ids in ([1, 2, 3, 17], [])
+    )
+    unknown = torch.isin(plain.ids, torch.tensor([1, 2, 3, 17])) & plain.learned
+    assert unknown.sum() > 20
+    assert torch.equal(special.learned, plain.learned & ~unknown)
+    one, other = (data.mask(corpus, 0.5, 1, 1) for corpus in (special, plain))
+    assert (other.labels[unknown] != data.IGNORED).any()
+    assert torch.equal(one.labels, other.labels.masked_fill(unknown, data.IGNORED))
+    assert torch.equal(one.inputs, torch.where(unknown, plain.ids, other.inputs)), "all other tokens are as they were"
+
+
+def test_what_is_generated_may_be_a_special_token(tmp_path):
+    path = write(tmp_path / "t.safetensors", [[10, 11, 12]], special_ids=[11], eos_id=3)
+    assert data.load(path, 24, "clm").learned.tolist() == [False, True, True, True, True]
+
+
 def test_no_token_is_hidden_as_padding(large):
     """Within a text it would shift the positions that RoBERTa counts itself, and packed texts have none shifted."""
     assert not (large.ids == large.pad_id).any()

@@ -68,8 +68,9 @@ def test_parsing_a_workflow_imports_nothing_heavy(tmp_path):
         "given = types.SimpleNamespace(configfiles=[pathlib.Path('config/config.yaml').absolute()], config_args=None)\n"
         f"os.chdir({str(tmp_path)!r})\n"
         "shown = types.SimpleNamespace(quiet=None, dryrun=False)\n"
-        "workflow = {'is_main_process': True, 'local_exec': True, 'dryrun': True, 'output_settings': shown, 'config_settings': given}\n"
-        "sweep = load(types.SimpleNamespace(basedir=os.getcwd(), **workflow))\n"
+        "flags = dict.fromkeys(('is_main_process', 'local_exec', 'dryrun'), True)\n"
+        "told = types.SimpleNamespace(basedir=os.getcwd(), output_settings=shown, config_settings=given, **flags)\n"
+        "sweep = load(told)\n"
         "for run in sweep.runs: sweep.job(run), sweep.tokens(run), sweep.threads(run, 2)\n"
         "sweep.config_json(), sweep.finished()"
     )

@@ -14,7 +14,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file
 from tiny import bert_tokenizer
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from joulesweep import tokens
 from joulesweep.errors import UserError
@@ -289,3 +289,35 @@ def test_script_tells_a_mistake_in_one_line_and_writes_nothing(tmp_path, model):
     assert done.returncode == 2
     assert done.stderr == f"error: {tmp_path}/t.jsonl: No such file or directory; expected a fetched data set\n"
     assert not (tmp_path / "out").exists()
+
+
+def small_tokenizer(folder, model, vocabulary):
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
+    tokenizer.add_special_tokens(vocabulary[:4])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    special = dict(zip(("pad_token", "cls_token", "sep_token", "mask_token"), vocabulary, strict=False))
+    about = {"tokenizer_class": "PreTrainedTokenizerFast", **special}
+    (folder / "tokenizer_config.json").write_text(json.dumps(about))
+    return folder
+
+
+@pytest.mark.parametrize("words", [["c", "d"], ["1", "2"], ["é", "ü"]])
+@pytest.mark.parametrize("drops", [True, False])
+def test_a_tokenizer_that_knows_neither_a_nor_b_is_asked_with_its_own_words(tmp_path, words, drops):
+    vocabulary = ["[PAD]", "[CLS]", "[SEP]", "[MASK]", *words]
+    ids = {word: i for i, word in enumerate(vocabulary)}
+    folder = small_tokenizer(tmp_path, models.BPE(ids, []) if drops else models.WordLevel(ids), vocabulary)
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text(json.dumps({"text": " ".join(words)}) + "\n")
+    manifest = tokens.tokenise(texts, folder).manifest
+    assert (manifest["prefix"], manifest["suffix"], manifest["num_tokens"]) == ([1], [2], 2)
+    texts.write_text(json.dumps({"text": f"{words[0]} zzz"}) + "\n")
+    if drops:
+        assert tokens.tokenise(texts, folder).manifest["num_tokens"] == 1
+        return
+    with pytest.raises(UserError, match=r"^the tokenizer fails on a text: .*\[UNK\]"):
+        tokens.tokenise(texts, folder)

@@ -307,6 +307,12 @@ def test_longer_texts_than_a_model_has_positions_for_are_unsupported(assemble, a
         assert stopped.value.outcome["reason"] == f"{reason}; use a smaller max_length"
 
 
+def test_a_tokenizer_larger_than_the_embeddings_is_refused_before_it_indexes_them(tmp_path, assets):
+    tokens = tiny_run.token_file(tmp_path / "more.safetensors", vocab_size=101)
+    with pytest.raises(UserError, match=r"^the tokenizer has 101 tokens, the model embeddings for 100$"):
+        trainer.assemble(tiny_run.spec(), assets.model_folder, tokens, ALONE)
+
+
 def test_too_few_texts_are_the_users_to_mend(tmp_path, assets):
     tokens = tiny_run.token_file(tmp_path / "one.safetensors", num_texts=1)
     with pytest.raises(UserError, match=r"^data set texts: too few texts to hold some out: 1 in all$"):
