@@ -249,12 +249,16 @@ def _batch(corpus: data.Corpus, texts: torch.Tensor, layout: data.Layout, task: 
 
 
 def _states(core: LanguageModel, corpus: data.Corpus, texts: torch.Tensor, layout: data.Layout) -> list[torch.Tensor]:
-    """The last hidden states of each text, [its length, width]; of an encoder-decoder those of its target."""
+    """What is computed of each text, [its length, width]: of an encoder-decoder of its target.
+
+    The last hidden states, of which the output layer is tried apart; or logits, if it is computed everywhere.
+    """
     shown = data.Labelled(inputs=corpus.ids, labels=corpus.written.ids)
     layout = replace(layout, size=len(texts), micro=None, head="dense")
     (batch,), _ = next(data.steps(corpus, shown, texts, layout))
     ids, segments, _, positions, _, targets = batch.on(_device(core))
-    hidden = _hidden(core, core.inputs(ids, segments, positions, targets))
+    inputs = core.inputs(ids, segments, positions, targets)
+    hidden: torch.Tensor = core.model(**inputs).logits if core.head == "dense" else _hidden(core, inputs)
     lengths = corpus.written.lengths[texts].tolist()
     if corpus.targets is not None:
         return [row[:length] for row, length in zip(hidden, lengths, strict=True)]

@@ -204,8 +204,8 @@ NOT_COUNTED = {
 }
 
 
-#: MRA's attention needs kernels of its own, without which what leads to it goes nowhere; in older versions others ask for
-#: numbers that the meta device does not have.
+#: MRA's attention needs kernels of its own, without which what leads to it goes nowhere; in older versions
+#: others ask for numbers that the meta device does not have.
 ELSEWHERE = {"mlm-mra", *(() if transformers.__version__ >= "5.20" else ("mlm-esm", "mlm-tapas"))}
 #: PyTorch counts the angles of older rotary models too.
 ANGLES = 1e-9 if transformers.__version__ >= "5.20" else 2e-4
