@@ -1,6 +1,7 @@
 # make sweep   the embedded default sweep, to results/default/report.html
 # make test    the whole test suite
 # make truth   joules of twenty runs against the known truth of fake boards, at two ticks: minutes
+# make fuzz    3,000 odd configs, 1,000 data files, 300 model folders, 300 records: minutes
 # make bench-peers   ours against transformers.Trainer and Lightning, on this machine's CPU: half an hour or more
 # make lint    every check of style, types and rules
 # All make the environment first, when it is missing or stale.
@@ -15,7 +16,7 @@ PEERS := .cache/peers
 VIZWIZ ?= $(wildcard ../shared/data/vizwiz/val.json)
 BENCH_PEERS = $(PEERS)/bin/python -m benchmarks.peers $(if $(VIZWIZ),--data $(VIZWIZ)) $(BENCH_PEERS_OPTIONS)
 
-.PHONY: sweep test truth bench-peers lint format environment schema clean
+.PHONY: sweep test truth fuzz bench-peers lint format environment schema clean
 .DEFAULT_GOAL := sweep
 
 environment: $(VENV)/.ready
@@ -37,6 +38,9 @@ test: environment
 
 truth: environment
 	@OMP_NUM_THREADS=1 pytest tests/test_truth.py --long -rP
+
+fuzz: environment
+	@JOULESWEEP_FUZZ=whole OMP_NUM_THREADS=1 pytest tests/test_fuzz.py
 
 $(PEERS)/.ready: $(VENV)/.ready
 	@$(PYTHON) -m venv --clear $(PEERS)
