@@ -3,6 +3,7 @@
 # make test-oldest   the tests of the training with the oldest transformers that is supported
 # make families  every family of models in every way, against a plain loop: a quarter of an hour
 # make truth   joules of runs under load steps, waves, resets and clock steps against the known truth of fake boards: minutes
+# make fuzz    3,000 odd configs, 1,000 data files, 300 model folders, 300 records: minutes
 # make bench-peers   ours against transformers.Trainer and Lightning, on this machine's CPU: half an hour or more
 # make lint    every check of style, types and rules
 # All make the environment first, when it is missing or stale.
@@ -23,7 +24,7 @@ OLDEST_TESTS := $(addprefix tests/test_,$(addsuffix .py,adaptive data engine flo
 VIZWIZ ?= $(wildcard ../shared/data/vizwiz/val.json)
 BENCH_PEERS = $(PEERS)/bin/python -m benchmarks.peers $(if $(VIZWIZ),--data $(VIZWIZ)) $(BENCH_PEERS_OPTIONS)
 
-.PHONY: sweep test test-oldest families truth bench-peers lint format environment schema clean
+.PHONY: sweep test test-oldest families truth fuzz bench-peers lint format environment schema clean
 .DEFAULT_GOAL := sweep
 
 environment: $(VENV)/.ready
@@ -48,6 +49,9 @@ families: environment
 
 truth: environment
 	@OMP_NUM_THREADS=1 pytest tests/test_truth.py --long -rP
+
+fuzz: environment
+	@JOULESWEEP_FUZZ=whole OMP_NUM_THREADS=1 pytest tests/test_fuzz.py
 
 # An environment on top of ours: what it has itself comes first.
 define on_top

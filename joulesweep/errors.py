@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -17,16 +16,12 @@ class UserError(Exception):
     """Bad input: one line that says where, what was allowed and the nearest name.
 
     Programs print ``str(error)`` and exit with 2; they never show a traceback for it. Whatever the input holds, the
-    line stays one: control characters and halves of surrogate pairs are written as escapes, and it is cut where long.
+    line stays one: what cannot be printed is written as escapes, and it is cut where long.
     """
 
     def __init__(self, line: str) -> None:
-        line = re.sub("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", _escaped, line)
+        line = "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in line)
         super().__init__(line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE - 300]} … {line[-300:]}")
-
-
-def _escaped(found: re.Match[str]) -> str:
-    return found[0].encode("unicode_escape").decode()
 
 
 def brief_repr(value: object) -> str:

@@ -135,7 +135,18 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
         raise Corrupt(path, f"corrupt {what}: not a JSON object")
     if is_deep(value):
         raise Corrupt(path, f"corrupt {what}: too many levels of nesting")
+    if not is_text(value):
+        raise Corrupt(path, f"corrupt {what}: half of a surrogate pair is no text")
     return value
+
+
+def is_text(value: object) -> bool:
+    """Whether all texts in a JSON value can be written; JSON can name halves of surrogate pairs, UTF-8 has none."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def is_deep(value: object) -> bool:

@@ -17,7 +17,7 @@ import yaml
 
 from joulesweep.errors import UserError, brief_repr
 
-MOST_BYTES = 1_000_000  # of a file
+MOST_BYTES = 200_000  # of a file
 MOST_VALUES = 100_000  # of a file, with every alias written out
 MOST_DEPTH = 40
 LARGEST = 2**63 - 1  # what a 64-bit machine counts to
@@ -34,7 +34,6 @@ KINDS = {
     "float": "some readers of YAML take this for another number; write it in plain decimals, or quote it as text",
     "timestamp": "some readers of YAML take this for a date; quote it as text",
 }
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 Location = tuple[int | str, ...]  #: ("grid", "lr", 0)
 
@@ -155,7 +154,7 @@ class _Reader:
 
     def _parsed(self, text: str) -> Iterator[Any]:
         try:
-            yield from yaml.parse(text, Loader=_LOADER)
+            yield from yaml.parse(text, Loader=yaml.SafeLoader)
         except yaml.reader.ReaderError as error:
             bad = yaml.reader.Reader.NON_PRINTABLE.search(text)
             line = text.count("\n", 0, bad.start()) + 1 if bad else 1
