@@ -27,6 +27,8 @@ RESOURCES = {
 CORE = (
     "adaptive",
     "conditions",
+    "contention",
+    "counter",
     "data",
     "flops",
     "generation",
@@ -40,10 +42,13 @@ CORE = (
     "scoring",
     "selection",
     "sensors",
+    "settling",
     "trace",
     "train",
     "trainer",
     "units",
+    "verdict",
+    "watch",
     "worker",
 )
 #: Modules with a table: of the table only the run's own row counts, by the spec's field.
