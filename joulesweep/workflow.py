@@ -240,6 +240,11 @@ class Sweep:
         """Where the model of a key comes from, for its script."""
         return canonical(model_source(self.config.models[self._models[key]]))
 
+    def tasks(self, key: str) -> str:
+        """The tasks that the runs of a model's key learn, with commas between."""
+        name = self._models[key]
+        return ",".join(sorted({spec.task for spec in self.grid.runs.values() if spec.model == name}))
+
     def dataset_json(self, key: str) -> str:
         """Where the texts of a key come from, for their script."""
         return canonical(text_source(dataset_source(self.config.datasets[self._datasets[key]])))
