@@ -12,13 +12,14 @@ A record is one JSON object, `record.json`:
     started, finished UTC, ISO 8601
     environment       see `joulesweep.environment.describe`
     measurement       null unless ok, and per pass unless it says otherwise; see `joulesweep.measurement.combine`:
-                      times, counts and memory; energy: a row per device with joules, status, method and reason;
-                      flags: what makes the numbers doubtful; conditions: boards, cool-down, idle baseline, begin and
-                      end of the window; overhead: what measuring cost
+                      times, counts and memory; energy: a row per device with joules, error_j (what they may be off by
+                      at most), status, method and reason, and doubt (what contradicts them, else null); flags: what to
+                      know before comparing; conditions: boards, cool-down, idle baseline, what the run got of the CPU,
+                      begin and end of the window; overhead: what measuring cost, and the joules of the whole run
     quality           null unless ok: validation_loss, perplexity (null beyond 1e300), masked_accuracy, choice_accuracy
                       (null but for multiple choice), num_validation_texts, num_masked
     epochs            one row per finished epoch, epoch 0 being the untrained model; `energy` has a row
-                      {device, energy_j, status, reason} per device, joules since the window began
+                      {device, energy_j, status, method, reason} per device, joules since the window began
 
 Beside it lie `power.jsonl`: the power trace, one row per sample and device; t_s counts from the window's begin; and
 `summaries.jsonl`: what the trained model wrote, a row {text, summary, references} per held-out text that the spec's
