@@ -18,6 +18,7 @@ TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 FOREIGN = 0.1  # CPU-seconds of others per second of the window that make no difference …
 FOREIGN_SHARE = 0.05  # … nor do fewer than this share of the run's own
 WAITING = 0.1  # share of their time that the run's threads may be ready and wait for a core
+FULL = 0.75  # of the cores' time: a run that uses as much and waits, with nobody else there, waits for itself
 GOT = 0.9  # CPU-seconds per second of the window: less, and a run on the CPU stood still
 LOST = 0.9  # a machine's count that lacks more of the run's own time is not of this machine
 
@@ -225,7 +226,9 @@ def causes(found: Mapping[str, Any], window_s: float, cpu_s: float, on_cpu: bool
         told.append(f"other processes used {found['foreign_cpu_s']:.3g} CPU-seconds (it used {cpu_s:.3g})")
     if (found["cpu_steal_s"] or 0.0) > much_s:
         told.append(f"the hypervisor took {found['cpu_steal_s']:.3g} CPU-seconds")
-    if (found["cpu_wait_share"] or 0.0) > WAITING:
+    # A run with more threads than cores waits for itself: then the cores are full of its own work.
+    itself = found["foreign_cpu_s"] is not None and cpu_s > FULL * window_s * len(os.sched_getaffinity(0))
+    if (found["cpu_wait_share"] or 0.0) > WAITING and not itself:
         told.append(f"its threads waited for a core {found['cpu_wait_share']:.0%} of the time that they were ready")
     elif found["cpu_wait_share"] is None and (found["cpu_pressure_share"] or 0.0) > WAITING:
         told.append(f"some process waited for a core {found['cpu_pressure_share']:.0%} of the time")

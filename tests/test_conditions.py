@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import json
 import re
 import threading
@@ -295,12 +296,14 @@ def cpu_reading(at_s, busy_s=0.0, own_s=0.0, waited_s=0.0, **changes):
         ({"busy_s": None}, 30.0, None),
         ({"steal_s": 12.0}, 30.0, "the hypervisor took 10 CPU-seconds"),
         ({"waited_s": 10.0}, 30.0, "its threads waited for a core 25% of the time that they were ready"),
+        ({"busy_s": 60.0, "own_s": 60.0, "ran_s": 60.0, "waited_s": 20.0}, 50.0, None),  # both cores are full of it
         ({"waited_s": 3.0, "pressure_s": 30.0}, 30.0, None),  # others waited, not the run
         ({"waited_s": None, "ran_s": None, "pressure_s": 18.0}, 30.0, "some process waited for a core 50% of the time"),
     ],
 )
-def test_a_run_that_did_not_have_the_cpu_to_itself_is_flagged(accelerator, changes, cpu_s, text):
-    """The readings are of 36 s, the window is of 30 s."""
+def test_a_run_that_did_not_have_the_cpu_to_itself_is_flagged(monkeypatch, accelerator, changes, cpu_s, text):
+    """The readings are of 36 s, the window is of 30 s, on two cores."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
     last = cpu_reading(132.0, **{"busy_s": 30.0, "own_s": 30.0, "ran_s": 30.0, **changes})
     given = {"cpu": [cpu_reading(96.0), last], "cpu_s": cpu_s, "accelerator": accelerator}
     assert flags(row(), **given) == ([("contended", text)] if text else [])
