@@ -96,6 +96,15 @@ def version(package: str) -> str | None:
         return None
 
 
+def _tested() -> dict[str, list[str]]:
+    """The oldest and the newest version of each library; none where the package lies without its checkout."""
+    path = Path(__file__).parent.parent / "pyproject.toml"
+    if not path.exists():
+        return {}
+    tested: dict[str, list[str]] = tomllib.loads(path.read_text(encoding="utf-8"))["tool"]["joulesweep"]["tested"]
+    return tested
+
+
 def too_new() -> list[str]:
     """Look whether the libraries of the training are of versions that Joulesweep is tested with.
 
@@ -107,9 +116,8 @@ def too_new() -> list[str]:
     Raises:
         UserError: one is missing, or older: it lacks what the training uses.
     """
-    text = (Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8")
     notes = []
-    for package, (oldest, newest) in tomllib.loads(text)["tool"]["joulesweep"]["tested"].items():
+    for package, (oldest, newest) in _tested().items():
         found = version(package)
         if found is None or _release(found) < _release(oldest):
             has = f"{package} {found}" if found else f"no {package}"

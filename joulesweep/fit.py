@@ -62,8 +62,8 @@ def _is_ours(error: Exception) -> bool:
         return False  # a model that cannot be compiled, or captured
     if isinstance(error, TypeError) and ".forward() " in str(error):
         return False  # a model of another interface
-    if "CUDA error" in str(error) or "NCCL" in str(error):
-        return True  # the machine's, or of a kernel that cannot be told
+    if any(word in str(error) for word in ("CUDA error", "NCCL", "gloo")):
+        return True  # the machine's, of a kernel that cannot be told, or of a rank whose peer has gone
     frames = [(Path(frame.filename), frame.name) for frame in traceback.extract_tb(error.__traceback__)]
     # A backward pass is the model's, called by us.
     telling = [path for path, name in frames if TORCH not in path.parents or name == "_engine_run_backward"]

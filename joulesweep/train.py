@@ -205,7 +205,8 @@ def _warm_up(trainer: Trainer, peaks: memory.Peaks) -> Start | None:
     start = Start.of(trainer)
     trainer.core.train()
     _begin(trainer, epoch=1)
-    with _prepared_by(trainer.spec.engine):
+    # Without an engine to prepare, what a step of the model can fail at was tried before: the rest are bugs, and peers.
+    with _prepared_by(trainer.spec.engine) if trainer.spec.engine != "eager" else contextlib.nullcontext():
         for batches, num_predicted in itertools.islice(trainer.batches(epoch=1), trainer.spec.warmup_steps):
             _step(trainer, batches, num_predicted, trainer.spec.lr)
         if trainer.spec.engine != "eager":

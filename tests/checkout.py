@@ -24,6 +24,7 @@ COPIED = (
     "envs",
     "scripts",
     "config",
+    "pyproject.toml",
     "profiles",
     "joulesweep",
     "resources/cpu_watts.csv",

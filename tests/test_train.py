@@ -447,7 +447,7 @@ def test_nothing_but_training_happens_in_the_window(run, monkeypatch):
     events = []
 
     class Meter:
-        begin_s = end_s = window_s = calls_s = 0.0
+        begin_s = end_s = window_s = calls_s = clock_step_s = 0.0
 
         def __init__(self, boards, host, synchronize):
             assert (boards, host) == ([], True)

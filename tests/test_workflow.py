@@ -17,7 +17,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 import yaml
-from checkout import Checkout
+from checkout import COPIED, Checkout
 from tiny_run import REPOSITORY
 
 ANALYSIS = {"aggregate", "charts", "report", "all"}
@@ -81,7 +81,7 @@ def test_a_second_snakemake_has_nothing_to_do(sweep: Checkout) -> None:
 
 
 def test_no_file_is_written_outside_results_and_resources(sweep: Checkout) -> None:
-    known = {"Snakefile", "rules", "envs", "scripts", "config", "profiles", "joulesweep", "resources", "data"}
+    known = {*(name.partition("/")[0] for name in COPIED), "data"}
     assert {path.name for path in sweep.folder.iterdir()} == known | {"results", ".snakemake"}
 
 
@@ -337,7 +337,7 @@ def test_a_missing_text_file_is_told_before_anything_starts(sweep: Checkout) -> 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"repeats": 0}, "config/mine.yaml:16: grid.repeats: input should be greater than 0, got 0"),
+        ({"repeats": 0}, "config/mine.yaml:{line}: grid.repeats: input should be greater than 0, got 0"),
         ({"dataset": ["gone"]}, "datasets.gone.source.local: data/gone.jsonl: no such file or folder"),
     ],
 )
@@ -345,10 +345,12 @@ def test_a_mistake_is_told_though_snakemake_is_quiet(sweep: Checkout, change: di
     config = yaml.safe_load((sweep.folder / "config" / "config.yaml").read_text(encoding="utf-8"))
     config["datasets"]["gone"] = {"source": {"local": "data/gone.jsonl"}, "format": "jsonl", "field": "text"}
     config["grid"] |= change
-    (sweep.folder / "config" / "mine.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    text = yaml.safe_dump(config)
+    (sweep.folder / "config" / "mine.yaml").write_text(text, encoding="utf-8")
     done = sweep.snakemake("--configfile", "config/mine.yaml", "--quiet", "all")
     assert done.returncode != 0
-    assert said in (done.stdout + done.stderr).splitlines()
+    line = text.partition(f"repeats: {config['grid']['repeats']}")[0].count("\n") + 1
+    assert said.format(line=line) in (done.stdout + done.stderr).splitlines()
 
 
 def test_the_slurm_profile_is_proven_by_a_dry_run(sweep: Checkout) -> None:
