@@ -20,6 +20,18 @@ def own_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def nothing_is_left() -> Iterator[None]:
+    """Whatever a test starts ends with it, however the test ends."""
+    from joulesweep import process
+
+    before = process.children()
+    process.adopt(orphans=True)
+    yield
+    process.kill_children(but=before)
+    process.adopt(orphans=False)
+
+
+@pytest.fixture
 def shared_data() -> Path:
     """Real data files beside the checkout; absent for most people."""
     if not SHARED_DATA.is_dir():

@@ -26,6 +26,8 @@ from joulesweep.sensors import BoardSensor
 from joulesweep.spec import full, run_id, strip
 from scripts import train as script_of_a_run
 
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
+
 PATIENCE_S = 60.0  # before a test gives up; none waits that long when all is well
 ENDLESS = {"max_steps": 10**7}
 #: Texts that leave one for the last batch of 22, and so none for the second of two ranks.
@@ -37,16 +39,6 @@ def sigterm_as_it_was():
     before = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, before)
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_left():
-    """Whatever a test starts ends with it, however the test ends."""
-    before = process.children()
-    process.adopt(orphans=True)
-    yield
-    process.kill_children(but=before)
-    process.adopt(orphans=False)
 
 
 @pytest.fixture(autouse=True)

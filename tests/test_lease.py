@@ -19,6 +19,8 @@ from joulesweep.devices import Board
 from joulesweep.errors import UserError
 from joulesweep.lease import Lease
 
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
+
 PATIENCE_S = 60.0  # before a test gives up; none waits that long when all is well
 SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
 NOBODY = 65534
@@ -37,16 +39,6 @@ def locks(tmp_path, monkeypatch):
     monkeypatch.setenv("JOULESWEEP_LOCKS", str(tmp_path / "locks"))
     monkeypatch.setattr(lease, "POLL_S", 0.001)
     return tmp_path / "locks"
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_left():
-    """Whatever a test starts ends with it, however the test ends."""
-    before = process.children()
-    process.adopt(orphans=True)
-    yield
-    process.kill_children(but=before)
-    process.adopt(orphans=False)
 
 
 class GaveUp(Exception):  # noqa: N818

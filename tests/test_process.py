@@ -12,17 +12,9 @@ import tiny_run
 
 from joulesweep import process
 
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
+
 SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_left():
-    """Whatever a test starts ends with it, however the test ends."""
-    before = process.children()
-    process.adopt(orphans=True)
-    yield
-    process.kill_children(but=before)
-    process.adopt(orphans=False)
 
 
 def lives(pid: int) -> bool:
