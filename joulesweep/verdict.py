@@ -135,13 +135,13 @@ def _unwrap(row: dict[str, Any], window: Window, range_j: float) -> None:
 
 def _too_slow(total_j: float, window: Window, device: str, seen: counter.Steps, tick_s: float | None) -> str | None:
     """Why a counter's reading is no measurement of this window; None if it is one."""
-    if total_j == 0:
-        return "the counter did not advance in the window"
     if tick_s is not None and window.total_s < MIN_TICKS * tick_s:
         return (
             f"the window of {window.total_s:.3g} s is shorter than {MIN_TICKS} updates of the counter "
             f"({tick_s:.3g} s each)"
         )
+    if total_j == 0:
+        return "the counter did not advance in the window"
     read = window.trace.slope_w(device, *window.edges) is not None
     if tick_s is None and read:
         return f"the counter was seen to move {seen.num_moves} times in the window, and its update period is unknown"
