@@ -207,8 +207,6 @@ NOT_COUNTED = {
 #: MRA's attention needs kernels of its own, without which what leads to it goes nowhere; in older versions
 #: others ask for numbers that the meta device does not have.
 ELSEWHERE = {"mlm-mra", *(() if transformers.__version__ >= "5.20" else ("mlm-esm", "mlm-tapas"))}
-#: PyTorch counts the angles of older rotary models too.
-ANGLES = 1e-9 if transformers.__version__ >= "5.20" else 2e-4
 
 
 @pytest.mark.parametrize("family", [one for one in families.FAMILIES if one not in NOT_COUNTED | ELSEWHERE])
@@ -232,7 +230,7 @@ def test_every_family_that_is_counted_is_counted_as_pytorch_counts_it(family):
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # of a fused one it counts nothing
         model(**given).logits.sum().backward()
     total = sum(value * num[unit] for unit, value in found.items())
-    assert total == pytest.approx(counter.get_total_flops(), rel=ANGLES)
+    assert total == pytest.approx(counter.get_total_flops(), rel=tiny_run.ANGLES)
 
 
 @pytest.mark.parametrize("family", sorted(NOT_COUNTED))

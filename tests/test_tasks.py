@@ -461,7 +461,8 @@ def test_the_work_of_every_family_is_counted_as_pytorch_counts_it(kind):
         "cross_pair": rows * read * written,
         "head_position": rows * (written if task == "seq2seq" else read),
     }
-    assert sum(flops * amounts[unit] for unit, flops in found["flop_coefficients"].items()) == counter.get_total_flops()
+    total = sum(flops * amounts[unit] for unit, flops in found["flop_coefficients"].items())
+    assert total == pytest.approx(counter.get_total_flops(), rel=tiny_run.ANGLES)
 
 
 # Building.

@@ -6,10 +6,16 @@ import copy
 import json
 import random
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from joulesweep.spec import RunSpec, from_mapping
+
+#: What FLOPs may differ by from those that PyTorch counts: older versions turn positions into angles by a product, in
+#: which no parameter has a part.
+ANGLES = 1e-9 if version("transformers") >= "5.20" else 2e-4
+
 
 REPOSITORY = Path(__file__).parent.parent
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
