@@ -111,7 +111,7 @@ def test_predicted_flops_are_those_that_pytorch_counts(kind, num_layers, toleran
     predicted, real = found.share(choice.chosen), counted(core) / found.full
     assert predicted <= rho
     assert real == pytest.approx(predicted, rel=tolerance)
-    assert real <= predicted * (1 + 1e-9)  # tensors form a chain: never less than the truth
+    assert real <= predicted * (1 + tiny_run.ANGLES)  # tensors form a chain: never less than the truth
 
 
 @pytest.mark.parametrize("kind", tiny_run.WRITERS)
