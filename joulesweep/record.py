@@ -31,13 +31,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import reprlib
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any, NoReturn
 
-from joulesweep.errors import Corrupt, UserError
+from joulesweep.errors import Corrupt, UserError, brief_repr
 from joulesweep.spec import from_mapping, run_id
 
 FORMAT = "joulesweep-record"
@@ -204,7 +203,7 @@ def read(path: Path) -> dict[str, Any]:
     if record.get("format") != FORMAT:
         raise Corrupt(path, f"not a run record: format is {record.get('format')!r}, expected {FORMAT!r}")
     if record.get("version") != VERSION:
-        version = reprlib.repr(record.get("version"))
+        version = brief_repr(record.get("version"))
         raise UserError(f"{path}: record version {version}; this Joulesweep reads version {VERSION}")
     missing = [key for key in KEYS if key not in record]
     if missing:

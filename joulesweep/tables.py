@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import io
 import os
-import reprlib
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from joulesweep.errors import UserError
+from joulesweep.errors import UserError, brief_repr
 from joulesweep.units import COUNTED
 
 LARGEST = 1e300  # of all numbers: what is made from them is finite as well
@@ -249,13 +248,13 @@ def check(row: dict[str, Any], schema: dict[str, pl.DataType]) -> dict[str, Any]
         if value is None or key not in schema:
             continue
         if type(value) not in PYTHON_TYPES[schema[key]]:
-            raise TypeError(f"{key} is {reprlib.repr(value)}")
+            raise TypeError(f"{key} is {brief_repr(value)}")
         if schema[key] in (REAL, WHOLE) and not _possible(key, value, LARGEST if schema[key] == REAL else 2**63 - 1):
-            raise ValueError(f"{key} is {reprlib.repr(value)}")
+            raise ValueError(f"{key} is {brief_repr(value)}")
         if schema[key] == TEXT:
             value.encode()  # half a surrogate pair is no text
         if schema[key] == TEXTS and not all(isinstance(text, str) for text in value):
-            raise TypeError(f"{key} is {reprlib.repr(value)}")
+            raise TypeError(f"{key} is {brief_repr(value)}")
     return row
 
 

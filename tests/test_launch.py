@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import signal
@@ -14,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import fake_meters
+import lock_files
 import pytest
 import tiny_run
 
@@ -169,7 +169,7 @@ def started(assets, tmp_path):
             lambda: (paths["log"].exists() and "/10000000" in paths["log"].read_text()) or parent.poll() is not None
         )
         wait_for(lambda: len(ranks(folder)) == 2)
-        assert held(tmp_path / "locks") == ["node", "running"]  # the config says nothing: node on the CPU
+        assert lock_files.held(tmp_path / "locks") == ["node", "running"]  # the config says nothing: node on the CPU
         yield parent, folder
     finally:
         parent.kill()
@@ -195,17 +195,7 @@ def test_a_rank_that_is_killed_ends_the_run_its_peers_and_leaves_no_record(start
     assert str(folder / "run.log") in said
     assert not (folder / "record.json").exists()
     assert processes(folder) == {}
-    wait_for(lambda: held(folder.parent / "joulesweep-locks") == [])
-
-
-def held(places) -> list[str]:
-    """Names of the locks that somebody holds."""
-    found = []
-    for path in sorted(places.glob("*.lock")):
-        with path.open("r+") as file:
-            if not lease.try_lock(file.fileno(), fcntl.LOCK_EX):
-                found.append(path.stem)
-    return found
+    wait_for(lambda: lock_files.held(folder.parent / "joulesweep-locks") == [])
 
 
 @pytest.mark.slow
@@ -215,7 +205,7 @@ def test_all_ranks_die_with_the_process_that_launched_them(started):
     parent.wait()
     wait_for(lambda: processes(folder) == {})
     assert not (folder / "record.json").exists()
-    wait_for(lambda: held(folder.parent / "joulesweep-locks") == [])
+    wait_for(lambda: lock_files.held(folder.parent / "joulesweep-locks") == [])
 
 
 def test_a_run_over_its_time_is_stopped_with_all_its_processes_and_recorded(start, script, tmp_path):
@@ -542,7 +532,7 @@ def test_what_a_run_holds_is_let_go_also_when_it_fails(
     seen, places, command = [], lease.folder(), launch._command
 
     def noted(num_ranks, work):
-        seen.append((held(places), json.loads((work / "job.json").read_text())["boards"]))
+        seen.append((lock_files.held(places), json.loads((work / "job.json").read_text())["boards"]))
         return command(num_ranks, work)
 
     monkeypatch.setattr(launch, "_command", noted)
@@ -551,7 +541,7 @@ def test_what_a_run_holds_is_let_go_also_when_it_fails(
         start(exclusive, **changes)
     ((during, given),) = seen
     assert during == sorted([*locked, "running"])
-    assert held(places) == []
+    assert lock_files.held(places) == []
     assert len(list(Path("/proc/self/fd").iterdir())) == open_before
     assert sorted(one["uuid"] for one in given) == [name for name in locked if name != "node"]
 
@@ -622,7 +612,7 @@ def test_a_run_whose_boards_are_metered_tells_all_that_was_seen(start, monkeypat
     assert about["window_begin"] < about["window_end"] <= f"{found['finished'][:19]}.999"
     assert [state["throttle_reasons"] for state in about["boards"]] == [[], ["hardware slowdown"]]
     assert 0 < measured["overhead"]["meter_s"] < 1
-    assert held(tmp_path) == []
+    assert lock_files.held(tmp_path) == []
 
 
 class Asked(Exception):  # noqa: N818 - says what happened

@@ -11,6 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import lock_files
 import pytest
 import tiny_run
 
@@ -174,7 +175,7 @@ def test_all_boards_or_none_are_taken(capfd, locks):
     """A run that waits for two boards, of which one is held, holds none itself."""
 
     def wanted():
-        assert held_locks(locks) == ["GPU-1", "node", "running"]
+        assert lock_files.held(locks) == ["GPU-1", "node", "running"]
         give_up()
 
     give_up = patience()
@@ -183,16 +184,6 @@ def test_all_boards_or_none_are_taken(capfd, locks):
     assert capfd.readouterr().err == "waiting for a free GPU\n"  # once
     with leased(needed=2) as both:
         assert len(both.descriptors) == 3  # and the node's
-
-
-def held_locks(locks):
-    """Names of the locks that somebody holds."""
-    found = []
-    for path in sorted(locks.glob("*.lock")):
-        with path.open("r+") as file:
-            if not lease.try_lock(file.fileno(), fcntl.LOCK_EX):
-                found.append(path.stem)
-    return found
 
 
 def test_one_run_at_a_time_chooses_its_boards(monkeypatch):
