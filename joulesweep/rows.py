@@ -20,6 +20,7 @@ from joulesweep.units import USEFUL
 RECORDED = ("status", "reason", "oom_bytes", "started", "finished", "code_digest")
 BOARD = ("temperature_start_c", "temperature_end_c", "sm_clock_mean_mhz", "power_limit_w")
 Rows = list[dict[str, Any]]
+NOT_TRACED = "the trace has no readings of it"
 UNRATED = "nothing was counted of a step that trains every tensor"
 
 
@@ -190,8 +191,11 @@ def _devices(found: dict[str, Any]) -> Iterator[dict[str, Any]]:
     measurement = found["measurement"]
     exclusive = measurement["conditions"]["exclusive"]
     headed = {one["device"] for one in scoped(measurement["energy"], found["spec"]["accelerator"], exclusive)}
+    whole = {one["device"]: one for one in measurement["overhead"]["whole_run_energy"]}
     for row in measurement["energy"]:
         given = {key: row[key] for key in DEVICES if key in row}
+        run = whole.get(row["device"], {"energy_j": None, "reason": NOT_TRACED})
+        given |= {"whole_run_energy_j": run["energy_j"], "whole_run_reason": run["reason"]}
         yield check({**given, "in_scope": row["device"] in headed}, DEVICES)
 
 

@@ -117,6 +117,8 @@ DEVICES: dict[str, pl.DataType] = {
     **_columns(WHOLE, "batch_size repeat"),
     **_columns(TEXT, "device kind uuid status method reason doubt idle_reason net_reason power_method"),
     **_columns(REAL, "energy_j error_j total_energy_j net_energy_j idle_w tick_s mean_power_w power_ratio"),
+    **_columns(REAL, "whole_run_energy_j"),
+    **_columns(TEXT, "whole_run_reason"),
     **_columns(FLAG, "in_scope"),
 }
 POWER: dict[str, pl.DataType] = {
@@ -192,7 +194,7 @@ class Tables:
             `SELECTIONS`. Tensors are listed from the output to the input. Costs are shares of training all candidates:
             predicted by the method's own model, in FLOPs or in seconds (`objective`), and counted, always in FLOPs.
         devices: one row per ok run and device that was or should have been read; columns `DEVICES`; `in_scope` says
-            whether its joules are in the run's.
+            whether its joules are in the run's; whole_run_energy_j is of start-up, idle baseline, window and scoring.
         power: the power traces of the ok runs, one row per sample and device; columns `POWER`. t_s counts from the
             begin of the window, which lasts window_s.
         anchors: one row per run that was measured again on a later day; columns `ANCHORS`.

@@ -25,7 +25,8 @@ MAX_ROWS = 1200
 STATE_PERIOD_S = 1.0
 MAX_LOST = 0.01  # share of the power readings in a span that may have failed
 MAX_EDGE_S = 2.0  # a reading speaks for no more than that at the edges of a span
-MAX_ZONE_W = 2000.0  # more than any CPU package draws: a RAPL counter that fell by a wrap would have moved slower
+MAX_ZONE_W = 2000.0  # more than any CPU package draws: a RAPL counter that moves faster fell by no wrap, or jumped
+MIN_APART_S = 0.01  # readings that are closer together say nothing of power
 
 
 @dataclass
@@ -152,6 +153,21 @@ class Trace:
         """Whether the counter fell between two times, or between the readings around them."""
         falls = self.series[device].falls() if device in self.series else []
         return any(self.times_s[i] < end_s and self.times_s[j] > begin_s for i, j in falls if j < len(self.times_s))
+
+    def jumped(self, device: str, begin_s: float, end_s: float, tick_s: float) -> bool:
+        """Whether a zone's counter rose faster between two times than any CPU draws: it was set anew, further on.
+
+        Args:
+            device: the zone.
+            begin_s: of the span.
+            end_s: of the span.
+            tick_s: so long a counter may have stood still before it rose.
+        """
+        late_s = max(self.took_s, default=0.0)  # how long after its time a reading may have been taken
+        return any(
+            later - value > MAX_ZONE_W * (max(apart_s, tick_s, MIN_APART_S) + late_s)
+            for apart_s, value, later in self.rises(device, begin_s, end_s)
+        )
 
     def steps(self, device: str, begin_s: float, end_s: float) -> counter.Steps:
         """How the counter moved between two times."""

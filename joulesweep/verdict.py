@@ -108,7 +108,10 @@ def _count(
     trace, device, zone = window.trace, row["device"], window.trace.zones.get(row["device"])
     if zone is not None:
         _unwrap(row, window, zone.range_j)
-    impossible = row["kind"] != "gpu" and row["total_energy_j"] > MAX_ZONE_W * window.total_s
+    impossible = row["kind"] != "gpu" and (
+        row["total_energy_j"] > MAX_ZONE_W * window.total_s
+        or trace.jumped(device, *window.edges, tick_s or seen.still_s)
+    )
     if trace.was_reset(device, *window.edges) or row["total_energy_j"] < 0 or impossible:
         row.update(status="unavailable", reason=RESET, total_energy_j=None, method=None)
         return None

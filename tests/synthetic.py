@@ -183,7 +183,7 @@ def ok_record(run: str, a_spec: spec.RunSpec) -> dict[str, Any]:
         "startup_s": 2.5,
         "flags": [],
         "conditions": conditions(),
-        "overhead": {"meter_s": 0.002, "trace_cpu_s": 0.01, "num_samples": 0},
+        "overhead": overhead(),
     }
     counts = {name: value for name, value in measurement.items() if name.startswith("num_") and name != "num_passes"}
     measurement["phases"] = [{"kind": "training", "epoch": 1, "elapsed_s": window_s, **counts, **WORK}]
@@ -219,6 +219,12 @@ def failed(row: dict[str, Any], status: str, reason: str) -> dict[str, Any]:
     return {**row, **nothing, "status": status, "reason": reason, "oom_bytes": 2**31 if status == "oom" else None}
 
 
+def overhead(**changes: Any) -> dict[str, Any]:
+    """What measuring cost, and joules of the whole run that nobody read."""
+    nothing = {"meter_s": 0.002, "trace_cpu_s": 0.01, "num_samples": 0, "whole_run_s": None, "whole_run_energy": []}
+    return {**nothing, **changes}
+
+
 def with_energy(row: dict[str, Any], *rows: dict[str, Any]) -> dict[str, Any]:
     """The same run with these energy rows."""
     return {**row, "measurement": {**row["measurement"], "energy": list(rows)}}
@@ -229,6 +235,7 @@ def measured(row: dict[str, Any], watts: float = 50.0) -> dict[str, Any]:
     return with_energy(row, energy_row("cpu:0", watts * row["measurement"]["window_s"]))
 
 
+START_S = 20.0  # from the begin of a run on boards to its window: they idle so long
 GPU_CONFIG: dict[str, Any] = {"hardware": {"accelerator": "cuda"}, "energy": {}}
 
 
@@ -262,6 +269,11 @@ def on_gpus(row: dict[str, Any], watts: float = 350.0, idle_w: float = 90.0, **c
     ]
     energy = [{**one, **changes} for one in energy] + no_meter()
     joules = sum(one["energy_j"] or 0.0 for one in energy)
+    whole = [
+        {"device": one["device"], "energy_j": one["total_energy_j"] + idle_w * START_S, "reason": None}
+        for one in energy
+        if one["total_energy_j"] is not None
+    ]
     memory = {"gpu_allocated_bytes": 3 * 2**30, "gpu_reserved_bytes": 4 * 2**30}
     measurement = {
         **measurement,
@@ -269,6 +281,7 @@ def on_gpus(row: dict[str, Any], watts: float = 350.0, idle_w: float = 90.0, **c
         "total_window_s": num_passes * window_s,
         "energy": energy,
         "peak_memory": {**measurement["peak_memory"], **memory},
+        "overhead": overhead(whole_run_s=num_passes * window_s + START_S, whole_run_energy=whole),
         "conditions": conditions(
             boards=[board_state(index) for index in devices],
             cooldown_s=12.0,

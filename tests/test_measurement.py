@@ -343,6 +343,18 @@ def test_a_cpu_whose_counter_was_reset_has_no_joules_and_a_flag():
     assert [flag for flag in flags(outcome) if flag] == [("counter_reset", f"cpu:0: {RESET} in the window")]
 
 
+@pytest.mark.parametrize(("jump_j", "jumps"), [(150.0, False), (900.0, False), (1200.0, True), (20_000.0, True)])
+def test_a_cpu_whose_counter_jumps_ahead_has_no_joules(jump_j, jumps):
+    """Faster than any CPU draws; over the window's 20 s even 20 kJ are no more than a kilowatt."""
+    readings = trace(cpu_0=CPU)
+    counter = readings.series["cpu:0"].energy_j
+    first = next(i for i, t in enumerate(readings.times_s) if t >= 110)
+    counter[first:] = [value + jump_j for value in counter[first:]]
+    found = judged_cpu(500.0 + jump_j, readings)
+    said = ("unavailable", RESET, None) if jumps else ("measured", None, 500.0 + jump_j)
+    assert (found["status"], found["reason"], found["total_energy_j"]) == said
+
+
 @pytest.mark.parametrize(("says", "idle_w"), [(BOTH, 90.0), (("counter",), None)])
 def test_a_reset_in_the_idle_span_leaves_no_negative_idle_power(says, idle_w):
     readings = trace(gpu_0=(90.0, 300.0, *says))

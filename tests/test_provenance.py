@@ -9,7 +9,7 @@ import pytest
 import synthetic
 from test_report import words
 
-from joulesweep import aggregate, provenance, record, report
+from joulesweep import aggregate, provenance, record, report, rows
 
 CARBON = {"country": None, "g_per_kwh": 360.0, "source": "my contract, 2025"}
 ASKED = {"carbon": CARBON, "price_per_kwh": 0.36, "currency": "EUR"}
@@ -96,11 +96,12 @@ def test_a_neighbour_does_not_hide_a_flag_that_concerns_the_joules(tmp_path):
 
 def test_conditions_and_the_cross_check(tmp_path):
     def change(row):
-        ratio = 1.25 if row["spec"]["repeat"] == 3 else 0.99
-        return synthetic.on_gpus(row, power_ratio=ratio)
+        if row["spec"]["repeat"] < 3:
+            return synthetic.on_gpus(row, power_ratio=0.99)
+        return synthetic.flagged(synthetic.on_gpus(row, power_ratio=1.25), "power_disagrees", "gpu:0: 1.25 ×")
 
     text = shown(page(tmp_path, change))
-    assert "the counter's joules median 0.990 of 24 runs; 8 beyond 10%" in text
+    assert "the counter's joules median 0.990 of 24 runs; 8 refuted by it" in text
     assert "temperature of the hottest board at the start 35.0 to 36.0 °C" in text
     assert (
         "passes over the training in a window 2 to 5" in text or "passes over the training in a window 2 to 4" in text
@@ -137,6 +138,31 @@ def test_the_sweeps_own_cost_counts_every_pass(tmp_path):
     text = shown(report.build(grid, found))
     assert f"{total_j / 1e3:.0f} kJ (measured, scope gpu, 16 runs)" in text
     assert "8 finished runs lack joules." in text
+
+
+def test_what_whole_runs_used_is_told_beside_their_windows(tmp_path):
+    """Start-up, idling and scoring have a sentence; a run in which a board in the scope was lost is not in it."""
+
+    def change(row):
+        row = synthetic.on_gpus(row)
+        if row["spec"]["devices"] == 2 and row["spec"]["repeat"] == 1:
+            row["measurement"]["overhead"]["whole_run_energy"][1] |= {"energy_j": None, "reason": "gone"}
+        if row["spec"]["devices"] == 1 and row["spec"]["repeat"] == 2:
+            row["measurement"]["overhead"]["whole_run_energy"].clear()
+        return row
+
+    grid, runs = sweep(tmp_path, change)
+    found = aggregate.aggregate(grid, runs)
+    lacking = found.devices.filter("in_scope", pl.col("whole_run_energy_j").is_null())
+    assert set(lacking["whole_run_reason"]) == {"gone", rows.NOT_TRACED}
+    known = found.runs.join(lacking, on="run", how="anti")
+    idle_j = (90.0 * synthetic.START_S * known["devices"]).sum()
+    whole_j = known["total_energy_j"].sum() + idle_j
+    assert known.height == 16
+    text = shown(report.build(grid, found))
+    assert f"finished runs used {whole_j / 1e3:.0f} kJ in 16 runs." in text
+    read = [row for row in lacking.iter_rows(named=True) if row["total_energy_j"] is not None]
+    assert len(read) == 8
 
 
 def test_the_joules_of_a_machine_are_counted_once(tmp_path):

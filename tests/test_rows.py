@@ -67,7 +67,7 @@ def test_unknown_conditions_are_null(tmp_path):
 
     def change(row):
         conditions = synthetic.conditions(boards=[synthetic.board_state(0, **nothing, throttle_reasons=None)])
-        overhead = {"meter_s": 0.002, "trace_cpu_s": None, "num_samples": 0}
+        overhead = synthetic.overhead(trace_cpu_s=None)
         return {**row, "measurement": {**row["measurement"], "conditions": conditions, "overhead": overhead}}
 
     row = tabulated(tmp_path, change).row(0, named=True)
