@@ -299,8 +299,7 @@ def test_the_real_monitor_reads_counters(monkeypatch):
     monkeypatch.setattr(meter, "rapl_problem", lambda: "no RAPL here")
     found = measure(boards, host=True)
     assert [r["total_energy_j"] for r in found.rows()] == [None, pytest.approx(1400.0), None, None, None]
-    assert 0 < found.window_s < 5
-    assert found.begin_s <= found.end_s
+    assert found.window_s == found.end_s - found.begin_s > 0
 
 
 def test_the_real_monitor_without_any_meter_says_why_and_gives_no_zero(monkeypatch, tmp_path):

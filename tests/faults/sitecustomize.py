@@ -1,8 +1,8 @@
 """Lets one training process fail on purpose; Python imports it at the start of every process that finds it.
 
 FAULTS in the environment is JSON: [[{"rank": 1, "batch_size": 8}, "oom"], …]. The first fault whose conditions hold
-of a rank and its spec happens in the rank's first optimizer step. Once a rank hangs, its time is over: the clock of
-the launching parent jumps.
+of a rank and its spec happens in the rank's first optimizer step (`refuse`, and those in CLOCKS, before it). Once a
+rank hangs, its time is over: the clock of the launching parent jumps.
 """
 
 import json
@@ -60,6 +60,10 @@ def offspring_and_hang():
     hang()
 
 
+#: Seconds that a rank's own clock says its window has after each pass.
+CLOCKS = {"fast_clock": (0.1, 0.2), "slow_clock": (0.3, 0.6)}
+
+
 def _job():
     return next((part for part in sys.orig_argv if part.endswith("job.json")), None)
 
@@ -78,6 +82,12 @@ def _install(fault):
         from joulesweep import strategy
 
         strategy.refusal = lambda *given: "this rank cannot"
+        return
+    if fault in CLOCKS:
+        from joulesweep import train
+
+        is_short, clock = train._is_short, iter(CLOCKS[fault])
+        train._is_short = lambda trainer, elapsed_s: is_short(trainer, next(clock))
         return
     from torch.optim.optimizer import register_optimizer_step_pre_hook
 
