@@ -23,7 +23,7 @@ HARDWARE = {
     "cpu_model": "CPU",
     "cpu_cores": "hardware threads granted",
     "host_memory_bytes": "memory",
-    "gpus": "GPUs",
+    "gpus": "GPUs metered",
     "driver": "NVIDIA driver",
     "torch_version": "torch",
     "transformers_version": "transformers",

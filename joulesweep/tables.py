@@ -115,7 +115,7 @@ SELECTIONS: dict[str, pl.DataType] = {
 DEVICES: dict[str, pl.DataType] = {
     **RUN_NAME,
     **_columns(WHOLE, "batch_size repeat"),
-    **_columns(TEXT, "device kind uuid status method reason doubt idle_reason net_reason power_method"),
+    **_columns(TEXT, "device kind uuid status method reason doubt idle_reason net_reason ratio_reason power_method"),
     **_columns(REAL, "energy_j error_j total_energy_j net_energy_j idle_w tick_s mean_power_w power_ratio"),
     **_columns(REAL, "whole_run_energy_j"),
     **_columns(TEXT, "whole_run_reason"),

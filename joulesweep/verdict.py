@@ -83,6 +83,7 @@ def judge(row: dict[str, Any], window: Window, known_tick_s: float | None, integ
         mean_power_w=power_w,
         power_method=_power_method(trace, device),
         power_ratio=power_w * window.total_s / total_j if checked else None,  # type: ignore[operator]
+        ratio_reason=None if checked else _unchecked(row),
     )
     _subtract_idle(row, window, tick_s)
     row["doubt"] = _doubt(row, window)
@@ -221,6 +222,17 @@ def _power_w(window: Window, device: str) -> float | None:
         return window.trace.mean_power_w(device, *window.edges)
     energy_j = window.trace.energy_between(device, *window.edges)
     return None if energy_j is None else energy_j / window.total_s
+
+
+def _unchecked(row: Mapping[str, Any]) -> str:
+    """Why a row's joules were not compared with its power."""
+    if row["total_energy_j"] is None:
+        return "there are no joules to check"
+    return (
+        "the trace has too few readings to check it"
+        if row["status"] == "measured"
+        else "the joules are its power's own"
+    )
 
 
 def _power_method(trace: Trace, device: str) -> str | None:

@@ -177,3 +177,4 @@ def test_joules_of_boards_that_a_run_on_the_cpu_metered_are_told_apart(tmp_path)
     page = report.build(grid, found)
     assert "2.40 kJ (measured, of boards that are in no run&#39;s sum: gpu:0 of 24 runs)" in page
     assert "no run's joules were read" not in page
+    assert "GPUs metered" in page

@@ -19,6 +19,7 @@ from joulesweep.verdict import INTEGRATED, MIN_TICKS, RESET, TICK
 ROW = {
     "device", "kind", "uuid", "energy_j", "total_energy_j", "status", "method", "reason", "tick_s", "idle_w",
     "net_energy_j", "mean_power_w", "power_ratio", "error_j", "doubt", "power_method", "idle_reason", "net_reason",
+    "ratio_reason",
 }  # fmt: skip
 EPOCH_ROW = {"device", "energy_j", "status", "method", "reason"}
 RANGE_J = 262143.32885
@@ -204,6 +205,7 @@ def judged(energy, readings=None, boards=(), ticks=None, elapsed_s=(0.0, 5.0, 20
         assert (found["error_j"] is not None) == (found["energy_j"] is not None and TICK not in (found["doubt"] or ""))
         assert (found["idle_w"] is None) == (found["idle_reason"] is not None)
         assert (found["net_energy_j"] is None) == (found["net_reason"] is not None)
+        assert (found["power_ratio"] is None) == (found["ratio_reason"] is not None)
         assert found["net_energy_j"] is None or 0 <= found["net_energy_j"] <= found["energy_j"]
         assert found["energy_j"] != 0
     for epoch in outcome["epochs"]:
@@ -240,6 +242,7 @@ def test_measured_joules_are_per_pass_and_net_of_idle_beside():
         "error_j": pytest.approx((1.1 * 1.1 * 0.1 * 300.0 + 0.002 * 6000.0) / 2),  # a tick at no more than 330 W
         "idle_reason": None,
         "net_reason": None,
+        "ratio_reason": None,
         "doubt": None,
     }
 
@@ -392,10 +395,11 @@ def test_a_number_that_the_cross_check_contradicts_is_doubtful():
 
 
 def test_a_counter_of_unknown_tick_is_doubtful_where_the_trace_cannot_tell_it_either():
-    (found,) = judged([row("gpu:0", "gpu", "GPU-0", 6000.0)], trace(gpu_0=(90.0, 300.0, "power")), [board()])[
-        "measurement"
-    ]["energy"]
+    outcome = judged([row("gpu:0", "gpu", "GPU-0", 6000.0)], trace(gpu_0=(90.0, 300.0, "power")), [board()])
+    (found,) = outcome["measurement"]["energy"]
     assert (found["status"], found["tick_s"], found["error_j"], found["doubt"]) == ("measured", None, None, TICK)
+    told = [("tick_unknown", f"gpu:0: {TICK}, and so is the error of its joules")]
+    assert [flag for flag in flags(outcome) if flag] == told
 
 
 @pytest.mark.parametrize(("known_s", "tick_s"), [(None, 2.0), (0.1, 2.0), (2.0, 2.0), (2.5, 2.5)])
