@@ -67,6 +67,7 @@ def test_a_board_is_described_with_its_tick_and_nothing_to_do(boards):
     ("board", "status", "advice"),
     [
         ({"mig": 1}, "missing", "MIG"),
+        ({"counter": 0}, "note", "answers no energy counter; boards before Volta and many virtual ones have none"),
         ({"counter": 0}, "note", "integrated"),
         ({"throttle": "0x40"}, "note", "hardware thermal"),
         ({"fail": "GetComputeRunningProcesses:3,GetCurrentClocksThrottleReasons:3"}, "ok", ""),

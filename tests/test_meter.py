@@ -211,13 +211,15 @@ def test_pending_work_is_waited_for_at_both_ends_and_never_by_zeus(zeus_of, boar
     assert log == [*["start"] * asked, "wait", *begun, "work", "wait", *ended]
 
 
-def test_the_windows_seconds_are_the_monotonic_clocks_and_a_step_of_the_other_is_told(zeus_of, monkeypatch):
-    zeus_of()  # whose time, 2 s, is the wall clock's
-    clock = iter([10.0, 11.0, *[11.0] * 5, 21.0, *[21.0] * 5, 24.0])  # called, begun, ended, answered
+@pytest.mark.parametrize("boards", [[], [board(0)]])
+def test_the_windows_seconds_are_the_monotonic_clocks_and_a_step_of_the_other_is_told(zeus_of, monkeypatch, boards):
+    zeus_of(gpu_energy={0: 1.0})  # whose time, 2 s, is the wall clock's
+    begins, ends = ([10.5] * 2 * len(boards), [23.0] * len(boards))  # of Zeus's window
+    clock = iter([10.0, *begins, 11.0, *[11.0] * 5, 21.0, *[21.0] * 5, *ends, 24.0])  # called, begun, ended, answered
     wall = iter([*[1000.0] * 5, *[1015.0] * 5])
     monkeypatch.setattr(meter.time, "monotonic", lambda: next(clock))
     monkeypatch.setattr(meter.time, "time", lambda: next(wall))
-    found = measure([])
+    found = measure(boards)
     assert (found.begin_s, found.end_s, found.calls_s) == (11.0, 21.0, 4.0)
     assert (found.window_s, found.clock_step_s) == (10.0, 5.0)
 
@@ -271,6 +273,12 @@ def test_a_host_that_counts_no_dram_says_so(zeus_of, absent):
     cpu, dram = measure([], host=True).rows()
     assert cpu["total_energy_j"] == 5.0
     assert dram == unavailable("dram:0", "RAPL of this machine counts no DRAM energy")
+
+
+def test_a_host_that_counts_no_dram_says_so_of_a_package_that_it_has(zeus_of, monkeypatch):
+    zeus_of(cpu_energy={1: 5.0})
+    monkeypatch.setattr(meter, "packages", lambda: [1])
+    assert [found["device"] for found in measure([], host=True).rows()] == ["cpu:1", "dram:1"]
 
 
 def test_the_host_is_counted_once_over_the_ranks(zeus_of):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+import statistics
 
 import fake_meters
 import pytest
 
 from joulesweep import trace as trace_module
 from joulesweep import verdict
-from joulesweep.meter import row
+from joulesweep.meter import NO_COUNTER, row
 from joulesweep.trace import Series, Trace
 
 IDLE_S, GAP_S, AFTER_S = 5.0, 2.0, 3.0
@@ -126,3 +127,55 @@ def test_measured_joules_are_within_their_bound(shape, tick_s, known):
             assert found["status"] == "below_resolution"
             assert window_s < 11 * (tick_s + 0.1)
     assert num_measured >= 20
+
+
+@pytest.mark.parametrize(("tick_s", "window_s"), [(1.1, 4.38), (1.5, 4.14), (2.9, 31.3)])
+def test_a_slow_counter_of_unknown_tick_is_measured_by_the_moves_of_the_run_or_not_at_all(tick_s, window_s):
+    for seed in range(40):
+        board = Simulated(seed, "300", None, tick_s, window_s)
+        found = board.judged(None)
+        assert found["idle_w"] == pytest.approx(300.0)
+        assert found["tick_s"] in (None, pytest.approx(tick_s, abs=0.3)), "it may move less than three times"
+        if found["tick_s"] is None or window_s < 10 * tick_s:
+            assert (found["status"], found["energy_j"]) == ("below_resolution", None)
+        if found["status"] == "measured":
+            assert abs(board.error_j(found)) <= 2 * found["error_j"]
+
+
+@pytest.mark.parametrize("tick_s", [0.1, 0.5])
+def test_load_that_comes_and_goes_with_the_window_does_not_lower_the_mean_of_many_runs(tick_s):
+    """A counter alone misses half of the last tick of the load, and has half a tick of the rest before it instead."""
+    corrected, alone = [], []
+    for seed in range(300):
+        board = Simulated(seed, "700", 100.0, tick_s, 15.1)
+        truth_j = board.joules(board.end_s) - board.joules(board.begin_s)
+        corrected.append(board.error_j(board.judged()) / truth_j)
+        alone.append((board.counter_j(board.end_s) - board.counter_j(board.begin_s)) / truth_j - 1)
+    lost = tick_s / 2 * (1 - 100 / 700) / 15.1
+    assert statistics.fmean(alone) == pytest.approx(-lost, rel=0.3)
+    assert abs(statistics.fmean(corrected)) < lost / 4
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_integrated_power_is_within_its_bound(shape):
+    """Also where a load keeps time with readings that come ten times a second."""
+    draw, before_w = SHAPES[shape]
+    for seed in range(40):
+        window_s = (5.2, 9.4, 15.1, 30.3)[seed % 4]
+        board = Simulated(seed, draw, before_w, 0.1, window_s, counted=False)
+        found = board.judged(reason=NO_COUNTER)
+        assert found["status"] == "integrated"
+        assert abs(board.error_j(found)) <= 2 * found["error_j"], (seed, window_s, found)
+
+
+@pytest.mark.parametrize("shape", ["load step", "slow sine", "constant"])
+def test_power_that_the_board_averages_over_a_second_refutes_no_counter_that_is_right(shape):
+    draw, before_w = SHAPES[shape]
+    ratios = []
+    for seed in range(80):
+        board = Simulated(seed, draw, before_w, 0.1, 3.1 if shape == "load step" else 5.1, average_s=1.0)
+        found = board.judged()
+        assert (found["status"], found["doubt"]) == ("measured", None), (seed, found)
+        assert abs(board.error_j(found)) <= 2 * found["error_j"]
+        ratios.append(abs(found["power_ratio"] - 1))
+    assert (max(ratios) > 0.1) == (shape != "constant"), "some are further apart than power of now may be"
