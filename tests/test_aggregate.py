@@ -357,14 +357,17 @@ def test_a_bad_file_beside_a_record_is_a_flag_and_the_numbers_stay(sweep, name, 
 def test_huge_losses_have_means_and_intervals(tmp_path, loss):
     def change(row):
         if row["spec"]["precision"] == "fp32":
-            row["quality"]["validation_loss"] = loss * (1 + row["spec"]["repeat"] / 10)
-            row["quality"]["perplexity"] = math.exp(loss) if loss < 600 else None
+            own = loss * (1 + row["spec"]["repeat"] / 10)
+            row["quality"] |= {"validation_loss": own, "perplexity": math.exp(own) if own < 690 else None}
         return row
 
     found = make(tmp_path, change)
     huge = by_name(found.cells, "single fp32 bs32")
     assert huge["validation_loss_mean"] == pytest.approx(loss * 1.2)
     assert huge["validation_loss_low"] < huge["validation_loss_mean"] < huge["validation_loss_high"] < math.inf
+    if loss < 600:
+        assert huge["perplexity_mean"] == pytest.approx(math.exp(loss * 1.3) / 3)
+        assert huge["perplexity_low"] < 0 < huge["perplexity_high"] < math.inf
     assert by_name(found.cells, "single bf16-mixed bs32")["validation_loss_mean"] < 10
 
 

@@ -426,15 +426,16 @@ def test_what_is_quoted_is_text(tmp_path):
     raw = {
         **tiny_run.config(),
         "sweep": "NAME",
-        "datasets": {"texts": {"source": {"local": "NAME"}, "format": "csv", "field": "NAME"}},
+        "models": {"NAME": {"source": {**WHEEL, "path": "NAME"}}},
+        "datasets": {"NAME": {"source": {"local": "NAME"}, "format": "csv", "field": "NAME"}},
         "hardware": {"accelerator": "cpu", "name": "NAME"},
         "exclude": [{"when": {"strategy": "ddp"}, "reason": "NAME"}],
     }
-    raw["grid"]["strategy"] = ["single", "ddp"]
+    raw["grid"] |= {"model": ["NAME"], "dataset": ["NAME"], "strategy": ["single", "ddp"]}
     found = loaded(tmp_path, yaml.safe_dump(raw).replace("NAME", '"5e-5"'))
-    data = found.datasets["texts"]
+    model, data = found.models["5e-5"], found.datasets["5e-5"]
     named = (found.sweep, data.source.local, data.field, found.hardware.name, found.exclude[0].reason)
-    assert named == ("5e-5",) * 5
+    assert (*named, model.source.path, *found.grid.model, *found.grid.dataset) == ("5e-5",) * 8
 
 
 ON_LINE = {

@@ -385,6 +385,9 @@ OTHER_COLUMNS = {
         '{"q": "x", "o": {"a": 1}}\n{"q": "y", "o": [1]}\n{"q": "z", "o": null, "more": []}\n',
         '{"q": "2020-01-01", "n": 1}\n{"q": "2021-05-05T10:00:00", "n": NaN}\n',
         '{"q": "12:30:00"}\n{"q": "NaN"}\n',
+        '{"q": "2020-01-01"}\n{"q": "2021-05-06"}\n',
+        '{"q": "2020-01-01T10:00:00"}\n{"q": "2021-05-06T00:00:00Z"}\n',
+        '{"q": "2020-01-01 10:00:00"}\n{"q": "2021-05-06 11:30:00"}\n',
         f'{{"q": "x", "id": {2**70}}}\n{{"q": "y", "id": {"9" * 5000}}}\n',
         '{"q": "x", "\\ud800": "\\ud800", "d": 1, "d": 2}\n',
         '{"q": "x", "": 1}\n \t\n{"q": "", "": {}}\n{"q": "  "}\n',
@@ -438,6 +441,20 @@ def test_what_is_asked_for_is_bounded_and_plain(content, line):
 def test_an_official_file_that_is_deep_is_one_line():
     deep = '[{"question": ' + "[" * 100_000 + "]" * 100_000 + "}]"
     assert mistake(put("a", deep), "vizwiz") == "a:1: JSON nested too deep"
+
+
+OFFICIAL = {
+    "vizwiz": '[{"question": "x", "n": VALUE}]',
+    "scitldr": '{"source": ["x"], "target": ["y"], "n": VALUE}',
+    "dialogsum": '{"dialogue": "x", "summary": "y", "n": VALUE}',
+}
+
+
+@pytest.mark.parametrize(("form", "content"), OFFICIAL.items())
+def test_what_stands_beside_the_texts_of_official_files_is_bounded(form, content):
+    assert read(put("a", content.replace("VALUE", "9" * 5000)), form)[0] == ["x"]
+    deep = "[" * 100_000 + "]" * 100_000
+    assert mistake(put("a", content.replace("VALUE", deep)), form) == "a:1: JSON nested too deep"
 
 
 def test_a_file_named_twice_is_told():
