@@ -37,6 +37,7 @@ HALVES = {
     "decoder_start_token_id": tiny_run.SEP,
     "forced_eos_token_id": None,
 }
+RELATIVE = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]}  # as in all that are published
 T5 = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 2}
 T5 |= {"feed_forward_proj": "gelu", "decoder_start_token_id": tiny_run.PAD}
 
@@ -48,8 +49,8 @@ MLM: dict[str, dict[str, Any]] = {
     "camembert": {},
     "convbert": {"embedding_size": 16, "num_attention_heads": 4, "head_ratio": 2},
     "data2vec-text": {},
-    "deberta": {},
-    "deberta-v2": {},
+    "deberta": {**RELATIVE},
+    "deberta-v2": {**RELATIVE},
     "distilbert": {"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 32},
     "electra": {"embedding_size": 8},
     "ernie": {},

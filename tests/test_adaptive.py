@@ -6,6 +6,7 @@ import copy
 import itertools
 import math
 
+import families
 import pytest
 import tiny_run
 import torch
@@ -13,7 +14,7 @@ import transformers
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig
 
-from joulesweep import adaptive, flops, methods, train, trainer
+from joulesweep import adaptive, flops, methods, precision, train, trainer
 from joulesweep.model import AUTO_CLASSES, LanguageModel
 from joulesweep.trainer import Place
 
@@ -81,6 +82,20 @@ def test_the_order_is_that_of_execution_and_a_shared_matrix_lies_where_it_is_fir
     assert found.reach[word] == found.reach[-1]
     assert found.own[word] > 0  # as the output layer
     assert found.own[place("bert.embeddings.LayerNorm.weight")] == 0
+
+
+@pytest.mark.parametrize("name", ["fp32", "bf16-true"])
+def test_experts_cost_what_a_token_takes_of_them(name):
+    """Two of four: each of the two matrices in one is 16 × 24, and so is the third."""
+    core = precision.cast(LanguageModel(families.network("clm-qwen3_moe"), name, task="clm"), name)
+    found = adaptive.cost(core, UNITS)
+    own = {name: work for name, work in zip(found.names, found.own, strict=True) if ".experts." in name}
+    one = UNITS["token"] * 2 * (2 * 16 * 24)
+    assert own == {
+        f"model.layers.{i}.mlp.experts.{name}": times * one
+        for i in range(2)
+        for name, times in (("gate_up_proj", 2), ("down_proj", 1))
+    }
 
 
 def shape_of(kind, num_layers, width=768):

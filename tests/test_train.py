@@ -325,6 +325,21 @@ def test_a_step_that_overflows_is_left_out_with_clipping_too(run, monkeypatch):
     assert outcome["epochs"][-1]["validation_loss"] < outcome["epochs"][0]["validation_loss"]
 
 
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        ("full", {}),
+        ("freeze-bottom", {"num_layers": 2, "num_frozen_layers": 1}),
+        ("last-k", {"num_layers": 2, "num_frozen_layers": 0}),
+        ("lora", {"lora_targets": ["query", "value"]}),
+    ],
+)
+def test_the_record_says_what_a_method_froze_and_where_it_added(run, method, said):
+    (phase,) = run(method=method)["measurement"]["phases"]
+    keys = {"num_layers", "num_frozen_layers", "lora_targets"}
+    assert {key: value for key, value in phase.items() if key in keys} == said
+
+
 def test_the_same_seed_twice_is_the_same_run_and_another_seed_another(run, with_dropout):
     one, same, other = (run(with_dropout, repeat=repeat) for repeat in (1, 1, 2))
     assert one["losses"] == same["losses"]

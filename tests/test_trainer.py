@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import families
 import pytest
 import tiny_run
 import torch
@@ -265,6 +266,29 @@ def test_activations_are_computed_again_if_the_spec_says_so(assemble, again, tim
     assert len(calls) == times
     layer = built.core.model.bert.encoder.layer[0]
     assert (layer.output.dense.weight.grad is None) == (method == "freeze-bottom")
+
+
+def test_older_versions_call_it_gradient_checkpointing(assemble, monkeypatch):
+    from transformers import PreTrainedModel
+
+    given = []
+    monkeypatch.delattr(PreTrainedModel, "activation_checkpointing_enable", raising=False)
+    monkeypatch.setattr(PreTrainedModel, "gradient_checkpointing_enable", lambda model, how: given.append(how))
+    assemble(checkpoint_activations=True)
+    assert given == [{"use_reentrant": False}]
+
+
+@pytest.mark.parametrize("kind", ["albert", "mpnet", "funnel"])
+def test_a_model_whose_activations_cannot_be_computed_again_is_unsupported(assemble, monkeypatch, kind):
+    monkeypatch.setattr(trainer, "build", lambda *_: families.network(f"mlm-{kind}"))
+    monkeypatch.setattr(trainer.fit, "refusal", lambda *_: None)  # Funnel's results depend on padding
+    assemble()
+    with pytest.raises(trainer.Stop) as stopped:
+        assemble(checkpoint_activations=True)
+    assert stopped.value.outcome["status"] == "unsupported"
+    reason = stopped.value.outcome["reason"]
+    assert reason.startswith("checkpoint_activations: this model fails: ValueError: ")
+    assert "does not support" in reason and "\n" not in reason
 
 
 PACKED = "batching packed: this model does not keep to the mask that keeps packed texts apart; use batching: [dynamic]"
