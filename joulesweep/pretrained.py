@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from joulesweep.config import TASKS, HubSource, ModelConfig, RandomSource
-from joulesweep.errors import UserError
+from joulesweep.errors import UserError, brief_repr
 from joulesweep.grid import model_source
 from joulesweep.sources import AnySource, copy_files, describe, nearest, sha256_of
 from joulesweep.tokens import load_tokenizer, vocabulary_size
@@ -22,6 +22,8 @@ FORMAT = "joulesweep-model"
 VERSION = 1
 
 INDEX = "model.safetensors.index.json"
+#: Of these a model has at least one, by transformers' common names.
+SIZES = ("num_hidden_layers", "num_attention_heads", "hidden_size", "vocab_size", "max_position_embeddings")
 MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors", "model-*-of-*.safetensors", INDEX)
 #: Any one of these holds a vocabulary; without one, transformers would silently build an empty tokenizer.
 VOCABULARIES = (
@@ -130,10 +132,22 @@ def _random_config(mapping: dict[str, Any]) -> str:
         meant = _meant(key, model_type, own)
         if meant is not None:
             raise UserError(f"random: unknown key of a {model_type} config {key!r} (did you mean {meant!r}?)")
+    for key, value in keys.items():
+        least = _least(key, default)
+        if least is not None and isinstance(value, int) and value < least:
+            raise UserError(f"random: {key}: must be at least {least}, got {brief_repr(value)}")
     try:
         return str(AutoConfig.for_model(model_type, **keys).to_json_string())
     except (StrictDataclassError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"random: {' '.join(str(error).split())}") from None
+
+
+def _least(key: str, default: Any) -> int | None:  # noqa: ANN401 - a config of transformers
+    """The smallest whole number that a config's key may be, where its default says that it counts something."""
+    usual = getattr(default, key, None)
+    if isinstance(usual, bool) or not isinstance(usual, int) or usual < 1 or key.endswith("_id"):
+        return None
+    return 1 if default.attribute_map.get(key, key) in {default.attribute_map.get(name, name) for name in SIZES} else 0
 
 
 def _meant(key: str, model_type: str, own: Collection[str]) -> str | None:

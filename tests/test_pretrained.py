@@ -321,6 +321,32 @@ def test_random_models_refuse_near_misses(model_type, key, meant):
         pretrained._random_config({"model_type": model_type, key: 3})
 
 
+@pytest.mark.parametrize(
+    ("model_type", "key", "value", "least"),
+    [
+        ("bert", "num_hidden_layers", -1, 1),
+        ("bert", "num_hidden_layers", 0, 1),
+        ("bert", "max_position_embeddings", 0, 1),
+        ("bert", "type_vocab_size", -2, 0),
+        ("gpt2", "n_layer", 0, 1),
+        ("gpt2", "num_hidden_layers", 0, 1),
+        ("t5", "d_model", 0, 1),
+        ("t5", "num_decoder_layers", -3, 0),
+        ("opt", "vocab_size", 0, 1),
+    ],
+)
+def test_random_models_have_at_least_one_of_what_counts(model_type, key, value, least):
+    with pytest.raises(UserError, match=f"^random: {key}: must be at least {least}, got {value}$"):
+        pretrained._random_config({"model_type": model_type, key: value})
+
+
+@pytest.mark.parametrize(
+    ("model_type", "key", "value"), [("llama", "pad_token_id", -1), ("deberta-v2", "max_relative_positions", -1)]
+)
+def test_random_models_may_be_told_what_transformers_means_by_less(model_type, key, value):
+    assert f'"{key}": {value}' in pretrained._random_config({"model_type": model_type, key: value})
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), [1.0, float("-inf")], {"deep": [{"er": float("nan")}]}])
 def test_random_models_have_finite_numbers(value):
     with pytest.raises(ValueError, match=r"random\.initializer_range\S*: must be a finite number, got -?(nan|inf)"):
