@@ -16,6 +16,7 @@ from pathlib import Path
 
 import tiny_run
 import yaml
+from patience import PATIENCE_S
 from tiny_run import REPOSITORY
 
 COPIED = (
@@ -102,7 +103,12 @@ class Checkout:
 
     def snakemake(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            self.command(*arguments), cwd=self.folder, env=self.environ, capture_output=True, text=True, timeout=900
+            self.command(*arguments),
+            cwd=self.folder,
+            env=self.environ,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
         )
 
     def start(self) -> subprocess.Popen[str]:

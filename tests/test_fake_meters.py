@@ -14,6 +14,7 @@ import fake_meters
 import pynvml
 import pytest
 from fake_meters import EPOCH_S, Boards, rapl_tree
+from patience import PATIENCE_S
 from zeus.device import get_cpus, get_gpus
 from zeus.device.cpu.rapl import RAPLCPUs
 from zeus.device.gpu.common import ZeusGPUNotSupportedError
@@ -76,7 +77,7 @@ def python(code: str, *args: object) -> list[str]:
 
 
 def output(command: list[str], environment: dict[str, str] | None = None) -> str:
-    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE_S)
     assert ran.returncode == 0, ran.stderr
     return ran.stdout
 

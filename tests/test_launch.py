@@ -16,6 +16,7 @@ import fake_meters
 import lock_files
 import pytest
 import tiny_run
+from patience import PATIENCE_S, wait_for
 
 from joulesweep import bounded, devices, grid, launch, lease, measurement, process, provenance, record, train, workflow
 from joulesweep.config import validate
@@ -28,7 +29,6 @@ from scripts import train as script_of_a_run
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
-PATIENCE_S = 60.0  # before a test gives up; none waits that long when all is well
 ENDLESS = {"max_steps": 10**7}
 #: Texts that leave one for the last batch of 22, and so none for the second of two ranks.
 ODD = {"source": {"local": "texts.txt"}, "format": "text", "validation_fraction": 0.25}
@@ -95,13 +95,6 @@ def processes(word) -> dict[int, str]:
         if str(word) in command and state != "Z":
             found[int(path.name)] = command
     return found
-
-
-def wait_for(condition):
-    deadline_s = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline_s, "waited in vain"
-        time.sleep(0.05)
 
 
 def lines(path):

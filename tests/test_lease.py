@@ -8,12 +8,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import lock_files
 import pytest
 import tiny_run
+from patience import PATIENCE_S, wait_for
 
 from joulesweep import lease, process
 from joulesweep.devices import Board
@@ -22,7 +22,6 @@ from joulesweep.lease import Lease
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
-PATIENCE_S = 60.0  # before a test gives up; none waits that long when all is well
 SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
 NOBODY = 65534
 
@@ -131,13 +130,6 @@ for turn in range(20):
             path.unlink()
     time.sleep(0.001)
 """
-
-
-def wait_for(condition):
-    deadline_s = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline_s, "waited in vain"
-        time.sleep(0.01)
 
 
 @pytest.mark.parametrize(("contenders", "needed", "boards"), [(3, 1, 2), (3, 2, 3), (3, 2, 4)])
@@ -471,15 +463,15 @@ def everyones(monkeypatch):
 def test_another_users_lock_files_are_respected_and_usable(started, everyones):
     with leased([board(0)]):
         taken = started(OTHER_USER, NOBODY)
-        assert "waiting for a free GPU\ntaken\n" in taken.communicate(timeout=60)[1]
+        assert "waiting for a free GPU\ntaken\n" in taken.communicate(timeout=PATIENCE_S)[1]
     assert (everyones / "GPU-0.lock").stat().st_uid == 0
     done = started(OTHER_USER, NOBODY)
-    assert done.communicate(timeout=60) == (f"{NOBODY} ['GPU-0']\n", "")
+    assert done.communicate(timeout=PATIENCE_S) == (f"{NOBODY} ['GPU-0']\n", "")
 
 
 def test_what_another_user_made_first_can_be_used(started, everyones):
     done = started(OTHER_USER, NOBODY)
-    assert done.communicate(timeout=60) == (f"{NOBODY} ['GPU-0']\n", "")
+    assert done.communicate(timeout=PATIENCE_S) == (f"{NOBODY} ['GPU-0']\n", "")
     assert {path.stat().st_uid for path in (everyones, *everyones.iterdir())} == {NOBODY}
     with leased([board(0)]) as held:
         assert indices(held) == [0]

@@ -9,6 +9,7 @@ import time
 
 import pytest
 import tiny_run
+from patience import wait_for
 
 from joulesweep import process
 
@@ -26,10 +27,7 @@ def lives(pid: int) -> bool:
 
 
 def wait_until_dead(pid: int) -> None:
-    deadline_s = time.monotonic() + 30
-    while lives(pid):
-        assert time.monotonic() < deadline_s, f"process {pid} lives"
-        time.sleep(0.02)
+    wait_for(lambda: not lives(pid), f"the end of process {pid}")
 
 
 def test_a_child_dies_with_its_parent_however_that_dies():

@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 import polars as pl
 import pytest
 import synthetic
+from patience import PATIENCE_S
 
 from joulesweep import aggregate, charts, report, tables
 from joulesweep.answer import answers
@@ -360,7 +361,9 @@ def browse(tmp_path, html):
     path = tmp_path / "report.html"
     path.write_text(html, encoding="utf-8")
     profile = f"--user-data-dir={tmp_path / 'browser'}"
-    done = subprocess.run([CHROMIUM, *FLAGS, profile, path.as_uri()], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [CHROMIUM, *FLAGS, profile, path.as_uri()], capture_output=True, text=True, timeout=PATIENCE_S
+    )
     return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 
 

@@ -17,6 +17,7 @@ import synthetic
 import tiny_run
 import yaml
 from checkout import Checkout
+from patience import PATIENCE_S
 from test_report import words
 
 from joulesweep import cli, digest, record, rerun, workflow
@@ -215,7 +216,7 @@ def test_ctrl_c_waits_for_snakemake_to_end_its_jobs(in_empty_folder):
         assert child.poll() is None
         time.sleep(0.05)
     os.killpg(child.pid, signal.SIGINT)
-    assert child.wait(timeout=60) == 7
+    assert child.wait(timeout=PATIENCE_S) == 7
     assert Path("ended").exists()
 
 
@@ -288,4 +289,4 @@ def take_up(checkout, *arguments):
     code = "import sys; from joulesweep import cli; sys.exit(cli.main())"
     line = [sys.executable, "-c", code, "rerun", *arguments, "--", "--cores", "2"]
     environ = {**checkout.environ, "PYTHONPATH": os.pathsep.join([".", checkout.environ["PYTHONPATH"]])}
-    return subprocess.run(line, cwd=checkout.folder, env=environ, capture_output=True, text=True, timeout=900)
+    return subprocess.run(line, cwd=checkout.folder, env=environ, capture_output=True, text=True, timeout=PATIENCE_S)

@@ -14,6 +14,7 @@ import pytest
 import synthetic
 import tiny_run
 import yaml
+from patience import PATIENCE_S
 from snakemake.settings.enums import Quietness
 from snakemake_interface_common.exceptions import WorkflowError
 from snakemake_interface_logger_plugins.common import LogEvent
@@ -457,7 +458,7 @@ def test_the_lock_of_a_living_workflow_is_left_alone(tmp_path):
         assert workflow.clear_dead_lock(folder) is False
         assert locks(folder) == ["0.input.lock", "0.output.lock"]
         os.close(workflow._owned.pop())  # as at the end of this process
-        other.communicate("", timeout=30)
+        other.communicate("", timeout=PATIENCE_S)
     assert workflow.clear_dead_lock(folder) is True  # and when that one has ended, it is dead
 
 

@@ -17,7 +17,6 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +25,13 @@ import polars as pl
 import pytest
 import tiny_run
 from checkout import Checkout
+from patience import PATIENCE_S, wait_for
 
 from joulesweep import rows as record_rows
 from joulesweep.spec import run_id, strip
 
 WATTS = (310.0, 170.0)
 TICKS_MS = (20, 100)
-PATIENCE_S = 60.0
 OF_THE_MACHINE = {"short_window", "contended"}  # flags that tell how long and how busy it was
 pytestmark = pytest.mark.slow
 
@@ -222,7 +221,7 @@ def test_one_boards_failing_counter_costs_that_board_only(tmp_path: Path, strate
     machine = Machine(tmp_path, 20)
     shape = SHAPES["ddp"] if strategy == "ddp" else SHAPES["one process with two boards"]
     child, folder = machine.start("node", **shape, max_steps=60, min_seconds=4.0)
-    assert next(waiting(lambda: (folder / "run.log").exists() and "step" in (folder / "run.log").read_text()))
+    assert wait_for(lambda: (folder / "run.log").exists() and "step" in (folder / "run.log").read_text())
     machine.boards.set(1, fail="GetTotalEnergyConsumption:999")
     _, told = child.communicate(timeout=PATIENCE_S)
     assert child.returncode == 0, told
@@ -429,7 +428,7 @@ def test_a_rapl_counter_that_is_reset_in_the_window_gives_no_joules(tmp_path: Pa
     zones = [{"name": "package-0", "watts": 50, "dram_watts": 25, "offset_j": offset_j} for offset_j in (0, 1000)]
     with fake_meters.rapl_tree(tmp_path / "rapl", zones) as rapl:
         child = subprocess.Popen(rapl.command(command), cwd=tiny_run.REPOSITORY, env=machine.environ)
-        assert next(waiting(lambda: (folder / "run.log").exists() and "step" in (folder / "run.log").read_text()))
+        assert wait_for(lambda: (folder / "run.log").exists() and "step" in (folder / "run.log").read_text())
         for _ in range(num_resets):
             time.sleep(1)
             rapl.reset("cpu:0")
@@ -463,13 +462,13 @@ def test_no_helper_of_a_counter_outlives_a_killed_run(tmp_path: Path) -> None:
     command, folder = machine.command("node", strategy="ddp", devices=2, max_steps=10**7)
     with fake_meters.rapl_tree(tmp_path / "rapl", [{"name": "package-0", "watts": 50}]) as rapl:
         child = subprocess.Popen(rapl.command(command), cwd=tiny_run.REPOSITORY, env=machine.environ)
-        assert next(waiting(lambda: (folder / "run.log").exists() and "step" in (folder / "run.log").read_text()))
+        assert wait_for(lambda: (folder / "run.log").exists() and "step" in (folder / "run.log").read_text())
         helpers = [pid for pid, line in processes(str(tmp_path)) if "multiprocessing" in line]
         (torchrun,) = [pid for pid, line in processes(str(tmp_path)) if "torch.distributed.run" in line]
         assert helpers
         os.kill(torchrun, signal.SIGKILL)  # its ranks lead sessions of their own
         assert child.wait(PATIENCE_S) != 0
-        assert next(waiting(lambda: not [pid for pid, _ in processes(str(tmp_path)) if pid in helpers]))
+        assert wait_for(lambda: not [pid for pid, _ in processes(str(tmp_path)) if pid in helpers])
 
 
 def processes(folder: str) -> list[tuple[int, str]]:
@@ -509,24 +508,14 @@ def test_counters_that_only_root_may_read_are_told_with_what_to_do(tmp_path: Pat
 def test_a_rank_killed_in_the_middle_leaves_no_record_and_no_locked_board(tmp_path: Path) -> None:
     machine = Machine(tmp_path, 20)
     child, folder = machine.start("gpu", gpus=[0, 1], strategy="ddp", devices=2, max_steps=10**7)
-    rank = next(waiting(lambda: ranks_of(child.pid)))[-1]
-    assert next(waiting(lambda: "step" in (folder / "run.log").read_text(encoding="utf-8")))
+    rank = wait_for(lambda: ranks_of(child.pid))[-1]
+    assert wait_for(lambda: "step" in (folder / "run.log").read_text(encoding="utf-8"))
     os.kill(rank, signal.SIGKILL)
     child.communicate(timeout=PATIENCE_S)
     assert child.returncode not in (0, None)
     assert not (folder / "record.json").exists()
     record = machine.run("gpu", gpus=[0, 1], strategy="ddp", devices=2, max_steps=5)  # waits for no dead one
     assert len(gpu_rows(record)) == 2
-
-
-def waiting(look: Any) -> Iterator[Any]:
-    """What a look gives once it gives something."""
-    deadline_s = time.monotonic() + PATIENCE_S
-    while time.monotonic() < deadline_s:
-        if found := look():
-            yield found
-        time.sleep(0.05)
-    raise AssertionError("it never came")
 
 
 def ranks_of(pid: int) -> list[int]:

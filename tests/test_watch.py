@@ -8,11 +8,10 @@ import time
 from types import SimpleNamespace
 
 import pytest
+from patience import PATIENCE_S, wait_for
 
 from joulesweep import bounded, contention, watch
 from joulesweep.watch import BoardLook, Watch
-
-PATIENCE_S = 60.0  # before a test gives up; none waits that long when all is well
 
 
 class Trace:
@@ -46,16 +45,9 @@ def trace():
     made.gate.set()
 
 
-def wait_for(condition):
-    deadline_s = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline_s, "waited in vain"
-        time.sleep(0.001)
-
-
 def test_readings_are_taken_while_this_thread_does_something_else_and_a_last_time_at_the_end(trace):
     with Watch(trace) as seen:
-        wait_for(lambda: trace.read > 3)
+        wait_for(lambda: trace.read > 3, every_s=0.001)
         assert trace.last == 0
     assert (trace.last, seen.stopped) == (1, None)
     assert [look.at_s for look in seen.looks.cpu] == sorted(look.at_s for look in seen.looks.cpu)
@@ -67,7 +59,7 @@ def test_a_reading_that_does_not_come_back_ends_the_readings_and_nothing_else(tr
     monkeypatch.setattr(bounded, "LIMIT_S", 0.05)
     with Watch(trace) as seen:
         trace.gate.clear()
-        wait_for(lambda: seen.check() or seen.stopped)
+        wait_for(lambda: seen.check() or seen.stopped, every_s=0.001)
         assert seen.stopped == "no answer within 0.05 s"
     assert trace.last == 0
 
@@ -93,14 +85,14 @@ def test_a_run_that_ends_by_an_exception_waits_for_no_reading(trace):
 def test_whatever_a_meter_raises_ends_the_readings_alone(trace, error):
     with Watch(trace) as seen:
         trace.error = error
-        wait_for(lambda: seen.stopped)
+        wait_for(lambda: seen.stopped, every_s=0.001)
     assert seen.stopped == f"{type(error).__name__}: no httpx"
 
 
 def test_a_run_without_meters_is_watched_once_a_second_and_not_without_pause():
     trace = Trace()
     with Watch(trace) as seen:
-        wait_for(lambda: len(seen.looks.cpu) > 1)
+        wait_for(lambda: len(seen.looks.cpu) > 1, every_s=0.001)
     assert trace.read <= len(seen.looks.cpu) + 1
     assert seen.looks.boards == []
 

@@ -10,19 +10,18 @@ import os
 import re
 import shutil
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import polars as pl
 import pytest
 import yaml
 from checkout import COPIED, Checkout
+from patience import PATIENCE_S, wait_for
 from tiny_run import REPOSITORY
 
 ANALYSIS = {"aggregate", "charts", "report", "all"}
 
-PATIENCE_S = 300  # what takes longer hangs
 
 pytestmark = pytest.mark.slow
 
@@ -202,13 +201,6 @@ def test_a_changed_text_file_trains_again(sweep: Checkout) -> None:
     assert planned["train"] == 2
     file.write_bytes(before)
     assert sweep.planned() == {}, "the same bytes again, written later, change nothing"
-
-
-def wait_for(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, f"waited for {what}"
-        time.sleep(0.05)
 
 
 def test_a_killed_run_leaves_no_record_and_is_the_only_one_repeated(sweep: Checkout) -> None:
