@@ -199,7 +199,7 @@ def test_a_mistake_of_this_package_stays_one(corpus, monkeypatch):
     with pytest.raises(TypeError):
         fit.step_refusal(core, corpus, layout("packed"))
     monkeypatch.undo()
-    kernels.adopt(core)
+    kernels.adopt(core.modules())
     monkeypatch.setattr(kernels, "product", None)
     with pytest.raises(TypeError):
         fit.step_refusal(core, corpus, layout())
@@ -266,8 +266,9 @@ def test_heads_that_do_not_fit_are_refused(tmp_path, kind):
 def test_models_that_change_what_a_linear_layer_gives_train_with_onednn(corpus, kind):
     """In place, which a view out of a custom function forbids."""
     core = LanguageModel(families.network(kind))
-    if not kernels.adopt(core):
+    if not kernels.available():
         pytest.skip("this build of PyTorch has no oneDNN")
+    kernels.adopt(core.modules())
     assert fit.step_refusal(core, corpus, layout()) is None
 
 
