@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from joulesweep import adaptive, data, engine, fit, flops, kernels, methods, precision, strategy
 from joulesweep.errors import UserError
+from joulesweep.kahan import KahanAdamW
 from joulesweep.memory import copy_weights, load_weights
 from joulesweep.model import LanguageModel, Unfit, build, num_embeddings, num_positions, stacks
 from joulesweep.spec import RunSpec
@@ -377,7 +378,7 @@ def _wrapped(core: torch.nn.Module, spec: RunSpec, place: Place) -> torch.nn.Mod
 
 
 def _optimizer(core: torch.nn.Module, spec: RunSpec, device: torch.device) -> torch.optim.AdamW:
-    """AdamW, one fused kernel; biases and normalisation weights (one dimension) do not decay."""
+    """AdamW, fused but for Kahan summation; biases and normalisation weights (one dimension) do not decay."""
     trained = [parameter for parameter in core.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": spec.weight_decay},
@@ -385,7 +386,10 @@ def _optimizer(core: torch.nn.Module, spec: RunSpec, device: torch.device) -> to
     ]
     graph = spec.engine == "graph"
     lr = torch.tensor(spec.lr, device=device) if graph else spec.lr  # a captured step reads it from the device
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, fused=True, capturable=graph)
+    groups = [group for group in groups if group["params"]]
+    if precision.PRECISIONS[spec.precision].kahan:
+        return KahanAdamW(groups, lr=lr, capturable=graph)
+    return torch.optim.AdamW(groups, lr=lr, fused=True, capturable=graph)
 
 
 def measured_boards(spec: RunSpec, boards: Sequence[dict[str, Any]], place: Place) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from joulesweep import data, engine, kernels, methods, trainer
 from joulesweep.errors import UserError
+from joulesweep.kahan import KahanAdamW
 from joulesweep.trainer import Place, Start
 
 pytestmark = pytest.mark.usefixtures("torch_as_it_was")
@@ -213,10 +214,11 @@ def test_each_rank_and_repeat_has_its_own_dropout(assemble, monkeypatch, rank, r
     assert torch.initial_seed() == 1000 * repeat + rank
 
 
-@pytest.mark.parametrize("name", ["fp32", "fp16-mixed", "bf16-true"])
+@pytest.mark.parametrize("name", ["fp32", "fp16-mixed", "bf16-true", "bf16-kahan"])
 def test_weights_are_cast_and_the_loss_is_scaled_as_the_precision_says(assemble, name):
     built = assemble(precision=name)
-    expected = torch.bfloat16 if name == "bf16-true" else torch.float32
+    expected = torch.bfloat16 if name in ("bf16-true", "bf16-kahan") else torch.float32
+    assert (type(built.optimizer) is KahanAdamW) == (name == "bf16-kahan")
     assert {parameter.dtype for parameter in built.core.parameters()} == {expected}
     assert built.scaler.is_enabled() == (name == "fp16-mixed")
 
