@@ -9,7 +9,7 @@ from joulesweep import kernels, worker
 
 def main() -> int:
     """As `joulesweep.worker`."""
-    kernels.adopt = lambda model: False
+    kernels.available = lambda: False
     return worker.main()
 
 

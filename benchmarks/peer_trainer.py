@@ -1,7 +1,9 @@
 """`transformers.Trainer` on the task of one of our runs, with its best documented settings for short texts.
 
 Dynamic padding by transformers' collator, fused AdamW, nothing clipped (it computes the norm all the same), logged or
-saved; batches of like lengths, or random ones, which pad more and learn better.
+saved; batches of like lengths, or random ones, which pad more and learn better. Two ways without padding, or less work:
+`trainer-flattened` puts the texts of a batch into one row, which transformers' attention keeps apart by their positions
+(decoders alone); `trainer-sparse` lets ModernBERT compute its head at the predicted places.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import functools
 from typing import Any
 
 from accelerate.utils import is_compiled_module
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import DataCollatorWithFlattening, Trainer, TrainerCallback, TrainingArguments
 
 from benchmarks.peer_common import Task, Window, main
 
@@ -38,10 +40,13 @@ class _Watch(TrainerCallback):  # type: ignore[misc]  # transformers ships no co
             self.window.end()
 
 
-def fit(task: Task, num_steps: int, window: Window | None, sampling: str = "group_by_length") -> None:
-    """Train for so many steps."""
+def fit(
+    task: Task, num_steps: int, window: Window | None, sampling: str = "group_by_length", way: str = "padded"
+) -> None:
+    """Train for so many steps; the way is "padded", "flattened" or "sparse"."""
     spec = task.spec
     mixed = spec.precision.endswith("-mixed")
+    task.model.sparse_prediction = way == "sparse"  # read by ModernBERT alone
     arguments = TrainingArguments(
         output_dir=str(task.folder / "trainer"),
         per_device_train_batch_size=spec.batch_size,
@@ -66,7 +71,7 @@ def fit(task: Task, num_steps: int, window: Window | None, sampling: str = "grou
         model=task.model,
         args=arguments,
         train_dataset=task.examples,
-        data_collator=task.collator,
+        data_collator=DataCollatorWithFlattening() if way == "flattened" else task.collator,
         processing_class=task.collator.tokenizer,
         callbacks=[_Watch(window)],
         optimizers=task.optimizer(),
@@ -81,4 +86,11 @@ def fit(task: Task, num_steps: int, window: Window | None, sampling: str = "grou
 
 
 if __name__ == "__main__":
-    main({"trainer": fit, "trainer-random": functools.partial(fit, sampling="random")})
+    main(
+        {
+            "trainer": fit,
+            "trainer-random": functools.partial(fit, sampling="random"),
+            "trainer-flattened": functools.partial(fit, sampling="random", way="flattened"),
+            "trainer-sparse": functools.partial(fit, way="sparse"),
+        }
+    )

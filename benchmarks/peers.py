@@ -85,10 +85,17 @@ CONTESTANTS = {
     "trainer": _trainer("transformers.Trainer, length groups"),
     "trainer-random": _trainer("transformers.Trainer, random batches", "trainer-random"),
     "trainer-compiled": _trainer("transformers.Trainer, length groups, compiled", engine="compile"),
+    "trainer-flattened": _trainer("transformers.Trainer, one row without padding", "trainer-flattened"),
+    "trainer-sparse": _trainer("transformers.Trainer, length groups, ModernBERT's sparse head", "trainer-sparse"),
+    "trainer-unpadded": Contestant(
+        about="ModernBERT unpadded", module="benchmarks.peer_trainer", needs=("flash_attn",)
+    ),
     "lightning": _lightning("Lightning Trainer, length groups", "lightning"),
     "fabric": _lightning("Lightning Fabric, length groups", "fabric"),
 }
 PEERS = ("trainer", "trainer-random", "trainer-compiled", "lightning", "fabric")
+#: Packages that need a GPU, and what for.
+ON_GPUS = {"flash_attn": "without padding ModernBERT needs flash-attn, which computes on NVIDIA GPUs alone: not run"}
 #: What our speed is made of: ours with one thing taken away, or all of them.
 LEVERS = {
     "not-packed": Contestant(about="Joulesweep without packing", changes={**PACKED, "batching": "dynamic"}),
@@ -137,7 +144,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     base = base_spec(args, assets, accelerator)
     boards = devices.pool("auto")[:1] if accelerator == "cuda" else []
     environ = shared_environment(base, boards, plain=args.plain_environment)
-    names = contestants(args.peers, args.levers, accelerator)
+    names = contestants([*args.peers, *MODELS[args.model].peers], args.levers, accelerator)
     refused = {name: reason for name in names if (reason := lacking(CONTESTANTS_AND_LEVERS[name]))}
     runs: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="joulesweep-peers-") as scratch:
@@ -184,6 +191,8 @@ def turns(names: Sequence[str], seed: int) -> list[str]:
 def lacking(contestant: Contestant) -> str | None:
     """Say which package is missing, or None."""
     missing = [name for name in contestant.needs if importlib.util.find_spec(name) is None]
+    if missing and missing[0] in ON_GPUS:
+        return ON_GPUS[missing[0]]
     return f"not installed: {', '.join(missing)}; see make bench-peers" if missing else None
 
 

@@ -33,6 +33,7 @@ CORE = (
     "fit",
     "flops",
     "generation",
+    "kahan",
     "kernels",
     "launch",
     "lazy",

@@ -3,14 +3,19 @@
 Hugging Face's models differ in what their interfaces do not say: some count positions over a whole row, some mix in
 what a row is filled up with, some cannot be checkpointed. Each try leaves the module as it was, and says in one line
 why not. Forward passes are in float32, in which results that should agree do.
+
+What a model is proven to do, its first layers are proven to do, as long as every kind of layer is among them: the rest
+is left out of the proof, and asked only where that fails.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
+import re
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,13 +24,17 @@ import torch
 
 from joulesweep import data, memory
 from joulesweep.errors import UserError
-from joulesweep.model import LanguageModel, Unfit, attributes_kept
+from joulesweep.model import LanguageModel, Unfit, attributes_kept, stacks
 
 PACKAGE = Path(__file__).parent
 TORCH = Path(torch.__file__).parent
 AGREE = 2e-5  #: of the largest hidden state: what different sizes of a batch may change
 #: How a config calls the number of tokens that a local attention sees.
 WINDOWS = ("sliding_window", "local_attention", "window_size", "attention_window", "attention_window_size")
+LEAST_LAYERS = 2  #: of a stack that are tried: what a layer gives is also what the next one is given
+#: How modules call the number of the layer that they lie in, by which layers of one kind differ.
+PLACES = re.compile(r"((layer|block)_?)?(id|idx|index|number|num)")
+Refusal = Callable[[LanguageModel, data.Corpus, data.Layout], str | None]
 
 
 @contextlib.contextmanager
@@ -101,9 +110,81 @@ def refusal(core: LanguageModel, corpus: data.Corpus, layout: data.Layout) -> st
         corpus: the texts.
         layout: how they will be laid out.
     """
+    with _shortened(core) as is_shorter:
+        if is_shorter and _passes(_refusal, core, corpus, layout):
+            return None
+    return _refusal(core, corpus, layout)
+
+
+def _passes(refusal: Refusal, core: LanguageModel, corpus: data.Corpus, layout: data.Layout) -> bool:
+    """Whether nothing is refused. Whatever fails, the whole model fails at, or it does not matter."""
+    try:
+        return refusal(core, corpus, layout) is None
+    except Exception:
+        return False
+
+
+def _refusal(core: LanguageModel, corpus: data.Corpus, layout: data.Layout) -> str | None:
     if core.task == "clm" and not is_causal(core, corpus):
         return "task clm: this model sees the tokens that it is to predict; choose a decoder, or task mlm"
     return layout_refusal(core, corpus, layout) or _head_refusal(core, corpus, layout)
+
+
+@contextlib.contextmanager
+def _shortened(core: LanguageModel) -> Iterator[bool]:
+    """Keep of each stack its first layers, so many that every kind is among them. Yields whether any are left out."""
+    lists = [one for one in core.model.modules() if isinstance(one, torch.nn.ModuleList)]
+    whole: dict[torch.nn.ModuleList, dict[str, Any]] = {}
+    for half, layers in stacks(core.model):
+        kinds = _kinds(half, layers)
+        num_kept = max([LEAST_LAYERS, *(kinds.index(kind) + 1 for kind in kinds)])
+        for one in lists:
+            if list(one) == layers and num_kept < len(layers):
+                whole[one] = one._modules
+                one._modules = dict(list(one._modules.items())[:num_kept])
+    try:
+        yield bool(whole)
+    finally:
+        for one, parts in whole.items():
+            one._modules = parts
+
+
+def _kinds(half: torch.nn.Module, layers: list[torch.nn.Module]) -> list[str]:
+    """What each layer is made of, apart from the values of its weights and from its place.
+
+    What a config lists layer by layer belongs to them, since a model may read it there in its forward pass.
+    """
+    about = getattr(getattr(half, "config", None), "__dict__", {})
+    listed = [value for value in about.values() if isinstance(value, list | tuple) and len(value) == len(layers)]
+    return [repr((_made_of(layer), [value[i] for value in listed])) for i, layer in enumerate(layers)]
+
+
+def _made_of(layer: torch.nn.Module) -> list[object]:
+    """Of each module in a layer: name, class, plain attributes, shapes of weights, contents of buffers, hooks."""
+    return [
+        (
+            name,
+            f"{type(module).__module__}.{type(module).__qualname__}",
+            [(key, _told(value)) for key, value in vars(module).items() if key[0] != "_" and not PLACES.fullmatch(key)],
+            [(key, _told(value.shape)) for key, value in module.named_parameters(recurse=False)],
+            [(key, _told(value)) for key, value in module.named_buffers(recurse=False)],
+            [id(hook) for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values())],
+        )
+        for name, module in layer.named_modules()
+    ]
+
+
+def _told(value: object) -> object:
+    """Something that is equal for equal values; of what cannot be compared, only for the same object."""
+    if isinstance(value, torch.Tensor):
+        return tuple(value.shape), str(value.dtype), float(value.double().sum())
+    if isinstance(value, functools.partial):
+        return _told(value.func), repr(value.args), repr(value.keywords)
+    named = getattr(value, "__qualname__", "<")
+    if "<" not in named:  # a function or class that lies in a module, or a method of one
+        return getattr(value, "__module__", ""), named
+    is_plain = value is None or isinstance(value, bool | int | float | str | list | tuple | set | dict | torch.dtype)
+    return repr(value) if is_plain else id(value)
 
 
 def is_causal(core: LanguageModel, corpus: data.Corpus) -> bool:
@@ -221,6 +302,13 @@ def step_refusal(core: LanguageModel, corpus: data.Corpus, layout: data.Layout) 
         corpus: the texts.
         layout: how they will be laid out.
     """
+    with _shortened(core) as is_shorter:
+        if is_shorter and _passes(_step_refusal, core, corpus, layout):
+            return None
+    return _step_refusal(core, corpus, layout)
+
+
+def _step_refusal(core: LanguageModel, corpus: data.Corpus, layout: data.Layout) -> str | None:
     batch = _batch(corpus, _shortest_and_longest(corpus), layout, core.task).on(_device(core))
     trained = [parameter for parameter in core.parameters() if parameter.requires_grad]
     try:

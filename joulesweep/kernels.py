@@ -1,15 +1,33 @@
-"""Matrix products of fp32 training on CPUs, through oneDNN.
+"""Matrix products of fp32 training on CPUs: PyTorch's own, or oneDNN's where these are faster on this machine.
 
 PyTorch hands fp32 products on x86 to MKL, which keeps to AVX2 on chips that are not Intel's: 86 against 200 GFLOP/s on
 one core of an AMD EPYC with AVX-512 (measured 2026-11-21, 384 × 384 × 1536). oneDNN, which PyTorch carries too and
-uses for bf16, chooses by what the chip can do. The arithmetic is the same IEEE fp32; only the order of sums differs.
+uses for bf16, chooses by what the chip can do; but on an Intel Xeon with AMX it made whole steps 7 % slower. So both
+are timed before the window, once per run and shape, and the faster one computes. The arithmetic is the same IEEE fp32;
+only the order of sums differs.
 """
 
 from __future__ import annotations
 
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+
+MOST_MACS = 2**25  # multiply-adds of a product that is timed: half a millisecond or so of one core
+BUDGET_S = 0.15  # no round begins later
+LEAST_ROUNDS, MOST_ROUNDS = 3, 9
+TIE = 0.03  # oneDNN has to be faster by so much: below, rounds differ by as much
+UNTIMED = {"pytorch_s": None, "onednn_s": None}
+
+
+def clock() -> float:
+    """Seconds: of this thread's own work where it is alone, so that what else the machine does is not in them."""
+    return time.thread_time() if torch.get_num_threads() == 1 else time.perf_counter()
 
 
 def product(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -54,10 +72,121 @@ def available() -> bool:
     return bool(torch.backends.mkldnn.is_available()) and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # type: ignore[no-untyped-call]
 
 
-def adopt(model: torch.nn.Module) -> bool:
-    """Let every plain linear layer compute by oneDNN, in place. Returns whether it does."""
-    if available():
-        for module in model.modules():
-            if type(module) is torch.nn.Linear:
-                module.__class__ = Linear
-    return available()
+def adopt(modules: Iterable[torch.nn.Module]) -> None:
+    """Let every plain linear layer among some modules compute by oneDNN, in place."""
+    for module in modules:
+        if type(module) is torch.nn.Linear:
+            module.__class__ = Linear
+
+
+@dataclass(frozen=True, order=True, kw_only=True)
+class Shape:
+    """Layers whose products are alike enough for one library to be the faster one for all of them.
+
+    Attributes:
+        rows: positions, as the nearest power of two; of a large product its sizes are halved down to `MOST_MACS`.
+        inputs: features of them, likewise.
+        outputs: of the result, likewise.
+        bias: whether one is added.
+        trains: whether the weight does, which costs a product more.
+    """
+
+    rows: int
+    inputs: int
+    outputs: int
+    bias: bool
+    trains: bool
+
+    @classmethod
+    def of(cls, layer: torch.nn.Linear, rows: int) -> Shape:
+        """The shape of a layer that is given so many rows."""
+        exact = (rows, layer.in_features, layer.out_features)
+        sizes = [2 ** round(math.log2(max(1, size))) for size in exact]
+        while math.prod(sizes) > MOST_MACS:
+            sizes[sizes.index(max(sizes))] //= 2
+        bias, trains = layer.bias is not None, layer.weight.requires_grad
+        return cls(rows=sizes[0], inputs=sizes[1], outputs=sizes[2], bias=bias, trains=trains)
+
+
+def choose(
+    model: torch.nn.Module, rows: Callable[[str], int], agreed: Callable[[torch.Tensor], torch.Tensor]
+) -> dict[str, Any]:
+    """Time both libraries on the shapes of a model, and let each plain linear layer compute by the faster one.
+
+    The random state is left as it was.
+
+    Args:
+        model: in float32, on the CPU; changed in place.
+        rows: how many positions the layer of a name is given in a step, the same on every rank.
+        agreed: makes of this rank's seconds the slowest one's, float64 [shapes, 2], the same on every rank.
+
+    Returns:
+        What a record says of it. shapes: a row for each `Shape` with its num_layers, the library that computes them,
+        "pytorch" or "onednn", and seconds of a forward and a backward pass by either: medians, null where not timed.
+        num_rounds, spent_s: of this rank. reason: why nothing was timed, or null.
+    """
+    if not available():
+        return unchosen("this build of PyTorch has no oneDNN")
+    began_s = clock()
+    layers: dict[Shape, list[torch.nn.Linear]] = {}
+    for name, module in model.named_modules():
+        if type(module) is torch.nn.Linear:
+            layers.setdefault(Shape.of(module, rows(name)), []).append(module)
+    shapes = sorted(layers)
+    with torch.random.fork_rng([]):
+        own, num_rounds = _medians(shapes, began_s)
+    found = []
+    for shape, seconds in zip(shapes, agreed(torch.tensor(own, dtype=torch.float64)).tolist(), strict=True):
+        pytorch_s, onednn_s = seconds
+        library = "onednn" if onednn_s < (1 - TIE) * pytorch_s else "pytorch"
+        if library == "onednn":
+            adopt(layers[shape])
+        told = {"pytorch_s": pytorch_s, "onednn_s": onednn_s} if math.isfinite(pytorch_s) else UNTIMED
+        found.append({**asdict(shape), "num_layers": len(layers[shape]), "library": library, **told})
+    return {"shapes": found, "num_rounds": num_rounds, "spent_s": clock() - began_s, "reason": None}
+
+
+def unchosen(reason: str) -> dict[str, Any]:
+    """What a record says where nothing is timed, and PyTorch computes as it does."""
+    return {"shapes": [], "num_rounds": 0, "spent_s": 0.0, "reason": reason}
+
+
+def _medians(shapes: list[Shape], began_s: float) -> tuple[list[list[float]], int]:
+    """Median seconds of each shape by PyTorch and by oneDNN, infinite where time was short; and how many rounds.
+
+    The two take turns within a round, and rounds go over all shapes: what slows the machine for a while slows all.
+    """
+    tries = [(_Try(shape, torch.nn.Linear), _Try(shape, Linear)) for shape in shapes]
+    for pair in tries:  # kernels are made when a shape is first met
+        for one in pair:
+            one.seconds()
+    taken: list[tuple[list[float], list[float]]] = [([], []) for _ in shapes]
+    num_rounds = 0
+    while num_rounds < MOST_ROUNDS and (num_rounds < LEAST_ROUNDS or clock() - began_s < BUDGET_S):
+        for pair, both in zip(tries, taken, strict=True):
+            for one, seconds in zip(pair, both, strict=True):
+                seconds.append(one.seconds())
+        num_rounds += 1
+        if clock() - began_s > 3 * BUDGET_S:  # a machine so slow, or so busy, that this would tell nothing
+            break
+    enough = num_rounds >= LEAST_ROUNDS
+    return [[statistics.median(seconds) if enough else math.inf for seconds in both] for both in taken], num_rounds
+
+
+class _Try:
+    """A layer of a shape, and what goes in forwards and backwards."""
+
+    def __init__(self, shape: Shape, kind: type[torch.nn.Linear]) -> None:
+        self.layer = torch.nn.Linear(shape.inputs, shape.outputs, shape.bias)
+        self.layer.weight.requires_grad_(shape.trains)
+        self.layer.__class__ = kind
+        self.inputs = torch.randn(shape.rows, shape.inputs, requires_grad=True)
+        self.upstream = torch.randn(shape.rows, shape.outputs)
+
+    def seconds(self) -> float:
+        """Of a forward and a backward pass."""
+        for tensor in (self.inputs, *self.layer.parameters()):
+            tensor.grad = None
+        begin_s = clock()
+        torch.autograd.backward(self.layer(self.inputs), self.upstream)
+        return clock() - begin_s

@@ -28,10 +28,10 @@ def combine(ranks: Sequence[dict[str, Any]]) -> dict[str, Any]:
     Returns:
         measurement (per pass: window_s, cpu_s, phases, of the training ones the counts of COUNTED, num_steps and
         num_skipped_steps, samples_per_s, tokens_per_s (real tokens, read and written), padded_tokens_per_s,
-        epochs_per_minute; of the whole window: num_passes, total_window_s, energy rows with total_energy_j; startup_s
-        and peak_memory: host the sum over the processes, GPU the fullest), quality (the last epoch's), epochs, losses,
-        summaries, and span: the begin and end of window and idle baseline on the monotonic clock, with the time inside
-        meter calls and the step of the wall clock.
+        epochs_per_minute; of the whole window: num_passes, total_window_s, energy rows with total_energy_j; startup_s,
+        products (see `kernels.choose`) and peak_memory: host the sum over the processes, GPU the fullest), quality (the
+        last epoch's), epochs, losses, summaries, and span: the begin and end of window and idle baseline on the
+        monotonic clock, with the time inside meter calls and the step of the wall clock.
     """
     parts = [rank["measurement"] for rank in ranks]
     epochs = _epochs(ranks)
@@ -54,6 +54,7 @@ def combine(ranks: Sequence[dict[str, Any]]) -> dict[str, Any]:
             "num_skipped_steps": parts[0]["num_skipped_steps"],
             **counts,
             "phases": phases,
+            "products": parts[0]["products"],
             "samples_per_s": counts["num_texts"] / window_s,
             "tokens_per_s": (counts["num_tokens"] + counts["num_target_tokens"]) / window_s,
             "padded_tokens_per_s": (counts["num_padded_tokens"] + counts["num_padded_target_tokens"]) / window_s,

@@ -1,7 +1,8 @@
 """Number formats of training: one table row per precision, in PyTorch's terms.
 
-Names say what they do: `-mixed` is autocast over fp32 weights, `-true` holds the weights
-themselves in that format. dtypes are names, so validating a config imports no torch.
+Names say what they do: `-mixed` is autocast over fp32 weights, `-true` holds the weights themselves in that format,
+`-kahan` too, with what rounding takes from them kept beside them. dtypes are names, so validating a config imports no
+torch.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ class Precision:
         autocast: dtype of `torch.autocast`, or None for no autocast.
         scale_loss: whether a GradScaler guards against fp16 underflow.
         tf32: whether fp32 matrix products may use TF32 (Ampere or newer).
+        kahan: whether what rounding takes from a weight is kept beside it: see `joulesweep.kahan`.
     """
 
     about: str
@@ -31,6 +33,7 @@ class Precision:
     autocast: str | None = None
     scale_loss: bool = False
     tf32: bool = False
+    kahan: bool = False
 
 
 PRECISIONS: dict[str, Precision] = {
@@ -41,6 +44,9 @@ PRECISIONS: dict[str, Precision] = {
     ),
     "bf16-mixed": Precision(about="fp32 weights, bfloat16 autocast", autocast="bfloat16"),
     "bf16-true": Precision(about="weights, gradients and optimizer state in bfloat16", weights="bfloat16"),
+    "bf16-kahan": Precision(
+        about="bf16-true with Kahan summation of the weights: no step is too small", weights="bfloat16", kahan=True
+    ),
 }
 
 

@@ -99,6 +99,7 @@ def train(
     measurement = {"total_window_s": meter.window_s, "num_passes": num_passes, "energy": meter.rows(), "span": span}
     measurement |= {"cpu_s": cpu_s, "startup_s": startup_s, "peak_memory": peaks.peak()}
     measurement |= {"phases": adaptive.described(trainer, phases), "num_steps": trainer.num_steps}
+    measurement["products"] = trainer.products
     for name in ("num_skipped_steps", *COUNTED):
         measurement[name] = sum(phase[name] for phase in phases if phase["kind"] == "training")
 

@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from joulesweep import adaptive, data, engine, fit, flops, kernels, methods, precision, strategy
 from joulesweep.errors import UserError
+from joulesweep.kahan import KahanAdamW
 from joulesweep.memory import copy_weights, load_weights
 from joulesweep.model import LanguageModel, Unfit, build, num_embeddings, num_positions, stacks
 from joulesweep.spec import RunSpec
@@ -78,6 +79,7 @@ class Trainer:
         scaler: of the loss, for float16.
         work: what a step should cost by the model's shapes, from `flops.described`.
         facts: what a record says of the method, from `methods.described`.
+        products: what a record says of the library of matrix products, from `kernels.choose`.
         selector: of a method that chooses tensors while it trains, else None.
         phases: of the training, in order: spans in which the same tensors trained or were rated. Each is a row of the
             record: kind "training" or "rating", the epoch that it began with, num_steps, the counts of
@@ -99,6 +101,7 @@ class Trainer:
     scaler: torch.amp.GradScaler
     work: dict[str, Any]
     facts: dict[str, Any] = field(default_factory=dict)
+    products: dict[str, Any] = field(default_factory=dict)
     selector: adaptive.Selector | None = None
     phases: list[dict[str, Any]] = field(default_factory=list)
     graphed: engine.GraphedStep | None = None
@@ -239,7 +242,8 @@ def assemble(spec: RunSpec, model_folder: Path, tokens: Path, place: Place) -> T
     """
     try:
         corpus, core = _learning(spec, model_folder, tokens)
-        work, facts = _prepare(core, corpus, spec, place), methods.described(spec.method, core.model)
+        work, products = _prepare(core, corpus, spec, place)
+        facts = methods.described(spec.method, core.model)
     except Unfit as unfit:
         raise Stop("unsupported", str(unfit)) from unfit
     if spec.engine == "compile":
@@ -266,6 +270,7 @@ def assemble(spec: RunSpec, model_folder: Path, tokens: Path, place: Place) -> T
         scaler=precision.scaler(spec.precision, place.device.type),
         work=work,
         facts=facts,
+        products=products,
     )
     try:
         trainer.selector = adaptive.selector(trainer)
@@ -274,8 +279,10 @@ def assemble(spec: RunSpec, model_folder: Path, tokens: Path, place: Place) -> T
     return trainer
 
 
-def _prepare(core: LanguageModel, corpus: data.Corpus, spec: RunSpec, place: Place) -> dict[str, Any]:
-    """Try the model, on its device, and bring it into the form that trains. Returns what is known of its work.
+def _prepare(
+    core: LanguageModel, corpus: data.Corpus, spec: RunSpec, place: Place
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Try the model, on its device, and bring it into the form that trains. Returns its work and its products.
 
     Raises:
         Unfit: it cannot be trained so.
@@ -290,10 +297,26 @@ def _prepare(core: LanguageModel, corpus: data.Corpus, spec: RunSpec, place: Pla
             enable({"use_reentrant": False})
             model.disable_input_require_grads()  # else frozen layers are walked back through
     work = flops.described(core, spec.devices if spec.strategy == "fsdp" else 1)
-    if spec.accelerator == "cpu" and spec.engine == "eager" and precision.computes_in_fp32(spec.precision):
-        kernels.adopt(core)
+    products = _products(core, corpus, spec, place)
     _check(fit.step_refusal(core, corpus, layout(spec)))
-    return work
+    return work, products
+
+
+def _products(core: LanguageModel, corpus: data.Corpus, spec: RunSpec, place: Place) -> dict[str, Any]:
+    """Choose the library of the CPU's products by the sizes of a step; all ranks take the same, by rank 0's texts."""
+    if spec.accelerator != "cpu" or spec.engine != "eager" or not precision.computes_in_fp32(spec.precision):
+        return kernels.unchosen("there is a choice for fp32 with engine eager on the CPU alone")
+    shown = data.labelled(corpus, spec.task, spec.mask_probability, spec.repeat, 1)
+    texts = data.order(torch.arange(len(corpus.group)), spec.repeat, 1)
+    (batch, *_), _ = next(data.steps(corpus, shown, texts, layout(spec), 0, place.world))
+
+    def rows(name: str) -> int:
+        if core.head_name is not None and f"{name}.".startswith(f"{core.head_name}."):
+            return batch.counts["num_head_positions"]
+        written = corpus.targets is not None and "decoder" in name.split(".")
+        return batch.counts["num_padded_target_tokens" if written else "num_padded_tokens"]
+
+    return kernels.choose(core.model, rows, lambda seconds: place.reduced(seconds, largest=True))
 
 
 def _check(reason: str | None) -> None:
@@ -355,7 +378,7 @@ def _wrapped(core: torch.nn.Module, spec: RunSpec, place: Place) -> torch.nn.Mod
 
 
 def _optimizer(core: torch.nn.Module, spec: RunSpec, device: torch.device) -> torch.optim.AdamW:
-    """AdamW, one fused kernel; biases and normalisation weights (one dimension) do not decay."""
+    """AdamW, fused but for Kahan summation; biases and normalisation weights (one dimension) do not decay."""
     trained = [parameter for parameter in core.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": spec.weight_decay},
@@ -363,7 +386,10 @@ def _optimizer(core: torch.nn.Module, spec: RunSpec, device: torch.device) -> to
     ]
     graph = spec.engine == "graph"
     lr = torch.tensor(spec.lr, device=device) if graph else spec.lr  # a captured step reads it from the device
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, fused=True, capturable=graph)
+    groups = [group for group in groups if group["params"]]
+    if precision.PRECISIONS[spec.precision].kahan:
+        return KahanAdamW(groups, lr=lr, capturable=graph)
+    return torch.optim.AdamW(groups, lr=lr, fused=True, capturable=graph)
 
 
 def measured_boards(spec: RunSpec, boards: Sequence[dict[str, Any]], place: Place) -> list[dict[str, Any]]:

@@ -210,8 +210,28 @@ TASKS = {"mlm": MLM, "clm": CLM, "seq2seq": SEQ2SEQ}
 FAMILIES = [f"{task}-{kind}" for task, kinds in TASKS.items() for kind in kinds]
 
 
+#: How configs call the numbers of their layers.
+LAYERS = (
+    "num_hidden_layers",
+    "num_layers",
+    "num_encoder_layers",
+    "num_decoder_layers",
+    "n_layers",
+    "n_layer",
+    "encoder_layers",
+    "decoder_layers",
+)
+#: Whose layers are listed.
+LISTED = {
+    "clm-gpt_neo": lambda num: {"attention_types": [[["global", "local"], num // 2]]},
+    "seq2seq-led": lambda num: {"attention_window": [4] * num},
+    "mlm-reformer": lambda num: {"attn_layers": ["local"] * num},
+    "mlm-funnel": lambda num: {"block_sizes": [num // 2, num // 2], "num_decoder_layers": 1},
+}
+
+
 @functools.cache
-def _network(family: str) -> Any:
+def _network(family: str, num_layers: int) -> Any:
     import torch
     import transformers
 
@@ -220,6 +240,9 @@ def _network(family: str) -> Any:
     task, _, kind = family.partition("-")
     both = task == "seq2seq" and kind in MLM
     shape = {**SHAPE, **(MLM[kind] if both else TASKS[task][kind])}
+    shape |= {name: num_layers for name in LAYERS if shape.get(name) == 2} | LISTED.get(family, lambda num: {})(
+        num_layers
+    )
     config = transformers.AutoConfig.for_model(kind, **{k: v for k, v in shape.items() if v is not OMIT})
     for name, value in vars(config).items():
         if ("drop" in name and isinstance(value, float)) or name in ("layerdrop", "router_jitter_noise"):
@@ -239,6 +262,6 @@ def _network(family: str) -> Any:
         ).float()
 
 
-def network(family: str) -> Any:
-    """A model of a family, named by its task and its kind: "mlm-bert"."""
-    return copy.deepcopy(_network(family))
+def network(family: str, num_layers: int = 2) -> Any:
+    """A model of a family, named by its task and its kind: "mlm-bert"; of an even number of layers, or of each half."""
+    return copy.deepcopy(_network(family, num_layers))

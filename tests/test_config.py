@@ -98,8 +98,8 @@ MISTAKES = [
     ),
     (
         {"grid__precision": ["fp32", "fp16"]},
-        "grid.precision[1]: unknown precision 'fp16'; allowed: fp32, tf32, fp16-mixed, bf16-mixed, bf16-true "
-        "(did you mean 'fp16-mixed'?)",
+        "grid.precision[1]: unknown precision 'fp16'; allowed: fp32, tf32, fp16-mixed, bf16-mixed, bf16-true, "
+        "bf16-kahan (did you mean 'fp16-mixed'?)",
     ),
     (
         {"grid__batching": ["dynamc"]},

@@ -202,7 +202,7 @@ def test_a_mistake_of_this_package_stays_one(corpus, monkeypatch):
     with pytest.raises(TypeError):
         fit.step_refusal(core, corpus, layout("packed"))
     monkeypatch.undo()
-    kernels.adopt(core)
+    kernels.adopt(core.modules())
     monkeypatch.setattr(kernels, "product", None)
     with pytest.raises(TypeError):
         fit.step_refusal(core, corpus, layout())
@@ -269,8 +269,9 @@ def test_heads_that_do_not_fit_are_refused(tmp_path, kind):
 def test_models_that_change_what_a_linear_layer_gives_train_with_onednn(corpus, kind):
     """In place, which a view out of a custom function forbids."""
     core = LanguageModel(families.network(kind))
-    if not kernels.adopt(core):
+    if not kernels.available():
         pytest.skip("this build of PyTorch has no oneDNN")
+    kernels.adopt(core.modules())
     assert fit.step_refusal(core, corpus, layout()) is None
 
 
@@ -293,3 +294,138 @@ def test_trying_does_not_turn_sparse_attention_off(corpus):
     flops.described(core)
     assert [type(part).__name__ for part in core.modules()] == before
     assert any("Sparse" in name for name in before)
+
+
+#: Families of which every layer is tried: each is of its own kind (BigBird's seeds, MiniMax's slopes), they lie in
+#: lists of lists (Funnel), are one that is executed again (ALBERT), or are found by their number (XLM); or the last
+#: of six is the first of its kind (Gemma 3).
+TRIED_WHOLE = {"mlm-albert", "mlm-big_bird", "mlm-flaubert", "mlm-funnel", "mlm-xlm", "clm-minimax", "clm-gemma3_text"}
+
+
+@pytest.fixture(scope="module")
+def corpora(corpus, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tasks")
+    clm = tiny_run.token_file(folder / "clm.safetensors", eos_id=tiny_run.SEP, suffix=[])
+    seq2seq = tiny_run.token_file(folder / "seq2seq.safetensors", targets=True, eos_id=tiny_run.SEP, prefix=[])
+    return {"mlm": corpus, "clm": data.load(clm, 24, "clm"), "seq2seq": data.load(seq2seq, 24, "seq2seq", 12)}
+
+
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_the_first_layers_refuse_what_the_whole_model_refuses(family, corpora):
+    task = family.partition("-")[0]
+    model = families.network(family, 6)
+    if task == "seq2seq":
+        model.config.decoder_start_token_id = tiny_run.SEP
+    core = LanguageModel(model, task=task)
+    if core.head_name is None:
+        core.head = "dense"
+    for batching in ("dynamic", "packed"):
+        if core.refusal(batching == "packed") is None:
+            way = layout(batching, core.head, max_target_length=12)
+            with fit._shortened(core) as is_shorter:
+                passes = fit._passes(fit._refusal, core, corpora[task], way)
+            try:
+                reason = fit._refusal(core, corpora[task], way)
+            except Unfit as unfit:
+                reason = str(unfit)
+            assert reason is None or not passes, f"{batching}: {reason}"
+            assert (is_shorter and (passes or reason is not None)) or family in TRIED_WHOLE, batching
+
+
+class Mixing(torch.nn.Module):
+    """A layer's output in which each position has something of the others: texts of one row see each other."""
+
+    def __init__(self, share=0.5):
+        super().__init__()
+        self.share = share
+
+    def forward(self, hidden):
+        return hidden + self.share * hidden.mean(1, keepdim=True)
+
+
+def deep(num_layers=6):
+    return LanguageModel(tiny_run.network(num_hidden_layers=num_layers))
+
+
+def kept(core):
+    with fit._shortened(core) as is_shorter:
+        return is_shorter, len(core.model.bert.encoder.layer)
+
+
+def test_two_of_equal_layers_are_tried_and_all_are_back_afterwards(corpus, monkeypatch):
+    core, seen, states = deep(), set(), fit._states
+    layers = list(core.model.bert.encoder.layer)
+    before = {name: id(value) for name, value in core.state_dict(keep_vars=True).items()}
+    monkeypatch.setattr(
+        fit, "_states", lambda *given: (seen.add(len(core.model.bert.encoder.layer)), states(*given))[1]
+    )
+    assert kept(core) == (True, 2)
+    assert fit.refusal(core, corpus, layout("packed")) is None
+    assert seen == {2}
+    assert list(core.model.bert.encoder.layer) == layers
+    assert {name: id(value) for name, value in core.state_dict(keep_vars=True).items()} == before
+    assert kept(deep(2)) == (False, 2)
+
+
+@pytest.mark.parametrize("place", [0, 3, 5])
+def test_a_layer_of_another_kind_is_among_those_that_are_tried(corpus, place):
+    core = deep()
+    output = core.model.bert.encoder.layer[place].output
+    output.dropout = torch.nn.Sequential(output.dropout, Mixing())
+    assert kept(core) == (place < 5, max(2, place + 1))
+    reason = fit.refusal(core, corpus, layout("packed"))
+    assert reason == fit._refusal(core, corpus, layout("packed")) is not None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda layer: setattr(layer.output, "window", 3),
+        lambda layer: setattr(layer.output, "kinds", ["sliding"]),
+        lambda layer: setattr(layer.output, "dense", torch.nn.Linear(32, 16, bias=False)),
+        lambda layer: layer.output.register_buffer("mask", torch.ones(3)),
+        lambda layer: layer.output.register_forward_hook(lambda *_: None),
+        lambda layer: setattr(layer.output, "forward", layer.output.forward),
+    ],
+)
+def test_layers_of_a_kind_have_like_parts(change):
+    core = deep()
+    assert kept(core) == (True, 2)
+    change(core.model.bert.encoder.layer[3])
+    assert kept(core) == (True, 4)
+
+
+def test_what_a_config_says_of_each_layer_is_a_kind(monkeypatch):
+    core = deep()
+    core.model.config.layer_types = ["local", "local", "full", "local", "local", "local"]
+    assert kept(core) == (True, 3)
+
+
+def test_a_number_of_the_layer_is_no_kind():
+    core = deep()
+    for i, layer in enumerate(core.model.bert.encoder.layer):
+        layer.layer_idx = layer.attention.layer_number = i
+    assert kept(core) == (True, 2)
+
+
+def test_both_halves_of_an_encoder_decoder_are_shortened():
+    core = LanguageModel(families.network("seq2seq-t5", 6), task="seq2seq")
+    with fit._shortened(core):
+        # The first layer of a half alone has a table of positions.
+        assert (len(core.model.encoder.block), len(core.model.decoder.block)) == (2, 2)
+    assert (len(core.model.encoder.block), len(core.model.decoder.block)) == (6, 6)
+
+
+def test_where_the_first_layers_fail_the_whole_model_is_asked(corpus, monkeypatch):
+    """A model that goes through its layers by their number cannot be shortened."""
+    core = deep()
+    forward = core.model.bert.encoder.forward
+
+    def numbered(*given, **named):
+        core.model.bert.encoder.layer[5]
+        return forward(*given, **named)
+
+    monkeypatch.setattr(core.model.bert.encoder, "forward", numbered)
+    assert fit.refusal(core, corpus, layout("packed")) is None
+    core.first_position += 1
+    assert "packed" in fit.refusal(core, corpus, layout("packed"))

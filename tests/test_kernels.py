@@ -55,7 +55,7 @@ def pair(draw, bias=True, width=9):
     """PyTorch's layer, and ours with the same weights."""
     theirs, ours = (torch.nn.Linear(12, width, bias=bias) for _ in range(2))
     ours.load_state_dict(theirs.state_dict())
-    assert kernels.adopt(ours)
+    kernels.adopt([ours])
     assert (type(theirs), type(ours)) == (torch.nn.Linear, kernels.Linear)
     return theirs, ours
 
@@ -142,7 +142,7 @@ def test_only_plain_linear_layers_are_adopted():
 
     model = Holder()
     before = {name: type(module) for name, module in model.named_modules()}
-    assert kernels.adopt(model)
+    kernels.adopt(model.modules())
     changed = {name for name, module in model.named_modules() if type(module) is not before[name]}
     assert changed == {"plain", "stack.0"}
     assert {type(model.get_submodule(name)) for name in changed} == {kernels.Linear}
@@ -151,8 +151,8 @@ def test_only_plain_linear_layers_are_adopted():
 def test_adopting_changes_neither_weights_nor_their_names_nor_the_saved_model(tmp_path):
     plain, adopted = tiny_run.network(), tiny_run.network()
     optimizer = torch.optim.SGD(adopted.parameters(), lr=1.0)
-    assert kernels.adopt(adopted)
-    assert kernels.adopt(adopted)  # twice is once
+    kernels.adopt(adopted.modules())
+    kernels.adopt(adopted.modules())  # twice is once
     assert sum(type(module) is kernels.Linear for module in adopted.modules()) >= 12
     assert list(adopted.state_dict()) == list(plain.state_dict())
     assert all(torch.equal(value, plain.state_dict()[name]) for name, value in adopted.state_dict().items())
@@ -170,7 +170,7 @@ def test_a_whole_model_trains_as_before(kind):
     found = []
     for model in (tiny_run.network(kind), tiny_run.network(kind)):
         if found:
-            kernels.adopt(model)
+            kernels.adopt(model.modules())
         loss = functional.cross_entropy(model(input_ids=ids).logits.flatten(0, 1), ids.flatten())
         loss.backward()
         found.append((loss.item(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}))
@@ -196,9 +196,152 @@ def test_activations_can_be_computed_again(draw):
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
+def plant(monkeypatch, seconds):
+    """Give every shape its seconds by PyTorch and by oneDNN, one per round, beginning with what warms up."""
+    clock, rounds = [0.0], {}
+
+    def taken(one):
+        kind, rows = type(one.layer), len(one.inputs)
+        number = rounds[kind, rows] = rounds.get((kind, rows), -1) + 1
+        of_round = seconds[rows][kind is kernels.Linear]
+        found = of_round[number % len(of_round)] if isinstance(of_round, list) else of_round
+        clock[0] += found
+        return found
+
+    monkeypatch.setattr(kernels._Try, "seconds", taken)
+    monkeypatch.setattr(kernels, "clock", lambda: clock[0])
+    return rounds
+
+
+def mixed():
+    """Two layers that are given 8 rows, one that is given 64, and one that is no plain layer."""
+    layers = {"first": torch.nn.Linear(16, 16), "second": torch.nn.Linear(16, 16), "wide": torch.nn.Linear(16, 16)}
+    return torch.nn.ModuleDict({**layers, "norm": torch.nn.LayerNorm(16)})
+
+
+def chosen(model=None, agreed=lambda seconds: seconds):
+    model = mixed() if model is None else model
+    found = kernels.choose(model, lambda name: 64 if name == "wide" else 8, agreed)
+    return found, {name: type(layer) for name, layer in model.items() if name != "norm"}
+
+
+def test_each_shape_is_computed_by_the_library_that_is_faster_on_it(monkeypatch):
+    plant(monkeypatch, {8: (2e-3, 1e-3), 64: (1e-3, 2e-3)})
+    found, kinds = chosen()
+    assert kinds == {"first": kernels.Linear, "second": kernels.Linear, "wide": torch.nn.Linear}
+    told = [
+        (row["rows"], row["num_layers"], row["library"], row["pytorch_s"], row["onednn_s"]) for row in found["shapes"]
+    ]
+    assert told == [(8, 2, "onednn", 2e-3, 1e-3), (64, 1, "pytorch", 1e-3, 2e-3)]
+    assert found["reason"] is None and found["num_rounds"] == kernels.MOST_ROUNDS
+    assert found["spent_s"] == pytest.approx(10 * 6e-3)  # a round to warm up
+
+
+@pytest.mark.parametrize(("onednn_s", "library"), [(0.98e-3, "pytorch"), (1e-3, "pytorch"), (0.96e-3, "onednn")])
+def test_a_tie_is_pytorchs_own(monkeypatch, onednn_s, library):
+    plant(monkeypatch, {8: (1e-3, onednn_s), 64: (1e-3, onednn_s)})
+    assert [row["library"] for row in chosen()[0]["shapes"]] == [library, library]
+
+
+def test_rounds_that_something_disturbed_change_nothing(monkeypatch):
+    """Four of nine, and what warms up, which takes longest of all."""
+    disturbed = [1.0, 1e-3, 5e-3, 1e-3, 5e-3, 1e-3, 5e-3, 1e-3, 5e-3, 1e-3]
+    monkeypatch.setattr(kernels, "BUDGET_S", 10.0)
+    plant(monkeypatch, {8: (2e-3, disturbed), 64: (disturbed, 2e-3)})
+    found, _ = chosen()
+    assert [(row["library"], row["pytorch_s"], row["onednn_s"]) for row in found["shapes"]] == [
+        ("onednn", 2e-3, 1e-3),
+        ("pytorch", 1e-3, 2e-3),
+    ]
+
+
+@pytest.mark.parametrize(("seconds", "num_rounds"), [(1e-3, 9), (6e-3, 8), (11e-3, 4), (20e-3, 3), (200e-3, 1)])
+def test_the_comparison_keeps_to_its_budget(monkeypatch, seconds, num_rounds):
+    """A round takes three of these seconds, and so does what warms up; too few rounds decide nothing."""
+    plant(monkeypatch, {8: (seconds, seconds / 2), 64: (seconds, seconds / 2)})
+    found, kinds = chosen()
+    assert found["num_rounds"] == num_rounds
+    decided = num_rounds >= kernels.LEAST_ROUNDS
+    assert set(kinds.values()) == {kernels.Linear if decided else torch.nn.Linear}
+    assert {row["onednn_s"] for row in found["shapes"]} == {seconds / 2 if decided else None}
+
+
+def test_all_ranks_choose_by_the_slowest_one(monkeypatch):
+    """Whatever each has timed itself."""
+    slowest = torch.tensor([[1e-3, 3e-3], [3e-3, 1e-3]], dtype=torch.float64)
+    seen = []
+    for seconds in ((2e-3, 1e-3), (1e-3, 2e-3)):
+        plant(monkeypatch, {8: seconds, 64: seconds})
+        own = []
+        found, kinds = chosen(agreed=lambda given, own=own: (own.append(given), slowest)[1])
+        assert own[0].tolist() == [list(seconds)] * 2 and own[0].dtype == torch.float64
+        seen.append((found["shapes"], kinds))
+    assert seen[0] == seen[1]
+    assert seen[0][1] == {"first": torch.nn.Linear, "second": torch.nn.Linear, "wide": kernels.Linear}
+
+
+def test_a_rank_that_had_too_little_time_decides_for_pytorch(monkeypatch):
+    plant(monkeypatch, {8: (2e-3, 1e-3), 64: (2e-3, 1e-3)})
+    found, kinds = chosen(agreed=lambda seconds: torch.full_like(seconds, float("inf")))
+    assert set(kinds.values()) == {torch.nn.Linear}
+    assert {(row["library"], row["pytorch_s"], row["onednn_s"]) for row in found["shapes"]} == {("pytorch", None, None)}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "rows", "expected"),
+    [
+        ((128, 512), 352, (256, 128, 512)),
+        ((768, 768), 352, (256, 256, 512)),  # 2^28 multiply-adds, halved
+        ((768, 30522), 47, (64, 512, 1024)),
+        ((16, 16), 0, (1, 16, 16)),
+    ],
+)
+def test_shapes_are_of_few_sizes_and_none_is_large(sizes, rows, expected):
+    with torch.device("meta"):
+        found = kernels.Shape.of(torch.nn.Linear(*sizes), rows)
+    assert (found.rows, found.inputs, found.outputs) == expected
+    assert found.rows * found.inputs * found.outputs <= kernels.MOST_MACS
+
+
+def test_layers_that_differ_in_their_products_are_timed_apart(monkeypatch):
+    rounds = plant(monkeypatch, {8: (1.0, 1.0)})
+    model = torch.nn.ModuleDict({"plain": torch.nn.Linear(4, 4), "bare": torch.nn.Linear(4, 4, bias=False)})
+    model["frozen"] = torch.nn.Linear(4, 4)
+    model["frozen"].weight.requires_grad_(False)
+    found = kernels.choose(model, lambda name: 8, lambda seconds: seconds)
+    assert sorted((row["bias"], row["trains"]) for row in found["shapes"]) == [
+        (False, True),
+        (True, False),
+        (True, True),
+    ]
+    assert len(rounds) == 2
+
+
+def test_choosing_draws_no_random_number_and_leaves_no_gradient(monkeypatch):
+    model, state = mixed(), torch.get_rng_state()
+    plant(monkeypatch, {8: (2.0, 1.0), 64: (2.0, 1.0)})
+    chosen(model)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("kind", [torch.nn.Linear, kernels.Linear])
+@pytest.mark.parametrize("trains", [True, False])
+def test_what_is_timed_is_a_forward_and_a_backward_pass_of_the_library(planted_times, monkeypatch, kind, trains):
+    monkeypatch.undo()  # the planted seconds
+    products, product = [], kernels.product
+    monkeypatch.setattr(kernels, "product", lambda *tensors: (products.append(1), product(*tensors))[1])
+    one = kernels._Try(kernels.Shape(rows=4, inputs=8, outputs=2, bias=True, trains=trains), kind)
+    for _ in range(2):
+        assert one.seconds() >= 0
+        assert len(products) == (kind is kernels.Linear) * (2 + trains)
+        assert one.inputs.grad.shape == (4, 8) and (one.layer.weight.grad is not None) == trains
+        products.clear()
+
+
 def test_a_build_without_onednn_keeps_pytorchs_layers(monkeypatch):
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    model = torch.nn.Sequential(torch.nn.Linear(4, 4))
     assert not kernels.available()
-    assert not kernels.adopt(model)
-    assert type(model[0]) is torch.nn.Linear
+    found, kinds = chosen()
+    assert set(kinds.values()) == {torch.nn.Linear}
+    assert found == kernels.unchosen("this build of PyTorch has no oneDNN")

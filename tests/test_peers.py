@@ -208,3 +208,46 @@ def test_both_models_of_the_check_are_pinned():
     for name in ("tiny", "minilm"):
         source = peer_assets.MODELS[name].source.source
         assert "==" in source.wheel and len(source.sha256) == 64
+
+
+def test_each_candidate_names_contestants_that_there_are_and_only_padding_free_ones_of_its_own():
+    own = {name for candidate in peer_assets.MODELS.values() for name in candidate.peers}
+    assert (
+        own
+        == {"trainer-flattened", "trainer-sparse", "trainer-unpadded"}
+        == set(peers.CONTESTANTS)
+        - {
+            "ours",
+            "ours-graph",
+            *peers.PEERS,
+        }
+    )
+
+
+def test_what_needs_a_gpu_is_said_to_be_not_run(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "flash_attn" else object())
+    assert peers.lacking(peers.CONTESTANTS["trainer-unpadded"]).endswith(
+        "flash-attn, which computes on NVIDIA GPUs alone: not run"
+    )
+    assert peers.lacking(peers.CONTESTANTS["trainer-flattened"]) is None
+
+
+@pytest.mark.parametrize(("kind", "program"), [("llama", "trainer-flattened"), ("modernbert", "trainer-sparse")])
+def test_a_padding_free_peer_learns_as_a_padded_one(tmp_path, kind, program):
+    """With as many texts in a step as there are, order does not matter, and without dropout nor masks nothing else."""
+    if peers.lacking(peers.CONTESTANTS[program]) is not None:
+        pytest.skip("accelerate is not installed; make bench-peers does that")
+    found = tiny_run.assets(tmp_path, kind, eos_id=tiny_run.SEP)
+    task = tiny_run.task_of(kind)
+    named = {name: getattr(tiny_run.spec(), name) for name in ("model", "model_source", "dataset", "dataset_source")}
+    on = peer_assets.Assets(model_folder=found.model_folder, tokens=found.tokens, named={**named, "task": task})
+    base = peers.base_spec(options(batch_size=48), on, "cpu")
+    environ = peers.shared_environment(base, [], plain=True)
+    results = [
+        peers.Job(name=name, seed=1, base=base, assets=on, boards=[], folder=tmp_path / "runs").run(environ)
+        for name in ("trainer", program, "ours")
+    ]
+    assert [result["status"] for result in results] == ["ok"] * 3, results
+    padded, free, ours = (result["validation_loss"] for result in results)
+    assert free == pytest.approx(padded, rel=1e-4 if task == "clm" else 0.1)  # masks of mlm are drawn by chance
+    assert ours == pytest.approx(padded, rel=1e-3 if task == "clm" else 0.1)

@@ -193,14 +193,15 @@ def test_each_precision_is_described_and_names_dtypes_of_torch(name):
     assert row.about
     assert isinstance(getattr(torch, row.weights), torch.dtype)
     assert row.autocast is None or isinstance(getattr(torch, row.autocast), torch.dtype)
-    assert name == "fp32" or name.endswith(("-mixed", "-true")) or row.tf32  # never a bare "fp16"
+    assert name == "fp32" or name.endswith(("-mixed", "-true", "-kahan")) or row.tf32  # never a bare "fp16"
 
 
 @pytest.mark.parametrize("name", precision.PRECISIONS)
 def test_names_say_what_the_rows_do(name):
     row = precision.PRECISIONS[name]
     assert (row.autocast is not None) == name.endswith("-mixed")
-    assert (row.weights != "float32") == name.endswith("-true")
+    assert (row.weights != "float32") == name.endswith(("-true", "-kahan"))
+    assert row.kahan == name.endswith("-kahan")
     assert row.scale_loss == (row.autocast == "float16")  # bfloat16 has the range of fp32
 
 
@@ -216,6 +217,7 @@ def test_names_say_what_the_rows_do(name):
         ("fp16-mixed", "cuda", (7, 5), None),
         ("bf16-mixed", "cuda", (7, 5), "bf16-mixed needs compute capability 8.0 or newer; this GPU has 7.5"),
         ("bf16-true", "cuda", (7, 0), "bf16-true needs compute capability 8.0 or newer; this GPU has 7.0"),
+        ("bf16-kahan", "cuda", (7, 5), "bf16-kahan needs compute capability 8.0 or newer; this GPU has 7.5"),
         ("bf16-mixed", "cuda", (8, 0), None),
         ("bf16-mixed", "cpu", None, None),
     ],
@@ -243,7 +245,14 @@ def test_the_forward_pass_runs_in_the_rows_dtype(name):
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("fp32", True), ("tf32", True), ("fp16-mixed", False), ("bf16-mixed", False), ("bf16-true", False)],
+    [
+        ("fp32", True),
+        ("tf32", True),
+        ("fp16-mixed", False),
+        ("bf16-mixed", False),
+        ("bf16-true", False),
+        ("bf16-kahan", False),
+    ],
 )
 def test_which_precisions_take_and_give_single_precision(name, expected):
     assert precision.computes_in_fp32(name) is expected

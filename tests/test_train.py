@@ -390,7 +390,7 @@ def test_activations_that_are_computed_again_drop_out_the_same(run, with_dropout
     assert quality(again)[-1] == pytest.approx(quality(stored)[-1], rel=1e-6)
 
 
-@pytest.mark.parametrize("name", ["bf16-mixed", "fp16-mixed", "bf16-true"])
+@pytest.mark.parametrize("name", ["bf16-mixed", "fp16-mixed", "bf16-true", "bf16-kahan"])
 def test_another_precision_gives_close_but_other_losses(run, name):
     exact, rounded = run(epochs=2), run(epochs=2, precision=name)
     assert rounded["losses"] == pytest.approx(exact["losses"], rel=2e-3)

@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from joulesweep import data, engine, kernels, methods, trainer
 from joulesweep.errors import UserError
+from joulesweep.kahan import KahanAdamW
 from joulesweep.trainer import Place, Start
 
 pytestmark = pytest.mark.usefixtures("torch_as_it_was")
@@ -208,15 +209,17 @@ def test_a_trainer_holds_what_the_spec_names(assemble, assets):
 
 
 @pytest.mark.parametrize(("rank", "repeat"), [(0, 1), (1, 1), (0, 2)])
-def test_each_rank_and_repeat_has_its_own_dropout(assemble, rank, repeat):
+def test_each_rank_and_repeat_has_its_own_dropout(assemble, monkeypatch, rank, repeat):
+    monkeypatch.setattr(kernels, "choose", lambda *given: {})  # which asks the other rank
     assemble(place_of(rank, 2), repeat=repeat)
     assert torch.initial_seed() == 1000 * repeat + rank
 
 
-@pytest.mark.parametrize("name", ["fp32", "fp16-mixed", "bf16-true"])
+@pytest.mark.parametrize("name", ["fp32", "fp16-mixed", "bf16-true", "bf16-kahan"])
 def test_weights_are_cast_and_the_loss_is_scaled_as_the_precision_says(assemble, name):
     built = assemble(precision=name)
-    expected = torch.bfloat16 if name == "bf16-true" else torch.float32
+    expected = torch.bfloat16 if name in ("bf16-true", "bf16-kahan") else torch.float32
+    assert (type(built.optimizer) is KahanAdamW) == (name == "bf16-kahan")
     assert {parameter.dtype for parameter in built.core.parameters()} == {expected}
     assert built.scaler.is_enabled() == (name == "fp16-mixed")
 
@@ -237,6 +240,51 @@ def test_linear_layers_compute_by_onednn_where_that_is_faster_and_the_same(assem
     assert (kernels.Linear in kinds, torch.nn.Linear in kinds) == (adopted, not adopted)
 
 
+def test_the_library_of_products_is_chosen_by_the_sizes_of_a_step(assemble, monkeypatch):
+    """Of rank 0, on every rank: they time the same shapes."""
+    seen = []
+
+    def choose(model, rows, agreed):
+        seen.append({name: rows(name) for name, _ in model.named_modules()})
+        return {"shapes": []}
+
+    monkeypatch.setattr(kernels, "choose", choose)
+    for place in (place_of(0, 2), place_of(1, 2)):
+        built = assemble(place, batching="packed", batch_size=40)
+        assert built.products == {"shapes": []}
+    assert seen[0] == seen[1]
+    rows, head = (seen[0][name] for name in ("bert.encoder.layer.0.output.dense", "cls.predictions.decoder"))
+    assert rows > 100 and rows % built.spec.max_length == 0  # 20 texts of 12 tokens or so
+    assert 16 <= head <= 64 and head % data.CHOSEN_MULTIPLE == 0
+
+
+def test_a_decoder_beside_an_encoder_is_given_targets(tmp_path, monkeypatch):
+    seen = {}
+
+    def choose(model, rows, agreed):
+        seen.update({name: rows(name) for name, _ in model.named_modules()})
+        return {}
+
+    monkeypatch.setattr(kernels, "choose", choose)
+    on = tiny_run.assets(tmp_path, "t5", targets=True, eos_id=tiny_run.SEP, prefix=[])
+    spec = tiny_run.spec(task="seq2seq", batching="fixed", batch_size=10, max_target_length=11, head="dense")
+    trainer.assemble(spec, on.model_folder, on.tokens, ALONE)
+    read, written = (seen[f"{half}.block.1.layer.0.SelfAttention.q"] for half in ("encoder", "decoder"))
+    assert (read, written, seen["lm_head"]) == (240, 110, 110)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"), [({"precision": "bf16-mixed"}, "fp32"), ({"engine": "compile"}, "eager"), ({}, None)]
+)
+def test_a_record_says_which_library_computes_or_why_there_is_no_choice(assemble, monkeypatch, changes, reason):
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **given: None)
+    found = assemble(**changes).products
+    if reason is None:
+        assert {row["library"] for row in found["shapes"]} == {"onednn"} and found["reason"] is None
+    else:
+        assert found["shapes"] == [] and reason in found["reason"]
+
+
 @pytest.mark.parametrize(("name", "calls"), [("eager", []), ("compile", [{"dynamic": True}])])
 def test_compilation_is_in_place_for_all_lengths(assemble, monkeypatch, name, calls):
     seen = []
@@ -249,6 +297,7 @@ def test_compilation_is_in_place_for_all_lengths(assemble, monkeypatch, name, ca
 @pytest.mark.parametrize("micro", [None, 4])
 def test_the_strategy_is_told_whether_gradients_accumulate(assemble, monkeypatch, micro):
     seen = []
+    monkeypatch.setattr(kernels, "choose", lambda *given: {})  # which asks the other rank
     monkeypatch.setattr(trainer.strategy, "wrap", lambda core, *given: (seen.append(given), core)[1])
     assemble(place_of(1, 2), strategy="ddp", devices=2, micro_batch_size=micro)
     assert seen == [("ddp", 2, "cpu", 1, micro is not None)]
