@@ -24,6 +24,7 @@ CERTIFICATE = {".json": "certificate.json", ".html": "certificate.html", ".gz": 
 PAD, UNK, CLS, SEP, MASK = range(5)
 OK, NOT_TRIED, FAILED = "ok", "not tried", "failed"
 NO_TIME = "no time was left"
+AFTER_FAILURE = 83  # exit code of a process that ends since a piece failed, which it has answered
 
 
 class NotTried(Exception):  # noqa: N818 - an answer

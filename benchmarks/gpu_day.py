@@ -41,6 +41,7 @@ from typing import Any
 from zipfile import ZipFile
 
 from benchmarks.gpu_common import (
+    AFTER_FAILURE,
     COMPARED,
     FAILED,
     LOG,
@@ -153,7 +154,7 @@ def speeds(accelerator: str) -> list[Piece]:
         *((best, "bf16-mixed", size) for size in batches),
         *((way, "bf16-mixed", size) for way in (PLAIN, PACKED) for size in batches[:2] if way != best),
         *(({**PACKED, "engine": name}, "bf16-mixed", size) for name in others for size in reversed(batches[:2])),
-        *((best, name, size) for size in batches[:2] for name in PRECISIONS if name != "bf16-mixed"),
+        *((best, name, size) for size in batches[:-1] for name in PRECISIONS if name != "bf16-mixed"),
     ]
     if accelerator == "cpu":
         wanted.append((GRAPH, "bf16-mixed", batches[0]))
@@ -167,30 +168,29 @@ def _speed(way: dict[str, Any], precision: str, size: int) -> Piece:
 
 def contests(accelerator: str) -> list[Piece]:
     """Item e."""
-    ours = "ours" if accelerator == "cuda" else "ours-eager"
-    precision = "bf16-mixed" if accelerator == "cuda" else "fp32"
-    who = [[ours, "trainer", "trainer-default"]] * 2 + ([[ours, "lightning"]] if accelerator == "cuda" else [])
-    sizes = [*SCALES[accelerator].batches[:2], SCALES[accelerator].batches[0]]
+    small, sizes = accelerator == "cpu", SCALES[accelerator].batches[:-1]
+    ours, precision = ("ours-eager", "fp32") if small else ("ours", "bf16-mixed")
+    taking = [(size, [ours, "trainer", "trainer-default"]) for size in sizes]
+    taking += [] if small else [(sizes[0], [ours, "lightning"])]
     return [
-        named("contest", f"batch {size}", *taking, contestants=taking, precision=precision, spec={"batch_size": size})
-        for size, taking in zip(sizes, who, strict=False)
+        named("contest", f"batch {size}", *who, contestants=who, precision=precision, spec={"batch_size": size})
+        for size, who in taking
     ]
 
 
 def ratios(accelerator: str) -> list[Piece]:
-    """Item f: plain training, as the paper's, in every precision; bf16-mixed on a GPU is in item d."""
-    names = ("fp32", "fp16-mixed", "tf32", *(() if accelerator == "cuda" else ("bf16-mixed",)))
-    sizes = SCALES[accelerator].batches[1::-1]
-    return [_speed(PLAIN, name, size) for size in sizes for name in names]
+    """Item f: plain training, as the paper's; item d has it in bf16-mixed."""
+    sizes = reversed(SCALES[accelerator].batches[:-1])
+    return [_speed(PLAIN, name, size) for size in sizes for name in ("fp32", "fp16-mixed", "tf32")]
 
 
 def partials(accelerator: str) -> list[Piece]:
     """Item g."""
     scale = SCALES[accelerator]
-    precision = "bf16-mixed" if accelerator == "cuda" else "fp32"
+    precision, rhos = ("bf16-mixed", (0.5, 0.7)) if accelerator == "cuda" else ("fp32", (0.7,))
     return [
         named("partial", model, objective, rho, model=model, objective=objective, rho=rho, precision=precision)
-        for model, objective, rho in itertools.product((scale.encoder, scale.decoder), ("time", "flops"), (0.5, 0.7))
+        for model, objective, rho in itertools.product((scale.encoder, scale.decoder), ("time", "flops"), rhos)
     ]
 
 
@@ -365,7 +365,7 @@ def tend(lane: Lane, item: Item, day: Day, until_s: float, answers: Answers) -> 
     if code is None and silent_s < item.piece_s:
         return
     lane.close()
-    if answers.take([lane]):  # its last words: the piece after them was not begun
+    if answers.take([lane]) or code == AFTER_FAILURE:  # its last words: the piece after them was not begun
         return
     reason = f"no answer within {item.piece_s:g} s" if code is None else f"its process ended with exit code {code}"
     _answer(day, item, lane.left[0], FAILED, reason)

@@ -19,6 +19,7 @@ from benchmarks import gpu_common, gpu_day, gpu_trace
 from benchmarks.gpu_common import FAILED, NOT_TRIED, OK
 from joulesweep import floors, record, verdict
 from joulesweep.errors import UserError
+from joulesweep.precision import PRECISIONS
 from joulesweep.stats import Ratio, paired_ratio
 
 HOLDS, FAILS, UNTOLD = "holds", "fails", "cannot be told yet"
@@ -352,7 +353,9 @@ def _sections(results: Results) -> Iterator[tuple[str, str]]:
     yield "Certificate", table(("promise", "verdict"), promises) if promises else _why_not(results, "c", "certificate")
     measured = speeds(results)
     header = ("way", "precision", "batch", "texts/s", "J/text", "status", "distance to floor", "peak GB", "window s")
-    yield "Speeds", table(header, map(_speed_cells, measured))
+    notes = Notes()
+    cells = [_speed_cells(row, notes) for row in measured]
+    yield "Speeds", notes.below(table(header, cells))
     yield "Against the peers", _peers(results)
     header = ("batch", "precision", "× texts/s of fp32", "× J/text of fp32", "× peak memory of fp32")
     yield "Precisions, plain training", table(header, map(_precision_cells, against_fp32(measured)))
@@ -395,14 +398,36 @@ def _answered(results: Results) -> str:
 
 def _losses(results: Results) -> str:
     """A row per way, a column per precision: how far the losses are from the CPU's in fp32, marked where too far."""
-    rows = [row for row in results.rows if row["item"] in "ab" and row["piece"] and row["piece"] != "machine"]
-    cells = ((row["piece"], _agreement(row)) for row in rows)
-    return table(("piece", "relative difference"), cells)
+    rows = [row for row in results.rows if row["item"] in ("a", "b") and row["piece"] not in (None, "machine")]
+    ways: dict[str, dict[str, str]] = {}
+    reasons = Notes()
+    for row in rows:
+        words = [word for word in row["piece"].split() if word not in PRECISIONS]
+        (precision,) = [word for word in row["piece"].split() if word in PRECISIONS] or [""]
+        ways.setdefault(" ".join(words), {})[precision] = _agreement(row, reasons)
+    header = ("way", *PRECISIONS, "else")
+    cells = ((way, *(found.get(name, "") for name in (*PRECISIONS, ""))) for way, found in ways.items())
+    return reasons.below(table(header, cells))
 
 
-def _agreement(row: Row) -> str:
+class Notes:
+    """Reasons that stand below a table, each once, by number."""
+
+    def __init__(self) -> None:
+        self.numbers: dict[str, int] = {}
+
+    def mark(self, text: str | None) -> str:
+        """The number by which a reason is found below."""
+        return f"[{self.numbers.setdefault(text or 'no reason', len(self.numbers) + 1)}]"
+
+    def below(self, text: str) -> str:
+        """A table with its notes."""
+        return "\n".join([text, "", *(f"{number}. {note}" for note, number in self.numbers.items())]).strip()
+
+
+def _agreement(row: Row, reasons: Notes) -> str:
     if row["status"] != OK:
-        return f"{row['status']}: {row['reason']}"
+        return f"{row['status']} {reasons.mark(row['reason'])}"
     if "apart" in row:
         text = f"{row['apart']:.1e}"
         return text if row["agrees"] else f"**{text}, more than {row['allowed']:.0e}**"
@@ -412,9 +437,9 @@ def _agreement(row: Row) -> str:
     return f"{row['compile_s']:.0f} s"
 
 
-def _speed_cells(row: Row) -> tuple[str, ...]:
+def _speed_cells(row: Row, notes: Notes) -> tuple[str, ...]:
     joules = row["joules"]
-    status = joules["status"] if not joules["doubt"] else f"doubtful: {joules['doubt']}"
+    status = joules["status"] if not joules["doubt"] else f"doubtful {notes.mark(joules['doubt'])}"
     error = f" ± {row['error_j_per_text']:.2g}" if row["error_j_per_text"] is not None else ""
     return (
         f"{row['engine']}, {row['batching']}, {row['head']}",
@@ -422,8 +447,8 @@ def _speed_cells(row: Row) -> tuple[str, ...]:
         str(row["batch_size"]),
         f"{row['texts_per_s']:,.0f}",
         _number(row["j_per_text"], "{:.4g}") + error,
-        status if row["j_per_text"] is not None else f"{status}: {joules['reason']}",
-        _number(row["floor_distance"], "{:.3f}") if row["floor_distance"] is not None else f"– {row['floor_reason']}",
+        status if row["j_per_text"] is not None else f"{status} {notes.mark(joules['reason'])}",
+        f"{row['floor_distance']:.3f}" if row["floor_distance"] is not None else f"– {notes.mark(row['floor_reason'])}",
         f"{row['peak_bytes'] / 1e9:.2f}",
         f"{row['window_s']:.1f}",
     )

@@ -205,7 +205,8 @@ class Contestant:
     def end(self) -> None:
         """End it."""
         self.child.kill()
-        self.child.wait()
+        with self.child, contextlib.suppress(BrokenPipeError):  # closes its pipes
+            pass
 
 
 def contest(job: Job, piece: Piece) -> dict[str, Any]:

@@ -181,8 +181,8 @@ def test_the_page_says_what_was_not_tried_and_what_failed(folder, tmp_path):
     page = gpu_page.write(folder.path, tmp_path / "to")
     assert page.name == "gpu_day_nvidia-h200-2026-11-29.md"
     text = page.read_text(encoding="utf-8")
-    assert "| bert graph packed fp32 | failed: CUDA error: x \\| y |" in text
-    assert "**3.0e-05, more than 1e-05**" in text
+    assert "| bert graph packed | failed [1] |" in text and "1. CUDA error: x | y" in text
+    assert "| bert eager packed | **3.0e-05, more than 1e-05** |" in text
     assert gpu_page.MINIATURE not in text
     numbers = json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))
     assert numbers["speeds"][0]["batch_size"] == 256
