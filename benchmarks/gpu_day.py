@@ -35,7 +35,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
@@ -295,6 +295,7 @@ def carry_out(plan: Sequence[Item], day: Day, budget_s: float) -> None:
     """Carry the items out within a budget; every piece of every item is answered."""
     small = day.accelerator == "cpu"
     shares = [item.small_s if small else item.seconds for item in plan]
+    stretch = max(1.0, budget_s / sum(shares))  # who gives more time has a slower machine
     begin_s = time.monotonic()
     boards = [board.described() for board in day.boards]
     began = {"date": datetime.date.today().isoformat(), "accelerator": day.accelerator, "boards": boards}
@@ -303,7 +304,8 @@ def carry_out(plan: Sequence[Item], day: Day, budget_s: float) -> None:
     process.adopt(orphans=True)
     try:
         for item, share in zip(plan, itertools.accumulate(shares), strict=True):
-            carry_out_item(item, day, begin_s + budget_s * share / sum(shares))
+            patient = replace(item, piece_s=stretch * item.piece_s)
+            carry_out_item(patient, day, begin_s + budget_s * share / sum(shares))
             process.kill_children(but=others)
     finally:
         process.adopt(orphans=False)
