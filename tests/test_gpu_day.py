@@ -12,6 +12,7 @@ import venv
 from pathlib import Path
 from zipfile import ZipFile
 
+import fake_meters
 import pytest
 import tiny_run
 from packaging.requirements import Requirement
@@ -19,6 +20,7 @@ from packaging.utils import canonicalize_name
 
 from benchmarks import gpu_common, gpu_day, gpu_items, gpu_pack, gpu_page, gpu_runs
 from benchmarks.gpu_common import Job, Pack
+from joulesweep import devices
 
 TESTS = Path(__file__).parent
 LONG_S = 3600.0
@@ -272,6 +274,26 @@ def test_a_mistake_is_told_in_one_line(tmp_path, monkeypatch, capsys, words, lin
         gpu_day.main()
     assert line in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_joules_of_a_traced_item_are_those_of_the_board(day, tmp_path):
+    """A training on the CPU, a made-up board, the meter, the trace in its own process, and the page's verdict."""
+    made = fake_meters.Boards(tmp_path, [{"watts": "saw:250:350:0.7", "tick_ms": 20}])
+    uuid = made.boards[0]["uuid"]
+    board = devices.Board(index=0, uuid=uuid, name="Fake GPU", memory_bytes=2**36, has_counter=True, mig=False)
+    gpu_pack.write_texts(day.pack.tokens("tiny"), gpu_common.TEXTS["tiny"])
+    gpu_pack.write_model(day.pack.model("bert"), "bert")
+    environ = made.environment(PYTHONPATH=str(tiny_run.REPOSITORY), XDG_CACHE_HOME=str(tmp_path / "cache"))
+    day = gpu_day.Day(**{**vars(day), "boards": [board], "environ": environ})
+    piece = gpu_day.speeds("cpu")[0]
+    piece["spec"]["min_seconds"] = 2.0
+    traced = gpu_day.Item(letter="d", about="", seconds=1, small_s=1, pieces=lambda accelerator: [piece], traced=True)
+    gpu_day.carry_out([traced], day, LONG_S)
+    (row,) = gpu_page.speeds(gpu_page.Results(tmp_path))
+    joules = row["joules"]
+    assert (joules["status"], joules["doubt"]) == ("measured", None), joules
+    assert row["j_per_text"] * row["texts_per_s"] == pytest.approx(300.0, rel=0.1)  # watts: the saw's mean
+    assert joules["error_j"] < 0.1 * joules["energy_j"]
 
 
 # All of it in miniature
