@@ -275,14 +275,12 @@ class Lane:
     Attributes:
         left: those that have not been answered.
         child: the process that carries them out, if any.
-        heard_s: when it began, or last answered.
-        begun: whether its first piece was given to a process.
+        heard_s: when that began, or last answered.
     """
 
     left: list[Piece]
     child: subprocess.Popen[bytes] | None = None
     heard_s: float = 0.0
-    begun: bool = False
 
     def close(self) -> None:
         """End its process, and whatever that has started."""
@@ -326,16 +324,16 @@ def carry_out_item(item: Item, day: Day, until_s: float) -> None:
                 break
             time.sleep(POLL_S)
     finally:
+        running = [lane.child is not None for lane in lanes]
         for lane in lanes:
             lane.close()
         if reader is not None:
             _end(reader)
     answers.take(lanes)
-    for lane in lanes:
+    for lane, began in zip(lanes, running, strict=True):
         for piece in lane.left:
-            begun = piece is lane.left[0] and lane.begun
             reason = f"cut off after {time.monotonic() - lane.heard_s:.1f} s, when the item's time was over"
-            _answer(day, item, piece, NOT_TRIED, reason if begun else NO_TIME)
+            _answer(day, item, piece, NOT_TRIED, reason if began and piece is lane.left[0] else NO_TIME)
     counts = answers.counted()
     ended = {"seconds": time.monotonic() - began_s, "guard_s": until_s - began_s, "num": counts}
     append(day.out / RESULTS, {"item": item.letter, "piece": None, "status": OK, "about": item.about, **ended})
@@ -359,7 +357,7 @@ def tend(lane: Lane, item: Item, day: Day, until_s: float, answers: Answers) -> 
         return
     if lane.child is None:
         if until_s - time.monotonic() > WORTH_S:
-            lane.heard_s, lane.begun = time.monotonic(), True
+            lane.heard_s = time.monotonic()
             lane.child = _start(day, day.job(item, lane.left, until_s), item.module, item.letter)
         return
     code = lane.child.poll()
@@ -512,6 +510,7 @@ def _read(args: argparse.Namespace) -> int:
 
 
 def _carry_out(args: argparse.Namespace) -> int:
+    began_s = time.monotonic()
     letters = [item.letter for item in PLAN]
     unknown = [letter for letter in args.items if letter not in letters]
     if unknown:
@@ -525,7 +524,8 @@ def _carry_out(args: argparse.Namespace) -> int:
         raise UserError(f"--out: {args.out} holds results already; choose another folder")
     with tempfile.TemporaryDirectory(prefix="joulesweep-gpu-day-", ignore_cleanup_errors=True) as scratch:
         day = prepared(args, Path(scratch))
-        carry_out([item for item in PLAN if item.letter in args.items], day, args.budget)
+        plan = [item for item in PLAN if item.letter in args.items]
+        carry_out(plan, day, args.budget - (time.monotonic() - began_s))
     return 0
 
 

@@ -432,8 +432,8 @@ def _agreement(row: Row, reasons: Notes) -> str:
         text = f"{row['apart']:.1e}"
         return text if row["agrees"] else f"**{text}, more than {row['allowed']:.0e}**"
     if "spread" in row:
-        repeated = "repeats bit for bit" if row["repeat"] else "**does not repeat**"
-        return f"each step its own ({row['spread']:.1e}), {repeated}" if row["spread"] else "**every step the same**"
+        text = f"steps differ by {row['spread']:.1e}, repeated by {row['repeated_apart']:.1e}"
+        return text if row["agrees"] else f"**{text}**"
     return f"{row['compile_s']:.0f} s"
 
 

@@ -400,13 +400,13 @@ def test_losses_are_those_of_the_pack_where_they_can_be(whole):
         if row["status"] == "ok" and "agrees" in row:
             assert row["agrees"], row
     for name in ("bert", "llama", "t5"):
-        assert found[f"{name} eager fixed fp32"]["apart"] < 1e-6
+        assert found[f"{name} eager fixed fp32"]["agrees"]
         assert found[f"{name} graph fixed fp32"]["reason"].endswith("needs an NVIDIA GPU; this run uses the CPU")
         assert found[f"{name} compile fixed fp32"]["reason"] == "the miniature compiles nothing"
         assert found[f"{name} eager fixed tf32"]["status"] == "not tried"
     assert "encoder-decoder" in found["t5 eager packed fp32"]["reason"]
     assert {found[f"bert {strategy} fp32"]["status"] for strategy in ("ddp", "fsdp")} == {"ok"}
-    assert found["dropout eager"]["spread"] > 0 and found["dropout eager"]["repeat"]
+    assert found["dropout eager"]["agrees"]
 
 
 @pytest.mark.slow
