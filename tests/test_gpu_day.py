@@ -393,6 +393,30 @@ def test_every_piece_of_every_item_is_answered_and_nothing_fails(whole):
         assert all(row.get("reason") for row in found.values() if row["status"] == "not tried")
 
 
+METERED = """
+import sys
+from pathlib import Path
+from benchmarks import gpu_day
+gpu_day.unpack(Path("wheels"), Path(sys.argv[1]))
+sys.path.insert(0, sys.argv[1])
+from joulesweep import cli, lazy
+with lazy.put_off("sklearn.metrics", "auc"):
+    from zeus.monitor import ZeusMonitor
+import pynvml
+print(*sorted({name for name in ("pandas", "sklearn", "torch") if name in sys.modules}), "imported")
+"""
+
+
+@pytest.mark.slow
+def test_the_wheels_are_enough_for_the_meter_and_for_the_command_line(whole, tmp_path):
+    environ = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+    done = subprocess.run(
+        [str(whole.parent / "bare" / "bin" / "python"), "-c", METERED, str(tmp_path / "site")],
+        cwd=whole.parent / "pack", env=environ, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stdout.strip() == "imported", done.stdout + done.stderr
+
+
 @pytest.mark.slow
 def test_losses_are_those_of_the_pack_where_they_can_be(whole):
     found = {**pieces(whole, "a"), **pieces(whole, "b")}
