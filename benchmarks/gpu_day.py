@@ -505,7 +505,10 @@ def main() -> int:
 def _read(args: argparse.Namespace) -> int:
     from benchmarks import gpu_page
 
-    print(gpu_page.write(args.read, args.to))
+    page = gpu_page.write(args.read, args.to)
+    for goal in gpu_page.goals(gpu_page.Results(args.read)):
+        print(f"{goal.verdict}: {goal.name}: {goal.found}")
+    print(page)
     return 0
 
 
