@@ -4,6 +4,7 @@
 # make families  every family of models in every way, against a plain loop: a quarter of an hour
 # make truth   joules of runs under load steps, waves, resets and clock steps against the known truth of fake boards: minutes
 # make fuzz    3,000 odd configs, 1,000 data files, 300 model folders, 300 records: minutes
+# make gpu-pack   what a machine with a GPU is given for the first minutes there: wheels, models, texts, the package
 # make bench-peers   ours against transformers.Trainer and Lightning, on this machine's CPU: half an hour or more
 # make lint    every check of style, types and rules
 # All make the environment first, when it is missing or stale.
@@ -24,7 +25,7 @@ OLDEST_TESTS := $(addprefix tests/test_,$(addsuffix .py,adaptive data engine flo
 VIZWIZ ?= $(wildcard ../shared/data/vizwiz/val.json)
 BENCH_PEERS = $(PEERS)/bin/python -m benchmarks.peers $(if $(VIZWIZ),--data $(VIZWIZ)) $(BENCH_PEERS_OPTIONS)
 
-.PHONY: sweep test test-oldest families truth fuzz bench-peers lint format environment schema clean
+.PHONY: sweep test test-oldest families truth fuzz bench-peers gpu-pack lint format environment schema clean
 .DEFAULT_GOAL := sweep
 
 environment: $(VENV)/.ready
@@ -77,6 +78,9 @@ $(PEERS)/.ready: $(VENV)/.ready
 bench-peers: $(PEERS)/.ready
 	@$(BENCH_PEERS) --model tiny --json benchmarks/results/peers_tiny_fp32.json
 	@$(BENCH_PEERS) --model minilm --json benchmarks/results/peers_minilm_fp32.json
+
+gpu-pack: environment
+	@python -m benchmarks.gpu_pack
 
 lint: environment
 	ruff check .

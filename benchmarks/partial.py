@@ -11,19 +11,18 @@ import argparse
 import datetime
 import itertools
 import os
-import statistics
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.partial_steps import compared
 from benchmarks.peer_assets import MODELS, prepare
 from benchmarks.peers import CACHE, machine
-from joulesweep import adaptive, launch, record, train
+from joulesweep import launch, record
 from joulesweep.environment import resolve_accelerator
 from joulesweep.spec import from_mapping
-from joulesweep.trainer import Stop, Trainer, assemble, prepare_process
+from joulesweep.trainer import Stop, assemble, prepare_process
 
 RHOS = (0.4, 0.45, 0.5, 0.7)
 OBJECTIVES = ("flops", "time")
@@ -68,7 +67,9 @@ def main() -> None:
             rows.append({"objective": objective, "rho": rho, "refused": refused.outcome["reason"]})
             print(refused.outcome["reason"])
             continue
-        rows.append({"objective": objective, "rho": rho, **compared(trainer, args.steps)})
+        found = compared(trainer, args.steps)
+        del found["chosen"]
+        rows.append({"objective": objective, "rho": rho, **found})
         told = "{objective:>5} rho {rho}: predicted {predicted:.3f}, measured {measured:.3f}, off by {off:+.1%}"
         print(told.format(**rows[-1]))
     boards: list[Any] = []
@@ -81,43 +82,6 @@ def main() -> None:
         record.write_json(
             args.json, {**about, "batch_size": args.batch_size, "precision": args.precision, "rows": rows}
         )
-
-
-def compared(trainer: Trainer, num_steps: int) -> dict[str, Any]:
-    """Predicted and measured cost of a choice, as shares of full training."""
-    trainer.open_phase("rating", 1)
-    choice = adaptive.choose(trainer, 1)
-    trainer.open_phase("training", 1)
-    chosen, candidates = set(choice["chosen"]), set(trainer.selector.cost.names)  # type: ignore[union-attr]
-    times: dict[bool, list[float]] = {True: [], False: []}
-    batches = list(itertools.islice(trainer.batches(1), num_steps + 2))
-    trainer.core.train()
-    for (step, given), full in itertools.product(enumerate(batches), (False, True)):
-        _train_only(trainer, candidates if full else chosen)
-        began_s = _now(trainer)
-        train._step(trainer, *given, 0.0)
-        if step >= 2:  # those before allocate
-            times[full].append(_now(trainer) - began_s)
-    measured = statistics.median(a / b for a, b in zip(times[False], times[True], strict=True))
-    predicted = choice["predicted_cost"]
-    return {
-        "predicted": predicted,
-        "measured": measured,
-        "off": measured / predicted - 1,
-        "trained_share": choice["trained_share"],
-        "rates": choice["rates"],
-        "full_step_s": statistics.median(times[True]),
-    }
-
-
-def _train_only(trainer: Trainer, names: set[str]) -> None:
-    for name, parameter in trainer.core.model.named_parameters():
-        parameter.requires_grad_(name in names)
-
-
-def _now(trainer: Trainer) -> float:
-    trainer.place.synchronize()
-    return time.process_time() if trainer.place.device.type == "cpu" else time.perf_counter()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,536 @@
+"""The first minutes on a GPU, used fully: `python -m benchmarks.gpu_day --out FOLDER`, nine minutes at most.
+
+    a  what the machine is; a step in each precision
+    b  small BERT, LLaMA and T5 by every engine, precision and batching: the losses that the CPU had; dropout of
+       replayed steps; ddp and fsdp with one rank
+    c  the certificate of the machine: `joulesweep certify`
+    d  BERT-base by batch size, engine and precision: texts per second, joules per text, distance to the floor
+    e  transformers.Trainer, at its best and at its default, by turns with ours; Lightning where there is time
+    f  the first paper's comparison: each precision against fp32, plain training, by batch size
+    g  GreenTrainer: predicted against measured seconds and joules of a step
+    h  the profiler: kernels, waits, and how long the device had nothing to do
+    i  two runs by the launching parent, one of which is killed
+
+Items come in the order of their worth. Each has its time, counted from the first one's begin: what one leaves, the next
+may use; when it is over, the item's processes are killed and the next begins. An item is a list of pieces, carried out
+in child processes; one that crashes, or does not answer, loses itself alone, and the rest goes on in a fresh process.
+Each piece is appended to `results.jsonl` when it ends: {item, piece, status: ok, not tried or failed, reason, …}.
+Readings of the meters go to `power.jsonl`, the processes' output to `log.txt`, the certificate beside them.
+
+`make gpu-pack` builds the folder that this needs, and which can be carried to a machine that has torch, transformers
+and peft, and no network. `--accelerator cpu --budget 60` carries every item out in miniature: what needs a GPU is not
+tried. `python -m benchmarks.gpu_day --read FOLDER` turns results into tables and a page, and says which goals hold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import importlib
+import itertools
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from zipfile import ZipFile
+
+from benchmarks.gpu_common import (
+    AFTER_FAILURE,
+    COMPARED,
+    FAILED,
+    LOG,
+    MANIFEST,
+    NO_TIME,
+    NOT_TRIED,
+    OK,
+    RESULTS,
+    SCALES,
+    Job,
+    Pack,
+    append,
+    default_pack,
+    rows,
+    whole,
+)
+from joulesweep import devices, environment, launch, process
+from joulesweep.engine import ENGINES
+from joulesweep.errors import UserError
+from joulesweep.precision import PRECISIONS
+
+BUDGET_S = 540.0
+POLL_S = 0.05
+READER_END_S = 2.0
+WORTH_S = 2.0  # with less time left no process is started any more
+PLAIN = {"engine": "eager", "batching": "dynamic", "head": "dense"}
+PACKED = {"engine": "eager", "batching": "packed", "head": "masked"}
+GRAPH = {**PACKED, "engine": "graph"}
+
+Piece = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """A row of the plan.
+
+    Attributes:
+        letter: its name.
+        about: what it is.
+        seconds: of a budget of `BUDGET_S`, on a GPU.
+        small_s: of one of a minute, in miniature.
+        pieces: what it consists of, by the accelerator.
+        piece_s: a piece that takes longer hangs.
+        lane: pieces with the same are carried out one after the other, others at the same time.
+        traced: whether the meters are read beside it.
+        module: the program that carries the pieces out.
+    """
+
+    letter: str
+    about: str
+    seconds: float
+    small_s: float
+    pieces: Callable[[str], list[Piece]]
+    piece_s: float = 60.0
+    lane: Callable[[Piece], str] = lambda piece: ""
+    traced: bool = False
+    module: str = "benchmarks.gpu_items"
+
+
+def named(do: str, *words: Any, **entries: Any) -> Piece:  # noqa: ANN401
+    """A piece: the function that carries it out, its name, its entries."""
+    return {"piece": " ".join(str(word) for word in words if word), "do": do, **entries}
+
+
+def first_steps(accelerator: str) -> list[Piece]:
+    """Item a."""
+    steps = [named("losses", "step", name, model="bert", spec=_way(name, **PACKED)) for name in PRECISIONS]
+    return [named("machine", "machine"), *steps]
+
+
+def _way(precision: str, **changes: Any) -> dict[str, Any]:  # noqa: ANN401 - fields of a spec
+    return {"precision": precision, **changes}
+
+
+def conformance(accelerator: str) -> list[Piece]:
+    """Item b: what others are built on first, compiling last."""
+    found = []
+    for engine in [name for name in ENGINES if "compile" in name] if accelerator == "cuda" else []:
+        spec = _way("bf16-mixed", batch_size=SCALES[accelerator].batches[1], **{**PACKED, "engine": engine})
+        found.append(named("warm_cache", "kernels of", engine, spec=spec))  # at once: it takes longest
+    engines = [*(name for name in ENGINES if "compile" not in name), *(name for name in ENGINES if "compile" in name)]
+    for engine, batching, precision, model in itertools.product(engines, ("packed", "fixed"), PRECISIONS, COMPARED):
+        spec = _way(precision, engine=engine, batching=batching)
+        found.append(named("losses", model, engine, batching, precision, model=model, spec=spec))
+    for strategy, precision in itertools.product(("ddp", "fsdp"), ("fp32", "bf16-mixed")):
+        spec = _way(precision, strategy=strategy, batching="packed")
+        found.append(named("losses", "bert", strategy, precision, model="bert", spec=spec))
+    for engine in ENGINES:
+        found.append(named("dropout", "dropout", engine, spec=_way("fp32", engine=engine)))
+    if accelerator == "cpu":
+        for piece in found:
+            if piece["spec"].get("engine") == "compile":  # a minute of compiling shows nothing of a GPU
+                piece["do"] = "left_out"
+    return found
+
+
+def _lane(piece: Piece) -> str:
+    """Small models, and nothing is timed: a process for each kind of piece, model and engine; more for a compiler."""
+    spec = piece["spec"]
+    keys = ("engine", "strategy", *(["batching"] if "compile" in spec.get("engine", "") else []))
+    return " ".join([piece["do"], piece.get("model", ""), *(spec.get(key, "") for key in keys)])
+
+
+def speeds(accelerator: str) -> list[Piece]:
+    """Item d: the goals first, then what explains them, then the other precisions."""
+    batches = SCALES[accelerator].batches
+    best = GRAPH if accelerator == "cuda" else PACKED
+    others = [name for name in ENGINES if name not in ("eager", "graph")] if accelerator == "cuda" else []
+    wanted = [
+        *((best, "bf16-mixed", size) for size in batches),
+        *((way, "bf16-mixed", size) for way in (PLAIN, PACKED) for size in batches[:2] if way != best),
+        *(({**PACKED, "engine": name}, "bf16-mixed", size) for name in others for size in reversed(batches[:2])),
+        *((best, name, size) for size in batches[:-1] for name in PRECISIONS if name != "bf16-mixed"),
+    ]
+    if accelerator == "cpu":
+        wanted.append((GRAPH, "bf16-mixed", batches[0]))
+    return [_speed(way, precision, size) for way, precision, size in wanted]
+
+
+def _speed(way: dict[str, Any], precision: str, size: int) -> Piece:
+    words = [way["engine"], way["batching"], way["head"], precision, f"batch {size}"]
+    return named("speed", *words, spec=_way(precision, batch_size=size, **way))
+
+
+def contests(accelerator: str) -> list[Piece]:
+    """Item e."""
+    small, sizes = accelerator == "cpu", SCALES[accelerator].batches[:-1]
+    ours, precision = ("ours-eager", "fp32") if small else ("ours", "bf16-mixed")
+    taking = [(size, [ours, "trainer", "trainer-default"]) for size in sizes]
+    taking += [] if small else [(sizes[0], [ours, "lightning"])]
+    return [
+        named("contest", f"batch {size}", *who, contestants=who, precision=precision, spec={"batch_size": size})
+        for size, who in taking
+    ]
+
+
+def ratios(accelerator: str) -> list[Piece]:
+    """Item f: plain training, as the paper's; item d has it in bf16-mixed."""
+    sizes = reversed(SCALES[accelerator].batches[:-1])
+    return [_speed(PLAIN, name, size) for size in sizes for name in ("fp32", "fp16-mixed", "tf32")]
+
+
+def partials(accelerator: str) -> list[Piece]:
+    """Item g."""
+    scale = SCALES[accelerator]
+    precision, rhos = ("bf16-mixed", (0.5, 0.7)) if accelerator == "cuda" else ("fp32", (0.7,))
+    return [
+        named("partial", model, objective, rho, model=model, objective=objective, rho=rho, precision=precision)
+        for model, objective, rho in itertools.product((scale.encoder, scale.decoder), ("time", "flops"), rhos)
+    ]
+
+
+def profiles(accelerator: str) -> list[Piece]:
+    """Item h: what explains a goal that is missed."""
+    sizes = SCALES[accelerator].batches[:2]
+    both = [(GRAPH, sizes[0]), (PACKED, sizes[0]), (GRAPH, sizes[1]), (PLAIN, sizes[0]), (PACKED, sizes[1])]
+    return [
+        named(
+            "profile", way["engine"], way["batching"], f"batch {size}", spec=_way("bf16-mixed", batch_size=size, **way)
+        )
+        for way, size in both
+    ]
+
+
+PLAN = (
+    Item(letter="a", about="what the machine is", seconds=20, small_s=5, pieces=first_steps),
+    Item(letter="b", about="the CPU's losses", seconds=75, small_s=12, pieces=conformance, lane=_lane, piece_s=120.0),
+    Item(
+        letter="c",
+        about="the certificate",
+        seconds=160,
+        small_s=6,
+        pieces=lambda accelerator: [named("certify", "certificate")],
+        piece_s=200.0,
+    ),
+    Item(letter="d", about="speeds", seconds=85, small_s=7, pieces=speeds, traced=True),
+    Item(letter="e", about="the peers", seconds=65, small_s=11, pieces=contests, traced=True, piece_s=90.0),
+    Item(letter="f", about="precisions against fp32", seconds=35, small_s=5, pieces=ratios, traced=True),
+    Item(letter="g", about="partial training", seconds=35, small_s=5, pieces=partials, traced=True),
+    Item(letter="h", about="the profiler", seconds=22, small_s=4, pieces=profiles),
+    Item(
+        letter="i",
+        about="runs by the launching parent",
+        seconds=43,
+        small_s=5,
+        pieces=lambda accelerator: [named("run", "a whole run"), named("killed", "a run that is killed")],
+    ),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Day:
+    """Where and how the plan is carried out.
+
+    Attributes:
+        pack: the packed folder.
+        out: where results go.
+        scratch: where anything else goes.
+        accelerator: "cpu" or "cuda".
+        boards: the first one, on a GPU.
+        environ: of the child processes.
+        num_lanes: processes at the same time.
+    """
+
+    pack: Pack
+    out: Path
+    scratch: Path
+    accelerator: str
+    boards: Sequence[devices.Board]
+    environ: dict[str, str]
+    num_lanes: int
+
+    def job(self, item: Item, pieces: list[Piece], until_s: float) -> Job:
+        """What a child is given."""
+        return Job(
+            item=item.letter,
+            pieces=pieces,
+            pack=self.pack,
+            out=self.out,
+            scratch=self.scratch,
+            accelerator=self.accelerator,
+            until_s=until_s,
+            boards=[board.described() for board in self.boards],
+        )
+
+
+@dataclass(kw_only=True)
+class Lane:
+    """Pieces that are carried out one after the other, by one child at a time.
+
+    Attributes:
+        left: those that have not been answered.
+        child: the process that carries them out, if any.
+        heard_s: when that began, or last answered.
+    """
+
+    left: list[Piece]
+    child: subprocess.Popen[bytes] | None = None
+    heard_s: float = 0.0
+
+    def close(self) -> None:
+        """End its process, and whatever that has started."""
+        if self.child is not None:
+            process.kill_group(self.child)
+        self.child = None
+
+
+def carry_out(plan: Sequence[Item], day: Day, budget_s: float) -> None:
+    """Carry the items out within a budget; every piece of every item is answered."""
+    small = day.accelerator == "cpu"
+    shares = [item.small_s if small else item.seconds for item in plan]
+    stretch = max(1.0, budget_s / sum(shares))  # who gives more time has a slower machine
+    begin_s = time.monotonic()
+    boards = [board.described() for board in day.boards]
+    began = {"date": datetime.date.today().isoformat(), "accelerator": day.accelerator, "boards": boards}
+    append(day.out / RESULTS, {"item": "", "piece": None, "status": OK, **began, "budget_s": budget_s})
+    others = process.children()
+    process.adopt(orphans=True)
+    try:
+        for item, share in zip(plan, itertools.accumulate(shares), strict=True):
+            patient = replace(item, piece_s=stretch * item.piece_s)
+            carry_out_item(patient, day, begin_s + budget_s * share / sum(shares))
+            process.kill_children(but=others)
+    finally:
+        process.adopt(orphans=False)
+
+
+def carry_out_item(item: Item, day: Day, until_s: float) -> None:
+    """Carry an item out until its time is over, and say how that went."""
+    began_s = time.monotonic()
+    pieces = item.pieces(day.accelerator)
+    reader = _start(day, day.job(item, [], until_s), "benchmarks.gpu_trace", "trace") if item.traced else None
+    lanes = [Lane(left=list(of_lane)) for of_lane in _lanes(item, day, pieces)]
+    answers = Answers(day.out / RESULTS, item.letter)
+    try:
+        while (waiting := [lane for lane in lanes if lane.left]) and time.monotonic() < until_s:
+            for lane in waiting[: day.num_lanes]:
+                tend(lane, item, day, until_s, answers)
+            if until_s - time.monotonic() < WORTH_S and not any(lane.child for lane in lanes):
+                break
+            time.sleep(POLL_S)
+    finally:
+        running = [lane.child is not None for lane in lanes]
+        for lane in lanes:
+            lane.close()
+        if reader is not None:
+            _end(reader)
+    answers.take(lanes)
+    for lane, began in zip(lanes, running, strict=True):
+        for piece in lane.left:
+            reason = f"cut off after {time.monotonic() - lane.heard_s:.1f} s, when the item's time was over"
+            _answer(day, item, piece, NOT_TRIED, reason if began and piece is lane.left[0] else NO_TIME)
+    counts = answers.counted()
+    ended = {"seconds": time.monotonic() - began_s, "guard_s": until_s - began_s, "num": counts}
+    append(day.out / RESULTS, {"item": item.letter, "piece": None, "status": OK, "about": item.about, **ended})
+    print(f"{item.letter} {item.about}: {ended['seconds']:.1f} s, {counts}", flush=True)
+
+
+def _lanes(item: Item, day: Day, pieces: Iterable[Piece]) -> list[list[Piece]]:
+    """The pieces by lane; where there is room for one process, one lane: starting costs more than what it does."""
+    found: dict[str, list[Piece]] = {}
+    for piece in pieces:
+        found.setdefault(item.lane(piece) if day.num_lanes > 1 else "", []).append(piece)
+    return list(found.values())
+
+
+def tend(lane: Lane, item: Item, day: Day, until_s: float, answers: Answers) -> None:
+    """Look after a lane: take answers, end a process that hangs, start one where there is none."""
+    if answers.take([lane]):
+        lane.heard_s = time.monotonic()
+    if not lane.left:
+        lane.close()
+        return
+    if lane.child is None:
+        if until_s - time.monotonic() > WORTH_S:
+            lane.heard_s = time.monotonic()
+            lane.child = _start(day, day.job(item, lane.left, until_s), item.module, item.letter)
+        return
+    code = lane.child.poll()
+    silent_s = time.monotonic() - lane.heard_s
+    if code is None and silent_s < item.piece_s:
+        return
+    lane.close()
+    if answers.take([lane]) or code == AFTER_FAILURE:  # its last words: the piece after them was not begun
+        return
+    reason = f"no answer within {item.piece_s:g} s" if code is None else f"its process ended with exit code {code}"
+    _answer(day, item, lane.left[0], FAILED, reason)
+    answers.take([lane])
+
+
+def _answer(day: Day, item: Item, piece: Piece, status: str, reason: str) -> None:
+    append(day.out / RESULTS, {"item": item.letter, "piece": piece["piece"], "status": status, "reason": reason})
+
+
+class Answers:
+    """The results' file, as far as it was read.
+
+    Args:
+        path: of the file.
+        letter: of the item whose answers are of interest.
+    """
+
+    def __init__(self, path: Path, letter: str) -> None:
+        self.path, self.letter = path, letter
+        self.read = path.stat().st_size if path.exists() else 0
+        self.found: dict[str, str] = {}
+
+    def take(self, lanes: Iterable[Lane]) -> bool:
+        """Read on, and cross out what was answered. Returns whether anything of these lanes was."""
+        if self.path.exists():
+            with self.path.open("rb") as file:
+                file.seek(self.read)
+                new = file.read()
+            new = new[: new.rfind(b"\n") + 1]
+            self.read += len(new)
+            for row in whole(new):
+                if row["item"] == self.letter and row["piece"]:
+                    self.found[row["piece"]] = row["status"]
+        any_new = False
+        for lane in lanes:
+            left = [piece for piece in lane.left if piece["piece"] not in self.found]
+            any_new |= len(left) < len(lane.left)
+            lane.left = left
+        return any_new
+
+    def counted(self) -> dict[str, int]:
+        """How many answers there are of each status."""
+        self.take([])
+        return {status: list(self.found.values()).count(status) for status in (OK, NOT_TRIED, FAILED)}
+
+
+def _end(reader: subprocess.Popen[bytes]) -> None:
+    """Let the reader of the meters write down what it has."""
+    reader.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        reader.wait(READER_END_S)
+    process.kill_group(reader)
+
+
+def _start(day: Day, job: Job, module: str, name: str) -> subprocess.Popen[bytes]:
+    """Start a program on a job, its output in the log."""
+    path = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=day.scratch), "job.json")
+    job.write(path)
+    with (day.out / LOG).open("ab") as log:
+        return process.start([sys.executable, "-m", module, str(path)], day.environ, log.fileno())
+
+
+def unpack(wheels: Path, site: Path) -> list[str]:
+    """Unpack the wheels that this Python lacks, or has older ones of, into a folder. Returns their names."""
+    from packaging.utils import parse_wheel_filename
+    from packaging.version import Version
+
+    found = []
+    for path in sorted(wheels.glob("*.whl")):
+        name, version, *_ = parse_wheel_filename(path.name)
+        installed = environment.version(name)
+        if installed is None or Version(installed) < version:
+            with ZipFile(path) as wheel:
+                wheel.extractall(site)
+            found.append(name)
+    return found
+
+
+def prepared(args: argparse.Namespace, scratch: Path) -> Day:
+    """What the plan is carried out with.
+
+    Raises:
+        UserError: there is no pack, or no GPU where one was asked for.
+    """
+    pack = Pack((args.pack or default_pack()).absolute())
+    if not (pack.root / MANIFEST).exists():
+        raise UserError(f"{pack.root}: no pack; make one by: make gpu-pack")
+    site = scratch / "site"
+    unpack(pack.root / "wheels", site)
+    if site.is_dir():
+        sys.path.insert(0, str(site))
+        importlib.invalidate_caches()
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH")]))
+    accelerator = environment.resolve_accelerator(args.accelerator)
+    boards = devices.pool("auto")[:1] if accelerator == "cuda" else []
+    if accelerator == "cuda" and not boards:
+        raise UserError("--accelerator cuda: NVML names no GPU here")
+    num_cores = len(os.sched_getaffinity(0))
+    environ = launch.child_environment(1, boards) | {
+        "TORCHINDUCTOR_CACHE_DIR": str(scratch / "inductor"),
+        "TORCHINDUCTOR_COMPILE_THREADS": "4",  # several processes compile at once
+        "XDG_CACHE_HOME": str(scratch / "cache"),
+        "JOULESWEEP_LOCKS": os.environ.get("JOULESWEEP_LOCKS", str(scratch / "locks")),
+    }
+    args.out.mkdir(parents=True, exist_ok=True)
+    return Day(
+        pack=pack,
+        out=args.out.absolute(),
+        scratch=scratch,
+        accelerator=accelerator,
+        boards=boards,
+        environ=environ,
+        num_lanes=max(1, num_cores - 2) if accelerator == "cuda" else 1,
+    )
+
+
+def main() -> int:
+    """Carry the plan out, or read results."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--out", type=Path, default=os.environ.get("OUT"), help="where results go; default: $OUT")
+    parser.add_argument("--accelerator", choices=("auto", "cuda", "cpu"), default="auto")
+    parser.add_argument("--budget", type=float, default=BUDGET_S, help="seconds, all in all")
+    parser.add_argument("--items", default="".join(item.letter for item in PLAN), help="some letters: only these")
+    parser.add_argument(
+        "--pack", type=Path, help="the packed folder; default: the one this lies in, or .cache/gpu-pack"
+    )
+    parser.add_argument("--read", type=Path, metavar="FOLDER", help="turn results into a page instead")
+    parser.add_argument("--to", type=Path, default=Path("benchmarks", "results"), help="where the page goes")
+    args = parser.parse_args()
+    try:
+        return _read(args) if args.read else _carry_out(args)
+    except UserError as error:
+        parser.error(str(error))
+
+
+def _read(args: argparse.Namespace) -> int:
+    from benchmarks import gpu_page
+
+    page = gpu_page.write(args.read, args.to)
+    for goal in gpu_page.goals(gpu_page.Results(args.read)):
+        print(f"{goal.verdict}: {goal.name}: {goal.found}")
+    print(page)
+    return 0
+
+
+def _carry_out(args: argparse.Namespace) -> int:
+    began_s = time.monotonic()
+    letters = [item.letter for item in PLAN]
+    unknown = [letter for letter in args.items if letter not in letters]
+    if unknown:
+        raise UserError(f"--items: there is no item {unknown[0]}; there are {', '.join(letters)}")
+    if args.out is None:
+        raise UserError("--out: say where results go, or set OUT")
+    if args.budget <= 0:
+        raise UserError(f"--budget: must be above 0, got {args.budget:g}")
+    args.out = Path(args.out)
+    if any(True for _ in rows(args.out / RESULTS)):
+        raise UserError(f"--out: {args.out} holds results already; choose another folder")
+    with tempfile.TemporaryDirectory(prefix="joulesweep-gpu-day-", ignore_cleanup_errors=True) as scratch:
+        day = prepared(args, Path(scratch))
+        plan = [item for item in PLAN if item.letter in args.items]
+        carry_out(plan, day, args.budget - (time.monotonic() - began_s))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

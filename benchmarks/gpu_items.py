@@ -1,0 +1,391 @@
+"""The pieces of the GPU day that train in their own process: `python -m benchmarks.gpu_items JOB`.
+
+Each piece is a function of the job and the piece's entries, and returns numbers. What this machine cannot do is
+answered `not tried` with the reason. After an error the process ends, and the parent goes on with the rest in a fresh
+one: a GPU in trouble would fail every later piece too.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import json
+import os
+import platform
+import shutil
+import sys
+import sysconfig
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from benchmarks import gpu_runs
+from benchmarks.gpu_common import (
+    AFTER_FAILURE,
+    FAILED,
+    MANIFEST,
+    NO_TIME,
+    NOT_TRIED,
+    OK,
+    Job,
+    NotTried,
+    measured_spec,
+    small_spec,
+)
+from joulesweep import devices, environment, measurement, process
+from joulesweep.precision import PRECISIONS
+from joulesweep.spec import RunSpec
+
+Piece = dict[str, Any]
+#: How far losses may be from those of the CPU in fp32, relative.
+AGREES = {"float32": 1e-5, "tf32": 2e-3, "float16": 2e-3, "bfloat16": 2e-3, "weights": 1e-2}
+MODEL_FAILS = "this model fails"  # a run calls it unsupported; of these models it is none
+DRAWN = 1e-4  # losses whose dropout differs are further apart, relative
+SAME = 1e-6  # on the CPU, where the library of the products may be another one
+COMPILER = os.environ.get("CXX", "g++")
+#: What a host waits in, by its names in the CUDA runtime.
+WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
+DEVICE_WORK = ("kernel", "gpu_memcpy", "gpu_memset")
+PROFILED = 10  # steps
+LOOK_STEPS = 16  # so many steps go to the device before the clock is looked at
+
+
+def main() -> NoReturn:
+    """Carry out the pieces of a job, each answered as it ends."""
+    process.die_with_parent()
+    job = Job.read(Path(sys.argv[1]))
+    for piece in job.pieces:
+        name = piece["piece"]
+        if job.left_s <= 0:
+            job.answer(name, NOT_TRIED, reason=NO_TIME)
+            continue
+        began_s = time.monotonic()
+        try:
+            found = PIECES[piece["do"]](job, piece)
+        except Exception as error:
+            status, reason = judged(error)
+            job.answer(name, status, reason=reason, took_s=time.monotonic() - began_s)
+            if status == NOT_TRIED:
+                continue
+            traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(AFTER_FAILURE)
+        job.answer(name, OK, **{key: value for key, value in piece.items() if key not in ("piece", "do")}, **found)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # what a process group or a compiler does at the end is of no interest
+
+
+def judged(error: Exception) -> tuple[str, str]:
+    """Status and reason of a piece that ended with an exception."""
+    outcome = getattr(error, "outcome", None)  # of a run that stopped with a result
+    if isinstance(error, NotTried):
+        return NOT_TRIED, str(error)
+    if outcome is not None:
+        refused = outcome["status"] == "unsupported" and MODEL_FAILS not in outcome["reason"]
+        return NOT_TRIED if refused else FAILED, f"{outcome['status']}: {outcome['reason']}"
+    return FAILED, " ".join(f"{type(error).__name__}: {error}".split())[:500]
+
+
+def machine(job: Job, piece: Piece) -> dict[str, Any]:
+    """What this machine is, and what compiling would need."""
+    import torch
+
+    described = environment.describe(1, [_board(board) for board in job.boards])
+    del described["hostname"]
+    cuda = torch.cuda.is_available() and job.accelerator == "cuda"
+    header = Path(sysconfig.get_path("include"), "Python.h")
+    return {
+        "environment": described,
+        "pack": json.loads((job.pack.root / MANIFEST).read_text(encoding="utf-8")) | {"files": None},
+        "kernel": platform.release(),
+        "cuda": torch.version.cuda,
+        "capability": list(torch.cuda.get_device_capability()) if cuda else None,
+        "num_multiprocessors": torch.cuda.get_device_properties(0).multi_processor_count if cuda else None,
+        "nccl": list(torch.cuda.nccl.version()) if cuda else None,
+        "triton": environment.version("triton"),
+        "compiler": shutil.which(COMPILER) is not None,
+        "python_header": header.exists(),
+        "boards": [nvml_facts(board) for board in job.boards],
+    }
+
+
+def _board(described: Mapping[str, Any]) -> devices.Board:
+    return devices.Board(**{key: value for key, value in described.items() if key != "device"})
+
+
+def nvml_facts(board: Mapping[str, Any]) -> dict[str, Any]:
+    """What the driver says of a board, as it stands: nothing is set. None where it does not say."""
+    handle = devices.ask("nvmlDeviceGetHandleByIndex", board["index"]) if board["index"] is not None else None
+    asked = {
+        "persistence": "nvmlDeviceGetPersistenceMode",
+        "limit_mw": "nvmlDeviceGetEnforcedPowerLimit",
+        "default_limit_mw": "nvmlDeviceGetPowerManagementDefaultLimit",
+        "limits_mw": "nvmlDeviceGetPowerManagementLimitConstraints",
+        "ecc": "nvmlDeviceGetEccMode",
+        "architecture": "nvmlDeviceGetArchitecture",
+    }
+    facts = {name: None if handle is None else devices.ask(function, handle) for name, function in asked.items()}
+    facts["num_processes"] = None
+    if handle is not None and (found := devices.ask("nvmlDeviceGetComputeRunningProcesses", handle)) is not None:
+        facts["num_processes"] = len(found)
+    return {**board, **facts}
+
+
+def losses(job: Job, piece: Piece) -> dict[str, Any]:
+    """Four steps of a small model, beside the losses that the CPU had in fp32."""
+    spec = small_spec(piece["model"], job.accelerator, **piece["spec"])
+    outcome = _train(job, spec)
+    expected = json.loads(job.pack.references.read_text(encoding="utf-8")).get(piece["model"], {}).get(spec.batching)
+    if expected is None:
+        raise NotTried(f"the pack has no losses of {piece['model']} with batching {spec.batching}")
+    skipped = outcome["measurement"]["num_skipped_steps"]
+    alike = 1 if skipped else len(expected)  # after a step that loss scaling left out, the rest are other steps
+    apart = max(abs(found / other - 1) for found, other in list(zip(outcome["losses"], expected, strict=True))[:alike])
+    allowed = allowed_apart(spec.precision)
+    return {"losses": outcome["losses"], "apart": apart, "allowed": allowed, "agrees": apart <= allowed} | {
+        "num_skipped_steps": skipped,
+        "startup_s": outcome["measurement"]["startup_s"],
+    }
+
+
+def allowed_apart(precision: str) -> float:
+    """How far losses in a precision may be from those in fp32, relative."""
+    row = PRECISIONS[precision]
+    return AGREES["weights" if row.weights != "float32" else "tf32" if row.tf32 else row.autocast or "float32"]
+
+
+def dropout(job: Job, piece: Piece) -> dict[str, Any]:
+    """Whether each step draws its own dropout, and a second training the same one: on a GPU bit for bit.
+
+    Every step has all texts and a learning rate of next to nothing: without dropout all losses were the same.
+    """
+    same = {"batching": "fixed", "batch_size": 128, "epochs": 6, "max_steps": None, "lr": 1e-12}
+    spec = small_spec("gpt2-dropout", job.accelerator, **same, **piece["spec"])
+    first, again = (_train(job, spec)["losses"] for _ in range(2))
+    spread = (max(first) - min(first)) / min(first)
+    apart = max(abs(found / other - 1) for found, other in zip(again, first, strict=True))
+    found = {"losses": first, "spread": spread, "repeated_apart": apart}
+    return {**found, "agrees": spread > DRAWN and apart <= (0.0 if job.accelerator == "cuda" else SAME)}
+
+
+def speed(job: Job, piece: Piece) -> dict[str, Any]:
+    """A measured training: what is written down is judged when it is read, with the trace of the meters."""
+    spec = measured_spec(job.scale.encoder, job.accelerator, **piece["spec"])
+    outcome = _train(job, spec)
+    found = measurement.combine([outcome])
+    return {
+        "measurement": found["measurement"],
+        "span": found["span"],
+        "first_loss": outcome["losses"][0],
+        "last_loss": outcome["losses"][-1],
+    }
+
+
+def left_out(job: Job, piece: Piece) -> dict[str, Any]:
+    """What the miniature does without."""
+    raise NotTried("the miniature compiles nothing")
+
+
+def warm_cache(job: Job, piece: Piece) -> dict[str, Any]:
+    """Compile the measured model once, beside other pieces that need no quiet machine: later ones find the kernels."""
+    spec = measured_spec(job.scale.encoder, job.accelerator, min_seconds=0.0, max_steps=2, **piece["spec"])
+    began_s = time.monotonic()
+    _train(job, spec)
+    return {"compile_s": time.monotonic() - began_s}
+
+
+def partial(job: Job, piece: Piece) -> dict[str, Any]:
+    """A choice of tensors: predicted against measured seconds of a step, and joules of its steps and of full ones."""
+    from benchmarks.partial_steps import compared, train_only
+    from joulesweep import adaptive
+    from joulesweep.meter import Meter
+    from joulesweep.trainer import measured_boards
+
+    spec = measured_spec(
+        piece["model"],
+        job.accelerator,
+        method="greentrainer",
+        batching="packed",
+        batch_size=job.scale.batches[0],
+        precision=piece["precision"],
+        method_params={"rho": piece["rho"], "objective": piece["objective"]},
+    )
+    trainer = _kept_trainer(job, spec)
+    trainer.spec = spec
+    try:
+        trainer.selector = adaptive.selector(trainer)
+    except ValueError as error:
+        raise NotTried(str(error)) from None
+    found = compared(trainer, job.scale.num_steps)
+    meter = Meter(measured_boards(spec, job.boards, trainer.place), host=True, synchronize=trainer.place.synchronize)
+    given = list(itertools.islice(trainer.batches(1), job.scale.num_steps))
+    train_only(trainer, set(found["chosen"]))
+    found["chosen"] = _window(job, trainer, meter, given)
+    train_only(trainer, set(trainer.selector.cost.names))  # type: ignore[union-attr]
+    if spec.model not in _FULL:
+        _FULL[spec.model] = _window(job, trainer, meter, given)
+    return {**found, "full": _FULL[spec.model]}
+
+
+def _kept_trainer(job: Job, spec: RunSpec) -> Any:  # noqa: ANN401 - a Trainer
+    """The trainer of a model, built once per process: objectives and shares are rated on the same one."""
+    from joulesweep import trainer as module
+
+    if spec.model not in _TRAINERS:
+        _TRAINERS.clear()
+        _fresh()
+        place = module.prepare_process(spec)
+        _TRAINERS[spec.model] = module.assemble(spec, job.pack.model(spec.model), job.pack.tokens(spec.dataset), place)
+    return _TRAINERS[spec.model]
+
+
+_TRAINERS: dict[str, Any] = {}
+_FULL: dict[str, dict[str, Any]] = {}  # the window of full training, by model
+
+
+def _window(job: Job, trainer: Any, meter: Any, given: Sequence[Any]) -> dict[str, Any]:  # noqa: ANN401
+    """Steps without learning over and over, for the shortest window: their number, and what the meter saw."""
+    from joulesweep import train
+
+    num_steps = 0
+    with meter.window():
+        for batches, num_predicted in itertools.cycle(given):
+            train._step(trainer, batches, num_predicted, 0.0)
+            num_steps += 1
+            if num_steps % LOOK_STEPS == 0:
+                trainer.place.synchronize()
+                if time.monotonic() - meter.begin_s > job.scale.window_s * 2 / 3:
+                    break
+    return {"num_steps": num_steps, **seen_by(meter)}
+
+
+def seen_by(meter: Any) -> dict[str, Any]:  # noqa: ANN401 - a Meter
+    """What a meter's window is judged from afterwards."""
+    span = {"begin_s": meter.begin_s, "end_s": meter.end_s, "idle_begin_s": 0.0, "idle_end_s": 0.0}
+    return {"window_s": meter.window_s, "energy": meter.rows(), "span": span}
+
+
+def profile(job: Job, piece: Piece) -> dict[str, Any]:
+    """Where some steps' time goes: kernels, copies, waits, and how long the device had nothing to do."""
+    import torch
+
+    from joulesweep import memory, train
+    from joulesweep.trainer import assemble, prepare_process
+
+    spec = measured_spec(job.scale.encoder, job.accelerator, max_steps=2 * PROFILED, **piece["spec"])
+    _fresh()
+    place = prepare_process(spec)
+    trainer = assemble(spec, job.pack.model(spec.model), job.pack.tokens(spec.dataset), place)
+    train._warm_up(trainer, memory.Peaks(place.device, 1))
+    trainer.core.train()
+    given = list(itertools.islice(itertools.cycle(trainer.batches(1)), PROFILED))
+    kinds = [torch.profiler.ProfilerActivity.CPU]
+    kinds += [torch.profiler.ProfilerActivity.CUDA] if place.device.type == "cuda" else []
+    place.synchronize()
+    with torch.profiler.profile(activities=kinds) as profiler:
+        began_s = time.monotonic()
+        for batches, num_predicted in given:
+            train._step(trainer, batches, num_predicted, 0.0)
+        place.synchronize()
+        took_s = time.monotonic() - began_s
+    path = job.scratch / "profile.json"
+    profiler.export_chrome_trace(str(path))
+    events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
+    path.unlink()
+    return {"num_steps": len(given), "seconds": took_s, **summed_up(events)}
+
+
+def summed_up(events: Sequence[Mapping[str, Any]], most: int = 12) -> dict[str, Any]:
+    """What a chrome trace says of the device and of the host.
+
+    Args:
+        events: of the trace; times in microseconds.
+        most: rows of each table.
+
+    Returns:
+        device: {num_kernels, num_copies, busy_s, span_s (first to last work), idle_share, kernels: the longest by
+        name}, null where nothing ran on one; waits: number and seconds by name; launches; host: the longest operators.
+    """
+    whole = [event for event in events if event.get("ph") == "X"]
+    work = sorted((e for e in whole if e.get("cat") in DEVICE_WORK), key=lambda e: float(e["ts"]))
+    runtime = [event for event in whole if event.get("cat") in ("cuda_runtime", "cuda_driver")]
+    found: dict[str, Any] = {
+        "device": None,
+        "waits": _by_name([event for event in runtime if event["name"] in WAITS], most),
+        "num_launches": sum("Launch" in event["name"] for event in runtime),
+        "host": _by_name([event for event in whole if event.get("cat") == "cpu_op"], most),
+    }
+    if work:
+        busy_us, span_us = _covered(work)
+        found["device"] = {
+            "num_kernels": sum(event["cat"] == "kernel" for event in work),
+            "num_copies": sum(event["cat"] == "gpu_memcpy" for event in work),
+            "busy_s": busy_us / 1e6,
+            "span_s": span_us / 1e6,
+            "idle_share": 1 - busy_us / span_us if span_us else 0.0,
+            "kernels": _by_name([event for event in work if event["cat"] == "kernel"], most),
+        }
+    return found
+
+
+def _by_name(events: Sequence[Mapping[str, Any]], most: int) -> list[dict[str, Any]]:
+    """Events by name: how many, and seconds together, the longest first."""
+    found: dict[str, list[float]] = {}
+    for event in events:
+        found.setdefault(str(event["name"])[:120], []).append(float(event["dur"]))
+    table = [{"name": name, "number": len(times), "seconds": sum(times) / 1e6} for name, times in found.items()]
+    return sorted(table, key=lambda row: -row["seconds"])[:most]
+
+
+def _covered(work: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+    """Of intervals in the order of their begin: how long any of them lasts, and from the first to the last."""
+    covered = 0.0
+    first = reached = float(work[0]["ts"])
+    for event in work:
+        begin, end = float(event["ts"]), float(event["ts"]) + float(event["dur"])
+        covered += max(0.0, end - max(begin, reached))
+        reached = max(reached, end)
+    return covered, reached - first
+
+
+def _train(job: Job, spec: RunSpec) -> dict[str, Any]:
+    """A training in this process, by the product's own function."""
+    from joulesweep import train
+    from joulesweep.trainer import prepare_process
+
+    prepare_process(spec)  # what this machine cannot do is refused before anything is cleared away
+    _fresh()
+    return train.train(spec, job.pack.model(spec.model), job.pack.tokens(spec.dataset), job.scratch, job.boards)
+
+
+def _fresh() -> None:
+    """Leave nothing of the training before: its graphs and their memory hang in a cycle, and compiled code stays."""
+    import torch
+
+    gc.unfreeze()
+    gc.collect()
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+#: By the entry "do" of a piece.
+PIECES: dict[str, Callable[[Job, Piece], dict[str, Any]]] = {
+    "machine": machine,
+    "losses": losses,
+    "dropout": dropout,
+    "speed": speed,
+    "left_out": left_out,
+    "warm_cache": warm_cache,
+    "partial": partial,
+    "profile": profile,
+    **gpu_runs.PIECES,
+}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,305 @@
+"""The pieces of the GPU day that start programs of their own: the certificate, runs as a sweep has them, the contest.
+
+No torch here: what these measure is in other processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from benchmarks.gpu_common import CERTIFICATE, OK, Job, NotTried, measured_spec
+from joulesweep import digest, launch, process
+from joulesweep.devices import Board
+from joulesweep.sensors import BoardSensor
+from joulesweep.spec import RunSpec, from_mapping, full
+
+Piece = dict[str, Any]
+GRAPH = {"batching": "packed", "head": "masked", "engine": "graph"}
+POLL_S = 0.02
+LEAVE_S = 2.0  # of an item's time, for keeping what there is
+GONE_S = 20.0  # what died and its board may take so long to be gone
+KEPT = ("flags", "conditions", "overhead", "energy", "window_s", "total_window_s", "num_passes", "startup_s")
+KEPT += ("samples_per_s", "peak_memory", "num_texts", "num_steps", "phases")
+MODULE = "benchmarks.gpu_contest"
+
+
+def certify(job: Job, piece: Piece) -> dict[str, Any]:
+    """What this machine's joules are worth, by the product's own command; its files come along."""
+    seconds = min(job.scale.certify_s, max(1.0, job.left_s - 3 * LEAVE_S))
+    folder = job.scratch / "certificates"
+    command = [sys.executable, "-m", "joulesweep.cli", "certify", "--budget-s", f"{seconds:.0f}", "--out", str(folder)]
+    command += ["--device", *(board["device"] for board in job.boards)] if job.boards else []
+    most_s = max(1.0, job.left_s - LEAVE_S)
+    try:
+        done = subprocess.run(
+            command, cwd=launch.REPOSITORY, capture_output=True, text=True, check=False, timeout=most_s
+        )
+    except subprocess.TimeoutExpired:
+        kept = ", ".join(collected(folder, job.out)) or "nothing"
+        raise RuntimeError(f"joulesweep certify was not done within {most_s:.0f} s; kept: {kept}") from None
+    print(done.stdout, done.stderr, sep="\n", flush=True)
+    if re.search(r"invalid choice: '?certify", done.stderr):
+        raise NotTried("this version of joulesweep has no command certify")
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no word"])[-1]
+        raise RuntimeError(f"joulesweep certify ended with exit code {done.returncode}: {last}")
+    return {"budget_s": seconds, "files": collected(folder, job.out)}
+
+
+def collected(folder: Path, out: Path) -> dict[str, str]:
+    """Copy the newest certificate of a folder, its page and its raw readings. Returns new names by the old ones."""
+    found = {}
+    for ending, name in CERTIFICATE.items():
+        paths = sorted(folder.rglob(f"*{ending}"), key=lambda path: path.stat().st_mtime_ns)
+        if paths:
+            shutil.copyfile(paths[-1], out / name)
+            found[paths[-1].name] = name
+    return found
+
+
+def run(job: Job, piece: Piece) -> dict[str, Any]:
+    """A run by the launching parent, as a sweep starts it: what its record says of joules, conditions and cost."""
+    record = launch_one(job, _run_spec(job, job.scale.run_s), job.scratch / "run")
+    if record["status"] != "ok":
+        raise RuntimeError(f"{record['status']}: {record['reason']}")
+    kept = {name: record["measurement"][name] for name in KEPT}
+    return {"measurement": kept, "quality": record["quality"]}
+
+
+def launch_one(job: Job, spec: RunSpec, folder: Path) -> dict[str, Any]:
+    """Carry out a run in this process and its children. Returns its record."""
+    exclusive = "gpu" if job.accelerator == "cuda" else "none"
+    paths = {"model_folder": job.pack.model(spec.model), "tokens": job.pack.tokens(spec.dataset)}
+    log = folder / "run.log"
+    return launch.launch(
+        spec, digest.run_digest(spec), **paths, folder=folder, log=log, exclusive=exclusive, with_snakemake=False
+    )
+
+
+def _run_spec(job: Job, min_seconds: float) -> RunSpec:
+    way = GRAPH if job.accelerator == "cuda" else {**GRAPH, "engine": "eager"}
+    idle = {"idle_s": 3.0, "cooldown_s": 5.0} if job.accelerator == "cuda" else {}
+    size = {"batch_size": job.scale.batches[-1 if len(job.scale.batches) < 3 else 1]}
+    return measured_spec(
+        job.scale.encoder, job.accelerator, precision="bf16-mixed", min_seconds=min_seconds, **way, **idle, **size
+    )
+
+
+def killed(job: Job, piece: Piece) -> dict[str, Any]:
+    """A run whose launching parent is killed in the middle: when its processes and its board are free again."""
+    folder = job.scratch / "killed"
+    path = job.scratch / "killed.json"
+    path.write_text(json.dumps({"job": str(job.scratch / "killed-job.json"), "spec": full(_run_spec(job, 600.0))}))
+    job.write(job.scratch / "killed-job.json")
+    parent = process.start([sys.executable, "-m", "benchmarks.gpu_runs", str(path)], dict(os.environ), None)
+    try:
+        _wait(lambda: _trains(folder / "run.log"), parent, job.left_s, "the run did not begin to train")
+        family = [pid for pid in process._pids() if process.is_below(pid, parent.pid)]
+        os.kill(parent.pid, signal.SIGKILL)
+        began_s = time.monotonic()
+        parent.wait()
+        gone_s = _seconds_until(lambda: not any(_alive(pid) for pid in family), began_s)
+        free_s = _seconds_until(lambda: _board_is_free(job, family), began_s) if job.boards else None
+    finally:
+        process.kill_group(parent)
+    return {
+        "num_processes": len(family),
+        "processes_gone_s": gone_s,
+        "has_board": bool(job.boards),
+        "board_free_s": free_s,
+        "record_left": (folder / "record.json").exists(),
+    }
+
+
+def _trains(log: Path) -> bool:
+    """Whether a run's log shows its bar."""
+    return log.exists() and "step/s" in log.read_text(encoding="utf-8", errors="replace")
+
+
+def _alive(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        return stat.rpartition(")")[2].split()[0] not in ("Z", "X")
+    return False
+
+
+def _board_is_free(job: Job, family: Sequence[int]) -> bool:
+    """Whether the driver names none of the processes; where it names none ever, by their end alone."""
+    named = BoardSensor(Board(**{key: value for key, value in job.boards[0].items() if key != "device"})).process_ids()
+    return not set(named or ()) & set(family)
+
+
+def _wait(ready: Callable[[], bool], child: subprocess.Popen[Any], seconds: float, otherwise: str) -> None:
+    until_s = time.monotonic() + seconds
+    while not ready():
+        if child.poll() is not None:
+            raise RuntimeError(f"{otherwise}: exit code {child.returncode}")
+        if time.monotonic() > until_s:
+            raise RuntimeError(otherwise)
+        time.sleep(POLL_S)
+
+
+def _seconds_until(ready: Callable[[], bool], began_s: float) -> float | None:
+    """Seconds since a moment until something is so; None where it is not within `GONE_S`."""
+    while not ready():
+        if time.monotonic() - began_s > GONE_S:
+            return None
+        time.sleep(POLL_S)
+    return time.monotonic() - began_s
+
+
+class Contestant:
+    """A process that has built its model and waits to be told to train.
+
+    Args:
+        job: of the item.
+        name: of the contestant.
+        path: of its job file.
+    """
+
+    def __init__(self, job: Job, name: str, path: Path) -> None:
+        self.name = name
+        self.child = subprocess.Popen(
+            [sys.executable, "-m", MODULE, str(path)],
+            cwd=launch.REPOSITORY,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            preexec_fn=process.die_with_parent,
+        )
+
+    def told(self, seconds: float) -> dict[str, Any]:
+        """Its next line.
+
+        Raises:
+            RuntimeError: it ended, or said nothing in time.
+        """
+        assert self.child.stdout is not None
+        if not select.select([self.child.stdout], [], [], max(0.0, seconds))[0]:
+            raise RuntimeError(f"{self.name} said nothing within {seconds:.0f} s")
+        line = self.child.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{self.name} ended with exit code {self.child.wait()}")
+        return dict(json.loads(line))
+
+    def go(self) -> None:
+        """Have it train."""
+        pipe: IO[str] | None = self.child.stdin
+        assert pipe is not None
+        with contextlib.suppress(BrokenPipeError):  # it ended: `told` says so
+            pipe.write("go\n")
+            pipe.flush()
+
+    def end(self) -> None:
+        """End it."""
+        self.child.kill()
+        with self.child, contextlib.suppress(BrokenPipeError):  # closes its pipes
+            pass
+
+
+def contest(job: Job, piece: Piece) -> dict[str, Any]:
+    """Ours and the peers, each resident in a process of its own, train by turns; each turn is answered as it ends.
+
+    Who cannot take part is left out with the reason, and the others go on.
+    """
+    contestants, left_out = [], {}
+    for name in piece["contestants"]:
+        path = job.scratch / f"contest-{name}.json"
+        same = {"schedule": "constant", "precision": piece["precision"], **piece["spec"]}
+        spec = measured_spec(job.scale.encoder, job.accelerator, **same)
+        path.write_text(
+            json.dumps(
+                {
+                    "name": name,
+                    "spec": full(spec),
+                    "model_folder": str(job.pack.model(spec.model)),
+                    "tokens": str(job.pack.tokens(spec.dataset)),
+                    "boards": job.boards,
+                    "seconds": job.scale.window_s,
+                    "folder": str(job.scratch),
+                }
+            ),
+            encoding="utf-8",
+        )
+        contestants.append(Contestant(job, name, path))
+    num_turns = dict.fromkeys(piece["contestants"], 0)
+    try:
+        ready = []
+        for one in contestants:
+            _if_it_can(one, ready, left_out, lambda one=one: one.told(job.left_s))
+        for turn in range(job.scale.rounds):
+            for one in [*ready[turn % max(1, len(ready)) :], *ready[: turn % max(1, len(ready))]]:
+                one.go()
+                found: list[dict[str, Any]] = []
+                _if_it_can(one, found, left_out, lambda one=one: one.told(job.left_s), keep=True)
+                if not found:
+                    ready.remove(one)
+                    continue
+                num_turns[one.name] += 1
+                job.answer(
+                    f"{piece['piece']} {one.name} {turn + 1}",
+                    OK,
+                    contestant=one.name,
+                    turn=turn + 1,
+                    batch_size=piece["spec"]["batch_size"],
+                    precision=piece["precision"],
+                    **found[0],
+                )
+    finally:
+        for one in contestants:
+            one.end()
+    if not any(num_turns.values()):
+        raise NotTried("; ".join(f"{name}: {reason}" for name, reason in left_out.items()))
+    return {"num_turns": num_turns, "left_out": left_out}
+
+
+def _if_it_can(
+    one: Contestant,
+    kept: list[Any],
+    left_out: dict[str, str],
+    ask: Callable[[], dict[str, Any]],
+    keep: bool = False,
+) -> None:
+    """Keep a contestant (or what it said) that answers; note why one does not."""
+    try:
+        said = ask()
+    except (RuntimeError, ValueError) as error:
+        left_out[one.name] = str(error)
+        return
+    if said.get("left_out"):
+        left_out[one.name] = said["left_out"]
+        return
+    kept.append(said if keep else one)
+
+
+PIECES: dict[str, Callable[[Job, Piece], dict[str, Any]]] = {
+    "certify": certify,
+    "run": run,
+    "killed": killed,
+    "contest": contest,
+}
+
+
+def main() -> int:
+    """The launching parent of the run that is killed."""
+    process.die_with_parent()
+    given = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    job = Job.read(Path(given["job"]))
+    launch_one(job, from_mapping(given["spec"]), job.scratch / "killed")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,475 @@
+"""The GPU day: what one item does costs no other one; all of it in miniature, from the packed folder alone."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import re
+import subprocess
+import sys
+import venv
+from pathlib import Path
+from zipfile import ZipFile
+
+import fake_meters
+import pytest
+import tiny_run
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from benchmarks import gpu_common, gpu_day, gpu_items, gpu_pack, gpu_page, gpu_runs
+from benchmarks.gpu_common import Job, Pack
+from joulesweep import devices
+
+TESTS = Path(__file__).parent
+LONG_S = 3600.0
+
+
+@pytest.fixture
+def day(tmp_path, nothing_is_left):
+    """A day whose pieces are those of `gpu_faults`."""
+    paths = os.pathsep.join([str(tiny_run.REPOSITORY), str(TESTS)])
+    return gpu_day.Day(
+        pack=Pack(tmp_path),
+        out=tmp_path,
+        scratch=tmp_path,
+        accelerator="cpu",
+        boards=[],
+        environ={**os.environ, "PYTHONPATH": paths},
+        num_lanes=1,
+    )
+
+
+def item(letter, *pieces, **changes):
+    """An item of pieces (name, what it does, entries)."""
+    made = [{"piece": name, "do": do, **(entries[0] if entries else {})} for name, do, *entries in pieces]
+    given = {"about": "faults", "seconds": 1, "small_s": 1, "piece_s": LONG_S, "module": "gpu_faults", **changes}
+    return gpu_day.Item(letter=letter, pieces=lambda accelerator: [dict(piece) for piece in made], **given)
+
+
+def answered(day, letter):
+    """Status and reason of an item's pieces."""
+    rows = [row for row in gpu_common.rows(day.out / gpu_common.RESULTS) if row["item"] == letter]
+    assert [row["piece"] for row in rows].count(None) == 1, "how it went is said once"
+    assert rows[-1]["piece"] is None
+    return {row["piece"]: (row["status"], row.get("reason")) for row in rows[:-1]}
+
+
+def test_a_piece_that_raises_or_ends_its_process_loses_itself_alone(day):
+    pieces = [("first", "answers"), ("second", "raises"), ("third", "answers"), ("fourth", "ends"), ("last", "answers")]
+    gpu_day.carry_out([item("a", *pieces)], day, LONG_S)
+    assert answered(day, "a") == {
+        "first": ("ok", None),
+        "second": ("failed", "ValueError: two lines"),
+        "third": ("ok", None),
+        "fourth": ("failed", "its process ended with exit code 7"),
+        "last": ("ok", None),
+    }
+    rows = {row["piece"]: row for row in gpu_common.rows(day.out / gpu_common.RESULTS)}
+    assert rows["first"]["value"] is None, "JSON has no number that is none"
+    assert len({rows[name]["pid"] for name in ("first", "third", "last")}) == 3
+
+
+def test_what_cannot_be_tried_costs_no_new_process(day):
+    gpu_day.carry_out([item("a", ("first", "answers"), ("second", "refuses"), ("third", "answers"))], day, LONG_S)
+    assert answered(day, "a")["second"] == ("not tried", "there is none here")
+    rows = {row["piece"]: row for row in gpu_common.rows(day.out / gpu_common.RESULTS)}
+    assert rows["first"]["pid"] == rows["third"]["pid"]
+    assert rows[None]["num"] == {"ok": 2, "not tried": 1, "failed": 0}
+
+
+def test_an_item_that_hangs_is_killed_with_all_its_processes_when_its_time_is_over(day):
+    hanging = item("a", ("first", "answers"), ("second", "hangs"), ("third", "answers"))
+    gpu_day.carry_out([hanging, item("b", ("other", "answers"), small_s=99)], day, 400.0)
+    found = answered(day, "a")
+    assert found["second"][0] == "not tried" and found["second"][1].startswith("cut off after ")
+    assert found["third"] == ("not tried", gpu_common.NO_TIME)
+    assert found["first"] == ("ok", None)
+    assert answered(day, "b") == {"other": ("ok", None)}
+    assert not gpu_runs._alive(int((day.out / "grandchild").read_text()))
+
+
+def test_a_piece_that_hangs_within_its_item_leaves_the_others_their_time(day):
+    gpu_day.carry_out([item("a", ("first", "hangs"), ("second", "answers"), piece_s=8.0, small_s=LONG_S)], day, LONG_S)
+    assert answered(day, "a") == {"first": ("failed", "no answer within 8 s"), "second": ("ok", None)}
+
+
+def test_without_time_nothing_is_started_and_everything_is_answered(day):
+    gpu_day.carry_out([item("a", ("first", "answers")), item("b", ("first", "answers"))], day, 0.01)
+    for letter in "ab":
+        assert answered(day, letter) == {"first": ("not tried", gpu_common.NO_TIME)}
+    assert not list(day.scratch.glob("*/job.json"))
+
+
+@pytest.mark.parametrize("num_lanes", [1, 2])
+def test_lanes_are_carried_out_side_by_side_where_there_is_room(day, num_lanes):
+    pieces = [("waits", "waits", {"file": "there"}), ("touches", "touches", {"file": "there"})]
+    if num_lanes == 1:
+        pieces.reverse()  # one after the other
+    day = gpu_day.Day(**{**vars(day), "num_lanes": num_lanes})
+    gpu_day.carry_out([item("a", *pieces, lane=lambda piece: piece["do"])], day, LONG_S)
+    assert {status for status, _ in answered(day, "a").values()} == {"ok"}
+
+
+def test_a_line_that_was_cut_off_costs_no_other_line(tmp_path):
+    path = tmp_path / "rows"
+    gpu_common.append(path, {"first": 1})
+    with path.open("ab") as file:
+        file.write(b'{"second": \n')
+    gpu_common.append(path, {"third": float("inf")})
+    with path.open("ab") as file:
+        file.write(b'{"fourth')
+    assert [{key: value for key, value in row.items() if key != "at_s"} for row in gpu_common.rows(path)] == [
+        {"first": 1},
+        {"third": None},
+    ]
+
+
+def test_the_plan_fits_into_its_budget_and_every_piece_has_a_name_of_its_own():
+    assert sum(item.seconds for item in gpu_day.PLAN) == gpu_day.BUDGET_S
+    assert sum(item.small_s for item in gpu_day.PLAN) == 60
+    assert [item.letter for item in gpu_day.PLAN] == list("abcdefghi")
+    for plan in gpu_day.PLAN:
+        for accelerator in gpu_common.SCALES:
+            pieces = plan.pieces(accelerator)
+            assert pieces and len({piece["piece"] for piece in pieces}) == len(pieces)
+            assert {piece["do"] for piece in pieces} <= set(gpu_items.PIECES)
+
+
+@pytest.fixture
+def job(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_runs, "MODULE", "gpu_faults")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tiny_run.REPOSITORY), str(TESTS)]))
+    given = {"item": "e", "pieces": [], "pack": Pack(tmp_path), "out": tmp_path, "scratch": tmp_path}
+    return Job(**given, accelerator="cpu", until_s=gpu_day.time.monotonic() + LONG_S)
+
+
+def contest(job, *names):
+    return gpu_runs.contest(
+        job, {"piece": "batch 8", "contestants": names, "precision": "fp32", "spec": {"batch_size": 8}}
+    )
+
+
+def test_contestants_take_turns_and_another_one_begins_each_time(job):
+    assert contest(job, "ours", "trainer") == {"num_turns": {"ours": 2, "trainer": 2}, "left_out": {}}
+    rows = sorted(gpu_common.rows(job.out / gpu_common.RESULTS), key=lambda row: row["order"])
+    assert [row["contestant"] for row in rows] == ["ours", "trainer", "trainer", "ours"]
+
+
+def test_a_contestant_that_cannot_take_part_or_ends_is_left_out_with_the_reason(job, nothing_is_left):
+    found = contest(job, "lacks", "ends", "ours", "ends-later")
+    assert found["num_turns"] == {"lacks": 0, "ends": 0, "ours": 2, "ends-later": 1}
+    assert found["left_out"] == {
+        "lacks": "not installed",
+        "ends": "ends ended with exit code 5",
+        "ends-later": "ends-later ended with exit code 6",
+    }
+    with pytest.raises(gpu_common.NotTried, match="lacks: not installed"):
+        contest(job, "lacks")
+
+
+def test_the_profile_tells_idle_time_kernels_copies_and_waits():
+    def event(cat, name, ts, dur):
+        return {"ph": "X", "cat": cat, "name": name, "ts": ts, "dur": dur}
+
+    found = gpu_items.summed_up(
+        [
+            event("kernel", "gemm", 100, 30),
+            event("kernel", "gemm", 120, 30),  # overlaps the one before
+            event("gpu_memcpy", "copy", 160, 10),
+            event("kernel", "softmax", 180, 20),
+            event("cuda_runtime", "cudaLaunchKernel", 90, 5),
+            event("cuda_runtime", "cudaStreamSynchronize", 130, 70),
+            event("cpu_op", "aten::mm", 80, 12),
+            {"ph": "s", "cat": "ac2g", "name": "flow", "ts": 1},
+        ]
+    )
+    assert found["device"] == {
+        "num_kernels": 3,
+        "num_copies": 1,
+        "busy_s": pytest.approx(80e-6),
+        "span_s": pytest.approx(100e-6),
+        "idle_share": pytest.approx(0.2),
+        "kernels": [
+            {"name": "gemm", "number": 2, "seconds": pytest.approx(60e-6)},
+            {"name": "softmax", "number": 1, "seconds": pytest.approx(20e-6)},
+        ],
+    }
+    assert found["waits"] == [{"name": "cudaStreamSynchronize", "number": 1, "seconds": pytest.approx(70e-6)}]
+    assert (found["num_launches"], found["host"][0]["name"]) == (1, "aten::mm")
+    assert gpu_items.summed_up([])["device"] is None
+
+
+def wheel(folder, name, version, *requires):
+    folder.mkdir(exist_ok=True)
+    with ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as file:
+        lines = [f"Name: {name}", f"Version: {version}", *(f"Requires-Dist: {one}" for one in requires)]
+        file.writestr(f"{name}-{version}.dist-info/METADATA", "\n".join(lines) + "\n\n")
+
+
+def test_what_nobody_brings_along_is_found(tmp_path):
+    wheel(tmp_path, "zeus", "1", "numpy", "httpx", "tyro", 'odd; extra == "all"', 'old; python_version < "3.12"')
+    assert gpu_pack.lacking(tmp_path) == ["httpx"]
+    wheel(tmp_path, "httpx", "1", "Http_Core>=1")
+    assert gpu_pack.lacking(tmp_path) == ["http-core"]
+
+
+def test_what_travels_is_pinned():
+    pins = (tiny_run.REPOSITORY / "constraints.txt").read_text(encoding="utf-8").lower().replace("_", "-")
+    for name in gpu_pack.CARRIED:
+        assert re.search(rf"^{re.escape(name)}==", pins, re.MULTILINE), name
+
+
+def test_only_what_this_python_lacks_is_unpacked(tmp_path):
+    wheel(tmp_path, "absent_entirely", "1")
+    wheel(tmp_path, "packaging", "1")  # there, and newer
+    wheel(tmp_path, "numpy", "999")
+    site = tmp_path / "site"
+    assert gpu_day.unpack(tmp_path, site) == ["absent-entirely", "numpy"]
+    assert {path.name for path in site.iterdir()} == {"absent_entirely-1.dist-info", "numpy-999.dist-info"}
+
+
+@pytest.fixture
+def no_work(monkeypatch):
+    """A pack without models, which takes no time."""
+    monkeypatch.setattr(gpu_pack, "write_assets", lambda pack: None)
+
+
+def test_a_pack_too_large_is_not_made_and_an_earlier_one_stays(tmp_path, monkeypatch, no_work):
+    folder = tmp_path / "pack"
+    size = gpu_pack.build(folder, wheels=())
+    assert size == sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    manifest = json.loads((folder / gpu_common.MANIFEST).read_text(encoding="utf-8"))
+    assert {"joulesweep/train.py", "benchmarks/gpu_day.py", "resources/gpus.csv"} <= set(manifest["files"])
+    assert not list(folder.rglob("__pycache__"))
+    monkeypatch.setattr(gpu_pack, "MOST_BYTES", size - 1)
+    with pytest.raises(gpu_pack.UserError, match="more than"):
+        gpu_pack.build(folder, wheels=())
+    assert (folder / gpu_common.MANIFEST).exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["pack"]
+
+
+def test_a_folder_with_something_else_is_left_alone(tmp_path, no_work):
+    (tmp_path / "mine").touch()
+    with pytest.raises(gpu_pack.UserError, match="something else"):
+        gpu_pack.build(tmp_path, wheels=())
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--out", "{out}", "--items", "ax"], "--items: there is no item x; there are a, b, c"),
+        ([], "--out: say where results go, or set OUT"),
+        (["--out", "{out}", "--budget", "0"], "--budget: must be above 0, got 0"),
+        (["--out", "{out}", "--pack", "{out}/none"], "none: no pack; make one by: make gpu-pack"),
+        (["--read", "{out}"], "no results of a GPU day"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line(tmp_path, monkeypatch, capsys, words, line):
+    monkeypatch.delenv("OUT", raising=False)
+    monkeypatch.setattr(sys, "argv", ["gpu_day", *(word.format(out=tmp_path) for word in words)])
+    with pytest.raises(SystemExit, match="2"):
+        gpu_day.main()
+    assert line in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_joules_of_a_traced_item_are_those_of_the_board(day, tmp_path):
+    """A training on the CPU, a made-up board, the meter, the trace in its own process, and the page's verdict."""
+    made = fake_meters.Boards(tmp_path, [{"watts": "saw:250:350:0.7", "tick_ms": 20}])
+    uuid = made.boards[0]["uuid"]
+    board = devices.Board(index=0, uuid=uuid, name="Fake GPU", memory_bytes=2**36, has_counter=True, mig=False)
+    gpu_pack.write_texts(day.pack.tokens("tiny"), gpu_common.TEXTS["tiny"])
+    gpu_pack.write_model(day.pack.model("bert"), "bert")
+    environ = made.environment(PYTHONPATH=str(tiny_run.REPOSITORY), XDG_CACHE_HOME=str(tmp_path / "cache"))
+    day = gpu_day.Day(**{**vars(day), "boards": [board], "environ": environ})
+    piece = gpu_day.speeds("cpu")[0]
+    piece["spec"]["min_seconds"] = 2.0
+    traced = gpu_day.Item(letter="d", about="", seconds=1, small_s=1, pieces=lambda accelerator: [piece], traced=True)
+    gpu_day.carry_out([traced], day, LONG_S)
+    (row,) = gpu_page.speeds(gpu_page.Results(tmp_path))
+    joules = row["joules"]
+    assert (joules["status"], joules["doubt"]) == ("measured", None), joules
+    assert row["j_per_text"] * row["texts_per_s"] == pytest.approx(300.0, rel=0.1)  # watts: the saw's mean
+    assert joules["error_j"] < 0.1 * joules["energy_j"]
+
+
+# All of it in miniature
+
+
+def closure(*names):
+    """The distributions that these need, themselves included."""
+    found, waiting = {}, list(names)
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found[name] = importlib.metadata.distribution(name)
+            wanted = [Requirement(line) for line in found[name].requires or ()]
+            waiting += [one.name for one in wanted if one.marker is None or one.marker.evaluate({"extra": ""})]
+    return found.values()
+
+
+def bare_python(folder):
+    """A Python that has torch, transformers, peft and what these need and the pack does not carry, and nothing else."""
+    venv.EnvBuilder(with_pip=False, symlinks=True).create(folder)
+    site = next(folder.glob("lib/python*/site-packages"))
+    for one in closure("torch", "transformers", "peft"):
+        if canonicalize_name(one.name) in gpu_pack.CARRIED:
+            continue
+        tops = {file.parts[0] for file in one.files if file.parts[0] not in ("..", "__pycache__")}
+        for top in tops:
+            if not (site / top).exists():
+                (site / top).symlink_to(one.locate_file(top))
+    return folder / "bin" / "python"
+
+
+def carried(folder):
+    """What the pack carries, as wheels for this Python, made of what is installed: no network."""
+    folder.mkdir()
+    for name in gpu_pack.CARRIED:
+        one = importlib.metadata.distribution(name)
+        with ZipFile(folder / f"{one.name.replace('-', '_')}-{one.version}-py3-none-any.whl", "w") as file:
+            for path in one.files:
+                if path.parts[0] != ".." and "__pycache__" not in path.parts:
+                    file.write(one.locate_file(path), str(path))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The packed folder run by a bare Python, in miniature. Returns the folder of its results."""
+    folder = tmp_path_factory.mktemp("day")
+    environ = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "COV", "JOULESWEEP"))}
+    environ |= {"OMP_NUM_THREADS": "1", "HOME": str(folder), "HF_HUB_OFFLINE": "1"}
+
+    def run(python, *words, where):
+        done = subprocess.run(
+            [str(python), "-m", *words], cwd=where, env=environ, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    run(sys.executable, "benchmarks.gpu_pack", str(folder / "pack"), "--no-wheels", where=tiny_run.REPOSITORY)
+    carried(folder / "pack" / "wheels")
+    python = bare_python(folder / "bare")
+    hidden = "import importlib.util as u; print([n for n in {!r} if u.find_spec(n)])"
+    names = (
+        "snakemake",
+        "polars",
+        "altair",
+        "datasets",
+        "pydantic",
+        "zeus",
+        "scipy",
+        "pandas",
+        "sklearn",
+        "httpx",
+        "yaml",
+        "torch",
+    )
+    done = subprocess.run([str(python), "-c", hidden.format(names)], env=environ, capture_output=True, text=True)
+    assert done.stdout.strip() == "['torch']", done.stdout + done.stderr
+    options = ("--accelerator", "cpu", "--budget", "1800", "--out", str(folder / "out"))  # however slow the machine is
+    run(python, "benchmarks.gpu_day", *options, where=folder / "pack")
+    return folder / "out"
+
+
+def pieces(whole, letter):
+    rows = [row for row in gpu_common.rows(whole / gpu_common.RESULTS) if row["item"] == letter and row["piece"]]
+    return {row["piece"]: row for row in rows}
+
+
+@pytest.mark.slow
+def test_every_piece_of_every_item_is_answered_and_nothing_fails(whole):
+    rows = list(gpu_common.rows(whole / gpu_common.RESULTS))
+    log = (whole / gpu_common.LOG).read_text(encoding="utf-8", errors="replace")
+    assert [row for row in rows if row["status"] == "failed"] == [], log[-3000:]
+    for item in gpu_day.PLAN:
+        found = pieces(whole, item.letter)
+        assert {piece["piece"] for piece in item.pieces("cpu")} <= set(found)
+        ended = next(row for row in rows if row["item"] == item.letter and row["piece"] is None)
+        assert ended["seconds"] <= ended["guard_s"]
+        assert all(row.get("reason") for row in found.values() if row["status"] == "not tried")
+
+
+METERED = """
+import sys
+from pathlib import Path
+from benchmarks import gpu_day
+gpu_day.unpack(Path("wheels"), Path(sys.argv[1]))
+sys.path.insert(0, sys.argv[1])
+from joulesweep import cli, lazy
+with lazy.put_off("sklearn.metrics", "auc"):
+    from zeus.monitor import ZeusMonitor
+import pynvml
+print(*sorted({name for name in ("pandas", "sklearn", "torch") if name in sys.modules}), "imported")
+"""
+
+
+@pytest.mark.slow
+def test_the_wheels_are_enough_for_the_meter_and_for_the_command_line(whole, tmp_path):
+    environ = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+    done = subprocess.run(
+        [str(whole.parent / "bare" / "bin" / "python"), "-c", METERED, str(tmp_path / "site")],
+        cwd=whole.parent / "pack", env=environ, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stdout.strip() == "imported", done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_losses_are_those_of_the_pack_where_they_can_be(whole):
+    found = {**pieces(whole, "a"), **pieces(whole, "b")}
+    for row in found.values():
+        if row["status"] == "ok" and "agrees" in row:
+            assert row["agrees"], row
+    for name in ("bert", "llama", "t5"):
+        assert found[f"{name} eager fixed fp32"]["agrees"]
+        assert found[f"{name} graph fixed fp32"]["reason"].endswith("needs an NVIDIA GPU; this run uses the CPU")
+        assert found[f"{name} compile fixed fp32"]["reason"] == "the miniature compiles nothing"
+        assert found[f"{name} eager fixed tf32"]["status"] == "not tried"
+    assert "encoder-decoder" in found["t5 eager packed fp32"]["reason"]
+    assert {found[f"bert {strategy} fp32"]["status"] for strategy in ("ddp", "fsdp")} == {"ok"}
+    assert found["dropout eager"]["agrees"]
+
+
+@pytest.mark.slow
+def test_measured_items_have_their_numbers(whole):
+    for letter in "df":
+        tried = [row for row in pieces(whole, letter).values() if row["status"] == "ok"]
+        assert tried and all(row["measurement"]["samples_per_s"] > 0 for row in tried)
+    turns = [row for row in pieces(whole, "e").values() if "turn" in row]
+    assert {row["contestant"] for row in turns} == {"ours-eager", "trainer", "trainer-default"}
+    for row in turns:
+        assert row["num_texts"] > 0 and row["window_s"] > 0
+    for row in pieces(whole, "g").values():
+        assert row["chosen"]["num_steps"] and row["full"]["num_steps"] and row["predicted"] < 1
+    assert any(row["status"] == "ok" and row["host"] for row in pieces(whole, "h").values())
+
+
+@pytest.mark.slow
+def test_a_killed_run_leaves_no_process_and_no_record(whole):
+    found = pieces(whole, "i")
+    assert found["a whole run"]["measurement"]["num_texts"] > 0
+    killed = found["a run that is killed"]
+    assert killed["num_processes"] >= 2
+    assert killed["processes_gone_s"] is not None
+    assert not killed["record_left"]
+
+
+@pytest.mark.slow
+def test_what_comes_back_is_little_and_plainly_named(whole):
+    paths = [path for path in whole.rglob("*") if path.is_file()]
+    assert len(paths) <= 8
+    assert all(path.parent == whole and re.fullmatch(r"[A-Za-z0-9._-]+", path.name) for path in paths)
+    assert all(path.stat().st_size <= 16 * 2**20 for path in paths)
+
+
+@pytest.mark.slow
+def test_the_miniature_makes_a_page_that_claims_nothing_of_a_gpu(whole, tmp_path):
+    page = gpu_page.write(whole, tmp_path)
+    text = page.read_text(encoding="utf-8")
+    assert gpu_page.MINIATURE in text
+    goals = json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))["goals"]
+    assert {goal["verdict"] for goal in goals} == {"not tried"}
+    assert len(goals) == len(gpu_page.GOALS)
