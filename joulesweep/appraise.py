@@ -78,11 +78,11 @@ def certificate(found: Readings) -> Found:
 
 
 def lines(made: Mapping[str, Any]) -> list[str]:
-    """A certificate's verdicts as text, a line each."""
-    return [
-        f"{judged['device']} {judged['promise']}: {judged['verdict']}" + (f", {text}" if (text := told(judged)) else "")
-        for judged in made["promises"]
-    ]
+    """A certificate's verdicts as text; promises of which the same is said share a line."""
+    names: dict[tuple[str, str, str], list[str]] = {}
+    for judged in made["promises"]:
+        names.setdefault((judged["device"], judged["verdict"], told(judged)), []).append(judged["promise"])
+    return [f"{device} {', '.join(some)}: {verdict}, {text}" for (device, verdict, text), some in names.items()]
 
 
 def told(judged: Mapping[str, Any]) -> str:
@@ -133,7 +133,7 @@ def _latency(found: Readings) -> list[Found]:
 def _counter(found: Readings, device: Mapping[str, Any]) -> Found:
     """All numbers of one device's counter, each group a mapping, or with a `reason` why there are none."""
     if device["no_counter"] is not None:
-        lacking = {"reason": device["no_counter"]}
+        lacking: Found = {"reason": device["no_counter"], "rows": []}
         power = certified_power.cross_checks(found, device, lacking["reason"])
         return {"tick": lacking, "windows": lacking, "lag": lacking, **power}
     tick = certified_counter.ticks(found, device)
@@ -332,6 +332,6 @@ def _advice(header: Mapping[str, Any], counters: Mapping[str, Found]) -> list[st
     least_s = max(HEADLINE_TICKS * tick_s, HEADLINE_S if gpu else 0.0)
     error = 2 * tick_s / least_s + verdict.CLOCKS
     return [
-        f"measure.min_seconds of {math.ceil(least_s)} or more: {least_s / tick_s:.3g} ticks of {1000 * tick_s:.3g} ms, "
+        f"measure.min_seconds of {least_s:.3g} or more: {least_s / tick_s:.3g} ticks of {1000 * tick_s:.3g} ms, "
         f"and joules by the bare counter are off by at most {100 * error:.2g} %"
     ]

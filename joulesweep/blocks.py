@@ -31,9 +31,10 @@ BLOCKS: dict[str, tuple[float, float]] = {
     "square 20 ms": (6.0, 0.5),
     "square 100 ms": (6.0, 0.5),
     "square 1 s": (6.0, 2.0),
-    "cost": (16.0, 1.2),
+    "cost": (16.0, 2.0),
 }
 BUDGET_S = 150.0
+SPARE = 0.02  # of a budget, for what comes between the blocks
 PERIODS_S = {"square 20 ms": 0.02, "square 100 ms": 0.1, "square 1 s": 1.0}
 BURST_S, BURST_TICKS = 2.0, 12  # a burst, and the rest before it, lasts so long, and so many ticks
 PAIRS = 4  # of spans with metering and without
@@ -215,7 +216,7 @@ def measure(
             if name == "context" and session.silent is None and subject.channels:
                 say("starts the load")
                 session.start()
-            seconds = _share(waiting, min(left_s, budget_s - session.now_s()))
+            seconds = _share(waiting, min(left_s, budget_s - session.now_s()), SPARE * budget_s)
             left_s = left_s if seconds else 0.0  # the next would have less to go by
             write(_measured(session, name, seconds, say).line())
             waiting.pop(0)
@@ -224,11 +225,11 @@ def measure(
             session.load.close()
 
 
-def _share(waiting: list[str], left_s: float) -> float:
+def _share(waiting: list[str], left_s: float, spare_s: float) -> float:
     """Seconds of the next block; 0 where too little is left for it."""
     (weight, least_s), later = BLOCKS[waiting[0]], [BLOCKS[name] for name in waiting[1:]]
-    share_s = weight / (weight + sum(other for other, _ in later)) * left_s
-    spared_s = left_s - sum(least for _, least in later)
+    share_s = weight / (weight + sum(other for other, _ in later)) * (left_s - spare_s)
+    spared_s = left_s - spare_s - sum(least for _, least in later)
     return 0.0 if left_s < least_s else max(min(share_s, spared_s), least_s)
 
 
@@ -274,11 +275,12 @@ def _fill(session: Session, block: Block, seconds: float) -> None:
 
 def _bursts(session: Session, block: Block, seconds: float) -> None:
     """Rest and load in turn, each for many ticks."""
-    half_s = min(max(min(BURST_S, seconds / 4), BURST_TICKS * session.tick_s), seconds / 2)
-    for _ in range(max(1, round(seconds / 2 / half_s))):
+    half_s = min(max(min(BURST_S, seconds / 4), BURST_TICKS * session.tick_s), 0.45 * seconds)
+    after_s = min(0.1 * seconds, 4 * session.tick_s)
+    for _ in range(int((seconds - after_s) / 2 / half_s)):
         session.read(block, half_s)
         session.work(block, half_s)
-    session.read(block, min(half_s, 4 * session.tick_s))
+    session.read(block, after_s)
 
 
 def _cost(session: Session, block: Block, seconds: float) -> None:

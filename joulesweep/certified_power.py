@@ -11,7 +11,7 @@ from typing import Any
 from joulesweep import counter, settling, verdict
 from joulesweep.meter import row
 from joulesweep.readings import Block, Channel, Readings
-from joulesweep.replay import Counter, Found, Replay, counted, inside, mean_w, power_of, why
+from joulesweep.replay import Counter, Found, Move, Replay, counted, inside, mean_w, power_of, why
 from joulesweep.stats import mean_interval
 from joulesweep.trace import PERIOD_S
 
@@ -36,7 +36,8 @@ def cross_checks(found: Readings, device: Mapping[str, Any], no_counter: str | N
         checks += _checks(block, counted(block, device))
         integral = _integral(block, found.header)
         integrals += [] if integral is None else [integral]
-    lacks = reasons[0] if reasons else "the power readings are too few"
+    unread = not any(block.channels for block in found.blocks.values())
+    lacks = no_counter if no_counter and unread else reasons[0] if reasons else "the power readings are too few"
     return {
         "cross_check": {"reason": None if checks else no_counter or lacks, "rows": checks},
         "integrated": {"reason": None if integrals else lacks, "rows": integrals},
@@ -50,7 +51,7 @@ def _checks(block: Block, one: Counter | None) -> list[Found]:
     for kind in ("instant", "average"):
         if kind == "average":  # its first second is of what was before
             begin_s = max(begin_s, block.spans[0].began_s + verdict.AVERAGE_S)
-        slope = None if one is None or one.reset else one.slope(begin_s, end_s)
+        slope = None if one is None or one.reset else _whole_periods(one, begin_s, end_s, block.spans[0].period_s)
         if slope is None:
             continue
         counter_w, counter_error_w, first, last = slope
@@ -72,6 +73,25 @@ def _checks(block: Block, one: Counter | None) -> list[Found]:
             }
         )
     return rows
+
+
+def _whole_periods(
+    one: Counter, begin_s: float, end_s: float, period_s: float | None
+) -> tuple[float, float, Move, Move] | None:
+    """A counter's slope over whole periods of the load: of a part, one that lags sees another than power readings."""
+    slope = one.slope(begin_s, end_s)
+    if slope is None or period_s is None:
+        return slope
+    _, _, first, last = slope
+    whole_s = int((last.at_s - first.at_s) / period_s) * period_s
+    moves = one.moves(begin_s, end_s)[1:]
+    if not whole_s or not moves:
+        return None
+    last = min(moves, key=lambda move: abs(move.at_s - first.at_s - whole_s))
+    length_s = last.at_s - first.at_s
+    counter_w = (last.joules - first.joules) / length_s
+    error_s = first.error_s + last.error_s + abs(length_s - whole_s)
+    return counter_w, abs(counter_w) * error_s / length_s, first, last
 
 
 def _integral(block: Block, header: Mapping[str, Any]) -> Found | None:

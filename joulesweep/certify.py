@@ -224,7 +224,8 @@ def _board(board: Board, boards: Sequence[Board], load: Callable[[Board | None],
     sensor, silent = bounded.within(bounded.LIMIT_S, sensors.BoardSensor, board)
     reason = MIG if board.mig else None if board.has_counter else NO_COUNTER
     channels: dict[str, tuple[Callable[[], Any], float]] = {}
-    identity: dict[str, Any] = {**board.described(), "silent": silent}
+    driver, _ = bounded.within(bounded.LIMIT_S, devices.ask, "nvmlSystemGetDriverVersion")
+    identity: dict[str, Any] = {**board.described(), "driver": driver, "silent": silent}
     if sensor is not None and not board.mig:
         identity |= _asked(sensor)
         channels |= {board.device: (sensor.energy_j, FAST_S)} if reason is None else {}
@@ -247,8 +248,8 @@ def _board(board: Board, boards: Sequence[Board], load: Callable[[Board | None],
 
 
 def _asked(sensor: sensors.BoardSensor) -> dict[str, Any]:
-    """Driver, limits and modes of a board; None where it does not say."""
-    found: dict[str, Any] = {"driver": devices.ask("nvmlSystemGetDriverVersion")}
+    """Limits and modes of a board; None where it does not say."""
+    found: dict[str, Any] = {}
     for name, function in ASKED.items():
         value = devices.ask(function, sensor.handle)
         if name == "process_ids" and value is not None:
@@ -359,7 +360,7 @@ class Child:
         try:
             self._process.stdin.write(f"{json.dumps({'seconds': seconds, 'period_s': period_s})}\n".encode())
             self._process.stdin.flush()
-        except OSError:
+        except (OSError, ValueError):  # it ended, or was ended
             raise RuntimeError("the load has ended") from None
 
     def end(self, limit_s: float) -> dict[str, Any]:

@@ -110,7 +110,7 @@ def test_a_counter_that_moves_less_often_under_load_is_found(certify):
 
 
 def test_a_board_without_a_counter_has_its_power_integrated(certify):
-    made, _, _ = certify(60.0, counter=False)
+    made, _, _ = certify(counter=False)
     found = promises(made)
     for name in ("tick", "window", "bound", "lag", "steps", "cross-check"):
         assert found[name]["verdict"] == NOT_TRIED and "answers no energy counter" in found[name]["reason"]
@@ -121,7 +121,8 @@ def test_a_board_that_averages_its_power_is_checked_by_that(certify):
     made, _, _ = certify(60.0, instant=False, scale=1.03)
     checks = made["counters"]["gpu:0"]["cross_check"]["rows"]
     assert {row["power"] for row in checks} == {"average"}
-    assert promises(made)["cross-check"]["value"] == pytest.approx(0.03, abs=0.02)
+    row = promises(made)["cross-check"]
+    assert row["value"] == pytest.approx(0.03, abs=row["error"] + 0.01) and row["error"] < 0.1
 
 
 def test_a_board_that_has_not_come_to_rest_does_not_tell_its_idle_power(certify):
@@ -135,7 +136,7 @@ def test_a_board_that_has_not_come_to_rest_does_not_tell_its_idle_power(certify)
 def test_a_board_that_counts_as_settled_while_it_is_hot_is_found(certify):
     row = promises(certify(cools_s=math.inf)[0])["settling"]
     assert row["verdict"] == FAILS and row["value"] == pytest.approx(40, abs=1)
-    assert "slope rule" in row["reason"]
+    assert "by its slope" in row["reason"]
 
 
 def test_a_board_that_cools_too_slowly_to_tell_is_not_judged(certify):

@@ -116,7 +116,8 @@ def test_a_machine_without_meters_gets_a_certificate_that_says_so_and_works_noth
     reasons = {row["reason"] for row in found.values()} - {found["settling"]["reason"]}
     assert all("no CPU energy counter (RAPL)" in reason for reason in reasons)
     assert "not tried" in words(path.with_suffix(".html").read_text())
-    assert "cpu:0 tick: not tried, no CPU energy counter" in capsys.readouterr().out
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "not tried" in line]
+    assert line.startswith("cpu:0 tick, window, bound,") and "slowdown: not tried, no CPU energy counter" in line
 
 
 def test_cpu_packages_and_their_memory_are_certified_by_their_counters(monkeypatch, tmp_path):
@@ -131,9 +132,9 @@ def test_cpu_packages_and_their_memory_are_certified_by_their_counters(monkeypat
         found = promises(path, device)
         assert found["window"]["value"] is not None and found["bound"]["value"] is not None
         assert "RAPL reports no power" in found["cross-check"]["reason"]
-        assert "changed the power too little" in found["lag"]["reason"]
-        step = made["counters"][device]["tick"]["steady"]
-        assert step["step_j"] / step["tick_s"] == pytest.approx(watts, rel=0.5)
+        windows = made["counters"][device]["windows"]["rows"]
+        assert windows and made["counters"][device]["tick"]["tick_s"] > 0.001
+        assert made["counters"][device]["tick"]["steady"]["step_j"] < watts
     assert made["idle"]["idle"]["counter_w"] == pytest.approx(40, rel=0.1)
 
 
@@ -177,6 +178,7 @@ def test_readings_of_another_shape_are_refused_in_one_line(tmp_path, capsys):
 def test_a_python_that_draws_nothing_still_leaves_the_certificate(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(devices, "boards", list)
     monkeypatch.delitem(sys.modules, "joulesweep.certificate_page", raising=False)
+    monkeypatch.delattr("joulesweep.certificate_page", raising=False)
     monkeypatch.setitem(sys.modules, "altair", None)
     (path,) = certify.certify([], None, tmp_path / "c")
     assert path.exists() and not path.with_suffix(".html").exists()
