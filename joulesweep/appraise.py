@@ -20,6 +20,7 @@ from joulesweep.replay import Found
 COST = 0.005  # share of a window of HEADLINE_S that metering may take
 HEADLINE_S, HEADLINE_TICKS = 30.0, 100
 DIGITS = 6  # of a number in a certificate
+RULES = {"anchor": "temperature before the load", "slope": "slope", "power": "power"}  # by which a board settles
 
 
 #: What is promised, by name: a sentence. The order is that of the certificate.
@@ -91,9 +92,10 @@ def told(judged: Mapping[str, Any]) -> str:
     if value is None:
         return str(judged["reason"])
     scale, name = (100, " %") if unit == "share" else (1000, " ms") if unit == "s" else (1, f" {unit}")
-    parts = [f"{scale * value:.3g}" + (f" ± {scale * error:.2g}" if error else "") + name]
-    parts += [f"bound {scale * bound:.3g}{name}"]
-    return ", ".join(parts) + (f" ({judged['reason']})" if judged["reason"] else "")
+    least = 0.001 * bound  # less than that of a bound says nothing
+    size, error = (0.0 if abs(number or 0.0) < least else number for number in (value, error))
+    number = f"{scale * size:.3g}" + (f" ± {scale * error:.2g}" if error else "") + name
+    return f"{number}, bound {scale * bound:.3g}{name}" + (f" ({judged['reason']})" if judged["reason"] else "")
 
 
 def _rounded(value: Any) -> Any:  # noqa: ANN401 - a part of a certificate
@@ -221,10 +223,10 @@ def _judged_windows(name: str, windows: Found) -> Iterable[Found]:
         yield judged("window", name, None, 0.0, 0.0, reason=windows["reason"])
     else:
         remark = f"the worst of {worst['num']} windows of {worst['window_s']:g} s"
-        error = min(worst["true_error"], 0.05 * worst["bound"])  # a window at the edge of its bound is within it
         beyond = abs(worst["bare"]["worst"]) - worst["true_error"] > worst["bound"]
         found = FAILS if beyond else HOLDS
-        yield judged("window", name, worst["bare"]["worst"], error, worst["bound"], reason=remark, verdict_of=found)
+        value, error = worst["bare"]["worst"], worst["true_error"]
+        yield judged("window", name, value, error, worst["bound"], reason=remark, verdict_of=found)
     own = [line for line in rows if line["own"]["num"]]
     if not own:
         reason = windows["reason"] or "no window of the log is as long as ten ticks"
@@ -299,8 +301,8 @@ def _judged_settling(name: str, cooled: Found, none: str | None, kind: str) -> F
         reason = none or cooled["reason"] or f"it had not settled after {cooled['seconds']:.3g} s"
         return judged("settling", name, None, 0.0, settling.NEAR_C, "°C", reason)
     worst = max(met, key=lambda rule: rule["settled_c"])
-    remark = f"by its {worst['settled_by']} after {worst['settled_s']:.3g} s"
-    return judged("settling", name, worst["settled_c"] - cooled["before_c"], 0.5, settling.NEAR_C + 0.5, "°C", remark)
+    remark = f"by its {RULES[worst['settled_by']]} after {worst['settled_s']:.3g} s"
+    return judged("settling", name, worst["settled_c"] - cooled["before_c"], 0.0, settling.NEAR_C, "°C", remark)
 
 
 def _judged_cost(name: str, cost: Found, none: str | None) -> Iterable[Found]:

@@ -9,7 +9,7 @@ from typing import Any
 import altair as alt
 
 from joulesweep import words
-from joulesweep.appraise import told
+from joulesweep.appraise import RULES, told
 from joulesweep.certificate import FAILS, HOLDS, NOT_TRIED
 from joulesweep.readings import Block, Readings
 from joulesweep.replay import counted, power_of
@@ -310,7 +310,12 @@ def _checks(made: Mapping[str, Any]) -> Chart | None:
     names = list(dict.fromkeys(row["what"] for row in rows))
     ends = [*(row["low"] for row in rows), *(row["high"] for row in rows), 0.88, 1.12]
     y = alt.Y("load:N").title(None).sort(None).axis(ticks=False, domain=False, labelPadding=6)
-    x = alt.X("y:Q").title("Mean power × time ÷ the counter's joules").scale(domain=[min(ends), max(ends)], zero=False)
+    x = (
+        alt.X("y:Q")
+        .title("Mean power × time ÷ the counter's joules")
+        .scale(domain=[min(ends), max(ends)], zero=False)
+        .axis(tickCount=6)
+    )
     base = alt.Chart(alt.InlineData(values=rows)).encode(
         y=y,
         yOffset=alt.YOffset("what:N").scale(domain=names),
@@ -350,14 +355,14 @@ def _cooling(made: Mapping[str, Any], found: Readings) -> Chart | None:
         notes.append(f"Within 5 % of the power at rest after {words.one(fell_s, 's')}.")
     for rule in made["settling"].get("rules", ()):
         if rule["settled_s"] is not None:
-            notes.append(
-                f"Settled by its {rule['settled_by']} after {rule['settled_s']:.0f} s, at {rule['settled_c']:.0f} °C."
-            )
+            by = RULES[rule["settled_by"]]
+            notes.append(f"Settled by its {by} after {rule['settled_s']:.0f} s, at {rule['settled_c']:.0f} °C.")
     return styled(alt.vconcat(*plots, spacing=14), "After the load", notes)
 
 
 def _over_time(rows: Sequence[Mapping[str, Any]], title: str, colour: str) -> Chart:
-    x, y = alt.X("x:Q").title("Seconds since the load ended"), alt.Y("y:Q").title(title).scale(zero=False, padding=8)
+    x = alt.X("x:Q").title("Seconds since the load ended").scale(nice=False)
+    y = alt.Y("y:Q").title(title).scale(zero=False, padding=8)
     line = alt.Chart(alt.InlineData(values=list(rows))).mark_line(color=colour, strokeWidth=1.6)
     return line.encode(x=x, y=y).properties(width=WIDTH, height=HEIGHT / 2)
 

@@ -56,9 +56,8 @@ class Board:
 
     # what it draws
     def draw(self, at_s: float, watts: float) -> None:
-        since_s, before_w, joules = self.changes[-1]
-        degrees = self.degrees(at_s)
-        self.changes.append((at_s, watts, joules + before_w * (at_s - since_s)))
+        degrees, joules = self.degrees(at_s), self.joules(at_s)
+        self.changes.append((at_s, watts, joules))
         self.temperatures.append((at_s, degrees))
 
     def _since(self, at_s: float) -> tuple[float, float, float]:
