@@ -12,7 +12,7 @@ from fake_meters import Boards, rapl_tree
 from test_report import words
 
 from joulesweep import certificate, certify, cli, devices, environment, readings, sensors
-from joulesweep.certificate import FAILS, HOLDS, NOT_TRIED
+from joulesweep.certificate import NOT_TRIED
 from joulesweep.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left")
