@@ -1,4 +1,4 @@
-"""The command `joulesweep`: check a config, list its runs, repeat one or take some up again, examine the machine."""
+"""The command `joulesweep`: check a config, list its runs, repeat some, examine the machine and certify it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 
 from joulesweep import config as config_module
 from joulesweep import digest, doctor
+from joulesweep.blocks import BUDGET_S
+from joulesweep.certificate import FOLDER
 from joulesweep.errors import UserError, one_of
 from joulesweep.grid import dataset_key, expand, manifest, model_key
 from joulesweep.launch import RunFailed, launch
@@ -55,6 +57,15 @@ def _parser() -> argparse.ArgumentParser:
     look = commands.add_parser("doctor", help="say what can be measured on this machine, and what not")
     look.add_argument("--json", action="store_true", help="as JSON")
     look.set_defaults(work=_doctor)
+    prove = commands.add_parser("certify", help="measure what the joules of this machine are worth")
+    prove.add_argument(
+        "--budget-s", type=float, help=f"seconds for all devices; default: {BUDGET_S:g} for each with a meter"
+    )
+    prove.add_argument("--out", type=Path, help=f"folder of all certificates; default: {FOLDER}")
+    names = "gpu:0, a UUID, or cpu:0 for the CPU packages; default: all"
+    prove.add_argument("--device", nargs="+", action="extend", default=[], metavar="DEVICE", help=names)
+    prove.add_argument("--read", type=Path, metavar="FILE", help="measure nothing: repeat the analysis of raw readings")
+    prove.set_defaults(work=_certify)
     schema = commands.add_parser("schema", help="write the JSON schema of a config")
     schema.add_argument("output", type=Path)
     schema.set_defaults(work=_schema)
@@ -144,6 +155,21 @@ def _prepared(spec: RunSpec, configfile: Path) -> dict[str, Path]:
 def _doctor(args: argparse.Namespace) -> int:
     report = doctor.examine()
     print(json.dumps(report, indent=1, ensure_ascii=False) if args.json else doctor.screen(report))
+    return 0
+
+
+def _certify(args: argparse.Namespace) -> int:
+    """Certify devices of this machine, or repeat the analysis of what was read."""
+    from joulesweep import certify
+
+    if args.read is not None:
+        if args.device or args.budget_s is not None:
+            raise UserError("--read repeats an analysis: --device and --budget-s are for measuring")
+        certify.repeat(args.read, args.out)
+        return 0
+    if args.budget_s is not None and not 0 < args.budget_s < float("inf"):
+        raise UserError(f"--budget-s {args.budget_s:g}: expected a number of seconds above 0")
+    certify.certify(args.device, args.budget_s, args.out or FOLDER)
     return 0
 
 

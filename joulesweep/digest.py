@@ -70,6 +70,7 @@ TABLE_CODE = (
     "aggregate",
     "anchors",
     "cells",
+    "certificate",
     "energy",
     "estimate",
     "floors",
@@ -87,6 +88,7 @@ TABLE_CODE = (
 CHART_CODE = ("cells", "charts", "curves", "energy", "estimate", "spec", "stats", "tables", "theme", "units")
 REPORT_CODE = (
     "answer",
+    "certificate",
     "equalcost",
     "footprint",
     "provenance",

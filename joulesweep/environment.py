@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from joulesweep import bounded, devices
+from joulesweep import bounded, certificate, devices
 from joulesweep.errors import UserError
 
 GPU = ("index", "name", "uuid", "memory_bytes", "mig")
@@ -50,9 +50,11 @@ def describe(threads_per_process: int, boards: Sequence[devices.Board] = ()) -> 
     Returns:
         hostname, platform, python; cpu_model, cpu_cores (that this process may use), host_memory_bytes;
         gpus: the run's boards, a list of {index, name, uuid, memory_bytes, mig}; driver; versions by package;
-        git_commit and git_dirty (null outside a checkout); threads_per_process.
+        git_commit and git_dirty (null outside a checkout); threads_per_process; certificates: of the boards and
+        the host, rows as `certificate.cited` gives them.
     """
     commit, dirty = _git()
+    driver = bounded.within(bounded.LIMIT_S, devices.ask, "nvmlSystemGetDriverVersion")[0]
     return {
         "hostname": socket.gethostname(),
         "platform": platform.platform(),
@@ -61,11 +63,12 @@ def describe(threads_per_process: int, boards: Sequence[devices.Board] = ()) -> 
         "cpu_cores": len(os.sched_getaffinity(0)),
         "host_memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "gpus": [{key: getattr(board, key) for key in GPU} for board in boards],
-        "driver": bounded.within(bounded.LIMIT_S, devices.ask, "nvmlSystemGetDriverVersion")[0],
+        "driver": driver,
         "versions": {name: version(name) for name in VERSIONED},
         "git_commit": commit,
         "git_dirty": dirty,
         "threads_per_process": threads_per_process,
+        "certificates": certificate.cited([board.described() for board in boards], driver),
     }
 
 

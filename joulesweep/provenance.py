@@ -11,6 +11,7 @@ from typing import Any
 import polars as pl
 
 from joulesweep import estimate, record, words
+from joulesweep.certificate import HOST
 from joulesweep.footprint import Footprint
 from joulesweep.tables import UNREADABLE, Tables
 
@@ -174,6 +175,19 @@ def estimates(grid: dict[str, Any], runs: pl.DataFrame) -> dict[str, Any] | None
         "methods": methods.len("num_runs").rows(),
         "source": "the config (energy.cpu_watts)" if grid["config"]["energy"]["cpu_watts"] else estimate.source(),
         "margin": f"{estimate.MARGIN:.0%}",
+    }
+
+
+def certificates(devices: pl.DataFrame) -> dict[str, Any]:
+    """What certificates say of the devices that runs read, those of a host together; and which have none, and why."""
+    of_host = pl.col("uuid").fill_null(pl.lit(HOST)).alias("name")
+    keys = ["name", *(column for column in devices.columns if column.startswith("certificate"))]
+    groups = devices.with_columns(of_host).group_by(keys, maintain_order=True).agg(num_runs=pl.col("run").n_unique())
+    lacking = groups.filter(pl.col("certificate").is_null())
+    return {
+        "found": groups.filter(pl.col("certificate").is_not_null()).to_dicts(),
+        "lacking": _some(lacking["name"].unique(maintain_order=True).to_list()),
+        "reasons": _some(lacking["certificate_reason"].unique(maintain_order=True).to_list(), "; ", 1),
     }
 
 

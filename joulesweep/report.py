@@ -12,7 +12,7 @@ import altair as alt
 import polars as pl
 import vl_convert
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from joulesweep import equalcost, provenance, published, words
@@ -41,19 +41,12 @@ def build(grid: dict[str, Any], tables: Tables) -> str:
     Returns:
         A self-contained HTML page.
     """
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     factors = footprint(grid["config"]["energy"])
     qualities = _qualities(tables)
     columns = _columns(tables, qualities, factors)
     chosen = tables.selections
     drawn = [name for name in CHARTS if name != "tensors" or len(chosen)]
-    return environment.get_template("report.html.j2").render(
+    return template("report.html.j2").render(
         sweep=grid["sweep"],
         num_ok=tables.runs.filter(pl.col("status") == "ok").height,
         num_runs=tables.runs.height,
@@ -62,7 +55,7 @@ def build(grid: dict[str, Any], tables: Tables) -> str:
         statuses=tables.runs["status"].value_counts(sort=True, name="runs").rows(),
         answers=[_answer(answer, qualities, factors) for answer in answers(tables)],
         margin=f"{MARGIN:.0%}",
-        charts={name: _embedded(CHARTS[name](tables).to_dict()) for name in drawn},
+        charts={name: embedded(CHARTS[name](tables).to_dict()) for name in drawn},
         headings=[(heading, kind) for heading, kind, _ in columns],
         cells=[[make(row) for _, _, make in columns] for row in tables.cells.iter_rows(named=True)],
         nets=tables.cells["net_energy_j_mean"].count() > 0,
@@ -83,6 +76,7 @@ def build(grid: dict[str, Any], tables: Tables) -> str:
         conditions=provenance.conditions(tables.runs),
         own_cost=provenance.own_cost(tables, factors),
         drift=provenance.drift(tables.anchors),
+        certificates=provenance.certificates(tables.devices),
         environments=provenance.environments(tables.runs),
         energy=provenance.energy(tables.runs),
         boards_read=tables.devices.filter(kind="gpu").drop_nulls("energy_j").height > 0,
@@ -90,19 +84,31 @@ def build(grid: dict[str, Any], tables: Tables) -> str:
         estimates=provenance.estimates(grid, tables.runs),
         code=provenance.code(tables.runs),
         config=yaml.safe_dump(grid["config"], sort_keys=False, allow_unicode=True),
-        bundle=_vega(),
+        bundle=vega(),
     )
 
 
+def template(name: str) -> Template:
+    """A page to be filled in."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(name)
+
+
 @functools.cache
-def _vega() -> Markup:
+def vega() -> Markup:
     """Vega-Lite of the version that Altair writes for, with all it needs, for a script element."""
     version = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
     bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", version)
     return Markup(bundle.replace("</script", "<\\/script"))
 
 
-def _embedded(value: object) -> Markup:
+def embedded(value: object) -> Markup:
     """JSON that may stand inside a script element: no "<" is left that could end it."""
     return Markup(json.dumps(value, allow_nan=False).replace("<", "\\u003c"))
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from joulesweep import floors, record
+from joulesweep import certificate, floors, record
 from joulesweep.energy import HOST_KINDS, READ, by_epoch, estimated, headline, joined, scoped
 from joulesweep.errors import Corrupt
 from joulesweep.estimate import Estimate
@@ -22,6 +22,16 @@ BOARD = ("temperature_start_c", "temperature_end_c", "sm_clock_mean_mhz", "power
 Rows = list[dict[str, Any]]
 NOT_TRACED = "the trace has no readings of it"
 UNRATED = "nothing was counted of a step that trains every tensor"
+UNCITED = "the run is older than certificates"
+#: What a record says of a certificate, and the column that has it.
+CITED = {
+    "digest": "certificate",
+    "made": "certificate_made",
+    "holds": "certificate_holds",
+    "fails": "certificate_fails",
+    "not_tried": "certificate_not_tried",
+    "reason": "certificate_reason",
+}
 
 
 def read(path: Path, energy: dict[str, Any], factors: Footprint | None) -> tuple[dict[str, Any], dict[str, Rows]]:
@@ -57,6 +67,7 @@ def read(path: Path, energy: dict[str, Any], factors: Footprint | None) -> tuple
 def _run(found: dict[str, Any], energy: dict[str, Any], factors: Footprint | None) -> dict[str, Any]:
     same = {key: found[key] for key in RECORDED}
     row = {**same, "accelerator": found["spec"]["accelerator"], **_environment(found["environment"])}
+    row |= _certificate(found["environment"], row["accelerator"])
     if found["status"] != "ok":
         return row
     measurement = found["measurement"]
@@ -91,6 +102,23 @@ def _environment(environment: dict[str, Any]) -> dict[str, Any]:
         **{f"{name}_version": versions.get(name) for name in ("torch", "transformers", "zeus")},
         "environment": fingerprint(environment),
     }
+
+
+def _certificate(environment: dict[str, Any], accelerator: str) -> dict[str, str | None]:
+    """Digests of the certificates of what computed, and why there are none."""
+    rows = [row for row in _cited(environment) if (row["name"] == certificate.HOST) == (accelerator == "cpu")]
+    return {
+        "certificate": joined(row["digest"] for row in rows),
+        "certificate_reason": joined(row["reason"] for row in rows),
+    }
+
+
+def _cited(environment: dict[str, Any]) -> list[dict[str, Any]]:
+    """What a record says of certificates."""
+    if "certificates" in environment:
+        return list(environment["certificates"])
+    names = [*(gpu["uuid"] for gpu in environment["gpus"]), certificate.HOST]
+    return [{**dict.fromkeys(CITED), "name": name, "reason": UNCITED} for name in names]
 
 
 def fingerprint(environment: dict[str, Any]) -> str:
@@ -196,7 +224,14 @@ def _devices(found: dict[str, Any]) -> Iterator[dict[str, Any]]:
         given = {key: row[key] for key in DEVICES if key in row}
         run = whole.get(row["device"], {"energy_j": None, "reason": NOT_TRACED})
         given |= {"whole_run_energy_j": run["energy_j"], "whole_run_reason": run["reason"]}
+        name = row["uuid"] or certificate.HOST
+        cited = next((one for one in _cited(found["environment"]) if one["name"] == name), {"reason": UNCITED})
+        given |= {column: _text(cited.get(key)) for key, column in CITED.items()}
         yield check({**given, "in_scope": row["device"] in headed}, DEVICES)
+
+
+def _text(value: str | list[str] | None) -> str | None:
+    return joined(value) if isinstance(value, list) else value
 
 
 def _selections(row: dict[str, Any], found: dict[str, Any]) -> Iterator[dict[str, Any]]:

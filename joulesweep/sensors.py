@@ -59,6 +59,11 @@ class BoardSensor:
         value = self._instant_mw() if self.instant else self._ask("nvmlDeviceGetPowerUsage")
         return None if value is None else value / 1000
 
+    def average_w(self) -> float | None:
+        """Power as the board reports it by default: on new ones a mean of a second."""
+        value = None if self.board.mig else self._ask("nvmlDeviceGetPowerUsage")
+        return None if value is None else value / 1000
+
     def _instant_mw(self) -> int | None:
         fields = None if self.board.mig else self._ask("nvmlDeviceGetFieldValues", [(POWER_INSTANT, 0)])
         return int(fields[0].value.uiVal) if fields and fields[0].nvmlReturn == 0 else None

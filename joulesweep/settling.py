@@ -92,7 +92,7 @@ def settle(
             degrees, watts = askers[sensor.board.device].ask(_read, sensor) or (None, None)
             history[sensor.board.device].append((now_s, degrees, watts))
         found = {
-            sensor.board.device: _rest(history[sensor.board.device], anchors.get(sensor.board.uuid), limit_s)
+            sensor.board.device: rested(history[sensor.board.device], anchors.get(sensor.board.uuid), limit_s)
             for sensor in sensors
         }
         answering = [rest for device, rest in found.items() if askers[device].silent is None]
@@ -116,8 +116,14 @@ def _all(history: Mapping[str, Sequence[Point]], found: Mapping[str, Rest]) -> b
     return None if any(found[device].settled_by is None for device in mute) else False
 
 
-def _rest(points: Sequence[Point], anchor_c: float | None, limit_s: float) -> Rest:
-    """Whether a board is at rest now, and by which rule."""
+def rested(points: Sequence[Point], anchor_c: float | None, limit_s: float) -> Rest:
+    """Whether a board is at rest now, and by which rule.
+
+    Args:
+        points: readings so far, the last one now.
+        anchor_c: its temperature at rest, where that is known.
+        limit_s: bound of the wait.
+    """
     last_s = points[-1][0]
     slope = slope_c_per_min(points)
     recent = [point for point in points if point[0] >= last_s - STEADY_S]

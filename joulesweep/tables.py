@@ -86,6 +86,7 @@ RUNS: dict[str, pl.DataType] = {
     **_columns(WHOLE, "cpu_cores host_memory_bytes"),
     **_columns(TEXT, "gpus gpu_uuids driver torch_version transformers_version zeus_version"),
     **_columns(WHOLE, "threads_per_process"),
+    **_columns(TEXT, "certificate certificate_reason"),
     **_columns(TEXT, "code_digest git_commit"),
     **_columns(FLAG, "git_dirty"),
 }
@@ -116,6 +117,8 @@ DEVICES: dict[str, pl.DataType] = {
     **RUN_NAME,
     **_columns(WHOLE, "batch_size repeat"),
     **_columns(TEXT, "device kind uuid status method reason doubt idle_reason net_reason ratio_reason power_method"),
+    **_columns(TEXT, "certificate certificate_made certificate_holds certificate_fails certificate_not_tried"),
+    **_columns(TEXT, "certificate_reason"),
     **_columns(REAL, "energy_j error_j total_energy_j net_energy_j idle_w tick_s mean_power_w power_ratio"),
     **_columns(REAL, "whole_run_energy_j"),
     **_columns(TEXT, "whole_run_reason"),
@@ -195,6 +198,7 @@ class Tables:
             predicted by the method's own model, in FLOPs or in seconds (`objective`), and counted, always in FLOPs.
         devices: one row per ok run and device that was or should have been read; columns `DEVICES`; `in_scope` says
             whether its joules are in the run's; whole_run_energy_j is of start-up, idle baseline, window and scoring.
+            `certificate` is the digest of the device's certificate.
         power: the power traces of the ok runs, one row per sample and device; columns `POWER`. t_s counts from the
             begin of the window, which lasts window_s.
         anchors: one row per run that was measured again on a later day; columns `ANCHORS`.

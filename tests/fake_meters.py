@@ -43,6 +43,7 @@ BOARD: dict[str, Any] = {
     "average_s": 0,  # power is reported as the mean of so many seconds, but for the instant one (field 186)
     "instant": 1,  # 0: a board without instant power
     "tick_ms": 100,  # the counter moves at multiples of this
+    "lag_ms": 0,  # … and shows what was drawn until so long before
     "temp_c": 40,  # or "FROM:TO:SECONDS": falls from the last change of any board on
     "sm_mhz": 1410,
     "mem_mhz": 1215,
@@ -217,7 +218,7 @@ class Boards:
 
     def _tick_s(self, index: int, at_s: float) -> float:
         """The counter's last move, in seconds from the epoch."""
-        return _ticked(at_s - EPOCH_S, self.boards[index]["tick_ms"] / 1000)
+        return _ticked(at_s - self.boards[index]["lag_ms"] / 1000 - EPOCH_S, self.boards[index]["tick_ms"] / 1000)
 
     def _write(self) -> None:
         lines = (

@@ -157,9 +157,10 @@ static unsigned power_mw(const Board *board, double average_s) { /* as reported:
     return (unsigned)(watts * number(board, "power_error", 1) * 1000 + 0.5);
 }
 
-static unsigned long long energy_mj(const Board *board) { /* up to the last tick */
+static unsigned long long energy_mj(const Board *board) { /* up to the last tick, some time ago */
     Draw wave;
-    int64_t tick_ns = (int64_t)(number(board, "tick_ms", 100) * 1e6), now = now_ns();
+    int64_t tick_ns = (int64_t)(number(board, "tick_ms", 100) * 1e6);
+    int64_t now = now_ns() - (int64_t)(number(board, "lag_ms", 0) * 1e6);
     if (tick_ns > 1) now -= now % tick_ns;
     return (unsigned long long)(joules_at(board, now, &wave) * 1000 + number(board, "offset_mj", 0));
 }

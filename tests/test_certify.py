@@ -1,0 +1,249 @@
+"""The command measures boards, CPU packages and machines with neither; it leaves certificate, page and readings."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from fake_meters import Boards, rapl_tree
+from test_report import words
+
+from joulesweep import certificate, certify, cli, devices, environment, readings, sensors
+from joulesweep.certificate import NOT_TRIED
+from joulesweep.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
+IDLE_W, LOAD_W = 80, 400
+
+
+class Planned:
+    """A load that changes what a fake board draws, at moments known beforehand; without a board it does nothing."""
+
+    def __init__(self, fake=None, index=0):
+        self.fake, self.index = fake, index
+
+    def described(self):
+        return {"product": "none", "product_s": 1e-3, "uuid": None, "torch": None, "threads": 1}
+
+    def begin(self, seconds, period_s):
+        self.began_s, self.ended_s = time.monotonic(), time.monotonic() + seconds
+        turns = [(0.0, seconds)]
+        if period_s is not None:
+            turns = [(i * period_s, (i + 0.5) * period_s) for i in range(max(1, round(seconds / period_s)))]
+        now_s = time.time()
+        for on_s, off_s in turns if self.fake else ():
+            self.fake.happen(self.index, now_s + on_s, LOAD_W)
+            self.fake.happen(self.index, now_s + off_s, IDLE_W)
+
+    def end(self, limit_s):
+        time.sleep(max(0.0, self.ended_s - time.monotonic()))
+        span_s = self.ended_s - self.began_s
+        return {"began_s": self.began_s, "ended_s": self.ended_s, "num_products": round(1e6 * span_s)}
+
+    def close(self):
+        pass
+
+
+@pytest.fixture(autouse=True)
+def no_meters(monkeypatch, tmp_path):
+    """A machine without boards and RAPL, unless the test says otherwise; and files of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("JOULESWEEP_LOCKS", str(tmp_path / "locks"))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(sensors, "RAPL", (Path("/nowhere"), Path("/nowhere")))
+    monkeypatch.setattr(certify.socket, "gethostname", lambda: "node1")
+
+
+@pytest.fixture
+def boards(monkeypatch, tmp_path):
+    """Put boards into this machine."""
+
+    def put(*given):
+        fake = Boards(tmp_path, [{"watts": IDLE_W, **board} for board in given])
+        fake.install(monkeypatch)
+        devices.nvml.cache_clear()
+        return fake
+
+    yield put
+    devices.nvml.cache_clear()
+
+
+def promises(path, device=None):
+    rows = json.loads(path.read_text())["promises"]
+    return {row["promise"]: row for row in rows if device in (None, row["device"])}
+
+
+def test_a_board_is_certified_in_20_seconds_by_the_real_library(boards, tmp_path, capsys):
+    fake = boards({"tick_ms": 50, "lag_ms": 250, "power_error": 1.03, "name": "Fake <H200>"})
+    made = certify.certify(["gpu:0"], 20.0, tmp_path / "c", load=lambda board: Planned(fake, board.index))
+    (path,) = made
+    uuid = fake.boards[0]["uuid"]
+    assert path == tmp_path / "c" / "node1" / f"{uuid}.json"
+    assert {one.name for one in path.parent.iterdir()} == {
+        f"{uuid}.{end}" for end in ("json", "html", "readings.jsonl.gz")
+    }
+    certified = json.loads(path.read_text())
+    assert [block["block"] for block in certified["blocks"]] == list(certify.blocks.BLOCKS)
+    assert certified["identity"]["driver"] == "999.01" and certified["counters"]["gpu:0"]["windows"]["rows"]
+    rest = certified["idle"]["idle"]  # what a board does not change, a busy machine reads as an idle one does
+    assert rest["power_w"] == pytest.approx(1.03 * IDLE_W) and rest["counter_w"] == pytest.approx(IDLE_W, rel=0.2)
+    assert set(promises(path)) == set(certify.appraise.PROMISES)
+    told = capsys.readouterr().out
+    assert "gpu:0: steady" in told and "window: " in told and str(path) in told
+    page = path.with_suffix(".html").read_text()
+    assert "Fake &lt;H200&gt;" in page and "Fake <H200>" not in page and "http://" not in words(page)
+    assert all(f'id="chart-{name}"' in page for name in ("windows", "checks", "cooling"))
+    # once more, from the readings alone
+    before = path.read_bytes(), path.with_suffix(".html").read_bytes()
+    path.unlink()
+    assert cli.main(["certify", "--read", str(path.with_name(f"{uuid}.readings.jsonl.gz"))]) == 0
+    assert (path.read_bytes(), path.with_suffix(".html").read_bytes()) == before
+
+
+def test_a_machine_without_meters_gets_a_certificate_that_says_so_and_works_nothing(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(devices, "boards", list)
+    monkeypatch.setattr(certify, "Child", None)  # nothing is started
+    assert cli.main(["certify", "--out", str(tmp_path / "c")]) == 0
+    path = tmp_path / "c" / "node1" / "cpu:0.json"
+    found = promises(path)
+    assert {row["verdict"] for row in found.values()} == {NOT_TRIED}
+    reasons = {row["reason"] for row in found.values()} - {found["settling"]["reason"]}
+    assert all("no CPU energy counter (RAPL)" in reason for reason in reasons)
+    assert "not tried" in words(path.with_suffix(".html").read_text())
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "not tried" in line]
+    assert line.startswith("cpu:0 tick, window, bound,") and "slowdown: not tried, no CPU energy counter" in line
+
+
+def test_cpu_packages_and_their_memory_are_certified_by_their_counters(monkeypatch, tmp_path):
+    monkeypatch.setattr(devices, "boards", list)
+    with rapl_tree(tmp_path / "powercap", [{"name": "package-0", "watts": 40.0, "dram_watts": 5.0}]) as rapl:
+        monkeypatch.setattr(sensors, "RAPL", (rapl.folder / "intel-rapl",))
+        monkeypatch.setattr(sensors, "rapl_problem", lambda: None)
+        (path,) = certify.certify(["cpu:0"], 12.0, tmp_path / "c", load=lambda board: Planned())
+    made = json.loads(path.read_text())
+    assert list(made["counters"]) == ["cpu:0", "dram:0"]
+    for device, watts in (("cpu:0", 40.0), ("dram:0", 5.0)):
+        found = promises(path, device)
+        assert found["window"]["value"] is not None and found["bound"]["value"] is not None
+        assert "RAPL reports no power" in found["cross-check"]["reason"]
+        windows = made["counters"][device]["windows"]["rows"]
+        assert windows and made["counters"][device]["tick"]["tick_s"] > 0.001
+        assert made["counters"][device]["tick"]["steady"]["step_j"] < watts
+    assert made["idle"]["idle"]["counter_w"] == pytest.approx(40, rel=0.1)
+
+
+def test_a_split_board_and_one_that_the_load_cannot_use_are_told_why(boards, tmp_path):
+    def load(board):
+        raise RuntimeError("no CUDA here")
+
+    boards({"mig": 1}, {"tick_ms": 20})
+    first, second, host = certify.certify([], 8.0, tmp_path, load=load)
+    assert all("MIG" in row["reason"] for row in promises(first).values())
+    found = promises(second)
+    assert found["lag"]["reason"] == "no load: no CUDA here" == found["cost"]["reason"]
+    assert json.loads(second.read_text())["counters"]["gpu:0" if first == second else "gpu:1"]["tick"]["tick_s"] < 0.03
+    assert host.name == "cpu:0.json"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--device", "gpu:7"], "--device: unknown device 'gpu:7'; allowed: cpu:0"),
+        (["--budget-s", "0"], "--budget-s 0: expected a number of seconds above 0"),
+        (["--budget-s", "nan"], "--budget-s nan: expected"),
+        (["--read", "nowhere.gz"], "nowhere.gz: No such file or directory"),
+        (["--read", "x", "--device", "cpu:0"], "--read repeats an analysis"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(monkeypatch, capsys, arguments, told):
+    monkeypatch.setattr(devices, "boards", list)
+    assert cli.main(["certify", *arguments]) == 2
+    said = capsys.readouterr().err
+    assert told in said and said.count("\n") == 1
+
+
+def test_readings_of_another_shape_are_refused_in_one_line(tmp_path, capsys):
+    path = tmp_path / "x.readings.jsonl.gz"
+    readings.append(path, {"format": readings.FORMAT, "version": readings.VERSION, "devices": [{}]})
+    assert cli.main(["certify", "--read", str(path)]) == 2
+    assert "no readings of a certificate: KeyError" in capsys.readouterr().err
+
+
+def test_a_python_that_draws_nothing_still_leaves_the_certificate(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(devices, "boards", list)
+    monkeypatch.delitem(sys.modules, "joulesweep.certificate_page", raising=False)
+    monkeypatch.delattr("joulesweep.certificate_page", raising=False)
+    monkeypatch.setitem(sys.modules, "altair", None)
+    (path,) = certify.certify([], None, tmp_path / "c")
+    assert path.exists() and not path.with_suffix(".html").exists()
+    assert "no page: this Python has no altair" in capsys.readouterr().out
+
+
+def test_a_folder_that_cannot_be_written_is_told(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(devices, "boards", list)
+    (tmp_path / "file").write_text("")
+    assert cli.main(["certify", "--out", str(tmp_path / "file")]) == 2
+    assert "file" in capsys.readouterr().err
+
+
+def test_the_load_works_as_long_as_it_is_asked_to():
+    load = certify.Child(None)
+    try:
+        assert load.described()["product"] == "512 × 512 float32"
+        load.begin(0.4, None)
+        steady = load.end(60)
+        load.begin(0.4, 0.2)
+        half = load.end(60)
+    finally:
+        load.close()
+    for done in (steady, half):
+        assert done["ended_s"] - done["began_s"] >= 0.4 and done["num_products"] > 0
+    with pytest.raises(RuntimeError, match="has ended"):
+        load.begin(1.0, None)
+
+
+def test_a_load_that_cannot_start_says_why(monkeypatch):
+    board = devices.Board(index=0, uuid="GPU-1", name="x", memory_bytes=None, has_counter=True, mig=False)
+    load = certify.Child(board)
+    try:
+        with pytest.raises(RuntimeError, match=r"CUDA|cuda|NVIDIA"):
+            load.described()
+        monkeypatch.setattr(load, "_answer", lambda limit_s: {"uuid": "2"})
+        with pytest.raises(RuntimeError, match="PyTorch computes on GPU 2, not on GPU-1"):
+            load.described()
+    finally:
+        load.close()
+
+
+def test_nobody_measures_at_the_same_time(monkeypatch, tmp_path, boards):
+    boards({})
+    held = []
+
+    def measure(subject, budget_s, write, clock, say):
+        lock = certify.lease.acquire(devices.boards()[0].uuid, certify.lease.EXCLUSIVE)
+        held.append(lock)
+
+    monkeypatch.setattr(certify.blocks, "measure", measure)
+    certify.certify(["gpu:0"], 1.0, tmp_path)
+    assert held == [None], "the board's lock is taken"
+
+
+def test_a_device_may_be_named_by_its_uuid_and_is_certified_once(boards, tmp_path):
+    fake = boards({}, {})
+    found = certify.chosen([fake.boards[1]["uuid"], "gpu:1"], lambda board: Planned())
+    assert [target.device for target in found] == ["gpu:1"]
+    with pytest.raises(UserError, match="did you mean"):
+        certify.chosen(["gpu:2"], lambda board: Planned())
+
+
+def test_a_run_cites_what_was_certified_in_the_same_place(monkeypatch, tmp_path):
+    monkeypatch.setattr(devices, "boards", list)
+    assert cli.main(["certify"]) == 0
+    (row,) = environment.describe(1)["certificates"]
+    path = certificate.place(certificate.HOST)
+    assert path.exists() and row["digest"] == certificate.digest(path.read_bytes())
+    assert len(row["not_tried"]) == 11 and row["fails"] == []
