@@ -429,3 +429,21 @@ def test_where_the_first_layers_fail_the_whole_model_is_asked(corpus, monkeypatc
     assert fit.refusal(core, corpus, layout("packed")) is None
     core.first_position += 1
     assert "packed" in fit.refusal(core, corpus, layout("packed"))
+
+
+def test_a_step_is_tried_on_the_first_layers_unless_none_of_them_trains(corpus):
+    core, seen = deep(), []
+    core.model.bert.encoder.register_forward_hook(lambda module, *_: seen.append(len(module.layer)))
+    assert fit.step_refusal(core, corpus, layout()) is None
+    assert seen == [2]
+    core.requires_grad_(False)
+    core.model.bert.encoder.layer[5].requires_grad_(True)
+    assert fit.step_refusal(core, corpus, layout()) is None
+    assert seen == [2, 2, 6]
+    assert all(parameter.grad is None for parameter in core.parameters())
+
+
+def test_a_layer_of_its_own_kind_that_has_no_gradient_is_found_out(corpus):
+    core = deep()
+    core.model.bert.encoder.layer[4].register_forward_hook(lambda module, args, out: Failing.apply(out))
+    assert fit.step_refusal(core, corpus, layout()) == "a training step: this model fails: RuntimeError: no gradient"
