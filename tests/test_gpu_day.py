@@ -18,7 +18,7 @@ import tiny_run
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from benchmarks import gpu_common, gpu_day, gpu_items, gpu_pack, gpu_page, gpu_runs
+from benchmarks import gpu_common, gpu_day, gpu_items, gpu_pack, gpu_page, gpu_plan, gpu_results, gpu_runs
 from benchmarks.gpu_common import Job, Pack
 from joulesweep import devices
 
@@ -45,7 +45,7 @@ def item(letter, *pieces, **changes):
     """An item of pieces (name, what it does, entries)."""
     made = [{"piece": name, "do": do, **(entries[0] if entries else {})} for name, do, *entries in pieces]
     given = {"about": "faults", "seconds": 1, "small_s": 1, "piece_s": LONG_S, "module": "gpu_faults", **changes}
-    return gpu_day.Item(letter=letter, pieces=lambda accelerator: [dict(piece) for piece in made], **given)
+    return gpu_plan.Item(letter=letter, pieces=lambda accelerator: [dict(piece) for piece in made], **given)
 
 
 def answered(day, letter):
@@ -127,10 +127,10 @@ def test_a_line_that_was_cut_off_costs_no_other_line(tmp_path):
 
 
 def test_the_plan_fits_into_its_budget_and_every_piece_has_a_name_of_its_own():
-    assert sum(item.seconds for item in gpu_day.PLAN) == gpu_day.BUDGET_S
-    assert sum(item.small_s for item in gpu_day.PLAN) == 60
-    assert [item.letter for item in gpu_day.PLAN] == list("abcdefghi")
-    for plan in gpu_day.PLAN:
+    assert sum(item.seconds for item in gpu_plan.PLAN) == gpu_plan.BUDGET_S
+    assert sum(item.small_s for item in gpu_plan.PLAN) == 60
+    assert [item.letter for item in gpu_plan.PLAN] == list("abcdefghi")
+    for plan in gpu_plan.PLAN:
         for accelerator in gpu_common.SCALES:
             pieces = plan.pieces(accelerator)
             assert pieces and len({piece["piece"] for piece in pieces}) == len(pieces)
@@ -285,11 +285,11 @@ def test_joules_of_a_traced_item_are_those_of_the_board(day, tmp_path):
     gpu_pack.write_model(day.pack.model("bert"), "bert")
     environ = made.environment(PYTHONPATH=str(tiny_run.REPOSITORY), XDG_CACHE_HOME=str(tmp_path / "cache"))
     day = gpu_day.Day(**{**vars(day), "boards": [board], "environ": environ})
-    piece = gpu_day.speeds("cpu")[0]
+    piece = gpu_plan.speeds("cpu")[0]
     piece["spec"]["min_seconds"] = 2.0
-    traced = gpu_day.Item(letter="d", about="", seconds=1, small_s=1, pieces=lambda accelerator: [piece], traced=True)
+    traced = gpu_plan.Item(letter="d", about="", seconds=1, small_s=1, pieces=lambda accelerator: [piece], traced=True)
     gpu_day.carry_out([traced], day, LONG_S)
-    (row,) = gpu_page.speeds(gpu_page.Results(tmp_path))
+    (row,) = gpu_results.speeds(gpu_results.Results(tmp_path))
     joules = row["joules"]
     assert (joules["status"], joules["doubt"]) == ("measured", None), joules
     assert row["j_per_text"] * row["texts_per_s"] == pytest.approx(300.0, rel=0.1)  # watts: the saw's mean
@@ -385,7 +385,7 @@ def test_every_piece_of_every_item_is_answered_and_nothing_fails(whole):
     rows = list(gpu_common.rows(whole / gpu_common.RESULTS))
     log = (whole / gpu_common.LOG).read_text(encoding="utf-8", errors="replace")
     assert [row for row in rows if row["status"] == "failed"] == [], log[-3000:]
-    for item in gpu_day.PLAN:
+    for item in gpu_plan.PLAN:
         found = pieces(whole, item.letter)
         assert {piece["piece"] for piece in item.pieces("cpu")} <= set(found)
         ended = next(row for row in rows if row["item"] == item.letter and row["piece"] is None)
@@ -467,9 +467,9 @@ def test_what_comes_back_is_little_and_plainly_named(whole):
 
 @pytest.mark.slow
 def test_the_miniature_makes_a_page_that_claims_nothing_of_a_gpu(whole, tmp_path):
-    page = gpu_page.write(whole, tmp_path)
+    page = gpu_page.write(gpu_results.Results(whole), tmp_path)
     text = page.read_text(encoding="utf-8")
     assert gpu_page.MINIATURE in text
     goals = json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))["goals"]
     assert {goal["verdict"] for goal in goals} == {"not tried"}
-    assert len(goals) == len(gpu_page.GOALS)
+    assert len(goals) == len(gpu_results.GOALS)

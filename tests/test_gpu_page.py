@@ -6,8 +6,9 @@ import json
 
 import pytest
 
-from benchmarks import gpu_common, gpu_page, gpu_trace
+from benchmarks import gpu_common, gpu_page, gpu_results, gpu_trace
 from joulesweep.devices import Board
+from joulesweep.errors import UserError
 from joulesweep.trace import Series, Trace
 
 BOARD = Board(
@@ -77,7 +78,7 @@ class Folder:
         self.add(item, piece, measurement={**measured, "startup_s": 1.0}, span=found["span"], spec=spec)
 
     def goals(self):
-        return {goal.name: goal for goal in gpu_page.goals(gpu_page.Results(self.path))}
+        return {goal.name: goal for goal in gpu_results.goals(gpu_results.Results(self.path))}
 
 
 @pytest.fixture
@@ -85,7 +86,7 @@ def folder(tmp_path):
     return Folder(tmp_path)
 
 
-TRAINER, FLOOR, METERING, CERTIFICATE = (gpu_page.GOALS[i][0] for i in (0, 2, 4, 5))
+TRAINER, FLOOR, METERING, CERTIFICATE = (gpu_results.GOALS[i][0] for i in (0, 2, 4, 5))
 
 
 def test_without_measurements_no_goal_fails(folder):
@@ -156,7 +157,7 @@ def test_a_certificate_holds_where_nothing_that_was_tried_fails(folder, verdicts
 
 def test_joules_are_judged_by_the_readings_that_were_written_down(folder):
     folder.speed(256, 0.4)
-    (row,) = gpu_page.speeds(gpu_page.Results(folder.path))
+    (row,) = gpu_results.speeds(gpu_results.Results(folder.path))
     assert row["joules"]["status"] == "measured" and row["joules"]["doubt"] is None
     assert abs(row["joules"]["energy_j"] - WATTS * 4.0) <= row["joules"]["error_j"] < 0.1 * WATTS * 4.0
     assert row["j_per_text"] == pytest.approx(WATTS * 4.0 / (400 * 256), rel=0.05)
@@ -169,7 +170,7 @@ def test_precisions_are_compared_with_fp32_at_the_same_batch_size_in_plain_train
     folder.speed(256, 0.1, precision="fp16-mixed", **plain)  # without an fp32 of its size
     folder.speed(32, 0.1, precision="fp16-mixed", **plain)
     folder.speed(32, 0.1, precision="tf32")  # not plain
-    found = gpu_page.against_fp32(gpu_page.speeds(gpu_page.Results(folder.path)))
+    found = gpu_results.against_fp32(gpu_results.speeds(gpu_results.Results(folder.path)))
     assert [(row["batch_size"], row["precision"]) for row in found] == [(32, "fp16-mixed")]
     assert found[0]["speed"] == found[0]["memory"] == pytest.approx(1.0)
 
@@ -178,7 +179,7 @@ def test_the_page_says_what_was_not_tried_and_what_failed(folder, tmp_path):
     folder.speed(256, 0.2)
     folder.add("b", "bert graph packed fp32", status="failed", reason="CUDA error: x | y")
     folder.add("b", "bert eager packed fp32", apart=3e-5, allowed=1e-5, agrees=False)
-    page = gpu_page.write(folder.path, tmp_path / "to")
+    page = gpu_page.write(gpu_results.Results(folder.path), tmp_path / "to")
     assert page.name == "gpu_day_nvidia-h200-2026-11-29.md"
     text = page.read_text(encoding="utf-8")
     assert "| bert graph packed | failed [1] |" in text and "1. CUDA error: x | y" in text
@@ -201,3 +202,10 @@ def test_what_was_read_is_a_trace_again(folder):
     assert len(trace.times_s) == len(trace.series["gpu:0"].energy_j) == 400
     assert trace.energy_between("gpu:0", 2.0, 12.0) == pytest.approx(WATTS * 10.0, rel=0.03)
     assert trace.mean_power_w("gpu:0", 2.0, 12.0) == pytest.approx(WATTS)
+
+
+def test_results_of_another_version_are_told_in_one_line(folder, tmp_path):
+    folder.add("b", "bert eager packed fp32", unknown=1)
+    with pytest.raises(UserError, match="results of another version of this program: KeyError"):
+        gpu_page.write(gpu_results.Results(folder.path), tmp_path / "to")
+    assert not (tmp_path / "to").exists()
