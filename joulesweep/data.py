@@ -323,7 +323,7 @@ class Layout:
         max_length: tokens per text at most.
         max_target_length: tokens per target of an encoder-decoder at most.
         head: "masked" computes the head at predicted positions only, "dense" everywhere.
-        scattered: DataParallel will scatter the rows: predicted positions are then found behind it.
+        parts: GPUs over which DataParallel will scatter the rows: predicted places are then those of each part.
         few_shapes: packed rows are filled up with empty ones, see `round_up`.
     """
 
@@ -333,7 +333,7 @@ class Layout:
     max_length: int
     max_target_length: int = 64
     head: str
-    scattered: bool = False
+    parts: int = 1
     few_shapes: bool = False
 
 
@@ -346,9 +346,10 @@ class Batch:
         segments: int64 [rows, length], the number of the text, from 1; 0 where a row is filled up.
         position_ids: int64 [rows, length], counted from 0 in each text; None where each row is one text.
         answers: int64 [rows, length], of an encoder-decoder [rows, target length]: `IGNORED` where nothing is
-            predicted; or [chosen] if positions were chosen.
+            predicted; or as many as positions were chosen.
         chosen: int64 [chosen], places in the flattened rows that are predicted; filled up (`round_up`)
-            with places whose answer is `IGNORED`. None with a dense head, and with scattered rows.
+            with places whose answer is `IGNORED`. None with a dense head. Of rows that will be scattered
+            [rows, chosen per row], see `_choose_in_parts`.
         target_ids: int64 [rows, target length], what an encoder-decoder writes; else None.
         counts: what the pass computes; see `units.COUNTED`.
     """
@@ -426,14 +427,13 @@ def _collate(corpus: Corpus, shown: Labelled, texts: torch.Tensor, layout: Layou
     written = rows if corpus.targets is None else _Rows(corpus.targets, texts, layout, layout.max_target_length)
     labels = written.fill(shown.labels[written.source], IGNORED) if counted else torch.full(written.shape, IGNORED)
     num_predicted = int((labels != IGNORED).sum())
-    masked_head = layout.head == "masked"
-    chosen, answers = _choose(labels) if masked_head and not layout.scattered else (None, labels)
+    chosen, answers = _choose(labels, layout.parts) if layout.head == "masked" else (None, labels)
     counts = {
         "num_texts": len(texts) * counted,
         "num_tokens": int(rows.lengths.sum()) * counted,
         "num_padded_tokens": rows.shape[0] * rows.shape[1],
         "num_predicted": num_predicted,
-        "num_head_positions": num_predicted if masked_head and layout.scattered else answers.numel(),
+        "num_head_positions": answers.numel(),
         "num_token_pairs": int((rows.lengths**2).sum()) * counted,
         "num_padded_token_pairs": rows.shape[0] * rows.shape[1] ** 2,
     }
@@ -457,10 +457,31 @@ def _collate(corpus: Corpus, shown: Labelled, texts: torch.Tensor, layout: Layou
     )
 
 
-def _choose(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _choose(labels: torch.Tensor, parts: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The predicted places of flattened rows and their answers, filled up to few different lengths."""
+    if parts > 1:
+        return _choose_in_parts(labels, parts)
     chosen = torch.nonzero(labels.flatten() != IGNORED).flatten()
-    missing = round_up(len(chosen), CHOSEN_MULTIPLE) - len(chosen)
+    return _filled(labels, chosen, round_up(len(chosen), CHOSEN_MULTIPLE))
+
+
+def _choose_in_parts(labels: torch.Tensor, parts: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same for rows that DataParallel scatters, which cuts every tensor along its rows.
+
+    Each part's places, counted in the part, stand in as many rows as the part has, [rows, width]: else every replica
+    would have to look for them, and wait for its GPU to know how many there are.
+    """
+    shares = labels.chunk(parts)
+    places = [torch.nonzero(share.flatten() != IGNORED).flatten() for share in shares]
+    width = max(1, *(math.ceil(len(own) / len(share)) for own, share in zip(places, shares, strict=True)))
+    filled = [_filled(share, own, len(share) * width) for own, share in zip(places, shares, strict=True)]
+    chosen, answers = (torch.cat(tensors).view(-1, width) for tensors in zip(*filled, strict=True))
+    return chosen, answers
+
+
+def _filled(labels: torch.Tensor, chosen: torch.Tensor, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Places and their answers, filled up to a number of them."""
+    missing = number - len(chosen)
     answers = torch.nn.functional.pad(labels.flatten()[chosen], (0, missing), value=IGNORED)
     return torch.nn.functional.pad(chosen, (0, missing)), answers
 

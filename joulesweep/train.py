@@ -40,7 +40,17 @@ from joulesweep.model import Unfit
 from joulesweep.record import write_json
 from joulesweep.scoring import save, score
 from joulesweep.spec import RunSpec, from_mapping
-from joulesweep.trainer import Place, Start, Stop, Trainer, assemble, learning_rate, measured_boards, prepare_process
+from joulesweep.trainer import (
+    Place,
+    Start,
+    Stop,
+    Trainer,
+    assemble,
+    learning_rate,
+    measured_boards,
+    prepare_process,
+    read_counters,
+)
 from joulesweep.units import COUNTED
 
 
@@ -73,7 +83,7 @@ def train(
     idle = _idle(spec, place)
     epochs = [{"epoch": 0, "elapsed_s": 0.0, "cpu_s": 0.0, "num_steps": 0, **score(trainer)}]
     memory.give_back(place.device)
-    peaks = memory.Peaks(place.device, spec.devices if trainer.layout.scattered else 1)
+    peaks = memory.Peaks(place.device, trainer.layout.parts)
     start = _warm_up(trainer, peaks)
     startup_s = time.monotonic() - began_s
 
@@ -98,6 +108,7 @@ def train(
     span["clock_step_s"] = meter.clock_step_s
     measurement = {"total_window_s": meter.window_s, "num_passes": num_passes, "energy": meter.rows(), "span": span}
     measurement |= {"cpu_s": cpu_s, "startup_s": startup_s, "peak_memory": peaks.peak()}
+    read_counters(phases)
     measurement |= {"phases": adaptive.described(trainer, phases), "num_steps": trainer.num_steps}
     for name in ("num_skipped_steps", *COUNTED):
         measurement[name] = sum(phase[name] for phase in phases if phase["kind"] == "training")
@@ -128,13 +139,14 @@ def _run_epochs(trainer: Trainer) -> Iterator[tuple[int, int]]:
     bar = tqdm(total=num_steps, unit="step", mininterval=1.0, disable=trainer.place.rank != 0, file=sys.stderr)
     for epoch in range(1, math.ceil(num_steps / trainer.steps_per_epoch) + 1):
         _begin(trainer, epoch)
+        begun = len(trainer.losses)
         for batches, num_predicted in itertools.islice(trainer.batches(epoch), num_steps - step):
             trainer.losses.append(_step(trainer, batches, num_predicted, learning_rate(trainer.spec, step, num_steps)))
             trainer.count(batches)
             step += 1
             bar.update()
         trainer.place.synchronize()
-        _check_finite(trainer, step)
+        _check_finite(trainer.place, trainer.losses[begun:], step)
         trainer.close_epoch()
         yield epoch, step
     bar.close()
@@ -193,10 +205,10 @@ def _clip(trainer: Trainer, max_norm: float) -> None:
     torch.nn.utils.clip_grad_norm_(trainer.core.parameters(), max_norm, foreach=True)
 
 
-def _check_finite(trainer: Trainer, step: int) -> None:
-    """All ranks stop together."""
-    bad = (~torch.isfinite(torch.stack(trainer.losses))).any().to(torch.float32)
-    if trainer.place.reduced(bad, largest=True).item():
+def _check_finite(place: Place, losses: Sequence[torch.Tensor], step: int) -> None:
+    """Of an epoch's losses, the device being idle. All ranks stop together."""
+    bad = (~torch.isfinite(torch.stack(list(losses)))).any().to(torch.float32)
+    if place.reduced(bad, largest=True).item():
         raise Stop("diverged", f"the loss was not finite by step {step}")
 
 

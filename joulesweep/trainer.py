@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,10 @@ class Place:
         return values
 
 
+#: Parameters, and how many optimizer steps each has taken, one tensor [parameters].
+Counters = tuple[list[torch.Tensor], torch.Tensor]
+
+
 @dataclass(kw_only=True)
 class Trainer:
     """Everything the loop needs.
@@ -81,9 +85,8 @@ class Trainer:
         selector: of a method that chooses tensors while it trains, else None.
         phases: of the training, in order: spans in which the same tensors trained or were rated. Each is a row of the
             record: kind "training" or "rating", the epoch that it began with, num_steps, the counts of
-            `units.COUNTED`, and what `adaptive.choose` said of its choice.
+            `units.COUNTED`, and what `adaptive.choose` said of its choice. Until `read_counters` also `taken`.
         began_s: when the present phase began, on the monotonic clock.
-        taken: with loss scaling, the optimizer steps that each tensor had taken when the phase began.
         graphed: replays the step, with engine graph.
         losses: loss of every step on this rank's share, kept on the device until the window has closed.
     """
@@ -103,7 +106,6 @@ class Trainer:
     phases: list[dict[str, Any]] = field(default_factory=list)
     graphed: engine.GraphedStep | None = None
     losses: list[torch.Tensor] = field(default_factory=list)
-    taken: dict[torch.Tensor, int] = field(default_factory=dict)
     began_s: float = 0.0
 
     @property
@@ -130,9 +132,9 @@ class Trainer:
     def open_phase(self, kind: str, epoch: int, **more: Any) -> None:  # noqa: ANN401 - entries of a record
         """Count into a new phase from here on."""
         counts = dict.fromkeys(("num_steps", "num_skipped_steps", *COUNTED), 0)
-        self.phases.append({"kind": kind, "epoch": epoch, "elapsed_s": 0.0, **counts, **more})
+        taken = [self._steps_taken()] * 2
+        self.phases.append({"kind": kind, "epoch": epoch, "elapsed_s": 0.0, **counts, **more, "taken": taken})
         self.began_s = time.monotonic()
-        self.taken = self._steps_taken()
 
     def count(self, batches: Sequence[data.Batch]) -> None:
         """Add a step's batches to the present phase."""
@@ -143,23 +145,32 @@ class Trainer:
                 phase[name] += batch.counts[name]
 
     def close_epoch(self) -> None:
-        """Note the seconds of the present phase so far, and the steps that loss scaling left out.
-
-        The device is idle. AdamW's own counter does not advance in steps that are left out.
-        """
+        """Note the seconds of the present phase so far, the device being idle, and the steps that were taken."""
         self.phases[-1]["elapsed_s"] = time.monotonic() - self.began_s
-        if self.scaler.is_enabled() and self.phases[-1]["kind"] == "training":
-            advanced = (steps - self.taken.get(parameter, 0) for parameter, steps in self._steps_taken().items())
-            self.phases[-1]["num_skipped_steps"] = self.phases[-1]["num_steps"] - max(advanced, default=0)
+        self.phases[-1]["taken"][1] = self._steps_taken()
 
-    def _steps_taken(self) -> dict[torch.Tensor, int]:
-        states = self.optimizer.state.items() if self.scaler.is_enabled() else ()  # else without waiting for the device
-        return {parameter: int(state["step"]) for parameter, state in states}
+    def _steps_taken(self) -> Counters:
+        """AdamW's counters now, left on the device; none where no step is left out."""
+        states = self.optimizer.state if self.scaler.is_enabled() else {}
+        counters = [state["step"] for state in states.values()]
+        return list(states), torch.stack(counters) if counters else torch.empty(0)
 
     @property
     def layout(self) -> data.Layout:
         """How this process's texts are laid out."""
         return layout(self.spec)
+
+
+def read_counters(phases: Sequence[dict[str, Any]]) -> None:
+    """Turn AdamW's counters at the begin and the end of each phase into num_skipped_steps, once the window has closed.
+
+    They do not advance in steps that loss scaling leaves out.
+    """
+    for phase in phases:
+        before, after = (dict(zip(names, steps.tolist(), strict=True)) for names, steps in phase.pop("taken"))
+        if after and phase["kind"] == "training":
+            advanced = max(steps - before.get(parameter, 0) for parameter, steps in after.items())
+            phase["num_skipped_steps"] = phase["num_steps"] - int(advanced)
 
 
 def layout(spec: RunSpec) -> data.Layout:
@@ -173,7 +184,7 @@ def layout(spec: RunSpec) -> data.Layout:
         max_length=spec.max_length,
         max_target_length=spec.max_target_length,
         head=spec.head,
-        scattered=num_devices > 1,
+        parts=num_devices,
         few_shapes=spec.engine == "graph",
     )
 
@@ -281,7 +292,9 @@ def _prepare(core: LanguageModel, corpus: data.Corpus, spec: RunSpec, place: Pla
         Unfit: it cannot be trained so.
     """
     core.to(place.device)
-    _check(fit.refusal(core, corpus, layout(spec)))
+    laid = replace(layout(spec), parts=1)  # tried on one device
+    core.mask_form = fit.mask_form(core, corpus, laid)
+    _check(fit.refusal(core, corpus, laid))
     precision.cast(core, spec.precision)
     if spec.checkpoint_activations:
         model: Any = core.model
@@ -292,7 +305,7 @@ def _prepare(core: LanguageModel, corpus: data.Corpus, spec: RunSpec, place: Pla
     work = flops.described(core, spec.devices if spec.strategy == "fsdp" else 1)
     if spec.accelerator == "cpu" and spec.engine == "eager" and precision.computes_in_fp32(spec.precision):
         kernels.adopt(core)
-    _check(fit.step_refusal(core, corpus, layout(spec)))
+    _check(fit.step_refusal(core, corpus, laid))
     return work
 
 

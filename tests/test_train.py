@@ -213,9 +213,8 @@ def test_ranks_stop_together_when_the_loss_of_one_is_not_finite(monkeypatch, own
         bad.fill_(max(bad.item(), others))
 
     monkeypatch.setattr(train.dist, "all_reduce", all_reduce)
-    trainer = SimpleNamespace(losses=[torch.tensor(1.0), torch.tensor(own)], place=place_of(0, 2))
     with pytest.raises(train.Stop) if stops else contextlib.nullcontext():
-        train._check_finite(trainer, 2)
+        train._check_finite(place_of(0, 2), [torch.tensor(1.0), torch.tensor(own)], 2)
 
 
 def test_the_idle_baseline_is_a_rest_before_the_window(run):

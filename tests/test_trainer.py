@@ -159,14 +159,14 @@ def test_only_a_gpu_is_waited_for(monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({}, {"size": 16, "micro": None, "scattered": False}),
-        ({"micro_batch_size": 4}, {"size": 16, "micro": 4, "scattered": False}),
-        ({"strategy": "dp", "devices": 2, "micro_batch_size": 4}, {"size": 16, "micro": 8, "scattered": True}),
-        ({"strategy": "dp", "devices": 2}, {"size": 16, "micro": None, "scattered": True}),
-        ({"strategy": "ddp", "devices": 2, "micro_batch_size": 4}, {"size": 16, "micro": 4, "scattered": False}),
+        ({}, {"size": 16, "micro": None, "parts": 1}),
+        ({"micro_batch_size": 4}, {"size": 16, "micro": 4, "parts": 1}),
+        ({"strategy": "dp", "devices": 2, "micro_batch_size": 4}, {"size": 16, "micro": 8, "parts": 2}),
+        ({"strategy": "dp", "devices": 2}, {"size": 16, "micro": None, "parts": 2}),
+        ({"strategy": "ddp", "devices": 2, "micro_batch_size": 4}, {"size": 16, "micro": 4, "parts": 1}),
         (
             {"strategy": "fsdp", "devices": 2, "batch_size_scope": "per_device"},
-            {"size": 32, "micro": None, "scattered": False},
+            {"size": 32, "micro": None, "parts": 1},
         ),
         *[(given, given) for given in ({"batching": "packed"}, {"head": "dense"}, {"max_length": 11})],
     ],
