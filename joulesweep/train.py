@@ -3,6 +3,9 @@
     process   | imports · model · data | idle | score | warm-up, undone | training, perhaps repeated | score, save |
     window    |                        |      |       |                 |############################|             |
 
+What else happens in the window is copying weights: after each epoch but the last one, to be scored later, and back
+before a repetition. It is done in memory that was set aside before, and counted apart (`weights_s`).
+
 The first pass through the training is the real one. Where it is shorter than the spec's min_seconds it is repeated
 inside the window, from the same start, and what the repetitions learn is thrown away: joules are per pass.
 
@@ -19,7 +22,6 @@ import contextlib
 import gc
 import itertools
 import json
-import math
 import os
 import re
 import sys
@@ -88,24 +90,30 @@ def train(
     startup_s = time.monotonic() - began_s
 
     kept: list[memory.Weights] = []
+    for _ in range(trainer.num_epochs):
+        kept.append(memory.room_for(trainer.core, kept))
+    weights_s, num_passes = 0.0, 1
     place.barrier()
     began_cpu_s = time.process_time()
     with meter.window():
         for epoch, num_steps in _run_epochs(trainer):
-            peaks.note([start.weights, *kept] if start else kept)
-            kept.append(memory.copy_weights(trainer.core, kept))
             elapsed_s, cpu_s = time.monotonic() - meter.begin_s, time.process_time() - began_cpu_s
             epochs.append({"epoch": epoch, "elapsed_s": elapsed_s, "cpu_s": cpu_s, "num_steps": num_steps})
+            peaks.note([start.weights, *kept] if start else kept)
+            if epoch < trainer.num_epochs:
+                weights_s += _keep(trainer, kept[epoch - 1])
         losses, trainer.losses = trainer.losses, []
         phases = trainer.phases
-        num_passes = 1
         while start and _is_short(trainer, time.monotonic() - meter.begin_s):
-            _repeat(trainer, start)
+            weights_s += _keep(trainer, kept[-1]) if num_passes == 1 else 0.0
+            weights_s += _repeat(trainer, start)
             num_passes += 1
         place.barrier()
+    if num_passes == 1:  # the last weights are there still: copying them is no part of the window
+        _keep(trainer, kept[-1])
     cpu_s = (time.process_time() - began_cpu_s) / num_passes
     span = {"begin_s": meter.begin_s, "end_s": meter.end_s, "meter_s": meter.calls_s, **idle}
-    span["clock_step_s"] = meter.clock_step_s
+    span |= {"clock_step_s": meter.clock_step_s, "weights_s": weights_s}
     measurement = {"total_window_s": meter.window_s, "num_passes": num_passes, "energy": meter.rows(), "span": span}
     measurement |= {"cpu_s": cpu_s, "startup_s": startup_s, "peak_memory": peaks.peak()}
     read_counters(phases)
@@ -137,7 +145,7 @@ def _run_epochs(trainer: Trainer) -> Iterator[tuple[int, int]]:
     trainer.phases = []
     trainer.core.train()
     bar = tqdm(total=num_steps, unit="step", mininterval=1.0, disable=trainer.place.rank != 0, file=sys.stderr)
-    for epoch in range(1, math.ceil(num_steps / trainer.steps_per_epoch) + 1):
+    for epoch in range(1, trainer.num_epochs + 1):
         _begin(trainer, epoch)
         begun = len(trainer.losses)
         for batches, num_predicted in itertools.islice(trainer.batches(epoch), num_steps - step):
@@ -247,7 +255,7 @@ def _meet_every_shape(trainer: Trainer) -> None:
             lambda inputs, factor: _forward_backward_update(trainer, inputs, factor), trainer.place.device
         )
     met: set[engine.Shapes] = set()
-    for epoch in range(1, math.ceil(trainer.num_steps / trainer.steps_per_epoch) + 1):
+    for epoch in range(1, trainer.num_epochs + 1):
         num_left = trainer.num_steps - (epoch - 1) * trainer.steps_per_epoch
         for batches, num_predicted in itertools.islice(trainer.batches(epoch), num_left):
             shapes = engine.shapes([batch.tensors for batch in batches])
@@ -263,11 +271,25 @@ def _is_short(trainer: Trainer, elapsed_s: float) -> bool:
     return trainer.place.reduced(seconds, largest=True).item() < trainer.spec.min_seconds
 
 
-def _repeat(trainer: Trainer, start: Start) -> None:
-    """The same training once more, from the same start; nothing of it is kept."""
+def _keep(trainer: Trainer, weights: memory.Weights) -> float:
+    """Copy the weights to where they are kept, the device being idle. Returns the seconds, which are no phase's."""
+    began_s = time.monotonic()
+    memory.fill(weights, trainer.core)
+    trainer.place.synchronize()
+    copied_s = time.monotonic() - began_s
+    trainer.began_s += copied_s
+    return copied_s
+
+
+def _repeat(trainer: Trainer, start: Start) -> float:
+    """The same training once more, from the same start; nothing of it is kept. Returns seconds of going back there."""
+    began_s = time.monotonic()
     start.restore(trainer)
+    trainer.place.synchronize()
+    restored_s = time.monotonic() - began_s
     for _ in _run_epochs(trainer):
         trainer.losses.clear()
+    return restored_s
 
 
 def _idle(spec: RunSpec, place: Place) -> dict[str, float]:

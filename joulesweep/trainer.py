@@ -86,7 +86,7 @@ class Trainer:
         phases: of the training, in order: spans in which the same tensors trained or were rated. Each is a row of the
             record: kind "training" or "rating", the epoch that it began with, num_steps, the counts of
             `units.COUNTED`, and what `adaptive.choose` said of its choice. Until `read_counters` also `taken`.
-        began_s: when the present phase began, on the monotonic clock.
+        began_s: when the present phase began, on the monotonic clock, and since when weights were copied the later.
         graphed: replays the step, with engine graph.
         losses: loss of every step on this rank's share, kept on the device until the window has closed.
     """
@@ -117,6 +117,11 @@ class Trainer:
     def num_steps(self) -> int:
         """Optimizer steps of the whole training."""
         return self.spec.max_steps or (self.spec.epochs or 0) * self.steps_per_epoch
+
+    @property
+    def num_epochs(self) -> int:
+        """Passes over the training texts that the training begins."""
+        return math.ceil(self.num_steps / self.steps_per_epoch)
 
     def batches(self, epoch: int) -> Iterator[tuple[list[data.Batch], int]]:
         """The steps of an epoch, as `data.steps` gives them."""
