@@ -337,6 +337,10 @@ class Layout:
     few_shapes: bool = False
 
 
+#: Of a batch, in the order of the arguments of `model.LanguageModel.forward`.
+TENSORS = ("input_ids", "segments", "answers", "position_ids", "chosen", "target_ids")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Batch:
     """What one forward pass on one rank gets.
@@ -364,8 +368,14 @@ class Batch:
 
     @property
     def tensors(self) -> list[torch.Tensor | None]:
-        """The arguments of `model.LanguageModel.forward`, in its order."""
-        return [self.input_ids, self.segments, self.answers, self.position_ids, self.chosen, self.target_ids]
+        """What `TENSORS` names."""
+        return [getattr(self, name) for name in TENSORS]
+
+    def pinned(self) -> Batch:
+        """The same in host memory from which a GPU copies by itself, while the host goes on."""
+        tensors = zip(TENSORS, self.tensors, strict=True)
+        pinned: dict[str, Any] = {name: tensor.pin_memory() for name, tensor in tensors if tensor is not None}
+        return replace(self, **pinned)
 
     def on(self, device: torch.device) -> list[Any]:
         """The same on a device."""
@@ -509,20 +519,29 @@ def pack(lengths: torch.Tensor, capacity: int) -> tuple[torch.Tensor, torch.Tens
     Returns:
         Row and first column of each text, both int64 [texts].
     """
-    row, column = torch.empty_like(lengths), torch.empty_like(lengths)
+    texts = lengths.argsort(descending=True, stable=True)
+    sizes, counts = torch.unique_consecutive(lengths[texts], return_counts=True)
     rows_by_room: list[list[int]] = [[] for _ in range(capacity + 1)]
     num_rows = 0
-    placed: list[tuple[int, int, int]] = []
-    sizes = lengths.tolist()
-    for text in sorted(range(len(sizes)), key=sizes.__getitem__, reverse=True):
-        size = sizes[text]
-        room = next((room for room in range(size, capacity) if rows_by_room[room]), capacity)
-        if room == capacity:
-            index, num_rows = num_rows, num_rows + 1
-        else:
-            index = rows_by_room[room].pop()
-        rows_by_room[room - size].append(index)
-        placed.append((text, index, capacity - room))
-    texts, rows, columns = (torch.tensor(values) for values in zip(*placed, strict=True))
-    row[texts], column[texts] = rows, columns
+    rows: list[int] = []
+    columns: list[int] = []
+    for size, left in zip(sizes.tolist(), counts.tolist(), strict=True):
+        while left:
+            room = next((room for room in range(size, capacity) if rows_by_room[room]), capacity)
+            # While a row has room for another text of this size it stays the fullest one: it takes as many as go in.
+            each = room // size if size else left
+            wanted = -(-left // each)
+            if room == capacity:
+                taken, num_rows = list(range(num_rows, num_rows + wanted)), num_rows + wanted
+            else:
+                taken = rows_by_room[room][: -wanted - 1 : -1]
+                del rows_by_room[room][-wanted:]
+            placed = min(left, each * len(taken))
+            rows += [row for row in taken for _ in range(each)][:placed]
+            columns += ([capacity - room + size * i for i in range(each)] * len(taken))[:placed]
+            rows_by_room[room - size * each] += taken[:-1]
+            rows_by_room[room - size * (placed - each * (len(taken) - 1))].append(taken[-1])
+            left -= placed
+    row, column = torch.empty_like(lengths), torch.empty_like(lengths)
+    row[texts], column[texts] = torch.tensor(rows), torch.tensor(columns)
     return row, column

@@ -26,7 +26,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,12 +96,13 @@ def train(
     place.barrier()
     began_cpu_s = time.process_time()
     with meter.window():
-        for epoch, num_steps in _run_epochs(trainer):
-            elapsed_s, cpu_s = time.monotonic() - meter.begin_s, time.process_time() - began_cpu_s
-            epochs.append({"epoch": epoch, "elapsed_s": elapsed_s, "cpu_s": cpu_s, "num_steps": num_steps})
-            peaks.note([start.weights, *kept] if start else kept)
-            if epoch < trainer.num_epochs:
-                weights_s += _keep(trainer, kept[epoch - 1])
+        with contextlib.closing(_run_epochs(trainer)) as ended:
+            for epoch, num_steps in ended:
+                elapsed_s, cpu_s = time.monotonic() - meter.begin_s, time.process_time() - began_cpu_s
+                epochs.append({"epoch": epoch, "elapsed_s": elapsed_s, "cpu_s": cpu_s, "num_steps": num_steps})
+                peaks.note([start.weights, *kept] if start else kept)
+                if epoch < trainer.num_epochs:
+                    weights_s += _keep(trainer, kept[epoch - 1])
         losses, trainer.losses = trainer.losses, []
         phases = trainer.phases
         while start and _is_short(trainer, time.monotonic() - meter.begin_s):
@@ -139,25 +140,26 @@ def train(
     }
 
 
-def _run_epochs(trainer: Trainer) -> Iterator[tuple[int, int]]:
+def _run_epochs(trainer: Trainer) -> Generator[tuple[int, int], None, None]:
     """The training loop. Yields (epoch, steps so far) after each epoch, the device being idle."""
     num_steps, step = trainer.num_steps, 0
     trainer.phases = []
     trainer.core.train()
     bar = tqdm(total=num_steps, unit="step", mininterval=1.0, disable=trainer.place.rank != 0, file=sys.stderr)
-    for epoch in range(1, trainer.num_epochs + 1):
-        _begin(trainer, epoch)
-        begun = len(trainer.losses)
-        for batches, num_predicted in itertools.islice(trainer.batches(epoch), num_steps - step):
-            trainer.losses.append(_step(trainer, batches, num_predicted, learning_rate(trainer.spec, step, num_steps)))
-            trainer.count(batches)
-            step += 1
-            bar.update()
-        trainer.place.synchronize()
-        _check_finite(trainer.place, trainer.losses[begun:], step)
-        trainer.close_epoch()
-        yield epoch, step
-    bar.close()
+    with contextlib.closing(bar), contextlib.closing(trainer.steps()) as steps:
+        for epoch in range(1, trainer.num_epochs + 1):
+            _begin(trainer, epoch)
+            begun = len(trainer.losses)
+            for batches, num_predicted in itertools.islice(steps, trainer.steps_per_epoch):
+                lr = learning_rate(trainer.spec, step, num_steps)
+                trainer.losses.append(_step(trainer, batches, num_predicted, lr))
+                trainer.count(batches)
+                step += 1
+                bar.update()
+            trainer.place.synchronize()
+            _check_finite(trainer.place, trainer.losses[begun:], step)
+            trainer.close_epoch()
+            yield epoch, step
 
 
 def _begin(trainer: Trainer, epoch: int) -> None:
@@ -227,8 +229,9 @@ def _warm_up(trainer: Trainer, peaks: memory.Peaks) -> Start | None:
     _begin(trainer, epoch=1)
     # Without an engine to prepare, what a step of the model can fail at was tried before: the rest are bugs, and peers.
     with _prepared_by(trainer.spec.engine) if trainer.spec.engine != "eager" else contextlib.nullcontext():
-        for batches, num_predicted in itertools.islice(trainer.batches(epoch=1), trainer.spec.warmup_steps):
-            _step(trainer, batches, num_predicted, trainer.spec.lr)
+        with contextlib.closing(trainer.steps()) as steps:
+            for batches, num_predicted in itertools.islice(steps, trainer.spec.warmup_steps):
+                _step(trainer, batches, num_predicted, trainer.spec.lr)
         if trainer.spec.engine != "eager":
             _meet_every_shape(trainer)
     start.restore(trainer)
@@ -255,9 +258,8 @@ def _meet_every_shape(trainer: Trainer) -> None:
             lambda inputs, factor: _forward_backward_update(trainer, inputs, factor), trainer.place.device
         )
     met: set[engine.Shapes] = set()
-    for epoch in range(1, trainer.num_epochs + 1):
-        num_left = trainer.num_steps - (epoch - 1) * trainer.steps_per_epoch
-        for batches, num_predicted in itertools.islice(trainer.batches(epoch), num_left):
+    with contextlib.closing(trainer.steps()) as steps:
+        for batches, num_predicted in steps:
             shapes = engine.shapes([batch.tensors for batch in batches])
             new = torch.tensor(float(shapes not in met), device=trainer.place.device)
             if trainer.place.reduced(new, largest=True).item():  # every rank takes the step, or none does

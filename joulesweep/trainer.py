@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from joulesweep import adaptive, data, engine, fit, flops, kernels, methods, precision, strategy
+from joulesweep import adaptive, ahead, data, engine, fit, flops, kernels, methods, precision, strategy
 from joulesweep.errors import UserError
 from joulesweep.memory import copy_weights, load_weights
 from joulesweep.model import LanguageModel, Unfit, build, num_embeddings, num_positions, stacks
@@ -129,6 +130,19 @@ class Trainer:
         shown = data.labelled(self.corpus, spec.task, spec.mask_probability, spec.repeat, epoch)
         texts = data.order(self.train_texts, spec.repeat, epoch)
         return data.steps(self.corpus, shown, texts, self.layout, place.rank, place.world)
+
+    def steps(self) -> Generator[tuple[list[data.Batch], int], None, None]:
+        """The steps of the whole training. To be closed: on a GPU a thread lays them out ahead, see `ahead`."""
+        return ahead.ahead(self._pinned_steps()) if self.place.device.type == "cuda" else self._steps()
+
+    def _steps(self) -> Generator[tuple[list[data.Batch], int], None, None]:
+        every = itertools.chain.from_iterable(map(self.batches, range(1, self.num_epochs + 1)))
+        yield from itertools.islice(every, self.num_steps)
+
+    def _pinned_steps(self) -> Generator[tuple[list[data.Batch], int], None, None]:
+        torch.cuda.set_device(self.place.device)  # each thread has its own, and begins with the first
+        for batches, num_predicted in self._steps():
+            yield [batch.pinned() for batch in batches], num_predicted
 
     def wrap(self) -> None:
         """Put the strategy's wrapper around the module, for the tensors that train now."""

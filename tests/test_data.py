@@ -468,6 +468,31 @@ def packed(lengths, capacity):
     return row.tolist(), column.tolist()
 
 
+def packed_one_by_one(lengths, capacity):
+    """Best fit decreasing as books have it; of rows as full as each other the one that became so last."""
+    rows, places = [], {}
+    for text in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
+        fitting = [row for row in rows if capacity - row[1] >= lengths[text] and row[1] > 0]
+        fullest = max((row[1] for row in fitting), default=None)
+        chosen = max((row for row in fitting if row[1] == fullest), key=lambda row: row[2], default=None)
+        if chosen is None:
+            chosen = [len(rows), 0, 0]
+            rows.append(chosen)
+        places[text] = (chosen[0], chosen[1])
+        chosen[1] += lengths[text]
+        chosen[2] = len(places)
+    return [list(column) for column in zip(*(places[text] for text in range(len(lengths))), strict=True)]
+
+
+@pytest.mark.parametrize("capacity", [1, 2, 24, 64])
+@pytest.mark.parametrize("longest", [0.2, 0.5, 1.0])
+def test_texts_of_one_size_are_packed_at_once_as_one_by_one(capacity, longest):
+    draw = random.Random(repr((capacity, longest)))
+    for num_texts in (1, 2, 7, 60, 500):
+        lengths = [draw.randint(1, max(1, round(longest * capacity))) for _ in range(num_texts)]
+        assert list(packed(lengths, capacity)) == packed_one_by_one(lengths, capacity)
+
+
 @pytest.mark.parametrize("capacity", [1, 2, 24, 64])
 @pytest.mark.parametrize("shortest", [0, 1])
 @pytest.mark.parametrize("longest", [0.3, 0.6, 1.0])
