@@ -235,7 +235,7 @@ def _warm_up(trainer: Trainer, peaks: memory.Peaks) -> Start | None:
         if trainer.spec.engine != "eager":
             _meet_every_shape(trainer)
     start.restore(trainer)
-    if trainer.spec.engine == "graph":
+    if engine.ENGINES[trainer.spec.engine].captures:
         peaks.note([start.weights])  # a replay computes in memory that was allocated for its capture
     peaks.reset()
     return start if trainer.spec.min_seconds else None
@@ -253,7 +253,7 @@ def _prepared_by(name: str) -> Iterator[None]:
 
 def _meet_every_shape(trainer: Trainer) -> None:
     """A step for each shape of the training, which is compiled for it or captured now and not in the window."""
-    if trainer.spec.engine == "graph":
+    if engine.ENGINES[trainer.spec.engine].captures:
         trainer.graphed = engine.GraphedStep(
             lambda inputs, factor: _forward_backward_update(trainer, inputs, factor), trainer.place.device
         )

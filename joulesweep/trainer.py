@@ -88,7 +88,7 @@ class Trainer:
             record: kind "training" or "rating", the epoch that it began with, num_steps, the counts of
             `units.COUNTED`, and what `adaptive.choose` said of its choice. Until `read_counters` also `taken`.
         began_s: when the present phase began, on the monotonic clock, and since when weights were copied the later.
-        graphed: replays the step, with engine graph.
+        graphed: replays the step, with an engine that captures it.
         losses: loss of every step on this rank's share, kept on the device until the window has closed.
     """
 
@@ -204,7 +204,7 @@ def layout(spec: RunSpec) -> data.Layout:
         max_target_length=spec.max_target_length,
         head=spec.head,
         parts=num_devices,
-        few_shapes=spec.engine == "graph",
+        few_shapes=engine.ENGINES[spec.engine].captures,
     )
 
 
@@ -272,7 +272,7 @@ def assemble(spec: RunSpec, model_folder: Path, tokens: Path, place: Place) -> T
         work, facts = _prepare(core, corpus, spec, place), methods.described(spec.method, core.model)
     except Unfit as unfit:
         raise Stop("unsupported", str(unfit)) from unfit
-    if spec.engine == "compile":
+    if engine.ENGINES[spec.engine].compiles:
         core.compile(dynamic=True)  # in place: names of weights stay
     torch.manual_seed(spec.repeat * 1000 + place.rank)  # each rank its own dropout
     source = spec.dataset_source
@@ -393,9 +393,9 @@ def _optimizer(core: torch.nn.Module, spec: RunSpec, device: torch.device) -> to
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": spec.weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    graph = spec.engine == "graph"
-    lr = torch.tensor(spec.lr, device=device) if graph else spec.lr  # a captured step reads it from the device
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, fused=True, capturable=graph)
+    captured = engine.ENGINES[spec.engine].captures
+    lr = torch.tensor(spec.lr, device=device) if captured else spec.lr  # a captured step reads it from the device
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, fused=True, capturable=captured)
 
 
 def measured_boards(spec: RunSpec, boards: Sequence[dict[str, Any]], place: Place) -> list[dict[str, Any]]:

@@ -236,9 +236,9 @@ def test_linear_layers_compute_by_onednn_where_that_is_faster_and_the_same(assem
     assert (kernels.Linear in kinds, torch.nn.Linear in kinds) == (adopted, not adopted)
 
 
-@pytest.mark.parametrize(("name", "calls"), [("eager", []), ("compile", [{"dynamic": True}])])
-def test_compilation_is_in_place_for_all_lengths(assemble, monkeypatch, name, calls):
-    seen = []
+@pytest.mark.parametrize("name", engine.ENGINES)
+def test_compilation_is_in_place_for_all_lengths(assemble, monkeypatch, name):
+    seen, calls = [], [{"dynamic": True}] * name.startswith("compile")
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **given: seen.append(given))
     built = assemble(engine=name)
     assert seen == calls
