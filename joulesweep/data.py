@@ -323,7 +323,7 @@ class Layout:
         max_length: tokens per text at most.
         max_target_length: tokens per target of an encoder-decoder at most.
         head: "masked" computes the head at predicted positions only, "dense" everywhere.
-        scattered: DataParallel will scatter the rows: predicted positions are then found behind it.
+        parts: GPUs over which DataParallel will scatter the rows: predicted places are then those of each part.
         few_shapes: packed rows are filled up with empty ones, see `round_up`.
     """
 
@@ -333,8 +333,12 @@ class Layout:
     max_length: int
     max_target_length: int = 64
     head: str
-    scattered: bool = False
+    parts: int = 1
     few_shapes: bool = False
+
+
+#: Of a batch, in the order of the arguments of `model.LanguageModel.forward`.
+TENSORS = ("input_ids", "segments", "answers", "position_ids", "chosen", "target_ids")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -346,9 +350,10 @@ class Batch:
         segments: int64 [rows, length], the number of the text, from 1; 0 where a row is filled up.
         position_ids: int64 [rows, length], counted from 0 in each text; None where each row is one text.
         answers: int64 [rows, length], of an encoder-decoder [rows, target length]: `IGNORED` where nothing is
-            predicted; or [chosen] if positions were chosen.
+            predicted; or as many as positions were chosen.
         chosen: int64 [chosen], places in the flattened rows that are predicted; filled up (`round_up`)
-            with places whose answer is `IGNORED`. None with a dense head, and with scattered rows.
+            with places whose answer is `IGNORED`. None with a dense head. Of rows that will be scattered
+            [rows, chosen per row], see `_choose_in_parts`.
         target_ids: int64 [rows, target length], what an encoder-decoder writes; else None.
         counts: what the pass computes; see `units.COUNTED`.
     """
@@ -363,8 +368,14 @@ class Batch:
 
     @property
     def tensors(self) -> list[torch.Tensor | None]:
-        """The arguments of `model.LanguageModel.forward`, in its order."""
-        return [self.input_ids, self.segments, self.answers, self.position_ids, self.chosen, self.target_ids]
+        """What `TENSORS` names."""
+        return [getattr(self, name) for name in TENSORS]
+
+    def pinned(self) -> Batch:
+        """The same in host memory from which a GPU copies by itself, while the host goes on."""
+        tensors = zip(TENSORS, self.tensors, strict=True)
+        pinned: dict[str, Any] = {name: tensor.pin_memory() for name, tensor in tensors if tensor is not None}
+        return replace(self, **pinned)
 
     def on(self, device: torch.device) -> list[Any]:
         """The same on a device."""
@@ -426,14 +437,13 @@ def _collate(corpus: Corpus, shown: Labelled, texts: torch.Tensor, layout: Layou
     written = rows if corpus.targets is None else _Rows(corpus.targets, texts, layout, layout.max_target_length)
     labels = written.fill(shown.labels[written.source], IGNORED) if counted else torch.full(written.shape, IGNORED)
     num_predicted = int((labels != IGNORED).sum())
-    masked_head = layout.head == "masked"
-    chosen, answers = _choose(labels) if masked_head and not layout.scattered else (None, labels)
+    chosen, answers = _choose(labels, layout.parts) if layout.head == "masked" else (None, labels)
     counts = {
         "num_texts": len(texts) * counted,
         "num_tokens": int(rows.lengths.sum()) * counted,
         "num_padded_tokens": rows.shape[0] * rows.shape[1],
         "num_predicted": num_predicted,
-        "num_head_positions": num_predicted if masked_head and layout.scattered else answers.numel(),
+        "num_head_positions": answers.numel(),
         "num_token_pairs": int((rows.lengths**2).sum()) * counted,
         "num_padded_token_pairs": rows.shape[0] * rows.shape[1] ** 2,
     }
@@ -457,10 +467,31 @@ def _collate(corpus: Corpus, shown: Labelled, texts: torch.Tensor, layout: Layou
     )
 
 
-def _choose(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _choose(labels: torch.Tensor, parts: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The predicted places of flattened rows and their answers, filled up to few different lengths."""
+    if parts > 1:
+        return _choose_in_parts(labels, parts)
     chosen = torch.nonzero(labels.flatten() != IGNORED).flatten()
-    missing = round_up(len(chosen), CHOSEN_MULTIPLE) - len(chosen)
+    return _filled(labels, chosen, round_up(len(chosen), CHOSEN_MULTIPLE))
+
+
+def _choose_in_parts(labels: torch.Tensor, parts: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same for rows that DataParallel scatters, which cuts every tensor along its rows.
+
+    Each part's places, counted in the part, stand in as many rows as the part has, [rows, width]: else every replica
+    would have to look for them, and wait for its GPU to know how many there are.
+    """
+    shares = labels.chunk(parts)
+    places = [torch.nonzero(share.flatten() != IGNORED).flatten() for share in shares]
+    width = max(1, *(math.ceil(len(own) / len(share)) for own, share in zip(places, shares, strict=True)))
+    filled = [_filled(share, own, len(share) * width) for own, share in zip(places, shares, strict=True)]
+    chosen, answers = (torch.cat(tensors).view(-1, width) for tensors in zip(*filled, strict=True))
+    return chosen, answers
+
+
+def _filled(labels: torch.Tensor, chosen: torch.Tensor, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Places and their answers, filled up to a number of them."""
+    missing = number - len(chosen)
     answers = torch.nn.functional.pad(labels.flatten()[chosen], (0, missing), value=IGNORED)
     return torch.nn.functional.pad(chosen, (0, missing)), answers
 
@@ -488,20 +519,29 @@ def pack(lengths: torch.Tensor, capacity: int) -> tuple[torch.Tensor, torch.Tens
     Returns:
         Row and first column of each text, both int64 [texts].
     """
-    row, column = torch.empty_like(lengths), torch.empty_like(lengths)
+    texts = lengths.argsort(descending=True, stable=True)
+    sizes, counts = torch.unique_consecutive(lengths[texts], return_counts=True)
     rows_by_room: list[list[int]] = [[] for _ in range(capacity + 1)]
     num_rows = 0
-    placed: list[tuple[int, int, int]] = []
-    sizes = lengths.tolist()
-    for text in sorted(range(len(sizes)), key=sizes.__getitem__, reverse=True):
-        size = sizes[text]
-        room = next((room for room in range(size, capacity) if rows_by_room[room]), capacity)
-        if room == capacity:
-            index, num_rows = num_rows, num_rows + 1
-        else:
-            index = rows_by_room[room].pop()
-        rows_by_room[room - size].append(index)
-        placed.append((text, index, capacity - room))
-    texts, rows, columns = (torch.tensor(values) for values in zip(*placed, strict=True))
-    row[texts], column[texts] = rows, columns
+    rows: list[int] = []
+    columns: list[int] = []
+    for size, left in zip(sizes.tolist(), counts.tolist(), strict=True):
+        while left:
+            room = next((room for room in range(size, capacity) if rows_by_room[room]), capacity)
+            # While a row has room for another text of this size it stays the fullest one: it takes as many as go in.
+            each = room // size if size else left
+            wanted = -(-left // each)
+            if room == capacity:
+                taken, num_rows = list(range(num_rows, num_rows + wanted)), num_rows + wanted
+            else:
+                taken = rows_by_room[room][: -wanted - 1 : -1]
+                del rows_by_room[room][-wanted:]
+            placed = min(left, each * len(taken))
+            rows += [row for row in taken for _ in range(each)][:placed]
+            columns += ([capacity - room + size * i for i in range(each)] * len(taken))[:placed]
+            rows_by_room[room - size * each] += taken[:-1]
+            rows_by_room[room - size * (placed - each * (len(taken) - 1))].append(taken[-1])
+            left -= placed
+    row, column = torch.empty_like(lengths), torch.empty_like(lengths)
+    row[texts], column[texts] = torch.tensor(rows), torch.tensor(columns)
     return row, column

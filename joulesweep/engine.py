@@ -5,10 +5,13 @@ The table holds plain data so that a config is validated without importing torch
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
+import sysconfig
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from joulesweep.spec import RunSpec
@@ -24,12 +27,14 @@ class Engine:
     Attributes:
         about: one line for the documentation.
         strategies: the strategies it works under.
-        cpu: whether it exists on the CPU.
+        compiles: whether forward and backward pass are compiled.
+        captures: whether the whole step is captured in a CUDA graph, which the CPU has not.
     """
 
     about: str
     strategies: tuple[str, ...]
-    cpu: bool = True
+    compiles: bool = False
+    captures: bool = False
 
 
 ENGINES: dict[str, Engine] = {
@@ -40,24 +45,31 @@ ENGINES: dict[str, Engine] = {
     "compile": Engine(
         about="torch.compile of forward and backward pass, for every shape before the window opens",
         strategies=("single", "ddp"),
+        compiles=True,
     ),
     "graph": Engine(
         about="the whole step, optimizer included, captured in a CUDA graph per shape and replayed",
         strategies=("single",),
-        cpu=False,
+        captures=True,
+    ),
+    "compile-graph": Engine(
+        about="both: compiled, then captured: fewer kernels, and no waiting for the host between them",
+        strategies=("single",),
+        compiles=True,
+        captures=True,
     ),
 }
 
 
 def impossible(spec: RunSpec) -> str | None:
     """Say why a run can mean nothing on any machine, or None if it can."""
-    allowed = ENGINES[spec.engine].strategies
-    if spec.strategy not in allowed:
-        return f"engine {spec.engine} works under strategy {' and '.join(allowed)} only"
-    if spec.engine == "graph" and spec.batching == "dynamic":
-        return "engine graph needs few different shapes: batching fixed or packed"
-    if spec.engine == "graph" and spec.checkpoint_activations:
-        return "checkpoint_activations reads the random state in the step, which engine graph cannot capture"
+    row = ENGINES[spec.engine]
+    if spec.strategy not in row.strategies:
+        return f"engine {spec.engine} works under strategy {' and '.join(row.strategies)} only"
+    if row.captures and spec.batching == "dynamic":
+        return f"engine {spec.engine} needs few different shapes: batching fixed or packed"
+    if row.captures and spec.checkpoint_activations:
+        return f"checkpoint_activations reads the random state in the step, which engine {spec.engine} cannot capture"
     return None
 
 
@@ -69,17 +81,36 @@ def refusal(engine: str, accelerator: str, compute_capability: tuple[int, int] |
         accelerator: "cpu" or "cuda".
         compute_capability: of the GPU, e.g. (8, 0); None on CPU.
     """
-    if accelerator == "cpu" and not ENGINES[engine].cpu:
+    row = ENGINES[engine]
+    if accelerator == "cpu" and row.captures:
         return f"engine {engine} needs an NVIDIA GPU; this run uses the CPU"
-    if engine == "compile" and compute_capability is not None and compute_capability < (7, 0):
+    if not row.compiles:
+        return None
+    if compute_capability is not None and compute_capability < (7, 0):
         found = ".".join(map(str, compute_capability))
-        return f"engine compile needs compute capability 7.0 or newer; this GPU has {found}"
+        return f"engine {engine} needs compute capability 7.0 or newer; this GPU has {found}"
+    lacking = _lacking_for_compilation(accelerator)
+    return f"engine {engine} needs {lacking}" if lacking else None
+
+
+def _lacking_for_compilation(accelerator: str) -> str | None:
+    """What PyTorch's compiler needs and this machine has not: to compile for a GPU, Triton builds a module of C."""
     compiler = os.environ.get("CXX", "g++")
-    if engine == "compile" and shutil.which(compiler) is None:
-        return f"engine compile needs a C++ compiler; no {compiler} found"
+    if shutil.which(compiler) is None:
+        return f"a C++ compiler; no {compiler} found"
+    if not (HEADERS / "Python.h").is_file():
+        return f"Python's headers; no Python.h in {HEADERS}: install them (python3-dev)"
+    if accelerator == "cpu":
+        return None
+    if importlib.util.find_spec("triton") is None:
+        return "Triton, which PyTorch's builds for CUDA bring; it is not installed"
+    compilers = [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang"]
+    if not any(map(shutil.which, compilers)):
+        return f"a C compiler for Triton; no {' and no '.join(compilers)} found"
     return None
 
 
+HEADERS = Path(sysconfig.get_paths()["include"])  #: of Python's interface for C
 Inputs = Sequence[Sequence["torch.Tensor | None"]]
 Shapes = tuple[tuple[int, ...], ...]
 

@@ -24,7 +24,7 @@ import torch
 
 from joulesweep import data, memory
 from joulesweep.errors import UserError
-from joulesweep.model import LanguageModel, Unfit, attributes_kept, stacks
+from joulesweep.model import MASK_FORMS, LanguageModel, Unfit, attributes_kept, stacks
 
 PACKAGE = Path(__file__).parent
 TORCH = Path(torch.__file__).parent
@@ -197,6 +197,33 @@ def is_causal(core: LanguageModel, corpus: data.Corpus) -> bool:
     with _plain(core), foreign("task clm"):
         found = [_hidden(core, core.inputs(some, torch.ones_like(some), None))[:, :-1] for some in (ids, other)]
     return _agree(*found)
+
+
+def mask_form(core: LanguageModel, corpus: data.Corpus, layout: data.Layout) -> str:
+    """The first of `model.MASK_FORMS` under which a model computes of padded texts what it does under the last one.
+
+    Args:
+        core: the module, its method applied, in float32.
+        corpus: the texts.
+        layout: how they will be laid out.
+    """
+    corpus = replace(corpus, pad_id=int(corpus.ids.max()))
+    layout = replace(layout, batching="fixed" if layout.batching == "fixed" else "dynamic")
+    texts = corpus.lengths.argsort(stable=True)[[0, -1]]
+    *whole, last = MASK_FORMS
+    if getattr(core.model, "num_virtual_tokens", 0):
+        return last  # peft puts those of its prefix before it
+    with _plain(core), contextlib.suppress(Unfit):  # what cannot be tried at all is said elsewhere
+        core.mask_form = last
+        with foreign(f"task {core.task}"):
+            expected = _states(core, corpus, texts, layout)
+        for form in whole:
+            core.mask_form = form
+            with contextlib.suppress(Unfit), foreign(f"a mask of {form}"):
+                found = _states(core, corpus, texts, layout)
+                if all(bool(one.isfinite().all()) for one in found) and all(map(_agree, found, expected)):
+                    return form
+    return last
 
 
 def layout_refusal(core: LanguageModel, corpus: data.Corpus, layout: data.Layout) -> str | None:

@@ -160,8 +160,8 @@ def _measured(spec: RunSpec, work: Path, log: Path | None, lease: Lease, wanted:
         bounded.within(bounded.LIMIT_S, sensors.keep_ticks, outcome["measurement"]["energy"], before.ticks)
         found, flags = conditions.describe(outcome, spec, before, trace, lease, seen)
         span = outcome["span"]
-        overhead = {"meter_s": span["meter_s"], **trace.cost(span["begin_s"], span["end_s"])}
-        overhead |= conditions.whole_run(trace)
+        overhead = {"meter_s": span["meter_s"], "weights_s": span["weights_s"]}
+        overhead |= trace.cost(span["begin_s"], span["end_s"]) | conditions.whole_run(trace)
         outcome["measurement"] |= {"flags": flags, "conditions": found, "overhead": overhead}
         outcome["power"] = trace.rows(span["begin_s"])
     return {**outcome, "started": started}

@@ -31,7 +31,8 @@ def combine(ranks: Sequence[dict[str, Any]]) -> dict[str, Any]:
         epochs_per_minute; of the whole window: num_passes, total_window_s, energy rows with total_energy_j; startup_s,
         products (see `kernels.choose`) and peak_memory: host the sum over the processes, GPU the fullest), quality (the
         last epoch's), epochs, losses, summaries, and span: the begin and end of window and idle baseline on the
-        monotonic clock, with the time inside meter calls and the step of the wall clock.
+        monotonic clock, with the time inside meter calls, the step of the wall clock, and the seconds in the window in
+        which weights were copied.
     """
     parts = [rank["measurement"] for rank in ranks]
     epochs = _epochs(ranks)
@@ -67,6 +68,7 @@ def combine(ranks: Sequence[dict[str, Any]]) -> dict[str, Any]:
             "idle_end_s": min(part["span"]["idle_end_s"] for part in parts),
             "meter_s": max(part["span"]["meter_s"] for part in parts),
             "clock_step_s": max((part["span"]["clock_step_s"] for part in parts), key=abs),
+            "weights_s": max(part["span"]["weights_s"] for part in parts),
         },
         "quality": {name: epochs[-1][name] for name in QUALITY},
         "epochs": [{key: value for key, value in row.items() if key in EPOCH} for row in epochs],

@@ -8,6 +8,7 @@ import re
 import resource
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,16 +22,38 @@ def local(value: torch.Tensor) -> torch.Tensor:
     return part.detach()
 
 
-def copy_weights(core: torch.nn.Module, kept: Sequence[Weights]) -> Weights:
-    """The rank's weights now; tied ones once. On a GPU that the copies would fill, they go to host memory."""
+def room_for(core: torch.nn.Module, held: Sequence[Weights]) -> Weights:
+    """Memory for a copy of the rank's weights, tied ones once, written to before so that it is really there.
+
+    On a GPU that the copies would fill, it is host memory, pinned: the GPU writes there by itself.
+
+    Args:
+        core: the module.
+        held: copies that there are already.
+    """
     weights = {name: local(value) for name, value in core.state_dict().items()}
     device = next(iter(weights.values())).device
-    held = sum(nbytes(weights_before, device) for weights_before in kept) + nbytes(weights, device)
-    full = device.type == "cuda" and held > torch.cuda.get_device_properties(device).total_memory / 10
+    taken = sum(nbytes(one, device) for one in held) + nbytes(weights, device)
+    full = device.type == "cuda" and taken > torch.cuda.get_device_properties(device).total_memory / 10
+    given: dict[str, Any] = {"device": CPU, "pin_memory": True} if full else {"device": device}
     places = {name: (value.data_ptr(), value.shape) for name, value in weights.items()}  # empty parts have one address
     unique = {places[name]: value for name, value in weights.items()}
-    copies = {place: value.cpu() if full else value.clone() for place, value in unique.items()}
-    return {name: copies[place] for name, place in places.items()}
+    rooms = {place: torch.zeros(value.shape, dtype=value.dtype, **given) for place, value in unique.items()}
+    return {name: rooms[place] for name, place in places.items()}
+
+
+def fill(weights: Weights, core: torch.nn.Module) -> None:
+    """Bring a copy to what the weights are now, in place. Copies to a host come later than this returns."""
+    pairs = {id(weights[name]): (weights[name], local(value)) for name, value in core.state_dict().items()}
+    for room, value in pairs.values():
+        room.copy_(value, non_blocking=True)
+
+
+def copy_weights(core: torch.nn.Module, held: Sequence[Weights]) -> Weights:
+    """The rank's weights now, see `room_for` and `fill`."""
+    weights = room_for(core, held)
+    fill(weights, core)
+    return weights
 
 
 def load_weights(core: torch.nn.Module, weights: Weights) -> None:

@@ -33,6 +33,10 @@ HEADS = (
 )
 #: Tables of learned positions, by the families' names for them: BERT, RoBERTa, …; OPT, BART; GPT-2.
 POSITIONS = ("position_embeddings", "embed_positions", "wpe")
+#: Forms of the mask that padded rows are handed over with, the best first, apart from the last one, which every model
+#: takes: "bool" is whole, [rows, 1, queries, keys]; "float" the same, added to the scores; "padding" [rows, length].
+#: Of the last transformers asks the device in every forward pass whether it hides anything at all, and waits.
+MASK_FORMS = ("bool", "float", "padding")
 #: The class of transformers that a task trains.
 AUTO_CLASSES = {"mlm": "AutoModelForMaskedLM", "clm": "AutoModelForCausalLM", "seq2seq": "AutoModelForSeq2SeqLM"}
 
@@ -53,6 +57,9 @@ class LanguageModel(torch.nn.Module):
         head: "masked" computes the head at predicted positions only: the same loss and gradients for a sixth of its
             work in masked language modelling; "dense" computes it everywhere, as the model's own forward does.
         task: one of `AUTO_CLASSES`.
+
+    Attributes:
+        mask_form: of `MASK_FORMS`; see `fit.mask_form`.
     """
 
     def __init__(
@@ -63,6 +70,8 @@ class LanguageModel(torch.nn.Module):
         self.task = task
         self.precision_name = precision_name
         self.head = head
+        self.mask_form = "padding"
+        self.takes_positions = _takes_positions(model)
         self.head_name = head_name(model)
         head_module = model.get_submodule(self.head_name) if self.head_name is not None else None
         if head_module is not None and _keep_chosen not in head_module._forward_pre_hooks.values():
@@ -76,7 +85,7 @@ class LanguageModel(torch.nn.Module):
             return "head masked: the head of this model cannot be told from the rest; use head: [dense]"
         if packed and self.task == "seq2seq":
             return "batching packed: texts and targets of an encoder-decoder are padded; use batching: [dynamic]"
-        if packed and "position_ids" not in inspect.signature(self.model.base_model.forward).parameters:  # type: ignore[union-attr]
+        if packed and not self.takes_positions:
             return "batching packed: this model takes no position_ids; use batching: [dynamic]"
         return None
 
@@ -95,10 +104,10 @@ class LanguageModel(torch.nn.Module):
         Args:
             input_ids: int64 [rows, length].
             segments: int64 [rows, length], which text; 0 where a row is filled up.
-            answers: int64 [rows, length] (of an encoder-decoder [rows, target length]), or [chosen] if positions are
-                given; `IGNORED` where nothing is predicted.
+            answers: int64 [rows, length] (of an encoder-decoder [rows, target length]), or as `chosen` if positions
+                are given; `IGNORED` where nothing is predicted.
             position_ids: int64 [rows, length] where rows hold several texts, which then do not see each other.
-            chosen: int64 [chosen], predicted places in the flattened rows; None to find them in `answers`.
+            chosen: int64, of any shape, places in the flattened rows that the head computes; None for all of them.
             target_ids: int64 [rows, target length], what an encoder-decoder writes; None for other models.
             score: also count the right answers.
 
@@ -127,9 +136,7 @@ class LanguageModel(torch.nn.Module):
             rows, int64 [positions], or None for all of them in order.
         """
         inputs = self.inputs(input_ids, segments, position_ids, target_ids)
-        if self.head == "masked" and chosen is None:
-            chosen = torch.nonzero(answers.flatten() != IGNORED).flatten()
-            answers = answers.flatten()[chosen]
+        chosen = None if chosen is None else chosen.flatten()
         head = self.model.get_submodule(self.head_name) if self.head_name is not None else None
         with precision.autocast(self.precision_name, input_ids.device.type):
             if head is not None:
@@ -154,14 +161,29 @@ class LanguageModel(torch.nn.Module):
             config: Any = self.model.config
             start = target_ids.new_full((len(target_ids), 1), config.decoder_start_token_id)
             found["decoder_input_ids"] = torch.cat((start, target_ids[:, :-1]), 1)
-        if position_ids is None:
+        causal = self.task == "clm"
+        if position_ids is not None:
+            # Models ignore position ids when they attend: only this mask, bool [rows, 1, length, length], keeps packed
+            # texts apart.
+            seen = segments[:, None, :, None] == segments[:, None, None, :]
+            seen = seen & torch.ones_like(seen[:1]).tril() if causal else seen
+            return {**found, "attention_mask": seen, "position_ids": position_ids + self.first_position}
+        if self.mask_form == "padding":
             return {**found, "attention_mask": (segments > 0).long()}
-        # Models ignore position ids when they attend: only this mask, bool [rows, 1, length, length], keeps packed
-        # texts apart.
-        seen = segments[:, None, :, None] == segments[:, None, None, :]
-        if self.task == "clm":
-            seen = seen & torch.ones_like(seen[:1, :1]).tril()
-        return {**found, "attention_mask": seen, "position_ids": position_ids + self.first_position}
+        # What a row is filled up with stands behind its text, which does not look there if it looks back alone.
+        seen = _earlier(input_ids) if causal else segments[:, None, None, :] > 0
+        if causal and self.takes_positions:  # some count them in the mask
+            found["position_ids"] = torch.arange(seen.shape[-1], device=seen.device)[None] + self.first_position
+        if target_ids is not None:
+            found["decoder_attention_mask"] = self._formed(_earlier(target_ids))
+        return {**found, "attention_mask": self._formed(seen)}
+
+    def _formed(self, seen: torch.Tensor) -> torch.Tensor:
+        """A whole mask as it is, or to be added to scores: then in the dtype of the weights, as transformers has it."""
+        if self.mask_form == "bool":
+            return seen
+        dtype = next(self.model.parameters()).dtype
+        return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
 
 
 @contextlib.contextmanager
@@ -204,7 +226,8 @@ def _keep_chosen(head: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...
         return None
     if not args or not isinstance(args[0], torch.Tensor) or args[0].ndim != 3:
         raise Unfit("head masked: the head of this model takes something else than one vector per position")
-    return (args[0].flatten(0, -2)[chosen], *args[1:])
+    # By index_select: the backward pass of indexing sorts the places, and on a GPU it does that in every step.
+    return (args[0].flatten(0, -2).index_select(0, chosen), *args[1:])
 
 
 def layers_of(model: torch.nn.Module, method: str) -> list[torch.nn.Module]:
@@ -329,6 +352,17 @@ def _order(model: torch.nn.Module) -> list[str]:
         return list(flops.followed(core).reached_by)
     except Exception:  # whatever a foreign model does
         return []
+
+
+def _earlier(rows: torch.Tensor) -> torch.Tensor:
+    """The mask of tokens that see themselves and those before them, bool [1, 1, length, length]."""
+    length = rows.shape[1]
+    return torch.ones(1, 1, length, length, dtype=torch.bool, device=rows.device).tril()
+
+
+def _takes_positions(model: torch.nn.Module) -> bool:
+    """Whether a model can be told the positions of its tokens."""
+    return "position_ids" in inspect.signature(getattr(model, "base_model", model).forward).parameters
 
 
 def _has_positions(model: torch.nn.Module) -> bool:

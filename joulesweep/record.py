@@ -16,7 +16,8 @@ A record is one JSON object, `record.json`:
                       with the times of both; energy: a row per device with joules, error_j (what they may be off by
                       at most), status, method and reason, and doubt (what contradicts them, else null); flags: what to
                       know before comparing; conditions: boards, cool-down, idle baseline, what the run got of the CPU,
-                      begin and end of the window; overhead: what measuring cost, and the joules of the whole run
+                      begin and end of the window; overhead: what measuring cost, weights_s, in which weights were
+                      copied within the window to be scored later, and the joules of the whole run
     quality           null unless ok: validation_loss, perplexity (null beyond 1e300), masked_accuracy, choice_accuracy
                       (null but for multiple choice), num_validation_texts, num_masked
     epochs            one row per finished epoch, epoch 0 being the untrained model; `energy` has a row

@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional
 
 from joulesweep import data, methods, strategy
+from joulesweep.engine import ENGINES
 from joulesweep.errors import UserError
 from joulesweep.memory import Weights, copy_weights, load_weights
 from joulesweep.trainer import Stop, Trainer
@@ -44,7 +45,7 @@ def score(trainer: Trainer, weights: Weights | None = None) -> dict[str, Any]:
         load_weights(core, weights)
     core.eval()
     forward: Callable[..., torch.Tensor] = (
-        core.forward if spec.engine == "compile" else core
+        core.forward if ENGINES[spec.engine].compiles else core
     )  # no second compilation, for evaluation
     key = ("validation", spec.dataset_source.get("split_seed", 0))
     shown = data.labelled(trainer.corpus, spec.task, spec.mask_probability, *key)

@@ -3,6 +3,9 @@
     process   | imports · model · data | idle | score | warm-up, undone | training, perhaps repeated | score, save |
     window    |                        |      |       |                 |############################|             |
 
+What else happens in the window is copying weights: after each epoch but the last one, to be scored later, and back
+before a repetition. It is done in memory that was set aside before, and counted apart (`weights_s`).
+
 The first pass through the training is the real one. Where it is shorter than the spec's min_seconds it is repeated
 inside the window, from the same start, and what the repetitions learn is thrown away: joules are per pass.
 
@@ -19,12 +22,11 @@ import contextlib
 import gc
 import itertools
 import json
-import math
 import os
 import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,17 @@ from joulesweep.model import Unfit
 from joulesweep.record import write_json
 from joulesweep.scoring import save, score
 from joulesweep.spec import RunSpec, from_mapping
-from joulesweep.trainer import Place, Start, Stop, Trainer, assemble, learning_rate, measured_boards, prepare_process
+from joulesweep.trainer import (
+    Place,
+    Start,
+    Stop,
+    Trainer,
+    assemble,
+    learning_rate,
+    measured_boards,
+    prepare_process,
+    read_counters,
+)
 from joulesweep.units import COUNTED
 
 
@@ -73,31 +85,39 @@ def train(
     idle = _idle(spec, place)
     epochs = [{"epoch": 0, "elapsed_s": 0.0, "cpu_s": 0.0, "num_steps": 0, **score(trainer)}]
     memory.give_back(place.device)
-    peaks = memory.Peaks(place.device, spec.devices if trainer.layout.scattered else 1)
+    peaks = memory.Peaks(place.device, trainer.layout.parts)
     start = _warm_up(trainer, peaks)
     startup_s = time.monotonic() - began_s
 
     kept: list[memory.Weights] = []
+    for _ in range(trainer.num_epochs):
+        kept.append(memory.room_for(trainer.core, kept))
+    weights_s, num_passes = 0.0, 1
     place.barrier()
     began_cpu_s = time.process_time()
     with meter.window():
-        for epoch, num_steps in _run_epochs(trainer):
-            peaks.note([start.weights, *kept] if start else kept)
-            kept.append(memory.copy_weights(trainer.core, kept))
-            elapsed_s, cpu_s = time.monotonic() - meter.begin_s, time.process_time() - began_cpu_s
-            epochs.append({"epoch": epoch, "elapsed_s": elapsed_s, "cpu_s": cpu_s, "num_steps": num_steps})
+        with contextlib.closing(_run_epochs(trainer)) as ended:
+            for epoch, num_steps in ended:
+                elapsed_s, cpu_s = time.monotonic() - meter.begin_s, time.process_time() - began_cpu_s
+                epochs.append({"epoch": epoch, "elapsed_s": elapsed_s, "cpu_s": cpu_s, "num_steps": num_steps})
+                peaks.note([start.weights, *kept] if start else kept)
+                if epoch < trainer.num_epochs:
+                    weights_s += _keep(trainer, kept[epoch - 1])
         losses, trainer.losses = trainer.losses, []
         phases = trainer.phases
-        num_passes = 1
         while start and _is_short(trainer, time.monotonic() - meter.begin_s):
-            _repeat(trainer, start)
+            weights_s += _keep(trainer, kept[-1]) if num_passes == 1 else 0.0
+            weights_s += _repeat(trainer, start)
             num_passes += 1
         place.barrier()
+    if num_passes == 1:  # the last weights are there still: copying them is no part of the window
+        _keep(trainer, kept[-1])
     cpu_s = (time.process_time() - began_cpu_s) / num_passes
     span = {"begin_s": meter.begin_s, "end_s": meter.end_s, "meter_s": meter.calls_s, **idle}
-    span["clock_step_s"] = meter.clock_step_s
+    span |= {"clock_step_s": meter.clock_step_s, "weights_s": weights_s}
     measurement = {"total_window_s": meter.window_s, "num_passes": num_passes, "energy": meter.rows(), "span": span}
     measurement |= {"cpu_s": cpu_s, "startup_s": startup_s, "peak_memory": peaks.peak()}
+    read_counters(phases)
     measurement |= {"phases": adaptive.described(trainer, phases), "num_steps": trainer.num_steps}
     measurement["products"] = trainer.products
     for name in ("num_skipped_steps", *COUNTED):
@@ -121,24 +141,26 @@ def train(
     }
 
 
-def _run_epochs(trainer: Trainer) -> Iterator[tuple[int, int]]:
+def _run_epochs(trainer: Trainer) -> Generator[tuple[int, int], None, None]:
     """The training loop. Yields (epoch, steps so far) after each epoch, the device being idle."""
     num_steps, step = trainer.num_steps, 0
     trainer.phases = []
     trainer.core.train()
     bar = tqdm(total=num_steps, unit="step", mininterval=1.0, disable=trainer.place.rank != 0, file=sys.stderr)
-    for epoch in range(1, math.ceil(num_steps / trainer.steps_per_epoch) + 1):
-        _begin(trainer, epoch)
-        for batches, num_predicted in itertools.islice(trainer.batches(epoch), num_steps - step):
-            trainer.losses.append(_step(trainer, batches, num_predicted, learning_rate(trainer.spec, step, num_steps)))
-            trainer.count(batches)
-            step += 1
-            bar.update()
-        trainer.place.synchronize()
-        _check_finite(trainer, step)
-        trainer.close_epoch()
-        yield epoch, step
-    bar.close()
+    with contextlib.closing(bar), contextlib.closing(trainer.steps()) as steps:
+        for epoch in range(1, trainer.num_epochs + 1):
+            _begin(trainer, epoch)
+            begun = len(trainer.losses)
+            for batches, num_predicted in itertools.islice(steps, trainer.steps_per_epoch):
+                lr = learning_rate(trainer.spec, step, num_steps)
+                trainer.losses.append(_step(trainer, batches, num_predicted, lr))
+                trainer.count(batches)
+                step += 1
+                bar.update()
+            trainer.place.synchronize()
+            _check_finite(trainer.place, trainer.losses[begun:], step)
+            trainer.close_epoch()
+            yield epoch, step
 
 
 def _begin(trainer: Trainer, epoch: int) -> None:
@@ -194,10 +216,10 @@ def _clip(trainer: Trainer, max_norm: float) -> None:
     torch.nn.utils.clip_grad_norm_(trainer.core.parameters(), max_norm, foreach=True)
 
 
-def _check_finite(trainer: Trainer, step: int) -> None:
-    """All ranks stop together."""
-    bad = (~torch.isfinite(torch.stack(trainer.losses))).any().to(torch.float32)
-    if trainer.place.reduced(bad, largest=True).item():
+def _check_finite(place: Place, losses: Sequence[torch.Tensor], step: int) -> None:
+    """Of an epoch's losses, the device being idle. All ranks stop together."""
+    bad = (~torch.isfinite(torch.stack(list(losses)))).any().to(torch.float32)
+    if place.reduced(bad, largest=True).item():
         raise Stop("diverged", f"the loss was not finite by step {step}")
 
 
@@ -208,12 +230,13 @@ def _warm_up(trainer: Trainer, peaks: memory.Peaks) -> Start | None:
     _begin(trainer, epoch=1)
     # Without an engine to prepare, what a step of the model can fail at was tried before: the rest are bugs, and peers.
     with _prepared_by(trainer.spec.engine) if trainer.spec.engine != "eager" else contextlib.nullcontext():
-        for batches, num_predicted in itertools.islice(trainer.batches(epoch=1), trainer.spec.warmup_steps):
-            _step(trainer, batches, num_predicted, trainer.spec.lr)
+        with contextlib.closing(trainer.steps()) as steps:
+            for batches, num_predicted in itertools.islice(steps, trainer.spec.warmup_steps):
+                _step(trainer, batches, num_predicted, trainer.spec.lr)
         if trainer.spec.engine != "eager":
             _meet_every_shape(trainer)
     start.restore(trainer)
-    if trainer.spec.engine == "graph":
+    if engine.ENGINES[trainer.spec.engine].captures:
         peaks.note([start.weights])  # a replay computes in memory that was allocated for its capture
     peaks.reset()
     return start if trainer.spec.min_seconds else None
@@ -231,14 +254,13 @@ def _prepared_by(name: str) -> Iterator[None]:
 
 def _meet_every_shape(trainer: Trainer) -> None:
     """A step for each shape of the training, which is compiled for it or captured now and not in the window."""
-    if trainer.spec.engine == "graph":
+    if engine.ENGINES[trainer.spec.engine].captures:
         trainer.graphed = engine.GraphedStep(
             lambda inputs, factor: _forward_backward_update(trainer, inputs, factor), trainer.place.device
         )
     met: set[engine.Shapes] = set()
-    for epoch in range(1, math.ceil(trainer.num_steps / trainer.steps_per_epoch) + 1):
-        num_left = trainer.num_steps - (epoch - 1) * trainer.steps_per_epoch
-        for batches, num_predicted in itertools.islice(trainer.batches(epoch), num_left):
+    with contextlib.closing(trainer.steps()) as steps:
+        for batches, num_predicted in steps:
             shapes = engine.shapes([batch.tensors for batch in batches])
             new = torch.tensor(float(shapes not in met), device=trainer.place.device)
             if trainer.place.reduced(new, largest=True).item():  # every rank takes the step, or none does
@@ -252,11 +274,25 @@ def _is_short(trainer: Trainer, elapsed_s: float) -> bool:
     return trainer.place.reduced(seconds, largest=True).item() < trainer.spec.min_seconds
 
 
-def _repeat(trainer: Trainer, start: Start) -> None:
-    """The same training once more, from the same start; nothing of it is kept."""
+def _keep(trainer: Trainer, weights: memory.Weights) -> float:
+    """Copy the weights to where they are kept, the device being idle. Returns the seconds, which are no phase's."""
+    began_s = time.monotonic()
+    memory.fill(weights, trainer.core)
+    trainer.place.synchronize()
+    copied_s = time.monotonic() - began_s
+    trainer.began_s += copied_s
+    return copied_s
+
+
+def _repeat(trainer: Trainer, start: Start) -> float:
+    """The same training once more, from the same start; nothing of it is kept. Returns seconds of going back there."""
+    began_s = time.monotonic()
     start.restore(trainer)
+    trainer.place.synchronize()
+    restored_s = time.monotonic() - began_s
     for _ in _run_epochs(trainer):
         trainer.losses.clear()
+    return restored_s
 
 
 def _idle(spec: RunSpec, place: Place) -> dict[str, float]:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from joulesweep import adaptive, data, engine, fit, flops, kernels, methods, precision, strategy
+from joulesweep import adaptive, ahead, data, engine, fit, flops, kernels, methods, precision, strategy
 from joulesweep.errors import UserError
 from joulesweep.kahan import KahanAdamW
 from joulesweep.memory import copy_weights, load_weights
@@ -63,6 +64,10 @@ class Place:
         return values
 
 
+#: Parameters, and how many optimizer steps each has taken, one tensor [parameters].
+Counters = tuple[list[torch.Tensor], torch.Tensor]
+
+
 @dataclass(kw_only=True)
 class Trainer:
     """Everything the loop needs.
@@ -83,10 +88,9 @@ class Trainer:
         selector: of a method that chooses tensors while it trains, else None.
         phases: of the training, in order: spans in which the same tensors trained or were rated. Each is a row of the
             record: kind "training" or "rating", the epoch that it began with, num_steps, the counts of
-            `units.COUNTED`, and what `adaptive.choose` said of its choice.
-        began_s: when the present phase began, on the monotonic clock.
-        taken: with loss scaling, the optimizer steps that each tensor had taken when the phase began.
-        graphed: replays the step, with engine graph.
+            `units.COUNTED`, and what `adaptive.choose` said of its choice. Until `read_counters` also `taken`.
+        began_s: when the present phase began, on the monotonic clock, and since when weights were copied the later.
+        graphed: replays the step, with an engine that captures it.
         losses: loss of every step on this rank's share, kept on the device until the window has closed.
     """
 
@@ -106,7 +110,6 @@ class Trainer:
     phases: list[dict[str, Any]] = field(default_factory=list)
     graphed: engine.GraphedStep | None = None
     losses: list[torch.Tensor] = field(default_factory=list)
-    taken: dict[torch.Tensor, int] = field(default_factory=dict)
     began_s: float = 0.0
 
     @property
@@ -119,12 +122,30 @@ class Trainer:
         """Optimizer steps of the whole training."""
         return self.spec.max_steps or (self.spec.epochs or 0) * self.steps_per_epoch
 
+    @property
+    def num_epochs(self) -> int:
+        """Passes over the training texts that the training begins."""
+        return math.ceil(self.num_steps / self.steps_per_epoch)
+
     def batches(self, epoch: int) -> Iterator[tuple[list[data.Batch], int]]:
         """The steps of an epoch, as `data.steps` gives them."""
         spec, place = self.spec, self.place
         shown = data.labelled(self.corpus, spec.task, spec.mask_probability, spec.repeat, epoch)
         texts = data.order(self.train_texts, spec.repeat, epoch)
         return data.steps(self.corpus, shown, texts, self.layout, place.rank, place.world)
+
+    def steps(self) -> Generator[tuple[list[data.Batch], int], None, None]:
+        """The steps of the whole training. To be closed: on a GPU a thread lays them out ahead, see `ahead`."""
+        return ahead.ahead(self._pinned_steps()) if self.place.device.type == "cuda" else self._steps()
+
+    def _steps(self) -> Generator[tuple[list[data.Batch], int], None, None]:
+        every = itertools.chain.from_iterable(map(self.batches, range(1, self.num_epochs + 1)))
+        yield from itertools.islice(every, self.num_steps)
+
+    def _pinned_steps(self) -> Generator[tuple[list[data.Batch], int], None, None]:
+        torch.cuda.set_device(self.place.device)  # each thread has its own, and begins with the first
+        for batches, num_predicted in self._steps():
+            yield [batch.pinned() for batch in batches], num_predicted
 
     def wrap(self) -> None:
         """Put the strategy's wrapper around the module, for the tensors that train now."""
@@ -133,9 +154,9 @@ class Trainer:
     def open_phase(self, kind: str, epoch: int, **more: Any) -> None:  # noqa: ANN401 - entries of a record
         """Count into a new phase from here on."""
         counts = dict.fromkeys(("num_steps", "num_skipped_steps", *COUNTED), 0)
-        self.phases.append({"kind": kind, "epoch": epoch, "elapsed_s": 0.0, **counts, **more})
+        taken = [self._steps_taken()] * 2
+        self.phases.append({"kind": kind, "epoch": epoch, "elapsed_s": 0.0, **counts, **more, "taken": taken})
         self.began_s = time.monotonic()
-        self.taken = self._steps_taken()
 
     def count(self, batches: Sequence[data.Batch]) -> None:
         """Add a step's batches to the present phase."""
@@ -146,23 +167,32 @@ class Trainer:
                 phase[name] += batch.counts[name]
 
     def close_epoch(self) -> None:
-        """Note the seconds of the present phase so far, and the steps that loss scaling left out.
-
-        The device is idle. AdamW's own counter does not advance in steps that are left out.
-        """
+        """Note the seconds of the present phase so far, the device being idle, and the steps that were taken."""
         self.phases[-1]["elapsed_s"] = time.monotonic() - self.began_s
-        if self.scaler.is_enabled() and self.phases[-1]["kind"] == "training":
-            advanced = (steps - self.taken.get(parameter, 0) for parameter, steps in self._steps_taken().items())
-            self.phases[-1]["num_skipped_steps"] = self.phases[-1]["num_steps"] - max(advanced, default=0)
+        self.phases[-1]["taken"][1] = self._steps_taken()
 
-    def _steps_taken(self) -> dict[torch.Tensor, int]:
-        states = self.optimizer.state.items() if self.scaler.is_enabled() else ()  # else without waiting for the device
-        return {parameter: int(state["step"]) for parameter, state in states}
+    def _steps_taken(self) -> Counters:
+        """AdamW's counters now, left on the device; none where no step is left out."""
+        states = self.optimizer.state if self.scaler.is_enabled() else {}
+        counters = [state["step"] for state in states.values()]
+        return list(states), torch.stack(counters) if counters else torch.empty(0)
 
     @property
     def layout(self) -> data.Layout:
         """How this process's texts are laid out."""
         return layout(self.spec)
+
+
+def read_counters(phases: Sequence[dict[str, Any]]) -> None:
+    """Turn AdamW's counters at the begin and the end of each phase into num_skipped_steps, once the window has closed.
+
+    They do not advance in steps that loss scaling leaves out.
+    """
+    for phase in phases:
+        before, after = (dict(zip(names, steps.tolist(), strict=True)) for names, steps in phase.pop("taken"))
+        if after and phase["kind"] == "training":
+            advanced = max(steps - before.get(parameter, 0) for parameter, steps in after.items())
+            phase["num_skipped_steps"] = phase["num_steps"] - int(advanced)
 
 
 def layout(spec: RunSpec) -> data.Layout:
@@ -176,8 +206,8 @@ def layout(spec: RunSpec) -> data.Layout:
         max_length=spec.max_length,
         max_target_length=spec.max_target_length,
         head=spec.head,
-        scattered=num_devices > 1,
-        few_shapes=spec.engine == "graph",
+        parts=num_devices,
+        few_shapes=engine.ENGINES[spec.engine].captures,
     )
 
 
@@ -246,7 +276,7 @@ def assemble(spec: RunSpec, model_folder: Path, tokens: Path, place: Place) -> T
         facts = methods.described(spec.method, core.model)
     except Unfit as unfit:
         raise Stop("unsupported", str(unfit)) from unfit
-    if spec.engine == "compile":
+    if engine.ENGINES[spec.engine].compiles:
         core.compile(dynamic=True)  # in place: names of weights stay
     torch.manual_seed(spec.repeat * 1000 + place.rank)  # each rank its own dropout
     source = spec.dataset_source
@@ -288,7 +318,9 @@ def _prepare(
         Unfit: it cannot be trained so.
     """
     core.to(place.device)
-    _check(fit.refusal(core, corpus, layout(spec)))
+    laid = replace(layout(spec), parts=1)  # tried on one device
+    core.mask_form = fit.mask_form(core, corpus, laid)
+    _check(fit.refusal(core, corpus, laid))
     precision.cast(core, spec.precision)
     if spec.checkpoint_activations:
         model: Any = core.model
@@ -298,7 +330,7 @@ def _prepare(
             model.disable_input_require_grads()  # else frozen layers are walked back through
     work = flops.described(core, spec.devices if spec.strategy == "fsdp" else 1)
     products = _products(core, corpus, spec, place)
-    _check(fit.step_refusal(core, corpus, layout(spec)))
+    _check(fit.step_refusal(core, corpus, laid))
     return work, products
 
 
@@ -384,12 +416,12 @@ def _optimizer(core: torch.nn.Module, spec: RunSpec, device: torch.device) -> to
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": spec.weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    graph = spec.engine == "graph"
-    lr = torch.tensor(spec.lr, device=device) if graph else spec.lr  # a captured step reads it from the device
+    captured = engine.ENGINES[spec.engine].captures
+    lr = torch.tensor(spec.lr, device=device) if captured else spec.lr  # a captured step reads it from the device
     groups = [group for group in groups if group["params"]]
     if precision.PRECISIONS[spec.precision].kahan:
-        return KahanAdamW(groups, lr=lr, capturable=graph)
-    return torch.optim.AdamW(groups, lr=lr, fused=True, capturable=graph)
+        return KahanAdamW(groups, lr=lr, capturable=captured)
+    return torch.optim.AdamW(groups, lr=lr, fused=True, capturable=captured)
 
 
 def measured_boards(spec: RunSpec, boards: Sequence[dict[str, Any]], place: Place) -> list[dict[str, Any]]:

@@ -33,8 +33,8 @@ def texts_of(corpus):
     return [text.tolist() for text in corpus.ids.tensor_split(corpus.offsets[1:-1])]
 
 
-def layout(batching="dynamic", size=8, micro=None, head="dense", scattered=False):
-    return data.Layout(batching=batching, size=size, micro=micro, max_length=24, head=head, scattered=scattered)
+def layout(batching="dynamic", size=8, micro=None, head="dense", parts=1):
+    return data.Layout(batching=batching, size=size, micro=micro, max_length=24, head=head, parts=parts)
 
 
 def all_steps(corpus, masked, texts, layout, world=1):
@@ -51,10 +51,14 @@ def labels_of(batch):
     """The labels of every place of a batch, [rows, length], however they were given."""
     if batch.chosen is None:
         return batch.answers
-    labels = torch.full_like(batch.input_ids, data.IGNORED).flatten()
-    real = batch.answers != data.IGNORED
-    labels[batch.chosen[real]] = batch.answers[real]
-    return labels.view(batch.input_ids.shape)
+    labels = torch.full_like(batch.input_ids, data.IGNORED)
+    shares = [(labels, batch.chosen, batch.answers)]
+    if batch.chosen.ndim == 2:  # as DataParallel cuts rows into the two parts of the layouts below
+        shares = zip(labels.chunk(2), batch.chosen.chunk(2), batch.answers.chunk(2), strict=True)
+    for part, chosen, answers in shares:
+        real = answers != data.IGNORED
+        part.view(-1)[chosen[real]] = answers[real]
+    return labels
 
 
 def rows_of(batch):
@@ -246,7 +250,8 @@ LAYOUTS = [
     (layout("packed", size=21, micro=3, head="masked"), 2),
     (layout(size=13, micro=5, head="masked"), 3),
     (layout("fixed", size=16, micro=16, head="masked"), 2),
-    (layout("packed", size=60, head="masked", scattered=True), 1),
+    (layout("packed", size=60, head="masked", parts=2), 1),
+    (layout("dynamic", size=13, head="masked", parts=2), 1),
 ]
 
 
@@ -271,6 +276,11 @@ def test_what_a_batch_counts_is_what_it_holds(corpus, layout, world):
         texts = [len(inputs) for inputs, _ in rows_of(batch)]
         num_predicted = int((labels_of(batch) != data.IGNORED).sum())
         num_chosen = rows * length if layout.head == "dense" else math.ceil(max(1, num_predicted) / 16) * 16
+        if batch.chosen is not None and batch.chosen.ndim == 2:
+            num_chosen = batch.chosen.numel()  # one more for each row at most than the fullest part has
+            assert num_predicted <= num_chosen
+            most = max(int((part != data.IGNORED).sum()) for part in labels_of(batch).chunk(2))
+            assert num_chosen <= rows * max(1, math.ceil(most / (rows // 2)))
         others = {name: 0 for name in units.COUNTED if "target" in name or "cross" in name}
         assert batch.counts == {
             **others,
@@ -278,12 +288,12 @@ def test_what_a_batch_counts_is_what_it_holds(corpus, layout, world):
             "num_tokens": sum(texts),
             "num_padded_tokens": rows * length,
             "num_predicted": num_predicted,
-            "num_head_positions": num_predicted if layout.scattered else num_chosen,
+            "num_head_positions": num_chosen,
             "num_token_pairs": sum(length * length for length in texts),
             "num_padded_token_pairs": rows * length * length,
         }
         assert set(batch.counts) == set(units.COUNTED)
-        assert batch.answers.numel() == (rows * length if layout.scattered else num_chosen)
+        assert batch.answers.numel() == num_chosen
         num_empty += not texts
     assert sum(batch.counts["num_texts"] for step in steps for batch in batches_of(step)) == tiny_run.NUM_TEXTS
     if world == 1:
@@ -436,19 +446,51 @@ def test_chosen_places_are_the_predicted_ones_filled_up_to_few_lengths(corpus, b
     assert (probability == 0) == (sizes == {data.CHOSEN_MULTIPLE})
 
 
-def test_rows_that_will_be_scattered_keep_their_answers(corpus):
-    """Places in the whole would mean nothing in a part of it."""
+@pytest.mark.parametrize("batching", ["dynamic", "packed"])
+@pytest.mark.parametrize(("parts", "size"), [(2, 8), (2, 7), (3, 2), (4, 5), (8, 12)])
+def test_rows_that_will_be_scattered_have_the_places_of_each_part(corpus, parts, size, batching):
+    """Places in the whole would mean nothing in a part of it. Four GPUs get three parts of five rows."""
     masked = data.mask(corpus, 0.3, 1, 1)
-    given = layout("packed", head="masked", scattered=True)
-    (batch,), _ = next(data.steps(corpus, masked, torch.arange(8), given))
-    assert batch.chosen is None
-    assert batch.answers.shape == batch.input_ids.shape
-    assert {tensor.shape[0] for tensor in batch.tensors if tensor is not None} == {batch.input_ids.shape[0]}
+    given = layout(batching, size, head="masked", parts=parts)
+    (dense,), _ = next(data.steps(corpus, masked, torch.arange(size), layout(batching, size)))
+    (batch,), _ = next(data.steps(corpus, masked, torch.arange(size), given))
+    assert {tensor.shape[0] for tensor in batch.tensors if tensor is not None} == {len(batch.input_ids)}
+    cut = [tensor.chunk(parts) for tensor in (batch.chosen, batch.answers, dense.answers)]
+    for chosen, answers, labels in zip(*cut, strict=True):
+        real = answers != data.IGNORED
+        assert chosen[real].tolist() == torch.nonzero(labels.flatten() != data.IGNORED).flatten().tolist()
+        assert torch.equal(labels.flatten()[chosen[real]], answers[real])
+        assert chosen.max() < labels.numel()
 
 
 def packed(lengths, capacity):
     row, column = data.pack(torch.tensor(lengths), capacity)
     return row.tolist(), column.tolist()
+
+
+def packed_one_by_one(lengths, capacity):
+    """Best fit decreasing as books have it; of rows as full as each other the one that became so last."""
+    rows, places = [], {}
+    for text in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
+        fitting = [row for row in rows if capacity - row[1] >= lengths[text] and row[1] > 0]
+        fullest = max((row[1] for row in fitting), default=None)
+        chosen = max((row for row in fitting if row[1] == fullest), key=lambda row: row[2], default=None)
+        if chosen is None:
+            chosen = [len(rows), 0, 0]
+            rows.append(chosen)
+        places[text] = (chosen[0], chosen[1])
+        chosen[1] += lengths[text]
+        chosen[2] = len(places)
+    return [list(column) for column in zip(*(places[text] for text in range(len(lengths))), strict=True)]
+
+
+@pytest.mark.parametrize("capacity", [1, 2, 24, 64])
+@pytest.mark.parametrize("longest", [0.2, 0.5, 1.0])
+def test_texts_of_one_size_are_packed_at_once_as_one_by_one(capacity, longest):
+    draw = random.Random(repr((capacity, longest)))
+    for num_texts in (1, 2, 7, 60, 500):
+        lengths = [draw.randint(1, max(1, round(longest * capacity))) for _ in range(num_texts)]
+        assert list(packed(lengths, capacity)) == packed_one_by_one(lengths, capacity)
 
 
 @pytest.mark.parametrize("capacity", [1, 2, 24, 64])

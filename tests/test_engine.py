@@ -25,7 +25,7 @@ def test_each_engine_is_described_and_names_strategies(name):
 
 def test_pytorchs_own_way_works_everywhere():
     assert set(engine.ENGINES["eager"].strategies) == set(STRATEGIES)
-    assert engine.ENGINES["eager"].cpu
+    assert not engine.ENGINES["eager"].captures
 
 
 COMPILE_UNDER = "engine compile works under strategy single and ddp only"
@@ -49,6 +49,12 @@ GRAPH_STATE = "checkpoint_activations reads the random state in the step, which 
         ({"engine": "graph", "strategy": "ddp", "batching": "fixed"}, "engine graph works under strategy single only"),
         ({"engine": "graph"}, GRAPH_SHAPES),
         ({"engine": "graph", "batching": "packed", "checkpoint_activations": True}, GRAPH_STATE),
+        ({"engine": "compile-graph", "batching": "packed"}, None),
+        ({"engine": "compile-graph"}, GRAPH_SHAPES.replace("graph", "compile-graph")),
+        ({"engine": "compile-graph", "batching": "fixed", "strategy": "ddp", "devices": 2},
+         "engine compile-graph works under strategy single only"),
+        ({"engine": "compile-graph", "batching": "packed", "checkpoint_activations": True},
+         GRAPH_STATE.replace("graph", "compile-graph")),
     ],
 )  # fmt: skip
 def test_what_means_nothing_on_any_machine_is_said(changes, reason):
@@ -56,11 +62,15 @@ def test_what_means_nothing_on_any_machine_is_said(changes, reason):
 
 
 @pytest.fixture
-def compiler(monkeypatch):
-    """Which compilers there are."""
-    there = {"g++"}
-    monkeypatch.delenv("CXX", raising=False)
+def compiler(monkeypatch, tmp_path):
+    """Which compilers, headers and libraries there are."""
+    there = {"g++", "gcc", "triton"}
+    for name in ("CC", "CXX"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(engine.shutil, "which", lambda name: f"/usr/bin/{name}" if name in there else None)
+    monkeypatch.setattr(engine.importlib.util, "find_spec", lambda name: name if name in there else None)
+    monkeypatch.setattr(engine, "HEADERS", tmp_path)
+    (tmp_path / "Python.h").touch()
     return there
 
 
@@ -74,9 +84,45 @@ def test_graphs_need_a_gpu(compiler):
     assert engine.refusal("compile", "cpu") is None
 
 
+@pytest.mark.parametrize(
+    ("lacks", "said"),
+    [
+        ("triton", "needs Triton, which PyTorch's builds for CUDA bring; it is not installed"),
+        ("gcc", "needs a C compiler for Triton; no gcc and no clang found"),
+        ("g++", "needs a C++ compiler; no g++ found"),
+    ],
+)
+@pytest.mark.parametrize("name", ["compile", "compile-graph"])
+def test_compilation_for_a_gpu_needs_triton_and_what_triton_needs(compiler, monkeypatch, name, lacks, said):
+    compiler.remove(lacks)
+    assert engine.refusal(name, "cuda", (9, 0)) == f"engine {name} {said}"
+    if lacks == "gcc":
+        compiler.add("clang")
+        assert engine.refusal(name, "cuda", (9, 0)) is None
+        monkeypatch.setenv("CC", "icx")
+        assert engine.refusal(name, "cuda", (9, 0)) == f"engine {name} needs a C compiler for Triton; no icx found"
+    if lacks != "g++":
+        assert engine.refusal("compile", "cpu") is None
+    assert engine.refusal("graph", "cuda", (9, 0)) is None
+
+
+@pytest.mark.parametrize("accelerator", ["cpu", "cuda"])
+def test_compilation_needs_pythons_headers(compiler, tmp_path, accelerator):
+    (tmp_path / "Python.h").unlink()
+    said = f"engine compile needs Python's headers; no Python.h in {tmp_path}: install them (python3-dev)"
+    assert engine.refusal("compile", accelerator) == said
+    assert engine.refusal("eager", accelerator) is engine.refusal("graph", "cuda") is None
+
+
+def test_compilation_and_graphs_together_need_what_both_need(compiler):
+    assert engine.refusal("compile-graph", "cpu") == "engine compile-graph needs an NVIDIA GPU; this run uses the CPU"
+    found = "engine compile-graph needs compute capability 7.0 or newer; this GPU has 6.1"
+    assert engine.refusal("compile-graph", "cuda", (6, 1)) == found
+
+
 @pytest.mark.parametrize("accelerator", ["cpu", "cuda"])
 def test_compilation_needs_the_compiler_that_it_will_call(compiler, monkeypatch, accelerator):
-    compiler.clear()
+    compiler.remove("g++")
     assert engine.refusal("compile", accelerator) == "engine compile needs a C++ compiler; no g++ found"
     assert engine.refusal("eager", accelerator) is None
     monkeypatch.setenv("CXX", "clang++")
@@ -179,12 +225,13 @@ def test_a_replay_leaves_the_given_tensors_and_earlier_losses_alone(graphed):
 @pytest.mark.parametrize("precision", ["fp32", "fp16-mixed", "bf16-mixed"])
 @pytest.mark.parametrize("batching", ["fixed", "packed"])
 @pytest.mark.parametrize("norm", [None, 0.5])
-def test_a_graph_trains_as_eager_steps_do(tmp_path, batching, precision, norm):
+@pytest.mark.parametrize("engine_name", ["graph", "compile-graph"])
+def test_a_graph_trains_as_eager_steps_do(tmp_path, engine_name, batching, precision, norm):
     assets = tiny_run.assets(tmp_path)
     changes = {"accelerator": "cuda", "batching": batching, "precision": precision, "epochs": 3, "max_grad_norm": norm}
     eager, graph = (
         train.train(tiny_run.spec(**changes, engine=name), assets.model_folder, assets.tokens, tmp_path)
-        for name in ("eager", "graph")
+        for name in ("eager", engine_name)
     )
     near = 1e-4 if precision == "fp32" else 2e-2
     assert graph["losses"] == pytest.approx(eager["losses"], rel=near)
@@ -194,11 +241,12 @@ def test_a_graph_trains_as_eager_steps_do(tmp_path, batching, precision, norm):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
-def test_each_replay_of_a_graph_draws_its_own_dropout_and_a_repetition_the_same(tmp_path):
+@pytest.mark.parametrize("name", ["graph", "compile-graph"])
+def test_each_replay_of_a_graph_draws_its_own_dropout_and_a_repetition_the_same(tmp_path, name):
     """A learning rate of next to nothing: the same text gives another loss by dropout alone."""
     tiny_run.model(tmp_path / "model", dropout=0.5)
     tokens = tiny_run.token_file(tmp_path / "tokens.safetensors", num_texts=20)
-    spec = tiny_run.spec(accelerator="cuda", engine="graph", batching="fixed", batch_size=32, epochs=6, lr=1e-12)
+    spec = tiny_run.spec(accelerator="cuda", engine=name, batching="fixed", batch_size=32, epochs=6, lr=1e-12)
     first, again = (train.train(spec, tmp_path / "model", tokens, tmp_path)["losses"] for _ in range(2))
     assert len(set(first)) == len(first)
     assert again == pytest.approx(first, rel=1e-5)
@@ -219,7 +267,7 @@ def compilations(monkeypatch):
     monkeypatch.setattr(
         torch.nn.Module, "compile", lambda self, **given: compile_module(self, backend=backend, **given)
     )
-    monkeypatch.setattr(engine.shutil, "which", lambda name: name)
+    monkeypatch.setattr(engine, "refusal", lambda name, accelerator, capability: None)
     torch._dynamo.reset()
     yield made
     torch._dynamo.reset()
@@ -254,3 +302,35 @@ def test_a_compiled_training_has_the_losses_of_an_eager_one(tmp_path, monkeypatc
     assert set(num_made) == {len(compilations)}, "nothing is compiled once the warm-up is undone"
     names = [set(load_file(tmp_path / name / "model" / "model.safetensors")) for name in ("eager", "compile")]
     assert names[0] == names[1]
+
+
+@pytest.mark.parametrize("batching", ["packed", "fixed"])
+def test_a_compiled_step_is_captured_as_it_was_compiled(tmp_path, monkeypatch, compilations, batching):
+    """CUDA is stood in for: what a capture would record is what the compiled module computed in it."""
+    assets, seen = tiny_run.assets(tmp_path), []
+
+    class GraphedStep:
+        """Calls the step thrice when it meets a shape, as the real one does, and in place of each replay."""
+
+        def __init__(self, step, device):
+            self.step, self.met = step, set()
+
+        def __call__(self, inputs, factor):
+            for _ in range(3 if engine.shapes(inputs) not in self.met else 0):
+                self.step(inputs, torch.tensor(factor))
+            self.met.add(engine.shapes(inputs))
+            seen.append((len(self.met), len(compilations)))
+            return self.step(inputs, torch.tensor(factor))
+
+    def losses(name):
+        spec = tiny_run.spec(engine=name, batching=batching, epochs=2, lr=0.05)
+        outcome = train.train(spec, assets.model_folder, assets.tokens, tmp_path)
+        return outcome["losses"], [row["validation_loss"] for row in outcome["epochs"]]
+
+    eager = losses("eager")
+    assert (compilations, seen) == ([], [])
+    monkeypatch.setattr(engine, "GraphedStep", GraphedStep)
+    for found, expected in zip(losses("compile-graph"), eager, strict=True):
+        assert found == pytest.approx(expected, rel=1e-5)
+    assert seen[0][1] > 0, "what is captured is compiled"
+    assert set(seen[-len(eager[0]) :]) == {seen[-1]}, "nothing is compiled or captured in the window"

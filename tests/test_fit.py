@@ -48,6 +48,60 @@ def test_families_that_mix_in_what_a_row_is_filled_up_with_are_found_out(corpus,
     assert reason == f"batching {batching}: this model's result depends on how far a text is padded"
 
 
+FORMS = {
+    **dict.fromkeys(("bert", "roberta", "distilbert", "electra", "modernbert", "albert"), "bool"),
+    **dict.fromkeys(("opt", "llama", "gpt2", "t5", "bart", "bert2bert"), "bool"),
+    "bloom": "padding",  # it counts in the mask how far apart tokens are
+}
+
+
+@pytest.fixture(scope="module")
+def targets(tmp_path_factory):
+    path = tmp_path_factory.mktemp("targets") / "tokens.safetensors"
+    return data.load(tiny_run.token_file(path, targets=True, prefix=[], eos_id=tiny_run.SEP), 24, "seq2seq", 12)
+
+
+@pytest.mark.parametrize("batching", ["dynamic", "fixed", "packed"])
+@pytest.mark.parametrize("kind", FORMS)
+def test_families_take_a_whole_mask_or_are_left_with_theirs(corpus, targets, kind, batching):
+    task = tiny_run.task_of(kind)
+    texts, network = targets if task == "seq2seq" else corpus, tiny_run.network(kind)
+    if task == "seq2seq":
+        network.config.decoder_start_token_id = texts.start_id
+    core = LanguageModel(network, task=task)
+    assert fit.mask_form(core, texts, layout(batching, max_target_length=12)) == FORMS[kind]
+    assert core.mask_form == "padding", "a try leaves no trace"
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+def test_a_mask_that_is_added_to_scores_must_be_numbers(corpus, kind):
+    core = LanguageModel(tiny_run.network(kind), task=tiny_run.task_of(kind))
+    core.model.set_attn_implementation("eager")
+    assert fit.mask_form(core, corpus, layout()) == "float"
+
+
+def test_an_encoder_is_no_decoder_by_the_mask_that_it_is_given(corpus):
+    """BERT would not see what it is to predict, and again would once it is saved."""
+    core = LanguageModel(families.network("mlm-bert"), task="clm")
+    core.mask_form = fit.mask_form(core, corpus, layout())
+    assert core.mask_form == "padding"
+    assert fit.refusal(core, corpus, layout()).startswith("task clm: this model sees the tokens")
+
+
+def test_a_whole_mask_that_gives_no_numbers_is_none(corpus, monkeypatch):
+    core = LanguageModel(tiny_run.network())
+    forward = core.model.bert.forward
+
+    def spoiling(input_ids, attention_mask, **more):
+        found = forward(input_ids=input_ids, attention_mask=attention_mask, **more)
+        if attention_mask.ndim == 4:
+            found.last_hidden_state = found.last_hidden_state * float("nan")
+        return found
+
+    monkeypatch.setattr(core.model.bert, "forward", spoiling)
+    assert fit.mask_form(core, corpus, layout()) == "padding"
+
+
 def test_texts_of_one_length_need_no_padding(corpus):
     same = int(corpus.lengths.mode().values)
     texts = torch.nonzero(corpus.lengths == same).flatten()

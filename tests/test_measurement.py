@@ -30,6 +30,7 @@ SPAN = {
     "idle_end_s": 95.0,
     "meter_s": 0.01,
     "clock_step_s": 0.0,
+    "weights_s": 0.0,
 }
 
 
@@ -66,6 +67,7 @@ def rank(scored=True, **changes):
             "idle_end_s": 8.0,
             "meter_s": 0.1,
             "clock_step_s": 0.01,
+            "weights_s": 0.3,
         },
         "cpu_s": 3.0,
         "startup_s": 1.0,
@@ -99,6 +101,7 @@ def test_ranks_are_combined_without_losing_or_doubling_anything():
             "idle_end_s": 8.5,
             "meter_s": 0.2,
             "clock_step_s": -2.0,
+            "weights_s": 0.2,
         },
         peak_memory={"host_rss_bytes": 50, "gpu_allocated_bytes": 9, "gpu_reserved_bytes": 10},
     )
@@ -137,7 +140,7 @@ def test_ranks_are_combined_without_losing_or_doubling_anything():
         "products": {"shapes": [], "reason": "none"},
     }
     span = {"begin_s": 9.5, "end_s": 14.5, "idle_begin_s": 6.0, "idle_end_s": 8.0, "meter_s": 0.2}
-    assert found["span"] == {**span, "clock_step_s": -2.0}, "the largest step, whichever way"
+    assert found["span"] == {**span, "clock_step_s": -2.0, "weights_s": 0.3}, "the largest step, whichever way"
     assert [(epoch["elapsed_s"], epoch["cpu_s"]) for epoch in found["epochs"]] == [(0.0, 0.0), (6.0, 5.0)]
     assert [tuple(epoch) for epoch in found["epochs"]] == [EPOCH] * 2
     assert found["quality"] == {name: rank()["epochs"][1][name] for name in QUALITY}

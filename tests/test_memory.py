@@ -182,17 +182,37 @@ def test_parts_are_copied_and_loaded_also_where_they_are_empty(shapes):
     assert memory.nbytes(kept, memory.CPU) == sum(part.nbytes for part in parts.values())
 
 
-@pytest.mark.parametrize(("num_kept", "place"), [(0, "gpu"), (1, "gpu"), (2, "host")])
+HOST = {"device": memory.CPU, "pin_memory": True}
+GPU = {"device": torch.device("cuda", 0)}
+
+
+@pytest.mark.parametrize(("num_kept", "place"), [(0, GPU), (1, GPU), (2, HOST)])
 def test_copies_that_would_fill_a_gpu_go_to_host_memory(monkeypatch, num_kept, place):
     """Copies may take a tenth of the GPU: here two of them, with the one to be made."""
-    gpu = torch.device("cuda", 0)
-    weight = SimpleNamespace(
-        device=gpu, nbytes=50, shape=(), data_ptr=lambda: 1, cpu=lambda: "host", clone=lambda: "gpu"
-    )
+    weight = SimpleNamespace(**GPU, nbytes=50, shape=(), dtype=torch.float32, data_ptr=lambda: 1)
     weight.detach = lambda: weight
-    core = SimpleNamespace(state_dict=lambda: {"weight": weight})
+    core, made = SimpleNamespace(state_dict=lambda: {"weight": weight}), []
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=1000))
-    assert memory.copy_weights(core, [{"weight": weight}] * num_kept) == {"weight": place}
+    monkeypatch.setattr(torch, "zeros", lambda shape, dtype, **given: made.append(given))
+    memory.room_for(core, [{"weight": weight}] * num_kept)
+    assert made == [place]
+
+
+def test_room_is_set_aside_once_and_filled_in_place_as_often_as_asked():
+    core = tiny_run.network()
+    room = memory.room_for(core, [])
+    places = {name: value.data_ptr() for name, value in room.items()}
+    tied = ("bert.embeddings.word_embeddings.weight", "cls.predictions.decoder.weight")
+    assert room[tied[0]] is room[tied[1]]
+    assert not any(value.any() for value in room.values())
+    for _ in range(2):
+        memory.fill(room, core)
+        assert all(torch.equal(value, room[name]) for name, value in core.state_dict().items())
+        with torch.no_grad():
+            for parameter in core.parameters():
+                parameter.mul_(2.0).add_(1.0)
+        assert not torch.equal(room[tied[0]], core.state_dict()[tied[0]])
+    assert {name: value.data_ptr() for name, value in room.items()} == places
 
 
 def test_what_was_freed_is_no_part_of_the_next_peak():

@@ -49,8 +49,14 @@ def network_of(config):
 
 @pytest.fixture
 def inputs(corpus):
-    """Texts padded to the longest; predicted places are found by the model."""
-    return batch_of(corpus, scattered=True).tensors
+    """Texts padded to the longest."""
+    return batch_of(corpus).tensors
+
+
+def scattered(batch, parts):
+    """The arguments of each replica, as DataParallel makes them."""
+    cut = [[None] * parts if tensor is None else tensor.chunk(parts) for tensor in batch.tensors]
+    return list(zip(*cut, strict=False))
 
 
 def reference_loss(model, batch):
@@ -79,13 +85,13 @@ def test_loss_and_gradients_are_those_of_the_models_own_forward(corpus, kind, he
     assert_near(gradients_of(loss, model), gradients)
 
 
+@pytest.mark.parametrize("parts", [2, 3])
 @pytest.mark.parametrize("kind", FAMILIES)
-def test_predicted_places_that_the_model_finds_are_those_that_it_is_told(corpus, kind):
-    """It finds them behind DataParallel, which scatters the rows."""
+def test_replicas_of_dataparallel_compute_at_the_same_places(corpus, kind, parts):
     core = LanguageModel(tiny_run.network(kind))
-    told, found = batch_of(corpus, "packed"), batch_of(corpus, "packed", scattered=True)
-    assert found.chosen is None
-    one, other = (core(*batch.tensors)[0, 0] for batch in (told, found))
+    whole, cut = batch_of(corpus, "packed"), scattered(batch_of(corpus, "packed", parts=parts), parts)
+    assert len(cut) > 1
+    one, other = core(*whole.tensors)[0, 0], sum(core(*share)[0, 0] for share in cut)
     assert one.item() == pytest.approx(other.item(), rel=1e-6)
     assert_near(gradients_of(one, core), gradients_of(other, core))
 
@@ -240,21 +246,22 @@ def test_a_model_that_cannot_be_trained_so_says_why(heads, head, packed, reason)
 
 def test_the_head_sees_the_predicted_places_only(corpus):
     seen = []
-    for head, scattered in (("masked", False), ("masked", True), ("dense", False)):
+    for head, parts in (("masked", 1), ("masked", 2), ("dense", 1)):
         core = LanguageModel(tiny_run.network(), head=head)
         core.model.cls.register_forward_hook(lambda module, given, found: seen.append(given[0].shape[:-1].numel()))
-        batch = batch_of(corpus, "packed", head, scattered=scattered)
+        batch = batch_of(corpus, "packed", head, parts=parts)
         core(*batch.tensors)
         assert seen[-1] == batch.counts["num_head_positions"]
     num_predicted = batch.counts["num_predicted"]
-    assert num_predicted == seen[1] <= seen[0] < num_predicted + data.CHOSEN_MULTIPLE
+    assert num_predicted <= seen[0] < num_predicted + data.CHOSEN_MULTIPLE
+    assert num_predicted <= seen[1] < batch.input_ids.numel() / 2
     assert seen[2] == batch.input_ids.numel() > 2 * seen[0]
 
 
-def test_sums_over_shares_add_up_to_the_whole(inputs):
-    wrapped = LanguageModel(tiny_run.network())
-    whole = wrapped(*inputs, score=True)
-    shares = ([None if t is None else t[rows] for t in inputs] for rows in (slice(0, 2), slice(2, 20)))
+def test_sums_over_shares_add_up_to_the_whole(corpus):
+    wrapped, whole = LanguageModel(tiny_run.network()), batch_of(corpus)
+    shares = scattered(batch_of(corpus, parts=3), 3)
+    whole = wrapped(*whole.tensors, score=True)
     parts = [wrapped(*share, score=True) for share in shares]
     torch.testing.assert_close(sum(parts), whole)
 
@@ -280,11 +287,11 @@ def test_right_answers_are_counted_when_asked_for(corpus, head, batching):
     assert wrapped(*given)[0, 1].item() == 0
 
 
-@pytest.mark.parametrize("scattered", [True, False])
+@pytest.mark.parametrize("parts", [1, 20])
 @pytest.mark.parametrize("head", ["masked", "dense"])
-def test_nothing_masked_is_a_loss_of_nothing_that_still_has_gradients(corpus, head, scattered):
+def test_nothing_masked_is_a_loss_of_nothing_that_still_has_gradients(corpus, head, parts):
     wrapped = LanguageModel(tiny_run.network(), head=head)
-    loss = wrapped(*batch_of(corpus, head=head, probability=0.0, scattered=scattered).tensors)
+    loss = wrapped(*scattered(batch_of(corpus, head=head, probability=0.0, parts=parts), parts)[0])
     assert loss.tolist() == [[0.0, 0.0]]
     loss.sum().backward()
     assert all(parameter.grad is None or not parameter.grad.any() for parameter in wrapped.parameters())

@@ -326,10 +326,10 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("head", ["masked", "dense", "found"])
+@pytest.mark.parametrize("head", ["masked", "dense", "scattered"])
 @pytest.mark.parametrize(("kind", "data_of", "batching"), CASES)
 def test_loss_and_gradients_are_those_of_the_library(corpora, kind, data_of, batching, head):
-    """With "found" the model finds the predicted places itself, as behind DataParallel."""
+    """With "scattered" in three parts, as DataParallel cuts them."""
     corpus, task = corpora[data_of], "seq2seq" if data_of == "seq2seq" else "clm"
     model = tiny_run.network(kind)
     texts = torch.arange(20)
@@ -339,10 +339,12 @@ def test_loss_and_gradients_are_those_of_the_library(corpora, kind, data_of, bat
     gradients = gradients_of(expected, model)
     core = LanguageModel(model, head="dense" if head == "dense" else "masked", task=task)
     assert core.refusal(batching == "packed") is None
-    laid = layout(batching, 20, core.head, scattered=head == "found")
+    parts = 3 if head == "scattered" else 1
+    laid = layout(batching, 20, core.head, parts=parts)
     (batch,), num_predicted = next(data.steps(corpus, data.labelled(corpus, task, 0.0), texts, laid))
-    assert (batch.chosen is None) == (head != "masked")
-    out = core(*batch.tensors, score=True)
+    assert (batch.chosen is None) == (head == "dense")
+    cut = [[None] * parts if tensor is None else tensor.chunk(parts) for tensor in batch.tensors]
+    out = sum(core(*share, score=True) for share in zip(*cut, strict=True))
     assert out.shape == (1, 2)
     assert out[0, 0].item() == pytest.approx(expected.item(), rel=1e-5)
     assert 0 <= out[0, 1].item() < num_predicted

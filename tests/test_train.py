@@ -16,7 +16,7 @@ from joulesweep import data, engine, precision, train, units
 from joulesweep.data import IGNORED
 from joulesweep.model import LanguageModel
 from joulesweep.spec import full
-from joulesweep.trainer import Place, learning_rate
+from joulesweep.trainer import Place, Start, learning_rate
 
 pytestmark = pytest.mark.usefixtures("torch_as_it_was")
 
@@ -213,9 +213,8 @@ def test_ranks_stop_together_when_the_loss_of_one_is_not_finite(monkeypatch, own
         bad.fill_(max(bad.item(), others))
 
     monkeypatch.setattr(train.dist, "all_reduce", all_reduce)
-    trainer = SimpleNamespace(losses=[torch.tensor(1.0), torch.tensor(own)], place=place_of(0, 2))
     with pytest.raises(train.Stop) if stops else contextlib.nullcontext():
-        train._check_finite(trainer, 2)
+        train._check_finite(place_of(0, 2), [torch.tensor(1.0), torch.tensor(own)], 2)
 
 
 def test_the_idle_baseline_is_a_rest_before_the_window(run):
@@ -483,15 +482,61 @@ def test_nothing_but_training_happens_in_the_window(run, monkeypatch):
     monkeypatch.setattr(train, "Meter", Meter)
     for name in ("_idle", "_step", "score", "save"):
         monkeypatch.setattr(train, name, noted(name, getattr(train, name)))
+    for name in ("room_for", "fill"):
+        monkeypatch.setattr(train.memory, name, noted(name, getattr(train.memory, name)))
     run(epochs=2, keep_model="last")
     before, within, after = (
         events.index("begin"),
         events[events.index("begin") + 1 : events.index("end")],
         events[events.index("end") :],
     )
-    assert events[:before] == ["_idle", "score", "_step", "_step"]  # at rest; the untrained model's; warm-up
-    assert within == ["_step"] * 2 * NUM_STEPS
-    assert after == ["end", "score", "score", "save"]
+    copying = ("room_for", "fill")
+    # At rest; the untrained model's; warm-up; memory for the weights of two epochs.
+    assert [event for event in events[:before] if event not in copying] == ["_idle", "score", "_step", "_step"]
+    assert events[before - 2 : before] == ["room_for", "room_for"]
+    assert within == ["_step"] * NUM_STEPS + ["fill"] + ["_step"] * NUM_STEPS, "those of the last epoch can wait"
+    assert [event for event in after if event not in copying] == ["end", "score", "score", "save"]
+    assert after[1] == "fill"
+
+
+@pytest.mark.parametrize(("changes", "num_copies"), [({"epochs": 1}, 0), ({"epochs": 3}, 2), (LONG, 2 + 2)])
+def test_seconds_of_copying_weights_in_the_window_are_told(run, three_passes, monkeypatch, changes, num_copies):
+    """A repeated training's last weights too, and two ways back to the start."""
+    fill, restore, clock, inside = train.memory.fill, Start.restore, [0.0], []
+
+    def slow(inner, seconds):
+        def copy(*given):
+            clock[0] += seconds * bool(inside)
+            return inner(*given)
+
+        return copy
+
+    class Meter(train.Meter):
+        @contextlib.contextmanager
+        def window(self):
+            with super().window():
+                inside.append(1)
+                yield
+                inside.clear()
+
+    monkeypatch.setattr(train, "Meter", Meter)
+    monkeypatch.setattr(train.memory, "fill", slow(fill, 100.0))
+    monkeypatch.setattr(Start, "restore", slow(restore, 100.0))
+    monotonic = train.time.monotonic
+    monkeypatch.setattr(train.time, "monotonic", lambda: monotonic() + clock[0])
+    measured = run(**changes)["measurement"]
+    assert measured["span"]["weights_s"] // 100 == num_copies
+    assert measured["total_window_s"] > measured["span"]["weights_s"]
+    assert sum(phase["elapsed_s"] for phase in measured["phases"]) < 100, "phases are of training alone"
+
+
+@pytest.mark.parametrize("num_passes", [1, 3])
+def test_weights_are_kept_of_every_epoch(run, three_passes, num_passes):
+    """Each epoch's are scored: what a run of fewer epochs ends with."""
+    long = {"min_seconds": 1.0} if num_passes > 1 else {}
+    losses = [row["validation_loss"] for row in run(epochs=3, schedule="constant", **long)["epochs"]]
+    for epochs in (1, 2):
+        assert run(epochs=epochs, schedule="constant")["epochs"][-1]["validation_loss"] == losses[epochs]
 
 
 @pytest.mark.parametrize("keep", ["best", "last"])

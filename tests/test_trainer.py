@@ -161,14 +161,14 @@ def test_only_a_gpu_is_waited_for(monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({}, {"size": 16, "micro": None, "scattered": False}),
-        ({"micro_batch_size": 4}, {"size": 16, "micro": 4, "scattered": False}),
-        ({"strategy": "dp", "devices": 2, "micro_batch_size": 4}, {"size": 16, "micro": 8, "scattered": True}),
-        ({"strategy": "dp", "devices": 2}, {"size": 16, "micro": None, "scattered": True}),
-        ({"strategy": "ddp", "devices": 2, "micro_batch_size": 4}, {"size": 16, "micro": 4, "scattered": False}),
+        ({}, {"size": 16, "micro": None, "parts": 1}),
+        ({"micro_batch_size": 4}, {"size": 16, "micro": 4, "parts": 1}),
+        ({"strategy": "dp", "devices": 2, "micro_batch_size": 4}, {"size": 16, "micro": 8, "parts": 2}),
+        ({"strategy": "dp", "devices": 2}, {"size": 16, "micro": None, "parts": 2}),
+        ({"strategy": "ddp", "devices": 2, "micro_batch_size": 4}, {"size": 16, "micro": 4, "parts": 1}),
         (
             {"strategy": "fsdp", "devices": 2, "batch_size_scope": "per_device"},
-            {"size": 32, "micro": None, "scattered": False},
+            {"size": 32, "micro": None, "parts": 1},
         ),
         *[(given, given) for given in ({"batching": "packed"}, {"head": "dense"}, {"max_length": 11})],
     ],
@@ -285,9 +285,9 @@ def test_a_record_says_which_library_computes_or_why_there_is_no_choice(assemble
         assert found["shapes"] == [] and reason in found["reason"]
 
 
-@pytest.mark.parametrize(("name", "calls"), [("eager", []), ("compile", [{"dynamic": True}])])
-def test_compilation_is_in_place_for_all_lengths(assemble, monkeypatch, name, calls):
-    seen = []
+@pytest.mark.parametrize("name", engine.ENGINES)
+def test_compilation_is_in_place_for_all_lengths(assemble, monkeypatch, name):
+    seen, calls = [], [{"dynamic": True}] * name.startswith("compile")
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **given: seen.append(given))
     built = assemble(engine=name)
     assert seen == calls

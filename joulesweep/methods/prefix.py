@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from joulesweep.engine import ENGINES
 from joulesweep.errors import UserError
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def impossible(spec: RunSpec) -> str | None:
         return "method prefix: texts of a packed row would share one prefix; use batching: [dynamic]"
     if spec.checkpoint_activations:
         return "method prefix: a checkpointed layer is given no keys and values; use checkpoint_activations: [false]"
-    if spec.engine == "graph":
+    if ENGINES[spec.engine].captures:
         return "method prefix: peft reads host memory in every step, which a CUDA graph cannot; use engine: [eager]"
     return None
 
