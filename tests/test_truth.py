@@ -187,7 +187,8 @@ def test_power_that_the_board_averages_over_a_second_is_no_false_alarm(tmp_path:
     row = only_row(record)
     assert (row["status"], row["doubt"]) == ("measured", None)
     assert row["power_method"] == "as the driver averages it"
-    assert row["power_ratio"] < 0.9, "the average lags behind"
+    lag_s = (1 - row["power_ratio"]) * record["measurement"]["total_window_s"]
+    assert 0.2 < lag_s < 0.8, "the average lags behind by half a second of the step"
     error(record)
 
 
@@ -309,26 +310,35 @@ SHIFT_S = 0.5
 def test_the_window_is_where_the_record_says(tmp_path: Path) -> None:
     """Constant watts cannot tell a window from its neighbours: these boards draw square waves.
 
-    One board may draw the same at both ends of a window; of these four, whatever the phase, one does not.
+    Half a second off, and a board's joules would have been out of bound: unless it draws the same at both ends. Of
+    these four one does not, for most lengths of the window and most phases; else another run is looked at.
     """
     machine = Machine(tmp_path, 20, watts=tuple(f"{HIGH_W}:100:{period_s}" for period_s in (3, 5, 6, 7)))
-    record = machine.run("node", gpus=[0, 1, 2, 3], max_steps=60, min_seconds=2.3, idle_s=0.5)
+    for repeat in range(20):
+        if shifts_told(machine, repeat) == {-SHIFT_S, SHIFT_S}:
+            return
+    raise AssertionError("no window could be told from its neighbours")
+
+
+def shifts_told(machine: Machine, repeat: int) -> set[float]:
+    """Run once, look whether all joules are right, and which shifts of the window they would have told."""
+    record = machine.run("node", gpus=[0, 1, 2, 3], repeat=repeat, max_steps=60, min_seconds=2.3, idle_s=0.5)
     conditions, rows = record["measurement"]["conditions"], gpu_rows(record)
     begin_s, end_s = (
         datetime.datetime.fromisoformat(conditions[key]).timestamp() for key in ("window_begin", "window_end")
     )
     window_s = end_s - begin_s
     assert window_s == pytest.approx(record["measurement"]["total_window_s"], abs=SLACK_S)
-    seen = set()
+    told = set()
     for index in range(4):
         truth_j = machine.boards.joules(index, window_s, begin_s)
         allowed = (2 * machine.tick_s + SLACK_S) * HIGH_W / truth_j + 0.002
         assert rows[f"gpu:{index}"]["total_energy_j"] == pytest.approx(truth_j, rel=allowed)
-        for shift_s in (-SHIFT_S, SHIFT_S):  # half a second off, and a board's joules would have been out of bound
+        for shift_s in (-SHIFT_S, SHIFT_S):
             shifted_j = machine.boards.joules(index, window_s, begin_s + shift_s)
             if abs(shifted_j - truth_j) > 2 * allowed * truth_j:
-                seen.add(shift_s)
-    assert seen == {-SHIFT_S, SHIFT_S}
+                told.add(shift_s)
+    return told
 
 
 def test_a_window_of_less_than_ten_ticks_has_no_joules(tmp_path: Path) -> None:
