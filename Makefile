@@ -19,7 +19,7 @@ PEERS := .cache/peers
 OLDEST := .cache/oldest
 OLDEST_PINS := transformers==5.17.0 huggingface_hub==1.33.0
 # What trains, fetches and tokenises. torch.jit.script, which that version uses, warns of its end.
-OLDEST_TESTS := $(addprefix tests/test_,$(addsuffix .py,adaptive data engine flops generation kernels lazy methods model \
+OLDEST_TESTS := $(addprefix tests/test_,$(addsuffix .py,adaptive data engine flops generation kahan kernels lazy methods model \
 	prefix pretrained scoring strategy_precision tasks tokens train trainer weights))
 # VizWiz annotations; the default data set where there are none.
 VIZWIZ ?= $(wildcard ../shared/data/vizwiz/val.json)

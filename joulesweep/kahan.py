@@ -38,7 +38,8 @@ def _update(weight: torch.Tensor, state: dict[str, Any], group: dict[str, Any]) 
         state["step"] = torch.zeros((), dtype=torch.float32, device=weight.device)
         for name in ("exp_avg", "exp_avg_sq", "compensation"):
             state[name] = torch.zeros_like(weight)
-    (beta1, beta2), lr, gradient = group["betas"], group["lr"], weight.grad.float()  # type: ignore[union-attr]
+    assert weight.grad is not None
+    (beta1, beta2), lr, gradient = group["betas"], group["lr"], weight.grad.float()
     state["step"] += 1
     mean = state["exp_avg"].float().lerp_(gradient, 1 - beta1)
     square = state["exp_avg_sq"].float().mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
