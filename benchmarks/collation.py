@@ -35,13 +35,13 @@ def main() -> None:
     pairs = parser.parse_args().pairs
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        tokens = token_file(Path(folder) / "tokens.safetensors")
+        tokens = token_file(Path(folder) / "texts.safetensors")
         corpus = data.load(tokens, LONGEST)
         print("CPU-ms per step", *(f"{size:>8}" for size in SIZES))
         for batching in ("dynamic", "packed"):
             print(f"{batching:15}", *(f"{1e3 * collation_s(corpus, batching, size):8.3f}" for size in SIZES))
         for size in SIZES[:2] if pairs else ():
-            found = [compared(Path(folder), tokens, size) for _ in range(pairs)]
+            found = [compared(Path(folder) / "model", tokens, size) for _ in range(pairs)]
             seconds, cpu = (statistics.median(values) for values in zip(*found, strict=True))
             print(f"batch {size}: ahead takes {seconds:.3f} × the seconds and {cpu:.3f} × the CPU-seconds of in line")
 

@@ -8,6 +8,7 @@ not: their masks differ.
 
 from __future__ import annotations
 
+import collections
 import hashlib
 import json
 import math
@@ -520,12 +521,11 @@ def pack(lengths: torch.Tensor, capacity: int) -> tuple[torch.Tensor, torch.Tens
         Row and first column of each text, both int64 [texts].
     """
     texts = lengths.argsort(descending=True, stable=True)
-    sizes, counts = torch.unique_consecutive(lengths[texts], return_counts=True)
     rows_by_room: list[list[int]] = [[] for _ in range(capacity + 1)]
     num_rows = 0
     rows: list[int] = []
     columns: list[int] = []
-    for size, left in zip(sizes.tolist(), counts.tolist(), strict=True):
+    for size, left in sorted(collections.Counter(lengths.tolist()).items(), reverse=True):
         while left:
             room = next((room for room in range(size, capacity) if rows_by_room[room]), capacity)
             # While a row has room for another text of this size it stays the fullest one: it takes as many as go in.

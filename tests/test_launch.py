@@ -609,7 +609,9 @@ def test_a_run_whose_boards_are_metered_tells_all_that_was_seen(start, monkeypat
     assert about["window_begin"] < about["window_end"] <= f"{found['finished'][:19]}.999"
     assert [state["throttle_reasons"] for state in about["boards"]] == [[], ["hardware slowdown"]]
     assert measured["overhead"]["meter_s"] > 0
-    assert 0 < measured["overhead"]["weights_s"] < measured["total_window_s"], "weights went back for each repetition"
+    repeated = measured["num_passes"] > 1  # then weights went back to the start
+    assert (measured["overhead"]["weights_s"] > 0) == repeated
+    assert measured["overhead"]["weights_s"] < measured["total_window_s"]
     assert lock_files.held(tmp_path) == []
 
 
