@@ -239,12 +239,14 @@ def _check_weights(folder: Path, source: AnySource) -> None:
             raise UserError(f"{name}: {INDEX}: no weight_map")
         for weight, shard in shards.items():
             if not (isinstance(shard, str) and PurePosixPath(shard).name):
-                raise UserError(f"{name}: {INDEX}: weight_map: {weight}: must be the name of a file, got {shard!r}")
+                where = f"{name}: {INDEX}: weight_map: {weight}"
+                raise UserError(f"{where}: must be the name of a file, got {brief_repr(shard)}")
         weights = [folder / PurePosixPath(shard).name for shard in sorted(set(shards.values()))]
-    if not any(path.is_file() for path in weights):
+    present = {path.name for path in folder.iterdir() if path.is_file()}  # an index may name what no system takes
+    if not any(path.name in present for path in weights):
         raise UserError(f"{name}: no *.safetensors weights; {_remedy(source)}")
     for path in weights:
-        if not path.is_file():
+        if path.name not in present:
             raise UserError(f"{name}: {path.name} is missing, which {INDEX} names")
         try:
             with safe_open(path, "numpy") as opened:

@@ -141,18 +141,19 @@ def check_meaning(node: yaml.Node, value: Any, path: str = "") -> None:
 
 def check_word(node: yaml.Node, value: Any, path: str) -> None:
     text = node.value
-    plain = (not node.style and not node.tag.endswith(":str")) or node.tag.rpartition(":")[2] in (
-        "int",
-        "float",
-        "bool",
-        "null",
+    # PyYAML takes 1e5 for text, since YAML 1.1 wants a point in it; and text it is where a tag says so.
+    meant = yaml.SafeLoader("").resolve(yaml.ScalarNode, text, (True, False))
+    told = node.tag.endswith(":str") and node.tag != meant
+    number = node.tag.rpartition(":")[2] in ("int", "float", "bool", "null") or (
+        not (told or node.style) and re.fullmatch(r"[-+]?\d+e[-+]?\d+", text, re.IGNORECASE)
     )
+    plain = number or not (node.style or node.tag.endswith(":str"))
     if isinstance(value, str):
         assert value == text, path
         unsure = (
             r"(?i)yes|no|on|off|true|false|null|~|[-+]?[\d_]*\.?[\d_]+|[-+]?\d+(:\d+)+|0[ox][\da-f]+|\d{4}-\d\d?-\d\d?"
         )
-        assert node.style or not re.fullmatch(unsure, text) or path.endswith("revision"), f"{path}: {text}"
+        assert node.style or told or not re.fullmatch(unsure, text) or path.endswith("revision"), f"{path}: {text}"
     elif isinstance(value, bool):
         assert not node.style and text.lower() == str(value).lower(), path
     elif value is None:

@@ -252,6 +252,14 @@ def test_an_index_that_names_no_files_is_one_line(weight_map, line):
     assert mistake({"local": "given"}) == f"given: {index.name}: {line}"
 
 
+@pytest.mark.parametrize("name", ["[" * 300, "a\0b", "\ud800", ".", "x" * 100_000])
+def test_an_index_may_name_what_is_no_files_name_anywhere(name):
+    index = bert_model(Path("given")) / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"w0": "model.safetensors", "w1": name}}))
+    said = mistake({"local": "given"})
+    assert said.startswith("given: ") and len(said.splitlines()) == 1
+
+
 @pytest.mark.parametrize("text", ["\ufeff{}", '{"classifier_dropout": NaN}', '\ufeff{"extra": [NaN, Infinity]}'])
 def test_a_config_is_read_as_the_tools_that_wrote_it_read_it(text):
     folder = bert_model(Path("given"))
