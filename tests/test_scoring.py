@@ -161,7 +161,8 @@ def test_the_ranks_share_the_texts_and_their_sums_are_the_whole(assemble, monkey
 
 
 def test_every_rank_gets_the_score_of_the_whole(assemble, monkeypatch):
-    built = assemble(place=Place(device=CPU, rank=1, world=2, local_rank=1))
+    built = assemble()
+    built.place = Place(device=CPU, rank=1, world=2, local_rank=1)
     monkeypatch.setattr(trainer.dist, "all_reduce", lambda values, op: values.copy_(torch.tensor([10.0, 2.0, 5.0])))
     found = scoring.score(built)
     assert (found["validation_loss"], found["masked_accuracy"], found["num_masked"]) == (2.0, 0.4, 5)
@@ -292,7 +293,8 @@ def test_one_rank_writes_what_all_gather(assemble, assets, tmp_path, monkeypatch
             return self.as_subclass(torch.Tensor)
 
     for rank, writes in ((1, False), (0, True)):
-        built = assemble(place=Place(device=CPU, rank=rank, world=2, local_rank=rank))
+        built = assemble()
+        built.place = Place(device=CPU, rank=rank, world=2, local_rank=rank)
         weights = copy_weights(built.core, [])
         whole = {name: value.as_subclass(Sharded) for name, value in built.core.model.state_dict().items()}
         monkeypatch.setattr(scoring, "load_weights", lambda core, given: None)
