@@ -55,6 +55,8 @@ from joulesweep.trainer import (
 )
 from joulesweep.units import COUNTED
 
+ROOMS_AHEAD = 16  # epochs whose weights have their memory before the window; a training of more may well end early
+
 
 def train(
     spec: RunSpec, model_folder: Path, tokens: Path, folder: Path, boards: Sequence[dict[str, Any]] = ()
@@ -90,7 +92,7 @@ def train(
     startup_s = time.monotonic() - began_s
 
     kept: list[memory.Weights] = []
-    for _ in range(trainer.num_epochs):
+    for _ in range(min(trainer.num_epochs, ROOMS_AHEAD)):
         kept.append(memory.room_for(trainer.core, kept))
     weights_s, num_passes = 0.0, 1
     place.barrier()
@@ -100,6 +102,8 @@ def train(
             for epoch, num_steps in ended:
                 elapsed_s, cpu_s = time.monotonic() - meter.begin_s, time.process_time() - began_cpu_s
                 epochs.append({"epoch": epoch, "elapsed_s": elapsed_s, "cpu_s": cpu_s, "num_steps": num_steps})
+                if epoch > len(kept):
+                    kept.append(memory.room_for(trainer.core, kept))
                 peaks.note([start.weights, *kept] if start else kept)
                 if epoch < trainer.num_epochs:
                     weights_s += _keep(trainer, kept[epoch - 1])
