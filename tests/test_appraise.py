@@ -210,7 +210,13 @@ def test_readings_that_were_cut_off_are_read_as_far_as_they_go(certify, tmp_path
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"no gzip", gzip.compress(b"[]\n", mtime=0), gzip.compress(b'{"format": "x"}\n', mtime=0), gzip.compress(b"{\n", mtime=0)],
+    [
+        b"",
+        b"no gzip",
+        gzip.compress(b"[]\n", mtime=0),
+        gzip.compress(b'{"format": "x"}\n', mtime=0),
+        gzip.compress(b"{\n", mtime=0),
+    ],
 )
 def test_what_is_no_file_of_readings_is_refused_in_one_line(tmp_path, content):
     path = tmp_path / "x.readings.jsonl.gz"
