@@ -48,7 +48,8 @@ class Gpu:
         memory_gib: nominal size of its memory.
         flops_per_s: peak rate of dense matrix products by format; None where there is none or none is known.
         bytes_per_s: peak bandwidth of its memory.
-        status: "verified" or "recalled": whether the numbers were read in a copy of the source.
+        status: "verified" or "recalled": whether the numbers were read in a copy of the source; or "unsupported: "
+            and why.
         source: where they are from.
     """
 
@@ -162,6 +163,8 @@ def _against_peak(found: Mapping[str, Any], useful_flops: float) -> dict[str, An
     gpu, reason = _gpu(found)
     if gpu is None:
         return {"floor_reason": reason}
+    if gpu.status.startswith("unsupported"):
+        return {"floor_reason": f"{gpu.name} is {gpu.status}"}
     measurement, spec = found["measurement"], found["spec"]
     rate = rate_of(spec["precision"])
     flops_per_s, bytes_per_s = gpu.flops_per_s[rate], gpu.bytes_per_s

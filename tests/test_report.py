@@ -159,13 +159,16 @@ def test_what_a_run_reached_of_what_was_possible_is_shown_and_explained(tmp_path
 
 
 def test_peak_rates_from_memory_are_named_below_the_table(tmp_path):
-    def on_a30(row):
+    def on_3090(row):
         row = synthetic.on_gpus(row)
-        boards = [{**board, "name": "NVIDIA A30", "memory_bytes": 24 * 2**30} for board in row["environment"]["gpus"]]
+        name = "NVIDIA GeForce RTX 3090"
+        boards = [{**board, "name": name, "memory_bytes": 24 * 2**30} for board in row["environment"]["gpus"]]
         return {**row, "environment": {**row["environment"], "gpus": boards}}
 
     said = "are from memory: compare resources/gpus.csv with the datasheet."
-    assert f"Peak rates of NVIDIA A30 {said}" in words(page(tmp_path / "a30", on_a30, **synthetic.GPU_CONFIG))
+    assert f"Peak rates of NVIDIA GeForce RTX 3090 {said}" in words(
+        page(tmp_path / "a", on_3090, **synthetic.GPU_CONFIG)
+    )
     assert said not in words(page(tmp_path / "h200", synthetic.on_gpus, **synthetic.GPU_CONFIG))
 
 
