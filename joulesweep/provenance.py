@@ -256,7 +256,7 @@ def own_cost(tables: Tables, factors: Footprint | None) -> dict[str, Any] | None
     """What the sweep itself used: every joule of the finished runs' windows, one line per status and scope.
 
     None is counted twice: a run leases its boards, and CPU and memory are in the scope only of runs that keep others
-    from the machine. A last line says what the same runs used from start-up to end.
+    from the machine. `whole` says what finished runs used from start-up to end.
     """
     ok = tables.runs.filter(pl.col("status") == "ok")
     known = ok.drop_nulls("total_energy_j")
