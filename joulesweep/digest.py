@@ -26,6 +26,7 @@ RESOURCES = {
 #: The modules that every measured run executes and whose code can change its numbers.
 CORE = (
     "adaptive",
+    "ahead",
     "conditions",
     "contention",
     "counter",
