@@ -51,7 +51,8 @@ def _drift(original: dict[str, Any], again: dict[str, Any]) -> dict[str, Any]:
     same_environment = original["environment"] == again["environment"] if original["environment"] else None
     kinds = [(row["energy_scope"], row["energy_status"]) for row in (original, again) if row.get("energy_scope")]
     same_scope = kinds[0] == kinds[1] if len(kinds) == 2 else None
-    same_code = original["code_digest"] == again["code_digest"] if original["code_digest"] else None
+    codes = [{row["code_digest"], *(row["accepted_codes"] or "").split()} for row in (original, again)]
+    same_code = bool(codes[0] & codes[1]) if original["code_digest"] else None
     comparable = both_ok and same_environment and same_code
     row = {
         **{key: original[key] for key in FIRST},

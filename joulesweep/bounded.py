@@ -4,6 +4,7 @@ Such a call is made in a thread of its own. A thread that hangs cannot be ended,
 process, which it does not keep from ending.
 """
 
+# changes no number: how long a call is waited for
 from __future__ import annotations
 
 import threading

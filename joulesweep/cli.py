@@ -50,7 +50,12 @@ def _parser() -> argparse.ArgumentParser:
     rerun.add_argument("--dry-run", action="store_true", help="say which, and run nothing")
     rerun.add_argument("arguments", nargs="*", metavar="-- ARGUMENTS", help="for Snakemake: -- --resources gpu=2")
     rerun.set_defaults(work=_rerun)
-    for command in (check, runs, run, rerun):
+    accept = commands.add_parser("accept", help="keep finished runs over a change of code that alters no number")
+    accept.add_argument("--reason", required=True, help="why it alters none: goes into records and report")
+    accept.add_argument("--dry-run", action="store_true", help="say which, and keep none")
+    accept.add_argument("run_ids", nargs="*", metavar="RUN", help="default: all that are outdated")
+    accept.set_defaults(work=_accept)
+    for command in (check, runs, run, rerun, accept):
         command.add_argument(
             "--configfile", type=Path, default=config_module.DEFAULT, help=f"default: {config_module.DEFAULT}"
         )
@@ -137,6 +142,31 @@ def _rerun(args: argparse.Namespace) -> int:
         return 0
     sys.stdout.flush()
     return 1 if rerun.rerun(sweep, [row["run"] for row in found], args.configfile, args.arguments) else 0
+
+
+def _accept(args: argparse.Namespace) -> int:
+    """Let finished runs count as measured by today's code."""
+    from joulesweep import record, workflow  # Snakemake's own modules, which few other commands need
+
+    if not args.reason.strip():
+        raise UserError("--reason: say why the change alters no number; records and report cite it")
+    sweep = workflow.Sweep(*config_module.located(args.configfile))
+    outdated = sweep.outdated()
+    for run in args.run_ids:
+        if run not in outdated:
+            raise UserError(one_of("outdated run", run, outdated))
+    chosen = {run: row for run, row in outdated.items() if run in (args.run_ids or outdated)}
+    if not chosen:
+        print(f"{args.configfile}: no finished run was measured by other code than today's")
+        return 0
+    for run, row in chosen.items():
+        today = digest.run_digest(sweep.spec(run))
+        print(f"{run} · {row['status']} · {row['code_digest']} to {today}")
+        if not args.dry_run:
+            record.accept(Path(sweep.folder, "runs", run, "record.json"), today, args.reason.strip())
+    kept = "would be kept" if args.dry_run else "kept"
+    print(f"{workflow.counted(list(chosen.values()))} {kept}")
+    return 0
 
 
 def _prepared(spec: RunSpec, configfile: Path) -> dict[str, Path]:

@@ -5,6 +5,7 @@ CUDA_DEVICE_ORDER=PCI_BUS_ID, which every run's processes get. Indices in the co
 read in that order.
 """
 
+# changes no number: which boards a run gets, not what they read
 from __future__ import annotations
 
 import functools

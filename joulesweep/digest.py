@@ -1,181 +1,93 @@
-"""Digests of code: what makes a finished run stale.
+"""Digests of code: what makes a finished run, a table or a report stale.
 
-A digest covers what the code does, not how it is laid out: comments, docstrings and formatting do not count, and
-the digest is the same under every supported Python (the syntax tree is walked here rather than by `ast.dump`, whose
-output changes between versions).
+A digest covers the definitions that something uses, from where it begins and on through the package (see
+`definitions`): not their names or files, so moving and renaming them makes nothing stale. What counts for no run
+although runs use it says so beside it, with the reason. `python -m joulesweep.digest` lists what a run's digest covers,
+and what it leaves out.
 """
 
 from __future__ import annotations
 
-import ast
 import functools
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
-from joulesweep import methods
+from joulesweep import definitions, methods
+from joulesweep.definitions import Definition
 from joulesweep.spec import RunSpec
 
-PACKAGE = Path(__file__).parent
-#: What a module reads.
-RESOURCES = {
-    "estimate": ("cpu_watts.csv",),
-    "floors": ("gpus.csv",),
-    "footprint": ("carbon_intensity.csv",),
-    "published": ("published/greentrainer.csv", "published/maina.csv"),
-}
-#: The modules that every measured run executes and whose code can change its numbers.
-CORE = (
-    "adaptive",
-    "ahead",
-    "conditions",
-    "contention",
-    "counter",
-    "data",
-    "fit",
-    "flops",
-    "generation",
-    "kahan",
-    "kernels",
-    "launch",
-    "lazy",
-    "measurement",
-    "memory",
-    "meter",
-    "model",
-    "scoring",
-    "selection",
-    "sensors",
-    "settling",
-    "trace",
-    "train",
-    "trainer",
-    "units",
-    "verdict",
-    "watch",
-    "weights",
-    "worker",
-)
-#: Modules with a table: of the table only the run's own row counts, by the spec's field.
-TABLES = {
-    "engine": ("ENGINES", "engine"),
-    "precision": ("PRECISIONS", "precision"),
-    "strategy": ("STRATEGIES", "strategy"),
-}
-#: The modules behind what is fetched and made before the runs.
-GRID_CODE = ("config", "engine", "grid", "spec")
-MODEL_CODE = ("pretrained", "sources", "weights")
-TEXT_CODE = ("sources", "texts")
-TOKEN_CODE = ("tokens",)
-#: The modules behind tables, charts and report.
-TABLE_CODE = (
-    "aggregate",
-    "anchors",
-    "cells",
-    "certificate",
-    "energy",
-    "estimate",
-    "floors",
-    "footprint",
-    "power",
-    "precision",
-    "record",
-    "rouge",
-    "rows",
-    "spec",
-    "stats",
-    "tables",
-    "units",
-)
-CHART_CODE = ("cells", "charts", "curves", "energy", "estimate", "spec", "stats", "tables", "theme", "units")
-REPORT_CODE = (
-    "answer",
-    "certificate",
-    "equalcost",
-    "footprint",
-    "provenance",
-    "published",
-    "record",
-    "report",
-    "words",
-    *CHART_CODE,
-)
+#: Tables of which only the run's own row counts: the spec's field that names it.
+TABLES = {"ENGINES": "engine", "PRECISIONS": "precision", "STRATEGIES": "strategy"}
+#: Where a run begins: in its parent. The processes that this one starts are found from there.
+RUN = ("joulesweep.launch", "launch")
 
 
 def run_digest(spec: RunSpec) -> str:
     """Digest of the code that a run of this spec uses."""
-    return _run_digest(spec.method, *((name, getattr(spec, field)) for name, (_, field) in TABLES.items()))
+    return _run_digest(spec.method, *((table, getattr(spec, field)) for table, field in TABLES.items()))
 
 
 @functools.cache
 def _run_digest(method: str, *rows: tuple[str, str]) -> str:
-    trees = [_module(PACKAGE / f"{name}.py") for name in CORE]
-    trees += [_module(PACKAGE / f"{name}.py", TABLES[name][0], row) for name, row in rows]
-    return _hash([*trees, *(_module(methods.path(name)) for name in _methods_behind(method))])
+    return _hash(run_parts(method, dict(rows)))
 
 
-def _methods_behind(method: str) -> list[str]:
-    """A method and those that its file imports, sorted."""
-    found, waiting = set(), [method]
-    while waiting:
-        found.add(name := waiting.pop())
-        for node in ast.walk(ast.parse(methods.path(name).read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and node.module == methods.__name__:
-                waiting += {alias.name.replace("_", "-") for alias in node.names} - found
-    return sorted(found)
+def run_parts(method: str, rows: dict[str, str]) -> dict[Definition, str]:
+    """The definitions that a run uses, in a fixed order, each with its text.
+
+    Args:
+        method: the run's.
+        rows: of each of `TABLES` the run's own.
+    """
+    return _closure([definitions.named(*RUN), *definitions.all_of(methods.path(method))], rows, is_run=True)
 
 
 @functools.cache
-def code_digest(*modules: str) -> str:
-    """Digest of modules of the package, by name: with "report" its templates, with others what they read."""
-    texts = [_module(PACKAGE / f"{name}.py") for name in modules]
-    if "report" in modules:
-        texts += [path.read_text(encoding="utf-8") for path in sorted((PACKAGE / "templates").glob("*.*"))]
-    files = [PACKAGE.parent / "resources" / file for name in RESOURCES if name in modules for file in RESOURCES[name]]
-    texts += [path.read_text(encoding="utf-8") for path in files]
-    return _hash(texts)
+def code_digest(script: str) -> str:
+    """Digest of all the code that a script uses, `scripts.<script>`, and of the numbers and templates that it reads."""
+    return _hash(_closure([definitions.named(f"scripts.{script}", "main")], {}, is_run=False))
 
 
-def _hash(parts: list[str]) -> str:
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+def _closure(roots: Sequence[Definition], rows: dict[str, str], is_run: bool) -> dict[Definition, str]:
+    """Everything that some definitions use, in the order in which it is met, with the numbers of what each one uses."""
+    numbers = {one: i for i, one in enumerate(dict.fromkeys(roots))}
+    parts: dict[Definition, str] = {}
+    files: set[Path] = set()
+    for one in (waiting := list(numbers)):  # grows meanwhile
+        if is_run and definitions.exemption(one) is not None:
+            parts[one] = "exempt"
+            continue
+        found = definitions.encoded(one, rows.get(one.name), wording=not is_run)
+        for used in found.used:
+            if used not in numbers:
+                numbers[used] = len(numbers)
+                waiting.append(used)
+        files |= set() if is_run else _read(found.strings)
+        parts[one] = found.text + " ".join(str(numbers[used]) for used in found.used)
+    return parts | {Definition(path, ""): path.read_text(encoding="utf-8") for path in sorted(files)}
 
 
-def _module(path: Path, table: str | None = None, row: str | None = None) -> str:
-    """A module as text that only a change of behaviour changes."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    return f"{path.stem}:" + "".join(_node(_only_row(node, table, row)) for node in _body(tree))
+def _read(strings: Sequence[str]) -> set[Path]:
+    """Our files that are named among some strings: tables of numbers, and all templates where one is."""
+    resources = definitions.ROOT / "resources"
+    named = {name for name in strings if name.endswith(".csv")}
+    found = {path for name in named for path in (resources / name, resources / "published" / name) if path.is_file()}
+    templates = definitions.ROOT / "joulesweep" / "templates"
+    return found | (set(templates.glob("*.*")) if any(name.endswith(".j2") for name in strings) else set())
 
 
-def _only_row(node: ast.AST, table: str | None, row: str | None) -> ast.AST:
-    """For the assignment of the table, the value of the one row; any other node as it is."""
-    if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == table:
-        if not isinstance(node.value, ast.Dict):
-            raise TypeError(f"{table} must be a dict literal")
-        for key, value in zip(node.value.keys, node.value.values, strict=True):
-            if isinstance(key, ast.Constant) and key.value == row:
-                return value
-    return node
+def _hash(parts: dict[Definition, str]) -> str:
+    return hashlib.sha256("\0".join(parts.values()).encode()).hexdigest()[:16]
 
 
-def _body(node: ast.AST) -> list[ast.stmt]:
-    """Statements of a block without its docstring."""
-    body: list[ast.stmt] = list(getattr(node, "body", []))
-    match body:
-        case [ast.Expr(value=ast.Constant(value=str())), *rest]:
-            return rest
-    return body
+def main() -> None:
+    """Print what counts for a plain run, and what does not, with the reason."""
+    parts = run_parts("full", {"ENGINES": "eager", "PRECISIONS": "fp32", "STRATEGIES": "single"})
+    for one in sorted(parts, key=lambda one: (one.path, one.name)):
+        reason = definitions.exemption(one)
+        print(f"{one.path.relative_to(definitions.ROOT)}:{one.name}" + (f" does not count: {reason}" if reason else ""))
 
 
-def _node(value: object) -> str:
-    """A node with the fields that say something; those that newer Pythons added are left out while empty."""
-    if isinstance(value, list):
-        return "[" + ",".join(_node(item) for item in value) + "]"
-    if not isinstance(value, ast.AST):
-        return repr(value)
-    documented = isinstance(value, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
-    inner = {name: child for name, child in ast.iter_fields(value) if name not in ("ctx", "kind", "type_comment")}
-    if documented:
-        inner["body"] = _body(value)
-    if isinstance(value, ast.JoinedStr):  # Python 3.12.0 and 3.12.1 end a nested format with an empty constant
-        inner["values"] = [part for part in value.values if not (isinstance(part, ast.Constant) and part.value == "")]
-    said = [f"{name}={_node(child)}" for name, child in inner.items() if child is not None and child != []]
-    return f"{type(value).__name__}({','.join(said)})"
+if __name__ == "__main__":
+    main()

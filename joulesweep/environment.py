@@ -1,5 +1,6 @@
 """What a number was measured on: hardware, driver, versions, code. Nothing here imports torch."""
 
+# changes no number: what is told beside the numbers
 from __future__ import annotations
 
 import functools

@@ -1,5 +1,6 @@
 """The one error that is the user's to mend, and how a mistake is worded."""
 
+# changes no number: how errors are worded
 from __future__ import annotations
 
 import difflib

@@ -30,6 +30,7 @@ from joulesweep.trace import Trace
 from joulesweep.watch import Watch
 from joulesweep.weights import some
 
+# changes no number: how often the parent looks whether the processes have ended
 POLL_S = 0.1  # each waking costs CPU
 REPOSITORY = Path(__file__).parent.parent
 #: glibc keeps the big buffers of a step for the next one. Else it returns them to the kernel and every step pays for

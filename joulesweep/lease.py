@@ -8,6 +8,7 @@ Who comes first is served first. Every run has a ticket, a numbered file that it
 nothing that a run ahead of it could use. A ticket that nobody has locked is a dead process's, and is removed.
 """
 
+# changes no number: which boards a run gets, and when
 from __future__ import annotations
 
 import contextlib

@@ -1,5 +1,6 @@
 """Processes that end when they should: with their parent, whole groups at a time."""
 
+# changes no number: how processes begin and end
 from __future__ import annotations
 
 import contextlib

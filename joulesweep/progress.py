@@ -44,12 +44,13 @@ def _joules(record: dict[str, Any], grid: dict[str, Any]) -> str | None:
     exclusive = measurement["conditions"]["exclusive"]
     found = headline(measurement["energy"], record["spec"]["accelerator"], exclusive)
     if found["energy_reason"] is None:
-        return _scaled(found["energy_j"]) + (" int." if found["energy_status"] == "integrated" else "")
+        return scaled(found["energy_j"]) + (" int." if found["energy_status"] == "integrated" else "")
     guess = estimated(record, grid["config"]["energy"], measurement["cpu_s"], measurement["window_s"])
-    return f"{_scaled(guess.mid_j)} est." if guess else None
+    return f"{scaled(guess.mid_j)} est." if guess else None
 
 
-def _scaled(energy_j: float) -> str:
+def scaled(energy_j: float) -> str:
+    """Joules with three digits and a prefix."""
     for size, unit in ((1e6, "MJ"), (1e3, "kJ")):
         if energy_j >= size:
             return f"{energy_j / size:.3g} {unit}"

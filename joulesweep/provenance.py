@@ -193,7 +193,7 @@ def certificates(devices: pl.DataFrame) -> dict[str, Any]:
 
 def code(runs: pl.DataFrame) -> list[dict[str, Any]]:
     """Which code made the records."""
-    keys = ["git_commit", "git_dirty", "code_digest"]
+    keys = ["git_commit", "git_dirty", "code_digest", "accepted_reasons"]
     return runs.drop_nulls("code_digest").group_by(keys, maintain_order=True).len("num_runs").to_dicts()
 
 

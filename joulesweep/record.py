@@ -8,6 +8,8 @@ A record is one JSON object, `record.json`:
     oom_bytes         bytes asked for when memory ran out, else null
     spec              the full RunSpec; its hash is checked against the id
     code_digest       digest of the code that the run used
+    accepted          only where its user kept the run over a change of code: a row per change {code_digest, reason,
+                      accepted: when}, the newest last
     inputs            manifests of the model (a checksum per file, the hub's commit) and of the tokens, null if absent
     started, finished UTC, ISO 8601
     environment       see `joulesweep.environment.describe`
@@ -28,9 +30,11 @@ Beside it lie `power.jsonl`: the power trace, one row per sample and device; t_s
 `generate` asked for, the text by its place in the data set; empty where it asked for none.
 """
 
+# changes no number: how files are written and read
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
 import os
 import sys
@@ -188,6 +192,23 @@ def set_aside(folder: Path) -> None:
             if first.samefile(second):
                 first.unlink()
                 print(f"moved aside: {second}; the next snakemake repeats its run", file=sys.stderr)
+
+
+def codes(record: dict[str, Any]) -> set[str]:
+    """Digests of the code that a record counts as measured by: that of its run, and those it was accepted for."""
+    return {record["code_digest"], *(row["code_digest"] for row in record.get("accepted", []))}
+
+
+def accept(path: Path, code_digest: str, reason: str) -> None:
+    """Let a record count as measured by other code, too.
+
+    Raises:
+        UserError: the record cannot be read.
+    """
+    record = read(path)
+    when = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    accepted = {"code_digest": code_digest, "reason": reason, "accepted": when}
+    write_json(path, {**record, "accepted": [*record.get("accepted", []), accepted]})
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -66,6 +66,11 @@ def read(path: Path, energy: dict[str, Any], factors: Footprint | None) -> tuple
 
 def _run(found: dict[str, Any], energy: dict[str, Any], factors: Footprint | None) -> dict[str, Any]:
     same = {key: found[key] for key in RECORDED}
+    accepted = found.get("accepted", [])
+    same |= {
+        "accepted_codes": " ".join(one["code_digest"] for one in accepted) or None,
+        "accepted_reasons": joined(one["reason"] for one in accepted),
+    }
     row = {**same, "accelerator": found["spec"]["accelerator"], **_environment(found["environment"])}
     row |= _certificate(found["environment"], row["accelerator"])
     if found["status"] != "ok":

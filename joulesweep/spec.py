@@ -1,5 +1,6 @@
 """RunSpec: all inputs of one run, its identity, and the JSON handed to it."""
 
+# changes no number: the spec itself is part of what a run is compared by
 from __future__ import annotations
 
 import hashlib

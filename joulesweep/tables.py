@@ -87,7 +87,7 @@ RUNS: dict[str, pl.DataType] = {
     **_columns(TEXT, "gpus gpu_uuids driver torch_version transformers_version zeus_version"),
     **_columns(WHOLE, "threads_per_process"),
     **_columns(TEXT, "certificate certificate_reason"),
-    **_columns(TEXT, "code_digest git_commit"),
+    **_columns(TEXT, "code_digest accepted_codes accepted_reasons git_commit"),
     **_columns(FLAG, "git_dirty"),
 }
 #: What names a run in the tables beside `runs`.

@@ -154,6 +154,7 @@ def read_texts(path: Path) -> list[Text]:
     return [_text(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line]
 
 
+# changes no number: references are the texts' own, and are compared in the analysis
 def read_references(path: Path) -> list[list[str]]:
     """Read what a model's output for each text is compared with: its targets, none where the data set has none.
 

@@ -12,6 +12,7 @@ import math
 import os
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from snakemake_interface_logger_plugins.common import LogEvent
 from joulesweep import config as config_module
 from joulesweep import devices, digest, record
 from joulesweep.config import LocalSource
+from joulesweep.energy import headline
 from joulesweep.environment import resolve_accelerator
 from joulesweep.errors import UserError
 from joulesweep.grid import (
@@ -34,6 +36,7 @@ from joulesweep.grid import (
     model_source,
     text_source,
 )
+from joulesweep.progress import scaled
 from joulesweep.sources import sha256_of
 from joulesweep.spec import RunSpec, canonical, cell_id, short_hash, strip
 from joulesweep.strict import Place
@@ -74,6 +77,8 @@ def load(workflow: Any) -> Sweep:  # noqa: ANN401 - Snakemake's Workflow
         sweep = Sweep(config, where)
         if workflow.is_main_process and not workflow.dryrun:
             sweep.set_aside()  # where a workflow before was killed
+        if workflow.is_main_process and (warning := sweep.outdated_warning()):
+            print(warning, file=sys.stderr)
         return sweep
     except UserError as error:
         raise refused(str(error), workflow) from None
@@ -197,6 +202,23 @@ def _lacking(path: Path) -> str | None:
         return error.strerror
 
 
+def counted(rows: Sequence[dict[str, Any]]) -> str:
+    """`12 finished runs (340 s and 3.4 kJ of training; 2 without joules) were`: how many, and what they cost."""
+    ok = [row for row in rows if row["status"] == "ok"]
+    measured = [row["measurement"] for row in ok]
+    joules = [
+        headline(found["energy"], row["spec"]["accelerator"], found["conditions"]["exclusive"])["total_energy_j"]
+        for row, found in zip(ok, measured, strict=True)
+    ]
+    known = [value for value in joules if value is not None]
+    parts = [f"{math.fsum(found['total_window_s'] for found in measured):.0f} s"]
+    parts += [scaled(math.fsum(known))] if known else []
+    lacking = f"; {len(joules) - len(known)} without joules" if known and len(known) < len(joules) else ""
+    said = f"{len(rows)} finished run{'s' if len(rows) > 1 else ''}"
+    cost = f" ({' and '.join(parts)} of training{lacking})" if ok else ""
+    return f"{said}{cost} {'were' if len(rows) > 1 else 'was'}"
+
+
 class Sweep:
     """A validated sweep and its place on disk.
 
@@ -298,7 +320,38 @@ class Sweep:
 
         One string, because Snakemake compares the params of a job as a set without names.
         """
-        return self._job(run, digest.run_digest(self.spec(run)))
+        return self._job(run, self._code(run))
+
+    def _code(self, run: str) -> str:
+        """Digest of today's code; where the run's record was accepted for it, of the code that measured the run."""
+        today = digest.run_digest(self.spec(run))
+        with contextlib.suppress(OSError):
+            if b'"accepted"' in self._path(run).read_bytes():
+                row = self._record(run)
+                return str(row["code_digest"]) if row and today in record.codes(row) else today
+        return today
+
+    def outdated(self) -> dict[str, dict[str, Any]]:
+        """Records that other code made than today's, and that were not accepted for it, by run in the grid's order."""
+        had = {run: self._record(run) for run in self.runs if not self._names(run, digest.run_digest(self.spec(run)))}
+        return {run: row for run, row in had.items() if row}
+
+    def _names(self, run: str, code: str) -> bool:
+        """Whether a run has no record, or one that names a digest; of many runs, none is read whole."""
+        try:
+            return f'"{code}"'.encode() in self._path(run).read_bytes()
+        except OSError:
+            return True
+
+    def outdated_warning(self) -> str | None:
+        """What measuring outdated runs again would cost, and how to keep them; None where there are none."""
+        rows = list(self.outdated().values())
+        if not rows:
+            return None
+        return (
+            f"{counted(rows)} measured by other code than today's, and will be measured again. Where the change alters"
+            ' no number, keep them: joulesweep accept --reason "…" (--dry-run lists them)'
+        )
 
     def _job(self, run: str, code: str) -> str:
         return json.dumps({"spec": strip(self.spec(run)), "code": code}, sort_keys=True)
@@ -335,13 +388,16 @@ class Sweep:
         return self._job(run, code)
 
     def current(self) -> dict[str, dict[str, Any]]:
-        """The records that the code of today made, by run, in the grid's order."""
+        """The records that count as measured by the code of today, by run, in the grid's order."""
         had = {run: self._record(run) for run in self.runs}
-        return {run: row for run, row in had.items() if row and row["code_digest"] == digest.run_digest(self.spec(run))}
+        return {run: row for run, row in had.items() if row and digest.run_digest(self.spec(run)) in record.codes(row)}
+
+    def _path(self, run: str) -> Path:
+        return Path(self.folder, "runs", run, "record.json")
 
     def _record(self, run: str) -> dict[str, Any] | None:
         try:
-            return record.read(Path(self.folder, "runs", run, "record.json"))
+            return record.read(self._path(run))
         except UserError:
             return None
 
