@@ -18,6 +18,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = (Path(__file__).parent.name, "scripts")
+#: Nodes that give their name a meaning.
+NAMING = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.ExceptHandler, ast.MatchAs, ast.MatchStar)
 REFERENCE = "\x01"  # in a definition's text: here stands one that it uses
 SENTENCE = re.compile(r"[A-Za-z]{2,}(\W+[A-Za-z]{2,}){2}")
 SAYING = {"print", "warn", "debug", "info", "warning"}  # calls that only tell somebody something
@@ -110,17 +112,17 @@ def _module(path: Path) -> _Module:
 
 
 def _bind(module: _Module, statement: ast.stmt) -> None:
-    """Note what a statement at the top of a module defines."""
-    imported = _imported(statement)
-    names = [] if imported else list(_assigned(statement))
-    module.bound |= imported
+    """Note what a statement at the top of a module defines, or imports, perhaps under a condition."""
+    for node in _walk(statement):
+        module.bound |= _imported(node)
+    if isinstance(statement, ast.Import | ast.ImportFrom | ast.Pass):
+        return
+    if isinstance(statement, ast.If) and _is_aside(statement.test):
+        return
+    names = list(_assigned(statement))
     module.bound |= dict.fromkeys(names, statement)
-    if not imported and not names and not isinstance(statement, ast.Import | ast.ImportFrom | ast.Pass):
-        if not (isinstance(statement, ast.If) and _is_aside(statement.test)):
-            module.effects.append(statement)
-        elif ast.unparse(statement.test).endswith("TYPE_CHECKING"):
-            for inner in statement.body:
-                module.bound |= _imported(inner)
+    if not names:
+        module.effects.append(statement)
 
 
 def _is_aside(test: ast.expr) -> bool:
@@ -147,7 +149,7 @@ def _assigned(statement: ast.stmt) -> Iterator[str]:
     for node in _walk(statement):
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             yield node.id
-        elif isinstance(node, ast.ExceptHandler | ast.MatchAs | ast.MatchStar) and node.name:
+        elif isinstance(node, NAMING) and node.name:
             yield node.name
         elif isinstance(node, ast.MatchMapping) and node.rest:
             yield node.rest

@@ -64,6 +64,17 @@ def test_other_code_has_no_ratio(sweep, tmp_path):
     assert row["window_ratio"] is None and row["energy_ratio"] is None
 
 
+def test_code_that_a_run_was_accepted_for_is_the_same(sweep, tmp_path):
+    def accepted(row):
+        kept = [{"code_digest": row["code_digest"], "reason": "a move", "accepted": row["finished"]}]
+        return {**row, "code_digest": "f00d", "accepted": kept}
+
+    synthetic.write_anchors(sweep, tmp_path, "2026-02-03", 1, 1.0, accepted)
+    row = drift(sweep, tmp_path).row(0, named=True)
+    assert row["same_code"] is True
+    assert row["window_ratio"] is not None
+
+
 @pytest.mark.parametrize(("joules", "same_scope"), [(7.0, False), (None, None)])
 def test_another_scope_has_times_but_no_joules(sweep, tmp_path, joules, same_scope):
     def change(row):

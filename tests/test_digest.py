@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import ast
 import functools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import tiny_run
 
-from joulesweep import digest, methods
+from joulesweep import definitions, digest, methods, train
 
 SNIPPET = '''
 """A docstring."""
@@ -65,7 +65,7 @@ def check(value):
             return [x for x in value if x if not x]
     return {k: v for k, v in value}, (y for y in value), *value
 '''
-SNIPPET_DIGEST = "b26bb6e23cea52c8"
+SNIPPET_DIGEST = "?"
 
 SPECS = {
     "plain": tiny_run.spec(),
@@ -75,10 +75,22 @@ SPECS = {
 }
 
 
-def digest_of(folder: Path, text: str) -> str:
+SCRIPTS = ("grid", "fetch_model", "fetch_dataset", "tokenise", "aggregate", "charts", "report")
+
+
+def forget():
+    for function in (definitions._module, definitions.encoded, digest._run_digest, digest.code_digest):
+        function.cache_clear()
+
+
+def digest_of(folder: Path, text: str, is_run: bool = False) -> str:
+    """Of all definitions of a module."""
     path = folder / "snippet.py"
     path.write_text(textwrap.dedent(text), encoding="utf-8")
-    return digest._hash([digest._module(path)])
+    forget()
+    bound = definitions._module(path).bound
+    roots = [definitions.Definition(path, name) for name, meaning in bound.items() if not isinstance(meaning, tuple)]
+    return digest._hash(digest._closure(roots, {}, is_run))
 
 
 @pytest.fixture
@@ -86,38 +98,45 @@ def package(tmp_path, monkeypatch):
     """A copy of the package that may be edited; its digests, by name of a spec."""
 
     class Package:
-        folder = shutil.copytree(digest.PACKAGE, tmp_path / "joulesweep", ignore=shutil.ignore_patterns("__pycache__"))
-        resources = tmp_path / "resources"
-        for name in (name for names in digest.RESOURCES.values() for name in names):
-            (resources / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(digest.PACKAGE.parent / "resources" / name, resources / name)
+        folder = tmp_path / "joulesweep"
+
+        def path(self, name: str) -> Path:
+            return self.folder / name
 
         def edit(self, name: str, old: str, new: str) -> None:
-            path = self.folder / name
-            text = path.read_text(encoding="utf-8")
+            text = self.path(name).read_text(encoding="utf-8")
             assert old in text
-            path.write_text(text.replace(old, new), encoding="utf-8")
-            self.forget()
+            self.path(name).write_text(text.replace(old, new), encoding="utf-8")
+            forget()
 
-        def forget(self) -> None:
-            digest._run_digest.cache_clear()
-            digest.code_digest.cache_clear()
+        def everywhere(self, old: str, new: str) -> None:
+            """Replace a pattern in every file."""
+            for path in [*self.folder.rglob("*.py"), *(tmp_path / "scripts").glob("*.py")]:
+                path.write_text(re.sub(old, new, path.read_text(encoding="utf-8")), encoding="utf-8")
+            forget()
 
         def digests(self) -> dict[str, str]:
             return {name: digest.run_digest(spec) for name, spec in SPECS.items()}
+
+        def analysis(self) -> dict[str, str]:
+            return {script: digest.code_digest(script) for script in SCRIPTS}
 
         def changed_by(self, name: str, old: str, new: str) -> set[str]:
             before = self.digests()
             self.edit(name, old, new)
             return {name for name, value in self.digests().items() if value != before[name]}
 
-    package = Package()
-    monkeypatch.setattr(digest, "PACKAGE", package.folder)
+    ignored = shutil.ignore_patterns("__pycache__")
+    for name in (*definitions.PACKAGES, "resources/published"):
+        shutil.copytree(definitions.ROOT / name, tmp_path / name, ignore=ignored)
+    for path in (definitions.ROOT / "resources").glob("*.csv"):
+        shutil.copy2(path, tmp_path / "resources" / path.name)
+    monkeypatch.setattr(definitions, "ROOT", tmp_path)
     real = methods.path
-    monkeypatch.setattr(methods, "path", lambda name: package.folder / "methods" / real(name).name)
-    package.forget()
-    yield package
-    package.forget()
+    monkeypatch.setattr(methods, "path", lambda name: tmp_path / "joulesweep" / "methods" / real(name).name)
+    forget()
+    yield Package()
+    forget()
 
 
 @pytest.mark.parametrize(
@@ -126,9 +145,12 @@ def package(tmp_path, monkeypatch):
         "def f(a):\n    return a + 1  # one more\n",
         "# a comment\ndef f(a):\n\n    return (a +\n        1)\n",
         '"""A module docstring."""\ndef f(a):\n    """What it does."""\n    return a + 1\n',
+        "def g(a): return a+1",
+        "def f(a: int) -> int: return a+1",
+        "import os\nfrom joulesweep import data\ndef f(a): return a+1",
     ],
 )
-def test_comments_docstrings_and_layout_do_not_count(tmp_path, other):
+def test_comments_docstrings_layout_imports_annotations_and_names_do_not_count(tmp_path, other):
     assert digest_of(tmp_path, other) == digest_of(tmp_path, "def f(a): return a+1")
 
 
@@ -139,7 +161,6 @@ def test_comments_docstrings_and_layout_do_not_count(tmp_path, other):
         "def f(a): return a-1",
         "def f(a): return 1+a",
         "def f(b): return b+1",
-        "def g(a): return a+1",
         "def f(a=None): return a+1",
         "def f(*a): return a+1",
         "def f(a): return a+True",
@@ -151,6 +172,8 @@ def test_comments_docstrings_and_layout_do_not_count(tmp_path, other):
         "def f(a):\n    a+1\n    return",
         "f = lambda a: a+1",
         "def f(a): return a+1\nx = 1",
+        "def f(a): return a+1\nprint(f)",
+        "a = 1\ndef f(b): return a+1",
     ],
 )
 def test_code_counts(tmp_path, other):
@@ -160,36 +183,128 @@ def test_code_counts(tmp_path, other):
 @pytest.mark.parametrize(
     ("one", "other"),
     [
-        ("x = None", "x = 0"),
-        ("return_ = []", "return_ = ()"),
-        ("x[:1]", "x[1:]"),
-        ("f(a, *b)", "f(*b, a)"),
-        ("f'{x}'", "f'{x!r}'"),
-        ("f'{x:{y}}'", "f'{x:{y}z}'"),
-        ("'a'", "b'a'"),
+        ("y = None", "y = 0"),
+        ("y = []", "y = ()"),
+        ("y = x[:1]", "y = x[1:]"),
+        ("y = f(a, *b)", "y = f(*b, a)"),
+        ("y = f'{x}'", "y = f'{x!r}'"),
+        ("y = f'{x:{y}}'", "y = f'{x:{y}z}'"),
+        ("y = 'a'", "y = b'a'"),
+        ("from x import f\ny = f()", "from x import g as f\ny = f()"),
+        ("import a.b as f\ny = f.c", "import a as f\ny = f.c"),
+        ("class A:\n    x = 1", "class A:\n    x: int = 1"),
+        ("class A:\n    x: int", "class A:\n    x: float"),
+        ("@dataclass\nclass A:\n    x: int", "@dataclass\nclass A:\n    x: ClassVar[int]"),
+        ("def f():\n    raise Stop('oom', 'it was full')", "def f():\n    raise Stop('timeout', 'it was full')"),
+        ("a = 1\nb = 2\ndef f(): return a", "a = 1\nb = 2\ndef f(): return b"),
+        ("a = 1\ndef f():\n    return a", "a = 1\ndef f():\n    a = 2\n    return a"),
+        (
+            "def f(): return g(1)\ndef g(x): return h(x)\ndef h(x): return 1",
+            "def f(): return g(1)\ndef g(x): return f(x)\ndef h(x): return 1",
+        ),
     ],
 )
 def test_pairs_that_look_alike_differ(tmp_path, one, other):
-    assert digest_of(tmp_path, f"import x\n{one}") != digest_of(tmp_path, f"import x\n{other}")
+    assert digest_of(tmp_path, one, is_run=True) != digest_of(tmp_path, other, is_run=True)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("def f():\n    raise ValueError('one two three')", "def f():\n    raise ValueError('three two one')"),
+        ("def f(x):\n    raise E(f'{x} is too large')", "def f(x):\n    raise E(f'{x} is too small')"),
+        ("def f():\n    return 'it has no meter'", "def f():\n    return 'a meter is lacking'"),
+        ("def f():\n    assert x, 'one'", "def f():\n    assert x, 'two'"),
+        ("def f():\n    print('one')\n    return 1", "def f():\n    return 1"),
+        ("y = Row(about='one', x=1)", "y = Row(about='two', x=1)"),
+        ("@dataclass\nclass A:\n    x: int", "@dataclass\nclass A:\n    x: float"),
+        ("from x import f\ny = f()", "from x import f as g\ny = g()"),
+        ("from x import f\ny = f()", "import x\ny = x.f()"),
+        ("def f():\n    import x\n    return x.g", "import x\ndef f():\n    return x.g"),
+        ("# changes no number: words\n\nx = 1", "# changes no number: words\n\nx = 2"),
+        ("import a\n# changes no number: words\nx = 1\ny = x", "import a\nx = 5  # changes no number: more\ny = x"),
+    ],
+)
+def test_of_a_run_wording_and_what_is_exempt_do_not_count(tmp_path, one, other):
+    assert digest_of(tmp_path, one, is_run=True) == digest_of(tmp_path, other, is_run=True)
+
+
+def test_an_exemption_holds_for_the_definition_beside_it_alone(tmp_path):
+    text = "import a\n# changes no number: words\nx = 1\ny = {}"
+    assert digest_of(tmp_path, text.format(1), is_run=True) != digest_of(tmp_path, text.format(2), is_run=True)
+
+
+def test_of_an_analysis_sentences_count_that_are_returned(tmp_path):
+    texts = ("def f():\n    return 'it has no meter'", "def f():\n    return 'a meter is lacking'")
+    assert digest_of(tmp_path, texts[0]) != digest_of(tmp_path, texts[1])
 
 
 def test_a_text_that_only_looks_like_a_docstring_counts(tmp_path):
     assert digest_of(tmp_path, "def f():\n    return 'a'") != digest_of(tmp_path, "def f():\n    return 'b'")
 
 
-@pytest.mark.parametrize("module", digest.CORE)
-def test_every_core_module_counts_for_every_run(package, module):
-    path = package.folder / f"{module}.py"
-    before, text = package.digests(), path.read_text(encoding="utf-8")
-    path.write_text(f"{text}\nADDED = 1\n", encoding="utf-8")
-    package.forget()
-    assert {name for name, value in package.digests().items() if value != before[name]} == set(SPECS)
+def used_by_a_plain_run() -> list[definitions.Definition]:
+    parts = digest.run_parts("full", {"ENGINES": "eager", "PRECISIONS": "fp32", "STRATEGIES": "single"})
+    return sorted((one for one in parts if definitions.exemption(one) is None), key=lambda one: (one.path, one.name))
+
+
+@pytest.mark.parametrize("module", sorted({one.path.stem for one in used_by_a_plain_run()}))
+def test_each_definition_that_a_run_uses_counts(package, module):
+    before = digest.run_digest(SPECS["plain"])
+    path = package.path(f"{module}.py")
+    for one in [one for one in used_by_a_plain_run() if one.path == path]:
+        statement = definitions._module(path).bound[one.name]
+        body = getattr(statement, "body", None)
+        if isinstance(body, list):
+            body.append(definitions.ast.Pass())
+            definitions.encoded.cache_clear()
+            digest._run_digest.cache_clear()
+            assert digest.run_digest(SPECS["plain"]) != before, one.name
+            body.pop()
 
 
 def test_a_comment_in_the_training_loop_makes_nothing_stale(package):
     assert (
         package.changed_by("train.py", "    trainer.core.train()\n", "    # why\n    trainer.core.train()\n\n") == set()
     )
+
+
+def test_a_definition_that_nothing_uses_makes_nothing_stale(package):
+    path = package.path("train.py")
+    before = package.digests()
+    path.write_text(path.read_text(encoding="utf-8") + "\n\ndef unused():\n    return 1\n", encoding="utf-8")
+    forget()
+    assert package.digests() == before
+
+
+def test_a_module_that_is_renamed_or_moved_makes_nothing_stale(package):
+    before = package.digests(), package.analysis()
+    package.path("rooms").mkdir()
+    package.path("rooms/__init__.py").write_text('"""A room."""\n', encoding="utf-8")
+    package.path("data.py").rename(package.path("rooms/corpus.py"))
+    package.everywhere(r"from joulesweep\.data import", "from joulesweep.rooms.corpus import")
+    package.everywhere(r"(from joulesweep import .*)\bdata\b(, )?", r"from joulesweep.rooms import corpus as data\n\1")
+    package.path("stats.py").rename(package.path("statistics_.py"))
+    package.everywhere(r"from joulesweep\.stats import", "from joulesweep.statistics_ import")
+    package.everywhere(r"from joulesweep import stats\b", "from joulesweep import statistics_ as stats")
+    package.path("worker.py").rename(package.path("rank.py"))
+    package.everywhere(r"joulesweep\.worker", "joulesweep.rank")
+    assert (package.digests(), package.analysis()) == before
+    assert package.changed_by("rooms/corpus.py", "def steps(", "def steps(extra=None, *") == set(SPECS)
+
+
+def test_a_function_that_is_moved_and_renamed_makes_nothing_stale(package):
+    before = package.digests()
+    text = package.path("train.py").read_text(encoding="utf-8")
+    clip = re.search(r"def _clip\(.*?\n\n\n", text, re.DOTALL)[0]
+    own = "from __future__ import annotations\nimport torch\n\n\n" + clip.replace("_clip", "cut")
+    package.path("norms.py").write_text(own, encoding="utf-8")
+    moved = text.replace(clip, "").replace("_clip(", "norms.cut(")
+    moved = moved.replace("import torch\n", "import torch\nfrom joulesweep import norms\n", 1)
+    package.path("train.py").write_text(moved, encoding="utf-8")
+    forget()
+    assert package.digests() == before
+    assert package.changed_by("norms.py", "foreach=True", "foreach=False") == set(SPECS)
 
 
 def test_of_a_table_only_the_runs_own_row_counts(package):
@@ -215,40 +330,48 @@ def test_only_the_runs_own_method_counts(package):
 
 def test_a_new_method_makes_nothing_stale(package):
     before = package.digests()
-    (package.folder / "methods" / "another.py").write_text("def apply(model, params): return model\n")
-    package.forget()
+    package.path("methods/another.py").write_text("def apply(model, params): return model\n")
+    forget()
     assert package.digests() == before
 
 
 def test_charts_and_report_make_no_run_stale_and_training_makes_no_table_stale(package):
-    tables, charts = digest.code_digest(*digest.TABLE_CODE), digest.code_digest(*digest.CHART_CODE)
-    imports = "from __future__ import annotations\n"
-    assert package.changed_by("charts.py", imports, f"{imports}ADDED = 1\n") == set()
-    assert digest.code_digest(*digest.CHART_CODE) != charts
-    assert package.changed_by("train.py", imports, f"{imports}ADDED = 1\n") == set(SPECS)
-    assert digest.code_digest(*digest.TABLE_CODE) == tables
-    package.edit("stats.py", imports, f"{imports}ADDED = 1\n")
-    assert digest.code_digest(*digest.TABLE_CODE) != tables
+    before = package.analysis()
+    assert package.changed_by("charts.py", "def pareto(", "def pareto(_=0, *") == set()
+    assert {name for name, value in package.analysis().items() if value != before[name]} == {"charts"}
+    assert package.changed_by("train.py", "def _step(", "def _step(_=0, *") == set(SPECS)
+    package.edit("cells.py", "def aggregate(", "def aggregate(_=0, *")
+    changed = {name for name, value in package.analysis().items() if value != before[name]}
+    assert "aggregate" in changed
+    assert not changed & {"grid", "fetch_model", "fetch_dataset", "tokenise"}
 
 
 def test_the_templates_belong_to_the_report(package):
-    before = digest.code_digest("report")
-    (package.folder / "templates").mkdir(exist_ok=True)
-    (package.folder / "templates" / "added.html").write_text("<p>")
-    package.forget()
-    assert digest.code_digest("report") != before
+    before = package.analysis()
+    package.path("templates/added.html").write_text("<p>")
+    forget()
+    assert {name for name, value in package.analysis().items() if value != before[name]} == {"report"}
 
 
 @pytest.mark.parametrize(
-    ("module", "file"), [(module, file) for module, files in digest.RESOURCES.items() for file in files]
+    ("file", "script"),
+    [
+        ("cpu_watts.csv", "aggregate"),
+        ("gpus.csv", "aggregate"),
+        ("carbon_intensity.csv", "aggregate"),
+        ("published/greentrainer.csv", "report"),
+        ("published/maina.csv", "report"),
+    ],
 )
-def test_numbers_that_a_module_reads_belong_to_it(package, module, file):
-    before = digest.code_digest("stats"), digest.code_digest(module)
-    with (package.resources / file).open("a", encoding="utf-8") as csv:
+def test_numbers_that_a_script_reads_belong_to_it(package, file, script):
+    before = package.analysis(), package.digests()
+    with (definitions.ROOT / "resources" / file).open("a", encoding="utf-8") as csv:
         csv.write("# another row\n")
-    package.forget()
-    assert digest.code_digest("stats") == before[0]
-    assert digest.code_digest(module) != before[1]
+    forget()
+    changed = {name for name, value in package.analysis().items() if value != before[0][name]}
+    assert script in changed
+    assert "charts" not in changed
+    assert package.digests() == before[1]
 
 
 def test_a_table_that_is_no_dict_literal_is_refused(package):
@@ -259,36 +382,46 @@ def test_a_table_that_is_no_dict_literal_is_refused(package):
         digest.run_digest(SPECS["plain"])
 
 
-def test_every_module_named_exists():
-    named = {*digest.CORE, *digest.TABLES, *digest.TABLE_CODE, *digest.CHART_CODE, *digest.REPORT_CODE}
-    assert {name for name in named if not (digest.PACKAGE / f"{name}.py").is_file()} == set()
+def test_what_is_found_by_name_alone_is_known():
+    """The walk sees names; what is imported by a name that is made up meanwhile, it cannot."""
+    found = {
+        path.relative_to(digest.definitions.ROOT).as_posix()
+        for path in (definitions.ROOT / "joulesweep").rglob("*.py")
+        if re.search(r"import_module|__import__", path.read_text(encoding="utf-8"))
+    }
+    assert found == {"joulesweep/methods/__init__.py", "joulesweep/lazy.py"}
 
 
-def imported_by(module: str) -> set[str]:
-    """Modules of the package that one of them imports."""
-    tree = ast.parse((digest.PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
-    found = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module == "joulesweep":
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("joulesweep."):
-            found.add(node.module.split(".")[1])
-    return found
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"batching": "packed", "head": "masked", "max_grad_norm": 1.0, "schedule": "cosine"},
+        {"method": "greentrainer", "epochs": 2},
+        {"method": "lora", "micro_batch_size": 4, "keep_model": "last"},
+        {"precision": "bf16-kahan"},
+        {"precision": "fp16-mixed", "min_seconds": 0.2},
+    ],
+)
+def test_whatever_a_training_calls_is_in_its_digest(tmp_path, changes):
+    assets = tiny_run.assets(tmp_path / "assets")
+    spec = tiny_run.spec(**changes)
+    called: set[tuple[str, str]] = set()
 
+    def note(frame, event, _):
+        if event == "call" and frame.f_code.co_filename.startswith(str(definitions.ROOT / "joulesweep")):
+            called.add((frame.f_code.co_filename, frame.f_code.co_qualname.split(".")[0]))
 
-def test_each_module_of_a_measured_run_counts_or_is_known_not_to_change_numbers():
-    plumbing = {"bounded", "errors", "process", "record", "spec", "methods", "environment"}
-    devices = {"devices", "lease"}  # which boards, not what they read
-    copied = {"tokens"}  # of it launch takes the references alone, which stand in the texts
-    imported = set().union(*map(imported_by, digest.CORE))
-    assert {"data", "model", "sensors", "trace"} <= imported  # the walk finds them
-    assert imported - {*digest.CORE, *digest.TABLES} - plumbing - devices - copied == set()
-
-
-@pytest.mark.parametrize("code", ["TABLE_CODE", "CHART_CODE", "REPORT_CODE"])
-def test_each_module_behind_tables_charts_and_report_counts(code):
-    modules = set(getattr(digest, code))
-    assert set().union(*map(imported_by, modules)) - modules <= {"errors", "methods"}  # wording alone
+    sys.setprofile(note)
+    try:
+        train.train(spec, assets.model_folder, assets.tokens, tmp_path)
+    finally:
+        sys.setprofile(None)
+    parts = digest.run_parts(spec.method, {table: getattr(spec, field) for table, field in digest.TABLES.items()})
+    named = [definitions.Definition(Path(file), name) for file, name in called if not name.startswith("<")]
+    missed = {one for one in named if one not in parts and definitions.exemption(one) is None}
+    assert len(named) > 100, "the training was watched"
+    assert missed == set()
 
 
 @functools.cache
@@ -313,15 +446,18 @@ def interpreters() -> dict[str, str]:
 #: Run by a bare interpreter: without site-packages, so that the import itself proves that digests need none.
 UNDER_ANOTHER_PYTHON = """
 import json, pathlib, sys
-from joulesweep import digest
-names = sorted(path.stem for path in digest.PACKAGE.glob("*.py"))
-snippet = digest._hash([digest._module(pathlib.Path(sys.argv[1]))])
-print(json.dumps([snippet, {name: digest.code_digest(name) for name in names}]))
+from joulesweep import definitions, digest
+path = pathlib.Path(sys.argv[1])
+bound = definitions._module(path).bound
+roots = [definitions.Definition(path, name) for name, meaning in bound.items() if not isinstance(meaning, tuple)]
+codes = [digest.code_digest(script) for script in sys.argv[2:]]
+codes.append(digest._run_digest("lora", ("ENGINES", "eager"), ("PRECISIONS", "fp32"), ("STRATEGIES", "single")))
+print(json.dumps([digest._hash(digest._closure(roots, {}, False)), codes]))
 """
 
 
 def digests_under(python: str, snippet: Path) -> list:
-    command = [python, "-S", "-c", UNDER_ANOTHER_PYTHON, str(snippet)]
+    command = [python, "-S", "-c", UNDER_ANOTHER_PYTHON, str(snippet), *SCRIPTS]
     done = subprocess.run(command, cwd=tiny_run.REPOSITORY, env={}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -333,10 +469,10 @@ def test_the_digest_of_a_snippet_is_what_it_always_was(tmp_path):
 
 def test_digests_are_the_same_under_every_supported_python_and_need_no_package(tmp_path):
     digest_of(tmp_path, SNIPPET)
-    snippet, modules = digests_under(sys.executable, tmp_path / "snippet.py")
+    snippet, codes = digests_under(sys.executable, tmp_path / "snippet.py")
     assert snippet == SNIPPET_DIGEST
-    assert {name: digest.code_digest(name) for name in modules} == modules
+    assert [digest.code_digest(script) for script in SCRIPTS] == codes[:-1]
     if not interpreters():
         pytest.skip("no other supported Python is installed")
     for version, python in interpreters().items():
-        assert digests_under(python, tmp_path / "snippet.py") == [SNIPPET_DIGEST, modules], version
+        assert digests_under(python, tmp_path / "snippet.py") == [SNIPPET_DIGEST, codes], version

@@ -10,6 +10,8 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -163,7 +165,7 @@ def test_a_new_axis_at_its_omission_value_leaves_finished_runs_valid(sweep: Chec
 
 
 def test_an_edited_chart_redraws_and_trains_nothing(sweep: Checkout) -> None:
-    sweep.edit("joulesweep/charts.py", "\n\n\ndef ", "\n\n\nEDITED = 1\n\n\ndef ")
+    sweep.edit("joulesweep/charts.py", "def pareto(", "def pareto(_=1, *")
     assert set(sweep.planned()) == {"charts", "report", "all"}
 
 
@@ -175,6 +177,33 @@ def test_an_edited_comment_in_the_training_loop_runs_nothing(sweep: Checkout) ->
 def test_an_edited_training_loop_trains_again(sweep: Checkout) -> None:
     sweep.edit("joulesweep/train.py", "set_to_none=True", "set_to_none=False")
     assert sweep.planned()["train"] == 2
+
+
+def test_finished_runs_are_kept_over_a_change_that_alters_no_number(sweep: Checkout) -> None:
+    sweep.edit("joulesweep/train.py", "set_to_none=True", "set_to_none=not False")
+    assert "2 finished runs (" in (told := sweep.run("-n"))
+    assert "joulesweep accept --reason" in told
+    command = [sys.executable, "-m", "joulesweep.cli", "accept", "--reason", "True is not False"]
+    for more in (["--dry-run"], []):
+        done = subprocess.run(
+            [*command, *more], cwd=sweep.folder, env=sweep.environ, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert len(done.stdout.splitlines()) == 3
+        assert ("train" in sweep.planned()) == bool(more)
+    sweep.run()
+    assert "True is not False" in (sweep.folder / "results" / "tiny" / "report.html").read_text(encoding="utf-8")
+    assert sweep.planned() == {}
+
+
+def test_a_module_that_moves_runs_nothing(sweep: Checkout) -> None:
+    package = sweep.folder / "joulesweep"
+    (package / "data.py").rename(package / "corpus.py")
+    for path in package.rglob("*.py"):
+        text = path.read_text(encoding="utf-8").replace("from joulesweep.data import", "from joulesweep.corpus import")
+        text = re.sub(r"(from joulesweep import .*)\bdata\b(, )?", r"from joulesweep import corpus as data\n\1", text)
+        path.write_text(text, encoding="utf-8")
+    assert sweep.planned() == {}
 
 
 def test_touched_sources_run_nothing(sweep: Checkout) -> None:
