@@ -97,8 +97,10 @@ def exemption(definition: Definition) -> str | None:
     statement = module.bound[definition.name]
     assert isinstance(statement, ast.stmt)
     first = min([statement.lineno, *(one.lineno for one in getattr(statement, "decorator_list", []))])
-    near = module.lines[: module.begin] + module.lines[max(module.begin, first - 2) : statement.lineno]
-    return next((found[1] for line in near if (found := EXEMPT.search(line))), None)
+    alone = module.lines[: module.begin] + module.lines[max(module.begin, first - 2) : first - 1]
+    beside = module.lines[first - 1 : statement.lineno]
+    found = [EXEMPT.match(line) for line in alone] + [EXEMPT.search(line) for line in beside]
+    return next((one[1] for one in found if one), None)
 
 
 @functools.cache
@@ -261,7 +263,7 @@ class _Encoder:
             return Definition(self.module.path, node.id) if bound else None
         if isinstance(node, ast.Attribute):
             base = self._meaning(node.value, local)
-            return _find(base, node.attr) if isinstance(base, str) and file_of(base) else None
+            return _find(base, node.attr) if isinstance(base, str) else None
         return None
 
     def _Name(self, node: ast.Name, local: frozenset[str]) -> str | None:  # noqa: N802 - as the node is called

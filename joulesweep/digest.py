@@ -40,7 +40,16 @@ def run_parts(method: str, rows: dict[str, str]) -> dict[Definition, str]:
         method: the run's.
         rows: of each of `TABLES` the run's own.
     """
-    return _closure([definitions.named(*RUN), *definitions.all_of(methods.path(method))], rows, is_run=True)
+    own, roots = methods.path(method), [definitions.named(*RUN)]
+    files: list[Path] = []
+    new = [own]
+    while new:  # of a method that another one builds on, all counts: its parameters are found by its name
+        files += new
+        roots += [one for path in new for one in definitions.all_of(path)]
+        parts = _closure(roots, rows, is_run=True)
+        used = dict.fromkeys(one.path for one in parts if one.path.parent == own.parent and one.path.stem != "__init__")
+        new = [path for path in used if path not in files]
+    return parts
 
 
 @functools.cache

@@ -207,7 +207,7 @@ def counted(rows: Sequence[dict[str, Any]]) -> str:
     ok = [row for row in rows if row["status"] == "ok"]
     measured = [row["measurement"] for row in ok]
     joules = [
-        headline(found["energy"], row["spec"]["accelerator"], found["conditions"]["exclusive"])["total_energy_j"]
+        headline(found["energy"], row["spec"]["accelerator"], found["conditions"]["exclusive"]).get("total_energy_j")
         for row, found in zip(ok, measured, strict=True)
     ]
     known = [value for value in joules if value is not None]
