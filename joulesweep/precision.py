@@ -3,6 +3,9 @@
 Names say what they do: `-mixed` is autocast over fp32 weights, `-true` holds the weights themselves in that format,
 `-kahan` too, with what rounding takes from them kept beside them. dtypes are names, so validating a config imports no
 torch.
+
+With `bf16-true` changes below about 2^-8 of a number are lost in AdamW's state too: its second moment, of which a step
+takes a thousandth, does not decay and stays near the largest gradients that were seen. With `-kahan` it is in float32.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ class Precision:
 
     Attributes:
         about: one line for the documentation.
-        weights: dtype of parameters and optimizer state.
+        weights: dtype of parameters, gradients and optimizer state (with kahan but for the second moment).
         autocast: dtype of `torch.autocast`, or None for no autocast.
         scale_loss: whether a GradScaler guards against fp16 underflow.
         tf32: whether fp32 matrix products may use TF32 (Ampere or newer).
@@ -45,7 +48,9 @@ PRECISIONS: dict[str, Precision] = {
     "bf16-mixed": Precision(about="fp32 weights, bfloat16 autocast", autocast="bfloat16"),
     "bf16-true": Precision(about="weights, gradients and optimizer state in bfloat16", weights="bfloat16"),
     "bf16-kahan": Precision(
-        about="bf16-true with Kahan summation of the weights: no step is too small", weights="bfloat16", kahan=True
+        about="bf16-true with Kahan summation of the weights, second moment in fp32: no step is too small",
+        weights="bfloat16",
+        kahan=True,
     ),
 }
 
