@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import sys
 import sysconfig
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -71,6 +72,12 @@ def impossible(spec: RunSpec) -> str | None:
     if row.captures and spec.checkpoint_activations:
         return f"checkpoint_activations reads the random state in the step, which engine {spec.engine} cannot capture"
     return None
+
+
+def num_compilations() -> int:
+    """How many pieces of code this process has handed to PyTorch's compiler so far, whatever came of it."""
+    utils = sys.modules.get("torch._dynamo.utils")
+    return int(utils.counters["frames"]["total"]) if utils else 0
 
 
 def refusal(engine: str, accelerator: str, compute_capability: tuple[int, int] | None = None) -> str | None:

@@ -27,7 +27,7 @@ class Precision:
         weights: dtype of parameters, gradients and optimizer state (with kahan but for the second moment).
         autocast: dtype of `torch.autocast`, or None for no autocast.
         scale_loss: whether a GradScaler guards against fp16 underflow.
-        tf32: whether fp32 matrix products may use TF32 (Ampere or newer).
+        tf32: whether fp32 matrix products and convolutions may use TF32 (Ampere or newer).
         kahan: whether what rounding takes from a weight is kept beside it: see `joulesweep.kahan`.
     """
 
@@ -41,7 +41,7 @@ class Precision:
 
 PRECISIONS: dict[str, Precision] = {
     "fp32": Precision(about="IEEE single precision throughout"),
-    "tf32": Precision(about="fp32 storage, matrix products in TensorFloat-32", tf32=True),
+    "tf32": Precision(about="fp32 storage, matrix products and convolutions in TensorFloat-32", tf32=True),
     "fp16-mixed": Precision(
         about="fp32 weights, float16 autocast with loss scaling", autocast="float16", scale_loss=True
     ),
@@ -74,7 +74,7 @@ def refusal(precision: str, accelerator: str, compute_capability: tuple[int, int
 
 
 def cast(model: torch.nn.Module, precision: str) -> torch.nn.Module:
-    """Bring the weights to the row's dtype, in place, and set the process-wide matrix product mode.
+    """Bring the weights to the row's dtype, in place, and let the process use TF32 or not.
 
     Buffers keep theirs, as they do where transformers loads a model in that dtype: rotary frequencies in bfloat16 would
     turn a late token by a wrong angle, and a saved model, which holds none, would be read back with the right ones.
@@ -82,12 +82,23 @@ def cast(model: torch.nn.Module, precision: str) -> torch.nn.Module:
     import torch
 
     row = PRECISIONS[precision]
-    torch.set_float32_matmul_precision("high" if row.tf32 else "highest")
+    allow_tf32(row.tf32)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.is_floating_point():
                 parameter.data = parameter.data.to(getattr(torch, row.weights))
     return model
+
+
+def allow_tf32(allowed: bool) -> None:
+    """Say for the whole process whether fp32 matrix products and convolutions may be computed in TF32.
+
+    PyTorch allows it to convolutions on its own accord.
+    """
+    import torch
+
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    torch.backends.cudnn.allow_tf32 = allowed
 
 
 def computes_in_fp32(precision: str) -> bool:

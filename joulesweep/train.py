@@ -48,6 +48,7 @@ from joulesweep.trainer import (
     Stop,
     Trainer,
     assemble,
+    attention,
     learning_rate,
     measured_boards,
     prepare_process,
@@ -96,6 +97,7 @@ def train(
         kept.append(memory.room_for(trainer.core, kept))
     weights_s, num_passes = 0.0, 1
     place.barrier()
+    num_compilations = -engine.num_compilations()
     began_cpu_s = time.process_time()
     with meter.window():
         with contextlib.closing(_run_epochs(trainer)) as ended:
@@ -114,6 +116,7 @@ def train(
             weights_s += _repeat(trainer, start)
             num_passes += 1
         place.barrier()
+    num_compilations += engine.num_compilations()
     if num_passes == 1:  # the last weights are there still: copying them is no part of the window
         _keep(trainer, kept[-1])
     cpu_s = (time.process_time() - began_cpu_s) / num_passes
@@ -123,7 +126,8 @@ def train(
     measurement |= {"cpu_s": cpu_s, "startup_s": startup_s, "peak_memory": peaks.peak()}
     read_counters(phases)
     measurement |= {"phases": adaptive.described(trainer, phases), "num_steps": trainer.num_steps}
-    measurement["products"] = trainer.products
+    measurement |= {"products": trainer.products, "attention": attention(trainer.core.model)}
+    measurement["num_compilations_in_window"] = num_compilations
     for name in ("num_skipped_steps", *COUNTED):
         measurement[name] = sum(phase[name] for phase in phases if phase["kind"] == "training")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import math
 import os
@@ -64,6 +65,8 @@ class Place:
         return values
 
 
+#: PyTorch's kernels of attention.
+KERNELS = ("flash", "mem_efficient", "cudnn", "math")
 #: Parameters, and how many optimizer steps each has taken, one tensor [parameters].
 Counters = tuple[list[torch.Tensor], torch.Tensor]
 
@@ -225,7 +228,11 @@ def learning_rate(spec: RunSpec, step: int, num_steps: int) -> float:
 
 
 def prepare_process(spec: RunSpec) -> Place:
-    """Threads, seed, device and process group; refuse what this machine cannot do.
+    """Threads, seed, kernels, device and process group; refuse what this machine cannot do.
+
+    Attention is not computed by cuDNN, which on Hopper and Blackwell comes first in PyTorch for 16-bit numbers: it
+    makes a plan for every shape that a thread meets, and batches come in many shapes; and with a mask its gradients may
+    be NaN on H100 and H200 (https://github.com/pytorch/pytorch/issues/196678, since torch 2.11).
 
     Raises:
         Stop: it cannot.
@@ -263,6 +270,9 @@ def _join(device: torch.device, world: int) -> None:
         )
 
 
+    precision.allow_tf32(False)  # the model is tried in fp32; the spec's own is set when its weights are cast
+    if hasattr(torch.backends.cuda, "enable_cudnn_sdp"):
+        torch.backends.cuda.enable_cudnn_sdp(False)
 def assemble(spec: RunSpec, model_folder: Path, tokens: Path, place: Place) -> Trainer:
     """Model, data and optimizer. The transforms come in this order, since each one fixes what the next one sees.
 
@@ -277,7 +287,7 @@ def assemble(spec: RunSpec, model_folder: Path, tokens: Path, place: Place) -> T
     except Unfit as unfit:
         raise Stop("unsupported", str(unfit)) from unfit
     if engine.ENGINES[spec.engine].compiles:
-        core.compile(dynamic=True)  # in place: names of weights stay
+        _compile(core)
     torch.manual_seed(spec.repeat * 1000 + place.rank)  # each rank its own dropout
     source = spec.dataset_source
     parts = data.split(
@@ -328,6 +338,22 @@ def _prepare(
             enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
             enable({"use_reentrant": False})
             model.disable_input_require_grads()  # else frozen layers are walked back through
+def _compile(core: LanguageModel) -> None:
+    """Compile in place, so that names of weights stay. What is not compiled is an error, and never run as it is."""
+    config: Any = importlib.import_module("torch._dynamo.config")
+    config.fail_on_recompile_limit_hit, config.suppress_errors = True, False
+    core.compile(dynamic=True)
+
+
+def attention(model: Any) -> dict[str, Any]:  # noqa: ANN401 - of any family
+    """What a record says of attention: transformers' implementation (null if unknown), PyTorch's allowed kernels."""
+    switches = {name: getattr(torch.backends.cuda, f"{name}_sdp_enabled", bool) for name in KERNELS}
+    return {
+        "implementation": getattr(getattr(model, "config", None), "_attn_implementation", None),
+        "kernels": [name for name, enabled in switches.items() if enabled()],
+    }
+
+
     work = flops.described(core, spec.devices if spec.strategy == "fsdp" else 1)
     products = _products(core, corpus, spec, place)
     _check(fit.step_refusal(core, corpus, laid))
