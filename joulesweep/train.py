@@ -245,7 +245,7 @@ def _warm_up(trainer: Trainer, peaks: memory.Peaks) -> Start | None:
             _meet_every_shape(trainer)
     start.restore(trainer)
     if engine.ENGINES[trainer.spec.engine].captures:
-        peaks.note([start.weights])  # a replay computes in memory that was allocated for its capture
+        peaks.note_captured([start.weights])
     peaks.reset()
     return start if trainer.spec.min_seconds else None
 
