@@ -162,7 +162,8 @@ class GraphedStep:
                 self.step(static, static_factor)
         torch.cuda.current_stream(self.device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool):
+        # What another thread does meanwhile, be it to pin memory, is no part of the capture and does not break it.
+        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
             loss = self.step(static, static_factor)
         self.pool = graph.pool()
         self.graphs[shapes(inputs)] = (graph, _flat(static), static_factor, loss)

@@ -241,7 +241,7 @@ def _warm_up(trainer: Trainer, peaks: memory.Peaks) -> Start | None:
         with contextlib.closing(trainer.steps()) as steps:
             for batches, num_predicted in itertools.islice(steps, trainer.spec.warmup_steps):
                 _step(trainer, batches, num_predicted, trainer.spec.lr)
-        if trainer.spec.engine != "eager":
+        if trainer.spec.engine != "eager" or trainer.place.device.type == "cuda":
             _meet_every_shape(trainer)
     start.restore(trainer)
     if engine.ENGINES[trainer.spec.engine].captures:
@@ -261,19 +261,27 @@ def _prepared_by(name: str) -> Iterator[None]:
 
 
 def _meet_every_shape(trainer: Trainer) -> None:
-    """A step for each shape of the training, which is compiled for it or captured now and not in the window."""
-    if engine.ENGINES[trainer.spec.engine].captures:
+    """A step for each shape of the training, so that what it takes to meet one is not in the window.
+
+    That is to compile, or to capture; of a GPU that is given its operations one by one, to load kernels and to find
+    memory, for which the head's many sizes do not matter. No other thread is at work meanwhile.
+    """
+    captures = engine.ENGINES[trainer.spec.engine].captures
+    if captures:
         trainer.graphed = engine.GraphedStep(
             lambda inputs, factor: _forward_backward_update(trainer, inputs, factor), trainer.place.device
         )
-    met: set[engine.Shapes] = set()
-    with contextlib.closing(trainer.steps()) as steps:
-        for batches, num_predicted in steps:
-            shapes = engine.shapes([batch.tensors for batch in batches])
-            new = torch.tensor(float(shapes not in met), device=trainer.place.device)
-            if trainer.place.reduced(new, largest=True).item():  # every rank takes the step, or none does
-                met.add(shapes)
-                _step(trainer, batches, num_predicted, trainer.spec.lr)
+    met: set[Any] = set()
+    new: list[bool] = []
+    of_head = trainer.spec.engine != "eager"
+    for outlines in itertools.chain.from_iterable(trainer.outlines(i + 1, of_head) for i in range(trainer.num_epochs)):
+        shapes = {outlines} if captures else set(outlines)  # a graph is of a whole step
+        new.append(not shapes <= met)
+        met |= shapes
+    flags = torch.tensor(new[: trainer.num_steps], dtype=torch.float32, device=trainer.place.device)
+    flags = trainer.place.reduced(flags, largest=True)  # every rank takes a step, or none does
+    for batches, num_predicted in trainer.some_steps(torch.nonzero(flags).flatten().tolist()):
+        _step(trainer, batches, num_predicted, trainer.spec.lr)
 
 
 def _is_short(trainer: Trainer, elapsed_s: float) -> bool:
