@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 
 import pytest
+import tiny_run
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from joulesweep import kahan
+from joulesweep import kahan, train
 from joulesweep.kahan import KahanAdamW
 
 GROUP = {"lr": 2e-5, "weight_decay": 0.01}
@@ -182,6 +183,18 @@ def test_no_more_is_computed_at_once_than_memory_is_meant_for(monkeypatch):
     assert [[len(one) for one in some] for some in kahan._portions(weights)] == [[7, 7], [1], [20], [20], [3, 4]]
     divided, *_ = several(6, 4)
     assert all(torch.equal(one, other) for one, other in zip(whole, divided, strict=True))
+
+
+@pytest.mark.usefixtures("torch_as_it_was")
+def test_weights_that_fsdp_divides_are_updated_as_whole_ones(tmp_path):
+    assets = tiny_run.assets(tmp_path)
+    whole, divided = (
+        train.train(
+            tiny_run.spec(precision="bf16-kahan", strategy=strategy), assets.model_folder, assets.tokens, tmp_path
+        )["losses"]
+        for strategy in ("single", "fsdp")
+    )
+    assert divided == whole
 
 
 class Launched(TorchDispatchMode):
