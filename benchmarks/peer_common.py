@@ -6,6 +6,8 @@ A program is started with the same job file as a run of ours (`joulesweep.worker
                                                     |##########|  CPU-seconds, seconds, joules, peak memory
 
 Both the first and the last score are ours, on the fixed validation masks: equal first scores show equal weights.
+Settings of the process are ours too (`trainer.prepare_process`): no attention by cuDNN, and TF32 only where the
+precision says so.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from joulesweep.model import AUTO_CLASSES
 from joulesweep.record import write_json
 from joulesweep.scoring import score
 from joulesweep.spec import RunSpec, from_mapping
-from joulesweep.trainer import Place, assemble, learning_rate, measured_boards, prepare_process
+from joulesweep.trainer import Place, assemble, attention, learning_rate, measured_boards, prepare_process
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +141,7 @@ def main(fits: dict[str, Fit]) -> None:
     window = Window(meter, place.device)
     fit(task, task.num_steps, window)
     measurement = window.measurement() | {"num_texts": task.num_texts, "num_steps": task.num_steps}
+    measurement["attention"] = attention(task.model)
     epochs = [began, _score(task, model_folder, tokens)]
     write_json(path.parent / "rank0.json", {"status": "ok", "measurement": measurement, "epochs": epochs})
 

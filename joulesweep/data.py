@@ -12,7 +12,7 @@ import collections
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,10 @@ class Corpus:
     def lengths(self) -> torch.Tensor:
         """Tokens of each text, int64 [texts]."""
         return self.offsets.diff()
+
+    def lengths_of(self, texts: torch.Tensor) -> torch.Tensor:
+        """Tokens of some texts, int64 as they are."""
+        return self.offsets[texts + 1] - self.offsets[texts]
 
     @property
     def written(self) -> Corpus:
@@ -325,7 +329,8 @@ class Layout:
         max_target_length: tokens per target of an encoder-decoder at most.
         head: "masked" computes the head at predicted positions only, "dense" everywhere.
         parts: GPUs over which DataParallel will scatter the rows: predicted places are then those of each part.
-        few_shapes: packed rows are filled up with empty ones, see `round_up`.
+        few_shapes: packed rows are filled up with empty ones, see `round_up`; and the micro-batches of a step to equal
+            numbers of rows and of predicted places.
     """
 
     batching: str
@@ -400,29 +405,92 @@ def steps(
         The rank's micro-batches, as many on every rank, and the number of predicted tokens of the whole step over all
         ranks, at least 1: every micro-batch's summed loss is divided by it.
     """
+    per_text = _num_predicted(corpus, shown)
+    for whole, parts in _shares(texts, layout, rank, world):
+        least = [NO_OUTLINE] * len(parts)
+        if layout.few_shapes and len(parts) > 1:
+            least = _outlines(corpus, per_text, parts, layout)
+        batches = [_collate(corpus, shown, *part, layout, own) for part, own in zip(parts, least, strict=True)]
+        yield batches, max(1, int(per_text[whole].sum()))
+
+
+#: Sizes of a batch: rows, their length, that of targets, and places that the head computes: 0 where there are none, or
+#: they are not known.
+Outline = tuple[int, int, int, int]
+NO_OUTLINE = (0, 0, 0, 0)
+#: Texts of a micro-batch, and whether they count.
+Part = tuple[torch.Tensor, bool]
+
+
+def outlines(
+    corpus: Corpus, shown: Labelled | None, texts: torch.Tensor, layout: Layout, rank: int = 0, world: int = 1
+) -> Iterator[tuple[Outline, ...]]:
+    """The sizes of each step's micro-batches, which are not laid out for that; arguments as of `steps`.
+
+    Batches of equal outlines have tensors of equal shapes, and others have not: but for the head's places, which are
+    not counted without `shown`, with a dense head, or of rows that will be scattered.
+    """
+    per_text = None if shown is None else _num_predicted(corpus, shown)
+    for _, parts in _shares(texts, layout, rank, world):
+        yield tuple(_outlines(corpus, per_text, parts, layout))
+
+
+def _outlines(corpus: Corpus, per_text: torch.Tensor | None, parts: Sequence[Part], layout: Layout) -> list[Outline]:
+    """Of the micro-batches of a step; see `Layout.few_shapes`."""
+    found = []
+    for texts, counted in parts:
+        num_rows, length = _placed(corpus.lengths_of(texts), layout, layout.max_length)[2]
+        target_length = num_chosen = 0
+        if corpus.targets is not None:
+            target_length = _placed(corpus.targets.lengths_of(texts), layout, layout.max_target_length)[2][1]
+        if per_text is not None and layout.head == "masked" and layout.parts == 1:
+            num_chosen = round_up(int(per_text[texts].sum()) * counted, CHOSEN_MULTIPLE)
+        found.append((num_rows, length, target_length, num_chosen))
+    if not layout.few_shapes:
+        return found
+    most_rows, *_, most_chosen = (max(sizes) for sizes in zip(*found, strict=True))
+    # Padded rows are as they are: an empty one would see nothing.
+    packed = layout.batching == "packed"
+    return [(most_rows if packed else rows, length, target, most_chosen) for rows, length, target, _ in found]
+
+
+def _num_predicted(corpus: Corpus, shown: Labelled) -> torch.Tensor:
+    """Predicted tokens of each text, int64 [texts]."""
     predicted = _offsets((shown.labels != IGNORED).long())
     offsets = corpus.written.offsets
-    per_text = predicted[offsets[1:]] - predicted[offsets[:-1]]
+    return predicted[offsets[1:]] - predicted[offsets[:-1]]
+
+
+def _shares(texts: torch.Tensor, layout: Layout, rank: int, world: int) -> Iterator[tuple[torch.Tensor, list[Part]]]:
+    """The texts of each step, and the micro-batches of a rank."""
     for whole in torch.split(texts, layout.size):
         num_micro = math.ceil(math.ceil(len(whole) / world) / layout.micro) if layout.micro else 1
         parts = whole[rank::world].tensor_split(num_micro)
         # A rank without a text computes on one that does not count: the others wait for its gradients.
-        batches = [_collate(corpus, shown, part if len(part) else whole[:1], layout, len(part) > 0) for part in parts]
-        yield batches, max(1, int(per_text[whole].sum()))
+        yield whole, [(part, True) if len(part) else (whole[:1], False) for part in parts]
+
+
+def _placed(
+    lengths: torch.Tensor, layout: Layout, max_length: int
+) -> tuple[torch.Tensor, torch.Tensor, tuple[int, int]]:
+    """Row and first column of texts of these lengths, int64 [texts] each, and the shape of the rows."""
+    if layout.batching == "packed":
+        row, column = pack(lengths, max_length)
+        num_rows = int(row.max()) + 1
+        return row, column, (round_up(num_rows) if layout.few_shapes else num_rows, max_length)
+    longest = max_length if layout.batching == "fixed" else int(lengths.max())
+    return torch.arange(len(lengths)), torch.zeros_like(lengths), (len(lengths), longest)
 
 
 class _Rows:
     """Where the tokens of some texts stand in rows: one text each, padded, or several, packed."""
 
-    def __init__(self, corpus: Corpus, texts: torch.Tensor, layout: Layout, max_length: int) -> None:
-        self.lengths = corpus.lengths[texts]
-        if layout.batching == "packed":
-            row, column = pack(self.lengths, max_length)
-            num_rows = int(row.max()) + 1
-            self.shape = (round_up(num_rows) if layout.few_shapes else num_rows, max_length)
-        else:
-            row, column = torch.arange(len(texts)), torch.zeros_like(self.lengths)
-            self.shape = (len(texts), max_length if layout.batching == "fixed" else int(self.lengths.max()))
+    def __init__(
+        self, corpus: Corpus, texts: torch.Tensor, layout: Layout, max_length: int, least_rows: int = 0
+    ) -> None:
+        self.lengths = corpus.lengths_of(texts)
+        row, column, (num_rows, length) = _placed(self.lengths, layout, max_length)
+        self.shape = (max(num_rows, least_rows), length)
         # Of each token: which of the texts and where in it; its place in the corpus, and in the flattened rows.
         self.text, self.position = _places(self.lengths)
         self.source = corpus.offsets[texts][self.text] + self.position
@@ -433,12 +501,15 @@ class _Rows:
         return torch.full((self.shape[0] * self.shape[1],), filler).index_put_((self.target,), values).view(self.shape)
 
 
-def _collate(corpus: Corpus, shown: Labelled, texts: torch.Tensor, layout: Layout, counted: bool) -> Batch:
-    rows = _Rows(corpus, texts, layout, layout.max_length)
+def _collate(
+    corpus: Corpus, shown: Labelled, texts: torch.Tensor, counted: bool, layout: Layout, least: Outline
+) -> Batch:
+    """Lay out a micro-batch, with rows and places of the head as many as its outline says, or more."""
+    rows = _Rows(corpus, texts, layout, layout.max_length, least[0])
     written = rows if corpus.targets is None else _Rows(corpus.targets, texts, layout, layout.max_target_length)
     labels = written.fill(shown.labels[written.source], IGNORED) if counted else torch.full(written.shape, IGNORED)
     num_predicted = int((labels != IGNORED).sum())
-    chosen, answers = _choose(labels, layout.parts) if layout.head == "masked" else (None, labels)
+    chosen, answers = _choose(labels, layout.parts, least[3]) if layout.head == "masked" else (None, labels)
     counts = {
         "num_texts": len(texts) * counted,
         "num_tokens": int(rows.lengths.sum()) * counted,
@@ -468,12 +539,12 @@ def _collate(corpus: Corpus, shown: Labelled, texts: torch.Tensor, layout: Layou
     )
 
 
-def _choose(labels: torch.Tensor, parts: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _choose(labels: torch.Tensor, parts: int, least: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The predicted places of flattened rows and their answers, filled up to few different lengths."""
     if parts > 1:
         return _choose_in_parts(labels, parts)
     chosen = torch.nonzero(labels.flatten() != IGNORED).flatten()
-    return _filled(labels, chosen, round_up(len(chosen), CHOSEN_MULTIPLE))
+    return _filled(labels, chosen, max(least, round_up(len(chosen), CHOSEN_MULTIPLE)))
 
 
 def _choose_in_parts(labels: torch.Tensor, parts: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import sys
 import sysconfig
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -71,6 +72,12 @@ def impossible(spec: RunSpec) -> str | None:
     if row.captures and spec.checkpoint_activations:
         return f"checkpoint_activations reads the random state in the step, which engine {spec.engine} cannot capture"
     return None
+
+
+def num_compilations() -> int:
+    """How many pieces of code this process has handed to PyTorch's compiler so far, whatever came of it."""
+    utils = sys.modules.get("torch._dynamo.utils")
+    return int(utils.counters["frames"]["total"]) if utils else 0
 
 
 def refusal(engine: str, accelerator: str, compute_capability: tuple[int, int] | None = None) -> str | None:
@@ -155,7 +162,8 @@ class GraphedStep:
                 self.step(static, static_factor)
         torch.cuda.current_stream(self.device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool):
+        # What another thread does meanwhile, be it to pin memory, is no part of the capture and does not break it.
+        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
             loss = self.step(static, static_factor)
         self.pool = graph.pool()
         self.graphs[shapes(inputs)] = (graph, _flat(static), static_factor, loss)

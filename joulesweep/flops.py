@@ -180,10 +180,11 @@ def bytes_per_step(core: LanguageModel, products: list[Product], shards: int = 1
 
         weight of a product   c for the forward pass; c again where the backward pass needs it
         that trains           s for writing its gradient; 7 s for AdamW: it reads weight, gradient and two moments and
-                              writes weight and moments; 2 s more with Kahan summation; c for writing the copy, if
-                              there is one
+                              writes weight and moments; with Kahan summation 8 bytes more: 2 s for the
+                              compensation, and 8 instead of 2 s for the second moment, which is in fp32; c for
+                              writing the copy, if there is one
 
-    Full training takes 40 bytes per weight in fp32 and tf32, 38 in 16-bit autocast, 20 in bf16-true, 24 in bf16-kahan.
+    Full training takes 40 bytes per weight in fp32 and tf32, 38 in 16-bit autocast, 20 in bf16-true, 28 in bf16-kahan.
     It is a floor: activations, the rows read of embeddings, biases and normalisation count nothing, a copy is made
     while the weight is at hand (PyTorch reads it once more), and several micro-batches count as one.
 
@@ -193,7 +194,7 @@ def bytes_per_step(core: LanguageModel, products: list[Product], shards: int = 1
         shards: over how many devices gradients and optimizer state are divided.
     """
     row = precision.PRECISIONS[core.precision_name]
-    autocast, moved = row.autocast, 8 + 2 * row.kahan
+    autocast = row.autocast
     read, read_again = (
         {product.weight: product.share for product in products if product.weight_read_again or not again}
         for again in (False, True)
@@ -204,7 +205,7 @@ def bytes_per_step(core: LanguageModel, products: list[Product], shards: int = 1
         multiplied = getattr(torch, autocast).itemsize if autocast else stored
         size = multiplied * (read.get(name, 0) + read_again.get(name, 0))
         if parameter.requires_grad:
-            size += (moved * stored + multiplied * (name in read and autocast is not None)) / shards
+            size += (8 * stored + 8 * row.kahan + multiplied * (name in read and autocast is not None)) / shards
         total += round(parameter.numel() * size)
     return total
 

@@ -29,8 +29,9 @@ def combine(ranks: Sequence[dict[str, Any]]) -> dict[str, Any]:
         measurement (per pass: window_s, cpu_s, phases, of the training ones the counts of COUNTED, num_steps and
         num_skipped_steps, samples_per_s, tokens_per_s (real tokens, read and written), padded_tokens_per_s,
         epochs_per_minute; of the whole window: num_passes, total_window_s, energy rows with total_energy_j; startup_s,
-        products (see `kernels.choose`) and peak_memory: host the sum over the processes, GPU the fullest), quality (the
-        last epoch's), epochs, losses, summaries, and span: the begin and end of window and idle baseline on the
+        products (see `kernels.choose`), attention (see `trainer.attention`), num_compilations_in_window (0 unless a
+        compiler met something new there) and peak_memory: host the sum over the processes, GPU the fullest), quality
+        (the last epoch's), epochs, losses, summaries, and span: the begin and end of window and idle baseline on the
         monotonic clock, with the time inside meter calls, the step of the wall clock, and the seconds in the window in
         which weights were copied.
     """
@@ -56,6 +57,8 @@ def combine(ranks: Sequence[dict[str, Any]]) -> dict[str, Any]:
             **counts,
             "phases": phases,
             "products": parts[0]["products"],
+            "attention": parts[0]["attention"],
+            "num_compilations_in_window": sum(part["num_compilations_in_window"] for part in parts),
             "samples_per_s": counts["num_texts"] / window_s,
             "tokens_per_s": (counts["num_tokens"] + counts["num_target_tokens"]) / window_s,
             "padded_tokens_per_s": (counts["num_padded_tokens"] + counts["num_padded_target_tokens"]) / window_s,

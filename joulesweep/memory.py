@@ -76,7 +76,11 @@ def give_back(device: torch.device) -> None:
 
 
 class Peaks:
-    """Peak memory of training, without the copies of the weights that wait to be scored."""
+    """Peak memory of training, without the copies of the weights that wait to be scored.
+
+    Copies in pinned memory are taken off the process's resident memory as any others are. Whether a driver's pages are
+    counted there has not been seen on a GPU: where they are not, the host's figure is too low by these copies.
+    """
 
     def __init__(self, device: torch.device, num_gpus: int) -> None:
         self.cuda = device.type == "cuda"
@@ -94,13 +98,26 @@ class Peaks:
 
     def note(self, kept: Sequence[Weights]) -> None:
         """Take the peak since the last call, less the copies held meanwhile."""
-        held = {device: sum(nbytes(weights, device) for weights in kept) for device in (*self.gpus, CPU)}
         found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
         host = 1024 * (int(found[1]) if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-        allocated = max((torch.cuda.max_memory_allocated(gpu) - held[gpu] for gpu in self.gpus), default=0)
-        reserved = max((torch.cuda.max_memory_reserved(gpu) - held[gpu] for gpu in self.gpus), default=0)
-        self.peaks.append((host - held[CPU], allocated, reserved))
+        host -= sum(nbytes(weights, CPU) for weights in kept)
+        allocated, reserved = (self._fullest(kept, most) for most in ("max_memory_allocated", "max_memory_reserved"))
+        self.peaks.append((host, allocated, reserved))
         self.reset()
+
+    def note_captured(self, kept: Sequence[Weights]) -> None:
+        """Take the memory that graphs were captured in, and compute in when they are replayed: it counts as free then.
+
+        Reserved it stays, so that notes have it after a reset; what the steps before a capture took is given back.
+        """
+        self.peaks.append((0, self._fullest(kept, "max_memory_allocated"), 0))
+        if self.cuda:
+            torch.cuda.empty_cache()
+
+    def _fullest(self, kept: Sequence[Weights], name: str) -> int:
+        """A figure of PyTorch's allocator for the fullest GPU, less the copies held there."""
+        most = getattr(torch.cuda, name)
+        return max((most(gpu) - sum(nbytes(weights, gpu) for weights in kept) for gpu in self.gpus), default=0)
 
     def peak(self) -> dict[str, int | None]:
         """The highest of the epochs, in bytes; GPU figures are those of the fullest GPU."""

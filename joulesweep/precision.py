@@ -3,6 +3,9 @@
 Names say what they do: `-mixed` is autocast over fp32 weights, `-true` holds the weights themselves in that format,
 `-kahan` too, with what rounding takes from them kept beside them. dtypes are names, so validating a config imports no
 torch.
+
+With `bf16-true` changes below about 2^-8 of a number are lost in AdamW's state too: its second moment, of which a step
+takes a thousandth, does not decay and stays near the largest gradients that were seen. With `-kahan` it is in float32.
 """
 
 from __future__ import annotations
@@ -21,10 +24,10 @@ class Precision:
 
     Attributes:
         about: one line for the documentation.
-        weights: dtype of parameters and optimizer state.
+        weights: dtype of parameters, gradients and optimizer state (with kahan but for the second moment).
         autocast: dtype of `torch.autocast`, or None for no autocast.
         scale_loss: whether a GradScaler guards against fp16 underflow.
-        tf32: whether fp32 matrix products may use TF32 (Ampere or newer).
+        tf32: whether fp32 matrix products and convolutions may use TF32 (Ampere or newer).
         kahan: whether what rounding takes from a weight is kept beside it: see `joulesweep.kahan`.
     """
 
@@ -38,14 +41,16 @@ class Precision:
 
 PRECISIONS: dict[str, Precision] = {
     "fp32": Precision(about="IEEE single precision throughout"),
-    "tf32": Precision(about="fp32 storage, matrix products in TensorFloat-32", tf32=True),
+    "tf32": Precision(about="fp32 storage, matrix products and convolutions in TensorFloat-32", tf32=True),
     "fp16-mixed": Precision(
         about="fp32 weights, float16 autocast with loss scaling", autocast="float16", scale_loss=True
     ),
     "bf16-mixed": Precision(about="fp32 weights, bfloat16 autocast", autocast="bfloat16"),
     "bf16-true": Precision(about="weights, gradients and optimizer state in bfloat16", weights="bfloat16"),
     "bf16-kahan": Precision(
-        about="bf16-true with Kahan summation of the weights: no step is too small", weights="bfloat16", kahan=True
+        about="bf16-true with Kahan summation of the weights, second moment in fp32: no step is too small",
+        weights="bfloat16",
+        kahan=True,
     ),
 }
 
@@ -69,7 +74,7 @@ def refusal(precision: str, accelerator: str, compute_capability: tuple[int, int
 
 
 def cast(model: torch.nn.Module, precision: str) -> torch.nn.Module:
-    """Bring the weights to the row's dtype, in place, and set the process-wide matrix product mode.
+    """Bring the weights to the row's dtype, in place, and let the process use TF32 or not.
 
     Buffers keep theirs, as they do where transformers loads a model in that dtype: rotary frequencies in bfloat16 would
     turn a late token by a wrong angle, and a saved model, which holds none, would be read back with the right ones.
@@ -77,12 +82,23 @@ def cast(model: torch.nn.Module, precision: str) -> torch.nn.Module:
     import torch
 
     row = PRECISIONS[precision]
-    torch.set_float32_matmul_precision("high" if row.tf32 else "highest")
+    allow_tf32(row.tf32)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.is_floating_point():
                 parameter.data = parameter.data.to(getattr(torch, row.weights))
     return model
+
+
+def allow_tf32(allowed: bool) -> None:
+    """Say for the whole process whether fp32 matrix products and convolutions may be computed in TF32.
+
+    PyTorch allows it to convolutions on its own accord.
+    """
+    import torch
+
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    torch.backends.cudnn.allow_tf32 = allowed
 
 
 def computes_in_fp32(precision: str) -> bool:

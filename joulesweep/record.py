@@ -15,7 +15,8 @@ A record is one JSON object, `record.json`:
     environment       see `joulesweep.environment.describe`
     measurement       null unless ok, and per pass unless it says otherwise; see `joulesweep.measurement.combine`:
                       times, counts and memory; products: which library computed the matrix products of the CPU,
-                      with the times of both; energy: a row per device with joules, error_j (what they may be off by
+                      with the times of both; attention: whose implementation, and PyTorch's kernels that it may take;
+                      num_compilations_in_window; energy: a row per device with joules, error_j (what they may be off by
                       at most), status, method and reason, and doubt (what contradicts them, else null); flags: what to
                       know before comparing; conditions: boards, cool-down, idle baseline, what the run got of the CPU,
                       begin and end of the window; overhead: what measuring cost, weights_s, in which weights were

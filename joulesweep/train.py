@@ -48,6 +48,7 @@ from joulesweep.trainer import (
     Stop,
     Trainer,
     assemble,
+    attention,
     learning_rate,
     measured_boards,
     prepare_process,
@@ -96,6 +97,7 @@ def train(
         kept.append(memory.room_for(trainer.core, kept))
     weights_s, num_passes = 0.0, 1
     place.barrier()
+    num_compilations = -engine.num_compilations()
     began_cpu_s = time.process_time()
     with meter.window():
         with contextlib.closing(_run_epochs(trainer)) as ended:
@@ -114,6 +116,7 @@ def train(
             weights_s += _repeat(trainer, start)
             num_passes += 1
         place.barrier()
+    num_compilations += engine.num_compilations()
     if num_passes == 1:  # the last weights are there still: copying them is no part of the window
         _keep(trainer, kept[-1])
     cpu_s = (time.process_time() - began_cpu_s) / num_passes
@@ -123,7 +126,8 @@ def train(
     measurement |= {"cpu_s": cpu_s, "startup_s": startup_s, "peak_memory": peaks.peak()}
     read_counters(phases)
     measurement |= {"phases": adaptive.described(trainer, phases), "num_steps": trainer.num_steps}
-    measurement["products"] = trainer.products
+    measurement |= {"products": trainer.products, "attention": attention(trainer.core.model)}
+    measurement["num_compilations_in_window"] = num_compilations
     for name in ("num_skipped_steps", *COUNTED):
         measurement[name] = sum(phase[name] for phase in phases if phase["kind"] == "training")
 
@@ -237,11 +241,11 @@ def _warm_up(trainer: Trainer, peaks: memory.Peaks) -> Start | None:
         with contextlib.closing(trainer.steps()) as steps:
             for batches, num_predicted in itertools.islice(steps, trainer.spec.warmup_steps):
                 _step(trainer, batches, num_predicted, trainer.spec.lr)
-        if trainer.spec.engine != "eager":
+        if trainer.spec.engine != "eager" or trainer.place.device.type == "cuda":
             _meet_every_shape(trainer)
     start.restore(trainer)
     if engine.ENGINES[trainer.spec.engine].captures:
-        peaks.note([start.weights])  # a replay computes in memory that was allocated for its capture
+        peaks.note_captured([start.weights])
     peaks.reset()
     return start if trainer.spec.min_seconds else None
 
@@ -257,19 +261,27 @@ def _prepared_by(name: str) -> Iterator[None]:
 
 
 def _meet_every_shape(trainer: Trainer) -> None:
-    """A step for each shape of the training, which is compiled for it or captured now and not in the window."""
-    if engine.ENGINES[trainer.spec.engine].captures:
+    """A step for each shape of the training, so that what it takes to meet one is not in the window.
+
+    That is to compile, or to capture; of a GPU that is given its operations one by one, to load kernels and to find
+    memory, for which the head's many sizes do not matter. No other thread is at work meanwhile.
+    """
+    captures = engine.ENGINES[trainer.spec.engine].captures
+    if captures:
         trainer.graphed = engine.GraphedStep(
             lambda inputs, factor: _forward_backward_update(trainer, inputs, factor), trainer.place.device
         )
-    met: set[engine.Shapes] = set()
-    with contextlib.closing(trainer.steps()) as steps:
-        for batches, num_predicted in steps:
-            shapes = engine.shapes([batch.tensors for batch in batches])
-            new = torch.tensor(float(shapes not in met), device=trainer.place.device)
-            if trainer.place.reduced(new, largest=True).item():  # every rank takes the step, or none does
-                met.add(shapes)
-                _step(trainer, batches, num_predicted, trainer.spec.lr)
+    met: set[Any] = set()
+    new: list[bool] = []
+    of_head = trainer.spec.engine != "eager"
+    for outlines in itertools.chain.from_iterable(trainer.outlines(i + 1, of_head) for i in range(trainer.num_epochs)):
+        shapes = {outlines} if captures else set(outlines)  # a graph is of a whole step
+        new.append(not shapes <= met)
+        met |= shapes
+    flags = torch.tensor(new[: trainer.num_steps], dtype=torch.float32, device=trainer.place.device)
+    flags = trainer.place.reduced(flags, largest=True)  # every rank takes a step, or none does
+    for batches, num_predicted in trainer.some_steps(torch.nonzero(flags).flatten().tolist()):
+        _step(trainer, batches, num_predicted, trainer.spec.lr)
 
 
 def _is_short(trainer: Trainer, elapsed_s: float) -> bool:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import math
 import os
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,8 @@ class Place:
         return values
 
 
+#: PyTorch's kernels of attention.
+KERNELS = ("flash", "mem_efficient", "cudnn", "math")
 #: Parameters, and how many optimizer steps each has taken, one tensor [parameters].
 Counters = tuple[list[torch.Tensor], torch.Tensor]
 
@@ -129,10 +132,28 @@ class Trainer:
 
     def batches(self, epoch: int) -> Iterator[tuple[list[data.Batch], int]]:
         """The steps of an epoch, as `data.steps` gives them."""
-        spec, place = self.spec, self.place
-        shown = data.labelled(self.corpus, spec.task, spec.mask_probability, spec.repeat, epoch)
-        texts = data.order(self.train_texts, spec.repeat, epoch)
-        return data.steps(self.corpus, shown, texts, self.layout, place.rank, place.world)
+        place = self.place
+        return data.steps(self.corpus, self._labelled(epoch), self._order(epoch), self.layout, place.rank, place.world)
+
+    def _labelled(self, epoch: int) -> data.Labelled:
+        return data.labelled(self.corpus, self.spec.task, self.spec.mask_probability, self.spec.repeat, epoch)
+
+    def _order(self, epoch: int) -> torch.Tensor:
+        return data.order(self.train_texts, self.spec.repeat, epoch)
+
+    def outlines(self, epoch: int, of_head: bool) -> Iterator[tuple[data.Outline, ...]]:
+        """The sizes of an epoch's batches, as `data.outlines` gives them, with those of the head or without."""
+        shown, place = self._labelled(epoch) if of_head else None, self.place
+        return data.outlines(self.corpus, shown, self._order(epoch), self.layout, place.rank, place.world)
+
+    def some_steps(self, numbers: Iterable[int]) -> Iterator[tuple[list[data.Batch], int]]:
+        """Steps of the training by their numbers from 0, ascending. This thread lays them out; nothing is pinned."""
+        place, layout = self.place, self.layout
+        for before, some in itertools.groupby(numbers, lambda number: number // self.steps_per_epoch):
+            shown, texts = self._labelled(before + 1), torch.split(self._order(before + 1), layout.size)
+            for number in some:
+                own = texts[number % self.steps_per_epoch]
+                yield next(data.steps(self.corpus, shown, own, layout, place.rank, place.world))
 
     def steps(self) -> Generator[tuple[list[data.Batch], int], None, None]:
         """The steps of the whole training. To be closed: on a GPU a thread lays them out ahead, see `ahead`."""
@@ -144,6 +165,7 @@ class Trainer:
 
     def _pinned_steps(self) -> Generator[tuple[list[data.Batch], int], None, None]:
         torch.cuda.set_device(self.place.device)  # each thread has its own, and begins with the first
+        torch.set_num_threads(1)  # else this one would have as many beside it as the one that trains
         for batches, num_predicted in self._steps():
             yield [batch.pinned() for batch in batches], num_predicted
 
@@ -225,7 +247,11 @@ def learning_rate(spec: RunSpec, step: int, num_steps: int) -> float:
 
 
 def prepare_process(spec: RunSpec) -> Place:
-    """Threads, seed, device and process group; refuse what this machine cannot do.
+    """Threads, seed, kernels, device and process group; refuse what this machine cannot do.
+
+    Attention is not computed by cuDNN, which on Hopper and Blackwell comes first in PyTorch for 16-bit numbers: it
+    makes a plan for every shape that a thread meets, and batches come in many shapes; and with a mask its gradients may
+    be NaN on H100 and H200 (https://github.com/pytorch/pytorch/issues/196678, since torch 2.11).
 
     Raises:
         Stop: it cannot.
@@ -244,6 +270,9 @@ def prepare_process(spec: RunSpec) -> Place:
     reason = reason or engine.refusal(spec.engine, spec.accelerator, capability)
     if reason:
         raise Stop("unsupported", reason)
+    precision.allow_tf32(False)  # the model is tried in fp32; the spec's own is set when its weights are cast
+    if hasattr(torch.backends.cuda, "enable_cudnn_sdp"):
+        torch.backends.cuda.enable_cudnn_sdp(False)
     device = torch.device("cuda", local_rank) if num_gpus else torch.device("cpu")
     if num_gpus:
         torch.cuda.set_device(device)
@@ -277,7 +306,7 @@ def assemble(spec: RunSpec, model_folder: Path, tokens: Path, place: Place) -> T
     except Unfit as unfit:
         raise Stop("unsupported", str(unfit)) from unfit
     if engine.ENGINES[spec.engine].compiles:
-        core.compile(dynamic=True)  # in place: names of weights stay
+        _compile(core)
     torch.manual_seed(spec.repeat * 1000 + place.rank)  # each rank its own dropout
     source = spec.dataset_source
     parts = data.split(
@@ -307,6 +336,22 @@ def assemble(spec: RunSpec, model_folder: Path, tokens: Path, place: Place) -> T
     except ValueError as error:
         raise Stop("unsupported", str(error)) from None
     return trainer
+
+
+def _compile(core: LanguageModel) -> None:
+    """Compile in place, so that names of weights stay. What is not compiled is an error, and never run as it is."""
+    config: Any = importlib.import_module("torch._dynamo.config")
+    config.fail_on_recompile_limit_hit, config.suppress_errors = True, False
+    core.compile(dynamic=True)
+
+
+def attention(model: Any) -> dict[str, Any]:  # noqa: ANN401 - of any family
+    """What a record says of attention: transformers' implementation (null if unknown), PyTorch's allowed kernels."""
+    switches = {name: getattr(torch.backends.cuda, f"{name}_sdp_enabled", bool) for name in KERNELS}
+    return {
+        "implementation": getattr(getattr(model, "config", None), "_attn_implementation", None),
+        "kernels": [name for name, enabled in switches.items() if enabled()],
+    }
 
 
 def _prepare(

@@ -55,9 +55,13 @@ def torch_as_it_was() -> Iterator[None]:
     import torch.distributed as dist
 
     threads, matmul, rng = torch.get_num_threads(), torch.get_float32_matmul_precision(), torch.get_rng_state()
+    convolutions = torch.backends.cudnn.allow_tf32
+    attention, switch = torch.backends.cuda.cudnn_sdp_enabled(), torch.backends.cuda.enable_cudnn_sdp
     yield
     torch.set_num_threads(threads)
     torch.set_float32_matmul_precision(matmul)
+    torch.backends.cudnn.allow_tf32 = convolutions
+    switch(attention)
     torch.set_rng_state(rng)
     if dist.is_initialized():
         dist.destroy_process_group()

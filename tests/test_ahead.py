@@ -9,7 +9,7 @@ import pytest
 import tiny_run
 import torch
 
-from joulesweep import ahead, data, train, trainer
+from joulesweep import ahead, data, engine, memory, train, trainer
 from joulesweep.trainer import Place
 
 pytestmark = pytest.mark.usefixtures("torch_as_it_was")
@@ -116,6 +116,37 @@ def test_steps_laid_out_ahead_are_those_of_the_epochs(on_gpu):
     assert len(pinned) == sum(t is not None for batches, _ in found for batch in batches for t in batch.tensors)
     ((device, thread),) = devices
     assert (device, thread.name) == (built.place.device, "batches"), "a thread begins on the first GPU, not on its own"
+
+
+def test_the_thread_takes_one_core(on_gpu, monkeypatch):
+    """Else it would start as many threads for its operators as the training has."""
+    build, _, _ = on_gpu
+    built, seen = build(), []
+    monkeypatch.setattr(torch, "set_num_threads", lambda number: seen.append((number, threading.current_thread().name)))
+    list(built.steps())
+    assert seen == [(1, "batches")]
+
+
+@pytest.mark.parametrize("name", ["graph", "compile-graph"])
+def test_no_thread_is_at_work_and_nothing_is_pinned_while_graphs_are_captured(on_gpu, monkeypatch, name):
+    """To pin memory is a call to the driver, which breaks a capture that any thread can break."""
+    build, pinned, _ = on_gpu
+    seen = []
+
+    class GraphedStep:
+        def __init__(self, step, device):
+            pass
+
+        def __call__(self, inputs, factor):
+            seen.append((len(threads()), len(pinned)))
+            return torch.zeros(())
+
+    monkeypatch.setattr(engine, "GraphedStep", GraphedStep)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **given: None)
+    built = build(engine=name, batching="packed", epochs=3)
+    train._warm_up(built, memory.Peaks(built.place.device, 1))
+    assert pinned
+    assert set(seen) == {(0, len(pinned))}
 
 
 def test_only_a_gpu_has_its_steps_laid_out_ahead(on_gpu, monkeypatch):

@@ -557,3 +557,58 @@ def test_rows_are_filled_up_where_few_shapes_are_wanted(corpus):
     assert len(filled.input_ids) == data.round_up(num_rows)
     assert torch.equal(filled.segments[:num_rows], plain.segments)
     assert not filled.segments[num_rows:].any()
+
+
+@pytest.mark.parametrize("few_shapes", [False, True])
+@pytest.mark.parametrize("micro", [None, 3])
+@pytest.mark.parametrize("batching", ["dynamic", "fixed", "packed"])
+def test_outlines_are_the_sizes_of_batches_that_are_not_laid_out(corpus, monkeypatch, batching, micro, few_shapes):
+    both = dataclasses.replace(corpus, targets=None if batching == "packed" else corpus)  # packed, nobody has targets
+    masked, texts, world = data.mask(corpus, 0.5, 1, 1), torch.arange(60).flip(0), 2
+    given = dataclasses.replace(layout(batching, 17, micro, head="masked"), few_shapes=few_shapes, max_target_length=30)
+
+    def sizes(batch):
+        width = 0 if batch.target_ids is None else batch.target_ids.shape[1]
+        return (*batch.input_ids.shape, width, len(batch.chosen))
+
+    for rank in range(world):
+        expected = [tuple(map(sizes, step)) for step, _ in data.steps(both, masked, texts, given, rank, world)]
+        with monkeypatch.context() as patched:
+            patched.setattr(data, "_Rows", None)
+            assert list(data.outlines(both, masked, texts, given, rank, world)) == expected
+            without = [tuple((*outline[:3], 0) for outline in step) for step in expected]
+            assert list(data.outlines(both, None, texts, given, rank, world)) == without
+
+
+@pytest.mark.parametrize("batching", ["fixed", "packed"])
+def test_steps_of_micro_batches_have_few_shapes_where_these_are_wanted(large, batching):
+    """Of each combination of sizes a graph would be captured."""
+    masked, texts = data.mask(large, 0.15, 1, 1), torch.arange(4000)
+    given = layout(batching, 128, 8, head="masked")
+    many, few = (
+        list(data.outlines(large, masked, texts, dataclasses.replace(given, few_shapes=few))) for few in (False, True)
+    )
+    assert len(set(many)) > 0.8 * len(many)
+    assert len(set(few)) < 0.25 * len(few)
+    rows = {len({outline[0] for outline in step}) for step in few[:-1]}
+    places = {len({outline[3] for outline in step}) for step in few}
+    assert rows == places == {1}
+
+
+@pytest.mark.parametrize("batching", ["fixed", "packed"])
+def test_what_micro_batches_are_filled_up_with_counts_nothing(corpus, batching):
+    masked, texts = data.mask(corpus, 0.3, 1, 1), torch.arange(60)
+    given = layout(batching, 20, 3, head="masked")
+    plain, filled = (
+        [batch for step, _ in data.steps(corpus, masked, texts, one) for batch in step]
+        for one in (given, dataclasses.replace(given, few_shapes=True))
+    )
+    grown = 0
+    for one, other in zip(plain, filled, strict=True):
+        assert rows_of(one) == rows_of(other)
+        useful = ("num_texts", "num_tokens", "num_predicted", "num_token_pairs")
+        assert [one.counts[name] for name in useful] == [other.counts[name] for name in useful]
+        assert other.counts["num_padded_tokens"] == other.input_ids.numel()
+        assert other.counts["num_head_positions"] == len(other.chosen)
+        grown += other.input_ids.numel() > one.input_ids.numel() or len(other.chosen) > len(one.chosen)
+    assert grown > 0

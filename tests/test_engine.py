@@ -10,9 +10,9 @@ import tiny_run
 import torch
 from safetensors.torch import load_file
 
-from joulesweep import engine, train
+from joulesweep import data, engine, memory, train, trainer
 from joulesweep.strategy import STRATEGIES
-from joulesweep.trainer import Start
+from joulesweep.trainer import Place, Start
 
 
 @pytest.mark.parametrize("name", engine.ENGINES)
@@ -138,6 +138,7 @@ class FakeGraphs:
         self.capturing = False
         self.warming = False
         self.pools = []
+        self.modes = []
         self.replays = 0
 
     def patch(self, monkeypatch, step):
@@ -153,8 +154,9 @@ class FakeGraphs:
                 return ("pool", 1)
 
         @contextlib.contextmanager
-        def capture(graph, pool):
+        def capture(graph, pool, capture_error_mode="global"):
             fake.pools.append(pool)
+            fake.modes.append(capture_error_mode)
             fake.capturing = graph
             yield
             fake.capturing = False
@@ -209,6 +211,7 @@ def test_a_step_is_captured_once_per_shape_and_replayed_afterwards(graphed):
     assert (len(calls), len(step.graphs)) == (8, 2)
     assert step(ones((2, 3), value=2.0), factor).item() == 0.5 * 2 * 8  # the first graph still is
     assert fake.pools == [None, ("pool", 1)], "graphs that never run at once share their memory"
+    assert set(fake.modes) == {"thread_local"}, "what other threads do breaks no capture"
 
 
 def test_a_replay_leaves_the_given_tensors_and_earlier_losses_alone(graphed):
@@ -269,7 +272,8 @@ def compilations(monkeypatch):
     )
     monkeypatch.setattr(engine, "refusal", lambda name, accelerator, capability: None)
     torch._dynamo.reset()
-    yield made
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=False, suppress_errors=False):  # a training sets them
+        yield made
     torch._dynamo.reset()
 
 
@@ -290,6 +294,7 @@ def test_a_compiled_training_has_the_losses_of_an_eager_one(tmp_path, monkeypatc
     def losses(name):
         spec = tiny_run.spec(engine=name, lr=0.05, keep_model="last", **shapes)
         outcome = train.train(spec, assets.model_folder, assets.tokens, tmp_path / name)
+        assert outcome["measurement"]["num_compilations_in_window"] == 0
         return outcome["losses"], [row["validation_loss"] for row in outcome["epochs"]]
 
     eager = losses("eager")
@@ -302,6 +307,93 @@ def test_a_compiled_training_has_the_losses_of_an_eager_one(tmp_path, monkeypatc
     assert set(num_made) == {len(compilations)}, "nothing is compiled once the warm-up is undone"
     names = [set(load_file(tmp_path / name / "model" / "model.safetensors")) for name in ("eager", "compile")]
     assert names[0] == names[1]
+
+
+def test_a_model_that_pytorch_gives_up_compiling_is_not_trained_as_it_is(tmp_path, compilations):
+    """Steps of one row are compiled apart: with a limit of one, PyTorch would run them uncompiled, and say nothing."""
+    assets = tiny_run.assets(tmp_path)
+    spec = tiny_run.spec(engine="compile", batching="packed", batch_size=2)
+    said = "engine compile: this model fails: FailOnRecompileLimitHit"
+    with torch._dynamo.config.patch(recompile_limit=1), pytest.raises(trainer.Stop, match=said) as stopped:
+        train.train(spec, assets.model_folder, assets.tokens, tmp_path)
+    assert stopped.value.outcome["status"] == "unsupported"
+    assert compilations
+
+
+def test_what_is_compiled_in_the_window_is_counted(tmp_path, monkeypatch, compilations):
+    monkeypatch.setattr(train, "_meet_every_shape", lambda trainer: None)
+    assets = tiny_run.assets(tmp_path)
+    spec = tiny_run.spec(engine="compile", batching="packed", warmup_steps=0)
+    found = train.train(spec, assets.model_folder, assets.tokens, tmp_path)["measurement"]
+    assert found["num_compilations_in_window"] > 0
+
+
+ALONE = Place(device=torch.device("cpu"), rank=0, world=1, local_rank=0)
+
+
+@pytest.mark.parametrize("micro", [None, 5])
+@pytest.mark.parametrize("batching", ["dynamic", "fixed", "packed"])
+def test_each_shape_of_rows_is_met_once_and_no_other_step_is_laid_out(tmp_path, monkeypatch, batching, micro):
+    assets, met, laid_out, collate = tiny_run.assets(tmp_path), [], [], data._collate
+    spec = tiny_run.spec(epochs=3, batching=batching, batch_size=20, micro_batch_size=micro)
+    built = trainer.assemble(spec, assets.model_folder, assets.tokens, ALONE)
+    every = {batch.input_ids.shape for batches, _ in built._steps() for batch in batches}
+    monkeypatch.setattr(data, "_collate", lambda *given: (laid_out.append(given), collate(*given))[1])
+    monkeypatch.setattr(train, "_step", lambda trainer, batches, *_: met.append([b.input_ids.shape for b in batches]))
+    train._meet_every_shape(built)
+    seen = set()
+    for shapes in met:
+        assert not seen.issuperset(shapes), "a step without a new shape"
+        seen.update(shapes)
+    assert seen == every
+    assert len(laid_out) == sum(map(len, met))
+    assert len(met) < built.num_steps
+
+
+def test_every_rank_takes_the_steps_that_another_one_needs(tmp_path, monkeypatch):
+    assets, met = tiny_run.assets(tmp_path), []
+    built = trainer.assemble(tiny_run.spec(batching="fixed", batch_size=20), assets.model_folder, assets.tokens, ALONE)
+    needed = [bool(number == 1) for number in range(built.num_steps)]
+    monkeypatch.setattr(Place, "reduced", lambda self, flags, largest: flags.maximum(torch.tensor(needed).float()))
+    monkeypatch.setattr(train, "_step", lambda trainer, batches, *_: met.append(len(batches[0].input_ids)))
+    train._meet_every_shape(built)
+    assert met == [20, 20, 8], "the second is as the first one"
+
+
+@pytest.mark.parametrize(
+    ("device", "name", "expected"),
+    [("cpu", "eager", False), ("cuda", "eager", True), ("cpu", "compile", True), ("cuda", "graph", True)],
+)
+def test_shapes_are_met_before_the_window_but_on_a_cpu_that_prepares_nothing(
+    tmp_path, monkeypatch, device, name, expected
+):
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **given: None)
+    assets, met = tiny_run.assets(tmp_path), []
+    spec = tiny_run.spec(engine=name, batching="packed", warmup_steps=0)
+    built = trainer.assemble(spec, assets.model_folder, assets.tokens, ALONE)
+    built.place = Place(device=torch.device(device), rank=0, world=1, local_rank=0)
+    monkeypatch.setattr(built, "steps", built._steps)
+    monkeypatch.setattr(torch.cuda, "get_rng_state_all", list)
+    monkeypatch.setattr(train, "_meet_every_shape", met.append)
+    train._warm_up(built, memory.Peaks(torch.device("cpu"), 1))
+    assert met == [built] * expected
+
+
+@pytest.mark.parametrize("batching", ["packed", "dynamic"])
+def test_shapes_that_an_eager_training_meets_leave_nothing_behind(tmp_path, monkeypatch, batching):
+    tiny_run.model(tmp_path / "model", dropout=0.3)
+    tokens = tiny_run.token_file(tmp_path / "tokens.safetensors")
+    spec, restore, met = tiny_run.spec(epochs=2, batching=batching), Start.restore, []
+    plain = train.train(spec, tmp_path / "model", tokens, tmp_path)["losses"]
+
+    def meet_first(start, trainer):
+        train._meet_every_shape(trainer)
+        met.append(trainer)
+        restore(start, trainer)
+
+    monkeypatch.setattr(Start, "restore", meet_first)
+    assert train.train(spec, tmp_path / "model", tokens, tmp_path)["losses"] == plain
+    assert len(met) == 1
 
 
 @pytest.mark.parametrize("batching", ["packed", "fixed"])
@@ -334,3 +426,36 @@ def test_a_compiled_step_is_captured_as_it_was_compiled(tmp_path, monkeypatch, c
         assert found == pytest.approx(expected, rel=1e-5)
     assert seen[0][1] > 0, "what is captured is compiled"
     assert set(seen[-len(eager[0]) :]) == {seen[-1]}, "nothing is compiled or captured in the window"
+
+
+@pytest.mark.parametrize("head", ["masked", "dense"])
+@pytest.mark.parametrize("batching", ["packed", "fixed"])
+def test_a_captured_step_of_equal_micro_batches_has_the_losses_of_an_eager_one(tmp_path, monkeypatch, batching, head):
+    """What micro-batches are filled up with, so that few graphs will do, is learned from by none."""
+    assets, shapes = tiny_run.assets(tmp_path), []
+
+    class GraphedStep:
+        """Calls the step in place of each replay."""
+
+        def __init__(self, step, device):
+            self.step = step
+
+        def __call__(self, inputs, factor):
+            shapes.append([tuple(tensor.shape for tensor in tensors if tensor is not None) for tensors in inputs])
+            return self.step(inputs, torch.tensor(factor))
+
+    def outcome(name):
+        spec = tiny_run.spec(
+            engine=name, batching=batching, head=head, epochs=3, batch_size=20, micro_batch_size=5, lr=0.05
+        )
+        found = train.train(spec, assets.model_folder, assets.tokens, tmp_path)
+        return [*found["losses"], *(row["validation_loss"] for row in found["epochs"])]
+
+    monkeypatch.setattr(engine, "GraphedStep", GraphedStep)
+    monkeypatch.setattr(engine, "refusal", lambda name, accelerator, capability: None)
+    eager = outcome("eager")
+    assert shapes == []
+    assert outcome("graph") == pytest.approx(eager, rel=1e-5)
+    assert {len(step) for step in shapes} == {2, 4}
+    if batching == "packed":
+        assert {len(set(step)) for step in shapes} == {1}, "micro-batches of a step are alike"

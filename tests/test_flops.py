@@ -158,14 +158,14 @@ def test_linear_layers_with_products_of_their_own_count_as_the_plain_ones():
 
 @pytest.mark.parametrize(
     ("name", "bytes_per_weight"),
-    [("fp32", 40), ("tf32", 40), ("bf16-mixed", 38), ("fp16-mixed", 38), ("bf16-true", 20)],
+    [("fp32", 40), ("tf32", 40), ("bf16-mixed", 38), ("fp16-mixed", 38), ("bf16-true", 20), ("bf16-kahan", 28)],
 )
 def test_traffic_per_weight(name, bytes_per_weight):
     core = core_of(network(num_hidden_layers=2), name)
     found = flops.bytes_per_step(core, flops.traced(core).products)
     of_products = 2 * BASE_ENCODER // 12 + BASE_HEAD
     others = sum(p.numel() for p in core.parameters()) - of_products
-    trained_only = 8 * {"bf16-true": 2}.get(name, 4)
+    trained_only = {"bf16-true": 16, "bf16-kahan": 24}.get(name, 32)
     assert found == bytes_per_weight * of_products + trained_only * others
 
 

@@ -72,6 +72,8 @@ def rank(scored=True, **changes):
         "cpu_s": 3.0,
         "startup_s": 1.0,
         "products": {"shapes": [], "reason": "none"},
+        "attention": {"implementation": "sdpa", "kernels": ["math"]},
+        "num_compilations_in_window": 1,
         "peak_memory": {"host_rss_bytes": 100, "gpu_allocated_bytes": 7, "gpu_reserved_bytes": 8},
         "num_steps": 4,
         "num_skipped_steps": 0,
@@ -138,6 +140,8 @@ def test_ranks_are_combined_without_losing_or_doubling_anything():
         "padded_tokens_per_s": 360.0,
         "epochs_per_minute": 12.0,
         "products": {"shapes": [], "reason": "none"},
+        "attention": {"implementation": "sdpa", "kernels": ["math"]},
+        "num_compilations_in_window": 2,
     }
     span = {"begin_s": 9.5, "end_s": 14.5, "idle_begin_s": 6.0, "idle_end_s": 8.0, "meter_s": 0.2}
     assert found["span"] == {**span, "clock_step_s": -2.0, "weights_s": 0.3}, "the largest step, whichever way"

@@ -103,6 +103,24 @@ def test_peak_memory_of_gpus_is_the_fullest_ones(monkeypatch, num_gpus, allocate
     assert len(reset) == 3 * num_gpus
 
 
+def test_memory_of_captured_graphs_is_theirs_alone(monkeypatch):
+    """Of 900 bytes reserved while steps were warmed up and captured, 400 are the graphs' and stay reserved."""
+    gpu, now, peak = torch.device("cuda", 0), {"allocated": 50, "reserved": 900}, {"allocated": 700, "reserved": 900}
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda gpu: peak.update(now))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda gpu: peak["allocated"])
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda gpu: peak["reserved"])
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: now.update(reserved=400))
+    peaks = memory.Peaks(gpu, 1)
+    peak.update(allocated=700)
+    monkeypatch.setattr(memory, "nbytes", lambda weights, device: 100 if device == gpu else 0)
+    peaks.note_captured([{}])
+    peaks.reset()
+    peaks.note([{}, {}])
+    found = peaks.peak()
+    assert (found["gpu_allocated_bytes"], found["gpu_reserved_bytes"]) == (600, 200)
+    assert found["host_rss_bytes"] > 50 * MIB
+
+
 def test_a_sandbox_that_cannot_reset_the_peak_has_one_all_the_same(monkeypatch):
     def read_only(path, text, encoding):
         raise PermissionError(path)

@@ -232,6 +232,7 @@ def test_weights_and_matrix_products_are_brought_to_the_row(name):
     row = precision.PRECISIONS[name]
     assert {parameter.dtype for parameter in model.parameters()} == {getattr(torch, row.weights)}
     assert torch.get_float32_matmul_precision() == ("high" if row.tf32 else "highest")
+    assert torch.backends.cudnn.allow_tf32 == row.tf32, "of convolutions, to which PyTorch allows it on its own"
 
 
 @pytest.mark.parametrize("name", precision.PRECISIONS)

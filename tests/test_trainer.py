@@ -106,6 +106,37 @@ def test_a_process_takes_its_threads_and_its_seed_from_the_spec():
     assert not dist.is_initialized()
 
 
+def test_a_model_is_tried_in_ieee_precision_and_attention_is_never_cudnns():
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    assert "cudnn" in trainer.attention(tiny_run.network())["kernels"]
+    trainer.prepare_process(tiny_run.spec())
+    assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == ("highest", False)
+    found = trainer.attention(tiny_run.network())
+    assert found == {"implementation": "sdpa", "kernels": ["flash", "mem_efficient", "math"]}
+
+
+def test_a_pytorch_without_cudnns_attention_needs_no_switch(monkeypatch):
+    for name in ("enable_cudnn_sdp", "cudnn_sdp_enabled"):
+        monkeypatch.delattr(torch.backends.cuda, name)
+    assert trainer.prepare_process(tiny_run.spec()) == ALONE
+    found = trainer.attention(torch.nn.Linear(2, 2))
+    assert found == {"implementation": None, "kernels": ["flash", "mem_efficient", "math"]}
+
+
+def test_some_steps_are_those_of_the_training(assemble):
+    built = assemble(epochs=3, batching="packed", micro_batch_size=5)
+    every = list(built._steps())
+    numbers = [0, 2, 3, 5, 8]
+    assert built.steps_per_epoch == 3
+    for number, (batches, num_predicted) in zip(numbers, built.some_steps(numbers), strict=True):
+        expected, same = every[number]
+        assert num_predicted == same
+        for one, other in zip(batches, expected, strict=True):
+            assert all(a is b is None or torch.equal(a, b) for a, b in zip(one.tensors, other.tensors, strict=True))
+
+
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_a_single_rank_needs_no_torchrun_for_its_group(strategy):
     assert trainer.prepare_process(tiny_run.spec(strategy=strategy)) == ALONE
