@@ -263,7 +263,7 @@ def _windows(made: Mapping[str, Any]) -> tuple[Chart, list[str]] | None:
         alt.Color("what:N")
         .scale(domain=names, range=colours)
         .title(None)
-        .legend(orient="bottom", columns=2, labelLimit=0, symbolType="stroke", symbolSize=700, symbolStrokeWidth=2)
+        .legend(orient="bottom", columns=1, labelLimit=0, symbolType="stroke", symbolSize=700, symbolStrokeWidth=2)
     )
     dashes = alt.StrokeDash("what:N").scale(domain=names, range=[[1, 0], [4, 3], [1, 0], [4, 3]]).title(None)
     x = (
@@ -274,10 +274,9 @@ def _windows(made: Mapping[str, Any]) -> tuple[Chart, list[str]] | None:
     )
     y = alt.Y("y:Q").title("Error (%)").scale(type="log").axis(format="~g", tickCount=5)
     chart = alt.Chart(alt.InlineData(values=rows)).encode(x=x, y=y, color=colour)
-    points = chart.mark_point(filled=True, size=36).encode(color=colour.legend(None))
     num = next(row["num"] for _, row in _rows(made, "windows"))
     notes = [f"{device}, one log under steady load; the worst of {num} windows of each length, at random moments."]
-    drawn = alt.layer(chart.mark_line().encode(strokeDash=dashes), points).resolve_legend(color="independent")
+    drawn = alt.layer(chart.mark_line().encode(strokeDash=dashes), chart.mark_point(filled=True, size=36))
     return _wide(drawn, "Error of a window against its length", notes)
 
 
@@ -334,12 +333,7 @@ def _checks(made: Mapping[str, Any]) -> tuple[Chart, list[str]] | None:
     names = list(dict.fromkeys(row["what"] for row in rows))
     ends = [*(row["low"] for row in rows), *(row["high"] for row in rows), 0.88, 1.12]
     y = alt.Y("load:N").title(None).sort(None).axis(ticks=False, domain=False, labelPadding=6)
-    x = (
-        alt.X("y:Q")
-        .title("Mean power × time ÷ the counter's joules")
-        .scale(domain=[min(ends), max(ends)], zero=False)
-        .axis(tickCount=6)
-    )
+    x = alt.X("y:Q").title("Power × time ÷ counter").scale(domain=[min(ends), max(ends)], zero=False).axis(tickCount=6)
     base = alt.Chart(alt.InlineData(values=rows)).encode(
         y=y,
         yOffset=alt.YOffset("what:N").scale(domain=names),
@@ -348,11 +342,9 @@ def _checks(made: Mapping[str, Any]) -> tuple[Chart, list[str]] | None:
     band = alt.Chart(alt.InlineData(values=[{"low": 0.9, "high": 1.1}])).mark_rect(color="#000000", opacity=0.05)
     one = alt.Chart(alt.InlineData(values=[{}])).mark_rule(color=INK, strokeDash=[4, 3]).encode(x=alt.datum(1))
     drawn = alt.layer(
-        band.encode(x=alt.X("low:Q").title("Mean power × time ÷ the counter's joules"), x2="high:Q"),
+        band.encode(x=alt.X("low:Q").title("Power × time ÷ counter"), x2="high:Q"),
         one,
-        base.mark_rule(strokeWidth=2).encode(
-            x=alt.X("low:Q").title("Mean power × time ÷ the counter's joules"), x2="high:Q"
-        ),
+        base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q").title("Power × time ÷ counter"), x2="high:Q"),
         base.mark_point(filled=True, size=60, opacity=1).encode(x=x),
     )
     notes = ["Shaded: the 10 % that a number may be contradicted by before it is doubtful. Bars: error of the ratio."]
