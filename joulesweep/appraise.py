@@ -265,7 +265,8 @@ def _judged_tick(name: str, tick: Found) -> Found:
     beyond = judge(still_s, error_s, tick["most_s"]) == FAILS
     seldom = "at rest" if rested["tick_s"] is None else "under load" if loaded["tick_s"] is None else None
     if not beyond and not (rested["resolved"] and loaded["resolved"]):
-        most = f"the tick is at most {1000 * (tick['tick_s'] or 0.0):.3g} ms: read every {1000 * error_s:.2g} ms"
+        every_s = max(row["read_every_s"] for row in (rested, loaded))
+        most = f"the tick is at most {1000 * (tick['tick_s'] or 0.0):.3g} ms: read every {1000 * every_s:.2g} ms"
         return _untried("tick", name, f"it moved too seldom {seldom}" if seldom else most, tick["most_s"], "s")
     num, share = sum(row["num_long"] for row in (rested, loaded)), loaded["long_share"]
     long = f", {num} beyond the bound, {100 * share:.2g} % of the time under load" if num else ""

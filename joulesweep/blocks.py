@@ -210,6 +210,7 @@ def measure(
     write: Callable[[Mapping[str, Any]], None],
     clock: Clock,
     say: Callable[[str], None],
+    chance: random.Random | None = None,
 ) -> None:
     """Measure all blocks and write each as it ends.
 
@@ -219,8 +220,9 @@ def measure(
         write: takes the line of each block.
         clock: its time; the budget began at the moment of the call.
         say: told what begins.
+        chance: of the moments of readings; None: another every time.
     """
-    session = Session(subject, clock, clock.monotonic())
+    session = Session(subject, clock, clock.monotonic(), _random=chance or random.Random())
     waiting, left_s = list(BLOCKS), budget_s
     try:
         while waiting:
@@ -292,7 +294,7 @@ def _bursts(session: Session, block: Block, seconds: float) -> None:
     """Rest and load in turn, each for many ticks."""
     half_s = min(max(min(BURST_S, seconds / 4), BURST_TICKS * session.tick_s), 0.45 * seconds)
     after_s = min(0.1 * seconds, 4 * session.tick_s)
-    for _ in range(int((seconds - after_s) / 2 / half_s)):
+    for _ in range(max(1, int((seconds - after_s) / 2 / half_s))):  # of one that just fits, rounding leaves none
         session.read(block, half_s)
         session.work(block, half_s)
     session.read(block, after_s)

@@ -296,7 +296,7 @@ def test_readings_that_fail_are_counted(certify, given, channel):
     made, _, _ = certify(60.0, **given)
     row = promises(made)["answers"]
     assert row["verdict"] == (HOLDS if channel is None else FAILS)
-    assert row["value"] == pytest.approx(*given.values(), rel=0.2)
+    assert row["value"] == pytest.approx(*given.values(), rel=0.3)
     assert row["reason"].endswith(f"of {channel or 'gpu:0'}")
     assert made["blocks"][2]["num_failed"].keys() == {channel or "gpu:0"}
 
@@ -333,6 +333,16 @@ def test_a_load_that_is_not_steady_says_nothing_of_the_bare_counter(certify):
     found = promises(certify(swings=80.0)[0])
     assert found["window"]["verdict"] == NOT_TRIED and "went from" in found["window"]["reason"]
     assert found["bound"]["verdict"] == HOLDS
+
+
+@pytest.mark.parametrize("seconds", [6.004, 6.7, 7.1])
+def test_slow_counters_get_one_burst_at_least(seconds):
+    board = Board(tick_s=0.35)
+    session = blocks.Session(board.subject(), board, board.monotonic(), tick_s=0.35)
+    session.start()
+    block = blocks.Block("bursts", begin_s=session.now_s())
+    blocks._bursts(session, block, seconds)
+    assert len(block.spans) == 1 and session.now_s() - block.begin_s < 1.02 * seconds
 
 
 @pytest.mark.parametrize("budget_s", [30.0, 60.0])

@@ -225,5 +225,6 @@ class Board:
     def measured(self, path: Path, budget_s: float = 150.0) -> readings.Readings:
         """Measure it, into a file."""
         readings.append(path, {**self.header(), "budget_s": budget_s})
-        blocks.measure(self.subject(), budget_s, lambda line: readings.append(path, line), self, lambda line: None)
+        chance = random.Random(self.seed)
+        blocks.measure(self.subject(), budget_s, lambda line: readings.append(path, line), self, print, chance)
         return readings.read(path)
