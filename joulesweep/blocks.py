@@ -1,7 +1,7 @@
 """What a certificate measures, block by block, in a given time: the most telling first.
 
     idle | load starts | context | steady | rest | bursts | square loads | cost
-    at rest, no context  at rest   all on   all off  off and on, seconds   20 ms … 1 s   with the trace and without
+    at rest, no context  at rest   all on   all off  off and on, seconds   17 ms … 0.8 s  with the trace and without
 
 Every block is handed over when it ends. Devices are asked in a thread of its own: one that hangs costs what comes
 after, not what was read.
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -23,21 +23,23 @@ PAUSE_S = 0.001  # between looks at what is due
 FAST_S, SLOW_S = 0.002, 0.5  # between two readings of counters and instant power, of temperatures and the like
 #: Seconds of each block in a budget of `BUDGET_S`, which leaves some for the load's start; and the fewest that tell.
 BLOCKS: dict[str, tuple[float, float]] = {
-    "idle": (8.0, 1.0),
+    "idle": (7.0, 1.0),
     "context": (9.0, 1.0),
     "steady": (36.0, 2.0),
     "rest": (38.0, 1.5),
-    "bursts": (18.0, 2.0),
-    "square 20 ms": (6.0, 0.5),
-    "square 100 ms": (6.0, 0.5),
-    "square 1 s": (6.0, 2.0),
-    "cost": (16.0, 2.0),
+    "bursts": (17.0, 2.0),
+    "square 17 ms": (10.0, 0.5),
+    "square 73 ms": (5.0, 0.5),
+    "square 0.83 s": (5.0, 2.0),
+    "cost": (16.0, 4.0),
 }
-BUDGET_S = 150.0
+ENOUGH_S, EARLY = {"context": 5.1}, 0.25  # what tells all, if it is no more than this share of what is left
 SPARE = 0.02  # of a budget, for what comes between the blocks
-PERIODS_S = {"square 20 ms": 0.02, "square 100 ms": 0.1, "square 1 s": 1.0}
+#: Of loads that come and go, on average: no sensor keeps time with turns of which none is as long as the other.
+PERIODS_S = {"square 17 ms": 0.017, "square 73 ms": 0.073, "square 0.83 s": 0.83}
 BURST_S, BURST_TICKS = 2.0, 12  # a burst, and the rest before it, lasts so long, and so many ticks
 PAIRS = 4  # of spans with metering and without
+CALLS = 0.6  # of the time for those, Zeus may take to start
 ANSWER_S = 5.0  # a load may be late by so much
 
 
@@ -58,7 +60,7 @@ class Load(Protocol):
         """What computes what; waits until it is ready."""
 
     def begin(self, seconds: float, period_s: float | None) -> None:
-        """Let it work for some seconds, or for half of every period of them."""
+        """Let it work for some seconds, or in turns of `turns` for half of each."""
 
     def end(self, limit_s: float) -> dict[str, Any]:
         """Wait for the end, and tell {began_s, ended_s, num_products}."""
@@ -84,13 +86,14 @@ class Subject:
         load: starts what makes it work.
         metering: reads it as a run does.
         calls_s: how long the calls of a run's meter take around a window, by some windows; or why that is unknown.
+            Is given the seconds that finding out may take.
     """
 
     counters: dict[str, float | None]
     channels: dict[str, tuple[Callable[[], Any], float]]
     load: Callable[[], Load]
     metering: Callable[[], AbstractContextManager[Metering]]
-    calls_s: Callable[[], tuple[list[float] | None, str | None]]
+    calls_s: Callable[[float], tuple[list[float] | None, str | None]]
 
 
 @dataclass
@@ -186,6 +189,15 @@ class Session:
         block.spans.append(Span(**{**vars(span), "metered": used}))
 
 
+def turns(seconds: float, period_s: float, chance: random.Random) -> Iterator[tuple[float, float]]:
+    """When a load that comes and goes works: from and until, for half of each turn; turns take 0.5 to 1.5 periods."""
+    begin_s = 0.0
+    while begin_s < seconds:
+        turn_s = (0.5 + chance.random()) * period_s
+        yield begin_s, min(begin_s + turn_s / 2, seconds)
+        begin_s += turn_s
+
+
 def _whole(channel: Channel) -> Channel:
     """The readings that are whole, of a channel to which a thread that hangs might still add."""
     number = min(len(channel.times_s), len(channel.took_s), len(channel.values))
@@ -198,6 +210,7 @@ def measure(
     write: Callable[[Mapping[str, Any]], None],
     clock: Clock,
     say: Callable[[str], None],
+    chance: random.Random | None = None,
 ) -> None:
     """Measure all blocks and write each as it ends.
 
@@ -207,8 +220,9 @@ def measure(
         write: takes the line of each block.
         clock: its time; the budget began at the moment of the call.
         say: told what begins.
+        chance: of the moments of readings; None: another every time.
     """
-    session = Session(subject, clock, clock.monotonic())
+    session = Session(subject, clock, clock.monotonic(), _random=chance or random.Random())
     waiting, left_s = list(BLOCKS), budget_s
     try:
         while waiting:
@@ -230,7 +244,10 @@ def _share(waiting: list[str], left_s: float, spare_s: float) -> float:
     (weight, least_s), later = BLOCKS[waiting[0]], [BLOCKS[name] for name in waiting[1:]]
     share_s = weight / (weight + sum(other for other, _ in later)) * (left_s - spare_s)
     spared_s = left_s - spare_s - sum(least for _, least in later)
-    return 0.0 if left_s < least_s else max(min(share_s, spared_s), least_s)
+    if left_s < least_s:
+        return 0.0
+    enough_s = ENOUGH_S.get(waiting[0], 0.0)
+    return max(min(share_s, spared_s), least_s, enough_s if enough_s <= EARLY * left_s else 0.0)
 
 
 def _measured(session: Session, name: str, seconds: float, say: Callable[[str], None]) -> Block:
@@ -277,18 +294,19 @@ def _bursts(session: Session, block: Block, seconds: float) -> None:
     """Rest and load in turn, each for many ticks."""
     half_s = min(max(min(BURST_S, seconds / 4), BURST_TICKS * session.tick_s), 0.45 * seconds)
     after_s = min(0.1 * seconds, 4 * session.tick_s)
-    for _ in range(int((seconds - after_s) / 2 / half_s)):
+    for _ in range(max(1, int((seconds - after_s) / 2 / half_s))):  # of one that just fits, rounding leaves none
         session.read(block, half_s)
         session.work(block, half_s)
     session.read(block, after_s)
 
 
 def _cost(session: Session, block: Block, seconds: float) -> None:
-    """The same work with metering and without, in turn."""
+    """How long the meter's calls take; then the same work with metering and without, in turn."""
+    calls, reason = session.subject.calls_s(CALLS * seconds)
+    left_s = max(seconds - (session.now_s() - block.begin_s), (1 - CALLS) * seconds)
     for pair in range(PAIRS):
         for metered in (False, True) if pair % 2 else (True, False):
-            session.compare(block, seconds / PAIRS / 2, pair, metered)
-    calls, reason = session.subject.calls_s()
+            session.compare(block, left_s / PAIRS / 2, pair, metered)
     block.more = {"calls_s": calls, "calls_reason": reason}
 
 

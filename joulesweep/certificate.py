@@ -13,11 +13,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-FORMAT, VERSION = "joulesweep-certificate", 1
+FORMAT, VERSION = "joulesweep-certificate", 2
 FOLDER = Path("results/certificates")  # seen from where a run is started
 HOST = "cpu:0"  # names the certificate of a host's CPU packages and their memory
 HOLDS, FAILS, NOT_TRIED = "holds", "fails", "not tried"
 VERDICTS = (HOLDS, FAILS, NOT_TRIED)
+BUDGET_S = 150.0  # in which everything is tried
 MALFORMED = (AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
 
@@ -28,8 +29,38 @@ def place(name: str, folder: Path = FOLDER, host: str | None = None) -> Path:
         name: a board's UUID, or `HOST`.
         folder: of all certificates.
         host: whose; this one unless given.
+
+    Raises:
+        ValueError: name or host would lead to another folder.
     """
-    return folder / (host or socket.gethostname()) / f"{name}.json"
+    parts = host or socket.gethostname(), name
+    if any("/" in part or "\0" in part or part in (".", "..") for part in parts):
+        raise ValueError(f"no name of a file: {parts}")
+    return folder / parts[0] / f"{name}.json"
+
+
+def judge(value: float, error: float, bound: float) -> str:
+    """Whether a number is within a bound: with its error it holds, beyond without it fails; else nobody can tell.
+
+    Args:
+        value: the number, of which the size counts.
+        error: of it.
+        bound: of its size.
+    """
+    if abs(value) + error <= bound:
+        return HOLDS
+    return FAILS if abs(value) - error > bound else NOT_TRIED
+
+
+def worst(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Of rows {value, error, bound} the one that fails most, else that is undecided most, else is next to its bound."""
+
+    def badness(row: Mapping[str, Any]) -> tuple[int, float]:
+        found = judge(row["value"], row["error"], row["bound"])
+        size = abs(row["value"]) + (-row["error"] if found == FAILS else row["error"])
+        return (HOLDS, NOT_TRIED, FAILS).index(found), size / max(row["bound"], 1e-12)
+
+    return max(rows, key=badness)
 
 
 def digest(content: bytes) -> str:
@@ -37,43 +68,50 @@ def digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
 
-def cited(boards: Sequence[Mapping[str, Any]], driver: str | None, folder: Path = FOLDER) -> list[dict[str, Any]]:
+def cited(
+    boards: Sequence[Mapping[str, Any]], driver: str | None, folder: Path = FOLDER, cpu_model: str | None = None
+) -> list[dict[str, Any]]:
     """What a record says of the certificates of a run's boards and of its host.
 
     Args:
         boards: each with its `device` and `uuid`.
         driver: the one that the run had.
         folder: of all certificates.
+        cpu_model: of the run's host; None: not compared.
 
     Returns:
         Rows {device, name, digest, made, holds, fails, not_tried, reason}; the lists have the names of the promises.
         Without a certificate digest and lists are null, and there is a reason; where there is both, the certificate is
-        of another driver.
+        of another driver or CPU, or was made in less time than it takes to try everything.
     """
-    named = [*((board["device"], board["uuid"]) for board in boards), (HOST, HOST)]
-    return [_cited(device, name, None if name == HOST else driver, folder) for device, name in named]
+    rows = [_cited(board["device"], board["uuid"], {"driver": driver}, folder) for board in boards]
+    return [*rows, _cited(HOST, HOST, {"cpu_model": cpu_model}, folder)]
 
 
-def _cited(device: str, name: str, driver: str | None, folder: Path) -> dict[str, Any]:
-    path, row = place(name, folder), {"device": device, "name": name}
+def _cited(device: str, name: str, had: Mapping[str, str | None], folder: Path) -> dict[str, Any]:
+    row: dict[str, Any] = {"device": device, "name": name}
+    path = place(name, folder)
     try:
         content = path.read_bytes()
         found = json.loads(content)
         if found["format"] != FORMAT or found["name"] != name:
             raise ValueError("another file")
-        verdicts = {verdict: names(found, verdict) for verdict in VERDICTS}
-        made, under = str(found["made"]), found["identity"].get("driver")
+        if found["version"] != VERSION:
+            return row | _none(f"{path} is of another version of joulesweep; joulesweep certify makes a new one")
+        verdicts = {verdict.replace(" ", "_"): names(found, verdict) for verdict in VERDICTS}
+        row |= {"digest": digest(content), "made": str(found["made"]), **verdicts}
+        doubts = [
+            f"the certificate is of {key.replace('_', ' ')} {found['identity'].get(key)}, the run had {value}"
+            for key, value in had.items()
+            if value not in (None, found["identity"].get(key))
+        ]
+        if float(found["budget_s"]) < BUDGET_S:
+            doubts.append(f"the certificate was made in {float(found['budget_s']):.3g} of {BUDGET_S:g} s")
     except FileNotFoundError:
         return row | _none(f"no certificate: there is no {path}; joulesweep certify makes one")
     except (OSError, *MALFORMED):
-        return row | _none(f"{path} is no certificate; joulesweep certify makes one")
-    other = driver is not None and under != driver
-    return row | {
-        "digest": digest(content),
-        "made": made,
-        **{verdict.replace(" ", "_"): found_names for verdict, found_names in verdicts.items()},
-        "reason": f"the certificate is of driver {under}, the run had {driver}" if other else None,
-    }
+        return {"device": device, "name": name} | _none(f"{path} is no certificate; joulesweep certify makes one")
+    return row | {"reason": "; ".join(doubts) or None}
 
 
 def _none(reason: str) -> dict[str, Any]:
@@ -81,5 +119,8 @@ def _none(reason: str) -> dict[str, Any]:
 
 
 def names(certificate: Mapping[str, Any], verdict: str) -> list[str]:
-    """The promises of a certificate that have a verdict, each once."""
-    return list(dict.fromkeys(str(row["promise"]) for row in certificate["promises"] if row["verdict"] == verdict))
+    """The promises of a certificate that have a verdict, each once; of another device than its own with its name."""
+    rows = [row for row in certificate["promises"] if row["verdict"] == verdict]
+    own = certificate["device"]
+    named = (f"{row['promise']}{'' if row['device'] == own else ' of ' + row['device']}" for row in rows)
+    return list(dict.fromkeys(named))

@@ -10,13 +10,13 @@ import altair as alt
 
 from joulesweep import words
 from joulesweep.appraise import RULES, told
-from joulesweep.certificate import FAILS, HOLDS, NOT_TRIED
+from joulesweep.certificate import FAILS, HOLDS, HOST, NOT_TRIED
 from joulesweep.readings import Block, Readings
 from joulesweep.replay import counted, power_of
 from joulesweep.report import embedded, template, vega
 from joulesweep.theme import COLOURS, INK, Chart, styled
 
-WIDTH, HEIGHT = 560, 260
+HEIGHT = 260  # of a chart, which is as wide as the page
 MOST_POINTS = 700  # of a line
 NUM_BURSTS = 3
 SIGNS = {HOLDS: "✓", FAILS: "✗", NOT_TRIED: "–"}
@@ -48,23 +48,25 @@ def build(made: Mapping[str, Any], found: Readings) -> str:
     Returns:
         A self-contained HTML page.
     """
-    charts = {name: embedded(chart.to_dict()) for name, chart in _charts(made, found) if chart is not None}
+    charts = _charts(made, found)
+    reasons = {row["reason"] for row in made["promises"]}
     return template("certificate.html.j2").render(
         made=made,
         name=made["identity"].get("name") or made["identity"]["cpu_model"],
         counts=[(verdict, sum(row["verdict"] == verdict for row in made["promises"])) for verdict in SIGNS],
+        nothing=reasons.pop() if len(reasons) == 1 and made["promises"][0]["value"] is None else None,
         promises=[_promise(row) for row in made["promises"]],
         num_devices=len({row["device"] for row in made["promises"]}),
-        windows=[_window(device, row) for device, row in _rows(made, "windows")],
+        windows=[_window(device, row) for device, row in reversed(_rows(made, "windows"))],
         checks=[_check(row) for _, row in _rows(made, "cross_check")],
         ticks=_ticks(made),
         rests=_rests(made),
         latency=[_latency(row) for row in made["latency"]],
-        facts={word: _fact(made["identity"].get(key)) for key, word in FACTS.items() if key in made["identity"]},
+        facts=_facts(made, found),
         versions=made["identity"]["versions"],
         load=made["load"],
         blocks=[_block(row) for row in made["blocks"]],
-        charts=charts,
+        charts=[(name, embedded(chart.to_dict()), notes) for name, (chart, notes) in charts.items()],
         bundle=vega() if charts else "",
     )
 
@@ -100,13 +102,14 @@ def _window(device: str, row: Mapping[str, Any]) -> dict[str, str]:
     return {
         "device": device,
         "window": words.one(row["window_s"], "s"),
+        "apart": str(row["num_apart"]),
         "bias": _percent(bare["bias"], signed=True),
         "worst": _percent(bare["worst"], signed=True),
         "bound": _percent(row["bound"]),
         "own_bias": _percent(own.get("bias"), signed=True),
         "own_worst": _percent(own.get("worst"), signed=True),
         "own_bound": _percent(own["bound"]),
-        "beyond": f"{own['num_beyond']} of {own['num']}" if own["num"] else "no joules",
+        "beyond": f"{own['num_beyond']} of {own['num_told']}" if own["num"] else "no joules",
     }
 
 
@@ -119,7 +122,8 @@ def _check(row: Mapping[str, Any]) -> dict[str, str]:
         "counter_w": words.one(row["counter_w"], "W"),
         "ratio": f"{row['ratio']:.4f}",
         "error": f"± {row['error']:.2g}",
-        "shown": ("more" if row["ratio"] > 1 else "less") if shown else "no difference shown",
+        "worked": "–" if row["worked"] is None else f"{100 * row['worked']:.0f} %",
+        "shown": ("more" if row["ratio"] > 1 else "less") if shown else "no difference",
     }
 
 
@@ -128,15 +132,16 @@ def _ticks(made: Mapping[str, Any]) -> list[dict[str, str]]:
         {
             "device": device,
             "block": block,
-            "tick": words.one(1000 * row["tick_s"], "ms"),
+            "tick": ("" if row["resolved"] else "at most ") + words.one(1000 * row["tick_s"], "ms"),
             "still": words.one(1000 * row["still_s"], "ms"),
+            "long": f"{row['num_long']}, {100 * row['long_share']:.2g} % of the time" if row["num_long"] else "none",
             "step": words.one(row["step_j"], "J"),
             "num": str(row["num_moves"]),
             "every": words.one(1000 * row["read_every_s"], "ms"),
         }
         for device, numbers in made["counters"].items()
         for block in ("idle", "context", "steady")
-        if (row := numbers["tick"].get(block))
+        if (row := numbers["tick"].get(block)) and row["tick_s"]
     ]
 
 
@@ -171,6 +176,19 @@ def _latency(row: Mapping[str, Any]) -> dict[str, str]:
     return {"reading": row["reading"], "block": row["block"], "num": str(row["num"]), **ends}
 
 
+def _facts(made: Mapping[str, Any], found: Readings) -> dict[str, str]:
+    """What the device is and how it was read, in words."""
+    of_board = ("driver", "instant") if made["device"] == HOST else ()
+    facts = {
+        word: _fact(made["identity"][key]) for key, word in FACTS.items() if key in made["identity"].keys() - of_board
+    }
+    for kind, every_s in made["sensors"].items():
+        if every_s is not None:
+            facts[f"{kind} power has a new value every"] = words.one(1000 * every_s, "ms")
+    ranges = {device["device"]: device["range_j"] for device in found.header["devices"] if device["range_j"]}
+    return facts | {f"{device} begins again at 0 after": words.one(range_j, "J") for device, range_j in ranges.items()}
+
+
 def _fact(value: Any) -> str:  # noqa: ANN401 - a part of the identity
     if isinstance(value, bool):
         return "yes" if value else "no"
@@ -184,18 +202,23 @@ def _block(row: Mapping[str, Any]) -> dict[str, str]:
         "block": row["block"],
         "seconds": words.one(row["seconds"], "s") if row["reason"] is None else "–",
         "num": f"{sum(row['num_readings'].values()):,}" if row["num_readings"] else "–",
+        "failed": ", ".join(f"{name} {number:,}" for name, number in row["num_failed"].items()) or "none",
         "reason": row["reason"] or row["silent"] or "",
     }
 
 
-def _charts(made: Mapping[str, Any], found: Readings) -> list[tuple[str, Chart | None]]:
-    """The charts that say something, by name."""
-    return [
-        ("windows", _windows(made)),
-        ("bursts", _bursts(found)),
-        ("checks", _checks(made)),
-        ("cooling", _cooling(made, found)),
-    ]
+def _charts(made: Mapping[str, Any], found: Readings) -> dict[str, tuple[Chart, list[str]]]:
+    """The charts that say something, by name, with the notes below them."""
+    charts = {"windows": _windows(made), "bursts": _bursts(found), "checks": _checks(made), **_cooling(made, found)}
+    return {name: chart for name, chart in charts.items() if chart is not None}
+
+
+def _wide(chart: Chart, title: str, notes: list[str], height: int | alt.Step = HEIGHT) -> tuple[Chart, list[str]]:
+    """A chart as wide as the page, whose notes are the page's own: there they are not cut off."""
+    fitted = chart.properties(
+        width="container", height=height, autosize=alt.AutoSizeParams(type="fit-x", contains="padding")
+    )
+    return styled(fitted, title, []), notes
 
 
 def _line(points: Sequence[tuple[float, float]], **same: str) -> list[dict[str, Any]]:
@@ -208,7 +231,7 @@ def _colour(names: Sequence[str], title: str | None = None) -> alt.Color:
     return alt.Color("what:N").scale(domain=list(names), range=list(COLOURS[: len(names)])).title(title)
 
 
-def _windows(made: Mapping[str, Any]) -> Chart | None:
+def _windows(made: Mapping[str, Any]) -> tuple[Chart, list[str]] | None:
     """Error of windows against their length, with the bounds that it must be under."""
     bare, own, bound, own_bound = (
         "bare counter, worst",
@@ -240,7 +263,7 @@ def _windows(made: Mapping[str, Any]) -> Chart | None:
         alt.Color("what:N")
         .scale(domain=names, range=colours)
         .title(None)
-        .legend(orient="bottom", columns=2, labelLimit=0)
+        .legend(orient="bottom", columns=1, labelLimit=0, symbolType="stroke", symbolSize=700, symbolStrokeWidth=2)
     )
     dashes = alt.StrokeDash("what:N").scale(domain=names, range=[[1, 0], [4, 3], [1, 0], [4, 3]]).title(None)
     x = (
@@ -251,13 +274,13 @@ def _windows(made: Mapping[str, Any]) -> Chart | None:
     )
     y = alt.Y("y:Q").title("Error (%)").scale(type="log").axis(format="~g", tickCount=5)
     chart = alt.Chart(alt.InlineData(values=rows)).encode(x=x, y=y, color=colour)
-    drawn = alt.layer(chart.mark_line().encode(strokeDash=dashes), chart.mark_point(filled=True, size=36))
     num = next(row["num"] for _, row in _rows(made, "windows"))
     notes = [f"{device}, one log under steady load; the worst of {num} windows of each length, at random moments."]
-    return styled(drawn.properties(width=WIDTH, height=HEIGHT), "Error of a window against its length", notes)
+    drawn = alt.layer(chart.mark_line().encode(strokeDash=dashes), chart.mark_point(filled=True, size=36))
+    return _wide(drawn, "Error of a window against its length", notes)
 
 
-def _bursts(found: Readings) -> Chart | None:
+def _bursts(found: Readings) -> tuple[Chart, list[str]] | None:
     """Joules above rest over the first bursts: by the counter, by integrated power, and when the load was on."""
     block, device = found.blocks.get("bursts"), found.header["devices"][0]
     one = counted(block, device)
@@ -290,10 +313,10 @@ def _bursts(found: Readings) -> Chart | None:
     line = line.encode(x=alt.X("x:Q").title("Time (s)"), y=alt.Y("y:Q").title("Joules above rest"), color=colour)
     notes = [f"{device['device']}; shaded: the load is on. A counter that lags is late at both edges."]
     title = "Counter against integrated power" if points else "The counter over load steps"
-    return styled(alt.layer(shade, line).properties(width=WIDTH, height=HEIGHT), title, notes)
+    return _wide(alt.layer(shade, line), title, notes)
 
 
-def _checks(made: Mapping[str, Any]) -> Chart | None:
+def _checks(made: Mapping[str, Any]) -> tuple[Chart, list[str]] | None:
     """Power × time over the counter's joules, by load."""
     rows = [
         {
@@ -310,12 +333,7 @@ def _checks(made: Mapping[str, Any]) -> Chart | None:
     names = list(dict.fromkeys(row["what"] for row in rows))
     ends = [*(row["low"] for row in rows), *(row["high"] for row in rows), 0.88, 1.12]
     y = alt.Y("load:N").title(None).sort(None).axis(ticks=False, domain=False, labelPadding=6)
-    x = (
-        alt.X("y:Q")
-        .title("Mean power × time ÷ the counter's joules")
-        .scale(domain=[min(ends), max(ends)], zero=False)
-        .axis(tickCount=6)
-    )
+    x = alt.X("y:Q").title("Power × time ÷ counter").scale(domain=[min(ends), max(ends)], zero=False).axis(tickCount=6)
     base = alt.Chart(alt.InlineData(values=rows)).encode(
         y=y,
         yOffset=alt.YOffset("what:N").scale(domain=names),
@@ -324,47 +342,46 @@ def _checks(made: Mapping[str, Any]) -> Chart | None:
     band = alt.Chart(alt.InlineData(values=[{"low": 0.9, "high": 1.1}])).mark_rect(color="#000000", opacity=0.05)
     one = alt.Chart(alt.InlineData(values=[{}])).mark_rule(color=INK, strokeDash=[4, 3]).encode(x=alt.datum(1))
     drawn = alt.layer(
-        band.encode(x=alt.X("low:Q").title("Mean power × time ÷ the counter's joules"), x2="high:Q"),
+        band.encode(x=alt.X("low:Q").title("Power × time ÷ counter"), x2="high:Q"),
         one,
-        base.mark_rule(strokeWidth=2).encode(
-            x=alt.X("low:Q").title("Mean power × time ÷ the counter's joules"), x2="high:Q"
-        ),
+        base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q").title("Power × time ÷ counter"), x2="high:Q"),
         base.mark_point(filled=True, size=60, opacity=1).encode(x=x),
     )
     notes = ["Shaded: the 10 % that a number may be contradicted by before it is doubtful. Bars: error of the ratio."]
-    return styled(drawn.properties(width=WIDTH, height=alt.Step(22)), "Cross-check by load", notes)
+    return _wide(drawn, "Cross-check by load", notes, alt.Step(22))
 
 
-def _cooling(made: Mapping[str, Any], found: Readings) -> Chart | None:
+def _cooling(made: Mapping[str, Any], found: Readings) -> dict[str, tuple[Chart, list[str]]]:
     """Power and temperature after the load."""
     block, steady = found.blocks.get("rest"), found.blocks.get("steady")
     if block is None or steady is None or not steady.spans or block.reason is not None:
-        return None
+        return {}
     ended_s = steady.spans[0].ended_s
     power = [(at_s - ended_s, w) for at_s, w in _means(block, found)]
     degrees = [(at_s - ended_s, c) for at_s, c in _numbers(block, "temperature")]
-    plots = [
-        _over_time(_line(points), title, colour)
-        for points, title, colour in ((power, "Power (W)", COLOURS[0]), (degrees, "Temperature (°C)", COLOURS[1]))
-        if points
+    fell_s = made["idle"].get("fell_after_s")
+    fell = [] if fell_s is None else [f"Within 5 % of the power at rest after {words.one(fell_s, 's')}."]
+    settled = [
+        f"Settled by its {RULES[rule['settled_by']]} after {rule['settled_s']:.0f} s, at {rule['settled_c']:.0f} °C."
+        for rule in made["settling"].get("rules", ())
+        if rule["settled_s"] is not None
     ]
-    if not plots:
-        return None
-    fell_s, notes = made["idle"].get("fell_after_s"), []
-    if fell_s is not None:
-        notes.append(f"Within 5 % of the power at rest after {words.one(fell_s, 's')}.")
-    for rule in made["settling"].get("rules", ()):
-        if rule["settled_s"] is not None:
-            by = RULES[rule["settled_by"]]
-            notes.append(f"Settled by its {by} after {rule['settled_s']:.0f} s, at {rule['settled_c']:.0f} °C.")
-    return styled(alt.vconcat(*plots, spacing=14), "After the load", notes)
+    plots = {
+        "cooling": (power, "Power (W)", "Power after the load", COLOURS[0], fell),
+        "temperature": (degrees, "Temperature (°C)", "Temperature after the load", COLOURS[1], settled),
+    }
+    return {
+        name: _wide(_over_time(_line(points), axis, colour), title, notes, HEIGHT // 2)
+        for name, (points, axis, title, colour, notes) in plots.items()
+        if points
+    }
 
 
 def _over_time(rows: Sequence[Mapping[str, Any]], title: str, colour: str) -> Chart:
     x = alt.X("x:Q").title("Seconds since the load ended").scale(nice=False)
     y = alt.Y("y:Q").title(title).scale(zero=False, padding=8)
     line = alt.Chart(alt.InlineData(values=list(rows))).mark_line(color=colour, strokeWidth=1.6)
-    return line.encode(x=x, y=y).properties(width=WIDTH, height=HEIGHT / 2)
+    return line.encode(x=x, y=y)
 
 
 def _numbers(block: Block, name: str) -> list[tuple[float, float]]:

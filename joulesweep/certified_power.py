@@ -9,19 +9,28 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from joulesweep import counter, settling, verdict
+from joulesweep.blocks import PERIODS_S
 from joulesweep.meter import row
 from joulesweep.readings import Block, Channel, Readings
-from joulesweep.replay import Counter, Found, Move, Replay, counted, inside, mean_w, power_of, why
+from joulesweep.replay import Found, Replay, counted, inside, mean_error_w, mean_w, power_of, update_s, why
 from joulesweep.stats import mean_interval
 from joulesweep.trace import PERIOD_S
 
-LOADS = ("steady", "square 20 ms", "square 100 ms", "square 1 s")
+LOADS = ("steady", *PERIODS_S)
 IDLE_S = 5.0  # measure.idle_s on a GPU
 COOLDOWN_S = 60.0  # measure.cooldown_s on a GPU
+WARMED_C, FLAT_C = 3 * settling.NEAR_C, 1.0  # a load warms a board by more, or says nothing of cooling; as it rests
 
 
-def cross_checks(found: Readings, device: Mapping[str, Any], no_counter: str | None) -> Found:
-    """Power readings against the counter under every load, and integrated power as a run would have it."""
+def cross_checks(found: Readings, device: Mapping[str, Any], no_counter: str | None, late_s: float) -> Found:
+    """Power readings against the counter under every load, and integrated power as a run would have it.
+
+    Args:
+        found: what was measured.
+        device: a row of the header's `devices`.
+        no_counter: why it has no counter, or None.
+        late_s: how late its counter may be, infinite where that is unknown.
+    """
     if device["kind"] != "gpu":
         reason = no_counter or "RAPL reports no power"
         return {"cross_check": {"reason": reason, "rows": []}, "integrated": {"reason": reason, "rows": []}}
@@ -33,69 +42,64 @@ def cross_checks(found: Readings, device: Mapping[str, Any], no_counter: str | N
         if block is None or lacks is not None or not block.spans:
             reasons.append(lacks or "the measuring ended before")
             continue
-        checks += _checks(block, counted(block, device))
+        checks += _checks(found, block, device, late_s)
         integral = _integral(block, found.header)
         integrals += [] if integral is None else [integral]
     unread = not any(block.channels for block in found.blocks.values())
-    lacks = no_counter if no_counter and unread else reasons[0] if reasons else "the power readings are too few"
+    lacks = (
+        no_counter
+        if no_counter and unread
+        else reasons[0]
+        if reasons
+        else "the counter or the power changed too seldom"
+    )
     return {
         "cross_check": {"reason": None if checks else no_counter or lacks, "rows": checks},
         "integrated": {"reason": None if integrals else lacks, "rows": integrals},
     }
 
 
-def _checks(block: Block, one: Counter | None) -> list[Found]:
+def _checks(found: Readings, block: Block, device: Mapping[str, Any], late_s: float) -> list[Found]:
     """Instant and average power against the counter between its moves: ratio and error of each."""
-    rows = []
-    begin_s, end_s = inside(block.spans[0])
-    for kind in ("instant", "average"):
-        if kind == "average":  # its first second is of what was before
-            begin_s = max(begin_s, block.spans[0].began_s + verdict.AVERAGE_S)
-        slope = None if one is None or one.reset else _whole_periods(one, begin_s, end_s, block.spans[0].period_s)
-        if slope is None:
+    rows, one, span = [], counted(block, device), block.spans[0]
+    begin_s, end_s = inside(span)
+    for kind, mean_s in (("instant", 0.0), ("average", verdict.AVERAGE_S)):  # whose first second is of what was before
+        every_s = update_s(found, kind)
+        slope = None if one is None or one.reset else one.slope(max(begin_s, span.began_s + mean_s), end_s)
+        if slope is None or every_s is None or slope[0] <= 0:
             continue
         counter_w, counter_error_w, first, last = slope
-        points = block.channels.get(kind, Channel()).numbers(first.at_s, last.at_s)
-        power_w = mean_w(points)
-        if power_w is None or counter_w <= 0:
+        points, length_s = block.channels.get(kind, Channel()).numbers(first.at_s, last.at_s), last.at_s - first.at_s
+        power_w, error_w = mean_w(points), mean_error_w(points, max(every_s, mean_s))
+        if power_w is None or error_w is None:
             continue
-        error_w = counter.sampling_error_w([w for _, w in points])
-        rows.append(
-            {
-                "load": block.name,
-                "power": kind,
-                "seconds": last.at_s - first.at_s,
-                "num_readings": len(points),
-                "counter_w": counter_w,
-                "power_w": power_w,
-                "ratio": power_w / counter_w,
-                "error": error_w / counter_w + counter_error_w / counter_w,
-            }
-        )
+        if span.period_s is not None:  # of a turn that the span cuts, one that is late sees another part
+            shift_s = min(late_s + every_s + mean_s, span.period_s / 2)
+            error_w += 2 * counter_w * shift_s / length_s
+        ratio, error = power_w / counter_w, (error_w + counter_error_w) / counter_w
+        sizes = {"counter_w": counter_w, "power_w": power_w, "ratio": ratio, "error": error}
+        about = {"seconds": length_s, "num_readings": len(points), "worked": _worked(found, block)}
+        judged = {"value": ratio - 1, "bound": verdict.CROSS_CHECK}
+        rows.append({"load": block.name, "power": kind, **about, **sizes, **judged})
     return rows
 
 
-def _whole_periods(
-    one: Counter, begin_s: float, end_s: float, period_s: float | None
-) -> tuple[float, float, Move, Move] | None:
-    """A counter's slope over whole periods of the load: of a part, one that lags sees another than power readings."""
-    slope = one.slope(begin_s, end_s)
-    if slope is None or period_s is None:
-        return slope
-    _, _, first, last = slope
-    whole_s = int((last.at_s - first.at_s) / period_s) * period_s
-    moves = one.moves(begin_s, end_s)[1:]
-    if not whole_s or not moves:
-        return None
-    last = min(moves, key=lambda move: abs(move.at_s - first.at_s - whole_s))
-    length_s = last.at_s - first.at_s
-    counter_w = (last.joules - first.joules) / length_s
-    error_s = first.error_s + last.error_s + abs(length_s - whole_s)
-    return counter_w, abs(counter_w) * error_s / length_s, first, last
+def _worked(found: Readings, block: Block) -> float | None:
+    """Share of the time in which the load worked, by what it did of what it does when steady."""
+    steady = found.blocks.get("steady")
+    rates = [
+        one.spans[0].num_products / (one.spans[0].ended_s - one.spans[0].began_s)
+        for one in (block, steady)
+        if one is not None and one.spans
+    ]
+    return rates[0] / rates[1] if len(rates) == 2 and rates[1] else None
 
 
 def _integral(block: Block, header: Mapping[str, Any]) -> Found | None:
-    """Joules of a board that has no counter, by ten power readings a second, against all that were taken."""
+    """Joules of a board that has no counter, by ten power readings a second, against all that were taken.
+
+    Both are of one sensor, so its own errors are in neither: those are for the cross-check.
+    """
     power, (begin_s, end_s) = power_of(block, header), inside(block.spans[0])
     points = power.numbers(begin_s, end_s)
     true_w = mean_w(points)
@@ -129,7 +133,7 @@ def idle(found: Readings) -> Found:
             continue
         begin_s = max(block.begin_s, block.end_s - IDLE_S) if name == "rest" else block.begin_s
         rows[name] = _rest_w(found, block, device, begin_s, block.end_s)
-    context, rest_w = found.blocks.get("context"), _lowest(rows["context"], rows["rest"])
+    context, (rest_w, rest_error_w) = found.blocks.get("context"), _lowest(rows["context"], rows["rest"])
     first = None
     if context is not None and context.reason is None and context.end_s - context.begin_s >= IDLE_S:
         first = _rest_w(found, context, device, context.begin_s, context.begin_s + IDLE_S)
@@ -137,24 +141,39 @@ def idle(found: Readings) -> Found:
     reason = next(filter(None, (why(found, "idle"), why(found, "context"))), None)
     if reason is None and first is None:
         reason = f"the context was at rest for less than {IDLE_S:g} s"
-    return {"reason": reason, **rows, "first": first, "rest_w": rest_w, "fell_after_s": after_s}
+    return {
+        "reason": reason,
+        **rows,
+        "first": first,
+        "rest_w": rest_w,
+        "rest_error_w": rest_error_w,
+        "fell_after_s": after_s,
+    }
 
 
-def _lowest(*rows: Found | None) -> float | None:
-    """The lowest mean power of some spans, as readings say, else as the counter does."""
-    known = [next((one[key] for key in ("power_w", "counter_w") if one[key]), None) for one in rows if one]
-    return min((value for value in known if value is not None), default=None)
+def _lowest(*rows: Found | None) -> tuple[float | None, float | None]:
+    """The lowest mean power of some spans, with its error, as readings say, else as the counter does."""
+    return min(filter(None, (told_w(one) for one in rows if one)), default=(None, None))
+
+
+def told_w(rest: Found) -> tuple[float, float] | None:
+    """Mean power of a span with its error, by the first that tells both: power readings, the counter."""
+    known = ((rest[f"{key}_w"], rest[f"{key}_error_w"]) for key in ("power", "counter"))
+    return next((both for both in known if None not in both), None)
 
 
 def _rest_w(found: Readings, block: Block, device: Mapping[str, Any], begin_s: float, end_s: float) -> Found:
     """Mean power of a span at rest, by its readings and by the counter."""
-    one = counted(block, device)
+    one, instant = counted(block, device), found.header["identity"]["instant"]
     slope = None if one is None or one.reset else one.slope(begin_s, end_s)
-    points = power_of(block, found.header).numbers(begin_s, end_s)
+    kind, mean_s = ("instant", 0.0) if instant else ("average", verdict.AVERAGE_S)
+    # A mean's first second is of what was before, as `verdict` has it.
+    points = power_of(block, found.header).numbers(begin_s + (mean_s if end_s - begin_s > 2 * mean_s else 0.0), end_s)
+    every_s = update_s(found, kind)
     return {
         "seconds": end_s - begin_s,
         "power_w": mean_w(points),
-        "power_error_w": counter.sampling_error_w([w for _, w in points]) if points else None,
+        "power_error_w": mean_error_w(points, every_s and max(every_s, mean_s)),
         "counter_w": slope[0] if slope else None,
         "counter_error_w": slope[1] if slope else None,
     }
@@ -185,12 +204,16 @@ def cooling(found: Readings) -> Found:
     degrees = [(at_s, c) for at_s, c, _ in points if c is not None]
     if not before or not degrees:
         return {"reason": "the board tells no temperature"}
-    before_c, ended_c = statistics.fmean(before), degrees[-1][1]
+    before_c, loaded_c, ended_c = statistics.fmean(before), degrees[0][1], degrees[-1][1]
+    if max(before) - min(before) > FLAT_C:
+        reason = f"it was not at rest before the load: {min(before):g} to {max(before):g} °C"
+    elif loaded_c - before_c < WARMED_C:
+        reason = f"the load warmed it by {loaded_c - before_c:.2g} °C only"
     rules = [{"anchor_c": anchor_c, **_settled(points, anchor_c)} for anchor_c in (before_c, None)]
     return {
-        "reason": None,
+        "reason": reason,
         "before_c": before_c,
-        "loaded_c": degrees[0][1],
+        "loaded_c": loaded_c,
         "ended_c": ended_c,
         "seconds": degrees[-1][0],
         "tau_s": _tau_s(degrees, before_c),
@@ -255,3 +278,24 @@ def cost(found: Readings) -> Found:
         "slower_high": between and between.high,
         "pairs": slower,
     }
+
+
+def disturbances(found: Readings) -> list[Found]:
+    """What else was at work on a board, and what held its clocks down: {block, says}."""
+    pids = {name: set().union(*_lists(block, "processes")) for name, block in found.blocks.items()}
+    # A container's own number of the load is not the driver's.
+    came = pids.get("context", set()) - pids.get("idle", set())
+    load = set(sorted(came & pids.get("steady", came))[:1])
+    rows = []
+    for name, block in found.blocks.items():
+        others, looks = sorted(pids[name] - load), _lists(block, "throttles")
+        held = sorted(set().union(*looks))
+        texts = [f"another process on the board ({', '.join(map(str, others))})"] if others else []
+        if held:
+            texts.append(f"clocks held down ({', '.join(held)}) in {sum(map(bool, looks))} of {len(looks)} looks")
+        rows += [{"block": name, "says": "; ".join(texts)}] if texts else []
+    return rows
+
+
+def _lists(block: Block, name: str) -> list[list[Any]]:
+    return [value for value in block.channels.get(name, Channel()).values if isinstance(value, list)]

@@ -21,11 +21,13 @@ from types import TracebackType
 from typing import Any
 
 from joulesweep import (
+    __version__,
     appraise,
     blocks,
     bounded,
     certificate,
     devices,
+    digest,
     environment,
     launch,
     lease,
@@ -43,6 +45,7 @@ from joulesweep.watch import Watch
 
 START_S = 120.0  # to import torch and to wake a board
 NUM_CALLS = 5
+CODE = ("blocks", "bounded", "certify", "load", "sensors")  # what measures
 VERSIONED = ("torch", "zeus", "nvidia-ml-py")
 #: What is asked of a board once: pynvml's functions by what they tell.
 ASKED = {
@@ -92,8 +95,8 @@ def certify(
 
     Args:
         names: of the devices: `gpu:0`, a UUID or `cpu:0`; none: all.
-        budget_s: seconds for all together, of which those that have a meter get equal parts; None: `blocks.BUDGET_S`
-            for each of them.
+        budget_s: seconds for all together, of which those that have a meter get equal parts; None:
+            `certificate.BUDGET_S` for each of them.
         folder: of all certificates.
         load: makes what loads a board, or the CPU; None: a process that multiplies matrices.
         say: told how it goes.
@@ -106,8 +109,11 @@ def certify(
     """
     targets = chosen(names, load or Child)
     num_read = sum(bool(target.subject.channels) for target in targets)
-    each_s = blocks.BUDGET_S if budget_s is None else budget_s / max(1, num_read)
-    return [_certify(target, each_s, folder, say) for target in targets]
+    each_s = certificate.BUDGET_S if budget_s is None else budget_s / max(1, num_read)
+    made = [_certify(target, each_s, folder, say) for target in targets]
+    if folder.resolve() != certificate.FOLDER.resolve():
+        say(f"runs that are started here cite what lies under {certificate.FOLDER}, not under {folder}")
+    return made
 
 
 def chosen(names: Sequence[str], load: Callable[[Board | None], Load]) -> list[Target]:
@@ -129,11 +135,11 @@ def chosen(names: Sequence[str], load: Callable[[Board | None], Load]) -> list[T
 
 def _certify(target: Target, budget_s: float, folder: Path, say: Callable[[str], None]) -> Path:
     path = certificate.place(target.name, folder)
-    raw, partial = _raw(path), path.with_name(f"{path.stem}.partial.readings.jsonl.gz")
+    raw, partial = _raw(path), path.with_name(f"{path.stem}.{os.getpid()}.partial.readings.jsonl.gz")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.unlink(missing_ok=True)
         with _alone(target):
+            partial.unlink(missing_ok=True)
             now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
             readings.append(partial, {**target.header, "made": now, "budget_s": budget_s})
             blocks.measure(
@@ -143,12 +149,13 @@ def _certify(target: Target, budget_s: float, folder: Path, say: Callable[[str],
                 blocks.MONOTONIC,
                 lambda line: say(f"{target.device}: {line}"),
             )
-        partial.replace(raw)
+            partial.replace(raw)
+            return repeat(raw, None, say)
     except OSError as error:
         raise UserError(f"{error.filename or path.parent}: {error.strerror}") from None
     except KeyboardInterrupt:
-        raise UserError(f"stopped; joulesweep certify --read {partial} makes a certificate of what was read") from None
-    return repeat(raw, None, say)
+        kept = f"; joulesweep certify --read {partial} makes a certificate of what was read"
+        raise UserError(f"stopped{kept if partial.exists() else ''}") from None
 
 
 def _raw(path: Path) -> Path:
@@ -165,7 +172,7 @@ def _alone(target: Target) -> contextlib.AbstractContextManager[Any]:
 
 
 def repeat(raw: Path, folder: Path | None = None, say: Callable[[str], None] = tell) -> Path:
-    """Make a certificate and its page from raw readings.
+    """Make a certificate and its page from raw readings. One of readings that were cut off replaces no whole one.
 
     Args:
         raw: the readings.
@@ -173,26 +180,38 @@ def repeat(raw: Path, folder: Path | None = None, say: Callable[[str], None] = t
         say: told the verdicts.
 
     Raises:
-        UserError: the readings cannot be read.
+        UserError: the readings cannot be read, or nothing be written.
     """
     found = readings.read(raw)
     try:
         made = appraise.certificate(found)
+        name = made["name"] if made["complete"] else f"{made['name']}.partial"
+        path = certificate.place(name, raw.parent if folder is None else folder, made["host"])
+        path = path if folder is not None else raw.parent / path.name
+        page, lines = _page(made, found, say), appraise.lines(made)
+        text = json.dumps(made, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
     except readings.MALFORMED as error:
         raise UserError(f"{raw}: no readings of a certificate: {type(error).__name__}: {error}") from None
-    path = raw.with_name(f"{made['name']}.json")
-    path = path if folder is None else certificate.place(made["name"], folder, made["host"])
-    record.write_json(path, made)
-    for line in appraise.lines(made):
+    kept = path.with_name(f"{name}.{certificate.digest(text.encode())}.json")  # what records cite is not replaced
+    try:
+        for place, content in ((kept, text), (path, text), (path.with_suffix(".html"), page)):
+            if content is not None:
+                record.write_text(place, content)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    for line in (*lines, str(path)):
         say(line)
+    return path
+
+
+def _page(made: Mapping[str, Any], found: readings.Readings, say: Callable[[str], None]) -> str | None:
+    """The page of a certificate; None where this Python cannot draw it."""
     try:
         from joulesweep import certificate_page  # charts: a GPU host may lack what draws them
     except ImportError as error:
-        say(f"no page: this Python has no {error.name}; elsewhere, joulesweep certify --read {raw.name} makes it")
-    else:
-        record.write_text(path.with_suffix(".html"), certificate_page.build(made, found))
-    say(str(path))
-    return path
+        say(f"no page: this Python has no {error.name}; elsewhere, joulesweep certify --read {found.file} makes it")
+        return None
+    return certificate_page.build(made, found)
 
 
 def _header(device: str, name: str, identity: dict[str, Any], counters: list[dict[str, Any]]) -> dict[str, Any]:
@@ -209,6 +228,7 @@ def _header(device: str, name: str, identity: dict[str, Any], counters: list[dic
             "platform": platform.platform(),
             "python": platform.python_version(),
             "in_container": sensors.in_container(),
+            "code": {"joulesweep": __version__, "digest": digest.code_digest(*CODE)},
             "versions": {package: environment.version(package) for package in VERSIONED},
         },
         "devices": counters,
@@ -241,7 +261,7 @@ def _board(board: Board, boards: Sequence[Board], load: Callable[[Board | None],
         channels=channels,
         load=lambda: load(board),
         metering=lambda: Metering([board], []),
-        calls_s=lambda: _calls(lambda: Meter([described], host=False, synchronize=lambda: None)),
+        calls_s=lambda limit_s: _calls(limit_s, lambda: Meter([described], host=False, synchronize=lambda: None)),
     )
     header = _header(board.device, board.uuid, {**identity, "instant": bool(sensor and sensor.instant)}, counters)
     return Target(board.device, board.uuid, board, header, subject)
@@ -272,7 +292,7 @@ def _host(load: Callable[[Board | None], Load]) -> Target:
         channels={zone.device: (zone.energy_j, FAST_S) for zone in read_zones},
         load=lambda: load(None),
         metering=lambda: Metering([], read_zones),
-        calls_s=lambda: _calls(lambda: Meter([], host=True, synchronize=lambda: None)),
+        calls_s=lambda limit_s: _calls(limit_s, lambda: Meter([], host=True, synchronize=lambda: None)),
     )
     header = _header(certificate.HOST, certificate.HOST, {"driver": None, "instant": False}, counters)
     return Target(certificate.HOST, certificate.HOST, None, header, subject)
@@ -304,7 +324,7 @@ class Metering:
         return {**self.trace.cost(began_s, ended_s), "stopped": self.watch.stopped}
 
 
-def _calls(meter: Callable[[], Meter]) -> tuple[list[float] | None, str | None]:
+def _calls(limit_s: float, meter: Callable[[], Meter]) -> tuple[list[float] | None, str | None]:
     """How long the calls of a run's meter take around some empty windows; or why that is unknown."""
 
     def windows() -> tuple[list[float] | None, str | None]:
@@ -316,7 +336,7 @@ def _calls(meter: Callable[[], Meter]) -> tuple[list[float] | None, str | None]:
         failed = [str(row["reason"]) for row in one.rows() if row["reason"] is not None and row["kind"] != "dram"]
         return (None, failed[0]) if failed else (calls_s, None)
 
-    found, silent = bounded.within(START_S, windows)
+    found, silent = bounded.within(limit_s, windows)
     return found or (None, silent)
 
 

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from joulesweep import config as config_module
 from joulesweep import digest, doctor
-from joulesweep.blocks import BUDGET_S
-from joulesweep.certificate import FOLDER
+from joulesweep.certificate import BUDGET_S, FOLDER
 from joulesweep.errors import UserError, one_of
 from joulesweep.grid import dataset_key, expand, manifest, model_key
 from joulesweep.launch import RunFailed, launch

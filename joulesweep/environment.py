@@ -69,7 +69,7 @@ def describe(threads_per_process: int, boards: Sequence[devices.Board] = ()) -> 
         "git_commit": commit,
         "git_dirty": dirty,
         "threads_per_process": threads_per_process,
-        "certificates": certificate.cited([board.described() for board in boards], driver),
+        "certificates": certificate.cited([board.described() for board in boards], driver, cpu_model=cpu_model()),
     }
 
 

@@ -1,18 +1,21 @@
 """The load of a certificate: products of matrices on one board, or on the CPU: `python -m joulesweep.load cuda|cpu`.
 
 It says when it is ready. Then it does what each line of its input asks for, {seconds, period_s}: products for so long,
-or, with a period, in the first half of every period. It answers when it began and ended, on the monotonic clock, and
-how many products it did. Lines are JSON.
+or, with a period, in turns of about as long for half of each. It answers when it began and ended, on the monotonic
+clock, and how many products it did. Lines are JSON.
 """
 
 from __future__ import annotations
 
 import json
+import random
 import sys
 import time
 from typing import Any
 
 import torch
+
+from joulesweep.blocks import turns
 
 SIZE = {"cuda": 4096, "cpu": 512}  # of the square matrices
 CHUNK_S = 0.002  # products that are waited for together: a board with short ones would idle between them
@@ -53,15 +56,11 @@ class Products:
     def work(self, seconds: float, period_s: float | None) -> dict[str, Any]:
         """Do products for some seconds: {began_s, ended_s, num_products}."""
         began_s = time.monotonic()
-        until_s, number = began_s + seconds, 0
-        if period_s is None:
-            number = self._until(until_s)
-        for i in range(0 if period_s is None else max(1, round(seconds / period_s))):
-            turn_s = began_s + i * period_s  # type: ignore[operator]
-            time.sleep(max(0.0, turn_s - time.monotonic()))
-            number += self._until(turn_s + period_s / 2)  # type: ignore[operator]
-        if period_s is not None:
-            time.sleep(max(0.0, until_s - time.monotonic()))
+        number = 0
+        for from_s, until_s in [(0.0, seconds)] if period_s is None else turns(seconds, period_s, random.Random()):
+            time.sleep(max(0.0, began_s + from_s - time.monotonic()))
+            number += self._until(began_s + until_s)
+        time.sleep(max(0.0, began_s + seconds - time.monotonic()))
         return {"began_s": began_s, "ended_s": time.monotonic(), "num_products": number}
 
     def _until(self, until_s: float) -> int:

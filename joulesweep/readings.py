@@ -1,6 +1,6 @@
 """Raw readings of a certificate: a line of JSON per block, compressed, written when the block ends.
 
-    {"format": "joulesweep-readings", "version": 1, …}      the first line: what was measured, where and when
+    {"format": "joulesweep-readings", "version": 2, …}      the first line: what was measured, where and when
     {"block": "steady", "begin_s": …, "end_s": …, "spans": […], "channels": {…}, "silent": null, "reason": null}
 
 Times are of the monotonic clock, counted from the first line's moment. A channel is three lists: when each reading
@@ -22,7 +22,7 @@ from typing import Any
 from joulesweep.certificate import digest
 from joulesweep.errors import Corrupt, UserError
 
-FORMAT, VERSION = "joulesweep-readings", 1
+FORMAT, VERSION = "joulesweep-readings", 2
 MALFORMED = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
 
@@ -59,7 +59,7 @@ class Span:
     Attributes:
         began_s: of it.
         ended_s: of it.
-        period_s: of a load that comes and goes, for half of it each; None: it was steady.
+        period_s: of a load that comes and goes, its mean; None: it was steady.
         num_products: what was done.
         pair: number of the comparison with and without metering that it belongs to, or None.
         metered: in such a comparison, what metering used, {trace_cpu_s, num_samples}; None: not metered.

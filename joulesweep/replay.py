@@ -14,13 +14,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from joulesweep import verdict
+from joulesweep import counter, verdict
 from joulesweep.meter import row
 from joulesweep.readings import Block, Channel, Readings, Span
 from joulesweep.trace import MAX_ZONE_W, PERIOD_S, Series, Trace
 
 SKIP_S, SKIP = 1.0, 0.25  # a load's first second, or quarter where that is shorter, is not steady yet
+STOOD = 10  # so many ticks without a move, and a counter stands still
 FEW = 3  # readings or moves that a mean or a line needs
+OWN = 4  # values, none of which repeats another, that the error of a mean needs
 Found = dict[str, Any]
 
 
@@ -34,7 +36,7 @@ class Counter:
         times_s: when each reading began.
         took_s: how long it took.
         joules: what it said, no wrap in it.
-        reset: whether it fell.
+        falls: how often it fell.
     """
 
     device: str
@@ -42,7 +44,12 @@ class Counter:
     times_s: list[float]
     took_s: list[float]
     joules: list[float]
-    reset: bool
+    falls: int
+
+    @property
+    def reset(self) -> bool:
+        """Whether it fell."""
+        return self.falls > 0
 
     def moves(self, begin_s: float = float("-inf"), end_s: float = float("inf")) -> list[Move]:
         """Its moves between two times."""
@@ -53,11 +60,16 @@ class Counter:
         ]
 
     def slope(self, begin_s: float, end_s: float) -> tuple[float, float, Move, Move] | None:
-        """Watts between the first and the last move in a span, with their error and these moves."""
+        """Watts between the first and the last move in a span, with their error and these moves.
+
+        Where it stands still at the end, that is part of the span.
+        """
         found = self.moves(begin_s, end_s)
         if len(found) < 2:
             return None
-        first, last = found[0], found[-1]
+        first, last, read_s = found[0], found[-1], min(end_s, self.times_s[-1])
+        if read_s - last.at_s > STOOD * statistics.median(b.at_s - a.at_s for a, b in itertools.pairwise(found)):
+            last = Move(read_s, read_s, last.joules)
         slope_w = (last.joules - first.joules) / (last.at_s - first.at_s)
         return slope_w, abs(slope_w) * (first.error_s + last.error_s) / (last.at_s - first.at_s), first, last
 
@@ -94,7 +106,7 @@ def counted(block: Block | None, device: Mapping[str, Any]) -> Counter | None:
     times_s: list[float] = []
     took_s: list[float] = []
     joules: list[float] = []
-    wrapped_j, reset = 0.0, False
+    wrapped_j, falls = 0.0, 0
     for at_s, late_s, value in zip(channel.times_s, channel.took_s, channel.values, strict=True):
         if not isinstance(value, int | float):
             continue
@@ -102,11 +114,11 @@ def counted(block: Block | None, device: Mapping[str, Any]) -> Counter | None:
         if joules and value < last_j:
             wrap = range_j is not None and range_j - last_j + value <= MAX_ZONE_W * (at_s - times_s[-1] + PERIOD_S)
             wrapped_j += range_j if wrap else 0.0
-            reset = reset or not wrap
+            falls += not wrap
         times_s.append(at_s)
         took_s.append(late_s)
         joules.append(value + wrapped_j)
-    return Counter(device["device"], device["kind"], times_s, took_s, joules, reset) if joules else None
+    return Counter(device["device"], device["kind"], times_s, took_s, joules, falls) if joules else None
 
 
 def inside(span: Span) -> tuple[float, float]:
@@ -225,7 +237,38 @@ def mean_w(points: Sequence[tuple[float, float]]) -> float | None:
     return area_j / (points[-1][0] - points[0][0])
 
 
-def every_s(channel: Channel) -> float:
-    """Seconds between two readings, mostly."""
-    apart = [after - before for before, after in itertools.pairwise(channel.times_s)]
-    return statistics.median(apart) if apart else 0.0
+def joined(found: Readings, name: str) -> Block:
+    """All readings of a channel, from whichever block."""
+    whole = Channel()
+    for channel in (block.channels[name] for block in found.blocks.values() if name in block.channels):
+        whole.times_s += channel.times_s
+        whole.took_s += channel.took_s
+        whole.values += channel.values
+    return Block("all", channels={name: whole} if whole.values else {})
+
+
+def update_s(found: Readings, kind: str) -> float | None:
+    """How often a power sensor has a new value, at rest and under steady load; None where that was not seen."""
+    gaps_s: list[float] = []
+    for block in (found.blocks.get(name) for name in ("idle", "context", "steady", "rest")):
+        known = block.channels.get(kind, Channel()).numbers() if block else []
+        changed_s = [b[0] for a, b in itertools.pairwise(known) if a[1] != b[1]]
+        gaps_s += [after - before for before, after in itertools.pairwise(changed_s)]
+    return statistics.median(gaps_s) if len(gaps_s) >= FEW else None
+
+
+def mean_error_w(points: Sequence[tuple[float, float]], apart_s: float | None) -> float | None:
+    """Error of the mean of power readings, of which those that only repeat one say nothing.
+
+    Args:
+        points: (time, watts).
+        apart_s: how often the sensor has a new value that depends on none before; None: unknown.
+
+    Returns:
+        Watts; None of fewer than `OWN` values.
+    """
+    kept: list[tuple[float, float]] = []
+    for at_s, watts in points if apart_s is not None else ():
+        if not kept or at_s - kept[-1][0] >= apart_s:  # type: ignore[operator]
+            kept.append((at_s, watts))
+    return counter.sampling_error_w([watts for _, watts in kept]) if len(kept) >= OWN else None

@@ -17,12 +17,36 @@ PROMISES = [("tick", "holds"), ("lag", "fails"), ("idle", "not tried"), ("tick",
 
 
 def write(folder, name="GPU-0", driver="999.01", **changes):
-    rows = [{"promise": promise, "verdict": verdict} for promise, verdict in PROMISES]
-    made = {"format": certificate.FORMAT, "name": name, "made": "2026-11-29T12:00:00+00:00", "promises": rows}
+    rows = [{"promise": promise, "device": "gpu:0", "verdict": verdict} for promise, verdict in PROMISES]
+    made = {"format": certificate.FORMAT, "version": certificate.VERSION, "name": name, "device": "gpu:0"}
+    made |= {"made": "2026-11-29T12:00:00+00:00", "budget_s": certificate.BUDGET_S, "promises": rows}
     path = certificate.place(name, folder)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({**made, "identity": {"driver": driver}, **changes}), encoding="utf-8")
     return path
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "bound", "verdict"),
+    [
+        (-0.5, 0.4, 1.0, certificate.HOLDS),
+        (0.9, 0.2, 1.0, certificate.NOT_TRIED),
+        (-1.1, 0.2, 1.0, certificate.NOT_TRIED),
+        (-1.3, 0.2, 1.0, certificate.FAILS),
+        (0.1, 9.0, 1.0, certificate.NOT_TRIED),
+        (0.0, 0.0, 0.0, certificate.HOLDS),
+    ],
+)
+def test_an_error_makes_no_verdict_easier(value, error, bound, verdict):
+    assert certificate.judge(value, error, bound) == verdict
+    surer = [certificate.judge(value, error * share, bound) for share in (0.5, 0.0)]
+    assert verdict == certificate.NOT_TRIED or surer == [verdict] * 2
+
+
+def test_the_worst_of_some_is_one_that_fails_then_one_that_is_undecided():
+    rows = [{"value": value, "error": error, "bound": 1.0} for value, error in ((0.2, 0.1), (0.8, 3.0), (1.5, 0.2))]
+    assert certificate.worst(rows) is rows[2]
+    assert certificate.worst(rows[:2]) is rows[1]
 
 
 def test_certificates_are_cited_by_digest_with_their_verdicts(tmp_path):
@@ -39,6 +63,43 @@ def test_another_driver_is_said(tmp_path):
     write(tmp_path)
     board, _ = certificate.cited([BOARD], "1000", tmp_path)
     assert board["digest"] and board["reason"] == "the certificate is of driver 999.01, the run had 1000"
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"budget_s": 10.0}, "the certificate was made in 10 of 150 s"),
+        (
+            {"identity": {"driver": "1"}, "budget_s": 10.0},
+            "driver 1, the run had 999.01; the certificate was made in 10",
+        ),
+    ],
+)
+def test_a_certificate_that_tried_less_is_cited_as_such(tmp_path, changes, told):
+    write(tmp_path, **changes)
+    board, _ = certificate.cited([BOARD], "999.01", tmp_path)
+    assert board["digest"] and told in board["reason"]
+
+
+def test_another_cpu_of_the_same_name_is_said(tmp_path):
+    write(tmp_path, name=certificate.HOST, identity={"driver": None, "cpu_model": "old"})
+    for model, reason in ((None, None), ("old", None), ("new", "the certificate is of cpu model old, the run had new")):
+        (host,) = certificate.cited([], None, tmp_path, model)
+        assert host["digest"] and host["reason"] == reason
+
+
+def test_a_certificate_of_another_version_is_not_cited(tmp_path):
+    write(tmp_path, version=1)
+    board, _ = certificate.cited([BOARD], None, tmp_path)
+    assert board["digest"] is None and "of another version" in board["reason"]
+
+
+def test_promises_of_several_counters_are_told_apart(tmp_path):
+    rows = [("tick", "cpu:0", "holds"), ("tick", "dram:0", "fails"), ("lag", "dram:0", "fails")]
+    promises = [dict(zip(("promise", "device", "verdict"), row, strict=True)) for row in rows]
+    write(tmp_path, name=certificate.HOST, device="cpu:0", promises=promises)
+    (host,) = certificate.cited([], None, tmp_path)
+    assert (host["holds"], host["fails"]) == (["tick"], ["tick of dram:0", "lag of dram:0"])
 
 
 @pytest.mark.parametrize(

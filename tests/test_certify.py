@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import random
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 from fake_meters import Boards, rapl_tree
 from test_report import words
+from virtual_board import Board
 
 from joulesweep import certificate, certify, cli, devices, environment, readings, sensors
 from joulesweep.certificate import NOT_TRIED
@@ -32,7 +35,7 @@ class Planned:
         self.began_s, self.ended_s = time.monotonic(), time.monotonic() + seconds
         turns = [(0.0, seconds)]
         if period_s is not None:
-            turns = [(i * period_s, (i + 0.5) * period_s) for i in range(max(1, round(seconds / period_s)))]
+            turns = list(certify.blocks.turns(seconds, period_s, random.Random()))
         now_s = time.time()
         for on_s, off_s in turns if self.fake else ():
             self.fake.happen(self.index, now_s + on_s, LOAD_W)
@@ -83,9 +86,11 @@ def test_a_board_is_certified_in_20_seconds_by_the_real_library(boards, tmp_path
     (path,) = made
     uuid = fake.boards[0]["uuid"]
     assert path == tmp_path / "c" / "node1" / f"{uuid}.json"
+    kept = f"{certificate.digest(path.read_bytes())}.json"
     assert {one.name for one in path.parent.iterdir()} == {
-        f"{uuid}.{end}" for end in ("json", "html", "readings.jsonl.gz")
+        f"{uuid}.{end}" for end in ("json", "html", "readings.jsonl.gz", kept)
     }
+    assert (path.parent / f"{uuid}.{kept}").read_bytes() == path.read_bytes()
     certified = json.loads(path.read_text())
     assert [block["block"] for block in certified["blocks"]] == list(certify.blocks.BLOCKS)
     assert certified["identity"]["driver"] == "999.01" and certified["blocks"][2]["num_readings"]["gpu:0"] > 0
@@ -93,6 +98,7 @@ def test_a_board_is_certified_in_20_seconds_by_the_real_library(boards, tmp_path
     assert set(promises(path)) == set(certify.appraise.PROMISES)
     told = capsys.readouterr().out
     assert "gpu:0: steady" in told and "gpu:0 " in told and str(path) in told
+    assert "cite what lies under results/certificates, not under" in told
     page = path.with_suffix(".html").read_text()
     assert "Fake &lt;H200&gt;" in page and "Fake <H200>" not in page and "http://" not in words(page)
     assert 'id="chart-cooling"' in page and "This chart failed" in page
@@ -110,11 +116,15 @@ def test_a_machine_without_meters_gets_a_certificate_that_says_so_and_works_noth
     path = tmp_path / "c" / "node1" / "cpu:0.json"
     found = promises(path)
     assert {row["verdict"] for row in found.values()} == {NOT_TRIED}
-    reasons = {row["reason"] for row in found.values()} - {found["settling"]["reason"]}
-    assert all("no CPU energy counter (RAPL)" in reason for reason in reasons)
-    assert "not tried" in words(path.with_suffix(".html").read_text())
+    assert all("no CPU energy counter (RAPL)" in row["reason"] for row in found.values())
+    page = words(path.with_suffix(".html").read_text())
+    assert "not tried" in page and page.count("no CPU energy counter (RAPL)") == 1
+    assert "NVIDIA driver" not in page and "measured in" not in page
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "not tried" in line]
-    assert line.startswith("cpu:0 tick, window, bound,") and "slowdown: not tried, no CPU energy counter" in line
+    assert (
+        line.startswith("cpu:0 answers, falls, tick, window, bound,")
+        and "slowdown: not tried, no CPU energy counter" in line
+    )
 
 
 def test_cpu_packages_and_their_memory_are_certified_by_their_counters(monkeypatch, tmp_path):
@@ -243,4 +253,97 @@ def test_a_run_cites_what_was_certified_in_the_same_place(monkeypatch, tmp_path)
     (row,) = environment.describe(1)["certificates"]
     path = certificate.place(certificate.HOST)
     assert path.exists() and row["digest"] == certificate.digest(path.read_bytes())
-    assert len(row["not_tried"]) == 11 and row["fails"] == []
+    assert len(row["not_tried"]) == len(certify.appraise.PROMISES) and row["fails"] == []
+
+
+def stopped_after(number):
+    """A measuring that is interrupted after some blocks."""
+
+    def measure(subject, budget_s, write, clock, say):
+        for name in list(certify.blocks.BLOCKS)[:number]:
+            write(certify.blocks.Block(name, reason="no time was left of the budget").line())
+        if number < len(certify.blocks.BLOCKS):
+            raise KeyboardInterrupt
+
+    return measure
+
+
+def test_what_was_stopped_replaces_no_whole_certificate_and_no_other_measuring(monkeypatch, tmp_path, boards, capsys):
+    fake = boards({})
+    uuid, folder = fake.boards[0]["uuid"], tmp_path / "c" / "node1"
+    folder.mkdir(parents=True)
+    others = folder / f"{uuid}.1.partial.readings.jsonl.gz"
+    others.write_bytes(b"of another process")
+    monkeypatch.setattr(certify.blocks, "measure", stopped_after(9))
+    (path,) = certify.certify(["gpu:0"], 1.0, tmp_path / "c")
+    whole = path.read_bytes()
+    monkeypatch.setattr(certify.blocks, "measure", stopped_after(3))
+    assert cli.main(["certify", "--device", "gpu:0", "--out", str(tmp_path / "c")]) == 2
+    said = capsys.readouterr().err
+    (partial,) = (one for one in folder.glob("*.partial.readings.jsonl.gz") if one != others)
+    assert str(partial) in said and others.read_bytes() == b"of another process"
+    assert cli.main(["certify", "--read", str(partial)]) == 0
+    assert path.read_bytes() == whole
+    made = json.loads((folder / f"{uuid}.partial.json").read_text())
+    assert not made["complete"] and "partial" in words((folder / f"{uuid}.partial.html").read_text())
+
+
+def test_a_certificate_that_was_cited_stays_when_another_is_made(monkeypatch, tmp_path, boards):
+    boards({})
+    made = []
+    for budget_s in (1.0, 2.0):
+        monkeypatch.setattr(certify.blocks, "measure", stopped_after(9))
+        (path,) = certify.certify(["gpu:0"], budget_s, tmp_path)
+        made.append(path.read_bytes())
+    assert made[0] != made[1]
+    for content in made:
+        assert path.with_name(f"{path.stem}.{certificate.digest(content)}.json").read_bytes() == content
+
+
+def test_who_stops_while_waiting_for_the_board_is_sent_to_no_file(monkeypatch, tmp_path, boards, capsys):
+    boards({})
+
+    def stopped(target):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(certify, "_alone", stopped)
+    assert cli.main(["certify", "--device", "gpu:0", "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.strip().endswith("stopped")
+
+
+def test_a_meter_that_does_not_start_in_time_costs_its_calls_alone():
+    freed = threading.Event()
+    found, reason = certify._calls(0.01, lambda: freed.wait())
+    freed.set()
+    assert found is None and "no answer within 0.01 s" in reason
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"host": "../../escaped"},
+        {"host": "/escaped"},
+        {"name": "a/b"},
+        {"identity": {}},
+        {"identity": {"driver": None, "instant": True}},
+    ],
+    ids=str,
+)
+def test_odd_readings_are_refused_in_one_line_and_write_nothing(tmp_path, capsys, changes):
+    path = tmp_path / "in" / "x.readings.jsonl.gz"
+    path.parent.mkdir()
+    readings.append(path, {**Board().header(), "budget_s": 1.0, **changes})
+    for out in ([], ["--out", str(tmp_path / "out")]):
+        assert cli.main(["certify", "--read", str(path), *out]) == 2
+        said = capsys.readouterr().err
+        assert "no readings of a certificate: " in said and said.count("\n") == 1
+    assert [one.name for one in tmp_path.rglob("*.*")] == [path.name]
+
+
+def test_a_certificate_that_cannot_be_written_is_told_in_one_line(tmp_path, capsys):
+    path = tmp_path / "x.readings.jsonl.gz"
+    readings.append(path, {**Board().header(), "budget_s": 1.0})
+    (tmp_path / "file").write_text("")
+    assert cli.main(["certify", "--read", str(path), "--out", str(tmp_path / "file")]) == 2
+    said = capsys.readouterr().err
+    assert "file/node1/GPU-1.partial.json: Not a directory" in said and said.count("\n") == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import math
+import random
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,16 @@ class Board:
         instant: whether it tells power of the moment.
         fails_after_s: from when on the counter has no answer.
         reset_s: when the counter is reset.
+        stuck: from when until when the counter stands still.
+        failing, power_failing: share of the readings of the counter, and of power, that fail.
+        update_s: the power sensor has a new value so often; 0: whenever it is asked.
+        sensor_s: … which is the mean of so long; 0: the power of the moment.
+        noise: standard deviation of such a value, relative.
+        start_c: how warm it is at first.
+        others, others_s: other processes on it, and from when on.
+        held_s: from when on its clocks are held down.
+        swings: what it draws under a steady load, from that to `load_w` and back every 3 s; None: it does not swing.
+        seed: of all that is random.
     """
 
     def __init__(self, **given: Any) -> None:
@@ -38,12 +49,17 @@ class Board:
             "idle_w": 70.0, "context_w": 80.0, "load_w": 500.0, "tick_s": 0.1, "loaded_tick_s": None, "lag_s": 0.0,
             "scale": 1.0, "fade_w": 0.0, "fade_s": 1.0, "cools_s": 6.0, "call_s": 5e-5, "slower": 0.0,
             "trace_share": 0.001, "counter": True, "instant": True, "fails_after_s": math.inf, "reset_s": math.inf,
+            "stuck": (math.inf, math.inf), "failing": 0.0, "power_failing": 0.0, "update_s": 0.0, "sensor_s": 0.0,
+            "noise": 0.002, "start_c": 35.0, "others": (), "others_s": 0.0, "held_s": math.inf, "swings": None,
+            "seed": 0,
         }  # fmt: skip
         assert given.keys() <= defaults.keys()
         vars(self).update(defaults | given)
-        self.now_s, self.metered = START_S, False
+        self.chance = random.Random(self.seed)
+        self.now_s, self.metered = START_S + 10 * self.chance.random(), False
+        self.zero_s = self.now_s
         self.changes: list[tuple[float, float, float]] = [(START_S - 100, self.idle_w, 0.0)]  # since, watts, joules
-        self.temperatures: list[tuple[float, float]] = [(START_S - 100, 35.0)]
+        self.temperatures: list[tuple[float, float]] = [(START_S, self.start_c)]
         self.worked: dict[str, Any] = {}
 
     # the clock
@@ -88,24 +104,41 @@ class Board:
     # what it says
     def energy_j(self) -> float | None:
         self.now_s += self.call_s
-        if self.now_s - START_S > self.fails_after_s:
+        if self.now_s - self.zero_s > self.fails_after_s or self.chance.random() < self.failing:
             return None
         tick_s = self.loaded_tick_s if self.loaded_tick_s and self.watts(self.now_s) == self.load_w else self.tick_s
-        shown_s = math.floor((self.now_s - self.lag_s) / tick_s) * tick_s
-        lost_j = self.joules(START_S + self.reset_s) if self.now_s > START_S + self.reset_s else 0.0
+        at_s, (from_s, until_s) = self.now_s, (self.zero_s + moment for moment in self.stuck)
+        at_s = from_s if from_s <= at_s < until_s else at_s
+        shown_s = math.floor((at_s - self.lag_s) / tick_s) * tick_s
+        lost_j = self.joules(self.zero_s + self.reset_s) if self.now_s > self.zero_s + self.reset_s else 0.0
         return round(self.joules(shown_s) - lost_j, 3)
 
-    def power_w(self) -> float:
-        self.now_s += self.call_s
-        return round(self.scale * self.watts(self.now_s), 3)
+    def power_w(self) -> float | None:
+        at_s, noise = self._update()
+        watts = (self.joules(at_s) - self.joules(at_s - self.sensor_s)) / self.sensor_s if self.sensor_s else None
+        failed = self.chance.random() < self.power_failing
+        return None if failed else round(self.scale * (watts or self.watts(at_s)) * (1 + noise), 3)
 
     def average_w(self) -> float:
+        at_s, noise = self._update()
+        return round(self.scale * (self.joules(at_s) - self.joules(at_s - 1)) * (1 + noise / 10), 3)
+
+    def _update(self) -> tuple[float, float]:
+        """When the sensor last had a new value, and what noise that has."""
         self.now_s += self.call_s
-        return round(self.scale * (self.joules(self.now_s) - self.joules(self.now_s - 1)), 3)
+        number = math.floor(self.now_s / self.update_s) if self.update_s else self.now_s
+        chance = random.Random(f"{self.seed} {number}") if self.update_s else self.chance
+        return number * (self.update_s or 1.0), self.noise * chance.gauss()
 
     def temperature_c(self) -> float:
         self.now_s += self.call_s
         return float(round(self.degrees(self.now_s)))
+
+    def process_ids(self) -> list[int]:
+        return [*([1] if self.worked else []), *(self.others if self.now_s > self.zero_s + self.others_s else ())]
+
+    def throttles(self) -> list[str]:
+        return ["software thermal"] if self.now_s > self.zero_s + self.held_s else []
 
     # the load
     def described(self) -> dict[str, Any]:
@@ -125,9 +158,11 @@ class Board:
         self.begun = self.now_s, self.now_s + seconds
         turns = [(0.0, seconds)]
         if period_s is not None:
-            turns = [(i * period_s, (i + 0.5) * period_s) for i in range(max(1, round(seconds / period_s)))]
+            turns = list(blocks.turns(seconds, period_s, self.chance))
         for on_s, off_s in turns:
             self.draw(self.begun[0] + on_s, self.load_w)
+            for i in range(int(seconds / 1.5) if self.swings is not None and period_s is None else 0):
+                self.draw(self.begun[0] + 1.5 * i, self.swings if i % 2 else self.load_w)
             self.draw(self.begun[0] + off_s, self.context_w)
 
     def end(self, limit_s: float) -> dict[str, Any]:
@@ -149,17 +184,22 @@ class Board:
         return {"trace_cpu_s": self.trace_share * (ended_s - began_s), "num_samples": 10}
 
     # what is certified
+    def calls_s(self, limit_s: float) -> tuple[list[float] | None, str | None]:
+        self.now_s += 1.5
+        return [0.001, 0.0012, 0.0011], None
+
     def subject(self) -> blocks.Subject:
         channels: dict[str, Any] = {"gpu:0": (self.energy_j, blocks.FAST_S)} if self.counter else {}
         channels |= {"instant": (self.power_w, blocks.FAST_S)} if self.instant else {}
         channels["average"] = (self.average_w, blocks.SLOW_S / 5)
         channels["temperature"] = (self.temperature_c, blocks.SLOW_S)
+        channels |= {"processes": (self.process_ids, 1.0), "throttles": (self.throttles, 1.0)}
         return blocks.Subject(
             counters={"gpu:0": None} if self.counter else {},
             channels=channels,
             load=lambda: self,
             metering=self.metering,
-            calls_s=lambda: ([0.001, 0.0012, 0.0011], None),
+            calls_s=self.calls_s,
         )
 
     def header(self) -> dict[str, Any]:
@@ -185,5 +225,6 @@ class Board:
     def measured(self, path: Path, budget_s: float = 150.0) -> readings.Readings:
         """Measure it, into a file."""
         readings.append(path, {**self.header(), "budget_s": budget_s})
-        blocks.measure(self.subject(), budget_s, lambda line: readings.append(path, line), self, lambda line: None)
+        chance = random.Random(self.seed)
+        blocks.measure(self.subject(), budget_s, lambda line: readings.append(path, line), self, print, chance)
         return readings.read(path)
