@@ -8,9 +8,10 @@ from typing import Any
 import polars as pl
 
 from joulesweep import rows
+from joulesweep.columns import ANCHORS, UNREADABLE
 from joulesweep.errors import UserError
 from joulesweep.footprint import Footprint
-from joulesweep.tables import ANCHORS, UNREADABLE, check, frame
+from joulesweep.tables import check, frame
 
 FIRST = ("run", "name", "panel", "window_s", "energy_j")
 AGAIN = ("window_s", "energy_j", "total_energy_j", "energy_status", "energy_scope")
