@@ -14,7 +14,7 @@ from typing import Any
 import polars as pl
 
 from joulesweep import anchors, cells, power, record, rouge, rows
-from joulesweep.columns import ANCHORS, RUNS, TABLES, UNREADABLE
+from joulesweep.columns import ANCHORS, RUNS, TABLES, UNREADABLE, named
 from joulesweep.energy import HOST_KINDS, READ
 from joulesweep.errors import Corrupt, UserError
 from joulesweep.footprint import Footprint, footprint
@@ -32,12 +32,11 @@ UNLIKE = (
 )
 #: What the manifest says of a run in the very words of the table.
 IN_MANIFEST = (
-    *("cell", "label", "repeat", "model", "dataset", "task", "method", "strategy", "devices", "precision", "batching"),
-    *("head", "engine", "batch_size", "batch_size_scope", "micro_batch_size", "checkpoint_activations", "lr"),
-    "max_grad_norm",
+    *named(RUNS, "cell label repeat model dataset task method strategy devices precision batching head engine"),
+    *named(RUNS, "batch_size batch_size_scope micro_batch_size checkpoint_activations lr max_grad_norm"),
 )
 #: What the rows of another table have from their run, those of these columns that the table has.
-OF_RUN = ("run", "cell", "name", "setup", "panel", "batch", "environment", "batch_size", "repeat")
+OF_RUN = named(RUNS, "run cell name setup panel batch environment batch_size repeat")
 
 
 def read_grid(path: Path) -> dict[str, Any]:

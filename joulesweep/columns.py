@@ -49,6 +49,15 @@ def _of(table: Table, names: str) -> Iterator[Column]:
     return (table[name] for name in names.split())
 
 
+def named(table: Table, names: str) -> tuple[str, ...]:
+    """Names of columns, for code that fills them.
+
+    Raises:
+        KeyError: the table has no such column.
+    """
+    return tuple(column.name for column in _of(table, names))
+
+
 #: Held-out quality: `_quality` describes them.
 QUALITY = ("validation_loss", "perplexity", "masked_accuracy", "choice_accuracy")
 #: What each ROUGE compares a generated summary and its references by.
@@ -154,7 +163,7 @@ RUNS = _table(
         "idle_w", REAL, "W", "mean power before the window, of the devices in energy_scope", "where a device lacks it"
     ),
     Column("power_ratio", REAL, None, "mean power × time / joules, of the device furthest from 1", "where unknown"),
-    Column("co2e_g", REAL, "g", "grams of CO2e of energy_j", "where energy_j is, or the config has no factor"),
+    Column("co2e_g", REAL, "g", "g CO2e of energy_j", "where energy_j is, or the config has no factor"),
     Column(
         "cost",
         REAL,
@@ -163,13 +172,7 @@ RUNS = _table(
         "where energy_j is, or the config has no price",
     ),
     *_estimated("of one pass"),
-    Column(
-        "estimated_co2e_g",
-        REAL,
-        "g",
-        "grams of CO2e of estimated_energy_j",
-        "where that is, or the config has no factor",
-    ),
+    Column("estimated_co2e_g", REAL, "g", "g CO2e of estimated_energy_j", "where that is, or the config has no factor"),
     Column("estimated_energy_method", TEXT, None, "where the watts of the estimate come from", NOT_ESTIMATED),
     Column(
         "num_passes", WHOLE, None, "passes in the window: more than 1 where one is shorter than measure.min_seconds"
@@ -180,7 +183,7 @@ RUNS = _table(
         "meter_overhead_fraction",
         REAL,
         None,
-        "(seconds of meter calls + CPU-seconds of the trace) / total_window_s",
+        "(seconds of meter calls + CPU-seconds of trace) / total_window_s",
         "where unknown",
     ),
     Column("flags", TEXT, None, "names of what to know before comparing the run", "where there is none"),
@@ -246,26 +249,16 @@ RUNS = _table(
         "bytes_per_step",
         WHOLE,
         "bytes/step",
-        "least memory traffic of a device in a step",
+        "least memory traffic of a device",
         "where uncounted, or not the same in all",
     ),
     Column("samples_per_s", REAL, "texts/s", "num_texts / window_s"),
     Column("tokens_per_s", REAL, "tokens/s", "(num_tokens + num_target_tokens) / window_s"),
     Column("padded_tokens_per_s", REAL, "positions/s", "(num_padded_tokens + num_padded_target_tokens) / window_s"),
     Column("epochs_per_minute", REAL, "epochs/min", "epochs per minute of the window"),
+    Column("useful_flops", REAL, "FLOP", "FLOPs of one pass: no padding, nothing twice", "where flop_reason says why"),
     Column(
-        "useful_flops",
-        REAL,
-        "FLOP",
-        "FLOPs of one pass without padding, nothing computed twice",
-        "where flop_reason says why",
-    ),
-    Column(
-        "executed_flops",
-        REAL,
-        "FLOP",
-        "FLOPs of one pass with padding, recomputing and rating",
-        "where useful_flops is",
+        "executed_flops", REAL, "FLOP", "FLOPs of one pass: padding, recomputing, rating too", "where useful_flops is"
     ),
     Column("rating_flops", REAL, "FLOP", "FLOPs of executed_flops that rating tensors took", "where useful_flops is"),
     Column("padded_macs", REAL, "MAC", "multiply-adds of one pass with padding alone", "where useful_flops is"),
@@ -385,13 +378,7 @@ DEVICES = _table(
         "certificate_fails", TEXT, None, "promises of the meter that fail", "where none does, or certificate is null"
     ),
     Column("certificate_not_tried", TEXT, None, "promises of the meter that were not tried", "where there are none"),
-    Column(
-        "certificate_reason",
-        TEXT,
-        None,
-        "why there is no certificate, or what speaks against it",
-        "where there is one and nothing does",
-    ),
+    *_of(RUNS, "certificate_reason"),
     Column("energy_j", REAL, "J", "joules of one pass", "where reason says why"),
     Column(
         "error_j", REAL, "J", "what energy_j may be off by at most, the board's own accuracy apart", "where unknown"
@@ -406,7 +393,7 @@ DEVICES = _table(
         "whole_run_energy_j",
         REAL,
         "J",
-        "joules of start-up, idling, window, scoring",
+        "joules of start-up, idling, window and scoring",
         "where whole_run_reason says why",
     ),
     Column("whole_run_reason", TEXT, None, "why whole_run_energy_j is null", "where it is not"),
@@ -484,13 +471,7 @@ CELLS = _table(
     Column("energy_error_j", REAL, "J", "mean over the repeats: what energy_j may be off by", "where a run has none"),
     *(column for name in QUANTITIES for column in _interval(RUNS[name])),
     *_estimated("of one pass, mean over the repeats"),
-    Column(
-        "estimated_co2e_g",
-        REAL,
-        "g",
-        "grams of CO2e of estimated_energy_j",
-        "where that is, or the config has no factor",
-    ),
+    *_of(RUNS, "estimated_co2e_g"),
     Column("baseline", TEXT, None, "name of the cell that speedup is over", "where there is no finished one"),
     Column("is_baseline", FLAG, None, "whether the cell is that one itself", "where there is none"),
     Column(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from joulesweep import certificate, floors, record
-from joulesweep.columns import DEVICES, EPOCHS, ESTIMATED, QUALITY, RUNS, SELECTIONS
+from joulesweep.columns import DEVICES, EPOCHS, ESTIMATED, QUALITY, RUNS, SELECTIONS, named
 from joulesweep.energy import by_epoch, estimated, headline, joined, scoped
 from joulesweep.errors import Corrupt
 from joulesweep.estimate import Estimate
@@ -18,30 +18,31 @@ from joulesweep.tables import check, combined
 from joulesweep.units import COUNTED, USEFUL
 
 #: What the parts of a record say in the very words of the tables.
-RECORDED = ("status", "reason", "oom_bytes", "started", "finished", "code_digest")
-MACHINE = (
-    *("hostname", "platform", "python", "cpu_model", "cpu_cores", "host_memory_bytes", "driver"),
-    *("threads_per_process", "git_commit", "git_dirty"),
+RECORDED = named(RUNS, "status reason oom_bytes started finished code_digest")
+MACHINE = named(
+    RUNS,
+    "hostname platform python cpu_model cpu_cores host_memory_bytes driver threads_per_process git_commit git_dirty",
 )
 MEASURED = (
-    *("window_s", "startup_s", "cpu_s", "num_passes", "total_window_s", "num_steps", "num_skipped_steps", *COUNTED),
-    *("samples_per_s", "tokens_per_s", "padded_tokens_per_s", "epochs_per_minute"),
+    *named(RUNS, "window_s startup_s cpu_s num_passes total_window_s num_steps num_skipped_steps"),
+    *named(RUNS, " ".join(COUNTED)),
+    *named(RUNS, "samples_per_s tokens_per_s padded_tokens_per_s epochs_per_minute"),
 )
-SCORED = (*QUALITY, "num_validation_texts", "num_masked")
-CONDITIONS = ("cooldown_s", "settled", "idle_s", "exclusive", "window_begin", "window_end")
-OF_EPOCH = ("epoch", "elapsed_s", "cpu_s", "num_steps", "train_loss", *QUALITY)
-OF_CHOICE = (
-    *("epoch", "num_candidates", "trained_share", "importance_share", "gap", "objective", "rho", "floor"),
-    *("predicted_cost", "chosen", "candidates"),
+SCORED = (*QUALITY, *named(RUNS, "num_validation_texts num_masked"))
+CONDITIONS = named(RUNS, "cooldown_s settled idle_s exclusive window_begin window_end")
+PEAKS = named(RUNS, "peak_gpu_allocated_bytes peak_gpu_reserved_bytes peak_host_rss_bytes")
+BOARD = named(RUNS, "temperature_start_c temperature_end_c sm_clock_mean_mhz power_limit_w")
+OF_EPOCH = (*named(EPOCHS, "epoch elapsed_s cpu_s num_steps train_loss"), *QUALITY)
+OF_CHOICE = named(
+    SELECTIONS,
+    "epoch num_candidates trained_share importance_share gap objective rho floor predicted_cost chosen candidates",
 )
 OF_DEVICE = (
-    *("device", "kind", "uuid", "status", "method", "reason"),
-    *("energy_j", "total_energy_j", "net_energy_j", "idle_w", "tick_s", "mean_power_w", "power_ratio"),
+    *named(DEVICES, "device kind uuid status method reason energy_j total_energy_j net_energy_j idle_w tick_s"),
+    *named(DEVICES, "mean_power_w power_ratio"),
 )
-#: The same of a device's row, which older records lack.
-JUDGED = ("error_j", "doubt", "idle_reason", "net_reason", "ratio_reason", "power_method")
-PEAKS = ("peak_gpu_allocated_bytes", "peak_gpu_reserved_bytes", "peak_host_rss_bytes")
-BOARD = ("temperature_start_c", "temperature_end_c", "sm_clock_mean_mhz", "power_limit_w")
+#: The same of a device, which older records lack.
+JUDGED = named(DEVICES, "error_j doubt idle_reason net_reason ratio_reason power_method")
 Rows = list[dict[str, Any]]
 NOT_TRACED = "the trace has no readings of it"
 UNRATED = "nothing was counted of a step that trains every tensor"
