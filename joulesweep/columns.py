@@ -90,7 +90,7 @@ def _interval(column: Column) -> tuple[Column, ...]:
     """Mean of a quantity of the runs over the repeats of a cell, and the ends of its interval."""
     kind = ", of one scope and status" if column.name in FROM_ENERGY else ""
     null, of = f"unless every ok run has the number{kind}", f"end of the 95 % t interval of {column.name}_mean"
-    alone = f"{null}, and with a single run"
+    alone = f"{null}, and of a single run"
     return (
         Column(f"{column.name}_mean", REAL, column.unit, f"mean over the repeats: {column.about}", null),
         Column(f"{column.name}_low", REAL, column.unit, f"lower {of} over the repeats", alone),
@@ -468,7 +468,13 @@ CELLS = _table(
     Column(
         "energy_doubt", TEXT, None, "what contradicts the joules of its runs: it is in no ranking", "where nothing does"
     ),
-    Column("energy_error_j", REAL, "J", "mean over the repeats: what energy_j may be off by", "where a run has none"),
+    Column(
+        "energy_error_j",
+        REAL,
+        "J",
+        "mean over the repeats: what energy_j may be off by",
+        "where a run has none, or scopes differ",
+    ),
     *(column for name in QUANTITIES for column in _interval(RUNS[name])),
     *_estimated("of one pass, mean over the repeats"),
     *_of(RUNS, "estimated_co2e_g"),
