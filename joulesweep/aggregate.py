@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+
 from joulesweep import anchors, cells, power, record, rouge, rows
+from joulesweep.columns import ANCHORS, RUNS, TABLES, UNREADABLE, named
+from joulesweep.energy import HOST_KINDS, READ
 from joulesweep.errors import Corrupt, UserError
 from joulesweep.footprint import Footprint, footprint
 from joulesweep.rows import Rows
 from joulesweep.spec import OMISSION, parameter_words
-from joulesweep.tables import ANCHORS, DEVICES, EPOCHS, RUNS, SELECTIONS, UNREADABLE, Tables, frame
+from joulesweep.tables import Tables, combined, frame
 
 MISSING = "no record: not run yet, or it failed"
 #: The axes of how far a step goes.
@@ -26,7 +30,13 @@ UNLIKE = (
     ("limits_differ", "power_limit_w", "W", 1.0),
     ("temperatures_differ", "temperature_start_c", "°C at the start", 5.0),
 )
-OF_RUN = ("run", "cell", "batch", "batch_size", "repeat", "environment")  # what rows of other tables have from a run
+#: What the manifest says of a run in the very words of the table.
+IN_MANIFEST = (
+    *named(RUNS, "cell label repeat model dataset task method strategy devices precision batching head engine"),
+    *named(RUNS, "batch_size batch_size_scope micro_batch_size checkpoint_activations lr max_grad_norm"),
+)
+#: What the rows of another table have from their run, those of these columns that the table has.
+OF_RUN = named(RUNS, "run cell name setup panel batch environment batch_size repeat")
 
 
 def read_grid(path: Path) -> dict[str, Any]:
@@ -61,34 +71,48 @@ def aggregate(
     energy = grid["config"]["energy"]
     factors = footprint(energy)
     found: Rows = []
-    tables: dict[str, Rows] = {"epochs": [], "selections": [], "devices": []}
+    beside: dict[str, list[Rows]] = {"epochs": [], "selections": [], "devices": []}
     traces = {}
     for run, entry in grid["runs"].items():
         row, further = _read(runs_folder / run, energy, factors, lost)
-        beside = _beside(runs_folder / run, row, lost) if row["status"] == "ok" else {}
-        if (trace := beside.pop("power", None)) is not None:
+        ok = row["status"] == "ok"
+        files = _beside(runs_folder / run, row, lost) if ok else {}
+        if (trace := files.pop("power", None)) is not None:
             traces[run] = trace
-        found.append({**dict.fromkeys(RUNS), **_identity(run, entry), **row, **beside})
-        of_run = {key: found[-1].get(key) for key in OF_RUN}
-        for name, made in further.items():
-            tables[name] += [{**one, **of_run} for one in made]
+        row = combined(RUNS, _identity(run, entry), row, files)
+        found.append(row if ok else {**dict.fromkeys(RUNS), **row})
+        for name, made in beside.items():
+            made.append(further.get(name, []))
     names = _names(found)
-    for row in itertools.chain(found, *tables.values()):
-        row.update(names[row["cell"], row.get("environment")])
+    for row in found:
+        row.update(names[row["cell"], row["environment"]])
     finished = [row for row in found if row["status"] == "ok"]
-    flag_shared_hosts(finished)
+    flag_shared_hosts(finished, _with_host_joules(found, beside["devices"]))
     flag_unlike_boards(finished)
     runs = frame(found, RUNS)
-    no_anchors = frame([], ANCHORS)
     return Tables(
         runs=runs,
         cells=cells.tabulate(runs, grid["config"]["grid"]),
-        epochs=frame(tables["epochs"], EPOCHS),
-        selections=frame(tables["selections"], SELECTIONS),
-        devices=frame(tables["devices"], DEVICES),
         power=power.tabulate(runs, traces),
-        anchors=anchors.tabulate(runs, energy, factors, anchors_folder) if anchors_folder else no_anchors,
+        anchors=anchors.tabulate(runs, energy, factors, anchors_folder) if anchors_folder else frame([], ANCHORS),
+        **{name: _tabulated(name, found, made) for name, made in beside.items()},
     )
+
+
+def _tabulated(name: str, runs: Rows, made: list[Rows]) -> pl.DataFrame:
+    """A table with rows of every run, each with what its run is called."""
+    table = TABLES[name]
+    same = [{key: row[key] for key in OF_RUN if key in table} for row in runs]
+    return frame([combined(table, own, of_run) for of_run, of in zip(same, made, strict=True) for own in of], table)
+
+
+def _with_host_joules(runs: Rows, devices: list[Rows]) -> set[str]:
+    """The runs of which CPU or DRAM joules were read."""
+    return {
+        row["run"]
+        for row, of in zip(runs, devices, strict=True)
+        if any(one["kind"] in HOST_KINDS and one["status"] in READ for one in of)
+    }
 
 
 def _read(
@@ -122,19 +146,20 @@ def _beside(folder: Path, row: dict[str, Any], lost: Callable[[Path], None]) -> 
 def _identity(run: str, entry: dict[str, Any]) -> dict[str, Any]:
     """What the manifest says of a run."""
     batch = f"{entry['batch_size']}" + ("/device" if entry["batch_size_scope"] == "per_device" else "")
-    return {
-        "run": run,
-        **entry,
-        "batch": batch,
-        "method_params": json.dumps(entry["method_params"], sort_keys=True),
-    }
+    params = json.dumps(entry["method_params"], sort_keys=True)
+    # A manifest of before an axis lacks it.
+    return {"run": run, "batch": batch, "method_params": params, **{key: entry.get(key) for key in IN_MANIFEST}}
 
 
-def flag_shared_hosts(ok: list[dict[str, Any]]) -> None:
+def flag_shared_hosts(ok: list[dict[str, Any]], with_host_joules: Set[str]) -> None:
     """Flag the runs whose CPU or DRAM joules hold another run's share: their windows overlap on one host.
 
     A run sees those that overlap when it ends; here also those that began later are seen. Runs that were alone on
     their node by arrangement are left as they are.
+
+    Args:
+        ok: rows of the finished runs.
+        with_host_joules: the runs that have such joules.
     """
     by_host: dict[str, list[dict[str, Any]]] = {}
     for row in ok:
@@ -145,15 +170,15 @@ def flag_shared_hosts(ok: list[dict[str, Any]]) -> None:
         latest = same_host[0]
         for row in same_host[1:]:
             if row["window_begin"] < latest["window_end"]:
-                _flag_shared(row, latest)
-                _flag_shared(latest, row)
+                for one, other in ((row, latest), (latest, row)):
+                    if one["run"] in with_host_joules and one["exclusive"] != "node":
+                        _flag_shared(one, other)
             latest = max(latest, row, key=lambda one: one["window_end"])
 
 
 def _flag_shared(row: dict[str, Any], other: dict[str, Any]) -> None:
-    if row["exclusive"] != "node" and row["host_joules"]:
-        text = f"{other['run']} was measured on {row['hostname']} at the same time; CPU and DRAM joules hold its share"
-        rows.add_flag(row, "shared_host", text)
+    text = f"{other['run']} was measured on {row['hostname']} at the same time; CPU and DRAM joules hold its share"
+    rows.add_flag(row, "shared_host", text)
 
 
 def flag_unlike_boards(ok: list[dict[str, Any]]) -> None:

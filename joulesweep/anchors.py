@@ -8,12 +8,13 @@ from typing import Any
 import polars as pl
 
 from joulesweep import rows
+from joulesweep.columns import ANCHORS, RUNS, UNREADABLE, named
 from joulesweep.errors import UserError
 from joulesweep.footprint import Footprint
-from joulesweep.tables import ANCHORS, UNREADABLE, check, frame
+from joulesweep.tables import check, frame
 
-FIRST = ("run", "name", "panel", "window_s", "energy_j")
-AGAIN = ("window_s", "energy_j", "total_energy_j", "energy_status", "energy_scope")
+FIRST = named(ANCHORS, "run name panel window_s energy_j")
+AGAIN = named(RUNS, "window_s energy_j total_energy_j energy_status energy_scope")
 
 
 def tabulate(runs: pl.DataFrame, energy: dict[str, Any], factors: Footprint | None, folder: Path) -> pl.DataFrame:

@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from joulesweep import tables
+from joulesweep import columns, tables
 from joulesweep.energy import HOST_KINDS, joined
 from joulesweep.spec import method_label, micro_batch, parameter_words
 from joulesweep.stats import Ratio, mean_interval, paired_ratio
@@ -50,11 +50,11 @@ def tabulate(runs: pl.DataFrame, axes: dict[str, Any]) -> pl.DataFrame:
         groups = [group for _, group in ok.group_by("environment", maintain_order=True)]
         for group in groups or [in_cell]:
             first = group.row(0, named=True)
-            row = {key: first[key] for key in tables.IDENTITY}
+            row = {key: first[key] for key in columns.IDENTITY}
             row |= {"environment": first["environment"] if groups else None, "statuses": statuses, "num_runs": num_runs}
             rows.append({**row, "num_ok": group.height if groups else 0, **_energy(group), **_means(group)})
     _compare(rows, runs, axes)
-    return tables.frame(rows, tables.CELLS)
+    return tables.frame(rows, columns.CELLS)
 
 
 def _energy(group: pl.DataFrame) -> dict[str, Any]:
@@ -79,14 +79,14 @@ def _means(group: pl.DataFrame) -> dict[str, float | None]:
     """Means over the repeats of a cell; null unless every repeat has the number, joules of one scope and status."""
     row: dict[str, float | None] = {}
     one_kind = group.select("energy_scope", "energy_status").n_unique() == 1
-    for quantity in tables.QUANTITIES:
+    for quantity in columns.QUANTITIES:
         values = group[quantity].to_list()
-        if None in values or (quantity in tables.FROM_ENERGY and not one_kind):
+        if None in values or (quantity in columns.FROM_ENERGY and not one_kind):
             continue
         found = mean_interval(values)
         row |= {f"{quantity}_mean": found.mean, f"{quantity}_low": found.low, f"{quantity}_high": found.high}
     # The method's range, not a confidence interval.
-    for column in (*tables.ESTIMATED, "estimated_co2e_g", *(["energy_error_j"] if one_kind else [])):
+    for column in (*columns.ESTIMATED, "estimated_co2e_g", *(["energy_error_j"] if one_kind else [])):
         if group[column].null_count() == 0:
             row[column] = mean_interval(group[column].to_list()).mean
     return row

@@ -12,8 +12,9 @@ import polars as pl
 
 from joulesweep import estimate, record, words
 from joulesweep.certificate import HOST
+from joulesweep.columns import UNREADABLE
 from joulesweep.footprint import Footprint
-from joulesweep.tables import UNREADABLE, Tables
+from joulesweep.tables import Tables
 
 KIND = ("energy_status", "energy_scope")
 MAX_NAMED = 8  # boards in one line

@@ -18,11 +18,12 @@ from markupsafe import Markup
 from joulesweep import equalcost, provenance, published, words
 from joulesweep.answer import MARGIN, Answer, answers
 from joulesweep.charts import CHARTS
+from joulesweep.columns import ROUGE
 from joulesweep.equalcost import EqualCost
 from joulesweep.footprint import Footprint, described, footprint
 from joulesweep.spec import OMISSION
 from joulesweep.stats import NO_DIFFERENCE, NO_INTERVAL, Difference, Ratio
-from joulesweep.tables import ROUGE, Tables
+from joulesweep.tables import Tables
 
 MAX_TIES = 6  # names in one sentence
 TEMPLATES = Path(__file__).parent / "templates"

@@ -8,17 +8,41 @@ from pathlib import Path
 from typing import Any
 
 from joulesweep import certificate, floors, record
-from joulesweep.energy import HOST_KINDS, READ, by_epoch, estimated, headline, joined, scoped
+from joulesweep.columns import DEVICES, EPOCHS, ESTIMATED, QUALITY, RUNS, SELECTIONS, named
+from joulesweep.energy import by_epoch, estimated, headline, joined, scoped
 from joulesweep.errors import Corrupt
 from joulesweep.estimate import Estimate
 from joulesweep.footprint import Footprint
 from joulesweep.spec import short_hash
-from joulesweep.tables import DEVICES, EPOCHS, ESTIMATED, RUNS, SELECTIONS, check
-from joulesweep.units import USEFUL
+from joulesweep.tables import check, combined
+from joulesweep.units import COUNTED, USEFUL
 
-#: What a record says of a run in the very words of the table.
-RECORDED = ("status", "reason", "oom_bytes", "started", "finished", "code_digest")
-BOARD = ("temperature_start_c", "temperature_end_c", "sm_clock_mean_mhz", "power_limit_w")
+#: What the parts of a record say in the very words of the tables.
+RECORDED = named(RUNS, "status reason oom_bytes started finished code_digest")
+MACHINE = named(
+    RUNS,
+    "hostname platform python cpu_model cpu_cores host_memory_bytes driver threads_per_process git_commit git_dirty",
+)
+MEASURED = (
+    *named(RUNS, "window_s startup_s cpu_s num_passes total_window_s num_steps num_skipped_steps"),
+    *named(RUNS, " ".join(COUNTED)),
+    *named(RUNS, "samples_per_s tokens_per_s padded_tokens_per_s epochs_per_minute"),
+)
+SCORED = (*QUALITY, *named(RUNS, "num_validation_texts num_masked"))
+CONDITIONS = named(RUNS, "cooldown_s settled idle_s exclusive window_begin window_end")
+PEAKS = named(RUNS, "peak_gpu_allocated_bytes peak_gpu_reserved_bytes peak_host_rss_bytes")
+BOARD = named(RUNS, "temperature_start_c temperature_end_c sm_clock_mean_mhz power_limit_w")
+OF_EPOCH = (*named(EPOCHS, "epoch elapsed_s cpu_s num_steps train_loss"), *QUALITY)
+OF_CHOICE = named(
+    SELECTIONS,
+    "epoch num_candidates trained_share importance_share gap objective rho floor predicted_cost chosen candidates",
+)
+OF_DEVICE = (
+    *named(DEVICES, "device kind uuid status method reason energy_j total_energy_j net_energy_j idle_w tick_s"),
+    *named(DEVICES, "mean_power_w power_ratio"),
+)
+#: The same of a device, which older records lack.
+JUDGED = named(DEVICES, "error_j doubt idle_reason net_reason ratio_reason power_method")
 Rows = list[dict[str, Any]]
 NOT_TRACED = "the trace has no readings of it"
 UNRATED = "nothing was counted of a step that trains every tensor"
@@ -43,12 +67,13 @@ def read(path: Path, energy: dict[str, Any], factors: Footprint | None) -> tuple
         factors: what turns joules into emissions and cost.
 
     Returns:
-        Its row of the runs table without what the manifest says (and `host_joules`: whether CPU or DRAM
-        joules were read), and its rows of the tables `epochs`, `selections` and `devices`, likewise.
+        Its row of the runs table without what the manifest and the files beside the record say, and its rows of the
+        tables `epochs`, `selections` and `devices`, without what is the run's.
 
     Raises:
         UserError: missing, or of another version; the line names the file.
         Corrupt: corrupt or foreign.
+        ColumnError: what fills a row names what is no column, or names one twice.
     """
     found = record.read(path)
     try:
@@ -56,7 +81,7 @@ def read(path: Path, energy: dict[str, Any], factors: Footprint | None) -> tuple
         ok = found["status"] == "ok"
         tables = {
             "epochs": _epochs(row, found, energy),
-            "selections": _selections(row, found),
+            "selections": _selections(found),
             "devices": _devices(found),
         }
         return row, {name: list(made) if ok else [] for name, made in tables.items()}
@@ -65,43 +90,44 @@ def read(path: Path, energy: dict[str, Any], factors: Footprint | None) -> tuple
 
 
 def _run(found: dict[str, Any], energy: dict[str, Any], factors: Footprint | None) -> dict[str, Any]:
-    same = {key: found[key] for key in RECORDED}
-    accepted = found.get("accepted", [])
-    same |= {
-        "accepted_codes": " ".join(one["code_digest"] for one in accepted) or None,
-        "accepted_reasons": joined(one["reason"] for one in accepted),
-    }
-    row = {**same, "accelerator": found["spec"]["accelerator"], **_environment(found["environment"])}
-    row |= _certificate(found["environment"], row["accelerator"])
-    if found["status"] != "ok":
-        return row
-    measurement = found["measurement"]
-    memory = {f"peak_{key}": value for key, value in measurement["peak_memory"].items()}
-    given = {**measurement, **memory, **found["quality"]}
+    accepted, accelerator = found.get("accepted", []), found["spec"]["accelerator"]
+    row = combined(
+        RUNS,
+        {key: found[key] for key in RECORDED},
+        {
+            "accelerator": accelerator,
+            "accepted_codes": " ".join(one["code_digest"] for one in accepted) or None,
+            "accepted_reasons": joined(one["reason"] for one in accepted),
+        },
+        _environment(found["environment"]),
+        _certificate(found["environment"], accelerator),
+    )
+    return combined(RUNS, row, *_measured(found, energy, factors)) if found["status"] == "ok" else row
+
+
+def _measured(found: dict[str, Any], energy: dict[str, Any], factors: Footprint | None) -> Iterator[dict[str, Any]]:
+    """The columns of a run that is ok, in parts."""
+    measurement, accelerator = found["measurement"], found["spec"]["accelerator"]
+    conditions = measurement["conditions"]
     guess = estimated(found, energy, measurement["cpu_s"], measurement["window_s"])
-    joules = headline(measurement["energy"], row["accelerator"], measurement["conditions"]["exclusive"])
-    work = floors.columns(found)
-    return {
-        **row,
-        **{key: given[key] for key in RUNS if key in given and key != "flags"},
-        **joules,
-        **work,
-        "useful_flops_per_j": _ratio(work.get("useful_flops"), joules.get("energy_j")),
-        "host_joules": any(row["kind"] in HOST_KINDS and row["status"] in READ for row in measurement["energy"]),
-        **_estimate_columns(guess),
-        "estimated_energy_method": guess.method if guess else None,
-        **_footprint(joules.get("energy_j"), guess, factors),
-        **_flags(measurement["flags"]),
-        **_conditions(measurement["conditions"]),
-        "meter_overhead_fraction": _overhead(measurement["overhead"], measurement["total_window_s"]),
-    }
+    joules, work = headline(measurement["energy"], accelerator, conditions["exclusive"]), floors.columns(found)
+    yield {key: measurement[key] for key in MEASURED}
+    yield {key: measurement["peak_memory"][key.removeprefix("peak_")] for key in PEAKS}
+    yield {key: found["quality"][key] for key in SCORED}
+    yield joules
+    yield work
+    yield {"useful_flops_per_j": _ratio(work.get("useful_flops"), joules.get("energy_j"))}
+    yield {"estimated_energy_method": guess.method if guess else None, **_estimate_columns(guess)}
+    yield _footprint(joules.get("energy_j"), guess, factors)
+    yield _flags(measurement["flags"])
+    yield _conditions(conditions)
+    yield {"meter_overhead_fraction": _overhead(measurement["overhead"], measurement["total_window_s"])}
 
 
 def _environment(environment: dict[str, Any]) -> dict[str, Any]:
     versions = environment["versions"]
-    same = {key: environment[key] for key in RUNS if key in environment and key != "gpus"}
     return {
-        **same,
+        **{key: environment[key] for key in MACHINE},
         "gpus": joined(gpu["name"] for gpu in environment["gpus"]),
         "gpu_uuids": joined(gpu["uuid"] for gpu in environment["gpus"]),
         **{f"{name}_version": versions.get(name) for name in ("torch", "transformers", "zeus")},
@@ -184,7 +210,7 @@ def _conditions(conditions: dict[str, Any]) -> dict[str, Any]:
         **largest,
         "sm_clock_mean_mhz": statistics.fmean(clocks) if clocks else None,
         "throttle_reasons": joined(_all(board["throttle_reasons"] or () for board in boards)),
-        **{key: conditions[key] for key in RUNS if key in conditions},
+        **{key: conditions[key] for key in CONDITIONS},
     }
 
 
@@ -213,10 +239,10 @@ def _epochs(row: dict[str, Any], found: dict[str, Any], energy: dict[str, Any]) 
     headed = scoped(measurement["energy"], row["accelerator"], measurement["conditions"]["exclusive"])
     for epoch in found["epochs"]:
         guess = estimated(found, energy, epoch["cpu_s"], epoch["elapsed_s"]) if epoch["epoch"] else None
-        given = {"environment": row["environment"], "energy_scope": row.get("energy_scope")}
-        given |= {key: epoch[key] for key in EPOCHS if key in epoch}
+        same = {key: epoch[key] for key in OF_EPOCH}
         joules = by_epoch(epoch, [one["device"] for one in headed])
-        yield {**check({**given, **joules}, EPOCHS), **_estimate_columns(guess)}
+        part = check(combined(EPOCHS, same, joules, {"energy_scope": row.get("energy_scope")}), EPOCHS)
+        yield combined(EPOCHS, part, _estimate_columns(guess))
 
 
 def _devices(found: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -226,33 +252,36 @@ def _devices(found: dict[str, Any]) -> Iterator[dict[str, Any]]:
     headed = {one["device"] for one in scoped(measurement["energy"], found["spec"]["accelerator"], exclusive)}
     whole = {one["device"]: one for one in measurement["overhead"]["whole_run_energy"]}
     for row in measurement["energy"]:
-        given = {key: row[key] for key in DEVICES if key in row}
         run = whole.get(row["device"], {"energy_j": None, "reason": NOT_TRACED})
-        given |= {"whole_run_energy_j": run["energy_j"], "whole_run_reason": run["reason"]}
         name = row["uuid"] or certificate.HOST
         cited = next((one for one in _cited(found["environment"]) if one["name"] == name), {"reason": UNCITED})
-        given |= {column: _text(cited.get(key)) for key, column in CITED.items()}
-        yield check({**given, "in_scope": row["device"] in headed}, DEVICES)
+        parts = (
+            {key: row[key] for key in OF_DEVICE},
+            {key: row.get(key) for key in JUDGED},
+            {"whole_run_energy_j": run["energy_j"], "whole_run_reason": run["reason"]},
+            {column: _text(cited.get(key)) for key, column in CITED.items()},
+            {"in_scope": row["device"] in headed},
+        )
+        yield check(combined(DEVICES, *parts), DEVICES)
 
 
 def _text(value: str | list[str] | None) -> str | None:
     return joined(value) if isinstance(value, list) else value
 
 
-def _selections(row: dict[str, Any], found: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _selections(found: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Rows of the selections table, without the run's name: one per phase whose tensors a method chose."""
-    same = {"environment": row["environment"]}
     rating = None
     for phase in found["measurement"].get("phases", ()):
         if phase["kind"] == "rating":
             rating = phase
         elif "chosen" in phase:
-            given = {key: phase[key] for key in SELECTIONS if key in phase}
-            own = {"num_chosen": len(phase["chosen"]), **_counted(phase, rating), **_measured(phase, rating)}
-            yield check({**same, **given, **own}, SELECTIONS)
+            same = {key: phase[key] for key in OF_CHOICE}
+            own = {"num_chosen": len(phase["chosen"]), **_counted(phase, rating), **_timed(phase, rating)}
+            yield check(combined(SELECTIONS, same, own), SELECTIONS)
 
 
-def _measured(phase: Mapping[str, Any], rating: Mapping[str, Any] | None) -> dict[str, float | None]:
+def _timed(phase: Mapping[str, Any], rating: Mapping[str, Any] | None) -> dict[str, float | None]:
     """Seconds that rating and choosing took, and a step of training what was chosen."""
     return {
         "rating_s": None if rating is None else rating["elapsed_s"],

@@ -13,6 +13,7 @@ import polars as pl
 
 from joulesweep import config, grid, record, spec
 from joulesweep.tables import Tables
+from joulesweep.units import UNITS
 
 LOCAL = {"local": "some/folder"}
 #: Of a BERT with 2 layers, 128 wide, as `flops.described` would give it.
@@ -155,6 +156,7 @@ def ok_record(run: str, a_spec: spec.RunSpec) -> dict[str, Any]:
             "validation_loss": loss + (1.2 if epoch == 0 else 0.3 / epoch - 0.1),
             "perplexity": 30.0,
             "masked_accuracy": 0.3 + 0.05 * epoch,
+            "choice_accuracy": None,
             "energy": [],
         }
         for epoch in range(4)
@@ -176,6 +178,7 @@ def ok_record(run: str, a_spec: spec.RunSpec) -> dict[str, Any]:
         "num_head_positions": 10560,
         "num_token_pairs": 70000 * 13,
         "num_padded_token_pairs": 80000 * 16,
+        **dict.fromkeys([*UNITS["target_token"], *UNITS["target_pair"], *UNITS["cross_pair"]], 0),
         "samples_per_s": 6000 / window_s,
         "tokens_per_s": 70000 / window_s,
         "padded_tokens_per_s": 80000 / window_s,
@@ -191,6 +194,7 @@ def ok_record(run: str, a_spec: spec.RunSpec) -> dict[str, Any]:
         "validation_loss": epochs[-1]["validation_loss"],
         "perplexity": 28.5,
         "masked_accuracy": 0.45,
+        "choice_accuracy": None,
         "num_validation_texts": 600,
         "num_masked": 1100,
     }

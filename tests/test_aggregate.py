@@ -10,7 +10,7 @@ import pytest
 import synthetic
 import yaml
 
-from joulesweep import record, report, tables
+from joulesweep import columns, record, report, tables
 from joulesweep.aggregate import aggregate
 from joulesweep.stats import paired_ratio
 
@@ -159,7 +159,7 @@ def test_epochs_have_cumulative_joules_where_the_run_has(tmp_path):
 def test_nothing_is_estimated_of_the_untrained_model(sweep):
     epochs = aggregate(*sweep).epochs
     untrained, trained = epochs.filter(epoch=0), epochs.filter(pl.col("epoch") > 0)
-    for column in tables.ESTIMATED:
+    for column in columns.ESTIMATED:
         assert untrained[column].count() == 0 and trained[column].min() > 0
 
 

@@ -75,7 +75,7 @@ def test_measured_joules_rank_and_estimated_ones_do_not(tmp_path):
         return synthetic.measured(row, watts=500 if row["spec"]["strategy"] == "ddp" else 50)
 
     same = {"quality": {"validation_loss": 3.0, "perplexity": 20.0, "masked_accuracy": 0.4}}
-    same["quality"] |= {"num_validation_texts": 1, "num_masked": 1}
+    same["quality"] |= {"choice_accuracy": None, "num_validation_texts": 1, "num_masked": 1}
     (measured,) = answers(build(tmp_path / "measured", lambda row: thirsty({**row, **same}))[1])
     assert (measured.by, measured.chosen["strategy"]) == ("energy_j", "single")
 

@@ -9,7 +9,7 @@ import pytest
 import synthetic
 from test_report import build, words
 
-from joulesweep import report, rouge, tables
+from joulesweep import columns, report, rouge
 from joulesweep.aggregate import aggregate
 from joulesweep.errors import UserError
 
@@ -102,7 +102,7 @@ def test_scores_are_columns_of_the_runs_and_means_of_the_cells(tmp_path):
     first, others = (found.runs.filter(batch_size=size) for size in (32, 64))
     assert first.sort("repeat")["rouge1"].to_list() == pytest.approx([1, 0.75, 0.5])
     assert first["num_summaries"].to_list() == [1, 1, 1]
-    for column in (*tables.ROUGE, "num_summaries"):
+    for column in (*columns.ROUGE, "num_summaries"):
         assert others[column].count() == 0
     cells = found.cells.sort("batch_size")
     assert cells["rouge1_mean"].to_list() == [pytest.approx(0.75), None]

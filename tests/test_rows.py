@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import synthetic
 
-from joulesweep import tables
+from joulesweep import columns, tables
 from joulesweep.aggregate import aggregate
 from joulesweep.rows import fingerprint
 from joulesweep.units import COUNTED
@@ -187,4 +187,4 @@ def test_a_choice_without_rating_before_it_is_not_counted(tmp_path):
 
 def test_where_no_method_chooses_the_table_has_its_columns_and_no_row(tmp_path):
     found = selections(tmp_path, lambda row: row)
-    assert found.is_empty() and dict(found.schema) == tables.SELECTIONS
+    assert found.is_empty() and found.schema == tables.frame([], columns.SELECTIONS).schema
