@@ -319,7 +319,7 @@ def test_a_new_row_makes_nothing_stale(package):
 
 
 def test_the_code_beside_a_table_counts_for_every_run(package):
-    assert package.changed_by("precision.py", '"high" if row.tf32', '"medium" if row.tf32') == set(SPECS)
+    assert package.changed_by("precision.py", '"high" if allowed', '"medium" if allowed') == set(SPECS)
 
 
 def test_only_the_runs_own_method_counts(package):
@@ -389,7 +389,9 @@ def test_what_is_found_by_name_alone_is_known():
         for path in (definitions.ROOT / "joulesweep").rglob("*.py")
         if re.search(r"import_module|__import__", path.read_text(encoding="utf-8"))
     }
-    of_others = {"joulesweep/lazy.py", "joulesweep/model.py"}  # modules of transformers and Zeus
+    of_others = {
+        f"joulesweep/{name}.py" for name in ("lazy", "model", "trainer")
+    }  # modules of PyTorch, transformers and Zeus
     assert found == {"joulesweep/methods/__init__.py", *of_others}
 
 
