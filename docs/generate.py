@@ -393,6 +393,13 @@ def flags() -> str:
     return table(["flag", "meaning"], [[code(flag), _prose(about)] for flag, about in flag_meanings().items()])
 
 
+def promises() -> str:
+    """What a certificate tries."""
+    from joulesweep.appraise import PROMISES
+
+    return table(["promise", "what it says"], [[code(name), _prose(about)] for name, about in PROMISES.items()])
+
+
 def limits() -> str:
     """The numbers that decide about flags, ranks and intervals, by the name that the code gives them."""
     named = {
@@ -658,6 +665,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "run-statuses": run_statuses,
     "number-statuses": number_statuses,
     "flags": flags,
+    "promises": promises,
     "limits": limits,
     "record": record_text,
     "spec-fields": spec_fields,
