@@ -92,7 +92,7 @@ $(DOCS)/.ready: $(VENV)/.ready
 	@touch $@
 
 docs: $(DOCS)/.ready
-	@NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/python -m mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/python -m mkdocs build --strict
 	@echo "Site: $(CURDIR)/.cache/site/index.html"
 
 gpu-pack: environment
