@@ -93,7 +93,7 @@ $(DOCS)/.ready: $(VENV)/.ready
 
 docs: $(DOCS)/.ready
 	@NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/python -m mkdocs build --strict
-	@echo "Site: $(CURDIR)/.cache/site/index.html"
+	@echo "Site: $(CURDIR)/.cache/site/index.html; with search: python -m http.server --directory .cache/site"
 
 gpu-pack: environment
 	@python -m benchmarks.gpu_pack

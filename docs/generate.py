@@ -13,12 +13,14 @@ import dataclasses
 import functools
 import html
 import importlib
+import importlib.util
 import inspect
 import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -44,7 +46,7 @@ ROOMS = {
     "launch": "launch lease",
     "plan": "config strict grid digest definitions workflow",
     "prepare": "sources texts pretrained tokens",
-    "analyse": "aggregate rows tables cells stats floors power rouge anchors answer equalcost published",
+    "analyse": "aggregate rows tables columns cells stats floors power rouge anchors answer equalcost published",
     "report": "report provenance words charts curves theme",
     "certify": "certify blocks readings replay appraise certified_counter certified_power certificate_page",
     "cli": "cli doctor rerun",
@@ -251,14 +253,27 @@ def table_schemas() -> dict[str, Mapping[str, Any]]:
     """Each table's columns, by its name."""
     from joulesweep import tables
 
-    return {name: getattr(tables, name.upper()) for name in tables.NAMES}
+    columns = _columns_module()
+    return {name: getattr(columns or tables, name.upper()) for name in tables.NAMES}
+
+
+def _columns_module() -> ModuleType | None:
+    """The module that describes columns, if there is one beside the tables."""
+    found = importlib.util.find_spec(f"{PACKAGE.name}.columns")
+    return importlib.import_module(found.name) if found else None
+
+
+def table_abouts() -> dict[str, str]:
+    """What a row of each table is."""
+    from joulesweep.tables import Tables
+
+    described: dict[str, str] = getattr(_columns_module(), "ABOUT", None) or attributes(Tables)
+    return described
 
 
 def tables_page() -> str:
     """A section per table: each column with type, unit and meaning."""
-    from joulesweep.tables import Tables
-
-    about, parts = attributes(Tables), []
+    about, parts = table_abouts(), []
     for name, schema in table_schemas().items():
         rows = [[code(column), _dtype(row), unit(column, row), _meaning(row)] for column, row in schema.items()]
         headings = ["column", "type", "unit", "meaning"]
@@ -273,13 +288,14 @@ def _dtype(column: object) -> str:
 
 
 def _meaning(column: object) -> str:
-    return _prose(getattr(column, "about", "") or "")
+    null = getattr(column, "null", None)
+    return _prose((getattr(column, "about", "") or "") + (f"; null {null}" if null else ""))
 
 
 def unit(name: str, column: object = None) -> str:
     """A column's unit: its own, else by the end of its name; intervals have that of their quantity."""
-    if (own := getattr(column, "unit", None)) is not None:
-        return str(own)
+    if hasattr(column, "unit"):
+        return str(column.unit or "")
     name = re.sub(r"_(mean|low|high)$", "", name)
     return next((unit for end, unit in UNITS.items() if name.endswith(end) and name not in ("num_s",)), "")
 
@@ -541,6 +557,8 @@ def reach(arrows: Mapping[str, set[str]], begin: str) -> set[str]:
 
 
 WIDTH, BOX, STEP = 760, (112, 44), 84
+HEAD = '<defs><marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
+HEAD += '<path class="head" d="M0 0 L8 4 L0 8 Z"/></marker></defs>'
 
 
 def house() -> str:
@@ -558,7 +576,7 @@ def house() -> str:
     height = 34 + STEP * (len(rows) - 1) + BOX[1]
     title = f"{len(found)} rooms on {len(rows)} floors; arrows are imports"
     return (
-        f'<div class="house"><svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{title}">'
+        f'<div class="house"><svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{title}">{HEAD}'
         f"{''.join(lines)}{''.join(boxes)}</svg></div>\n"
     )
 
@@ -579,11 +597,12 @@ def _arrow(begin: tuple[float, float], end: tuple[float, float]) -> str:
     (x1, y1), (x2, y2) = begin, end
     half = BOX[1] / 2
     if y1 == y2:
-        return f'<path d="M{x1:.0f} {y1 - half:.0f} Q{(x1 + x2) / 2:.0f} {y1 - 56:.0f} {x2:.0f} {y2 - half:.0f}"/>'
+        bend = f"Q{(x1 + x2) / 2:.0f} {y1 - 56:.0f}"
+        return f'<path d="M{x1:.0f} {y1 - half:.0f} {bend} {x2:.0f} {y2 - half:.0f}" marker-end="url(#head)"/>'
     if y1 > y2:
         bend = (x1 + x2) / 2 + 70
         return f'<path class="up" d="M{x1:.0f} {y1:.0f} Q{bend:.0f} {(y1 + y2) / 2:.0f} {x2:.0f} {y2:.0f}"/>'
-    return f'<path d="M{x1:.0f} {y1 + half:.0f} L{x2:.0f} {y2 - half:.0f}"/>'
+    return f'<path d="M{x1:.0f} {y1 + half:.0f} L{x2:.0f} {y2 - half:.0f}" marker-end="url(#head)"/>'
 
 
 def _box(name: str, place: tuple[float, float], num_modules: int) -> str:
