@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import importlib.util
 import re
 import shlex
+import textwrap
 from collections.abc import Iterator
 
+import polars as pl
 import pytest
+import synthetic
 import tiny_run
 import yaml
 from pydantic import BaseModel
 
-from joulesweep import config, tables
+from joulesweep import charts, config, tables, texts
+from joulesweep.aggregate import aggregate
 from joulesweep.engine import ENGINES
 from joulesweep.precision import PRECISIONS, Precision
 from joulesweep.provenance import FLAGS
@@ -327,8 +332,7 @@ def test_a_config_that_a_page_shows_whole_is_one(name, tmp_path):
 def test_the_method_of_the_guide_trains_biases_alone(tmp_path, monkeypatch):
     import torch
 
-    (source,) = fences((ROOT / "docs/how-to/extend/method.md").read_text(encoding="utf-8"), "python")
-    (tmp_path / "biases.py").write_text(source, encoding="utf-8")
+    (tmp_path / "biases.py").write_text(example("method.md"), encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     method = importlib.import_module("biases")
     model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1, bias=False))
@@ -338,12 +342,42 @@ def test_the_method_of_the_guide_trains_biases_alone(tmp_path, monkeypatch):
         method.apply(torch.nn.Linear(2, 2, bias=False), method.Params())
 
 
+def example(page: str) -> str:
+    """The Python code of a guide."""
+    text = (ROOT / "docs/how-to/extend" / page).read_text(encoding="utf-8")
+    found = re.search(r"^( *)```python\n(.*?)^ *```$", text, re.MULTILINE | re.DOTALL)
+    return textwrap.dedent(found[2])
+
+
 def test_the_precision_of_the_guide_is_a_row():
-    (source,) = fences((ROOT / "docs/how-to/extend/precision.md").read_text(encoding="utf-8"), "python")
-    rows = eval(f"{{{source}}}", {"Precision": Precision})
-    assert rows["fp16-true"].weights == "float16"
+    rows = eval(f"{{{example('precision.md')}}}", {"Precision": Precision})
+    assert rows["fp16-unscaled"] == dataclasses.replace(
+        PRECISIONS["fp16-mixed"], about=rows["fp16-unscaled"].about, scale_loss=False
+    )
     table = (ROOT / "docs/how-to/extend/precision.md").read_text(encoding="utf-8")
     assert all(f"| `{field}` |" in table for field in Precision.__dataclass_fields__)
+
+
+def test_the_reader_of_the_guide_reads(tmp_path):
+    names = dict(vars(texts))
+    exec(example("reader.md"), names)
+    file = texts.InputFile(name="mine.tsv", path=tmp_path / "mine.tsv")
+    file.path.write_text("text\ttarget\nWhat is it?\tThis, that.\n", encoding="utf-8")
+    source = {"local": "mine.tsv"}
+    given = config.DatasetConfig.model_validate(
+        {"source": source, "format": "csv", "field": "text", "target": "target"}
+    )
+    assert names["_read_tsv"](file, given) == [{"text": "What is it?", "targets": ["This, that."]}]
+
+
+def test_the_chart_of_the_guide_draws_and_says_why_not(tmp_path):
+    names = dict(vars(charts))
+    exec(example("chart.md"), names)
+    made = aggregate(*synthetic.write_sweep(tmp_path, synthetic.raw_config(None), lambda row: row))
+    (rows,) = names["startup"](made).to_dict()["datasets"].values()
+    assert {row["startup_s"] for row in rows} == {2.5}
+    nothing = dataclasses.replace(made, runs=made.runs.with_columns(status=pl.lit("oom")))
+    assert "no run finished" in str(names["startup"](nothing).to_dict())
 
 
 def test_pre_commit_has_the_checks_of_make_lint():
