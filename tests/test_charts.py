@@ -210,4 +210,4 @@ def test_script_without_tables_says_so(tmp_path):
 def test_the_workflow_names_the_same_charts():
     from joulesweep import workflow
 
-    assert workflow.CHARTS == tuple(charts.CHARTS)
+    assert tuple(charts.CHARTS) == workflow.CHARTS
