@@ -83,7 +83,7 @@ $(PEERS)/.ready: $(VENV)/.ready
 	@touch $@
 
 bench-peers: $(PEERS)/.ready
-	@$(BENCH_PEERS) --model tiny --json benchmarks/results/peers_tiny_fp32.json
+	@$(BENCH_PEERS) --model tiny --seeds 5 --json benchmarks/results/peers_tiny_fp32.json
 	@$(BENCH_PEERS) --model minilm --json benchmarks/results/peers_minilm_fp32.json
 
 $(DOCS)/.ready: $(VENV)/.ready
