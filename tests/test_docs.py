@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import importlib
 import importlib.util
@@ -257,6 +258,35 @@ def test_the_reference_has_every_flag_status_value_and_method():
     for part, rows in (("strategies", STRATEGIES), ("precisions", PRECISIONS), ("engines", ENGINES)):
         assert all(f"| `{name}` |" in generate.PARTS[part]() for name in rows)
     assert all(f"| `{name}` |" in generate.methods() for name in generate_methods())
+
+
+def strings_of(module: str) -> Iterator[ast.AST]:
+    return ast.walk(ast.parse(generate.modules()[f"joulesweep.{module}"].read_text(encoding="utf-8")))
+
+
+def test_every_flag_that_is_raised_has_a_meaning_and_none_is_left_over():
+    pairs = [node.elts for name in ("conditions", "measurement") for node in strings_of(name) if is_pair(node)]
+    raised = {first.value for first, _ in pairs if re.fullmatch("[a-z]+_?[a-z]+", str(getattr(first, "value", "")))}
+    assert len(raised) > 10
+    assert raised <= set(FLAGS)
+    named = {
+        node.value
+        for module in generate.modules()
+        if module not in ("joulesweep", "joulesweep.provenance")
+        for node in strings_of(module.removeprefix("joulesweep."))
+        if isinstance(node, ast.Constant)
+    }
+    assert set(FLAGS) <= named
+
+
+def is_pair(node: ast.AST) -> bool:
+    """Whether it is (flag, text)."""
+    if not isinstance(node, ast.Tuple) or len(node.elts) != 2 or not isinstance(node.elts[0], ast.Constant):
+        return False
+    texts = [
+        one.value for one in ast.walk(node.elts[1]) if isinstance(one, ast.Constant) and isinstance(one.value, str)
+    ]
+    return " " in "".join(texts)
 
 
 def generate_methods() -> list[str]:
