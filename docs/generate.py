@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import ast
 import dataclasses
-import functools
 import html
 import importlib
 import importlib.util
@@ -18,6 +17,7 @@ import inspect
 import json
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -27,44 +27,13 @@ if TYPE_CHECKING:
     from mkdocs.config.defaults import MkDocsConfig
     from mkdocs.structure.files import Files
 
+sys.path.insert(0, str(Path(__file__).parent))  # mkdocs loads a hook by its path alone
+import house
+
 ROOT = Path(__file__).parent.parent
-PACKAGE = ROOT / "joulesweep"
 MARK = re.compile(r"^<!-- generated: ([\w-]+) -->$", re.MULTILINE)
 Schema = dict[str, Any]
 MOST_KEYS = 4  # of a mapping that a cell of a table names
-
-#: Rooms of modules that still lie at the top of the package; a module in a sub-package is in the room of that name.
-ROOMS = {
-    "core": "errors spec units process lazy bounded",
-    "reference": "estimate footprint",
-    "axes": "precision strategy engine",
-    "measure": "devices environment sensors trace meter verdict counter settling watch contention conditions "
-    "measurement load certificate",
-    "nets": "model flops kernels weights",
-    "runs": "record energy progress",
-    "train": "worker train trainer ahead data fit scoring generation memory kahan adaptive selection",
-    "launch": "launch lease",
-    "plan": "config strict grid digest definitions workflow",
-    "prepare": "sources texts pretrained tokens",
-    "analyse": "aggregate rows tables columns cells stats floors power rouge anchors answer equalcost published",
-    "report": "report provenance words charts curves theme",
-    "certify": "certify blocks readings replay appraise certified_counter certified_power certificate_page",
-    "cli": "cli doctor rerun",
-}
-
-#: Floors of the house from the top down: a room may import from its own floor and from those below.
-FLOORS = (
-    "cli",
-    "certify",
-    "report",
-    "analyse prepare launch",
-    "plan",
-    "train runs",
-    "methods",
-    "nets",
-    "measure axes reference",
-    "core",
-)
 
 #: Units by the end of a column's name, where the column does not say its own.
 UNITS = {
@@ -108,7 +77,7 @@ NUMBER_STATUSES = {
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Append the pages of the API to the site's navigation."""
-    api = [{room: f"reference/api/{room}.md"} for room in rooms()]
+    api = [{room: f"reference/api/{room}.md"} for room in house.rooms()]
     reference = next(entry["Reference"] for entry in config.nav if "Reference" in entry)
     reference.append({"API": ["reference/api/index.md", *api]})
     return config
@@ -259,7 +228,7 @@ def table_schemas() -> dict[str, Mapping[str, Any]]:
 
 def _columns_module() -> ModuleType | None:
     """The module that describes columns, if there is one beside the tables."""
-    found = importlib.util.find_spec(f"{PACKAGE.name}.columns")
+    found = importlib.util.find_spec(f"{house.PACKAGE.name}.columns")
     return importlib.import_module(found.name) if found else None
 
 
@@ -463,7 +432,7 @@ def versions() -> str:
 def formats() -> list[tuple[str, int, str]]:
     """(format, version, module) of each kind of file: constants, or keys of a mapping that is written."""
     found = []
-    for name, path in modules().items():
+    for name, path in house.modules().items():
         text = path.read_text(encoding="utf-8")
         constants = dict(re.findall(r'^(FORMAT|VERSION)(?:, VERSION)? = "?([\w-]+)', text, re.MULTILINE))
         both = re.search(r'^FORMAT, VERSION = "([\w-]+)", (\d+)', text, re.MULTILINE)
@@ -478,151 +447,19 @@ def formats() -> list[tuple[str, int, str]]:
 # The house
 
 
-@functools.cache
-def modules() -> dict[str, Path]:
-    """Every module of the package by its dotted name."""
-    paths = sorted(PACKAGE.rglob("*.py"))
-    names = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in paths]
-    return dict(zip(names, paths, strict=True))
-
-
-def room(module: str) -> str | None:
-    """A module's room: its sub-package, else where `ROOMS` has it; None for the package itself and unknown ones."""
-    parts = module.split(".")[1:]
-    if not parts:
-        return None
-    if len(parts) > 1 or (PACKAGE / parts[0]).is_dir():
-        return parts[0]
-    return next((name for name, members in ROOMS.items() if parts[0] in members.split()), None)
-
-
-@functools.cache
-def rooms() -> dict[str, list[str]]:
-    """The modules of each room, from the highest floor down.
-
-    Raises:
-        KeyError: a room without a floor.
-    """
-    found: dict[str, list[str]] = {}
-    for module in modules():
-        if (name := room(module)) is not None:
-            found.setdefault(name, []).append(module)
-    return {name: found[name] for name in sorted(found, key=lambda name: (heights()[name], name))}
-
-
-def heights() -> dict[str, int]:
-    """The number of each room's floor, from the top."""
-    return {name: i for i, names in enumerate(FLOORS) for name in names.split()}
-
-
-def imports(path: Path) -> set[str]:
-    """Modules of the package that a file imports, anywhere in it, but for type checkers alone."""
-    return {name for node in _nodes(ast.parse(path.read_text(encoding="utf-8"))) for name in _imported(node)}
-
-
-def _nodes(node: ast.AST) -> Iterator[ast.AST]:
-    for child in ast.iter_child_nodes(node):
-        if not (isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)):
-            yield child
-            yield from _nodes(child)
-
-
-def _imported(node: ast.AST) -> set[str]:
-    if isinstance(node, ast.Import):
-        return {alias.name for alias in node.names} & set(modules())
-    if not isinstance(node, ast.ImportFrom) or (node.module or "").split(".")[0] != PACKAGE.name:
-        return set()
-    named = {f"{node.module}.{alias.name}" for alias in node.names}
-    return (named & set(modules())) or {str(node.module)}
-
-
-def arrows_of(found: Mapping[str, Sequence[str]]) -> dict[str, set[str]]:
-    """Which rooms each room imports from."""
-    arrows: dict[str, set[str]] = {name: set() for name in found}
-    for name, members in found.items():
-        for module in members:
-            arrows[name] |= {target for one in imports(modules()[module]) if (target := room(one)) not in (None, name)}
-    return arrows
-
-
-def reach(arrows: Mapping[str, set[str]], begin: str) -> set[str]:
-    """Every room that can be reached from one; itself only where there is a circle."""
-    seen: set[str] = set()
-    waiting = [*arrows[begin]]
-    for name in waiting:  # grows meanwhile
-        if name not in seen:
-            seen.add(name)
-            waiting += arrows[name]
-    return seen
-
-
-WIDTH, BOX, STEP = 760, (112, 44), 84
-HEAD = '<defs><marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
-HEAD += '<path class="head" d="M0 0 L8 4 L0 8 Z"/></marker></defs>'
-
-
-def house() -> str:
-    """The rooms as a drawing, an arrow to each import that no other arrow implies."""
-    found = rooms()
-    arrows = arrows_of(found)
-    rows = [[name for name in floor.split() if name in found] for floor in FLOORS]
-    places = {
-        name: (WIDTH * (j + 1) / (len(row) + 1), 34 + STEP * i)
-        for i, row in enumerate(rows)
-        for j, name in enumerate(row)
-    }
-    lines = [_arrow(places[a], places[b]) for a, b in _drawn(arrows)]
-    boxes = [_box(name, places[name], len(found[name])) for name in places]
-    height = 34 + STEP * (len(rows) - 1) + BOX[1]
-    title = f"{len(found)} rooms on {len(rows)} floors; arrows are imports"
-    return (
-        f'<div class="house"><svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{title}">{HEAD}'
-        f"{''.join(lines)}{''.join(boxes)}</svg></div>\n"
-    )
-
-
-def _drawn(arrows: Mapping[str, set[str]]) -> list[tuple[str, str]]:
-    """The arrows that are not implied by others, and all that go up."""
-    down = {name: {one for one in arrows[name] if not goes_up(name, one)} for name in arrows}
-    implied = {(a, b) for a in down for b in down[a] for c in down[a] - {b} if b in reach(down, c)}
-    return [(a, b) for a in sorted(arrows) for b in sorted(arrows[a]) if (a, b) not in implied]
-
-
-def goes_up(a: str, b: str) -> bool:
-    """Whether an import leads to a higher floor."""
-    return heights()[b] < heights()[a]
-
-
-def _arrow(begin: tuple[float, float], end: tuple[float, float]) -> str:
-    (x1, y1), (x2, y2) = begin, end
-    half = BOX[1] / 2
-    if y1 == y2:
-        bend = f"Q{(x1 + x2) / 2:.0f} {y1 - 56:.0f}"
-        return f'<path d="M{x1:.0f} {y1 - half:.0f} {bend} {x2:.0f} {y2 - half:.0f}" marker-end="url(#head)"/>'
-    if y1 > y2:
-        bend = (x1 + x2) / 2 + 70
-        return f'<path class="up" d="M{x1:.0f} {y1:.0f} Q{bend:.0f} {(y1 + y2) / 2:.0f} {x2:.0f} {y2:.0f}"/>'
-    return f'<path d="M{x1:.0f} {y1 + half:.0f} L{x2:.0f} {y2 - half:.0f}" marker-end="url(#head)"/>'
-
-
-def _box(name: str, place: tuple[float, float], num_modules: int) -> str:
-    x, y = place[0] - BOX[0] / 2, place[1] - BOX[1] / 2
-    count = f"{num_modules} module{'s' if num_modules > 1 else ''}"
-    return (
-        f'<rect x="{x:.0f}" y="{y:.0f}" width="{BOX[0]}" height="{BOX[1]}" rx="6"/>'
-        f'<text x="{place[0]:.0f}" y="{place[1] - 2:.0f}">{name}</text>'
-        f'<text class="count" x="{place[0]:.0f}" y="{place[1] + 14:.0f}">{count}</text>'
-    )
+def drawing() -> str:
+    """The rooms as a drawing that scrolls on a narrow screen."""
+    return f'<div class="house">{house.drawing()}</div>\n'
 
 
 def room_table() -> str:
     """Each room with its modules and the rooms that it imports from."""
-    found = rooms()
-    arrows = arrows_of(found)
+    found = house.rooms()
+    arrows = house.arrows_of(found)
     rows = [
         [
             f"[{name}](../reference/api/{name}.md)",
-            ", ".join(code(module.removeprefix(f"{PACKAGE.name}.")) for module in members),
+            ", ".join(code(module.removeprefix(f"{house.PACKAGE.name}.")) for module in members),
             ", ".join(sorted(arrows[name])) or "nothing",
         ]
         for name, members in found.items()
@@ -631,16 +468,8 @@ def room_table() -> str:
 
 
 def upward() -> str:
-    """Which rooms import from a higher floor, and which module does it."""
-    found = rooms()
-    rows = [
-        [code(module.removeprefix(f"{PACKAGE.name}.")), code(one.removeprefix(f"{PACKAGE.name}.")), f"{a} to {b}"]
-        for a, b in _drawn(arrows_of(found))
-        if goes_up(a, b)
-        for module in found[a]
-        for one in sorted(imports(modules()[module]))
-        if room(one) == b
-    ]
+    """Which imports lead to a higher floor."""
+    rows = [[code(module), code(one), f"{a} to {b}"] for module, one, a, b in house.upward()]
     if not rows:
         return "No import goes up.\n"
     return f"{len(rows)} imports go up, dashed in the drawing:\n\n{table(['module', 'imports', 'rooms'], rows)}"
@@ -651,10 +480,10 @@ def upward() -> str:
 
 def api_pages() -> dict[str, str]:
     """A page per room, and one that lists them."""
-    pages = {name: _room_page(name, members) for name, members in rooms().items()}
+    pages = {name: _room_page(name, members) for name, members in house.rooms().items()}
     rows = [
         [f"[{name}]({name}.md)", "; ".join(f"{code(one)} {_first_line(one)}" for one in members)]
-        for name, members in rooms().items()
+        for name, members in house.rooms().items()
     ]
     intro = (
         "# API\n\nThe modules by room. They are not a public interface: see [Public interface](../interface.md).\n\n"
@@ -668,7 +497,7 @@ def _room_page(name: str, members: Sequence[str]) -> str:
 
 
 def _first_line(module: str) -> str:
-    text = ast.get_docstring(ast.parse(modules()[module].read_text(encoding="utf-8"))) or ""
+    text = ast.get_docstring(ast.parse(house.modules()[module].read_text(encoding="utf-8"))) or ""
     return _prose(text.splitlines()[0] if text else "")
 
 
@@ -689,7 +518,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "record": record_text,
     "spec-fields": spec_fields,
     "versions": versions,
-    "house": house,
+    "house": drawing,
     "rooms": room_table,
     "upward": upward,
 }

@@ -48,6 +48,7 @@ def hook():
 
 
 generate = hook()
+house = generate.house
 
 
 def fences(text: str, language: str) -> list[str]:
@@ -170,7 +171,7 @@ def test_a_wrong_command_is_noticed(snakemake_parser, capsys):
 def test_links_lead_to_files(name):
     page = ROOT / name
     text = FENCE.sub("", page.read_text(encoding="utf-8"))
-    generated = {ROOT / "docs" / "reference" / "api" / f"{name}.md" for name in ("index", *generate.rooms())}
+    generated = {ROOT / "docs" / "reference" / "api" / f"{name}.md" for name in ("index", *house.rooms())}
     for link in re.findall(r"\]\(([^)\s]+)\)", text):
         if not link.startswith(("http", "#")):
             path = (page.parent / link.partition("#")[0]).resolve()
@@ -261,7 +262,7 @@ def test_the_reference_has_every_flag_status_value_and_method():
 
 
 def strings_of(module: str) -> Iterator[ast.AST]:
-    return ast.walk(ast.parse(generate.modules()[f"joulesweep.{module}"].read_text(encoding="utf-8")))
+    return ast.walk(ast.parse(house.modules()[f"joulesweep.{module}"].read_text(encoding="utf-8")))
 
 
 def test_every_flag_that_is_raised_has_a_meaning_and_none_is_left_over():
@@ -271,7 +272,7 @@ def test_every_flag_that_is_raised_has_a_meaning_and_none_is_left_over():
     assert raised <= set(FLAGS)
     named = {
         node.value
-        for module in generate.modules()
+        for module in house.modules()
         if module not in ("joulesweep", "joulesweep.provenance")
         for node in strings_of(module.removeprefix("joulesweep."))
         if isinstance(node, ast.Constant)
@@ -320,9 +321,9 @@ def test_versions_are_those_of_the_changelog():
 
 
 def test_every_module_has_a_room_and_every_room_a_floor():
-    assert [module for module in generate.modules() if generate.room(module) is None] == ["joulesweep"]
-    assert set(generate.rooms()) <= set(generate.heights())
-    listed = [name for names in generate.ROOMS.values() for name in names.split()]
+    assert [module for module in house.modules() if house.room(module) is None] == ["joulesweep"]
+    assert set(house.rooms()) <= set(house.heights())
+    listed = [name for names in house.ROOMS.values() for name in names.split()]
     assert len(listed) == len(set(listed))
 
 
@@ -334,10 +335,10 @@ def test_the_house_is_drawn_from_imports(tmp_path):
         "def later():\n    from joulesweep.model import stacks\n",
         encoding="utf-8",
     )
-    assert generate.imports(file) == {"joulesweep.errors", "joulesweep.spec", "joulesweep.model"}
-    drawing = generate.house()
-    assert all(f">{name}</text>" in drawing for name in generate.rooms())
-    assert generate._drawn({"cli": {"plan", "core"}, "plan": {"core"}, "core": {"plan"}}) == [
+    assert house.imports(file) == {"joulesweep.errors", "joulesweep.spec", "joulesweep.model"}
+    drawing = house.drawing()
+    assert all(f">{name}</text>" in drawing for name in house.rooms())
+    assert house._drawn({"cli": {"plan", "core"}, "plan": {"core"}, "core": {"plan"}}) == [
         ("cli", "plan"),
         ("core", "plan"),  # goes up: always drawn
         ("plan", "core"),
