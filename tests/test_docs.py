@@ -33,7 +33,7 @@ PAGES = sorted(
 )
 NAMES = [path.relative_to(ROOT).as_posix() for path in PAGES]
 #: A name in capitals, a text in quotes or an ellipsis stands for the reader's own.
-PROGRAMS = ("joulesweep", "snakemake", "make", "python")
+PROGRAMS = ("joulesweep", "snakemake", "make", "python", "python3")
 YOURS = {"config/mine.yaml", "joulesweep/methods/biases.py", "joulesweep/templates/captions/NAME.rst"}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INDENTED = re.compile(r"(?:^(?: {4}| {8})\S.*\n)+", re.MULTILINE)
@@ -105,7 +105,7 @@ def is_target(word: str) -> bool:
 @pytest.mark.parametrize(("command", "whole"), [*cases(whole=True), *cases(whole=False)])
 def test_every_command_exists_with_its_options(command, whole, snakemake_parser, capsys):
     program, *arguments = split(command)
-    check = {"joulesweep": ours, "make": target, "python": module, "snakemake": workflow}[program]
+    check = {"joulesweep": ours, "make": target, "python": module, "python3": module, "snakemake": workflow}[program]
     check(arguments, whole, snakemake_parser)
 
 
