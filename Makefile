@@ -6,7 +6,12 @@
 # make fuzz    3,000 odd configs, 1,000 data files, 300 model folders, 300 records: minutes
 # make gpu-pack   what a machine with a GPU is given for the first minutes there: wheels, models, texts, the package
 # make bench-peers   ours against transformers.Trainer and Lightning, on this machine's CPU: half an hour or more
+# make docs    this documentation as a site, .cache/site/index.html; every warning is an error
 # make lint    every check of style, types and rules
+# make format  mend what of the style can be mended
+# make schema  write config/schema.json from the config's model
+# make environment   .venv, with everything but the extras of the peers and of the site
+# make clean   remove the environments
 # All make the environment first, when it is missing or stale.
 
 VENV := .venv
@@ -21,11 +26,13 @@ OLDEST_PINS := transformers==5.17.0 huggingface_hub==1.33.0
 # What trains, fetches and tokenises. torch.jit.script, which that version uses, warns of its end.
 OLDEST_TESTS := $(addprefix tests/test_,$(addsuffix .py,adaptive data engine flops generation kahan kernels lazy methods model \
 	prefix pretrained scoring strategy_precision tasks tokens train trainer weights))
+# The site's own packages, likewise.
+DOCS := .cache/docs
 # VizWiz annotations; the default data set where there are none.
 VIZWIZ ?= $(wildcard ../shared/data/vizwiz/val.json)
 BENCH_PEERS = $(PEERS)/bin/python -m benchmarks.peers $(if $(VIZWIZ),--data $(VIZWIZ)) $(BENCH_PEERS_OPTIONS)
 
-.PHONY: sweep test test-oldest families truth fuzz bench-peers gpu-pack lint format environment schema clean
+.PHONY: sweep test test-oldest families truth fuzz bench-peers gpu-pack docs lint format environment schema clean
 .DEFAULT_GOAL := sweep
 
 environment: $(VENV)/.ready
@@ -79,6 +86,15 @@ bench-peers: $(PEERS)/.ready
 	@$(BENCH_PEERS) --model tiny --seeds 5 --json benchmarks/results/peers_tiny_fp32.json
 	@$(BENCH_PEERS) --model minilm --json benchmarks/results/peers_minilm_fp32.json
 
+$(DOCS)/.ready: $(VENV)/.ready
+	$(call on_top,$(DOCS))
+	@$(DOCS)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	@touch $@
+
+docs: $(DOCS)/.ready
+	@NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/python -m mkdocs build --strict
+	@echo "Site: $(CURDIR)/.cache/site/index.html; with search: python -m http.server --directory .cache/site"
+
 gpu-pack: environment
 	@python -m benchmarks.gpu_pack
 
@@ -98,4 +114,4 @@ schema: environment
 	joulesweep schema config/schema.json
 
 clean:
-	rm -rf $(VENV) $(PEERS) $(OLDEST)
+	rm -rf $(VENV) $(PEERS) $(OLDEST) $(DOCS)

@@ -205,3 +205,9 @@ def test_script_without_tables_says_so(tmp_path):
     arguments = ["--tables", str(tmp_path), "--output", str(tmp_path / "charts")]
     done = subprocess.run([sys.executable, "-m", "scripts.charts", *arguments], capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.startswith(f"error: {tmp_path}") and done.stderr.count("\n") == 1
+
+
+def test_the_workflow_names_the_same_charts():
+    from joulesweep import workflow
+
+    assert tuple(charts.CHARTS) == workflow.CHARTS

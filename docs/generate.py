@@ -1,0 +1,524 @@
+"""Write the generated parts of the site: a hook of mkdocs, and plain functions that tests call.
+
+A page names a generated part in a line of its own, `<!-- generated: NAME -->`; NAME is a key of `PARTS`. Everything is
+read from the code when the site is built: the config's schema, the tables' columns, the command line, the axes, the
+statuses and flags, the imports. The API has a page per room of the package.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import dataclasses
+import html
+import importlib
+import importlib.util
+import inspect
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mkdocs.config.defaults import MkDocsConfig
+    from mkdocs.structure.files import Files
+
+sys.path.insert(0, str(Path(__file__).parent))  # mkdocs loads a hook by its path alone
+import house
+
+ROOT = Path(__file__).parent.parent
+MARK = re.compile(r"^<!-- generated: ([\w-]+) -->$", re.MULTILINE)
+Schema = dict[str, Any]
+MOST_KEYS = 4  # of a mapping that a cell of a table names
+
+#: Units by the end of a column's name, where the column does not say its own.
+UNITS = {
+    "_per_s": "1/s",
+    "_per_j": "1/J",
+    "_per_minute": "1/min",
+    "_bytes": "bytes",
+    "bytes_per_step": "bytes",
+    "_flops": "FLOPs",
+    "_macs": "multiply-adds",
+    "_mhz": "MHz",
+    "_co2e_g": "g CO₂e",
+    "co2e_g": "g CO₂e",
+    "_fraction": "0 to 1",
+    "_share": "0 to 1",
+    "accuracy": "0 to 1",
+    "_ratio": "ratio",
+    "_c": "°C",
+    "_j": "J",
+    "_w": "W",
+    "_s": "s",
+}
+
+#: What a run ends with. A status without a meaning here is an error when the site is built.
+RUN_STATUSES = {
+    "ok": "The run finished, and its numbers count.",
+    "oom": "Memory ran out. The record has the bytes asked for, where PyTorch or the kernel tells.",
+    "diverged": "A loss was not a finite number.",
+    "unsupported": "This machine or this model cannot do it. The reason is one line.",
+    "timeout": "The run took longer than `train.timeout_s` and was stopped.",
+}
+#: What a number is. `measured` and `integrated` were read from the machine.
+NUMBER_STATUSES = {
+    "measured": "Difference of an energy counter over the window, as Zeus reads it.",
+    "integrated": "Power readings, integrated over the window: the board has no counter, or it failed or was reset.",
+    "estimated": "Worked out from CPU-seconds and published watts per core. In columns of its own, never ranked.",
+    "below_resolution": "The window was shorter than ten ticks of the counter: no number.",
+    "unavailable": "Nothing could be read. The reason says why.",
+}
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Append the pages of the API to the site's navigation."""
+    api = [{room: f"reference/api/{room}.md"} for room in house.rooms()]
+    reference = next(entry["Reference"] for entry in config.nav if "Reference" in entry)
+    reference.append({"API": ["reference/api/index.md", *api]})
+    return config
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the pages of the API."""
+    from mkdocs.structure.files import File
+
+    for name, text in api_pages().items():
+        files.append(File.generated(config, f"reference/api/{name}.md", content=text))
+    return files
+
+
+def on_page_markdown(markdown: str, **_: object) -> str:
+    """Fill in the generated parts of a page."""
+    return filled(markdown)
+
+
+def filled(markdown: str) -> str:
+    """A page with its generated parts.
+
+    Raises:
+        KeyError: it names a part that does not exist.
+    """
+    return MARK.sub(lambda found: PARTS[found[1]](), markdown)
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; a bar inside a cell does not end it."""
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
+
+
+def code(text: object) -> str:
+    """Inline code."""
+    return f"`{text}`"
+
+
+# The config
+
+
+def config_schema() -> Schema:
+    """The schema as it is in the repository; a test holds it against the models."""
+    return json.loads((ROOT / "config" / "schema.json").read_text(encoding="utf-8"))
+
+
+def config_keys() -> str:
+    """A section per part of the config: key, allowed values, default, meaning."""
+    schema, parts = config_schema(), []
+    for path, definition in _sections(schema):
+        required = definition.get("required", [])
+        rows = [
+            [code(f"{path}.{key}".strip(".")), allowed(node, schema), _default(node, key in required), _about(node)]
+            for key, node in definition["properties"].items()
+        ]
+        title = f"## {code(path)}" if path else "## The file"
+        about = _prose(definition.get("description", "")) if path else "The sections of a config file."
+        parts.append(f"{title}\n\n{about}\n\n{table(['key', 'allowed', 'default', 'meaning'], rows)}")
+    return "\n".join(parts)
+
+
+def _sections(schema: Schema) -> Iterator[tuple[str, Schema]]:
+    """Every mapping with keys of its own, with the path at which it is met first."""
+    waiting: list[tuple[str, Schema]] = [("", schema)]
+    seen: set[str] = set()
+    for path, definition in waiting:  # grows meanwhile
+        yield path, definition
+        for key, node in definition["properties"].items():
+            for name in _references(node):
+                if name not in seen:
+                    seen.add(name)
+                    inside = f"{path}.{key}".strip(".") + (".NAME" if "patternProperties" in node else "")
+                    kind = f" {_kind(schema['$defs'][name])}" if "oneOf" in json.dumps(node) else ""
+                    waiting.append((inside + kind, schema["$defs"][name]))
+
+
+def _kind(definition: Schema) -> str:
+    """The key by which one of several kinds of a mapping is known."""
+    return f"({next(iter(definition['properties']))})"
+
+
+def _references(node: object) -> list[str]:
+    if isinstance(node, dict):
+        own = [node["$ref"].rpartition("/")[2]] if "$ref" in node else []
+        return own + [name for value in node.values() for name in _references(value)]
+    return [name for value in node for name in _references(value)] if isinstance(node, list) else []
+
+
+def allowed(node: Schema, schema: Schema) -> str:
+    """What a key may hold, in words."""
+    if "$ref" in node:
+        return _named(schema["$defs"][node["$ref"].rpartition("/")[2]])
+    for union in ("anyOf", "oneOf"):
+        if union in node:
+            return " or ".join(dict.fromkeys(allowed(one, schema) for one in node[union]))
+    if "enum" in node or "const" in node:
+        return ", ".join(code(value) for value in node.get("enum", [node.get("const")]))
+    if node.get("type") == "array":
+        return f"list of {allowed(node['items'], schema)}" if node.get("items") else "list"
+    if "patternProperties" in node:
+        return f"NAME: {allowed(next(iter(node['patternProperties'].values())), schema)}"
+    return _plain(node)
+
+
+def _named(definition: Schema) -> str:
+    keys = list(definition["properties"])
+    return f"`{{{', '.join(keys)}}}`" if len(keys) <= MOST_KEYS else "a section, see below"
+
+
+def _plain(node: Schema) -> str:
+    """A value of a plain type, with its limits."""
+    words = {"integer": "whole number", "number": "number", "boolean": "`true`, `false`", "null": "`null`"}
+    words |= {"string": "text", "object": "a mapping"}
+    signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+    limits = [f"{sign} {node[key]:,.10g}" for key, sign in signs.items() if key in node]
+    limits += [f"of the form `{node['pattern']}`"] if "pattern" in node else []
+    return ", ".join([words.get(node.get("type", ""), "any value"), *limits])
+
+
+def _default(node: Schema, is_required: bool) -> str:
+    if is_required:
+        return "required"
+    value = node.get("default")
+    return "see below" if isinstance(value, dict) else code(json.dumps(value, ensure_ascii=False))
+
+
+def _about(node: Schema) -> str:
+    return _prose(node.get("description", ""))
+
+
+def _prose(text: str) -> str:
+    """A sentence of the code as Markdown: what looks like a tag or a mapping is text."""
+    parts = re.split(r"(`[^`]*`)", text)
+    return "".join(part if part.startswith("`") else html.escape(part, quote=False) for part in parts)
+
+
+# The tables
+
+
+def table_schemas() -> dict[str, Mapping[str, Any]]:
+    """Each table's columns, by its name."""
+    from joulesweep import tables
+
+    columns = _columns_module()
+    return {name: getattr(columns or tables, name.upper()) for name in tables.NAMES}
+
+
+def _columns_module() -> ModuleType | None:
+    """The module that describes columns, if there is one beside the tables."""
+    found = importlib.util.find_spec(f"{house.PACKAGE.name}.columns")
+    return importlib.import_module(found.name) if found else None
+
+
+def table_abouts() -> dict[str, str]:
+    """What a row of each table is."""
+    from joulesweep.tables import Tables
+
+    described: dict[str, str] = getattr(_columns_module(), "ABOUT", None) or attributes(Tables)
+    return described
+
+
+def tables_page() -> str:
+    """A section per table: each column with type, unit and meaning."""
+    about, parts = table_abouts(), []
+    for name, schema in table_schemas().items():
+        rows = [[code(column), _dtype(row), unit(column, row), _meaning(row)] for column, row in schema.items()]
+        headings = ["column", "type", "unit", "meaning"]
+        if not any(row[-1] for row in rows):
+            headings, rows = headings[:-1], [row[:-1] for row in rows]
+        parts.append(f"## {code(f'{name}.parquet')}\n\n{_sentence(about[name])}\n\n{table(headings, rows)}")
+    return "\n".join(parts)
+
+
+def _dtype(column: object) -> str:
+    return str(getattr(column, "dtype", column))
+
+
+def _meaning(column: object) -> str:
+    null = getattr(column, "null", None)
+    return _prose((getattr(column, "about", "") or "") + (f"; null {null}" if null else ""))
+
+
+def unit(name: str, column: object = None) -> str:
+    """A column's unit: its own, else by the end of its name; intervals have that of their quantity."""
+    if hasattr(column, "unit"):
+        return str(column.unit or "")
+    name = re.sub(r"_(mean|low|high)$", "", name)
+    return next((unit for end, unit in UNITS.items() if name.endswith(end) and name not in ("num_s",)), "")
+
+
+def attributes(of: object) -> dict[str, str]:
+    """What a docstring says of each attribute."""
+    _, _, section = (inspect.getdoc(of) or "").partition("Attributes:\n")
+    found = re.findall(r"^    (\w+): (.*?)(?=^    \w+: |^\S|\Z)", section, re.MULTILINE | re.DOTALL)
+    return {name: " ".join(text.split()) for name, text in found}
+
+
+def _sentence(text: str) -> str:
+    """A text as a sentence; a name of a schema in the code means nothing here."""
+    text = re.sub(r"; columns `[A-Z]+`", "", text)
+    return _prose(text[:1].upper() + text[1:])
+
+
+# The command line
+
+
+def command_line() -> str:
+    """A section per subcommand, with the help that the program prints."""
+    os.environ["COLUMNS"] = "100"
+    parts = []
+    for name, command in subcommands().items():
+        parts.append(f"## {code(f'joulesweep {name}')}\n\n```text\n{command.format_help().strip()}\n```\n")
+    return "\n".join(parts)
+
+
+def subcommands() -> dict[str, argparse.ArgumentParser]:
+    """The parser of each subcommand."""
+    from joulesweep import cli
+
+    actions = cli._parser()._actions
+    return next(dict(action.choices) for action in actions if isinstance(action, argparse._SubParsersAction))
+
+
+def make_targets() -> str:
+    """What `make` can do, as the head of the Makefile says it."""
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    return table(["command", "what it does"], [[code(target), _prose(about)] for target, about in targets(text)])
+
+
+def targets(makefile: str) -> list[tuple[str, str]]:
+    """Each documented target with its line."""
+    return re.findall(r"^# (make [\w-]+) +(.*)$", makefile, re.MULTILINE)
+
+
+# Axes, tasks, methods
+
+
+def strategies() -> str:
+    """The rows of the table of strategies."""
+    return _rows("strategy", "STRATEGIES")
+
+
+def precisions() -> str:
+    """The rows of the table of precisions."""
+    return _rows("precision", "PRECISIONS")
+
+
+def engines() -> str:
+    """The rows of the table of engines."""
+    return _rows("engine", "ENGINES")
+
+
+def _rows(module: str, name: str) -> str:
+    rows = getattr(importlib.import_module(f"joulesweep.{module}"), name)
+    return table([module, "what it does"], [[code(key), _prose(row.about)] for key, row in rows.items()])
+
+
+def methods() -> str:
+    """Each method with its parameters and their defaults."""
+    from joulesweep import methods as package
+
+    rows = []
+    for name in package.names():
+        module = package.load(name)
+        params = [
+            code(f"{field.name}: {json.dumps(getattr(module.Params(), field.name))}")
+            for field in dataclasses.fields(module.Params)
+        ]
+        rows.append([code(name), _prose((module.__doc__ or "").splitlines()[0]), ", ".join(params)])
+    return table(["method", "what it does", "parameters and defaults"], rows)
+
+
+# Statuses and flags
+
+
+def run_statuses() -> str:
+    """What a run ends with."""
+    from joulesweep.record import STATUSES
+
+    return table(["status", "meaning"], [[code(status), RUN_STATUSES[status]] for status in STATUSES])
+
+
+def number_statuses() -> str:
+    """What a number is."""
+    return table(["status", "meaning"], [[code(status), about] for status, about in NUMBER_STATUSES.items()])
+
+
+def flag_meanings() -> dict[str, str]:
+    """What each flag means."""
+    from joulesweep.provenance import FLAGS
+
+    return dict(FLAGS)
+
+
+def flags() -> str:
+    """What weakens a comparison."""
+    return table(["flag", "meaning"], [[code(flag), _prose(about)] for flag, about in flag_meanings().items()])
+
+
+def promises() -> str:
+    """What a certificate tries."""
+    from joulesweep.appraise import PROMISES
+
+    return table(["promise", "what it says"], [[code(name), _prose(about)] for name, about in PROMISES.items()])
+
+
+def limits() -> str:
+    """The numbers that decide about flags, ranks and intervals, by the name that the code gives them."""
+    named = {
+        "conditions": ("HEADLINE_S", "HEADLINE_TICKS", "SKIPPED"),
+        "verdict": ("CROSS_CHECK", "CLOCKS"),
+        "answer": ("MARGIN",),
+        "floors": ("MEMORY_TOLERANCE",),
+    }
+    rows = []
+    for module, names in named.items():
+        found = importlib.import_module(f"joulesweep.{module}")
+        rows += [[code(f"{module}.{name}"), f"{getattr(found, name):g}"] for name in names if hasattr(found, name)]
+    return table(["name", "value"], rows)
+
+
+# The record
+
+
+def record_text() -> str:
+    """What a record holds."""
+    from joulesweep import record
+
+    text = inspect.getdoc(record) or ""
+    return f"```text\n{text.partition('A record is one JSON object')[2].partition(':')[2].strip(chr(10))}\n```\n"
+
+
+def spec_fields() -> str:
+    """Every field of a spec, with the value it has when a stored spec leaves it out."""
+    from joulesweep.spec import FIELDS, OMISSION, RunSpec
+
+    about = attributes(RunSpec)
+    rows = [
+        [code(name), code(json.dumps(OMISSION[name])) if name in OMISSION else "always stated", _prose(about[name])]
+        for name in FIELDS
+    ]
+    return table(["field", "when left out", "meaning"], rows)
+
+
+def versions() -> str:
+    """The formats of files and their versions, as the modules that write them say."""
+    rows = [[code(name), str(version), code(module)] for name, version, module in formats()]
+    return table(["format", "version", "written by"], rows)
+
+
+def formats() -> list[tuple[str, int, str]]:
+    """(format, version, module) of each kind of file: constants, or keys of a mapping that is written."""
+    found = []
+    for name, path in house.modules().items():
+        text = path.read_text(encoding="utf-8")
+        constants = dict(re.findall(r'^(FORMAT|VERSION)(?:, VERSION)? = "?([\w-]+)', text, re.MULTILINE))
+        both = re.search(r'^FORMAT, VERSION = "([\w-]+)", (\d+)', text, re.MULTILINE)
+        keys = re.search(r'"format": "([\w-]+)",\s+"version": (\d+)', text)
+        if (pair := both or keys) is not None:
+            found.append((pair[1], int(pair[2]), name))
+        elif {"FORMAT", "VERSION"} <= set(constants):
+            found.append((constants["FORMAT"], int(constants["VERSION"]), name))
+    return sorted(found)
+
+
+# The house
+
+
+def drawing() -> str:
+    """The rooms as a drawing that scrolls on a narrow screen."""
+    return f'<div class="house">{house.drawing()}</div>\n'
+
+
+def room_table() -> str:
+    """Each room with its modules and the rooms that it imports from."""
+    found = house.rooms()
+    arrows = house.arrows_of(found)
+    rows = [
+        [
+            f"[{name}](../reference/api/{name}.md)",
+            ", ".join(code(module.removeprefix(f"{house.PACKAGE.name}.")) for module in members),
+            ", ".join(sorted(arrows[name])) or "nothing",
+        ]
+        for name, members in found.items()
+    ]
+    return table(["room", "modules", "imports from"], rows)
+
+
+def upward() -> str:
+    """Which imports lead to a higher floor."""
+    rows = [[code(module), code(one), f"{a} to {b}"] for module, one, a, b in house.upward()]
+    if not rows:
+        return "No import goes up.\n"
+    return f"{len(rows)} imports go up, dashed in the drawing:\n\n{table(['module', 'imports', 'rooms'], rows)}"
+
+
+# The API
+
+
+def api_pages() -> dict[str, str]:
+    """A page per room, and one that lists them."""
+    pages = {name: _room_page(name, members) for name, members in house.rooms().items()}
+    rows = [
+        [f"[{name}]({name}.md)", "; ".join(f"{code(one)} {_first_line(one)}" for one in members)]
+        for name, members in house.rooms().items()
+    ]
+    intro = (
+        "# API\n\nThe modules by room. They are not a public interface: see [Public interface](../interface.md).\n\n"
+    )
+    return {"index": intro + table(["room", "modules"], rows), **pages}
+
+
+def _room_page(name: str, members: Sequence[str]) -> str:
+    parts = [f"## {code(module)}\n\n::: {module}\n" for module in members]
+    return f"# {name}\n\n" + "\n".join(parts)
+
+
+def _first_line(module: str) -> str:
+    text = ast.get_docstring(ast.parse(house.modules()[module].read_text(encoding="utf-8"))) or ""
+    return _prose(text.splitlines()[0] if text else "")
+
+
+PARTS: dict[str, Callable[[], str]] = {
+    "config-keys": config_keys,
+    "tables": tables_page,
+    "command-line": command_line,
+    "make-targets": make_targets,
+    "strategies": strategies,
+    "precisions": precisions,
+    "engines": engines,
+    "methods": methods,
+    "run-statuses": run_statuses,
+    "number-statuses": number_statuses,
+    "flags": flags,
+    "promises": promises,
+    "limits": limits,
+    "record": record_text,
+    "spec-fields": spec_fields,
+    "versions": versions,
+    "house": drawing,
+    "rooms": room_table,
+    "upward": upward,
+}
