@@ -230,6 +230,16 @@ def test_only_what_this_python_lacks_is_unpacked(tmp_path):
     assert {path.name for path in site.iterdir()} == {"absent_entirely-1.dist-info", "numpy-999.dist-info"}
 
 
+def test_another_package_of_the_same_name_is_not_taken_for_ours(tmp_path):
+    """Some wheels install a top-level `benchmarks`; a folder without an `__init__` would lose against it."""
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "__init__.py").touch()
+    command = [sys.executable, "-c", "import benchmarks.gpu_plan"]
+    environ = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, cwd=tiny_run.REPOSITORY, env=environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.fixture
 def no_work(monkeypatch):
     """A pack without models, which takes no time."""
@@ -241,7 +251,9 @@ def test_a_pack_too_large_is_not_made_and_an_earlier_one_stays(tmp_path, monkeyp
     size = gpu_pack.build(folder, wheels=())
     assert size == sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     manifest = json.loads((folder / gpu_common.MANIFEST).read_text(encoding="utf-8"))
-    assert {"joulesweep/train.py", "benchmarks/gpu_day.py", "resources/gpus.csv"} <= set(manifest["files"])
+    assert {"joulesweep/train.py", "benchmarks/__init__.py", "benchmarks/gpu_day.py", "resources/gpus.csv"} <= set(
+        manifest["files"]
+    )
     assert not list(folder.rglob("__pycache__"))
     monkeypatch.setattr(gpu_pack, "MOST_BYTES", size - 1)
     with pytest.raises(gpu_pack.UserError, match="more than"):
