@@ -142,9 +142,10 @@ def speeds(accelerator: str) -> list[Piece]:
     small, middle, large = batches
     both, compiled = {**PACKED, "engine": "compile-graph"}, {**PACKED, "engine": "compile"}
     ways = [(GRAPH, middle), (GRAPH, large), (both, middle), (both, large), (GRAPH, small), (PLAIN, middle)]
-    ways += [(PLAIN, small), (both, small), (PACKED, middle), (PACKED, small), (compiled, middle)]
-    others = [(GRAPH, name, size) for size in (middle, small) for name in PRECISIONS if name != "bf16-mixed"]
-    return [_speed(way, name, size) for way, name, size in [*((way, "bf16-mixed", n) for way, n in ways), *others]]
+    ways += [(PLAIN, small), (both, small), (PACKED, middle), (PACKED, small)]
+    wanted = [(way, "bf16-mixed", size) for way, size in ways]
+    wanted += [(GRAPH, name, size) for size in (middle, small) for name in PRECISIONS if name != "bf16-mixed"]
+    return [_speed(way, name, size) for way, name, size in [*wanted, (compiled, "bf16-mixed", middle)]]
 
 
 def _speed(way: dict[str, Any], precision: str, size: int) -> Piece:

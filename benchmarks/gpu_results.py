@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import gpu_common, gpu_trace
-from benchmarks.gpu_common import NOT_TRIED, OK
+from benchmarks.gpu_common import NO_TIME, NOT_TRIED, OK
 from benchmarks.gpu_contest import COMPILED, TRAINERS
 from joulesweep import certificate, floors, verdict
 from joulesweep.errors import UserError
@@ -225,7 +225,9 @@ def _faster(size: int, wanted: float, results: Results) -> Told:
     """Ours against every Trainer that was measured: the fastest decides, and who was not measured is named."""
     of_size = turns(results).get((size, GOAL_PRECISION), {})
     ratios = {peer: ratio for peer in TRAINERS if (ratio := over_peer(of_size, peer)) is not None}
-    absent = [_absent(results, peer) for peer in TRAINERS if peer not in ratios]
+    measured = [name for name in of_size if name in ratios or name.startswith("ours")]
+    ours = [] if any(name not in TRAINERS for name in measured) else ["ours"]
+    absent = [_absent(results, name) for name in (*ours, *TRAINERS) if name not in measured]
     if "trainer" not in ratios:
         return NOT_TRIED, "; ".join(absent), size
     fastest = min(ratios, key=lambda peer: ratios[peer].ratio)
@@ -238,10 +240,11 @@ def _faster(size: int, wanted: float, results: Results) -> Told:
     return HOLDS if all(low is not None and low >= wanted for low, _ in ends) else UNTOLD, text, size
 
 
-def _absent(results: Results, peer: str) -> str:
+def _absent(results: Results, name: str) -> str:
     """Who was not measured, and why."""
-    reason = left_out(results).get(peer) or why_not(results, "e", "trainers")
-    return f"{'not compiled' if peer == COMPILED else f'without {peer}'}: {reason}"
+    took_place = any(row["piece"] == "trainers" for row in results.ok("e"))
+    reason = left_out(results).get(name) or (NO_TIME if took_place else why_not(results, "e", "trainers"))
+    return f"{'not compiled' if name == COMPILED else f'without {name}'}: {reason}"
 
 
 def _near_floor(size: int, wanted: float, results: Results) -> Told:

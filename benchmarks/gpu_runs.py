@@ -31,6 +31,7 @@ Piece = dict[str, Any]
 GRAPH = {"batching": "packed", "head": "masked", "engine": "graph"}
 POLL_S = 0.02
 LEAVE_S = 2.0  # of an item's time, for keeping what there is
+SPARE_S = 0.5  # for answering
 GONE_S = 20.0  # what died and its board may take so long to be gone
 TURN = 1.5  # a turn takes so many times its window
 SURE = 1.1  # as long as the longest block of turns may take the next one, and some more
@@ -235,20 +236,20 @@ def contest(job: Job, piece: Piece) -> dict[str, Any]:
     try:
         ready: list[Contestant] = []
         for one in sorted(contestants, key=lambda one: one.name == COMPILED):
-            limit_s = job.left_s
+            limit_s = job.left_s - SPARE_S
             if one.name == COMPILED:
                 limit_s -= job.scale.rounds * len(sizes) * len(ready) * TURN * job.scale.contest_s
             _if_it_can(one, ready, left_out, lambda one=one, limit_s=limit_s: one.told(limit_s))
         longest_s = 0.0
         for turn, size in itertools.product(range(job.scale.rounds), sizes):
-            if job.left_s < SURE * longest_s:
+            if job.left_s - SPARE_S < SURE * longest_s:
                 break
             began_s = time.monotonic()
             first = turn % max(1, len(ready))
             for one in [*ready[first:], *ready[:first]]:
                 one.go(size)
                 found: list[dict[str, Any]] = []
-                _if_it_can(one, found, left_out, lambda one=one: one.told(job.left_s), keep=True)
+                _if_it_can(one, found, left_out, lambda one=one: one.told(job.left_s - SPARE_S), keep=True)
                 if not found:
                     ready.remove(one)
                     continue
