@@ -225,9 +225,8 @@ def _faster(size: int, wanted: float, results: Results) -> Told:
     """Ours against every Trainer that was measured: the fastest decides, and who was not measured is named."""
     of_size = turns(results).get((size, GOAL_PRECISION), {})
     ratios = {peer: ratio for peer in TRAINERS if (ratio := over_peer(of_size, peer)) is not None}
-    measured = [name for name in of_size if name in ratios or name.startswith("ours")]
-    ours = [] if any(name not in TRAINERS for name in measured) else ["ours"]
-    absent = [_absent(results, name) for name in (*ours, *TRAINERS) if name not in measured]
+    took_part = ratios.keys() | ({"ours"} & of_size.keys())
+    absent = [_absent(results, name) for name in ("ours", *TRAINERS) if name not in took_part]
     if "trainer" not in ratios:
         return NOT_TRIED, "; ".join(absent), size
     fastest = min(ratios, key=lambda peer: ratios[peer].ratio)
