@@ -14,6 +14,7 @@ are up; what a compiler compiles is compiled before, for every length of the tex
 from __future__ import annotations
 
 import functools
+import gc
 import json
 import os
 import sys
@@ -50,6 +51,7 @@ Turn = Callable[[int], dict[str, Any]]  # of a batch size
 def main() -> int:
     """Build, say so, and train at every line of the standard input."""
     process.die_with_parent()
+    gc.disable()  # while things are imported and built, which then stay
     answers = _own_output()
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     try:
@@ -60,6 +62,8 @@ def main() -> int:
             raise
         _say(answers, {"left_out": outcome["reason"] if outcome else f"not installed: {error.name}"})  # type: ignore[attr-defined]
         return 0
+    gc.freeze()
+    gc.enable()
     _say(answers, {"ready": True})
     for line in sys.stdin:
         _say(answers, turn(int(line)))

@@ -56,6 +56,7 @@ LOOK_STEPS = 16  # so many steps go to the device before the clock is looked at
 def main() -> NoReturn:
     """Carry out the pieces of a job, each answered as it ends."""
     process.die_with_parent()
+    gc.disable()  # until the first training: it would walk what is imported several times
     job = Job.read(Path(sys.argv[1]))
     for piece in job.pieces:
         name = piece["piece"]
@@ -379,12 +380,13 @@ def _fresh() -> None:
     """Leave nothing of the training before: its graphs and their memory hang in a cycle, and compiled code stays."""
     import torch
 
+    if not torch.cuda.is_available():  # small models, and no graphs
+        return
     gc.unfreeze()
     gc.collect()
     if "torch._dynamo" in sys.modules:
         torch._dynamo.reset()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    torch.cuda.empty_cache()
 
 
 #: By the entry "do" of a piece.
