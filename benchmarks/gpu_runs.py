@@ -192,6 +192,7 @@ class Contestant:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            start_new_session=True,
             preexec_fn=process.die_with_parent,
         )
 
@@ -218,8 +219,11 @@ class Contestant:
             pipe.flush()
 
     def end(self) -> None:
-        """End it."""
-        self.child.kill()
+        """End it, and what compiles or collates for it."""
+        assert self.child.stdout is not None
+        if self.child.stdout.closed:
+            return
+        process.kill_group(self.child)
         with contextlib.suppress(BrokenPipeError), self.child:  # closes its pipes
             pass
 
