@@ -376,7 +376,7 @@ def _carry_out(args: argparse.Namespace) -> int:
     letters = [item.letter for item in PLAN]
     unknown = [letter for letter in args.items if letter not in letters]
     if unknown:
-        raise UserError(f"--items: there is no item {unknown[0]}; there are {', '.join(letters)}")
+        raise UserError(f"--items: there is no item {unknown[0]}; there are {', '.join(sorted(letters))}")
     if args.out is None:
         raise UserError("--out: say where results go, or set OUT")
     if args.budget <= 0:
