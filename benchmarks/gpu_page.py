@@ -68,12 +68,12 @@ def _write(results: Results, to: Path) -> Path:
     return to / f"{stem}.md"
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A Markdown table; a line instead where there are no rows."""
+def table(header: Sequence[str], rows: Iterable[Sequence[object]], num_texts: int = 1) -> str:
+    """A Markdown table, its first columns of text; a line instead where there are no rows."""
     lines = [[str(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
     if not lines:
         return "Nothing was measured."
-    ruled = ["---", *["---:"] * (len(header) - 1)]
+    ruled = ["---"] * num_texts + ["---:"] * (len(header) - num_texts)
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, ruled, *lines))
 
 
@@ -83,13 +83,14 @@ def _sections(results: Results) -> Iterator[tuple[str, str]]:
         table(
             ("goal", "verdict", "found", "cause, by the profile"),
             ((goal.name, f"**{goal.verdict}**", goal.found, goal.cause) for goal in goals(results)),
+            num_texts=4,
         ),
     )
     yield "Machine", _machine(results)
     yield "What was answered", _answered(results)
     yield "The CPU's losses, found again", _losses(results)
     rows = [(row["promise"], row["verdict"]) for row in promises(results)]
-    yield "Certificate", table(("promise", "verdict"), rows) if rows else why_not(results, "c", "certificate")
+    yield "Certificate", table(("promise", "verdict"), rows, 2) if rows else why_not(results, "c", "certificate")
     measured = speeds(results)
     header = ("way", "precision", "batch", "texts/s", "J/text", "status", "distance to floor", "peak GB", "window s")
     notes = Notes()
@@ -108,6 +109,7 @@ def _machine(results: Results) -> str:
     if not machine:
         return "Not answered."
     place, pack = machine["environment"], machine["pack"]
+    changes = " with changes" if pack["git_dirty"] else ""
     versions = ", ".join(f"{name} {found}" for name, found in place["versions"].items() if found)
     lines = [
         *(
@@ -116,7 +118,7 @@ def _machine(results: Results) -> str:
         ),
         f"- {place['cpu_model']}, {place['cpu_cores']} cores",
         f"- Python {place['python']}, {versions}, CUDA {machine['cuda']}",
-        f"- code: commit {pack['git_commit']}{' with changes' if pack['git_dirty'] else ''}, packed {pack['date']}",
+        f"- code: commit {str(pack['git_commit'])[:12]}{changes}, packed {pack['date']}",
     ]
     return "\n".join(lines)
 

@@ -155,10 +155,10 @@ def _speed(way: dict[str, Any], precision: str, size: int) -> Piece:
 
 def contests(accelerator: str) -> list[Piece]:
     """Item e: one set of processes for both batch sizes; Lightning where there is time."""
-    sizes = list(SCALES[accelerator].batches[:-1])
     if accelerator == "cpu":
-        return [named("contest", "trainers", contestants=["ours-eager", "trainer"], precision="fp32", sizes=sizes)]
-    trainers = ["ours", "trainer", COMPILED, "trainer-plain"]
+        names, sizes = ["ours-eager", "trainer", "trainer-plain"], list(SCALES[accelerator].batches)
+        return [named("contest", "trainers", contestants=names, precision="fp32", sizes=sizes)]
+    trainers, sizes = ["ours", "trainer", COMPILED, "trainer-plain"], list(SCALES[accelerator].batches[:-1])
     same = {"precision": "bf16-mixed"}
     return [
         named("contest", "trainers", contestants=trainers, sizes=sizes, **same),

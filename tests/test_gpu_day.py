@@ -680,7 +680,7 @@ def test_measured_items_have_their_numbers(whole):
         assert tried and all(row["measurement"]["samples_per_s"] > 0 for row in tried)
     turns = [row for row in pieces(whole, "e").values() if "turn" in row]
     assert {(row["contestant"], row["batch_size"]) for row in turns} == {
-        (name, size) for name in ("ours-eager", "trainer") for size in (8, 16)
+        (name, size) for name in ("ours-eager", "trainer", "trainer-plain") for size in (8, 16)
     }
     for row in turns:
         assert row["num_texts"] >= row["num_steps"] > 0 and row["window_s"] > 0
