@@ -27,8 +27,8 @@ from joulesweep.errors import UserError
 from joulesweep.precision import PRECISIONS
 
 WHO = (
-    "`trainer`: batches of like lengths, padded to the longest; on a GPU four processes collate. `trainer-compiled`: the "
-    "same, compiled; `trainer-plain`: random batches, no such processes. Model, precision and optimizer are ours.\n"
+    "`trainer`: batches of like lengths, padded to the longest; on a GPU four processes collate. `trainer-compiled`: "
+    "the same, compiled; `trainer-plain`: random batches, no such processes. Model, precision and optimizer are ours.\n"
 )
 MINIATURE = "This is the miniature on a CPU: it shows that every item runs, and says nothing of a GPU."
 

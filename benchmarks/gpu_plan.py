@@ -88,7 +88,7 @@ def _way(precision: str, **changes: Any) -> dict[str, Any]:  # noqa: ANN401 - fi
 def conformance(accelerator: str) -> list[Piece]:
     """Item b: what others are built on first, what compiles last; but for what takes longest, and others will need."""
     plain, compiling = ([name for name in ENGINES if ("compile" in name) is wanted] for wanted in (False, True))
-    found = [*_losses(plain), *_losses(compiling), *_dropout(plain)]
+    found = [*_losses(plain), *_dropout(plain)]
     for strategy, precision in itertools.product(("ddp", "fsdp"), ("fp32", "bf16-mixed")):
         spec = _way(precision, strategy=strategy, batching="packed")
         found.append(named("losses", "bert", strategy, precision, model="bert", spec=spec))

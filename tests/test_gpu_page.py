@@ -266,6 +266,12 @@ def test_two_calls_are_read_as_one_day(folder, tmp_path):
     assert [goals[gpu_results.GOALS[i][0]].verdict for i in (2, 3)] == ["holds", "holds"]
     assert {len(of_name) for of_name in gpu_results.turns(results)[32, "bf16-mixed"].values()} == {6}
     assert {row["joules"]["status"] for row in gpu_results.speeds(results)} == {"measured"}
+    (second.path / gpu_common.POWER).unlink()
+    doubts = {
+        row["batch_size"]: row["joules"]["doubt"] or row["joules"]["error_j"] is None
+        for row in gpu_results.speeds(gpu_results.Results(folder.path, second.path))
+    }
+    assert doubts[256] and not doubts[1024], "each call is judged by its own readings"
     page = gpu_page.write(results, tmp_path / "to").read_text(encoding="utf-8")
     assert "| trainer | bf16-mixed | 32 | 6 |" in page
 
