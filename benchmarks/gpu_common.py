@@ -125,8 +125,11 @@ class Scale:
         encoder: the model that is measured.
         decoder: the same for task clm.
         batches: texts per step, the ones of the goals.
-        length: training of a measured run, as fields of its spec.
+        least_steps: of a pass of a measured training, which goes over the texts more than once for them: going back to
+            its start takes as long as some steps.
+        most_steps: of a pass of plain training, which would take long for all texts.
         window_s: shortest window.
+        contest_s: the same of the contest.
         run_s: shortest window of a run through the launching parent.
         num_steps: of partial training, of each kind.
         certify_s: what the certificate may take.
@@ -136,8 +139,10 @@ class Scale:
     encoder: str
     decoder: str
     batches: tuple[int, ...]
-    length: Mapping[str, Any]
+    least_steps: int
+    most_steps: int
     window_s: float
+    contest_s: float
     run_s: float
     num_steps: int
     certify_s: float
@@ -149,8 +154,10 @@ SCALES = {
         encoder="bert-base",
         decoder="gpt2",
         batches=(32, 256, 1024),
-        length={"epochs": 1},
+        least_steps=90,
+        most_steps=150,
         window_s=3.0,
+        contest_s=2.0,
         run_s=10.0,
         num_steps=20,
         certify_s=150.0,
@@ -160,8 +167,10 @@ SCALES = {
         encoder="bert",
         decoder="llama",
         batches=(8, 16),
-        length={"max_steps": 3},
+        least_steps=1,
+        most_steps=3,
         window_s=0.1,
+        contest_s=0.1,
         run_s=0.2,
         num_steps=3,
         certify_s=3.0,
@@ -202,9 +211,28 @@ def small_spec(model: str, accelerator: str, **changes: Any) -> RunSpec:  # noqa
 
 def measured_spec(model: str, accelerator: str, **changes: Any) -> RunSpec:  # noqa: ANN401 - fields
     """A run that is measured, on few held-out texts: what is asked is what its window takes."""
-    length = {} if "max_steps" in changes else SCALES[accelerator].length
+    length = {} if "max_steps" in changes else pass_length(model, accelerator, **changes)
     given = {"lr": 1e-4, "max_length": 64, "min_seconds": SCALES[accelerator].window_s, **length, **changes}
     return _spec(model, accelerator, given)
+
+
+def pass_length(
+    model: str,
+    accelerator: str,
+    *,
+    batch_size: int,
+    engine: str = "eager",
+    **_: Any,  # noqa: ANN401 - fields
+) -> dict[str, int]:
+    """How long a measured training is, as a field of its spec: whole passes over the texts where that is not too long.
+
+    Eager steps wait for the host, whatever the batch: a thousand of 32 texts would take a whole item's time.
+    """
+    scale = SCALES[accelerator]
+    num_steps = math.ceil(TEXTS[MODELS[model].texts].number / batch_size)
+    if engine == "eager" and num_steps > scale.most_steps:
+        return {"max_steps": scale.most_steps}
+    return {"epochs": math.ceil(scale.least_steps / num_steps)}
 
 
 def _spec(name: str, accelerator: str, changes: Mapping[str, Any]) -> RunSpec:

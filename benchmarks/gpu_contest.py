@@ -1,18 +1,25 @@
 """A contestant that stays: it builds its model once and then trains whenever it is told to, one window each time.
 
-`python -m benchmarks.gpu_contest JOB` says "ready" on a line of JSON, then answers each line that it reads with the
-numbers of a window. All contestants have the same model, texts, optimizer, schedule and precision, and start each
-window from the same weights. A peer's window opens after its first steps: its processes that collate are up by then.
+`python -m benchmarks.gpu_contest JOB` says "ready" on a line of JSON, then reads lines, each a batch size, and answers
+each with the numbers of a window. All contestants have the same model, texts, optimizer, schedule and precision, and
+start each window from the same weights. A peer's window opens after its first steps, when its processes that collate
+are up; what a compiler compiles is compiled before, for every length of the texts.
+
+    trainer            transformers.Trainer: batches of like lengths, padded to the longest, four collating processes
+    trainer-compiled   the same, compiled for shapes that vary
+    trainer-plain      random batches, collated by the process that trains; the optimizer, too, is ours
+    lightning          Lightning's Trainer, with the data of the first
 """
 
 from __future__ import annotations
 
 import functools
+import gc
 import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import IO, Any
@@ -21,35 +28,45 @@ from joulesweep import process
 from joulesweep.spec import RunSpec, from_mapping
 
 SKIPPED = 3  # steps of a peer before its window
-TRIED = 12  # by so many steps it is found how many fill a window
+TRIED = 12  # by so many steps it is found how many of Lightning's fill a window
 MOST_STEPS = 20_000
-THEIRS = {"batching": "dynamic", "head": "dense", "engine": "eager", "min_seconds": 0.0}
 OURS = {
     "ours": {"batching": "packed", "head": "masked", "engine": "graph"},
     "ours-eager": {"batching": "packed", "head": "masked", "engine": "eager"},
 }
-#: Peers by name: what is left out of the best settings.
-PEERS = ("trainer", "trainer-default", "lightning")
+THEIRS = {"batching": "dynamic", "head": "dense", "engine": "eager", "min_seconds": 0.0}
+COMPILED = "trainer-compiled"
+#: Settings of transformers.Trainer, by the contestant's name: how it draws batches.
+TRAINERS = {"trainer": "group_by_length", COMPILED: "group_by_length", "trainer-plain": "random"}
+#: What each contestant's spec has of its own.
+WAYS: dict[str, dict[str, Any]] = {
+    **OURS,
+    **dict.fromkeys((*TRAINERS, "lightning"), THEIRS),
+    COMPILED: {**THEIRS, "engine": "compile"},
+}
 
-Turn = Callable[[], dict[str, Any]]
+Turn = Callable[[int], dict[str, Any]]  # of a batch size
 
 
 def main() -> int:
     """Build, say so, and train at every line of the standard input."""
     process.die_with_parent()
+    gc.disable()  # while things are imported and built, which then stay
     answers = _own_output()
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     try:
-        turn = _built(job)
+        turn = built(job)
     except Exception as error:
         outcome = getattr(error, "outcome", None)
         if outcome is None and not isinstance(error, ModuleNotFoundError):
             raise
         _say(answers, {"left_out": outcome["reason"] if outcome else f"not installed: {error.name}"})  # type: ignore[attr-defined]
         return 0
+    gc.freeze()
+    gc.enable()
     _say(answers, {"ready": True})
-    for _ in sys.stdin:
-        _say(answers, turn())
+    for line in sys.stdin:
+        _say(answers, turn(int(line)))
     return 0
 
 
@@ -65,26 +82,36 @@ def _say(answers: IO[str], found: dict[str, Any]) -> None:
     answers.flush()
 
 
-def _built(job: dict[str, Any]) -> Turn:
-    spec = from_mapping(job["spec"])
-    return _ours(job, spec) if job["name"] in OURS else _peer(job, spec)
+def built(job: Mapping[str, Any]) -> Turn:
+    """The contestant of a job file, with everything that comes before its first window.
+
+    Args:
+        job: name; specs by batch size; model_folder, tokens, folder, boards; and seconds of a window.
+    """
+    specs = {int(size): from_mapping(spec) for size, spec in job["specs"].items()}
+    if job["name"] in OURS:
+        return _ours(job, specs)
+    return _trainer(job, specs) if job["name"] in TRAINERS else _lightning(job, specs)
 
 
-def _ours(job: dict[str, Any], spec: RunSpec) -> Turn:
-    """The product's own trainer, warmed up; a turn is its training over and over until the window is full."""
+def _ours(job: Mapping[str, Any], specs: Mapping[int, RunSpec]) -> Turn:
+    """The product's own trainer, warmed up for each size; a turn is its training, repeated until the window is full."""
     from benchmarks.gpu_items import seen_by
     from joulesweep import memory, train
     from joulesweep.meter import Meter
     from joulesweep.trainer import assemble, measured_boards, prepare_process
 
-    spec = replace(spec, **OURS[job["name"]])
-    place = prepare_process(spec)
-    trainer = assemble(spec, Path(job["model_folder"]), Path(job["tokens"]), place)
-    meter = Meter(measured_boards(spec, job["boards"], place), host=True, synchronize=place.synchronize)
-    start = train._warm_up(trainer, memory.Peaks(place.device, 1))
-    assert start is not None  # min_seconds is set
+    place = prepare_process(next(iter(specs.values())))
+    made = {}
+    for size, spec in specs.items():
+        trainer = assemble(spec, Path(job["model_folder"]), Path(job["tokens"]), place)
+        made[size] = trainer, train._warm_up(trainer, memory.Peaks(place.device, 1))
+    boards = measured_boards(next(iter(specs.values())), job["boards"], place)
+    meter = Meter(boards, host=True, synchronize=place.synchronize)
 
-    def turn() -> dict[str, Any]:
+    def turn(size: int) -> dict[str, Any]:
+        trainer, start = made[size]
+        assert start is not None  # min_seconds is set
         num_passes = 0
         with meter.window():
             while num_passes == 0 or train._is_short(trainer, time.monotonic() - meter.begin_s):
@@ -98,52 +125,125 @@ def _ours(job: dict[str, Any], spec: RunSpec) -> Turn:
     return turn
 
 
-def _peer(job: dict[str, Any], spec: RunSpec) -> Turn:
-    """A peer's own training of as many steps as fill a window."""
-    fit, changes = _fit(job["name"])  # before anything of transformers is imported that looks for accelerate
-    from benchmarks import peer_common
+def _trainer(job: Mapping[str, Any], specs: Mapping[int, RunSpec]) -> Turn:
+    """transformers.Trainer, built once: what it has compiled for a model it would compile again for a second one."""
+    name = job["name"]
+    if name == COMPILED:
+        os.environ["ACCELERATE_DYNAMO_USE_DYNAMIC"] = "1"  # else every new size would be compiled for itself
+    from benchmarks import peer_trainer  # before anything of transformers is imported that looks for accelerate
     from benchmarks.gpu_items import seen_by
     from joulesweep import memory
+
+    task, meter = _task(job, specs)
+    if name == "trainer-plain":
+        task = _plain(task)
+    watch = _watch()
+    trainer = peer_trainer.built(task, MOST_STEPS, watch, TRAINERS[name])
+    weights = memory.copy_weights(task.model, [])
+
+    def trained(size: int, seconds: float, examples: Any = None) -> Timed:  # noqa: ANN401 - texts as ids
+        memory.load_weights(task.model, weights)
+        task.model.train()
+        trainer.optimizer, trainer.lr_scheduler = task.optimizer()
+        trainer.args.per_device_train_batch_size = trainer._train_batch_size = size
+        trainer.args.train_sampling_strategy = TRAINERS[name] if examples is None else "sequential"
+        trainer.args.max_steps = MOST_STEPS if examples is None else len(examples) // size
+        trainer.train_dataset = task.examples if examples is None else examples
+        watch.timed = Timed(meter, seconds)
+        trainer.train()
+        return watch.timed
+
+    for size in specs:  # allocator, kernels, and whatever is compiled
+        trained(size, float("inf"), _every_length(task, size) if name == COMPILED else task.examples[: 5 * size])
+    peer_trainer.check(trainer)
+
+    def turn(size: int) -> dict[str, Any]:
+        before = num_compiled()
+        timed = trained(size, job["seconds"])
+        if num_compiled() != before:  # the window holds a compilation: once more
+            timed = trained(size, job["seconds"])
+        return {"num_steps": timed.num_steps, "num_texts": timed.num_steps * size, **seen_by(meter)}
+
+    return turn
+
+
+def _watch() -> Any:  # noqa: ANN401 - transformers ships no complete types
+    from transformers import TrainerCallback
+
+    class Watch(TrainerCallback):  # type: ignore[misc] # likewise
+        """Ends a training when its window is full."""
+
+        timed: Timed
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ANN401
+            if self.timed.step_done():
+                control.should_training_stop = True
+
+    return Watch()
+
+
+class Timed:
+    """A window of the meter that opens after a peer's first steps, and closes when it is full.
+
+    Args:
+        meter: whose window.
+        seconds: of it.
+    """
+
+    def __init__(self, meter: Any, seconds: float) -> None:  # noqa: ANN401 - a Meter
+        self.meter, self.seconds = meter, seconds
+        self.num_done = 0
+        self.window: Any = None
+
+    @property
+    def num_steps(self) -> int:
+        """In the window."""
+        return self.num_done - SKIPPED
+
+    def step_done(self) -> bool:
+        """Count a step. Returns whether that was the last one."""
+        self.num_done += 1
+        if self.seconds == float("inf"):  # nothing is measured
+            return False
+        if self.num_done == SKIPPED:
+            self.window = self.meter.window()
+            self.window.__enter__()
+            return False
+        full = self.num_done > SKIPPED and time.monotonic() - self.meter.begin_s >= self.seconds
+        if full:
+            self.window.__exit__(None, None, None)  # waits for the device
+        return full
+
+
+def num_compiled() -> int:
+    """How many graphs PyTorch has compiled in this process."""
+    if "torch._dynamo" not in sys.modules:
+        return 0
+    from torch._dynamo.utils import counters
+
+    return int(counters["stats"]["unique_graphs"])
+
+
+def _every_length(task: Any, size: int) -> list[Any]:  # noqa: ANN401 - a Task
+    """A batch for each length that texts have."""
+    by_length = {len(example["input_ids"]): example for example in task.examples}
+    return [by_length[length] for length in sorted(by_length, reverse=True) for _ in range(size)]
+
+
+def _task(job: Mapping[str, Any], specs: Mapping[int, RunSpec]) -> tuple[Any, Any]:
+    """A peer's model and texts, and its meter."""
+    from benchmarks import peer_common
     from joulesweep.meter import Meter
     from joulesweep.trainer import measured_boards, prepare_process
 
-    class LateWindow(peer_common.Window):
-        """A window that a watcher opens when `skip` steps are done."""
-
-        skip = SKIPPED
-
-    spec = replace(spec, **THEIRS)
+    spec = next(iter(specs.values()))
     place = prepare_process(spec)
-    folders = Path(job["model_folder"]), Path(job["tokens"])
-    task = peer_common._task(spec, *folders, place, Path(job["folder"]))
-    if changes:
-        task = _plain(task)
-    meter = Meter(measured_boards(spec, job["boards"], place), host=True, synchronize=place.synchronize)
-    weights = memory.copy_weights(task.model, [])
-
-    def trained(num_steps: int) -> dict[str, Any]:
-        memory.load_weights(task.model, weights)
-        task.model.train()
-        window = LateWindow(meter, place.device)
-        fit(task, num_steps, window)
-        steps = num_steps - (SKIPPED if job["name"] != "lightning" else 0)
-        return {"num_steps": steps, "num_texts": steps * spec.batch_size, **seen_by(meter)}
-
-    @functools.cache
-    def num_steps() -> int:
-        """As many as fill a window: found out when it is this one's turn for the first time, and nobody else works."""
-        tried = trained(SKIPPED + (TRIED if job["seconds"] > 1 else 2))
-        longer = 2 if job["name"] == "lightning" else 1  # its window holds the start of its processes
-        return min(MOST_STEPS, max(4, round(longer * job["seconds"] * tried["num_steps"] / tried["window_s"])))
-
-    trained(SKIPPED + 2)  # allocator and kernels
-    return lambda: trained(SKIPPED + num_steps())
+    task = peer_common._task(spec, Path(job["model_folder"]), Path(job["tokens"]), place, Path(job["folder"]))
+    return task, Meter(measured_boards(spec, job["boards"], place), host=True, synchronize=place.synchronize)
 
 
 def _plain(task: Any) -> Any:  # noqa: ANN401 - a Task
-    """The same with the default loader: no processes of its own, padding to the longest text and no further."""
-    from transformers import DataCollatorForLanguageModeling
-
+    """The same without processes that collate."""
     from benchmarks.peer_common import Task
 
     class Plain(Task):
@@ -151,34 +251,33 @@ def _plain(task: Any) -> Any:  # noqa: ANN401 - a Task
         def num_workers(self) -> int:
             return 0
 
-    collator = DataCollatorForLanguageModeling(task.collator.tokenizer, mlm_probability=task.spec.mask_probability)
-    given = {one.name: getattr(task, one.name) for one in fields(task)}
-    return Plain(**{**given, "collator": collator})
+    return Plain(**{one.name: getattr(task, one.name) for one in fields(task)})
 
 
-def _fit(name: str) -> tuple[Any, bool]:
-    """A peer's program, and whether its loader is the default one."""
-    if name == "lightning":
-        from benchmarks import peer_lightning
+def _lightning(job: Mapping[str, Any], specs: Mapping[int, RunSpec]) -> Turn:
+    """Lightning's Trainer, built anew for each window, which holds the start of its processes: it is twice as long."""
+    from benchmarks import peer_common, peer_lightning
+    from benchmarks.gpu_items import seen_by
+    from joulesweep import memory
 
-        return peer_lightning.fit, False
-    from benchmarks import peer_trainer
+    task, meter = _task(job, specs)
+    weights = memory.copy_weights(task.model, [])
 
-    class Watch(peer_trainer._Watch):  # type: ignore[misc] # transformers ships no complete types
-        """Opens the window after the first steps."""
+    def trained(size: int, num_steps: int) -> dict[str, Any]:
+        memory.load_weights(task.model, weights)
+        task.model.train()
+        sized = replace(task, spec=replace(task.spec, batch_size=size))
+        peer_lightning.fit(sized, num_steps, peer_common.Window(meter, task.place.device))
+        return {"num_steps": num_steps, "num_texts": num_steps * size, **seen_by(meter)}
 
-        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ANN401
-            pass
+    @functools.cache
+    def num_steps(size: int) -> int:
+        """As many as fill a window: found out in this one's first turn, when nobody else works."""
+        tried = trained(size, TRIED)
+        return min(MOST_STEPS, max(4, round(2 * job["seconds"] * TRIED / tried["window_s"])))
 
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ANN401
-            if self.window and state.global_step == self.window.skip:
-                self.window.begin()
-            super().on_step_end(args, state, control)
-
-    peer_trainer._Watch = Watch
-    if name == "trainer-default":
-        return (lambda task, num_steps, window: peer_trainer.fit(task, num_steps, window, sampling="random")), True
-    return peer_trainer.fit, False
+    trained(next(iter(specs)), SKIPPED)  # allocator and kernels
+    return lambda size: trained(size, num_steps(size))
 
 
 if __name__ == "__main__":

@@ -1,25 +1,35 @@
-"""The first minutes on a GPU, used fully: `python -m benchmarks.gpu_day --out FOLDER`, nine minutes at most.
+"""The first minutes on a GPU, used fully: nine at most, in the folder that `make gpu-pack` builds.
+
+    timeout 40 python3 -c "import torch, transformers; torch.zeros(1, device='cuda')"
+    python3 -m benchmarks.gpu_day --accelerator cuda --out FOLDER
+
+The first line reads the libraries from a cold disk, which may take longer than the first item has. Items, by letter:
 
     a  what the machine is; a step in each precision
     b  small BERT, LLaMA and T5 by every engine, precision and batching: the losses that the CPU had; dropout of
        replayed steps; ddp and fsdp with one rank
     c  the certificate of the machine: `joulesweep certify`
     d  BERT-base by batch size, engine and precision: texts per second, joules per text, distance to the floor
-    e  transformers.Trainer, at its best and at its default, by turns with ours; Lightning where there is time
+    e  transformers.Trainer, at its best, compiled, and plain, by turns with ours; Lightning where there is time
     f  the first paper's comparison: each precision against fp32, plain training, by batch size
     g  GreenTrainer: predicted against measured seconds and joules of a step
     h  the profiler: kernels, waits, and how long the device had nothing to do
     i  two runs by the launching parent, one of which is killed
 
-Items come in the order of their worth. Each has its time, counted from the first one's begin: what one leaves, the next
-may use; when it is over, the item's processes are killed and the next begins. An item is a list of pieces, carried out
-in child processes; one that crashes, or does not answer, loses itself alone, and the rest goes on in a fresh process.
-Each piece is appended to `results.jsonl` when it ends: {item, piece, status: ok, not tried or failed, reason, …}.
-Readings of the meters go to `power.jsonl`, the processes' output to `log.txt`, the certificate beside them.
+They come in the order of their worth, which is that of `gpu_plan.PLAN`. Each has its time, counted from the first one's
+begin: what one leaves, the next may use; when it is over, the item's processes are killed and the next begins. An item
+is a list of pieces, carried out in child processes; one that crashes, or does not answer, loses itself alone, and the
+rest goes on in a fresh process. Each piece is appended to `results.jsonl` when it ends: {item, piece, status: ok, not
+tried or failed, reason, …}. Readings of the meters go to `power.jsonl`, the processes' output to `log.txt`, the
+certificate beside them.
 
-`make gpu-pack` builds the folder that this needs, and which can be carried to a machine that has torch, transformers
-and peft, and no network. `--accelerator cpu --budget 60` carries every item out in miniature: what needs a GPU is not
-tried. `python -m benchmarks.gpu_day --read FOLDER` turns results into tables and a page, and says which goals hold.
+What was not decided gets a second chance in a call of its own, where there are minutes left:
+
+    python3 -m benchmarks.gpu_day --accelerator cuda --items e --budget 150 --out FOLDER2
+
+`--accelerator cpu --budget 60` carries every item out in miniature: what needs a GPU is not tried. `--read FOLDER
+FOLDER2` turns results into tables and a page, and says which goals hold; a certificate that was cut off is made of its
+readings then.
 """
 
 from __future__ import annotations
@@ -41,6 +51,7 @@ from zipfile import ZipFile
 
 from benchmarks.gpu_common import (
     AFTER_FAILURE,
+    CERTIFICATE,
     FAILED,
     LOG,
     MANIFEST,
@@ -190,7 +201,9 @@ def tend(lane: Lane, item: Item, day: Day, until_s: float, answers: Answers) -> 
     if lane.child is None:
         if until_s - time.monotonic() > WORTH_S:
             lane.heard_s = time.monotonic()
-            lane.child = _start(day, day.job(item, lane.left, until_s), item.module, item.letter)
+            threads = {"TORCHINDUCTOR_COMPILE_THREADS": str(item.compile_threads(lane.left[0]))}
+            own = replace(day, environ=day.environ | threads)
+            lane.child = _start(own, day.job(item, lane.left, until_s), item.module, item.letter)
         return
     code = lane.child.poll()
     silent_s = time.monotonic() - lane.heard_s
@@ -299,7 +312,6 @@ def prepared(args: argparse.Namespace, scratch: Path) -> Day:
     num_cores = len(os.sched_getaffinity(0))
     environ = launch.child_environment(1, boards) | {
         "TORCHINDUCTOR_CACHE_DIR": str(scratch / "inductor"),
-        "TORCHINDUCTOR_COMPILE_THREADS": "4",  # several processes compile at once
         "XDG_CACHE_HOME": str(scratch / "cache"),
         "JOULESWEEP_LOCKS": os.environ.get("JOULESWEEP_LOCKS", str(scratch / "locks")),
     }
@@ -325,7 +337,7 @@ def main() -> int:
     parser.add_argument(
         "--pack", type=Path, help="the packed folder; default: the one this lies in, or .cache/gpu-pack"
     )
-    parser.add_argument("--read", type=Path, metavar="FOLDER", help="turn results into a page instead")
+    parser.add_argument("--read", type=Path, nargs="+", metavar="FOLDER", help="turn results into a page instead")
     parser.add_argument("--to", type=Path, default=Path("benchmarks", "results"), help="where the page goes")
     args = parser.parse_args()
     try:
@@ -337,7 +349,9 @@ def main() -> int:
 def _read(args: argparse.Namespace) -> int:
     from benchmarks import gpu_page, gpu_results
 
-    results = gpu_results.Results(args.read)
+    results = gpu_results.Results(*args.read)
+    if not gpu_results.promises(results):
+        _certificate_of_readings(args.read)
     page = gpu_page.write(results, args.to)
     for goal in gpu_results.goals(results):
         print(f"{goal.verdict}: {goal.name}: {goal.found}")
@@ -345,12 +359,24 @@ def _read(args: argparse.Namespace) -> int:
     return 0
 
 
+def _certificate_of_readings(folders: Iterable[Path]) -> None:
+    """Make the certificate of what was read before its measurement was cut off, if anything was."""
+    from joulesweep import certify
+
+    for path in (folder / CERTIFICATE[".gz"] for folder in folders):
+        if path.exists():
+            try:
+                certify.repeat(path)
+            except UserError as error:
+                print(error)
+
+
 def _carry_out(args: argparse.Namespace) -> int:
     began_s = time.monotonic()
     letters = [item.letter for item in PLAN]
     unknown = [letter for letter in args.items if letter not in letters]
     if unknown:
-        raise UserError(f"--items: there is no item {unknown[0]}; there are {', '.join(letters)}")
+        raise UserError(f"--items: there is no item {unknown[0]}; there are {', '.join(sorted(letters))}")
     if args.out is None:
         raise UserError("--out: say where results go, or set OUT")
     if args.budget <= 0:

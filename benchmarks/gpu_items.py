@@ -7,6 +7,7 @@ one: a GPU in trouble would fail every later piece too.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import itertools
 import json
@@ -43,7 +44,7 @@ Piece = dict[str, Any]
 AGREES = {"float32": 1e-5, "tf32": 2e-3, "float16": 2e-3, "bfloat16": 2e-3, "weights": 1e-2}
 MODEL_FAILS = "this model fails"  # a run calls it unsupported; of these models it is none
 DRAWN = 1e-4  # losses whose dropout differs are further apart, relative
-SAME = 1e-6  # on the CPU, where the library of the products may be another one
+SAME = 1e-6  # sums may come in another order, products from another library
 COMPILER = os.environ.get("CXX", "g++")
 #: What a host waits in, by its names in the CUDA runtime.
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
@@ -55,11 +56,14 @@ LOOK_STEPS = 16  # so many steps go to the device before the clock is looked at
 def main() -> NoReturn:
     """Carry out the pieces of a job, each answered as it ends."""
     process.die_with_parent()
+    gc.disable()  # until the first training: it would walk what is imported several times
     job = Job.read(Path(sys.argv[1]))
     for piece in job.pieces:
         name = piece["piece"]
-        if job.left_s <= 0:
-            job.answer(name, NOT_TRIED, reason=NO_TIME)
+        needs_s = piece.get("needs_s", 0.0)
+        if job.left_s <= needs_s:
+            reason = f"{NO_TIME}: it needs {needs_s:g} s, there were {job.left_s:.1f}" if job.left_s > 0 else NO_TIME
+            job.answer(name, NOT_TRIED, reason=reason)
             continue
         began_s = time.monotonic()
         try:
@@ -158,7 +162,7 @@ def allowed_apart(precision: str) -> float:
 
 
 def dropout(job: Job, piece: Piece) -> dict[str, Any]:
-    """Whether each step draws its own dropout, and a second training the same one: on a GPU bit for bit.
+    """Whether each step draws its own dropout, and a second training the same one.
 
     Every step has all texts and a learning rate of next to nothing: without dropout all losses were the same.
     """
@@ -168,7 +172,7 @@ def dropout(job: Job, piece: Piece) -> dict[str, Any]:
     spread = (max(first) - min(first)) / min(first)
     apart = max(abs(found / other - 1) for found, other in zip(again, first, strict=True))
     found = {"losses": first, "spread": spread, "repeated_apart": apart}
-    return {**found, "agrees": spread > DRAWN and apart <= (0.0 if job.accelerator == "cuda" else SAME)}
+    return {**found, "agrees": spread > DRAWN and apart <= SAME}
 
 
 def speed(job: Job, piece: Piece) -> dict[str, Any]:
@@ -281,33 +285,44 @@ def profile(job: Job, piece: Piece) -> dict[str, Any]:
     trainer = assemble(spec, job.pack.model(spec.model), job.pack.tokens(spec.dataset), place)
     train._warm_up(trainer, memory.Peaks(place.device, 1))
     trainer.core.train()
-    given = list(itertools.islice(itertools.cycle(trainer.batches(1)), PROFILED))
+    with contextlib.closing(trainer.steps()) as steps:  # pinned, as in a training
+        given = list(itertools.islice(steps, PROFILED))
     kinds = [torch.profiler.ProfilerActivity.CPU]
     kinds += [torch.profiler.ProfilerActivity.CUDA] if place.device.type == "cuda" else []
-    place.synchronize()
+    seconds = min(_steps_s(trainer, given) for _ in range(2))  # before the profiler, which slows launches down
     with torch.profiler.profile(activities=kinds) as profiler:
-        began_s = time.monotonic()
-        for batches, num_predicted in given:
-            train._step(trainer, batches, num_predicted, 0.0)
-        place.synchronize()
-        took_s = time.monotonic() - began_s
+        profiled_s = _steps_s(trainer, given)
     path = job.scratch / "profile.json"
     profiler.export_chrome_trace(str(path))
     events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
     path.unlink()
-    return {"num_steps": len(given), "seconds": took_s, **summed_up(events)}
+    return {"num_steps": len(given), "seconds": seconds, "profiled_s": profiled_s, **summed_up(events, seconds)}
 
 
-def summed_up(events: Sequence[Mapping[str, Any]], most: int = 12) -> dict[str, Any]:
+def _steps_s(trainer: Any, given: Sequence[Any]) -> float:  # noqa: ANN401 - a Trainer
+    """How long some steps without learning take."""
+    from joulesweep import train
+
+    trainer.place.synchronize()
+    began_s = time.monotonic()
+    for batches, num_predicted in given:
+        train._step(trainer, batches, num_predicted, 0.0)
+    trainer.place.synchronize()
+    return time.monotonic() - began_s
+
+
+def summed_up(events: Sequence[Mapping[str, Any]], seconds: float, most: int = 12) -> dict[str, Any]:
     """What a chrome trace says of the device and of the host.
 
     Args:
         events: of the trace; times in microseconds.
+        seconds: that the same steps took without the profiler.
         most: rows of each table.
 
     Returns:
-        device: {num_kernels, num_copies, busy_s, span_s (first to last work), idle_share, kernels: the longest by
-        name}, null where nothing ran on one; waits: number and seconds by name; launches; host: the longest operators.
+        device: {num_kernels, num_copies, busy_s, span_s (first to last work), idle_share: of the seconds without the
+        profiler, kernels: the longest by name}, null where nothing ran on one; waits: number and seconds by name;
+        launches; host: the longest operators.
     """
     whole = [event for event in events if event.get("ph") == "X"]
     work = sorted((e for e in whole if e.get("cat") in DEVICE_WORK), key=lambda e: float(e["ts"]))
@@ -325,7 +340,7 @@ def summed_up(events: Sequence[Mapping[str, Any]], most: int = 12) -> dict[str, 
             "num_copies": sum(event["cat"] == "gpu_memcpy" for event in work),
             "busy_s": busy_us / 1e6,
             "span_s": span_us / 1e6,
-            "idle_share": 1 - busy_us / span_us if span_us else 0.0,
+            "idle_share": max(0.0, 1 - busy_us / 1e6 / seconds),
             "kernels": _by_name([event for event in work if event["cat"] == "kernel"], most),
         }
     return found
@@ -365,12 +380,13 @@ def _fresh() -> None:
     """Leave nothing of the training before: its graphs and their memory hang in a cycle, and compiled code stays."""
     import torch
 
+    if not torch.cuda.is_available():  # small models, and no graphs
+        return
     gc.unfreeze()
     gc.collect()
     if "torch._dynamo" in sys.modules:
         torch._dynamo.reset()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    torch.cuda.empty_cache()
 
 
 #: By the entry "do" of a piece.

@@ -6,7 +6,7 @@
     assets/references.json                              losses of the small models on this machine's CPU, fp32
     gpu-pack.json                                       the commit, the versions, a checksum per file
 
-There: `cd FOLDER && python -m benchmarks.gpu_day --out "$OUT"`. It needs torch, transformers and peft, and no network.
+There: `cd FOLDER`, then the two commands of `benchmarks.gpu_day`. It needs torch, transformers, peft, no network.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ from joulesweep.errors import UserError
 MOST_BYTES = 60 * 2**20
 CODE = ("joulesweep", "benchmarks", "resources", "pyproject.toml", "LICENSE")
 LEFT_OUT = ("__pycache__", "results", "models", "datasets", "tokens")
-#: For the measuring (Zeus, NVML, what Zeus imports) and for the command line. What the machine has is not replaced.
+#: For the measuring (Zeus, NVML, what Zeus imports) and for the command line. Nothing is installed there: what the
+#: machine lacks, or has older, the programs of the day import from where they unpacked it.
 CARRIED = (
     *("zeus", "nvidia-ml-py", "httpx", "httpcore", "h11", "anyio", "idna", "certifi"),
     *("pydantic", "pydantic-core", "annotated-types", "typing-inspection", "typing-extensions", "pyyaml"),

@@ -12,10 +12,11 @@ from benchmarks.gpu_results import (
     Results,
     Row,
     against_fp32,
-    certified,
     goals,
+    left_out,
     over,
     over_peer,
+    promises,
     said,
     speeds,
     turns,
@@ -25,6 +26,10 @@ from joulesweep import record
 from joulesweep.errors import UserError
 from joulesweep.precision import PRECISIONS
 
+WHO = (
+    "`trainer`: batches of like lengths, padded to the longest; on a GPU four processes collate. `trainer-compiled`: "
+    "the same, compiled; `trainer-plain`: random batches, no such processes. Model, precision and optimizer are ours.\n"
+)
 MINIATURE = "This is the miniature on a CPU: it shows that every item runs, and says nothing of a GPU."
 
 
@@ -38,7 +43,8 @@ def write(results: Results, to: Path) -> Path:
         return _write(results, to)
     except record.MALFORMED as error:
         said_so = f"{type(error).__name__}: {error}"
-        raise UserError(f"{results.folder}: results of another version of this program: {said_so}") from None
+        folders = ", ".join(map(str, results.folders))
+        raise UserError(f"{folders}: results of another version of this program: {said_so}") from None
 
 
 def _write(results: Results, to: Path) -> Path:
@@ -62,12 +68,12 @@ def _write(results: Results, to: Path) -> Path:
     return to / f"{stem}.md"
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A Markdown table; a line instead where there are no rows."""
+def table(header: Sequence[str], rows: Iterable[Sequence[object]], num_texts: int = 1) -> str:
+    """A Markdown table, its first columns of text; a line instead where there are no rows."""
     lines = [[str(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
     if not lines:
         return "Nothing was measured."
-    ruled = ["---", *["---:"] * (len(header) - 1)]
+    ruled = ["---"] * num_texts + ["---:"] * (len(header) - num_texts)
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, ruled, *lines))
 
 
@@ -77,13 +83,14 @@ def _sections(results: Results) -> Iterator[tuple[str, str]]:
         table(
             ("goal", "verdict", "found", "cause, by the profile"),
             ((goal.name, f"**{goal.verdict}**", goal.found, goal.cause) for goal in goals(results)),
+            num_texts=4,
         ),
     )
     yield "Machine", _machine(results)
     yield "What was answered", _answered(results)
     yield "The CPU's losses, found again", _losses(results)
-    promises = certified(results)
-    yield "Certificate", table(("promise", "verdict"), promises) if promises else why_not(results, "c", "certificate")
+    rows = [(row["promise"], row["verdict"]) for row in promises(results)]
+    yield "Certificate", table(("promise", "verdict"), rows, 2) if rows else why_not(results, "c", "certificate")
     measured = speeds(results)
     header = ("way", "precision", "batch", "texts/s", "J/text", "status", "distance to floor", "peak GB", "window s")
     notes = Notes()
@@ -102,6 +109,7 @@ def _machine(results: Results) -> str:
     if not machine:
         return "Not answered."
     place, pack = machine["environment"], machine["pack"]
+    changes = " with changes" if pack["git_dirty"] else ""
     versions = ", ".join(f"{name} {found}" for name, found in place["versions"].items() if found)
     lines = [
         *(
@@ -110,7 +118,7 @@ def _machine(results: Results) -> str:
         ),
         f"- {place['cpu_model']}, {place['cpu_cores']} cores",
         f"- Python {place['python']}, {versions}, CUDA {machine['cuda']}",
-        f"- code: commit {pack['git_commit']}{' with changes' if pack['git_dirty'] else ''}, packed {pack['date']}",
+        f"- code: commit {str(pack['git_commit'])[:12]}{changes}, packed {pack['date']}",
     ]
     return "\n".join(lines)
 
@@ -118,11 +126,13 @@ def _machine(results: Results) -> str:
 def _answered(results: Results) -> str:
     rows = []
     for item in gpu_plan.PLAN:
-        own = [row for row in results.rows if row["item"] == item.letter]
-        ended = next((row for row in own if row["piece"] is None), None)
-        counts = [sum(row["status"] == status for row in own if row["piece"]) for status in (OK, NOT_TRIED, FAILED)]
-        rows.append((f"{item.letter} {item.about}", f"{ended['seconds']:.1f}" if ended else "–", *counts))
-    failed = [row for row in results.rows if row["status"] == FAILED]
+        own = results.answers(item.letter)
+        ended = [row for row in results.rows if row["item"] == item.letter and row["piece"] is None]
+        counts = [sum(row["status"] == status for row in own) for status in (OK, NOT_TRIED, FAILED)]
+        rows.append(
+            (f"{item.letter} {item.about}", " + ".join(f"{row['seconds']:.1f}" for row in ended) or "–", *counts)
+        )
+    failed = [row for item in gpu_plan.PLAN for row in results.answers(item.letter) if row["status"] == FAILED]
     text = table(("item", "s", OK, NOT_TRIED, FAILED), rows)
     return "\n".join(
         [text, "", *(f"- failed: {row['item']} {row['piece']}: {row['reason']}" for row in failed)]
@@ -131,7 +141,7 @@ def _answered(results: Results) -> str:
 
 def _losses(results: Results) -> str:
     """A row per way, a column per precision: how far the losses are from the CPU's in fp32, marked where too far."""
-    rows = [row for row in results.rows if row["item"] in ("a", "b") and row["piece"] not in (None, "machine")]
+    rows = [row for row in [*results.answers("a"), *results.answers("b")] if row["piece"] != "machine"]
     ways: dict[str, dict[str, str]] = {}
     reasons = Notes()
     for row in rows:
@@ -199,13 +209,9 @@ def _peers(results: Results) -> str:
             is_peer = not name.startswith("ours")
             ratios = [over_peer(of_size, name, key) if is_peer else None for key in ("texts_per_s", "j_per_text")]
             rows.append((name, precision, size, len(of_name), f"{mean:,.0f}", *map(said, ratios)))
-    left_out = {
-        f"- left out at {row['piece']}: {name}: {reason}"
-        for row in results.ok("e")
-        for name, reason in row.get("left_out", {}).items()
-    }
+    absent = [f"- left out: {name}: {reason}" for name, reason in left_out(results).items()]
     header = ("who", "precision", "batch", "turns", "texts/s", "ours is × as fast", "ours takes × the J/text")
-    return "\n".join([table(header, rows), "", *sorted(left_out)]).strip()
+    return "\n".join([table(header, rows), "", *([WHO] if rows else []), *sorted(absent)]).strip()
 
 
 def _precision_cells(row: Row) -> tuple[str, ...]:
@@ -218,7 +224,7 @@ def _partial(results: Results) -> str:
     for row in results.ok("g"):
         per_step = []
         for kind in ("chosen", "full"):
-            joules = results.joules(row[kind])
+            joules = results.joules(row, row[kind])
             per_step.append(over(joules["energy_j"], row[kind]["num_steps"]) if not joules["doubt"] else None)
         ratio = per_step[0] / per_step[1] if per_step[0] and per_step[1] else None
         numbers = (f"{row['predicted']:.3f}", f"{row['measured']:.3f}", f"{row['off']:+.1%}", _number(ratio, "{:.3f}"))
@@ -242,7 +248,7 @@ def _profile(results: Results) -> str:
             f"- {row['piece']}: "
             + "; ".join(f"{one['name'][:70]} {one['seconds'] / steps * 1e3:.3f} ms" for one in longest)
         )
-    header = ("way", "ms a step", "kernels", "copies", "device idle", "host waits ms")
+    header = ("way", "ms a step, unprofiled", "kernels", "copies", "device idle", "host waits ms")
     return "\n".join([table(header, rows), "", *tops]).strip()
 
 

@@ -15,41 +15,60 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import gpu_common, gpu_trace
-from benchmarks.gpu_common import NOT_TRIED, OK
-from joulesweep import floors, verdict
+from benchmarks.gpu_common import NO_TIME, NOT_TRIED, OK
+from benchmarks.gpu_contest import COMPILED, TRAINERS
+from joulesweep import certificate, floors, verdict
 from joulesweep.errors import UserError
 from joulesweep.stats import Ratio, paired_ratio
+from joulesweep.trace import Trace
 
 HOLDS, FAILS, UNTOLD = "holds", "fails", "cannot be told yet"
+VERDICTS = (HOLDS, FAILS, NOT_TRIED)
 GOAL_PRECISION = "bf16-mixed"
-PEERS = ("trainer", "trainer-default")
 
 Row = dict[str, Any]
 
 
 class Results:
-    """What a GPU day left behind.
+    """What a GPU day left behind, in one call or in several, on boards of one kind.
 
     Args:
-        folder: where its results lie.
+        folders: where its results lie, in the order of the calls. What a later call carried out stands in place of what
+            an earlier one did; turns of contests stand beside each other.
 
     Raises:
-        UserError: there are none.
+        UserError: there are none, or they are of other boards.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        try:
-            self.rows = list(gpu_common.rows(folder / gpu_common.RESULTS))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{folder / gpu_common.RESULTS}: cannot be read: {error}") from None
-        if not self.rows or "boards" not in self.rows[0]:
-            raise UserError(f"{folder}: no results of a GPU day")
-        self.trace, self.ticks = gpu_trace.restored(gpu_common.rows(folder / gpu_common.POWER))
+    def __init__(self, *folders: Path) -> None:
+        self.folders = folders
+        self.rows: list[Row] = []
+        self.traces: list[tuple[Trace, dict[str, float | None]]] = []
+        for call, folder in enumerate(folders):
+            try:
+                rows = list(gpu_common.rows(folder / gpu_common.RESULTS))
+            except (OSError, ValueError) as error:
+                raise UserError(f"{folder / gpu_common.RESULTS}: cannot be read: {error}") from None
+            if not rows or "boards" not in rows[0]:
+                raise UserError(f"{folder}: no results of a GPU day")
+            self.rows += [{**row, "call": call} for row in rows]
+            if _names(self.day) != _names(rows[0]):
+                raise UserError(f"{folder}: of {_names(rows[0])}, not of {_names(self.day)} as {folders[0]}")
+            self.traces.append(gpu_trace.restored(gpu_common.rows(folder / gpu_common.POWER)))
+
+    def answers(self, letter: str) -> list[Row]:
+        """What was answered of an item's pieces, each once; one that was carried out is not undone by a later call."""
+        found: dict[tuple[str, int | None], Row] = {}
+        for row in self.rows:
+            if row["item"] == letter and row["piece"]:
+                key = row["piece"], row["call"] if "turn" in row else None
+                if row["status"] == OK or found.get(key, row)["status"] != OK:
+                    found[key] = row
+        return list(found.values())
 
     def ok(self, letter: str) -> list[Row]:
         """The pieces of an item that were carried out."""
-        return [row for row in self.rows if row["item"] == letter and row["piece"] and row["status"] == OK]
+        return [row for row in self.answers(letter) if row["status"] == OK]
 
     @functools.cached_property
     def machine(self) -> Row:
@@ -66,23 +85,29 @@ class Results:
         """The boards that computed."""
         return list(self.day["boards"])
 
-    def joules(self, found: Mapping[str, Any], num_passes: int = 1) -> Row:
+    def joules(self, row: Mapping[str, Any], found: Mapping[str, Any], num_passes: int = 1) -> Row:
         """A window's joules by pass, judged: {energy_j, error_j, status, reason, doubt}.
 
         Args:
+            row: the answer that the window belongs to.
             found: energy: the meter's rows; span; and the window's seconds as window_s.
             num_passes: over which they are shared out.
         """
         kind = "gpu" if self.gpus else "cpu"
-        window = verdict.Window(self.trace, found["span"], found["window_s"], num_passes)
+        trace, ticks = self.traces[row["call"]]
+        window = verdict.Window(trace, found["span"], found["window_s"], num_passes)
         judged = []
-        for row in (dict(row) for row in found["energy"] if row["kind"] == kind):
-            verdict.judge(row, window, self.ticks.get(row["device"]), integrable=kind == "gpu")
-            judged.append(row)
+        for of_device in (dict(one) for one in found["energy"] if one["kind"] == kind):
+            verdict.judge(of_device, window, ticks.get(of_device["device"]), integrable=kind == "gpu")
+            judged.append(of_device)
         keys = ("energy_j", "error_j", "status", "reason", "doubt")
         if len(judged) == 1:
             return {key: judged[0].get(key) for key in keys}
         return {**dict.fromkeys(keys), "status": "unavailable", "reason": f"{len(judged)} devices"}
+
+
+def _names(day: Row) -> str:
+    return ", ".join(str(board["name"]) for board in day["boards"]) or "no GPU"
 
 
 def speeds(results: Results) -> list[Row]:
@@ -91,7 +116,7 @@ def speeds(results: Results) -> list[Row]:
     for row in [*results.ok("d"), *results.ok("f")]:
         measured, spec = row["measurement"], row["spec"]
         window = {"energy": measured["energy"], "span": row["span"], "window_s": measured["total_window_s"]}
-        joules = results.joules(window, measured["num_passes"])
+        joules = results.joules(row, window, measured["num_passes"])
         texts = measured["num_texts"]
         floor = floors.columns(
             {
@@ -127,25 +152,33 @@ def over(value: float | None, number: float) -> float | None:
     return None if value is None else value / number
 
 
-def turns(results: Results) -> dict[tuple[int, str], dict[str, dict[int, Row]]]:
-    """Windows of the contest: by batch size and precision, by contestant and turn, with texts per second and joules."""
-    found: dict[tuple[int, str], dict[str, dict[int, Row]]] = {}
+Turn = tuple[int, str, int]  # call, contest, and which one it was
+
+
+def turns(results: Results) -> dict[tuple[int, str], dict[str, dict[Turn, Row]]]:
+    """Windows of the contests: by batch size and precision, contestant and turn, with texts per second and joules."""
+    found: dict[tuple[int, str], dict[str, dict[Turn, Row]]] = {}
     for row in results.ok("e"):
         if "turn" in row:
-            joules = results.joules(row)
+            joules = results.joules(row, row)
             numbers = {"texts_per_s": row["num_texts"] / row["window_s"], "window_s": row["window_s"]}
             numbers |= {"j_per_text": over(joules["energy_j"], row["num_texts"]), "joules": joules}
             of_name = found.setdefault((row["batch_size"], row["precision"]), {}).setdefault(row["contestant"], {})
-            of_name[row["turn"]] = numbers
+            of_name[row["call"], row["contest"], row["turn"]] = numbers
     return found
 
 
-def over_peer(of_size: Mapping[str, Mapping[int, Row]], peer: str, key: str = "texts_per_s") -> Ratio | None:
+def over_peer(of_size: Mapping[str, Mapping[Turn, Row]], peer: str, key: str = "texts_per_s") -> Ratio | None:
     """How many times as much ours does of something as a peer, over the turns that both have."""
     ours = next((of_size[name] for name in of_size if name.startswith("ours")), {})
     theirs = of_size.get(peer, {})
     both = [turn for turn in ours if turn in theirs and ours[turn][key] and theirs[turn][key]]
     return paired_ratio([ours[t][key] for t in both], [theirs[t][key] for t in both]) if both else None
+
+
+def left_out(results: Results) -> dict[str, str]:
+    """Why contestants took no part, or no further one, by name."""
+    return {name: why for row in results.ok("e") for name, why in row.get("left_out", {}).items()}
 
 
 def said(ratio: Ratio | None) -> str:
@@ -189,16 +222,28 @@ Told = tuple[str, str, int | None]
 
 
 def _faster(size: int, wanted: float, results: Results) -> Told:
-    """Ours against the faster of the Trainer's two settings."""
+    """Ours against every Trainer that was measured: the fastest decides, and who was not measured is named."""
     of_size = turns(results).get((size, GOAL_PRECISION), {})
-    ratios = [ratio for peer in PEERS if (ratio := over_peer(of_size, peer)) is not None]
-    if not ratios:
-        return NOT_TRIED, why_not(results, "e", f"batch {size}"), size
-    least = min(ratios, key=lambda ratio: ratio.ratio)
-    text = said(least)
-    if least.low is None or least.high is None:
-        return UNTOLD, f"{text}, one turn", size
-    return HOLDS if least.low >= wanted else FAILS if least.high < wanted else UNTOLD, text, size
+    ratios = {peer: ratio for peer in TRAINERS if (ratio := over_peer(of_size, peer)) is not None}
+    took_part = ratios.keys() | ({"ours"} & of_size.keys())
+    absent = [_absent(results, name) for name in ("ours", *TRAINERS) if name not in took_part]
+    if "trainer" not in ratios:
+        return NOT_TRIED, "; ".join(absent), size
+    fastest = min(ratios, key=lambda peer: ratios[peer].ratio)
+    text = "; ".join([f"{said(ratios[fastest])}, against {fastest}", *absent])
+    ends = [(ratio.low, ratio.high) for ratio in ratios.values()]
+    if any(high is not None and high < wanted for _, high in ends):
+        return FAILS, text, size
+    if any(low is None for low, _ in ends):
+        return UNTOLD, f"{text}; one turn", size
+    return HOLDS if all(low is not None and low >= wanted for low, _ in ends) else UNTOLD, text, size
+
+
+def _absent(results: Results, name: str) -> str:
+    """Who was not measured, and why."""
+    took_place = any(row["piece"] == "trainers" for row in results.ok("e"))
+    reason = left_out(results).get(name) or (NO_TIME if took_place else why_not(results, "e", "trainers"))
+    return f"{'not compiled' if name == COMPILED else f'without {name}'}: {reason}"
 
 
 def _near_floor(size: int, wanted: float, results: Results) -> Told:
@@ -214,21 +259,24 @@ def _near_floor(size: int, wanted: float, results: Results) -> Told:
 
 
 def _metering(most: float, results: Results) -> Told:
-    """What metering took of the run by the launching parent."""
+    """What metering took of the run by the launching parent; without one, what the certificate says of it."""
     measured = next((row["measurement"] for row in results.ok("i") if row["piece"] == "a whole run"), None)
-    if measured is None:
-        return NOT_TRIED, why_not(results, "i", "a whole run"), None
-    parts = [measured["overhead"]["meter_s"], measured["overhead"]["trace_cpu_s"]]
-    if None in parts:
-        return NOT_TRIED, "the run had no trace", None
-    share = sum(parts) / measured["total_window_s"]
-    return HOLDS if share < most else FAILS, f"{share:.2%} of {measured['total_window_s']:.1f} s", None
+    parts = [None] if measured is None else [measured["overhead"][key] for key in ("meter_s", "trace_cpu_s")]
+    if None not in parts:
+        share = sum(parts) / measured["total_window_s"]
+        return HOLDS if share < most else FAILS, f"{share:.2%} of {measured['total_window_s']:.1f} s", None
+    reason = why_not(results, "i", "a whole run") if measured is None else "the run had no trace"
+    cost = next((row for row in promises(results) if row["promise"] == "cost"), None)
+    if cost is None or cost["verdict"] == NOT_TRIED:
+        return NOT_TRIED, reason, None
+    text = f"{cost['value']:.2%} of 30 s, as the certificate promises; of a whole run: {reason}"
+    return str(cost["verdict"]), text, None
 
 
 def _certified(results: Results) -> Told:
     """Every promise of the certificate that was tried."""
-    promises = certified(results)
-    by_verdict = {told: [name for name, found in promises if found == told] for told in (HOLDS, FAILS, NOT_TRIED)}
+    rows = promises(results)
+    by_verdict = {told: [row["promise"] for row in rows if row["verdict"] == told] for told in VERDICTS}
     if not by_verdict[HOLDS] and not by_verdict[FAILS]:
         return NOT_TRIED, why_not(results, "c", "certificate"), None
     text = ", ".join(f"{len(names)} {told}" for told, names in by_verdict.items() if names)
@@ -237,27 +285,38 @@ def _certified(results: Results) -> Told:
     return HOLDS, text, None
 
 
-def certified(results: Results) -> list[tuple[str, str]]:
-    """The promises of the certificate with their verdicts."""
-    path = results.folder / gpu_common.CERTIFICATE[".json"]
-    if not path.exists() or not results.ok("c"):
-        return []
-    found = json.loads(path.read_text(encoding="utf-8"))
-    return [(str(row["promise"]), str(row["verdict"])) for row in found["promises"]]
+def promises(results: Results) -> list[Row]:
+    """The promises of the certificate: {promise, verdict, value, …}; of the last call that left one.
+
+    One that was made again of the readings, by `joulesweep certify --read`, goes before the one that came along.
+    """
+    for folder in reversed(results.folders):
+        paths = sorted(folder.glob("*.json"), key=lambda path: path.name == gpu_common.CERTIFICATE[".json"])
+        for path in paths:
+            found = _json(path)
+            if found.get("format") == certificate.FORMAT:
+                return list(found["promises"])
+    return []
+
+
+def _json(path: Path) -> Row:
+    """What a file says; nothing where that is no mapping."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def why_not(results: Results, letter: str, piece: str) -> str:
     """Why a piece has no numbers."""
-    reasons = [
-        row["reason"] for row in results.rows
-        if row["item"] == letter and piece in (row["piece"] or "") and row.get("reason")
-    ]  # fmt: skip
-    return reasons[0] if reasons else "no answer"
+    reasons = [row["reason"] for row in results.answers(letter) if piece in row["piece"] and row.get("reason")]
+    return reasons[-1] if reasons else "no answer"
 
 
 GOALS: tuple[tuple[str, Callable[[Results], Told]], ...] = (
-    ("5 × transformers.Trainer at batch 32, bf16-mixed", functools.partial(_faster, 32, 5.0)),
-    ("3 × transformers.Trainer at batch 256, bf16-mixed", functools.partial(_faster, 256, 3.0)),
+    ("5 × the fastest transformers.Trainer at batch 32, bf16-mixed", functools.partial(_faster, 32, 5.0)),
+    ("3 × the fastest transformers.Trainer at batch 256, bf16-mixed", functools.partial(_faster, 256, 3.0)),
     ("distance to the floor 0.35 at batch 256", functools.partial(_near_floor, 256, 0.35)),
     ("distance to the floor 0.5 at batch 1024", functools.partial(_near_floor, 1024, 0.5)),
     ("metering takes less than 0.5 %", functools.partial(_metering, 0.005)),
@@ -266,7 +325,7 @@ GOALS: tuple[tuple[str, Callable[[Results], Told]], ...] = (
 
 
 def profiled(results: Results, size: int) -> str:
-    """What the profile says of our best way at a batch size, or at the nearest one."""
+    """What the profile says of our best way at a batch size; where there is none, of the nearest one."""
     rows = [row for row in results.ok("h") if row["device"] and row["spec"]["batching"] == "packed"]
     if not rows:
         return "no profile"
@@ -274,7 +333,8 @@ def profiled(results: Results, size: int) -> str:
     device, waits = row["device"], sum(wait["seconds"] for wait in row["waits"])
     top = device["kernels"][0] if device["kernels"] else None
     return (
-        f"{row['spec']['engine']}, batch {row['spec']['batch_size']}: the device had nothing to do "
+        ("" if row["spec"]["batch_size"] == size else f"no profile at batch {size}; nearest: ")
+        + f"{row['spec']['engine']}, batch {row['spec']['batch_size']}: the device had nothing to do "
         f"{device['idle_share']:.0%} of the time, {device['num_kernels'] / row['num_steps']:.0f} kernels a step, "
         f"the host waited {waits / row['num_steps'] * 1e3:.2f} ms a step"
         + (f"; longest kernel {top['name'][:60]} ({top['seconds'] / device['busy_s']:.0%})" if top else "")

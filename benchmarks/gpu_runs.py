@@ -6,6 +6,7 @@ No torch here: what these measure is in other processes.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -20,7 +21,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from benchmarks.gpu_common import CERTIFICATE, OK, Job, NotTried, measured_spec
-from joulesweep import digest, launch, process
+from benchmarks.gpu_contest import COMPILED, WAYS
+from joulesweep import certificate, digest, launch, process
 from joulesweep.devices import Board
 from joulesweep.sensors import BoardSensor
 from joulesweep.spec import RunSpec, from_mapping, full
@@ -29,7 +31,10 @@ Piece = dict[str, Any]
 GRAPH = {"batching": "packed", "head": "masked", "engine": "graph"}
 POLL_S = 0.02
 LEAVE_S = 2.0  # of an item's time, for keeping what there is
+SPARE_S = 0.5  # for answering
 GONE_S = 20.0  # what died and its board may take so long to be gone
+TURN = 1.5  # a turn takes so many times its window
+SURE = 1.1  # as long as the longest block of turns may take the next one, and some more
 KEPT = ("flags", "conditions", "overhead", "energy", "window_s", "total_window_s", "num_passes", "startup_s")
 KEPT += ("samples_per_s", "peak_memory", "num_texts", "num_steps", "phases")
 MODULE = "benchmarks.gpu_contest"
@@ -38,7 +43,7 @@ MODULE = "benchmarks.gpu_contest"
 def certify(job: Job, piece: Piece) -> dict[str, Any]:
     """What this machine's joules are worth, by the product's own command; its files come along."""
     seconds = min(job.scale.certify_s, max(1.0, job.left_s - 3 * LEAVE_S))
-    folder = job.scratch / "certificates"
+    folder = job.scratch / certificate.FOLDER  # where the runs of this day look for it
     command = [sys.executable, "-m", "joulesweep.cli", "certify", "--budget-s", f"{seconds:.0f}", "--out", str(folder)]
     command += ["--device", *(board["device"] for board in job.boards)] if job.boards else []
     most_s = max(1.0, job.left_s - LEAVE_S)
@@ -71,11 +76,13 @@ def collected(folder: Path, out: Path) -> dict[str, str]:
 
 def run(job: Job, piece: Piece) -> dict[str, Any]:
     """A run by the launching parent, as a sweep starts it: what its record says of joules, conditions and cost."""
-    record = launch_one(job, _run_spec(job, job.scale.run_s), job.scratch / "run")
+    with contextlib.chdir(job.scratch):  # certificates are looked for under the folder where a run is started
+        record = launch_one(job, _run_spec(job, job.scale.run_s), job.scratch / "run")
     if record["status"] != "ok":
         raise RuntimeError(f"{record['status']}: {record['reason']}")
     kept = {name: record["measurement"][name] for name in KEPT}
-    return {"measurement": kept, "quality": record["quality"]}
+    cited = record["environment"]["certificates"]
+    return {"measurement": kept, "quality": record["quality"], "certificates": cited}
 
 
 def launch_one(job: Job, spec: RunSpec, folder: Path) -> dict[str, Any]:
@@ -88,9 +95,9 @@ def launch_one(job: Job, spec: RunSpec, folder: Path) -> dict[str, Any]:
     )
 
 
-def _run_spec(job: Job, min_seconds: float) -> RunSpec:
+def _run_spec(job: Job, min_seconds: float, rests: bool = True) -> RunSpec:
     way = GRAPH if job.accelerator == "cuda" else {**GRAPH, "engine": "eager"}
-    idle = {"idle_s": 3.0, "cooldown_s": 5.0} if job.accelerator == "cuda" else {}
+    idle = {"idle_s": 3.0, "cooldown_s": 5.0} if job.accelerator == "cuda" and rests else {}
     size = {"batch_size": job.scale.batches[-1 if len(job.scale.batches) < 3 else 1]}
     return measured_spec(
         job.scale.encoder, job.accelerator, precision="bf16-mixed", min_seconds=min_seconds, **way, **idle, **size
@@ -101,11 +108,13 @@ def killed(job: Job, piece: Piece) -> dict[str, Any]:
     """A run whose launching parent is killed in the middle: when its processes and its board are free again."""
     folder = job.scratch / "killed"
     path = job.scratch / "killed.json"
-    path.write_text(json.dumps({"job": str(job.scratch / "killed-job.json"), "spec": full(_run_spec(job, 600.0))}))
+    path.write_text(
+        json.dumps({"job": str(job.scratch / "killed-job.json"), "spec": full(_run_spec(job, 600.0, rests=False))})
+    )
     job.write(job.scratch / "killed-job.json")
     parent = process.start([sys.executable, "-m", "benchmarks.gpu_runs", str(path)], dict(os.environ), None)
     try:
-        _wait(lambda: _trains(folder / "run.log"), parent, job.left_s, "the run did not begin to train")
+        _wait(lambda: _trains(folder / "run.log"), parent, job.left_s - LEAVE_S, "the run did not begin to train")
         family = [pid for pid in process._pids() if process.is_below(pid, parent.pid)]
         os.kill(parent.pid, signal.SIGKILL)
         began_s = time.monotonic()
@@ -142,12 +151,18 @@ def _board_is_free(job: Job, family: Sequence[int]) -> bool:
 
 
 def _wait(ready: Callable[[], bool], child: subprocess.Popen[Any], seconds: float, otherwise: str) -> None:
+    """Wait until something is so.
+
+    Raises:
+        NotTried: it was not in time.
+        RuntimeError: the process that would bring it about has ended.
+    """
     until_s = time.monotonic() + seconds
     while not ready():
         if child.poll() is not None:
             raise RuntimeError(f"{otherwise}: exit code {child.returncode}")
         if time.monotonic() > until_s:
-            raise RuntimeError(otherwise)
+            raise NotTried(f"{otherwise} within {seconds:.1f} s, and no more were left")
         time.sleep(POLL_S)
 
 
@@ -177,6 +192,7 @@ class Contestant:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            start_new_session=True,
             preexec_fn=process.die_with_parent,
         )
 
@@ -194,75 +210,101 @@ class Contestant:
             raise RuntimeError(f"{self.name} ended with exit code {self.child.wait()}")
         return dict(json.loads(line))
 
-    def go(self) -> None:
-        """Have it train."""
+    def go(self, size: int) -> None:
+        """Have it train with a batch size."""
         pipe: IO[str] | None = self.child.stdin
         assert pipe is not None
         with contextlib.suppress(BrokenPipeError):  # it ended: `told` says so
-            pipe.write("go\n")
+            pipe.write(f"{size}\n")
             pipe.flush()
 
     def end(self) -> None:
-        """End it."""
-        self.child.kill()
-        with self.child, contextlib.suppress(BrokenPipeError):  # closes its pipes
+        """End it, and what compiles or collates for it."""
+        assert self.child.stdout is not None
+        if self.child.stdout.closed:
+            return
+        process.kill_group(self.child)
+        with contextlib.suppress(BrokenPipeError), self.child:  # closes its pipes
             pass
 
 
 def contest(job: Job, piece: Piece) -> dict[str, Any]:
     """Ours and the peers, each resident in a process of its own, train by turns; each turn is answered as it ends.
 
-    Who cannot take part is left out with the reason, and the others go on.
+    Every round has all batch sizes, so that time which ends early leaves each size its share. Who cannot take part is
+    left out with the reason, and the others go on; who is still compiling when their rounds need the time, too.
     """
-    contestants, left_out = [], {}
-    for name in piece["contestants"]:
-        path = job.scratch / f"contest-{name}.json"
-        same = {"schedule": "constant", "precision": piece["precision"], **piece["spec"]}
-        spec = measured_spec(job.scale.encoder, job.accelerator, **same)
-        path.write_text(
-            json.dumps(
-                {
-                    "name": name,
-                    "spec": full(spec),
-                    "model_folder": str(job.pack.model(spec.model)),
-                    "tokens": str(job.pack.tokens(spec.dataset)),
-                    "boards": job.boards,
-                    "seconds": job.scale.window_s,
-                    "folder": str(job.scratch),
-                }
-            ),
-            encoding="utf-8",
-        )
-        contestants.append(Contestant(job, name, path))
-    num_turns = dict.fromkeys(piece["contestants"], 0)
+    sizes, names = piece["sizes"], piece["contestants"]
+    contestants = [_contestant(job, name, piece) for name in names]
+    num_turns, left_out = dict.fromkeys(names, 0), {}
     try:
-        ready = []
-        for one in contestants:
-            _if_it_can(one, ready, left_out, lambda one=one: one.told(job.left_s))
-        for turn in range(job.scale.rounds):
-            for one in [*ready[turn % max(1, len(ready)) :], *ready[: turn % max(1, len(ready))]]:
-                one.go()
+        ready: list[Contestant] = []
+        for one in sorted(contestants, key=lambda one: one.name == COMPILED):
+            limit_s = job.left_s - SPARE_S
+            if one.name == COMPILED:
+                limit_s -= job.scale.rounds * len(sizes) * len(ready) * TURN * job.scale.contest_s
+            _if_it_can(one, ready, left_out, lambda one=one, limit_s=limit_s: one.told(limit_s))
+        longest_s = 0.0
+        for turn, size in itertools.product(range(job.scale.rounds), sizes):
+            if job.left_s - SPARE_S < SURE * longest_s:
+                break
+            began_s = time.monotonic()
+            first = turn % max(1, len(ready))
+            for one in [*ready[first:], *ready[:first]]:
+                one.go(size)
                 found: list[dict[str, Any]] = []
-                _if_it_can(one, found, left_out, lambda one=one: one.told(job.left_s), keep=True)
+                _if_it_can(one, found, left_out, lambda one=one: one.told(job.left_s - SPARE_S), keep=True)
                 if not found:
                     ready.remove(one)
                     continue
                 num_turns[one.name] += 1
-                job.answer(
-                    f"{piece['piece']} {one.name} {turn + 1}",
-                    OK,
-                    contestant=one.name,
-                    turn=turn + 1,
-                    batch_size=piece["spec"]["batch_size"],
-                    precision=piece["precision"],
-                    **found[0],
-                )
+                about = {"contest": piece["piece"], "contestant": one.name, "turn": turn + 1, "batch_size": size}
+                name = f"{piece['piece']} batch {size} {one.name} {turn + 1}"
+                job.answer(name, OK, **about, precision=piece["precision"], **found[0])
+            longest_s = max(longest_s, time.monotonic() - began_s)
     finally:
         for one in contestants:
             one.end()
     if not any(num_turns.values()):
-        raise NotTried("; ".join(f"{name}: {reason}" for name, reason in left_out.items()))
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
+        raise NotTried(reasons or f"{job.left_s:.0f} s were left when the contestants were ready")
     return {"num_turns": num_turns, "left_out": left_out}
+
+
+def _contestant(job: Job, name: str, piece: Piece) -> Contestant:
+    """Start a contestant."""
+    same = {"schedule": "constant", "precision": piece["precision"], "min_seconds": job.scale.contest_s, **WAYS[name]}
+    specs = {
+        size: measured_spec(job.scale.encoder, job.accelerator, batch_size=size, **same) for size in piece["sizes"]
+    }
+    spec = specs[piece["sizes"][0]]
+    folder = job.scratch / f"contest-{name}"
+    folder.mkdir(exist_ok=True)
+    given = {
+        "name": name,
+        "specs": {size: full(one) for size, one in specs.items()},
+        "model_folder": str(job.pack.model(spec.model)),
+        "tokens": str(job.pack.tokens(spec.dataset)),
+        "boards": job.boards,
+        "seconds": job.scale.contest_s,
+        "folder": str(folder),
+    }
+    path = folder / "job.json"
+    path.write_text(json.dumps(given), encoding="utf-8")
+    return Contestant(job, name, path)
+
+
+def warm_peer(job: Job, piece: Piece) -> dict[str, Any]:
+    """Have a contestant compile, so that it finds its kernels when the contest begins."""
+    began_s = time.monotonic()
+    one = _contestant(job, piece["contestant"], piece)
+    try:
+        said = one.told(job.left_s)
+    finally:
+        one.end()
+    if "left_out" in said:
+        raise NotTried(said["left_out"])
+    return {"compile_s": time.monotonic() - began_s}
 
 
 def _if_it_can(
@@ -272,11 +314,12 @@ def _if_it_can(
     ask: Callable[[], dict[str, Any]],
     keep: bool = False,
 ) -> None:
-    """Keep a contestant (or what it said) that answers; note why one does not."""
+    """Keep a contestant (or what it said) that answers; note why one does not, and end it."""
     try:
         said = ask()
     except (RuntimeError, ValueError) as error:
         left_out[one.name] = str(error)
+        one.end()  # what it still does would slow the others down
         return
     if said.get("left_out"):
         left_out[one.name] = said["left_out"]
@@ -289,6 +332,7 @@ PIECES: dict[str, Callable[[Job, Piece], dict[str, Any]]] = {
     "run": run,
     "killed": killed,
     "contest": contest,
+    "warm_peer": warm_peer,
 }
 
 

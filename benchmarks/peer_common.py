@@ -162,8 +162,7 @@ def _task(spec: RunSpec, model_folder: Path, tokens: Path, place: Place, folder:
         collator=DataCollatorForLanguageModeling(
             tokenizer,
             mlm=spec.task == "mlm",
-            mlm_probability=spec.mask_probability,
-            pad_to_multiple_of=8 if spec.accelerator == "cuda" else None,  # what tensor cores like
+            mlm_probability=spec.mask_probability,  # no multiple of 8: batch × length is one, texts have ten tokens
         ),
         examples=[_example(corpus, spec.task, text) for text in texts.tolist()],
         folder=folder,

@@ -44,8 +44,17 @@ def fit(
     task: Task, num_steps: int, window: Window | None, sampling: str = "group_by_length", way: str = "padded"
 ) -> None:
     """Train for so many steps; the way is "padded", "flattened" or "sparse"."""
+    trainer = built(task, num_steps, _Watch(window), sampling, way)
+    trainer.train()
+    check(trainer)
+    # All that is done to the model in place, which would keep a second training from doing it.
+    trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False, keep_torch_compile=False)
+    vars(task.model).pop("_is_accelerate_prepared", None)
+
+
+def built(task: Task, num_steps: int, watch: TrainerCallback, sampling: str, way: str = "padded") -> Trainer:
+    """A Trainer of so many steps, which may train more than once."""
     spec = task.spec
-    mixed = spec.precision.endswith("-mixed")
     task.model.sparse_prediction = way == "sparse"  # read by ModernBERT alone
     arguments = TrainingArguments(
         output_dir=str(task.folder / "trainer"),
@@ -67,22 +76,27 @@ def fit(
         dataloader_pin_memory=spec.accelerator == "cuda",
         **PRECISIONS[spec.precision],
     )
-    trainer = Trainer(
+    return Trainer(
         model=task.model,
         args=arguments,
         train_dataset=task.examples,
         data_collator=DataCollatorWithFlattening() if way == "flattened" else task.collator,
         processing_class=task.collator.tokenizer,
-        callbacks=[_Watch(window)],
+        callbacks=[watch],
         optimizers=task.optimizer(),
     )
-    trainer.train()
-    prepared = trainer.model_wrapped
-    if arguments.torch_compile is not is_compiled_module(prepared) or mixed is not hasattr(task.model, WRAPPED):
+
+
+def check(trainer: Trainer) -> None:
+    """Make sure that what has trained was compiled and mixed precisions as told.
+
+    Raises:
+        RuntimeError: it was not.
+    """
+    mixes = trainer.args.bf16 or trainer.args.fp16
+    compiled = is_compiled_module(trainer.model_wrapped)
+    if trainer.args.torch_compile is not compiled or mixes is not hasattr(trainer.model, WRAPPED):
         raise RuntimeError("transformers.Trainer did not compile, or did not mix precisions, as it was told to")
-    # All that is done to the model in place, which would keep a second training from doing it.
-    trainer.accelerator.unwrap_model(prepared, keep_fp32_wrapper=False, keep_torch_compile=False)
-    vars(task.model).pop("_is_accelerate_prepared", None)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from scipy import special
-
 LARGEST_LOG = math.log(1e300)
 NO_DIFFERENCE = "no difference shown"
 NO_INTERVAL = "n=1, no interval"
@@ -127,5 +125,21 @@ def _verdict(found: Interval) -> str:
 
 @functools.cache
 def t_quantile(degrees: int, confidence: float = 0.95) -> float:
-    """Two-sided quantile of Student's t distribution."""
-    return float(special.stdtrit(degrees, (1 + confidence) / 2))
+    """Two-sided quantile of Student's t distribution, by bisection: hosts with GPUs may lack SciPy."""
+    low, high = 0.0, 1.0
+    while _t_coverage(high, degrees) < confidence:
+        low, high = high, 2 * high
+    while (middle := (low + high) / 2) not in (low, high):
+        low, high = (middle, high) if _t_coverage(middle, degrees) < confidence else (low, middle)
+    return high
+
+
+def _t_coverage(t: float, degrees: int) -> float:
+    """How probable it is that Student's t is within ±t (Abramowitz & Stegun 1964, 26.7.3 and 26.7.4)."""
+    angle = math.atan(t / math.sqrt(degrees))
+    cosine, odd = math.cos(angle), degrees % 2
+    term, total = (cosine if odd else 1.0), 0.0
+    for i in range(odd, degrees - 1, 2):
+        total += term
+        term *= cosine * cosine * (i + 1) / (i + 2)
+    return (angle + math.sin(angle) * total) * 2 / math.pi if odd else math.sin(angle) * total

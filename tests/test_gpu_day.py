@@ -9,18 +9,24 @@ import re
 import subprocess
 import sys
 import venv
+from collections import defaultdict
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from zipfile import ZipFile
 
 import fake_meters
 import pytest
 import tiny_run
+import torch
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from benchmarks import gpu_common, gpu_day, gpu_items, gpu_pack, gpu_page, gpu_plan, gpu_results, gpu_runs
+from benchmarks import gpu_common, gpu_contest, gpu_day, gpu_items, gpu_pack, gpu_page, gpu_plan, gpu_results, gpu_runs
 from benchmarks.gpu_common import Job, Pack
-from joulesweep import devices
+from joulesweep import certificate, devices
+from joulesweep.spec import full
 
 TESTS = Path(__file__).parent
 LONG_S = 3600.0
@@ -129,7 +135,7 @@ def test_a_line_that_was_cut_off_costs_no_other_line(tmp_path):
 def test_the_plan_fits_into_its_budget_and_every_piece_has_a_name_of_its_own():
     assert sum(item.seconds for item in gpu_plan.PLAN) == gpu_plan.BUDGET_S
     assert sum(item.small_s for item in gpu_plan.PLAN) == 60
-    assert [item.letter for item in gpu_plan.PLAN] == list("abcdefghi")
+    assert sorted(item.letter for item in gpu_plan.PLAN) == list("abcdefghi")
     for plan in gpu_plan.PLAN:
         for accelerator in gpu_common.SCALES:
             pieces = plan.pieces(accelerator)
@@ -137,24 +143,109 @@ def test_the_plan_fits_into_its_budget_and_every_piece_has_a_name_of_its_own():
             assert {piece["do"] for piece in pieces} <= set(gpu_items.PIECES)
 
 
+def test_the_certificate_comes_before_anything_loads_the_board_and_what_decides_goals_before_the_rest():
+    letters = "".join(item.letter for item in gpu_plan.PLAN)
+    assert letters.startswith("ac")
+    assert max(letters.index(one) for one in "deih") < min(letters.index(one) for one in "fg")
+
+
+def ways(pieces):
+    """Engine, precision and batch size of trainings, in order."""
+    return [(one["spec"]["engine"], one["spec"]["precision"], one["spec"]["batch_size"]) for one in pieces]
+
+
+def test_what_the_goals_need_of_item_d_comes_first_and_what_compiles_alone_last():
+    found = ways(gpu_plan.speeds("cuda"))
+    goals = [(engine, "bf16-mixed", size) for engine in ("graph", "compile-graph") for size in (256, 1024)]
+    assert found[:4] == goals
+    assert [engine for engine, *_ in found].index("compile") == len(found) - 1
+    plain = {one["spec"]["batch_size"] for one in gpu_plan.speeds("cuda") if one["spec"]["head"] == "dense"}
+    assert plain == {32, 256}, "item f compares with them"
+
+
+def test_eager_trainings_are_cut_short_and_short_ones_go_over_the_texts_more_than_once():
+    for piece in [*gpu_plan.speeds("cuda"), *gpu_plan.ratios("cuda")]:
+        spec = gpu_common.measured_spec("bert-base", "cuda", **piece["spec"])
+        eager = spec.engine == "eager"
+        num_steps = spec.max_steps or spec.epochs * round(0.98 * 32_842 / spec.batch_size)
+        assert 90 <= num_steps <= (150 if eager else 1006), spec
+        assert (spec.max_steps is not None) == (eager and spec.batch_size == 32)
+
+
+def test_the_profile_begins_with_what_the_goals_are_judged_by():
+    assert ways(gpu_plan.profiles("cuda"))[:3] == [("graph", "bf16-mixed", size) for size in (256, 1024, 32)]
+
+
+def test_what_compiles_waits_for_nothing_else_to_begin(day):
+    plan = next(item for item in gpu_plan.PLAN if item.letter == "b")
+    day = gpu_day.Day(**{**vars(day), "num_lanes": 14})
+    lanes = gpu_day._lanes(plan, day, plan.pieces("cuda"))
+    firsts = [lane[0] for lane in lanes[: day.num_lanes]]
+    compiling = [piece for piece in firsts if "compile" in piece["spec"].get("engine", "")]
+    assert [piece["do"] for piece in firsts].count("dropout") == 2
+    assert {piece["spec"].get("strategy") for piece in firsts} >= {"ddp", "fsdp"}
+    assert [piece["piece"] for lane in lanes for piece in lane if piece["do"].startswith("warm")] == [
+        "kernels of compile-graph",
+        "kernels of trainer-compiled",
+    ]
+    assert compiling[0]["do"] == "warm_cache"
+    assert {plan.compile_threads(piece) for piece in firsts if piece["do"].startswith("warm")} == {4}
+    for lane in lanes:
+        if "compile" in lane[0]["spec"].get("engine", "") and lane[0]["do"] == "losses":
+            assert [piece["spec"]["precision"] for piece in lane][:2] == ["fp32", "bf16-mixed"]
+            assert plan.compile_threads(lane[0]) == 1
+
+
+def test_a_process_has_the_compilers_threads_of_its_first_piece(day):
+    gpu_day.carry_out([item("a", ("first", "tells", {"wants": 3}), compile_threads=lambda p: p["wants"])], day, LONG_S)
+    (row,) = [row for row in gpu_common.rows(day.out / gpu_common.RESULTS) if row["piece"] == "first"]
+    assert row["threads"] == "3"
+
+
+def test_a_piece_is_not_begun_with_less_time_than_it_needs(day):
+    pieces = [("first", "answers", {"needs_s": 2 * LONG_S}), ("second", "answers")]
+    gpu_day.carry_out([item("a", *pieces)], day, LONG_S)
+    status, reason = answered(day, "a")["first"]
+    assert status == "not tried" and reason.startswith(f"{gpu_common.NO_TIME}: it needs 7200 s, there were 3")
+    assert answered(day, "a")["second"] == ("ok", None)
+
+
 @pytest.fixture
 def job(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_runs, "MODULE", "gpu_faults")
+    monkeypatch.setattr(gpu_runs, "WAYS", defaultdict(lambda: gpu_contest.THEIRS))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tiny_run.REPOSITORY), str(TESTS)]))
     given = {"item": "e", "pieces": [], "pack": Pack(tmp_path), "out": tmp_path, "scratch": tmp_path}
     return Job(**given, accelerator="cpu", until_s=gpu_day.time.monotonic() + LONG_S)
 
 
-def contest(job, *names):
+def contest(job, *names, sizes=(8,)):
     return gpu_runs.contest(
-        job, {"piece": "batch 8", "contestants": names, "precision": "fp32", "spec": {"batch_size": 8}}
+        job, {"piece": "trainers", "contestants": names, "precision": "fp32", "sizes": sizes, "spec": {}}
     )
 
 
-def test_contestants_take_turns_and_another_one_begins_each_time(job):
-    assert contest(job, "ours", "trainer") == {"num_turns": {"ours": 2, "trainer": 2}, "left_out": {}}
+def test_a_round_has_all_sizes_and_another_contestant_begins_each_time(job):
+    found = contest(job, "ours", "trainer", sizes=(8, 16))
+    assert found == {"num_turns": {"ours": 4, "trainer": 4}, "left_out": {}}
     rows = sorted(gpu_common.rows(job.out / gpu_common.RESULTS), key=lambda row: row["order"])
-    assert [row["contestant"] for row in rows] == ["ours", "trainer", "trainer", "ours"]
+    assert [(row["turn"], row["batch_size"]) for row in rows[::2]] == [(1, 8), (1, 16), (2, 8), (2, 16)]
+    assert [row["contestant"] for row in rows] == ["ours", "trainer"] * 2 + ["trainer", "ours"] * 2
+    assert all(row["num_texts"] == row["batch_size"] for row in rows), "each was told the size"
+
+
+def test_turns_that_time_does_not_suffice_for_are_not_begun(job, monkeypatch):
+    monkeypatch.setattr(gpu_runs, "SURE", 1e9)
+    assert contest(job, "ours", "trainer", sizes=(8, 16))["num_turns"] == {"ours": 1, "trainer": 1}
+    assert {row["batch_size"] for row in gpu_common.rows(job.out / gpu_common.RESULTS)} == {8}
+
+
+def test_who_still_compiles_when_the_others_need_the_time_is_left_out(job, monkeypatch, nothing_is_left):
+    scale = replace(gpu_common.SCALES["cpu"], contest_s=LONG_S)
+    monkeypatch.setitem(gpu_common.SCALES, "cpu", scale)
+    found = contest(job, "ours", "trainer-compiled", "trainer")
+    assert found["num_turns"] == {"ours": 2, "trainer-compiled": 0, "trainer": 2}
+    assert set(found["left_out"]) == {"trainer-compiled"}
 
 
 def test_a_contestant_that_cannot_take_part_or_ends_is_left_out_with_the_reason(job, nothing_is_left):
@@ -167,6 +258,95 @@ def test_a_contestant_that_cannot_take_part_or_ends_is_left_out_with_the_reason(
     }
     with pytest.raises(gpu_common.NotTried, match="lacks: not installed"):
         contest(job, "lacks")
+
+
+def test_a_contestant_compiles_before_the_contest(job, nothing_is_left):
+    piece = {"piece": "kernels", "contestant": "trainer", "precision": "fp32", "sizes": [8], "spec": {}}
+    assert gpu_runs.warm_peer(job, piece)["compile_s"] > 0
+    with pytest.raises(gpu_common.NotTried, match="not installed"):
+        gpu_runs.warm_peer(job, {**piece, "contestant": "lacks"})
+
+
+class Meter:
+    """A meter whose windows are counted."""
+
+    def __init__(self):
+        self.begin_s, self.log = 0.0, []
+
+    @contextmanager
+    def window(self):
+        self.begin_s = gpu_contest.time.monotonic()
+        self.log.append("begin")
+        yield
+        self.log.append("end")
+
+
+@pytest.mark.parametrize(("seconds", "num_steps"), [(0.0, 1), (LONG_S, None)])
+def test_a_peers_window_opens_after_its_first_steps_and_closes_when_it_is_full(seconds, num_steps):
+    meter = Meter()
+    timed = gpu_contest.Timed(meter, seconds)
+    told = [timed.step_done() for _ in range(gpu_contest.SKIPPED)]
+    assert (told, meter.log) == ([False] * gpu_contest.SKIPPED, ["begin"])
+    assert timed.step_done() is (num_steps is not None)
+    assert (meter.log, timed.num_steps) == (["begin", "end"][: 1 + (num_steps is not None)], 1)
+
+
+def test_what_warms_up_has_no_window():
+    meter = Meter()
+    timed = gpu_contest.Timed(meter, float("inf"))
+    assert not any(timed.step_done() for _ in range(10)) and meter.log == []
+
+
+def test_a_compiled_contestant_meets_every_length_before_its_first_turn():
+    task = SimpleNamespace(examples=[{"input_ids": [0] * n} for n in (4, 9, 4, 7)])
+    found = [len(example["input_ids"]) for example in gpu_contest._every_length(task, 2)]
+    assert found == [9, 9, 7, 7, 4, 4]
+
+
+def test_a_run_that_is_to_be_killed_rests_for_nothing_and_is_not_tried_when_time_runs_out(job, monkeypatch):
+    job = replace(job, accelerator="cuda")
+    rests = [gpu_runs._run_spec(job, 1.0, rests) for rests in (True, False)]
+    assert [(one.idle_s > 0, one.cooldown_s > 0) for one in rests] == [(True, True), (False, False)]
+    command = [sys.executable, "-c", "import time; time.sleep(600)"]
+    started = []
+
+    def start(*_):
+        started.append(subprocess.Popen(command, start_new_session=True))
+        return started[0]
+
+    monkeypatch.setattr(gpu_runs.process, "start", start)
+    with pytest.raises(gpu_common.NotTried, match="did not begin to train within"):
+        gpu_runs.killed(replace(job, until_s=0.0), {})
+    spec = json.loads((job.scratch / "killed.json").read_text(encoding="utf-8"))["spec"]
+    assert (spec["idle_s"], spec["cooldown_s"]) == (0.0, 0.0)
+    assert started[0].poll() is not None
+
+
+def test_runs_find_the_certificate_of_the_day(job, monkeypatch):
+    asked = []
+    done = subprocess.CompletedProcess([], 0, "", "")
+    monkeypatch.setattr(gpu_runs.subprocess, "run", lambda command, **_: asked.append(command) or done)
+    gpu_runs.certify(job, {})
+    place = Path(asked[0][asked[0].index("--out") + 1])
+    measured = defaultdict(lambda: None)
+    record = {"status": "ok", "measurement": measured, "quality": None, "environment": {"certificates": ["cited"]}}
+    seen = []
+    monkeypatch.setattr(gpu_runs, "launch_one", lambda *_: seen.append(Path.cwd() / certificate.FOLDER) or record)
+    assert gpu_runs.run(job, {})["certificates"] == ["cited"]
+    assert seen == [place]
+
+
+def test_batches_of_peers_are_padded_to_their_longest_text_on_a_gpu_too(tmp_path):
+    from benchmarks.peer_common import _task
+    from joulesweep.trainer import Place
+
+    pack = Pack(tmp_path)
+    gpu_pack.write_texts(pack.tokens("tiny"), gpu_common.TEXTS["tiny"])
+    gpu_pack.write_model(pack.model("bert"), "bert")
+    place = Place(device=torch.device("cpu"), rank=0, world=1, local_rank=0)
+    task = _task(gpu_common.small_spec("bert", "cuda"), pack.model("bert"), pack.tokens("tiny"), place, tmp_path)
+    shapes = task.collator([one for one in task.examples if len(one["input_ids"]) == 10][:1])["input_ids"].shape
+    assert shapes == (1, 10)
 
 
 def test_the_profile_tells_idle_time_kernels_copies_and_waits():
@@ -183,14 +363,15 @@ def test_the_profile_tells_idle_time_kernels_copies_and_waits():
             event("cuda_runtime", "cudaStreamSynchronize", 130, 70),
             event("cpu_op", "aten::mm", 80, 12),
             {"ph": "s", "cat": "ac2g", "name": "flow", "ts": 1},
-        ]
+        ],
+        seconds=160e-6,
     )
     assert found["device"] == {
         "num_kernels": 3,
         "num_copies": 1,
         "busy_s": pytest.approx(80e-6),
         "span_s": pytest.approx(100e-6),
-        "idle_share": pytest.approx(0.2),
+        "idle_share": pytest.approx(0.5),  # of the time without the profiler
         "kernels": [
             {"name": "gemm", "number": 2, "seconds": pytest.approx(60e-6)},
             {"name": "softmax", "number": 1, "seconds": pytest.approx(20e-6)},
@@ -198,7 +379,7 @@ def test_the_profile_tells_idle_time_kernels_copies_and_waits():
     }
     assert found["waits"] == [{"name": "cudaStreamSynchronize", "number": 1, "seconds": pytest.approx(70e-6)}]
     assert (found["num_launches"], found["host"][0]["name"]) == (1, "aten::mm")
-    assert gpu_items.summed_up([])["device"] is None
+    assert gpu_items.summed_up([], 1.0)["device"] is None
 
 
 def wheel(folder, name, version, *requires):
@@ -230,6 +411,16 @@ def test_only_what_this_python_lacks_is_unpacked(tmp_path):
     assert {path.name for path in site.iterdir()} == {"absent_entirely-1.dist-info", "numpy-999.dist-info"}
 
 
+def test_another_package_of_the_same_name_is_not_taken_for_ours(tmp_path):
+    """Some wheels install a top-level `benchmarks`; a folder without an `__init__` would lose against it."""
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "__init__.py").touch()
+    command = [sys.executable, "-c", "import benchmarks.gpu_plan"]
+    environ = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, cwd=tiny_run.REPOSITORY, env=environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.fixture
 def no_work(monkeypatch):
     """A pack without models, which takes no time."""
@@ -241,7 +432,9 @@ def test_a_pack_too_large_is_not_made_and_an_earlier_one_stays(tmp_path, monkeyp
     size = gpu_pack.build(folder, wheels=())
     assert size == sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     manifest = json.loads((folder / gpu_common.MANIFEST).read_text(encoding="utf-8"))
-    assert {"joulesweep/train.py", "benchmarks/gpu_day.py", "resources/gpus.csv"} <= set(manifest["files"])
+    assert {"joulesweep/train.py", "benchmarks/__init__.py", "benchmarks/gpu_day.py", "resources/gpus.csv"} <= set(
+        manifest["files"]
+    )
     assert not list(folder.rglob("__pycache__"))
     monkeypatch.setattr(gpu_pack, "MOST_BYTES", size - 1)
     with pytest.raises(gpu_pack.UserError, match="more than"):
@@ -294,6 +487,53 @@ def test_joules_of_a_traced_item_are_those_of_the_board(day, tmp_path):
     assert (joules["status"], joules["doubt"]) == ("measured", None), joules
     assert row["j_per_text"] * row["texts_per_s"] == pytest.approx(300.0, rel=0.1)  # watts: the saw's mean
     assert joules["error_j"] < 0.1 * joules["energy_j"]
+
+
+@pytest.mark.slow
+def test_a_compiled_trainer_compiles_nothing_in_its_windows(tmp_path):
+    """Both batch sizes and every length, mixed precision, two turns each: all is compiled before the first."""
+    pytest.importorskip("accelerate")
+    pack = Pack(tmp_path)
+    gpu_pack.write_texts(pack.tokens("tiny"), gpu_common.TEXTS["tiny"])
+    gpu_pack.write_model(pack.model("bert"), "bert")
+    (tmp_path / "job.json").write_text(
+        json.dumps(
+            {
+                "name": "trainer-compiled",
+                "specs": {
+                    size: full(
+                        gpu_common.measured_spec(
+                            "bert", "cpu", batch_size=size, precision="bf16-mixed", schedule="constant",
+                            **gpu_contest.WAYS["trainer-compiled"],
+                        )
+                    )
+                    for size in (8, 16)
+                },
+                "model_folder": str(pack.model("bert")), "tokens": str(pack.tokens("tiny")),
+                "boards": [], "seconds": 0.5, "folder": str(tmp_path),
+            }
+        )
+    )  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILED, str(tmp_path / "job.json")],
+        cwd=tiny_run.REPOSITORY, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    before, *after = json.loads(done.stdout.splitlines()[-1])
+    assert before > 0 and set(after) == {before}
+
+
+COMPILED = """
+import json, sys
+from benchmarks import gpu_contest
+turn = gpu_contest.built(json.load(open(sys.argv[1])))
+counts = [gpu_contest.num_compiled()]
+for size in (8, 16, 8, 16):
+    found = turn(size)
+    assert found["num_texts"] == size * found["num_steps"] > 0
+    counts.append(gpu_contest.num_compiled())
+print(json.dumps(counts))
+"""
 
 
 # All of it in miniature
@@ -439,9 +679,11 @@ def test_measured_items_have_their_numbers(whole):
         tried = [row for row in pieces(whole, letter).values() if row["status"] == "ok"]
         assert tried and all(row["measurement"]["samples_per_s"] > 0 for row in tried)
     turns = [row for row in pieces(whole, "e").values() if "turn" in row]
-    assert {row["contestant"] for row in turns} == {"ours-eager", "trainer", "trainer-default"}
+    assert {(row["contestant"], row["batch_size"]) for row in turns} == {
+        (name, size) for name in ("ours-eager", "trainer", "trainer-plain") for size in (8, 16)
+    }
     for row in turns:
-        assert row["num_texts"] > 0 and row["window_s"] > 0
+        assert row["num_texts"] >= row["num_steps"] > 0 and row["window_s"] > 0
     for row in pieces(whole, "g").values():
         assert row["chosen"]["num_steps"] and row["full"]["num_steps"] and row["predicted"] < 1
     assert any(row["status"] == "ok" and row["host"] for row in pieces(whole, "h").values())

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 
-from benchmarks import gpu_common, gpu_page, gpu_results, gpu_trace
+from benchmarks import gpu_common, gpu_day, gpu_page, gpu_results, gpu_trace
+from joulesweep.certificate import FORMAT
 from joulesweep.devices import Board
 from joulesweep.errors import UserError
 from joulesweep.trace import Series, Trace
@@ -57,11 +59,21 @@ class Folder:
     def add(self, item, piece, status="ok", **found):
         gpu_common.append(self.path / gpu_common.RESULTS, {"item": item, "piece": piece, "status": status, **found})
 
-    def turn(self, name, turn, texts, size=32):
+    def turn(self, name, turn, texts, size=32, contest="trainers"):
         self.add(
-            "e", f"batch {size} {name} {turn}", contestant=name, turn=turn, batch_size=size, precision="bf16-mixed",
-            num_texts=texts, num_steps=1, **window(1.0 + turn, 3.0),
+            "e", f"{contest} batch {size} {name} {turn}", contest=contest, contestant=name, turn=turn, batch_size=size,
+            precision="bf16-mixed", num_texts=texts, num_steps=1, **window(1.0 + turn, 3.0),
         )  # fmt: skip
+
+    def turns(self, size=32, **texts):
+        """Three turns of each contestant, by its name with _ for -."""
+        for name, number in texts.items():
+            for turn, share in enumerate((1.0, 1.01, 1.005), 1):
+                self.turn(name.replace("_", "-"), turn, number * share, size)
+
+    def left_out(self, **reasons):
+        found = {name.replace("_", "-"): why for name, why in reasons.items()}
+        self.add("e", "trainers", num_turns={}, left_out=found)
 
     def speed(self, size, floor_share, precision="bf16-mixed", item="d", **way):
         """A training whose distance to the floor is a share, by FLOPs alone."""
@@ -92,24 +104,65 @@ TRAINER, FLOOR, METERING, CERTIFICATE = (gpu_results.GOALS[i][0] for i in (0, 2,
 def test_without_measurements_no_goal_fails(folder):
     assert {goal.verdict for goal in folder.goals().values()} == {"not tried"}
     folder.add("d", "graph packed masked bf16-mixed batch 256", status="failed", reason="CUDA error")
-    folder.add("e", "batch 32 ours", status="not tried", reason=gpu_common.NO_TIME)
+    folder.add("e", "trainers", status="not tried", reason=gpu_common.NO_TIME)
     goals = folder.goals()
     assert (goals[FLOOR].verdict, goals[FLOOR].found) == ("not tried", "CUDA error")
-    assert (goals[TRAINER].verdict, goals[TRAINER].found) == ("not tried", gpu_common.NO_TIME)
+    assert goals[TRAINER].verdict == "not tried"
+    told = f"without ours: {gpu_common.NO_TIME}; without trainer: {gpu_common.NO_TIME}; not compiled: "
+    assert goals[TRAINER].found.startswith(told)
 
 
 @pytest.mark.parametrize(
     ("ours", "verdict"),
     [((6000, 6060, 6030), "holds"), ((3000, 3030, 3015), "fails"), ((4000, 6500, 5000), "cannot be told yet")],
 )
-def test_the_faster_of_the_trainers_settings_is_the_one_to_beat(folder, ours, verdict):
+def test_the_fastest_of_the_trainers_is_the_one_to_beat(folder, ours, verdict):
     for turn, texts in enumerate(ours, 1):
         folder.turn("ours", turn, texts)
-        folder.turn("trainer", turn, 1000)
-        folder.turn("trainer-default", turn, 100)
+        folder.turn("trainer-compiled", turn, 1000)
+        folder.turn("trainer", turn, 500)
+        folder.turn("trainer-plain", turn, 100)
     goal = folder.goals()[TRAINER]
     assert goal.verdict == verdict
     assert goal.found.startswith(f"{(ours[0] * ours[1] * ours[2]) ** (1 / 3) / 1000:.2f} [")
+    assert goal.found.endswith("], against trainer-compiled")
+
+
+def test_a_goal_names_who_was_not_measured(folder):
+    folder.turns(ours=6000, trainer=1000, trainer_plain=500)
+    folder.left_out(trainer_compiled="said nothing within 30 s")
+    goal = folder.goals()[TRAINER]
+    assert goal.verdict == "holds"
+    assert goal.found.endswith("], against trainer; not compiled: said nothing within 30 s")
+
+
+def test_without_the_better_trainer_nothing_is_told_of_the_goal(folder):
+    folder.turns(ours=9820, trainer_plain=1000)
+    folder.left_out(trainer="exit code 1", trainer_compiled="exit code 2")
+    goal = folder.goals()[TRAINER]
+    assert (goal.verdict, goal.found) == ("not tried", "without trainer: exit code 1; not compiled: exit code 2")
+
+
+def test_a_size_that_no_time_was_left_for_says_so(folder):
+    folder.turns(ours=6000, trainer=1000, size=32)
+    folder.left_out(trainer_compiled="exit code 2")
+    goal = folder.goals()[gpu_results.GOALS[1][0]]
+    assert goal.verdict == "not tried"
+    told = f"without ours: {gpu_common.NO_TIME}; without trainer: {gpu_common.NO_TIME}; not compiled: exit code 2"
+    assert goal.found.startswith(told)
+
+
+def test_a_trainer_of_one_turn_leaves_the_goal_open(folder):
+    folder.turns(ours=6000, trainer=1000)
+    folder.turn("trainer-compiled", 1, 1100)
+    assert folder.goals()[TRAINER].verdict == "cannot be told yet"
+
+
+def test_turns_of_another_contest_are_not_taken_for_those_of_this_one(folder):
+    folder.turns(ours=6000, trainer=1000)
+    for turn in (1, 2, 3):
+        folder.turn("ours", turn, 60, contest="lightning")
+    assert folder.goals()[TRAINER].verdict == "holds"
 
 
 def test_one_turn_tells_nothing(folder):
@@ -133,6 +186,14 @@ def test_the_best_way_counts_for_the_floor_and_a_missed_one_has_its_cause(folder
     assert (folder.goals()[FLOOR].verdict, folder.goals()[FLOOR].cause) == ("holds", "")
 
 
+def test_a_profile_of_another_size_says_so(folder):
+    folder.speed(256, 0.2)
+    device = {"num_kernels": 10, "num_copies": 5, "busy_s": 0.6, "span_s": 1.0, "idle_share": 0.4, "kernels": []}
+    spec = {"engine": "graph", "batching": "packed", "batch_size": 32}
+    folder.add("h", "graph packed batch 32", spec=spec, device=device, waits=[], num_steps=10, seconds=1.0, host=[])
+    assert folder.goals()[FLOOR].cause.startswith("no profile at batch 256; nearest: graph, batch 32: ")
+
+
 @pytest.mark.parametrize(("spent_s", "verdict"), [(0.02, "holds"), (0.2, "fails"), (None, "not tried")])
 def test_metering_is_judged_by_the_whole_run(folder, spent_s, verdict):
     overhead = {"meter_s": 0.01, "trace_cpu_s": spent_s}
@@ -140,19 +201,86 @@ def test_metering_is_judged_by_the_whole_run(folder, spent_s, verdict):
     assert folder.goals()[METERING].verdict == verdict
 
 
+def certificate(path, *verdicts, name="certificate.json", **values):
+    promises = [{"promise": f"promise {i}", "verdict": told} for i, told in enumerate(verdicts)]
+    promises += [{"promise": key, "verdict": told, "value": value} for key, (told, value) in values.items()]
+    (path / name).write_text(json.dumps({"format": FORMAT, "promises": promises}), encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("verdicts", "verdict"),
     [(["holds", "not tried"], "holds"), (["holds", "fails"], "fails"), (["not tried"], "not tried")],
 )
 def test_a_certificate_holds_where_nothing_that_was_tried_fails(folder, verdicts, verdict):
-    promises = [{"promise": f"promise {i}", "verdict": told} for i, told in enumerate(verdicts)]
-    path = folder.path / gpu_common.CERTIFICATE[".json"]
-    path.write_text(json.dumps({"promises": promises}), encoding="utf-8")
-    assert folder.goals()[CERTIFICATE].verdict == "not tried", "the item was not carried out"
-    folder.add("c", "certificate")
+    assert folder.goals()[CERTIFICATE].verdict == "not tried"
+    certificate(folder.path, *verdicts)
+    folder.add("c", "certificate", status="not tried", reason="cut off")  # what it left counts all the same
     goal = folder.goals()[CERTIFICATE]
     assert goal.verdict == verdict
     assert ("promise 1" in goal.found) == (verdict == "fails")
+
+
+def test_a_certificate_made_again_of_its_readings_stands_in_place_of_the_one_that_came_along(folder):
+    certificate(folder.path, "fails")
+    certificate(folder.path, "holds", name="GPU-1.json")
+    (folder.path / "other.json").write_text("[]", encoding="utf-8")
+    assert folder.goals()[CERTIFICATE].verdict == "holds"
+
+
+def test_without_a_whole_run_the_certificate_says_what_metering_costs(folder):
+    folder.add("i", "a whole run", status="not tried", reason="cut off after 20 s")
+    certificate(folder.path, cost=("holds", 0.0021))
+    goal = folder.goals()[METERING]
+    assert goal.verdict == "holds"
+    assert goal.found == "0.21% of 30 s, as the certificate promises; of a whole run: cut off after 20 s"
+    certificate(folder.path, cost=("not tried", None))
+    assert (folder.goals()[METERING].verdict, folder.goals()[METERING].found) == ("not tried", "cut off after 20 s")
+
+
+def test_a_certificate_that_was_cut_off_is_made_of_its_readings_when_results_are_read(folder, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("joulesweep.certify.repeat", asked.append)
+    monkeypatch.setattr(sys, "argv", ["gpu_day", "--read", str(folder.path), "--to", str(tmp_path / "to")])
+    gpu_day.main()
+    assert asked == []
+    raw = folder.path / gpu_common.CERTIFICATE[".gz"]
+    raw.touch()
+    gpu_day.main()
+    certificate(folder.path, "holds")
+    gpu_day.main()
+    assert asked == [raw]
+
+
+def test_two_calls_are_read_as_one_day(folder, tmp_path):
+    """What the second carried out counts; its turns stand beside those of the first, its joules by its own clock."""
+    folder.speed(256, 0.2)
+    folder.speed(1024, 0.6)
+    folder.turns(ours=6000, trainer=1000)
+    (tmp_path / "second").mkdir()
+    second = Folder(tmp_path / "second")
+    second.speed(256, 0.4)
+    second.add("d", "graph packed masked bf16-mixed 1024 batch 1024", status="failed", reason="CUDA error")
+    second.turns(ours=6000, trainer=1000)
+    results = gpu_results.Results(folder.path, second.path)
+    goals = {goal.name: goal for goal in gpu_results.goals(results)}
+    assert [goals[gpu_results.GOALS[i][0]].verdict for i in (2, 3)] == ["holds", "holds"]
+    assert {len(of_name) for of_name in gpu_results.turns(results)[32, "bf16-mixed"].values()} == {6}
+    assert {row["joules"]["status"] for row in gpu_results.speeds(results)} == {"measured"}
+    (second.path / gpu_common.POWER).unlink()
+    doubts = {
+        row["batch_size"]: row["joules"]["doubt"] or row["joules"]["error_j"] is None
+        for row in gpu_results.speeds(gpu_results.Results(folder.path, second.path))
+    }
+    assert doubts[256] and not doubts[1024], "each call is judged by its own readings"
+    page = gpu_page.write(results, tmp_path / "to").read_text(encoding="utf-8")
+    assert "| trainer | bf16-mixed | 32 | 6 |" in page
+
+
+def test_calls_on_other_boards_are_not_read_as_one_day(folder, tmp_path):
+    (tmp_path / "second").mkdir()
+    Folder(tmp_path / "second", boards=[{**BOARD, "name": "NVIDIA A30"}])
+    with pytest.raises(UserError, match="of NVIDIA A30, not of NVIDIA H200 as"):
+        gpu_results.Results(folder.path, tmp_path / "second")
 
 
 def test_joules_are_judged_by_the_readings_that_were_written_down(folder):

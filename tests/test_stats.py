@@ -23,6 +23,9 @@ def test_interval_by_hand():
 
 def test_table_value_of_t():
     assert t_quantile(10, 0.95) == pytest.approx(2.228139, rel=1e-6)
+    assert t_quantile(1, 0.95) == pytest.approx(12.7062047, rel=1e-8)
+    assert t_quantile(2, 0.99) == pytest.approx(9.9248432, rel=1e-8)
+    assert t_quantile(1000, 0.999) == pytest.approx(3.30028265, rel=1e-8)
     assert t_quantile(4, 0.90) == pytest.approx(2.131847, rel=1e-6)
 
 
