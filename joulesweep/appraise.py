@@ -19,11 +19,6 @@ from joulesweep.readings import Block, Channel, Readings
 from joulesweep.replay import Found, joined, update_s
 from joulesweep.trace import MAX_LOST
 
-#: What a certificate follows from, beside the readings.
-CODE = (
-    *("appraise", "certificate", "certified_counter", "certified_power", "counter", "meter", "readings", "replay"),
-    *("settling", "stats", "trace", "verdict"),
-)
 COST = 0.005  # share of a window of HEADLINE_S that metering may take
 HEADLINE_S, HEADLINE_TICKS = 30.0, 100
 DIGITS = 6  # of a number in a certificate
@@ -84,7 +79,7 @@ def certificate(found: Readings) -> Found:
     made = {
         "format": FORMAT,
         "version": VERSION,
-        "code": {"joulesweep": __version__, "digest": digest.code_digest(*CODE)},
+        "code": {"joulesweep": __version__, "digest": digest.code_digest(__name__, "certificate")},
         **{key: header[key] for key in ("made", "host", "device", "name", "identity", "budget_s")},
         "took_s": max((block.end_s for block in found.blocks.values()), default=0.0),
         "complete": list(found.blocks) == list(BLOCKS),

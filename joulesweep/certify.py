@@ -45,7 +45,6 @@ from joulesweep.watch import Watch
 
 START_S = 120.0  # to import torch and to wake a board
 NUM_CALLS = 5
-CODE = ("blocks", "bounded", "certify", "load", "sensors")  # what measures
 VERSIONED = ("torch", "zeus", "nvidia-ml-py")
 #: What is asked of a board once: pynvml's functions by what they tell.
 ASKED = {
@@ -228,7 +227,7 @@ def _header(device: str, name: str, identity: dict[str, Any], counters: list[dic
             "platform": platform.platform(),
             "python": platform.python_version(),
             "in_container": sensors.in_container(),
-            "code": {"joulesweep": __version__, "digest": digest.code_digest(*CODE)},
+            "code": {"joulesweep": __version__, "digest": digest.code_digest(__name__, "certify")},
             "versions": {package: environment.version(package) for package in VERSIONED},
         },
         "devices": counters,

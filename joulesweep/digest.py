@@ -53,9 +53,9 @@ def run_parts(method: str, rows: dict[str, str]) -> dict[Definition, str]:
 
 
 @functools.cache
-def code_digest(script: str) -> str:
-    """Digest of all the code that a script uses, `scripts.<script>`, and of the numbers and templates that it reads."""
-    return _hash(_closure([definitions.named(f"scripts.{script}", "main")], {}, is_run=False))
+def code_digest(module: str, name: str = "main") -> str:
+    """Digest of all the code that a function of a module uses, and of the numbers and templates that it reads."""
+    return _hash(_closure([definitions.named(module, name)], {}, is_run=False))
 
 
 def _closure(roots: Sequence[Definition], rows: dict[str, str], is_run: bool) -> dict[Definition, str]:

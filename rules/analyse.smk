@@ -23,7 +23,7 @@ rule aggregate:
     conda:
         "../envs/reporting.yaml"
     params:
-        code=digest.code_digest("aggregate"),
+        code=digest.code_digest("scripts.aggregate"),
         runs=runs_folder,
         anchors=anchors_folder,
         output=output_folder,
@@ -53,7 +53,7 @@ rule charts:
     conda:
         "../envs/reporting.yaml"
     params:
-        code=digest.code_digest("charts"),
+        code=digest.code_digest("scripts.charts"),
         tables=input_folder,
         output=output_folder,
     message:
@@ -79,7 +79,7 @@ rule report:
     conda:
         "../envs/reporting.yaml"
     params:
-        code=digest.code_digest("report"),
+        code=digest.code_digest("scripts.report"),
         tables=input_folder,
     message:
         "Write the report"
@@ -96,7 +96,7 @@ use rule aggregate as aggregate_partial with:
     log:
         f"{sweep.folder}/partial/logs/aggregate.log",
     params:
-        code=digest.code_digest("aggregate"),
+        code=digest.code_digest("scripts.aggregate"),
         runs=runs_folder,
         anchors=anchors_folder,
         output=output_folder,
@@ -112,7 +112,7 @@ use rule charts as charts_partial with:
     log:
         f"{sweep.folder}/partial/logs/charts.log",
     params:
-        code=digest.code_digest("charts"),
+        code=digest.code_digest("scripts.charts"),
         tables=input_folder,
         output=output_folder,
 
@@ -127,5 +127,5 @@ use rule report as report_partial with:
     log:
         f"{sweep.folder}/partial/logs/report.log",
     params:
-        code=digest.code_digest("report"),
+        code=digest.code_digest("scripts.report"),
         tables=input_folder,

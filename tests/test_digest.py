@@ -119,7 +119,7 @@ def package(tmp_path, monkeypatch):
             return {name: digest.run_digest(spec) for name, spec in SPECS.items()}
 
         def analysis(self) -> dict[str, str]:
-            return {script: digest.code_digest(script) for script in SCRIPTS}
+            return {script: digest.code_digest(f"scripts.{script}") for script in SCRIPTS}
 
         def changed_by(self, name: str, old: str, new: str) -> set[str]:
             before = self.digests()
@@ -453,7 +453,7 @@ from joulesweep import definitions, digest
 path = pathlib.Path(sys.argv[1])
 bound = definitions._module(path).bound
 roots = [definitions.Definition(path, name) for name, meaning in bound.items() if not isinstance(meaning, tuple)]
-codes = [digest.code_digest(script) for script in sys.argv[2:]]
+codes = [digest.code_digest("scripts." + script) for script in sys.argv[2:]]
 codes.append(digest._run_digest("lora", ("ENGINES", "eager"), ("PRECISIONS", "fp32"), ("STRATEGIES", "single")))
 print(json.dumps([digest._hash(digest._closure(roots, {}, False)), codes]))
 """
@@ -474,7 +474,7 @@ def test_digests_are_the_same_under_every_supported_python_and_need_no_package(t
     digest_of(tmp_path, SNIPPET)
     snippet, codes = digests_under(sys.executable, tmp_path / "snippet.py")
     assert snippet == SNIPPET_DIGEST
-    assert [digest.code_digest(script) for script in SCRIPTS] == codes[:-1]
+    assert [digest.code_digest(f"scripts.{script}") for script in SCRIPTS] == codes[:-1]
     if not interpreters():
         pytest.skip("no other supported Python is installed")
     for version, python in interpreters().items():
