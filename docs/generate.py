@@ -12,20 +12,20 @@ import ast
 import dataclasses
 import html
 import importlib
-import importlib.util
 import inspect
 import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mkdocs.config.defaults import MkDocsConfig
     from mkdocs.structure.files import Files
+
+    from joulesweep.columns import Column
 
 sys.path.insert(0, str(Path(__file__).parent))  # mkdocs loads a hook by its path alone
 import house
@@ -34,28 +34,6 @@ ROOT = Path(__file__).parent.parent
 MARK = re.compile(r"^<!-- generated: ([\w-]+) -->$", re.MULTILINE)
 Schema = dict[str, Any]
 MOST_KEYS = 4  # of a mapping that a cell of a table names
-
-#: Units by the end of a column's name, where the column does not say its own.
-UNITS = {
-    "_per_s": "1/s",
-    "_per_j": "1/J",
-    "_per_minute": "1/min",
-    "_bytes": "bytes",
-    "bytes_per_step": "bytes",
-    "_flops": "FLOPs",
-    "_macs": "multiply-adds",
-    "_mhz": "MHz",
-    "_co2e_g": "g CO₂e",
-    "co2e_g": "g CO₂e",
-    "_fraction": "0 to 1",
-    "_share": "0 to 1",
-    "accuracy": "0 to 1",
-    "_ratio": "ratio",
-    "_c": "°C",
-    "_j": "J",
-    "_w": "W",
-    "_s": "s",
-}
 
 #: What a run ends with. A status without a meaning here is an error when the site is built.
 RUN_STATUSES = {
@@ -218,55 +196,22 @@ def _prose(text: str) -> str:
 # The tables
 
 
-def table_schemas() -> dict[str, Mapping[str, Any]]:
-    """Each table's columns, by its name."""
-    from joulesweep import tables
-
-    columns = _columns_module()
-    return {name: getattr(columns or tables, name.upper()) for name in tables.NAMES}
-
-
-def _columns_module() -> ModuleType | None:
-    """The module that describes columns, if there is one beside the tables."""
-    found = importlib.util.find_spec(f"{house.PACKAGE.name}.columns")
-    return importlib.import_module(found.name) if found else None
-
-
-def table_abouts() -> dict[str, str]:
-    """What a row of each table is."""
-    from joulesweep.tables import Tables
-
-    described: dict[str, str] = getattr(_columns_module(), "ABOUT", None) or attributes(Tables)
-    return described
-
-
 def tables_page() -> str:
     """A section per table: each column with type, unit and meaning."""
-    about, parts = table_abouts(), []
-    for name, schema in table_schemas().items():
-        rows = [[code(column), _dtype(row), unit(column, row), _meaning(row)] for column, row in schema.items()]
-        headings = ["column", "type", "unit", "meaning"]
-        if not any(row[-1] for row in rows):
-            headings, rows = headings[:-1], [row[:-1] for row in rows]
-        parts.append(f"## {code(f'{name}.parquet')}\n\n{_sentence(about[name])}\n\n{table(headings, rows)}")
+    from joulesweep.columns import ABOUT, TABLES
+
+    parts = []
+    for name, columns in TABLES.items():
+        rows = [
+            [code(column.name), str(column.dtype), column.unit or "", _meaning(column)] for column in columns.values()
+        ]
+        described = table(["column", "type", "unit", "meaning"], rows)
+        parts.append(f"## {code(f'{name}.parquet')}\n\n{_prose(ABOUT[name])}\n\n{described}")
     return "\n".join(parts)
 
 
-def _dtype(column: object) -> str:
-    return str(getattr(column, "dtype", column))
-
-
-def _meaning(column: object) -> str:
-    null = getattr(column, "null", None)
-    return _prose((getattr(column, "about", "") or "") + (f"; null {null}" if null else ""))
-
-
-def unit(name: str, column: object = None) -> str:
-    """A column's unit: its own, else by the end of its name; intervals have that of their quantity."""
-    if hasattr(column, "unit"):
-        return str(column.unit or "")
-    name = re.sub(r"_(mean|low|high)$", "", name)
-    return next((unit for end, unit in UNITS.items() if name.endswith(end) and name not in ("num_s",)), "")
+def _meaning(column: Column) -> str:
+    return _prose(column.about + (f"; null {column.null}" if column.null else ""))
 
 
 def attributes(of: object) -> dict[str, str]:
@@ -274,12 +219,6 @@ def attributes(of: object) -> dict[str, str]:
     _, _, section = (inspect.getdoc(of) or "").partition("Attributes:\n")
     found = re.findall(r"^    (\w+): (.*?)(?=^    \w+: |^\S|\Z)", section, re.MULTILINE | re.DOTALL)
     return {name: " ".join(text.split()) for name, text in found}
-
-
-def _sentence(text: str) -> str:
-    """A text as a sentence; a name of a schema in the code means nothing here."""
-    text = re.sub(r"; columns `[A-Z]+`", "", text)
-    return _prose(text[:1].upper() + text[1:])
 
 
 # The command line

@@ -162,7 +162,7 @@ def _accept(args: argparse.Namespace) -> int:
         today = digest.run_digest(sweep.spec(run))
         print(f"{run} · {row['status']} · {row['code_digest']} to {today}")
         if not args.dry_run:
-            record.accept(Path(sweep.folder, "runs", run, "record.json"), today, args.reason.strip())
+            record.accept(sweep.record_path(run), today, args.reason.strip())
     kept = "would be kept" if args.dry_run else "kept"
     print(f"{workflow.counted(list(chosen.values()))} {kept}")
     return 0

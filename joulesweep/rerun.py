@@ -97,7 +97,7 @@ def _analysis(sweep: Sweep) -> list[str]:
 
 
 def _records(sweep: Sweep, runs: Sequence[str]) -> list[Path]:
-    return [Path(sweep.folder, "runs", run, "record.json") for run in runs]
+    return [sweep.record_path(run) for run in runs]
 
 
 def _snakemake(arguments: list[str]) -> int:

@@ -326,7 +326,7 @@ class Sweep:
         """Digest of today's code; where the run's record was accepted for it, of the code that measured the run."""
         today = digest.run_digest(self.spec(run))
         with contextlib.suppress(OSError):
-            if b'"accepted"' in self._path(run).read_bytes():
+            if b'"accepted"' in self.record_path(run).read_bytes():
                 row = self._record(run)
                 return str(row["code_digest"]) if row and today in record.codes(row) else today
         return today
@@ -337,9 +337,9 @@ class Sweep:
         return {run: row for run, row in had.items() if row}
 
     def _names(self, run: str, code: str) -> bool:
-        """Whether a run has no record, or one that names a digest; of many runs, none is read whole."""
+        """Whether a run has no record, or one that names a digest; no JSON is decoded for it."""
         try:
-            return f'"{code}"'.encode() in self._path(run).read_bytes()
+            return f'"{code}"'.encode() in self.record_path(run).read_bytes()
         except OSError:
             return True
 
@@ -392,12 +392,13 @@ class Sweep:
         had = {run: self._record(run) for run in self.runs}
         return {run: row for run, row in had.items() if row and digest.run_digest(self.spec(run)) in record.codes(row)}
 
-    def _path(self, run: str) -> Path:
+    def record_path(self, run: str) -> Path:
+        """A run's record, there or not."""
         return Path(self.folder, "runs", run, "record.json")
 
     def _record(self, run: str) -> dict[str, Any] | None:
         try:
-            return record.read(self._path(run))
+            return record.read(self.record_path(run))
         except UserError:
             return None
 
@@ -455,6 +456,6 @@ class Sweep:
 
     def finished(self) -> str:
         """A digest of the records that are there now: the target `partial` follows it."""
-        records = [Path(self.folder, "runs", run, "record.json") for run in self.grid.runs]
+        records = [self.record_path(run) for run in self.grid.runs]
         records += map(Path, self.anchors())
         return short_hash([[str(path), path.stat().st_mtime_ns] for path in records if path.exists()])
