@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import fcntl
+import os
+import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -26,6 +29,26 @@ def planted_times(monkeypatch: pytest.MonkeyPatch) -> None:
     kernels = sys.modules.get("joulesweep.kernels")
     if kernels is not None:
         monkeypatch.setattr(kernels._Try, "seconds", lambda one: 1.0 if type(one.layer) is kernels.Linear else 2.0)
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Make a folder by its name, a single time however many workers pytest has: the others wait for it."""
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+    def once(name: str, make: Callable[[Path], object]) -> Path:
+        folder, made = shared / name, shared / f"{name}-is-made"
+        with (shared / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not made.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                make(folder)
+                made.touch()
+        return folder
+
+    return once
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Every method × precision × batching × head, under every strategy, learns the same: one loss, one gradient.
 
-So does every task: a decoder next tokens, an encoder-decoder targets, and an encoder that becomes one.
+So does every task: a decoder next tokens, an encoder-decoder targets, and an encoder that becomes one. On two ranks the
+quick tier trains cases in which every two values meet; the rest of the product is marked `product`.
 
 The reference is full training in one process, fp32, padded to a fixed length, the head computed everywhere: what the
 Hugging Face model does when it is called with labels.
@@ -8,6 +9,7 @@ Hugging Face model does when it is called with labels.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import math
@@ -15,6 +17,7 @@ import os
 import subprocess
 import sys
 
+import pairwise
 import pytest
 import ranks
 import tiny_run
@@ -120,6 +123,18 @@ def impossible(case):
     return methods.impossible(tiny_run.spec(**case))
 
 
+def twin(number):
+    """The number of the same case under ddp."""
+    return PAIRS.index({**PAIRS[number], "strategy": "ddp"})
+
+
+POSSIBLE = [i for i, case in enumerate(PAIRS) if not impossible(case)]
+#: Of the quick tier: plain training, cases in which every two values meet, and what fsdp is compared with.
+QUICK = {i for i in POSSIBLE if PAIRS[i].items() >= PLAIN.items() and "task" not in PAIRS[i]}
+QUICK |= {POSSIBLE[i] for i in pairwise.chosen([PAIRS[i] for i in POSSIBLE])}
+QUICK |= {twin(i) for i in QUICK}
+
+
 @pytest.fixture(scope="module")
 def assets(tmp_path_factory):
     folder = tmp_path_factory.mktemp("conformance")
@@ -150,12 +165,33 @@ def single(assets, tmp_path_factory):
     return single
 
 
+def in_product(numbers):
+    """Cases by number, marked unless they are of the quick tier."""
+    return [
+        pytest.param(number, id=name(PAIRS[number]), marks=() if number in QUICK else pytest.mark.product)
+        for number in numbers
+    ]
+
+
 @pytest.fixture(scope="module")
-def spread(assets, tmp_path_factory):
-    """Outcomes of all trainings on two ranks, by rank: one process group for them all."""
-    folder = tmp_path_factory.mktemp("spread")
+def spread(assets, tmp_path_factory, once):
+    """Outcomes of a case on two ranks, by rank: one process group for all cases of its tier."""
     paths = {kind: [str(found.model_folder), str(found.tokens)] for kind, found in assets.items()}
-    (folder / "job.json").write_text(json.dumps({"folder": str(folder), "assets": paths, "trainings": PAIRS}))
+
+    @functools.cache
+    def trained(quick):
+        numbers = sorted(QUICK) if quick else sorted({*range(len(PAIRS))} - QUICK)
+        job = {"assets": paths, "trainings": [PAIRS[i] for i in numbers]}
+        folder = once(f"spread-{quick}", lambda folder: on_two_ranks(folder, job))
+        outcomes = [torch.load(folder / f"rank{rank}.pt") for rank in (0, 1)]
+        return {number: [of_rank[i] for of_rank in outcomes] for i, number in enumerate(numbers)}
+
+    return lambda number: trained(number in QUICK)[number]
+
+
+def on_two_ranks(folder, job):
+    """Train the cases of a job, and leave the outcomes of each rank in a folder."""
+    (folder / "job.json").write_text(json.dumps({"folder": str(folder), **job}))
     paths = os.pathsep.join((str(tiny_run.REPOSITORY), str(tiny_run.REPOSITORY / "tests")))
     environ = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(tiny_run.REPOSITORY / "tests" / "ranks.py"), str(folder / "job.json")]
@@ -168,7 +204,6 @@ def spread(assets, tmp_path_factory):
         for process in processes:
             process.kill()
     assert [process.returncode for process in processes] == [0, 0], "\n".join(error[-3000:] for error in errors)
-    return [torch.load(folder / f"rank{rank}.pt") for rank in (0, 1)]
 
 
 def scale(case):
@@ -266,10 +301,10 @@ def test_a_gradient_within_the_norm_is_left_alone(single):
     assert all(torch.equal(a, b) for a, b in zip(loose["gradients"][1], free["gradients"][1], strict=True))
 
 
-@pytest.mark.parametrize("number", range(len(PAIRS)), ids=[name(case) for case in PAIRS])
+@pytest.mark.parametrize("number", in_product(range(len(PAIRS))))
 def test_two_ranks_have_the_loss_and_the_gradients_of_one_process(single, spread, number):
     case = PAIRS[number]
-    found, other = spread[0][number], spread[1][number]
+    found, other = spread(number)
     if impossible(case):
         assert found == other == {"status": "unsupported", "reason": impossible(case)}
         return
@@ -284,12 +319,10 @@ def test_two_ranks_have_the_loss_and_the_gradients_of_one_process(single, spread
         assert all(torch.equal(a, b) for a, b in zip(mine, others, strict=True) if a is not None)
 
 
-@pytest.mark.parametrize(
-    "number", [i for i, case in enumerate(PAIRS) if case["strategy"] == "fsdp" and not impossible(case)]
-)
+@pytest.mark.parametrize("number", in_product(i for i in POSSIBLE if PAIRS[i]["strategy"] == "fsdp"))
 def test_fsdp_is_ddp(spread, number):
-    case = {**PAIRS[number], "strategy": "ddp"}
-    fsdp, ddp = spread[0][number], spread[0][PAIRS.index(case)]
+    case = PAIRS[twin(number)]
+    fsdp, ddp = spread(number)[0], spread(twin(number))[0]
     if case["precision"] in ("bf16-true", "bf16-kahan") and case.get("task") == "seq2seq":
         # What the decoder's layers want of the encoder's states is summed in bfloat16, in the order of autograd.
         check_losses(fsdp, ddp, case["precision"])
@@ -324,7 +357,7 @@ def test_an_encoder_decoder_packs_nothing_and_says_so(single):
 def test_means_of_shares_would_be_another_loss(single, spread):
     """The check of DDP is sharp: the ranks' numbers of masked tokens differ, so their means average to another loss."""
     number = PAIRS.index({**PLAIN, "strategy": "ddp", "devices": 2})
-    shares = [outcome[number]["counts"]["num_predicted"] for outcome in spread]
+    shares = [outcome["counts"]["num_predicted"] for outcome in spread(number)]
     assert shares[0] != shares[1]
     assert not math.isclose(shares[0] / sum(shares), 0.5, rel_tol=1e-3)
 
