@@ -1,6 +1,7 @@
 # make sweep   the embedded default sweep, to results/default/report.html
-# make test    the whole test suite
-# make test-oldest   the tests of the training with the oldest transformers that is supported
+# make test    the quick tier of the tests: minutes
+# make test-all      all tests, with coverage, as CI runs them: a quarter of an hour
+# make test-oldest   what of the quick tier asks transformers for something, with the oldest that is supported
 # make families  every family of models in every way, against a plain loop: a quarter of an hour
 # make truth   joules of runs under load steps, waves, resets and clock steps against the known truth of fake boards: minutes
 # make fuzz    3,000 odd configs, 1,000 data files, 300 model folders, 300 records: minutes
@@ -23,16 +24,19 @@ PEERS := .cache/peers
 # The oldest transformers that is supported, likewise, with the hub's library that it wants.
 OLDEST := .cache/oldest
 OLDEST_PINS := transformers==5.17.0 huggingface_hub==1.33.0
-# What trains, fetches and tokenises. torch.jit.script, which that version uses, warns of its end.
-OLDEST_TESTS := $(addprefix tests/test_,$(addsuffix .py,adaptive data engine flops generation kahan kernels lazy methods model \
-	prefix pretrained scoring strategy_precision tasks tokens train trainer weights))
+# What asks transformers for something. torch.jit.script, which that version uses, warns of its end.
+OLDEST_TESTS := $(addprefix tests/test_,$(addsuffix .py,adaptive fit flops generation kernels lazy methods model \
+	prefix pretrained scoring tasks tokens train trainer weights))
+# Two workers, since many tests have two processes of their own; whoever is done takes over half of the other's rest.
+PYTEST := OMP_NUM_THREADS=1 python -m pytest --numprocesses 2 --dist worksteal
+QUICK := -m 'smoke or not (workflow or slow or product or registry)'
 # The site's own packages, likewise.
 DOCS := .cache/docs
 # VizWiz annotations; the default data set where there are none.
 VIZWIZ ?= $(wildcard ../shared/data/vizwiz/val.json)
 BENCH_PEERS = $(PEERS)/bin/python -m benchmarks.peers $(if $(VIZWIZ),--data $(VIZWIZ)) $(BENCH_PEERS_OPTIONS)
 
-.PHONY: sweep test test-oldest families truth fuzz bench-peers gpu-pack docs lint format environment schema clean
+.PHONY: sweep test test-all test-oldest families truth fuzz bench-peers gpu-pack docs lint format environment schema clean
 .DEFAULT_GOAL := sweep
 
 environment: $(VENV)/.ready
@@ -50,7 +54,12 @@ sweep: environment
 	@echo "Report: $(CURDIR)/results/default/report.html"
 
 test: environment
-	@OMP_NUM_THREADS=1 pytest --numprocesses 2 --dist loadfile --cov --cov-report term:skip-covered --cov-fail-under 90
+	@$(PYTEST) $(QUICK)
+
+# Python tells coverage itself which lines ran, from 3.12 on; before, a trace function costs half of the tests' time more.
+test-all: environment
+	@COVERAGE_CORE=$$(python -c 'import sys; print("sysmon" if sys.version_info >= (3, 12) else "ctrace")') \
+		$(PYTEST) --cov --cov-report term:skip-covered --cov-fail-under 90
 
 families: environment
 	@OMP_NUM_THREADS=1 pytest tests/test_families.py --long --numprocesses 2
@@ -74,7 +83,7 @@ $(OLDEST)/.ready: $(VENV)/.ready Makefile
 	@touch $@
 
 test-oldest: $(OLDEST)/.ready
-	@OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest --numprocesses 2 --dist loadfile \
+	@PATH="$(CURDIR)/$(OLDEST)/bin:$$PATH" $(PYTEST) $(QUICK) \
 		-W 'ignore:`torch.jit.script` is deprecated:DeprecationWarning' $(wildcard $(OLDEST_TESTS))
 
 $(PEERS)/.ready: $(VENV)/.ready

@@ -9,12 +9,31 @@ from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).parent.parent
+TESTS = Path(__file__).parent
+REPOSITORY = TESTS.parent
+#: A test has its folder's name as its mark. What takes longest runs first, so that no worker is left alone with it.
+FOLDERS = ("workflow", "processes", "conformance", "benchmarks", "unit", "house")
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="also the tests that take minutes each")
+
+
+def folder(item: pytest.Item) -> str:
+    """The folder of a test below this one."""
+    return item.path.relative_to(TESTS).parts[0]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if folder(item) in FOLDERS:
+            item.add_marker(folder(item))
+        if folder(item) == "workflow" and not item.get_closest_marker("smoke"):
+            item.add_marker("slow")
+        if folder(item) in FOLDERS and folder(item) != "unit":
+            item.add_marker("no_cover")  # a line counts as covered by the tests of its own module alone
+    items.sort(key=lambda item: [*FOLDERS, folder(item)].index(folder(item)))
 
 
 @pytest.fixture(autouse=True)

@@ -9,8 +9,9 @@ import polars as pl
 import pytest
 import synthetic
 import yaml
+from pages import rendered
 
-from joulesweep import columns, record, report, tables
+from joulesweep import columns, record, tables
 from joulesweep.aggregate import aggregate
 from joulesweep.stats import paired_ratio
 
@@ -334,7 +335,7 @@ def test_a_bad_record_is_a_row_that_names_it_and_costs_its_own_numbers_alone(swe
     others = pl.col("run") != run
     assert found.runs.filter(others).equals(before.runs.filter(others))
     assert found.cells.height == before.cells.height
-    page = report.build(grid, found)
+    page = rendered(grid, found)
     assert "1 unreadable" in page and run.split("-")[0] in page
 
 

@@ -113,6 +113,7 @@ def test_a_counter_that_moves_less_often_under_load_is_found(certify):
     assert row["verdict"] == FAILS and row["value"] == pytest.approx(0.35, abs=0.01)
 
 
+@pytest.mark.slow
 def test_a_board_without_a_counter_has_its_power_integrated(certify):
     made, _, _ = certify(counter=False)
     found = promises(made)

@@ -7,9 +7,9 @@ import json
 import polars as pl
 import pytest
 import synthetic
-from test_report import words
+from pages import rendered, words
 
-from joulesweep import aggregate, certificate, environment, report
+from joulesweep import aggregate, certificate, environment
 from joulesweep.devices import Board
 
 BOARD = {"device": "gpu:0", "uuid": "GPU-0"}
@@ -143,7 +143,7 @@ def test_the_tables_and_the_report_have_the_certificates(tmp_path):
     assert of_boards["certificate_fails"].unique().to_list() == ["lag"]
     of_host = tables.devices.filter(pl.col("kind") != "gpu")
     assert of_host["certificate"].null_count() == of_host.height and not of_host["certificate_reason"].null_count()
-    text = words(report.build(grid, tables))
+    text = words(rendered(grid, tables))
     assert "GPU-0, 24 runs: certificate c0ffee of 2026-11-29; fails: lag ; holds: tick." in text
     assert "No certificate of cpu:0 (no certificate: there is no file)." in text
 
@@ -152,11 +152,9 @@ def test_a_report_without_certificates_says_so(tmp_path):
     grid, tables = made(tmp_path, synthetic.on_gpus)
     assert tables.runs["certificate"].null_count() == tables.runs.height
     assert set(tables.runs["certificate_reason"]) == {"the run is older than certificates"}
-    assert "No certificate of GPU-0, cpu:0, GPU-1 (the run is older than certificates)" in words(
-        report.build(grid, tables)
-    )
+    assert "No certificate of GPU-0, cpu:0, GPU-1 (the run is older than certificates)" in words(rendered(grid, tables))
 
 
 def test_a_certificate_of_another_driver_is_named_as_such(tmp_path):
     grid, tables = made(tmp_path, lambda row: cited(row, reason="the certificate is of driver 1, the run had 2"))
-    assert "holds: tick; the certificate is of driver 1, the run had 2." in words(report.build(grid, tables))
+    assert "holds: tick; the certificate is of driver 1, the run had 2." in words(rendered(grid, tables))

@@ -80,6 +80,7 @@ def promises(path, device=None):
     return {row["promise"]: row for row in rows if device in (None, row["device"])}
 
 
+@pytest.mark.slow
 def test_a_board_is_certified_in_20_seconds_by_the_real_library(boards, tmp_path, capsys):
     fake = boards({"tick_ms": 50, "lag_ms": 250, "power_error": 1.03, "name": "Fake <H200>"})
     made = certify.certify(["gpu:0"], 20.0, tmp_path / "c", load=lambda board: Planned(fake, board.index))
@@ -127,6 +128,7 @@ def test_a_machine_without_meters_gets_a_certificate_that_says_so_and_works_noth
     )
 
 
+@pytest.mark.slow
 def test_cpu_packages_and_their_memory_are_certified_by_their_counters(monkeypatch, tmp_path):
     monkeypatch.setattr(devices, "boards", list)
     with rapl_tree(tmp_path / "powercap", [{"name": "package-0", "watts": 40.0, "dram_watts": 5.0}]) as rapl:

@@ -1,24 +1,19 @@
 import json
-import re
 import subprocess
 import sys
 
+import pages
 import polars as pl
 import pytest
 import synthetic
+from pages import drawn, text_of
 
 from joulesweep import charts, tables
-from joulesweep.aggregate import aggregate
 from joulesweep.cells import front
 
 
-def build(tmp_path, change=lambda row: row, axes=None, **sections):
-    grid, runs = synthetic.write_sweep(tmp_path, synthetic.raw_config(axes, **sections), change)
-    return aggregate(grid, runs)
-
-
-def text_of(chart):
-    return json.dumps(chart.to_dict(), ensure_ascii=False)
+def build(*given, **sections):
+    return pages.build(*given, **sections)[1]
 
 
 def test_front_by_hand():
@@ -57,14 +52,6 @@ def test_measured_joules_leave_no_room_for_estimates(tmp_path, name):
 def test_no_estimate_unless_asked(tmp_path, name):
     text = text_of(charts.CHARTS[name](build(tmp_path, energy={"estimate": False})))
     assert "stimated" not in text
-
-
-def drawn(chart, part=""):
-    """Every row of data behind a chart, or behind one of its vertical parts."""
-    whole = chart.to_dict()
-    text = json.dumps(whole["vconcat"][part] if part != "" else whole)
-    names = re.findall(r'"data": {"name": "([^"]+)"}', text)
-    return [row for name in dict.fromkeys(names) for row in whole["datasets"][name]]
 
 
 @pytest.mark.parametrize("estimate", [False, True])

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 
+import pages
 import polars as pl
 import pytest
 import synthetic
-from test_charts import build, drawn, text_of
+from pages import drawn, text_of
 
 from joulesweep import curves, theme
+
+
+def build(*given, **sections):
+    return pages.build(*given, **sections)[1]
 
 
 @pytest.fixture(scope="module")

@@ -472,6 +472,7 @@ def test_the_digest_of_a_snippet_is_what_it_always_was(tmp_path):
     assert digest_of(tmp_path, SNIPPET) == SNIPPET_DIGEST, "every finished run of every user would be repeated"
 
 
+@pytest.mark.slow
 def test_digests_are_the_same_under_every_supported_python_and_need_no_package(tmp_path):
     digest_of(tmp_path, SNIPPET)
     snippet, codes = digests_under(sys.executable, tmp_path / "snippet.py")

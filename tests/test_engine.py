@@ -277,6 +277,7 @@ def compilations(monkeypatch):
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "shapes",
     [
@@ -309,6 +310,7 @@ def test_a_compiled_training_has_the_losses_of_an_eager_one(tmp_path, monkeypatc
     assert names[0] == names[1]
 
 
+@pytest.mark.slow
 def test_a_model_that_pytorch_gives_up_compiling_is_not_trained_as_it_is(tmp_path, compilations):
     """Steps of one row are compiled apart: with a limit of one, PyTorch would run them uncompiled, and say nothing."""
     assets = tiny_run.assets(tmp_path)
@@ -396,6 +398,7 @@ def test_shapes_that_an_eager_training_meets_leave_nothing_behind(tmp_path, monk
     assert len(met) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batching", ["packed", "fixed"])
 def test_a_compiled_step_is_captured_as_it_was_compiled(tmp_path, monkeypatch, compilations, batching):
     """CUDA is stood in for: what a capture would record is what the compiled module computed in it."""

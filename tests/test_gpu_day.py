@@ -96,6 +96,7 @@ def test_an_item_that_hangs_is_killed_with_all_its_processes_when_its_time_is_ov
     assert not gpu_runs._alive(int((day.out / "grandchild").read_text()))
 
 
+@pytest.mark.slow
 def test_a_piece_that_hangs_within_its_item_leaves_the_others_their_time(day):
     gpu_day.carry_out([item("a", ("first", "hangs"), ("second", "answers"), piece_s=8.0, small_s=LONG_S)], day, LONG_S)
     assert answered(day, "a") == {"first": ("failed", "no answer within 8 s"), "second": ("ok", None)}
@@ -240,6 +241,7 @@ def test_turns_that_time_does_not_suffice_for_are_not_begun(job, monkeypatch):
     assert {row["batch_size"] for row in gpu_common.rows(job.out / gpu_common.RESULTS)} == {8}
 
 
+@pytest.mark.slow
 def test_who_still_compiles_when_the_others_need_the_time_is_left_out(job, monkeypatch, nothing_is_left):
     scale = replace(gpu_common.SCALES["cpu"], contest_s=LONG_S)
     monkeypatch.setitem(gpu_common.SCALES, "cpu", scale)
@@ -248,6 +250,7 @@ def test_who_still_compiles_when_the_others_need_the_time_is_left_out(job, monke
     assert set(found["left_out"]) == {"trainer-compiled"}
 
 
+@pytest.mark.slow
 def test_a_contestant_that_cannot_take_part_or_ends_is_left_out_with_the_reason(job, nothing_is_left):
     found = contest(job, "lacks", "ends", "ours", "ends-later")
     assert found["num_turns"] == {"lacks": 0, "ends": 0, "ours": 2, "ends-later": 1}
@@ -469,6 +472,7 @@ def test_a_mistake_is_told_in_one_line(tmp_path, monkeypatch, capsys, words, lin
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_joules_of_a_traced_item_are_those_of_the_board(day, tmp_path):
     """A training on the CPU, a made-up board, the meter, the trace in its own process, and the page's verdict."""
     made = fake_meters.Boards(tmp_path, [{"watts": "saw:250:350:0.7", "tick_ms": 20}])

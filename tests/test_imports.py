@@ -33,6 +33,7 @@ def test_the_check_sees_an_import():
     assert imported("import json, polars", "polars", "torch", "json") == ["json", "polars"]
 
 
+@pytest.mark.slow
 def test_a_whole_training_imports_torch_transformers_and_zeus_and_nothing_of_the_other_sides(tmp_path):
     assets = tiny_run.assets(tmp_path)
     paths = {"model_folder": assets.model_folder, "tokens": assets.tokens, "folder": tmp_path}
@@ -50,6 +51,7 @@ def test_a_whole_training_imports_torch_transformers_and_zeus_and_nothing_of_the
     assert (tmp_path / "model" / "model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_a_plain_import_of_the_libraries_brings_what_a_training_does_without():
     """Else the names above say nothing; where this fails, `joulesweep.lazy` has become superfluous."""
     code = "from transformers.modeling_utils import PreTrainedModel; from zeus.monitor import ZeusMonitor"

@@ -686,6 +686,7 @@ def test_a_meter_that_hangs_stops_no_signal(start, script, hanging, monkeypatch,
     assert processes(tmp_path) == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cooldown_s", [0.0, 0.1])
 def test_a_meter_that_hangs_costs_readings_and_not_the_training(start, hanging, monkeypatch, cooldown_s):
     monkeypatch.setattr(launch, "POLL_S", 0.01)

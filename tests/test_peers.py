@@ -167,6 +167,7 @@ def test_the_table_says_what_was_compared_and_where():
     assert widths == {len(peers.HEADER) + 1}
 
 
+@pytest.mark.slow
 def test_a_whole_epoch_of_ours_and_of_each_peer_that_is_installed(assets, tmp_path):
     base = peers.base_spec(options(), assets, "cpu")
     environ = peers.shared_environment(base, [], plain=False)
@@ -232,6 +233,7 @@ def test_what_needs_a_gpu_is_said_to_be_not_run(monkeypatch):
     assert peers.lacking(peers.CONTESTANTS["trainer-flattened"]) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "program"), [("llama", "trainer-flattened"), ("modernbert", "trainer-sparse")])
 def test_a_padding_free_peer_learns_as_a_padded_one(tmp_path, kind, program):
     """With as many texts in a step as there are, order does not matter, and without dropout nor masks nothing else."""

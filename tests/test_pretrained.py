@@ -190,6 +190,7 @@ def run_script(source, **environment):
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
+@pytest.mark.slow
 def test_script_fetches_from_the_hub_cache_when_offline():
     hub_cache(Path("hub/hub"))
     environment = {"HF_HOME": str(Path("hub").resolve()), "HF_HUB_OFFLINE": "1"}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 
+import pages
 import polars as pl
 import pytest
 import synthetic
-from test_report import words
+from pages import rendered, words
 
-from joulesweep import aggregate, provenance, record, report, rows
+from joulesweep import aggregate, provenance, record, rows
 
 CARBON = {"country": None, "g_per_kwh": 360.0, "source": "my contract, 2025"}
 ASKED = {"carbon": CARBON, "price_per_kwh": 0.36, "currency": "EUR"}
@@ -22,8 +23,7 @@ def sweep(tmp_path, change=synthetic.on_gpus, axes=None, energy=None):
 
 
 def page(tmp_path, change=synthetic.on_gpus, axes=None, energy=None):
-    grid, runs = sweep(tmp_path, change, axes, energy)
-    return report.build(grid, aggregate.aggregate(grid, runs))
+    return pages.page(tmp_path, change, axes, **{**synthetic.GPU_CONFIG, "energy": energy or {}})
 
 
 def shown(html):
@@ -135,7 +135,7 @@ def test_the_sweeps_own_cost_counts_every_pass(tmp_path):
     found = aggregate.aggregate(grid, runs)
     total_j = found.runs["total_energy_j"].sum()
     assert total_j > 1.5 * found.runs["energy_j"].sum()  # several passes each
-    text = shown(report.build(grid, found))
+    text = shown(rendered(grid, found))
     assert f"{total_j / 1e3:.0f} kJ (measured, scope gpu, 16 runs)" in text
     assert "8 finished runs lack joules." in text
 
@@ -159,7 +159,7 @@ def test_what_whole_runs_used_is_told_beside_their_windows(tmp_path):
     idle_j = (90.0 * synthetic.START_S * known["devices"]).sum()
     whole_j = known["total_energy_j"].sum() + idle_j
     assert known.height == 16
-    text = shown(report.build(grid, found))
+    text = shown(rendered(grid, found))
     assert f"finished runs used {whole_j / 1e3:.0f} kJ in 16 runs." in text
     read = [row for row in lacking.iter_rows(named=True) if row["total_energy_j"] is not None]
     assert len(read) == 8
@@ -206,7 +206,7 @@ def test_emissions_and_cost_only_when_asked_for(tmp_path):
 def test_emissions_of_estimates_are_marked(tmp_path):
     raw = synthetic.raw_config(energy={"estimate": True, "carbon": CARBON})
     grid, runs = synthetic.write_sweep(tmp_path, raw)
-    text = shown(report.build(grid, aggregate.aggregate(grid, runs)))
+    text = shown(rendered(grid, aggregate.aggregate(grid, runs)))
     assert re.search(r"CO2e of a run, of estimated joules ≈ [\d.]+ m?g estimated", text)
     assert "Estimated CO2e" in text and "CO2e of a run ≈" not in text
     assert "The joules hold no share for cooling: PUE multiplies emissions and cost only." in text
@@ -217,7 +217,7 @@ def drifted(tmp_path, *anchors):
     for day, factor, change in anchors:
         synthetic.write_anchors(written, tmp_path, day, 2, factor, change)
     grid, runs = written
-    return shown(report.build(grid, aggregate.aggregate(grid, runs, anchors_folder=tmp_path / "anchors")))
+    return shown(rendered(grid, aggregate.aggregate(grid, runs, anchors_folder=tmp_path / "anchors")))
 
 
 def test_drift_between_days(tmp_path):
@@ -261,7 +261,7 @@ def test_missing_joules_are_never_zero(tmp_path, change):
     """Neither in a table nor in the report."""
     grid, runs = sweep(tmp_path, change, energy=ASKED)
     found = aggregate.aggregate(grid, runs)
-    assert not ABSENCES.search(shown(report.build(grid, found)))
+    assert not ABSENCES.search(shown(rendered(grid, found)))
     for name, columns in (("runs", "energy_j net_energy_j total_energy_j co2e_g cost"), ("epochs", "energy_j")):
         values = getattr(found, name).select(columns.split())
         assert (values.fill_null(1.0).min_horizontal() > 0).all()

@@ -2,15 +2,15 @@ import re
 import shutil
 import subprocess
 import sys
-from html import unescape
 from html.parser import HTMLParser
 
 import polars as pl
 import pytest
 import synthetic
+from pages import build, page, rendered, words
 from patience import PATIENCE_S
 
-from joulesweep import aggregate, charts, report, tables
+from joulesweep import charts, record, report, tables
 from joulesweep.answer import answers
 
 CHROMIUM = shutil.which("chromium")
@@ -31,24 +31,9 @@ FLAGS = [
 ]
 
 
-def build(tmp_path, change=lambda row: row, axes=None, **sections):
-    grid, runs = synthetic.write_sweep(tmp_path, synthetic.raw_config(axes, **sections), change)
-    return grid, aggregate.aggregate(grid, runs)
-
-
-def page(tmp_path, change=lambda row: row, axes=None, **sections):
-    return report.build(*build(tmp_path, change, axes, **sections))
-
-
-def words(html):
-    """What a reader sees: no scripts, no tags, single spaces."""
-    body = re.sub(r"<(script|style)\b.*?</\1>", " ", html, flags=re.DOTALL)
-    return " ".join(unescape(re.sub(r"<[^>]+>", " ", body)).split())
-
-
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
-    return page(tmp_path_factory.mktemp("plain"))
+    return report.build(*build(tmp_path_factory.mktemp("plain")))
 
 
 def test_the_answer_is_the_cheapest_within_the_margin(tmp_path):
@@ -95,7 +80,7 @@ def test_an_unsure_lead_is_told(tmp_path):
     axes = {"strategy": ["single"], "batch_size": [32]}
     grid, found = build(tmp_path, change, axes)
     assert answers(found)[0].ties == ["single bf16-mixed bs32"]
-    assert "no difference in time is shown against single bf16-mixed bs32" in words(report.build(grid, found))
+    assert "no difference in time is shown against single bf16-mixed bs32" in words(rendered(grid, found))
 
 
 def test_a_sure_lead_is_told(tmp_path):
@@ -191,7 +176,7 @@ def test_work_that_was_not_counted_has_no_column_and_where_some_was_a_reason(tmp
 
 def test_what_was_chosen_is_shown_with_its_predicted_and_counted_cost(tmp_path):
     grid, found = build(tmp_path, synthetic.choosing, synthetic.METHODS)
-    text, chosen = words(report.build(grid, found)), found.selections.filter(pl.col("name").str.starts_with("random"))
+    text, chosen = words(rendered(grid, found)), found.selections.filter(pl.col("name").str.starts_with("random"))
     begin = text.index("Which tensors trained, and at what cost")
     assert text.index("All configurations") < begin < text.index("Under which conditions")
     costs = " ".join(f"{chosen[column].mean():.3f}" for column in ("predicted_cost", "counted_cost", "floor"))
@@ -346,7 +331,8 @@ def test_nothing_is_fetched(plain):
 
 
 def test_script_writes_the_page(tmp_path):
-    _, found = build(tmp_path)
+    grid, found = build(tmp_path)
+    record.write_json(tmp_path / "grid.json", grid)
     tables.write(found, tmp_path / "tables")
     arguments = ["--grid", "grid.json", "--tables", "tables", "--output", "report.html"]
     arguments = [word if word.startswith("--") else str(tmp_path / word) for word in arguments]
@@ -382,7 +368,7 @@ def test_every_chart_renders_without_network(tmp_path, case):
     }[case]
     axes = {"model": ["tiny", "other"]} if "two" in case else synthetic.METHODS if case == "choosing" else None
     sections = synthetic.GPU_CONFIG if case == "gpu" else {}
-    html, console = browse(tmp_path, page(tmp_path, change, axes, **sections))
+    html, console = browse(tmp_path, report.build(*build(tmp_path, change, axes, **sections)))
     drawn = re.findall(r'id="chart-(\w+)"', html)
     assert set(charts.CHARTS) - set(drawn) == (set() if case == "choosing" else {"tensors"})
     for name in drawn:

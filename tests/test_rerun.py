@@ -17,8 +17,8 @@ import synthetic
 import tiny_run
 import yaml
 from checkout import Checkout
+from pages import words
 from patience import PATIENCE_S
-from test_report import words
 
 from joulesweep import cli, digest, record, rerun, workflow
 from joulesweep.config import validate

@@ -934,6 +934,7 @@ def test_references_that_are_missing_are_missed_before_the_run(launched, tmp_pat
         launched("opt", generate=GENERATE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["opt", "t5"])
 def test_two_ranks_write_what_one_writes(launched, kind):
     """Under FSDP each forward pass needs both, though the one has written its targets before the other."""
