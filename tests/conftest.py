@@ -3,11 +3,13 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import tiny_run
 
 TESTS = Path(__file__).parent
 REPOSITORY = TESTS.parent
@@ -68,6 +70,27 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[P
         return folder
 
     return once
+
+
+@pytest.fixture(scope="session")
+def assets(tmp_path_factory: pytest.TempPathFactory) -> tiny_run.Assets:
+    """A tiny BERT and its tokens; no test writes to them."""
+    return tiny_run.assets(tmp_path_factory.mktemp("assets"))
+
+
+@pytest.fixture
+def own_places(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Locks and ticks of this test alone, no boards but those that it makes up, and pytest's own signals afterwards."""
+    from joulesweep import devices, lease
+
+    places = tmp_path_factory.mktemp("places")
+    monkeypatch.setattr(lease, "folder", lambda: places)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(places))
+    monkeypatch.setattr(devices, "boards", list)
+    monkeypatch.delenv(devices.VISIBLE, raising=False)
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture

@@ -11,12 +11,12 @@ import pytest
 import tiny_run
 import torch
 import transformers
+from places import ALONE
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig
 
 from joulesweep import adaptive, flops, methods, precision, train, trainer
 from joulesweep.model import AUTO_CLASSES, LanguageModel
-from joulesweep.trainer import Place
 
 pytestmark = pytest.mark.usefixtures("torch_as_it_was")
 
@@ -205,17 +205,11 @@ def test_calibration_leaves_the_trainer_as_it_was(assemble):
     assert all(parameter.requires_grad and parameter.grad is None for parameter in built.core.parameters())
 
 
-@pytest.fixture(scope="module")
-def assets(tmp_path_factory):
-    return tiny_run.assets(tmp_path_factory.mktemp("tiny"))
-
-
 @pytest.fixture
 def assemble(assets):
     def assemble(**changes):
         changes = {"method": "greentrainer", "method_params": {"rho": 0.6}, **changes}
-        place = Place(device=CPU, rank=0, world=1, local_rank=0)
-        return trainer.assemble(tiny_run.spec(**changes), assets.model_folder, assets.tokens, place)
+        return trainer.assemble(tiny_run.spec(**changes), assets.model_folder, assets.tokens, ALONE)
 
     return assemble
 

@@ -8,6 +8,7 @@ import threading
 import pytest
 import tiny_run
 import torch
+from places import ALONE
 
 from joulesweep import ahead, data, engine, memory, train, trainer
 from joulesweep.trainer import Place
@@ -93,8 +94,7 @@ def on_gpu(tmp_path, monkeypatch):
     assets = tiny_run.assets(tmp_path)
 
     def build(**changes):
-        place = Place(device=torch.device("cpu"), rank=0, world=1, local_rank=0)
-        built = trainer.assemble(tiny_run.spec(**changes), assets.model_folder, assets.tokens, place)
+        built = trainer.assemble(tiny_run.spec(**changes), assets.model_folder, assets.tokens, ALONE)
         monkeypatch.setattr(built, "steps", lambda: ahead.ahead(built._pinned_steps()))
         return built
 

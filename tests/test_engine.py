@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import tiny_run
 import torch
+from places import ALONE
 from safetensors.torch import load_file
 
 from joulesweep import data, engine, memory, train, trainer
@@ -328,9 +329,6 @@ def test_what_is_compiled_in_the_window_is_counted(tmp_path, monkeypatch, compil
     spec = tiny_run.spec(engine="compile", batching="packed", warmup_steps=0)
     found = train.train(spec, assets.model_folder, assets.tokens, tmp_path)["measurement"]
     assert found["num_compilations_in_window"] > 0
-
-
-ALONE = Place(device=torch.device("cpu"), rank=0, world=1, local_rank=0)
 
 
 @pytest.mark.parametrize("micro", [None, 5])

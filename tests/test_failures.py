@@ -8,37 +8,20 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import time
 from pathlib import Path
 
 import pytest
 import tiny_run
 
-from joulesweep import devices, launch, lease, process, record
+from joulesweep import launch, process, record
 from joulesweep.errors import UserError
 from joulesweep.launch import RunFailed
 from joulesweep.spec import run_id
 
 TWO = {"strategy": "ddp", "devices": 2, "max_steps": 10**7}
+pytestmark = pytest.mark.usefixtures("own_places")
 HOPELESS = {"timeout_s": 240.0}  # no test that passes waits for it
-
-
-@pytest.fixture(autouse=True)
-def own_places(tmp_path_factory, monkeypatch):
-    places = tmp_path_factory.mktemp("places")
-    monkeypatch.setattr(lease, "folder", lambda: places)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(places))
-    monkeypatch.setattr(devices, "boards", list)
-    monkeypatch.delenv(devices.VISIBLE, raising=False)
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
-
-
-@pytest.fixture(scope="module")
-def assets(tmp_path_factory):
-    return tiny_run.assets(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture

@@ -14,11 +14,12 @@ import pytest
 import tiny_run
 import torch
 import transformers
+from places import ALONE
 from torch.nn import functional
 
 from joulesweep import data, methods, scoring, train, trainer
 from joulesweep.errors import UserError
-from joulesweep.trainer import Place, Stop
+from joulesweep.trainer import Stop
 
 pytestmark = [pytest.mark.usefixtures("torch_as_it_was"), pytest.mark.filterwarnings("ignore")]
 
@@ -71,9 +72,8 @@ def spec_of(family, method, **way):
 def trained(family, tokens, spec, monkeypatch):
     """Losses of the steps, or the reason of a refusal: one line, whose author is this package."""
     monkeypatch.setattr(trainer, "build", lambda *given: fresh(family))
-    place = Place(device=torch.device("cpu"), rank=0, world=1, local_rank=0)
     try:
-        found = trainer.assemble(spec, tokens[spec.task].parent, tokens[spec.task], place)
+        found = trainer.assemble(spec, tokens[spec.task].parent, tokens[spec.task], ALONE)
         for _ in train._run_epochs(found):
             pass
         assert math.isfinite(scoring.score(found)["validation_loss"])

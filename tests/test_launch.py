@@ -27,33 +27,11 @@ from joulesweep.sensors import BoardSensor
 from joulesweep.spec import full, run_id, strip
 from scripts import train as script_of_a_run
 
-pytestmark = pytest.mark.usefixtures("nothing_is_left")
+pytestmark = pytest.mark.usefixtures("nothing_is_left", "own_places")
 
 ENDLESS = {"max_steps": 10**7}
 #: Texts that leave one for the last batch of 22, and so none for the second of two ranks.
 ODD = {"source": {"local": "texts.txt"}, "format": "text", "validation_fraction": 0.25}
-
-
-@pytest.fixture(autouse=True)
-def sigterm_as_it_was():
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
-
-
-@pytest.fixture(autouse=True)
-def own_places(tmp_path_factory, monkeypatch):
-    """Locks and ticks of this test alone, and no boards but those that it makes up."""
-    places = tmp_path_factory.mktemp("places")
-    monkeypatch.setattr(lease, "folder", lambda: places)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(places))
-    monkeypatch.setattr(devices, "boards", list)
-    monkeypatch.delenv(devices.VISIBLE, raising=False)
-
-
-@pytest.fixture(scope="module")
-def assets(tmp_path_factory):
-    return tiny_run.assets(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture

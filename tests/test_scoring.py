@@ -8,6 +8,7 @@ import math
 import pytest
 import tiny_run
 import torch
+from places import ALONE
 from torch.nn import functional
 
 from joulesweep import data, scoring, trainer
@@ -18,12 +19,6 @@ from joulesweep.trainer import Place, Stop
 pytestmark = pytest.mark.usefixtures("torch_as_it_was")
 
 CPU = torch.device("cpu")
-ALONE = Place(device=CPU, rank=0, world=1, local_rank=0)
-
-
-@pytest.fixture(scope="module")
-def assets(tmp_path_factory):
-    return tiny_run.assets(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture

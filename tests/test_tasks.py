@@ -12,6 +12,7 @@ import pytest
 import tiny_run
 import torch
 from gradients import assert_near, gradients_of
+from places import ALONE
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
@@ -32,7 +33,6 @@ pytestmark = [
 ]
 
 CPU = torch.device("cpu")
-ALONE = Place(device=CPU, rank=0, world=1, local_rank=0)
 PACKABLE = ("opt", "llama", "gpt2")
 LENGTHS = (24, 8)  # of texts and of targets: both are cut
 GENERATE = {"texts": 7, "beams": 1, "length_penalty": 1.0, "no_repeat_ngram": 0}

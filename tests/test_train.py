@@ -10,23 +10,19 @@ from types import SimpleNamespace
 import pytest
 import tiny_run
 import torch
+from places import place_of
 from torch.nn import functional
 
 from joulesweep import data, engine, precision, train, units
 from joulesweep.data import IGNORED
 from joulesweep.model import LanguageModel
 from joulesweep.spec import full
-from joulesweep.trainer import Place, Start, learning_rate
+from joulesweep.trainer import Start, learning_rate
 
 pytestmark = pytest.mark.usefixtures("torch_as_it_was")
 
 NUM_TRAIN = 48  # of the 60 tiny texts, 12 being held out
 NUM_STEPS = 3  # in one epoch, 16 texts each
-
-
-@pytest.fixture(scope="module")
-def assets(tmp_path_factory):
-    return tiny_run.assets(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +45,6 @@ def board(index, **changes):
     """A board as a job names it."""
     described = {"name": "Fake", "memory_bytes": 1, "has_counter": True, "mig": False}
     return {"device": f"gpu:{index}", "index": index, "uuid": f"GPU-{index}", **described, **changes}
-
-
-def place_of(rank, world):
-    return Place(device=torch.device("cpu"), rank=rank, world=world, local_rank=rank)
 
 
 def quality(outcome):

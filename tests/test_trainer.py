@@ -9,6 +9,7 @@ import pytest
 import tiny_run
 import torch
 import torch.distributed as dist
+from places import ALONE, place_of
 
 from joulesweep import data, engine, kernels, methods, trainer
 from joulesweep.errors import UserError
@@ -18,12 +19,6 @@ from joulesweep.trainer import Place, Start
 pytestmark = pytest.mark.usefixtures("torch_as_it_was")
 
 CPU = torch.device("cpu")
-ALONE = Place(device=CPU, rank=0, world=1, local_rank=0)
-
-
-@pytest.fixture(scope="module")
-def assets(tmp_path_factory):
-    return tiny_run.assets(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture
@@ -38,10 +33,6 @@ def assemble(assets, tmp_path):
         return trainer.assemble(tiny_run.spec(**changes), folder, assets.tokens, place)
 
     return assemble
-
-
-def place_of(rank, world):
-    return Place(device=CPU, rank=rank, world=world, local_rank=rank)
 
 
 def board(index, **changes):

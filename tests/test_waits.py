@@ -10,11 +10,11 @@ import itertools
 import pytest
 import tiny_run
 import torch
+from places import ALONE
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from joulesweep import data, train, trainer
 from joulesweep.model import LanguageModel
-from joulesweep.trainer import Place
 
 pytestmark = [pytest.mark.usefixtures("torch_as_it_was"), pytest.mark.filterwarnings("ignore")]
 
@@ -91,9 +91,8 @@ def assets(tmp_path_factory):
 @pytest.fixture
 def assemble(assets):
     def assemble(kind="bert", **changes):
-        place = Place(device=torch.device("cpu"), rank=0, world=1, local_rank=0)
         spec = tiny_run.spec(task=tiny_run.task_of(kind), max_target_length=12, **changes)
-        return trainer.assemble(spec, assets[kind].model_folder, assets[kind].tokens, place)
+        return trainer.assemble(spec, assets[kind].model_folder, assets[kind].tokens, ALONE)
 
     return assemble
 
