@@ -12,10 +12,9 @@ import pytest
 import tiny_run
 
 TESTS = Path(__file__).parent
-REPOSITORY = TESTS.parent
 #: A test has its folder's name as its mark. What takes longest runs first, so that no worker is left alone with it.
 FOLDERS = ("workflow", "processes", "conformance", "benchmarks", "unit", "house")
-SHARED_DATA = REPOSITORY.parent / "shared" / "data"
+SHARED_DATA = tiny_run.REPOSITORY.parent / "shared" / "data"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

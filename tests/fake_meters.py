@@ -29,9 +29,9 @@ import pytest
 import zeus.device.cpu
 import zeus.device.cpu.rapl
 import zeus.device.gpu
+from tiny_run import REPOSITORY, SUPPORT
 from zeus.device.gpu.common import GPU, GPUs, ZeusGPUNotSupportedError
 
-REPOSITORY = Path(__file__).parent.parent
 EPOCH_S = 1_700_000_000  # Unix time at which every counter was 0, as in fake_nvml.c
 
 #: What a board may be given, and what it is otherwise. None: the key is left out.
@@ -107,7 +107,7 @@ def _compiled(source: str, name: str) -> Path:
     folder = Path(tempfile.mkdtemp(prefix="joulesweep-fake-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     options = ["-std=c99", "-O1", "-Wall", "-Wextra", "-shared", "-fPIC", f"-Wl,-soname,{name}"]
-    subprocess.run([compiler, *options, "-o", folder / name, REPOSITORY / "tests" / source, "-lm"], check=True)
+    subprocess.run([compiler, *options, "-o", folder / name, SUPPORT / source, "-lm"], check=True)
     return folder / name
 
 

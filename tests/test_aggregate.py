@@ -3,11 +3,11 @@ import math
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import polars as pl
 import pytest
 import synthetic
+import tiny_run
 import yaml
 from pages import rendered
 
@@ -15,7 +15,7 @@ from joulesweep import columns, record, tables
 from joulesweep.aggregate import aggregate
 from joulesweep.stats import paired_ratio
 
-GAIN = Path(__file__).parent.parent / "config" / "gain.yaml"
+GAIN = tiny_run.REPOSITORY / "config" / "gain.yaml"
 
 
 @pytest.fixture

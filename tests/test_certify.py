@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from fake_meters import Boards, rapl_tree
-from test_report import words
+from pages import words
 from virtual_board import Board
 
 from joulesweep import certificate, certify, cli, devices, environment, readings, sensors

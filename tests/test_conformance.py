@@ -28,7 +28,7 @@ from joulesweep.config import BATCHINGS, HEADS
 from joulesweep.precision import PRECISIONS
 from joulesweep.strategy import STRATEGIES
 
-GOLDEN = tiny_run.REPOSITORY / "tests" / "golden" / "losses.json"
+GOLDEN = tiny_run.SUPPORT / "golden" / "losses.json"
 #: How far the loss of a step may be from fp32's, relative; the rounding of each format over two steps.
 TOLERANCE = {"fp32": 1e-6, "fp16-mixed": 5e-4, "bf16-mixed": 2e-3, "bf16-true": 2e-3, "bf16-kahan": 2e-3}
 #: How far each tensor's gradient may be off, relative to its largest element.
@@ -202,9 +202,9 @@ def spread(assets, tmp_path_factory, once):
 def on_two_ranks(folder, job):
     """Train the cases of a job, and leave the outcomes of each rank in a folder."""
     (folder / "job.json").write_text(json.dumps({"folder": str(folder), **job}))
-    paths = os.pathsep.join((str(tiny_run.REPOSITORY), str(tiny_run.REPOSITORY / "tests")))
+    paths = os.pathsep.join((str(tiny_run.REPOSITORY), str(tiny_run.SUPPORT)))
     environ = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(tiny_run.REPOSITORY / "tests" / "ranks.py"), str(folder / "job.json")]
+    command = [sys.executable, str(tiny_run.SUPPORT / "ranks.py"), str(folder / "job.json")]
     processes = [
         subprocess.Popen([*command, str(rank)], env=environ, stderr=subprocess.PIPE, text=True) for rank in (0, 1)
     ]

@@ -31,7 +31,7 @@ def start(assets, tmp_path, monkeypatch):
     def start(*faults, **changes):
         monkeypatch.setenv("FAULTS", json.dumps(faults))
         monkeypatch.setenv("MARK_OF_TEST", str(tmp_path))  # every process that comes of the run inherits it
-        monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent / "faults"))
+        monkeypatch.setenv("PYTHONPATH", str(tiny_run.SUPPORT / "faults"))
         paths = {"model_folder": assets.model_folder, "tokens": assets.tokens, "log": tmp_path / "run.log"}
         spec = tiny_run.spec(**{**TWO, **HOPELESS, **changes})
         try:

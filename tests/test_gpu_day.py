@@ -28,14 +28,13 @@ from benchmarks.gpu_common import Job, Pack
 from joulesweep import certificate, devices
 from joulesweep.spec import full
 
-TESTS = Path(__file__).parent
 LONG_S = 3600.0
 
 
 @pytest.fixture
 def day(tmp_path, nothing_is_left):
     """A day whose pieces are those of `gpu_faults`."""
-    paths = os.pathsep.join([str(tiny_run.REPOSITORY), str(TESTS)])
+    paths = os.pathsep.join([str(tiny_run.REPOSITORY), str(tiny_run.SUPPORT)])
     return gpu_day.Day(
         pack=Pack(tmp_path),
         out=tmp_path,
@@ -215,7 +214,7 @@ def test_a_piece_is_not_begun_with_less_time_than_it_needs(day):
 def job(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_runs, "MODULE", "gpu_faults")
     monkeypatch.setattr(gpu_runs, "WAYS", defaultdict(lambda: gpu_contest.THEIRS))
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tiny_run.REPOSITORY), str(TESTS)]))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tiny_run.REPOSITORY), str(tiny_run.SUPPORT)]))
     given = {"item": "e", "pieces": [], "pack": Pack(tmp_path), "out": tmp_path, "scratch": tmp_path}
     return Job(**given, accelerator="cpu", until_s=gpu_day.time.monotonic() + LONG_S)
 

@@ -107,7 +107,7 @@ def test_a_run_leaves_its_record_last_and_nothing_else(start, assets, tmp_path):
 @pytest.mark.slow
 def test_two_ranks_train_as_one_process_does(start, assets, monkeypatch, tmp_path):
     """By its own clock the first rank would want a third pass, and wait for ever."""
-    monkeypatch.setenv("PYTHONPATH", str(tiny_run.REPOSITORY / "tests" / "faults"))
+    monkeypatch.setenv("PYTHONPATH", str(tiny_run.SUPPORT / "faults"))
     monkeypatch.setenv("FAULTS", json.dumps([[{"rank": 0}, "fast_clock"], [{"rank": 1}, "slow_clock"]]))
     changes = {"epochs": 2, "dataset_source": ODD, "batch_size": 22, "keep_model": "last"}
     found, folder = start(**changes, **TWO, min_seconds=0.5)

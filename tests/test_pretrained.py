@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny_run
 from safetensors.numpy import save_file
 from tiny import BERT_CONFIG, bert_model, bert_tokenizer, bert_weights
 
@@ -18,7 +19,7 @@ from joulesweep.config import ModelConfig
 from joulesweep.errors import UserError
 from joulesweep.pretrained import fetch_model
 
-ROOT = Path(__file__).parent.parent
+ROOT = tiny_run.REPOSITORY
 WANTED = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REMEDY = "load it once with transformers and save it with save_pretrained(), which writes safetensors"

@@ -16,7 +16,7 @@ from joulesweep.grid import expand
 from joulesweep.precision import PRECISIONS
 from joulesweep.strategy import STRATEGIES
 
-GOLDEN = tiny_run.REPOSITORY / "tests" / "golden"
+GOLDEN = tiny_run.SUPPORT / "golden"
 IDS = json.loads((GOLDEN / "ids.json").read_text(encoding="utf-8"))
 #: A value other than the omission value, for every field that has one.
 OTHER = {

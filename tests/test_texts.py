@@ -13,12 +13,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny_run
 
 from joulesweep import texts
 from joulesweep.config import DatasetConfig
 from joulesweep.errors import UserError
 
-ROOT = Path(__file__).parent.parent
+ROOT = tiny_run.REPOSITORY
 VIZWIZ = ROOT.parent / "shared" / "data" / "vizwiz" / "val.json"
 EXPECTED_VIZWIZ = "expected VizWiz-VQA annotations: a list of objects with image and question"
 

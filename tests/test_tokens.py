@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_run
 from safetensors import safe_open
 from safetensors.numpy import load_file
 from tiny import bert_tokenizer
@@ -19,7 +20,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from joulesweep import tokens
 from joulesweep.errors import UserError
 
-ROOT = Path(__file__).parent.parent
+ROOT = tiny_run.REPOSITORY
 
 
 def texts_file(path, texts):

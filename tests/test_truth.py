@@ -149,7 +149,7 @@ def loaded(folder: Path, load: dict[str, Any], tick_ms: int = 100, **board: Any)
     """A machine with one board to which things happen when a run's window begins and ends."""
     machine = Machine(folder, tick_ms, watts=(LOW_W,))
     machine.boards.set(0, **board)
-    paths = [str(tiny_run.REPOSITORY / "tests" / "load"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = [str(tiny_run.SUPPORT / "load"), *filter(None, [os.environ.get("PYTHONPATH")])]
     machine.environ |= {"LOAD": json.dumps(load), "PYTHONPATH": os.pathsep.join(paths)}
     return machine
 

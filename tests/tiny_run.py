@@ -17,7 +17,8 @@ from joulesweep.spec import RunSpec, from_mapping
 ANGLES = 1e-9 if version("transformers") >= "5.20" else 2e-4
 
 
-REPOSITORY = Path(__file__).parent.parent
+SUPPORT = Path(__file__).parent
+REPOSITORY = next(folder for folder in SUPPORT.parents if (folder / "pyproject.toml").is_file())
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 VOCABULARY = [*SPECIAL, *(f"word{i}" for i in range(95))]
 PAD, CLS, SEP, MASK = 0, 2, 3, 4
