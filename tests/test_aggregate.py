@@ -23,6 +23,12 @@ def sweep(tmp_path):
     return synthetic.write_sweep(tmp_path, synthetic.raw_config())
 
 
+@pytest.fixture
+def small(tmp_path):
+    """Six runs of two cells."""
+    return synthetic.write_sweep(tmp_path, synthetic.raw_config({"strategy": ["single"], "batch_size": [32]}))
+
+
 def by_name(cells, name):
     rows = cells.filter(pl.col("name") == name).to_dicts()
     assert len(rows) == 1
@@ -319,8 +325,8 @@ def test_types_do_not_depend_on_the_data(tmp_path, sweep):
         (lambda text: '{"format": "joulesweep-record", "version": "a\\nb"}', "record version"),
     ],
 )
-def test_a_bad_record_is_a_row_that_names_it_and_costs_its_own_numbers_alone(sweep, damage, words):
-    grid, runs = sweep
+def test_a_bad_record_is_a_row_that_names_it_and_costs_its_own_numbers_alone(small, damage, words):
+    grid, runs = small
     run = list(grid["runs"])[3]
     path = runs / run / "record.json"
     before = aggregate(grid, runs)
@@ -341,8 +347,8 @@ def test_a_bad_record_is_a_row_that_names_it_and_costs_its_own_numbers_alone(swe
 
 @pytest.mark.parametrize("name", ["power.jsonl", "summaries.jsonl"])
 @pytest.mark.parametrize("text", ["{", '{"t_s": 1e999, "device": "a"}', "[" * 100_000, "\x00", '{"text": 1}', "7"])
-def test_a_bad_file_beside_a_record_is_a_flag_and_the_numbers_stay(sweep, name, text):
-    grid, runs = sweep
+def test_a_bad_file_beside_a_record_is_a_flag_and_the_numbers_stay(small, name, text):
+    grid, runs = small
     run = list(grid["runs"])[3]
     before = aggregate(grid, runs).runs.filter(run=run).row(0, named=True)
     path = runs / run / name
@@ -474,6 +480,7 @@ def test_the_script_tells_a_user_error_in_one_line(tmp_path, sweep):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_thousand_runs_are_tabulated(tmp_path):
     axes = {"batch_size": list(range(2, 52, 2)), "repeats": 10}
     grid, runs = synthetic.write_sweep(tmp_path, synthetic.raw_config(axes))

@@ -355,6 +355,7 @@ def test_the_templates_belong_to_the_report(package):
     assert {name for name, value in package.analysis().items() if value != before[name]} == {"report"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "script"),
     [

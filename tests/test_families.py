@@ -14,6 +14,7 @@ import pytest
 import tiny_run
 import torch
 import transformers
+from families import CHOSEN
 from places import ALONE
 from torch.nn import functional
 
@@ -33,8 +34,6 @@ WAYS = [
 ]
 #: Families whose own loss is another one by construction; theirs is computed from their logits.
 OWN_LOSS = {"seq2seq-prophetnet"}
-#: Trained in every way by default.
-CHOSEN = ("mlm-bert", "mlm-deberta", "mlm-modernbert", "clm-qwen3_moe", "clm-llama", "clm-mamba", "seq2seq-t5")
 
 #: Refused as they stand; every other family trains unpacked.
 DEPEND_ON_PADDING = {f"mlm-{kind}" for kind in ("convbert", "fnet", "funnel", "mobilebert", "nystromformer", "yoso")}
@@ -160,9 +159,7 @@ def check(family, method, ways, tokens, references, monkeypatch):
     return outcomes
 
 
-@pytest.mark.parametrize(
-    "family", [pytest.param(one, marks=() if one in CHOSEN else pytest.mark.product) for one in families.FAMILIES]
-)
+@pytest.mark.parametrize("family", families.marked(families.FAMILIES))
 def test_a_family_learns_as_by_its_own_forward_or_says_why_not(family, tokens, references, monkeypatch):
     ways = WAYS if family in CHOSEN else [WAYS[0], WAYS[4]]
     outcomes = check(family, "full", ways, tokens, references, monkeypatch)

@@ -85,6 +85,7 @@ assert "sklearn.metrics" in sys.modules
 """
 
 
+@pytest.mark.slow
 def test_the_libraries_are_whole_after_all():
     done = subprocess.run(
         [sys.executable, "-c", FRESH], cwd=tiny_run.REPOSITORY, capture_output=True, text=True, check=False

@@ -186,6 +186,7 @@ def test_a_whole_epoch_of_ours_and_of_each_peer_that_is_installed(assets, tmp_pa
     assert all(run["validation_loss"] < run["first_validation_loss"] for run in results)
 
 
+@pytest.mark.slow
 def test_ours_runs_through_the_benchmark_with_and_without_a_lever(assets, tmp_path, monkeypatch):
     monkeypatch.setattr(peers, "SHORTEST_S", 0.5)
     base = peers.base_spec(options(max_steps=4, batch_size=20), assets, "cpu")

@@ -357,7 +357,13 @@ def browse(tmp_path, html):
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium to open the report with")
-@pytest.mark.parametrize("case", ["ok", "measured, two models", "failed", "gpu", "choosing"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "ok",
+        *(pytest.param(case, marks=pytest.mark.slow) for case in ("measured, two models", "failed", "gpu", "choosing")),
+    ],
+)
 def test_every_chart_renders_without_network(tmp_path, case):
     change = {
         "ok": lambda row: row,
