@@ -111,10 +111,10 @@ class Checkout:
             timeout=PATIENCE_S,
         )
 
-    def start(self) -> subprocess.Popen[str]:
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
         """Snakemake in the background, in a process group of its own; `end` ends it if the test does not."""
         child = subprocess.Popen(
-            self.command(),
+            self.command(*arguments),
             cwd=self.folder,
             env=self.environ,
             stdout=subprocess.PIPE,

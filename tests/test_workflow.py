@@ -12,7 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import polars as pl
@@ -28,29 +28,25 @@ ANALYSIS = {"aggregate", "charts", "report", "all"}
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
-    """A checkout whose sweep of two runs is complete."""
-    checkout = Checkout(tmp_path_factory.mktemp("workflow") / "checkout")
-    output = checkout.run()
+def finish(folder: Path) -> None:
+    """Run a whole sweep of two runs in a folder's checkout."""
+    output = Checkout(folder / "checkout").run()
     assert "[1/2] single fp32 bs8 r" in output
     assert re.search(r"\[2/2\] single fp32 bs8 r\d · [\d.]+ s · [\d.]+ J est\. · loss [\d.]+", output)
-    return checkout
 
 
 @pytest.fixture
-def sweep(finished: Checkout) -> Iterator[Checkout]:
-    """The finished checkout; afterwards it is as it was, down to the times of its files."""
-    saved, kept = json.dumps(finished.config), finished.folder.with_name("kept")
-    if not kept.exists():
-        shutil.copytree(finished.folder, kept, symlinks=True)
-    yield finished
-    finished.end()
-    finished.config = json.loads(saved)
-    shutil.rmtree(finished.folder)
-    shutil.copytree(kept, finished.folder, symlinks=True)
+def sweep(tmp_path: Path, once: Callable[[str, Callable[[Path], object]], Path]) -> Iterator[Checkout]:
+    """A checkout whose sweep is complete: a copy of the one that is run once, down to the times of its files."""
+    checkout = Checkout(tmp_path / "checkout")
+    shutil.rmtree(checkout.folder)
+    shutil.copytree(once("finished-sweep", finish) / "checkout", checkout.folder, symlinks=True)
+    yield checkout
+    checkout.end()
+    shutil.rmtree(checkout.folder)
 
 
+@pytest.mark.smoke
 def test_a_finished_sweep_has_all_its_files(sweep: Checkout) -> None:
     results = sweep.folder / "results" / "tiny"
     assert (results / "report.html").stat().st_size > 10_000
@@ -245,7 +241,7 @@ def test_a_killed_run_leaves_no_record_and_is_the_only_one_repeated(sweep: Check
     assert f"FAILED {victim}" in output
     assert f"results/tiny/runs/{victim}/run.log" in output
     assert victim not in sweep.records()
-    sweep.run()
+    sweep.run("--until", "train")
     after = sweep.records()
     assert {run for run in after if after[run] != before[run]} == {victim}
 
@@ -261,7 +257,7 @@ def test_a_killed_snakemake_takes_its_run_along_and_is_simply_started_again(swee
         wait_for(lambda: not sweep.workers(), "the end of the run's process")
     assert list((sweep.folder / ".snakemake" / "locks").glob("*.lock")), "a killed Snakemake leaves its lock"
     assert victim not in sweep.records()
-    output = sweep.run()
+    output = sweep.run("--until", "train")
     assert "[2/2]" in output
     assert len(sweep.records()) == 2
 
@@ -270,7 +266,7 @@ def test_the_lock_of_a_living_snakemake_is_respected(sweep: Checkout) -> None:
     victim = sorted(sweep.records())[0]
     (sweep.runs / victim / "record.json").unlink()
     with sweep.held():
-        first = sweep.start()
+        first = sweep.start("--until", "train")
         wait_for(sweep.workers, "the run's process")
         second = sweep.snakemake()
     assert second.returncode != 0
@@ -299,23 +295,25 @@ def test_a_strategy_that_the_machine_cannot_run_is_reported_and_the_sweep_goes_o
     assert "dp needs at least two GPUs" in (sweep.folder / "results/tiny/report.html").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", ["record.json", "power.jsonl", "summaries.jsonl"])
-def test_a_corrupt_file_of_a_run_is_named_moved_aside_and_made_again(sweep: Checkout, name: str) -> None:
+@pytest.mark.parametrize("names", [["record.json"], ["power.jsonl", "summaries.jsonl"]])
+def test_a_corrupt_file_of_a_run_is_named_moved_aside_and_made_again(sweep: Checkout, names: list[str]) -> None:
     victim, other = sorted(sweep.records())
-    path = sweep.runs / victim / name
-    path.write_text("{", encoding="utf-8")
+    for name in names:
+        (sweep.runs / victim / name).write_text("{", encoding="utf-8")
     before = sweep.records()
     output = sweep.run("--quiet", "all")
-    assert f"moved aside: results/tiny/runs/{victim}/{name}.corrupt; the next snakemake repeats its run" in output
     page = (sweep.runs.parent / "report.html").read_text(encoding="utf-8")
-    assert f"{victim}/{name}: " in page
+    for name in names:
+        assert f"moved aside: results/tiny/runs/{victim}/{name}.corrupt; the next snakemake repeats its run" in output
+    assert any(f"{victim}/{name}: " in page for name in names)  # a flag has one example
     assert sweep.planned()["train"] == 1
     output = sweep.run()
     assert "moved aside" not in output
     assert json.loads((sweep.runs / victim / "record.json").read_text(encoding="utf-8"))["status"] == "ok"
-    assert path.with_name(f"{name}.corrupt").exists()
     assert sweep.records()[other] == before[other]
-    assert f"{victim}/{name}: " not in (sweep.runs.parent / "report.html").read_text(encoding="utf-8")
+    for name in names:
+        assert (sweep.runs / victim / f"{name}.corrupt").exists()
+        assert f"{victim}/{name}: " not in (sweep.runs.parent / "report.html").read_text(encoding="utf-8")
     assert sweep.planned() == {}
 
 
