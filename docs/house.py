@@ -39,7 +39,7 @@ FLOORS = (
     "train runs",
     "methods",
     "nets",
-    "measure axes reference",
+    "measure axes reference readers",
     "core",
 )
 

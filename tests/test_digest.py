@@ -394,7 +394,8 @@ def test_what_is_found_by_name_alone_is_known():
     of_others = {
         f"joulesweep/{name}.py" for name in ("lazy", "model", "trainer")
     }  # modules of PyTorch, transformers and Zeus
-    assert found == {"joulesweep/methods/__init__.py", *of_others}
+    plugins = {f"joulesweep/{name}/__init__.py" for name in ("methods", "readers")}  # digested by their own files
+    assert found == plugins | of_others
 
 
 @pytest.mark.parametrize(
