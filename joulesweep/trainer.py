@@ -378,6 +378,9 @@ def _prepare(
             enable({"use_reentrant": False})
             model.disable_input_require_grads()  # else frozen layers are walked back through
     work = flops.described(core, spec.devices if spec.strategy == "fsdp" else 1)
+    precision.convert(
+        core, spec.precision
+    )  # after the products were counted: what replaces them computes the same ones
     products = _products(core, corpus, spec, place)
     _check(fit.step_refusal(core, corpus, laid))
     return work, products

@@ -8,7 +8,7 @@ import shutil
 import pytest
 import tiny_run
 
-from joulesweep import config, definitions, digest, readers, texts
+from joulesweep import config, definitions, digest, places, readers, texts
 from joulesweep.errors import UserError
 from joulesweep.workflow import Sweep
 
@@ -61,10 +61,11 @@ def test_an_unknown_format_is_one_line():
 def test_a_change_of_a_reader_concerns_the_data_sets_of_its_format(tmp_path, monkeypatch):
     folder = tmp_path / "joulesweep" / "readers"
     for name in definitions.PACKAGES:
-        shutil.copytree(definitions.ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(places.ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     real = readers.path
     monkeypatch.setattr(readers, "path", lambda name: folder / real(name).name)
-    monkeypatch.setattr(definitions, "ROOT", tmp_path)
+    for name, path in (("ROOT", tmp_path), ("PACKAGE", tmp_path / "joulesweep"), ("RESOURCES", tmp_path / "resources")):
+        monkeypatch.setattr(places, name, path)
 
     def codes():
         for function in (definitions._module, definitions.encoded, digest.code_digest):
