@@ -40,7 +40,7 @@ FLOORS = (
     "train runs",
     "methods",
     "nets",
-    "measure axes reference",
+    "measure axes reference readers",
     "core",
 )
 

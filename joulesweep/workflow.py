@@ -21,7 +21,7 @@ from snakemake_interface_common.exceptions import WorkflowError
 from snakemake_interface_logger_plugins.common import LogEvent
 
 from joulesweep import config as config_module
-from joulesweep import devices, digest, record
+from joulesweep import devices, digest, readers, record
 from joulesweep.config import LocalSource
 from joulesweep.energy import headline
 from joulesweep.environment import resolve_accelerator
@@ -233,6 +233,11 @@ class Sweep:
     def dataset_json(self, key: str) -> str:
         """Where the texts of a key come from, for their script."""
         return canonical(text_source(dataset_source(self.config.datasets[self._datasets[key]])))
+
+    def dataset_code(self, key: str) -> str:
+        """Digest of the code that fetches the texts of a key: of all readers, that of their format alone."""
+        reader = readers.path(self.config.datasets[self._datasets[key]].format)
+        return digest.code_digest("scripts.fetch_dataset", "main", reader)
 
     def local_files(self, section: str, key: str) -> list[str]:
         """The user's own files behind a model or a data set that are there: changing one fetches it again.
