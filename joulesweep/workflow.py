@@ -41,8 +41,6 @@ from joulesweep.sources import sha256_of
 from joulesweep.spec import RunSpec, canonical, cell_id, short_hash, strip
 from joulesweep.strict import Place
 
-#: The charts of `joulesweep.charts.CHARTS`, named here so that parsing the Snakefile imports no altair.
-CHARTS = ("pareto", "energy", "speedup", "loss", "memory", "power", "tensors")
 #: What the analysis reads of a run.
 READ = ("record.json", "power.jsonl", "summaries.jsonl")
 

@@ -339,7 +339,7 @@ def test_a_new_method_makes_nothing_stale(package):
 
 def test_charts_and_report_make_no_run_stale_and_training_makes_no_table_stale(package):
     before = package.analysis()
-    assert package.changed_by("charts.py", "def pareto(", "def pareto(_=0, *") == set()
+    assert package.changed_by("charts/pareto.py", "def draw(", "def draw(_=0, *") == set()
     assert {name for name, value in package.analysis().items() if value != before[name]} == {"charts", "report"}
     assert package.changed_by("train.py", "def _step(", "def _step(_=0, *") == set(SPECS)
     package.edit("cells.py", "def tabulate(", "def tabulate(_=0, *")
@@ -394,7 +394,7 @@ def test_what_is_found_by_name_alone_is_known():
     of_others = {
         f"joulesweep/{name}.py" for name in ("lazy", "model", "trainer")
     }  # modules of PyTorch, transformers and Zeus
-    assert found == {"joulesweep/methods/__init__.py", *of_others}
+    assert found == {"joulesweep/methods/__init__.py", "joulesweep/charts/__init__.py", *of_others}
 
 
 @pytest.mark.parametrize(
