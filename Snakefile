@@ -11,7 +11,7 @@ from snakemake.utils import min_version
 
 min_version("9.17")
 
-from joulesweep import charts, digest
+from joulesweep import charts, columns, digest
 from joulesweep.workflow import (
     READ,
     anchors_folder,

@@ -5,9 +5,7 @@ out:  results/<sweep>/tables/*.parquet, charts/*.svg, *.html and *.rst, report.h
       the same under results/<sweep>/partial/ from whatever is finished
 """
 
-CAPTIONS = "../joulesweep/templates/captions"
 CHARTS = charts.names()  # a file of joulesweep/charts each
-TABLES = ("runs", "cells", "epochs", "selections", "devices", "power", "anchors")
 
 
 rule aggregate:
@@ -18,7 +16,7 @@ rule aggregate:
         summaries=expand(f"{sweep.folder}/runs/{{run}}/summaries.jsonl", run=sweep.runs),
         anchors=sweep.anchors(),
     output:
-        expand(f"{sweep.folder}/tables/{{table}}.parquet", table=TABLES),
+        expand(f"{sweep.folder}/tables/{{table}}.parquet", table=columns.TABLES),
     log:
         f"{sweep.folder}/logs/aggregate.log",
     conda:
@@ -74,7 +72,7 @@ rule report:
     output:
         report(
             f"{sweep.folder}/report.html",
-            caption=f"{CAPTIONS}/report.rst",
+            caption="../joulesweep/templates/captions/report.rst",
             category="Report",
         ),
     log:
@@ -95,7 +93,7 @@ use rule aggregate as aggregate_partial with:
     input:
         grid=f"{sweep.folder}/grid.json",
     output:
-        expand(f"{sweep.folder}/partial/tables/{{table}}.parquet", table=TABLES),
+        expand(f"{sweep.folder}/partial/tables/{{table}}.parquet", table=columns.TABLES),
     log:
         f"{sweep.folder}/partial/logs/aggregate.log",
     params:
