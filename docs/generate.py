@@ -202,9 +202,7 @@ def tables_page() -> str:
 
     parts = []
     for name, columns in TABLES.items():
-        rows = [
-            [code(column.name), str(column.dtype), column.unit or "", _meaning(column)] for column in columns.values()
-        ]
+        rows = [[code(column.name), column.dtype, column.unit or "", _meaning(column)] for column in columns.values()]
         described = table(["column", "type", "unit", "meaning"], rows)
         parts.append(f"## {code(f'{name}.parquet')}\n\n{_prose(ABOUT[name])}\n\n{described}")
     return "\n".join(parts)

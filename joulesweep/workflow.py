@@ -34,8 +34,6 @@ from joulesweep.snakemake_lock import clear_dead_lock
 from joulesweep.spec import RunSpec, canonical, short_hash, strip
 from joulesweep.strict import Place
 
-#: The charts of `joulesweep.charts.CHARTS`, named here so that parsing the Snakefile imports no altair.
-CHARTS = ("pareto", "energy", "speedup", "loss", "memory", "power", "tensors")
 #: What the analysis reads of a run.
 READ = ("record.json", "power.jsonl", "summaries.jsonl")
 

@@ -343,7 +343,7 @@ def test_a_new_method_makes_nothing_stale(package):
 
 def test_charts_and_report_make_no_run_stale_and_training_makes_no_table_stale(package):
     before = package.analysis()
-    assert package.changed_by("charts.py", "def pareto(", "def pareto(_=0, *") == set()
+    assert package.changed_by("charts/pareto.py", "def draw(", "def draw(_=0, *") == set()
     assert {name for name, value in package.analysis().items() if value != before[name]} == {"charts", "report"}
     assert package.changed_by("train.py", "def _step(", "def _step(_=0, *") == set(SPECS)
     package.edit("cells.py", "def tabulate(", "def tabulate(_=0, *")
@@ -395,10 +395,8 @@ def test_what_is_found_by_name_alone_is_known():
         for path in (places.ROOT / "joulesweep").rglob("*.py")
         if re.search(r"import_module|__import__", path.read_text(encoding="utf-8"))
     }
-    of_others = {
-        f"joulesweep/{name}.py" for name in ("lazy", "model", "trainer")
-    }  # modules of PyTorch, transformers and Zeus
-    plugins = {f"joulesweep/{name}/__init__.py" for name in ("methods", "readers")}  # digested by their own files
+    of_others = {f"joulesweep/{name}.py" for name in ("assembly", "build", "lazy")}  # of PyTorch, transformers, Zeus
+    plugins = {f"joulesweep/{name}/__init__.py" for name in ("charts", "methods", "readers")}  # by their own files
     assert found == plugins | of_others
 
 

@@ -63,7 +63,7 @@ def test_doubtful_joules_are_in_no_ratio_no_front_and_no_comparison_at_equal_cos
     cells = {row["name"]: row for row in found.cells.iter_rows(named=True)}
     said = compare(found.runs, cells["single bf16-mixed bs32"], cells["single fp32 bs32"])
     assert said and not any("energy" in one.text for one in said)
-    drawn = str(charts.pareto(found).to_dict())
+    drawn = str(charts.draw("pareto", found).to_dict())
     assert "single fp32 bs32" in drawn and "Doubtful joules, in no ranking: " in drawn
 
 

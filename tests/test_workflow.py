@@ -165,7 +165,7 @@ def test_a_new_axis_at_its_omission_value_leaves_finished_runs_valid(sweep: Chec
 
 
 def test_an_edited_chart_redraws_and_trains_nothing(sweep: Checkout) -> None:
-    sweep.edit("joulesweep/charts.py", "def pareto(", "def pareto(_=1, *")
+    sweep.edit("joulesweep/charts/pareto.py", "def draw(", "def draw(_=1, *")
     assert set(sweep.planned()) == {"charts", "report", "all"}
 
 
@@ -322,7 +322,8 @@ def test_a_corrupt_file_of_a_run_is_named_moved_aside_and_made_again(sweep: Chec
 def test_snakemakes_own_report_is_made(sweep: Checkout) -> None:
     sweep.run("--report", "snakemake-report.html")
     report = sweep.folder / "snakemake-report.html"
-    assert "pareto.svg" in report.read_text(encoding="utf-8")
+    page = report.read_text(encoding="utf-8")
+    assert "pareto.svg" in page and "The black line is the Pareto front" in page
     report.unlink()
 
 
