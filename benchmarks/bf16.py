@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.peer_assets import prepare
 from benchmarks.peers import CACHE, PACKED, base_spec
-from joulesweep.spec import from_mapping, full
+from joulesweep.core.spec import from_mapping, full
 from joulesweep.stats import mean_interval
 from joulesweep.train import train
 

@@ -22,8 +22,8 @@ from transformers import BertConfig
 
 from joulesweep import ahead, data, labels, train
 from joulesweep.assembly import assemble
+from joulesweep.core.spec import from_mapping
 from joulesweep.corpus import Corpus, load
-from joulesweep.spec import from_mapping
 from joulesweep.trainer import Place, Trainer
 
 NUM_TEXTS, VOCABULARY, LONGEST = 20_000, 8_000, 32

@@ -24,8 +24,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import IO, Any
 
-from joulesweep import process
-from joulesweep.spec import RunSpec, from_mapping
+from joulesweep.core import processes
+from joulesweep.core.spec import RunSpec, from_mapping
 
 SKIPPED = 3  # steps of a peer before its window
 TRIED = 12  # by so many steps it is found how many of Lightning's fill a window
@@ -50,7 +50,7 @@ Turn = Callable[[int], dict[str, Any]]  # of a batch size
 
 def main() -> int:
     """Build, say so, and train at every line of the standard input."""
-    process.die_with_parent()
+    processes.die_with_parent()
     gc.disable()  # while things are imported and built, which then stay
     answers = _own_output()
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))

@@ -67,8 +67,9 @@ from benchmarks.gpu_common import (
     whole,
 )
 from benchmarks.gpu_plan import BUDGET_S, PLAN, Item, Piece
-from joulesweep import devices, environment, launch, process
-from joulesweep.errors import UserError
+from joulesweep import devices, environment, launch
+from joulesweep.core import processes
+from joulesweep.core.errors import UserError
 
 POLL_S = 0.05
 READER_END_S = 2.0
@@ -128,7 +129,7 @@ class Lane:
     def close(self) -> None:
         """End its process, and whatever that has started."""
         if self.child is not None:
-            process.kill_group(self.child)
+            processes.kill_group(self.child)
         self.child = None
 
 
@@ -141,15 +142,15 @@ def carry_out(plan: Sequence[Item], day: Day, budget_s: float) -> None:
     boards = [board.described() for board in day.boards]
     began = {"date": datetime.date.today().isoformat(), "accelerator": day.accelerator, "boards": boards}
     append(day.out / RESULTS, {"item": "", "piece": None, "status": OK, **began, "budget_s": budget_s})
-    others = process.children()
-    process.adopt(orphans=True)
+    others = processes.children()
+    processes.adopt(orphans=True)
     try:
         for item, share in zip(plan, itertools.accumulate(shares), strict=True):
             patient = replace(item, piece_s=stretch * item.piece_s)
             carry_out_item(patient, day, begin_s + budget_s * share / sum(shares))
-            process.kill_children(but=others)
+            processes.kill_children(but=others)
     finally:
-        process.adopt(orphans=False)
+        processes.adopt(orphans=False)
 
 
 def carry_out_item(item: Item, day: Day, until_s: float) -> None:
@@ -263,7 +264,7 @@ def _end(reader: subprocess.Popen[bytes]) -> None:
     reader.terminate()
     with contextlib.suppress(subprocess.TimeoutExpired):
         reader.wait(READER_END_S)
-    process.kill_group(reader)
+    processes.kill_group(reader)
 
 
 def _start(day: Day, job: Job, module: str, name: str) -> subprocess.Popen[bytes]:
@@ -271,7 +272,7 @@ def _start(day: Day, job: Job, module: str, name: str) -> subprocess.Popen[bytes
     path = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=day.scratch), "job.json")
     job.write(path)
     with (day.out / LOG).open("ab") as log:
-        return process.start([sys.executable, "-m", module, str(path)], day.environ, log.fileno())
+        return processes.start([sys.executable, "-m", module, str(path)], day.environ, log.fileno())
 
 
 def unpack(wheels: Path, site: Path) -> list[str]:

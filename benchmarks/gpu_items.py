@@ -35,9 +35,10 @@ from benchmarks.gpu_common import (
     measured_spec,
     small_spec,
 )
-from joulesweep import devices, environment, measurement, process
+from joulesweep import devices, environment, measurement
+from joulesweep.core import processes
+from joulesweep.core.spec import RunSpec
 from joulesweep.precision import PRECISIONS
-from joulesweep.spec import RunSpec
 
 Piece = dict[str, Any]
 #: How far losses may be from those of the CPU in fp32, relative.
@@ -55,7 +56,7 @@ LOOK_STEPS = 16  # so many steps go to the device before the clock is looked at
 
 def main() -> NoReturn:
     """Carry out the pieces of a job, each answered as it ends."""
-    process.die_with_parent()
+    processes.die_with_parent()
     gc.disable()  # until the first training: it would walk what is imported several times
     job = Job.read(Path(sys.argv[1]))
     for piece in job.pieces:

@@ -28,8 +28,9 @@ from zipfile import ZipFile
 
 from benchmarks import gpu_common
 from benchmarks.gpu_common import CLS, COMPARED, MASK, MODELS, PAD, REPOSITORY, SEP, TEXTS, UNK, Pack, Texts
-from joulesweep import environment, files
-from joulesweep.errors import UserError
+from joulesweep import environment
+from joulesweep.core import files
+from joulesweep.core.errors import UserError
 
 MOST_BYTES = 60 * 2**20
 CODE = ("joulesweep", "benchmarks", "resources", "pyproject.toml", "LICENSE")

@@ -22,8 +22,8 @@ from benchmarks.gpu_results import (
     turns,
     why_not,
 )
-from joulesweep import files
-from joulesweep.errors import UserError
+from joulesweep.core import files
+from joulesweep.core.errors import UserError
 from joulesweep.precision import PRECISIONS
 
 WHO = (

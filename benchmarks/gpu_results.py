@@ -18,7 +18,7 @@ from benchmarks import gpu_common, gpu_trace
 from benchmarks.gpu_common import NO_TIME, NOT_TRIED, OK
 from benchmarks.gpu_contest import COMPILED, TRAINERS
 from joulesweep import certificate, floors, verdict
-from joulesweep.errors import UserError
+from joulesweep.core.errors import UserError
 from joulesweep.stats import Ratio, paired_ratio
 from joulesweep.trace import Trace
 

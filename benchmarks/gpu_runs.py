@@ -22,10 +22,11 @@ from typing import IO, Any
 
 from benchmarks.gpu_common import CERTIFICATE, OK, Job, NotTried, measured_spec
 from benchmarks.gpu_contest import COMPILED, WAYS
-from joulesweep import certificate, digest, launch, places, process
+from joulesweep import certificate, digest, launch
+from joulesweep.core import places, processes
+from joulesweep.core.spec import RunSpec, from_mapping, full
 from joulesweep.devices import Board
 from joulesweep.sensors import BoardSensor
-from joulesweep.spec import RunSpec, from_mapping, full
 
 Piece = dict[str, Any]
 GRAPH = {"batching": "packed", "head": "masked", "engine": "graph"}
@@ -110,17 +111,17 @@ def killed(job: Job, piece: Piece) -> dict[str, Any]:
         json.dumps({"job": str(job.scratch / "killed-job.json"), "spec": full(_run_spec(job, 600.0, rests=False))})
     )
     job.write(job.scratch / "killed-job.json")
-    parent = process.start([sys.executable, "-m", "benchmarks.gpu_runs", str(path)], dict(os.environ), None)
+    parent = processes.start([sys.executable, "-m", "benchmarks.gpu_runs", str(path)], dict(os.environ), None)
     try:
         _wait(lambda: _trains(folder / "run.log"), parent, job.left_s - LEAVE_S, "the run did not begin to train")
-        family = [pid for pid in process._pids() if process.is_below(pid, parent.pid)]
+        family = [pid for pid in processes._pids() if processes.is_below(pid, parent.pid)]
         os.kill(parent.pid, signal.SIGKILL)
         began_s = time.monotonic()
         parent.wait()
         gone_s = _seconds_until(lambda: not any(_alive(pid) for pid in family), began_s)
         free_s = _seconds_until(lambda: _board_is_free(job, family), began_s) if job.boards else None
     finally:
-        process.kill_group(parent)
+        processes.kill_group(parent)
     return {
         "num_processes": len(family),
         "processes_gone_s": gone_s,
@@ -191,7 +192,7 @@ class Contestant:
             stdout=subprocess.PIPE,
             text=True,
             start_new_session=True,
-            preexec_fn=process.die_with_parent,
+            preexec_fn=processes.die_with_parent,
         )
 
     def told(self, seconds: float) -> dict[str, Any]:
@@ -221,7 +222,7 @@ class Contestant:
         assert self.child.stdout is not None
         if self.child.stdout.closed:
             return
-        process.kill_group(self.child)
+        processes.kill_group(self.child)
         with contextlib.suppress(BrokenPipeError), self.child:  # closes its pipes
             pass
 
@@ -336,7 +337,7 @@ PIECES: dict[str, Callable[[Job, Piece], dict[str, Any]]] = {
 
 def main() -> int:
     """The launching parent of the run that is killed."""
-    process.die_with_parent()
+    processes.die_with_parent()
     given = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     job = Job.read(Path(given["job"]))
     launch_one(job, from_mapping(given["spec"]), job.scratch / "killed")

@@ -19,10 +19,11 @@ from typing import Any
 from benchmarks.partial_steps import compared
 from benchmarks.peer_assets import MODELS, prepare
 from benchmarks.peers import CACHE, machine
-from joulesweep import files, launch
+from joulesweep import launch
 from joulesweep.assembly import assemble, prepare_process
+from joulesweep.core import files
+from joulesweep.core.spec import from_mapping
 from joulesweep.environment import resolve_accelerator
-from joulesweep.spec import from_mapping
 from joulesweep.trainer import Stop
 
 RHOS = (0.4, 0.45, 0.5, 0.7)

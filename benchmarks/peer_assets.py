@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from joulesweep import config, files, grid, pretrained, texts, tokens
+from joulesweep import config, grid, pretrained, texts, tokens
 from joulesweep.config import DatasetConfig, ModelConfig, WheelSource
+from joulesweep.core import files
 
 REPOSITORY = Path(__file__).parent.parent
 DEFAULT = config.load(REPOSITORY / "config" / "config.yaml")

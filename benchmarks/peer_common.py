@@ -29,11 +29,11 @@ from transformers import AutoConfig, AutoTokenizer, DataCollatorForLanguageModel
 from joulesweep import memory
 from joulesweep.assembly import assemble, attention, measured_boards, prepare_process
 from joulesweep.build import AUTO_CLASSES
+from joulesweep.core.files import write_json
+from joulesweep.core.spec import RunSpec, from_mapping
 from joulesweep.corpus import Corpus, load, split
-from joulesweep.files import write_json
 from joulesweep.meter import Meter
 from joulesweep.scoring import score
-from joulesweep.spec import RunSpec, from_mapping
 from joulesweep.trainer import Place, learning_rate
 
 

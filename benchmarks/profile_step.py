@@ -25,8 +25,9 @@ from typing import Any
 
 from benchmarks.peer_assets import MODELS, prepare
 from benchmarks.peers import CACHE, PACKED, base_spec, machine
-from joulesweep import files, floors, launch
-from joulesweep.spec import from_mapping, full
+from joulesweep import floors, launch
+from joulesweep.core import files
+from joulesweep.core.spec import from_mapping, full
 
 #: What an operator is counted under, by the beginning of its name; the first that fits.
 GROUPS = {

@@ -70,10 +70,11 @@ def main(argv: list[str]) -> int:
     from torch.optim.optimizer import register_optimizer_step_pre_hook as before_steps
 
     stages.add("torch", begin, [0.0, 0.0])
-    from joulesweep import data, lazy, meter, model, worker
+    from joulesweep import data, meter, model, worker
+    from joulesweep.core import late_imports
 
     for owner, name, stage in (
-        (lazy, "transformers", "transformers"),
+        (late_imports, "transformers", "transformers"),
         (model, "build", "model"),
         (data, "load", "data"),
         (meter.Meter, "__init__", "meter"),

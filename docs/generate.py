@@ -363,7 +363,7 @@ def record_text() -> str:
 
 def spec_fields() -> str:
     """Every field of a spec, with the value it has when a stored spec leaves it out."""
-    from joulesweep.spec import FIELDS, OMISSION, RunSpec
+    from joulesweep.core.spec import FIELDS, OMISSION, RunSpec
 
     about = attributes(RunSpec)
     rows = [

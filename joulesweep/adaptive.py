@@ -24,7 +24,7 @@ import torch
 from joulesweep import flops, methods, products, seeds
 from joulesweep.adaptive_cost import Selector, cost
 from joulesweep.calibration import calibrate
-from joulesweep.units import UNITS, USEFUL
+from joulesweep.core.work import UNITS, USEFUL
 
 if TYPE_CHECKING:
     from joulesweep.trainer import Trainer

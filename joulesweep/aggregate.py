@@ -15,13 +15,13 @@ import polars as pl
 
 from joulesweep import anchors, cells, power, rouge, rows
 from joulesweep.columns import ANCHORS, RUNS, TABLES, UNREADABLE, named
+from joulesweep.core.errors import Corrupt, UserError
+from joulesweep.core.files import read_json
+from joulesweep.core.spec import OMISSION
 from joulesweep.energy import HOST_KINDS, READ
-from joulesweep.errors import Corrupt, UserError
-from joulesweep.files import read_json
 from joulesweep.footprint import Footprint, footprint
 from joulesweep.identity import parameter_words
 from joulesweep.rows import Rows
-from joulesweep.spec import OMISSION
 from joulesweep.tables import Tables, combined, frame
 
 MISSING = "no record: not run yet, or it failed"

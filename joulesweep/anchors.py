@@ -9,7 +9,7 @@ import polars as pl
 
 from joulesweep import rows
 from joulesweep.columns import ANCHORS, RUNS, UNREADABLE, named
-from joulesweep.errors import UserError
+from joulesweep.core.errors import UserError
 from joulesweep.footprint import Footprint
 from joulesweep.tables import check, frame
 

@@ -15,11 +15,11 @@ import torch.distributed as dist
 from joulesweep import adaptive, data, engine, fit, flops, kernels, labels, methods, precision, strategy
 from joulesweep.anatomy import num_embeddings, num_positions, stacks
 from joulesweep.build import build
+from joulesweep.core.errors import UserError
+from joulesweep.core.spec import RunSpec
 from joulesweep.corpus import Corpus, load, split
-from joulesweep.errors import UserError
 from joulesweep.kahan import KahanAdamW
 from joulesweep.model import LanguageModel, Unfit
-from joulesweep.spec import RunSpec
 from joulesweep.trainer import Place, Stop, Trainer, layout, wrapped
 
 #: PyTorch's kernels of attention.

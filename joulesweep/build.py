@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
-from joulesweep import lazy, weights
+from joulesweep import weights
 from joulesweep.anatomy import num_embeddings
-from joulesweep.errors import UserError
+from joulesweep.core import late_imports
+from joulesweep.core.errors import UserError
 from joulesweep.weights import Fit
 
 #: The class of transformers that a task trains.
@@ -67,7 +68,7 @@ def tried(folder: Path, task: str) -> tuple[Fit, int | None]:
 
 
 def _assembled(folder: Path, task: str, load: Load) -> tuple[Any, Fit]:
-    library = lazy.transformers()
+    library = late_imports.transformers()
     library.logging.disable_progress_bar()
     config = library.AutoConfig.from_pretrained(folder, local_files_only=True)
     auto = getattr(library, AUTO_CLASSES[task])
@@ -104,7 +105,7 @@ def _imagined(folder: Path, auto: Any, config: Any) -> tuple[Any, Fit]:  # noqa:
     if not any(folder.glob("*.safetensors")):
         with torch.device("meta"):
             return auto.from_config(config), Fit(missing={})
-    lazy.transformers().logging.set_verbosity_error()  # what it says of its loading, `Fit` says
+    late_imports.transformers().logging.set_verbosity_error()  # what it says of its loading, `Fit` says
     known = importlib.import_module("transformers.models.auto.auto_factory")._get_model_class(
         config, auto._model_mapping
     )
@@ -112,7 +113,7 @@ def _imagined(folder: Path, auto: Any, config: Any) -> tuple[Any, Fit]:  # noqa:
 
 
 def _warm_started(config: Any, load: Load) -> tuple[Any, Fit]:  # noqa: ANN401 - a config of any family
-    library = lazy.transformers()
+    library = late_imports.transformers()
     decoder_config = copy.deepcopy(config)
     decoder_config.is_decoder = decoder_config.add_cross_attention = True
     encoder, encoder_fit = load(library.AutoModel, config)

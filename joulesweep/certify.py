@@ -24,21 +24,19 @@ from joulesweep import (
     __version__,
     appraise,
     blocks,
-    bounded,
     certificate,
     devices,
     digest,
     environment,
-    files,
     launch,
     lease,
-    process,
     readings,
     sensors,
 )
 from joulesweep.blocks import FAST_S, SLOW_S, Load, Subject
+from joulesweep.core import bounded, files, processes
+from joulesweep.core.errors import UserError, one_of
 from joulesweep.devices import Board
-from joulesweep.errors import UserError, one_of
 from joulesweep.meter import MIG, NO_COUNTER, Meter
 from joulesweep.trace import Trace
 from joulesweep.watch import Watch
@@ -355,7 +353,7 @@ class Child:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,
-            preexec_fn=process.die_with_parent,
+            preexec_fn=processes.die_with_parent,
         )
         self._described: dict[str, Any] | None = None
 
@@ -399,7 +397,7 @@ class Child:
 
     def close(self) -> None:
         """End it."""
-        process.kill_group(self._process)
+        processes.kill_group(self._process)
         for pipe in filter(None, (self._process.stdin, self._process.stdout)):
             with contextlib.suppress(OSError):
                 pipe.close()

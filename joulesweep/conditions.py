@@ -13,9 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from joulesweep import bounded, contention, measurement, process, sensors, settling, verdict, watch
+from joulesweep import contention, measurement, sensors, settling, verdict, watch
+from joulesweep.core import bounded, processes
+from joulesweep.core.spec import RunSpec
 from joulesweep.devices import Board
-from joulesweep.spec import RunSpec
 from joulesweep.trace import Trace
 from joulesweep.watch import BoardLook, Watch
 
@@ -241,7 +242,7 @@ def _company(
         "during": [*inside],
         "after": [after.get(device)],
     }
-    whole = process.sees_whole_machine()
+    whole = processes.sees_whole_machine()
     found = {
         when: watch.others(
             [look for look in of if look is not None], when == "during" and spec.accelerator == "cuda", whole

@@ -29,8 +29,8 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from joulesweep import footprint, methods, readers, strict
+from joulesweep.core.errors import UserError, brief_repr, one_of
 from joulesweep.engine import ENGINES
-from joulesweep.errors import UserError, brief_repr, one_of
 from joulesweep.precision import PRECISIONS
 from joulesweep.strategy import STRATEGIES
 from joulesweep.strict import Location, Place

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from joulesweep.errors import UserError
+from joulesweep.core.errors import UserError
 from joulesweep.seeds import generator
 
 

@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 
+from joulesweep.core.work import COUNTED
 from joulesweep.corpus import Corpus, offsets_of, texts_and_positions
 from joulesweep.labels import Labelled
 from joulesweep.model import IGNORED
 from joulesweep.packing import pack, round_up
-from joulesweep.units import COUNTED
 
 CHOSEN_MULTIPLE = 16  # of predicted positions, at least
 
@@ -69,7 +69,7 @@ class Batch:
             with places whose answer is `IGNORED`. None with a dense head. Of rows that will be scattered
             [rows, chosen per row], see `_choose_in_parts`.
         target_ids: int64 [rows, target length], what an encoder-decoder writes; else None.
-        counts: what the pass computes; see `units.COUNTED`.
+        counts: what the pass computes; see `work.COUNTED`.
     """
 
     input_ids: torch.Tensor

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from joulesweep import places
+from joulesweep.core import places
 
 PACKAGES = (places.PACKAGE.name, "scripts")
 #: Nodes that give their name a meaning.

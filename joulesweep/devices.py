@@ -15,9 +15,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from joulesweep import bounded
-from joulesweep.errors import UserError, one_of
-from joulesweep.spec import RunSpec
+from joulesweep.core import bounded
+from joulesweep.core.errors import UserError, one_of
+from joulesweep.core.spec import RunSpec
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 START_S = 30.0  # a driver that sleeps between its users wakes all boards first

@@ -13,9 +13,10 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from joulesweep import definitions, methods, places
+from joulesweep import definitions, methods
+from joulesweep.core import places
+from joulesweep.core.spec import RunSpec
 from joulesweep.definitions import Definition
-from joulesweep.spec import RunSpec
 
 #: Tables of which only the run's own row counts: the spec's field that names it.
 TABLES = {"ENGINES": "engine", "PRECISIONS": "precision", "STRATEGIES": "strategy"}

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from joulesweep.spec import RunSpec
+from joulesweep.core.spec import RunSpec
 
 if TYPE_CHECKING:
     import torch

@@ -15,7 +15,7 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from joulesweep.places import RESOURCES
+from joulesweep.core.places import RESOURCES
 
 WATTS_FILE = RESOURCES / "cpu_watts.csv"
 

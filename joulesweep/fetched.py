@@ -6,8 +6,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from joulesweep.errors import UserError
-from joulesweep.spec import RunSpec
+from joulesweep.core.errors import UserError
+from joulesweep.core.spec import RunSpec
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

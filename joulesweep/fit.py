@@ -24,10 +24,10 @@ import torch
 
 from joulesweep import data, labels, memory
 from joulesweep.anatomy import stacks
+from joulesweep.core.errors import UserError
+from joulesweep.core.places import PACKAGE
 from joulesweep.corpus import Corpus
-from joulesweep.errors import UserError
 from joulesweep.model import MASK_FORMS, LanguageModel, Unfit, attributes_kept
-from joulesweep.places import PACKAGE
 
 TORCH = Path(torch.__file__).parent
 AGREE = 2e-5  #: of the largest hidden state: what different sizes of a batch may change

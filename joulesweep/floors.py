@@ -27,9 +27,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from joulesweep.places import RESOURCES
+from joulesweep.core.places import RESOURCES
+from joulesweep.core.work import COMPUTED, UNITS, USEFUL
 from joulesweep.precision import PRECISIONS
-from joulesweep.units import COMPUTED, UNITS, USEFUL
 
 GPU_FILE = RESOURCES / "gpus.csv"
 RATE = "_tflops"  # ends the names of the columns of peak rates
@@ -102,7 +102,7 @@ def totals(phases: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Work of a pass over the training: useful_flops, executed_flops, rating_flops, padded_macs, padded_flop_share.
 
     Args:
-        phases: a measurement's; each has its `flop_coefficients`, the counts of `units.UNITS`, and its kind.
+        phases: a measurement's; each has its `flop_coefficients`, the counts of `work.UNITS`, and its kind.
     """
     trained = [phase for phase in phases if phase["kind"] == "training"]
     useful, computed = (sum(flops(phase, which) for phase in trained) for which in (USEFUL, COMPUTED))

@@ -61,7 +61,7 @@ def coefficients(products: list[Product], trained: Set[int | None] = frozenset()
         trained: checkpointed layers with a parameter that trains: computed again even if no product needs it.
 
     Returns:
-        For each of `units.UNITS` that has any: FLOPs of one; of a pair, over all layers and heads. By the name with
+        For each of `work.UNITS` that has any: FLOPs of one; of a pair, over all layers and heads. By the name with
         `recomputed_` before it, what checkpointing computes a second time: executed, and never useful.
     """
     # A layer is computed again if its backward pass is computed at all.

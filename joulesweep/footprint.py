@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from joulesweep.errors import UserError, one_of
-from joulesweep.places import RESOURCES
+from joulesweep.core.errors import UserError, one_of
+from joulesweep.core.places import RESOURCES
 
 INTENSITY_FILE = RESOURCES / "carbon_intensity.csv"
 #: Whose the numbers of that file are; its head says it in full.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from joulesweep.anatomy import is_encoder_decoder, stacks
-from joulesweep.errors import UserError
+from joulesweep.core.errors import UserError
 from joulesweep.model import LanguageModel
 
 

@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 
-from joulesweep import lazy, precision, seeds, strategy
+from joulesweep import precision, seeds, strategy
+from joulesweep.core import late_imports
+from joulesweep.core.spec import RunSpec
 from joulesweep.corpus import Corpus
 from joulesweep.memory import Weights, load_weights
-from joulesweep.spec import RunSpec
 from joulesweep.trainer import Trainer
 
 BATCH = 16  #: texts that a rank writes at a time
@@ -45,7 +46,7 @@ def generate(trainer: Trainer, weights: Weights, model_folder: Path) -> list[dic
     num_own = len(texts[place.rank :: place.world])
     # Sharded weights are gathered for each forward pass by all ranks together: each writes as many.
     own = torch.cat((texts[place.rank :: place.world], texts[:1]))[: -(-len(texts) // place.world)]
-    tokenizer = lazy.transformers().AutoTokenizer.from_pretrained(model_folder, local_files_only=True)
+    tokenizer = late_imports.transformers().AutoTokenizer.from_pretrained(model_folder, local_files_only=True)
     written: list[str] = []
     with strategy.gathered(core):
         for part in torch.split(own, BATCH):
@@ -82,7 +83,7 @@ def _written(trainer: Trainer, texts: torch.Tensor) -> torch.Tensor:
 def _settings(spec: RunSpec, corpus: Corpus, start_id: int | None) -> Any:  # noqa: ANN401 - of transformers
     """All that decides what is written: the spec's, the tokenizer's tokens, and transformers' defaults."""
     wanted = spec.generate or {}
-    return lazy.transformers().GenerationConfig(
+    return late_imports.transformers().GenerationConfig(
         do_sample=False,
         num_beams=wanted["beams"],
         length_penalty=wanted["length_penalty"],

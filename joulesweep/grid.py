@@ -9,9 +9,9 @@ from typing import Any
 
 from joulesweep import engine
 from joulesweep.config import DatasetConfig, ModelConfig, SweepConfig, full_method, is_method
+from joulesweep.core.spec import FIELDS, OMISSION, RunSpec, micro_batch, short_hash, strip_source
 from joulesweep.environment import resolve_accelerator
 from joulesweep.identity import cell_id, label, run_id
-from joulesweep.spec import FIELDS, OMISSION, RunSpec, micro_batch, short_hash, strip_source
 from joulesweep.strategy import STRATEGIES
 from joulesweep.strict import Place
 

@@ -8,7 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 from joulesweep import methods
-from joulesweep.spec import OMISSION, RunSpec, short_hash, strip
+from joulesweep.core.spec import OMISSION, RunSpec, short_hash, strip
 
 
 def label(spec: RunSpec) -> str:

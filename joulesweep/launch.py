@@ -20,13 +20,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from joulesweep import bounded, conditions, devices, environment, files, measurement, process, record, sensors
+from joulesweep import conditions, devices, environment, measurement, record, sensors
+from joulesweep.core import bounded, files, processes
+from joulesweep.core.errors import UserError
+from joulesweep.core.places import ROOT
+from joulesweep.core.spec import RunSpec, full
 from joulesweep.devices import Board
-from joulesweep.errors import UserError
 from joulesweep.identity import run_id
 from joulesweep.lease import Lease
-from joulesweep.places import ROOT
-from joulesweep.spec import RunSpec, full
 from joulesweep.strategy import STRATEGIES
 from joulesweep.trace import Trace
 from joulesweep.watch import Watch
@@ -100,7 +101,7 @@ def launch(
         RunFailed: a process died without a result; nothing is written.
     """
     signal.signal(signal.SIGTERM, _terminate)
-    wanted = process.still_wanted(with_snakemake)
+    wanted = processes.still_wanted(with_snakemake)
     needed = devices.num_boards(spec, exclusive)
     candidates = devices.pool(gpus if spec.gpus == "auto" else spec.gpus) if needed else []
     lacking = devices.too_few(spec, needed, candidates)
@@ -248,16 +249,16 @@ def _supervise(
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
     num_ranks = spec.devices if STRATEGIES[spec.strategy].multi_process else 1
     environ = child_environment(spec.threads_per_device, lease.boards)
-    others, kills = process.children(), process.oom_kills()
-    process.adopt(orphans=True)
-    child = process.start(_command(num_ranks, work), environ, descriptor, lease.descriptors)
+    others, kills = processes.children(), processes.oom_kills()
+    processes.adopt(orphans=True)
+    child = processes.start(_command(num_ranks, work), environ, descriptor, lease.descriptors)
     with Watch(trace) as seen:  # begins after the process: a thread that is there when it forks may hold a lock
         try:
             timed_out = _wait(child, spec.timeout_s, seen, wanted)
         finally:
-            process.kill_group(child)
-            process.kill_children(but=others)
-            process.adopt(orphans=False)
+            processes.kill_group(child)
+            processes.kill_children(but=others)
+            processes.adopt(orphans=False)
             if descriptor is not None:
                 os.close(descriptor)
     found = _outcome(work, num_ranks)
@@ -265,7 +266,7 @@ def _supervise(
         return found, seen
     if timed_out:
         return {"status": "timeout", "reason": f"stopped after timeout_s = {spec.timeout_s:g} s"}, seen
-    kills_now = process.oom_kills()
+    kills_now = processes.oom_kills()
     struck = kills is not None and kills_now is not None and kills_now > kills
     if struck and _killed(num_ranks, child.returncode, log):
         return {"status": "oom", "reason": "killed by the kernel's out-of-memory killer", "oom_bytes": None}, seen

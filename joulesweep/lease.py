@@ -25,8 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from joulesweep.core.errors import UserError
 from joulesweep.devices import Board
-from joulesweep.errors import UserError
 
 POLL_S = 0.2
 EXCLUSIVE, SHARED = fcntl.LOCK_EX, fcntl.LOCK_SH

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from joulesweep import lazy
+from joulesweep.core import late_imports
 from joulesweep.sensors import packages, rapl_problem, zones
 
 WINDOW = "training"
@@ -114,7 +114,9 @@ class _Window:
         self._monitor: Any = None
         self._measured: Any = None
         with self._noting_failure():
-            with lazy.put_off("sklearn.metrics", "auc"):  # of the fall-back for boards without a counter, never ours
+            with late_imports.put_off(
+                "sklearn.metrics", "auc"
+            ):  # of the fall-back for boards without a counter, never ours
                 from zeus.monitor import ZeusMonitor
 
             monitor = ZeusMonitor(gpu_indices=[] if gpu is None else [gpu], cpu_indices=[] if cpu is None else [cpu])

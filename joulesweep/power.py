@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 
 from joulesweep.columns import POWER
-from joulesweep.errors import Corrupt
+from joulesweep.core.errors import Corrupt
 from joulesweep.tables import DTYPES, LARGEST, frame
 
 FILE = "power.jsonl"

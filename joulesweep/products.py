@@ -83,7 +83,7 @@ class Product:
     """A matrix product of the forward pass.
 
     Attributes:
-        unit: what it is computed for: one of `units.UNITS`.
+        unit: what it is computed for: one of `work.UNITS`.
         flops: of the forward pass, per unit.
         num_gradients: how many of its two factors need a gradient: so many products more in the backward pass.
         behind: for each of these that is no weight, the latest trained parameter that it was computed from, as

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from joulesweep.core.quantities import one
 from joulesweep.energy import estimated, headline
-from joulesweep.quantities import one
 from joulesweep.record import brief
 
 

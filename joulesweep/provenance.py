@@ -10,9 +10,10 @@ from typing import Any
 
 import polars as pl
 
-from joulesweep import estimate, quantities, record, words
+from joulesweep import estimate, record, words
 from joulesweep.certificate import HOST
 from joulesweep.columns import UNREADABLE
+from joulesweep.core import quantities
 from joulesweep.footprint import Footprint
 from joulesweep.tables import Tables
 

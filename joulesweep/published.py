@@ -17,7 +17,7 @@ from typing import Any
 import polars as pl
 
 from joulesweep.cells import LAYOUT, by_method, finished, method_words, ratio_of, same_joules
-from joulesweep.places import RESOURCES
+from joulesweep.core.places import RESOURCES
 from joulesweep.stats import Ratio
 from joulesweep.tables import Tables
 

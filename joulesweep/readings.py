@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from joulesweep.certificate import digest
-from joulesweep.errors import Corrupt, UserError
+from joulesweep.core.errors import Corrupt, UserError
 
 FORMAT, VERSION = "joulesweep-readings", 2
 MALFORMED = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)

@@ -40,10 +40,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from joulesweep.errors import Corrupt, UserError, brief_repr
-from joulesweep.files import CORRUPT, MALFORMED, read_json, write_json
+from joulesweep.core.errors import Corrupt, UserError, brief_repr
+from joulesweep.core.files import CORRUPT, MALFORMED, read_json, write_json
+from joulesweep.core.spec import from_mapping
 from joulesweep.identity import run_id
-from joulesweep.spec import from_mapping
 
 FORMAT = "joulesweep-record"
 VERSION = 3

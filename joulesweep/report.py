@@ -15,12 +15,13 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from joulesweep import charts, equalcost, provenance, published, quantities, words
+from joulesweep import charts, equalcost, provenance, published, words
 from joulesweep.answer import MARGIN, Answer, answers
 from joulesweep.columns import ROUGE
+from joulesweep.core import quantities
+from joulesweep.core.spec import OMISSION
 from joulesweep.equalcost import EqualCost
 from joulesweep.footprint import Footprint, described, footprint
-from joulesweep.spec import OMISSION
 from joulesweep.stats import NO_DIFFERENCE, NO_INTERVAL, Difference, Ratio
 from joulesweep.tables import Tables
 

@@ -15,8 +15,9 @@ from typing import Any
 
 import yaml
 
-from joulesweep import process, record
-from joulesweep.errors import UserError
+from joulesweep import record
+from joulesweep.core import processes
+from joulesweep.core.errors import UserError
 from joulesweep.workflow import Sweep
 
 #: What tells Snakemake how many jobs at once; without any of them it is told the cores of this machine.
@@ -103,7 +104,7 @@ def _records(sweep: Sweep, runs: Sequence[str]) -> list[Path]:
 def _snakemake(arguments: list[str]) -> int:
     """Snakemake's exit code; an interrupt ends this process too, when Snakemake is done with it."""
     command = [sys.executable, "-m", "snakemake", *arguments]
-    child = subprocess.Popen(command, preexec_fn=process.die_with_parent)
+    child = subprocess.Popen(command, preexec_fn=processes.die_with_parent)
     interrupted = False
     while True:
         try:

@@ -14,7 +14,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from joulesweep.errors import Corrupt, UserError
+from joulesweep.core.errors import Corrupt, UserError
 
 FILE = "summaries.jsonl"
 METRICS = ("rouge1", "rouge2", "rougeL")

@@ -7,15 +7,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from joulesweep import certificate, files, floors, record
+from joulesweep import certificate, floors, record
 from joulesweep.columns import DEVICES, EPOCHS, ESTIMATED, QUALITY, RUNS, SELECTIONS, named
+from joulesweep.core import files
+from joulesweep.core.errors import Corrupt
+from joulesweep.core.spec import short_hash
+from joulesweep.core.work import COUNTED, USEFUL
 from joulesweep.energy import by_epoch, estimated, headline, joined, scoped
-from joulesweep.errors import Corrupt
 from joulesweep.estimate import Estimate
 from joulesweep.footprint import Footprint
-from joulesweep.spec import short_hash
 from joulesweep.tables import check, combined
-from joulesweep.units import COUNTED, USEFUL
 
 #: What the parts of a record say in the very words of the tables.
 RECORDED = named(RUNS, "status reason oom_bytes started finished code_digest")

@@ -11,9 +11,9 @@ import torch
 from torch.nn import functional
 
 from joulesweep import data, labels, methods, model, strategy
+from joulesweep.core.errors import UserError
 from joulesweep.corpus import Corpus
 from joulesweep.engine import ENGINES
-from joulesweep.errors import UserError
 from joulesweep.memory import Weights, copy_weights, load_weights
 from joulesweep.trainer import Stop, Trainer
 

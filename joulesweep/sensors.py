@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from joulesweep import files
+from joulesweep.core import files
 from joulesweep.devices import Board, ask
 
 #: Where the kernel shows RAPL, and where Zeus's documentation has containers mount it.

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from joulesweep import bounded, files
+from joulesweep.core import bounded, files
 from joulesweep.sensors import BoardSensor, cache_folder
 
 NEAR_C = 3.0  # of the temperature at rest

@@ -15,8 +15,8 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from joulesweep.config import HubDataSource, HubSource, LocalSource, RandomSource, Section, WheelSource
-from joulesweep.errors import UserError
-from joulesweep.files import sha256_of
+from joulesweep.core.errors import UserError
+from joulesweep.core.files import sha256_of
 
 #: What a data set on the hub may consist of; never code.
 DATA_FILES = ("*.parquet", "*.arrow", "*.jsonl", "*.json", "*.csv", "*.tsv", "*.txt", "*.gz", "*.zst", "README.md")

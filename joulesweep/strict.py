@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from joulesweep.errors import UserError, brief_repr
+from joulesweep.core.errors import UserError, brief_repr
 
 MOST_BYTES = 200_000  # of a file
 MOST_VALUES = 100_000  # of a file, with every alias written out

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from joulesweep.errors import UserError
+from joulesweep.core.errors import UserError
+from joulesweep.core.spec import canonical
 from joulesweep.fetched import Text, read_texts
-from joulesweep.spec import canonical
 
 FORMAT = "joulesweep-tokens"
 VERSION = 1

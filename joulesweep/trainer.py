@@ -14,11 +14,11 @@ import torch.distributed as dist
 
 from joulesweep import adaptive_cost, ahead, data, engine, labels, strategy
 from joulesweep.anatomy import stacks
+from joulesweep.core.spec import RunSpec
+from joulesweep.core.work import COUNTED
 from joulesweep.corpus import Corpus
 from joulesweep.memory import copy_weights, load_weights
 from joulesweep.model import LanguageModel
-from joulesweep.spec import RunSpec
-from joulesweep.units import COUNTED
 
 
 class Stop(Exception):  # noqa: N818 - an outcome, not an error
@@ -86,7 +86,7 @@ class Trainer:
         selector: of a method that chooses tensors while it trains, else None.
         phases: of the training, in order: spans in which the same tensors trained or were rated. Each is a row of the
             record: kind "training" or "rating", the epoch that it began with, num_steps, the counts of
-            `units.COUNTED`, and what `adaptive.choose` said of its choice. Until `read_counters` also `taken`.
+            `work.COUNTED`, and what `adaptive.choose` said of its choice. Until `read_counters` also `taken`.
         began_s: when the present phase began, on the monotonic clock, and since when weights were copied the later.
         graphed: replays the step, with an engine that captures it.
         losses: loss of every step on this rank's share, kept on the device until the window has closed.

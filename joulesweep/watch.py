@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 
-from joulesweep import bounded, contention, process
+from joulesweep import contention
+from joulesweep.core import bounded, processes
 from joulesweep.sensors import BoardSensor
 from joulesweep.trace import Trace
 
@@ -40,7 +41,7 @@ def look_at(sensor: BoardSensor) -> BoardLook:
     pids = sensor.process_ids()
     if pids is None:
         return BoardLook(own=None, others=None, power_limit_w=sensor.power_limit_w())
-    others = [pid for pid in pids if not process.is_below(pid, os.getpid())]
+    others = [pid for pid in pids if not processes.is_below(pid, os.getpid())]
     return BoardLook(own=len(others) < len(pids), others=others, power_limit_w=sensor.power_limit_w())
 
 

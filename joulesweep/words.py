@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from joulesweep.quantities import one, scaled
+from joulesweep.core.quantities import one, scaled
 from joulesweep.stats import NO_INTERVAL
 
 Words = tuple[str, str]  # a number, and below it its interval or a remark

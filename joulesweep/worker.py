@@ -12,7 +12,7 @@ import os
 import sys
 import traceback
 
-from joulesweep import process
+from joulesweep.core import processes
 
 
 def main() -> int:
@@ -21,7 +21,7 @@ def main() -> int:
     A rank that stops or fails leaves at once. Its peers wait for it in a collective until it is gone, and an orderly
     end may take for ever when its GPU or its connections are in no order.
     """
-    process.die_with_parent()  # before the seconds of imports: torchrun's ranks lead process groups of their own
+    processes.die_with_parent()  # before the seconds of imports: torchrun's ranks lead process groups of their own
     gc.disable()
     try:
         from joulesweep import train
@@ -39,6 +39,6 @@ def main() -> int:
 
 
 if __name__ == "__mp_main__":  # a helper process that Zeus starts for a RAPL counter, and that imports this module
-    process.die_with_parent()
+    processes.die_with_parent()
 if __name__ == "__main__":
     sys.exit(main())

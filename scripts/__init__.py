@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
+from joulesweep.core.errors import UserError
 from joulesweep.environment import too_new
-from joulesweep.errors import UserError
 
 
 def run_script(work: Callable[[], None]) -> None:

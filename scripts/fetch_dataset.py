@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from joulesweep import files, sources, texts
+from joulesweep import sources, texts
 from joulesweep.config import DatasetConfig
+from joulesweep.core import files
 from scripts import run_script
 
 

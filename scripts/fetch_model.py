@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from joulesweep import files, pretrained, sources
+from joulesweep import pretrained, sources
 from joulesweep.config import ModelConfig
+from joulesweep.core import files
 from scripts import note_versions, run_script
 
 

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from joulesweep.config import validate
-from joulesweep.files import write_json
+from joulesweep.core.files import write_json
 from joulesweep.grid import manifest
 from scripts import run_script
 

@@ -3,7 +3,8 @@
 import argparse
 from pathlib import Path
 
-from joulesweep import aggregate, files, report, tables
+from joulesweep import aggregate, report, tables
+from joulesweep.core import files
 from scripts import run_script
 
 

@@ -31,13 +31,13 @@ def planted_times(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def nothing_is_left() -> Iterator[None]:
     """Whatever a test starts ends with it, however the test ends."""
-    from joulesweep import process
+    from joulesweep.core import processes
 
-    before = process.children()
-    process.adopt(orphans=True)
+    before = processes.children()
+    processes.adopt(orphans=True)
     yield
-    process.kill_children(but=before)
-    process.adopt(orphans=False)
+    processes.kill_children(but=before)
+    processes.adopt(orphans=False)
 
 
 @pytest.fixture

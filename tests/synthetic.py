@@ -11,9 +11,10 @@ from typing import Any
 
 import polars as pl
 
-from joulesweep import config, files, grid, record, spec
+from joulesweep import config, grid, record
+from joulesweep.core import files, spec
+from joulesweep.core.work import UNITS
 from joulesweep.tables import Tables
-from joulesweep.units import UNITS
 
 LOCAL = {"local": "some/folder"}
 #: Of a BERT with 2 layers, 128 wide, as `flops.described` would give it.

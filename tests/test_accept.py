@@ -10,8 +10,9 @@ import synthetic
 import tiny_run
 import yaml
 
-from joulesweep import cli, digest, files, record, workflow
+from joulesweep import cli, digest, record, workflow
 from joulesweep.config import validate
+from joulesweep.core import files
 
 OLD, OLDER = "0123456789abcdef", "fedcba9876543210"
 

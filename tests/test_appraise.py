@@ -13,9 +13,10 @@ import threading
 import pytest
 from virtual_board import Board
 
-from joulesweep import appraise, blocks, bounded, certified_counter, readings
+from joulesweep import appraise, blocks, certified_counter, readings
 from joulesweep.certificate import FAILS, HOLDS, NOT_TRIED
-from joulesweep.errors import UserError
+from joulesweep.core import bounded
+from joulesweep.core.errors import UserError
 from joulesweep.readings import Block, Channel
 from joulesweep.replay import counted
 

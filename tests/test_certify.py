@@ -16,7 +16,7 @@ from virtual_board import Board
 
 from joulesweep import certificate, certify, cli, devices, environment, readings, sensors
 from joulesweep.certificate import NOT_TRIED
-from joulesweep.errors import UserError
+from joulesweep.core.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left")
 IDLE_W, LOAD_W = 80, 400

@@ -9,11 +9,12 @@ import polars as pl
 import pytest
 import synthetic
 
-from joulesweep import columns, files, rows, tables
+from joulesweep import columns, rows, tables
 from joulesweep.aggregate import aggregate
 from joulesweep.columns import TABLES, Column
-from joulesweep.errors import UserError
-from joulesweep.units import COUNTED
+from joulesweep.core import files
+from joulesweep.core.errors import UserError
+from joulesweep.core.work import COUNTED
 
 #: The unit that the end of a name stands for; the first that fits.
 ENDS = {

@@ -13,8 +13,8 @@ import yaml
 from pydantic import BaseModel
 
 from joulesweep import config, methods, readers
+from joulesweep.core.errors import MOST_NAMES, UserError, one_of
 from joulesweep.engine import ENGINES
-from joulesweep.errors import MOST_NAMES, UserError, one_of
 from joulesweep.precision import PRECISIONS
 from joulesweep.strategy import STRATEGIES
 from joulesweep.strict import Place

@@ -12,9 +12,10 @@ import tiny_run
 import torch
 from safetensors.torch import save_file
 
-from joulesweep import data, labels, model, packing, seeds, units
+from joulesweep import data, labels, model, packing, seeds
+from joulesweep.core import work
+from joulesweep.core.errors import UserError
 from joulesweep.corpus import load, split
-from joulesweep.errors import UserError
 from joulesweep.labels import mask
 
 SPECIAL = [tiny_run.CLS, tiny_run.SEP]
@@ -282,7 +283,7 @@ def test_what_a_batch_counts_is_what_it_holds(corpus, layout, world):
             assert num_predicted <= num_chosen
             most = max(int((part != model.IGNORED).sum()) for part in labels_of(batch).chunk(2))
             assert num_chosen <= rows * max(1, math.ceil(most / (rows // 2)))
-        others = {name: 0 for name in units.COUNTED if "target" in name or "cross" in name}
+        others = {name: 0 for name in work.COUNTED if "target" in name or "cross" in name}
         assert batch.counts == {
             **others,
             "num_texts": len(texts),
@@ -293,7 +294,7 @@ def test_what_a_batch_counts_is_what_it_holds(corpus, layout, world):
             "num_token_pairs": sum(length * length for length in texts),
             "num_padded_token_pairs": rows * length * length,
         }
-        assert set(batch.counts) == set(units.COUNTED)
+        assert set(batch.counts) == set(work.COUNTED)
         assert batch.answers.numel() == num_chosen
         num_empty += not texts
     assert sum(batch.counts["num_texts"] for step in steps for batch in batches_of(step)) == tiny_run.NUM_TEXTS

@@ -12,9 +12,10 @@ import pytest
 import tiny_run
 from fake_meters import Boards, forget_devices
 
-from joulesweep import bounded, devices
+from joulesweep import devices
+from joulesweep.core import bounded
+from joulesweep.core.errors import UserError
 from joulesweep.devices import Board
-from joulesweep.errors import UserError
 
 UUIDS = ["GPU-aa11", "GPU-aa22", "GPU-bb33"]
 

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 import tiny_run
 
-from joulesweep import definitions, digest, methods, places, train
+from joulesweep import definitions, digest, methods, train
+from joulesweep.core import places
 
 SNIPPET = '''
 """A docstring."""

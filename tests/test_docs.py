@@ -349,7 +349,7 @@ def test_the_house_is_drawn_from_imports(tmp_path):
         "def later():\n    from joulesweep.model import stacks\n",
         encoding="utf-8",
     )
-    assert house.imports(file) == {"joulesweep.errors", "joulesweep.spec", "joulesweep.model"}
+    assert house.imports(file) == {"joulesweep.core.errors", "joulesweep.core.spec", "joulesweep.model"}
     drawing = house.drawing()
     assert all(f">{name}</text>" in drawing for name in house.rooms())
     assert house._drawn({"cli": {"plan", "core"}, "plan": {"core"}, "core": {"plan"}}) == [

@@ -15,7 +15,7 @@ import pytest
 from fake_meters import Boards
 
 from joulesweep import devices, environment
-from joulesweep.errors import UserError
+from joulesweep.core.errors import UserError
 
 
 @pytest.fixture

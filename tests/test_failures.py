@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 import tiny_run
 
-from joulesweep import devices, launch, lease, process, record
-from joulesweep.errors import UserError
+from joulesweep import devices, launch, lease, record
+from joulesweep.core import processes
+from joulesweep.core.errors import UserError
 from joulesweep.identity import run_id
 from joulesweep.launch import RunFailed
 
@@ -129,7 +130,7 @@ def test_a_bug_of_one_rank_is_a_failure_with_its_words_in_the_log(start, tmp_pat
 @pytest.mark.parametrize(("num_kills", "status"), [(0, None), (1, "oom")])
 def test_a_killed_rank_ran_out_of_memory_only_if_the_kernel_says_so(start, monkeypatch, num_kills, status):
     counts = iter([5, 5 + num_kills])
-    monkeypatch.setattr(process, "oom_kills", lambda: next(counts))
+    monkeypatch.setattr(processes, "oom_kills", lambda: next(counts))
     if status is None:
         with pytest.raises(RunFailed):
             start([{"rank": 1}, "killed"])

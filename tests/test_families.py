@@ -17,8 +17,8 @@ import transformers
 from torch.nn import functional
 
 from joulesweep import assembly, data, methods, scoring, train
+from joulesweep.core.errors import UserError
 from joulesweep.corpus import load, split
-from joulesweep.errors import UserError
 from joulesweep.labels import labelled, order
 from joulesweep.model import IGNORED
 from joulesweep.trainer import Place, Stop

@@ -10,8 +10,8 @@ import tiny_run
 import torch
 
 from joulesweep import data, fit, flops, kernels
+from joulesweep.core.errors import UserError
 from joulesweep.corpus import Corpus, load
-from joulesweep.errors import UserError
 from joulesweep.model import LanguageModel, Unfit
 
 pytestmark = pytest.mark.usefixtures("torch_as_it_was")

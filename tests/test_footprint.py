@@ -6,7 +6,7 @@ import pytest
 
 from joulesweep import footprint as module
 from joulesweep.config import Energy
-from joulesweep.errors import UserError
+from joulesweep.core.errors import UserError
 from joulesweep.footprint import INTENSITY_FILE, described, footprint, intensities
 
 OWN = {"g_per_kwh": 100.0, "source": "our supplier, 2025"}

@@ -29,7 +29,7 @@ from hypothesis import strategies as st
 
 from joulesweep import config, grid, texts
 from joulesweep.aggregate import aggregate
-from joulesweep.errors import UserError
+from joulesweep.core.errors import UserError
 from joulesweep.pretrained import fetch_model
 
 WHOLE = os.environ.get("JOULESWEEP_FUZZ") == "whole"

@@ -26,7 +26,7 @@ from packaging.utils import canonicalize_name
 from benchmarks import gpu_common, gpu_contest, gpu_day, gpu_items, gpu_pack, gpu_page, gpu_plan, gpu_results, gpu_runs
 from benchmarks.gpu_common import Job, Pack
 from joulesweep import certificate, devices
-from joulesweep.spec import full
+from joulesweep.core.spec import full
 
 TESTS = Path(__file__).parent
 LONG_S = 3600.0
@@ -639,7 +639,7 @@ from pathlib import Path
 from benchmarks import gpu_day
 gpu_day.unpack(Path("wheels"), Path(sys.argv[1]))
 sys.path.insert(0, sys.argv[1])
-from joulesweep import cli, lazy
+from joulesweep import cli; from joulesweep.core import late_imports as lazy
 with lazy.put_off("sklearn.metrics", "auc"):
     from zeus.monitor import ZeusMonitor
 import pynvml

@@ -9,8 +9,8 @@ import pytest
 
 from benchmarks import gpu_common, gpu_day, gpu_page, gpu_results, gpu_trace
 from joulesweep.certificate import FORMAT
+from joulesweep.core.errors import UserError
 from joulesweep.devices import Board
-from joulesweep.errors import UserError
 from joulesweep.trace import Series, Trace
 
 BOARD = Board(

@@ -9,7 +9,7 @@ import sys
 import pytest
 import tiny_run
 
-from joulesweep.spec import full
+from joulesweep.core.spec import full
 
 CODE_OF = """
 import sys
@@ -51,7 +51,7 @@ def test_a_whole_training_imports_torch_transformers_and_zeus_and_nothing_of_the
 
 
 def test_a_plain_import_of_the_libraries_brings_what_a_training_does_without():
-    """Else the names above say nothing; where this fails, `joulesweep.lazy` has become superfluous."""
+    """Else the names above say nothing; where this fails, `joulesweep.core.late_imports` has become superfluous."""
     code = "from transformers.modeling_utils import PreTrainedModel; from zeus.monitor import ZeusMonitor"
     assert imported(code, "scipy.optimize", "sklearn") == ["scipy.optimize", "sklearn"]
 

@@ -18,27 +18,15 @@ import pytest
 import tiny_run
 from patience import PATIENCE_S, wait_for
 
-from joulesweep import (
-    bounded,
-    devices,
-    files,
-    grid,
-    launch,
-    lease,
-    measurement,
-    process,
-    provenance,
-    record,
-    train,
-    workflow,
-)
+from joulesweep import devices, grid, launch, lease, measurement, provenance, record, train, workflow
 from joulesweep.config import validate
+from joulesweep.core import bounded, files, processes
+from joulesweep.core.errors import UserError
+from joulesweep.core.spec import full, strip
 from joulesweep.devices import Board
-from joulesweep.errors import UserError
 from joulesweep.identity import run_id
 from joulesweep.launch import RunFailed
 from joulesweep.sensors import BoardSensor
-from joulesweep.spec import full, strip
 from scripts import train as script_of_a_run
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left")
@@ -342,14 +330,14 @@ def test_a_run_that_is_terminated_takes_its_processes_with_it(start, script, tmp
 def test_a_run_ends_when_the_workflow_above_it_is_gone(start, script, monkeypatch, tmp_path):
     script("time.sleep(600)")
     seen = iter([(10, 9), (10, 9), (10, 9), (1, 0)])
-    monkeypatch.setattr(process, "ancestry", lambda: next(seen))
+    monkeypatch.setattr(processes, "ancestry", lambda: next(seen))
     with pytest.raises(SystemExit, match="the workflow that started this run is gone"):
         start()
     assert running(tmp_path) == {}
 
 
 def test_the_ancestry_is_the_parent_and_its_parent():
-    code = "from joulesweep.process import ancestry; import os; print(*ancestry(), os.getppid())"
+    code = "from joulesweep.core.processes import ancestry; import os; print(*ancestry(), os.getppid())"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tiny_run.REPOSITORY, capture_output=True, text=True, check=True
     )
@@ -360,7 +348,7 @@ def test_the_ancestry_is_the_parent_and_its_parent():
 def test_a_process_that_is_gone_has_no_parent():
     child = subprocess.Popen([sys.executable, "-c", "pass"])
     child.wait()
-    assert process._parent_of(child.pid) == 0
+    assert processes._parent_of(child.pid) == 0
 
 
 def test_one_rank_is_one_process_and_several_are_torchruns():
@@ -719,7 +707,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, "tests")
 import tiny_run
-from joulesweep import bounded, launch
+from joulesweep import launch; from joulesweep.core import bounded
 folder, bounded.LIMIT_S = Path(sys.argv[1]), 0.5
 work = "print('works', flush=True); import time; time.sleep(600)"
 launch._command = lambda num_ranks, place: [sys.executable, "-c", work, str(place)]

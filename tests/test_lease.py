@@ -15,9 +15,10 @@ import pytest
 import tiny_run
 from patience import PATIENCE_S, wait_for
 
-from joulesweep import lease, process
+from joulesweep import lease
+from joulesweep.core import processes
+from joulesweep.core.errors import UserError
 from joulesweep.devices import Board
-from joulesweep.errors import UserError
 from joulesweep.lease import Lease
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left")
@@ -351,24 +352,24 @@ def test_a_killed_holder_gives_everything_back(started, exclusive):
 def test_a_process_that_inherited_the_descriptors_keeps_the_boards():
     """As when the launching parent is killed and its workers have yet to die."""
     with leased([board(0)]) as held:
-        child = process.start(SLEEP, dict(os.environ), None, held.descriptors)
+        child = processes.start(SLEEP, dict(os.environ), None, held.descriptors)
     try:
         assert refused([board(0)])
         assert refused([], needed=0, exclusive="node")
         assert not refused([board(1)])
     finally:
-        process.kill_group(child)
+        processes.kill_group(child)
     assert not refused([board(0)], exclusive="node")
 
 
 def test_a_process_that_inherited_nothing_keeps_nothing():
     """Else the test above proves nothing."""
     with leased([board(0)]):
-        child = process.start(SLEEP, dict(os.environ), None)
+        child = processes.start(SLEEP, dict(os.environ), None)
     try:
         assert not refused([board(0)], exclusive="node")
     finally:
-        process.kill_group(child)
+        processes.kill_group(child)
 
 
 def test_a_run_alone_on_the_node_waits_for_others_and_keeps_them_out(capfd):

@@ -14,7 +14,7 @@ import tiny_run
 import torch
 
 from joulesweep import flops, methods
-from joulesweep.errors import UserError
+from joulesweep.core.errors import UserError
 from joulesweep.model import LanguageModel
 
 

@@ -9,7 +9,7 @@ import synthetic
 from joulesweep import power
 from joulesweep.aggregate import aggregate
 from joulesweep.columns import POWER
-from joulesweep.errors import Corrupt
+from joulesweep.core.errors import Corrupt
 from joulesweep.tables import frame
 
 

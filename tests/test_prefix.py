@@ -10,7 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from joulesweep import assembly, flops, methods, products, scoring, train, trainer
-from joulesweep.errors import UserError
+from joulesweep.core.errors import UserError
 from joulesweep.model import LanguageModel
 
 pytestmark = pytest.mark.usefixtures("torch_as_it_was")

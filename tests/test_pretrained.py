@@ -15,7 +15,7 @@ from tiny import BERT_CONFIG, bert_model, bert_tokenizer, bert_weights
 
 from joulesweep import pretrained
 from joulesweep.config import ModelConfig
-from joulesweep.errors import UserError
+from joulesweep.core.errors import UserError
 from joulesweep.pretrained import fetch_model
 
 ROOT = Path(__file__).parent.parent

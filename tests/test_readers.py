@@ -8,8 +8,9 @@ import shutil
 import pytest
 import tiny_run
 
-from joulesweep import config, definitions, digest, places, readers, texts
-from joulesweep.errors import UserError
+from joulesweep import config, definitions, digest, readers, texts
+from joulesweep.core import places
+from joulesweep.core.errors import UserError
 from joulesweep.workflow import Sweep
 
 FIELDS = {"needs_field": {"field": "text"}, "target": {"target": "t"}, "choices": {"choices": "c", "answer": "i"}}

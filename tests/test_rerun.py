@@ -20,8 +20,9 @@ from checkout import Checkout
 from patience import PATIENCE_S
 from test_report import words
 
-from joulesweep import cli, digest, files, rerun, workflow
+from joulesweep import cli, digest, rerun, workflow
 from joulesweep.config import validate
+from joulesweep.core import files
 
 #: What becomes of the runs of each batch size; those of 8 go well.
 FAULTS = [

@@ -11,7 +11,7 @@ from test_report import build, words
 
 from joulesweep import columns, report, rouge
 from joulesweep.aggregate import aggregate
-from joulesweep.errors import UserError
+from joulesweep.core.errors import UserError
 
 
 def written(folder, *rows):

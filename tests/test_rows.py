@@ -7,8 +7,8 @@ import synthetic
 
 from joulesweep import columns, tables
 from joulesweep.aggregate import aggregate
+from joulesweep.core.work import COUNTED
 from joulesweep.rows import fingerprint
-from joulesweep.units import COUNTED
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional
 
 from joulesweep import assembly, scoring, trainer
-from joulesweep.errors import UserError
+from joulesweep.core.errors import UserError
 from joulesweep.labels import mask
 from joulesweep.memory import copy_weights
 from joulesweep.model import IGNORED

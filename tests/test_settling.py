@@ -8,7 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from joulesweep import bounded, settling
+from joulesweep import settling
+from joulesweep.core import bounded
 from joulesweep.devices import Board
 
 IDLE_C = 32.0

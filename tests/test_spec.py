@@ -9,9 +9,10 @@ import re
 import pytest
 import tiny_run
 
-from joulesweep import config, identity, methods, spec
+from joulesweep import config, identity, methods
+from joulesweep.core import spec
+from joulesweep.core.errors import UserError
 from joulesweep.engine import ENGINES
-from joulesweep.errors import UserError
 from joulesweep.grid import expand
 from joulesweep.precision import PRECISIONS
 from joulesweep.strategy import STRATEGIES

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from joulesweep import strict
-from joulesweep.errors import LONGEST_LINE, UserError, one_of
+from joulesweep.core.errors import LONGEST_LINE, UserError, one_of
 from joulesweep.strict import Place
 
 

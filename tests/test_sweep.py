@@ -19,11 +19,12 @@ from snakemake.settings.enums import Quietness
 from snakemake_interface_common.exceptions import WorkflowError
 from snakemake_interface_logger_plugins.common import LogEvent
 
-from joulesweep import digest, environment, files, snakemake_lock, workflow
+from joulesweep import digest, environment, snakemake_lock, workflow
 from joulesweep.config import DatasetConfig, ModelConfig, validate
+from joulesweep.core import files
+from joulesweep.core.spec import from_mapping
 from joulesweep.grid import expand
 from joulesweep.identity import run_id
-from joulesweep.spec import from_mapping
 
 
 @pytest.fixture(autouse=True)

@@ -17,8 +17,8 @@ from torch.nn import functional
 
 from joulesweep import assembly, data, devices, flops, generation, launch, lease, scoring, train
 from joulesweep.build import build
+from joulesweep.core.errors import UserError
 from joulesweep.corpus import load
-from joulesweep.errors import UserError
 from joulesweep.fetched import references
 from joulesweep.fit import is_causal, layout_refusal
 from joulesweep.identity import run_id

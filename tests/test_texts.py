@@ -16,7 +16,7 @@ import pytest
 
 from joulesweep import texts
 from joulesweep.config import DatasetConfig
-from joulesweep.errors import UserError
+from joulesweep.core.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 VIZWIZ = ROOT.parent / "shared" / "data" / "vizwiz" / "val.json"

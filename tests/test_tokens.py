@@ -18,7 +18,7 @@ from tiny import bert_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from joulesweep import fetched, tokens
-from joulesweep.errors import UserError
+from joulesweep.core.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 

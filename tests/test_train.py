@@ -12,11 +12,12 @@ import tiny_run
 import torch
 from torch.nn import functional
 
-from joulesweep import data, engine, precision, train, units
+from joulesweep import data, engine, precision, train
+from joulesweep.core import work
+from joulesweep.core.spec import full
 from joulesweep.corpus import load, split
 from joulesweep.labels import mask, order
 from joulesweep.model import IGNORED, LanguageModel
-from joulesweep.spec import full
 from joulesweep.trainer import Place, Start, learning_rate
 
 pytestmark = pytest.mark.usefixtures("torch_as_it_was")
@@ -178,7 +179,7 @@ def test_passes_after_the_first_leave_no_trace_in_what_was_learned(with_dropout,
     assert quality(long) == quality(once)
     assert [row["train_loss"] for row in long["epochs"]] == [row["train_loss"] for row in once["epochs"]]
     assert len(long["epochs"]) == len(once["epochs"]) == 3
-    for name in ("num_steps", "num_skipped_steps", *units.COUNTED):
+    for name in ("num_steps", "num_skipped_steps", *work.COUNTED):
         assert long["measurement"][name] == once["measurement"][name]
     assert all(torch.equal(model[name], same_model[name]) for name in model)
 

@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 
 from joulesweep import assembly, data, engine, kernels, labels, methods, trainer
+from joulesweep.core.errors import UserError
 from joulesweep.corpus import load, split
-from joulesweep.errors import UserError
 from joulesweep.kahan import KahanAdamW
 from joulesweep.trainer import Place, Start
 

@@ -12,7 +12,7 @@ import pytest
 import tiny_run
 
 from joulesweep import environment
-from joulesweep.errors import UserError
+from joulesweep.core.errors import UserError
 
 PROJECT = tomllib.loads((tiny_run.REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
 TESTED = PROJECT["tool"]["joulesweep"]["tested"]

@@ -10,7 +10,8 @@ from types import SimpleNamespace
 import pytest
 from patience import PATIENCE_S, wait_for
 
-from joulesweep import bounded, contention, watch
+from joulesweep import contention, watch
+from joulesweep.core import bounded
 from joulesweep.watch import BoardLook, Watch
 
 

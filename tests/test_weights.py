@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from joulesweep import build, weights
 from joulesweep.config import ModelConfig
-from joulesweep.errors import UserError
+from joulesweep.core.errors import UserError
 from joulesweep.pretrained import fetch_model
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from joulesweep import quantities, words
+from joulesweep import words
+from joulesweep.core import quantities
 
 
 @pytest.mark.parametrize(

@@ -144,9 +144,9 @@ def test_a_method_file_added_in_code_runs_only_the_new_runs(sweep: Checkout) -> 
 
 def test_a_new_axis_at_its_omission_value_leaves_finished_runs_valid(sweep: Checkout) -> None:
     for edit in (
-        ("joulesweep/spec.py", '    "task": "mlm",\n', '    "task": "mlm",\n    "dropout": 0.1,\n'),
+        ("joulesweep/core/spec.py", '    "task": "mlm",\n', '    "task": "mlm",\n    "dropout": 0.1,\n'),
         (
-            "joulesweep/spec.py",
+            "joulesweep/core/spec.py",
             "    accelerator: str\n",
             '    accelerator: str\n    dropout: float = OMISSION["dropout"]\n',
         ),

@@ -27,12 +27,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, get_type_hints
 
-from joulesweep.errors import UserError, one_of
+from joulesweep.core.errors import UserError, one_of
 
 if TYPE_CHECKING:
     import torch
 
-    from joulesweep.spec import RunSpec
+    from joulesweep.core.spec import RunSpec
 
 #: What a parameter of a plain type may be given as; YAML writes a whole float without its dot.
 KINDS: dict[type, tuple[type, ...]] = {float: (float, int), int: (int,), str: (str,), bool: (bool,)}

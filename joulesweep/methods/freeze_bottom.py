@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from joulesweep.errors import UserError
+from joulesweep.core.errors import UserError
 
 if TYPE_CHECKING:
     import torch

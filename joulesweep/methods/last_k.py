@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from joulesweep.errors import UserError
+from joulesweep.core.errors import UserError
 
 if TYPE_CHECKING:
     import torch

@@ -6,7 +6,7 @@ import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from joulesweep.errors import UserError, one_of
+from joulesweep.core.errors import UserError, one_of
 
 if TYPE_CHECKING:
     import torch

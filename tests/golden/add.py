@@ -10,8 +10,8 @@ import json
 from pathlib import Path
 
 from joulesweep import config
+from joulesweep.core.spec import full
 from joulesweep.grid import expand
-from joulesweep.spec import full
 
 FOLDER = Path(__file__).parent
 IDS = FOLDER / "ids.json"

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from joulesweep.errors import UserError, one_of
+from joulesweep.core.errors import UserError, one_of
 
 #: What a field means when a spec leaves it out. FROZEN: an entry never changes its value, or every finished run
 #: of every user would silently mean something else. A better recommendation goes into config/config.yaml;

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, NoReturn
 
-from joulesweep.errors import Corrupt, UserError
+from joulesweep.core.errors import Corrupt, UserError
 
 MOST_DEPTH = 64  # of a JSON file
 
