@@ -19,8 +19,8 @@ from joulesweep.core.errors import Corrupt, UserError
 from joulesweep.core.files import read_json
 from joulesweep.core.spec import OMISSION
 from joulesweep.energy import HOST_KINDS, READ
-from joulesweep.footprint import Footprint, footprint
 from joulesweep.identity import parameter_words
+from joulesweep.reference.footprint import Footprint, footprint
 from joulesweep.rows import Rows
 from joulesweep.tables import Tables, combined, frame
 

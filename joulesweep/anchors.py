@@ -10,7 +10,7 @@ import polars as pl
 from joulesweep import rows
 from joulesweep.columns import ANCHORS, RUNS, UNREADABLE, named
 from joulesweep.core.errors import UserError
-from joulesweep.footprint import Footprint
+from joulesweep.reference.footprint import Footprint
 from joulesweep.tables import check, frame
 
 FIRST = named(ANCHORS, "run name panel window_s energy_j")

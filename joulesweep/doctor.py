@@ -14,8 +14,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from joulesweep import devices, environment, estimate, lease, sensors
+from joulesweep import devices, environment, lease, sensors
 from joulesweep.meter import NO_COUNTER
+from joulesweep.reference import cpu_estimate
 
 GIB = 2**30
 MIN_FREE_GIB = 5.0
@@ -188,7 +189,7 @@ def _cpu(zones: list[sensors.Zone]) -> Finding:
         told = [f"{device} (moves every {tick_s:.2g} s)" if tick_s else device for device, tick_s in ticks.items()]
         return Finding(subject="CPU energy", status="ok", found=f"RAPL: {', '.join(told)}")
     model = environment.cpu_model()
-    rows = estimate.candidates(model)
+    rows = cpu_estimate.candidates(model)
     known = rows[0].microarchitecture if len(rows) == 1 else f"one of {len(rows)} microarchitectures"
     advice = f"energy.estimate: true estimates from CPU-seconds, labelled so ({model}: {known})"
     return Finding(subject="CPU energy", status="missing", found=problem, advice=advice)

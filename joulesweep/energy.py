@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from joulesweep.estimate import Estimate, estimate_cpu
+from joulesweep.reference.cpu_estimate import Estimate, estimate_cpu
 
 COMPUTING = {"cuda": "gpu", "cpu": "cpu"}
 KINDS = ("gpu", "cpu", "dram")  # in the order of a scope's name

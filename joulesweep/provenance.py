@@ -10,11 +10,12 @@ from typing import Any
 
 import polars as pl
 
-from joulesweep import estimate, record, words
+from joulesweep import record, words
 from joulesweep.certificate import HOST
 from joulesweep.columns import UNREADABLE
 from joulesweep.core import quantities
-from joulesweep.footprint import Footprint
+from joulesweep.reference import cpu_estimate
+from joulesweep.reference.footprint import Footprint
 from joulesweep.tables import Tables
 
 KIND = ("energy_status", "energy_scope")
@@ -175,8 +176,8 @@ def estimates(grid: dict[str, Any], runs: pl.DataFrame) -> dict[str, Any] | None
     methods = runs.drop_nulls("estimated_energy_method").group_by("estimated_energy_method", maintain_order=True)
     return {
         "methods": methods.len("num_runs").rows(),
-        "source": "the config (energy.cpu_watts)" if grid["config"]["energy"]["cpu_watts"] else estimate.source(),
-        "margin": f"{estimate.MARGIN:.0%}",
+        "source": "the config (energy.cpu_watts)" if grid["config"]["energy"]["cpu_watts"] else cpu_estimate.source(),
+        "margin": f"{cpu_estimate.MARGIN:.0%}",
     }
 
 

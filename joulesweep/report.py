@@ -21,7 +21,7 @@ from joulesweep.columns import ROUGE
 from joulesweep.core import quantities
 from joulesweep.core.spec import OMISSION
 from joulesweep.equalcost import EqualCost
-from joulesweep.footprint import Footprint, described, footprint
+from joulesweep.reference.footprint import Footprint, described, footprint
 from joulesweep.stats import NO_DIFFERENCE, NO_INTERVAL, Difference, Ratio
 from joulesweep.tables import Tables
 

@@ -14,8 +14,8 @@ from joulesweep.core.errors import Corrupt
 from joulesweep.core.spec import short_hash
 from joulesweep.core.work import COUNTED, USEFUL
 from joulesweep.energy import by_epoch, estimated, headline, joined, scoped
-from joulesweep.estimate import Estimate
-from joulesweep.footprint import Footprint
+from joulesweep.reference.cpu_estimate import Estimate
+from joulesweep.reference.footprint import Footprint
 from joulesweep.tables import check, combined
 
 #: What the parts of a record say in the very words of the tables.
