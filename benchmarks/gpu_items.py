@@ -36,9 +36,9 @@ from benchmarks.gpu_common import (
     small_spec,
 )
 from joulesweep import devices, environment, measurement
+from joulesweep.axes.precision import PRECISIONS
 from joulesweep.core import processes
 from joulesweep.core.spec import RunSpec
-from joulesweep.precision import PRECISIONS
 
 Piece = dict[str, Any]
 #: How far losses may be from those of the CPU in fp32, relative.

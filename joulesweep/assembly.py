@@ -12,8 +12,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from joulesweep import adaptive, data, engine, fit, flops, kernels, labels, methods, precision, strategy
+from joulesweep import adaptive, data, fit, flops, kernels, labels, methods
 from joulesweep.anatomy import num_embeddings, num_positions, stacks
+from joulesweep.axes import engine, precision, strategy
 from joulesweep.build import build
 from joulesweep.core.errors import UserError
 from joulesweep.core.spec import RunSpec

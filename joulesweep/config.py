@@ -29,11 +29,11 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from joulesweep import methods, readers, strict
+from joulesweep.axes.engine import ENGINES
+from joulesweep.axes.precision import PRECISIONS
+from joulesweep.axes.strategy import STRATEGIES
 from joulesweep.core.errors import UserError, brief_repr, one_of
-from joulesweep.engine import ENGINES
-from joulesweep.precision import PRECISIONS
 from joulesweep.reference import footprint
-from joulesweep.strategy import STRATEGIES
 from joulesweep.strict import Location, Place
 
 BATCHINGS = ("dynamic", "fixed", "packed")

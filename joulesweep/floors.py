@@ -27,9 +27,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from joulesweep.axes.precision import PRECISIONS
 from joulesweep.core.places import RESOURCES
 from joulesweep.core.work import COMPUTED, UNITS, USEFUL
-from joulesweep.precision import PRECISIONS
 
 GPU_FILE = RESOURCES / "gpus.csv"
 RATE = "_tflops"  # ends the names of the columns of peak rates

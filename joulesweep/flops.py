@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from joulesweep import precision
+from joulesweep.axes import precision
 from joulesweep.model import LanguageModel
 from joulesweep.products import Product, traced
 

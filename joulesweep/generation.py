@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from joulesweep import precision, seeds, strategy
+from joulesweep import seeds
+from joulesweep.axes import precision, strategy
 from joulesweep.core import late_imports
 from joulesweep.core.spec import RunSpec
 from joulesweep.corpus import Corpus

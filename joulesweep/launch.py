@@ -21,6 +21,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from joulesweep import conditions, devices, environment, measurement, record, sensors
+from joulesweep.axes.strategy import STRATEGIES
 from joulesweep.core import bounded, files, processes
 from joulesweep.core.errors import UserError
 from joulesweep.core.places import ROOT
@@ -28,7 +29,6 @@ from joulesweep.core.spec import RunSpec, full
 from joulesweep.devices import Board
 from joulesweep.identity import run_id
 from joulesweep.lease import Lease
-from joulesweep.strategy import STRATEGIES
 from joulesweep.trace import Trace
 from joulesweep.watch import Watch
 from joulesweep.weights import some

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from joulesweep import precision
 from joulesweep.anatomy import first_position, has_positions, head_name, takes_positions
+from joulesweep.axes import precision
 
 #: Forms of the mask that padded rows are handed over with, the best first, apart from the last one, which every model
 #: takes: "bool" is whole, [rows, 1, queries, keys]; "float" the same, added to the scores; "padding" [rows, length].
@@ -29,7 +29,7 @@ class LanguageModel(torch.nn.Module):
 
     Args:
         model: from one of `AUTO_CLASSES`.
-        precision_name: a row of `joulesweep.precision.PRECISIONS`. Its autocast is entered here, inside the module:
+        precision_name: a row of `joulesweep.axes.precision.PRECISIONS`. Its autocast is entered here, inside the module:
             DataParallel's threads do not inherit the dtype of an autocast around them.
         head: "masked" computes the head at predicted positions only: the same loss and gradients for a sixth of its
             work in masked language modelling; "dense" computes it everywhere, as the model's own forward does.

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from joulesweep import data, labels, methods, model, strategy
+from joulesweep import data, labels, methods, model
+from joulesweep.axes import strategy
+from joulesweep.axes.engine import ENGINES
 from joulesweep.core.errors import UserError
 from joulesweep.corpus import Corpus
-from joulesweep.engine import ENGINES
 from joulesweep.memory import Weights, copy_weights, load_weights
 from joulesweep.trainer import Stop, Trainer
 

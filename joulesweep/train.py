@@ -34,8 +34,9 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from joulesweep import adaptive, engine, fit, generation, memory, strategy
+from joulesweep import adaptive, fit, generation, memory
 from joulesweep.assembly import assemble, attention, measured_boards, prepare_process
+from joulesweep.axes import engine, strategy
 from joulesweep.core.errors import UserError
 from joulesweep.core.files import write_json
 from joulesweep.core.spec import RunSpec, from_mapping

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from joulesweep import adaptive_cost, ahead, data, engine, labels, strategy
+from joulesweep import adaptive_cost, ahead, data, labels
 from joulesweep.anatomy import stacks
+from joulesweep.axes import engine, strategy
 from joulesweep.core.spec import RunSpec
 from joulesweep.core.work import COUNTED
 from joulesweep.corpus import Corpus

@@ -14,18 +14,8 @@ import transformers
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig
 
-from joulesweep import (
-    adaptive,
-    adaptive_cost,
-    assembly,
-    calibration,
-    flops,
-    methods,
-    precision,
-    products,
-    train,
-    trainer,
-)
+from joulesweep import adaptive, adaptive_cost, assembly, calibration, flops, methods, products, train, trainer
+from joulesweep.axes import precision
 from joulesweep.build import AUTO_CLASSES
 from joulesweep.model import LanguageModel
 from joulesweep.trainer import Place

@@ -9,7 +9,8 @@ import pytest
 import tiny_run
 import torch
 
-from joulesweep import ahead, assembly, data, engine, memory, train
+from joulesweep import ahead, assembly, data, memory, train
+from joulesweep.axes import engine
 from joulesweep.trainer import Place
 
 pytestmark = pytest.mark.usefixtures("torch_as_it_was")

@@ -13,10 +13,10 @@ import yaml
 from pydantic import BaseModel
 
 from joulesweep import config, methods, readers
+from joulesweep.axes.engine import ENGINES
+from joulesweep.axes.precision import PRECISIONS
+from joulesweep.axes.strategy import STRATEGIES
 from joulesweep.core.errors import MOST_NAMES, UserError, one_of
-from joulesweep.engine import ENGINES
-from joulesweep.precision import PRECISIONS
-from joulesweep.strategy import STRATEGIES
 from joulesweep.strict import Place
 
 FILES = sorted((tiny_run.REPOSITORY / "config").glob("*.yaml"))

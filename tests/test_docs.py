@@ -25,12 +25,12 @@ from pydantic import BaseModel
 
 from joulesweep import config, readers, tables
 from joulesweep.aggregate import aggregate
+from joulesweep.axes.engine import ENGINES
+from joulesweep.axes.precision import PRECISIONS, Precision
+from joulesweep.axes.strategy import STRATEGIES
 from joulesweep.columns import TABLES
-from joulesweep.engine import ENGINES
-from joulesweep.precision import PRECISIONS, Precision
 from joulesweep.provenance import FLAGS
 from joulesweep.record import STATUSES
-from joulesweep.strategy import STRATEGIES
 
 ROOT = tiny_run.REPOSITORY
 PAGES = sorted(

@@ -10,8 +10,9 @@ import tiny_run
 import torch
 from safetensors.torch import load_file
 
-from joulesweep import assembly, data, engine, memory, train, trainer
-from joulesweep.strategy import STRATEGIES
+from joulesweep import assembly, data, memory, train, trainer
+from joulesweep.axes import engine
+from joulesweep.axes.strategy import STRATEGIES
 from joulesweep.trainer import Place, Start
 
 

@@ -14,8 +14,8 @@ from transformers import AutoConfig, AutoModelForMaskedLM
 
 from joulesweep import floors, flops
 from joulesweep.aggregate import aggregate
+from joulesweep.axes.precision import PRECISIONS, Precision
 from joulesweep.model import LanguageModel
-from joulesweep.precision import PRECISIONS, Precision
 
 GIB = 2**30
 #: NVML's names, and what NVML gives as the size of the memory.

@@ -13,7 +13,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForMaskedLM
 
-from joulesweep import flops, kernels, methods, precision
+from joulesweep import flops, kernels, methods
+from joulesweep.axes import precision
 from joulesweep.model import LanguageModel
 from joulesweep.products import traced
 

@@ -9,8 +9,9 @@ import pytest
 import tiny_run
 import torch
 
-from joulesweep import memory, precision, strategy
+from joulesweep import memory
 from joulesweep.anatomy import stacks
+from joulesweep.axes import precision, strategy
 from joulesweep.model import LanguageModel
 
 

@@ -12,7 +12,8 @@ import tiny_run
 import torch
 from torch.nn import functional
 
-from joulesweep import data, engine, precision, train
+from joulesweep import data, train
+from joulesweep.axes import engine, precision
 from joulesweep.core import work
 from joulesweep.core.spec import full
 from joulesweep.corpus import load, split

@@ -10,7 +10,8 @@ import tiny_run
 import torch
 import torch.distributed as dist
 
-from joulesweep import assembly, data, engine, kernels, labels, methods, trainer
+from joulesweep import assembly, data, kernels, labels, methods, trainer
+from joulesweep.axes import engine
 from joulesweep.core.errors import UserError
 from joulesweep.corpus import load, split
 from joulesweep.kahan import KahanAdamW

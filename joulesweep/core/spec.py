@@ -78,13 +78,13 @@ class RunSpec:
         task: what is learned: "mlm" hidden tokens, "clm" the next token, "seq2seq" to write a text's target.
         method: which parameters train, a module of `joulesweep.methods`.
         method_params: its parameters.
-        strategy: a row of `joulesweep.strategy.STRATEGIES`.
+        strategy: a row of `joulesweep.axes.strategy.STRATEGIES`.
         devices: number of devices (GPUs, or processes on CPU).
-        precision: a row of `joulesweep.precision.PRECISIONS`.
+        precision: a row of `joulesweep.axes.precision.PRECISIONS`.
         batching: "dynamic" pads to the longest text of a batch, "fixed" to `max_length`; "packed" fills rows of
             `max_length` tokens with several texts that do not see each other.
         head: "masked" computes the output layer at predicted positions only, "dense" everywhere.
-        engine: a row of `joulesweep.engine.ENGINES`.
+        engine: a row of `joulesweep.axes.engine.ENGINES`.
         batch_size: texts per optimizer step, over all devices or on each (`batch_size_scope`).
         batch_size_scope: "global" or "per_device".
         micro_batch_size: texts per forward pass on each device, gradients being accumulated; None for all at once.

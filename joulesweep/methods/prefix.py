@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from joulesweep.axes.engine import ENGINES
 from joulesweep.core.errors import UserError
-from joulesweep.engine import ENGINES
 
 if TYPE_CHECKING:
     import torch

@@ -79,7 +79,7 @@ def _fault():
 
 def _install(fault):
     if fault == "refuse":
-        from joulesweep import strategy
+        from joulesweep.axes import strategy
 
         strategy.refusal = lambda *given: "this rank cannot"
         return
