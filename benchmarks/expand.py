@@ -8,8 +8,8 @@ import statistics
 import time
 
 from joulesweep.config import SweepConfig, validate
-from joulesweep.environment import cpu_model
 from joulesweep.grid import expand
+from joulesweep.measure.machine import cpu_model
 
 REPEATS = 5
 

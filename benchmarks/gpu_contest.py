@@ -99,7 +99,7 @@ def _ours(job: Mapping[str, Any], specs: Mapping[int, RunSpec]) -> Turn:
     from benchmarks.gpu_items import seen_by
     from joulesweep import memory, train
     from joulesweep.assembly import assemble, measured_boards, prepare_process
-    from joulesweep.meter import Meter
+    from joulesweep.measure.window import Meter
 
     place = prepare_process(next(iter(specs.values())))
     made = {}
@@ -234,7 +234,7 @@ def _task(job: Mapping[str, Any], specs: Mapping[int, RunSpec]) -> tuple[Any, An
     """A peer's model and texts, and its meter."""
     from benchmarks import peer_common
     from joulesweep.assembly import measured_boards, prepare_process
-    from joulesweep.meter import Meter
+    from joulesweep.measure.window import Meter
 
     spec = next(iter(specs.values()))
     place = prepare_process(spec)

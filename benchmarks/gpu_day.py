@@ -67,9 +67,10 @@ from benchmarks.gpu_common import (
     whole,
 )
 from benchmarks.gpu_plan import BUDGET_S, PLAN, Item, Piece
-from joulesweep import devices, environment, launch
+from joulesweep import launch
 from joulesweep.core import processes
 from joulesweep.core.errors import UserError
+from joulesweep.measure import devices, machine
 
 POLL_S = 0.05
 READER_END_S = 2.0
@@ -283,7 +284,7 @@ def unpack(wheels: Path, site: Path) -> list[str]:
     found = []
     for path in sorted(wheels.glob("*.whl")):
         name, version, *_ = parse_wheel_filename(path.name)
-        installed = environment.version(name)
+        installed = machine.version(name)
         if installed is None or Version(installed) < version:
             with ZipFile(path) as wheel:
                 wheel.extractall(site)
@@ -306,7 +307,7 @@ def prepared(args: argparse.Namespace, scratch: Path) -> Day:
         sys.path.insert(0, str(site))
         importlib.invalidate_caches()
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH")]))
-    accelerator = environment.resolve_accelerator(args.accelerator)
+    accelerator = machine.resolve_accelerator(args.accelerator)
     boards = devices.pool("auto")[:1] if accelerator == "cuda" else []
     if accelerator == "cuda" and not boards:
         raise UserError("--accelerator cuda: NVML names no GPU here")

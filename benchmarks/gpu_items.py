@@ -35,10 +35,11 @@ from benchmarks.gpu_common import (
     measured_spec,
     small_spec,
 )
-from joulesweep import devices, environment, measurement
 from joulesweep.axes.precision import PRECISIONS
 from joulesweep.core import processes
 from joulesweep.core.spec import RunSpec
+from joulesweep.measure import devices, measurement
+from joulesweep.measure.machine import describe, version
 
 Piece = dict[str, Any]
 #: How far losses may be from those of the CPU in fp32, relative.
@@ -98,7 +99,7 @@ def machine(job: Job, piece: Piece) -> dict[str, Any]:
     """What this machine is, and what compiling would need."""
     import torch
 
-    described = environment.describe(1, [_board(board) for board in job.boards])
+    described = describe(1, [_board(board) for board in job.boards])
     del described["hostname"]
     cuda = torch.cuda.is_available() and job.accelerator == "cuda"
     header = Path(sysconfig.get_path("include"), "Python.h")
@@ -110,7 +111,7 @@ def machine(job: Job, piece: Piece) -> dict[str, Any]:
         "capability": list(torch.cuda.get_device_capability()) if cuda else None,
         "num_multiprocessors": torch.cuda.get_device_properties(0).multi_processor_count if cuda else None,
         "nccl": list(torch.cuda.nccl.version()) if cuda else None,
-        "triton": environment.version("triton"),
+        "triton": version("triton"),
         "compiler": shutil.which(COMPILER) is not None,
         "python_header": header.exists(),
         "boards": [nvml_facts(board) for board in job.boards],
@@ -207,7 +208,7 @@ def partial(job: Job, piece: Piece) -> dict[str, Any]:
     from benchmarks.partial_steps import compared, train_only
     from joulesweep import adaptive
     from joulesweep.assembly import measured_boards
-    from joulesweep.meter import Meter
+    from joulesweep.measure.window import Meter
 
     spec = measured_spec(
         piece["model"],

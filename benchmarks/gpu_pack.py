@@ -28,9 +28,9 @@ from zipfile import ZipFile
 
 from benchmarks import gpu_common
 from benchmarks.gpu_common import CLS, COMPARED, MASK, MODELS, PAD, REPOSITORY, SEP, TEXTS, UNK, Pack, Texts
-from joulesweep import environment
 from joulesweep.core import files
 from joulesweep.core.errors import UserError
+from joulesweep.measure import machine
 
 MOST_BYTES = 60 * 2**20
 CODE = ("joulesweep", "benchmarks", "resources", "pyproject.toml", "LICENSE")
@@ -105,7 +105,7 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
-    described = environment.describe(1)
+    described = machine.describe(1)
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     return {
         "format": "joulesweep-gpu-pack",

@@ -17,10 +17,11 @@ from typing import Any
 from benchmarks import gpu_common, gpu_trace
 from benchmarks.gpu_common import NO_TIME, NOT_TRIED, OK
 from benchmarks.gpu_contest import COMPILED, TRAINERS
-from joulesweep import certificate, floors, verdict
+from joulesweep import floors
 from joulesweep.core.errors import UserError
+from joulesweep.measure import certificate, verdict
+from joulesweep.measure.trace import Trace
 from joulesweep.stats import Ratio, paired_ratio
-from joulesweep.trace import Trace
 
 HOLDS, FAILS, UNTOLD = "holds", "fails", "cannot be told yet"
 VERDICTS = (HOLDS, FAILS, NOT_TRIED)

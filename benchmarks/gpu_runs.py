@@ -22,11 +22,12 @@ from typing import IO, Any
 
 from benchmarks.gpu_common import CERTIFICATE, OK, Job, NotTried, measured_spec
 from benchmarks.gpu_contest import COMPILED, WAYS
-from joulesweep import certificate, digest, launch
+from joulesweep import digest, launch
 from joulesweep.core import places, processes
 from joulesweep.core.spec import RunSpec, from_mapping, full
-from joulesweep.devices import Board
-from joulesweep.sensors import BoardSensor
+from joulesweep.measure import certificate
+from joulesweep.measure.devices import Board
+from joulesweep.measure.sensors import BoardSensor
 
 Piece = dict[str, Any]
 GRAPH = {"batching": "packed", "head": "masked", "engine": "graph"}

@@ -16,10 +16,10 @@ from types import SimpleNamespace
 from typing import Any
 
 from benchmarks.gpu_common import POWER, Job, append
-from joulesweep import sensors
 from joulesweep.core import bounded, processes
-from joulesweep.devices import Board
-from joulesweep.trace import Series, Trace
+from joulesweep.measure import sensors
+from joulesweep.measure.devices import Board
+from joulesweep.measure.trace import Series, Trace
 
 WRITE_S = 1.0
 

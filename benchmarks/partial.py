@@ -23,7 +23,7 @@ from joulesweep import launch
 from joulesweep.assembly import assemble, prepare_process
 from joulesweep.core import files
 from joulesweep.core.spec import from_mapping
-from joulesweep.environment import resolve_accelerator
+from joulesweep.measure.machine import resolve_accelerator
 from joulesweep.trainer import Stop
 
 RHOS = (0.4, 0.45, 0.5, 0.7)

@@ -32,7 +32,7 @@ from joulesweep.build import AUTO_CLASSES
 from joulesweep.core.files import write_json
 from joulesweep.core.spec import RunSpec, from_mapping
 from joulesweep.corpus import Corpus, load, split
-from joulesweep.meter import Meter
+from joulesweep.measure.window import Meter
 from joulesweep.scoring import score
 from joulesweep.trainer import Place, learning_rate
 

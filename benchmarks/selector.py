@@ -9,7 +9,7 @@ import random
 import statistics
 import time
 
-from joulesweep.environment import cpu_model
+from joulesweep.measure.machine import cpu_model
 from joulesweep.selection import select
 
 REPEATS = 20

@@ -25,8 +25,8 @@ from typing import Any
 
 from joulesweep.config import load
 from joulesweep.core.spec import RunSpec, full
-from joulesweep.environment import cpu_model
 from joulesweep.launch import child_environment
+from joulesweep.measure.machine import cpu_model
 from joulesweep.workflow import Sweep
 
 ROOT = Path(__file__).parent.parent

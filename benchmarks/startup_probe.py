@@ -70,14 +70,15 @@ def main(argv: list[str]) -> int:
     from torch.optim.optimizer import register_optimizer_step_pre_hook as before_steps
 
     stages.add("torch", begin, [0.0, 0.0])
-    from joulesweep import data, meter, model, worker
+    from joulesweep import data, model, worker
     from joulesweep.core import late_imports
+    from joulesweep.measure import window
 
     for owner, name, stage in (
         (late_imports, "transformers", "transformers"),
         (model, "build", "model"),
         (data, "load", "data"),
-        (meter.Meter, "__init__", "meter"),
+        (window.Meter, "__init__", "meter"),
     ):
         setattr(owner, name, stages.timed(stage, getattr(owner, name)))
     from joulesweep import scoring  # only now: it and what it imports take the wrapped functions

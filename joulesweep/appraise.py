@@ -11,13 +11,14 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from joulesweep import __version__, certified_counter, certified_power, digest, settling, verdict
+from joulesweep import __version__, certified_counter, certified_power, digest
 from joulesweep.blocks import BLOCKS
-from joulesweep.certificate import FAILS, FORMAT, HOLDS, NOT_TRIED, VERSION, judge, worst
 from joulesweep.certified_power import IDLE_S, told_w
+from joulesweep.measure import settling, verdict
+from joulesweep.measure.certificate import FAILS, FORMAT, HOLDS, NOT_TRIED, VERSION, judge, worst
+from joulesweep.measure.trace import MAX_LOST
 from joulesweep.readings import Block, Channel, Readings
 from joulesweep.replay import Found, joined, update_s
-from joulesweep.trace import MAX_LOST
 
 COST = 0.005  # share of a window of HEADLINE_S that metering may take
 HEADLINE_S, HEADLINE_TICKS = 30.0, 100

@@ -16,8 +16,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from joulesweep import counter
 from joulesweep.core import bounded
+from joulesweep.measure import counter
 from joulesweep.readings import Block, Channel, Span
 
 PAUSE_S = 0.001  # between looks at what is due

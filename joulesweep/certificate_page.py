@@ -9,8 +9,8 @@ from typing import Any
 import altair as alt
 
 from joulesweep.appraise import RULES, told
-from joulesweep.certificate import FAILS, HOLDS, HOST, NOT_TRIED
 from joulesweep.core import quantities
+from joulesweep.measure.certificate import FAILS, HOLDS, HOST, NOT_TRIED
 from joulesweep.readings import Block, Readings
 from joulesweep.replay import counted, power_of
 from joulesweep.report import embedded, template, vega

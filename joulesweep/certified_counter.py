@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from joulesweep import counter, verdict
-from joulesweep.certificate import FAILS, NOT_TRIED, judge, worst
+from joulesweep.measure import counter, verdict
+from joulesweep.measure.certificate import FAILS, NOT_TRIED, judge, worst
+from joulesweep.measure.sensors import TICK_LIMIT_S
 from joulesweep.readings import Block, Channel, Readings, Span
 from joulesweep.replay import (
     FEW,
@@ -28,7 +29,6 @@ from joulesweep.replay import (
     update_s,
     why,
 )
-from joulesweep.sensors import TICK_LIMIT_S
 
 WINDOWS_S = (0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 15.0, 30.0)
 NUM_WINDOWS = 60  # of each length, at random moments of one log

@@ -20,26 +20,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from joulesweep import (
-    __version__,
-    appraise,
-    blocks,
-    certificate,
-    devices,
-    digest,
-    environment,
-    launch,
-    lease,
-    readings,
-    sensors,
-)
+from joulesweep import __version__, appraise, blocks, digest, launch, lease, readings
 from joulesweep.blocks import FAST_S, SLOW_S, Load, Subject
 from joulesweep.core import bounded, files, processes
 from joulesweep.core.errors import UserError, one_of
-from joulesweep.devices import Board
-from joulesweep.meter import MIG, NO_COUNTER, Meter
-from joulesweep.trace import Trace
-from joulesweep.watch import Watch
+from joulesweep.measure import certificate, devices, machine, sensors
+from joulesweep.measure.devices import Board
+from joulesweep.measure.trace import Trace
+from joulesweep.measure.watch import Watch
+from joulesweep.measure.window import MIG, NO_COUNTER, Meter
 
 START_S = 120.0  # to import torch and to wake a board
 NUM_CALLS = 5
@@ -220,13 +209,13 @@ def _header(device: str, name: str, identity: dict[str, Any], counters: list[dic
         "name": name,
         "identity": {
             **identity,
-            "cpu_model": environment.cpu_model(),
+            "cpu_model": machine.cpu_model(),
             "cpu_cores": len(os.sched_getaffinity(0)),
             "platform": platform.platform(),
             "python": platform.python_version(),
             "in_container": sensors.in_container(),
             "code": {"joulesweep": __version__, "digest": digest.code_digest(__name__, "certify")},
-            "versions": {package: environment.version(package) for package in VERSIONED},
+            "versions": {package: machine.version(package) for package in VERSIONED},
         },
         "devices": counters,
     }

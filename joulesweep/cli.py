@@ -10,13 +10,13 @@ from typing import Any
 
 from joulesweep import config as config_module
 from joulesweep import digest, doctor
-from joulesweep.certificate import BUDGET_S, FOLDER
 from joulesweep.core.errors import UserError, one_of
 from joulesweep.core.files import write_text
 from joulesweep.core.spec import RunSpec
 from joulesweep.fetched import references
 from joulesweep.grid import dataset_key, expand, manifest, model_key
 from joulesweep.launch import RunFailed, launch
+from joulesweep.measure.certificate import BUDGET_S, FOLDER
 from joulesweep.progress import end_line
 from joulesweep.record import STATUSES, brief
 

@@ -14,8 +14,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from joulesweep import devices, environment, lease, sensors
-from joulesweep.meter import NO_COUNTER
+from joulesweep import lease
+from joulesweep.measure import devices, machine, sensors
+from joulesweep.measure.window import NO_COUNTER
 from joulesweep.reference import cpu_estimate
 
 GIB = 2**30
@@ -172,10 +173,10 @@ def _visible() -> Iterator[Finding]:
 
 
 def _torch() -> Finding:
-    version = environment.version("torch")
+    version = machine.version("torch")
     if version is None:
         return Finding(subject="torch", status="missing", found="not installed", advice="make environment")
-    cuda = environment.torch_has_cuda()
+    cuda = machine.torch_has_cuda()
     idle = bool(devices.boards()) and not cuda
     advice = "this build computes on the CPU only; install one with CUDA to use the boards" if idle else ""
     kind = "with CUDA" if cuda else "CPU build"
@@ -188,7 +189,7 @@ def _cpu(zones: list[sensors.Zone]) -> Finding:
         ticks = {zone.device: sensors.known_tick(zone.device, zone.energy_j, afresh=True) for zone in zones}
         told = [f"{device} (moves every {tick_s:.2g} s)" if tick_s else device for device, tick_s in ticks.items()]
         return Finding(subject="CPU energy", status="ok", found=f"RAPL: {', '.join(told)}")
-    model = environment.cpu_model()
+    model = machine.cpu_model()
     rows = cpu_estimate.candidates(model)
     known = rows[0].microarchitecture if len(rows) == 1 else f"one of {len(rows)} microarchitectures"
     advice = f"energy.estimate: true estimates from CPU-seconds, labelled so ({model}: {known})"

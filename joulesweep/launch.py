@@ -20,17 +20,18 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from joulesweep import conditions, devices, environment, measurement, record, sensors
+from joulesweep import record
 from joulesweep.axes.strategy import STRATEGIES
 from joulesweep.core import bounded, files, processes
 from joulesweep.core.errors import UserError
 from joulesweep.core.places import ROOT
 from joulesweep.core.spec import RunSpec, full
-from joulesweep.devices import Board
 from joulesweep.identity import run_id
 from joulesweep.lease import Lease
-from joulesweep.trace import Trace
-from joulesweep.watch import Watch
+from joulesweep.measure import conditions, devices, machine, measurement, sensors
+from joulesweep.measure.devices import Board
+from joulesweep.measure.trace import Trace
+from joulesweep.measure.watch import Watch
 from joulesweep.weights import some
 
 # changes no number: how often the parent looks whether the processes have ended
@@ -186,7 +187,7 @@ def _write(
         },
         "started": outcome["started"],
         "finished": _now(),
-        "environment": environment.describe(spec.threads_per_device, boards),
+        "environment": machine.describe(spec.threads_per_device, boards),
         "measurement": outcome.get("measurement"),
         "quality": outcome.get("quality"),
         "epochs": outcome.get("epochs", []),

@@ -26,7 +26,7 @@ from pathlib import Path
 from types import TracebackType
 
 from joulesweep.core.errors import UserError
-from joulesweep.devices import Board
+from joulesweep.measure.devices import Board
 
 POLL_S = 0.2
 EXCLUSIVE, SHARED = fcntl.LOCK_EX, fcntl.LOCK_SH

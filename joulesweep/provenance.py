@@ -11,9 +11,9 @@ from typing import Any
 import polars as pl
 
 from joulesweep import record, words
-from joulesweep.certificate import HOST
 from joulesweep.columns import UNREADABLE
 from joulesweep.core import quantities
+from joulesweep.measure.certificate import HOST
 from joulesweep.reference import cpu_estimate
 from joulesweep.reference.footprint import Footprint
 from joulesweep.tables import Tables

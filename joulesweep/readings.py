@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from joulesweep.certificate import digest
 from joulesweep.core.errors import Corrupt, UserError
+from joulesweep.measure.certificate import digest
 
 FORMAT, VERSION = "joulesweep-readings", 2
 MALFORMED = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)

@@ -42,7 +42,7 @@ from joulesweep.core.files import write_json
 from joulesweep.core.spec import RunSpec, from_mapping
 from joulesweep.core.work import COUNTED
 from joulesweep.data import Batch
-from joulesweep.meter import Meter
+from joulesweep.measure.window import Meter
 from joulesweep.model import Unfit
 from joulesweep.scoring import save, score
 from joulesweep.trainer import Place, Start, Stop, Trainer, read_counters

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 
 from joulesweep.core.errors import UserError
-from joulesweep.environment import too_new
+from joulesweep.measure.machine import too_new
 
 
 def run_script(work: Callable[[], None]) -> None:

@@ -14,9 +14,9 @@ import pytest
 from virtual_board import Board
 
 from joulesweep import appraise, blocks, certified_counter, readings
-from joulesweep.certificate import FAILS, HOLDS, NOT_TRIED
 from joulesweep.core import bounded
 from joulesweep.core.errors import UserError
+from joulesweep.measure.certificate import FAILS, HOLDS, NOT_TRIED
 from joulesweep.readings import Block, Channel
 from joulesweep.replay import counted
 

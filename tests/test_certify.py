@@ -14,9 +14,10 @@ from fake_meters import Boards, rapl_tree
 from test_report import words
 from virtual_board import Board
 
-from joulesweep import certificate, certify, cli, devices, environment, readings, sensors
-from joulesweep.certificate import NOT_TRIED
+from joulesweep import certify, cli, readings
 from joulesweep.core.errors import UserError
+from joulesweep.measure import certificate, devices, machine, sensors
+from joulesweep.measure.certificate import NOT_TRIED
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left")
 IDLE_W, LOAD_W = 80, 400
@@ -250,7 +251,7 @@ def test_a_device_may_be_named_by_its_uuid_and_is_certified_once(boards, tmp_pat
 def test_a_run_cites_what_was_certified_in_the_same_place(monkeypatch, tmp_path):
     monkeypatch.setattr(devices, "boards", list)
     assert cli.main(["certify"]) == 0
-    (row,) = environment.describe(1)["certificates"]
+    (row,) = machine.describe(1)["certificates"]
     path = certificate.place(certificate.HOST)
     assert path.exists() and row["digest"] == certificate.digest(path.read_bytes())
     assert len(row["not_tried"]) == len(certify.appraise.PROMISES) and row["fails"] == []

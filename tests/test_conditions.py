@@ -13,12 +13,12 @@ from types import SimpleNamespace
 import pytest
 import tiny_run
 
-from joulesweep import conditions, contention, sensors, settling
-from joulesweep.conditions import Before
 from joulesweep.core import bounded, processes
-from joulesweep.devices import Board
-from joulesweep.trace import Series, Trace
-from joulesweep.watch import BoardLook, Looks
+from joulesweep.measure import conditions, contention, sensors, settling
+from joulesweep.measure.conditions import Before
+from joulesweep.measure.devices import Board
+from joulesweep.measure.trace import Series, Trace
+from joulesweep.measure.watch import BoardLook, Looks
 
 
 def board(index=0, **changes):

@@ -345,7 +345,7 @@ def test_the_house_is_drawn_from_imports(tmp_path):
     file = tmp_path / "one.py"
     file.write_text(
         "from typing import TYPE_CHECKING\nfrom joulesweep import errors, spec\nimport json\n"
-        "if TYPE_CHECKING:\n    from joulesweep.trace import Trace\n"
+        "if TYPE_CHECKING:\n    from joulesweep.measure.trace import Trace\n"
         "def later():\n    from joulesweep.model import stacks\n",
         encoding="utf-8",
     )

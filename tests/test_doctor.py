@@ -12,7 +12,8 @@ from typing import Any
 import fake_meters
 import pytest
 
-from joulesweep import cli, devices, doctor, lease, sensors
+from joulesweep import cli, doctor, lease
+from joulesweep.measure import devices, sensors
 
 
 @pytest.fixture(autouse=True)

@@ -15,11 +15,12 @@ from pathlib import Path
 import pytest
 import tiny_run
 
-from joulesweep import devices, launch, lease, record
+from joulesweep import launch, lease, record
 from joulesweep.core import processes
 from joulesweep.core.errors import UserError
 from joulesweep.identity import run_id
 from joulesweep.launch import RunFailed
+from joulesweep.measure import devices
 
 TWO = {"strategy": "ddp", "devices": 2, "max_steps": 10**7}
 HOPELESS = {"timeout_s": 240.0}  # no test that passes waits for it

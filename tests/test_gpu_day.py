@@ -25,8 +25,8 @@ from packaging.utils import canonicalize_name
 
 from benchmarks import gpu_common, gpu_contest, gpu_day, gpu_items, gpu_pack, gpu_page, gpu_plan, gpu_results, gpu_runs
 from benchmarks.gpu_common import Job, Pack
-from joulesweep import certificate, devices
 from joulesweep.core.spec import full
+from joulesweep.measure import certificate, devices
 
 TESTS = Path(__file__).parent
 LONG_S = 3600.0

@@ -8,10 +8,10 @@ import sys
 import pytest
 
 from benchmarks import gpu_common, gpu_day, gpu_page, gpu_results, gpu_trace
-from joulesweep.certificate import FORMAT
 from joulesweep.core.errors import UserError
-from joulesweep.devices import Board
-from joulesweep.trace import Series, Trace
+from joulesweep.measure.certificate import FORMAT
+from joulesweep.measure.devices import Board
+from joulesweep.measure.trace import Series, Trace
 
 BOARD = Board(
     index=0, uuid="GPU-1", name="NVIDIA H200", memory_bytes=141 * 2**30, has_counter=True, mig=False

@@ -9,10 +9,11 @@ import sys
 import pytest
 import tiny_run
 
-from joulesweep import environment, grid
+from joulesweep import grid
 from joulesweep.config import DatasetConfig, validate
 from joulesweep.core.errors import UserError
 from joulesweep.identity import run_id
+from joulesweep.measure import machine
 from joulesweep.strict import Place
 
 
@@ -99,12 +100,12 @@ def test_what_the_config_leaves_open_suits_the_machine(accelerator, suited):
 
 def test_accelerator_auto_is_what_the_machine_has(monkeypatch):
     for found in ("cuda", "cpu"):
-        monkeypatch.setattr(environment, "probe_accelerator", lambda found=found: found)
+        monkeypatch.setattr(machine, "probe_accelerator", lambda found=found: found)
         assert set(points(expand(hardware__accelerator="auto"), "accelerator")) == {(found,)}
 
 
 def test_a_given_accelerator_is_not_probed(monkeypatch):
-    monkeypatch.setattr(environment, "probe_accelerator", lambda: pytest.fail("looked at this machine"))
+    monkeypatch.setattr(machine, "probe_accelerator", lambda: pytest.fail("looked at this machine"))
     assert set(points(expand(hardware__accelerator="cuda"), "accelerator")) == {("cuda",)}
 
 

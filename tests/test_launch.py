@@ -18,15 +18,16 @@ import pytest
 import tiny_run
 from patience import PATIENCE_S, wait_for
 
-from joulesweep import devices, grid, launch, lease, measurement, provenance, record, train, workflow
+from joulesweep import grid, launch, lease, provenance, record, train, workflow
 from joulesweep.config import validate
 from joulesweep.core import bounded, files, processes
 from joulesweep.core.errors import UserError
 from joulesweep.core.spec import full, strip
-from joulesweep.devices import Board
 from joulesweep.identity import run_id
 from joulesweep.launch import RunFailed
-from joulesweep.sensors import BoardSensor
+from joulesweep.measure import devices, measurement
+from joulesweep.measure.devices import Board
+from joulesweep.measure.sensors import BoardSensor
 from scripts import train as script_of_a_run
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left")

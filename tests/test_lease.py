@@ -18,8 +18,8 @@ from patience import PATIENCE_S, wait_for
 from joulesweep import lease
 from joulesweep.core import processes
 from joulesweep.core.errors import UserError
-from joulesweep.devices import Board
 from joulesweep.lease import Lease
+from joulesweep.measure.devices import Board
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
@@ -111,7 +111,7 @@ CONTENDER = """
 import random, sys, time
 from pathlib import Path
 from joulesweep import lease
-from joulesweep.devices import Board
+from joulesweep.measure.devices import Board
 lease.POLL_S = 0.001
 folder, needed, total = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 about = dict(name="", memory_bytes=None, has_counter=True, mig=False)
@@ -253,7 +253,7 @@ def test_a_run_of_two_boards_gets_them_between_two_streams_of_small_runs():
 WAITER = """
 import sys
 from joulesweep import lease
-from joulesweep.devices import Board
+from joulesweep.measure.devices import Board
 lease.POLL_S = 0.001
 board = Board(index=0, uuid="GPU-0", name="", memory_bytes=None, has_counter=True, mig=False)
 with lease.Lease([board], 1, "gpu", lambda: None):
@@ -330,7 +330,7 @@ def test_a_lease_that_ends_by_an_error_gives_everything_back():
 
 HOLDER = """
 import sys, time
-from joulesweep.devices import Board
+from joulesweep.measure.devices import Board
 from joulesweep.lease import Lease
 board = Board(index=0, uuid="GPU-0", name="", memory_bytes=None, has_counter=True, mig=False)
 with Lease([board], 1, sys.argv[1], lambda: None):
@@ -439,7 +439,7 @@ def test_locks_are_open_to_all_users_of_the_machine(locks):
 #: Becomes another user after its imports, which that user may not be allowed to read.
 OTHER_USER = """
 import os, sys, tempfile, random
-from joulesweep.devices import Board
+from joulesweep.measure.devices import Board
 from joulesweep.lease import Lease
 os.setgroups([]); os.setresgid(*[int(sys.argv[1])] * 3); os.setresuid(*[int(sys.argv[1])] * 3)
 board = Board(index=0, uuid="GPU-0", name="", memory_bytes=None, has_counter=True, mig=False)

@@ -19,12 +19,13 @@ from snakemake.settings.enums import Quietness
 from snakemake_interface_common.exceptions import WorkflowError
 from snakemake_interface_logger_plugins.common import LogEvent
 
-from joulesweep import digest, environment, snakemake_lock, workflow
+from joulesweep import digest, snakemake_lock, workflow
 from joulesweep.config import DatasetConfig, ModelConfig, validate
 from joulesweep.core import files
 from joulesweep.core.spec import from_mapping
 from joulesweep.grid import expand
 from joulesweep.identity import run_id
+from joulesweep.measure import machine
 
 
 @pytest.fixture(autouse=True)
@@ -495,7 +496,7 @@ def test_auto_is_refused_where_the_jobs_run_elsewhere():
 
 
 def test_auto_is_settled_before_the_manifest_is_asked_for(monkeypatch):
-    monkeypatch.setattr(environment, "probe_accelerator", lambda: "cuda")
+    monkeypatch.setattr(machine, "probe_accelerator", lambda: "cuda")
     found = sweep(hardware__accelerator="auto")
     assert json.loads(found.config_json())["hardware"]["accelerator"] == "cuda"
 

@@ -15,7 +15,7 @@ from gradients import assert_near, gradients_of
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
-from joulesweep import assembly, data, devices, flops, generation, launch, lease, scoring, train
+from joulesweep import assembly, data, flops, generation, launch, lease, scoring, train
 from joulesweep.build import build
 from joulesweep.core.errors import UserError
 from joulesweep.corpus import load
@@ -23,6 +23,7 @@ from joulesweep.fetched import references
 from joulesweep.fit import is_causal, layout_refusal
 from joulesweep.identity import run_id
 from joulesweep.labels import labelled
+from joulesweep.measure import devices
 from joulesweep.memory import copy_weights
 from joulesweep.model import IGNORED, LanguageModel
 from joulesweep.trainer import Place, Stop

@@ -344,7 +344,7 @@ def shifts_told(machine: Machine, repeat: int) -> set[float]:
 
 def test_a_window_of_less_than_ten_ticks_has_no_joules(tmp_path: Path) -> None:
     machine = Machine(tmp_path, 60_000)  # ten of these last longer than the slowest machine trains
-    keep = f"from joulesweep import sensors; sensors.keep_tick({machine.boards.boards[0]['uuid']!r}, 60.0)"
+    keep = f"from joulesweep.measure import sensors; sensors.keep_tick({machine.boards.boards[0]['uuid']!r}, 60.0)"
     subprocess.run([sys.executable, "-c", keep], cwd=tiny_run.REPOSITORY, env=machine.environ, check=True)
     (row,) = gpu_rows(machine.run("node", gpus=[0], max_steps=20)).values()
     assert (row["energy_j"], row["total_energy_j"], row["status"]) == (None, None, "below_resolution")
@@ -495,7 +495,7 @@ def processes(folder: str) -> list[tuple[int, str]]:
 
 def test_counters_that_only_root_may_read_are_told_with_what_to_do(tmp_path: Path) -> None:
     code = (
-        "from joulesweep import doctor, meter\n"
+        "from joulesweep import doctor; from joulesweep.measure import window as meter\n"
         "found = meter.Meter([], host=True, synchronize=lambda: None)\n"
         "with found.window(): pass\n"
         "print(*(row['reason'] for row in found.rows()), sep='\\n')\n"

@@ -10,9 +10,9 @@ from types import SimpleNamespace
 import pytest
 from patience import PATIENCE_S, wait_for
 
-from joulesweep import contention, watch
 from joulesweep.core import bounded
-from joulesweep.watch import BoardLook, Watch
+from joulesweep.measure import contention, watch
+from joulesweep.measure.watch import BoardLook, Watch
 
 
 class Trace:

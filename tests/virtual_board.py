@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from joulesweep import blocks, readings
-from joulesweep.meter import NO_COUNTER
+from joulesweep.measure.window import NO_COUNTER
 
 START_S = 5000.0
 

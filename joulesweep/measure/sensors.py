@@ -1,6 +1,6 @@
 """What can be read of this machine's power: boards through NVML, CPU packages and DRAM through RAPL.
 
-Readings for the trace, the conditions and the doctor. A run's headline joules are Zeus's (`joulesweep.meter`).
+Readings for the trace, the conditions and the doctor. A run's headline joules are Zeus's (`joulesweep.measure.window`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from joulesweep.core import files
-from joulesweep.devices import Board, ask
+from joulesweep.measure.devices import Board, ask
 
 #: Where the kernel shows RAPL, and where Zeus's documentation has containers mount it.
 RAPL = (Path("/sys/class/powercap/intel-rapl"), Path("/zeus_sys/class/powercap/intel-rapl"))

@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from joulesweep import counter
-from joulesweep.devices import Board
-from joulesweep.sensors import BoardSensor, Zone
+from joulesweep.measure import counter
+from joulesweep.measure.devices import Board
+from joulesweep.measure.sensors import BoardSensor, Zone
 
 PERIOD_S = 0.1
 MAX_ROWS = 1200

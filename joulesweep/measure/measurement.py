@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from joulesweep import verdict
 from joulesweep.core.work import COUNTED
-from joulesweep.devices import Board
-from joulesweep.trace import Trace
+from joulesweep.measure import verdict
+from joulesweep.measure.devices import Board
+from joulesweep.measure.trace import Trace
 
 CLOCK_STEP_S, CLOCK_STEP = 0.1, 0.005  # wall and monotonic clock may differ by less: seconds, or a share of the window
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from joulesweep.core import late_imports
-from joulesweep.sensors import packages, rapl_problem, zones
+from joulesweep.measure.sensors import packages, rapl_problem, zones
 
 WINDOW = "training"
 MIG = "MIG: NVML counts the joules of the whole board, not those of a slice"

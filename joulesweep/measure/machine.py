@@ -16,10 +16,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from joulesweep import certificate, devices
 from joulesweep.core import bounded
 from joulesweep.core.errors import UserError
 from joulesweep.core.places import ROOT
+from joulesweep.measure import certificate, devices
 
 GPU = ("index", "name", "uuid", "memory_bytes", "mig")
 VERSIONED = ("torch", "transformers", "tokenizers", "safetensors", "zeus", "nvidia-ml-py")

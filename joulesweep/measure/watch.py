@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 
-from joulesweep import contention
 from joulesweep.core import bounded, processes
-from joulesweep.sensors import BoardSensor
-from joulesweep.trace import Trace
+from joulesweep.measure import contention
+from joulesweep.measure.sensors import BoardSensor
+from joulesweep.measure.trace import Trace
 
 LOOK_PERIOD_S = 1.0
 

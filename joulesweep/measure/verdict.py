@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from joulesweep import counter
-from joulesweep.meter import NO_COUNTER
-from joulesweep.trace import MAX_ZONE_W, PERIOD_S, Trace
+from joulesweep.measure import counter
+from joulesweep.measure.trace import MAX_ZONE_W, PERIOD_S, Trace
+from joulesweep.measure.window import NO_COUNTER
 
 MIN_TICKS = 10  # fewer updates of the counter in the window: no number
 MANY_TICKS = 100  # so many in the idle span, and it needs no power readings

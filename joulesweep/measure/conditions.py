@@ -13,12 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from joulesweep import contention, measurement, sensors, settling, verdict, watch
 from joulesweep.core import bounded, processes
 from joulesweep.core.spec import RunSpec
-from joulesweep.devices import Board
-from joulesweep.trace import Trace
-from joulesweep.watch import BoardLook, Watch
+from joulesweep.measure import contention, measurement, sensors, settling, verdict, watch
+from joulesweep.measure.devices import Board
+from joulesweep.measure.trace import Trace
+from joulesweep.measure.watch import BoardLook, Watch
 
 HEADLINE_TICKS = 100  # fewer updates of the counter in the window, or less than HEADLINE_S on a GPU: flagged
 HEADLINE_S = 30.0
