@@ -224,7 +224,7 @@ def write_model(folder: Path, name: str) -> None:
     import torch
     import transformers
 
-    from joulesweep.build import AUTO_CLASSES
+    from joulesweep.nets.build import AUTO_CLASSES
 
     about = MODELS[name]
     config = transformers.AutoConfig.for_model(about.kind, **about.shape)

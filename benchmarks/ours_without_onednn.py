@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 
-from joulesweep import kernels, worker
+from joulesweep import worker
+from joulesweep.nets import onednn
 
 
 def main() -> int:
     """As `joulesweep.worker`."""
-    kernels.available = lambda: False
+    onednn.available = lambda: False
     return worker.main()
 
 

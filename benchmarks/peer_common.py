@@ -28,11 +28,11 @@ from transformers import AutoConfig, AutoTokenizer, DataCollatorForLanguageModel
 
 from joulesweep import memory
 from joulesweep.assembly import assemble, attention, measured_boards, prepare_process
-from joulesweep.build import AUTO_CLASSES
 from joulesweep.core.files import write_json
 from joulesweep.core.spec import RunSpec, from_mapping
 from joulesweep.corpus import Corpus, load, split
 from joulesweep.measure.window import Meter
+from joulesweep.nets.build import AUTO_CLASSES
 from joulesweep.scoring import score
 from joulesweep.trainer import Place, learning_rate
 

@@ -141,13 +141,13 @@ def _additions(torch: Any) -> None:  # noqa: ANN401
 
 def _rate(torch: Any) -> float:  # noqa: ANN401
     """FLOP/s of a large fp32 product by the faster library, the best of five."""
-    from joulesweep import kernels
+    from joulesweep.nets import onednn
 
     size = 768
     left, right = torch.randn(size, size), torch.randn(size, size)
     ways = [lambda: torch.nn.functional.linear(left, right)]
-    if kernels.available():
-        ways.append(lambda: kernels.product(left, right))
+    if onednn.available():
+        ways.append(lambda: onednn.product(left, right))
     return 2 * size**3 / min(_seconds(way) for way in ways for _ in range(5))
 
 

@@ -70,13 +70,14 @@ def main(argv: list[str]) -> int:
     from torch.optim.optimizer import register_optimizer_step_pre_hook as before_steps
 
     stages.add("torch", begin, [0.0, 0.0])
-    from joulesweep import data, model, worker
+    from joulesweep import data, worker
     from joulesweep.core import late_imports
     from joulesweep.measure import window
+    from joulesweep.nets import language_model
 
     for owner, name, stage in (
         (late_imports, "transformers", "transformers"),
-        (model, "build", "model"),
+        (language_model, "build", "model"),
         (data, "load", "data"),
         (window.Meter, "__init__", "meter"),
     ):

@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from joulesweep import flops, methods, products, seeds
+from joulesweep import methods, seeds
 from joulesweep.adaptive_cost import Selector, cost
 from joulesweep.calibration import calibrate
 from joulesweep.core.work import UNITS, USEFUL
+from joulesweep.nets import flops, products
 
 if TYPE_CHECKING:
     from joulesweep.trainer import Trainer

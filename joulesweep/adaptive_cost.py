@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from joulesweep import flops, products
+from joulesweep.nets import flops, products
 from joulesweep.selection import Choice, floor, select
 
 if TYPE_CHECKING:
-    from joulesweep.model import LanguageModel
+    from joulesweep.nets.language_model import LanguageModel
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,15 +12,16 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from joulesweep import adaptive, data, fit, flops, kernels, labels, methods
-from joulesweep.anatomy import num_embeddings, num_positions, stacks
+from joulesweep import adaptive, data, fit, labels, methods
 from joulesweep.axes import engine, precision, strategy
-from joulesweep.build import build
 from joulesweep.core.errors import UserError
 from joulesweep.core.spec import RunSpec
 from joulesweep.corpus import Corpus, load, split
 from joulesweep.kahan import KahanAdamW
-from joulesweep.model import LanguageModel, Unfit
+from joulesweep.nets import flops, onednn
+from joulesweep.nets.anatomy import num_embeddings, num_positions, stacks
+from joulesweep.nets.build import build
+from joulesweep.nets.language_model import LanguageModel, Unfit
 from joulesweep.trainer import Place, Stop, Trainer, layout, wrapped
 
 #: PyTorch's kernels of attention.
@@ -162,7 +163,7 @@ def _prepare(core: LanguageModel, corpus: Corpus, spec: RunSpec, place: Place) -
 def _products(core: LanguageModel, corpus: Corpus, spec: RunSpec, place: Place) -> dict[str, Any]:
     """Choose the library of the CPU's products by the sizes of a step; all ranks take the same, by rank 0's texts."""
     if spec.accelerator != "cpu" or spec.engine != "eager" or not precision.computes_in_fp32(spec.precision):
-        return kernels.unchosen("there is a choice for fp32 with engine eager on the CPU alone")
+        return onednn.unchosen("there is a choice for fp32 with engine eager on the CPU alone")
     shown = labels.labelled(corpus, spec.task, spec.mask_probability, spec.repeat, 1)
     texts = labels.order(torch.arange(len(corpus.group)), spec.repeat, 1)
     (batch, *_), _ = next(data.steps(corpus, shown, texts, layout(spec), 0, place.world))
@@ -173,7 +174,7 @@ def _products(core: LanguageModel, corpus: Corpus, spec: RunSpec, place: Place) 
         written = corpus.targets is not None and "decoder" in name.split(".")
         return batch.counts["num_padded_target_tokens" if written else "num_padded_tokens"]
 
-    return kernels.choose(core.model, rows, lambda seconds: place.reduced(seconds, largest=True))
+    return onednn.choose(core.model, rows, lambda seconds: place.reduced(seconds, largest=True))
 
 
 def _check(reason: str | None) -> None:

@@ -18,7 +18,7 @@ import torch
 from joulesweep.core.work import COUNTED
 from joulesweep.corpus import Corpus, offsets_of, texts_and_positions
 from joulesweep.labels import Labelled
-from joulesweep.model import IGNORED
+from joulesweep.nets.language_model import IGNORED
 from joulesweep.packing import pack, round_up
 
 CHOSEN_MULTIPLE = 16  # of predicted positions, at least
@@ -51,7 +51,7 @@ class Layout:
     few_shapes: bool = False
 
 
-#: Of a batch, in the order of the arguments of `model.LanguageModel.forward`.
+#: Of a batch, in the order of the arguments of `language_model.LanguageModel.forward`.
 TENSORS = ("input_ids", "segments", "answers", "position_ids", "chosen", "target_ids")
 
 

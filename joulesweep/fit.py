@@ -23,11 +23,11 @@ from typing import Any
 import torch
 
 from joulesweep import data, labels, memory
-from joulesweep.anatomy import stacks
 from joulesweep.core.errors import UserError
 from joulesweep.core.places import PACKAGE
 from joulesweep.corpus import Corpus
-from joulesweep.model import MASK_FORMS, LanguageModel, Unfit, attributes_kept
+from joulesweep.nets.anatomy import stacks
+from joulesweep.nets.language_model import MASK_FORMS, LanguageModel, Unfit, attributes_kept
 
 TORCH = Path(torch.__file__).parent
 AGREE = 2e-5  #: of the largest hidden state: what different sizes of a batch may change
@@ -202,7 +202,7 @@ def is_causal(core: LanguageModel, corpus: Corpus) -> bool:
 
 
 def mask_form(core: LanguageModel, corpus: Corpus, layout: data.Layout) -> str:
-    """The first of `model.MASK_FORMS` under which a model computes of padded texts what it does under the last one.
+    """The first of `language_model.MASK_FORMS` under which a model computes of padded texts what it does under the last one.
 
     Args:
         core: the module, its method applied, in float32.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from joulesweep.corpus import Corpus
-from joulesweep.model import IGNORED
+from joulesweep.nets.language_model import IGNORED
 from joulesweep.seeds import generator
 
 

@@ -32,7 +32,7 @@ from joulesweep.measure import conditions, devices, machine, measurement, sensor
 from joulesweep.measure.devices import Board
 from joulesweep.measure.trace import Trace
 from joulesweep.measure.watch import Watch
-from joulesweep.weights import some
+from joulesweep.nets.weights import some
 
 # changes no number: how often the parent looks whether the processes have ended
 POLL_S = 0.1  # each waking costs CPU

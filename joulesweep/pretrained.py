@@ -258,7 +258,7 @@ def _check_weights(folder: Path, source: AnySource) -> None:
 
 def _tasks(folder: Path, model: ModelConfig) -> dict[str, dict[str, Any]]:
     """For each task whether the folder's model can learn it: reason, new_weights and num_embeddings."""
-    from joulesweep.build import NoModel, tried
+    from joulesweep.nets.build import NoModel, tried
 
     found: dict[str, dict[str, Any]] = {}
     for task in TASKS:

@@ -43,7 +43,7 @@ from joulesweep.core.spec import RunSpec, from_mapping
 from joulesweep.core.work import COUNTED
 from joulesweep.data import Batch
 from joulesweep.measure.window import Meter
-from joulesweep.model import Unfit
+from joulesweep.nets.language_model import Unfit
 from joulesweep.scoring import save, score
 from joulesweep.trainer import Place, Start, Stop, Trainer, read_counters
 

@@ -13,13 +13,13 @@ import torch
 import torch.distributed as dist
 
 from joulesweep import adaptive_cost, ahead, data, labels
-from joulesweep.anatomy import stacks
 from joulesweep.axes import engine, strategy
 from joulesweep.core.spec import RunSpec
 from joulesweep.core.work import COUNTED
 from joulesweep.corpus import Corpus
 from joulesweep.memory import copy_weights, load_weights
-from joulesweep.model import LanguageModel
+from joulesweep.nets.anatomy import stacks
+from joulesweep.nets.language_model import LanguageModel
 
 
 class Stop(Exception):  # noqa: N818 - an outcome, not an error
@@ -83,7 +83,7 @@ class Trainer:
         scaler: of the loss, for float16.
         work: what a step should cost by the model's shapes, from `flops.described`.
         facts: what a record says of the method, from `methods.described`.
-        products: what a record says of the library of matrix products, from `kernels.choose`.
+        products: what a record says of the library of matrix products, from `onednn.choose`.
         selector: of a method that chooses tensors while it trains, else None.
         phases: of the training, in order: spans in which the same tensors trained or were rated. Each is a row of the
             record: kind "training" or "rating", the epoch that it began with, num_steps, the counts of

@@ -23,7 +23,7 @@ def own_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def planted_times(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test in this process depends on which library of products is the faster one here: oneDNN is."""
-    kernels = sys.modules.get("joulesweep.kernels")
+    kernels = sys.modules.get("joulesweep.nets.onednn")
     if kernels is not None:
         monkeypatch.setattr(kernels._Try, "seconds", lambda one: 1.0 if type(one.layer) is kernels.Linear else 2.0)
 

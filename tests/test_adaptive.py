@@ -14,10 +14,11 @@ import transformers
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig
 
-from joulesweep import adaptive, adaptive_cost, assembly, calibration, flops, methods, products, train, trainer
+from joulesweep import adaptive, adaptive_cost, assembly, calibration, methods, train, trainer
 from joulesweep.axes import precision
-from joulesweep.build import AUTO_CLASSES
-from joulesweep.model import LanguageModel
+from joulesweep.nets import flops, products
+from joulesweep.nets.build import AUTO_CLASSES
+from joulesweep.nets.language_model import LanguageModel
 from joulesweep.trainer import Place
 
 pytestmark = pytest.mark.usefixtures("torch_as_it_was")

@@ -346,10 +346,10 @@ def test_the_house_is_drawn_from_imports(tmp_path):
     file.write_text(
         "from typing import TYPE_CHECKING\nfrom joulesweep import errors, spec\nimport json\n"
         "if TYPE_CHECKING:\n    from joulesweep.measure.trace import Trace\n"
-        "def later():\n    from joulesweep.model import stacks\n",
+        "def later():\n    from joulesweep.nets.language_model import stacks\n",
         encoding="utf-8",
     )
-    assert house.imports(file) == {"joulesweep.core.errors", "joulesweep.core.spec", "joulesweep.model"}
+    assert house.imports(file) == {"joulesweep.core.errors", "joulesweep.core.spec", "joulesweep.nets.language_model"}
     drawing = house.drawing()
     assert all(f">{name}</text>" in drawing for name in house.rooms())
     assert house._drawn({"cli": {"plan", "core"}, "plan": {"core"}, "core": {"plan"}}) == [

@@ -20,7 +20,7 @@ from joulesweep import assembly, data, methods, scoring, train
 from joulesweep.core.errors import UserError
 from joulesweep.corpus import load, split
 from joulesweep.labels import labelled, order
-from joulesweep.model import IGNORED
+from joulesweep.nets.language_model import IGNORED
 from joulesweep.trainer import Place, Stop
 
 pytestmark = [pytest.mark.usefixtures("torch_as_it_was"), pytest.mark.filterwarnings("ignore")]

@@ -12,10 +12,11 @@ import tiny_run
 import torch
 from transformers import AutoConfig, AutoModelForMaskedLM
 
-from joulesweep import floors, flops
+from joulesweep import floors
 from joulesweep.aggregate import aggregate
 from joulesweep.axes.precision import PRECISIONS, Precision
-from joulesweep.model import LanguageModel
+from joulesweep.nets import flops
+from joulesweep.nets.language_model import LanguageModel
 
 GIB = 2**30
 #: NVML's names, and what NVML gives as the size of the memory.

@@ -9,8 +9,8 @@ import pytest
 import tiny_run
 import torch
 
-from joulesweep.build import build
 from joulesweep.core import late_imports
+from joulesweep.nets.build import build
 
 
 @pytest.fixture

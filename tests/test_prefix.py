@@ -9,9 +9,10 @@ import tiny_run
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from joulesweep import assembly, flops, methods, products, scoring, train, trainer
+from joulesweep import assembly, methods, scoring, train, trainer
 from joulesweep.core.errors import UserError
-from joulesweep.model import LanguageModel
+from joulesweep.nets import flops, products
+from joulesweep.nets.language_model import LanguageModel
 
 pytestmark = pytest.mark.usefixtures("torch_as_it_was")
 

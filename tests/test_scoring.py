@@ -14,7 +14,7 @@ from joulesweep import assembly, scoring, trainer
 from joulesweep.core.errors import UserError
 from joulesweep.labels import mask
 from joulesweep.memory import copy_weights
-from joulesweep.model import IGNORED
+from joulesweep.nets.language_model import IGNORED
 from joulesweep.trainer import Place, Stop
 
 pytestmark = pytest.mark.usefixtures("torch_as_it_was")

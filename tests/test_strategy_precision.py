@@ -10,9 +10,9 @@ import tiny_run
 import torch
 
 from joulesweep import memory
-from joulesweep.anatomy import stacks
 from joulesweep.axes import precision, strategy
-from joulesweep.model import LanguageModel
+from joulesweep.nets.anatomy import stacks
+from joulesweep.nets.language_model import LanguageModel
 
 
 @pytest.fixture(autouse=True)

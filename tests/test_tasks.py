@@ -15,8 +15,7 @@ from gradients import assert_near, gradients_of
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
-from joulesweep import assembly, data, flops, generation, launch, lease, scoring, train
-from joulesweep.build import build
+from joulesweep import assembly, data, generation, launch, lease, scoring, train
 from joulesweep.core.errors import UserError
 from joulesweep.corpus import load
 from joulesweep.fetched import references
@@ -25,7 +24,9 @@ from joulesweep.identity import run_id
 from joulesweep.labels import labelled
 from joulesweep.measure import devices
 from joulesweep.memory import copy_weights
-from joulesweep.model import IGNORED, LanguageModel
+from joulesweep.nets import flops
+from joulesweep.nets.build import build
+from joulesweep.nets.language_model import IGNORED, LanguageModel
 from joulesweep.trainer import Place, Stop
 
 pytestmark = [

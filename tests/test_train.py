@@ -18,7 +18,7 @@ from joulesweep.core import work
 from joulesweep.core.spec import full
 from joulesweep.corpus import load, split
 from joulesweep.labels import mask, order
-from joulesweep.model import IGNORED, LanguageModel
+from joulesweep.nets.language_model import IGNORED, LanguageModel
 from joulesweep.trainer import Place, Start, learning_rate
 
 pytestmark = pytest.mark.usefixtures("torch_as_it_was")

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from joulesweep import assembly, data, labels, train, trainer
 from joulesweep.corpus import load
-from joulesweep.model import LanguageModel
+from joulesweep.nets.language_model import LanguageModel
 from joulesweep.trainer import Place
 
 pytestmark = [pytest.mark.usefixtures("torch_as_it_was"), pytest.mark.filterwarnings("ignore")]

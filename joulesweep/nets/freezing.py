@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from joulesweep.anatomy import is_encoder_decoder, stacks
 from joulesweep.core.errors import UserError
-from joulesweep.model import LanguageModel
+from joulesweep.nets.anatomy import is_encoder_decoder, stacks
+from joulesweep.nets.language_model import LanguageModel
 
 
 def layers_of(model: torch.nn.Module, method: str) -> list[torch.nn.Module]:
@@ -97,7 +97,7 @@ def _freeze_before(model: torch.nn.Module, places: list[tuple[torch.nn.Module, t
 
 def _order(model: torch.nn.Module) -> list[str]:
     """Names of a model's parameters by their first use; none where it cannot be run without data."""
-    from joulesweep import products
+    from joulesweep.nets import products
 
     try:
         core = LanguageModel(model, task="seq2seq" if is_encoder_decoder(model) else "mlm")

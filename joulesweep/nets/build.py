@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from joulesweep import weights
-from joulesweep.anatomy import num_embeddings
 from joulesweep.core import late_imports
 from joulesweep.core.errors import UserError
-from joulesweep.weights import Fit
+from joulesweep.nets import weights
+from joulesweep.nets.anatomy import num_embeddings
+from joulesweep.nets.weights import Fit
 
 #: The class of transformers that a task trains.
 AUTO_CLASSES = {"mlm": "AutoModelForMaskedLM", "clm": "AutoModelForCausalLM", "seq2seq": "AutoModelForSeq2SeqLM"}

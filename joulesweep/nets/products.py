@@ -16,8 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from joulesweep import kernels
-from joulesweep.model import LanguageModel, attributes_kept
+from joulesweep.nets import onednn
+from joulesweep.nets.language_model import LanguageModel, attributes_kept
 
 #: Of the one row that is traced, and of what is written to it by an encoder-decoder: primes that are no model's width.
 LENGTH, TARGET_LENGTH = 13, 11
@@ -175,7 +175,7 @@ def _hooked(core: LanguageModel, trace: _Trace) -> Iterator[None]:
     for layer in layers:
         handles.append(layer.register_forward_pre_hook(lambda *_: trace.enter_layer()))
         handles.append(layer.register_forward_hook(lambda *_: trace.leave_layer()))
-    replaced = [module for module in model.modules() if isinstance(module, kernels.Linear)]
+    replaced = [module for module in model.modules() if isinstance(module, onednn.Linear)]
     for linear in replaced:
         linear.forward = types.MethodType(torch.nn.Linear.forward, linear)  # type: ignore[method-assign]
     try:

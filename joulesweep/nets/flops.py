@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from joulesweep.axes import precision
-from joulesweep.model import LanguageModel
-from joulesweep.products import Product, traced
+from joulesweep.nets.language_model import LanguageModel
+from joulesweep.nets.products import Product, traced
 
 
 def described(core: LanguageModel, shards: int = 1) -> dict[str, Any]:
