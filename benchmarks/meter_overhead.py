@@ -18,10 +18,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from joulesweep.identity import run_id
 from joulesweep.launch import launch
 from joulesweep.measure import devices
 from joulesweep.measure.machine import cpu_model
+from joulesweep.runs.identity import run_id
 from joulesweep.stats import paired_ratio
 
 TESTS = Path(__file__).parent.parent / "tests"

@@ -306,7 +306,7 @@ def readers() -> str:
 
 def run_statuses() -> str:
     """What a run ends with."""
-    from joulesweep.record import STATUSES
+    from joulesweep.runs.record import STATUSES
 
     return table(["status", "meaning"], [[code(status), RUN_STATUSES[status]] for status in STATUSES])
 
@@ -355,7 +355,7 @@ def limits() -> str:
 
 def record_text() -> str:
     """What a record holds."""
-    from joulesweep import record
+    from joulesweep.runs import record
 
     text = inspect.getdoc(record) or ""
     return f"```text\n{text.partition('A record is one JSON object')[2].partition(':')[2].strip(chr(10))}\n```\n"

@@ -18,10 +18,10 @@ from joulesweep.columns import ANCHORS, RUNS, TABLES, UNREADABLE, named
 from joulesweep.core.errors import Corrupt, UserError
 from joulesweep.core.files import read_json
 from joulesweep.core.spec import OMISSION
-from joulesweep.energy import HOST_KINDS, READ
-from joulesweep.identity import parameter_words
 from joulesweep.reference.footprint import Footprint, footprint
 from joulesweep.rows import Rows
+from joulesweep.runs.headline import HOST_KINDS, READ
+from joulesweep.runs.identity import parameter_words
 from joulesweep.tables import Tables, combined, frame
 
 MISSING = "no record: not run yet, or it failed"

@@ -18,7 +18,7 @@ from joulesweep.grid import dataset_key, expand, manifest, model_key
 from joulesweep.launch import RunFailed, launch
 from joulesweep.measure.certificate import BUDGET_S, FOLDER
 from joulesweep.progress import end_line
-from joulesweep.record import STATUSES, brief
+from joulesweep.runs.record import STATUSES, brief
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -148,7 +148,8 @@ def _rerun(args: argparse.Namespace) -> int:
 
 def _accept(args: argparse.Namespace) -> int:
     """Let finished runs count as measured by today's code."""
-    from joulesweep import record, workflow  # Snakemake's own modules, which few other commands need
+    from joulesweep import workflow  # Snakemake's own modules, which few other commands need
+    from joulesweep.runs import record
 
     if not args.reason.strip():
         raise UserError("--reason: say why the change alters no number; records and report cite it")

@@ -20,19 +20,19 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from joulesweep import record
 from joulesweep.axes.strategy import STRATEGIES
 from joulesweep.core import bounded, files, processes
 from joulesweep.core.errors import UserError
 from joulesweep.core.places import ROOT
 from joulesweep.core.spec import RunSpec, full
-from joulesweep.identity import run_id
 from joulesweep.lease import Lease
 from joulesweep.measure import conditions, devices, machine, measurement, sensors
 from joulesweep.measure.devices import Board
 from joulesweep.measure.trace import Trace
 from joulesweep.measure.watch import Watch
 from joulesweep.nets.weights import some
+from joulesweep.runs import record
+from joulesweep.runs.identity import run_id
 
 # changes no number: how often the parent looks whether the processes have ended
 POLL_S = 0.1  # each waking costs CPU

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from joulesweep.core.quantities import one
-from joulesweep.energy import estimated, headline
-from joulesweep.record import brief
+from joulesweep.runs.headline import estimated, headline
+from joulesweep.runs.record import brief
 
 
 def start_line(run: str, grid: dict[str, Any], runs_folder: Path) -> str:

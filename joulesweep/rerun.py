@@ -15,9 +15,9 @@ from typing import Any
 
 import yaml
 
-from joulesweep import record
 from joulesweep.core import processes
 from joulesweep.core.errors import UserError
+from joulesweep.runs import record
 from joulesweep.workflow import Sweep
 
 #: What tells Snakemake how many jobs at once; without any of them it is told the cores of this machine.

@@ -7,16 +7,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from joulesweep import floors, record
+from joulesweep import floors
 from joulesweep.columns import DEVICES, EPOCHS, ESTIMATED, QUALITY, RUNS, SELECTIONS, named
 from joulesweep.core import files
 from joulesweep.core.errors import Corrupt
 from joulesweep.core.spec import short_hash
 from joulesweep.core.work import COUNTED, USEFUL
-from joulesweep.energy import by_epoch, estimated, headline, joined, scoped
 from joulesweep.measure import certificate
 from joulesweep.reference.cpu_estimate import Estimate
 from joulesweep.reference.footprint import Footprint
+from joulesweep.runs import record
+from joulesweep.runs.headline import by_epoch, estimated, headline, joined, scoped
 from joulesweep.tables import check, combined
 
 #: What the parts of a record say in the very words of the tables.

@@ -21,17 +21,18 @@ from snakemake_interface_common.exceptions import WorkflowError
 from snakemake_interface_logger_plugins.common import LogEvent
 
 from joulesweep import config as config_module
-from joulesweep import digest, readers, record
+from joulesweep import digest, readers
 from joulesweep.config import LocalSource
 from joulesweep.core.errors import UserError
 from joulesweep.core.files import read_json, sha256_of
 from joulesweep.core.quantities import one
 from joulesweep.core.spec import RunSpec, canonical, short_hash, strip
-from joulesweep.energy import headline
 from joulesweep.grid import ExpandedGrid, dataset_key, dataset_source, expand, model_key, model_source, text_source
-from joulesweep.identity import cell_id
 from joulesweep.measure import devices
 from joulesweep.measure.machine import resolve_accelerator
+from joulesweep.runs import record
+from joulesweep.runs.headline import headline
+from joulesweep.runs.identity import cell_id
 from joulesweep.snakemake_lock import clear_dead_lock
 from joulesweep.strict import Place
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from joulesweep.core.files import read_json
 from joulesweep.core.spec import from_mapping
 from joulesweep.fetched import references
-from joulesweep.identity import run_id
 from joulesweep.launch import RunFailed, check_granted, launch
 from joulesweep.progress import end_line, start_line
+from joulesweep.runs.identity import run_id
 from scripts import note_versions, run_script
 
 

@@ -11,9 +11,10 @@ from typing import Any
 
 import polars as pl
 
-from joulesweep import config, grid, record
+from joulesweep import config, grid
 from joulesweep.core import files, spec
 from joulesweep.core.work import UNITS
+from joulesweep.runs import record
 from joulesweep.tables import Tables
 
 LOCAL = {"local": "some/folder"}

@@ -10,9 +10,10 @@ import synthetic
 import tiny_run
 import yaml
 
-from joulesweep import cli, digest, record, workflow
+from joulesweep import cli, digest, workflow
 from joulesweep.config import validate
 from joulesweep.core import files
+from joulesweep.runs import record
 
 OLD, OLDER = "0123456789abcdef", "fedcba9876543210"
 

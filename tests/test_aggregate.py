@@ -10,8 +10,9 @@ import pytest
 import synthetic
 import yaml
 
-from joulesweep import columns, record, report, tables
+from joulesweep import columns, report, tables
 from joulesweep.aggregate import aggregate
+from joulesweep.runs import record
 from joulesweep.stats import paired_ratio
 
 GAIN = Path(__file__).parent.parent / "config" / "gain.yaml"

@@ -8,8 +8,9 @@ import sys
 import pytest
 import synthetic
 
-from joulesweep import record, tables
+from joulesweep import tables
 from joulesweep.aggregate import aggregate
+from joulesweep.runs import record
 
 
 @pytest.fixture

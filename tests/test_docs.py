@@ -30,7 +30,7 @@ from joulesweep.axes.precision import PRECISIONS, Precision
 from joulesweep.axes.strategy import STRATEGIES
 from joulesweep.columns import TABLES
 from joulesweep.provenance import FLAGS
-from joulesweep.record import STATUSES
+from joulesweep.runs.record import STATUSES
 
 ROOT = tiny_run.REPOSITORY
 PAGES = sorted(

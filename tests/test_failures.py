@@ -15,12 +15,13 @@ from pathlib import Path
 import pytest
 import tiny_run
 
-from joulesweep import launch, lease, record
+from joulesweep import launch, lease
 from joulesweep.core import processes
 from joulesweep.core.errors import UserError
-from joulesweep.identity import run_id
 from joulesweep.launch import RunFailed
 from joulesweep.measure import devices
+from joulesweep.runs import record
+from joulesweep.runs.identity import run_id
 
 TWO = {"strategy": "ddp", "devices": 2, "max_steps": 10**7}
 HOPELESS = {"timeout_s": 240.0}  # no test that passes waits for it

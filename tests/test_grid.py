@@ -12,8 +12,8 @@ import tiny_run
 from joulesweep import grid
 from joulesweep.config import DatasetConfig, validate
 from joulesweep.core.errors import UserError
-from joulesweep.identity import run_id
 from joulesweep.measure import machine
+from joulesweep.runs.identity import run_id
 from joulesweep.strict import Place
 
 

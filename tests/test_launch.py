@@ -18,16 +18,17 @@ import pytest
 import tiny_run
 from patience import PATIENCE_S, wait_for
 
-from joulesweep import grid, launch, lease, provenance, record, train, workflow
+from joulesweep import grid, launch, lease, provenance, train, workflow
 from joulesweep.config import validate
 from joulesweep.core import bounded, files, processes
 from joulesweep.core.errors import UserError
 from joulesweep.core.spec import full, strip
-from joulesweep.identity import run_id
 from joulesweep.launch import RunFailed
 from joulesweep.measure import devices, measurement
 from joulesweep.measure.devices import Board
 from joulesweep.measure.sensors import BoardSensor
+from joulesweep.runs import record
+from joulesweep.runs.identity import run_id
 from scripts import train as script_of_a_run
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left")

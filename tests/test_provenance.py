@@ -9,7 +9,8 @@ import pytest
 import synthetic
 from test_report import words
 
-from joulesweep import aggregate, provenance, record, report, rows
+from joulesweep import aggregate, provenance, report, rows
+from joulesweep.runs import record
 
 CARBON = {"country": None, "g_per_kwh": 360.0, "source": "my contract, 2025"}
 ASKED = {"carbon": CARBON, "price_per_kwh": 0.36, "currency": "EUR"}

@@ -24,8 +24,8 @@ from joulesweep.config import DatasetConfig, ModelConfig, validate
 from joulesweep.core import files
 from joulesweep.core.spec import from_mapping
 from joulesweep.grid import expand
-from joulesweep.identity import run_id
 from joulesweep.measure import machine
+from joulesweep.runs.identity import run_id
 
 
 @pytest.fixture(autouse=True)

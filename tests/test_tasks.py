@@ -20,13 +20,13 @@ from joulesweep.core.errors import UserError
 from joulesweep.corpus import load
 from joulesweep.fetched import references
 from joulesweep.fit import is_causal, layout_refusal
-from joulesweep.identity import run_id
 from joulesweep.labels import labelled
 from joulesweep.measure import devices
 from joulesweep.memory import copy_weights
 from joulesweep.nets import flops
 from joulesweep.nets.build import build
 from joulesweep.nets.language_model import IGNORED, LanguageModel
+from joulesweep.runs.identity import run_id
 from joulesweep.trainer import Place, Stop
 
 pytestmark = [

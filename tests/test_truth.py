@@ -29,7 +29,7 @@ from patience import PATIENCE_S, wait_for
 
 from joulesweep import rows as record_rows
 from joulesweep.core.spec import strip
-from joulesweep.identity import run_id
+from joulesweep.runs.identity import run_id
 
 WATTS = (310.0, 170.0)
 TICKS_MS = (20, 100)

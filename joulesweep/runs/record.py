@@ -43,7 +43,7 @@ from typing import Any
 from joulesweep.core.errors import Corrupt, UserError, brief_repr
 from joulesweep.core.files import CORRUPT, MALFORMED, read_json, write_json
 from joulesweep.core.spec import from_mapping
-from joulesweep.identity import run_id
+from joulesweep.runs.identity import run_id
 
 FORMAT = "joulesweep-record"
 VERSION = 3
