@@ -206,9 +206,9 @@ def warm_cache(job: Job, piece: Piece) -> dict[str, Any]:
 def partial(job: Job, piece: Piece) -> dict[str, Any]:
     """A choice of tensors: predicted against measured seconds of a step, and joules of its steps and of full ones."""
     from benchmarks.partial_steps import compared, train_only
-    from joulesweep import adaptive
-    from joulesweep.assembly import measured_boards
     from joulesweep.measure.window import Meter
+    from joulesweep.train.adaptive import choosing
+    from joulesweep.train.assembly import measured_boards
 
     spec = measured_spec(
         piece["model"],
@@ -222,7 +222,7 @@ def partial(job: Job, piece: Piece) -> dict[str, Any]:
     trainer = _kept_trainer(job, spec)
     trainer.spec = spec
     try:
-        trainer.selector = adaptive.selector(trainer)
+        trainer.selector = choosing.selector(trainer)
     except ValueError as error:
         raise NotTried(str(error)) from None
     found = compared(trainer, job.scale.num_steps)
@@ -238,7 +238,7 @@ def partial(job: Job, piece: Piece) -> dict[str, Any]:
 
 def _kept_trainer(job: Job, spec: RunSpec) -> Any:  # noqa: ANN401 - a Trainer
     """The trainer of a model, built once per process: objectives and shares are rated on the same one."""
-    from joulesweep import assembly
+    from joulesweep.train import assembly
 
     if spec.model not in _TRAINERS:
         _TRAINERS.clear()
@@ -256,12 +256,12 @@ _FULL: dict[str, dict[str, Any]] = {}  # the window of full training, by model
 
 def _window(job: Job, trainer: Any, meter: Any, given: Sequence[Any]) -> dict[str, Any]:  # noqa: ANN401
     """Steps without learning over and over, for the shortest window: their number, and what the meter saw."""
-    from joulesweep import train
+    from joulesweep.train import loop
 
     num_steps = 0
     with meter.window():
         for batches, num_predicted in itertools.cycle(given):
-            train._step(trainer, batches, num_predicted, 0.0)
+            loop._step(trainer, batches, num_predicted, 0.0)
             num_steps += 1
             if num_steps % LOOK_STEPS == 0:
                 trainer.place.synchronize()
@@ -280,14 +280,14 @@ def profile(job: Job, piece: Piece) -> dict[str, Any]:
     """Where some steps' time goes: kernels, copies, waits, and how long the device had nothing to do."""
     import torch
 
-    from joulesweep import memory, train
-    from joulesweep.assembly import assemble, prepare_process
+    from joulesweep.train import loop, memory
+    from joulesweep.train.assembly import assemble, prepare_process
 
     spec = measured_spec(job.scale.encoder, job.accelerator, max_steps=2 * PROFILED, **piece["spec"])
     _fresh()
     place = prepare_process(spec)
     trainer = assemble(spec, job.pack.model(spec.model), job.pack.tokens(spec.dataset), place)
-    train._warm_up(trainer, memory.Peaks(place.device, 1))
+    loop._warm_up(trainer, memory.Peaks(place.device, 1))
     trainer.core.train()
     with contextlib.closing(trainer.steps()) as steps:  # pinned, as in a training
         given = list(itertools.islice(steps, PROFILED))
@@ -305,12 +305,12 @@ def profile(job: Job, piece: Piece) -> dict[str, Any]:
 
 def _steps_s(trainer: Any, given: Sequence[Any]) -> float:  # noqa: ANN401 - a Trainer
     """How long some steps without learning take."""
-    from joulesweep import train
+    from joulesweep.train import loop
 
     trainer.place.synchronize()
     began_s = time.monotonic()
     for batches, num_predicted in given:
-        train._step(trainer, batches, num_predicted, 0.0)
+        loop._step(trainer, batches, num_predicted, 0.0)
     trainer.place.synchronize()
     return time.monotonic() - began_s
 
@@ -372,12 +372,12 @@ def _covered(work: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
 
 def _train(job: Job, spec: RunSpec) -> dict[str, Any]:
     """A training in this process, by the product's own function."""
-    from joulesweep import train
-    from joulesweep.assembly import prepare_process
+    from joulesweep.train import loop
+    from joulesweep.train.assembly import prepare_process
 
     prepare_process(spec)  # what this machine cannot do is refused before anything is cleared away
     _fresh()
-    return train.train(spec, job.pack.model(spec.model), job.pack.tokens(spec.dataset), job.scratch, job.boards)
+    return loop.train(spec, job.pack.model(spec.model), job.pack.tokens(spec.dataset), job.scratch, job.boards)
 
 
 def _fresh() -> None:

@@ -260,14 +260,14 @@ def write_tokenizer(folder: Path, vocab_size: int) -> None:
 
 def references(pack: Pack) -> dict[str, dict[str, list[float]]]:
     """Losses of the small models by batching, on this CPU, in fp32, step by step; where a model can be batched so."""
-    from joulesweep import train
-    from joulesweep.trainer import Stop
+    from joulesweep.train import loop
+    from joulesweep.train.trainer import Stop
 
     found: dict[str, dict[str, list[float]]] = {}
     for name, batching in itertools.product(COMPARED, ("fixed", "packed")):
         spec = gpu_common.small_spec(name, "cpu", batching=batching)
         try:
-            outcome = train.train(spec, pack.model(name), pack.tokens(spec.dataset), pack.root)
+            outcome = loop.train(spec, pack.model(name), pack.tokens(spec.dataset), pack.root)
         except Stop:
             continue
         found.setdefault(name, {})[batching] = outcome["losses"]

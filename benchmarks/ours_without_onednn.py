@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 
-from joulesweep import worker
 from joulesweep.nets import onednn
+from joulesweep.train import worker
 
 
 def main() -> int:
-    """As `joulesweep.worker`."""
+    """As `joulesweep.train.worker`."""
     onednn.available = lambda: False
     return worker.main()
 

@@ -20,11 +20,11 @@ from benchmarks.partial_steps import compared
 from benchmarks.peer_assets import MODELS, prepare
 from benchmarks.peers import CACHE, machine
 from joulesweep import launch
-from joulesweep.assembly import assemble, prepare_process
 from joulesweep.core import files
 from joulesweep.core.spec import from_mapping
 from joulesweep.measure.machine import resolve_accelerator
-from joulesweep.trainer import Stop
+from joulesweep.train.assembly import assemble, prepare_process
+from joulesweep.train.trainer import Stop
 
 RHOS = (0.4, 0.45, 0.5, 0.7)
 OBJECTIVES = ("flops", "time")

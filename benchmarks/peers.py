@@ -61,7 +61,7 @@ class Contestant:
     """
 
     about: str
-    module: str = "joulesweep.worker"
+    module: str = "joulesweep.train.worker"
     program: str = "ours"
     changes: Mapping[str, Any] = field(default_factory=dict)
     needs: tuple[str, ...] = ()

@@ -66,7 +66,7 @@ def profiled(args: argparse.Namespace) -> dict[str, Any]:
     """Time and profile the steps."""
     import torch
 
-    from joulesweep import assembly, train
+    from joulesweep.train import assembly, loop
 
     args.epochs, args.max_steps, args.precision, args.lr = 1, None, "fp32", None
     assets = prepare(args.model, args.data, args.assets)
@@ -78,7 +78,7 @@ def profiled(args: argparse.Namespace) -> dict[str, Any]:
 
     def steps() -> None:
         for some, num_predicted in batches:
-            train._step(built, some, num_predicted, spec.lr)
+            loop._step(built, some, num_predicted, spec.lr)
 
     steps()  # kernels, caches, optimizer state
     built.open_phase("training", 1)

@@ -10,7 +10,7 @@ import statistics
 import time
 
 from joulesweep.measure.machine import cpu_model
-from joulesweep.selection import select
+from joulesweep.train.adaptive.knapsack import select
 
 REPEATS = 20
 RHOS = (0.36, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)

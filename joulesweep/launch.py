@@ -213,7 +213,7 @@ def _now() -> str:
 
 def _command(num_ranks: int, work: Path) -> list[str]:
     """One process, or one per rank under torchrun."""
-    module = ["-m", "joulesweep.worker", str(work / "job.json")]
+    module = ["-m", "joulesweep.train.worker", str(work / "job.json")]
     if num_ranks == 1:
         return [sys.executable, *module]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]

@@ -12,12 +12,12 @@ import tiny_run
 import torch
 from safetensors.torch import save_file
 
-from joulesweep import data, labels, packing, seeds
 from joulesweep.core import work
 from joulesweep.core.errors import UserError
-from joulesweep.corpus import load, split
-from joulesweep.labels import mask
 from joulesweep.nets import language_model
+from joulesweep.train import data, labels, packing, seeds
+from joulesweep.train.corpus import load, split
+from joulesweep.train.labels import mask
 
 SPECIAL = [tiny_run.CLS, tiny_run.SEP]
 

@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 import tiny_run
 
-from joulesweep import definitions, digest, methods, train
+from joulesweep import definitions, digest, methods
 from joulesweep.core import places
+from joulesweep.train import loop
 
 SNIPPET = '''
 """A docstring."""
@@ -423,7 +424,7 @@ def test_whatever_a_training_calls_is_in_its_digest(tmp_path, changes):
 
     sys.setprofile(note)
     try:
-        train.train(spec, assets.model_folder, assets.tokens, tmp_path)
+        loop.train(spec, assets.model_folder, assets.tokens, tmp_path)
     finally:
         sys.setprofile(None)
     parts = digest.run_parts(spec.method, {table: getattr(spec, field) for table, field in digest.TABLES.items()})

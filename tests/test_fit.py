@@ -9,11 +9,11 @@ import pytest
 import tiny_run
 import torch
 
-from joulesweep import data, fit
 from joulesweep.core.errors import UserError
-from joulesweep.corpus import Corpus, load
 from joulesweep.nets import flops, onednn
 from joulesweep.nets.language_model import LanguageModel, Unfit
+from joulesweep.train import data, fit
+from joulesweep.train.corpus import Corpus, load
 
 pytestmark = pytest.mark.usefixtures("torch_as_it_was")
 

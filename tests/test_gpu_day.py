@@ -338,7 +338,7 @@ def test_runs_find_the_certificate_of_the_day(job, monkeypatch):
 
 def test_batches_of_peers_are_padded_to_their_longest_text_on_a_gpu_too(tmp_path):
     from benchmarks.peer_common import _task
-    from joulesweep.trainer import Place
+    from joulesweep.train.trainer import Place
 
     pack = Pack(tmp_path)
     gpu_pack.write_texts(pack.tokens("tiny"), gpu_common.TEXTS["tiny"])
@@ -432,7 +432,7 @@ def test_a_pack_too_large_is_not_made_and_an_earlier_one_stays(tmp_path, monkeyp
     size = gpu_pack.build(folder, wheels=())
     assert size == sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     manifest = json.loads((folder / gpu_common.MANIFEST).read_text(encoding="utf-8"))
-    assert {"joulesweep/train.py", "benchmarks/__init__.py", "benchmarks/gpu_day.py", "resources/gpus.csv"} <= set(
+    assert {"joulesweep/train/loop.py", "benchmarks/__init__.py", "benchmarks/gpu_day.py", "resources/gpus.csv"} <= set(
         manifest["files"]
     )
     assert not list(folder.rglob("__pycache__"))

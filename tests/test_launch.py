@@ -18,7 +18,7 @@ import pytest
 import tiny_run
 from patience import PATIENCE_S, wait_for
 
-from joulesweep import grid, launch, lease, provenance, train, workflow
+from joulesweep import grid, launch, lease, provenance, workflow
 from joulesweep.config import validate
 from joulesweep.core import bounded, files, processes
 from joulesweep.core.errors import UserError
@@ -29,6 +29,7 @@ from joulesweep.measure.devices import Board
 from joulesweep.measure.sensors import BoardSensor
 from joulesweep.runs import record
 from joulesweep.runs.identity import run_id
+from joulesweep.train import loop
 from scripts import train as script_of_a_run
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left")
@@ -126,7 +127,7 @@ def test_a_run_leaves_its_record_last_and_nothing_else(start, assets, tmp_path):
     assert running(tmp_path) == {}
     # what a process of its own computes is what this process computes
     spec = tiny_run.spec(epochs=2, dataset_source=ODD, batch_size=22)
-    here = train.train(spec, assets.model_folder, assets.tokens, tmp_path / "here")
+    here = loop.train(spec, assets.model_folder, assets.tokens, tmp_path / "here")
     assert [row["train_loss"] for row in steps] == here["losses"]
 
 
@@ -138,7 +139,7 @@ def test_two_ranks_train_as_one_process_does(start, assets, monkeypatch, tmp_pat
     changes = {"epochs": 2, "dataset_source": ODD, "batch_size": 22, "keep_model": "last"}
     found, folder = start(**changes, **TWO, min_seconds=0.5)
     assert found["measurement"]["num_passes"] == 2
-    one = train.train(tiny_run.spec(**changes), assets.model_folder, assets.tokens, tmp_path / "one")
+    one = loop.train(tiny_run.spec(**changes), assets.model_folder, assets.tokens, tmp_path / "one")
     assert [row["train_loss"] for row in lines(folder / "steps.jsonl")] == pytest.approx(one["losses"], rel=1e-4)
     for name in ("num_texts", "num_tokens", "num_steps"):
         assert found["measurement"][name] == one["measurement"][name]
@@ -146,7 +147,7 @@ def test_two_ranks_train_as_one_process_does(start, assets, monkeypatch, tmp_pat
         assert row["validation_loss"] == pytest.approx(expected["validation_loss"], rel=1e-4)
         assert row["num_steps"] == expected["num_steps"]
     assert sorted(row["kind"] for row in found["measurement"]["energy"]) == ["cpu", "dram"]  # the host once
-    again = train.train(tiny_run.spec(**changes), folder / "model", assets.tokens, tmp_path / "again")
+    again = loop.train(tiny_run.spec(**changes), folder / "model", assets.tokens, tmp_path / "again")
     assert again["epochs"][0]["validation_loss"] == pytest.approx(found["quality"]["validation_loss"], rel=1e-5)
 
 
@@ -181,7 +182,7 @@ def started(assets, tmp_path):
 def ranks(folder) -> list[int]:
     found = running(folder / ".work")
     return sorted(
-        pid for pid, command in found.items() if "joulesweep.worker" in command and "distributed" not in command
+        pid for pid, command in found.items() if "joulesweep.train.worker" in command and "distributed" not in command
     )
 
 
@@ -355,11 +356,11 @@ def test_a_process_that_is_gone_has_no_parent():
 
 def test_one_rank_is_one_process_and_several_are_torchruns():
     work = Path("work")
-    assert launch._command(1, work) == [sys.executable, "-m", "joulesweep.worker", "work/job.json"]
+    assert launch._command(1, work) == [sys.executable, "-m", "joulesweep.train.worker", "work/job.json"]
     command = launch._command(2, work)
     assert command[1:3] == ["-m", "torch.distributed.run"]
     assert command[command.index("--nproc-per-node") + 1] == "2"
-    assert command[-3:] == ["-m", "joulesweep.worker", "work/job.json"]
+    assert command[-3:] == ["-m", "joulesweep.train.worker", "work/job.json"]
 
 
 def test_the_environment_makes_runs_equal_and_keeps_them_off_the_network(start, script, monkeypatch, tmp_path):

@@ -94,7 +94,7 @@ def test_all_processes_have_the_environment_of_a_run(assets, monkeypatch, plain)
         options(seeds=1, peers=list(peers.PEERS), levers=True, accelerator="cpu", plain_environment=plain,
                 data=None, assets=None)
     )  # fmt: skip
-    assert {module for module, *_ in started} > {"joulesweep.worker", "benchmarks.peer_trainer"}
+    assert {module for module, *_ in started} > {"joulesweep.train.worker", "benchmarks.peer_trainer"}
     assert len(started) == len(peers.PEERS) + len(peers.LEVERS) + 1
     assert all(environ == started[0][1] and cwd == started[0][2] for _, environ, cwd in started)
     expected = launch.child_environment(1, [])

@@ -274,7 +274,7 @@ def test_failures_are_results_and_rerun_takes_them_up_again(failing):
     # what is stale or missing elsewhere in the grid is not rerun's: the report is the partial one
     failing.config["grid"]["repeats"] = 2
     failing.write_config()
-    failing.edit("joulesweep/worker.py", "    gc.freeze()\n", "    gc.freeze()\n    gc.isenabled()\n")
+    failing.edit("joulesweep/train/worker.py", "    gc.freeze()\n", "    gc.freeze()\n    gc.isenabled()\n")
     failing.environ["FAULTS"] = "[]"
     before = failing.records()
     done = take_up(failing, "--status", "oom", "--status", "diverged")

@@ -9,10 +9,10 @@ import pytest
 import tiny_run
 import torch
 
-from joulesweep import memory
 from joulesweep.axes import precision, strategy
 from joulesweep.nets.anatomy import stacks
 from joulesweep.nets.language_model import LanguageModel
+from joulesweep.train import memory
 
 
 @pytest.fixture(autouse=True)

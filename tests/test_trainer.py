@@ -10,13 +10,14 @@ import tiny_run
 import torch
 import torch.distributed as dist
 
-from joulesweep import assembly, data, labels, methods, trainer
+from joulesweep import methods
 from joulesweep.axes import engine
 from joulesweep.core.errors import UserError
-from joulesweep.corpus import load, split
-from joulesweep.kahan import KahanAdamW
 from joulesweep.nets import onednn
-from joulesweep.trainer import Place, Start
+from joulesweep.train import assembly, data, labels, trainer
+from joulesweep.train.corpus import load, split
+from joulesweep.train.kahan import KahanAdamW
+from joulesweep.train.trainer import Place, Start
 
 pytestmark = pytest.mark.usefixtures("torch_as_it_was")
 

@@ -534,7 +534,7 @@ def ranks_of(pid: int) -> list[int]:
     lines = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
     rows = [line.split(None, 2) for line in lines.splitlines()[1:]]
     torchruns = [row[0] for row in rows if row[1] == str(pid)]
-    found = [int(row[0]) for row in rows if row[1] in torchruns and "joulesweep.worker" in row[2]]
+    found = [int(row[0]) for row in rows if row[1] in torchruns and "joulesweep.train.worker" in row[2]]
     return found if len(found) == 2 else []
 
 

@@ -170,17 +170,17 @@ def test_an_edited_chart_redraws_and_trains_nothing(sweep: Checkout) -> None:
 
 
 def test_an_edited_comment_in_the_training_loop_runs_nothing(sweep: Checkout) -> None:
-    sweep.edit("joulesweep/train.py", "# DDP and FSDP average", "# an edited comment: DDP and FSDP average")
+    sweep.edit("joulesweep/train/loop.py", "# DDP and FSDP average", "# an edited comment: DDP and FSDP average")
     assert sweep.planned() == {}
 
 
 def test_an_edited_training_loop_trains_again(sweep: Checkout) -> None:
-    sweep.edit("joulesweep/train.py", "set_to_none=True", "set_to_none=False")
+    sweep.edit("joulesweep/train/loop.py", "set_to_none=True", "set_to_none=False")
     assert sweep.planned()["train"] == 2
 
 
 def test_finished_runs_are_kept_over_a_change_that_alters_no_number(sweep: Checkout) -> None:
-    sweep.edit("joulesweep/train.py", "set_to_none=True", "set_to_none=not False")
+    sweep.edit("joulesweep/train/loop.py", "set_to_none=True", "set_to_none=not False")
     assert "2 finished runs (" in (told := sweep.run("-n"))
     assert "joulesweep accept --reason" in told
     command = [sys.executable, "-m", "joulesweep.cli", "accept", "--reason", "True is not False"]
@@ -200,8 +200,12 @@ def test_a_module_that_moves_runs_nothing(sweep: Checkout) -> None:
     package = sweep.folder / "joulesweep"
     (package / "data.py").rename(package / "corpus.py")
     for path in package.rglob("*.py"):
-        text = path.read_text(encoding="utf-8").replace("from joulesweep.data import", "from joulesweep.corpus import")
-        text = re.sub(r"(from joulesweep import .*)\bdata\b(, )?", r"from joulesweep import corpus as data\n\1", text)
+        text = path.read_text(encoding="utf-8").replace(
+            "from joulesweep.train.data import", "from joulesweep.train.corpus import"
+        )
+        text = re.sub(
+            r"(from joulesweep import .*)\bdata\b(, )?", r"from joulesweep.train import corpus as data\n\1", text
+        )
         path.write_text(text, encoding="utf-8")
     assert sweep.planned() == {}
 

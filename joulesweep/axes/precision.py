@@ -30,7 +30,7 @@ class Precision:
         autocast: dtype of `torch.autocast`, or None for no autocast.
         scale_loss: whether a GradScaler guards against fp16 underflow.
         tf32: whether fp32 matrix products and convolutions may use TF32 (Ampere or newer).
-        kahan: whether what rounding takes from a weight is kept beside it: see `joulesweep.kahan`.
+        kahan: whether what rounding takes from a weight is kept beside it: see `joulesweep.train.kahan`.
         cpu: whether it exists on the CPU.
         min_capability: the least compute capability of a GPU that computes in it; None for any.
         convert: replaces modules of the model, in place, or None: see `convert`.

@@ -10,14 +10,15 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from joulesweep import data, labels, methods
+from joulesweep import methods
 from joulesweep.axes import strategy
 from joulesweep.axes.engine import ENGINES
 from joulesweep.core.errors import UserError
-from joulesweep.corpus import Corpus
-from joulesweep.memory import Weights, copy_weights, load_weights
 from joulesweep.nets import language_model
-from joulesweep.trainer import Stop, Trainer
+from joulesweep.train import data, labels
+from joulesweep.train.corpus import Corpus
+from joulesweep.train.memory import Weights, copy_weights, load_weights
+from joulesweep.train.trainer import Stop, Trainer
 
 BATCH = 128  #: texts per forward pass and rank, at most
 LOGITS = 2**28  #: numbers that the logits of a forward pass have at most: in float32 a GiB

@@ -21,14 +21,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from joulesweep import methods, seeds
-from joulesweep.adaptive_cost import Selector, cost
-from joulesweep.calibration import calibrate
+from joulesweep import methods
 from joulesweep.core.work import UNITS, USEFUL
 from joulesweep.nets import flops, products
+from joulesweep.train import seeds
+from joulesweep.train.adaptive.calibration import calibrate
+from joulesweep.train.adaptive.cost import Selector, cost
 
 if TYPE_CHECKING:
-    from joulesweep.trainer import Trainer
+    from joulesweep.train.trainer import Trainer
 
 #: Of the first epoch, for the mean numbers of tokens that costs are counted for.
 STEPS = 16

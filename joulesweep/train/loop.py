@@ -11,7 +11,7 @@ inside the window, from the same start, and what the repetitions learn is thrown
 
 The same loop serves every method, strategy, precision, batching and engine: those are transforms of the model, rows
 of tables, and the layout of a batch.
-Started by `joulesweep.launch` through `joulesweep.worker`, once, or once per rank under torchrun; each process leaves
+Started by `joulesweep.launch` through `joulesweep.train.worker`, once, or once per rank under torchrun; each process leaves
 `rank<r>.json` behind.
 This process imports torch, transformers and zeus, nothing of the reporting side.
 """
@@ -34,18 +34,19 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from joulesweep import adaptive, fit, generation, memory
-from joulesweep.assembly import assemble, attention, measured_boards, prepare_process
 from joulesweep.axes import engine, strategy
 from joulesweep.core.errors import UserError
 from joulesweep.core.files import write_json
 from joulesweep.core.spec import RunSpec, from_mapping
 from joulesweep.core.work import COUNTED
-from joulesweep.data import Batch
 from joulesweep.measure.window import Meter
 from joulesweep.nets.language_model import Unfit
-from joulesweep.scoring import save, score
-from joulesweep.trainer import Place, Start, Stop, Trainer, read_counters
+from joulesweep.train import fit, generation, memory
+from joulesweep.train.adaptive import choosing
+from joulesweep.train.assembly import assemble, attention, measured_boards, prepare_process
+from joulesweep.train.data import Batch
+from joulesweep.train.scoring import save, score
+from joulesweep.train.trainer import Place, Start, Stop, Trainer, read_counters
 
 ROOMS_AHEAD = 16  # epochs whose weights have their memory before the window; a training of more may well end early
 
@@ -116,7 +117,7 @@ def train(
     measurement = {"total_window_s": meter.window_s, "num_passes": num_passes, "energy": meter.rows(), "span": span}
     measurement |= {"cpu_s": cpu_s, "startup_s": startup_s, "peak_memory": peaks.peak()}
     read_counters(phases)
-    measurement |= {"phases": adaptive.described(trainer, phases), "num_steps": trainer.num_steps}
+    measurement |= {"phases": choosing.described(trainer, phases), "num_steps": trainer.num_steps}
     measurement |= {"products": trainer.products, "attention": attention(trainer.core.model)}
     measurement["num_compilations_in_window"] = num_compilations
     for name in ("num_skipped_steps", *COUNTED):
@@ -170,8 +171,8 @@ def _begin(trainer: Trainer, epoch: int) -> None:
     elif trainer.selector.due(epoch):
         trainer.open_phase("rating", epoch)
         try:
-            chosen = adaptive.choose(trainer, epoch)
-        except adaptive.Diverged as error:
+            chosen = choosing.choose(trainer, epoch)
+        except choosing.Diverged as error:
             raise Stop("diverged", str(error)) from None
         trainer.close_epoch()
         trainer.open_phase("training", epoch, **chosen)

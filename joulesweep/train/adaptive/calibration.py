@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from joulesweep.adaptive_cost import Rates
+from joulesweep.train.adaptive.cost import Rates
 
 if TYPE_CHECKING:
-    from joulesweep.trainer import Place, Trainer
+    from joulesweep.train.trainer import Place, Trainer
 
 
 def calibrate(trainer: Trainer, deepest: str) -> Rates:

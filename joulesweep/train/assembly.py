@@ -12,17 +12,19 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from joulesweep import adaptive, data, fit, labels, methods
+from joulesweep import methods
 from joulesweep.axes import engine, precision, strategy
 from joulesweep.core.errors import UserError
 from joulesweep.core.spec import RunSpec
-from joulesweep.corpus import Corpus, load, split
-from joulesweep.kahan import KahanAdamW
 from joulesweep.nets import flops, onednn
 from joulesweep.nets.anatomy import num_embeddings, num_positions, stacks
 from joulesweep.nets.build import build
 from joulesweep.nets.language_model import LanguageModel, Unfit
-from joulesweep.trainer import Place, Stop, Trainer, layout, wrapped
+from joulesweep.train import data, fit, labels
+from joulesweep.train.adaptive import choosing
+from joulesweep.train.corpus import Corpus, load, split
+from joulesweep.train.kahan import KahanAdamW
+from joulesweep.train.trainer import Place, Stop, Trainer, layout, wrapped
 
 #: PyTorch's kernels of attention.
 KERNELS = ("flash", "mem_efficient", "cudnn", "math")
@@ -114,7 +116,7 @@ def assemble(spec: RunSpec, model_folder: Path, tokens: Path, place: Place) -> T
         products=products,
     )
     try:
-        trainer.selector = adaptive.selector(trainer)
+        trainer.selector = choosing.selector(trainer)
     except ValueError as error:
         raise Stop("unsupported", str(error)) from None
     return trainer

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 
 from joulesweep.core.work import COUNTED
-from joulesweep.corpus import Corpus, offsets_of, texts_and_positions
-from joulesweep.labels import Labelled
 from joulesweep.nets.language_model import IGNORED
-from joulesweep.packing import pack, round_up
+from joulesweep.train.corpus import Corpus, offsets_of, texts_and_positions
+from joulesweep.train.labels import Labelled
+from joulesweep.train.packing import pack, round_up
 
 CHOSEN_MULTIPLE = 16  # of predicted positions, at least
 

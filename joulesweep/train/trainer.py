@@ -12,14 +12,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from joulesweep import adaptive_cost, ahead, data, labels
 from joulesweep.axes import engine, strategy
 from joulesweep.core.spec import RunSpec
 from joulesweep.core.work import COUNTED
-from joulesweep.corpus import Corpus
-from joulesweep.memory import copy_weights, load_weights
 from joulesweep.nets.anatomy import stacks
 from joulesweep.nets.language_model import LanguageModel
+from joulesweep.train import ahead, data, labels
+from joulesweep.train.adaptive import cost
+from joulesweep.train.corpus import Corpus
+from joulesweep.train.memory import copy_weights, load_weights
 
 
 class Stop(Exception):  # noqa: N818 - an outcome, not an error
@@ -87,7 +88,7 @@ class Trainer:
         selector: of a method that chooses tensors while it trains, else None.
         phases: of the training, in order: spans in which the same tensors trained or were rated. Each is a row of the
             record: kind "training" or "rating", the epoch that it began with, num_steps, the counts of
-            `work.COUNTED`, and what `adaptive.choose` said of its choice. Until `read_counters` also `taken`.
+            `work.COUNTED`, and what `choosing.choose` said of its choice. Until `read_counters` also `taken`.
         began_s: when the present phase began, on the monotonic clock, and since when weights were copied the later.
         graphed: replays the step, with an engine that captures it.
         losses: loss of every step on this rank's share, kept on the device until the window has closed.
@@ -105,7 +106,7 @@ class Trainer:
     work: dict[str, Any]
     facts: dict[str, Any] = field(default_factory=dict)
     products: dict[str, Any] = field(default_factory=dict)
-    selector: adaptive_cost.Selector | None = None
+    selector: cost.Selector | None = None
     phases: list[dict[str, Any]] = field(default_factory=list)
     graphed: engine.GraphedStep | None = None
     losses: list[torch.Tensor] = field(default_factory=list)

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from joulesweep.core.errors import UserError
-from joulesweep.seeds import generator
+from joulesweep.train.seeds import generator
 
 
 @dataclass(frozen=True, kw_only=True)

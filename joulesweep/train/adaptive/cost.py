@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from joulesweep.nets import flops, products
-from joulesweep.selection import Choice, floor, select
+from joulesweep.train.adaptive.knapsack import Choice, floor, select
 
 if TYPE_CHECKING:
     from joulesweep.nets.language_model import LanguageModel

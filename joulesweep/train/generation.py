@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 
-from joulesweep import seeds
 from joulesweep.axes import precision, strategy
 from joulesweep.core import late_imports
 from joulesweep.core.spec import RunSpec
-from joulesweep.corpus import Corpus
-from joulesweep.memory import Weights, load_weights
-from joulesweep.trainer import Trainer
+from joulesweep.train import seeds
+from joulesweep.train.corpus import Corpus
+from joulesweep.train.memory import Weights, load_weights
+from joulesweep.train.trainer import Trainer
 
 BATCH = 16  #: texts that a rank writes at a time
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from joulesweep.memory import local
+from joulesweep.train.memory import local
 
 MOST = 2**24  #: numbers of the weights that are updated together: what is computed of them in float32 takes memory
 

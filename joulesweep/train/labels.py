@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
-from joulesweep.corpus import Corpus
 from joulesweep.nets.language_model import IGNORED
-from joulesweep.seeds import generator
+from joulesweep.train.corpus import Corpus
+from joulesweep.train.seeds import generator
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,12 +22,12 @@ from typing import Any
 
 import torch
 
-from joulesweep import data, labels, memory
 from joulesweep.core.errors import UserError
 from joulesweep.core.places import PACKAGE
-from joulesweep.corpus import Corpus
 from joulesweep.nets.anatomy import stacks
 from joulesweep.nets.language_model import MASK_FORMS, LanguageModel, Unfit, attributes_kept
+from joulesweep.train import data, labels, memory
+from joulesweep.train.corpus import Corpus
 
 TORCH = Path(torch.__file__).parent
 AGREE = 2e-5  #: of the largest hidden state: what different sizes of a batch may change

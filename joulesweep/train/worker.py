@@ -1,7 +1,7 @@
-"""The process of one rank: `python -m joulesweep.worker JOB`. Starts fast, trains, ends fast.
+"""The process of one rank: `python -m joulesweep.train.worker JOB`. Starts fast, trains, ends fast.
 
 Python's cycle collector walks every object of torch and transformers several times while they are imported, and once
-more at exit: 2.6 of 7.6 s of a short run. So it is off until the model stands (`train.train` turns it on again for
+more at exit: 2.6 of 7.6 s of a short run. So it is off until the model stands (`loop.train` turns it on again for
 the training), and at the end everything is declared permanent.
 """
 
@@ -16,7 +16,7 @@ from joulesweep.core import processes
 
 
 def main() -> int:
-    """Carry out the job file named on the command line; the exit code is that of `train.main`, or 1 for a bug.
+    """Carry out the job file named on the command line; the exit code is that of `loop.main`, or 1 for a bug.
 
     A rank that stops or fails leaves at once. Its peers wait for it in a collective until it is gone, and an orderly
     end may take for ever when its GPU or its connections are in no order.
@@ -24,9 +24,9 @@ def main() -> int:
     processes.die_with_parent()  # before the seconds of imports: torchrun's ranks lead process groups of their own
     gc.disable()
     try:
-        from joulesweep import train
+        from joulesweep.train import loop
 
-        code = train.main(sys.argv)
+        code = loop.main(sys.argv)
     except Exception:
         traceback.print_exc()
         code = 1
