@@ -22,9 +22,10 @@ from typing import IO, Any
 
 from benchmarks.gpu_common import CERTIFICATE, OK, Job, NotTried, measured_spec
 from benchmarks.gpu_contest import COMPILED, WAYS
-from joulesweep import digest, launch
+from joulesweep import digest
 from joulesweep.core import places, processes
 from joulesweep.core.spec import RunSpec, from_mapping, full
+from joulesweep.launch import launcher
 from joulesweep.measure import certificate
 from joulesweep.measure.devices import Board
 from joulesweep.measure.sensors import BoardSensor
@@ -90,7 +91,7 @@ def launch_one(job: Job, spec: RunSpec, folder: Path) -> dict[str, Any]:
     exclusive = "gpu" if job.accelerator == "cuda" else "none"
     paths = {"model_folder": job.pack.model(spec.model), "tokens": job.pack.tokens(spec.dataset)}
     log = folder / "run.log"
-    return launch.launch(
+    return launcher.launch(
         spec, digest.run_digest(spec), **paths, folder=folder, log=log, exclusive=exclusive, with_snakemake=False
     )
 

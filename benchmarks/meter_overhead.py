@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from joulesweep.launch import launch
+from joulesweep.launch.launcher import launch
 from joulesweep.measure import devices
 from joulesweep.measure.machine import cpu_model
 from joulesweep.runs.identity import run_id

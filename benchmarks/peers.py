@@ -33,9 +33,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.peer_assets import MODELS, REPOSITORY, Assets, prepare
-from joulesweep import launch
 from joulesweep.core import files
 from joulesweep.core.spec import RunSpec, from_mapping, full
+from joulesweep.launch import launcher
 from joulesweep.measure import devices
 from joulesweep.measure.devices import Board
 from joulesweep.measure.machine import cpu_model, resolve_accelerator, version
@@ -166,7 +166,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
         "model": f"{args.model}: {MODELS[args.model].about}",
         "dataset": base.dataset,
         "whole_epochs": args.max_steps is None,
-        "allocator_settings": {} if args.plain_environment else launch.ALLOCATOR,
+        "allocator_settings": {} if args.plain_environment else launcher.ALLOCATOR,
         "spec": {key: value for key, value in full(base).items() if key not in UNTOLD},
         "measure": "cpu" if accelerator == "cpu" else "wall",
         "contestants": summarise(kept, "samples_per_cpu_s" if accelerator == "cpu" else "samples_per_s"),
@@ -218,8 +218,8 @@ def base_spec(args: argparse.Namespace, assets: Assets, accelerator: str) -> Run
 
 def shared_environment(spec: RunSpec, boards: Sequence[Board], plain: bool) -> dict[str, str]:
     """The environment of every process: that of a sweep's runs, or that without its allocator settings."""
-    environ = launch.child_environment(spec.threads_per_device, boards)
-    return {name: value for name, value in environ.items() if not (plain and name in launch.ALLOCATOR)}
+    environ = launcher.child_environment(spec.threads_per_device, boards)
+    return {name: value for name, value in environ.items() if not (plain and name in launcher.ALLOCATOR)}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,9 +25,10 @@ from typing import Any
 
 from benchmarks.peer_assets import MODELS, prepare
 from benchmarks.peers import CACHE, PACKED, base_spec, machine
-from joulesweep import floors, launch
+from joulesweep import floors
 from joulesweep.core import files
 from joulesweep.core.spec import from_mapping, full
+from joulesweep.launch import launcher
 
 #: What an operator is counted under, by the beginning of its name; the first that fits.
 GROUPS = {
@@ -53,9 +54,9 @@ def main() -> None:
     parser.add_argument("--assets", type=Path, default=CACHE, help="folder of fetched models and texts")
     parser.add_argument("--json", type=Path, help="where the result goes")
     args = parser.parse_args()
-    if any(os.environ.get(name) != value for name, value in launch.ALLOCATOR.items()):
+    if any(os.environ.get(name) != value for name, value in launcher.ALLOCATOR.items()):
         command = [sys.executable, "-m", "benchmarks.profile_step", *sys.argv[1:]]
-        os.execve(sys.executable, command, launch.child_environment(1, []))
+        os.execve(sys.executable, command, launcher.child_environment(1, []))
     report = profiled(args)
     print(table(report))
     if args.json:

@@ -25,7 +25,7 @@ from typing import Any
 
 from joulesweep.config import load
 from joulesweep.core.spec import RunSpec, full
-from joulesweep.launch import child_environment
+from joulesweep.launch.launcher import child_environment
 from joulesweep.measure.machine import cpu_model
 from joulesweep.workflow import Sweep
 
@@ -91,7 +91,7 @@ def measure(folder: Path, repeats: int) -> dict[str, Any]:
 
 
 def _jobs(folder: Path) -> dict[str, Path]:
-    """Job files as `joulesweep.launch` writes them: a tiny random model and, where it was fetched, the default one."""
+    """Job files as `joulesweep.launch.launcher` writes them: a tiny random model and, where it was fetched, the default one."""
     import tiny_run
 
     assets = tiny_run.assets(folder)

@@ -20,10 +20,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from joulesweep import __version__, appraise, blocks, digest, launch, lease, readings
+from joulesweep import __version__, appraise, blocks, digest, readings
 from joulesweep.blocks import FAST_S, SLOW_S, Load, Subject
 from joulesweep.core import bounded, files, processes
 from joulesweep.core.errors import UserError, one_of
+from joulesweep.launch import launcher, lease
 from joulesweep.measure import certificate, devices, machine, sensors
 from joulesweep.measure.devices import Board
 from joulesweep.measure.trace import Trace
@@ -338,7 +339,7 @@ class Child:
         boards, threads = ([], len(os.sched_getaffinity(0))) if board is None else ([board], 1)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "joulesweep.load", "cpu" if board is None else "cuda"],
-            env=launch.child_environment(threads, boards),
+            env=launcher.child_environment(threads, boards),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,

@@ -15,9 +15,9 @@ from joulesweep.core.files import write_text
 from joulesweep.core.spec import RunSpec
 from joulesweep.fetched import references
 from joulesweep.grid import dataset_key, expand, manifest, model_key
-from joulesweep.launch import RunFailed, launch
+from joulesweep.launch.launcher import RunFailed, launch
+from joulesweep.launch.progress import end_line
 from joulesweep.measure.certificate import BUDGET_S, FOLDER
-from joulesweep.progress import end_line
 from joulesweep.runs.record import STATUSES, brief
 
 

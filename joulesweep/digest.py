@@ -21,7 +21,7 @@ from joulesweep.definitions import Definition
 #: Tables of which only the run's own row counts: the spec's field that names it.
 TABLES = {"ENGINES": "engine", "PRECISIONS": "precision", "STRATEGIES": "strategy"}
 #: Where a run begins: in its parent. The processes that this one starts are found from there.
-RUN = ("joulesweep.launch", "launch")
+RUN = ("joulesweep.launch.launcher", "launch")
 
 
 def run_digest(spec: RunSpec) -> str:

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from joulesweep import lease
+from joulesweep.launch import lease
 from joulesweep.measure import devices, machine, sensors
 from joulesweep.measure.window import NO_COUNTER
 from joulesweep.reference import cpu_estimate

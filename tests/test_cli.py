@@ -10,10 +10,11 @@ import pytest
 import tiny_run
 import yaml
 
-from joulesweep import cli, config, lease
+from joulesweep import cli, config
 from joulesweep.core import files
 from joulesweep.grid import dataset_key, dataset_source, expand, model_key, model_source
-from joulesweep.launch import RunFailed
+from joulesweep.launch import lease
+from joulesweep.launch.launcher import RunFailed
 from joulesweep.runs import record
 
 

@@ -12,7 +12,8 @@ from typing import Any
 import fake_meters
 import pytest
 
-from joulesweep import cli, doctor, lease
+from joulesweep import cli, doctor
+from joulesweep.launch import lease
 from joulesweep.measure import devices, sensors
 
 

@@ -18,12 +18,13 @@ import pytest
 import tiny_run
 from patience import PATIENCE_S, wait_for
 
-from joulesweep import grid, launch, lease, provenance, workflow
+from joulesweep import grid, provenance, workflow
 from joulesweep.config import validate
 from joulesweep.core import bounded, files, processes
 from joulesweep.core.errors import UserError
 from joulesweep.core.spec import full, strip
-from joulesweep.launch import RunFailed
+from joulesweep.launch import launcher, lease
+from joulesweep.launch.launcher import RunFailed
 from joulesweep.measure import devices, measurement
 from joulesweep.measure.devices import Board
 from joulesweep.measure.sensors import BoardSensor
@@ -69,7 +70,7 @@ def start(assets, tmp_path):
         spec = tiny_run.spec(**changes)
         folder = tmp_path / run_id(spec)
         paths = {"model_folder": assets.model_folder, "tokens": assets.tokens, "log": folder / "run.log"}
-        return launch.launch(spec, "c0de", **paths, folder=folder, exclusive=exclusive), folder
+        return launcher.launch(spec, "c0de", **paths, folder=folder, exclusive=exclusive), folder
 
     return start
 
@@ -83,7 +84,7 @@ def script(monkeypatch):
             code = f"import json, os, sys, time, pathlib; work = pathlib.Path({str(work)!r})"
             return [sys.executable, "-c", "\n".join([code, *lines])]
 
-        monkeypatch.setattr(launch, "_command", command)
+        monkeypatch.setattr(launcher, "_command", command)
 
     return use
 
@@ -230,12 +231,12 @@ def ends_after_its_result(monkeypatch, tmp_path):
         found = [path for path in tmp_path.rglob("rank0.json") if path.read_text().endswith("}")]
         return 1e9 + time.monotonic() if found else 0.0
 
-    monkeypatch.setattr(launch, "time", SimpleNamespace(monotonic=now_s, sleep=time.sleep))
+    monkeypatch.setattr(launcher, "time", SimpleNamespace(monotonic=now_s, sleep=time.sleep))
 
 
 @pytest.mark.parametrize("end", ["time.sleep(600)", "sys.exit(1)", "os.abort()"])
 def test_a_result_counts_however_its_process_ends(start, script, monkeypatch, ends_after_its_result, end):
-    monkeypatch.setattr(launch.measurement, "combine", lambda ranks: {**ranks[0], "status": "unsupported"})
+    monkeypatch.setattr(launcher.measurement, "combine", lambda ranks: {**ranks[0], "status": "unsupported"})
     script("(work / 'rank0.json').write_text(json.dumps({'status': 'ok', 'reason': 'stands for numbers'}))", end)
     found, _ = start(timeout_s=3)
     assert (found["status"], found["reason"]) == ("unsupported", "stands for numbers")
@@ -244,7 +245,7 @@ def test_a_result_counts_however_its_process_ends(start, script, monkeypatch, en
 @pytest.mark.parametrize(("counts", "end", "status"), [((5, 6), 9, "oom"), ((5, 5), 9, None), ((5, 6), 11, None)])
 def test_a_killed_process_ran_out_of_memory_if_the_kernel_says_so(start, script, monkeypatch, counts, end, status):
     left = iter(counts)
-    monkeypatch.setattr(launch.process, "oom_kills", lambda: next(left))
+    monkeypatch.setattr(launcher.process, "oom_kills", lambda: next(left))
     script(f"os.kill(os.getpid(), {end})")
     if status:
         assert start()[0]["status"] == status
@@ -356,8 +357,8 @@ def test_a_process_that_is_gone_has_no_parent():
 
 def test_one_rank_is_one_process_and_several_are_torchruns():
     work = Path("work")
-    assert launch._command(1, work) == [sys.executable, "-m", "joulesweep.train.worker", "work/job.json"]
-    command = launch._command(2, work)
+    assert launcher._command(1, work) == [sys.executable, "-m", "joulesweep.train.worker", "work/job.json"]
+    command = launcher._command(2, work)
     assert command[1:3] == ["-m", "torch.distributed.run"]
     assert command[command.index("--nproc-per-node") + 1] == "2"
     assert command[-3:] == ["-m", "joulesweep.train.worker", "work/job.json"]
@@ -376,7 +377,7 @@ def test_the_environment_makes_runs_equal_and_keeps_them_off_the_network(start, 
 
 
 def test_the_measuring_parent_imports_no_torch():
-    code = "import sys, joulesweep.launch; print('torch' in sys.modules, 'zeus' in sys.modules)"
+    code = "import sys, joulesweep.launch.launcher; print('torch' in sys.modules, 'zeus' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tiny_run.REPOSITORY, capture_output=True, text=True, check=True
     )
@@ -482,11 +483,11 @@ def test_boards_that_config_or_batch_system_withhold_are_the_users_to_mend(
 def test_snakemakes_silent_cap_is_refused(changes, exclusive, num_gpus, needed):
     spec = tiny_run.spec(**changes)
     if needed is None:
-        launch.check_granted(spec, exclusive, num_gpus)
+        launcher.check_granted(spec, exclusive, num_gpus)
         return
     said = f"{run_id(spec)} needs {needed} GPUs, Snakemake grants {num_gpus}: use --resources gpu={needed}"
     with pytest.raises(UserError) as caught:
-        launch.check_granted(spec, exclusive, num_gpus)
+        launcher.check_granted(spec, exclusive, num_gpus)
     assert str(caught.value) == said
 
 
@@ -531,13 +532,13 @@ def test_what_a_run_holds_is_let_go_also_when_it_fails(
 ):
     boards(3)
     script("sys.exit(7)")
-    seen, places, command = [], lease.folder(), launch._command
+    seen, places, command = [], lease.folder(), launcher._command
 
     def noted(num_ranks, work):
         seen.append((lock_files.held(places), json.loads((work / "job.json").read_text())["boards"]))
         return command(num_ranks, work)
 
-    monkeypatch.setattr(launch, "_command", noted)
+    monkeypatch.setattr(launcher, "_command", noted)
     open_before = len(list(Path("/proc/self/fd").iterdir()))
     with pytest.raises(RunFailed):
         start(exclusive, **changes)
@@ -634,11 +635,11 @@ def test_pinned_runs_choose_from_the_first_boards_alone(boards, monkeypatch, tmp
     def lease(candidates, *given):
         raise Asked([one.index for one in candidates])
 
-    monkeypatch.setattr(launch, "Lease", lease)
+    monkeypatch.setattr(launcher, "Lease", lease)
     paths = {name: tmp_path / name for name in ("model_folder", "tokens", "folder")}
     spec = tiny_run.spec(accelerator="cuda", **changes)
     with pytest.raises(Asked) as caught:
-        launch.launch(spec, "c0de", **paths, log=None, exclusive="gpu", pinned=pinned, with_snakemake=False)
+        launcher.launch(spec, "c0de", **paths, log=None, exclusive="gpu", pinned=pinned, with_snakemake=False)
     assert caught.value.args == (asked,)
 
 
@@ -693,7 +694,7 @@ def test_a_meter_that_hangs_stops_no_signal(start, script, hanging, monkeypatch,
 
 @pytest.mark.parametrize("cooldown_s", [0.0, 0.1])
 def test_a_meter_that_hangs_costs_readings_and_not_the_training(start, hanging, monkeypatch, cooldown_s):
-    monkeypatch.setattr(launch, "POLL_S", 0.01)
+    monkeypatch.setattr(launcher, "POLL_S", 0.01)
     found, _ = start("gpu", gpus=[0], cooldown_s=cooldown_s)
     assert found["status"] == "ok"
     (told,) = [row["text"] for row in found["measurement"]["flags"] if row["flag"] == "trace_stopped"]
@@ -710,7 +711,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, "tests")
 import tiny_run
-from joulesweep import launch; from joulesweep.core import bounded
+from joulesweep.launch import launcher as launch; from joulesweep.core import bounded
 folder, bounded.LIMIT_S = Path(sys.argv[1]), 0.5
 work = "print('works', flush=True); import time; time.sleep(600)"
 launch._command = lambda num_ranks, place: [sys.executable, "-c", work, str(place)]

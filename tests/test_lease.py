@@ -15,10 +15,10 @@ import pytest
 import tiny_run
 from patience import PATIENCE_S, wait_for
 
-from joulesweep import lease
 from joulesweep.core import processes
 from joulesweep.core.errors import UserError
-from joulesweep.lease import Lease
+from joulesweep.launch import lease
+from joulesweep.launch.lease import Lease
 from joulesweep.measure.devices import Board
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left")
@@ -110,7 +110,7 @@ def started():
 CONTENDER = """
 import random, sys, time
 from pathlib import Path
-from joulesweep import lease
+from joulesweep.launch import lease
 from joulesweep.measure.devices import Board
 lease.POLL_S = 0.001
 folder, needed, total = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
@@ -252,7 +252,7 @@ def test_a_run_of_two_boards_gets_them_between_two_streams_of_small_runs():
 #: Waits for board 0, and says so.
 WAITER = """
 import sys
-from joulesweep import lease
+from joulesweep.launch import lease
 from joulesweep.measure.devices import Board
 lease.POLL_S = 0.001
 board = Board(index=0, uuid="GPU-0", name="", memory_bytes=None, has_counter=True, mig=False)
@@ -331,7 +331,7 @@ def test_a_lease_that_ends_by_an_error_gives_everything_back():
 HOLDER = """
 import sys, time
 from joulesweep.measure.devices import Board
-from joulesweep.lease import Lease
+from joulesweep.launch.lease import Lease
 board = Board(index=0, uuid="GPU-0", name="", memory_bytes=None, has_counter=True, mig=False)
 with Lease([board], 1, sys.argv[1], lambda: None):
     print("held", flush=True)
@@ -440,7 +440,7 @@ def test_locks_are_open_to_all_users_of_the_machine(locks):
 OTHER_USER = """
 import os, sys, tempfile, random
 from joulesweep.measure.devices import Board
-from joulesweep.lease import Lease
+from joulesweep.launch.lease import Lease
 os.setgroups([]); os.setresgid(*[int(sys.argv[1])] * 3); os.setresuid(*[int(sys.argv[1])] * 3)
 board = Board(index=0, uuid="GPU-0", name="", memory_bytes=None, has_counter=True, mig=False)
 def wanted(): raise SystemExit("taken")

@@ -15,9 +15,9 @@ from gradients import assert_near, gradients_of
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
-from joulesweep import launch, lease
 from joulesweep.core.errors import UserError
 from joulesweep.fetched import references
+from joulesweep.launch import launcher, lease
 from joulesweep.measure import devices
 from joulesweep.nets import flops
 from joulesweep.nets.build import build
@@ -908,7 +908,7 @@ def launched(assets, tmp_path, monkeypatch):
         spec = tiny_run.spec(**{"task": TASK_OF[kind], "max_target_length": 8, "lr": 2e-2, **changes})
         folder, on = tmp_path / run_id(spec), assets(kind)
         paths = {"model_folder": on.model_folder, "tokens": on.tokens, "folder": folder, "log": None}
-        found = launch.launch(spec, "c0de", references=references(spec, texts), with_snakemake=False, **paths)
+        found = launcher.launch(spec, "c0de", references=references(spec, texts), with_snakemake=False, **paths)
         assert found["status"] == "ok", found["reason"]
         return [json.loads(line) for line in (folder / "summaries.jsonl").read_text(encoding="utf-8").splitlines()]
 

@@ -25,7 +25,7 @@ from joulesweep.core import bounded, files, processes
 from joulesweep.core.errors import UserError
 from joulesweep.core.places import ROOT
 from joulesweep.core.spec import RunSpec, full
-from joulesweep.lease import Lease
+from joulesweep.launch.lease import Lease
 from joulesweep.measure import conditions, devices, machine, measurement, sensors
 from joulesweep.measure.devices import Board
 from joulesweep.measure.trace import Trace
