@@ -12,7 +12,7 @@ from snakemake.utils import min_version
 min_version("9.17")
 
 from joulesweep import charts, columns, digest
-from joulesweep.workflow import (
+from joulesweep.plan.sweep import (
     READ,
     anchors_folder,
     input_folder,

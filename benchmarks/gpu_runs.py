@@ -22,13 +22,13 @@ from typing import IO, Any
 
 from benchmarks.gpu_common import CERTIFICATE, OK, Job, NotTried, measured_spec
 from benchmarks.gpu_contest import COMPILED, WAYS
-from joulesweep import digest
 from joulesweep.core import places, processes
 from joulesweep.core.spec import RunSpec, from_mapping, full
 from joulesweep.launch import launcher
 from joulesweep.measure import certificate
 from joulesweep.measure.devices import Board
 from joulesweep.measure.sensors import BoardSensor
+from joulesweep.plan import staleness
 
 Piece = dict[str, Any]
 GRAPH = {"batching": "packed", "head": "masked", "engine": "graph"}
@@ -92,7 +92,7 @@ def launch_one(job: Job, spec: RunSpec, folder: Path) -> dict[str, Any]:
     paths = {"model_folder": job.pack.model(spec.model), "tokens": job.pack.tokens(spec.dataset)}
     log = folder / "run.log"
     return launcher.launch(
-        spec, digest.run_digest(spec), **paths, folder=folder, log=log, exclusive=exclusive, with_snakemake=False
+        spec, staleness.run_digest(spec), **paths, folder=folder, log=log, exclusive=exclusive, with_snakemake=False
     )
 
 

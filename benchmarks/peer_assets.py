@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from joulesweep import config, grid, pretrained, texts, tokens
-from joulesweep.config import DatasetConfig, ModelConfig, WheelSource
+from joulesweep import pretrained, texts, tokens
 from joulesweep.core import files
+from joulesweep.plan import config, grid
+from joulesweep.plan.config import DatasetConfig, ModelConfig, WheelSource
 
 REPOSITORY = Path(__file__).parent.parent
 DEFAULT = config.load(REPOSITORY / "config" / "config.yaml")

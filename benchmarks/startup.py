@@ -23,11 +23,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from joulesweep.config import load
 from joulesweep.core.spec import RunSpec, full
 from joulesweep.launch.launcher import child_environment
 from joulesweep.measure.machine import cpu_model
-from joulesweep.workflow import Sweep
+from joulesweep.plan.config import load
+from joulesweep.plan.sweep import Sweep
 
 ROOT = Path(__file__).parent.parent
 PLAIN = (

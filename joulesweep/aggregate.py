@@ -65,7 +65,7 @@ def aggregate(
     whose trace or summaries cannot be read the numbers of its record stay, with a flag.
 
     Args:
-        grid: the manifest, as `joulesweep.grid.manifest` makes it.
+        grid: the manifest, as `joulesweep.plan.grid.manifest` makes it.
         runs_folder: holds one folder per run.
         anchors_folder: holds one folder per later day, with one folder per run that was measured again.
         lost: called with each file of a run that is corrupt or foreign.

@@ -11,12 +11,13 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from joulesweep import __version__, certified_counter, certified_power, digest
+from joulesweep import __version__, certified_counter, certified_power
 from joulesweep.blocks import BLOCKS
 from joulesweep.certified_power import IDLE_S, told_w
 from joulesweep.measure import settling, verdict
 from joulesweep.measure.certificate import FAILS, FORMAT, HOLDS, NOT_TRIED, VERSION, judge, worst
 from joulesweep.measure.trace import MAX_LOST
+from joulesweep.plan import staleness
 from joulesweep.readings import Block, Channel, Readings
 from joulesweep.replay import Found, joined, update_s
 
@@ -80,7 +81,7 @@ def certificate(found: Readings) -> Found:
     made = {
         "format": FORMAT,
         "version": VERSION,
-        "code": {"joulesweep": __version__, "digest": digest.code_digest(__name__, "certificate")},
+        "code": {"joulesweep": __version__, "digest": staleness.code_digest(__name__, "certificate")},
         **{key: header[key] for key in ("made", "host", "device", "name", "identity", "budget_s")},
         "took_s": max((block.end_s for block in found.blocks.values()), default=0.0),
         "complete": list(found.blocks) == list(BLOCKS),

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from joulesweep import __version__, appraise, blocks, digest, readings
+from joulesweep import __version__, appraise, blocks, readings
 from joulesweep.blocks import FAST_S, SLOW_S, Load, Subject
 from joulesweep.core import bounded, files, processes
 from joulesweep.core.errors import UserError, one_of
@@ -30,6 +30,7 @@ from joulesweep.measure.devices import Board
 from joulesweep.measure.trace import Trace
 from joulesweep.measure.watch import Watch
 from joulesweep.measure.window import MIG, NO_COUNTER, Meter
+from joulesweep.plan import staleness
 
 START_S = 120.0  # to import torch and to wake a board
 NUM_CALLS = 5
@@ -215,7 +216,7 @@ def _header(device: str, name: str, identity: dict[str, Any], counters: list[dic
             "platform": platform.platform(),
             "python": platform.python_version(),
             "in_container": sensors.in_container(),
-            "code": {"joulesweep": __version__, "digest": digest.code_digest(__name__, "certify")},
+            "code": {"joulesweep": __version__, "digest": staleness.code_digest(__name__, "certify")},
             "versions": {package: machine.version(package) for package in VERSIONED},
         },
         "devices": counters,

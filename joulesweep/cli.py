@@ -8,16 +8,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from joulesweep import config as config_module
-from joulesweep import digest, doctor
+from joulesweep import doctor
 from joulesweep.core.errors import UserError, one_of
 from joulesweep.core.files import write_text
 from joulesweep.core.spec import RunSpec
 from joulesweep.fetched import references
-from joulesweep.grid import dataset_key, expand, manifest, model_key
 from joulesweep.launch.launcher import RunFailed, launch
 from joulesweep.launch.progress import end_line
 from joulesweep.measure.certificate import BUDGET_S, FOLDER
+from joulesweep.plan import config as config_module
+from joulesweep.plan import staleness
+from joulesweep.plan.grid import dataset_key, expand, manifest, model_key
 from joulesweep.runs.record import STATUSES, brief
 
 
@@ -106,7 +107,7 @@ def _run(args: argparse.Namespace) -> int:
         measure = config.measure.resolved(spec.accelerator)
         record = launch(
             spec,
-            digest.run_digest(spec),
+            staleness.run_digest(spec),
             **paths,
             folder=folder,
             log=None,
@@ -125,13 +126,14 @@ def _run(args: argparse.Namespace) -> int:
 
 def _rerun(args: argparse.Namespace) -> int:
     """Take up again the runs of the present grid that ended with one of the statuses."""
-    from joulesweep import rerun, workflow  # Snakemake's own modules, which no other command needs
+    from joulesweep import rerun
+    from joulesweep.plan.sweep import Sweep  # Snakemake's own modules, which no other command needs
 
     for status in args.status:
         if status not in STATUSES:
             raise UserError(f"{one_of('status', status, STATUSES)}; runs without a record, snakemake takes up itself")
     rerun.check(args.arguments)
-    sweep = workflow.Sweep(*config_module.located(args.configfile))
+    sweep = Sweep(*config_module.located(args.configfile))
     found = rerun.ended(sweep, args.status)
     if not found:
         missing = rerun.num_missing(sweep)
@@ -148,12 +150,12 @@ def _rerun(args: argparse.Namespace) -> int:
 
 def _accept(args: argparse.Namespace) -> int:
     """Let finished runs count as measured by today's code."""
-    from joulesweep import workflow  # Snakemake's own modules, which few other commands need
+    from joulesweep.plan.sweep import Sweep, counted  # Snakemake's own modules, which few other commands need
     from joulesweep.runs import record
 
     if not args.reason.strip():
         raise UserError("--reason: say why the change alters no number; records and report cite it")
-    sweep = workflow.Sweep(*config_module.located(args.configfile))
+    sweep = Sweep(*config_module.located(args.configfile))
     outdated = sweep.outdated()
     for run in args.run_ids:
         if run not in outdated:
@@ -163,12 +165,12 @@ def _accept(args: argparse.Namespace) -> int:
         print(f"{args.configfile}: no finished run was measured by other code than today's")
         return 0
     for run, row in chosen.items():
-        today = digest.run_digest(sweep.spec(run))
+        today = staleness.run_digest(sweep.spec(run))
         print(f"{run} · {row['status']} · {row['code_digest']} to {today}")
         if not args.dry_run:
             record.accept(sweep.record_path(run), today, args.reason.strip())
     kept = "would be kept" if args.dry_run else "kept"
-    print(f"{workflow.counted(list(chosen.values()))} {kept}")
+    print(f"{counted(list(chosen.values()))} {kept}")
     return 0
 
 

@@ -12,10 +12,10 @@ from collections.abc import Collection, Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from joulesweep.config import TASKS, HubSource, ModelConfig, RandomSource
 from joulesweep.core.errors import UserError, brief_repr
 from joulesweep.core.files import sha256_of
-from joulesweep.grid import model_source
+from joulesweep.plan.config import TASKS, HubSource, ModelConfig, RandomSource
+from joulesweep.plan.grid import model_source
 from joulesweep.sources import AnySource, copy_files, describe, nearest
 from joulesweep.tokens import load_tokenizer, vocabulary_size
 

@@ -17,8 +17,8 @@ import yaml
 
 from joulesweep.core import processes
 from joulesweep.core.errors import UserError
+from joulesweep.plan.sweep import Sweep
 from joulesweep.runs import record
-from joulesweep.workflow import Sweep
 
 #: What tells Snakemake how many jobs at once; without any of them it is told the cores of this machine.
 HOW_MANY = re.compile(r"--(cores|jobs|profile|workflow-profile|executor)\b|-[cje]")

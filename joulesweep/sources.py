@@ -14,9 +14,9 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from joulesweep.config import HubDataSource, HubSource, LocalSource, RandomSource, Section, WheelSource
 from joulesweep.core.errors import UserError
 from joulesweep.core.files import sha256_of
+from joulesweep.plan.config import HubDataSource, HubSource, LocalSource, RandomSource, Section, WheelSource
 
 #: What a data set on the hub may consist of; never code.
 DATA_FILES = ("*.parquet", "*.arrow", "*.jsonl", "*.json", "*.csv", "*.tsv", "*.txt", "*.gz", "*.zst", "README.md")

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from joulesweep import readers
-from joulesweep.config import DatasetConfig, HubDataSource, LocalSource, WheelSource
 from joulesweep.core.errors import UserError
 from joulesweep.core.files import sha256_of
-from joulesweep.grid import dataset_source, text_source
+from joulesweep.plan.config import DatasetConfig, HubDataSource, LocalSource, WheelSource
+from joulesweep.plan.grid import dataset_source, text_source
 from joulesweep.readers import Fields, InputFile, Row, Snapshot
 from joulesweep.sources import DATA_FILES, describe, hub_snapshot, matches, unpack_wheel
 

@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 
 from joulesweep import sources, texts
-from joulesweep.config import DatasetConfig
 from joulesweep.core import files
+from joulesweep.plan.config import DatasetConfig
 from scripts import run_script
 
 

@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 
 from joulesweep import pretrained, sources
-from joulesweep.config import ModelConfig
 from joulesweep.core import files
+from joulesweep.plan.config import ModelConfig
 from scripts import note_versions, run_script
 
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import polars as pl
 
-from joulesweep import config, grid
 from joulesweep.core import files, spec
 from joulesweep.core.work import UNITS
+from joulesweep.plan import config, grid
 from joulesweep.runs import record
 from joulesweep.tables import Tables
 

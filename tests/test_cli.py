@@ -10,11 +10,12 @@ import pytest
 import tiny_run
 import yaml
 
-from joulesweep import cli, config
+from joulesweep import cli
 from joulesweep.core import files
-from joulesweep.grid import dataset_key, dataset_source, expand, model_key, model_source
 from joulesweep.launch import lease
 from joulesweep.launch.launcher import RunFailed
+from joulesweep.plan import config
+from joulesweep.plan.grid import dataset_key, dataset_source, expand, model_key, model_source
 from joulesweep.runs import record
 
 

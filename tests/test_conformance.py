@@ -24,7 +24,7 @@ import torch
 from joulesweep import methods
 from joulesweep.axes.precision import PRECISIONS, Precision
 from joulesweep.axes.strategy import STRATEGIES
-from joulesweep.config import BATCHINGS, HEADS
+from joulesweep.plan.config import BATCHINGS, HEADS
 
 GOLDEN = tiny_run.REPOSITORY / "tests" / "golden" / "losses.json"
 LOSS_SCALE = 2.0**16  # GradScaler's first

@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from joulesweep.config import Energy
 from joulesweep.core.errors import UserError
+from joulesweep.plan.config import Energy
 from joulesweep.reference import footprint as module
 from joulesweep.reference.footprint import INTENSITY_FILE, described, footprint, intensities
 

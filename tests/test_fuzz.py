@@ -27,9 +27,10 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from joulesweep import config, grid, texts
+from joulesweep import texts
 from joulesweep.aggregate import aggregate
 from joulesweep.core.errors import UserError
+from joulesweep.plan import config, grid
 from joulesweep.pretrained import fetch_model
 
 WHOLE = os.environ.get("JOULESWEEP_FUZZ") == "whole"

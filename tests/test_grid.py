@@ -9,12 +9,12 @@ import sys
 import pytest
 import tiny_run
 
-from joulesweep import grid
-from joulesweep.config import DatasetConfig, validate
 from joulesweep.core.errors import UserError
 from joulesweep.measure import machine
+from joulesweep.plan import grid
+from joulesweep.plan.config import DatasetConfig, validate
+from joulesweep.plan.strict import Place
 from joulesweep.runs.identity import run_id
-from joulesweep.strict import Place
 
 
 def expand(**changes):
@@ -347,7 +347,7 @@ def test_a_model_from_elsewhere_is_another_folder():
 def test_expanding_ten_thousand_runs_imports_nothing_heavy():
     """The seconds it takes are the subject of benchmarks/expand.py."""
     code = (
-        "import sys; from benchmarks.expand import config; from joulesweep.grid import expand\n"
+        "import sys; from benchmarks.expand import config; from joulesweep.plan.grid import expand\n"
         "runs = expand(config()).runs\n"
         "heavy = ('torch', 'polars', 'altair', 'datasets', 'transformers', 'snakemake', 'zeus', 'pandas', 'numpy')\n"
         "print(len(runs), *[name for name in heavy if name in sys.modules])"

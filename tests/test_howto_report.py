@@ -49,7 +49,7 @@ class Copy:
 
     def digests(self):
         scripts = ("grid", "fetch_model", "fetch_dataset", "tokenise", "train", "aggregate", "charts", "report")
-        code = f"from joulesweep.digest import code_digest\nfor one in {scripts}: print(code_digest('scripts.' + one))"
+        code = f"from joulesweep.plan.staleness import code_digest\nfor one in {scripts}: print(code_digest('scripts.' + one))"
         return dict(zip(scripts, self.python("-c", code).split(), strict=True))
 
     def report(self):

@@ -43,7 +43,13 @@ def test_a_whole_training_imports_torch_transformers_and_zeus_and_nothing_of_the
         "from joulesweep.train import loop as train; assert train.main(sys.argv) == 0",
         *("torch", "transformers", "zeus", "datasets", "polars", "altair", "snakemake"),
         *("scipy", "sklearn", "pandas", "pyarrow", "accelerate", "peft"),  # seconds of CPU that no training needs
-        *("joulesweep.config", "joulesweep.theme", "joulesweep.aggregate", "joulesweep.report", "joulesweep.workflow"),
+        *(
+            "joulesweep.plan.config",
+            "joulesweep.theme",
+            "joulesweep.aggregate",
+            "joulesweep.report",
+            "joulesweep.plan.sweep",
+        ),
         arguments=(str(tmp_path / "job.json"),),
     )
     assert [name for name in found if name != "zeus"] == ["torch", "transformers"]  # Zeus only where there is a meter
@@ -64,7 +70,7 @@ def test_reporting_imports_no_torch(module):
 
 def test_parsing_a_workflow_imports_nothing_heavy(tmp_path):
     code = (
-        "from joulesweep import charts, columns; from joulesweep.workflow import load; import os, pathlib, types\n"
+        "from joulesweep import charts, columns; from joulesweep.plan.sweep import load; import os, pathlib, types\n"
         "given = types.SimpleNamespace(configfiles=[pathlib.Path('config/config.yaml').absolute()], config_args=None)\n"
         f"os.chdir({str(tmp_path)!r})\n"
         "shown = types.SimpleNamespace(quiet=None, dryrun=False)\n"
@@ -75,7 +81,7 @@ def test_parsing_a_workflow_imports_nothing_heavy(tmp_path):
         "sweep.config_json(), sweep.finished(), [charts.caption(name) for name in charts.names()]"
     )
     heavy = ("torch", "transformers", "datasets", "polars", "altair", "zeus", "numpy", "pandas", "scipy")
-    assert imported(code, *heavy, "joulesweep.grid") == ["joulesweep.grid"]
+    assert imported(code, *heavy, "joulesweep.plan.grid") == ["joulesweep.plan.grid"]
 
 
 def test_checking_a_config_imports_nothing_heavy():

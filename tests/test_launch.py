@@ -18,8 +18,7 @@ import pytest
 import tiny_run
 from patience import PATIENCE_S, wait_for
 
-from joulesweep import grid, provenance, workflow
-from joulesweep.config import validate
+from joulesweep import provenance
 from joulesweep.core import bounded, files, processes
 from joulesweep.core.errors import UserError
 from joulesweep.core.spec import full, strip
@@ -28,6 +27,8 @@ from joulesweep.launch.launcher import RunFailed
 from joulesweep.measure import devices, measurement
 from joulesweep.measure.devices import Board
 from joulesweep.measure.sensors import BoardSensor
+from joulesweep.plan import grid, sweep
+from joulesweep.plan.config import validate
 from joulesweep.runs import record
 from joulesweep.runs.identity import run_id
 from joulesweep.train import loop
@@ -157,7 +158,7 @@ def started(assets, tmp_path):
     """Two endless ranks under `scripts.train`, a process of its own, in the midst of training; ended afterwards."""
     spec = tiny_run.spec(**ENDLESS, strategy="ddp", devices=2)
     folder, grid_file = tmp_path / run_id(spec), tmp_path / "grid.json"
-    files.write_json(grid_file, grid.manifest(workflow.Sweep(validate(tiny_run.config())).config))
+    files.write_json(grid_file, grid.manifest(sweep.Sweep(validate(tiny_run.config())).config))
     paths = {"model-folder": assets.model_folder, "tokens": assets.tokens, "grid": grid_file, "folder": folder}
     paths |= {"log": folder / "run.log", "texts": tmp_path / "texts.jsonl"}
     job = json.dumps({"spec": strip(spec), "code": "c0de"})
@@ -493,7 +494,7 @@ def test_snakemakes_silent_cap_is_refused(changes, exclusive, num_gpus, needed):
 
 @pytest.mark.parametrize("exclusive", ["gpu", "node", "none"])
 def test_whom_a_run_keeps_out_comes_from_its_grid(monkeypatch, tmp_path, exclusive, capsys):
-    config = workflow.Sweep(validate(tiny_run.config(measure={"exclusive": exclusive}))).config
+    config = sweep.Sweep(validate(tiny_run.config(measure={"exclusive": exclusive}))).config
     files.write_json(tmp_path / "grid.json", grid.manifest(config))
     given = []
 

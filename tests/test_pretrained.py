@@ -14,8 +14,8 @@ from safetensors.numpy import save_file
 from tiny import BERT_CONFIG, bert_model, bert_tokenizer, bert_weights
 
 from joulesweep import pretrained
-from joulesweep.config import ModelConfig
 from joulesweep.core.errors import UserError
+from joulesweep.plan.config import ModelConfig
 from joulesweep.pretrained import fetch_model
 
 ROOT = Path(__file__).parent.parent

@@ -8,10 +8,11 @@ import shutil
 import pytest
 import tiny_run
 
-from joulesweep import config, definitions, digest, readers, texts
+from joulesweep import readers, texts
 from joulesweep.core import places
 from joulesweep.core.errors import UserError
-from joulesweep.workflow import Sweep
+from joulesweep.plan import config, definitions, staleness
+from joulesweep.plan.sweep import Sweep
 
 FIELDS = {"needs_field": {"field": "text"}, "target": {"target": "t"}, "choices": {"choices": "c", "answer": "i"}}
 FILES = [name for name in readers.names() if readers.load(name).read is not None]
@@ -69,7 +70,7 @@ def test_a_change_of_a_reader_concerns_the_data_sets_of_its_format(tmp_path, mon
         monkeypatch.setattr(places, name, path)
 
     def codes():
-        for function in (definitions._module, definitions.encoded, digest.code_digest):
+        for function in (definitions._module, definitions.encoded, staleness.code_digest):
             function.cache_clear()
         return {name: sweep.dataset_code(key) for key, name in sweep._datasets.items()}
 

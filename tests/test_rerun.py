@@ -20,9 +20,11 @@ from checkout import Checkout
 from patience import PATIENCE_S
 from test_report import words
 
-from joulesweep import cli, digest, rerun, workflow
-from joulesweep.config import validate
+from joulesweep import cli, rerun
 from joulesweep.core import files
+from joulesweep.plan import staleness
+from joulesweep.plan.config import validate
+from joulesweep.plan.sweep import Sweep
 
 #: What becomes of the runs of each batch size; those of 8 go well.
 FAULTS = [
@@ -44,7 +46,7 @@ def sweep(in_empty_folder):
     """A config of four runs, two of which have a record: one ok, one timeout."""
     raw = tiny_run.config(grid__repeats=2, grid__batch_size=[8, 16])
     (in_empty_folder / "my.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
-    found = workflow.Sweep(validate(raw))
+    found = Sweep(validate(raw))
     for run, status in zip(found.runs, ("ok", "timeout"), strict=False):
         row = synthetic.ok_record(run, found.spec(run))
         write(found, row if status == "ok" else synthetic.failed(row, status, "stopped after 1 s"))
@@ -53,7 +55,7 @@ def sweep(in_empty_folder):
 
 def write(sweep, row, **changes):
     """Write a record as the code of today would."""
-    row = {**row, "code_digest": digest.run_digest(sweep.spec(row["run"])), **changes}
+    row = {**row, "code_digest": staleness.run_digest(sweep.spec(row["run"])), **changes}
     files.write_json(Path(path(sweep, row["run"])), row)
 
 

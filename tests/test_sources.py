@@ -8,8 +8,8 @@ import zipfile
 import pytest
 
 from joulesweep import sources, texts
-from joulesweep.config import DatasetConfig, HubSource, ModelConfig, WheelSource
 from joulesweep.core.errors import UserError
+from joulesweep.plan.config import DatasetConfig, HubSource, ModelConfig, WheelSource
 
 METADATA = "Metadata-Version: 2.1\nName: boxed\nVersion: 1.0\n"
 WHEEL = "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from joulesweep import texts
-from joulesweep.config import DatasetConfig
 from joulesweep.core.errors import UserError
+from joulesweep.plan.config import DatasetConfig
 
 ROOT = Path(__file__).parent.parent
 VIZWIZ = ROOT.parent / "shared" / "data" / "vizwiz" / "val.json"

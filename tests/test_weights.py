@@ -10,9 +10,9 @@ import tiny_run
 import torch
 from safetensors.torch import load_file, save_file
 
-from joulesweep.config import ModelConfig
 from joulesweep.core.errors import UserError
 from joulesweep.nets import build, weights
+from joulesweep.plan.config import ModelConfig
 from joulesweep.pretrained import fetch_model
 
 

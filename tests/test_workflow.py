@@ -150,9 +150,9 @@ def test_a_new_axis_at_its_omission_value_leaves_finished_runs_valid(sweep: Chec
             "    accelerator: str\n",
             '    accelerator: str\n    dropout: float = OMISSION["dropout"]\n',
         ),
-        ("joulesweep/grid.py", '    "batching",\n', '    "batching",\n    "dropout",\n'),
+        ("joulesweep/plan/grid.py", '    "batching",\n', '    "batching",\n    "dropout",\n'),
         (
-            "joulesweep/config.py",
+            "joulesweep/plan/config.py",
             "    batch_size: Annotated[list[Positive]",
             "    dropout: list[float] = [0.1]\n    batch_size: Annotated[list[Positive]",
         ),

@@ -9,11 +9,11 @@ from typing import Any
 
 from joulesweep.axes import engine
 from joulesweep.axes.strategy import STRATEGIES
-from joulesweep.config import DatasetConfig, ModelConfig, SweepConfig, full_method, is_method
 from joulesweep.core.spec import FIELDS, OMISSION, RunSpec, micro_batch, short_hash, strip_source
 from joulesweep.measure.machine import resolve_accelerator
+from joulesweep.plan.config import DatasetConfig, ModelConfig, SweepConfig, full_method, is_method
+from joulesweep.plan.strict import Place
 from joulesweep.runs.identity import cell_id, label, run_id
-from joulesweep.strict import Place
 
 #: The axes of the grid, slowest first; each names a field of RunSpec.
 AXES = (

@@ -20,21 +20,22 @@ from snakemake.settings.enums import Quietness
 from snakemake_interface_common.exceptions import WorkflowError
 from snakemake_interface_logger_plugins.common import LogEvent
 
-from joulesweep import config as config_module
-from joulesweep import digest, readers
-from joulesweep.config import LocalSource
+from joulesweep import readers
 from joulesweep.core.errors import UserError
 from joulesweep.core.files import read_json, sha256_of
 from joulesweep.core.quantities import one
 from joulesweep.core.spec import RunSpec, canonical, short_hash, strip
-from joulesweep.grid import ExpandedGrid, dataset_key, dataset_source, expand, model_key, model_source, text_source
 from joulesweep.measure import devices
 from joulesweep.measure.machine import resolve_accelerator
+from joulesweep.plan import config as config_module
+from joulesweep.plan import staleness
+from joulesweep.plan.config import LocalSource
+from joulesweep.plan.grid import ExpandedGrid, dataset_key, dataset_source, expand, model_key, model_source, text_source
+from joulesweep.plan.snakemake_lock import clear_dead_lock
+from joulesweep.plan.strict import Place
 from joulesweep.runs import record
 from joulesweep.runs.headline import headline
 from joulesweep.runs.identity import cell_id
-from joulesweep.snakemake_lock import clear_dead_lock
-from joulesweep.strict import Place
 
 #: What the analysis reads of a run.
 READ = ("record.json", "power.jsonl", "summaries.jsonl")
@@ -237,7 +238,7 @@ class Sweep:
     def dataset_code(self, key: str) -> str:
         """Digest of the code that fetches the texts of a key: of all readers, that of their format alone."""
         reader = readers.path(self.config.datasets[self._datasets[key]].format)
-        return digest.code_digest("scripts.fetch_dataset", "main", reader)
+        return staleness.code_digest("scripts.fetch_dataset", "main", reader)
 
     def local_files(self, section: str, key: str) -> list[str]:
         """The user's own files behind a model or a data set that are there: changing one fetches it again.
@@ -292,7 +293,7 @@ class Sweep:
 
     def _code(self, run: str) -> str:
         """Digest of today's code; where the run's record was accepted for it, of the code that measured the run."""
-        today = digest.run_digest(self.spec(run))
+        today = staleness.run_digest(self.spec(run))
         with contextlib.suppress(OSError):
             if b'"accepted"' in self.record_path(run).read_bytes():
                 row = self._record(run)
@@ -301,7 +302,9 @@ class Sweep:
 
     def outdated(self) -> dict[str, dict[str, Any]]:
         """Records that other code made than today's, and that were not accepted for it, by run in the grid's order."""
-        had = {run: self._record(run) for run in self.runs if not self._names(run, digest.run_digest(self.spec(run)))}
+        had = {
+            run: self._record(run) for run in self.runs if not self._names(run, staleness.run_digest(self.spec(run)))
+        }
         return {run: row for run, row in had.items() if row}
 
     def _names(self, run: str, code: str) -> bool:
@@ -350,7 +353,7 @@ class Sweep:
 
     def anchor_job(self, day: str, run: str) -> str:
         """An anchor's job: what was measured stays, whatever became of the code since."""
-        path, code = Path(self.folder, "anchors", day, run, "record.json"), digest.run_digest(self.spec(run))
+        path, code = Path(self.folder, "anchors", day, run, "record.json"), staleness.run_digest(self.spec(run))
         with contextlib.suppress(UserError, KeyError):
             code = read_json(path, "run record")["code_digest"]
         return self._job(run, code)
@@ -358,7 +361,9 @@ class Sweep:
     def current(self) -> dict[str, dict[str, Any]]:
         """The records that count as measured by the code of today, by run, in the grid's order."""
         had = {run: self._record(run) for run in self.runs}
-        return {run: row for run, row in had.items() if row and digest.run_digest(self.spec(run)) in record.codes(row)}
+        return {
+            run: row for run, row in had.items() if row and staleness.run_digest(self.spec(run)) in record.codes(row)
+        }
 
     def record_path(self, run: str) -> Path:
         """A run's record, there or not."""

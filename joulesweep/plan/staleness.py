@@ -2,7 +2,7 @@
 
 A digest covers the definitions that something uses, from where it begins and on through the package (see
 `definitions`): not their names or files, so moving and renaming them makes nothing stale. What counts for no run
-although runs use it says so beside it, with the reason. `python -m joulesweep.digest` lists what a run's digest covers,
+although runs use it says so beside it, with the reason. `python -m joulesweep.plan.staleness` lists what a run's digest covers,
 and what it leaves out.
 """
 
@@ -13,10 +13,11 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from joulesweep import definitions, methods
+from joulesweep import methods
 from joulesweep.core import places
 from joulesweep.core.spec import RunSpec
-from joulesweep.definitions import Definition
+from joulesweep.plan import definitions
+from joulesweep.plan.definitions import Definition
 
 #: Tables of which only the run's own row counts: the spec's field that names it.
 TABLES = {"ENGINES": "engine", "PRECISIONS": "precision", "STRATEGIES": "strategy"}

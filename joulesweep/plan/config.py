@@ -28,13 +28,14 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
-from joulesweep import methods, readers, strict
+from joulesweep import methods, readers
 from joulesweep.axes.engine import ENGINES
 from joulesweep.axes.precision import PRECISIONS
 from joulesweep.axes.strategy import STRATEGIES
 from joulesweep.core.errors import UserError, brief_repr, one_of
+from joulesweep.plan import strict
+from joulesweep.plan.strict import Location, Place
 from joulesweep.reference import footprint
-from joulesweep.strict import Location, Place
 
 BATCHINGS = ("dynamic", "fixed", "packed")
 HEADS = ("masked", "dense")
