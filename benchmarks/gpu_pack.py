@@ -173,7 +173,7 @@ def write_texts(path: Path, about: Texts) -> None:
     """
     import numpy as np
 
-    from joulesweep import tokens
+    from joulesweep.prepare import tokens
 
     draw = np.random.default_rng(0)
     num_words = about.vocab_size - len(SPECIAL)

@@ -12,13 +12,13 @@ from joulesweep import doctor
 from joulesweep.core.errors import UserError, one_of
 from joulesweep.core.files import write_text
 from joulesweep.core.spec import RunSpec
-from joulesweep.fetched import references
 from joulesweep.launch.launcher import RunFailed, launch
 from joulesweep.launch.progress import end_line
 from joulesweep.measure.certificate import BUDGET_S, FOLDER
 from joulesweep.plan import config as config_module
 from joulesweep.plan import staleness
 from joulesweep.plan.grid import dataset_key, expand, manifest, model_key
+from joulesweep.prepare.fetched import references
 from joulesweep.runs.record import STATUSES, brief
 
 

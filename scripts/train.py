@@ -9,9 +9,9 @@ from pathlib import Path
 
 from joulesweep.core.files import read_json
 from joulesweep.core.spec import from_mapping
-from joulesweep.fetched import references
 from joulesweep.launch.launcher import RunFailed, check_granted, launch
 from joulesweep.launch.progress import end_line, start_line
+from joulesweep.prepare.fetched import references
 from joulesweep.runs.identity import run_id
 from scripts import note_versions, run_script
 

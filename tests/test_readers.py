@@ -8,11 +8,12 @@ import shutil
 import pytest
 import tiny_run
 
-from joulesweep import readers, texts
+from joulesweep import readers
 from joulesweep.core import places
 from joulesweep.core.errors import UserError
 from joulesweep.plan import config, definitions, staleness
 from joulesweep.plan.sweep import Sweep
+from joulesweep.prepare import dataset
 
 FIELDS = {"needs_field": {"field": "text"}, "target": {"target": "t"}, "choices": {"choices": "c", "answer": "i"}}
 FILES = [name for name in readers.names() if readers.load(name).read is not None]
@@ -30,7 +31,7 @@ CONTENT = {
 def fetch(path, name, **keys):
     """The rows of a file in a format."""
     source = {"source": {"local": str(path)}, "format": name, **keys}
-    lines, _ = texts.fetch_dataset(config.DatasetConfig.model_validate(source))
+    lines, _ = dataset.fetch_dataset(config.DatasetConfig.model_validate(source))
     return [json.loads(line) for line in lines.splitlines()]
 
 

@@ -16,12 +16,12 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
 from joulesweep.core.errors import UserError
-from joulesweep.fetched import references
 from joulesweep.launch import launcher, lease
 from joulesweep.measure import devices
 from joulesweep.nets import flops
 from joulesweep.nets.build import build
 from joulesweep.nets.language_model import IGNORED, LanguageModel
+from joulesweep.prepare.fetched import references
 from joulesweep.runs.identity import run_id
 from joulesweep.train import assembly, data, generation, loop, scoring
 from joulesweep.train.corpus import load

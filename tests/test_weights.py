@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from joulesweep.core.errors import UserError
 from joulesweep.nets import build, weights
 from joulesweep.plan.config import ModelConfig
-from joulesweep.pretrained import fetch_model
+from joulesweep.prepare.model import fetch_model
 
 
 def without(*parts):

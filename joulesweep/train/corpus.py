@@ -95,7 +95,7 @@ class _Texts:
 def load(
     path: Path, max_length: int, task: str = "mlm", max_target_length: int = 64, start_id: int | None = None
 ) -> Corpus:
-    """Read a token file written by `joulesweep.tokens`.
+    """Read a token file written by `joulesweep.prepare.tokens`.
 
     Args:
         path: the `.safetensors` file; its description lies beside it as `.json`.

@@ -13,8 +13,8 @@ from joulesweep.core.errors import UserError
 from joulesweep.core.files import sha256_of
 from joulesweep.plan.config import DatasetConfig, HubDataSource, LocalSource, WheelSource
 from joulesweep.plan.grid import dataset_source, text_source
+from joulesweep.prepare.sources import DATA_FILES, describe, hub_snapshot, matches, unpack_wheel
 from joulesweep.readers import Fields, InputFile, Row, Snapshot
-from joulesweep.sources import DATA_FILES, describe, hub_snapshot, matches, unpack_wheel
 
 FORMAT = "joulesweep-dataset"
 VERSION = 1

@@ -14,7 +14,7 @@ import numpy as np
 
 from joulesweep.core.errors import UserError
 from joulesweep.core.spec import canonical
-from joulesweep.fetched import Text, read_texts
+from joulesweep.prepare.fetched import Text, read_texts
 
 FORMAT = "joulesweep-tokens"
 VERSION = 1

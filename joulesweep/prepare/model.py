@@ -16,8 +16,8 @@ from joulesweep.core.errors import UserError, brief_repr
 from joulesweep.core.files import sha256_of
 from joulesweep.plan.config import TASKS, HubSource, ModelConfig, RandomSource
 from joulesweep.plan.grid import model_source
-from joulesweep.sources import AnySource, copy_files, describe, nearest
-from joulesweep.tokens import load_tokenizer, vocabulary_size
+from joulesweep.prepare.sources import AnySource, copy_files, describe, nearest
+from joulesweep.prepare.tokens import load_tokenizer, vocabulary_size
 
 FORMAT = "joulesweep-model"
 VERSION = 1
