@@ -33,13 +33,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.peer_assets import MODELS, REPOSITORY, Assets, prepare
+from joulesweep.analyse.statistics import mean_interval, paired_ratio
 from joulesweep.core import files
 from joulesweep.core.spec import RunSpec, from_mapping, full
 from joulesweep.launch import launcher
 from joulesweep.measure import devices
 from joulesweep.measure.devices import Board
 from joulesweep.measure.machine import cpu_model, resolve_accelerator, version
-from joulesweep.stats import mean_interval, paired_ratio
 
 SHORTEST_S = 20.0  # of a window of ours
 FORMAT, VERSION = "joulesweep-peers", 1

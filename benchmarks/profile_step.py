@@ -25,7 +25,7 @@ from typing import Any
 
 from benchmarks.peer_assets import MODELS, prepare
 from benchmarks.peers import CACHE, PACKED, base_spec, machine
-from joulesweep import floors
+from joulesweep.analyse import roofline
 from joulesweep.core import files
 from joulesweep.core.spec import from_mapping, full
 from joulesweep.launch import launcher
@@ -91,7 +91,7 @@ def profiled(args: argparse.Namespace) -> dict[str, Any]:
     rows = profile.key_averages()
     shares, num_operators = grouped([(row.key, row.self_cpu_time_total, row.count) for row in rows])
     rate, bandwidth = _rate(torch), _bandwidth(torch)
-    useful = floors.totals([{**built.phases[-1], **built.work}])["useful_flops"] / len(batches)
+    useful = roofline.totals([{**built.phases[-1], **built.work}])["useful_flops"] / len(batches)
     table_size = max(parameter.numel() for parameter in built.core.parameters())
     whole = sum(parameter.numel() for parameter in built.core.parameters())
     return {
@@ -107,7 +107,7 @@ def profiled(args: argparse.Namespace) -> dict[str, Any]:
         "bytes_per_step": built.work["bytes_per_step"],
         "flops_per_s": rate,
         "bytes_per_s": bandwidth,
-        "floor_s": floors.floor_s(useful, built.work["bytes_per_step"], rate, bandwidth),
+        "floor_s": roofline.floor_s(useful, built.work["bytes_per_step"], rate, bandwidth),
         "products": built.products,
     }
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mkdocs.config.defaults import MkDocsConfig
     from mkdocs.structure.files import Files
 
-    from joulesweep.columns import Column
+    from joulesweep.analyse.columns import Column
 
 sys.path.insert(0, str(Path(__file__).parent))  # mkdocs loads a hook by its path alone
 import house
@@ -198,7 +198,7 @@ def _prose(text: str) -> str:
 
 def tables_page() -> str:
     """A section per table: each column with type, unit and meaning."""
-    from joulesweep.columns import ABOUT, TABLES
+    from joulesweep.analyse.columns import ABOUT, TABLES
 
     parts = []
     for name, columns in TABLES.items():

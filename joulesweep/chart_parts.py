@@ -8,8 +8,8 @@ import altair as alt
 import polars as pl
 
 from joulesweep import theme
-from joulesweep.cells import panels
-from joulesweep.tables import Tables
+from joulesweep.analyse.cells import panels
+from joulesweep.analyse.tables import Tables
 from joulesweep.theme import Chart, values
 
 NO_INTERVAL = "One repeat: no interval."

@@ -11,13 +11,13 @@ from typing import Any
 import polars as pl
 
 from joulesweep import words
-from joulesweep.columns import UNREADABLE
+from joulesweep.analyse.columns import UNREADABLE
+from joulesweep.analyse.tables import Tables
 from joulesweep.core import quantities
 from joulesweep.measure.certificate import HOST
 from joulesweep.reference import cpu_estimate
 from joulesweep.reference.footprint import Footprint
 from joulesweep.runs import record
-from joulesweep.tables import Tables
 
 KIND = ("energy_status", "energy_scope")
 MAX_NAMED = 8  # boards in one line

@@ -15,15 +15,16 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from joulesweep import charts, equalcost, provenance, published, words
-from joulesweep.answer import MARGIN, Answer, answers
-from joulesweep.columns import ROUGE
+from joulesweep import charts, provenance, words
+from joulesweep.analyse.columns import ROUGE
+from joulesweep.analyse.statistics import NO_DIFFERENCE, NO_INTERVAL, Difference, Ratio
+from joulesweep.analyse.studies import equal_cost, published
+from joulesweep.analyse.studies.equal_cost import EqualCost
+from joulesweep.analyse.studies.recommendation import MARGIN, Answer, answers
+from joulesweep.analyse.tables import Tables
 from joulesweep.core import quantities
 from joulesweep.core.spec import OMISSION
-from joulesweep.equalcost import EqualCost
 from joulesweep.reference.footprint import Footprint, described, footprint
-from joulesweep.stats import NO_DIFFERENCE, NO_INTERVAL, Difference, Ratio
-from joulesweep.tables import Tables
 
 MAX_TIES = 6  # names in one sentence
 TEMPLATES = Path(__file__).parent / "templates"
@@ -62,7 +63,7 @@ def build(grid: dict[str, Any], tables: Tables) -> str:
         cells=[[make(row) for _, _, make in columns] for row in tables.cells.iter_rows(named=True)],
         nets=tables.cells["net_energy_j_mean"].count() > 0,
         work=provenance.work(tables),
-        equal_costs=[_equal_cost(found) for found in equalcost.comparisons(tables)],
+        equal_costs=[_equal_cost(found) for found in equal_cost.comparisons(tables)],
         beside=[_beside(found) for found in published.beside(tables)],
         beside_source=published.source("greentrainer.csv"),
         faster=[_faster(found) for found in published.faster(tables)],

@@ -9,7 +9,7 @@ from typing import Any
 import altair as alt
 import polars as pl
 
-from joulesweep.tables import Tables
+from joulesweep.analyse.tables import Tables
 
 Chart = Any  # Altair has a type of its own for every composition of charts
 

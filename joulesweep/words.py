@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from joulesweep.analyse.statistics import NO_INTERVAL
 from joulesweep.core.quantities import one, scaled
-from joulesweep.stats import NO_INTERVAL
 
 Words = tuple[str, str]  # a number, and below it its interval or a remark
 

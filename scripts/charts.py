@@ -3,7 +3,8 @@
 import argparse
 from pathlib import Path
 
-from joulesweep import charts, tables
+from joulesweep import charts
+from joulesweep.analyse import tables
 from scripts import run_script
 
 

@@ -3,7 +3,8 @@
 import argparse
 from pathlib import Path
 
-from joulesweep import aggregate, report, tables
+from joulesweep import report
+from joulesweep.analyse import collect, tables
 from joulesweep.core import files
 from scripts import run_script
 
@@ -14,7 +15,7 @@ def main() -> None:
     parser.add_argument("--tables", type=Path, required=True, help="folder with the parquet files")
     parser.add_argument("--output", type=Path, required=True, help="the HTML file")
     arguments = parser.parse_args()
-    page = report.build(aggregate.read_grid(arguments.grid), tables.read(arguments.tables))
+    page = report.build(collect.read_grid(arguments.grid), tables.read(arguments.tables))
     files.write_text(arguments.output, page)
 
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import polars as pl
 
+from joulesweep.analyse.tables import Tables
 from joulesweep.core import files, spec
 from joulesweep.core.work import UNITS
 from joulesweep.plan import config, grid
 from joulesweep.runs import record
-from joulesweep.tables import Tables
 
 LOCAL = {"local": "some/folder"}
 #: Of a BERT with 2 layers, 128 wide, as `flops.described` would give it.

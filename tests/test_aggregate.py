@@ -10,10 +10,11 @@ import pytest
 import synthetic
 import yaml
 
-from joulesweep import columns, report, tables
-from joulesweep.aggregate import aggregate
+from joulesweep import report
+from joulesweep.analyse import columns, tables
+from joulesweep.analyse.collect import aggregate
+from joulesweep.analyse.statistics import paired_ratio
 from joulesweep.runs import record
-from joulesweep.stats import paired_ratio
 
 GAIN = Path(__file__).parent.parent / "config" / "gain.yaml"
 

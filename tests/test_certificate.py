@@ -9,7 +9,8 @@ import pytest
 import synthetic
 from test_report import words
 
-from joulesweep import aggregate, report
+from joulesweep import report
+from joulesweep.analyse import collect
 from joulesweep.measure import certificate, machine
 from joulesweep.measure.devices import Board
 
@@ -133,7 +134,7 @@ def cited(row, **changes):
 
 def made(tmp_path, change):
     sweep = synthetic.write_sweep(tmp_path, synthetic.raw_config(**synthetic.GPU_CONFIG), change)
-    return sweep[0], aggregate.aggregate(*sweep)
+    return sweep[0], collect.aggregate(*sweep)
 
 
 def test_the_tables_and_the_report_have_the_certificates(tmp_path):

@@ -10,8 +10,8 @@ import synthetic
 from test_charts import build, drawn, text_of
 
 from joulesweep import theme
+from joulesweep.analyse.epochs import with_joules
 from joulesweep.charts import loss, power, tensors
-from joulesweep.epochs import with_joules
 
 
 @pytest.fixture(scope="module")

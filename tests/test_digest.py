@@ -294,7 +294,9 @@ def test_a_module_that_is_renamed_or_moved_makes_nothing_stale(package):
     package.everywhere(r"(from joulesweep import .*)\bdata\b(, )?", r"from joulesweep.rooms import corpus as data\n\1")
     package.path("stats.py").rename(package.path("statistics_.py"))
     package.everywhere(r"from joulesweep\.stats import", "from joulesweep.statistics_ import")
-    package.everywhere(r"from joulesweep import stats\b", "from joulesweep import statistics_ as stats")
+    package.everywhere(
+        r"from joulesweep.analyse import statistics as stats\b", "from joulesweep import statistics_ as stats"
+    )
     package.path("worker.py").rename(package.path("rank.py"))
     package.everywhere(r"joulesweep\.worker", "joulesweep.rank")
     assert (package.digests(), package.analysis()) == before

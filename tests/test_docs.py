@@ -23,12 +23,13 @@ import tiny_run
 import yaml
 from pydantic import BaseModel
 
-from joulesweep import readers, tables
-from joulesweep.aggregate import aggregate
+from joulesweep import readers
+from joulesweep.analyse import tables
+from joulesweep.analyse.collect import aggregate
+from joulesweep.analyse.columns import TABLES
 from joulesweep.axes.engine import ENGINES
 from joulesweep.axes.precision import PRECISIONS, Precision
 from joulesweep.axes.strategy import STRATEGIES
-from joulesweep.columns import TABLES
 from joulesweep.plan import config
 from joulesweep.provenance import FLAGS
 from joulesweep.runs.record import STATUSES

@@ -6,9 +6,10 @@ import polars as pl
 import pytest
 import synthetic
 
-from joulesweep import charts, equalcost, report
-from joulesweep.aggregate import aggregate
-from joulesweep.answer import answers, compare
+from joulesweep import charts, report
+from joulesweep.analyse.collect import aggregate
+from joulesweep.analyse.studies import equal_cost
+from joulesweep.analyse.studies.recommendation import answers, compare
 
 WHY = "mean power × time is 3.3 × what the counter says"
 
@@ -76,7 +77,7 @@ def test_methods_with_doubtful_joules_are_compared_at_equal_time(tmp_path):
         return row
 
     _, found = build(tmp_path, change, axes=synthetic.METHODS)
-    comparisons = equalcost.comparisons(found)
+    comparisons = equal_cost.comparisons(found)
     assert comparisons and all(one.by == "elapsed_s" and WHY in one.unranked for one in comparisons)
 
 

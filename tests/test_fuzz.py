@@ -27,7 +27,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from joulesweep.aggregate import aggregate
+from joulesweep.analyse.collect import aggregate
 from joulesweep.core.errors import UserError
 from joulesweep.plan import config, grid
 from joulesweep.prepare import dataset

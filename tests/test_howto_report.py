@@ -12,7 +12,7 @@ import pytest
 import synthetic
 import tiny_run
 
-from joulesweep import aggregate, tables
+from joulesweep.analyse import collect, tables
 
 GUIDES = tiny_run.REPOSITORY / "docs" / "how-to" / "extend"
 
@@ -34,7 +34,7 @@ class Copy:
             shutil.copytree(source, self.folder / name, ignore=ignored)
         self.grid, runs = synthetic.write_sweep(folder / "sweep", synthetic.raw_config())
         self.sweep = folder / "sweep"
-        tables.write(aggregate.aggregate(self.grid, runs), self.sweep / "tables")
+        tables.write(collect.aggregate(self.grid, runs), self.sweep / "tables")
 
     def add(self, path, text):
         (self.folder / path).write_text(text, encoding="utf-8")

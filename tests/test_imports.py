@@ -46,7 +46,7 @@ def test_a_whole_training_imports_torch_transformers_and_zeus_and_nothing_of_the
         *(
             "joulesweep.plan.config",
             "joulesweep.theme",
-            "joulesweep.aggregate",
+            "joulesweep.analyse.collect",
             "joulesweep.report",
             "joulesweep.plan.sweep",
         ),
@@ -70,7 +70,7 @@ def test_reporting_imports_no_torch(module):
 
 def test_parsing_a_workflow_imports_nothing_heavy(tmp_path):
     code = (
-        "from joulesweep import charts, columns; from joulesweep.plan.sweep import load; import os, pathlib, types\n"
+        "from joulesweep import charts; from joulesweep.analyse import columns; from joulesweep.plan.sweep import load; import os, pathlib, types\n"
         "given = types.SimpleNamespace(configfiles=[pathlib.Path('config/config.yaml').absolute()], config_args=None)\n"
         f"os.chdir({str(tmp_path)!r})\n"
         "shown = types.SimpleNamespace(quiet=None, dryrun=False)\n"

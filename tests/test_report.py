@@ -10,8 +10,9 @@ import pytest
 import synthetic
 from patience import PATIENCE_S
 
-from joulesweep import aggregate, charts, report, tables
-from joulesweep.answer import answers
+from joulesweep import charts, report
+from joulesweep.analyse import collect, tables
+from joulesweep.analyse.studies.recommendation import answers
 
 CHROMIUM = shutil.which("chromium")
 FLAGS = [
@@ -33,7 +34,7 @@ FLAGS = [
 
 def build(tmp_path, change=lambda row: row, axes=None, **sections):
     grid, runs = synthetic.write_sweep(tmp_path, synthetic.raw_config(axes, **sections), change)
-    return grid, aggregate.aggregate(grid, runs)
+    return grid, collect.aggregate(grid, runs)
 
 
 def page_of(tmp_path, change=lambda row: row, axes=None, **sections):

@@ -9,8 +9,9 @@ import pytest
 import synthetic
 from test_report import build, words
 
-from joulesweep import columns, report, rouge
-from joulesweep.aggregate import aggregate
+from joulesweep import report
+from joulesweep.analyse import columns, rouge
+from joulesweep.analyse.collect import aggregate
 from joulesweep.core.errors import UserError
 
 

@@ -27,7 +27,7 @@ import tiny_run
 from checkout import Checkout
 from patience import PATIENCE_S, wait_for
 
-from joulesweep import rows as record_rows
+from joulesweep.analyse import run_rows as record_rows
 from joulesweep.core.spec import strip
 from joulesweep.runs.identity import run_id
 

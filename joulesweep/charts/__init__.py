@@ -20,7 +20,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from joulesweep.tables import Tables
+    from joulesweep.analyse.tables import Tables
     from joulesweep.theme import Chart
 
 LAST = 1000  # the place of a chart without one

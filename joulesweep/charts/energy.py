@@ -11,7 +11,8 @@ import altair as alt
 import polars as pl
 
 from joulesweep import theme
-from joulesweep.cells import finished
+from joulesweep.analyse.cells import finished
+from joulesweep.analyse.tables import Tables
 from joulesweep.chart_parts import (
     ENERGY,
     ESTIMATED_ENERGY,
@@ -22,7 +23,6 @@ from joulesweep.chart_parts import (
     renamed,
     some,
 )
-from joulesweep.tables import Tables
 from joulesweep.theme import Chart, empty, styled, tooltip
 
 TITLE = "Energy of a run"

@@ -12,9 +12,9 @@ import altair as alt
 import polars as pl
 
 from joulesweep import theme
-from joulesweep.cells import panels
-from joulesweep.epochs import GROUP, with_joules
-from joulesweep.tables import Tables
+from joulesweep.analyse.cells import panels
+from joulesweep.analyse.epochs import GROUP, with_joules
+from joulesweep.analyse.tables import Tables
 from joulesweep.theme import LOSS, Chart, empty, styled, tooltip, values
 
 TITLE = "Validation loss while training"

@@ -8,9 +8,9 @@ from __future__ import annotations
 import altair as alt
 import polars as pl
 
-from joulesweep.cells import finished
+from joulesweep.analyse.cells import finished
+from joulesweep.analyse.tables import Tables
 from joulesweep.chart_parts import NO_INTERVAL, by_batch_size, some
-from joulesweep.tables import Tables
 from joulesweep.theme import INK, Chart, empty, styled, tooltip
 
 PLACE = 50

@@ -13,9 +13,9 @@ import altair as alt
 import polars as pl
 
 from joulesweep import theme
-from joulesweep.cells import finished, front, panels, undoubted, unranked
+from joulesweep.analyse.cells import finished, front, panels, undoubted, unranked
+from joulesweep.analyse.tables import Tables
 from joulesweep.chart_parts import ENERGY, ESTIMATED_ENERGY, NO_INTERVAL, doubtful_note, joules_title
-from joulesweep.tables import Tables
 from joulesweep.theme import LOSS, Chart, empty, styled, tooltip, values
 
 TITLE = "Cost against quality"

@@ -10,9 +10,9 @@ import altair as alt
 import polars as pl
 
 from joulesweep import theme
-from joulesweep.cells import finished
+from joulesweep.analyse.cells import finished
+from joulesweep.analyse.tables import Tables
 from joulesweep.chart_parts import by_batch_size, some
-from joulesweep.tables import Tables
 from joulesweep.theme import Chart, empty, styled, tooltip
 
 PLACE = 30

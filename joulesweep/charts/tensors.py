@@ -13,8 +13,8 @@ import altair as alt
 import polars as pl
 
 from joulesweep import theme
+from joulesweep.analyse.tables import Tables
 from joulesweep.chart_parts import MAX_TRACES
-from joulesweep.tables import Tables
 from joulesweep.theme import Chart, empty, styled, tooltip, values
 
 TITLE = "Which tensors trained"

@@ -7,11 +7,11 @@ from typing import Any
 
 import polars as pl
 
-from joulesweep import rows
-from joulesweep.columns import ANCHORS, RUNS, UNREADABLE, named
+from joulesweep.analyse import run_rows
+from joulesweep.analyse.columns import ANCHORS, RUNS, UNREADABLE, named
+from joulesweep.analyse.tables import check, frame
 from joulesweep.core.errors import UserError
 from joulesweep.reference.footprint import Footprint
-from joulesweep.tables import check, frame
 
 FIRST = named(ANCHORS, "run name panel window_s energy_j")
 AGAIN = named(RUNS, "window_s energy_j total_energy_j energy_status energy_scope")
@@ -40,7 +40,7 @@ def tabulate(runs: pl.DataFrame, energy: dict[str, Any], factors: Footprint | No
 
 def _row(original: dict[str, Any], path: Path, energy: dict[str, Any], factors: Footprint | None) -> dict[str, Any]:
     try:
-        again, _ = rows.read(path, energy, factors)
+        again, _ = run_rows.read(path, energy, factors)
     except UserError:
         return {**{key: original[key] for key in FIRST}, "status": UNREADABLE}
     return _drift(original, again)

@@ -13,16 +13,16 @@ from typing import Any
 
 import polars as pl
 
-from joulesweep import anchors, cells, power, rouge, rows
-from joulesweep.columns import ANCHORS, RUNS, TABLES, UNREADABLE, named
+from joulesweep.analyse import cells, drift, power_traces, rouge, run_rows
+from joulesweep.analyse.columns import ANCHORS, RUNS, TABLES, UNREADABLE, named
+from joulesweep.analyse.run_rows import Rows
+from joulesweep.analyse.tables import Tables, combined, frame
 from joulesweep.core.errors import Corrupt, UserError
 from joulesweep.core.files import read_json
 from joulesweep.core.spec import OMISSION
 from joulesweep.reference.footprint import Footprint, footprint
-from joulesweep.rows import Rows
 from joulesweep.runs.headline import HOST_KINDS, READ
 from joulesweep.runs.identity import parameter_words
-from joulesweep.tables import Tables, combined, frame
 
 MISSING = "no record: not run yet, or it failed"
 #: The axes of how far a step goes.
@@ -95,8 +95,8 @@ def aggregate(
     return Tables(
         runs=runs,
         cells=cells.tabulate(runs, grid["config"]["grid"]),
-        power=power.tabulate(runs, traces),
-        anchors=anchors.tabulate(runs, energy, factors, anchors_folder) if anchors_folder else frame([], ANCHORS),
+        power=power_traces.tabulate(runs, traces),
+        anchors=drift.tabulate(runs, energy, factors, anchors_folder) if anchors_folder else frame([], ANCHORS),
         **{name: _tabulated(name, found, made) for name, made in beside.items()},
     )
 
@@ -125,7 +125,7 @@ def _read(
     if not path.exists():
         return {"status": "missing", "reason": MISSING}, {}
     try:
-        return rows.read(path, energy, factors)
+        return run_rows.read(path, energy, factors)
     except UserError as error:
         if isinstance(error, Corrupt):
             lost(error.path)
@@ -135,13 +135,13 @@ def _read(
 def _beside(folder: Path, row: dict[str, Any], lost: Callable[[Path], None]) -> dict[str, Any]:
     """What the files beside a record hold: columns of the runs table, and the trace as `power`."""
     found: dict[str, Any] = {}
-    for read in (rouge.columns, lambda folder: {"power": power.read(folder)}):
+    for read in (rouge.columns, lambda folder: {"power": power_traces.read(folder)}):
         try:
             found |= read(folder)
         except UserError as error:
             if isinstance(error, Corrupt):
                 lost(error.path)
-            rows.add_flag(row, "unreadable_file", str(error))
+            run_rows.add_flag(row, "unreadable_file", str(error))
     return found
 
 
@@ -180,7 +180,7 @@ def flag_shared_hosts(ok: list[dict[str, Any]], with_host_joules: Set[str]) -> N
 
 def _flag_shared(row: dict[str, Any], other: dict[str, Any]) -> None:
     text = f"{other['run']} was measured on {row['hostname']} at the same time; CPU and DRAM joules hold its share"
-    rows.add_flag(row, "shared_host", text)
+    run_rows.add_flag(row, "shared_host", text)
 
 
 def flag_unlike_boards(ok: list[dict[str, Any]]) -> None:
@@ -204,7 +204,7 @@ def flag_unlike_boards(ok: list[dict[str, Any]]) -> None:
             found[flag] = f"{min(values):g} to {max(values):g} {unit}" if apart else ""
         for row, (flag, text) in itertools.product(same, found.items()):
             if text:
-                rows.add_flag(row, flag, f"compared with others: {text}")
+                run_rows.add_flag(row, flag, f"compared with others: {text}")
 
 
 def _names(found: list[dict[str, Any]]) -> dict[tuple[str, str | None], dict[str, str]]:

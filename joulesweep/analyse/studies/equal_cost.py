@@ -16,10 +16,10 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from joulesweep.cells import by_method, doubtful, finished, method_words, unranked
-from joulesweep.epochs import with_joules
-from joulesweep.stats import NO_DIFFERENCE, NO_INTERVAL, Difference, mean_interval, paired_difference
-from joulesweep.tables import Tables
+from joulesweep.analyse.cells import by_method, doubtful, finished, method_words, unranked
+from joulesweep.analyse.epochs import with_joules
+from joulesweep.analyse.statistics import NO_DIFFERENCE, NO_INTERVAL, Difference, mean_interval, paired_difference
+from joulesweep.analyse.tables import Tables
 
 #: How a sentence says a verdict on the losses a - b.
 SHOWN = {"higher": "worse than", "lower": "better than"}

@@ -8,11 +8,11 @@ from typing import Any
 
 import polars as pl
 
-from joulesweep import columns, tables
+from joulesweep.analyse import columns, tables
+from joulesweep.analyse.statistics import Ratio, mean_interval, paired_ratio
 from joulesweep.core.spec import micro_batch
 from joulesweep.runs.headline import HOST_KINDS, joined
 from joulesweep.runs.identity import method_label, parameter_words
-from joulesweep.stats import Ratio, mean_interval, paired_ratio
 
 #: The axes that say how the same training is computed, beside strategy, devices and precision.
 LAYOUT = ("batching", "head", "engine", "micro_batch_size", "checkpoint_activations")

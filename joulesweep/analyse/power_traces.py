@@ -7,9 +7,9 @@ from pathlib import Path
 
 import polars as pl
 
-from joulesweep.columns import POWER
+from joulesweep.analyse.columns import POWER
+from joulesweep.analyse.tables import DTYPES, LARGEST, frame
 from joulesweep.core.errors import Corrupt
-from joulesweep.tables import DTYPES, LARGEST, frame
 
 FILE = "power.jsonl"
 SAMPLE = {key: DTYPES[POWER[key].dtype] for key in ("t_s", "device", "power_w")}

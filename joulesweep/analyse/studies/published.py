@@ -16,10 +16,10 @@ from typing import Any
 
 import polars as pl
 
-from joulesweep.cells import LAYOUT, by_method, finished, method_words, ratio_of, same_joules
+from joulesweep.analyse.cells import LAYOUT, by_method, finished, method_words, ratio_of, same_joules
+from joulesweep.analyse.statistics import Ratio
+from joulesweep.analyse.tables import Tables
 from joulesweep.core.places import RESOURCES
-from joulesweep.stats import Ratio
-from joulesweep.tables import Tables
 
 FOLDER = RESOURCES / "published"
 #: Parameters with which a method is the paper's; those that are not named here may be any.

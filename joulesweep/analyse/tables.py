@@ -15,7 +15,7 @@ from typing import Any
 
 import polars as pl
 
-from joulesweep.columns import ABOUT, FLAG, REAL, TABLES, TEXT, TEXTS, WHOLE, Column, Table
+from joulesweep.analyse.columns import ABOUT, FLAG, REAL, TABLES, TEXT, TEXTS, WHOLE, Column, Table
 from joulesweep.core.errors import UserError, brief_repr, one_of
 
 LARGEST = 1e300  # of all numbers: what is made from them is finite as well

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from joulesweep import floors
-from joulesweep.columns import DEVICES, EPOCHS, ESTIMATED, QUALITY, RUNS, SELECTIONS, named
+from joulesweep.analyse import roofline
+from joulesweep.analyse.columns import DEVICES, EPOCHS, ESTIMATED, QUALITY, RUNS, SELECTIONS, named
+from joulesweep.analyse.tables import check, combined
 from joulesweep.core import files
 from joulesweep.core.errors import Corrupt
 from joulesweep.core.spec import short_hash
@@ -18,7 +19,6 @@ from joulesweep.reference.cpu_estimate import Estimate
 from joulesweep.reference.footprint import Footprint
 from joulesweep.runs import record
 from joulesweep.runs.headline import by_epoch, estimated, headline, joined, scoped
-from joulesweep.tables import check, combined
 
 #: What the parts of a record say in the very words of the tables.
 RECORDED = named(RUNS, "status reason oom_bytes started finished code_digest")
@@ -113,7 +113,7 @@ def _measured(found: dict[str, Any], energy: dict[str, Any], factors: Footprint 
     measurement, accelerator = found["measurement"], found["spec"]["accelerator"]
     conditions = measurement["conditions"]
     guess = estimated(found, energy, measurement["cpu_s"], measurement["window_s"])
-    joules, work = headline(measurement["energy"], accelerator, conditions["exclusive"]), floors.columns(found)
+    joules, work = headline(measurement["energy"], accelerator, conditions["exclusive"]), roofline.columns(found)
     yield {key: measurement[key] for key in MEASURED}
     yield {key: measurement["peak_memory"][key.removeprefix("peak_")] for key in PEAKS}
     yield {key: found["quality"][key] for key in SCORED}
@@ -302,5 +302,5 @@ def _counted(phase: Mapping[str, Any], rating: Mapping[str, Any] | None) -> dict
         return {"counted_cost": None, "cost_reason": reason}
     mixed = [{**phase, "flop_coefficients": one["flop_coefficients"]} for one in (phase, rating)]
     # With what checkpointing computes again: the prediction has that too.
-    chosen, every = (floors.flops(one, USEFUL) + floors.recomputed(one, USEFUL) for one in mixed)
+    chosen, every = (roofline.flops(one, USEFUL) + roofline.recomputed(one, USEFUL) for one in mixed)
     return {"counted_cost": chosen / every, "cost_reason": None}

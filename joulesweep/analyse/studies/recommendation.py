@@ -13,9 +13,9 @@ from typing import Any
 
 import polars as pl
 
-from joulesweep.cells import doubtful, finished, panels, ratio_of, same_joules, undoubted, unranked
-from joulesweep.stats import NO_DIFFERENCE, Ratio
-from joulesweep.tables import Tables
+from joulesweep.analyse.cells import doubtful, finished, panels, ratio_of, same_joules, undoubted, unranked
+from joulesweep.analyse.statistics import NO_DIFFERENCE, Ratio
+from joulesweep.analyse.tables import Tables
 
 MARGIN = 0.01  # of the validation loss: what counts as "no worse"
 
