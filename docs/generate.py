@@ -318,7 +318,7 @@ def number_statuses() -> str:
 
 def flag_meanings() -> dict[str, str]:
     """What each flag means."""
-    from joulesweep.provenance import FLAGS
+    from joulesweep.report.evidence import FLAGS
 
     return dict(FLAGS)
 

@@ -13,8 +13,8 @@ from joulesweep.core import quantities
 from joulesweep.measure.certificate import FAILS, HOLDS, HOST, NOT_TRIED
 from joulesweep.readings import Block, Readings
 from joulesweep.replay import counted, power_of
-from joulesweep.report import embedded, template, vega
-from joulesweep.theme import COLOURS, INK, Chart, styled
+from joulesweep.report.page import embedded, template, vega
+from joulesweep.report.theme import COLOURS, INK, Chart, styled
 
 HEIGHT = 260  # of a chart, which is as wide as the page
 MOST_POINTS = 700  # of a line

@@ -31,7 +31,7 @@ from joulesweep.axes.engine import ENGINES
 from joulesweep.axes.precision import PRECISIONS, Precision
 from joulesweep.axes.strategy import STRATEGIES
 from joulesweep.plan import config
-from joulesweep.provenance import FLAGS
+from joulesweep.report.evidence import FLAGS
 from joulesweep.runs.record import STATUSES
 
 ROOT = tiny_run.REPOSITORY
@@ -46,7 +46,7 @@ YOURS = {
     "config/mine.yaml",
     "joulesweep/methods/biases.py",
     "joulesweep/readers/tsv.py",
-    "joulesweep/charts/startup.py",
+    "joulesweep/report/charts/startup.py",
 }
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INDENTED = re.compile(r"(?:^(?: {4}| {8})\S.*\n)+", re.MULTILINE)
@@ -289,7 +289,7 @@ def test_every_flag_that_is_raised_has_a_meaning_and_none_is_left_over():
     named = {
         node.value
         for module in house.modules()
-        if module not in ("joulesweep", "joulesweep.provenance")
+        if module not in ("joulesweep", "joulesweep.report.evidence")
         for node in strings_of(module.removeprefix("joulesweep."))
         if isinstance(node, ast.Constant)
     }

@@ -65,7 +65,7 @@ def copy(tmp_path):
 
 def test_a_chart_is_one_file(copy):
     before = copy.digests()
-    copy.add("joulesweep/charts/startup.py", example("chart.md"))
+    copy.add("joulesweep/report/charts/startup.py", example("chart.md"))
     stale = {name for name, value in copy.digests().items() if value != before[name]}
     assert stale == {"charts", "report"}
     listed = "import sys; from joulesweep import charts; print(*charts.names()); assert 'altair' not in sys.modules"
@@ -79,7 +79,7 @@ def test_a_chart_is_one_file(copy):
 
 
 def test_an_edited_chart_makes_charts_and_report_stale(copy):
-    path = copy.folder / "joulesweep/charts/tensors.py"
+    path = copy.folder / "joulesweep/report/charts/tensors.py"
     before = copy.digests()
     path.write_text(path.read_text(encoding="utf-8").replace("width=240", "width=250"), encoding="utf-8")
     assert {name for name, value in copy.digests().items() if value != before[name]} == {"charts", "report"}

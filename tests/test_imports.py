@@ -45,9 +45,9 @@ def test_a_whole_training_imports_torch_transformers_and_zeus_and_nothing_of_the
         *("scipy", "sklearn", "pandas", "pyarrow", "accelerate", "peft"),  # seconds of CPU that no training needs
         *(
             "joulesweep.plan.config",
-            "joulesweep.theme",
+            "joulesweep.report.theme",
             "joulesweep.analyse.collect",
-            "joulesweep.report",
+            "joulesweep.report.page",
             "joulesweep.plan.sweep",
         ),
         arguments=(str(tmp_path / "job.json"),),

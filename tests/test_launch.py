@@ -18,7 +18,6 @@ import pytest
 import tiny_run
 from patience import PATIENCE_S, wait_for
 
-from joulesweep import provenance
 from joulesweep.core import bounded, files, processes
 from joulesweep.core.errors import UserError
 from joulesweep.core.spec import full, strip
@@ -29,6 +28,7 @@ from joulesweep.measure.devices import Board
 from joulesweep.measure.sensors import BoardSensor
 from joulesweep.plan import grid, sweep
 from joulesweep.plan.config import validate
+from joulesweep.report import evidence
 from joulesweep.runs import record
 from joulesweep.runs.identity import run_id
 from joulesweep.train import loop
@@ -664,7 +664,7 @@ def test_weights_that_began_at_random_are_flagged(start, manifest, names):
     manifest(new_weights=names)
     flags = {row["flag"]: row["text"] for row in start()[0]["measurement"]["flags"]}
     assert flags.get("new_weights") == ("not in the model's files: a.weight, a.bias" if names else None)
-    assert "new_weights" in provenance.FLAGS
+    assert "new_weights" in evidence.FLAGS
 
 
 @pytest.fixture

@@ -9,8 +9,9 @@ import pytest
 import synthetic
 from test_report import words
 
-from joulesweep import provenance, report
 from joulesweep.analyse import collect, run_rows
+from joulesweep.report import evidence
+from joulesweep.report.page import build
 from joulesweep.runs import record
 
 CARBON = {"country": None, "g_per_kwh": 360.0, "source": "my contract, 2025"}
@@ -25,7 +26,7 @@ def sweep(tmp_path, change=synthetic.on_gpus, axes=None, energy=None):
 
 def page(tmp_path, change=synthetic.on_gpus, axes=None, energy=None):
     grid, runs = sweep(tmp_path, change, axes, energy)
-    return report.build(grid, collect.aggregate(grid, runs))
+    return build(grid, collect.aggregate(grid, runs))
 
 
 def shown(html):
@@ -137,7 +138,7 @@ def test_the_sweeps_own_cost_counts_every_pass(tmp_path):
     found = collect.aggregate(grid, runs)
     total_j = found.runs["total_energy_j"].sum()
     assert total_j > 1.5 * found.runs["energy_j"].sum()  # several passes each
-    text = shown(report.build(grid, found))
+    text = shown(build(grid, found))
     assert f"{total_j / 1e3:.0f} kJ (measured, scope gpu, 16 runs)" in text
     assert "8 finished runs lack joules." in text
 
@@ -161,7 +162,7 @@ def test_what_whole_runs_used_is_told_beside_their_windows(tmp_path):
     idle_j = (90.0 * synthetic.START_S * known["devices"]).sum()
     whole_j = known["total_energy_j"].sum() + idle_j
     assert known.height == 16
-    text = shown(report.build(grid, found))
+    text = shown(build(grid, found))
     assert f"finished runs used {whole_j / 1e3:.0f} kJ in 16 runs." in text
     read = [row for row in lacking.iter_rows(named=True) if row["total_energy_j"] is not None]
     assert len(read) == 8
@@ -178,7 +179,7 @@ def test_the_joules_of_a_machine_are_counted_once(tmp_path):
             for one in record.read(runs / run / "record.json")["measurement"]["energy"]
             if one["kind"] == "gpu"
         )
-        (line,) = provenance.own_cost(found, None)["lines"]
+        (line,) = evidence.own_cost(found, None)["lines"]
         scope = "gpu" if exclusive == "gpu" else "gpu+cpu"
         assert line.endswith(f"(measured, scope {scope}, 24 runs)")
         assert found.runs["total_energy_j"].sum() == pytest.approx(boards_j + factor)
@@ -208,7 +209,7 @@ def test_emissions_and_cost_only_when_asked_for(tmp_path):
 def test_emissions_of_estimates_are_marked(tmp_path):
     raw = synthetic.raw_config(energy={"estimate": True, "carbon": CARBON})
     grid, runs = synthetic.write_sweep(tmp_path, raw)
-    text = shown(report.build(grid, collect.aggregate(grid, runs)))
+    text = shown(build(grid, collect.aggregate(grid, runs)))
     assert re.search(r"CO2e of a run, of estimated joules ≈ [\d.]+ m?g estimated", text)
     assert "Estimated CO2e" in text and "CO2e of a run ≈" not in text
     assert "The joules hold no share for cooling: PUE multiplies emissions and cost only." in text
@@ -219,7 +220,7 @@ def drifted(tmp_path, *anchors):
     for day, factor, change in anchors:
         synthetic.write_anchors(written, tmp_path, day, 2, factor, change)
     grid, runs = written
-    return shown(report.build(grid, collect.aggregate(grid, runs, anchors_folder=tmp_path / "anchors")))
+    return shown(build(grid, collect.aggregate(grid, runs, anchors_folder=tmp_path / "anchors")))
 
 
 def test_drift_between_days(tmp_path):
@@ -263,7 +264,7 @@ def test_missing_joules_are_never_zero(tmp_path, change):
     """Neither in a table nor in the report."""
     grid, runs = sweep(tmp_path, change, energy=ASKED)
     found = collect.aggregate(grid, runs)
-    assert not ABSENCES.search(shown(report.build(grid, found)))
+    assert not ABSENCES.search(shown(build(grid, found)))
     for name, columns in (("runs", "energy_j net_energy_j total_energy_j co2e_g cost"), ("epochs", "energy_j")):
         values = getattr(found, name).select(columns.split())
         assert (values.fill_null(1.0).min_horizontal() > 0).all()
@@ -302,7 +303,7 @@ def test_repeats_that_ran_out_of_memory_have_one_short_reason(tmp_path):
         return synthetic.failed(row, "oom", said) if row["spec"]["batch_size"] == 64 else synthetic.on_gpus(row)
 
     grid, runs = sweep(tmp_path, change)
-    problems = provenance.problems(collect.aggregate(grid, runs).runs)
+    problems = evidence.problems(collect.aggregate(grid, runs).runs)
     assert len(problems) == 4 and {problem["repeats"] for problem in problems} == {"1, 2, 3"}
     short = OUT_OF_MEMORY.format("1.00", free[1], "").partition(" Process")[0]
     assert {problem["reasons"] for problem in problems} == {short}
@@ -317,4 +318,4 @@ def test_a_run_without_numbers_makes_no_environment_of_its_own(tmp_path):
     grid, runs = sweep(tmp_path, change)
     found = collect.aggregate(grid, runs)
     assert found.cells["panel"].unique().to_list() == [""]
-    assert {problem["panel"] for problem in provenance.problems(found.runs)} == {""}
+    assert {problem["panel"] for problem in evidence.problems(found.runs)} == {""}

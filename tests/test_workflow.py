@@ -165,7 +165,7 @@ def test_a_new_axis_at_its_omission_value_leaves_finished_runs_valid(sweep: Chec
 
 
 def test_an_edited_chart_redraws_and_trains_nothing(sweep: Checkout) -> None:
-    sweep.edit("joulesweep/charts/pareto.py", "def draw(", "def draw(_=1, *")
+    sweep.edit("joulesweep/report/charts/pareto.py", "def draw(", "def draw(_=1, *")
     assert set(sweep.planned()) == {"charts", "report", "all"}
 
 

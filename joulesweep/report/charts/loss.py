@@ -11,11 +11,11 @@ from collections.abc import Sequence
 import altair as alt
 import polars as pl
 
-from joulesweep import theme
 from joulesweep.analyse.cells import panels
 from joulesweep.analyse.epochs import GROUP, with_joules
 from joulesweep.analyse.tables import Tables
-from joulesweep.theme import LOSS, Chart, empty, styled, tooltip, values
+from joulesweep.report import theme
+from joulesweep.report.theme import LOSS, Chart, empty, styled, tooltip, values
 
 TITLE = "Validation loss while training"
 PLACE = 40

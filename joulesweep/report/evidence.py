@@ -10,13 +10,13 @@ from typing import Any
 
 import polars as pl
 
-from joulesweep import words
 from joulesweep.analyse.columns import UNREADABLE
 from joulesweep.analyse.tables import Tables
 from joulesweep.core import quantities
 from joulesweep.measure.certificate import HOST
 from joulesweep.reference import cpu_estimate
 from joulesweep.reference.footprint import Footprint
+from joulesweep.report import numbers
 from joulesweep.runs import record
 
 KIND = ("energy_status", "energy_scope")
@@ -324,11 +324,11 @@ def drift(anchors: pl.DataFrame) -> list[dict[str, Any]]:
     ]
 
 
-def _ratios(ratios: pl.Series) -> words.Words:
+def _ratios(ratios: pl.Series) -> numbers.Words:
     """The mean, and the single ratios where there are several."""
     known = ratios.drop_nulls().to_list()
     if not known:
-        return words.ABSENT
+        return numbers.ABSENT
     return f"{statistics.fmean(known):.3f}×", ", ".join(f"{one:.3f}" for one in known) if len(known) > 1 else ""
 
 

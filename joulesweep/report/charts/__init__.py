@@ -1,6 +1,6 @@
 """Charts of a sweep: one file per chart, found by its name.
 
-A chart is a module `joulesweep/charts/<name>.py` with
+A chart is a module `joulesweep/report/charts/<name>.py` with
 
 * a docstring, which is its caption in Snakemake's report;
 * `draw(tables)`: an Altair chart; `theme.empty` says why there is nothing to draw;
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from joulesweep.analyse.tables import Tables
-    from joulesweep.theme import Chart
+    from joulesweep.report.theme import Chart
 
 LAST = 1000  # the place of a chart without one
 
@@ -39,7 +39,7 @@ def caption(name: str) -> str:
 
 def load(name: str) -> ModuleType:
     """Import one chart's module."""
-    return importlib.import_module(f"joulesweep.charts.{name}")
+    return importlib.import_module(f"joulesweep.report.charts.{name}")
 
 
 def draw(name: str, tables: Tables) -> Chart:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import altair as alt
 import polars as pl
 
-from joulesweep import theme
 from joulesweep.analyse.cells import finished
 from joulesweep.analyse.tables import Tables
-from joulesweep.chart_parts import by_batch_size, some
-from joulesweep.theme import Chart, empty, styled, tooltip
+from joulesweep.report import theme
+from joulesweep.report.chart_parts import by_batch_size, some
+from joulesweep.report.theme import Chart, empty, styled, tooltip
 
 PLACE = 30
 

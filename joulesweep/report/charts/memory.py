@@ -10,8 +10,8 @@ import polars as pl
 
 from joulesweep.analyse.cells import finished
 from joulesweep.analyse.tables import Tables
-from joulesweep.chart_parts import NO_INTERVAL, by_batch_size, some
-from joulesweep.theme import INK, Chart, empty, styled, tooltip
+from joulesweep.report.chart_parts import NO_INTERVAL, by_batch_size, some
+from joulesweep.report.theme import INK, Chart, empty, styled, tooltip
 
 PLACE = 50
 GIB = 2**30

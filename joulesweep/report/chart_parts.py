@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import altair as alt
 import polars as pl
 
-from joulesweep import theme
 from joulesweep.analyse.cells import panels
 from joulesweep.analyse.tables import Tables
-from joulesweep.theme import Chart, values
+from joulesweep.report import theme
+from joulesweep.report.theme import Chart, values
 
 NO_INTERVAL = "One repeat: no interval."
 MAX_TRACES = 36  # configurations with a plot of their own: nobody looks at more

@@ -15,7 +15,6 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from joulesweep import charts, provenance, words
 from joulesweep.analyse.columns import ROUGE
 from joulesweep.analyse.statistics import NO_DIFFERENCE, NO_INTERVAL, Difference, Ratio
 from joulesweep.analyse.studies import equal_cost, published
@@ -25,10 +24,22 @@ from joulesweep.analyse.tables import Tables
 from joulesweep.core import quantities
 from joulesweep.core.spec import OMISSION
 from joulesweep.reference.footprint import Footprint, described, footprint
+from joulesweep.report import charts, evidence
+from joulesweep.report.numbers import (
+    ABSENT,
+    Words,
+    estimated_co2e,
+    estimated_joules,
+    interval,
+    joules,
+    percent,
+    points,
+    speedup,
+)
 
 MAX_TIES = 6  # names in one sentence
 TEMPLATES = Path(__file__).parent / "templates"
-Show = Callable[[dict[str, Any], str], words.Words]  # a row of the cells table and a quantity, as text
+Show = Callable[[dict[str, Any], str], Words]  # a row of the cells table and a quantity, as text
 Quality = tuple[str, str, Show]  # heading, quantity and how it is shown
 Cell = tuple[tuple[str, str], float | None, str]  # (number, interval), value to sort by, class
 
@@ -62,7 +73,7 @@ def build(grid: dict[str, Any], tables: Tables) -> str:
         headings=[(heading, kind) for heading, kind, _ in columns],
         cells=[[make(row) for _, _, make in columns] for row in tables.cells.iter_rows(named=True)],
         nets=tables.cells["net_energy_j_mean"].count() > 0,
-        work=provenance.work(tables),
+        work=evidence.work(tables),
         equal_costs=[_equal_cost(found) for found in equal_cost.comparisons(tables)],
         beside=[_beside(found) for found in published.beside(tables)],
         beside_source=published.source("greentrainer.csv"),
@@ -72,20 +83,20 @@ def build(grid: dict[str, Any], tables: Tables) -> str:
         selections=_selections(chosen),
         timed="time" in chosen["objective"],
         uncounted=sorted(set(chosen["cost_reason"].drop_nulls())),
-        problems=provenance.problems(tables.runs),
-        retries=provenance.retries(tables.runs),
+        problems=evidence.problems(tables.runs),
+        retries=evidence.retries(tables.runs),
         excluded=grid["excluded"],
-        flags=provenance.flags(tables.runs),
-        conditions=provenance.conditions(tables.runs),
-        own_cost=provenance.own_cost(tables, factors),
-        drift=provenance.drift(tables.anchors),
-        certificates=provenance.certificates(tables.devices),
-        environments=provenance.environments(tables.runs),
-        energy=provenance.energy(tables.runs),
+        flags=evidence.flags(tables.runs),
+        conditions=evidence.conditions(tables.runs),
+        own_cost=evidence.own_cost(tables, factors),
+        drift=evidence.drift(tables.anchors),
+        certificates=evidence.certificates(tables.devices),
+        environments=evidence.environments(tables.runs),
+        energy=evidence.energy(tables.runs),
         boards_read=tables.devices.filter(kind="gpu").drop_nulls("energy_j").height > 0,
         factors=described(factors) if factors else [],
-        estimates=provenance.estimates(grid, tables.runs),
-        code=provenance.code(tables.runs),
+        estimates=evidence.estimates(grid, tables.runs),
+        code=evidence.code(tables.runs),
         config=yaml.safe_dump(grid["config"], sort_keys=False, allow_unicode=True),
         bundle=vega(),
     )
@@ -122,12 +133,12 @@ def _memory_quantity(row: dict[str, Any]) -> str:
 
 def _qualities(tables: Tables) -> list[Quality]:
     """What is shown of quality beside the loss: the share of right tokens, and what else some cell has."""
-    number: Show = functools.partial(words.interval, unit="")
+    number: Show = functools.partial(interval, unit="")
     of_masks = set(tables.runs["task"]) <= {OMISSION["task"]}
     every: list[Quality] = [
         ("Masked accuracy" if of_masks else "Token accuracy", "masked_accuracy", number),
         ("Choice accuracy", "choice_accuracy", number),
-        *((f"ROUGE-{metric.removeprefix('rouge')}", metric, words.points) for metric in ROUGE),
+        *((f"ROUGE-{metric.removeprefix('rouge')}", metric, points) for metric in ROUGE),
     ]
     return [one for one in every if one[1] == "masked_accuracy" or tables.cells[f"{one[1]}_mean"].count()]
 
@@ -149,10 +160,10 @@ def _answer(answer: Answer, qualities: list[Quality], factors: Footprint | None)
         "num_ok": row["num_ok"],
         "flags": row["flags"],
         "tiles": [
-            ("Time of a run", words.interval(row, "window_s", "s"), ""),
+            ("Time of a run", interval(row, "window_s", "s"), ""),
             *_energy_tiles(row, factors),
-            (f"Peak memory, {_memory_place(row)}", words.interval(row, _memory_quantity(row), "B"), ""),
-            ("Validation loss", words.interval(row, "validation_loss", ""), ""),
+            (f"Peak memory, {_memory_place(row)}", interval(row, _memory_quantity(row), "B"), ""),
+            ("Validation loss", interval(row, "validation_loss", ""), ""),
             *(
                 (heading, show(row, quantity), "")
                 for heading, quantity, show in qualities
@@ -167,23 +178,23 @@ def _memory_place(row: dict[str, Any]) -> str:
     return "GPU" if _memory_quantity(row) == "peak_gpu_allocated_bytes" else "host"
 
 
-def _energy_tiles(row: dict[str, Any], factors: Footprint | None) -> list[tuple[str, words.Words, str]]:
+def _energy_tiles(row: dict[str, Any], factors: Footprint | None) -> list[tuple[str, Words, str]]:
     """Joules and what follows from them; estimated ones, if no joules were read, in tiles of their own look."""
     known = row["energy_j_mean"] is not None
     integrated = ", integrated" if known and row["energy_status"] == "integrated" else ""
     scope = f" ({row['energy_scope']})" if known else ""
-    tiles = [(f"Energy of a run{integrated}{scope}", words.joules(row), "")]
+    tiles = [(f"Energy of a run{integrated}{scope}", joules(row), "")]
     for label, quantity, unit in (
         ("Net of idle power", "net_energy_j", "J"),
         ("CO2e of a run", "co2e_g", "g"),
         ("Cost of a run", "cost", (factors.currency if factors else None) or ""),
     ):
         if row[f"{quantity}_mean"] is not None:
-            tiles.append((label, words.interval(row, quantity, unit), ""))
+            tiles.append((label, interval(row, quantity, unit), ""))
     if not known and row["estimated_energy_j"] is not None:
-        tiles.append(("Energy of a run, not ranked", words.estimated_joules(row), "estimated"))
+        tiles.append(("Energy of a run, not ranked", estimated_joules(row), "estimated"))
     if not known and row["estimated_co2e_g"] is not None:
-        tiles.append(("CO2e of a run, of estimated joules", words.estimated_co2e(row), "estimated"))
+        tiles.append(("CO2e of a run, of estimated joules", estimated_co2e(row), "estimated"))
     return tiles
 
 
@@ -194,13 +205,13 @@ def _columns(tables: Tables, qualities: list[Quality], factors: Footprint | None
     currency = (factors.currency if factors else None) or ""
 
     def number(quantity: str, unit: str) -> Any:  # noqa: ANN401 - a function
-        return lambda row: (words.interval(row, quantity, unit), row[f"{quantity}_mean"], "")
+        return lambda row: (interval(row, quantity, unit), row[f"{quantity}_mean"], "")
 
     def shown(quantity: str, show: Any) -> Any:  # noqa: ANN401 - functions
         return lambda row: (show(row, quantity), row[f"{quantity}_mean"], "")
 
     def energy(row: dict[str, Any]) -> Cell:
-        text, remark = words.joules(row)
+        text, remark = joules(row)
         kind = f"{row['energy_status']}, {row['energy_scope']}" if row["energy_j_mean"] and len(kinds) > 1 else ""
         return (text, " ".join(filter(None, [remark, kind]))), row["energy_j_mean"], ""
 
@@ -209,7 +220,7 @@ def _columns(tables: Tables, qualities: list[Quality], factors: Footprint | None
         ("Part", "text", lambda row: ((row["panel"], ""), None, "text"), cells["panel"].n_unique() > 1),
         ("Runs", "text", lambda row: ((row["statuses"], ""), None, "text"), True),
         ("Time", "", number("window_s", "s"), True),
-        ("Speed-up", "", lambda row: (words.speedup(row), row["speedup"], ""), True),
+        ("Speed-up", "", lambda row: (speedup(row), row["speedup"], ""), True),
         (_energy_heading(kinds), "", energy, True),
         ("Net of idle", "", number("net_energy_j", "J"), cells["net_energy_j_mean"].count() > 0),
         ("CO2e", "", number("co2e_g", "g"), factors is not None and factors.g_per_kwh is not None),
@@ -217,20 +228,20 @@ def _columns(tables: Tables, qualities: list[Quality], factors: Footprint | None
         (
             "Estimated energy",
             "estimated",
-            lambda row: (words.estimated_joules(row), row["estimated_energy_j"], "estimated"),
+            lambda row: (estimated_joules(row), row["estimated_energy_j"], "estimated"),
             cells["estimated_energy_j"].count() > 0,
         ),
         (
             "Estimated CO2e",
             "estimated",
-            lambda row: (words.estimated_co2e(row), row["estimated_co2e_g"], "estimated"),
+            lambda row: (estimated_co2e(row), row["estimated_co2e_g"], "estimated"),
             cells["estimated_co2e_g"].count() > 0,
         ),
         ("Peak memory", "", lambda row: number(_memory_quantity(row), "B")(row), True),
         ("Tokens/s", "", number("tokens_per_s", ""), True),
         *(
-            (heading, "", shown(quantity, words.percent), cells[f"{quantity}_mean"].count() > 0)
-            for quantity, (heading, _) in provenance.WORK.items()
+            (heading, "", shown(quantity, percent), cells[f"{quantity}_mean"].count() > 0)
+            for quantity, (heading, _) in evidence.WORK.items()
         ),
         ("Validation loss", "", number("validation_loss", ""), True),
         *((heading, "", shown(quantity, show), True) for heading, quantity, show in qualities),
@@ -262,7 +273,7 @@ def _equal_cost(found: EqualCost) -> dict[str, Any]:
     }
 
 
-def _signed(found: Difference) -> words.Words:
+def _signed(found: Difference) -> Words:
     """A difference of losses and its interval, with signs, to as many decimals as the losses."""
     mean, *ends = (
         f"{value:+.3f}".replace("-", "−") for value in (found.mean, found.low, found.high) if value is not None
@@ -293,10 +304,10 @@ def _range(ends: tuple[float, float]) -> str:
     return f"{low}×" if low == high else f"{low} to {high}×"
 
 
-def _times(found: Ratio | None) -> words.Words:
+def _times(found: Ratio | None) -> Words:
     """A ratio, and its interval with the number of pairs."""
     if found is None:
-        return words.ABSENT
+        return ABSENT
     if found.low is None or found.high is None:
         return f"{found.ratio:#.3g}×", found.verdict
     return f"{found.ratio:#.3g}×", f"[{found.low:#.3g}, {found.high:#.3g}], n={found.n}"
@@ -313,7 +324,7 @@ def _selections(selections: pl.DataFrame) -> list[dict[str, str]]:
     found = groups.agg(same, means, numbers, pl.col("gap").max(), runs=pl.col("run").n_unique(), choices=pl.len())
 
     def text(value: float | None, factor: float = 1, unit: str = "") -> str:
-        return words.ABSENT[0] if value is None else quantities.one(factor * value, unit)
+        return ABSENT[0] if value is None else quantities.one(factor * value, unit)
 
     return [
         {

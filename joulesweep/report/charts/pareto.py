@@ -12,11 +12,11 @@ from typing import Any
 import altair as alt
 import polars as pl
 
-from joulesweep import theme
 from joulesweep.analyse.cells import finished, front, panels, undoubted, unranked
 from joulesweep.analyse.tables import Tables
-from joulesweep.chart_parts import ENERGY, ESTIMATED_ENERGY, NO_INTERVAL, doubtful_note, joules_title
-from joulesweep.theme import LOSS, Chart, empty, styled, tooltip, values
+from joulesweep.report import theme
+from joulesweep.report.chart_parts import ENERGY, ESTIMATED_ENERGY, NO_INTERVAL, doubtful_note, joules_title
+from joulesweep.report.theme import LOSS, Chart, empty, styled, tooltip, values
 
 TITLE = "Cost against quality"
 PLACE = 10

@@ -10,10 +10,10 @@ from __future__ import annotations
 import altair as alt
 import polars as pl
 
-from joulesweep import theme
 from joulesweep.analyse.cells import finished
 from joulesweep.analyse.tables import Tables
-from joulesweep.chart_parts import (
+from joulesweep.report import theme
+from joulesweep.report.chart_parts import (
     ENERGY,
     ESTIMATED_ENERGY,
     NO_INTERVAL,
@@ -23,7 +23,7 @@ from joulesweep.chart_parts import (
     renamed,
     some,
 )
-from joulesweep.theme import Chart, empty, styled, tooltip
+from joulesweep.report.theme import Chart, empty, styled, tooltip
 
 TITLE = "Energy of a run"
 PLACE = 20

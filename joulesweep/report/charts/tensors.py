@@ -12,10 +12,10 @@ from collections.abc import Sequence
 import altair as alt
 import polars as pl
 
-from joulesweep import theme
 from joulesweep.analyse.tables import Tables
-from joulesweep.chart_parts import MAX_TRACES
-from joulesweep.theme import Chart, empty, styled, tooltip, values
+from joulesweep.report import theme
+from joulesweep.report.chart_parts import MAX_TRACES
+from joulesweep.report.theme import Chart, empty, styled, tooltip, values
 
 TITLE = "Which tensors trained"
 PLACE = 70
