@@ -363,12 +363,12 @@ def _read(args: argparse.Namespace) -> int:
 
 def _certificate_of_readings(folders: Iterable[Path]) -> None:
     """Make the certificate of what was read before its measurement was cut off, if anything was."""
-    from joulesweep import certify
+    from joulesweep.certify import campaign
 
     for path in (folder / CERTIFICATE[".gz"] for folder in folders):
         if path.exists():
             try:
-                certify.repeat(path)
+                campaign.repeat(path)
             except UserError as error:
                 print(error)
 

@@ -330,7 +330,7 @@ def flags() -> str:
 
 def promises() -> str:
     """What a certificate tries."""
-    from joulesweep.appraise import PROMISES
+    from joulesweep.certify.appraise import PROMISES
 
     return table(["promise", "what it says"], [[code(name), _prose(about)] for name, about in PROMISES.items()])
 

@@ -196,16 +196,16 @@ def _doctor(args: argparse.Namespace) -> int:
 
 def _certify(args: argparse.Namespace) -> int:
     """Certify devices of this machine, or repeat the analysis of what was read."""
-    from joulesweep import certify
+    from joulesweep.certify import campaign
 
     if args.read is not None:
         if args.device or args.budget_s is not None:
             raise UserError("--read repeats an analysis: --device and --budget-s are for measuring")
-        certify.repeat(args.read, args.out)
+        campaign.repeat(args.read, args.out)
         return 0
     if args.budget_s is not None and not 0 < args.budget_s < float("inf"):
         raise UserError(f"--budget-s {args.budget_s:g}: expected a number of seconds above 0")
-    certify.certify(args.device, args.budget_s, args.out or FOLDER)
+    campaign.certify(args.device, args.budget_s, args.out or FOLDER)
     return 0
 
 

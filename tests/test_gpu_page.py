@@ -239,7 +239,7 @@ def test_without_a_whole_run_the_certificate_says_what_metering_costs(folder):
 
 def test_a_certificate_that_was_cut_off_is_made_of_its_readings_when_results_are_read(folder, tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr("joulesweep.certify.repeat", asked.append)
+    monkeypatch.setattr("joulesweep.certify.campaign.repeat", asked.append)
     monkeypatch.setattr(sys, "argv", ["gpu_day", "--read", str(folder.path), "--to", str(tmp_path / "to")])
     gpu_day.main()
     assert asked == []

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from joulesweep import blocks, readings
+from joulesweep.certify import blocks, readings
 from joulesweep.measure.window import NO_COUNTER
 
 START_S = 5000.0

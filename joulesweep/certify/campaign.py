@@ -20,8 +20,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from joulesweep import __version__, appraise, blocks, readings
-from joulesweep.blocks import FAST_S, SLOW_S, Load, Subject
+from joulesweep import __version__
+from joulesweep.certify import appraise, blocks, readings
+from joulesweep.certify.blocks import FAST_S, SLOW_S, Load, Subject
 from joulesweep.core import bounded, files, processes
 from joulesweep.core.errors import UserError, one_of
 from joulesweep.launch import launcher, lease
@@ -195,11 +196,11 @@ def repeat(raw: Path, folder: Path | None = None, say: Callable[[str], None] = t
 def _page(made: Mapping[str, Any], found: readings.Readings, say: Callable[[str], None]) -> str | None:
     """The page of a certificate; None where this Python cannot draw it."""
     try:
-        from joulesweep import certificate_page  # charts: a GPU host may lack what draws them
+        from joulesweep.certify.page import build  # charts: a GPU host may lack what draws them
     except ImportError as error:
         say(f"no page: this Python has no {error.name}; elsewhere, joulesweep certify --read {found.file} makes it")
         return None
-    return certificate_page.build(made, found)
+    return build(made, found)
 
 
 def _header(device: str, name: str, identity: dict[str, Any], counters: list[dict[str, Any]]) -> dict[str, Any]:
@@ -329,7 +330,7 @@ def _calls(limit_s: float, meter: Callable[[], Meter]) -> tuple[list[float] | No
 
 
 class Child:
-    """A load in a process of its own: `joulesweep.load`.
+    """A load in a process of its own: `joulesweep.certify.load`.
 
     Args:
         board: that it works on; None: the CPU.
@@ -339,7 +340,7 @@ class Child:
         self.board = board
         boards, threads = ([], len(os.sched_getaffinity(0))) if board is None else ([board], 1)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "joulesweep.load", "cpu" if board is None else "cuda"],
+            [sys.executable, "-m", "joulesweep.certify.load", "cpu" if board is None else "cuda"],
             env=launcher.child_environment(threads, boards),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

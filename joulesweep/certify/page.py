@@ -8,11 +8,11 @@ from typing import Any
 
 import altair as alt
 
-from joulesweep.appraise import RULES, told
+from joulesweep.certify.appraise import RULES, told
+from joulesweep.certify.readings import Block, Readings
+from joulesweep.certify.replay import counted, power_of
 from joulesweep.core import quantities
 from joulesweep.measure.certificate import FAILS, HOLDS, HOST, NOT_TRIED
-from joulesweep.readings import Block, Readings
-from joulesweep.replay import counted, power_of
 from joulesweep.report.page import embedded, template, vega
 from joulesweep.report.theme import COLOURS, INK, Chart, styled
 

@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from joulesweep.analyse.statistics import mean_interval
-from joulesweep.blocks import PERIODS_S
+from joulesweep.certify.blocks import PERIODS_S
+from joulesweep.certify.readings import Block, Channel, Readings
+from joulesweep.certify.replay import Found, Replay, counted, inside, mean_error_w, mean_w, power_of, update_s, why
 from joulesweep.measure import counter, settling, verdict
 from joulesweep.measure.trace import PERIOD_S
 from joulesweep.measure.window import row
-from joulesweep.readings import Block, Channel, Readings
-from joulesweep.replay import Found, Replay, counted, inside, mean_error_w, mean_w, power_of, update_s, why
 
 LOADS = ("steady", *PERIODS_S)
 IDLE_S = 5.0  # measure.idle_s on a GPU

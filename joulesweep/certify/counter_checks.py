@@ -10,11 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from joulesweep.measure import counter, verdict
-from joulesweep.measure.certificate import FAILS, NOT_TRIED, judge, worst
-from joulesweep.measure.sensors import TICK_LIMIT_S
-from joulesweep.readings import Block, Channel, Readings, Span
-from joulesweep.replay import (
+from joulesweep.certify.readings import Block, Channel, Readings, Span
+from joulesweep.certify.replay import (
     FEW,
     SKIP_S,
     Counter,
@@ -29,6 +26,9 @@ from joulesweep.replay import (
     update_s,
     why,
 )
+from joulesweep.measure import counter, verdict
+from joulesweep.measure.certificate import FAILS, NOT_TRIED, judge, worst
+from joulesweep.measure.sensors import TICK_LIMIT_S
 
 WINDOWS_S = (0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 15.0, 30.0)
 NUM_WINDOWS = 60  # of each length, at random moments of one log

@@ -11,15 +11,16 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from joulesweep import __version__, certified_counter, certified_power
-from joulesweep.blocks import BLOCKS
-from joulesweep.certified_power import IDLE_S, told_w
+from joulesweep import __version__
+from joulesweep.certify import counter_checks, power_checks
+from joulesweep.certify.blocks import BLOCKS
+from joulesweep.certify.power_checks import IDLE_S, told_w
+from joulesweep.certify.readings import Block, Channel, Readings
+from joulesweep.certify.replay import Found, joined, update_s
 from joulesweep.measure import settling, verdict
 from joulesweep.measure.certificate import FAILS, FORMAT, HOLDS, NOT_TRIED, VERSION, judge, worst
 from joulesweep.measure.trace import MAX_LOST
 from joulesweep.plan import staleness
-from joulesweep.readings import Block, Channel, Readings
-from joulesweep.replay import Found, joined, update_s
 
 COST = 0.005  # share of a window of HEADLINE_S that metering may take
 HEADLINE_S, HEADLINE_TICKS = 30.0, 100
@@ -68,13 +69,13 @@ def certificate(found: Readings) -> Found:
     header = found.header
     counters = {device["device"]: _counter(found, device) for device in header["devices"]}
     power = {
-        "idle": certified_power.idle(found),
-        "settling": certified_power.cooling(found),
-        "cost": certified_power.cost(found),
+        "idle": power_checks.idle(found),
+        "settling": power_checks.cooling(found),
+        "cost": power_checks.cost(found),
     }
     promises = [judged for device in header["devices"] for judged in _of_counter(device, counters[device["device"]])]
     promises += _of_power(header, counters, power, found)
-    disturbed = certified_power.disturbances(found)
+    disturbed = power_checks.disturbances(found)
     promises = [_alone(judged, disturbed) for judged in promises]
     order = list(PROMISES)
     promises.sort(key=lambda judged: (judged["device"] != header["device"], order.index(judged["promise"])))
@@ -160,17 +161,17 @@ def _counter(found: Readings, device: Mapping[str, Any]) -> Found:
     """All numbers of one device's counter, each group a mapping, or with a `reason` why there are none."""
     if device["no_counter"] is not None:
         lacking: Found = {"reason": device["no_counter"], "rows": []}
-        power = certified_power.cross_checks(found, device, lacking["reason"], math.inf)
+        power = power_checks.cross_checks(found, device, lacking["reason"], math.inf)
         return {"falls": lacking, "tick": lacking, "windows": lacking, "lag": lacking, **power}
-    tick = certified_counter.ticks(found, device)
-    lag = certified_counter.bursts(found, device, tick)
+    tick = counter_checks.ticks(found, device)
+    lag = counter_checks.bursts(found, device, tick)
     late_s = abs(lag["lag_s"]) + lag["lag_error_s"] if "lag_s" in lag else math.inf
     return {
-        "falls": certified_counter.falls(found, device),
+        "falls": counter_checks.falls(found, device),
         "tick": tick,
-        "windows": certified_counter.windows(found, device, tick),
+        "windows": counter_checks.windows(found, device, tick),
         "lag": lag,
-        **certified_power.cross_checks(found, device, None, late_s),
+        **power_checks.cross_checks(found, device, None, late_s),
     }
 
 
@@ -305,7 +306,7 @@ def _windows(line: Found) -> str:
 
 def _judged_steps(name: str, lag: Found, tick: Found) -> Iterable[Found]:
     """How late the counter is, and joules of bursts."""
-    bound_s, num = certified_counter.most_s(tick.get("tick_s")), len(lag["rows"])
+    bound_s, num = counter_checks.most_s(tick.get("tick_s")), len(lag["rows"])
     remark = lag["reason"] or f"bursts: {num}; ± 2 standard errors of their mean, and how well each is known"
     yield judged("lag", name, lag.get("lag_s"), lag.get("lag_error_s", 0.0), bound_s, "s", remark)
     yield _judged_joules("steps", name, lag)

@@ -16,9 +16,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from joulesweep.certify.readings import Block, Channel, Span
 from joulesweep.core import bounded
 from joulesweep.measure import counter
-from joulesweep.readings import Block, Channel, Span
 
 PAUSE_S = 0.001  # between looks at what is due
 FAST_S, SLOW_S = 0.002, 0.5  # between two readings of counters and instant power, of temperatures and the like

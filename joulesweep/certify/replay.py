@@ -14,10 +14,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from joulesweep.certify.readings import Block, Channel, Readings, Span
 from joulesweep.measure import counter, verdict
 from joulesweep.measure.trace import MAX_ZONE_W, PERIOD_S, Series, Trace
 from joulesweep.measure.window import row
-from joulesweep.readings import Block, Channel, Readings, Span
 
 SKIP_S, SKIP = 1.0, 0.25  # a load's first second, or quarter where that is shorter, is not steady yet
 STOOD = 10  # so many ticks without a move, and a counter stands still

@@ -1,4 +1,4 @@
-"""The load of a certificate: products of matrices on one board, or on the CPU: `python -m joulesweep.load cuda|cpu`.
+"""The load of a certificate: products of matrices on one board, or on the CPU: `python -m joulesweep.certify.load cuda|cpu`.
 
 It says when it is ready. Then it does what each line of its input asks for, {seconds, period_s}: products for so long,
 or, with a period, in turns of about as long for half of each. It answers when it began and ended, on the monotonic
@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from joulesweep.blocks import turns
+from joulesweep.certify.blocks import turns
 
 SIZE = {"cuda": 4096, "cpu": 512}  # of the square matrices
 CHUNK_S = 0.002  # products that are waited for together: a board with short ones would idle between them
