@@ -47,7 +47,16 @@ def certify(job: Job, piece: Piece) -> dict[str, Any]:
     """What this machine's joules are worth, by the product's own command; its files come along."""
     seconds = min(job.scale.certify_s, max(1.0, job.left_s - 3 * LEAVE_S))
     folder = job.scratch / certificate.FOLDER  # where the runs of this day look for it
-    command = [sys.executable, "-m", "joulesweep.cli", "certify", "--budget-s", f"{seconds:.0f}", "--out", str(folder)]
+    command = [
+        sys.executable,
+        "-m",
+        "joulesweep.cli.main",
+        "certify",
+        "--budget-s",
+        f"{seconds:.0f}",
+        "--out",
+        str(folder),
+    ]
     command += ["--device", *(board["device"] for board in job.boards)] if job.boards else []
     most_s = max(1.0, job.left_s - LEAVE_S)
     try:

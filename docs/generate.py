@@ -233,9 +233,9 @@ def command_line() -> str:
 
 def subcommands() -> dict[str, argparse.ArgumentParser]:
     """The parser of each subcommand."""
-    from joulesweep import cli
+    from joulesweep.cli import main
 
-    actions = cli._parser()._actions
+    actions = main._parser()._actions
     return next(dict(action.choices) for action in actions if isinstance(action, argparse._SubParsersAction))
 
 

@@ -10,7 +10,7 @@ import synthetic
 import tiny_run
 import yaml
 
-from joulesweep import cli
+from joulesweep.cli import main
 from joulesweep.core import files
 from joulesweep.plan import staleness
 from joulesweep.plan.config import validate
@@ -41,7 +41,7 @@ def path(sweep, run):
 
 
 def accept(*arguments, reason="a move"):
-    return cli.main(["accept", "--reason", reason, "--configfile", "my.yaml", *arguments])
+    return main.main(["accept", "--reason", reason, "--configfile", "my.yaml", *arguments])
 
 
 def code(sweep, run):

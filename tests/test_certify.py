@@ -14,8 +14,8 @@ from fake_meters import Boards, rapl_tree
 from test_report import words
 from virtual_board import Board
 
-from joulesweep import cli
 from joulesweep.certify import campaign, readings
+from joulesweep.cli import main
 from joulesweep.core.errors import UserError
 from joulesweep.measure import certificate, devices, machine, sensors
 from joulesweep.measure.certificate import NOT_TRIED
@@ -107,14 +107,14 @@ def test_a_board_is_certified_in_20_seconds_by_the_real_library(boards, tmp_path
     # once more, from the readings alone
     before = path.read_bytes(), path.with_suffix(".html").read_bytes()
     path.unlink()
-    assert cli.main(["certify", "--read", str(path.with_name(f"{uuid}.readings.jsonl.gz"))]) == 0
+    assert main.main(["certify", "--read", str(path.with_name(f"{uuid}.readings.jsonl.gz"))]) == 0
     assert (path.read_bytes(), path.with_suffix(".html").read_bytes()) == before
 
 
 def test_a_machine_without_meters_gets_a_certificate_that_says_so_and_works_nothing(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(devices, "boards", list)
     monkeypatch.setattr(campaign, "Child", None)  # nothing is started
-    assert cli.main(["certify", "--out", str(tmp_path / "c")]) == 0
+    assert main.main(["certify", "--out", str(tmp_path / "c")]) == 0
     path = tmp_path / "c" / "node1" / "cpu:0.json"
     found = promises(path)
     assert {row["verdict"] for row in found.values()} == {NOT_TRIED}
@@ -170,7 +170,7 @@ def test_a_split_board_and_one_that_the_load_cannot_use_are_told_why(boards, tmp
 )
 def test_what_cannot_be_is_refused_in_one_line(monkeypatch, capsys, arguments, told):
     monkeypatch.setattr(devices, "boards", list)
-    assert cli.main(["certify", *arguments]) == 2
+    assert main.main(["certify", *arguments]) == 2
     said = capsys.readouterr().err
     assert told in said and said.count("\n") == 1
 
@@ -178,7 +178,7 @@ def test_what_cannot_be_is_refused_in_one_line(monkeypatch, capsys, arguments, t
 def test_readings_of_another_shape_are_refused_in_one_line(tmp_path, capsys):
     path = tmp_path / "x.readings.jsonl.gz"
     readings.append(path, {"format": readings.FORMAT, "version": readings.VERSION, "devices": [{}]})
-    assert cli.main(["certify", "--read", str(path)]) == 2
+    assert main.main(["certify", "--read", str(path)]) == 2
     assert "no readings of a certificate: KeyError" in capsys.readouterr().err
 
 
@@ -195,7 +195,7 @@ def test_a_python_that_draws_nothing_still_leaves_the_certificate(monkeypatch, t
 def test_a_folder_that_cannot_be_written_is_told(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(devices, "boards", list)
     (tmp_path / "file").write_text("")
-    assert cli.main(["certify", "--out", str(tmp_path / "file")]) == 2
+    assert main.main(["certify", "--out", str(tmp_path / "file")]) == 2
     assert "file" in capsys.readouterr().err
 
 
@@ -251,7 +251,7 @@ def test_a_device_may_be_named_by_its_uuid_and_is_certified_once(boards, tmp_pat
 
 def test_a_run_cites_what_was_certified_in_the_same_place(monkeypatch, tmp_path):
     monkeypatch.setattr(devices, "boards", list)
-    assert cli.main(["certify"]) == 0
+    assert main.main(["certify"]) == 0
     (row,) = machine.describe(1)["certificates"]
     path = certificate.place(certificate.HOST)
     assert path.exists() and row["digest"] == certificate.digest(path.read_bytes())
@@ -280,11 +280,11 @@ def test_what_was_stopped_replaces_no_whole_certificate_and_no_other_measuring(m
     (path,) = campaign.certify(["gpu:0"], 1.0, tmp_path / "c")
     whole = path.read_bytes()
     monkeypatch.setattr(campaign.blocks, "measure", stopped_after(3))
-    assert cli.main(["certify", "--device", "gpu:0", "--out", str(tmp_path / "c")]) == 2
+    assert main.main(["certify", "--device", "gpu:0", "--out", str(tmp_path / "c")]) == 2
     said = capsys.readouterr().err
     (partial,) = (one for one in folder.glob("*.partial.readings.jsonl.gz") if one != others)
     assert str(partial) in said and others.read_bytes() == b"of another process"
-    assert cli.main(["certify", "--read", str(partial)]) == 0
+    assert main.main(["certify", "--read", str(partial)]) == 0
     assert path.read_bytes() == whole
     made = json.loads((folder / f"{uuid}.partial.json").read_text())
     assert not made["complete"] and "partial" in words((folder / f"{uuid}.partial.html").read_text())
@@ -309,7 +309,7 @@ def test_who_stops_while_waiting_for_the_board_is_sent_to_no_file(monkeypatch, t
         raise KeyboardInterrupt
 
     monkeypatch.setattr(campaign, "_alone", stopped)
-    assert cli.main(["certify", "--device", "gpu:0", "--out", str(tmp_path)]) == 2
+    assert main.main(["certify", "--device", "gpu:0", "--out", str(tmp_path)]) == 2
     assert capsys.readouterr().err.strip().endswith("stopped")
 
 
@@ -336,7 +336,7 @@ def test_odd_readings_are_refused_in_one_line_and_write_nothing(tmp_path, capsys
     path.parent.mkdir()
     readings.append(path, {**Board().header(), "budget_s": 1.0, **changes})
     for out in ([], ["--out", str(tmp_path / "out")]):
-        assert cli.main(["certify", "--read", str(path), *out]) == 2
+        assert main.main(["certify", "--read", str(path), *out]) == 2
         said = capsys.readouterr().err
         assert "no readings of a certificate: " in said and said.count("\n") == 1
     assert [one.name for one in tmp_path.rglob("*.*")] == [path.name]
@@ -346,6 +346,6 @@ def test_a_certificate_that_cannot_be_written_is_told_in_one_line(tmp_path, caps
     path = tmp_path / "x.readings.jsonl.gz"
     readings.append(path, {**Board().header(), "budget_s": 1.0})
     (tmp_path / "file").write_text("")
-    assert cli.main(["certify", "--read", str(path), "--out", str(tmp_path / "file")]) == 2
+    assert main.main(["certify", "--read", str(path), "--out", str(tmp_path / "file")]) == 2
     said = capsys.readouterr().err
     assert "file/node1/GPU-1.partial.json: Not a directory" in said and said.count("\n") == 1

@@ -131,9 +131,9 @@ def ours(arguments, whole, _):
     rest = rest[: rest.index("--")] if "--" in rest else rest
     assert {word for word in rest if word.startswith("--")} <= options
     if whole:
-        from joulesweep import cli
+        from joulesweep.cli import main
 
-        cli._parser().parse_args(arguments)  # ends the test where something is missing
+        main._parser().parse_args(arguments)  # ends the test where something is missing
 
 
 def target(arguments, whole, _):
@@ -413,7 +413,7 @@ def test_the_reader_of_the_guide_is_one_file(tmp_path):
     (tmp_path / "mine.tsv").write_text("question\treply\nWhat is it?\tThis, that.\n", encoding="utf-8")
     source = {"source": {"local": "mine.tsv"}, "format": "tsv", "field": "question", "target": "reply"}
     (tmp_path / "mine.yaml").write_text(json.dumps(tiny_run.config(datasets__texts=source)), encoding="utf-8")
-    assert run(tmp_path, "-m", "joulesweep.cli", "check", "mine.yaml") == (0, "")
+    assert run(tmp_path, "-m", "joulesweep.cli.main", "check", "mine.yaml") == (0, "")
     fetch = ("-m", "scripts.fetch_dataset", "--output", "out.jsonl", "--manifest", "out.json", "--source")
     assert run(tmp_path, *fetch, json.dumps(source)) == (0, "")
     text = (tmp_path / "out.jsonl").read_text(encoding="utf-8")
@@ -421,10 +421,10 @@ def test_the_reader_of_the_guide_is_one_file(tmp_path):
     told = "datasets.texts: choices: has no meaning with format tsv"
     wrong = tiny_run.config(datasets__texts={**source, "choices": "reply"})
     (tmp_path / "mine.yaml").write_text(json.dumps(wrong), encoding="utf-8")
-    code, line = run(tmp_path, "-m", "joulesweep.cli", "check", "mine.yaml")
+    code, line = run(tmp_path, "-m", "joulesweep.cli.main", "check", "mine.yaml")
     assert (code, line.count("\n")) == (2, 1)
     assert told in line
-    assert run(tmp_path, "-m", "joulesweep.cli", "schema", "schema.json") == (0, "")
+    assert run(tmp_path, "-m", "joulesweep.cli.main", "schema", "schema.json") == (0, "")
     assert '"tsv"' in (tmp_path / "schema.json").read_text(encoding="utf-8")
 
 

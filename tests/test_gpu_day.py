@@ -639,7 +639,7 @@ from pathlib import Path
 from benchmarks import gpu_day
 gpu_day.unpack(Path("wheels"), Path(sys.argv[1]))
 sys.path.insert(0, sys.argv[1])
-from joulesweep import cli; from joulesweep.core import late_imports as lazy
+from joulesweep.cli import main as cli; from joulesweep.core import late_imports as lazy
 with lazy.put_off("sklearn.metrics", "auc"):
     from zeus.monitor import ZeusMonitor
 import pynvml

@@ -20,7 +20,7 @@ from checkout import Checkout
 from patience import PATIENCE_S
 from test_report import words
 
-from joulesweep import cli, rerun
+from joulesweep.cli import main, rerun
 from joulesweep.core import files
 from joulesweep.plan import staleness
 from joulesweep.plan.config import validate
@@ -68,7 +68,7 @@ def started(monkeypatch):
 
 
 def command(*arguments):
-    return cli.main(["rerun", *arguments, "--configfile", "my.yaml"])
+    return main.main(["rerun", *arguments, "--configfile", "my.yaml"])
 
 
 def path(sweep, run):
@@ -139,7 +139,7 @@ def test_the_default_profile_is_where_it_is_looked_for():
 
 @pytest.mark.parametrize("told", [["--cores", "4"], ["-c4"], ["--cores=1"], ["--workflow-profile", "profiles/slurm"]])
 def test_what_follows_the_dashes_is_snakemakes(sweep, started, told):
-    assert cli.main(["rerun", "--status", "timeout", "--configfile", "my.yaml", "--", *told]) == 0
+    assert main.main(["rerun", "--status", "timeout", "--configfile", "my.yaml", "--", *told]) == 0
     assert started[1][1:] == ["--force", "--configfile", "my.yaml", *told]
 
 
@@ -192,7 +192,7 @@ def test_a_corrupt_record_is_named(sweep, started, capsys):
     "given", [["--configfile", "b.yaml"], ["--configfiles=b.yaml"], ["--config", "a=1"], ["-C", "a=1"]]
 )
 def test_another_config_for_snakemake_is_refused_in_one_line(sweep, started, capsys, given):
-    assert cli.main(["rerun", "--status", "timeout", "--configfile", "my.yaml", "--", "--cores", "2", *given]) == 2
+    assert main.main(["rerun", "--status", "timeout", "--configfile", "my.yaml", "--", "--cores", "2", *given]) == 2
     err = capsys.readouterr().err
     assert err.startswith(f"error: {given[0]}: after -- no config is taken") and err.count("\n") == 1
     assert started == []
@@ -212,7 +212,7 @@ def test_ctrl_c_waits_for_snakemake_to_end_its_jobs(in_empty_folder):
         "try:\n    pathlib.Path('started').touch(); time.sleep(600)\n"
         "except KeyboardInterrupt:\n    time.sleep(1); pathlib.Path('ended').touch(); raise SystemExit(7)\n"
     )
-    code = "import sys; from joulesweep import rerun; sys.exit(rerun._snakemake([]))"
+    code = "import sys; from joulesweep.cli import rerun; sys.exit(rerun._snakemake([]))"
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(in_empty_folder), str(tiny_run.REPOSITORY)])}
     child = subprocess.Popen([sys.executable, "-c", code], env=environ, start_new_session=True)
     while not Path("started").exists():
@@ -289,7 +289,7 @@ def test_failures_are_results_and_rerun_takes_them_up_again(failing):
 
 
 def take_up(checkout, *arguments):
-    code = "import sys; from joulesweep import cli; sys.exit(cli.main())"
+    code = "import sys; from joulesweep.cli import main as cli; sys.exit(cli.main())"
     line = [sys.executable, "-c", code, "rerun", *arguments, "--", "--cores", "2"]
     environ = {**checkout.environ, "PYTHONPATH": os.pathsep.join([".", checkout.environ["PYTHONPATH"]])}
     return subprocess.run(line, cwd=checkout.folder, env=environ, capture_output=True, text=True, timeout=PATIENCE_S)

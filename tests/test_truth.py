@@ -495,7 +495,7 @@ def processes(folder: str) -> list[tuple[int, str]]:
 
 def test_counters_that_only_root_may_read_are_told_with_what_to_do(tmp_path: Path) -> None:
     code = (
-        "from joulesweep import doctor; from joulesweep.measure import window as meter\n"
+        "from joulesweep.cli import doctor; from joulesweep.measure import window as meter\n"
         "found = meter.Meter([], host=True, synchronize=lambda: None)\n"
         "with found.window(): pass\n"
         "print(*(row['reason'] for row in found.rows()), sep='\\n')\n"

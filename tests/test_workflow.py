@@ -183,7 +183,7 @@ def test_finished_runs_are_kept_over_a_change_that_alters_no_number(sweep: Check
     sweep.edit("joulesweep/train/loop.py", "set_to_none=True", "set_to_none=not False")
     assert "2 finished runs (" in (told := sweep.run("-n"))
     assert "joulesweep accept --reason" in told
-    command = [sys.executable, "-m", "joulesweep.cli", "accept", "--reason", "True is not False"]
+    command = [sys.executable, "-m", "joulesweep.cli.main", "accept", "--reason", "True is not False"]
     for more in (["--dry-run"], []):
         done = subprocess.run(
             [*command, *more], cwd=sweep.folder, env=sweep.environ, capture_output=True, text=True, check=False

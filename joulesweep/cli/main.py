@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from joulesweep import doctor
+from joulesweep.cli import doctor
 from joulesweep.core.errors import UserError, one_of
 from joulesweep.core.files import write_text
 from joulesweep.core.spec import RunSpec
@@ -126,7 +126,7 @@ def _run(args: argparse.Namespace) -> int:
 
 def _rerun(args: argparse.Namespace) -> int:
     """Take up again the runs of the present grid that ended with one of the statuses."""
-    from joulesweep import rerun
+    from joulesweep.cli import rerun
     from joulesweep.plan.sweep import Sweep  # Snakemake's own modules, which no other command needs
 
     for status in args.status:
