@@ -1,6 +1,7 @@
 """What the peers' programs share: the same model, texts, optimizer and schedule as ours, and one measured window.
 
-A program is started with the same job file as a run of ours (`joulesweep.train.worker`) and leaves the same `rank0.json`:
+A program is started with the same job file as a run of ours (`joulesweep.train.worker`) and leaves the same
+`rank0.json`:
 
     imports · model · ids · score | 2 steps, undone | training | score
                                                     |##########|  CPU-seconds, seconds, joules, peak memory

@@ -10,26 +10,6 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "joulesweep"
 
-#: Rooms of modules that still lie at the top of the package; a module in a sub-package is in the room of that name.
-ROOMS = {
-    "core": "places files errors quantities spec units process lazy bounded",
-    "reference": "estimate footprint",
-    "axes": "precision strategy engine",
-    "measure": "devices environment sensors trace meter verdict counter settling watch contention conditions "
-    "measurement certificate",
-    "nets": "model anatomy build freezing flops products kernels weights",
-    "runs": "identity record energy",
-    "train": "worker train trainer assembly ahead data corpus labels packing seeds fit scoring generation memory kahan "
-    "adaptive adaptive_cost calibration selection",
-    "launch": "launch lease progress",
-    "plan": "config strict grid digest definitions workflow snakemake_lock",
-    "prepare": "sources fetched texts pretrained tokens",
-    "analyse": "aggregate rows tables columns cells stats floors power rouge anchors answer equalcost published epochs",
-    "report": "report provenance words charts chart_parts theme",
-    "certify": "certify load blocks readings replay appraise certified_counter certified_power certificate_page",
-    "cli": "cli doctor rerun",
-}
-
 #: Floors of the house from the top down: a room may import from its own floor and from those below.
 FLOORS = (
     "cli",
@@ -54,12 +34,9 @@ def modules() -> dict[str, Path]:
 
 
 def room(module: str) -> str | None:
-    """A module's room: its sub-package, else where `ROOMS` has it; None for the package itself and unknown ones."""
+    """A module's room, the sub-package that it lies in; None for the package itself."""
     parts = module.split(".")[1:]
-    if not parts:
-        return None
-    named = next((name for name, members in ROOMS.items() if parts[0] in members.split()), None)
-    return named or (parts[0] if len(parts) > 1 or (PACKAGE / parts[0]).is_dir() else None)
+    return parts[0] if parts and (PACKAGE / parts[0]).is_dir() else None
 
 
 @functools.cache
@@ -179,6 +156,12 @@ def _box(name: str, place: tuple[float, float], num_modules: int) -> str:
         f'<text x="{place[0]:.0f}" y="{place[1] - 2:.0f}">{name}</text>'
         f'<text class="count" x="{place[0]:.0f}" y="{place[1] + 14:.0f}">{count}</text>'
     )
+
+
+def circles() -> list[str]:
+    """Modules that import themselves by way of others."""
+    arrows = {name: imports(path) & set(modules()) for name, path in modules().items()}
+    return [name for name in arrows if name in reach(arrows, name)]
 
 
 def upward() -> list[tuple[str, str, str, str]]:

@@ -70,7 +70,8 @@ def test_reporting_imports_no_torch(module):
 
 def test_parsing_a_workflow_imports_nothing_heavy(tmp_path):
     code = (
-        "from joulesweep import charts; from joulesweep.analyse import columns; from joulesweep.plan.sweep import load; import os, pathlib, types\n"
+        "from joulesweep.report import charts; from joulesweep.analyse import columns\n"
+        "from joulesweep.plan.sweep import load; import os, pathlib, types\n"
         "given = types.SimpleNamespace(configfiles=[pathlib.Path('config/config.yaml').absolute()], config_args=None)\n"
         f"os.chdir({str(tmp_path)!r})\n"
         "shown = types.SimpleNamespace(quiet=None, dryrun=False)\n"

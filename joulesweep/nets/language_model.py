@@ -29,7 +29,7 @@ class LanguageModel(torch.nn.Module):
 
     Args:
         model: from one of `AUTO_CLASSES`.
-        precision_name: a row of `joulesweep.axes.precision.PRECISIONS`. Its autocast is entered here, inside the module:
+        precision_name: a row of `axes.precision.PRECISIONS`. Its autocast is entered here, inside the module:
             DataParallel's threads do not inherit the dtype of an autocast around them.
         head: "masked" computes the head at predicted positions only: the same loss and gradients for a sixth of its
             work in masked language modelling; "dense" computes it everywhere, as the model's own forward does.

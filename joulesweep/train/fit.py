@@ -202,7 +202,7 @@ def is_causal(core: LanguageModel, corpus: Corpus) -> bool:
 
 
 def mask_form(core: LanguageModel, corpus: Corpus, layout: data.Layout) -> str:
-    """The first of `language_model.MASK_FORMS` under which a model computes of padded texts what it does under the last one.
+    """The first of `MASK_FORMS` under which a model computes of padded texts what it does under the last one.
 
     Args:
         core: the module, its method applied, in float32.

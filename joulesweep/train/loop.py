@@ -11,7 +11,7 @@ inside the window, from the same start, and what the repetitions learn is thrown
 
 The same loop serves every method, strategy, precision, batching and engine: those are transforms of the model, rows
 of tables, and the layout of a batch.
-Started by `joulesweep.launch.launcher` through `joulesweep.train.worker`, once, or once per rank under torchrun; each process leaves
+Started by `launch.launcher` through `train.worker`, once, or once per rank under torchrun; each process leaves
 `rank<r>.json` behind.
 This process imports torch, transformers and zeus, nothing of the reporting side.
 """
