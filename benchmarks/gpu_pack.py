@@ -28,8 +28,9 @@ from zipfile import ZipFile
 
 from benchmarks import gpu_common
 from benchmarks.gpu_common import CLS, COMPARED, MASK, MODELS, PAD, REPOSITORY, SEP, TEXTS, UNK, Pack, Texts
-from joulesweep import environment, record
-from joulesweep.errors import UserError
+from joulesweep.core import files
+from joulesweep.core.errors import UserError
+from joulesweep.measure import machine
 
 MOST_BYTES = 60 * 2**20
 CODE = ("joulesweep", "benchmarks", "resources", "pyproject.toml", "LICENSE")
@@ -86,7 +87,7 @@ def build(folder: Path, wheels: Sequence[str] = CARRIED) -> int:
         write_assets(Pack(made))
         if wheels:
             download(wheels, made / "wheels")
-        record.write_json(made / gpu_common.MANIFEST, _manifest(made))
+        files.write_json(made / gpu_common.MANIFEST, _manifest(made))
         size = sum(path.stat().st_size for path in made.rglob("*") if path.is_file())
         if size > MOST_BYTES:
             raise UserError(f"the pack would be {size / 2**20:.1f} MiB, more than {MOST_BYTES / 2**20:.0f}")
@@ -104,7 +105,7 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
-    described = environment.describe(1)
+    described = machine.describe(1)
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     return {
         "format": "joulesweep-gpu-pack",
@@ -162,7 +163,7 @@ def write_assets(pack: Pack) -> None:
         write_texts(pack.tokens(name), texts)
     for name in MODELS:
         write_model(pack.model(name), name)
-    record.write_json(pack.references, references(pack))
+    files.write_json(pack.references, references(pack))
 
 
 def write_texts(path: Path, about: Texts) -> None:
@@ -172,7 +173,7 @@ def write_texts(path: Path, about: Texts) -> None:
     """
     import numpy as np
 
-    from joulesweep import tokens
+    from joulesweep.prepare import tokens
 
     draw = np.random.default_rng(0)
     num_words = about.vocab_size - len(SPECIAL)
@@ -207,7 +208,7 @@ def write_texts(path: Path, about: Texts) -> None:
         "special_ids": list(SPECIAL.values()),
     }
     tokens.write(path, tokens.TokenSet(manifest=manifest, **arrays))
-    record.write_json(path.with_suffix(".json"), manifest)
+    files.write_json(path.with_suffix(".json"), manifest)
 
 
 def _sentence(words: list[int], foretold: Iterable[bool], num_words: int) -> list[int]:
@@ -223,7 +224,7 @@ def write_model(folder: Path, name: str) -> None:
     import torch
     import transformers
 
-    from joulesweep.model import AUTO_CLASSES
+    from joulesweep.nets.build import AUTO_CLASSES
 
     about = MODELS[name]
     config = transformers.AutoConfig.for_model(about.kind, **about.shape)
@@ -251,22 +252,22 @@ def write_tokenizer(folder: Path, vocab_size: int) -> None:
         "model": {"type": "WordLevel", "vocab": words, "unk_token": "[UNK]"},
     }
     rest = dict.fromkeys(("truncation", "padding", "normalizer", "post_processor", "decoder"))
-    record.write_text(folder / "tokenizer.json", json.dumps({**described, **rest}))
+    files.write_text(folder / "tokenizer.json", json.dumps({**described, **rest}))
     names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
     about = {"tokenizer_class": "PreTrainedTokenizerFast", **dict(zip(names, SPECIAL, strict=True))}
-    record.write_json(folder / "tokenizer_config.json", about)
+    files.write_json(folder / "tokenizer_config.json", about)
 
 
 def references(pack: Pack) -> dict[str, dict[str, list[float]]]:
     """Losses of the small models by batching, on this CPU, in fp32, step by step; where a model can be batched so."""
-    from joulesweep import train
-    from joulesweep.trainer import Stop
+    from joulesweep.train import loop
+    from joulesweep.train.trainer import Stop
 
     found: dict[str, dict[str, list[float]]] = {}
     for name, batching in itertools.product(COMPARED, ("fixed", "packed")):
         spec = gpu_common.small_spec(name, "cpu", batching=batching)
         try:
-            outcome = train.train(spec, pack.model(name), pack.tokens(spec.dataset), pack.root)
+            outcome = loop.train(spec, pack.model(name), pack.tokens(spec.dataset), pack.root)
         except Stop:
             continue
         found.setdefault(name, {})[batching] = outcome["losses"]

@@ -10,25 +10,6 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "joulesweep"
 
-#: Rooms of modules that still lie at the top of the package; a module in a sub-package is in the room of that name.
-ROOMS = {
-    "core": "errors spec units process lazy bounded",
-    "reference": "estimate footprint",
-    "axes": "precision strategy engine",
-    "measure": "devices environment sensors trace meter verdict counter settling watch contention conditions "
-    "measurement load certificate",
-    "nets": "model flops kernels weights",
-    "runs": "record energy progress",
-    "train": "worker train trainer ahead data fit scoring generation memory kahan adaptive selection",
-    "launch": "launch lease",
-    "plan": "config strict grid digest definitions workflow",
-    "prepare": "sources texts pretrained tokens",
-    "analyse": "aggregate rows tables columns cells stats floors power rouge anchors answer equalcost published",
-    "report": "report provenance words charts curves theme",
-    "certify": "certify blocks readings replay appraise certified_counter certified_power certificate_page",
-    "cli": "cli doctor rerun",
-}
-
 #: Floors of the house from the top down: a room may import from its own floor and from those below.
 FLOORS = (
     "cli",
@@ -39,7 +20,7 @@ FLOORS = (
     "train runs",
     "methods",
     "nets",
-    "measure axes reference",
+    "measure axes reference readers",
     "core",
 )
 
@@ -53,13 +34,9 @@ def modules() -> dict[str, Path]:
 
 
 def room(module: str) -> str | None:
-    """A module's room: its sub-package, else where `ROOMS` has it; None for the package itself and unknown ones."""
+    """A module's room, the sub-package that it lies in; None for the package itself."""
     parts = module.split(".")[1:]
-    if not parts:
-        return None
-    if len(parts) > 1 or (PACKAGE / parts[0]).is_dir():
-        return parts[0]
-    return next((name for name, members in ROOMS.items() if parts[0] in members.split()), None)
+    return parts[0] if parts and (PACKAGE / parts[0]).is_dir() else None
 
 
 @functools.cache
@@ -179,6 +156,12 @@ def _box(name: str, place: tuple[float, float], num_modules: int) -> str:
         f'<text x="{place[0]:.0f}" y="{place[1] - 2:.0f}">{name}</text>'
         f'<text class="count" x="{place[0]:.0f}" y="{place[1] + 14:.0f}">{count}</text>'
     )
+
+
+def circles() -> list[str]:
+    """Modules that import themselves by way of others."""
+    arrows = {name: imports(path) & set(modules()) for name, path in modules().items()}
+    return [name for name in arrows if name in reach(arrows, name)]
 
 
 def upward() -> list[tuple[str, str, str, str]]:

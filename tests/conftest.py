@@ -46,7 +46,7 @@ def own_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def planted_times(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test in this process depends on which library of products is the faster one here: oneDNN is."""
-    kernels = sys.modules.get("joulesweep.kernels")
+    kernels = sys.modules.get("joulesweep.nets.onednn")
     if kernels is not None:
         monkeypatch.setattr(kernels._Try, "seconds", lambda one: 1.0 if type(one.layer) is kernels.Linear else 2.0)
 
@@ -80,7 +80,8 @@ def assets(tmp_path_factory: pytest.TempPathFactory) -> tiny_run.Assets:
 @pytest.fixture
 def own_places(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Locks and ticks of this test alone, no boards but those that it makes up, and pytest's own signals afterwards."""
-    from joulesweep import devices, lease
+    from joulesweep.launch import lease
+    from joulesweep.measure import devices
 
     places = tmp_path_factory.mktemp("places")
     monkeypatch.setattr(lease, "folder", lambda: places)
@@ -95,13 +96,13 @@ def own_places(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 @pytest.fixture
 def nothing_is_left() -> Iterator[None]:
     """Whatever a test starts ends with it, however the test ends."""
-    from joulesweep import process
+    from joulesweep.core import processes
 
-    before = process.children()
-    process.adopt(orphans=True)
+    before = processes.children()
+    processes.adopt(orphans=True)
     yield
-    process.kill_children(but=before)
-    process.adopt(orphans=False)
+    processes.kill_children(but=before)
+    processes.adopt(orphans=False)
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from joulesweep.trainer import Place
+from joulesweep.train.trainer import Place
 
 CPU = torch.device("cpu")
 ALONE = Place(device=CPU, rank=0, world=1, local_rank=0)

@@ -11,9 +11,10 @@ import tiny_run
 import yaml
 from pages import rendered
 
-from joulesweep import columns, record, tables
-from joulesweep.aggregate import aggregate
-from joulesweep.stats import paired_ratio
+from joulesweep.analyse import columns, tables
+from joulesweep.analyse.collect import aggregate
+from joulesweep.analyse.statistics import paired_ratio
+from joulesweep.runs import record
 
 GAIN = tiny_run.REPOSITORY / "config" / "gain.yaml"
 

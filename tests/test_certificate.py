@@ -9,8 +9,9 @@ import pytest
 import synthetic
 from pages import rendered, words
 
-from joulesweep import aggregate, certificate, environment
-from joulesweep.devices import Board
+from joulesweep.analyse import collect
+from joulesweep.measure import certificate, machine
+from joulesweep.measure.devices import Board
 
 BOARD = {"device": "gpu:0", "uuid": "GPU-0"}
 PROMISES = [("tick", "holds"), ("lag", "fails"), ("idle", "not tried"), ("tick", "holds")]
@@ -116,7 +117,7 @@ def test_a_record_says_what_is_known_of_its_devices(tmp_path, monkeypatch):
     write(certificate.FOLDER, driver=None)
     write(certificate.FOLDER, name=certificate.HOST, driver=None)
     board = Board(index=0, uuid="GPU-0", name="x", memory_bytes=None, has_counter=True, mig=False)
-    rows = environment.describe(1, [board])["certificates"]
+    rows = machine.describe(1, [board])["certificates"]
     assert [(row["device"], row["name"]) for row in rows] == [("gpu:0", "GPU-0"), ("cpu:0", "cpu:0")]
     assert all(row["digest"] for row in rows)
 
@@ -132,7 +133,7 @@ def cited(row, **changes):
 
 def made(tmp_path, change):
     sweep = synthetic.write_sweep(tmp_path, synthetic.raw_config(**synthetic.GPU_CONFIG), change)
-    return sweep[0], aggregate.aggregate(*sweep)
+    return sweep[0], collect.aggregate(*sweep)
 
 
 def test_the_tables_and_the_report_have_the_certificates(tmp_path):

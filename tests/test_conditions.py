@@ -13,11 +13,12 @@ from types import SimpleNamespace
 import pytest
 import tiny_run
 
-from joulesweep import bounded, conditions, contention, process, sensors, settling
-from joulesweep.conditions import Before
-from joulesweep.devices import Board
-from joulesweep.trace import Series, Trace
-from joulesweep.watch import BoardLook, Looks
+from joulesweep.core import bounded, processes
+from joulesweep.measure import conditions, contention, sensors, settling
+from joulesweep.measure.conditions import Before
+from joulesweep.measure.devices import Board
+from joulesweep.measure.trace import Series, Trace
+from joulesweep.measure.watch import BoardLook, Looks
 
 
 def board(index=0, **changes):
@@ -93,9 +94,9 @@ def describe(
     counts = {"num_steps": 500, "num_skipped_steps": skipped, "num_passes": 1}
     counts["cpu_s"] = total_s if cpu_s is None else cpu_s
     outcome = {"span": span, "measurement": {"total_window_s": total_s, "energy": list(rows), **counts}}
-    lease = SimpleNamespace(boards=list(boards), exclusive=exclusive, shared_host=lambda: shared)
+    hold = conditions.Hold(boards=boards, exclusive=exclusive, shared_host=shared)
     before = before or Before(ticks={}, cooldown_s=None, settled=None)
-    found, flags = conditions.describe(outcome, tiny_run.spec(**spec), before, trace, lease, seen)
+    found, flags = conditions.describe(outcome, tiny_run.spec(**spec), before, trace, hold, seen)
     found |= {"cpu": {name: found.pop(name) for name in CPU}}
     json.dumps([found, flags], allow_nan=False)
     return found, [(flag["flag"], flag["text"]) for flag in flags]
@@ -168,7 +169,7 @@ def look(*others, own=False, limit_w=400.0):
 def whole_machine(monkeypatch):
     """Whether this process sees the machine's processes: it does, unless a test says otherwise."""
     sees = [True]
-    monkeypatch.setattr(process, "sees_whole_machine", lambda: sees[0])
+    monkeypatch.setattr(processes, "sees_whole_machine", lambda: sees[0])
     return sees
 
 

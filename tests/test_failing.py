@@ -77,7 +77,7 @@ def test_failures_are_results_and_rerun_takes_them_up_again(failing):
     # what is stale or missing elsewhere in the grid is not rerun's: the report is the partial one
     failing.config["grid"]["repeats"] = 2
     failing.write_config()
-    failing.edit("joulesweep/worker.py", "    gc.freeze()\n", "    gc.freeze()\n    gc.isenabled()\n")
+    failing.edit("joulesweep/train/worker.py", "    gc.freeze()\n", "    gc.freeze()\n    gc.isenabled()\n")
     failing.environ["FAULTS"] = "[]"
     before = failing.records()
     done = take_up(failing, "--status", "oom", "--status", "diverged")
@@ -90,7 +90,7 @@ def test_failures_are_results_and_rerun_takes_them_up_again(failing):
 
 
 def take_up(checkout, *arguments):
-    code = "import sys; from joulesweep import cli; sys.exit(cli.main())"
+    code = "import sys; from joulesweep.cli import main as cli; sys.exit(cli.main())"
     line = [sys.executable, "-c", code, "rerun", *arguments, "--", "--cores", "2"]
     environ = {**checkout.environ, "PYTHONPATH": os.pathsep.join([".", checkout.environ["PYTHONPATH"]])}
     return subprocess.run(line, cwd=checkout.folder, env=environ, capture_output=True, text=True, timeout=PATIENCE_S)

@@ -9,9 +9,11 @@ import tiny_run
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from joulesweep import flops, methods, scoring, train, trainer
-from joulesweep.errors import UserError
-from joulesweep.model import LanguageModel
+from joulesweep import methods
+from joulesweep.core.errors import UserError
+from joulesweep.nets import flops, products
+from joulesweep.nets.language_model import LanguageModel
+from joulesweep.train import assembly, loop, scoring, trainer
 
 pytestmark = pytest.mark.usefixtures("torch_as_it_was")
 
@@ -124,7 +126,7 @@ def assert_counted(core, rows=3, length=24, target_length=17):
         num["head_position"] = written
     with FlopCounterMode(display=False) as counter:
         core.model(**given).logits.sum().backward()
-    found = flops.coefficients(flops.traced(core).products)
+    found = flops.coefficients(products.traced(core).products)
     total = sum(each * num[unit] for unit, each in found.items())
     assert total == pytest.approx(counter.get_total_flops(), rel=tiny_run.ANGLES)
 
@@ -136,7 +138,7 @@ def test_a_head_as_wide_as_prefix_and_traced_text_are_long_is_not_taken_for_them
 
 
 def test_where_a_target_would_be_traced_as_long_as_a_text_nothing_is_counted():
-    core = LanguageModel(prefixed("t5", tokens=flops.LENGTH - flops.TARGET_LENGTH), task="seq2seq")
+    core = LanguageModel(prefixed("t5", tokens=products.LENGTH - products.TARGET_LENGTH), task="seq2seq")
     assert "a target is as long as a text" in flops.described(core)["flop_reason"]
     assert flops.described(LanguageModel(prefixed("opt", tokens=2), task="clm"))["flop_reason"] is None
 
@@ -220,7 +222,7 @@ def assets(tmp_path_factory):
 def run(assets, tmp_path):
     def run(**changes):
         changes = {"method": "prefix", "task": "clm", "batching": "dynamic", "lr": 0.1, **changes}
-        return train.train(tiny_run.spec(**changes), assets.model_folder, assets.tokens, tmp_path)
+        return loop.train(tiny_run.spec(**changes), assets.model_folder, assets.tokens, tmp_path)
 
     return run
 
@@ -248,7 +250,7 @@ def test_a_whole_training_learns_is_counted_and_is_saved_beside_the_untouched_mo
 
     place = trainer.Place(device=torch.device("cpu"), rank=0, world=1, local_rank=0)
     given = {"method": "prefix", "task": "clm", "batching": "dynamic", "epochs": 5}
-    fresh = trainer.assemble(tiny_run.spec(**given), assets.model_folder, assets.tokens, place)
+    fresh = assembly.assemble(tiny_run.spec(**given), assets.model_folder, assets.tokens, place)
     with torch.no_grad():
         fresh.core.model.get_parameter(PREFIX).copy_(adapted.get_parameter(PREFIX))
     assert scoring.score(fresh)["validation_loss"] == pytest.approx(losses[-1], rel=1e-6)
@@ -258,7 +260,7 @@ def test_a_whole_training_learns_is_counted_and_is_saved_beside_the_untouched_mo
 
 def test_more_positions_than_a_model_has_are_refused(run):
     assert run(max_length=44, max_steps=1, batching="fixed")["status"] == "ok"
-    with pytest.raises(train.Stop) as stopped:
+    with pytest.raises(loop.Stop) as stopped:
         run(max_length=45, max_steps=1, batching="fixed")
     both = "20 virtual tokens and 45 of a text are more than the 64 positions of this model"
     assert stopped.value.outcome["status"] == "unsupported"
@@ -271,6 +273,6 @@ def test_what_it_is_to_write_counts_too(assets):
     generate = {"texts": 1, "beams": 1, "length_penalty": 1.0, "no_repeat_ngram": 0}
     given = {"task": "clm", "batching": "dynamic", "generate": generate, "max_target_length": 30}
     tokens = tiny_run.token_file(assets.tokens.with_name("targets.safetensors"), targets=True, **tiny_run.PROMPT)
-    trainer.assemble(tiny_run.spec(**given), assets.model_folder, tokens, place)
-    with pytest.raises(train.Stop, match=r"20 virtual tokens and \d\d of a text are more than the 64 positions"):
-        trainer.assemble(tiny_run.spec(method="prefix", **given), assets.model_folder, tokens, place)
+    assembly.assemble(tiny_run.spec(**given), assets.model_folder, tokens, place)
+    with pytest.raises(loop.Stop, match=r"20 virtual tokens and \d\d of a text are more than the 64 positions"):
+        assembly.assemble(tiny_run.spec(method="prefix", **given), assets.model_folder, tokens, place)

@@ -10,8 +10,11 @@ import synthetic
 from pages import build, page, rendered, words
 from patience import PATIENCE_S
 
-from joulesweep import charts, record, report, tables
-from joulesweep.answer import answers
+from joulesweep.analyse import tables
+from joulesweep.analyse.studies.recommendation import answers
+from joulesweep.core import files
+from joulesweep.report import charts
+from joulesweep.report import page as report
 
 CHROMIUM = shutil.which("chromium")
 FLAGS = [
@@ -321,7 +324,7 @@ def test_hostile_text_stays_text(tmp_path):
     evil = "</script><script>alert(1)</script>"
     html = page(tmp_path, lambda row: synthetic.failed(row, "unsupported", evil), exclude=[])
     assert "<script>alert" not in html and "&lt;script&gt;alert" in html
-    assert "<" not in report.embedded({"text": evil})
+    assert "<" not in page.embedded({"text": evil})
 
 
 def test_nothing_is_fetched(plain):
@@ -332,7 +335,7 @@ def test_nothing_is_fetched(plain):
 
 def test_script_writes_the_page(tmp_path):
     grid, found = build(tmp_path)
-    record.write_json(tmp_path / "grid.json", grid)
+    files.write_json(tmp_path / "grid.json", grid)
     tables.write(found, tmp_path / "tables")
     arguments = ["--grid", "grid.json", "--tables", "tables", "--output", "report.html"]
     arguments = [word if word.startswith("--") else str(tmp_path / word) for word in arguments]
@@ -376,7 +379,7 @@ def test_every_chart_renders_without_network(tmp_path, case):
     sections = synthetic.GPU_CONFIG if case == "gpu" else {}
     html, console = browse(tmp_path, report.build(*build(tmp_path, change, axes, **sections)))
     drawn = re.findall(r'id="chart-(\w+)"', html)
-    assert set(charts.CHARTS) - set(drawn) == (set() if case == "choosing" else {"tensors"})
+    assert set(charts.names()) - set(drawn) == (set() if case == "choosing" else {"tensors"})
     for name in drawn:
         start = html.index(f'id="chart-{name}"')
         figure = html[start : html.index("</figure>", start)]

@@ -16,8 +16,11 @@ import tiny_run
 import yaml
 from patience import PATIENCE_S
 
-from joulesweep import cli, digest, record, rerun, workflow
-from joulesweep.config import validate
+from joulesweep.cli import main, rerun
+from joulesweep.core import files
+from joulesweep.plan import staleness
+from joulesweep.plan.config import validate
+from joulesweep.plan.sweep import Sweep
 
 
 @pytest.fixture
@@ -31,7 +34,7 @@ def sweep(in_empty_folder):
     """A config of four runs, two of which have a record: one ok, one timeout."""
     raw = tiny_run.config(grid__repeats=2, grid__batch_size=[8, 16])
     (in_empty_folder / "my.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
-    found = workflow.Sweep(validate(raw))
+    found = Sweep(validate(raw))
     for run, status in zip(found.runs, ("ok", "timeout"), strict=False):
         row = synthetic.ok_record(run, found.spec(run))
         write(found, row if status == "ok" else synthetic.failed(row, status, "stopped after 1 s"))
@@ -40,8 +43,8 @@ def sweep(in_empty_folder):
 
 def write(sweep, row, **changes):
     """Write a record as the code of today would."""
-    row = {**row, "code_digest": digest.run_digest(sweep.spec(row["run"])), **changes}
-    record.write_json(Path(path(sweep, row["run"])), row)
+    row = {**row, "code_digest": staleness.run_digest(sweep.spec(row["run"])), **changes}
+    files.write_json(Path(path(sweep, row["run"])), row)
 
 
 @pytest.fixture
@@ -53,7 +56,7 @@ def started(monkeypatch):
 
 
 def command(*arguments):
-    return cli.main(["rerun", *arguments, "--configfile", "my.yaml"])
+    return main.main(["rerun", *arguments, "--configfile", "my.yaml"])
 
 
 def path(sweep, run):
@@ -113,7 +116,7 @@ def test_a_failed_rerun_exits_with_1_and_has_what_is_there_reported(sweep, monke
     ],
 )
 def test_a_default_profile_that_says_how_many_is_followed(sweep, started, profile, added):
-    record.write_text(rerun.PROFILE, profile)
+    files.write_text(rerun.PROFILE, profile)
     assert command("--status", "timeout") == 0
     assert started[0][1:] == ["--configfile", "my.yaml", *added]
 
@@ -124,7 +127,7 @@ def test_the_default_profile_is_where_it_is_looked_for():
 
 @pytest.mark.parametrize("told", [["--cores", "4"], ["-c4"], ["--cores=1"], ["--workflow-profile", "profiles/slurm"]])
 def test_what_follows_the_dashes_is_snakemakes(sweep, started, told):
-    assert cli.main(["rerun", "--status", "timeout", "--configfile", "my.yaml", "--", *told]) == 0
+    assert main.main(["rerun", "--status", "timeout", "--configfile", "my.yaml", "--", *told]) == 0
     assert started[1][1:] == ["--force", "--configfile", "my.yaml", *told]
 
 
@@ -177,7 +180,7 @@ def test_a_corrupt_record_is_named(sweep, started, capsys):
     "given", [["--configfile", "b.yaml"], ["--configfiles=b.yaml"], ["--config", "a=1"], ["-C", "a=1"]]
 )
 def test_another_config_for_snakemake_is_refused_in_one_line(sweep, started, capsys, given):
-    assert cli.main(["rerun", "--status", "timeout", "--configfile", "my.yaml", "--", "--cores", "2", *given]) == 2
+    assert main.main(["rerun", "--status", "timeout", "--configfile", "my.yaml", "--", "--cores", "2", *given]) == 2
     err = capsys.readouterr().err
     assert err.startswith(f"error: {given[0]}: after -- no config is taken") and err.count("\n") == 1
     assert started == []
@@ -197,7 +200,7 @@ def test_ctrl_c_waits_for_snakemake_to_end_its_jobs(in_empty_folder):
         "try:\n    pathlib.Path('started').touch(); time.sleep(600)\n"
         "except KeyboardInterrupt:\n    time.sleep(1); pathlib.Path('ended').touch(); raise SystemExit(7)\n"
     )
-    code = "import sys; from joulesweep import rerun; sys.exit(rerun._snakemake([]))"
+    code = "import sys; from joulesweep.cli import rerun; sys.exit(rerun._snakemake([]))"
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(in_empty_folder), str(tiny_run.REPOSITORY)])}
     child = subprocess.Popen([sys.executable, "-c", code], env=environ, start_new_session=True)
     while not Path("started").exists():

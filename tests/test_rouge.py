@@ -9,9 +9,9 @@ import pytest
 import synthetic
 from pages import build, rendered, words
 
-from joulesweep import columns, rouge
-from joulesweep.aggregate import aggregate
-from joulesweep.errors import UserError
+from joulesweep.analyse import columns, rouge
+from joulesweep.analyse.collect import aggregate
+from joulesweep.core.errors import UserError
 
 
 def written(folder, *rows):

@@ -3,7 +3,7 @@ import random
 
 import pytest
 
-from joulesweep.stats import (
+from joulesweep.analyse.statistics import (
     NO_DIFFERENCE,
     NO_INTERVAL,
     mean_interval,

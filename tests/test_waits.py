@@ -13,8 +13,9 @@ import torch
 from places import ALONE
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from joulesweep import data, train, trainer
-from joulesweep.model import LanguageModel
+from joulesweep.nets.language_model import LanguageModel
+from joulesweep.train import assembly, data, labels, loop, trainer
+from joulesweep.train.corpus import load
 
 pytestmark = [pytest.mark.usefixtures("torch_as_it_was"), pytest.mark.filterwarnings("ignore")]
 
@@ -92,7 +93,7 @@ def assets(tmp_path_factory):
 def assemble(assets):
     def assemble(kind="bert", **changes):
         spec = tiny_run.spec(task=tiny_run.task_of(kind), max_target_length=12, **changes)
-        return trainer.assemble(spec, assets[kind].model_folder, assets[kind].tokens, ALONE)
+        return assembly.assemble(spec, assets[kind].model_folder, assets[kind].tokens, ALONE)
 
     return assemble
 
@@ -102,10 +103,10 @@ def asked_by_steps(built, number=2):
     made = list(itertools.islice(built.batches(epoch=1), number + 1))
     built.core.train()
     built.open_phase("training", 1)
-    train._step(built, *made[0], lr=1e-3)
+    loop._step(built, *made[0], lr=1e-3)
     with Asked() as asked:
         for batches, num_predicted in made[1:]:
-            train._step(built, batches, num_predicted, lr=1e-3)
+            loop._step(built, batches, num_predicted, lr=1e-3)
             built.count(batches)
     return asked.names
 
@@ -163,7 +164,7 @@ def test_counters_of_steps_are_read_after_the_window(assemble):
     built.core.train()
     built.open_phase("training", 1)
     for number in range(70):
-        train._step(built, *made[number % len(made)], lr=1e-4)
+        loop._step(built, *made[number % len(made)], lr=1e-4)
         built.count(made[0][0])
         if number == 60:
             with Asked() as asked:
@@ -182,8 +183,8 @@ def test_counters_of_steps_are_read_after_the_window(assemble):
 
 def test_a_replica_of_dataparallel_is_told_its_places(assets):
     """It has a part of the rows, as DataParallel cuts them, and of their places and answers."""
-    corpus = data.load(assets["bert"].tokens, 24)
-    masked, core = data.mask(corpus, 0.3, 1, 1), LanguageModel(tiny_run.network())
+    corpus = load(assets["bert"].tokens, 24)
+    masked, core = labels.mask(corpus, 0.3, 1, 1), LanguageModel(tiny_run.network())
     core.mask_form = "bool"
     for parts, size in ((2, 7), (4, 5), (3, 2)):  # four GPUs have three parts of five rows, three have two of two
         layout = data.Layout(batching="dynamic", size=size, micro=None, max_length=24, head="masked", parts=parts)
