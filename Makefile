@@ -25,8 +25,7 @@ PEERS := .cache/peers
 OLDEST := .cache/oldest
 OLDEST_PINS := transformers==5.17.0 huggingface_hub==1.33.0
 # What asks transformers for something. torch.jit.script, which that version uses, warns of its end.
-OLDEST_TESTS := $(addprefix tests/test_,$(addsuffix .py,adaptive fit flops generation kernels lazy methods model \
-	prefix pretrained scoring tasks tokens train trainer weights))
+OLDEST_TESTS := $(addprefix tests/unit/,train nets methods prepare)
 # Two workers, since many tests have two processes of their own; whoever is done takes over half of the other's rest.
 PYTEST := OMP_NUM_THREADS=1 python -m pytest --numprocesses 2 --dist worksteal
 QUICK := -m 'smoke or not (workflow or slow or product or registry)'
@@ -62,13 +61,13 @@ test-all: environment
 		$(PYTEST) --cov --cov-report term:skip-covered --cov-fail-under 90
 
 families: environment
-	@OMP_NUM_THREADS=1 pytest tests/test_families.py --long --numprocesses 2
+	@OMP_NUM_THREADS=1 pytest tests/conformance/test_families.py --long --numprocesses 2
 
 truth: environment
-	@OMP_NUM_THREADS=1 pytest tests/test_truth.py --long -rP
+	@OMP_NUM_THREADS=1 pytest tests/processes/test_truth.py --long -rP
 
 fuzz: environment
-	@JOULESWEEP_FUZZ=whole OMP_NUM_THREADS=1 pytest tests/test_fuzz.py
+	@JOULESWEEP_FUZZ=whole OMP_NUM_THREADS=1 pytest tests/unit/test_fuzz.py
 
 # An environment on top of ours: what it has itself comes first.
 define on_top
@@ -84,7 +83,7 @@ $(OLDEST)/.ready: $(VENV)/.ready Makefile
 
 test-oldest: $(OLDEST)/.ready
 	@PATH="$(CURDIR)/$(OLDEST)/bin:$$PATH" $(PYTEST) $(QUICK) \
-		-W 'ignore:`torch.jit.script` is deprecated:DeprecationWarning' $(wildcard $(OLDEST_TESTS))
+		-W 'ignore:`torch.jit.script` is deprecated:DeprecationWarning' $(OLDEST_TESTS)
 
 $(PEERS)/.ready: $(VENV)/.ready
 	$(call on_top,$(PEERS))

@@ -24,7 +24,7 @@ from joulesweep.measure import devices
 from joulesweep.measure.machine import cpu_model
 from joulesweep.runs.identity import run_id
 
-TESTS = Path(__file__).parent.parent / "tests"
+TESTS = Path(__file__).parent.parent / "tests" / "support"
 NUM_BOARDS, TICK_MS = 2, 100
 
 

@@ -4,7 +4,8 @@ One multiply-add is 2 FLOPs. Only matrix products count: embeddings, normalisati
 optimizer count 0. The backward pass of a product is one more product for each operand that needs a gradient, so frozen
 weights cost what they should: no gradient of their own, and none for their input unless something below still trains.
 Which operands do is asked of autograd: the model is run once on the meta device, where nothing is computed.
-`torch.utils.flop_counter` counts the same (tests/test_flops.py); it knows no units, and 0 for a CPU's fused attention.
+`torch.utils.flop_counter` counts the same (tests/unit/nets/test_flops.py); it knows no units, and 0 for a CPU's fused
+attention.
 A count is whole or there is none: what PyTorch executes of each call is compared with what was noted of it, and where a
 weight goes into an operator that is not known to be harmless, nothing is counted.
 """

@@ -25,9 +25,6 @@ from tiny_run import REPOSITORY
 ANALYSIS = {"aggregate", "charts", "report", "all"}
 
 
-pytestmark = pytest.mark.slow
-
-
 def finish(folder: Path) -> None:
     """Run a whole sweep of two runs in a folder's checkout."""
     output = Checkout(folder / "checkout").run()

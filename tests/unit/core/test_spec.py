@@ -69,7 +69,7 @@ REQUIRED = {
 
 def test_every_id_ever_given_is_still_the_id_of_the_same_inputs():
     changed = {run for run, given in IDS.items() if identity.run_id(spec.from_mapping(given)) != run}
-    assert changed == set(), "an id changed: every finished run of every user would be lost; see tests/golden/add.py"
+    assert changed == set(), "an id changed: every finished run would be lost; see tests/support/golden/add.py"
 
 
 def test_what_a_stripped_spec_means_is_what_it_meant():
@@ -82,7 +82,7 @@ def test_what_a_stripped_spec_means_is_what_it_meant():
 def test_a_config_still_means_the_runs_that_it_meant(path):
     runs = {run: spec.full(found) for run, found in expand(config.load(path)).runs.items()}
     assert {run: {name: found[name] for name in IDS.get(run, found)} for run, found in runs.items()} == {
-        run: IDS.get(run, "not in ids.json; see tests/golden/add.py") for run in runs
+        run: IDS.get(run, "not in ids.json; see tests/support/golden/add.py") for run in runs
     }
 
 

@@ -9,7 +9,6 @@ import pytest
 import yaml
 from checkout import Checkout
 
-pytestmark = pytest.mark.slow
 ODD = 'data/{x} <b> $(touch Y)\'s "t";`touch Z`.jsonl'
 
 

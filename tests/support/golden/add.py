@@ -1,4 +1,4 @@
-"""Add the runs of the configs beside this file to ids.json: `python tests/golden/add.py`.
+"""Add the runs of the configs beside this file to ids.json: `python tests/support/golden/add.py`.
 
 To add an entry, add a config or a value to one, and run this. An id that is already there is never changed or
 removed: whoever sweeps has it as the name of a folder of finished work.

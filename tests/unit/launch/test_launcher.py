@@ -689,7 +689,7 @@ def test_a_meter_that_hangs_costs_readings_and_not_the_training(start, hanging, 
 LAUNCHER = """
 import sys
 from pathlib import Path
-sys.path.insert(0, "tests")
+sys.path.insert(0, "tests/support")
 import tiny_run
 from joulesweep.launch import launcher as launch; from joulesweep.core import bounded
 folder, bounded.LIMIT_S = Path(sys.argv[1]), 0.5
