@@ -182,7 +182,7 @@ def test_a_family_learns_as_by_its_own_forward_or_says_why_not(family, tokens, r
 
 
 @pytest.mark.parametrize("method", METHODS[1:])
-@pytest.mark.parametrize("family", CHOSEN)
+@pytest.mark.parametrize("family", families.marked(CHOSEN, quick=("mlm-bert", "clm-llama", "seq2seq-t5")))
 def test_methods_learn_as_by_the_models_own_forward(family, method, tokens, references, monkeypatch):
     outcomes = check(family, method, [WAYS[2], WAYS[9]], tokens, references, monkeypatch)
     assert (outcomes[0] == "ok") == ((method, family) not in METHOD_REFUSED), outcomes[0]

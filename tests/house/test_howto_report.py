@@ -64,6 +64,7 @@ def copy(tmp_path):
     return Copy(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_chart_is_one_file(copy):
     before = copy.digests()
     copy.add("joulesweep/report/charts/startup.py", example("chart.md"))

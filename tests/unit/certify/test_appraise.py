@@ -201,6 +201,7 @@ PLANTS = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", PLANTS, ids=str)
 def test_no_verdict_goes_further_than_its_error_lets_it(certify, given):
     rows = promises(certify(**given)[0]).values()
@@ -239,6 +240,7 @@ def test_power_that_is_held_for_a_while_has_no_more_readings_than_values(certify
     assert 0.8 < made["idle"]["first"]["power_error_w"] / (3 * 0.03 * 80 / 50**0.5) < 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_no_load_keeps_time_with_a_sensor_that_looks_for_a_quarter_of_the_time(certify, seed):
     made, _, _ = certify(update_s=0.1, sensor_s=0.025, seed=seed)

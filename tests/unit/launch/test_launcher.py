@@ -637,6 +637,7 @@ def test_a_model_that_lacks_weights_for_the_runs_task_is_refused_before_anything
         start()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", [[], ["a.weight", "a.bias"]])
 def test_weights_that_began_at_random_are_flagged(start, manifest, names):
     manifest(new_weights=names)

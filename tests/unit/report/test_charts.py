@@ -177,7 +177,7 @@ def test_colours_are_the_same_in_every_chart(tmp_path):
     assert len(scales) == 1
 
 
-@pytest.mark.parametrize("failed", [False, True])
+@pytest.mark.parametrize("failed", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_script_writes_every_chart_twice_without_network(tmp_path, failed):
     found = build(tmp_path, lambda row: synthetic.failed(row, "oom", "full") if failed else row)
     tables.write(found, tmp_path / "tables")
