@@ -147,7 +147,7 @@ ONE = {"strategy": ["single"], "precision": ["fp32"], "batch_size": [32], "repea
     ("place", "name", "replacement", "words"),
     [
         (
-            run_rows.floors,
+            run_rows.roofline,
             "columns",
             lambda found: {"useful_flop": 1.0},
             "unknown column 'useful_flop'.*'useful_flops'",

@@ -282,7 +282,12 @@ def strings_of(module: str) -> Iterator[ast.AST]:
 
 
 def test_every_flag_that_is_raised_has_a_meaning_and_none_is_left_over():
-    pairs = [node.elts for name in ("conditions", "measurement") for node in strings_of(name) if is_pair(node)]
+    pairs = [
+        node.elts
+        for name in ("measure.conditions", "measure.measurement")
+        for node in strings_of(name)
+        if is_pair(node)
+    ]
     raised = {first.value for first, _ in pairs if re.fullmatch("[a-z]+_?[a-z]+", str(getattr(first, "value", "")))}
     assert len(raised) > 10
     assert raised <= set(FLAGS)
