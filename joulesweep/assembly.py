@@ -59,7 +59,8 @@ def prepare_process(spec: RunSpec) -> Place:
     if strategy.STRATEGIES[spec.strategy].multi_process and not dist.is_initialized():
         _join(device, world)
     torch.manual_seed(spec.repeat)
-    return Place(device=device, rank=rank, world=world, local_rank=local_rank)
+    together = strategy.ranks_per_text(spec.strategy, world)
+    return Place(device=device, rank=rank, world=world, local_rank=local_rank, ranks_per_text=together)
 
 
 def _join(device: torch.device, world: int) -> None:
@@ -87,7 +88,7 @@ def assemble(spec: RunSpec, model_folder: Path, tokens: Path, place: Place) -> T
         raise Stop("unsupported", str(unfit)) from unfit
     if engine.ENGINES[spec.engine].compiles:
         _compile(core)
-    torch.manual_seed(spec.repeat * 1000 + place.rank)  # each rank its own dropout
+    torch.manual_seed(spec.repeat * 1000 + place.data_rank)  # each share of the texts has its own dropout
     source = spec.dataset_source
     parts = split(
         corpus,
@@ -151,7 +152,7 @@ def _prepare(core: LanguageModel, corpus: Corpus, spec: RunSpec, place: Place) -
             enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
             enable({"use_reentrant": False})
             model.disable_input_require_grads()  # else frozen layers are walked back through
-    work = flops.described(core, spec.devices if spec.strategy == "fsdp" else 1)
+    work = flops.described(core, spec.devices if strategy.STRATEGIES[spec.strategy].shards_state else 1)
     precision.convert(core, spec.precision)  # after the count: what it puts in computes the same products
     products = _products(core, corpus, spec, place)
     _check(fit.step_refusal(core, corpus, laid))
@@ -164,7 +165,7 @@ def _products(core: LanguageModel, corpus: Corpus, spec: RunSpec, place: Place) 
         return kernels.unchosen("there is a choice for fp32 with engine eager on the CPU alone")
     shown = labels.labelled(corpus, spec.task, spec.mask_probability, spec.repeat, 1)
     texts = labels.order(torch.arange(len(corpus.group)), spec.repeat, 1)
-    (batch, *_), _ = next(data.steps(corpus, shown, texts, layout(spec), 0, place.world))
+    (batch, *_), _ = next(data.steps(corpus, shown, texts, layout(spec), 0, place.data_parallel))
 
     def rows(name: str) -> int:
         if core.head_name is not None and f"{name}.".startswith(f"{core.head_name}."):

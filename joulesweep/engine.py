@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from joulesweep.spec import RunSpec
+from joulesweep.strategy import STRATEGIES
 
 if TYPE_CHECKING:
     import torch
@@ -27,13 +28,11 @@ class Engine:
 
     Attributes:
         about: one line for the documentation.
-        strategies: the strategies it works under.
         compiles: whether forward and backward pass are compiled.
         captures: whether the whole step is captured in a CUDA graph, which the CPU has not.
     """
 
     about: str
-    strategies: tuple[str, ...]
     compiles: bool = False
     captures: bool = False
 
@@ -41,21 +40,17 @@ class Engine:
 ENGINES: dict[str, Engine] = {
     "eager": Engine(
         about="PyTorch's own way: operations are issued one by one",
-        strategies=("single", "dp", "ddp", "fsdp"),
     ),
     "compile": Engine(
         about="torch.compile of forward and backward pass, for every shape before the window opens",
-        strategies=("single", "ddp"),
         compiles=True,
     ),
     "graph": Engine(
         about="the whole step, optimizer included, captured in a CUDA graph per shape and replayed",
-        strategies=("single",),
         captures=True,
     ),
     "compile-graph": Engine(
         about="both: compiled, then captured: fewer kernels, and no waiting for the host between them",
-        strategies=("single",),
         compiles=True,
         captures=True,
     ),
@@ -65,8 +60,11 @@ ENGINES: dict[str, Engine] = {
 def impossible(spec: RunSpec) -> str | None:
     """Say why a run can mean nothing on any machine, or None if it can."""
     row = ENGINES[spec.engine]
-    if spec.strategy not in row.strategies:
-        return f"engine {spec.engine} works under strategy {' and '.join(row.strategies)} only"
+    under = [
+        name for name, other in STRATEGIES.items() if row.compiles <= other.compiles and row.captures <= other.captures
+    ]
+    if spec.strategy not in under:
+        return f"engine {spec.engine} works under strategy {' and '.join(under)} only"
     if row.captures and spec.batching == "dynamic":
         return f"engine {spec.engine} needs few different shapes: batching fixed or packed"
     if row.captures and spec.checkpoint_activations:

@@ -42,9 +42,10 @@ def generate(trainer: Trainer, weights: Weights, model_folder: Path) -> list[dic
     draw = seeds.generator("generate", spec.dataset_source.get("split_seed", 0))
     texts = trainer.validation_texts[torch.randperm(len(trainer.validation_texts), generator=draw)]
     texts = texts[: spec.generate["texts"]]
-    num_own = len(texts[place.rank :: place.world])
+    share, num_shares = place.data_rank, place.data_parallel
+    num_own = len(texts[share::num_shares])
     # Sharded weights are gathered for each forward pass by all ranks together: each writes as many.
-    own = torch.cat((texts[place.rank :: place.world], texts[:1]))[: -(-len(texts) // place.world)]
+    own = torch.cat((texts[share::num_shares], texts[:1]))[: -(-len(texts) // num_shares)]
     tokenizer = lazy.transformers().AutoTokenizer.from_pretrained(model_folder, local_files_only=True)
     written: list[str] = []
     with strategy.gathered(core):
@@ -74,7 +75,7 @@ def _written(trainer: Trainer, texts: torch.Tensor) -> torch.Tensor:
         found: torch.Tensor = model.generate(
             input_ids=input_ids,
             attention_mask=attention_mask,
-            synced_gpus=spec.strategy == "fsdp" and place.world > 1,
+            synced_gpus=strategy.STRATEGIES[spec.strategy].synced_generation and place.world > 1,
         )
     return found if spec.task == "seq2seq" else found[:, input_ids.shape[1] :]
 

@@ -27,7 +27,7 @@ from joulesweep.identity import run_id
 from joulesweep.lease import Lease
 from joulesweep.places import ROOT
 from joulesweep.spec import RunSpec, full
-from joulesweep.strategy import STRATEGIES
+from joulesweep.strategy import STRATEGIES, on_one_device
 from joulesweep.trace import Trace
 from joulesweep.watch import Watch
 from joulesweep.weights import some
@@ -150,7 +150,12 @@ def _measured(spec: RunSpec, work: Path, log: Path | None, lease: Lease, wanted:
     if outcome["status"] == "ok":
         measurement.judge(outcome, trace, lease.boards, before.ticks)
         bounded.within(bounded.LIMIT_S, sensors.keep_ticks, outcome["measurement"]["energy"], before.ticks)
-        hold = conditions.Hold(boards=lease.boards, exclusive=lease.exclusive, shared_host=lease.shared_host())
+        hold = conditions.Hold(
+            boards=lease.boards,
+            exclusive=lease.exclusive,
+            shared_host=lease.shared_host(),
+            one_device=on_one_device(spec.strategy, spec.devices),
+        )
         found, flags = conditions.describe(outcome, spec, before, trace, hold, seen)
         span = outcome["span"]
         overhead = {"meter_s": span["meter_s"], "weights_s": span["weights_s"]}

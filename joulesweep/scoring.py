@@ -53,7 +53,7 @@ def score(trainer: Trainer, weights: Weights | None = None) -> dict[str, Any]:
     by_length = trainer.validation_texts[trainer.corpus.lengths[trainer.validation_texts].argsort(stable=True)]
     layout = _layout(trainer, trainer.corpus)
     sums = torch.zeros(3, dtype=torch.float64, device=place.device)
-    for (batch,), _ in data.steps(trainer.corpus, shown, by_length, layout, place.rank, place.world):
+    for (batch,), _ in data.steps(trainer.corpus, shown, by_length, layout, place.data_rank, place.data_parallel):
         sums[:2] += forward(*batch.on(place.device), score=True)[0].double()
         sums[2] += batch.counts["num_predicted"]
     choice_accuracy = _choice_accuracy(trainer)
@@ -83,7 +83,7 @@ def _layout(trainer: Trainer, corpus: Corpus) -> data.Layout:
     most = LOGITS // (max(1, int(corpus.written.lengths.max())) * corpus.vocab_size)
     return data.Layout(
         batching="dynamic",
-        size=max(1, min(BATCH, most)) * trainer.place.world,
+        size=max(1, min(BATCH, most)) * trainer.place.data_parallel,
         micro=None,
         max_length=spec.max_length,
         max_target_length=spec.max_target_length,
@@ -105,10 +105,10 @@ def _choice_accuracy(trainer: Trainer) -> float | None:
     layout = _layout(trainer, choices)
     losses = torch.zeros(len(choice_text), dtype=torch.float64, device=place.device)
     steps = data.steps(
-        choices, labels.labelled(choices, trainer.spec.task, 0.0), wanted, layout, place.rank, place.world
+        choices, labels.labelled(choices, trainer.spec.task, 0.0), wanted, layout, place.data_rank, place.data_parallel
     )
     for whole, ((batch,), _) in zip(torch.split(wanted, layout.size), steps, strict=True):
-        own = whole[place.rank :: place.world].to(place.device)
+        own = whole[place.data_rank :: place.data_parallel].to(place.device)
         with strategy.gathered(trainer.core):
             logits, answers, places = trainer.core.logits(*batch.on(place.device))
         each = functional.cross_entropy(logits, answers, reduction="none", ignore_index=model.IGNORED).double()

@@ -316,7 +316,7 @@ def test_of_a_table_only_the_runs_own_row_counts(package):
     changed = package.changed_by("precision.py", 'autocast="bfloat16"', 'autocast="float16"')
     assert changed == {"mixed"}
     assert package.changed_by("precision.py", 'peak_rate="bf16"', 'peak_rate="fp16"') == set(), "of the analysis alone"
-    assert package.changed_by("strategy.py", 'wrapper="DistributedDataParallel"', 'wrapper="Other"') == {"ddp"}
+    assert package.changed_by("strategy.py", "gradient_as_bucket_view=True", "gradient_as_bucket_view=False") == {"ddp"}
 
 
 def test_a_new_row_makes_nothing_stale(package):
