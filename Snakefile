@@ -11,9 +11,9 @@ from snakemake.utils import min_version
 
 min_version("9.17")
 
-from joulesweep import digest
-from joulesweep.workflow import (
-    CHARTS,
+from joulesweep.analyse import columns
+from joulesweep.plan import staleness
+from joulesweep.plan.sweep import (
     READ,
     anchors_folder,
     input_folder,
@@ -22,6 +22,7 @@ from joulesweep.workflow import (
     refused,
     runs_folder,
 )
+from joulesweep.report import charts
 
 # One file is one complete sweep: --configfile replaces the default, config/config.yaml; it does not add to it.
 sweep = load(workflow)
@@ -53,7 +54,7 @@ onerror:
         print(line, file=sys.stderr)
 
 
-report: "joulesweep/templates/captions/workflow.rst"
+report: "joulesweep/report/templates/captions/workflow.rst"
 
 
 localrules:

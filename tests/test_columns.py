@@ -9,11 +9,12 @@ import polars as pl
 import pytest
 import synthetic
 
-from joulesweep import columns, files, rows, tables
-from joulesweep.aggregate import aggregate
-from joulesweep.columns import TABLES, Column
-from joulesweep.errors import UserError
-from joulesweep.units import COUNTED
+from joulesweep.analyse import columns, run_rows, tables
+from joulesweep.analyse.collect import aggregate
+from joulesweep.analyse.columns import TABLES, Column
+from joulesweep.core import files
+from joulesweep.core.errors import UserError
+from joulesweep.core.work import COUNTED
 
 #: The unit that the end of a name stands for; the first that fits.
 ENDS = {
@@ -78,7 +79,9 @@ def test_files_say_what_their_columns_are(tmp_path):
     for name in tables.NAMES:
         described = tables.described(tmp_path / "tables" / f"{name}.parquet")
         assert list(described.items()) == list(TABLES[name].items())
-        assert dict(getattr(found, name).schema) == {column.name: column.dtype for column in described.values()}
+        assert dict(getattr(found, name).schema) == {
+            column.name: tables.DTYPES[column.dtype] for column in described.values()
+        }
 
 
 @pytest.mark.parametrize("kind", ["absent", "text", "plain"])
@@ -143,14 +146,19 @@ ONE = {"strategy": ["single"], "precision": ["fp32"], "batch_size": [32], "repea
 @pytest.mark.parametrize(
     ("place", "name", "replacement", "words"),
     [
-        (rows.floors, "columns", lambda found: {"useful_flop": 1.0}, "unknown column 'useful_flop'.*'useful_flops'"),
-        (rows, "headline", lambda *given: {"window_s": 1.0}, "window_s is filled twice"),
-        (rows, "by_epoch", lambda *given: {"energy": 1.0}, "unknown column 'energy'"),
-        (rows, "_timed", lambda *given: {"ratings_s": 1.0}, "unknown column 'ratings_s'"),
-        (rows, "CITED", {**rows.CITED, "made": "certificate_date"}, "unknown column 'certificate_date'"),
-        (rows, "SCORED", rows.SCORED[1:], "nothing fills column validation_loss"),
-        (rows, "OF_EPOCH", rows.OF_EPOCH[1:], "nothing fills column epoch"),
-        (rows, "OF_DEVICE", rows.OF_DEVICE[1:], "nothing fills column device"),
+        (
+            run_rows.floors,
+            "columns",
+            lambda found: {"useful_flop": 1.0},
+            "unknown column 'useful_flop'.*'useful_flops'",
+        ),
+        (run_rows, "headline", lambda *given: {"window_s": 1.0}, "window_s is filled twice"),
+        (run_rows, "by_epoch", lambda *given: {"energy": 1.0}, "unknown column 'energy'"),
+        (run_rows, "_timed", lambda *given: {"ratings_s": 1.0}, "unknown column 'ratings_s'"),
+        (run_rows, "CITED", {**run_rows.CITED, "made": "certificate_date"}, "unknown column 'certificate_date'"),
+        (run_rows, "SCORED", run_rows.SCORED[1:], "nothing fills column validation_loss"),
+        (run_rows, "OF_EPOCH", run_rows.OF_EPOCH[1:], "nothing fills column epoch"),
+        (run_rows, "OF_DEVICE", run_rows.OF_DEVICE[1:], "nothing fills column device"),
     ],
 )
 def test_a_mistake_in_what_fills_rows_is_no_corrupt_record(tmp_path, monkeypatch, place, name, replacement, words):

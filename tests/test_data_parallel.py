@@ -13,14 +13,14 @@ import ranks
 import tiny_run
 import torch
 
-from joulesweep import strategy
-from joulesweep.trainer import Place
+from joulesweep.axes import strategy
+from joulesweep.train.trainer import Place
 
 #: A rank of a strategy whose two processes compute each text together.
 TOGETHER = """
 from dataclasses import replace
 import ranks
-from joulesweep.strategy import STRATEGIES
+from joulesweep.axes.strategy import STRATEGIES
 
 STRATEGIES["together"] = replace(STRATEGIES["ddp"], ranks_per_text=None)
 ranks.main()

@@ -15,7 +15,10 @@ from pathlib import Path
 import pytest
 import tiny_run
 
-from joulesweep import definitions, digest, methods, places, train
+from joulesweep import methods
+from joulesweep.core import places
+from joulesweep.plan import definitions, staleness
+from joulesweep.train import loop
 
 SNIPPET = '''
 """A docstring."""
@@ -79,7 +82,7 @@ SCRIPTS = ("grid", "fetch_model", "fetch_dataset", "tokenise", "aggregate", "cha
 
 
 def forget():
-    for function in (definitions._module, definitions.encoded, digest._run_digest, digest.code_digest):
+    for function in (definitions._module, definitions.encoded, staleness._run_digest, staleness.code_digest):
         function.cache_clear()
 
 
@@ -90,7 +93,7 @@ def digest_of(folder: Path, text: str, is_run: bool = False) -> str:
     forget()
     bound = definitions._module(path).bound
     roots = [definitions.Definition(path, name) for name, meaning in bound.items() if not isinstance(meaning, tuple)]
-    return digest._hash(digest._closure(roots, {}, is_run))
+    return staleness._hash(staleness._closure(roots, {}, is_run))
 
 
 @pytest.fixture
@@ -116,10 +119,10 @@ def package(tmp_path, monkeypatch):
             forget()
 
         def digests(self) -> dict[str, str]:
-            return {name: digest.run_digest(spec) for name, spec in SPECS.items()}
+            return {name: staleness.run_digest(spec) for name, spec in SPECS.items()}
 
         def analysis(self) -> dict[str, str]:
-            return {script: digest.code_digest(f"scripts.{script}") for script in SCRIPTS}
+            return {script: staleness.code_digest(f"scripts.{script}") for script in SCRIPTS}
 
         def changed_by(self, name: str, old: str, new: str) -> set[str]:
             before = self.digests()
@@ -250,7 +253,7 @@ PLAIN = {"ENGINES": "eager", "PRECISIONS": "fp32", "STRATEGIES": "single"}
 
 
 def used_by_a_plain_run() -> list[definitions.Definition]:
-    parts = digest.run_parts("full", PLAIN)
+    parts = staleness.run_parts("full", PLAIN)
     return sorted((one for one in parts if definitions.exemption(one) is None), key=lambda one: (one.path, one.name))
 
 
@@ -265,17 +268,18 @@ def test_each_definition_that_a_run_uses_counts():
         after = definitions.encoded.__wrapped__(one, None, False)
         body.pop()
         assert before.text != after.text, one
-    assert all(digest.run_parts("full", PLAIN).values())
+    assert all(staleness.run_parts("full", PLAIN).values())
 
 
 def test_a_comment_in_the_training_loop_makes_nothing_stale(package):
     assert (
-        package.changed_by("train.py", "    trainer.core.train()\n", "    # why\n    trainer.core.train()\n\n") == set()
+        package.changed_by("train/loop.py", "    trainer.core.train()\n", "    # why\n    trainer.core.train()\n\n")
+        == set()
     )
 
 
 def test_a_definition_that_nothing_uses_makes_nothing_stale(package):
-    path = package.path("train.py")
+    path = package.path("train/loop.py")
     before = package.digests()
     path.write_text(path.read_text(encoding="utf-8") + "\n\ndef unused():\n    return 1\n", encoding="utf-8")
     forget()
@@ -286,13 +290,15 @@ def test_a_module_that_is_renamed_or_moved_makes_nothing_stale(package):
     before = package.digests(), package.analysis()
     package.path("rooms").mkdir()
     package.path("rooms/__init__.py").write_text('"""A room."""\n', encoding="utf-8")
-    package.path("data.py").rename(package.path("rooms/corpus.py"))
+    package.path("train/data.py").rename(package.path("rooms/corpus.py"))
     package.everywhere(r"from joulesweep\.data import", "from joulesweep.rooms.corpus import")
     package.everywhere(r"(from joulesweep import .*)\bdata\b(, )?", r"from joulesweep.rooms import corpus as data\n\1")
-    package.path("stats.py").rename(package.path("statistics_.py"))
+    package.path("analyse/statistics.py").rename(package.path("statistics_.py"))
     package.everywhere(r"from joulesweep\.stats import", "from joulesweep.statistics_ import")
-    package.everywhere(r"from joulesweep import stats\b", "from joulesweep import statistics_ as stats")
-    package.path("worker.py").rename(package.path("rank.py"))
+    package.everywhere(
+        r"from joulesweep.analyse import statistics as stats\b", "from joulesweep import statistics_ as stats"
+    )
+    package.path("train/worker.py").rename(package.path("rank.py"))
     package.everywhere(r"joulesweep\.worker", "joulesweep.rank")
     assert (package.digests(), package.analysis()) == before
     assert package.changed_by("rooms/corpus.py", "def steps(", "def steps(extra=None, *") == set(SPECS)
@@ -300,32 +306,36 @@ def test_a_module_that_is_renamed_or_moved_makes_nothing_stale(package):
 
 def test_a_function_that_is_moved_and_renamed_makes_nothing_stale(package):
     before = package.digests()
-    text = package.path("train.py").read_text(encoding="utf-8")
+    text = package.path("train/loop.py").read_text(encoding="utf-8")
     clip = re.search(r"def _clip\(.*?\n\n\n", text, re.DOTALL)[0]
     own = "from __future__ import annotations\nimport torch\n\n\n" + clip.replace("_clip", "cut")
     package.path("norms.py").write_text(own, encoding="utf-8")
     moved = text.replace(clip, "").replace("_clip(", "norms.cut(")
     moved = moved.replace("import torch\n", "import torch\nfrom joulesweep import norms\n", 1)
-    package.path("train.py").write_text(moved, encoding="utf-8")
+    package.path("train/loop.py").write_text(moved, encoding="utf-8")
     forget()
     assert package.digests() == before
     assert package.changed_by("norms.py", "foreach=True", "foreach=False") == set(SPECS)
 
 
 def test_of_a_table_only_the_runs_own_row_counts(package):
-    changed = package.changed_by("precision.py", 'autocast="bfloat16"', 'autocast="float16"')
+    changed = package.changed_by("axes/precision.py", 'autocast="bfloat16"', 'autocast="float16"')
     assert changed == {"mixed"}
-    assert package.changed_by("precision.py", 'peak_rate="bf16"', 'peak_rate="fp16"') == set(), "of the analysis alone"
-    assert package.changed_by("strategy.py", "gradient_as_bucket_view=True", "gradient_as_bucket_view=False") == {"ddp"}
+    assert package.changed_by("axes/precision.py", 'peak_rate="bf16"', 'peak_rate="fp16"') == set(), (
+        "of the analysis alone"
+    )
+    assert package.changed_by("axes/strategy.py", "gradient_as_bucket_view=True", "gradient_as_bucket_view=False") == {
+        "ddp"
+    }
 
 
 def test_a_new_row_makes_nothing_stale(package):
     row = '    "fp8-mixed": Precision(about="eight bits", peak_rate="fp8", convert=eight),\n'
-    assert package.changed_by("precision.py", '    "tf32": Precision', f'{row}    "tf32": Precision') == set()
+    assert package.changed_by("axes/precision.py", '    "tf32": Precision', f'{row}    "tf32": Precision') == set()
 
 
 def test_the_code_beside_a_table_counts_for_every_run(package):
-    assert package.changed_by("precision.py", '"high" if allowed', '"medium" if allowed') == set(SPECS)
+    assert package.changed_by("axes/precision.py", '"high" if allowed', '"medium" if allowed') == set(SPECS)
 
 
 def test_only_the_runs_own_method_counts(package):
@@ -343,10 +353,10 @@ def test_a_new_method_makes_nothing_stale(package):
 
 def test_charts_and_report_make_no_run_stale_and_training_makes_no_table_stale(package):
     before = package.analysis()
-    assert package.changed_by("charts.py", "def pareto(", "def pareto(_=0, *") == set()
+    assert package.changed_by("charts/pareto.py", "def draw(", "def draw(_=0, *") == set()
     assert {name for name, value in package.analysis().items() if value != before[name]} == {"charts", "report"}
-    assert package.changed_by("train.py", "def _step(", "def _step(_=0, *") == set(SPECS)
-    package.edit("cells.py", "def tabulate(", "def tabulate(_=0, *")
+    assert package.changed_by("train/loop.py", "def _step(", "def _step(_=0, *") == set(SPECS)
+    package.edit("analyse/cells.py", "def tabulate(", "def tabulate(_=0, *")
     changed = {name for name, value in package.analysis().items() if value != before[name]}
     assert "aggregate" in changed
     assert not changed & {"grid", "fetch_model", "fetch_dataset", "tokenise"}
@@ -382,10 +392,10 @@ def test_numbers_that_a_script_reads_belong_to_it(package, file, script):
 
 def test_a_table_that_is_no_dict_literal_is_refused(package):
     package.edit(
-        "precision.py", "PRECISIONS: dict[str, Precision] = {", "PRECISIONS: dict[str, Precision] = dict() | {"
+        "axes/precision.py", "PRECISIONS: dict[str, Precision] = {", "PRECISIONS: dict[str, Precision] = dict() | {"
     )
     with pytest.raises(TypeError, match="PRECISIONS must be a dict literal"):
-        digest.run_digest(SPECS["plain"])
+        staleness.run_digest(SPECS["plain"])
 
 
 def test_what_is_found_by_name_alone_is_known():
@@ -395,10 +405,8 @@ def test_what_is_found_by_name_alone_is_known():
         for path in (places.ROOT / "joulesweep").rglob("*.py")
         if re.search(r"import_module|__import__", path.read_text(encoding="utf-8"))
     }
-    of_others = {
-        f"joulesweep/{name}.py" for name in ("lazy", "model", "trainer")
-    }  # modules of PyTorch, transformers and Zeus
-    plugins = {f"joulesweep/{name}/__init__.py" for name in ("methods", "readers")}  # digested by their own files
+    of_others = {f"joulesweep/{name}.py" for name in ("assembly", "build", "lazy")}  # of PyTorch, transformers, Zeus
+    plugins = {f"joulesweep/{name}/__init__.py" for name in ("charts", "methods", "readers")}  # by their own files
     assert found == plugins | of_others
 
 
@@ -424,10 +432,10 @@ def test_whatever_a_training_calls_is_in_its_digest(tmp_path, changes):
 
     sys.setprofile(note)
     try:
-        train.train(spec, assets.model_folder, assets.tokens, tmp_path)
+        loop.train(spec, assets.model_folder, assets.tokens, tmp_path)
     finally:
         sys.setprofile(None)
-    parts = digest.run_parts(spec.method, {table: getattr(spec, field) for table, field in digest.TABLES.items()})
+    parts = staleness.run_parts(spec.method, {table: getattr(spec, field) for table, field in staleness.TABLES.items()})
     named = [definitions.Definition(Path(file), name) for file, name in called if not name.startswith("<")]
     missed = {one for one in named if one not in parts and definitions.exemption(one) is None}
     assert len(named) > 100, "the training was watched"
@@ -456,7 +464,7 @@ def interpreters() -> dict[str, str]:
 #: Run by a bare interpreter: without site-packages, so that the import itself proves that digests need none.
 UNDER_ANOTHER_PYTHON = """
 import json, pathlib, sys
-from joulesweep import definitions, digest
+from joulesweep.plan import definitions; from joulesweep.plan import staleness as digest
 path = pathlib.Path(sys.argv[1])
 bound = definitions._module(path).bound
 roots = [definitions.Definition(path, name) for name, meaning in bound.items() if not isinstance(meaning, tuple)]
@@ -481,7 +489,7 @@ def test_digests_are_the_same_under_every_supported_python_and_need_no_package(t
     digest_of(tmp_path, SNIPPET)
     snippet, codes = digests_under(sys.executable, tmp_path / "snippet.py")
     assert snippet == SNIPPET_DIGEST
-    assert [digest.code_digest(f"scripts.{script}") for script in SCRIPTS] == codes[:-1]
+    assert [staleness.code_digest(f"scripts.{script}") for script in SCRIPTS] == codes[:-1]
     if not interpreters():
         pytest.skip("no other supported Python is installed")
     for version, python in interpreters().items():

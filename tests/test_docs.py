@@ -24,14 +24,17 @@ import tiny_run
 import yaml
 from pydantic import BaseModel
 
-from joulesweep import charts, config, readers, strategy, tables
-from joulesweep.aggregate import aggregate
-from joulesweep.columns import TABLES
-from joulesweep.engine import ENGINES
-from joulesweep.precision import PRECISIONS, Precision
-from joulesweep.provenance import FLAGS
-from joulesweep.record import STATUSES
-from joulesweep.strategy import STRATEGIES
+from joulesweep import readers
+from joulesweep.analyse import tables
+from joulesweep.analyse.collect import aggregate
+from joulesweep.analyse.columns import TABLES
+from joulesweep.axes import strategy
+from joulesweep.axes.engine import ENGINES
+from joulesweep.axes.precision import PRECISIONS, Precision
+from joulesweep.axes.strategy import STRATEGIES
+from joulesweep.plan import config
+from joulesweep.report.evidence import FLAGS
+from joulesweep.runs.record import STATUSES
 
 ROOT = tiny_run.REPOSITORY
 PAGES = sorted(
@@ -45,7 +48,7 @@ YOURS = {
     "config/mine.yaml",
     "joulesweep/methods/biases.py",
     "joulesweep/readers/tsv.py",
-    "joulesweep/templates/captions/NAME.rst",
+    "joulesweep/report/charts/startup.py",
 }
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INDENTED = re.compile(r"(?:^(?: {4}| {8})\S.*\n)+", re.MULTILINE)
@@ -130,9 +133,9 @@ def ours(arguments, whole, _):
     rest = rest[: rest.index("--")] if "--" in rest else rest
     assert {word for word in rest if word.startswith("--")} <= options
     if whole:
-        from joulesweep import cli
+        from joulesweep.cli import main
 
-        cli._parser().parse_args(arguments)  # ends the test where something is missing
+        main._parser().parse_args(arguments)  # ends the test where something is missing
 
 
 def target(arguments, whole, _):
@@ -288,7 +291,7 @@ def test_every_flag_that_is_raised_has_a_meaning_and_none_is_left_over():
     named = {
         node.value
         for module in house.modules()
-        if module not in ("joulesweep", "joulesweep.provenance")
+        if module not in ("joulesweep", "joulesweep.report.evidence")
         for node in strings_of(module.removeprefix("joulesweep."))
         if isinstance(node, ast.Constant)
     }
@@ -338,19 +341,19 @@ def test_versions_are_those_of_the_changelog():
 def test_every_module_has_a_room_and_every_room_a_floor():
     assert [module for module in house.modules() if house.room(module) is None] == ["joulesweep"]
     assert set(house.rooms()) <= set(house.heights())
-    listed = [name for names in house.ROOMS.values() for name in names.split()]
-    assert len(listed) == len(set(listed))
+    assert not house.upward()
+    assert not house.circles()
 
 
 def test_the_house_is_drawn_from_imports(tmp_path):
     file = tmp_path / "one.py"
     file.write_text(
-        "from typing import TYPE_CHECKING\nfrom joulesweep import errors, spec\nimport json\n"
-        "if TYPE_CHECKING:\n    from joulesweep.trace import Trace\n"
-        "def later():\n    from joulesweep.model import stacks\n",
+        "from typing import TYPE_CHECKING\nfrom joulesweep.core import errors, spec\nimport json\n"
+        "if TYPE_CHECKING:\n    from joulesweep.measure.trace import Trace\n"
+        "def later():\n    from joulesweep.nets.language_model import stacks\n",
         encoding="utf-8",
     )
-    assert house.imports(file) == {"joulesweep.errors", "joulesweep.spec", "joulesweep.model"}
+    assert house.imports(file) == {"joulesweep.core.errors", "joulesweep.core.spec", "joulesweep.nets.language_model"}
     drawing = house.drawing()
     assert all(f">{name}</text>" in drawing for name in house.rooms())
     assert house._drawn({"cli": {"plan", "core"}, "plan": {"core"}, "core": {"plan"}}) == [
@@ -430,7 +433,7 @@ def test_the_reader_of_the_guide_is_one_file(tmp_path):
     (tmp_path / "mine.tsv").write_text("question\treply\nWhat is it?\tThis, that.\n", encoding="utf-8")
     source = {"source": {"local": "mine.tsv"}, "format": "tsv", "field": "question", "target": "reply"}
     (tmp_path / "mine.yaml").write_text(json.dumps(tiny_run.config(datasets__texts=source)), encoding="utf-8")
-    assert run(tmp_path, "-m", "joulesweep.cli", "check", "mine.yaml") == (0, "")
+    assert run(tmp_path, "-m", "joulesweep.cli.main", "check", "mine.yaml") == (0, "")
     fetch = ("-m", "scripts.fetch_dataset", "--output", "out.jsonl", "--manifest", "out.json", "--source")
     assert run(tmp_path, *fetch, json.dumps(source)) == (0, "")
     text = (tmp_path / "out.jsonl").read_text(encoding="utf-8")
@@ -438,10 +441,10 @@ def test_the_reader_of_the_guide_is_one_file(tmp_path):
     told = "datasets.texts: choices: has no meaning with format tsv"
     wrong = tiny_run.config(datasets__texts={**source, "choices": "reply"})
     (tmp_path / "mine.yaml").write_text(json.dumps(wrong), encoding="utf-8")
-    code, line = run(tmp_path, "-m", "joulesweep.cli", "check", "mine.yaml")
+    code, line = run(tmp_path, "-m", "joulesweep.cli.main", "check", "mine.yaml")
     assert (code, line.count("\n")) == (2, 1)
     assert told in line
-    assert run(tmp_path, "-m", "joulesweep.cli", "schema", "schema.json") == (0, "")
+    assert run(tmp_path, "-m", "joulesweep.cli.main", "schema", "schema.json") == (0, "")
     assert '"tsv"' in (tmp_path / "schema.json").read_text(encoding="utf-8")
 
 
@@ -455,13 +458,13 @@ def run(folder, *arguments):
 
 
 def test_the_chart_of_the_guide_draws_and_says_why_not(tmp_path):
-    names = dict(vars(charts))
+    names: dict[str, object] = {}
     exec(example("chart.md"), names)
     made = aggregate(*synthetic.write_sweep(tmp_path, synthetic.raw_config(None), lambda row: row))
-    (rows,) = names["startup"](made).to_dict()["datasets"].values()
+    (rows,) = names["draw"](made).to_dict()["datasets"].values()
     assert {row["startup_s"] for row in rows} == {2.5}
     nothing = dataclasses.replace(made, runs=made.runs.with_columns(status=pl.lit("oom")))
-    assert "no run finished" in str(names["startup"](nothing).to_dict())
+    assert "no run finished" in str(names["draw"](nothing).to_dict())
 
 
 def test_pre_commit_has_the_checks_of_make_lint():
