@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from joulesweep.axes.layout import BATCHINGS
 from joulesweep.axes.strategy import STRATEGIES
 from joulesweep.core.spec import RunSpec
 
@@ -65,8 +66,9 @@ def impossible(spec: RunSpec) -> str | None:
     ]
     if spec.strategy not in under:
         return f"engine {spec.engine} works under strategy {' and '.join(under)} only"
-    if row.captures and spec.batching == "dynamic":
-        return f"engine {spec.engine} needs few different shapes: batching fixed or packed"
+    if row.captures and not BATCHINGS[spec.batching].few_shapes:
+        few = " or ".join(name for name, batching in BATCHINGS.items() if batching.few_shapes)
+        return f"engine {spec.engine} needs few different shapes: batching {few}"
     if row.captures and spec.checkpoint_activations:
         return f"checkpoint_activations reads the random state in the step, which engine {spec.engine} cannot capture"
     return None

@@ -14,6 +14,8 @@ import torch.distributed as dist
 
 from joulesweep import methods
 from joulesweep.axes import engine, precision, strategy
+from joulesweep.axes.layout import BATCHINGS
+from joulesweep.axes.task import TASKS
 from joulesweep.core.errors import UserError
 from joulesweep.core.spec import RunSpec
 from joulesweep.nets import flops, onednn
@@ -189,14 +191,14 @@ def _learning(spec: RunSpec, model_folder: Path, tokens: Path) -> tuple[Corpus, 
     """The texts and the model that learns from them, its method applied."""
     with fit.foreign(f"task {spec.task}"):
         model: Any = build(model_folder, spec.task, spec.model_source.get("new_weights", ()))
-    start_id = getattr(model.config, "decoder_start_token_id", None) if spec.task == "seq2seq" else None
+    start_id = getattr(model.config, "decoder_start_token_id", None) if TASKS[spec.task].encoder_decoder else None
     corpus = load(tokens, spec.max_length, spec.task, spec.max_target_length, start_id)
     rows = num_embeddings(model)
     if rows is not None and rows < corpus.vocab_size:
         raise UserError(f"the tokenizer has {corpus.vocab_size} tokens, the model embeddings for {rows}")
     if spec.generate is not None and corpus.targets is None and corpus.prompts is None:
         raise UserError(f"generate: data set {spec.dataset} has no targets; name their field, or leave generate out")
-    if spec.task == "seq2seq":  # what was chosen goes along with a saved model
+    if TASKS[spec.task].encoder_decoder:  # what was chosen goes along with a saved model
         for config in (model.config, model.generation_config):
             config.decoder_start_token_id = corpus.start_id
             config.pad_token_id = corpus.pad_id if config.pad_token_id is None else config.pad_token_id
@@ -207,14 +209,14 @@ def _learning(spec: RunSpec, model_folder: Path, tokens: Path) -> tuple[Corpus, 
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UserError(f"method {spec.method}: no parameter of the model is left to train")
     core = LanguageModel(model, spec.precision, spec.head, spec.task)
-    _check(core.refusal(spec.batching == "packed"))
+    _check(core.refusal(BATCHINGS[spec.batching].packs))
     _check(_too_long(spec, corpus, model))
     return corpus, core
 
 
 def _too_long(spec: RunSpec, corpus: Corpus, model: Any) -> str | None:  # noqa: ANN401 - of any family
     """Say which texts a model has too few positions for, or None if it has enough: it would fail in a later step."""
-    fixed, generates = spec.batching == "fixed", spec.generate is not None
+    fixed, generates = BATCHINGS[spec.batching].pads_fully, spec.generate is not None
     every = [corpus, *filter(None, [corpus.choices])]
     needed = {"max_length": spec.max_length if fixed else max(int(one.lengths.max()) for one in every)}
     if corpus.targets is not None:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from joulesweep.axes import precision, strategy
+from joulesweep.axes.task import TASKS
 from joulesweep.core import late_imports
 from joulesweep.core.spec import RunSpec
 from joulesweep.train import seeds
@@ -62,14 +63,14 @@ def _written(trainer: Trainer, texts: torch.Tensor) -> torch.Tensor:
     spec, corpus, core, place = trainer.spec, trainer.corpus, trainer.core, trainer.place
     model: Any = core.model
     ids = [_read(corpus, text) for text in texts.tolist()]
-    side = "right" if spec.task == "seq2seq" else "left"  # a decoder goes on where its prompt ends
+    side = "right" if TASKS[spec.task].encoder_decoder else "left"  # a decoder goes on where its prompt ends
     input_ids, attention_mask = (
         torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=filler, padding_side=side).to(
             place.device
         )
         for rows, filler in ((ids, corpus.pad_id), ([torch.ones_like(row) for row in ids], 0))
     )
-    start_id = model.config.decoder_start_token_id if spec.task == "seq2seq" else None
+    start_id = model.config.decoder_start_token_id if TASKS[spec.task].encoder_decoder else None
     with (
         precision.autocast(spec.precision, place.device.type),
         _generating_by(model, _settings(spec, corpus, start_id)),
@@ -79,7 +80,7 @@ def _written(trainer: Trainer, texts: torch.Tensor) -> torch.Tensor:
             attention_mask=attention_mask,
             synced_gpus=strategy.STRATEGIES[spec.strategy].synced_generation and place.world > 1,
         )
-    return found if spec.task == "seq2seq" else found[:, input_ids.shape[1] :]
+    return found if TASKS[spec.task].encoder_decoder else found[:, input_ids.shape[1] :]
 
 
 def _settings(spec: RunSpec, corpus: Corpus, start_id: int | None) -> Any:  # noqa: ANN401 - of transformers

@@ -13,6 +13,7 @@ from torch.nn import functional
 from joulesweep import methods
 from joulesweep.axes import strategy
 from joulesweep.axes.engine import ENGINES
+from joulesweep.axes.task import TASKS
 from joulesweep.core.errors import UserError
 from joulesweep.nets import language_model
 from joulesweep.train import data, labels
@@ -64,7 +65,7 @@ def score(trainer: Trainer, weights: Weights | None = None) -> dict[str, Any]:
         load_weights(core, before)
     loss_sum, num_right, num_masked = place.reduced(sums).tolist()
     if not num_masked:
-        remedy = " or a higher mask_probability" if spec.task == "mlm" else ""
+        remedy = " or a higher mask_probability" if TASKS[spec.task].hides else ""
         raise UserError(f"the validation texts have no token to predict; use more texts{remedy}")
     loss = loss_sum / num_masked
     if not math.isfinite(loss):
