@@ -317,7 +317,9 @@ def test_of_a_table_only_the_runs_own_row_counts(package):
     assert package.changed_by("axes/precision.py", 'peak_rate="bf16"', 'peak_rate="fp16"') == set(), (
         "of the analysis alone"
     )
-    assert package.changed_by("axes/strategy.py", 'wrapper="DistributedDataParallel"', 'wrapper="Other"') == {"ddp"}
+    assert package.changed_by("axes/strategy.py", "gradient_as_bucket_view=True", "gradient_as_bucket_view=False") == {
+        "ddp"
+    }
 
 
 def test_a_new_row_makes_nothing_stale(package):
