@@ -46,6 +46,8 @@ onstart:
 
 onsuccess:
     sweep.set_aside()
+    if note := sweep.unsettled():
+        print(note, file=sys.stderr)
 
 
 onerror:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import functools
+import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -175,3 +177,28 @@ def upward() -> list[tuple[str, str, str, str]]:
         for one in sorted(imports(modules()[module]))
         if room(one) == b
     ]
+
+
+def untyped() -> dict[str, int]:
+    """How often each room says `dict[str, Any]`."""
+    return {
+        name: sum(len(re.findall(r"dict\[str, Any\]", modules()[one].read_text(encoding="utf-8"))) for one in members)
+        for name, members in rooms().items()
+    }
+
+
+def main() -> int:
+    """Print modules and untyped mappings by room, circles and imports that lead up. Returns 1 if there are any."""
+    counts = untyped()
+    for name, members in rooms().items():
+        print(f"{name:10} {len(members):3} modules {counts[name]:4} dict[str, Any]")
+    print(f"{'in all':10} {len(modules()):3} modules {sum(counts.values()):4} dict[str, Any]")
+    up, round_about = upward(), circles()
+    print(f"circles: {len(round_about)}; imports that lead up: {len(up)}")
+    for line in (*round_about, *(f"{module} imports {one}" for module, one, _, _ in up)):
+        print(f"  {line}")
+    return 1 if up or round_about else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import tiny_run
+from moving import move
 
 from joulesweep import methods
 from joulesweep.core import places
@@ -288,20 +289,12 @@ def test_a_definition_that_nothing_uses_makes_nothing_stale(package):
 
 def test_a_module_that_is_renamed_or_moved_makes_nothing_stale(package):
     before = package.digests(), package.analysis()
-    package.path("rooms").mkdir()
-    package.path("rooms/__init__.py").write_text('"""A room."""\n', encoding="utf-8")
-    package.path("train/data.py").rename(package.path("rooms/corpus.py"))
-    package.everywhere(r"from joulesweep\.data import", "from joulesweep.rooms.corpus import")
-    package.everywhere(r"(from joulesweep import .*)\bdata\b(, )?", r"from joulesweep.rooms import corpus as data\n\1")
-    package.path("analyse/statistics.py").rename(package.path("statistics_.py"))
-    package.everywhere(r"from joulesweep\.stats import", "from joulesweep.statistics_ import")
-    package.everywhere(
-        r"from joulesweep.analyse import statistics as stats\b", "from joulesweep import statistics_ as stats"
-    )
-    package.path("train/worker.py").rename(package.path("rank.py"))
-    package.everywhere(r"joulesweep\.worker", "joulesweep.rank")
+    move(places.ROOT, "joulesweep.train.data", "joulesweep.rooms.corpora")
+    move(places.ROOT, "joulesweep.analyse.statistics", "joulesweep.analyse.intervals")
+    move(places.ROOT, "joulesweep.train.worker", "joulesweep.train.rank")
+    forget()
     assert (package.digests(), package.analysis()) == before
-    assert package.changed_by("rooms/corpus.py", "def steps(", "def steps(extra=None, *") == set(SPECS)
+    assert package.changed_by("rooms/corpora.py", "def steps(", "def steps(extra=None, *") == set(SPECS)
 
 
 def test_a_function_that_is_moved_and_renamed_makes_nothing_stale(package):
@@ -324,7 +317,9 @@ def test_of_a_table_only_the_runs_own_row_counts(package):
     assert package.changed_by("axes/precision.py", 'peak_rate="bf16"', 'peak_rate="fp16"') == set(), (
         "of the analysis alone"
     )
-    assert package.changed_by("axes/strategy.py", 'wrapper="DistributedDataParallel"', 'wrapper="Other"') == {"ddp"}
+    assert package.changed_by("axes/strategy.py", "gradient_as_bucket_view=True", "gradient_as_bucket_view=False") == {
+        "ddp"
+    }
 
 
 def test_a_new_row_makes_nothing_stale(package):
@@ -351,7 +346,7 @@ def test_a_new_method_makes_nothing_stale(package):
 
 def test_charts_and_report_make_no_run_stale_and_training_makes_no_table_stale(package):
     before = package.analysis()
-    assert package.changed_by("charts/pareto.py", "def draw(", "def draw(_=0, *") == set()
+    assert package.changed_by("report/charts/pareto.py", "def draw(", "def draw(_=0, *") == set()
     assert {name for name, value in package.analysis().items() if value != before[name]} == {"charts", "report"}
     assert package.changed_by("train/loop.py", "def _step(", "def _step(_=0, *") == set(SPECS)
     package.edit("analyse/cells.py", "def tabulate(", "def tabulate(_=0, *")
@@ -362,7 +357,7 @@ def test_charts_and_report_make_no_run_stale_and_training_makes_no_table_stale(p
 
 def test_the_templates_belong_to_the_report(package):
     before = package.analysis()
-    package.path("templates/added.html").write_text("<p>")
+    package.path("report/templates/added.html").write_text("<p>")
     forget()
     assert {name for name, value in package.analysis().items() if value != before[name]} == {"report"}
 
@@ -404,8 +399,8 @@ def test_what_is_found_by_name_alone_is_known():
         for path in (places.ROOT / "joulesweep").rglob("*.py")
         if re.search(r"import_module|__import__", path.read_text(encoding="utf-8"))
     }
-    of_others = {f"joulesweep/{name}.py" for name in ("assembly", "build", "lazy")}  # of PyTorch, transformers, Zeus
-    plugins = {f"joulesweep/{name}/__init__.py" for name in ("charts", "methods", "readers")}  # by their own files
+    of_others = {f"joulesweep/{name}.py" for name in ("train/assembly", "nets/build", "core/late_imports")}
+    plugins = {f"joulesweep/{name}/__init__.py" for name in ("report/charts", "methods", "readers")}
     assert found == plugins | of_others
 
 
