@@ -24,7 +24,7 @@ ROOMS = {
     "plan": "config strict grid digest definitions workflow",
     "prepare": "sources texts pretrained tokens",
     "analyse": "aggregate rows tables columns cells stats floors power rouge anchors answer equalcost published epochs",
-    "report": "report provenance words charts chart_parts theme",
+    "report": "report provenance words markup charts chart_parts theme sections",
     "certify": "certify blocks readings replay appraise certified_counter certified_power certificate_page",
     "cli": "cli doctor rerun",
 }

@@ -10,7 +10,7 @@ import pytest
 import synthetic
 from patience import PATIENCE_S
 
-from joulesweep import aggregate, charts, report, tables
+from joulesweep import aggregate, charts, markup, report, tables
 from joulesweep.answer import answers
 
 CHROMIUM = shutil.which("chromium")
@@ -336,7 +336,7 @@ def test_hostile_text_stays_text(tmp_path):
     evil = "</script><script>alert(1)</script>"
     html = page(tmp_path, lambda row: synthetic.failed(row, "unsupported", evil), exclude=[])
     assert "<script>alert" not in html and "&lt;script&gt;alert" in html
-    assert "<" not in report.embedded({"text": evil})
+    assert "<" not in markup.embedded({"text": evil})
 
 
 def test_nothing_is_fetched(plain):
