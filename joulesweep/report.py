@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from joulesweep import charts, sections
+from joulesweep.errors import one_of
 from joulesweep.markup import embedded, filled, vega
 from joulesweep.sections import Results
 from joulesweep.tables import Tables
@@ -25,8 +26,9 @@ def build(manifest: Mapping[str, Any], tables: Tables) -> str:
         LookupError: a chart names a section that does not exist.
     """
     results, of_section = Results(manifest, tables), charts.by_section()
-    if strangers := of_section.keys() - set(sections.names()):
-        raise LookupError(f"charts {of_section} of no section: {strangers}")
+    for section, names in of_section.items():
+        if section not in sections.names():
+            raise LookupError(f"{', '.join(names)}: {one_of('section', section, sections.names())}")
     parts = [(name, one, of_section.get(name, [])) for name, one in sections.made(results).items()]
     page = filled(
         "report.html.j2",

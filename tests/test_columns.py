@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 import synthetic
 
-from joulesweep import columns, record, rows, tables
+from joulesweep import columns, record, rows, tables, words
 from joulesweep.aggregate import aggregate
 from joulesweep.columns import TABLES, Column
 from joulesweep.errors import UserError
@@ -70,6 +70,13 @@ def test_intervals_are_made_from_the_row_of_their_quantity():
         made, of = columns.CELLS[f"{quantity}_{end}"], columns.RUNS[quantity]
         assert (made.unit, made.dtype) == (of.unit, columns.REAL)
     assert columns.RUNS["energy_j"].about in columns.CELLS["energy_j_mean"].about
+
+
+@pytest.mark.parametrize("name", [name for name, column in columns.RUNS.items() if column.heading])
+def test_a_column_of_the_page_is_shown_in_a_way_that_there_is(name):
+    column = columns.RUNS[name]
+    assert column.show in words.FORMATS
+    assert column.mean or name.startswith("estimated_"), "else the cells have no number of it"
 
 
 def test_files_say_what_their_columns_are(tmp_path):
