@@ -19,10 +19,11 @@ from typing import Any
 from benchmarks.partial_steps import compared
 from benchmarks.peer_assets import MODELS, prepare
 from benchmarks.peers import CACHE, machine
-from joulesweep import launch, record
+from joulesweep import files, launch
+from joulesweep.assembly import assemble, prepare_process
 from joulesweep.environment import resolve_accelerator
 from joulesweep.spec import from_mapping
-from joulesweep.trainer import Stop, assemble, prepare_process
+from joulesweep.trainer import Stop
 
 RHOS = (0.4, 0.45, 0.5, 0.7)
 OBJECTIVES = ("flops", "time")
@@ -79,9 +80,7 @@ def main() -> None:
             "machine": machine(boards),
             "model": MODELS[args.model].about,
         }
-        record.write_json(
-            args.json, {**about, "batch_size": args.batch_size, "precision": args.precision, "rows": rows}
-        )
+        files.write_json(args.json, {**about, "batch_size": args.batch_size, "precision": args.precision, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from typing import Any
 
 from benchmarks.peer_assets import MODELS, prepare
 from benchmarks.peers import CACHE, PACKED, base_spec, machine
-from joulesweep import floors, launch, record
+from joulesweep import files, floors, launch
 from joulesweep.spec import from_mapping, full
 
 #: What an operator is counted under, by the beginning of its name; the first that fits.
@@ -58,20 +58,20 @@ def main() -> None:
     report = profiled(args)
     print(table(report))
     if args.json:
-        record.write_json(args.json, report)
+        files.write_json(args.json, report)
 
 
 def profiled(args: argparse.Namespace) -> dict[str, Any]:
     """Time and profile the steps."""
     import torch
 
-    from joulesweep import train, trainer
+    from joulesweep import assembly, train
 
     args.epochs, args.max_steps, args.precision, args.lr = 1, None, "fp32", None
     assets = prepare(args.model, args.data, args.assets)
     spec = from_mapping({**full(base_spec(args, assets, "cpu")), **PACKED})
-    place = trainer.prepare_process(spec)
-    built = trainer.assemble(spec, assets.model_folder, assets.tokens, place)
+    place = assembly.prepare_process(spec)
+    built = assembly.assemble(spec, assets.model_folder, assets.tokens, place)
     built.core.train()
     batches = list(itertools.islice(built.batches(1), args.steps))
 

@@ -288,6 +288,19 @@ def methods() -> str:
     return table(["method", "what it does", "parameters and defaults"], rows)
 
 
+def readers() -> str:
+    """Each format with the fields that a config names for it."""
+    from joulesweep import readers as package
+
+    rows = []
+    for name in package.names():
+        reader = package.load(name)
+        fields = [code(key) for key in (*(["field"] if reader.needs_field else []), *reader.options)]
+        about = (package.module(name).__doc__ or "").splitlines()[0].rstrip(".")
+        rows.append([code(name), _prose(about), ", ".join(fields), "always" if reader.has_targets else ""])
+    return table(["format", "what it reads", "fields that you name", "targets without one"], rows)
+
+
 # Statuses and flags
 
 
@@ -447,6 +460,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "precisions": precisions,
     "engines": engines,
     "methods": methods,
+    "readers": readers,
     "run-statuses": run_statuses,
     "number-statuses": number_statuses,
     "flags": flags,

@@ -17,14 +17,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
-PACKAGES = (Path(__file__).parent.name, "scripts")
+from joulesweep import places
+
+PACKAGES = (places.PACKAGE.name, "scripts")
 #: Nodes that give their name a meaning.
 NAMING = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.ExceptHandler, ast.MatchAs, ast.MatchStar)
 REFERENCE = "\x01"  # in a definition's text: here stands one that it uses
 SENTENCE = re.compile(r"[A-Za-z]{2,}(\W+[A-Za-z]{2,}){2}")
 SAYING = {"print", "warn", "debug", "info", "warning"}  # calls that only tell somebody something
-SAID = {"about"}  # keywords that hold a text for the documentation
+SAID = {"about", "peak_rate"}  # keywords that are for the documentation and the analysis: no run does anything by them
 #: Before or beside a definition, or before a module's first statement for all of it: it counts for no run, and why.
 EXEMPT = re.compile(r"# changes no number: (\S.*)")
 
@@ -70,7 +71,7 @@ def file_of(module: str) -> Path | None:
     parts = module.split(".")
     if parts[0] not in PACKAGES:
         return None
-    base = ROOT.joinpath(*parts)
+    base = places.ROOT.joinpath(*parts)
     return next((path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()), None)
 
 
@@ -94,7 +95,7 @@ def all_of(path: Path) -> list[Definition]:
 
 def _all_in(package: str) -> list[Definition]:
     """Every public definition of the modules of a package, which code that makes up their names may import."""
-    folder = ROOT.joinpath(*package.split("."))
+    folder = places.ROOT.joinpath(*package.split("."))
     return [one for path in sorted(folder.glob("[a-z]*.py")) for one in all_of(path)]
 
 

@@ -20,11 +20,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from joulesweep import bounded, conditions, devices, environment, measurement, process, record, sensors
+from joulesweep import bounded, conditions, devices, environment, files, measurement, process, record, sensors
 from joulesweep.devices import Board
 from joulesweep.errors import UserError
+from joulesweep.identity import run_id
 from joulesweep.lease import Lease
-from joulesweep.spec import RunSpec, full, run_id
+from joulesweep.places import ROOT
+from joulesweep.spec import RunSpec, full
 from joulesweep.strategy import STRATEGIES
 from joulesweep.trace import Trace
 from joulesweep.watch import Watch
@@ -32,7 +34,6 @@ from joulesweep.weights import some
 
 # changes no number: how often the parent looks whether the processes have ended
 POLL_S = 0.1  # each waking costs CPU
-REPOSITORY = Path(__file__).parent.parent
 #: glibc keeps the big buffers of a step for the next one. Else it returns them to the kernel and every step pays for
 #: mapping and clearing them anew, the more the larger the buffers: partial training would look better than it is.
 ALLOCATOR = {
@@ -69,7 +70,7 @@ def launch(
     tokens: Path,
     folder: Path,
     log: Path | None,
-    texts: Path | None = None,
+    references: Sequence[Sequence[str]] = (),
     exclusive: str = "none",
     gpus: str | Sequence[int | str] = "auto",
     pinned: bool = False,
@@ -85,7 +86,7 @@ def launch(
         folder: the run's folder: record.json, spec.json, steps.jsonl, epochs.jsonl, power.jsonl, summaries.jsonl (and
             model/ if kept) go here.
         log: where the processes' output goes; None for the terminal.
-        texts: the texts as they were fetched, for the references that generated summaries are scored against.
+        references: of each text, what its generated summary is scored against; none where nothing is generated.
         exclusive: whom the run keeps out: "gpu" from its boards, "node" from the machine; see `lease.Lease`.
         gpus: the boards to choose from: "auto", or NVML indices or UUIDs.
         pinned: take the first of these boards or none, so that runs are on the same ones.
@@ -111,7 +112,6 @@ def launch(
     ready = (manifest or {}).get("tasks", {}).get(spec.task, {"reason": None, "new_weights": []})
     if ready["reason"] is not None:
         raise UserError(f"model {spec.model}: {ready['reason']}")
-    references = _references(spec, texts)
     work = folder / ".work"
     shutil.rmtree(work, ignore_errors=True)
     shutil.rmtree(folder / "model", ignore_errors=True)
@@ -121,25 +121,16 @@ def launch(
             return _write(spec, code_digest, model_folder, tokens, folder, _refused(lacking), candidates)
         with Lease(candidates, needed, exclusive, wanted) as lease:
             job = {"spec": full(spec), "model_folder": str(model_folder), "tokens": str(tokens), "folder": str(folder)}
-            record.write_json(work / "job.json", {**job, "boards": [board.described() for board in lease.boards]})
+            files.write_json(work / "job.json", {**job, "boards": [board.described() for board in lease.boards]})
             outcome = _measured(spec, work, log, lease, wanted)
             if outcome["status"] == "ok" and ready["new_weights"]:
                 text = f"not in the model's files: {some(ready['new_weights'])}"
                 outcome["measurement"]["flags"].append({"flag": "new_weights", "text": text})
             for row in outcome.get("summaries", []) if references else []:
-                row["references"] = references[row["text"]]
+                row["references"] = list(references[row["text"]])
             return _write(spec, code_digest, model_folder, tokens, folder, outcome, lease.boards)
     finally:
         shutil.rmtree(work)
-
-
-def _references(spec: RunSpec, texts: Path | None) -> list[list[str]]:
-    """The references of every text, if the run writes any; before it begins, since files may be missing."""
-    if spec.generate is None or texts is None:
-        return []
-    from joulesweep.tokens import read_references
-
-    return read_references(texts)
 
 
 def _refused(reason: str) -> dict[str, Any]:
@@ -159,7 +150,8 @@ def _measured(spec: RunSpec, work: Path, log: Path | None, lease: Lease, wanted:
     if outcome["status"] == "ok":
         measurement.judge(outcome, trace, lease.boards, before.ticks)
         bounded.within(bounded.LIMIT_S, sensors.keep_ticks, outcome["measurement"]["energy"], before.ticks)
-        found, flags = conditions.describe(outcome, spec, before, trace, lease, seen)
+        hold = conditions.Hold(boards=lease.boards, exclusive=lease.exclusive, shared_host=lease.shared_host())
+        found, flags = conditions.describe(outcome, spec, before, trace, hold, seen)
         span = outcome["span"]
         overhead = {"meter_s": span["meter_s"], "weights_s": span["weights_s"]}
         overhead |= trace.cost(span["begin_s"], span["end_s"]) | conditions.whole_run(trace)
@@ -199,18 +191,18 @@ def _write(
         "epochs": outcome.get("epochs", []),
     }
     losses = outcome.get("losses", [])
-    record.write_json(folder / "spec.json", result["spec"])
-    record.write_lines(folder / "epochs.jsonl", result["epochs"])
-    record.write_lines(folder / "steps.jsonl", [{"step": i, "train_loss": loss} for i, loss in enumerate(losses, 1)])
-    record.write_lines(folder / "power.jsonl", outcome.get("power", []))
-    record.write_lines(folder / "summaries.jsonl", outcome.get("summaries", []))
-    record.write_json(folder / "record.json", result)
+    files.write_json(folder / "spec.json", result["spec"])
+    files.write_lines(folder / "epochs.jsonl", result["epochs"])
+    files.write_lines(folder / "steps.jsonl", [{"step": i, "train_loss": loss} for i, loss in enumerate(losses, 1)])
+    files.write_lines(folder / "power.jsonl", outcome.get("power", []))
+    files.write_lines(folder / "summaries.jsonl", outcome.get("summaries", []))
+    files.write_json(folder / "record.json", result)
     return result
 
 
 def _manifest(path: Path) -> dict[str, Any] | None:
     """What was fetched or made, as the preparing rules wrote it down."""
-    return record.read_json(path, "manifest") if path.exists() else None
+    return files.read_json(path, "manifest") if path.exists() else None
 
 
 def _now() -> str:
@@ -229,7 +221,7 @@ def _command(num_ranks: int, work: Path) -> list[str]:
 def child_environment(num_threads: int, boards: Sequence[Board]) -> dict[str, str]:
     """The processes' environment: this one's, plus what makes runs equal to each other."""
     threads = str(num_threads)
-    paths = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {
         **os.environ,
         **ALLOCATOR,

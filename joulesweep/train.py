@@ -35,25 +35,15 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from joulesweep import adaptive, engine, fit, generation, memory, strategy
+from joulesweep.assembly import assemble, attention, measured_boards, prepare_process
 from joulesweep.data import Batch
 from joulesweep.errors import UserError
+from joulesweep.files import write_json
 from joulesweep.meter import Meter
 from joulesweep.model import Unfit
-from joulesweep.record import write_json
 from joulesweep.scoring import save, score
 from joulesweep.spec import RunSpec, from_mapping
-from joulesweep.trainer import (
-    Place,
-    Start,
-    Stop,
-    Trainer,
-    assemble,
-    attention,
-    learning_rate,
-    measured_boards,
-    prepare_process,
-    read_counters,
-)
+from joulesweep.trainer import Place, Start, Stop, Trainer, read_counters
 from joulesweep.units import COUNTED
 
 ROOMS_AHEAD = 16  # epochs whose weights have their memory before the window; a training of more may well end early
@@ -160,7 +150,7 @@ def _run_epochs(trainer: Trainer) -> Generator[tuple[int, int], None, None]:
             _begin(trainer, epoch)
             begun = len(trainer.losses)
             for batches, num_predicted in itertools.islice(steps, trainer.steps_per_epoch):
-                lr = learning_rate(trainer.spec, step, num_steps)
+                lr = trainer.learning_rate(step)
                 trainer.losses.append(_step(trainer, batches, num_predicted, lr))
                 trainer.count(batches)
                 step += 1

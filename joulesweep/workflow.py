@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import fcntl
 import hashlib
 import json
 import logging
@@ -22,23 +21,17 @@ from snakemake_interface_common.exceptions import WorkflowError
 from snakemake_interface_logger_plugins.common import LogEvent
 
 from joulesweep import config as config_module
-from joulesweep import devices, digest, record
+from joulesweep import devices, digest, readers, record
 from joulesweep.config import LocalSource
 from joulesweep.energy import headline
 from joulesweep.environment import resolve_accelerator
 from joulesweep.errors import UserError
-from joulesweep.grid import (
-    ExpandedGrid,
-    dataset_key,
-    dataset_source,
-    expand,
-    model_key,
-    model_source,
-    text_source,
-)
-from joulesweep.progress import scaled
-from joulesweep.sources import sha256_of
-from joulesweep.spec import RunSpec, canonical, cell_id, short_hash, strip
+from joulesweep.files import read_json, sha256_of
+from joulesweep.grid import ExpandedGrid, dataset_key, dataset_source, expand, model_key, model_source, text_source
+from joulesweep.identity import cell_id
+from joulesweep.quantities import one
+from joulesweep.snakemake_lock import clear_dead_lock
+from joulesweep.spec import RunSpec, canonical, short_hash, strip
 from joulesweep.strict import Place
 
 #: What the analysis reads of a run.
@@ -142,36 +135,6 @@ def _prepare_jobs(basedir: str) -> None:
         os.environ[variable] = os.pathsep.join([first, *rest])
 
 
-_owned: list[int] = []  # descriptors that hold the claim until this process ends
-
-
-def clear_dead_lock(folder: Path) -> bool:
-    """Remove the lock of a workflow that was killed; leave that of a living one alone.
-
-    Snakemake's lock files do not say whose they are. So every Joulesweep workflow also holds a kernel file lock,
-    which the kernel drops when the process ends, however it ends. All the living share it; whoever gets it alone
-    knows that no other one lives.
-
-    Args:
-        folder: the working directory's `.snakemake`.
-
-    Returns:
-        Whether a dead lock was removed.
-    """
-    folder.mkdir(exist_ok=True)
-    descriptor = os.open(folder / "joulesweep.lock", os.O_RDWR | os.O_CREAT, 0o666)
-    _owned.append(descriptor)
-    stale: list[Path] = []
-    with contextlib.suppress(OSError):  # somebody lives, or the file system has no locks: Snakemake's own decides
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        stale = list((folder / "locks").glob("*.lock"))
-        for path in stale:
-            path.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
-    return bool(stale)
-
-
 def input_folder(wildcards: Any, input: Any) -> str:  # noqa: ANN401 - Snakemake's names and types
     """The folder of a job's first input, as a param."""
     return str(Path(input[0]).parent)
@@ -210,7 +173,7 @@ def counted(rows: Sequence[dict[str, Any]]) -> str:
     ]
     known = [value for value in joules if value is not None]
     parts = [f"{math.fsum(found['total_window_s'] for found in measured):.0f} s"]
-    parts += [scaled(math.fsum(known))] if known else []
+    parts += [one(math.fsum(known), "J")] if known else []
     lacking = f"; {len(joules) - len(known)} without joules" if known and len(known) < len(joules) else ""
     said = f"{len(rows)} finished run{'s' if len(rows) > 1 else ''}"
     cost = f" ({' and '.join(parts)} of training{lacking})" if ok else ""
@@ -268,6 +231,11 @@ class Sweep:
     def dataset_json(self, key: str) -> str:
         """Where the texts of a key come from, for their script."""
         return canonical(text_source(dataset_source(self.config.datasets[self._datasets[key]])))
+
+    def dataset_code(self, key: str) -> str:
+        """Digest of the code that fetches the texts of a key: of all readers, that of their format alone."""
+        reader = readers.path(self.config.datasets[self._datasets[key]].format)
+        return digest.code_digest("scripts.fetch_dataset", "main", reader)
 
     def local_files(self, section: str, key: str) -> list[str]:
         """The user's own files behind a model or a data set that are there: changing one fetches it again.
@@ -382,7 +350,7 @@ class Sweep:
         """An anchor's job: what was measured stays, whatever became of the code since."""
         path, code = Path(self.folder, "anchors", day, run, "record.json"), digest.run_digest(self.spec(run))
         with contextlib.suppress(UserError, KeyError):
-            code = record.read_json(path, "run record")["code_digest"]
+            code = read_json(path, "run record")["code_digest"]
         return self._job(run, code)
 
     def current(self) -> dict[str, dict[str, Any]]:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import tiny_run
 
-from joulesweep import definitions, digest, methods, train
+from joulesweep import definitions, digest, methods, places, train
 
 SNIPPET = '''
 """A docstring."""
@@ -128,10 +128,12 @@ def package(tmp_path, monkeypatch):
 
     ignored = shutil.ignore_patterns("__pycache__")
     for name in (*definitions.PACKAGES, "resources/published"):
-        shutil.copytree(definitions.ROOT / name, tmp_path / name, ignore=ignored)
-    for path in (definitions.ROOT / "resources").glob("*.csv"):
+        shutil.copytree(places.ROOT / name, tmp_path / name, ignore=ignored)
+    for path in (places.ROOT / "resources").glob("*.csv"):
         shutil.copy2(path, tmp_path / "resources" / path.name)
-    monkeypatch.setattr(definitions, "ROOT", tmp_path)
+    monkeypatch.setattr(places, "ROOT", tmp_path)
+    monkeypatch.setattr(places, "PACKAGE", tmp_path / "joulesweep")
+    monkeypatch.setattr(places, "RESOURCES", tmp_path / "resources")
     real = methods.path
     monkeypatch.setattr(methods, "path", lambda name: tmp_path / "joulesweep" / "methods" / real(name).name)
     forget()
@@ -217,6 +219,7 @@ def test_pairs_that_look_alike_differ(tmp_path, one, other):
         ("def f():\n    assert x, 'one'", "def f():\n    assert x, 'two'"),
         ("def f():\n    print('one')\n    return 1", "def f():\n    return 1"),
         ("y = Row(about='one', x=1)", "y = Row(about='two', x=1)"),
+        ("y = Row(peak_rate='fp16', x=1)", "y = Row(peak_rate='fp8', x=1)"),
         ("@dataclass\nclass A:\n    x: int", "@dataclass\nclass A:\n    x: float"),
         ("from x import f\ny = f()", "from x import f as g\ny = g()"),
         ("from x import f\ny = f()", "import x\ny = x.f()"),
@@ -310,13 +313,14 @@ def test_a_function_that_is_moved_and_renamed_makes_nothing_stale(package):
 
 
 def test_of_a_table_only_the_runs_own_row_counts(package):
-    changed = package.changed_by("precision.py", 'bfloat16 autocast", autocast="bfloat16"', 'x", autocast="float16"')
+    changed = package.changed_by("precision.py", 'autocast="bfloat16"', 'autocast="float16"')
     assert changed == {"mixed"}
+    assert package.changed_by("precision.py", 'peak_rate="bf16"', 'peak_rate="fp16"') == set(), "of the analysis alone"
     assert package.changed_by("strategy.py", 'wrapper="DistributedDataParallel"', 'wrapper="Other"') == {"ddp"}
 
 
 def test_a_new_row_makes_nothing_stale(package):
-    row = '    "fp8-mixed": Precision(about="eight bits", autocast="float8_e4m3fn"),\n'
+    row = '    "fp8-mixed": Precision(about="eight bits", peak_rate="fp8", convert=eight),\n'
     assert package.changed_by("precision.py", '    "tf32": Precision', f'{row}    "tf32": Precision') == set()
 
 
@@ -367,7 +371,7 @@ def test_the_templates_belong_to_the_report(package):
 )
 def test_numbers_that_a_script_reads_belong_to_it(package, file, script):
     before = package.analysis(), package.digests()
-    with (definitions.ROOT / "resources" / file).open("a", encoding="utf-8") as csv:
+    with (places.ROOT / "resources" / file).open("a", encoding="utf-8") as csv:
         csv.write("# another row\n")
     forget()
     changed = {name for name, value in package.analysis().items() if value != before[0][name]}
@@ -387,15 +391,13 @@ def test_a_table_that_is_no_dict_literal_is_refused(package):
 def test_what_is_found_by_name_alone_is_known():
     """The walk sees names; what is imported by a name that is made up meanwhile, it cannot."""
     found = {
-        path.relative_to(digest.definitions.ROOT).as_posix()
-        for path in (definitions.ROOT / "joulesweep").rglob("*.py")
+        path.relative_to(places.ROOT).as_posix()
+        for path in (places.ROOT / "joulesweep").rglob("*.py")
         if re.search(r"import_module|__import__", path.read_text(encoding="utf-8"))
     }
-    of_others = {
-        f"joulesweep/{name}.py" for name in ("lazy", "model", "trainer")
-    }  # modules of PyTorch, transformers and Zeus
-    folders = {f"joulesweep/{name}/__init__.py" for name in ("charts", "methods", "sections")}
-    assert found == {*folders, *of_others}
+    of_others = {f"joulesweep/{name}.py" for name in ("assembly", "build", "lazy")}  # of PyTorch, transformers, Zeus
+    plugins = {f"joulesweep/{name}/__init__.py" for name in ("charts", "methods", "readers", "sections")}
+    assert found == plugins | of_others
 
 
 @pytest.mark.parametrize(
@@ -415,7 +417,7 @@ def test_whatever_a_training_calls_is_in_its_digest(tmp_path, changes):
     called: set[tuple[str, str]] = set()
 
     def note(frame, event, _):
-        if event == "call" and frame.f_code.co_filename.startswith(str(definitions.ROOT / "joulesweep")):
+        if event == "call" and frame.f_code.co_filename.startswith(str(places.ROOT / "joulesweep")):
             called.add((frame.f_code.co_filename, frame.f_code.co_qualname.split(".")[0]))
 
     sys.setprofile(note)

@@ -124,7 +124,7 @@ def test_a_precision_value_added_runs_only_the_new_runs(sweep: Checkout) -> None
 
 
 def test_a_precision_row_added_in_code_runs_only_the_new_runs(sweep: Checkout) -> None:
-    row = '    "bf16-quick": Precision(about="a row added in code", autocast="bfloat16"),\n'
+    row = '    "bf16-quick": Precision(about="a row added in code", peak_rate="bf16", autocast="bfloat16"),\n'
     table = "PRECISIONS: dict[str, Precision] = {\n"
     sweep.edit("joulesweep/precision.py", table, table + row)
     assert "train" not in sweep.planned(), "the row alone touches no run"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from joulesweep import words
+from joulesweep import quantities, words
 from joulesweep.equalcost import EqualCost, Pair, comparisons
 from joulesweep.markup import filled, table
 from joulesweep.sections import Results, Section
@@ -48,7 +48,7 @@ def _row(pair: Pair, unit: str) -> list[str | words.Words]:
     losses = (f"{loss:.3f}" for loss in (pair.loss_a, pair.loss_b))
     verdict = VERDICTS.get(pair.difference.verdict, NO_DIFFERENCE)
     return [
-        *(pair.a, pair.b, words.one(pair.cost, unit), *losses),
+        *(pair.a, pair.b, quantities.one(pair.cost, unit), *losses),
         *(_signed(pair.difference), str(pair.difference.n), verdict),
     ]
 

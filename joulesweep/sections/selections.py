@@ -6,7 +6,7 @@ from typing import Any
 
 import polars as pl
 
-from joulesweep import words
+from joulesweep import quantities, words
 from joulesweep.markup import filled, table
 from joulesweep.sections import Results, Section
 
@@ -68,4 +68,4 @@ def _row(row: dict[str, Any]) -> list[str]:
 
 
 def _text(value: float | None, factor: float = 1, unit: str = "") -> str:
-    return words.ABSENT[0] if value is None else words.one(factor * value, unit)
+    return words.ABSENT[0] if value is None else quantities.one(factor * value, unit)
