@@ -10,9 +10,10 @@ import sys
 from snakemake.utils import min_version
 
 min_version("9.17")
+from joulesweep.report import charts
 
-from joulesweep import charts, columns, digest
-from joulesweep.workflow import (
+from joulesweep import columns, digest
+from joulesweep.plan.sweep import (
     READ,
     anchors_folder,
     input_folder,
@@ -52,7 +53,7 @@ onerror:
         print(line, file=sys.stderr)
 
 
-report: "joulesweep/templates/captions/workflow.rst"
+report: "joulesweep/report/templates/captions/workflow.rst"
 
 
 localrules:

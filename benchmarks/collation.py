@@ -20,11 +20,11 @@ import torch
 from safetensors.torch import save_file
 from transformers import BertConfig
 
-from joulesweep import ahead, data, labels, train
-from joulesweep.assembly import assemble
-from joulesweep.corpus import Corpus, load
-from joulesweep.spec import from_mapping
-from joulesweep.trainer import Place, Trainer
+from joulesweep.core.spec import from_mapping
+from joulesweep.train import ahead, data, labels, loop
+from joulesweep.train.assembly import assemble
+from joulesweep.train.corpus import Corpus, load
+from joulesweep.train.trainer import Place, Trainer
 
 NUM_TEXTS, VOCABULARY, LONGEST = 20_000, 8_000, 32
 SIZES = (32, 256, 1024)
@@ -91,7 +91,7 @@ def trained_s(folder: Path, tokens: Path, size: int, is_ahead: bool) -> tuple[fl
     if is_ahead:
         trainer.steps = lambda: made_ahead(trainer)  # type: ignore[method-assign]
     began_s, began_cpu_s = time.monotonic(), time.process_time()
-    for _ in train._run_epochs(trainer):
+    for _ in loop._run_epochs(trainer):
         pass
     return time.monotonic() - began_s, time.process_time() - began_cpu_s
 

@@ -7,9 +7,9 @@ import platform
 import statistics
 import time
 
-from joulesweep.config import SweepConfig, validate
-from joulesweep.environment import cpu_model
-from joulesweep.grid import expand
+from joulesweep.measure.machine import cpu_model
+from joulesweep.plan.config import SweepConfig, validate
+from joulesweep.plan.grid import expand
 
 REPEATS = 5
 

@@ -1,6 +1,6 @@
 """What the processes of the GPU day share: the packed folder, its models and texts, specs, jobs, and the results' file.
 
-Standard library and `joulesweep.spec` only: the parent imports no torch.
+Standard library and `joulesweep.core.spec` only: the parent imports no torch.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from joulesweep.spec import RunSpec, from_mapping
+from joulesweep.core.spec import RunSpec, from_mapping
 
 REPOSITORY = Path(__file__).parent.parent
 MANIFEST = "gpu-pack.json"

@@ -24,8 +24,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import IO, Any
 
-from joulesweep import process
-from joulesweep.spec import RunSpec, from_mapping
+from joulesweep.core import processes
+from joulesweep.core.spec import RunSpec, from_mapping
 
 SKIPPED = 3  # steps of a peer before its window
 TRIED = 12  # by so many steps it is found how many of Lightning's fill a window
@@ -50,7 +50,7 @@ Turn = Callable[[int], dict[str, Any]]  # of a batch size
 
 def main() -> int:
     """Build, say so, and train at every line of the standard input."""
-    process.die_with_parent()
+    processes.die_with_parent()
     gc.disable()  # while things are imported and built, which then stay
     answers = _own_output()
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
@@ -97,15 +97,15 @@ def built(job: Mapping[str, Any]) -> Turn:
 def _ours(job: Mapping[str, Any], specs: Mapping[int, RunSpec]) -> Turn:
     """The product's own trainer, warmed up for each size; a turn is its training, repeated until the window is full."""
     from benchmarks.gpu_items import seen_by
-    from joulesweep import memory, train
-    from joulesweep.assembly import assemble, measured_boards, prepare_process
-    from joulesweep.meter import Meter
+    from joulesweep.measure.window import Meter
+    from joulesweep.train import loop, memory
+    from joulesweep.train.assembly import assemble, measured_boards, prepare_process
 
     place = prepare_process(next(iter(specs.values())))
     made = {}
     for size, spec in specs.items():
         trainer = assemble(spec, Path(job["model_folder"]), Path(job["tokens"]), place)
-        made[size] = trainer, train._warm_up(trainer, memory.Peaks(place.device, 1))
+        made[size] = trainer, loop._warm_up(trainer, memory.Peaks(place.device, 1))
     boards = measured_boards(next(iter(specs.values())), job["boards"], place)
     meter = Meter(boards, host=True, synchronize=place.synchronize)
 
@@ -114,8 +114,8 @@ def _ours(job: Mapping[str, Any], specs: Mapping[int, RunSpec]) -> Turn:
         assert start is not None  # min_seconds is set
         num_passes = 0
         with meter.window():
-            while num_passes == 0 or train._is_short(trainer, time.monotonic() - meter.begin_s):
-                train._repeat(trainer, start)
+            while num_passes == 0 or loop._is_short(trainer, time.monotonic() - meter.begin_s):
+                loop._repeat(trainer, start)
                 num_passes += 1
         counts = {
             name: num_passes * sum(phase[name] for phase in trainer.phases) for name in ("num_texts", "num_steps")
@@ -132,7 +132,7 @@ def _trainer(job: Mapping[str, Any], specs: Mapping[int, RunSpec]) -> Turn:
         os.environ["ACCELERATE_DYNAMO_USE_DYNAMIC"] = "1"  # else every new size would be compiled for itself
     from benchmarks import peer_trainer  # before anything of transformers is imported that looks for accelerate
     from benchmarks.gpu_items import seen_by
-    from joulesweep import memory
+    from joulesweep.train import memory
 
     task, meter = _task(job, specs)
     if name == "trainer-plain":
@@ -233,8 +233,8 @@ def _every_length(task: Any, size: int) -> list[Any]:  # noqa: ANN401 - a Task
 def _task(job: Mapping[str, Any], specs: Mapping[int, RunSpec]) -> tuple[Any, Any]:
     """A peer's model and texts, and its meter."""
     from benchmarks import peer_common
-    from joulesweep.assembly import measured_boards, prepare_process
-    from joulesweep.meter import Meter
+    from joulesweep.measure.window import Meter
+    from joulesweep.train.assembly import measured_boards, prepare_process
 
     spec = next(iter(specs.values()))
     place = prepare_process(spec)
@@ -258,7 +258,7 @@ def _lightning(job: Mapping[str, Any], specs: Mapping[int, RunSpec]) -> Turn:
     """Lightning's Trainer, built anew for each window, which holds the start of its processes: it is twice as long."""
     from benchmarks import peer_common, peer_lightning
     from benchmarks.gpu_items import seen_by
-    from joulesweep import memory
+    from joulesweep.train import memory
 
     task, meter = _task(job, specs)
     weights = memory.copy_weights(task.model, [])

@@ -67,8 +67,10 @@ from benchmarks.gpu_common import (
     whole,
 )
 from benchmarks.gpu_plan import BUDGET_S, PLAN, Item, Piece
-from joulesweep import devices, environment, launch, process
-from joulesweep.errors import UserError
+from joulesweep.core import processes
+from joulesweep.core.errors import UserError
+from joulesweep.launch import launcher
+from joulesweep.measure import devices, machine
 
 POLL_S = 0.05
 READER_END_S = 2.0
@@ -128,7 +130,7 @@ class Lane:
     def close(self) -> None:
         """End its process, and whatever that has started."""
         if self.child is not None:
-            process.kill_group(self.child)
+            processes.kill_group(self.child)
         self.child = None
 
 
@@ -141,15 +143,15 @@ def carry_out(plan: Sequence[Item], day: Day, budget_s: float) -> None:
     boards = [board.described() for board in day.boards]
     began = {"date": datetime.date.today().isoformat(), "accelerator": day.accelerator, "boards": boards}
     append(day.out / RESULTS, {"item": "", "piece": None, "status": OK, **began, "budget_s": budget_s})
-    others = process.children()
-    process.adopt(orphans=True)
+    others = processes.children()
+    processes.adopt(orphans=True)
     try:
         for item, share in zip(plan, itertools.accumulate(shares), strict=True):
             patient = replace(item, piece_s=stretch * item.piece_s)
             carry_out_item(patient, day, begin_s + budget_s * share / sum(shares))
-            process.kill_children(but=others)
+            processes.kill_children(but=others)
     finally:
-        process.adopt(orphans=False)
+        processes.adopt(orphans=False)
 
 
 def carry_out_item(item: Item, day: Day, until_s: float) -> None:
@@ -263,7 +265,7 @@ def _end(reader: subprocess.Popen[bytes]) -> None:
     reader.terminate()
     with contextlib.suppress(subprocess.TimeoutExpired):
         reader.wait(READER_END_S)
-    process.kill_group(reader)
+    processes.kill_group(reader)
 
 
 def _start(day: Day, job: Job, module: str, name: str) -> subprocess.Popen[bytes]:
@@ -271,7 +273,7 @@ def _start(day: Day, job: Job, module: str, name: str) -> subprocess.Popen[bytes
     path = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=day.scratch), "job.json")
     job.write(path)
     with (day.out / LOG).open("ab") as log:
-        return process.start([sys.executable, "-m", module, str(path)], day.environ, log.fileno())
+        return processes.start([sys.executable, "-m", module, str(path)], day.environ, log.fileno())
 
 
 def unpack(wheels: Path, site: Path) -> list[str]:
@@ -282,7 +284,7 @@ def unpack(wheels: Path, site: Path) -> list[str]:
     found = []
     for path in sorted(wheels.glob("*.whl")):
         name, version, *_ = parse_wheel_filename(path.name)
-        installed = environment.version(name)
+        installed = machine.version(name)
         if installed is None or Version(installed) < version:
             with ZipFile(path) as wheel:
                 wheel.extractall(site)
@@ -305,12 +307,12 @@ def prepared(args: argparse.Namespace, scratch: Path) -> Day:
         sys.path.insert(0, str(site))
         importlib.invalidate_caches()
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH")]))
-    accelerator = environment.resolve_accelerator(args.accelerator)
+    accelerator = machine.resolve_accelerator(args.accelerator)
     boards = devices.pool("auto")[:1] if accelerator == "cuda" else []
     if accelerator == "cuda" and not boards:
         raise UserError("--accelerator cuda: NVML names no GPU here")
     num_cores = len(os.sched_getaffinity(0))
-    environ = launch.child_environment(1, boards) | {
+    environ = launcher.child_environment(1, boards) | {
         "TORCHINDUCTOR_CACHE_DIR": str(scratch / "inductor"),
         "XDG_CACHE_HOME": str(scratch / "cache"),
         "JOULESWEEP_LOCKS": os.environ.get("JOULESWEEP_LOCKS", str(scratch / "locks")),
@@ -361,12 +363,12 @@ def _read(args: argparse.Namespace) -> int:
 
 def _certificate_of_readings(folders: Iterable[Path]) -> None:
     """Make the certificate of what was read before its measurement was cut off, if anything was."""
-    from joulesweep import certify
+    from joulesweep.certify import campaign
 
     for path in (folder / CERTIFICATE[".gz"] for folder in folders):
         if path.exists():
             try:
-                certify.repeat(path)
+                campaign.repeat(path)
             except UserError as error:
                 print(error)
 

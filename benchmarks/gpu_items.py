@@ -35,9 +35,11 @@ from benchmarks.gpu_common import (
     measured_spec,
     small_spec,
 )
-from joulesweep import devices, environment, measurement, process
-from joulesweep.precision import PRECISIONS
-from joulesweep.spec import RunSpec
+from joulesweep.axes.precision import PRECISIONS
+from joulesweep.core import processes
+from joulesweep.core.spec import RunSpec
+from joulesweep.measure import devices, measurement
+from joulesweep.measure.machine import describe, version
 
 Piece = dict[str, Any]
 #: How far losses may be from those of the CPU in fp32, relative.
@@ -55,7 +57,7 @@ LOOK_STEPS = 16  # so many steps go to the device before the clock is looked at
 
 def main() -> NoReturn:
     """Carry out the pieces of a job, each answered as it ends."""
-    process.die_with_parent()
+    processes.die_with_parent()
     gc.disable()  # until the first training: it would walk what is imported several times
     job = Job.read(Path(sys.argv[1]))
     for piece in job.pieces:
@@ -97,7 +99,7 @@ def machine(job: Job, piece: Piece) -> dict[str, Any]:
     """What this machine is, and what compiling would need."""
     import torch
 
-    described = environment.describe(1, [_board(board) for board in job.boards])
+    described = describe(1, [_board(board) for board in job.boards])
     del described["hostname"]
     cuda = torch.cuda.is_available() and job.accelerator == "cuda"
     header = Path(sysconfig.get_path("include"), "Python.h")
@@ -109,7 +111,7 @@ def machine(job: Job, piece: Piece) -> dict[str, Any]:
         "capability": list(torch.cuda.get_device_capability()) if cuda else None,
         "num_multiprocessors": torch.cuda.get_device_properties(0).multi_processor_count if cuda else None,
         "nccl": list(torch.cuda.nccl.version()) if cuda else None,
-        "triton": environment.version("triton"),
+        "triton": version("triton"),
         "compiler": shutil.which(COMPILER) is not None,
         "python_header": header.exists(),
         "boards": [nvml_facts(board) for board in job.boards],
@@ -204,9 +206,9 @@ def warm_cache(job: Job, piece: Piece) -> dict[str, Any]:
 def partial(job: Job, piece: Piece) -> dict[str, Any]:
     """A choice of tensors: predicted against measured seconds of a step, and joules of its steps and of full ones."""
     from benchmarks.partial_steps import compared, train_only
-    from joulesweep import adaptive
-    from joulesweep.assembly import measured_boards
-    from joulesweep.meter import Meter
+    from joulesweep.measure.window import Meter
+    from joulesweep.train.adaptive import choosing
+    from joulesweep.train.assembly import measured_boards
 
     spec = measured_spec(
         piece["model"],
@@ -220,7 +222,7 @@ def partial(job: Job, piece: Piece) -> dict[str, Any]:
     trainer = _kept_trainer(job, spec)
     trainer.spec = spec
     try:
-        trainer.selector = adaptive.selector(trainer)
+        trainer.selector = choosing.selector(trainer)
     except ValueError as error:
         raise NotTried(str(error)) from None
     found = compared(trainer, job.scale.num_steps)
@@ -236,7 +238,7 @@ def partial(job: Job, piece: Piece) -> dict[str, Any]:
 
 def _kept_trainer(job: Job, spec: RunSpec) -> Any:  # noqa: ANN401 - a Trainer
     """The trainer of a model, built once per process: objectives and shares are rated on the same one."""
-    from joulesweep import assembly
+    from joulesweep.train import assembly
 
     if spec.model not in _TRAINERS:
         _TRAINERS.clear()
@@ -254,12 +256,12 @@ _FULL: dict[str, dict[str, Any]] = {}  # the window of full training, by model
 
 def _window(job: Job, trainer: Any, meter: Any, given: Sequence[Any]) -> dict[str, Any]:  # noqa: ANN401
     """Steps without learning over and over, for the shortest window: their number, and what the meter saw."""
-    from joulesweep import train
+    from joulesweep.train import loop
 
     num_steps = 0
     with meter.window():
         for batches, num_predicted in itertools.cycle(given):
-            train._step(trainer, batches, num_predicted, 0.0)
+            loop._step(trainer, batches, num_predicted, 0.0)
             num_steps += 1
             if num_steps % LOOK_STEPS == 0:
                 trainer.place.synchronize()
@@ -278,14 +280,14 @@ def profile(job: Job, piece: Piece) -> dict[str, Any]:
     """Where some steps' time goes: kernels, copies, waits, and how long the device had nothing to do."""
     import torch
 
-    from joulesweep import memory, train
-    from joulesweep.assembly import assemble, prepare_process
+    from joulesweep.train import loop, memory
+    from joulesweep.train.assembly import assemble, prepare_process
 
     spec = measured_spec(job.scale.encoder, job.accelerator, max_steps=2 * PROFILED, **piece["spec"])
     _fresh()
     place = prepare_process(spec)
     trainer = assemble(spec, job.pack.model(spec.model), job.pack.tokens(spec.dataset), place)
-    train._warm_up(trainer, memory.Peaks(place.device, 1))
+    loop._warm_up(trainer, memory.Peaks(place.device, 1))
     trainer.core.train()
     with contextlib.closing(trainer.steps()) as steps:  # pinned, as in a training
         given = list(itertools.islice(steps, PROFILED))
@@ -303,12 +305,12 @@ def profile(job: Job, piece: Piece) -> dict[str, Any]:
 
 def _steps_s(trainer: Any, given: Sequence[Any]) -> float:  # noqa: ANN401 - a Trainer
     """How long some steps without learning take."""
-    from joulesweep import train
+    from joulesweep.train import loop
 
     trainer.place.synchronize()
     began_s = time.monotonic()
     for batches, num_predicted in given:
-        train._step(trainer, batches, num_predicted, 0.0)
+        loop._step(trainer, batches, num_predicted, 0.0)
     trainer.place.synchronize()
     return time.monotonic() - began_s
 
@@ -370,12 +372,12 @@ def _covered(work: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
 
 def _train(job: Job, spec: RunSpec) -> dict[str, Any]:
     """A training in this process, by the product's own function."""
-    from joulesweep import train
-    from joulesweep.assembly import prepare_process
+    from joulesweep.train import loop
+    from joulesweep.train.assembly import prepare_process
 
     prepare_process(spec)  # what this machine cannot do is refused before anything is cleared away
     _fresh()
-    return train.train(spec, job.pack.model(spec.model), job.pack.tokens(spec.dataset), job.scratch, job.boards)
+    return loop.train(spec, job.pack.model(spec.model), job.pack.tokens(spec.dataset), job.scratch, job.boards)
 
 
 def _fresh() -> None:

@@ -28,8 +28,9 @@ from zipfile import ZipFile
 
 from benchmarks import gpu_common
 from benchmarks.gpu_common import CLS, COMPARED, MASK, MODELS, PAD, REPOSITORY, SEP, TEXTS, UNK, Pack, Texts
-from joulesweep import environment, files
-from joulesweep.errors import UserError
+from joulesweep.core import files
+from joulesweep.core.errors import UserError
+from joulesweep.measure import machine
 
 MOST_BYTES = 60 * 2**20
 CODE = ("joulesweep", "benchmarks", "resources", "pyproject.toml", "LICENSE")
@@ -104,7 +105,7 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
-    described = environment.describe(1)
+    described = machine.describe(1)
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     return {
         "format": "joulesweep-gpu-pack",
@@ -172,7 +173,7 @@ def write_texts(path: Path, about: Texts) -> None:
     """
     import numpy as np
 
-    from joulesweep import tokens
+    from joulesweep.prepare import tokens
 
     draw = np.random.default_rng(0)
     num_words = about.vocab_size - len(SPECIAL)
@@ -223,7 +224,7 @@ def write_model(folder: Path, name: str) -> None:
     import torch
     import transformers
 
-    from joulesweep.build import AUTO_CLASSES
+    from joulesweep.nets.build import AUTO_CLASSES
 
     about = MODELS[name]
     config = transformers.AutoConfig.for_model(about.kind, **about.shape)
@@ -259,14 +260,14 @@ def write_tokenizer(folder: Path, vocab_size: int) -> None:
 
 def references(pack: Pack) -> dict[str, dict[str, list[float]]]:
     """Losses of the small models by batching, on this CPU, in fp32, step by step; where a model can be batched so."""
-    from joulesweep import train
-    from joulesweep.trainer import Stop
+    from joulesweep.train import loop
+    from joulesweep.train.trainer import Stop
 
     found: dict[str, dict[str, list[float]]] = {}
     for name, batching in itertools.product(COMPARED, ("fixed", "packed")):
         spec = gpu_common.small_spec(name, "cpu", batching=batching)
         try:
-            outcome = train.train(spec, pack.model(name), pack.tokens(spec.dataset), pack.root)
+            outcome = loop.train(spec, pack.model(name), pack.tokens(spec.dataset), pack.root)
         except Stop:
             continue
         found.setdefault(name, {})[batching] = outcome["losses"]

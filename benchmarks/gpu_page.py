@@ -22,9 +22,9 @@ from benchmarks.gpu_results import (
     turns,
     why_not,
 )
-from joulesweep import files
-from joulesweep.errors import UserError
-from joulesweep.precision import PRECISIONS
+from joulesweep.axes.precision import PRECISIONS
+from joulesweep.core import files
+from joulesweep.core.errors import UserError
 
 WHO = (
     "`trainer`: batches of like lengths, padded to the longest; on a GPU four processes collate. `trainer-compiled`: "

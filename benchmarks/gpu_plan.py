@@ -25,8 +25,8 @@ from typing import Any
 
 from benchmarks.gpu_common import COMPARED, SCALES
 from benchmarks.gpu_contest import COMPILED
-from joulesweep.engine import ENGINES
-from joulesweep.precision import PRECISIONS
+from joulesweep.axes.engine import ENGINES
+from joulesweep.axes.precision import PRECISIONS
 
 BUDGET_S = 540.0  # of the plan on a GPU
 

@@ -17,10 +17,11 @@ from typing import Any
 from benchmarks import gpu_common, gpu_trace
 from benchmarks.gpu_common import NO_TIME, NOT_TRIED, OK
 from benchmarks.gpu_contest import COMPILED, TRAINERS
-from joulesweep import certificate, floors, verdict
-from joulesweep.errors import UserError
-from joulesweep.stats import Ratio, paired_ratio
-from joulesweep.trace import Trace
+from joulesweep.analyse import roofline
+from joulesweep.analyse.statistics import Ratio, paired_ratio
+from joulesweep.core.errors import UserError
+from joulesweep.measure import certificate, verdict
+from joulesweep.measure.trace import Trace
 
 HOLDS, FAILS, UNTOLD = "holds", "fails", "cannot be told yet"
 VERDICTS = (HOLDS, FAILS, NOT_TRIED)
@@ -118,7 +119,7 @@ def speeds(results: Results) -> list[Row]:
         window = {"energy": measured["energy"], "span": row["span"], "window_s": measured["total_window_s"]}
         joules = results.joules(row, window, measured["num_passes"])
         texts = measured["num_texts"]
-        floor = floors.columns(
+        floor = roofline.columns(
             {
                 "measurement": measured,
                 "spec": {"precision": spec["precision"], "devices": 1, "accelerator": _accelerator(results)},

@@ -22,10 +22,13 @@ from typing import IO, Any
 
 from benchmarks.gpu_common import CERTIFICATE, OK, Job, NotTried, measured_spec
 from benchmarks.gpu_contest import COMPILED, WAYS
-from joulesweep import certificate, digest, launch, places, process
-from joulesweep.devices import Board
-from joulesweep.sensors import BoardSensor
-from joulesweep.spec import RunSpec, from_mapping, full
+from joulesweep.core import places, processes
+from joulesweep.core.spec import RunSpec, from_mapping, full
+from joulesweep.launch import launcher
+from joulesweep.measure import certificate
+from joulesweep.measure.devices import Board
+from joulesweep.measure.sensors import BoardSensor
+from joulesweep.plan import staleness
 
 Piece = dict[str, Any]
 GRAPH = {"batching": "packed", "head": "masked", "engine": "graph"}
@@ -44,7 +47,16 @@ def certify(job: Job, piece: Piece) -> dict[str, Any]:
     """What this machine's joules are worth, by the product's own command; its files come along."""
     seconds = min(job.scale.certify_s, max(1.0, job.left_s - 3 * LEAVE_S))
     folder = job.scratch / certificate.FOLDER  # where the runs of this day look for it
-    command = [sys.executable, "-m", "joulesweep.cli", "certify", "--budget-s", f"{seconds:.0f}", "--out", str(folder)]
+    command = [
+        sys.executable,
+        "-m",
+        "joulesweep.cli.main",
+        "certify",
+        "--budget-s",
+        f"{seconds:.0f}",
+        "--out",
+        str(folder),
+    ]
     command += ["--device", *(board["device"] for board in job.boards)] if job.boards else []
     most_s = max(1.0, job.left_s - LEAVE_S)
     try:
@@ -88,8 +100,8 @@ def launch_one(job: Job, spec: RunSpec, folder: Path) -> dict[str, Any]:
     exclusive = "gpu" if job.accelerator == "cuda" else "none"
     paths = {"model_folder": job.pack.model(spec.model), "tokens": job.pack.tokens(spec.dataset)}
     log = folder / "run.log"
-    return launch.launch(
-        spec, digest.run_digest(spec), **paths, folder=folder, log=log, exclusive=exclusive, with_snakemake=False
+    return launcher.launch(
+        spec, staleness.run_digest(spec), **paths, folder=folder, log=log, exclusive=exclusive, with_snakemake=False
     )
 
 
@@ -110,17 +122,17 @@ def killed(job: Job, piece: Piece) -> dict[str, Any]:
         json.dumps({"job": str(job.scratch / "killed-job.json"), "spec": full(_run_spec(job, 600.0, rests=False))})
     )
     job.write(job.scratch / "killed-job.json")
-    parent = process.start([sys.executable, "-m", "benchmarks.gpu_runs", str(path)], dict(os.environ), None)
+    parent = processes.start([sys.executable, "-m", "benchmarks.gpu_runs", str(path)], dict(os.environ), None)
     try:
         _wait(lambda: _trains(folder / "run.log"), parent, job.left_s - LEAVE_S, "the run did not begin to train")
-        family = [pid for pid in process._pids() if process.is_below(pid, parent.pid)]
+        family = [pid for pid in processes._pids() if processes.is_below(pid, parent.pid)]
         os.kill(parent.pid, signal.SIGKILL)
         began_s = time.monotonic()
         parent.wait()
         gone_s = _seconds_until(lambda: not any(_alive(pid) for pid in family), began_s)
         free_s = _seconds_until(lambda: _board_is_free(job, family), began_s) if job.boards else None
     finally:
-        process.kill_group(parent)
+        processes.kill_group(parent)
     return {
         "num_processes": len(family),
         "processes_gone_s": gone_s,
@@ -191,7 +203,7 @@ class Contestant:
             stdout=subprocess.PIPE,
             text=True,
             start_new_session=True,
-            preexec_fn=process.die_with_parent,
+            preexec_fn=processes.die_with_parent,
         )
 
     def told(self, seconds: float) -> dict[str, Any]:
@@ -221,7 +233,7 @@ class Contestant:
         assert self.child.stdout is not None
         if self.child.stdout.closed:
             return
-        process.kill_group(self.child)
+        processes.kill_group(self.child)
         with contextlib.suppress(BrokenPipeError), self.child:  # closes its pipes
             pass
 
@@ -336,7 +348,7 @@ PIECES: dict[str, Callable[[Job, Piece], dict[str, Any]]] = {
 
 def main() -> int:
     """The launching parent of the run that is killed."""
-    process.die_with_parent()
+    processes.die_with_parent()
     given = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     job = Job.read(Path(given["job"]))
     launch_one(job, from_mapping(given["spec"]), job.scratch / "killed")

@@ -16,16 +16,17 @@ from types import SimpleNamespace
 from typing import Any
 
 from benchmarks.gpu_common import POWER, Job, append
-from joulesweep import bounded, process, sensors
-from joulesweep.devices import Board
-from joulesweep.trace import Series, Trace
+from joulesweep.core import bounded, processes
+from joulesweep.measure import sensors
+from joulesweep.measure.devices import Board
+from joulesweep.measure.trace import Series, Trace
 
 WRITE_S = 1.0
 
 
 def main() -> int:
     """Read until the parent is gone, or tells this process to end; what was read last is written down then."""
-    process.die_with_parent()
+    processes.die_with_parent()
     stopped = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopped.set())
     job = Job.read(Path(sys.argv[1]))

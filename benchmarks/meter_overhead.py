@@ -18,11 +18,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from joulesweep import devices
-from joulesweep.environment import cpu_model
-from joulesweep.identity import run_id
-from joulesweep.launch import launch
-from joulesweep.stats import paired_ratio
+from joulesweep.analyse.statistics import paired_ratio
+from joulesweep.launch.launcher import launch
+from joulesweep.measure import devices
+from joulesweep.measure.machine import cpu_model
+from joulesweep.runs.identity import run_id
 
 TESTS = Path(__file__).parent.parent / "tests"
 NUM_BOARDS, TICK_MS = 2, 100

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 
-from joulesweep import kernels, worker
+from joulesweep.nets import onednn
+from joulesweep.train import worker
 
 
 def main() -> int:
-    """As `joulesweep.worker`."""
-    kernels.available = lambda: False
+    """As `joulesweep.train.worker`."""
+    onednn.available = lambda: False
     return worker.main()
 
 

@@ -19,11 +19,12 @@ from typing import Any
 from benchmarks.partial_steps import compared
 from benchmarks.peer_assets import MODELS, prepare
 from benchmarks.peers import CACHE, machine
-from joulesweep import files, launch
-from joulesweep.assembly import assemble, prepare_process
-from joulesweep.environment import resolve_accelerator
-from joulesweep.spec import from_mapping
-from joulesweep.trainer import Stop
+from joulesweep.core import files
+from joulesweep.core.spec import from_mapping
+from joulesweep.launch import launcher
+from joulesweep.measure.machine import resolve_accelerator
+from joulesweep.train.assembly import assemble, prepare_process
+from joulesweep.train.trainer import Stop
 
 RHOS = (0.4, 0.45, 0.5, 0.7)
 OBJECTIVES = ("flops", "time")
@@ -40,11 +41,11 @@ def main() -> None:
     parser.add_argument("--accelerator", choices=("auto", "cpu", "cuda"), default="cpu")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    if not launch.ALLOCATOR.items() <= os.environ.items():  # set before the process begins, as in a run
+    if not launcher.ALLOCATOR.items() <= os.environ.items():  # set before the process begins, as in a run
         os.execve(
             sys.executable,
             [sys.executable, "-m", "benchmarks.partial", *sys.argv[1:]],
-            {**os.environ, **launch.ALLOCATOR},
+            {**os.environ, **launcher.ALLOCATOR},
         )
     assets = prepare(args.model, args.data, CACHE)
     common = {"lr": MODELS[args.model].lr, "batching": "packed", "max_length": 64, "epochs": 1, "repeat": 1}

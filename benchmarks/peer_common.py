@@ -1,6 +1,6 @@
 """What the peers' programs share: the same model, texts, optimizer and schedule as ours, and one measured window.
 
-A program is started with the same job file as a run of ours (`joulesweep.worker`) and leaves the same `rank0.json`:
+A program is started with the same job file as a run of ours (`joulesweep.train.worker`) and leaves the same `rank0.json`:
 
     imports · model · ids · score | 2 steps, undone | training | score
                                                     |##########|  CPU-seconds, seconds, joules, peak memory
@@ -26,15 +26,15 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoTokenizer, DataCollatorForLanguageModeling
 
-from joulesweep import memory
-from joulesweep.assembly import assemble, attention, measured_boards, prepare_process
-from joulesweep.build import AUTO_CLASSES
-from joulesweep.corpus import Corpus, load, split
-from joulesweep.files import write_json
-from joulesweep.meter import Meter
-from joulesweep.scoring import score
-from joulesweep.spec import RunSpec, from_mapping
-from joulesweep.trainer import Place, learning_rate
+from joulesweep.core.files import write_json
+from joulesweep.core.spec import RunSpec, from_mapping
+from joulesweep.measure.window import Meter
+from joulesweep.nets.build import AUTO_CLASSES
+from joulesweep.train import memory
+from joulesweep.train.assembly import assemble, attention, measured_boards, prepare_process
+from joulesweep.train.corpus import Corpus, load, split
+from joulesweep.train.scoring import score
+from joulesweep.train.trainer import Place, learning_rate
 
 
 @dataclass(frozen=True, kw_only=True)

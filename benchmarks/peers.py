@@ -33,11 +33,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.peer_assets import MODELS, REPOSITORY, Assets, prepare
-from joulesweep import devices, files, launch
-from joulesweep.devices import Board
-from joulesweep.environment import cpu_model, resolve_accelerator, version
-from joulesweep.spec import RunSpec, from_mapping, full
-from joulesweep.stats import mean_interval, paired_ratio
+from joulesweep.analyse.statistics import mean_interval, paired_ratio
+from joulesweep.core import files
+from joulesweep.core.spec import RunSpec, from_mapping, full
+from joulesweep.launch import launcher
+from joulesweep.measure import devices
+from joulesweep.measure.devices import Board
+from joulesweep.measure.machine import cpu_model, resolve_accelerator, version
 
 SHORTEST_S = 20.0  # of a window of ours
 FORMAT, VERSION = "joulesweep-peers", 1
@@ -59,7 +61,7 @@ class Contestant:
     """
 
     about: str
-    module: str = "joulesweep.worker"
+    module: str = "joulesweep.train.worker"
     program: str = "ours"
     changes: Mapping[str, Any] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
@@ -164,7 +166,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
         "model": f"{args.model}: {MODELS[args.model].about}",
         "dataset": base.dataset,
         "whole_epochs": args.max_steps is None,
-        "allocator_settings": {} if args.plain_environment else launch.ALLOCATOR,
+        "allocator_settings": {} if args.plain_environment else launcher.ALLOCATOR,
         "spec": {key: value for key, value in full(base).items() if key not in UNTOLD},
         "measure": "cpu" if accelerator == "cpu" else "wall",
         "contestants": summarise(kept, "samples_per_cpu_s" if accelerator == "cpu" else "samples_per_s"),
@@ -216,8 +218,8 @@ def base_spec(args: argparse.Namespace, assets: Assets, accelerator: str) -> Run
 
 def shared_environment(spec: RunSpec, boards: Sequence[Board], plain: bool) -> dict[str, str]:
     """The environment of every process: that of a sweep's runs, or that without its allocator settings."""
-    environ = launch.child_environment(spec.threads_per_device, boards)
-    return {name: value for name, value in environ.items() if not (plain and name in launch.ALLOCATOR)}
+    environ = launcher.child_environment(spec.threads_per_device, boards)
+    return {name: value for name, value in environ.items() if not (plain and name in launcher.ALLOCATOR)}
 
 
 @dataclass(frozen=True, kw_only=True)

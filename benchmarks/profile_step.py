@@ -25,8 +25,10 @@ from typing import Any
 
 from benchmarks.peer_assets import MODELS, prepare
 from benchmarks.peers import CACHE, PACKED, base_spec, machine
-from joulesweep import files, floors, launch
-from joulesweep.spec import from_mapping, full
+from joulesweep.analyse import roofline
+from joulesweep.core import files
+from joulesweep.core.spec import from_mapping, full
+from joulesweep.launch import launcher
 
 #: What an operator is counted under, by the beginning of its name; the first that fits.
 GROUPS = {
@@ -52,9 +54,9 @@ def main() -> None:
     parser.add_argument("--assets", type=Path, default=CACHE, help="folder of fetched models and texts")
     parser.add_argument("--json", type=Path, help="where the result goes")
     args = parser.parse_args()
-    if any(os.environ.get(name) != value for name, value in launch.ALLOCATOR.items()):
+    if any(os.environ.get(name) != value for name, value in launcher.ALLOCATOR.items()):
         command = [sys.executable, "-m", "benchmarks.profile_step", *sys.argv[1:]]
-        os.execve(sys.executable, command, launch.child_environment(1, []))
+        os.execve(sys.executable, command, launcher.child_environment(1, []))
     report = profiled(args)
     print(table(report))
     if args.json:
@@ -65,7 +67,7 @@ def profiled(args: argparse.Namespace) -> dict[str, Any]:
     """Time and profile the steps."""
     import torch
 
-    from joulesweep import assembly, train
+    from joulesweep.train import assembly, loop
 
     args.epochs, args.max_steps, args.precision, args.lr = 1, None, "fp32", None
     assets = prepare(args.model, args.data, args.assets)
@@ -77,7 +79,7 @@ def profiled(args: argparse.Namespace) -> dict[str, Any]:
 
     def steps() -> None:
         for some, num_predicted in batches:
-            train._step(built, some, num_predicted, spec.lr)
+            loop._step(built, some, num_predicted, spec.lr)
 
     steps()  # kernels, caches, optimizer state
     built.open_phase("training", 1)
@@ -89,7 +91,7 @@ def profiled(args: argparse.Namespace) -> dict[str, Any]:
     rows = profile.key_averages()
     shares, num_operators = grouped([(row.key, row.self_cpu_time_total, row.count) for row in rows])
     rate, bandwidth = _rate(torch), _bandwidth(torch)
-    useful = floors.totals([{**built.phases[-1], **built.work}])["useful_flops"] / len(batches)
+    useful = roofline.totals([{**built.phases[-1], **built.work}])["useful_flops"] / len(batches)
     table_size = max(parameter.numel() for parameter in built.core.parameters())
     whole = sum(parameter.numel() for parameter in built.core.parameters())
     return {
@@ -105,7 +107,7 @@ def profiled(args: argparse.Namespace) -> dict[str, Any]:
         "bytes_per_step": built.work["bytes_per_step"],
         "flops_per_s": rate,
         "bytes_per_s": bandwidth,
-        "floor_s": floors.floor_s(useful, built.work["bytes_per_step"], rate, bandwidth),
+        "floor_s": roofline.floor_s(useful, built.work["bytes_per_step"], rate, bandwidth),
         "products": built.products,
     }
 
@@ -140,13 +142,13 @@ def _additions(torch: Any) -> None:  # noqa: ANN401
 
 def _rate(torch: Any) -> float:  # noqa: ANN401
     """FLOP/s of a large fp32 product by the faster library, the best of five."""
-    from joulesweep import kernels
+    from joulesweep.nets import onednn
 
     size = 768
     left, right = torch.randn(size, size), torch.randn(size, size)
     ways = [lambda: torch.nn.functional.linear(left, right)]
-    if kernels.available():
-        ways.append(lambda: kernels.product(left, right))
+    if onednn.available():
+        ways.append(lambda: onednn.product(left, right))
     return 2 * size**3 / min(_seconds(way) for way in ways for _ in range(5))
 
 

@@ -9,8 +9,8 @@ import random
 import statistics
 import time
 
-from joulesweep.environment import cpu_model
-from joulesweep.selection import select
+from joulesweep.measure.machine import cpu_model
+from joulesweep.train.adaptive.knapsack import select
 
 REPEATS = 20
 RHOS = (0.36, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)

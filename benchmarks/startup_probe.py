@@ -1,6 +1,6 @@
 """One run's process, timed by stage: `python -m benchmarks.startup_probe JOB OUTPUT BEGAN`, for `benchmarks.startup`.
 
-It carries out the job as `joulesweep.worker` does. OUTPUT gets {stage: [CPU-seconds, seconds]} up to the first
+It carries out the job as `joulesweep.train.worker` does. OUTPUT gets {stage: [CPU-seconds, seconds]} up to the first
 optimizer step, each without what it spends in another one.
 """
 
@@ -70,16 +70,19 @@ def main(argv: list[str]) -> int:
     from torch.optim.optimizer import register_optimizer_step_pre_hook as before_steps
 
     stages.add("torch", begin, [0.0, 0.0])
-    from joulesweep import data, lazy, meter, model, worker
+    from joulesweep.core import late_imports
+    from joulesweep.measure import window
+    from joulesweep.nets import language_model
+    from joulesweep.train import data, worker
 
     for owner, name, stage in (
-        (lazy, "transformers", "transformers"),
-        (model, "build", "model"),
+        (late_imports, "transformers", "transformers"),
+        (language_model, "build", "model"),
         (data, "load", "data"),
-        (meter.Meter, "__init__", "meter"),
+        (window.Meter, "__init__", "meter"),
     ):
         setattr(owner, name, stages.timed(stage, getattr(owner, name)))
-    from joulesweep import scoring  # only now: it and what it imports take the wrapped functions
+    from joulesweep.train import scoring  # only now: it and what it imports take the wrapped functions
 
     scoring.score = stages.timed("score", scoring.score)
 
@@ -88,7 +91,7 @@ def main(argv: list[str]) -> int:
         stages.first_step(output)
 
     hook = before_steps(first)
-    sys.argv = ["joulesweep.worker", job]
+    sys.argv = ["joulesweep.train.worker", job]
     return worker.main()
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mkdocs.config.defaults import MkDocsConfig
     from mkdocs.structure.files import Files
 
-    from joulesweep.columns import Column
+    from joulesweep.analyse.columns import Column
 
 sys.path.insert(0, str(Path(__file__).parent))  # mkdocs loads a hook by its path alone
 import house
@@ -198,7 +198,7 @@ def _prose(text: str) -> str:
 
 def tables_page() -> str:
     """A section per table: each column with type, unit and meaning."""
-    from joulesweep.columns import ABOUT, TABLES
+    from joulesweep.analyse.columns import ABOUT, TABLES
 
     parts = []
     for name, columns in TABLES.items():
@@ -233,9 +233,9 @@ def command_line() -> str:
 
 def subcommands() -> dict[str, argparse.ArgumentParser]:
     """The parser of each subcommand."""
-    from joulesweep import cli
+    from joulesweep.cli import main
 
-    actions = cli._parser()._actions
+    actions = main._parser()._actions
     return next(dict(action.choices) for action in actions if isinstance(action, argparse._SubParsersAction))
 
 
@@ -306,7 +306,7 @@ def readers() -> str:
 
 def run_statuses() -> str:
     """What a run ends with."""
-    from joulesweep.record import STATUSES
+    from joulesweep.runs.record import STATUSES
 
     return table(["status", "meaning"], [[code(status), RUN_STATUSES[status]] for status in STATUSES])
 
@@ -318,7 +318,7 @@ def number_statuses() -> str:
 
 def flag_meanings() -> dict[str, str]:
     """What each flag means."""
-    from joulesweep.provenance import FLAGS
+    from joulesweep.report.evidence import FLAGS
 
     return dict(FLAGS)
 
@@ -330,7 +330,7 @@ def flags() -> str:
 
 def promises() -> str:
     """What a certificate tries."""
-    from joulesweep.appraise import PROMISES
+    from joulesweep.certify.appraise import PROMISES
 
     return table(["promise", "what it says"], [[code(name), _prose(about)] for name, about in PROMISES.items()])
 
@@ -355,7 +355,7 @@ def limits() -> str:
 
 def record_text() -> str:
     """What a record holds."""
-    from joulesweep import record
+    from joulesweep.runs import record
 
     text = inspect.getdoc(record) or ""
     return f"```text\n{text.partition('A record is one JSON object')[2].partition(':')[2].strip(chr(10))}\n```\n"
@@ -363,7 +363,7 @@ def record_text() -> str:
 
 def spec_fields() -> str:
     """Every field of a spec, with the value it has when a stored spec leaves it out."""
-    from joulesweep.spec import FIELDS, OMISSION, RunSpec
+    from joulesweep.core.spec import FIELDS, OMISSION, RunSpec
 
     about = attributes(RunSpec)
     rows = [

@@ -5,7 +5,7 @@ out:  results/<sweep>/tables/*.parquet, charts/*.svg, *.html and *.rst, report.h
       the same under results/<sweep>/partial/ from whatever is finished
 """
 
-CHARTS = charts.names()  # a file of joulesweep/charts each
+CHARTS = charts.names()  # a file of joulesweep/report/charts each
 
 
 rule aggregate:
@@ -72,7 +72,7 @@ rule report:
     output:
         report(
             f"{sweep.folder}/report.html",
-            caption="../joulesweep/templates/captions/report.rst",
+            caption="../joulesweep/report/templates/captions/report.rst",
             category="Report",
         ),
     log:

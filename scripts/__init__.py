@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from joulesweep.environment import too_new
-from joulesweep.errors import UserError
+from joulesweep.core.errors import UserError
+from joulesweep.measure.machine import too_new
 
 
 def run_script(work: Callable[[], None]) -> None:

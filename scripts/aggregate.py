@@ -3,7 +3,8 @@
 import argparse
 from pathlib import Path
 
-from joulesweep import aggregate, files, tables
+from joulesweep.analyse import collect, tables
+from joulesweep.core import files
 from scripts import run_script
 
 
@@ -14,8 +15,8 @@ def main() -> None:
     parser.add_argument("--anchors", type=Path, help="folder with one folder per later day of runs measured again")
     parser.add_argument("--output", type=Path, required=True, help="folder for the parquet files")
     arguments = parser.parse_args()
-    grid = aggregate.read_grid(arguments.grid)
-    made = aggregate.aggregate(grid, arguments.runs, arguments.anchors, lost=files.mark_corrupt)
+    grid = collect.read_grid(arguments.grid)
+    made = collect.aggregate(grid, arguments.runs, arguments.anchors, lost=files.mark_corrupt)
     tables.write(made, arguments.output)
 
 

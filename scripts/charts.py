@@ -3,7 +3,8 @@
 import argparse
 from pathlib import Path
 
-from joulesweep import charts, tables
+from joulesweep.analyse import tables
+from joulesweep.report import charts
 from scripts import run_script
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from joulesweep import files, sources, texts
-from joulesweep.config import DatasetConfig
+from joulesweep.core import files
+from joulesweep.plan.config import DatasetConfig
+from joulesweep.prepare import dataset, sources
 from scripts import run_script
 
 
@@ -16,7 +17,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="where the texts go")
     parser.add_argument("--manifest", type=Path, required=True, help="where their description goes")
     arguments = parser.parse_args()
-    lines, manifest = texts.fetch_dataset(sources.read_section(DatasetConfig, arguments.source))
+    lines, manifest = dataset.fetch_dataset(sources.read_section(DatasetConfig, arguments.source))
     files.write_text(arguments.output, lines)
     files.write_json(arguments.manifest, manifest)
 

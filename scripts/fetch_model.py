@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from joulesweep import files, pretrained, sources
-from joulesweep.config import ModelConfig
+from joulesweep.core import files
+from joulesweep.plan.config import ModelConfig
+from joulesweep.prepare import sources
+from joulesweep.prepare.model import fetch_model
 from scripts import note_versions, run_script
 
 
@@ -20,7 +22,7 @@ def main() -> None:
     note_versions()
     tasks = [task for task in arguments.tasks.split(",") if task]
     model = sources.read_section(ModelConfig, arguments.source)
-    files.write_json(arguments.manifest, pretrained.fetch_model(model, arguments.folder, tasks))
+    files.write_json(arguments.manifest, fetch_model(model, arguments.folder, tasks))
 
 
 if __name__ == "__main__":

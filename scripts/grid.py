@@ -6,9 +6,9 @@ import argparse
 import json
 from pathlib import Path
 
-from joulesweep.config import validate
-from joulesweep.files import write_json
-from joulesweep.grid import manifest
+from joulesweep.core.files import write_json
+from joulesweep.plan.config import validate
+from joulesweep.plan.grid import manifest
 from scripts import run_script
 
 

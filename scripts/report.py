@@ -3,7 +3,9 @@
 import argparse
 from pathlib import Path
 
-from joulesweep import aggregate, files, report, tables
+from joulesweep.analyse import collect, tables
+from joulesweep.core import files
+from joulesweep.report.page import build
 from scripts import run_script
 
 
@@ -13,7 +15,7 @@ def main() -> None:
     parser.add_argument("--tables", type=Path, required=True, help="folder with the parquet files")
     parser.add_argument("--output", type=Path, required=True, help="the HTML file")
     arguments = parser.parse_args()
-    page = report.build(aggregate.read_grid(arguments.grid), tables.read(arguments.tables))
+    page = build(collect.read_grid(arguments.grid), tables.read(arguments.tables))
     files.write_text(arguments.output, page)
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from joulesweep import files, tokens
-from joulesweep.spec import SOURCE_OMISSION
+from joulesweep.core import files
+from joulesweep.core.spec import SOURCE_OMISSION
+from joulesweep.prepare import tokens
 from scripts import run_script
 
 

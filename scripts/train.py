@@ -7,12 +7,12 @@ import json
 import sys
 from pathlib import Path
 
-from joulesweep.fetched import references
-from joulesweep.files import read_json
-from joulesweep.identity import run_id
-from joulesweep.launch import RunFailed, check_granted, launch
-from joulesweep.progress import end_line, start_line
-from joulesweep.spec import from_mapping
+from joulesweep.core.files import read_json
+from joulesweep.core.spec import from_mapping
+from joulesweep.launch.launcher import RunFailed, check_granted, launch
+from joulesweep.launch.progress import end_line, start_line
+from joulesweep.prepare.fetched import references
+from joulesweep.runs.identity import run_id
 from scripts import note_versions, run_script
 
 

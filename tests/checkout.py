@@ -37,7 +37,7 @@ COPIED = (
 #: Python reads it at its start: a process that trains waits as long as the gate is closed.
 GATE = """
 import os, sys, time
-while "joulesweep.worker" in sys.orig_argv and os.path.exists({closed!r}):
+while "joulesweep.train.worker" in sys.orig_argv and os.path.exists({closed!r}):
     time.sleep(0.01)
 """
 
@@ -136,7 +136,7 @@ class Checkout:
 
     def workers(self) -> list[int]:
         """Processes that train in this checkout."""
-        return [pid for pid, line in self._processes() if "joulesweep.worker" in line]
+        return [pid for pid, line in self._processes() if "joulesweep.train.worker" in line]
 
     def _processes(self) -> Iterator[tuple[int, str]]:
         for entry in Path("/proc").iterdir():

@@ -23,7 +23,7 @@ def own_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def planted_times(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test in this process depends on which library of products is the faster one here: oneDNN is."""
-    kernels = sys.modules.get("joulesweep.kernels")
+    kernels = sys.modules.get("joulesweep.nets.onednn")
     if kernels is not None:
         monkeypatch.setattr(kernels._Try, "seconds", lambda one: 1.0 if type(one.layer) is kernels.Linear else 2.0)
 
@@ -31,13 +31,13 @@ def planted_times(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def nothing_is_left() -> Iterator[None]:
     """Whatever a test starts ends with it, however the test ends."""
-    from joulesweep import process
+    from joulesweep.core import processes
 
-    before = process.children()
-    process.adopt(orphans=True)
+    before = processes.children()
+    processes.adopt(orphans=True)
     yield
-    process.kill_children(but=before)
-    process.adopt(orphans=False)
+    processes.kill_children(but=before)
+    processes.adopt(orphans=False)
 
 
 @pytest.fixture

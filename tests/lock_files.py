@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 from pathlib import Path
 
-from joulesweep import lease
+from joulesweep.launch import lease
 
 
 def held(folder: Path) -> list[str]:

@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from joulesweep import train
-from joulesweep.trainer import Stop
+from joulesweep.train import loop
+from joulesweep.train.trainer import Stop
 
 Outcome = dict[str, Any]
 
@@ -30,7 +30,7 @@ def trained(on: tiny_run.Assets, folder: Path, **changes: Any) -> Outcome:
     hook = register_optimizer_step_pre_hook(keep)
     try:
         spec = tiny_run.spec(**{"max_steps": 2, "warmup_steps": 0, **changes})
-        outcome = train.train(spec, on.model_folder, on.tokens, folder)
+        outcome = loop.train(spec, on.model_folder, on.tokens, folder)
     except Stop as stop:
         return {"status": stop.outcome["status"], "reason": stop.outcome["reason"]}
     finally:

@@ -11,9 +11,11 @@ from typing import Any
 
 import polars as pl
 
-from joulesweep import config, files, grid, record, spec
-from joulesweep.tables import Tables
-from joulesweep.units import UNITS
+from joulesweep.analyse.tables import Tables
+from joulesweep.core import files, spec
+from joulesweep.core.work import UNITS
+from joulesweep.plan import config, grid
+from joulesweep.runs import record
 
 LOCAL = {"local": "some/folder"}
 #: Of a BERT with 2 layers, 128 wide, as `flops.described` would give it.

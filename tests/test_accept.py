@@ -10,8 +10,12 @@ import synthetic
 import tiny_run
 import yaml
 
-from joulesweep import cli, digest, files, record, workflow
-from joulesweep.config import validate
+from joulesweep.cli import main
+from joulesweep.core import files
+from joulesweep.plan import staleness
+from joulesweep.plan.config import validate
+from joulesweep.plan.sweep import Sweep
+from joulesweep.runs import record
 
 OLD, OLDER = "0123456789abcdef", "fedcba9876543210"
 
@@ -22,14 +26,14 @@ def sweep(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     raw = tiny_run.config(grid__repeats=2, grid__batch_size=[8, 16])
     Path("my.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
-    made = workflow.Sweep(validate(raw))
+    made = Sweep(validate(raw))
     for run, code in zip(made.runs, (today(made, made.runs[0]), OLD, OLDER), strict=False):
         files.write_json(path(made, run), {**synthetic.ok_record(run, made.spec(run)), "code_digest": code})
     return made
 
 
 def today(sweep, run):
-    return digest.run_digest(sweep.spec(run))
+    return staleness.run_digest(sweep.spec(run))
 
 
 def path(sweep, run):
@@ -37,7 +41,7 @@ def path(sweep, run):
 
 
 def accept(*arguments, reason="a move"):
-    return cli.main(["accept", "--reason", reason, "--configfile", "my.yaml", *arguments])
+    return main.main(["accept", "--reason", reason, "--configfile", "my.yaml", *arguments])
 
 
 def code(sweep, run):
@@ -51,7 +55,7 @@ def test_snakemake_sees_the_job_of_an_accepted_run_unchanged_until_the_code_chan
     assert [code(sweep, run) for run in (first, second, third)] == [today(sweep, first), OLD, OLDER]
     assert code(sweep, fourth) == today(sweep, fourth)
     assert list(sweep.current()) == [first, second, third]
-    monkeypatch.setattr(digest, "run_digest", lambda spec: "another")
+    monkeypatch.setattr(staleness, "run_digest", lambda spec: "another")
     assert code(sweep, second) == "another"
     assert list(sweep.outdated()) == [first, second, third]
 

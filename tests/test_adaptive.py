@@ -14,21 +14,14 @@ import transformers
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig
 
-from joulesweep import (
-    adaptive,
-    adaptive_cost,
-    assembly,
-    calibration,
-    flops,
-    methods,
-    precision,
-    products,
-    train,
-    trainer,
-)
-from joulesweep.build import AUTO_CLASSES
-from joulesweep.model import LanguageModel
-from joulesweep.trainer import Place
+from joulesweep import methods
+from joulesweep.axes import precision
+from joulesweep.nets import flops, products
+from joulesweep.nets.build import AUTO_CLASSES
+from joulesweep.nets.language_model import LanguageModel
+from joulesweep.train import assembly, loop, trainer
+from joulesweep.train.adaptive import calibration, choosing, cost
+from joulesweep.train.trainer import Place
 
 pytestmark = pytest.mark.usefixtures("torch_as_it_was")
 
@@ -75,7 +68,7 @@ def units(core, rows=4, length=24, target_length=16):
 @pytest.mark.parametrize("kind", ["bert", "roberta", "electra", "modernbert"])
 def test_training_everything_costs_what_the_coefficients_say(kind):
     core = core_of(kind, num_hidden_layers=2)
-    found = adaptive_cost.cost(core, UNITS)
+    found = cost.cost(core, UNITS)
     coefficients = flops.coefficients(products.traced(core).products)
     assert found.full == pytest.approx(sum(coefficients[unit] * number for unit, number in UNITS.items()), rel=1e-12)
     assert list(found.reach) == sorted(found.reach)
@@ -84,7 +77,7 @@ def test_training_everything_costs_what_the_coefficients_say(kind):
 
 
 def test_the_order_is_that_of_execution_and_a_shared_matrix_lies_where_it_is_first_used():
-    found = adaptive_cost.cost(core_of(num_hidden_layers=2), UNITS)
+    found = cost.cost(core_of(num_hidden_layers=2), UNITS)
     place = found.names.index
     assert found.names[0] == "cls.predictions.bias"
     assert place("bert.encoder.layer.1.output.dense.weight") < place("bert.encoder.layer.1.intermediate.dense.weight")
@@ -100,7 +93,7 @@ def test_the_order_is_that_of_execution_and_a_shared_matrix_lies_where_it_is_fir
 def test_experts_cost_what_a_token_takes_of_them(name):
     """Two of four: each of the two matrices in one is 16 × 24, and so is the third."""
     core = precision.cast(LanguageModel(families.network("clm-qwen3_moe"), name, task="clm"), name)
-    found = adaptive_cost.cost(core, UNITS)
+    found = cost.cost(core, UNITS)
     own = {name: work for name, work in zip(found.names, found.own, strict=True) if ".experts." in name}
     one = UNITS["token"] * 2 * (2 * 16 * 24)
     assert own == {
@@ -130,7 +123,7 @@ HALF = {"ffn_dim": 3072, "attention_heads": 12}
 @pytest.mark.parametrize("rho", [0.4, 0.7])
 def test_predicted_flops_are_those_that_pytorch_counts(kind, num_layers, tolerance, rho):
     core = core_of(kind, **shape_of(kind, num_layers))
-    found = adaptive_cost.cost(core, units(core))
+    found = cost.cost(core, units(core))
     assert found.full == pytest.approx(counted(core), rel=tiny_run.ANGLES)
     draw = torch.Generator().manual_seed(1)
     choice = found.choose(torch.rand(len(found.names), generator=draw).tolist(), rho)
@@ -167,7 +160,7 @@ def test_what_a_method_freezes_costs_what_pytorch_counts(kind, method, given):
 def test_a_half_of_an_encoder_decoder_costs_what_pytorch_counts(half):
     """Training the decoder needs no gradient of what the encoder hands to it, however long the text is."""
     core = core_of("t5", **shape_of("t5", 4, width=192))
-    found = adaptive_cost.cost(core, units(core, length=90))
+    found = cost.cost(core, units(core, length=90))
     chosen = [name.startswith(f"{half}.block.1") for name in found.names]
     train_only(core, {name for name, taken in zip(found.names, chosen, strict=True) if taken})
     assert found.share(chosen) == pytest.approx(counted(core, length=90) / found.full, rel=0.02)
@@ -175,7 +168,7 @@ def test_a_half_of_an_encoder_decoder_costs_what_pytorch_counts(half):
 
 def test_any_choice_is_never_dearer_than_predicted():
     core = core_of(num_hidden_layers=2, hidden_size=64, num_attention_heads=2, intermediate_size=96, vocab_size=100)
-    found = adaptive_cost.cost(core, units(core))
+    found = cost.cost(core, units(core))
     for seed in range(20):
         draw = torch.Generator().manual_seed(seed)
         chosen = (torch.rand(len(found.names), generator=draw) < 0.2).tolist()
@@ -184,7 +177,7 @@ def test_any_choice_is_never_dearer_than_predicted():
 
 
 def test_everything_fits_rho_1_and_nothing_a_rho_below_the_floor():
-    found = adaptive_cost.cost(core_of(num_hidden_layers=2), UNITS)
+    found = cost.cost(core_of(num_hidden_layers=2), UNITS)
     assert all(found.choose([1.0] * len(found.names), 1.0).chosen)
     assert sum(found.choose([1.0] * len(found.names), found.floor * 1.0001).chosen) >= 1
     assert not any(found.choose([1.0] * len(found.names), found.floor * 0.999).chosen)
@@ -192,8 +185,8 @@ def test_everything_fits_rho_1_and_nothing_a_rho_below_the_floor():
 
 def test_seconds_are_the_parts_of_a_step_divided():
     core = core_of(num_hidden_layers=2)
-    plain = adaptive_cost.cost(core, UNITS)
-    rates = adaptive_cost.Rates(forward_s=3.0, chain_s=4.0, backward_s=9.0, optimizer_s=2.0)
+    plain = cost.cost(core, UNITS)
+    rates = cost.Rates(forward_s=3.0, chain_s=4.0, backward_s=9.0, optimizer_s=2.0)
     sizes = {name: parameter.nbytes for name, parameter in core.model.named_parameters()}
     found = plain.in_seconds(rates, sizes)
     assert found.names == plain.names
@@ -236,7 +229,7 @@ def assemble(assets):
 def run(assets, tmp_path):
     def run(**changes):
         changes = {"method": "greentrainer", "method_params": {"rho": 0.6}, **changes}
-        return train.train(tiny_run.spec(**changes), assets.model_folder, assets.tokens, tmp_path)
+        return loop.train(tiny_run.spec(**changes), assets.model_folder, assets.tokens, tmp_path)
 
     return run
 
@@ -249,7 +242,7 @@ def test_importance_is_the_fall_of_the_loss_by_a_fresh_step_of_adamw(assemble, e
     names = list(built.selector.cost.names)
     built.open_phase("rating", epoch)
     found = built.selector.method.importances(
-        adaptive.Rating(built, epoch), built.selector.params, {name: parameters[name] for name in names}
+        choosing.Rating(built, epoch), built.selector.params, {name: parameters[name] for name in names}
     )
 
     other = copy.deepcopy(built.core).eval()
@@ -284,7 +277,7 @@ def test_rating_leaves_weights_gradients_optimizer_and_random_state_alone(assemb
     rng = torch.get_rng_state()
     built.open_phase("rating", 1)
     parameters = dict(built.core.model.named_parameters())
-    built.selector.method.importances(adaptive.Rating(built, 1), built.selector.params, parameters)
+    built.selector.method.importances(choosing.Rating(built, 1), built.selector.params, parameters)
     assert torch.equal(torch.get_rng_state(), rng)
     assert all(torch.equal(value, weights[key]) for key, value in built.core.state_dict().items())
     assert built.optimizer.state_dict() == optimizer
@@ -295,7 +288,7 @@ def test_rating_leaves_weights_gradients_optimizer_and_random_state_alone(assemb
 def test_only_what_is_chosen_trains_and_has_optimizer_state(assemble):
     built = assemble()
     before = copy.deepcopy(built.core.model.state_dict())
-    for epoch, _ in train._run_epochs(built):
+    for epoch, _ in loop._run_epochs(built):
         assert epoch == 1
     chosen = set(built.phases[-1]["chosen"])
     named = dict(built.core.model.named_parameters())
@@ -313,7 +306,7 @@ def test_state_is_released_where_a_tensor_is_frozen_and_kept_where_it_goes_on(as
         "importances",
         lambda rating, params, parameters: [float(k + 1) for k in next(order)(list(parameters))],
     )
-    list(train._run_epochs(built))
+    list(loop._run_epochs(built))
     first, second = (set(phase["chosen"]) for phase in built.phases if phase["kind"] == "training")
     assert first != second
     named = dict(built.core.model.named_parameters())
@@ -343,7 +336,7 @@ def test_rating_is_counted_apart_from_training(run):
 
 def test_a_repeated_training_chooses_the_same_and_is_counted_once(run, monkeypatch):
     short = iter([True, True, False])
-    monkeypatch.setattr(train, "_is_short", lambda *_: next(short))
+    monkeypatch.setattr(loop, "_is_short", lambda *_: next(short))
     once, again = run(epochs=2), run(epochs=2, min_seconds=1.0)
     assert again["measurement"]["num_passes"] == 3
     one, other = ([{**phase, "elapsed_s": None} for phase in found["measurement"]["phases"]] for found in (once, again))
@@ -376,7 +369,7 @@ def test_random_choices_differ_by_seed_alone(run):
 
 
 def test_where_everything_harms_the_least_harmful_tensor_trains():
-    found = adaptive_cost.cost(core_of(num_hidden_layers=2), UNITS)
+    found = cost.cost(core_of(num_hidden_layers=2), UNITS)
     importances = [-1.0 - k for k in range(len(found.names))]
     choice = found.choose(importances, 0.7)
     assert [k for k, taken in enumerate(choice.chosen) if taken] == [0]
@@ -388,13 +381,13 @@ def test_importances_that_are_no_numbers_are_a_divergence(run, monkeypatch):
     real = module.importances
     broken = lambda rating, *args: real(rating, *args) if rating.epoch < 3 else [math.nan] * len(args[1])  # noqa: E731
     monkeypatch.setattr(module, "importances", broken)
-    with pytest.raises(train.Stop, match="the importances of the tensors were not finite before epoch 3") as stopped:
+    with pytest.raises(loop.Stop, match="the importances of the tensors were not finite before epoch 3") as stopped:
         run(epochs=4)
     assert stopped.value.outcome["status"] == "diverged"
 
 
 def test_a_rho_below_the_floor_is_refused_with_the_floor(run):
-    with pytest.raises(train.Stop, match=r"rho 0.2 is below the floor: .* take 0.\d+ of full training") as stopped:
+    with pytest.raises(loop.Stop, match=r"rho 0.2 is below the floor: .* take 0.\d+ of full training") as stopped:
         run(method_params={"rho": 0.2})
     assert stopped.value.outcome["status"] == "unsupported"
 
@@ -422,7 +415,7 @@ def test_adapters_of_a_decoder_can_be_chosen_among(tmp_path):
         tiny_run.token_file(tmp_path / "tokens.safetensors"),
     )
     given = {"method_params": {"rho": 0.95, "lora": {"r": 2}}, "task": "clm", "batching": "dynamic"}
-    outcome = train.train(tiny_run.spec(method="greentrainer", **given), folder, tokens, tmp_path)
+    outcome = loop.train(tiny_run.spec(method="greentrainer", **given), folder, tokens, tmp_path)
     phase = outcome["measurement"]["phases"][-1]
     assert phase["chosen"]
     assert all(".c_attn.lora_" in name for name in phase["chosen"])
@@ -433,7 +426,7 @@ def test_skipped_steps_are_counted_across_choices(assemble):
     """A scale that overflows: the first steps of the first epoch are left out, none of the second."""
     built = assemble(precision="fp16-mixed", epochs=2, method_params={"rho": 0.7, "reselect_epochs": 1})
     built.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**22)
-    list(train._run_epochs(built))
+    list(loop._run_epochs(built))
     trainer.read_counters(built.phases)
     skipped = [phase["num_skipped_steps"] for phase in built.phases if phase["kind"] == "training"]
     assert skipped[0] > skipped[1]
@@ -446,7 +439,7 @@ def test_a_checkpointed_layer_is_computed_again_as_a_whole():
     enable = getattr(core.model, "activation_checkpointing_enable", core.model.gradient_checkpointing_enable)
     enable({"use_reentrant": False})
     core.model.disable_input_require_grads()
-    found = adaptive_cost.cost(core, units(core))
+    found = cost.cost(core, units(core))
     whole = counted(core)
     assert found.full == pytest.approx(whole, rel=1e-9)
     for name in ("layer.1.output.LayerNorm.weight", "layer.1.output.dense.weight", "layer.0.output.LayerNorm.bias"):
@@ -465,7 +458,7 @@ def test_seconds_are_calibrated_by_a_tensor_without_a_product_of_its_own(assembl
     """BERT's deepest is the table of tokens, which is the output layer's matrix too."""
     given = []
     real = calibration.calibrate
-    monkeypatch.setattr(adaptive, "calibrate", lambda trainer, deepest: given.append(deepest) or real(trainer, deepest))
+    monkeypatch.setattr(choosing, "calibrate", lambda trainer, deepest: given.append(deepest) or real(trainer, deepest))
     built = assemble(method_params={"rho": 0.9, "objective": "time"})
     (deepest,) = given
     assert "word_embeddings" not in deepest
@@ -478,5 +471,5 @@ def test_a_model_that_cannot_be_counted_is_unsupported(assemble, monkeypatch):
         raise RuntimeError("Tensor.item() cannot be called on meta tensors")
 
     monkeypatch.setattr(products, "traced", broken)
-    with pytest.raises(train.Stop, match=r"cannot be counted: RuntimeError: Tensor\.item"):
+    with pytest.raises(loop.Stop, match=r"cannot be counted: RuntimeError: Tensor\.item"):
         assemble()

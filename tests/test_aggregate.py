@@ -10,9 +10,11 @@ import pytest
 import synthetic
 import yaml
 
-from joulesweep import columns, record, report, tables
-from joulesweep.aggregate import aggregate
-from joulesweep.stats import paired_ratio
+from joulesweep.analyse import columns, tables
+from joulesweep.analyse.collect import aggregate
+from joulesweep.analyse.statistics import paired_ratio
+from joulesweep.report.page import build
+from joulesweep.runs import record
 
 GAIN = Path(__file__).parent.parent / "config" / "gain.yaml"
 
@@ -334,7 +336,7 @@ def test_a_bad_record_is_a_row_that_names_it_and_costs_its_own_numbers_alone(swe
     others = pl.col("run") != run
     assert found.runs.filter(others).equals(before.runs.filter(others))
     assert found.cells.height == before.cells.height
-    page = report.build(grid, found)
+    page = build(grid, found)
     assert "1 unreadable" in page and run.split("-")[0] in page
 
 

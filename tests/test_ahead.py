@@ -9,8 +9,9 @@ import pytest
 import tiny_run
 import torch
 
-from joulesweep import ahead, assembly, data, engine, memory, train
-from joulesweep.trainer import Place
+from joulesweep.axes import engine
+from joulesweep.train import ahead, assembly, data, loop, memory
+from joulesweep.train.trainer import Place
 
 pytestmark = pytest.mark.usefixtures("torch_as_it_was")
 
@@ -144,7 +145,7 @@ def test_no_thread_is_at_work_and_nothing_is_pinned_while_graphs_are_captured(on
     monkeypatch.setattr(engine, "GraphedStep", GraphedStep)
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **given: None)
     built = build(engine=name, batching="packed", epochs=3)
-    train._warm_up(built, memory.Peaks(built.place.device, 1))
+    loop._warm_up(built, memory.Peaks(built.place.device, 1))
     assert pinned
     assert set(seen) == {(0, len(pinned))}
 
@@ -169,7 +170,7 @@ def test_a_training_ahead_has_the_losses_of_one_in_line(on_gpu):
         built = build(epochs=3, batching="packed")
         if inline:
             built.steps = built._steps
-        assert [epoch for epoch, _ in train._run_epochs(built)] == [1, 2, 3]
+        assert [epoch for epoch, _ in loop._run_epochs(built)] == [1, 2, 3]
         losses.append(torch.stack(built.losses).tolist())
         assert threads() == []
     assert losses[0] == losses[1]
@@ -178,8 +179,8 @@ def test_a_training_ahead_has_the_losses_of_one_in_line(on_gpu):
 def test_a_training_that_stops_leaves_no_thread(on_gpu, monkeypatch):
     build, _, _ = on_gpu
     built = build(epochs=3, lr=1e30)
-    with pytest.raises(train.Stop, match="the loss was not finite"):
-        for _ in train._run_epochs(built):
+    with pytest.raises(loop.Stop, match="the loss was not finite"):
+        for _ in loop._run_epochs(built):
             pass
     assert threads() == []
 
@@ -187,12 +188,12 @@ def test_a_training_that_stops_leaves_no_thread(on_gpu, monkeypatch):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
     built = build(epochs=3)
-    monkeypatch.setattr(train, "_step", broken)
+    monkeypatch.setattr(loop, "_step", broken)
     with pytest.raises(RuntimeError, match="cannot be multiplied"):
-        next(train._run_epochs(built))
+        next(loop._run_epochs(built))
     assert threads() == []
     built = build(epochs=3)
     monkeypatch.setattr(data, "_collate", broken)  # in the thread
     with pytest.raises(RuntimeError, match="cannot be multiplied"):
-        next(train._run_epochs(built))
+        next(loop._run_epochs(built))
     assert threads() == []

@@ -8,8 +8,9 @@ import sys
 import pytest
 import synthetic
 
-from joulesweep import record, tables
-from joulesweep.aggregate import aggregate
+from joulesweep.analyse import tables
+from joulesweep.analyse.collect import aggregate
+from joulesweep.runs import record
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import synthetic
 
-from joulesweep.aggregate import aggregate
-from joulesweep.answer import answers, compare
+from joulesweep.analyse.collect import aggregate
+from joulesweep.analyse.studies.recommendation import answers, compare
 
 
 def build(tmp_path, change, axes=None, **sections):

@@ -13,11 +13,12 @@ import threading
 import pytest
 from virtual_board import Board
 
-from joulesweep import appraise, blocks, bounded, certified_counter, readings
-from joulesweep.certificate import FAILS, HOLDS, NOT_TRIED
-from joulesweep.errors import UserError
-from joulesweep.readings import Block, Channel
-from joulesweep.replay import counted
+from joulesweep.certify import appraise, blocks, counter_checks, readings
+from joulesweep.certify.readings import Block, Channel
+from joulesweep.certify.replay import counted
+from joulesweep.core import bounded
+from joulesweep.core.errors import UserError
+from joulesweep.measure.certificate import FAILS, HOLDS, NOT_TRIED
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,7 @@ def test_windows_are_off_by_what_their_tick_makes_of_them(certify):
     """Both ends are at random places between two moves: a triangle's errors, and no length that is free of them."""
     made, _, _ = certify()
     rows = {row["window_s"]: row for row in made["counters"]["gpu:0"]["windows"]["rows"]}
-    assert tuple(rows) == certified_counter.WINDOWS_S
+    assert tuple(rows) == counter_checks.WINDOWS_S
     for length_s in (0.25, 1.0, 2.0, 5.0, 30.0):
         bare, own = rows[length_s]["bare"], rows[length_s]["own"]
         assert abs(bare["worst"]) <= 1.05 * 0.1 / length_s

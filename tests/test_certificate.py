@@ -9,8 +9,10 @@ import pytest
 import synthetic
 from test_report import words
 
-from joulesweep import aggregate, certificate, environment, report
-from joulesweep.devices import Board
+from joulesweep.analyse import collect
+from joulesweep.measure import certificate, machine
+from joulesweep.measure.devices import Board
+from joulesweep.report import page
 
 BOARD = {"device": "gpu:0", "uuid": "GPU-0"}
 PROMISES = [("tick", "holds"), ("lag", "fails"), ("idle", "not tried"), ("tick", "holds")]
@@ -116,7 +118,7 @@ def test_a_record_says_what_is_known_of_its_devices(tmp_path, monkeypatch):
     write(certificate.FOLDER, driver=None)
     write(certificate.FOLDER, name=certificate.HOST, driver=None)
     board = Board(index=0, uuid="GPU-0", name="x", memory_bytes=None, has_counter=True, mig=False)
-    rows = environment.describe(1, [board])["certificates"]
+    rows = machine.describe(1, [board])["certificates"]
     assert [(row["device"], row["name"]) for row in rows] == [("gpu:0", "GPU-0"), ("cpu:0", "cpu:0")]
     assert all(row["digest"] for row in rows)
 
@@ -132,7 +134,7 @@ def cited(row, **changes):
 
 def made(tmp_path, change):
     sweep = synthetic.write_sweep(tmp_path, synthetic.raw_config(**synthetic.GPU_CONFIG), change)
-    return sweep[0], aggregate.aggregate(*sweep)
+    return sweep[0], collect.aggregate(*sweep)
 
 
 def test_the_tables_and_the_report_have_the_certificates(tmp_path):
@@ -143,7 +145,7 @@ def test_the_tables_and_the_report_have_the_certificates(tmp_path):
     assert of_boards["certificate_fails"].unique().to_list() == ["lag"]
     of_host = tables.devices.filter(pl.col("kind") != "gpu")
     assert of_host["certificate"].null_count() == of_host.height and not of_host["certificate_reason"].null_count()
-    text = words(report.build(grid, tables))
+    text = words(page.build(grid, tables))
     assert "GPU-0, 24 runs: certificate c0ffee of 2026-11-29; fails: lag ; holds: tick." in text
     assert "No certificate of cpu:0 (no certificate: there is no file)." in text
 
@@ -153,10 +155,10 @@ def test_a_report_without_certificates_says_so(tmp_path):
     assert tables.runs["certificate"].null_count() == tables.runs.height
     assert set(tables.runs["certificate_reason"]) == {"the run is older than certificates"}
     assert "No certificate of GPU-0, cpu:0, GPU-1 (the run is older than certificates)" in words(
-        report.build(grid, tables)
+        page.build(grid, tables)
     )
 
 
 def test_a_certificate_of_another_driver_is_named_as_such(tmp_path):
     grid, tables = made(tmp_path, lambda row: cited(row, reason="the certificate is of driver 1, the run had 2"))
-    assert "holds: tick; the certificate is of driver 1, the run had 2." in words(report.build(grid, tables))
+    assert "holds: tick; the certificate is of driver 1, the run had 2." in words(page.build(grid, tables))

@@ -14,9 +14,11 @@ from fake_meters import Boards, rapl_tree
 from test_report import words
 from virtual_board import Board
 
-from joulesweep import certificate, certify, cli, devices, environment, readings, sensors
-from joulesweep.certificate import NOT_TRIED
-from joulesweep.errors import UserError
+from joulesweep.certify import campaign, readings
+from joulesweep.cli import main
+from joulesweep.core.errors import UserError
+from joulesweep.measure import certificate, devices, machine, sensors
+from joulesweep.measure.certificate import NOT_TRIED
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left")
 IDLE_W, LOAD_W = 80, 400
@@ -35,7 +37,7 @@ class Planned:
         self.began_s, self.ended_s = time.monotonic(), time.monotonic() + seconds
         turns = [(0.0, seconds)]
         if period_s is not None:
-            turns = list(certify.blocks.turns(seconds, period_s, random.Random()))
+            turns = list(campaign.blocks.turns(seconds, period_s, random.Random()))
         now_s = time.time()
         for on_s, off_s in turns if self.fake else ():
             self.fake.happen(self.index, now_s + on_s, LOAD_W)
@@ -58,7 +60,7 @@ def no_meters(monkeypatch, tmp_path):
     monkeypatch.setenv("JOULESWEEP_LOCKS", str(tmp_path / "locks"))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(sensors, "RAPL", (Path("/nowhere"), Path("/nowhere")))
-    monkeypatch.setattr(certify.socket, "gethostname", lambda: "node1")
+    monkeypatch.setattr(campaign.socket, "gethostname", lambda: "node1")
 
 
 @pytest.fixture
@@ -82,7 +84,7 @@ def promises(path, device=None):
 
 def test_a_board_is_certified_in_20_seconds_by_the_real_library(boards, tmp_path, capsys):
     fake = boards({"tick_ms": 50, "lag_ms": 250, "power_error": 1.03, "name": "Fake <H200>"})
-    made = certify.certify(["gpu:0"], 20.0, tmp_path / "c", load=lambda board: Planned(fake, board.index))
+    made = campaign.certify(["gpu:0"], 20.0, tmp_path / "c", load=lambda board: Planned(fake, board.index))
     (path,) = made
     uuid = fake.boards[0]["uuid"]
     assert path == tmp_path / "c" / "node1" / f"{uuid}.json"
@@ -92,10 +94,10 @@ def test_a_board_is_certified_in_20_seconds_by_the_real_library(boards, tmp_path
     }
     assert (path.parent / f"{uuid}.{kept}").read_bytes() == path.read_bytes()
     certified = json.loads(path.read_text())
-    assert [block["block"] for block in certified["blocks"]] == list(certify.blocks.BLOCKS)
+    assert [block["block"] for block in certified["blocks"]] == list(campaign.blocks.BLOCKS)
     assert certified["identity"]["driver"] == "999.01" and certified["blocks"][2]["num_readings"]["gpu:0"] > 0
     assert certified["idle"]["idle"]["power_w"] == pytest.approx(1.03 * IDLE_W)  # constant, however busy the machine is
-    assert set(promises(path)) == set(certify.appraise.PROMISES)
+    assert set(promises(path)) == set(campaign.appraise.PROMISES)
     told = capsys.readouterr().out
     assert "gpu:0: steady" in told and "gpu:0 " in told and str(path) in told
     assert "cite what lies under results/certificates, not under" in told
@@ -105,14 +107,14 @@ def test_a_board_is_certified_in_20_seconds_by_the_real_library(boards, tmp_path
     # once more, from the readings alone
     before = path.read_bytes(), path.with_suffix(".html").read_bytes()
     path.unlink()
-    assert cli.main(["certify", "--read", str(path.with_name(f"{uuid}.readings.jsonl.gz"))]) == 0
+    assert main.main(["certify", "--read", str(path.with_name(f"{uuid}.readings.jsonl.gz"))]) == 0
     assert (path.read_bytes(), path.with_suffix(".html").read_bytes()) == before
 
 
 def test_a_machine_without_meters_gets_a_certificate_that_says_so_and_works_nothing(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(devices, "boards", list)
-    monkeypatch.setattr(certify, "Child", None)  # nothing is started
-    assert cli.main(["certify", "--out", str(tmp_path / "c")]) == 0
+    monkeypatch.setattr(campaign, "Child", None)  # nothing is started
+    assert main.main(["certify", "--out", str(tmp_path / "c")]) == 0
     path = tmp_path / "c" / "node1" / "cpu:0.json"
     found = promises(path)
     assert {row["verdict"] for row in found.values()} == {NOT_TRIED}
@@ -132,7 +134,7 @@ def test_cpu_packages_and_their_memory_are_certified_by_their_counters(monkeypat
     with rapl_tree(tmp_path / "powercap", [{"name": "package-0", "watts": 40.0, "dram_watts": 5.0}]) as rapl:
         monkeypatch.setattr(sensors, "RAPL", (rapl.folder / "intel-rapl",))
         monkeypatch.setattr(sensors, "rapl_problem", lambda: None)
-        (path,) = certify.certify(["cpu:0"], 12.0, tmp_path / "c", load=lambda board: Planned())
+        (path,) = campaign.certify(["cpu:0"], 12.0, tmp_path / "c", load=lambda board: Planned())
     made = json.loads(path.read_text())
     assert list(made["counters"]) == ["cpu:0", "dram:0"]
     for device in ("cpu:0", "dram:0"):
@@ -147,7 +149,7 @@ def test_a_split_board_and_one_that_the_load_cannot_use_are_told_why(boards, tmp
         raise RuntimeError("no CUDA here")
 
     boards({"mig": 1}, {"tick_ms": 20})
-    first, second, host = certify.certify([], 8.0, tmp_path, load=load)
+    first, second, host = campaign.certify([], 8.0, tmp_path, load=load)
     assert all("MIG" in row["reason"] for row in promises(first).values())
     found = promises(second)
     assert found["lag"]["reason"] == "no load: no CUDA here" == found["cost"]["reason"]
@@ -168,7 +170,7 @@ def test_a_split_board_and_one_that_the_load_cannot_use_are_told_why(boards, tmp
 )
 def test_what_cannot_be_is_refused_in_one_line(monkeypatch, capsys, arguments, told):
     monkeypatch.setattr(devices, "boards", list)
-    assert cli.main(["certify", *arguments]) == 2
+    assert main.main(["certify", *arguments]) == 2
     said = capsys.readouterr().err
     assert told in said and said.count("\n") == 1
 
@@ -176,16 +178,16 @@ def test_what_cannot_be_is_refused_in_one_line(monkeypatch, capsys, arguments, t
 def test_readings_of_another_shape_are_refused_in_one_line(tmp_path, capsys):
     path = tmp_path / "x.readings.jsonl.gz"
     readings.append(path, {"format": readings.FORMAT, "version": readings.VERSION, "devices": [{}]})
-    assert cli.main(["certify", "--read", str(path)]) == 2
+    assert main.main(["certify", "--read", str(path)]) == 2
     assert "no readings of a certificate: KeyError" in capsys.readouterr().err
 
 
 def test_a_python_that_draws_nothing_still_leaves_the_certificate(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(devices, "boards", list)
-    monkeypatch.delitem(sys.modules, "joulesweep.certificate_page", raising=False)
-    monkeypatch.delattr("joulesweep.certificate_page", raising=False)
+    monkeypatch.delitem(sys.modules, "joulesweep.certify.page", raising=False)
+    monkeypatch.delattr("joulesweep.certify.page", raising=False)
     monkeypatch.setitem(sys.modules, "altair", None)
-    (path,) = certify.certify([], None, tmp_path / "c")
+    (path,) = campaign.certify([], None, tmp_path / "c")
     assert path.exists() and not path.with_suffix(".html").exists()
     assert "no page: this Python has no altair" in capsys.readouterr().out
 
@@ -193,12 +195,12 @@ def test_a_python_that_draws_nothing_still_leaves_the_certificate(monkeypatch, t
 def test_a_folder_that_cannot_be_written_is_told(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(devices, "boards", list)
     (tmp_path / "file").write_text("")
-    assert cli.main(["certify", "--out", str(tmp_path / "file")]) == 2
+    assert main.main(["certify", "--out", str(tmp_path / "file")]) == 2
     assert "file" in capsys.readouterr().err
 
 
 def test_the_load_works_as_long_as_it_is_asked_to():
-    load = certify.Child(None)
+    load = campaign.Child(None)
     try:
         assert load.described()["product"] == "512 × 512 float32"
         load.begin(0.4, None)
@@ -215,7 +217,7 @@ def test_the_load_works_as_long_as_it_is_asked_to():
 
 def test_a_load_that_cannot_start_says_why(monkeypatch):
     board = devices.Board(index=0, uuid="GPU-1", name="x", memory_bytes=None, has_counter=True, mig=False)
-    load = certify.Child(board)
+    load = campaign.Child(board)
     try:
         with pytest.raises(RuntimeError, match=r"CUDA|cuda|NVIDIA"):
             load.described()
@@ -231,38 +233,38 @@ def test_nobody_measures_at_the_same_time(monkeypatch, tmp_path, boards):
     held = []
 
     def measure(subject, budget_s, write, clock, say):
-        lock = certify.lease.acquire(devices.boards()[0].uuid, certify.lease.EXCLUSIVE)
+        lock = campaign.lease.acquire(devices.boards()[0].uuid, campaign.lease.EXCLUSIVE)
         held.append(lock)
 
-    monkeypatch.setattr(certify.blocks, "measure", measure)
-    certify.certify(["gpu:0"], 1.0, tmp_path)
+    monkeypatch.setattr(campaign.blocks, "measure", measure)
+    campaign.certify(["gpu:0"], 1.0, tmp_path)
     assert held == [None], "the board's lock is taken"
 
 
 def test_a_device_may_be_named_by_its_uuid_and_is_certified_once(boards, tmp_path):
     fake = boards({}, {})
-    found = certify.chosen([fake.boards[1]["uuid"], "gpu:1"], lambda board: Planned())
+    found = campaign.chosen([fake.boards[1]["uuid"], "gpu:1"], lambda board: Planned())
     assert [target.device for target in found] == ["gpu:1"]
     with pytest.raises(UserError, match="did you mean"):
-        certify.chosen(["gpu:2"], lambda board: Planned())
+        campaign.chosen(["gpu:2"], lambda board: Planned())
 
 
 def test_a_run_cites_what_was_certified_in_the_same_place(monkeypatch, tmp_path):
     monkeypatch.setattr(devices, "boards", list)
-    assert cli.main(["certify"]) == 0
-    (row,) = environment.describe(1)["certificates"]
+    assert main.main(["certify"]) == 0
+    (row,) = machine.describe(1)["certificates"]
     path = certificate.place(certificate.HOST)
     assert path.exists() and row["digest"] == certificate.digest(path.read_bytes())
-    assert len(row["not_tried"]) == len(certify.appraise.PROMISES) and row["fails"] == []
+    assert len(row["not_tried"]) == len(campaign.appraise.PROMISES) and row["fails"] == []
 
 
 def stopped_after(number):
     """A measuring that is interrupted after some blocks."""
 
     def measure(subject, budget_s, write, clock, say):
-        for name in list(certify.blocks.BLOCKS)[:number]:
-            write(certify.blocks.Block(name, reason="no time was left of the budget").line())
-        if number < len(certify.blocks.BLOCKS):
+        for name in list(campaign.blocks.BLOCKS)[:number]:
+            write(campaign.blocks.Block(name, reason="no time was left of the budget").line())
+        if number < len(campaign.blocks.BLOCKS):
             raise KeyboardInterrupt
 
     return measure
@@ -274,15 +276,15 @@ def test_what_was_stopped_replaces_no_whole_certificate_and_no_other_measuring(m
     folder.mkdir(parents=True)
     others = folder / f"{uuid}.1.partial.readings.jsonl.gz"
     others.write_bytes(b"of another process")
-    monkeypatch.setattr(certify.blocks, "measure", stopped_after(9))
-    (path,) = certify.certify(["gpu:0"], 1.0, tmp_path / "c")
+    monkeypatch.setattr(campaign.blocks, "measure", stopped_after(9))
+    (path,) = campaign.certify(["gpu:0"], 1.0, tmp_path / "c")
     whole = path.read_bytes()
-    monkeypatch.setattr(certify.blocks, "measure", stopped_after(3))
-    assert cli.main(["certify", "--device", "gpu:0", "--out", str(tmp_path / "c")]) == 2
+    monkeypatch.setattr(campaign.blocks, "measure", stopped_after(3))
+    assert main.main(["certify", "--device", "gpu:0", "--out", str(tmp_path / "c")]) == 2
     said = capsys.readouterr().err
     (partial,) = (one for one in folder.glob("*.partial.readings.jsonl.gz") if one != others)
     assert str(partial) in said and others.read_bytes() == b"of another process"
-    assert cli.main(["certify", "--read", str(partial)]) == 0
+    assert main.main(["certify", "--read", str(partial)]) == 0
     assert path.read_bytes() == whole
     made = json.loads((folder / f"{uuid}.partial.json").read_text())
     assert not made["complete"] and "partial" in words((folder / f"{uuid}.partial.html").read_text())
@@ -292,8 +294,8 @@ def test_a_certificate_that_was_cited_stays_when_another_is_made(monkeypatch, tm
     boards({})
     made = []
     for budget_s in (1.0, 2.0):
-        monkeypatch.setattr(certify.blocks, "measure", stopped_after(9))
-        (path,) = certify.certify(["gpu:0"], budget_s, tmp_path)
+        monkeypatch.setattr(campaign.blocks, "measure", stopped_after(9))
+        (path,) = campaign.certify(["gpu:0"], budget_s, tmp_path)
         made.append(path.read_bytes())
     assert made[0] != made[1]
     for content in made:
@@ -306,14 +308,14 @@ def test_who_stops_while_waiting_for_the_board_is_sent_to_no_file(monkeypatch, t
     def stopped(target):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(certify, "_alone", stopped)
-    assert cli.main(["certify", "--device", "gpu:0", "--out", str(tmp_path)]) == 2
+    monkeypatch.setattr(campaign, "_alone", stopped)
+    assert main.main(["certify", "--device", "gpu:0", "--out", str(tmp_path)]) == 2
     assert capsys.readouterr().err.strip().endswith("stopped")
 
 
 def test_a_meter_that_does_not_start_in_time_costs_its_calls_alone():
     freed = threading.Event()
-    found, reason = certify._calls(0.01, lambda: freed.wait())
+    found, reason = campaign._calls(0.01, lambda: freed.wait())
     freed.set()
     assert found is None and "no answer within 0.01 s" in reason
 
@@ -334,7 +336,7 @@ def test_odd_readings_are_refused_in_one_line_and_write_nothing(tmp_path, capsys
     path.parent.mkdir()
     readings.append(path, {**Board().header(), "budget_s": 1.0, **changes})
     for out in ([], ["--out", str(tmp_path / "out")]):
-        assert cli.main(["certify", "--read", str(path), *out]) == 2
+        assert main.main(["certify", "--read", str(path), *out]) == 2
         said = capsys.readouterr().err
         assert "no readings of a certificate: " in said and said.count("\n") == 1
     assert [one.name for one in tmp_path.rglob("*.*")] == [path.name]
@@ -344,6 +346,6 @@ def test_a_certificate_that_cannot_be_written_is_told_in_one_line(tmp_path, caps
     path = tmp_path / "x.readings.jsonl.gz"
     readings.append(path, {**Board().header(), "budget_s": 1.0})
     (tmp_path / "file").write_text("")
-    assert cli.main(["certify", "--read", str(path), "--out", str(tmp_path / "file")]) == 2
+    assert main.main(["certify", "--read", str(path), "--out", str(tmp_path / "file")]) == 2
     said = capsys.readouterr().err
     assert "file/node1/GPU-1.partial.json: Not a directory" in said and said.count("\n") == 1

@@ -7,9 +7,10 @@ import polars as pl
 import pytest
 import synthetic
 
-from joulesweep import charts, tables
-from joulesweep.aggregate import aggregate
-from joulesweep.cells import front
+from joulesweep.analyse import tables
+from joulesweep.analyse.cells import front
+from joulesweep.analyse.collect import aggregate
+from joulesweep.report import charts
 
 
 def build(tmp_path, change=lambda row: row, axes=None, **sections):

@@ -10,9 +10,13 @@ import pytest
 import tiny_run
 import yaml
 
-from joulesweep import cli, config, files, lease, record
-from joulesweep.grid import dataset_key, dataset_source, expand, model_key, model_source
-from joulesweep.launch import RunFailed
+from joulesweep.cli import main
+from joulesweep.core import files
+from joulesweep.launch import lease
+from joulesweep.launch.launcher import RunFailed
+from joulesweep.plan import config
+from joulesweep.plan.grid import dataset_key, dataset_source, expand, model_key, model_source
+from joulesweep.runs import record
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +49,7 @@ def prepared(configfile, tmp_path):
 
 
 def command(*arguments):
-    return cli.main([str(argument) for argument in arguments])
+    return main.main([str(argument) for argument in arguments])
 
 
 def test_check_counts_runs_and_excluded_cells(configfile, capsys):
@@ -131,7 +135,7 @@ def test_a_run_that_fails_says_so_and_leaves_no_earlier_record(
         assert given["references"] == []
         raise RunFailed("it broke")
 
-    monkeypatch.setattr(cli, "launch", fails)
+    monkeypatch.setattr(main, "launch", fails)
     assert command("run", runs[0], "--configfile", configfile) == 1
     assert capsys.readouterr().err == f"FAILED {runs[0]}: it broke\n"
     assert not earlier.exists()

@@ -9,11 +9,13 @@ import polars as pl
 import pytest
 import synthetic
 
-from joulesweep import columns, files, rows, tables, words
-from joulesweep.aggregate import aggregate
-from joulesweep.columns import TABLES, Column
-from joulesweep.errors import UserError
-from joulesweep.units import COUNTED
+from joulesweep.analyse import columns, run_rows, tables
+from joulesweep.analyse.collect import aggregate
+from joulesweep.analyse.columns import TABLES, Column
+from joulesweep.core import files
+from joulesweep.core.errors import UserError
+from joulesweep.core.work import COUNTED
+from joulesweep.report import numbers
 
 #: The unit that the end of a name stands for; the first that fits.
 ENDS = {
@@ -75,7 +77,7 @@ def test_intervals_are_made_from_the_row_of_their_quantity():
 @pytest.mark.parametrize("name", [name for name, column in columns.RUNS.items() if column.heading])
 def test_a_column_of_the_page_is_shown_in_a_way_that_there_is(name):
     column = columns.RUNS[name]
-    assert column.show in words.FORMATS
+    assert column.show in numbers.FORMATS
     assert column.mean or name.startswith("estimated_"), "else the cells have no number of it"
 
 
@@ -152,14 +154,19 @@ ONE = {"strategy": ["single"], "precision": ["fp32"], "batch_size": [32], "repea
 @pytest.mark.parametrize(
     ("place", "name", "replacement", "words"),
     [
-        (rows.floors, "columns", lambda found: {"useful_flop": 1.0}, "unknown column 'useful_flop'.*'useful_flops'"),
-        (rows, "headline", lambda *given: {"window_s": 1.0}, "window_s is filled twice"),
-        (rows, "by_epoch", lambda *given: {"energy": 1.0}, "unknown column 'energy'"),
-        (rows, "_timed", lambda *given: {"ratings_s": 1.0}, "unknown column 'ratings_s'"),
-        (rows, "CITED", {**rows.CITED, "made": "certificate_date"}, "unknown column 'certificate_date'"),
-        (rows, "SCORED", rows.SCORED[1:], "nothing fills column validation_loss"),
-        (rows, "OF_EPOCH", rows.OF_EPOCH[1:], "nothing fills column epoch"),
-        (rows, "OF_DEVICE", rows.OF_DEVICE[1:], "nothing fills column device"),
+        (
+            run_rows.roofline,
+            "columns",
+            lambda found: {"useful_flop": 1.0},
+            "unknown column 'useful_flop'.*'useful_flops'",
+        ),
+        (run_rows, "headline", lambda *given: {"window_s": 1.0}, "window_s is filled twice"),
+        (run_rows, "by_epoch", lambda *given: {"energy": 1.0}, "unknown column 'energy'"),
+        (run_rows, "_timed", lambda *given: {"ratings_s": 1.0}, "unknown column 'ratings_s'"),
+        (run_rows, "CITED", {**run_rows.CITED, "made": "certificate_date"}, "unknown column 'certificate_date'"),
+        (run_rows, "SCORED", run_rows.SCORED[1:], "nothing fills column validation_loss"),
+        (run_rows, "OF_EPOCH", run_rows.OF_EPOCH[1:], "nothing fills column epoch"),
+        (run_rows, "OF_DEVICE", run_rows.OF_DEVICE[1:], "nothing fills column device"),
     ],
 )
 def test_a_mistake_in_what_fills_rows_is_no_corrupt_record(tmp_path, monkeypatch, place, name, replacement, words):

@@ -13,11 +13,12 @@ from types import SimpleNamespace
 import pytest
 import tiny_run
 
-from joulesweep import bounded, conditions, contention, process, sensors, settling
-from joulesweep.conditions import Before
-from joulesweep.devices import Board
-from joulesweep.trace import Series, Trace
-from joulesweep.watch import BoardLook, Looks
+from joulesweep.core import bounded, processes
+from joulesweep.measure import conditions, contention, sensors, settling
+from joulesweep.measure.conditions import Before
+from joulesweep.measure.devices import Board
+from joulesweep.measure.trace import Series, Trace
+from joulesweep.measure.watch import BoardLook, Looks
 
 
 def board(index=0, **changes):
@@ -168,7 +169,7 @@ def look(*others, own=False, limit_w=400.0):
 def whole_machine(monkeypatch):
     """Whether this process sees the machine's processes: it does, unless a test says otherwise."""
     sees = [True]
-    monkeypatch.setattr(process, "sees_whole_machine", lambda: sees[0])
+    monkeypatch.setattr(processes, "sees_whole_machine", lambda: sees[0])
     return sees
 
 

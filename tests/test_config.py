@@ -12,12 +12,13 @@ import tiny_run
 import yaml
 from pydantic import BaseModel
 
-from joulesweep import config, methods, readers
-from joulesweep.engine import ENGINES
-from joulesweep.errors import MOST_NAMES, UserError, one_of
-from joulesweep.precision import PRECISIONS
-from joulesweep.strategy import STRATEGIES
-from joulesweep.strict import Place
+from joulesweep import methods, readers
+from joulesweep.axes.engine import ENGINES
+from joulesweep.axes.precision import PRECISIONS
+from joulesweep.axes.strategy import STRATEGIES
+from joulesweep.core.errors import MOST_NAMES, UserError, one_of
+from joulesweep.plan import config
+from joulesweep.plan.strict import Place
 
 FILES = sorted((tiny_run.REPOSITORY / "config").glob("*.yaml"))
 WHEEL = {"wheel": "a==1", "sha256": "0" * 64, "path": "p"}

@@ -22,9 +22,9 @@ import tolerances
 import torch
 
 from joulesweep import methods
-from joulesweep.config import BATCHINGS, HEADS
-from joulesweep.precision import PRECISIONS, Precision
-from joulesweep.strategy import STRATEGIES
+from joulesweep.axes.precision import PRECISIONS, Precision
+from joulesweep.axes.strategy import STRATEGIES
+from joulesweep.plan.config import BATCHINGS, HEADS
 
 GOLDEN = tiny_run.REPOSITORY / "tests" / "golden" / "losses.json"
 LOSS_SCALE = 2.0**16  # GradScaler's first

@@ -9,9 +9,9 @@ import pytest
 import synthetic
 from test_charts import build, drawn, text_of
 
-from joulesweep import theme
-from joulesweep.charts import loss, power, tensors
-from joulesweep.epochs import with_joules
+from joulesweep.analyse.epochs import with_joules
+from joulesweep.report import theme
+from joulesweep.report.charts import loss, power, tensors
 
 
 @pytest.fixture(scope="module")

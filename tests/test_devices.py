@@ -12,9 +12,10 @@ import pytest
 import tiny_run
 from fake_meters import Boards, forget_devices
 
-from joulesweep import bounded, devices
-from joulesweep.devices import Board
-from joulesweep.errors import UserError
+from joulesweep.core import bounded
+from joulesweep.core.errors import UserError
+from joulesweep.measure import devices
+from joulesweep.measure.devices import Board
 
 UUIDS = ["GPU-aa11", "GPU-aa22", "GPU-bb33"]
 
@@ -109,7 +110,9 @@ def test_what_this_pynvml_or_driver_does_not_know_is_not_there(machine, monkeypa
 
 def test_a_new_process_sees_the_boards_and_what_is_left_of_them(tmp_path):
     fake = Boards(tmp_path, [{"uuid": uuid} for uuid in UUIDS])
-    code = "from joulesweep import devices; print([b.uuid for b in devices.pool('auto')], len(devices.boards()))"
+    code = (
+        "from joulesweep.measure import devices; print([b.uuid for b in devices.pool('auto')], len(devices.boards()))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code],
         env=fake.environment(CUDA_VISIBLE_DEVICES="2,GPU-aa1"),

@@ -15,7 +15,10 @@ from pathlib import Path
 import pytest
 import tiny_run
 
-from joulesweep import definitions, digest, methods, places, train
+from joulesweep import methods
+from joulesweep.core import places
+from joulesweep.plan import definitions, staleness
+from joulesweep.train import loop
 
 SNIPPET = '''
 """A docstring."""
@@ -79,7 +82,7 @@ SCRIPTS = ("grid", "fetch_model", "fetch_dataset", "tokenise", "aggregate", "cha
 
 
 def forget():
-    for function in (definitions._module, definitions.encoded, digest._run_digest, digest.code_digest):
+    for function in (definitions._module, definitions.encoded, staleness._run_digest, staleness.code_digest):
         function.cache_clear()
 
 
@@ -90,7 +93,7 @@ def digest_of(folder: Path, text: str, is_run: bool = False) -> str:
     forget()
     bound = definitions._module(path).bound
     roots = [definitions.Definition(path, name) for name, meaning in bound.items() if not isinstance(meaning, tuple)]
-    return digest._hash(digest._closure(roots, {}, is_run))
+    return staleness._hash(staleness._closure(roots, {}, is_run))
 
 
 @pytest.fixture
@@ -116,10 +119,10 @@ def package(tmp_path, monkeypatch):
             forget()
 
         def digests(self) -> dict[str, str]:
-            return {name: digest.run_digest(spec) for name, spec in SPECS.items()}
+            return {name: staleness.run_digest(spec) for name, spec in SPECS.items()}
 
         def analysis(self) -> dict[str, str]:
-            return {script: digest.code_digest(f"scripts.{script}") for script in SCRIPTS}
+            return {script: staleness.code_digest(f"scripts.{script}") for script in SCRIPTS}
 
         def changed_by(self, name: str, old: str, new: str) -> set[str]:
             before = self.digests()
@@ -250,7 +253,7 @@ PLAIN = {"ENGINES": "eager", "PRECISIONS": "fp32", "STRATEGIES": "single"}
 
 
 def used_by_a_plain_run() -> list[definitions.Definition]:
-    parts = digest.run_parts("full", PLAIN)
+    parts = staleness.run_parts("full", PLAIN)
     return sorted((one for one in parts if definitions.exemption(one) is None), key=lambda one: (one.path, one.name))
 
 
@@ -265,7 +268,7 @@ def test_each_definition_that_a_run_uses_counts():
         after = definitions.encoded.__wrapped__(one, None, False)
         body.pop()
         assert before.text != after.text, one
-    assert all(digest.run_parts("full", PLAIN).values())
+    assert all(staleness.run_parts("full", PLAIN).values())
 
 
 def test_a_comment_in_the_training_loop_makes_nothing_stale(package):
@@ -291,7 +294,9 @@ def test_a_module_that_is_renamed_or_moved_makes_nothing_stale(package):
     package.everywhere(r"(from joulesweep import .*)\bdata\b(, )?", r"from joulesweep.rooms import corpus as data\n\1")
     package.path("stats.py").rename(package.path("statistics_.py"))
     package.everywhere(r"from joulesweep\.stats import", "from joulesweep.statistics_ import")
-    package.everywhere(r"from joulesweep import stats\b", "from joulesweep import statistics_ as stats")
+    package.everywhere(
+        r"from joulesweep.analyse import statistics as stats\b", "from joulesweep import statistics_ as stats"
+    )
     package.path("worker.py").rename(package.path("rank.py"))
     package.everywhere(r"joulesweep\.worker", "joulesweep.rank")
     assert (package.digests(), package.analysis()) == before
@@ -385,7 +390,7 @@ def test_a_table_that_is_no_dict_literal_is_refused(package):
         "precision.py", "PRECISIONS: dict[str, Precision] = {", "PRECISIONS: dict[str, Precision] = dict() | {"
     )
     with pytest.raises(TypeError, match="PRECISIONS must be a dict literal"):
-        digest.run_digest(SPECS["plain"])
+        staleness.run_digest(SPECS["plain"])
 
 
 def test_what_is_found_by_name_alone_is_known():
@@ -422,10 +427,10 @@ def test_whatever_a_training_calls_is_in_its_digest(tmp_path, changes):
 
     sys.setprofile(note)
     try:
-        train.train(spec, assets.model_folder, assets.tokens, tmp_path)
+        loop.train(spec, assets.model_folder, assets.tokens, tmp_path)
     finally:
         sys.setprofile(None)
-    parts = digest.run_parts(spec.method, {table: getattr(spec, field) for table, field in digest.TABLES.items()})
+    parts = staleness.run_parts(spec.method, {table: getattr(spec, field) for table, field in staleness.TABLES.items()})
     named = [definitions.Definition(Path(file), name) for file, name in called if not name.startswith("<")]
     missed = {one for one in named if one not in parts and definitions.exemption(one) is None}
     assert len(named) > 100, "the training was watched"
@@ -454,7 +459,7 @@ def interpreters() -> dict[str, str]:
 #: Run by a bare interpreter: without site-packages, so that the import itself proves that digests need none.
 UNDER_ANOTHER_PYTHON = """
 import json, pathlib, sys
-from joulesweep import definitions, digest
+from joulesweep.plan import definitions; from joulesweep.plan import staleness as digest
 path = pathlib.Path(sys.argv[1])
 bound = definitions._module(path).bound
 roots = [definitions.Definition(path, name) for name, meaning in bound.items() if not isinstance(meaning, tuple)]
@@ -479,7 +484,7 @@ def test_digests_are_the_same_under_every_supported_python_and_need_no_package(t
     digest_of(tmp_path, SNIPPET)
     snippet, codes = digests_under(sys.executable, tmp_path / "snippet.py")
     assert snippet == SNIPPET_DIGEST
-    assert [digest.code_digest(f"scripts.{script}") for script in SCRIPTS] == codes[:-1]
+    assert [staleness.code_digest(f"scripts.{script}") for script in SCRIPTS] == codes[:-1]
     if not interpreters():
         pytest.skip("no other supported Python is installed")
     for version, python in interpreters().items():

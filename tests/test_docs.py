@@ -23,14 +23,16 @@ import tiny_run
 import yaml
 from pydantic import BaseModel
 
-from joulesweep import config, readers, tables
-from joulesweep.aggregate import aggregate
-from joulesweep.columns import TABLES
-from joulesweep.engine import ENGINES
-from joulesweep.precision import PRECISIONS, Precision
-from joulesweep.provenance import FLAGS
-from joulesweep.record import STATUSES
-from joulesweep.strategy import STRATEGIES
+from joulesweep import readers
+from joulesweep.analyse import tables
+from joulesweep.analyse.collect import aggregate
+from joulesweep.analyse.columns import TABLES
+from joulesweep.axes.engine import ENGINES
+from joulesweep.axes.precision import PRECISIONS, Precision
+from joulesweep.axes.strategy import STRATEGIES
+from joulesweep.plan import config
+from joulesweep.report.evidence import FLAGS
+from joulesweep.runs.record import STATUSES
 
 ROOT = tiny_run.REPOSITORY
 PAGES = sorted(
@@ -44,8 +46,8 @@ YOURS = {
     "config/mine.yaml",
     "joulesweep/methods/biases.py",
     "joulesweep/readers/tsv.py",
-    "joulesweep/charts/startup.py",
-    "joulesweep/sections/steadiness.py",
+    "joulesweep/report/charts/startup.py",
+    "joulesweep/report/sections/steadiness.py",
 }
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INDENTED = re.compile(r"(?:^(?: {4}| {8})\S.*\n)+", re.MULTILINE)
@@ -130,9 +132,9 @@ def ours(arguments, whole, _):
     rest = rest[: rest.index("--")] if "--" in rest else rest
     assert {word for word in rest if word.startswith("--")} <= options
     if whole:
-        from joulesweep import cli
+        from joulesweep.cli import main
 
-        cli._parser().parse_args(arguments)  # ends the test where something is missing
+        main._parser().parse_args(arguments)  # ends the test where something is missing
 
 
 def target(arguments, whole, _):
@@ -288,7 +290,7 @@ def test_every_flag_that_is_raised_has_a_meaning_and_none_is_left_over():
     named = {
         node.value
         for module in house.modules()
-        if module not in ("joulesweep", "joulesweep.provenance")
+        if module not in ("joulesweep", "joulesweep.report.evidence")
         for node in strings_of(module.removeprefix("joulesweep."))
         if isinstance(node, ast.Constant)
     }
@@ -346,11 +348,11 @@ def test_the_house_is_drawn_from_imports(tmp_path):
     file = tmp_path / "one.py"
     file.write_text(
         "from typing import TYPE_CHECKING\nfrom joulesweep import errors, spec\nimport json\n"
-        "if TYPE_CHECKING:\n    from joulesweep.trace import Trace\n"
-        "def later():\n    from joulesweep.model import stacks\n",
+        "if TYPE_CHECKING:\n    from joulesweep.measure.trace import Trace\n"
+        "def later():\n    from joulesweep.nets.language_model import stacks\n",
         encoding="utf-8",
     )
-    assert house.imports(file) == {"joulesweep.errors", "joulesweep.spec", "joulesweep.model"}
+    assert house.imports(file) == {"joulesweep.core.errors", "joulesweep.core.spec", "joulesweep.nets.language_model"}
     drawing = house.drawing()
     assert all(f">{name}</text>" in drawing for name in house.rooms())
     assert house._drawn({"cli": {"plan", "core"}, "plan": {"core"}, "core": {"plan"}}) == [
@@ -412,7 +414,7 @@ def test_the_reader_of_the_guide_is_one_file(tmp_path):
     (tmp_path / "mine.tsv").write_text("question\treply\nWhat is it?\tThis, that.\n", encoding="utf-8")
     source = {"source": {"local": "mine.tsv"}, "format": "tsv", "field": "question", "target": "reply"}
     (tmp_path / "mine.yaml").write_text(json.dumps(tiny_run.config(datasets__texts=source)), encoding="utf-8")
-    assert run(tmp_path, "-m", "joulesweep.cli", "check", "mine.yaml") == (0, "")
+    assert run(tmp_path, "-m", "joulesweep.cli.main", "check", "mine.yaml") == (0, "")
     fetch = ("-m", "scripts.fetch_dataset", "--output", "out.jsonl", "--manifest", "out.json", "--source")
     assert run(tmp_path, *fetch, json.dumps(source)) == (0, "")
     text = (tmp_path / "out.jsonl").read_text(encoding="utf-8")
@@ -420,10 +422,10 @@ def test_the_reader_of_the_guide_is_one_file(tmp_path):
     told = "datasets.texts: choices: has no meaning with format tsv"
     wrong = tiny_run.config(datasets__texts={**source, "choices": "reply"})
     (tmp_path / "mine.yaml").write_text(json.dumps(wrong), encoding="utf-8")
-    code, line = run(tmp_path, "-m", "joulesweep.cli", "check", "mine.yaml")
+    code, line = run(tmp_path, "-m", "joulesweep.cli.main", "check", "mine.yaml")
     assert (code, line.count("\n")) == (2, 1)
     assert told in line
-    assert run(tmp_path, "-m", "joulesweep.cli", "schema", "schema.json") == (0, "")
+    assert run(tmp_path, "-m", "joulesweep.cli.main", "schema", "schema.json") == (0, "")
     assert '"tsv"' in (tmp_path / "schema.json").read_text(encoding="utf-8")
 
 

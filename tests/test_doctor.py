@@ -12,7 +12,9 @@ from typing import Any
 import fake_meters
 import pytest
 
-from joulesweep import cli, devices, doctor, lease, sensors
+from joulesweep.cli import doctor, main
+from joulesweep.launch import lease
+from joulesweep.measure import devices, sensors
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +47,7 @@ def test_a_machine_with_nothing_is_told_so_with_what_to_do(monkeypatch, capsys):
     monkeypatch.setattr(devices, "boards", list)
     monkeypatch.setattr(devices, "nvml", lambda: None)
     monkeypatch.setattr(sensors, "RAPL", (Path("/nowhere"), Path("/nowhere")))
-    assert cli.main(["doctor"]) == 0
+    assert main.main(["doctor"]) == 0
     told = capsys.readouterr().out
     assert "no joules can be measured; they will be null" in told
     assert "no NVIDIA driver" in told and "RAPL" in told and "energy.estimate: true" in told
@@ -125,7 +127,7 @@ def test_a_full_disk_is_noticed(monkeypatch):
 
 def test_json_says_the_same(capsys, boards):
     boards({}, {"mig": 1})
-    assert cli.main(["doctor", "--json"]) == 0
+    assert main.main(["doctor", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert set(report) == {"host", "measured", "findings", "boards"}
     assert [board["mig"] for board in report["boards"]] == [False, True]
@@ -133,6 +135,6 @@ def test_json_says_the_same(capsys, boards):
 
 
 def test_it_imports_no_torch():
-    code = "import sys; from joulesweep import cli; cli.main(['doctor']); assert 'torch' not in sys.modules"
+    code = "import sys; from joulesweep.cli import main as cli; cli.main(['doctor']); assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], env=os.environ, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

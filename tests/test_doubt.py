@@ -6,9 +6,10 @@ import polars as pl
 import pytest
 import synthetic
 
-from joulesweep import charts, equalcost, report
-from joulesweep.aggregate import aggregate
-from joulesweep.answer import answers, compare
+from joulesweep.analyse.collect import aggregate
+from joulesweep.analyse.studies import equal_cost
+from joulesweep.analyse.studies.recommendation import answers, compare
+from joulesweep.report import charts, page
 
 WHY = "mean power × time is 3.3 × what the counter says"
 
@@ -45,7 +46,7 @@ def test_a_doubtful_number_is_not_recommended(tmp_path, repeats):
     assert answer.by == "energy_j" and answer.chosen["precision"] == "fp32"
     assert not any("bf16" in name for name in [*answer.ties, *answer.against])
     assert len(answer.doubtful) == 4 and all(WHY in line and "bf16" in line for line in answer.doubtful)
-    html = report.build(grid, found)
+    html = page.build(grid, found)
     assert f"single bf16-mixed bs32: gpu:0: {WHY}" in html and "doubtful" in html
 
 
@@ -76,7 +77,7 @@ def test_methods_with_doubtful_joules_are_compared_at_equal_time(tmp_path):
         return row
 
     _, found = build(tmp_path, change, axes=synthetic.METHODS)
-    comparisons = equalcost.comparisons(found)
+    comparisons = equal_cost.comparisons(found)
     assert comparisons and all(one.by == "elapsed_s" and WHY in one.unranked for one in comparisons)
 
 
@@ -84,7 +85,7 @@ def test_the_error_of_the_joules_is_in_tables_and_report(tmp_path):
     grid, found = build(tmp_path, synthetic.on_gpus)
     assert (found.runs["energy_error_j"] / found.runs["energy_j"]).round(6).unique().to_list() == [0.01]
     assert (found.cells["energy_error_j"] / found.cells["energy_j_mean"]).round(6).unique().to_list() == [0.01]
-    html = report.build(grid, found)
+    html = page.build(grid, found)
     assert "off by at most 1.00 %" in html
     assert "joules of a run may be off by" in html
     assert html.count("±5 %") == 1 and "cancels in ratios on\none board" in html
@@ -174,7 +175,7 @@ def test_joules_of_boards_that_a_run_on_the_cpu_metered_are_told_apart(tmp_path)
 
     grid, runs = synthetic.write_sweep(tmp_path, synthetic.raw_config(), change)
     found = aggregate(grid, runs)
-    html = report.build(grid, found)
+    html = page.build(grid, found)
     assert "2.40 kJ (measured, of boards that are in no run&#39;s sum: gpu:0 of 24 runs)" in html
     assert "no run's joules were read" not in html
     assert "GPUs metered" in html

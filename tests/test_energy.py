@@ -8,7 +8,7 @@ import sys
 import pytest
 from synthetic import energy_row
 
-from joulesweep.energy import by_epoch, headline, scoped
+from joulesweep.runs.headline import by_epoch, headline, scoped
 
 
 def lacking(device, status, reason="because"):
@@ -137,5 +137,5 @@ def test_what_one_device_lacks_the_sum_lacks():
 
 
 def test_only_the_standard_library():
-    code = "import sys, joulesweep.energy; print({'polars', 'torch', 'numpy', 'pydantic'} & set(sys.modules))"
+    code = "import sys, joulesweep.runs.headline; print({'polars', 'torch', 'numpy', 'pydantic'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"

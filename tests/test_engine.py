@@ -10,9 +10,10 @@ import tiny_run
 import torch
 from safetensors.torch import load_file
 
-from joulesweep import assembly, data, engine, memory, train, trainer
-from joulesweep.strategy import STRATEGIES
-from joulesweep.trainer import Place, Start
+from joulesweep.axes import engine
+from joulesweep.axes.strategy import STRATEGIES
+from joulesweep.train import assembly, data, loop, memory, trainer
+from joulesweep.train.trainer import Place, Start
 
 
 @pytest.mark.parametrize("name", engine.ENGINES)
@@ -233,7 +234,7 @@ def test_a_graph_trains_as_eager_steps_do(tmp_path, engine_name, batching, preci
     assets = tiny_run.assets(tmp_path)
     changes = {"accelerator": "cuda", "batching": batching, "precision": precision, "epochs": 3, "max_grad_norm": norm}
     eager, graph = (
-        train.train(tiny_run.spec(**changes, engine=name), assets.model_folder, assets.tokens, tmp_path)
+        loop.train(tiny_run.spec(**changes, engine=name), assets.model_folder, assets.tokens, tmp_path)
         for name in ("eager", engine_name)
     )
     near = 1e-4 if precision == "fp32" else 2e-2
@@ -250,7 +251,7 @@ def test_each_replay_of_a_graph_draws_its_own_dropout_and_a_repetition_the_same(
     tiny_run.model(tmp_path / "model", dropout=0.5)
     tokens = tiny_run.token_file(tmp_path / "tokens.safetensors", num_texts=20)
     spec = tiny_run.spec(accelerator="cuda", engine=name, batching="fixed", batch_size=32, epochs=6, lr=1e-12)
-    first, again = (train.train(spec, tmp_path / "model", tokens, tmp_path)["losses"] for _ in range(2))
+    first, again = (loop.train(spec, tmp_path / "model", tokens, tmp_path)["losses"] for _ in range(2))
     assert len(set(first)) == len(first)
     assert again == pytest.approx(first, rel=1e-5)
 
@@ -287,13 +288,13 @@ def compilations(monkeypatch):
     ids=["packed", "one-row", "square"],
 )
 def test_a_compiled_training_has_the_losses_of_an_eager_one(tmp_path, monkeypatch, compilations, shapes):
-    assets, step, restore, num_made = tiny_run.assets(tmp_path), train._step, Start.restore, []
-    monkeypatch.setattr(train, "_step", lambda *given: (step(*given), num_made.append(len(compilations)))[0])
+    assets, step, restore, num_made = tiny_run.assets(tmp_path), loop._step, Start.restore, []
+    monkeypatch.setattr(loop, "_step", lambda *given: (step(*given), num_made.append(len(compilations)))[0])
     monkeypatch.setattr(Start, "restore", lambda *given: (restore(*given), num_made.clear())[0])
 
     def losses(name):
         spec = tiny_run.spec(engine=name, lr=0.05, keep_model="last", **shapes)
-        outcome = train.train(spec, assets.model_folder, assets.tokens, tmp_path / name)
+        outcome = loop.train(spec, assets.model_folder, assets.tokens, tmp_path / name)
         assert outcome["measurement"]["num_compilations_in_window"] == 0
         return outcome["losses"], [row["validation_loss"] for row in outcome["epochs"]]
 
@@ -315,16 +316,16 @@ def test_a_model_that_pytorch_gives_up_compiling_is_not_trained_as_it_is(tmp_pat
     spec = tiny_run.spec(engine="compile", batching="packed", batch_size=2)
     said = "engine compile: this model fails: FailOnRecompileLimitHit"
     with torch._dynamo.config.patch(recompile_limit=1), pytest.raises(trainer.Stop, match=said) as stopped:
-        train.train(spec, assets.model_folder, assets.tokens, tmp_path)
+        loop.train(spec, assets.model_folder, assets.tokens, tmp_path)
     assert stopped.value.outcome["status"] == "unsupported"
     assert compilations
 
 
 def test_what_is_compiled_in_the_window_is_counted(tmp_path, monkeypatch, compilations):
-    monkeypatch.setattr(train, "_meet_every_shape", lambda trainer: None)
+    monkeypatch.setattr(loop, "_meet_every_shape", lambda trainer: None)
     assets = tiny_run.assets(tmp_path)
     spec = tiny_run.spec(engine="compile", batching="packed", warmup_steps=0)
-    found = train.train(spec, assets.model_folder, assets.tokens, tmp_path)["measurement"]
+    found = loop.train(spec, assets.model_folder, assets.tokens, tmp_path)["measurement"]
     assert found["num_compilations_in_window"] > 0
 
 
@@ -339,8 +340,8 @@ def test_each_shape_of_rows_is_met_once_and_no_other_step_is_laid_out(tmp_path, 
     built = assembly.assemble(spec, assets.model_folder, assets.tokens, ALONE)
     every = {batch.input_ids.shape for batches, _ in built._steps() for batch in batches}
     monkeypatch.setattr(data, "_collate", lambda *given: (laid_out.append(given), collate(*given))[1])
-    monkeypatch.setattr(train, "_step", lambda trainer, batches, *_: met.append([b.input_ids.shape for b in batches]))
-    train._meet_every_shape(built)
+    monkeypatch.setattr(loop, "_step", lambda trainer, batches, *_: met.append([b.input_ids.shape for b in batches]))
+    loop._meet_every_shape(built)
     seen = set()
     for shapes in met:
         assert not seen.issuperset(shapes), "a step without a new shape"
@@ -355,8 +356,8 @@ def test_every_rank_takes_the_steps_that_another_one_needs(tmp_path, monkeypatch
     built = assembly.assemble(tiny_run.spec(batching="fixed", batch_size=20), assets.model_folder, assets.tokens, ALONE)
     needed = [bool(number == 1) for number in range(built.num_steps)]
     monkeypatch.setattr(Place, "reduced", lambda self, flags, largest: flags.maximum(torch.tensor(needed).float()))
-    monkeypatch.setattr(train, "_step", lambda trainer, batches, *_: met.append(len(batches[0].input_ids)))
-    train._meet_every_shape(built)
+    monkeypatch.setattr(loop, "_step", lambda trainer, batches, *_: met.append(len(batches[0].input_ids)))
+    loop._meet_every_shape(built)
     assert met == [20, 20, 8], "the second is as the first one"
 
 
@@ -374,8 +375,8 @@ def test_shapes_are_met_before_the_window_but_on_a_cpu_that_prepares_nothing(
     built.place = Place(device=torch.device(device), rank=0, world=1, local_rank=0)
     monkeypatch.setattr(built, "steps", built._steps)
     monkeypatch.setattr(torch.cuda, "get_rng_state_all", list)
-    monkeypatch.setattr(train, "_meet_every_shape", met.append)
-    train._warm_up(built, memory.Peaks(torch.device("cpu"), 1))
+    monkeypatch.setattr(loop, "_meet_every_shape", met.append)
+    loop._warm_up(built, memory.Peaks(torch.device("cpu"), 1))
     assert met == [built] * expected
 
 
@@ -384,15 +385,15 @@ def test_shapes_that_an_eager_training_meets_leave_nothing_behind(tmp_path, monk
     tiny_run.model(tmp_path / "model", dropout=0.3)
     tokens = tiny_run.token_file(tmp_path / "tokens.safetensors")
     spec, restore, met = tiny_run.spec(epochs=2, batching=batching), Start.restore, []
-    plain = train.train(spec, tmp_path / "model", tokens, tmp_path)["losses"]
+    plain = loop.train(spec, tmp_path / "model", tokens, tmp_path)["losses"]
 
     def meet_first(start, trainer):
-        train._meet_every_shape(trainer)
+        loop._meet_every_shape(trainer)
         met.append(trainer)
         restore(start, trainer)
 
     monkeypatch.setattr(Start, "restore", meet_first)
-    assert train.train(spec, tmp_path / "model", tokens, tmp_path)["losses"] == plain
+    assert loop.train(spec, tmp_path / "model", tokens, tmp_path)["losses"] == plain
     assert len(met) == 1
 
 
@@ -416,7 +417,7 @@ def test_a_compiled_step_is_captured_as_it_was_compiled(tmp_path, monkeypatch, c
 
     def losses(name):
         spec = tiny_run.spec(engine=name, batching=batching, epochs=2, lr=0.05)
-        outcome = train.train(spec, assets.model_folder, assets.tokens, tmp_path)
+        outcome = loop.train(spec, assets.model_folder, assets.tokens, tmp_path)
         return outcome["losses"], [row["validation_loss"] for row in outcome["epochs"]]
 
     eager = losses("eager")
@@ -448,7 +449,7 @@ def test_a_captured_step_of_equal_micro_batches_has_the_losses_of_an_eager_one(t
         spec = tiny_run.spec(
             engine=name, batching=batching, head=head, epochs=3, batch_size=20, micro_batch_size=5, lr=0.05
         )
-        found = train.train(spec, assets.model_folder, assets.tokens, tmp_path)
+        found = loop.train(spec, assets.model_folder, assets.tokens, tmp_path)
         return [*found["losses"], *(row["validation_loss"] for row in found["epochs"])]
 
     monkeypatch.setattr(engine, "GraphedStep", GraphedStep)

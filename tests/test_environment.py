@@ -14,8 +14,8 @@ import pynvml
 import pytest
 from fake_meters import Boards
 
-from joulesweep import devices, environment
-from joulesweep.errors import UserError
+from joulesweep.core.errors import UserError
+from joulesweep.measure import devices, machine
 
 
 @pytest.fixture
@@ -40,12 +40,12 @@ def no_driver(monkeypatch):
 
 
 def test_it_says_what_this_machine_is(no_driver):
-    found = environment.describe(3)
+    found = machine.describe(3)
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert found["python"] == platform.python_version()
     assert found["cpu_cores"] == len(os.sched_getaffinity(0))
     assert found["versions"]["torch"] == importlib.metadata.version("torch")
-    assert set(found["versions"]) == set(environment.VERSIONED)
+    assert set(found["versions"]) == set(machine.VERSIONED)
     assert found["threads_per_process"] == 3
     assert found["host_memory_bytes"] > 2**28
     assert (found["gpus"], found["driver"]) == ([], None)
@@ -53,50 +53,50 @@ def test_it_says_what_this_machine_is(no_driver):
 
 def test_the_boards_of_the_run_are_described_and_no_others(two_gpus):
     _, second = devices.boards()
-    found = environment.describe(1, [second])
+    found = machine.describe(1, [second])
     assert found["driver"] == "999.01"
     assert found["gpus"] == [
         {"index": 1, "name": "A1", "uuid": "GPU-1", "memory_bytes": 24 * 2**30, "mig": False},
     ]
-    assert environment.describe(1)["gpus"] == [], "a run on the CPU that meters no board has none"
+    assert machine.describe(1)["gpus"] == [], "a run on the CPU that meters no board has none"
     assert json.loads(json.dumps(found, allow_nan=False)) == found
 
 
 def test_a_slice_has_no_index_and_perhaps_no_known_size(two_gpus):
     (board,) = devices.pool("auto", {"CUDA_VISIBLE_DEVICES": "MIG-5"})
-    assert environment.describe(1, [board])["gpus"] == [
+    assert machine.describe(1, [board])["gpus"] == [
         {"index": None, "name": "MIG slice", "uuid": "MIG-5", "memory_bytes": None, "mig": True}
     ]
 
 
 @pytest.mark.parametrize(("built", "found"), [(True, "cuda"), (False, "cpu")])
 def test_probing_needs_a_gpu_and_a_build_of_torch_for_it(two_gpus, monkeypatch, built, found):
-    monkeypatch.setattr(environment, "torch_has_cuda", lambda: built)
-    assert environment.probe_accelerator.__wrapped__() == found
+    monkeypatch.setattr(machine, "torch_has_cuda", lambda: built)
+    assert machine.probe_accelerator.__wrapped__() == found
 
 
 @pytest.mark.parametrize("built", [True, False])
 def test_without_a_gpu_the_cpu_is_used_whatever_torch_was_built_for(no_driver, monkeypatch, built):
-    monkeypatch.setattr(environment, "torch_has_cuda", lambda: built)
-    assert environment.probe_accelerator.__wrapped__() == "cpu"
+    monkeypatch.setattr(machine, "torch_has_cuda", lambda: built)
+    assert machine.probe_accelerator.__wrapped__() == "cpu"
 
 
 def test_boards_that_all_fail_are_no_gpus(two_gpus, monkeypatch):
-    monkeypatch.setattr(environment, "torch_has_cuda", lambda: True)
+    monkeypatch.setattr(machine, "torch_has_cuda", lambda: True)
     for i in (0, 1):
         two_gpus.set(i, lost=1)
-    assert environment.probe_accelerator.__wrapped__() == "cpu"
+    assert machine.probe_accelerator.__wrapped__() == "cpu"
 
 
 def test_only_auto_looks_at_the_machine(monkeypatch):
-    monkeypatch.setattr(environment, "probe_accelerator", lambda: "found")
-    assert [environment.resolve_accelerator(name) for name in ("auto", "cpu", "cuda")] == ["found", "cpu", "cuda"]
+    monkeypatch.setattr(machine, "probe_accelerator", lambda: "found")
+    assert [machine.resolve_accelerator(name) for name in ("auto", "cpu", "cuda")] == ["found", "cpu", "cuda"]
 
 
 def test_the_build_of_torch_is_read_without_importing_it():
     import torch
 
-    assert environment.torch_has_cuda() == (torch.version.cuda is not None)
+    assert machine.torch_has_cuda() == (torch.version.cuda is not None)
 
 
 @pytest.mark.parametrize(
@@ -111,17 +111,17 @@ def test_torchs_version_file_says_whether_it_was_built_with_cuda(tmp_path, monke
     (tmp_path / "version.py").write_text(f"__version__ = '2.13.0'\n{line}\n")
     spec = importlib.util.spec_from_file_location("torch", tmp_path / "__init__.py")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
-    assert environment.torch_has_cuda() == has_cuda
+    assert machine.torch_has_cuda() == has_cuda
 
 
 def test_without_torch_there_is_no_cuda(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert environment.torch_has_cuda() is False
+    assert machine.torch_has_cuda() is False
 
 
 def test_a_package_that_is_not_installed_has_no_version(monkeypatch):
-    monkeypatch.setattr(environment, "VERSIONED", ("torch", "no-such-package"))
-    assert environment.describe(1)["versions"]["no-such-package"] is None
+    monkeypatch.setattr(machine, "VERSIONED", ("torch", "no-such-package"))
+    assert machine.describe(1)["versions"]["no-such-package"] is None
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_the_processor_is_the_kernels_name_or_the_machine_type(monkeypatch, cpui
         return cpuinfo
 
     monkeypatch.setattr(Path, "read_text", read_text)
-    assert environment.cpu_model() == found
+    assert machine.cpu_model() == found
 
 
 def git(folder, *arguments):
@@ -149,25 +149,25 @@ def git(folder, *arguments):
 
 
 def test_the_commit_and_whether_files_differ_from_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(environment, "ROOT", tmp_path)
+    monkeypatch.setattr(machine, "ROOT", tmp_path)
     git(tmp_path, "init", "-q")
     (tmp_path / "code.py").write_text("1\n")
     git(tmp_path, "add", "code.py")
     git(tmp_path, "commit", "-q", "--no-verify", "-m", "first")
     commit = git(tmp_path, "rev-parse", "HEAD").strip()
-    assert environment._git() == (commit, False)
+    assert machine._git() == (commit, False)
     (tmp_path / "untracked.txt").write_text("litter\n")
-    assert environment._git() == (commit, False)
+    assert machine._git() == (commit, False)
     (tmp_path / "code.py").write_text("2\n")
-    assert environment._git() == (commit, True)
+    assert machine._git() == (commit, True)
 
 
 def test_outside_a_checkout_and_without_git_the_commit_is_unknown(tmp_path, monkeypatch):
-    monkeypatch.setattr(environment, "ROOT", tmp_path)
+    monkeypatch.setattr(machine, "ROOT", tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert environment._git() == (None, None)
+    assert machine._git() == (None, None)
     monkeypatch.setenv("PATH", "")
-    assert environment._git() == (None, None)
+    assert machine._git() == (None, None)
 
 
 def test_a_driver_that_does_not_answer_is_no_reason_to_train_on_the_cpu_in_silence(monkeypatch):
@@ -175,13 +175,13 @@ def test_a_driver_that_does_not_answer_is_no_reason_to_train_on_the_cpu_in_silen
         raise pynvml.NVMLError(pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH)
 
     monkeypatch.setattr(pynvml, "nvmlInit", mismatch)
-    monkeypatch.setattr(environment, "torch_has_cuda", lambda: True)
+    monkeypatch.setattr(machine, "torch_has_cuda", lambda: True)
     devices.nvml.cache_clear()
-    environment.probe_accelerator.cache_clear()
+    machine.probe_accelerator.cache_clear()
     try:
         with pytest.raises(UserError, match=r"hardware\.accelerator: auto cannot tell .* say cpu or cuda"):
-            environment.resolve_accelerator("auto")
-        assert environment.resolve_accelerator("cpu") == "cpu"
+            machine.resolve_accelerator("auto")
+        assert machine.resolve_accelerator("cpu") == "cpu"
     finally:
         devices.nvml.cache_clear()
-        environment.probe_accelerator.cache_clear()
+        machine.probe_accelerator.cache_clear()

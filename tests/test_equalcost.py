@@ -8,9 +8,9 @@ import polars as pl
 import pytest
 import synthetic
 
-from joulesweep import equalcost
-from joulesweep.aggregate import aggregate
-from joulesweep.stats import NO_DIFFERENCE, NO_INTERVAL
+from joulesweep.analyse.collect import aggregate
+from joulesweep.analyse.statistics import NO_DIFFERENCE, NO_INTERVAL
+from joulesweep.analyse.studies import equal_cost
 
 #: Method: cumulative cost and loss, from the untrained model on. Seeds shift losses by 0, 1 and 2.
 CURVES = {
@@ -38,19 +38,19 @@ def build(tmp_path, curves=CURVES, change=lambda row: row, methods=None, **secti
 
 
 def only(tables):
-    (found,) = equalcost.comparisons(tables)
+    (found,) = equal_cost.comparisons(tables)
     return found, {(pair.a.partition("(")[0], pair.b.partition("(")[0]): pair for pair in found.pairs}
 
 
 @pytest.mark.parametrize(("cost", "loss"), [(0, 8.0), (1, 7.0), (2, 6.0), (3, 5.5), (6, 4.5), (5.5, 4.625)])
 def test_a_curve_is_read_linearly_between_its_points(cost, loss):
-    assert equalcost.loss_at(CURVES["greentrainer"], cost) == pytest.approx(loss)
+    assert equal_cost.loss_at(CURVES["greentrainer"], cost) == pytest.approx(loss)
 
 
 @pytest.mark.parametrize("cost", [-0.1, 6.1])
 def test_nothing_is_extrapolated(cost):
     with pytest.raises(ValueError, match="does not reach"):
-        equalcost.loss_at(CURVES["greentrainer"], cost)
+        equal_cost.loss_at(CURVES["greentrainer"], cost)
 
 
 def test_losses_are_compared_where_the_cheaper_run_ended(tmp_path):
@@ -73,10 +73,10 @@ def test_the_sentences_say_good_and_bad_as_they_are(tmp_path):
         "greentrainer(rho=0.5) is shown better than full and random(rho=0.5).",
         "random(rho=0.5) is shown worse than full and greentrainer(rho=0.5).",
     ]
-    assert equalcost._sentence("a", [("lower", "b"), ("higher", "c"), ("higher", "d"), (NO_DIFFERENCE, "e")]) == (
+    assert equal_cost._sentence("a", [("lower", "b"), ("higher", "c"), ("higher", "d"), (NO_DIFFERENCE, "e")]) == (
         "a is shown worse than c and d, better than b; no difference is shown against e."
     )
-    assert equalcost._sentence("a", [(NO_INTERVAL, "b")]) == "a: one common seed cannot tell it from b."
+    assert equal_cost._sentence("a", [(NO_INTERVAL, "b")]) == "a: one common seed cannot tell it from b."
 
 
 def test_the_interval_by_hand(tmp_path):
@@ -139,13 +139,13 @@ def test_where_none_chooses_the_first_method_is_the_reference(tmp_path):
 
 
 def test_a_sweep_of_one_method_has_no_comparison(tmp_path):
-    assert equalcost.comparisons(build(tmp_path, methods=["full"])) == []
+    assert equal_cost.comparisons(build(tmp_path, methods=["full"])) == []
 
 
 def test_only_cells_that_are_otherwise_the_same_are_compared(tmp_path):
     raw = synthetic.raw_config(synthetic.METHODS | {"precision": ["fp32", "bf16-mixed"], "model": ["tiny", "other"]})
     grid, runs = synthetic.write_sweep(tmp_path, raw, synthetic.choosing)
-    found = equalcost.comparisons(aggregate(grid, runs))
+    found = equal_cost.comparisons(aggregate(grid, runs))
     assert [one.name for one in found] == [
         f"{model} · single {precision} bs32" for model in ("tiny", "other") for precision in ("fp32", "bf16-mixed")
     ]

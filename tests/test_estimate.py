@@ -3,8 +3,8 @@ import sys
 
 import pytest
 
-from joulesweep import estimate
-from joulesweep.estimate import candidates, coefficients, estimate_cpu
+from joulesweep.reference import cpu_estimate
+from joulesweep.reference.cpu_estimate import candidates, coefficients, estimate_cpu
 
 MILAN = "AMD EPYC 7763 64-Core Processor"
 
@@ -74,11 +74,11 @@ def test_never_narrower_than_the_margin(name, watts):
 
 
 def test_source_names_project_commit_and_license():
-    assert "ccf-coefficients" in estimate.source() and "Apache-2.0" in estimate.source()
+    assert "ccf-coefficients" in cpu_estimate.source() and "Apache-2.0" in cpu_estimate.source()
 
 
 def test_needs_the_standard_library_alone():
     heavy = {"polars", "scipy", "torch", "yaml", "numpy"}
-    code = "import sys, joulesweep.estimate; print(*sys.modules)"
+    code = "import sys, joulesweep.reference.cpu_estimate; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert "joulesweep.estimate" in loaded and not heavy & set(loaded)
+    assert "joulesweep.reference.cpu_estimate" in loaded and not heavy & set(loaded)

@@ -15,10 +15,13 @@ from pathlib import Path
 import pytest
 import tiny_run
 
-from joulesweep import devices, launch, lease, process, record
-from joulesweep.errors import UserError
-from joulesweep.identity import run_id
-from joulesweep.launch import RunFailed
+from joulesweep.core import processes
+from joulesweep.core.errors import UserError
+from joulesweep.launch import launcher, lease
+from joulesweep.launch.launcher import RunFailed
+from joulesweep.measure import devices
+from joulesweep.runs import record
+from joulesweep.runs.identity import run_id
 
 TWO = {"strategy": "ddp", "devices": 2, "max_steps": 10**7}
 HOPELESS = {"timeout_s": 240.0}  # no test that passes waits for it
@@ -52,7 +55,7 @@ def start(assets, tmp_path, monkeypatch):
         paths = {"model_folder": assets.model_folder, "tokens": assets.tokens, "log": tmp_path / "run.log"}
         spec = tiny_run.spec(**{**TWO, **HOPELESS, **changes})
         try:
-            return launch.launch(spec, "c0de", **paths, folder=tmp_path / run_id(spec))
+            return launcher.launch(spec, "c0de", **paths, folder=tmp_path / run_id(spec))
         finally:
             assert marked(tmp_path) == []
 
@@ -129,7 +132,7 @@ def test_a_bug_of_one_rank_is_a_failure_with_its_words_in_the_log(start, tmp_pat
 @pytest.mark.parametrize(("num_kills", "status"), [(0, None), (1, "oom")])
 def test_a_killed_rank_ran_out_of_memory_only_if_the_kernel_says_so(start, monkeypatch, num_kills, status):
     counts = iter([5, 5 + num_kills])
-    monkeypatch.setattr(process, "oom_kills", lambda: next(counts))
+    monkeypatch.setattr(processes, "oom_kills", lambda: next(counts))
     if status is None:
         with pytest.raises(RunFailed):
             start([{"rank": 1}, "killed"])
@@ -150,18 +153,18 @@ def test_the_rank_that_stopped_first_speaks(tmp_path):
     result(tmp_path, 0, "diverged", age_s=1)
     result(tmp_path, 1, "oom", age_s=5)
     result(tmp_path, 2, "ok", age_s=9)
-    assert launch._outcome(tmp_path, 3)["status"] == "oom"
+    assert launcher._outcome(tmp_path, 3)["status"] == "oom"
 
 
 def test_a_rank_that_found_the_input_at_fault_speaks_too(tmp_path):
     result(tmp_path, 0, "error", age_s=1, reason="mend this")
     with pytest.raises(UserError, match="mend this"):
-        launch._outcome(tmp_path, 2)
+        launcher._outcome(tmp_path, 2)
 
 
 def test_one_rank_without_result_leaves_the_run_without(tmp_path):
     result(tmp_path, 0, "ok", age_s=1)
-    assert launch._outcome(tmp_path, 2) is None
+    assert launcher._outcome(tmp_path, 2) is None
 
 
 TORCHRUNS = "  exitcode  : {} (pid: 417)\n  traceback : Signal {} received by PID 417\n"
@@ -181,8 +184,8 @@ TORCHRUNS = "  exitcode  : {} (pid: 417)\n  traceback : Signal {} received by PI
 )
 def test_which_end_of_a_process_is_a_kill(tmp_path, num_ranks, exit_code, said, killed):
     (tmp_path / "run.log").write_text(said)
-    assert launch._killed(num_ranks, exit_code, tmp_path / "run.log") is killed
+    assert launcher._killed(num_ranks, exit_code, tmp_path / "run.log") is killed
 
 
 def test_without_a_log_only_the_exit_code_tells():
-    assert not launch._killed(2, 1, None)
+    assert not launcher._killed(2, 1, None)

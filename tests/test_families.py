@@ -16,12 +16,13 @@ import torch
 import transformers
 from torch.nn import functional
 
-from joulesweep import assembly, data, methods, scoring, train
-from joulesweep.corpus import load, split
-from joulesweep.errors import UserError
-from joulesweep.labels import labelled, order
-from joulesweep.model import IGNORED
-from joulesweep.trainer import Place, Stop
+from joulesweep import methods
+from joulesweep.core.errors import UserError
+from joulesweep.nets.language_model import IGNORED
+from joulesweep.train import assembly, data, loop, scoring
+from joulesweep.train.corpus import load, split
+from joulesweep.train.labels import labelled, order
+from joulesweep.train.trainer import Place, Stop
 
 pytestmark = [pytest.mark.usefixtures("torch_as_it_was"), pytest.mark.filterwarnings("ignore")]
 
@@ -77,7 +78,7 @@ def trained(family, tokens, spec, monkeypatch):
     place = Place(device=torch.device("cpu"), rank=0, world=1, local_rank=0)
     try:
         found = assembly.assemble(spec, tokens[spec.task].parent, tokens[spec.task], place)
-        for _ in train._run_epochs(found):
+        for _ in loop._run_epochs(found):
             pass
         assert math.isfinite(scoring.score(found)["validation_loss"])
     except Stop as stop:

@@ -9,10 +9,11 @@ import pytest
 import tiny_run
 import torch
 
-from joulesweep import data, fit, flops, kernels
-from joulesweep.corpus import Corpus, load
-from joulesweep.errors import UserError
-from joulesweep.model import LanguageModel, Unfit
+from joulesweep.core.errors import UserError
+from joulesweep.nets import flops, onednn
+from joulesweep.nets.language_model import LanguageModel, Unfit
+from joulesweep.train import data, fit
+from joulesweep.train.corpus import Corpus, load
 
 pytestmark = pytest.mark.usefixtures("torch_as_it_was")
 
@@ -257,8 +258,8 @@ def test_a_mistake_of_this_package_stays_one(corpus, monkeypatch):
     with pytest.raises(TypeError):
         fit.step_refusal(core, corpus, layout("packed"))
     monkeypatch.undo()
-    kernels.adopt(core.modules())
-    monkeypatch.setattr(kernels, "product", None)
+    onednn.adopt(core.modules())
+    monkeypatch.setattr(onednn, "product", None)
     with pytest.raises(TypeError):
         fit.step_refusal(core, corpus, layout())
 
@@ -322,9 +323,9 @@ def test_heads_that_do_not_fit_are_refused(tmp_path, kind):
 def test_models_that_change_what_a_linear_layer_gives_train_with_onednn(corpus, kind):
     """In place, which a view out of a custom function forbids."""
     core = LanguageModel(families.network(kind))
-    if not kernels.available():
+    if not onednn.available():
         pytest.skip("this build of PyTorch has no oneDNN")
-    kernels.adopt(core.modules())
+    onednn.adopt(core.modules())
     assert fit.step_refusal(core, corpus, layout()) is None
 
 

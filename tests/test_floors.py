@@ -12,10 +12,11 @@ import tiny_run
 import torch
 from transformers import AutoConfig, AutoModelForMaskedLM
 
-from joulesweep import floors, flops
-from joulesweep.aggregate import aggregate
-from joulesweep.model import LanguageModel
-from joulesweep.precision import PRECISIONS, Precision
+from joulesweep.analyse import roofline
+from joulesweep.analyse.collect import aggregate
+from joulesweep.axes.precision import PRECISIONS, Precision
+from joulesweep.nets import flops
+from joulesweep.nets.language_model import LanguageModel
 
 GIB = 2**30
 #: NVML's names, and what NVML gives as the size of the memory.
@@ -47,7 +48,7 @@ BOARDS = {
 @pytest.mark.parametrize("name", BOARDS)
 def test_each_board_finds_its_own_row(name):
     memory_bytes, fp16_tflops, gb_per_s = BOARDS[name]
-    found = floors.find(name, memory_bytes)
+    found = roofline.find(name, memory_bytes)
     assert found.flops_per_s["fp16"] == pytest.approx(fp16_tflops * 1e12)
     assert found.bytes_per_s == pytest.approx(gb_per_s * 1e9)
 
@@ -68,14 +69,14 @@ def test_each_board_finds_its_own_row(name):
     ],
 )
 def test_what_is_not_the_same_board_is_unknown(name, memory_bytes):
-    assert floors.find(name, memory_bytes) is None
+    assert roofline.find(name, memory_bytes) is None
 
 
 def test_the_table_is_sane():
-    lines = [line for line in floors.GPU_FILE.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
-    assert len(lines) - 1 == len(floors.gpus()) > 25, "a board is there twice"
+    lines = [line for line in roofline.GPU_FILE.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+    assert len(lines) - 1 == len(roofline.gpus()) > 25, "a board is there twice"
     assert all(line.count(",") == lines[0].count(",") for line in lines)
-    for gpu in floors.gpus().values():
+    for gpu in roofline.gpus().values():
         if gpu.status == "unsupported: no meter yet":
             continue
         rates = gpu.flops_per_s
@@ -89,7 +90,7 @@ def test_the_table_is_sane():
 
 
 def test_a_row_that_is_not_from_memory_says_where_and_when_it_was_read():
-    lines = [line for line in floors.GPU_FILE.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+    lines = [line for line in roofline.GPU_FILE.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
     for line in lines[1:]:
         *_, status, _, read_in, read_on = line.split(",")
         assert (status != "recalled") == read_in.startswith("https://"), line
@@ -100,7 +101,7 @@ def test_a_row_that_is_not_from_memory_says_where_and_when_it_was_read():
 def test_each_precision_names_a_rate_of_the_table(name):
     expected = {"fp32": "fp32", "tf32": "tf32", "fp16-mixed": "fp16"}
     assert PRECISIONS[name].peak_rate == expected.get(name, "bf16")
-    assert all(PRECISIONS[name].peak_rate in gpu.flops_per_s for gpu in floors.gpus().values())
+    assert all(PRECISIONS[name].peak_rate in gpu.flops_per_s for gpu in roofline.gpus().values())
 
 
 COUNTS = {
@@ -121,7 +122,7 @@ def phase(**changes):
 
 
 def test_totals_by_hand():
-    found = floors.totals([phase()])
+    found = roofline.totals([phase()])
     useful, executed = 5000 + 1000 + 1000, 10000 + 2000 + 4000
     assert found == {
         "useful_flops": useful,
@@ -134,8 +135,8 @@ def test_totals_by_hand():
 
 def test_phases_add_up_and_rating_is_executed_and_not_useful():
     frozen = phase(flop_coefficients={**COEFFICIENTS, "token": 10.0})
-    one, other = floors.totals([phase()]), floors.totals([frozen])
-    found = floors.totals([phase(kind="rating"), phase(), phase(kind="rating"), frozen])
+    one, other = roofline.totals([phase()]), roofline.totals([frozen])
+    found = roofline.totals([phase(kind="rating"), phase(), phase(kind="rating"), frozen])
     assert found["useful_flops"] == one["useful_flops"] + other["useful_flops"]
     assert found["rating_flops"] == 2 * one["executed_flops"]
     assert found["executed_flops"] == 3 * one["executed_flops"] + other["executed_flops"]
@@ -144,15 +145,15 @@ def test_phases_add_up_and_rating_is_executed_and_not_useful():
 
 
 def test_recomputation_is_executed_and_neither_useful_nor_padding():
-    plain = floors.totals([phase()])
+    plain = roofline.totals([phase()])
     again = {**COEFFICIENTS, "recomputed_token": 16.0, "recomputed_token_pair": 0.5}
-    again = floors.totals([phase(flop_coefficients=again)])
+    again = roofline.totals([phase(flop_coefficients=again)])
     assert again == {**plain, "executed_flops": plain["executed_flops"] + 16 * 200 + 0.5 * 4000}
 
 
 def test_nothing_padded_is_a_share_of_nothing():
     counts = dict.fromkeys(COUNTS, 7)
-    assert floors.totals([phase(**counts)])["padded_flop_share"] == 0
+    assert roofline.totals([phase(**counts)])["padded_flop_share"] == 0
 
 
 @pytest.mark.parametrize(("batch_size", "expected_ms"), [(32, 1.15), (256, 2.8)])
@@ -163,9 +164,9 @@ def test_floor_of_bert_base_on_an_h200(batch_size, expected_ms):
     work = flops.described(core)
     counts = {"num_tokens": 11, "num_predicted": 1.35, "num_token_pairs": 121}
     padded = {"num_padded_tokens": 11, "num_head_positions": 1.35, "num_padded_token_pairs": 121}
-    per_text = floors.totals([{"kind": "training", **work, **counts, **padded}])["useful_flops"]
+    per_text = roofline.totals([{"kind": "training", **work, **counts, **padded}])["useful_flops"]
     assert per_text == pytest.approx(5.8e9, rel=0.01)
-    found_s = floors.floor_s(batch_size * per_text, work["bytes_per_step"], 788e12, 4.3e12)
+    found_s = roofline.floor_s(batch_size * per_text, work["bytes_per_step"], 788e12, 4.3e12)
     assert 1e3 * found_s == pytest.approx(expected_ms, rel=0.1)
 
 
@@ -178,7 +179,7 @@ def test_mfu_and_distance_by_hand():
     record = ok_on_gpus(devices=2, strategy="ddp", precision="bf16-mixed")
     measurement = record["measurement"]
     measurement |= {"window_s": 10.0, "phases": [phase(num_steps=40), phase(kind="rating"), phase(num_steps=60)]}
-    found = floors.columns(record)
+    found = roofline.columns(record)
     assert found["mfu"] == pytest.approx(14000 / (10 * 2 * 989.4e12))
     assert found["floor_distance"] == pytest.approx((14000 / (2 * 989.4e12) + 100 * 0.01) / 10)
     assert found["floor_reason"] is None and found["flop_reason"] is None
@@ -186,7 +187,7 @@ def test_mfu_and_distance_by_hand():
 
 
 def test_a_cpu_has_flops_but_no_floor():
-    found = floors.columns(synthetic.ok_record("run", tiny_run.spec()))
+    found = roofline.columns(synthetic.ok_record("run", tiny_run.spec()))
     assert found["useful_flops"] > 0 and found["flop_reason"] is None
     assert "mfu" not in found and "floor_distance" not in found
     assert found["floor_reason"] == "peak rates are known of GPUs only; this run used the CPU"
@@ -212,7 +213,7 @@ def test_a_cpu_has_flops_but_no_floor():
 def test_an_unknown_gpu_is_null_with_a_reason(gpus, reason):
     record = ok_on_gpus(precision="bf16-mixed")
     record["environment"]["gpus"] = gpus
-    found = floors.columns(record)
+    found = roofline.columns(record)
     assert found["floor_reason"] == reason and found["useful_flops"] > 0
     assert found.get("mfu") is None and found.get("floor_distance") is None
 
@@ -221,18 +222,18 @@ def test_a_new_precision_has_a_rate_when_the_table_has_its_column(monkeypatch, t
     monkeypatch.setitem(PRECISIONS, "new", Precision(about="eight bits", peak_rate="fp8", autocast="bfloat16"))
     record = ok_on_gpus(precision="new")
     name, memory_bytes = record["environment"]["gpus"][0]["name"], record["environment"]["gpus"][0]["memory_bytes"]
-    gpu = floors.find(name, memory_bytes)
-    assert floors.columns(record)["floor_reason"] == f"resources/gpus.csv has no fp8 rate of {gpu.name}"
-    lines = floors.GPU_FILE.read_text(encoding="utf-8").splitlines()
+    gpu = roofline.find(name, memory_bytes)
+    assert roofline.columns(record)["floor_reason"] == f"resources/gpus.csv has no fp8 rate of {gpu.name}"
+    lines = roofline.GPU_FILE.read_text(encoding="utf-8").splitlines()
     head = next(i for i, line in enumerate(lines) if line.startswith("name,"))
     new = [line + ((",fp8_tflops" if i == head else ",1979") if i >= head else "") for i, line in enumerate(lines)]
     (tmp_path / "gpus.csv").write_text("\n".join(new), encoding="utf-8")
-    monkeypatch.setattr(floors, "GPU_FILE", tmp_path / "gpus.csv")
-    floors.gpus.cache_clear()
+    monkeypatch.setattr(roofline, "GPU_FILE", tmp_path / "gpus.csv")
+    roofline.gpus.cache_clear()
     try:
-        found = floors.columns(record)
+        found = roofline.columns(record)
     finally:
-        floors.gpus.cache_clear()
+        roofline.gpus.cache_clear()
     assert found["floor_reason"] is None
     window_s = record["measurement"]["window_s"]
     assert found["mfu"] == pytest.approx(found["useful_flops"] / (window_s * 1979e12 * record["spec"]["devices"]))
@@ -242,14 +243,14 @@ def test_an_older_record_has_no_flops_and_says_why():
     record = ok_on_gpus()
     del record["measurement"]["phases"]
     reason = "the record was written before FLOPs were counted"
-    assert floors.columns(record) == {"flop_reason": reason, "floor_reason": reason}
+    assert roofline.columns(record) == {"flop_reason": reason, "floor_reason": reason}
 
 
 def test_a_model_that_could_not_be_counted_says_why():
     record = ok_on_gpus()
     nothing = {"flop_coefficients": None, "bytes_per_step": None, "flop_reason": "einsum is not counted"}
     record["measurement"]["phases"].append(phase(**nothing))
-    assert floors.columns(record) == {"flop_reason": "einsum is not counted", "floor_reason": "einsum is not counted"}
+    assert roofline.columns(record) == {"flop_reason": "einsum is not counted", "floor_reason": "einsum is not counted"}
 
 
 def tabulated(tmp_path, change, **sections):
@@ -280,10 +281,10 @@ def test_nothing_counted_is_null_and_never_zero(tmp_path):
 
 
 def test_the_readme_describes_the_table():
-    text = (floors.GPU_FILE.parent / "README.md").read_text(encoding="utf-8")
+    text = (roofline.GPU_FILE.parent / "README.md").read_text(encoding="utf-8")
     assert "gpus.csv" in text and re.search(r"verified|recalled", text)
 
 
 def test_needs_no_torch():
-    code = "import sys; from joulesweep import floors; floors.gpus(); print('torch' in sys.modules)"
+    code = "import sys; from joulesweep.analyse import roofline as floors; floors.gpus(); print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

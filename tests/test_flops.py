@@ -13,9 +13,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForMaskedLM
 
-from joulesweep import flops, kernels, methods, precision
-from joulesweep.model import LanguageModel
-from joulesweep.products import traced
+from joulesweep import methods
+from joulesweep.axes import precision
+from joulesweep.nets import flops, onednn
+from joulesweep.nets.language_model import LanguageModel
+from joulesweep.nets.products import traced
 
 BASE_ENCODER = 12 * (4 * 768 * 768 + 2 * 768 * 3072)  # multiply-adds per token of BERT-base
 BASE_HEAD = 768 * 768 + 768 * 30522
@@ -148,11 +150,11 @@ def test_a_product_with_rows_of_its_own_is_refused():
     assert "is not per position or pair" in flops.described(LanguageModel(model))["flop_reason"]
 
 
-@pytest.mark.skipif(not kernels.available(), reason="this PyTorch has no oneDNN products")
+@pytest.mark.skipif(not onednn.available(), reason="this PyTorch has no oneDNN products")
 def test_linear_layers_with_products_of_their_own_count_as_the_plain_ones():
     core = LanguageModel(tiny_run.network())
     plain = flops.described(core)
-    kernels.adopt(core.modules())
+    onednn.adopt(core.modules())
     assert flops.described(core) == plain and plain["flop_coefficients"]["token"] > 0
     assert not any("forward" in vars(module) for module in core.modules())
 

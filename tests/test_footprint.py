@@ -4,10 +4,10 @@ import sys
 
 import pytest
 
-from joulesweep import footprint as module
-from joulesweep.config import Energy
-from joulesweep.errors import UserError
-from joulesweep.footprint import INTENSITY_FILE, described, footprint, intensities
+from joulesweep.core.errors import UserError
+from joulesweep.plan.config import Energy
+from joulesweep.reference import footprint as module
+from joulesweep.reference.footprint import INTENSITY_FILE, described, footprint, intensities
 
 OWN = {"g_per_kwh": 100.0, "source": "our supplier, 2025"}
 
@@ -98,6 +98,6 @@ def test_head_of_the_table_says_whose_it_is_and_how_it_came():
 
 def test_needs_the_standard_library_alone_and_no_network():
     heavy = {"polars", "scipy", "torch", "yaml", "numpy", "pydantic", "socket", "urllib.request", "http.client", "ssl"}
-    code = "import sys; from joulesweep import footprint as f; f.intensities(); print(*sys.modules)"
+    code = "import sys; from joulesweep.reference import footprint as f; f.intensities(); print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert "joulesweep.footprint" in loaded and not heavy & set(loaded)
+    assert "joulesweep.reference.footprint" in loaded and not heavy & set(loaded)

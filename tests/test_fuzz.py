@@ -27,10 +27,11 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from joulesweep import config, grid, texts
-from joulesweep.aggregate import aggregate
-from joulesweep.errors import UserError
-from joulesweep.pretrained import fetch_model
+from joulesweep.analyse.collect import aggregate
+from joulesweep.core.errors import UserError
+from joulesweep.plan import config, grid
+from joulesweep.prepare import dataset
+from joulesweep.prepare.model import fetch_model
 
 WHOLE = os.environ.get("JOULESWEEP_FUZZ") == "whole"
 HANG_S = 5.0  # CPU seconds of this process, so that other load does not count
@@ -286,7 +287,7 @@ def test_a_data_file_gives_its_texts_or_is_refused_in_one_line(made):
         field = None if form in ("text", "vizwiz") else "q"
         keys = {"source": {"local": str(path)}, "format": "jsonl" if form == "array" else form, "field": field}
         with one_line_or_good(said):
-            lines, manifest = texts.fetch_dataset(config.DatasetConfig(**keys))
+            lines, manifest = dataset.fetch_dataset(config.DatasetConfig(**keys))
         assert all(line.startswith(f"{path}:") for line in said)
     if said:
         assert not whole or "no texts" in said[0], said

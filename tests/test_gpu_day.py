@@ -25,8 +25,8 @@ from packaging.utils import canonicalize_name
 
 from benchmarks import gpu_common, gpu_contest, gpu_day, gpu_items, gpu_pack, gpu_page, gpu_plan, gpu_results, gpu_runs
 from benchmarks.gpu_common import Job, Pack
-from joulesweep import certificate, devices
-from joulesweep.spec import full
+from joulesweep.core.spec import full
+from joulesweep.measure import certificate, devices
 
 TESTS = Path(__file__).parent
 LONG_S = 3600.0
@@ -338,7 +338,7 @@ def test_runs_find_the_certificate_of_the_day(job, monkeypatch):
 
 def test_batches_of_peers_are_padded_to_their_longest_text_on_a_gpu_too(tmp_path):
     from benchmarks.peer_common import _task
-    from joulesweep.trainer import Place
+    from joulesweep.train.trainer import Place
 
     pack = Pack(tmp_path)
     gpu_pack.write_texts(pack.tokens("tiny"), gpu_common.TEXTS["tiny"])
@@ -432,7 +432,7 @@ def test_a_pack_too_large_is_not_made_and_an_earlier_one_stays(tmp_path, monkeyp
     size = gpu_pack.build(folder, wheels=())
     assert size == sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     manifest = json.loads((folder / gpu_common.MANIFEST).read_text(encoding="utf-8"))
-    assert {"joulesweep/train.py", "benchmarks/__init__.py", "benchmarks/gpu_day.py", "resources/gpus.csv"} <= set(
+    assert {"joulesweep/train/loop.py", "benchmarks/__init__.py", "benchmarks/gpu_day.py", "resources/gpus.csv"} <= set(
         manifest["files"]
     )
     assert not list(folder.rglob("__pycache__"))
@@ -639,7 +639,7 @@ from pathlib import Path
 from benchmarks import gpu_day
 gpu_day.unpack(Path("wheels"), Path(sys.argv[1]))
 sys.path.insert(0, sys.argv[1])
-from joulesweep import cli, lazy
+from joulesweep.cli import main as cli; from joulesweep.core import late_imports as lazy
 with lazy.put_off("sklearn.metrics", "auc"):
     from zeus.monitor import ZeusMonitor
 import pynvml

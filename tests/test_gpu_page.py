@@ -8,10 +8,10 @@ import sys
 import pytest
 
 from benchmarks import gpu_common, gpu_day, gpu_page, gpu_results, gpu_trace
-from joulesweep.certificate import FORMAT
-from joulesweep.devices import Board
-from joulesweep.errors import UserError
-from joulesweep.trace import Series, Trace
+from joulesweep.core.errors import UserError
+from joulesweep.measure.certificate import FORMAT
+from joulesweep.measure.devices import Board
+from joulesweep.measure.trace import Series, Trace
 
 BOARD = Board(
     index=0, uuid="GPU-1", name="NVIDIA H200", memory_bytes=141 * 2**30, has_counter=True, mig=False
@@ -239,7 +239,7 @@ def test_without_a_whole_run_the_certificate_says_what_metering_costs(folder):
 
 def test_a_certificate_that_was_cut_off_is_made_of_its_readings_when_results_are_read(folder, tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr("joulesweep.certify.repeat", asked.append)
+    monkeypatch.setattr("joulesweep.certify.campaign.repeat", asked.append)
     monkeypatch.setattr(sys, "argv", ["gpu_day", "--read", str(folder.path), "--to", str(tmp_path / "to")])
     gpu_day.main()
     assert asked == []

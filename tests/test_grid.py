@@ -9,11 +9,12 @@ import sys
 import pytest
 import tiny_run
 
-from joulesweep import environment, grid
-from joulesweep.config import DatasetConfig, validate
-from joulesweep.errors import UserError
-from joulesweep.identity import run_id
-from joulesweep.strict import Place
+from joulesweep.core.errors import UserError
+from joulesweep.measure import machine
+from joulesweep.plan import grid
+from joulesweep.plan.config import DatasetConfig, validate
+from joulesweep.plan.strict import Place
+from joulesweep.runs.identity import run_id
 
 
 def expand(**changes):
@@ -99,12 +100,12 @@ def test_what_the_config_leaves_open_suits_the_machine(accelerator, suited):
 
 def test_accelerator_auto_is_what_the_machine_has(monkeypatch):
     for found in ("cuda", "cpu"):
-        monkeypatch.setattr(environment, "probe_accelerator", lambda found=found: found)
+        monkeypatch.setattr(machine, "probe_accelerator", lambda found=found: found)
         assert set(points(expand(hardware__accelerator="auto"), "accelerator")) == {(found,)}
 
 
 def test_a_given_accelerator_is_not_probed(monkeypatch):
-    monkeypatch.setattr(environment, "probe_accelerator", lambda: pytest.fail("looked at this machine"))
+    monkeypatch.setattr(machine, "probe_accelerator", lambda: pytest.fail("looked at this machine"))
     assert set(points(expand(hardware__accelerator="cuda"), "accelerator")) == {("cuda",)}
 
 
@@ -346,7 +347,7 @@ def test_a_model_from_elsewhere_is_another_folder():
 def test_expanding_ten_thousand_runs_imports_nothing_heavy():
     """The seconds it takes are the subject of benchmarks/expand.py."""
     code = (
-        "import sys; from benchmarks.expand import config; from joulesweep.grid import expand\n"
+        "import sys; from benchmarks.expand import config; from joulesweep.plan.grid import expand\n"
         "runs = expand(config()).runs\n"
         "heavy = ('torch', 'polars', 'altair', 'datasets', 'transformers', 'snakemake', 'zeus', 'pandas', 'numpy')\n"
         "print(len(runs), *[name for name in heavy if name in sys.modules])"

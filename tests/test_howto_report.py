@@ -13,7 +13,7 @@ import pytest
 import synthetic
 import tiny_run
 
-from joulesweep import tables
+from joulesweep.analyse import tables
 
 GUIDES = tiny_run.REPOSITORY / "docs" / "how-to" / "extend"
 
@@ -59,7 +59,7 @@ class Copy:
 
     def digests(self):
         scripts = ("grid", "fetch_model", "fetch_dataset", "tokenise", "train", "aggregate", "charts", "report")
-        code = f"from joulesweep.digest import code_digest\nfor one in {scripts}: print(code_digest('scripts.' + one))"
+        code = f"from joulesweep.plan.staleness import code_digest\nfor one in {scripts}: print(code_digest('scripts.' + one))"
         return dict(zip(scripts, self.python("-c", code).split(), strict=True))
 
     def report(self):
@@ -75,7 +75,7 @@ def copy(tmp_path):
 
 def test_a_chart_is_one_file(copy):
     before = copy.digests()
-    copy.add("joulesweep/charts/startup.py", example("chart.md"))
+    copy.add("joulesweep/report/charts/startup.py", example("chart.md"))
     stale = {name for name, value in copy.digests().items() if value != before[name]}
     assert stale == {"charts", "report"}
     listed = "import sys; from joulesweep import charts; print(*charts.names()); assert 'altair' not in sys.modules"
@@ -90,13 +90,13 @@ def test_a_chart_is_one_file(copy):
 
 def test_an_edited_chart_makes_charts_and_report_stale(copy):
     before = copy.digests()
-    copy.edit("joulesweep/charts/tensors.py", "width=240", "width=250")
+    copy.edit("joulesweep/report/charts/tensors.py", "width=240", "width=250")
     assert {name for name, value in copy.digests().items() if value != before[name]} == {"charts", "report"}
 
 
 def test_a_study_is_one_file(copy):
     before, page = copy.digests(), copy.report()
-    copy.add("joulesweep/sections/steadiness.py", example("study.md"))
+    copy.add("joulesweep/report/sections/steadiness.py", example("study.md"))
     assert {name for name, value in copy.digests().items() if value != before[name]} == {"report"}
     sections = re.findall(r'<section id="([\w-]+)">', after := copy.report())
     assert sections == ["answer", "charts", "configurations", "steadiness", "conditions", "provenance"]
@@ -108,18 +108,18 @@ def test_a_study_is_one_file(copy):
 
 
 def test_a_chart_may_open_the_section_of_a_study(copy):
-    copy.add("joulesweep/sections/steadiness.py", example("study.md"))
-    copy.add("joulesweep/charts/startup.py", example("chart.md") + '\n\nSECTION = "steadiness"\n')
+    copy.add("joulesweep/report/sections/steadiness.py", example("study.md"))
+    copy.add("joulesweep/report/charts/startup.py", example("chart.md") + '\n\nSECTION = "steadiness"\n')
     own = copy.report().partition('<section id="steadiness">')[2].partition("</section>")[0]
     assert own.index("<h2>") < own.index('id="chart-startup"') < own.index("<table>")
 
 
 def test_a_column_is_one_row_and_the_line_that_works_it_out(copy):
     row, value = example("column.md"), example("column.md", 1)
-    copy.edit("joulesweep/columns.py", '    Column("startup_s", ', f'{row.rstrip()},\n    Column("startup_s", ')
-    body = (copy.folder / "joulesweep/rows.py").read_text(encoding="utf-8").partition("def _measured(")[2]
+    copy.edit("joulesweep/analyse/columns.py", '    Column("startup_s", ', f'{row.rstrip()},\n    Column("startup_s", ')
+    body = (copy.folder / "joulesweep/analyse/run_rows.py").read_text(encoding="utf-8").partition("def _measured(")[2]
     body = body.partition("\n\n\n")[0]
-    copy.edit("joulesweep/rows.py", body, f"{body}\n{textwrap.indent(value, '    ').rstrip()}")
+    copy.edit("joulesweep/analyse/run_rows.py", body, f"{body}\n{textwrap.indent(value, '    ').rstrip()}")
     copy.aggregate()
     column = tables.described(copy.sweep / "tables" / "runs.parquet")["startup_share"]
     assert (column.unit, column.about) == (None, "startup_s / (startup_s + total_window_s)")

@@ -9,7 +9,7 @@ import sys
 import pytest
 import tiny_run
 
-from joulesweep.spec import full
+from joulesweep.core.spec import full
 
 CODE_OF = """
 import sys
@@ -40,10 +40,16 @@ def test_a_whole_training_imports_torch_transformers_and_zeus_and_nothing_of_the
     job = {"spec": spec, "boards": [], **{name: str(path) for name, path in paths.items()}}
     (tmp_path / "job.json").write_text(json.dumps(job))
     found = imported(
-        "from joulesweep import train; assert train.main(sys.argv) == 0",
+        "from joulesweep.train import loop as train; assert train.main(sys.argv) == 0",
         *("torch", "transformers", "zeus", "datasets", "polars", "altair", "snakemake"),
         *("scipy", "sklearn", "pandas", "pyarrow", "accelerate", "peft"),  # seconds of CPU that no training needs
-        *("joulesweep.config", "joulesweep.theme", "joulesweep.aggregate", "joulesweep.report", "joulesweep.workflow"),
+        *(
+            "joulesweep.plan.config",
+            "joulesweep.report.theme",
+            "joulesweep.analyse.collect",
+            "joulesweep.report.page",
+            "joulesweep.plan.sweep",
+        ),
         arguments=(str(tmp_path / "job.json"),),
     )
     assert [name for name in found if name != "zeus"] == ["torch", "transformers"]  # Zeus only where there is a meter
@@ -51,7 +57,7 @@ def test_a_whole_training_imports_torch_transformers_and_zeus_and_nothing_of_the
 
 
 def test_a_plain_import_of_the_libraries_brings_what_a_training_does_without():
-    """Else the names above say nothing; where this fails, `joulesweep.lazy` has become superfluous."""
+    """Else the names above say nothing; where this fails, `joulesweep.core.late_imports` has become superfluous."""
     code = "from transformers.modeling_utils import PreTrainedModel; from zeus.monitor import ZeusMonitor"
     assert imported(code, "scipy.optimize", "sklearn") == ["scipy.optimize", "sklearn"]
 
@@ -64,7 +70,7 @@ def test_reporting_imports_no_torch(module):
 
 def test_parsing_a_workflow_imports_nothing_heavy(tmp_path):
     code = (
-        "from joulesweep import charts, columns; from joulesweep.workflow import load; import os, pathlib, types\n"
+        "from joulesweep import charts; from joulesweep.analyse import columns; from joulesweep.plan.sweep import load; import os, pathlib, types\n"
         "given = types.SimpleNamespace(configfiles=[pathlib.Path('config/config.yaml').absolute()], config_args=None)\n"
         f"os.chdir({str(tmp_path)!r})\n"
         "shown = types.SimpleNamespace(quiet=None, dryrun=False)\n"
@@ -75,13 +81,13 @@ def test_parsing_a_workflow_imports_nothing_heavy(tmp_path):
         "sweep.config_json(), sweep.finished(), [charts.caption(name) for name in charts.names()]"
     )
     heavy = ("torch", "transformers", "datasets", "polars", "altair", "zeus", "numpy", "pandas", "scipy")
-    assert imported(code, *heavy, "joulesweep.grid") == ["joulesweep.grid"]
+    assert imported(code, *heavy, "joulesweep.plan.grid") == ["joulesweep.plan.grid"]
 
 
 def test_checking_a_config_imports_nothing_heavy():
-    code = "from joulesweep import cli; assert cli.main(['check']) == 0"
+    code = "from joulesweep.cli import main as cli; assert cli.main(['check']) == 0"
     heavy = ("torch", "transformers", "datasets", "polars", "altair", "zeus", "numpy", "pandas", "scipy", "snakemake")
-    assert imported(code, *heavy, "joulesweep.cli") == ["joulesweep.cli"]
+    assert imported(code, *heavy, "joulesweep.cli.main") == ["joulesweep.cli.main"]
 
 
 def test_the_script_of_a_run_imports_nothing_heavy_itself():

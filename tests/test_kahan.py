@@ -9,8 +9,8 @@ import tiny_run
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from joulesweep import kahan, train
-from joulesweep.kahan import KahanAdamW
+from joulesweep.train import kahan, loop
+from joulesweep.train.kahan import KahanAdamW
 
 GROUP = {"lr": 2e-5, "weight_decay": 0.01}
 
@@ -189,7 +189,7 @@ def test_no_more_is_computed_at_once_than_memory_is_meant_for(monkeypatch):
 def test_weights_that_fsdp_divides_are_updated_as_whole_ones(tmp_path):
     assets = tiny_run.assets(tmp_path)
     whole, divided = (
-        train.train(
+        loop.train(
             tiny_run.spec(precision="bf16-kahan", strategy=strategy), assets.model_folder, assets.tokens, tmp_path
         )["losses"]
         for strategy in ("single", "fsdp")

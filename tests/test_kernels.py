@@ -7,9 +7,9 @@ import tiny_run
 import torch
 from torch.nn import functional
 
-from joulesweep import kernels
+from joulesweep.nets import onednn
 
-pytestmark = pytest.mark.skipif(not kernels.available(), reason="this build of PyTorch has no oneDNN")
+pytestmark = pytest.mark.skipif(not onednn.available(), reason="this build of PyTorch has no oneDNN")
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def assert_equal(found, expected):
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_product_is_the_matrix_product(draw, shape, bias):
     left, right, added = draw(*shape), draw(9, 12), draw(9) if bias else None
-    found = kernels.product(left, right, added)
+    found = onednn.product(left, right, added)
     assert (found.shape, found.dtype) == ((*shape[:-1], 9), torch.float32)
     if found.numel():
         assert_equal(found, left @ right.T + (added if bias else 0))
@@ -48,15 +48,15 @@ def test_a_product_is_the_matrix_product(draw, shape, bias):
 def test_a_product_takes_tensors_of_any_strides(draw, strided):
     plain = draw(7, 12), draw(9, 12)
     for left, right in ((strided(draw, 7, 12), plain[1]), (plain[0], strided(draw, 9, 12))):
-        assert_equal(kernels.product(left, right), left @ right.T)
+        assert_equal(onednn.product(left, right), left @ right.T)
 
 
 def pair(draw, bias=True, width=9):
     """PyTorch's layer, and ours with the same weights."""
     theirs, ours = (torch.nn.Linear(12, width, bias=bias) for _ in range(2))
     ours.load_state_dict(theirs.state_dict())
-    kernels.adopt([ours])
-    assert (type(theirs), type(ours)) == (torch.nn.Linear, kernels.Linear)
+    onednn.adopt([ours])
+    assert (type(theirs), type(ours)) == (torch.nn.Linear, onednn.Linear)
     return theirs, ours
 
 
@@ -103,8 +103,8 @@ def test_what_is_frozen_costs_no_product(draw, monkeypatch, trains, num_products
     inputs_train, weight_trains = trains
     _, layer = pair(draw)
     layer.weight.requires_grad_(weight_trains)
-    given, product, products = draw(3, 12).requires_grad_(inputs_train), kernels.product, []
-    monkeypatch.setattr(kernels, "product", lambda *tensors: (products.append(1), product(*tensors))[1])
+    given, product, products = draw(3, 12).requires_grad_(inputs_train), onednn.product, []
+    monkeypatch.setattr(onednn, "product", lambda *tensors: (products.append(1), product(*tensors))[1])
     layer(given).sum().backward()  # the bias trains in any case
     assert len(products) == num_products
     assert (given.grad is not None, layer.weight.grad is not None) == trains
@@ -142,18 +142,18 @@ def test_only_plain_linear_layers_are_adopted():
 
     model = Holder()
     before = {name: type(module) for name, module in model.named_modules()}
-    kernels.adopt(model.modules())
+    onednn.adopt(model.modules())
     changed = {name for name, module in model.named_modules() if type(module) is not before[name]}
     assert changed == {"plain", "stack.0"}
-    assert {type(model.get_submodule(name)) for name in changed} == {kernels.Linear}
+    assert {type(model.get_submodule(name)) for name in changed} == {onednn.Linear}
 
 
 def test_adopting_changes_neither_weights_nor_their_names_nor_the_saved_model(tmp_path):
     plain, adopted = tiny_run.network(), tiny_run.network()
     optimizer = torch.optim.SGD(adopted.parameters(), lr=1.0)
-    kernels.adopt(adopted.modules())
-    kernels.adopt(adopted.modules())  # twice is once
-    assert sum(type(module) is kernels.Linear for module in adopted.modules()) >= 12
+    onednn.adopt(adopted.modules())
+    onednn.adopt(adopted.modules())  # twice is once
+    assert sum(type(module) is onednn.Linear for module in adopted.modules()) >= 12
     assert list(adopted.state_dict()) == list(plain.state_dict())
     assert all(torch.equal(value, plain.state_dict()[name]) for name, value in adopted.state_dict().items())
     assert adopted.cls.predictions.decoder.weight is adopted.bert.embeddings.word_embeddings.weight  # still tied
@@ -170,7 +170,7 @@ def test_a_whole_model_trains_as_before(kind):
     found = []
     for model in (tiny_run.network(kind), tiny_run.network(kind)):
         if found:
-            kernels.adopt(model.modules())
+            onednn.adopt(model.modules())
         loss = functional.cross_entropy(model(input_ids=ids).logits.flatten(0, 1), ids.flatten())
         loss.backward()
         found.append((loss.item(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}))
@@ -203,13 +203,13 @@ def plant(monkeypatch, seconds):
     def taken(one):
         kind, rows = type(one.layer), len(one.inputs)
         number = rounds[kind, rows] = rounds.get((kind, rows), -1) + 1
-        of_round = seconds[rows][kind is kernels.Linear]
+        of_round = seconds[rows][kind is onednn.Linear]
         found = of_round[number % len(of_round)] if isinstance(of_round, list) else of_round
         clock[0] += found
         return found
 
-    monkeypatch.setattr(kernels._Try, "seconds", taken)
-    monkeypatch.setattr(kernels, "clock", lambda: clock[0])
+    monkeypatch.setattr(onednn._Try, "seconds", taken)
+    monkeypatch.setattr(onednn, "clock", lambda: clock[0])
     return rounds
 
 
@@ -221,19 +221,19 @@ def mixed():
 
 def chosen(model=None, agreed=lambda seconds: seconds):
     model = mixed() if model is None else model
-    found = kernels.choose(model, lambda name: 64 if name == "wide" else 8, agreed)
+    found = onednn.choose(model, lambda name: 64 if name == "wide" else 8, agreed)
     return found, {name: type(layer) for name, layer in model.items() if name != "norm"}
 
 
 def test_each_shape_is_computed_by_the_library_that_is_faster_on_it(monkeypatch):
     plant(monkeypatch, {8: (2e-3, 1e-3), 64: (1e-3, 2e-3)})
     found, kinds = chosen()
-    assert kinds == {"first": kernels.Linear, "second": kernels.Linear, "wide": torch.nn.Linear}
+    assert kinds == {"first": onednn.Linear, "second": onednn.Linear, "wide": torch.nn.Linear}
     told = [
         (row["rows"], row["num_layers"], row["library"], row["pytorch_s"], row["onednn_s"]) for row in found["shapes"]
     ]
     assert told == [(8, 2, "onednn", 2e-3, 1e-3), (64, 1, "pytorch", 1e-3, 2e-3)]
-    assert found["reason"] is None and found["num_rounds"] == kernels.MOST_ROUNDS
+    assert found["reason"] is None and found["num_rounds"] == onednn.MOST_ROUNDS
     assert found["spent_s"] == pytest.approx(10 * 6e-3)  # a round to warm up
 
 
@@ -246,7 +246,7 @@ def test_a_tie_is_pytorchs_own(monkeypatch, onednn_s, library):
 def test_rounds_that_something_disturbed_change_nothing(monkeypatch):
     """Four of nine, and what warms up, which takes longest of all."""
     disturbed = [1.0, 1e-3, 5e-3, 1e-3, 5e-3, 1e-3, 5e-3, 1e-3, 5e-3, 1e-3]
-    monkeypatch.setattr(kernels, "BUDGET_S", 10.0)
+    monkeypatch.setattr(onednn, "BUDGET_S", 10.0)
     plant(monkeypatch, {8: (2e-3, disturbed), 64: (disturbed, 2e-3)})
     found, _ = chosen()
     assert [(row["library"], row["pytorch_s"], row["onednn_s"]) for row in found["shapes"]] == [
@@ -261,8 +261,8 @@ def test_the_comparison_keeps_to_its_budget(monkeypatch, seconds, num_rounds):
     plant(monkeypatch, {8: (seconds, seconds / 2), 64: (seconds, seconds / 2)})
     found, kinds = chosen()
     assert found["num_rounds"] == num_rounds
-    decided = num_rounds >= kernels.LEAST_ROUNDS
-    assert set(kinds.values()) == {kernels.Linear if decided else torch.nn.Linear}
+    decided = num_rounds >= onednn.LEAST_ROUNDS
+    assert set(kinds.values()) == {onednn.Linear if decided else torch.nn.Linear}
     assert {row["onednn_s"] for row in found["shapes"]} == {seconds / 2 if decided else None}
 
 
@@ -277,7 +277,7 @@ def test_all_ranks_choose_by_the_slowest_one(monkeypatch):
         assert own[0].tolist() == [list(seconds)] * 2 and own[0].dtype == torch.float64
         seen.append((found["shapes"], kinds))
     assert seen[0] == seen[1]
-    assert seen[0][1] == {"first": torch.nn.Linear, "second": torch.nn.Linear, "wide": kernels.Linear}
+    assert seen[0][1] == {"first": torch.nn.Linear, "second": torch.nn.Linear, "wide": onednn.Linear}
 
 
 def test_a_rank_that_had_too_little_time_decides_for_pytorch(monkeypatch):
@@ -298,9 +298,9 @@ def test_a_rank_that_had_too_little_time_decides_for_pytorch(monkeypatch):
 )
 def test_shapes_are_of_few_sizes_and_none_is_large(sizes, rows, expected):
     with torch.device("meta"):
-        found = kernels.Shape.of(torch.nn.Linear(*sizes), rows)
+        found = onednn.Shape.of(torch.nn.Linear(*sizes), rows)
     assert (found.rows, found.inputs, found.outputs) == expected
-    assert found.rows * found.inputs * found.outputs <= kernels.MOST_MACS
+    assert found.rows * found.inputs * found.outputs <= onednn.MOST_MACS
 
 
 def test_layers_that_differ_in_their_products_are_timed_apart(monkeypatch):
@@ -308,7 +308,7 @@ def test_layers_that_differ_in_their_products_are_timed_apart(monkeypatch):
     model = torch.nn.ModuleDict({"plain": torch.nn.Linear(4, 4), "bare": torch.nn.Linear(4, 4, bias=False)})
     model["frozen"] = torch.nn.Linear(4, 4)
     model["frozen"].weight.requires_grad_(False)
-    found = kernels.choose(model, lambda name: 8, lambda seconds: seconds)
+    found = onednn.choose(model, lambda name: 8, lambda seconds: seconds)
     assert sorted((row["bias"], row["trains"]) for row in found["shapes"]) == [
         (False, True),
         (True, False),
@@ -325,23 +325,23 @@ def test_choosing_draws_no_random_number_and_leaves_no_gradient(monkeypatch):
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("kind", [torch.nn.Linear, kernels.Linear])
+@pytest.mark.parametrize("kind", [torch.nn.Linear, onednn.Linear])
 @pytest.mark.parametrize("trains", [True, False])
 def test_what_is_timed_is_a_forward_and_a_backward_pass_of_the_library(planted_times, monkeypatch, kind, trains):
     monkeypatch.undo()  # the planted seconds
-    products, product = [], kernels.product
-    monkeypatch.setattr(kernels, "product", lambda *tensors: (products.append(1), product(*tensors))[1])
-    one = kernels._Try(kernels.Shape(rows=4, inputs=8, outputs=2, bias=True, trains=trains), kind)
+    products, product = [], onednn.product
+    monkeypatch.setattr(onednn, "product", lambda *tensors: (products.append(1), product(*tensors))[1])
+    one = onednn._Try(onednn.Shape(rows=4, inputs=8, outputs=2, bias=True, trains=trains), kind)
     for _ in range(2):
         assert one.seconds() >= 0
-        assert len(products) == (kind is kernels.Linear) * (2 + trains)
+        assert len(products) == (kind is onednn.Linear) * (2 + trains)
         assert one.inputs.grad.shape == (4, 8) and (one.layer.weight.grad is not None) == trains
         products.clear()
 
 
 def test_a_build_without_onednn_keeps_pytorchs_layers(monkeypatch):
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    assert not kernels.available()
+    assert not onednn.available()
     found, kinds = chosen()
     assert set(kinds.values()) == {torch.nn.Linear}
-    assert found == kernels.unchosen("this build of PyTorch has no oneDNN")
+    assert found == onednn.unchosen("this build of PyTorch has no oneDNN")

@@ -18,27 +18,20 @@ import pytest
 import tiny_run
 from patience import PATIENCE_S, wait_for
 
-from joulesweep import (
-    bounded,
-    devices,
-    files,
-    grid,
-    launch,
-    lease,
-    measurement,
-    process,
-    provenance,
-    record,
-    train,
-    workflow,
-)
-from joulesweep.config import validate
-from joulesweep.devices import Board
-from joulesweep.errors import UserError
-from joulesweep.identity import run_id
-from joulesweep.launch import RunFailed
-from joulesweep.sensors import BoardSensor
-from joulesweep.spec import full, strip
+from joulesweep.core import bounded, files, processes
+from joulesweep.core.errors import UserError
+from joulesweep.core.spec import full, strip
+from joulesweep.launch import launcher, lease
+from joulesweep.launch.launcher import RunFailed
+from joulesweep.measure import devices, measurement
+from joulesweep.measure.devices import Board
+from joulesweep.measure.sensors import BoardSensor
+from joulesweep.plan import grid, sweep
+from joulesweep.plan.config import validate
+from joulesweep.report import evidence
+from joulesweep.runs import record
+from joulesweep.runs.identity import run_id
+from joulesweep.train import loop
 from scripts import train as script_of_a_run
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left")
@@ -78,7 +71,7 @@ def start(assets, tmp_path):
         spec = tiny_run.spec(**changes)
         folder = tmp_path / run_id(spec)
         paths = {"model_folder": assets.model_folder, "tokens": assets.tokens, "log": folder / "run.log"}
-        return launch.launch(spec, "c0de", **paths, folder=folder, exclusive=exclusive), folder
+        return launcher.launch(spec, "c0de", **paths, folder=folder, exclusive=exclusive), folder
 
     return start
 
@@ -92,7 +85,7 @@ def script(monkeypatch):
             code = f"import json, os, sys, time, pathlib; work = pathlib.Path({str(work)!r})"
             return [sys.executable, "-c", "\n".join([code, *lines])]
 
-        monkeypatch.setattr(launch, "_command", command)
+        monkeypatch.setattr(launcher, "_command", command)
 
     return use
 
@@ -136,7 +129,7 @@ def test_a_run_leaves_its_record_last_and_nothing_else(start, assets, tmp_path):
     assert running(tmp_path) == {}
     # what a process of its own computes is what this process computes
     spec = tiny_run.spec(epochs=2, dataset_source=ODD, batch_size=22)
-    here = train.train(spec, assets.model_folder, assets.tokens, tmp_path / "here")
+    here = loop.train(spec, assets.model_folder, assets.tokens, tmp_path / "here")
     assert [row["train_loss"] for row in steps] == here["losses"]
 
 
@@ -148,7 +141,7 @@ def test_two_ranks_train_as_one_process_does(start, assets, monkeypatch, tmp_pat
     changes = {"epochs": 2, "dataset_source": ODD, "batch_size": 22, "keep_model": "last"}
     found, folder = start(**changes, **TWO, min_seconds=0.5)
     assert found["measurement"]["num_passes"] == 2
-    one = train.train(tiny_run.spec(**changes), assets.model_folder, assets.tokens, tmp_path / "one")
+    one = loop.train(tiny_run.spec(**changes), assets.model_folder, assets.tokens, tmp_path / "one")
     assert [row["train_loss"] for row in lines(folder / "steps.jsonl")] == pytest.approx(one["losses"], rel=1e-4)
     for name in ("num_texts", "num_tokens", "num_steps"):
         assert found["measurement"][name] == one["measurement"][name]
@@ -156,7 +149,7 @@ def test_two_ranks_train_as_one_process_does(start, assets, monkeypatch, tmp_pat
         assert row["validation_loss"] == pytest.approx(expected["validation_loss"], rel=1e-4)
         assert row["num_steps"] == expected["num_steps"]
     assert sorted(row["kind"] for row in found["measurement"]["energy"]) == ["cpu", "dram"]  # the host once
-    again = train.train(tiny_run.spec(**changes), folder / "model", assets.tokens, tmp_path / "again")
+    again = loop.train(tiny_run.spec(**changes), folder / "model", assets.tokens, tmp_path / "again")
     assert again["epochs"][0]["validation_loss"] == pytest.approx(found["quality"]["validation_loss"], rel=1e-5)
 
 
@@ -165,7 +158,7 @@ def started(assets, tmp_path):
     """Two endless ranks under `scripts.train`, a process of its own, in the midst of training; ended afterwards."""
     spec = tiny_run.spec(**ENDLESS, strategy="ddp", devices=2)
     folder, grid_file = tmp_path / run_id(spec), tmp_path / "grid.json"
-    files.write_json(grid_file, grid.manifest(workflow.Sweep(validate(tiny_run.config())).config))
+    files.write_json(grid_file, grid.manifest(sweep.Sweep(validate(tiny_run.config())).config))
     paths = {"model-folder": assets.model_folder, "tokens": assets.tokens, "grid": grid_file, "folder": folder}
     paths |= {"log": folder / "run.log", "texts": tmp_path / "texts.jsonl"}
     job = json.dumps({"spec": strip(spec), "code": "c0de"})
@@ -191,7 +184,7 @@ def started(assets, tmp_path):
 def ranks(folder) -> list[int]:
     found = running(folder / ".work")
     return sorted(
-        pid for pid, command in found.items() if "joulesweep.worker" in command and "distributed" not in command
+        pid for pid, command in found.items() if "joulesweep.train.worker" in command and "distributed" not in command
     )
 
 
@@ -239,12 +232,12 @@ def ends_after_its_result(monkeypatch, tmp_path):
         found = [path for path in tmp_path.rglob("rank0.json") if path.read_text().endswith("}")]
         return 1e9 + time.monotonic() if found else 0.0
 
-    monkeypatch.setattr(launch, "time", SimpleNamespace(monotonic=now_s, sleep=time.sleep))
+    monkeypatch.setattr(launcher, "time", SimpleNamespace(monotonic=now_s, sleep=time.sleep))
 
 
 @pytest.mark.parametrize("end", ["time.sleep(600)", "sys.exit(1)", "os.abort()"])
 def test_a_result_counts_however_its_process_ends(start, script, monkeypatch, ends_after_its_result, end):
-    monkeypatch.setattr(launch.measurement, "combine", lambda ranks: {**ranks[0], "status": "unsupported"})
+    monkeypatch.setattr(launcher.measurement, "combine", lambda ranks: {**ranks[0], "status": "unsupported"})
     script("(work / 'rank0.json').write_text(json.dumps({'status': 'ok', 'reason': 'stands for numbers'}))", end)
     found, _ = start(timeout_s=3)
     assert (found["status"], found["reason"]) == ("unsupported", "stands for numbers")
@@ -253,7 +246,7 @@ def test_a_result_counts_however_its_process_ends(start, script, monkeypatch, en
 @pytest.mark.parametrize(("counts", "end", "status"), [((5, 6), 9, "oom"), ((5, 5), 9, None), ((5, 6), 11, None)])
 def test_a_killed_process_ran_out_of_memory_if_the_kernel_says_so(start, script, monkeypatch, counts, end, status):
     left = iter(counts)
-    monkeypatch.setattr(launch.process, "oom_kills", lambda: next(left))
+    monkeypatch.setattr(launcher.processes, "oom_kills", lambda: next(left))
     script(f"os.kill(os.getpid(), {end})")
     if status:
         assert start()[0]["status"] == status
@@ -342,14 +335,14 @@ def test_a_run_that_is_terminated_takes_its_processes_with_it(start, script, tmp
 def test_a_run_ends_when_the_workflow_above_it_is_gone(start, script, monkeypatch, tmp_path):
     script("time.sleep(600)")
     seen = iter([(10, 9), (10, 9), (10, 9), (1, 0)])
-    monkeypatch.setattr(process, "ancestry", lambda: next(seen))
+    monkeypatch.setattr(processes, "ancestry", lambda: next(seen))
     with pytest.raises(SystemExit, match="the workflow that started this run is gone"):
         start()
     assert running(tmp_path) == {}
 
 
 def test_the_ancestry_is_the_parent_and_its_parent():
-    code = "from joulesweep.process import ancestry; import os; print(*ancestry(), os.getppid())"
+    code = "from joulesweep.core.processes import ancestry; import os; print(*ancestry(), os.getppid())"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tiny_run.REPOSITORY, capture_output=True, text=True, check=True
     )
@@ -360,16 +353,16 @@ def test_the_ancestry_is_the_parent_and_its_parent():
 def test_a_process_that_is_gone_has_no_parent():
     child = subprocess.Popen([sys.executable, "-c", "pass"])
     child.wait()
-    assert process._parent_of(child.pid) == 0
+    assert processes._parent_of(child.pid) == 0
 
 
 def test_one_rank_is_one_process_and_several_are_torchruns():
     work = Path("work")
-    assert launch._command(1, work) == [sys.executable, "-m", "joulesweep.worker", "work/job.json"]
-    command = launch._command(2, work)
+    assert launcher._command(1, work) == [sys.executable, "-m", "joulesweep.train.worker", "work/job.json"]
+    command = launcher._command(2, work)
     assert command[1:3] == ["-m", "torch.distributed.run"]
     assert command[command.index("--nproc-per-node") + 1] == "2"
-    assert command[-3:] == ["-m", "joulesweep.worker", "work/job.json"]
+    assert command[-3:] == ["-m", "joulesweep.train.worker", "work/job.json"]
 
 
 def test_the_environment_makes_runs_equal_and_keeps_them_off_the_network(start, script, monkeypatch, tmp_path):
@@ -385,7 +378,7 @@ def test_the_environment_makes_runs_equal_and_keeps_them_off_the_network(start, 
 
 
 def test_the_measuring_parent_imports_no_torch():
-    code = "import sys, joulesweep.launch; print('torch' in sys.modules, 'zeus' in sys.modules)"
+    code = "import sys, joulesweep.launch.launcher; print('torch' in sys.modules, 'zeus' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tiny_run.REPOSITORY, capture_output=True, text=True, check=True
     )
@@ -491,17 +484,17 @@ def test_boards_that_config_or_batch_system_withhold_are_the_users_to_mend(
 def test_snakemakes_silent_cap_is_refused(changes, exclusive, num_gpus, needed):
     spec = tiny_run.spec(**changes)
     if needed is None:
-        launch.check_granted(spec, exclusive, num_gpus)
+        launcher.check_granted(spec, exclusive, num_gpus)
         return
     said = f"{run_id(spec)} needs {needed} GPUs, Snakemake grants {num_gpus}: use --resources gpu={needed}"
     with pytest.raises(UserError) as caught:
-        launch.check_granted(spec, exclusive, num_gpus)
+        launcher.check_granted(spec, exclusive, num_gpus)
     assert str(caught.value) == said
 
 
 @pytest.mark.parametrize("exclusive", ["gpu", "node", "none"])
 def test_whom_a_run_keeps_out_comes_from_its_grid(monkeypatch, tmp_path, exclusive, capsys):
-    config = workflow.Sweep(validate(tiny_run.config(measure={"exclusive": exclusive}))).config
+    config = sweep.Sweep(validate(tiny_run.config(measure={"exclusive": exclusive}))).config
     files.write_json(tmp_path / "grid.json", grid.manifest(config))
     given = []
 
@@ -540,13 +533,13 @@ def test_what_a_run_holds_is_let_go_also_when_it_fails(
 ):
     boards(3)
     script("sys.exit(7)")
-    seen, places, command = [], lease.folder(), launch._command
+    seen, places, command = [], lease.folder(), launcher._command
 
     def noted(num_ranks, work):
         seen.append((lock_files.held(places), json.loads((work / "job.json").read_text())["boards"]))
         return command(num_ranks, work)
 
-    monkeypatch.setattr(launch, "_command", noted)
+    monkeypatch.setattr(launcher, "_command", noted)
     open_before = len(list(Path("/proc/self/fd").iterdir()))
     with pytest.raises(RunFailed):
         start(exclusive, **changes)
@@ -643,11 +636,11 @@ def test_pinned_runs_choose_from_the_first_boards_alone(boards, monkeypatch, tmp
     def lease(candidates, *given):
         raise Asked([one.index for one in candidates])
 
-    monkeypatch.setattr(launch, "Lease", lease)
+    monkeypatch.setattr(launcher, "Lease", lease)
     paths = {name: tmp_path / name for name in ("model_folder", "tokens", "folder")}
     spec = tiny_run.spec(accelerator="cuda", **changes)
     with pytest.raises(Asked) as caught:
-        launch.launch(spec, "c0de", **paths, log=None, exclusive="gpu", pinned=pinned, with_snakemake=False)
+        launcher.launch(spec, "c0de", **paths, log=None, exclusive="gpu", pinned=pinned, with_snakemake=False)
     assert caught.value.args == (asked,)
 
 
@@ -671,7 +664,7 @@ def test_weights_that_began_at_random_are_flagged(start, manifest, names):
     manifest(new_weights=names)
     flags = {row["flag"]: row["text"] for row in start()[0]["measurement"]["flags"]}
     assert flags.get("new_weights") == ("not in the model's files: a.weight, a.bias" if names else None)
-    assert "new_weights" in provenance.FLAGS
+    assert "new_weights" in evidence.FLAGS
 
 
 @pytest.fixture
@@ -702,7 +695,7 @@ def test_a_meter_that_hangs_stops_no_signal(start, script, hanging, monkeypatch,
 
 @pytest.mark.parametrize("cooldown_s", [0.0, 0.1])
 def test_a_meter_that_hangs_costs_readings_and_not_the_training(start, hanging, monkeypatch, cooldown_s):
-    monkeypatch.setattr(launch, "POLL_S", 0.01)
+    monkeypatch.setattr(launcher, "POLL_S", 0.01)
     found, _ = start("gpu", gpus=[0], cooldown_s=cooldown_s)
     assert found["status"] == "ok"
     (told,) = [row["text"] for row in found["measurement"]["flags"] if row["flag"] == "trace_stopped"]
@@ -719,7 +712,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, "tests")
 import tiny_run
-from joulesweep import bounded, launch
+from joulesweep.launch import launcher as launch; from joulesweep.core import bounded
 folder, bounded.LIMIT_S = Path(sys.argv[1]), 0.5
 work = "print('works', flush=True); import time; time.sleep(600)"
 launch._command = lambda num_ranks, place: [sys.executable, "-c", work, str(place)]

@@ -15,10 +15,11 @@ import pytest
 import tiny_run
 from patience import PATIENCE_S, wait_for
 
-from joulesweep import lease, process
-from joulesweep.devices import Board
-from joulesweep.errors import UserError
-from joulesweep.lease import Lease
+from joulesweep.core import processes
+from joulesweep.core.errors import UserError
+from joulesweep.launch import lease
+from joulesweep.launch.lease import Lease
+from joulesweep.measure.devices import Board
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
@@ -109,8 +110,8 @@ def started():
 CONTENDER = """
 import random, sys, time
 from pathlib import Path
-from joulesweep import lease
-from joulesweep.devices import Board
+from joulesweep.launch import lease
+from joulesweep.measure.devices import Board
 lease.POLL_S = 0.001
 folder, needed, total = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 about = dict(name="", memory_bytes=None, has_counter=True, mig=False)
@@ -251,8 +252,8 @@ def test_a_run_of_two_boards_gets_them_between_two_streams_of_small_runs():
 #: Waits for board 0, and says so.
 WAITER = """
 import sys
-from joulesweep import lease
-from joulesweep.devices import Board
+from joulesweep.launch import lease
+from joulesweep.measure.devices import Board
 lease.POLL_S = 0.001
 board = Board(index=0, uuid="GPU-0", name="", memory_bytes=None, has_counter=True, mig=False)
 with lease.Lease([board], 1, "gpu", lambda: None):
@@ -329,8 +330,8 @@ def test_a_lease_that_ends_by_an_error_gives_everything_back():
 
 HOLDER = """
 import sys, time
-from joulesweep.devices import Board
-from joulesweep.lease import Lease
+from joulesweep.measure.devices import Board
+from joulesweep.launch.lease import Lease
 board = Board(index=0, uuid="GPU-0", name="", memory_bytes=None, has_counter=True, mig=False)
 with Lease([board], 1, sys.argv[1], lambda: None):
     print("held", flush=True)
@@ -351,24 +352,24 @@ def test_a_killed_holder_gives_everything_back(started, exclusive):
 def test_a_process_that_inherited_the_descriptors_keeps_the_boards():
     """As when the launching parent is killed and its workers have yet to die."""
     with leased([board(0)]) as held:
-        child = process.start(SLEEP, dict(os.environ), None, held.descriptors)
+        child = processes.start(SLEEP, dict(os.environ), None, held.descriptors)
     try:
         assert refused([board(0)])
         assert refused([], needed=0, exclusive="node")
         assert not refused([board(1)])
     finally:
-        process.kill_group(child)
+        processes.kill_group(child)
     assert not refused([board(0)], exclusive="node")
 
 
 def test_a_process_that_inherited_nothing_keeps_nothing():
     """Else the test above proves nothing."""
     with leased([board(0)]):
-        child = process.start(SLEEP, dict(os.environ), None)
+        child = processes.start(SLEEP, dict(os.environ), None)
     try:
         assert not refused([board(0)], exclusive="node")
     finally:
-        process.kill_group(child)
+        processes.kill_group(child)
 
 
 def test_a_run_alone_on_the_node_waits_for_others_and_keeps_them_out(capfd):
@@ -438,8 +439,8 @@ def test_locks_are_open_to_all_users_of_the_machine(locks):
 #: Becomes another user after its imports, which that user may not be allowed to read.
 OTHER_USER = """
 import os, sys, tempfile, random
-from joulesweep.devices import Board
-from joulesweep.lease import Lease
+from joulesweep.measure.devices import Board
+from joulesweep.launch.lease import Lease
 os.setgroups([]); os.setresgid(*[int(sys.argv[1])] * 3); os.setresuid(*[int(sys.argv[1])] * 3)
 board = Board(index=0, uuid="GPU-0", name="", memory_bytes=None, has_counter=True, mig=False)
 def wanted(): raise SystemExit("taken")

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from jinja2 import UndefinedError
 
-from joulesweep import markup
+from joulesweep.report import markup
 
 
 def test_a_table_has_numbers_with_intervals_and_escapes_texts():

@@ -9,12 +9,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from joulesweep.devices import Board
-from joulesweep.measurement import COUNTED, EPOCH, QUALITY, combine, flags, judge
-from joulesweep.meter import MIG, NO_COUNTER, row
-from joulesweep.sensors import Zone
-from joulesweep.trace import Series, Trace
-from joulesweep.verdict import INTEGRATED, MIN_TICKS, RESET, TICK
+from joulesweep.measure.devices import Board
+from joulesweep.measure.measurement import COUNTED, EPOCH, QUALITY, combine, flags, judge
+from joulesweep.measure.sensors import Zone
+from joulesweep.measure.trace import Series, Trace
+from joulesweep.measure.verdict import INTEGRATED, MIN_TICKS, RESET, TICK
+from joulesweep.measure.window import MIG, NO_COUNTER, row
 
 ROW = {
     "device", "kind", "uuid", "energy_j", "total_energy_j", "status", "method", "reason", "tick_s", "idle_w",

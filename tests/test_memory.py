@@ -13,7 +13,8 @@ import pytest
 import tiny_run
 import torch
 
-from joulesweep import launch, memory
+from joulesweep.launch import launcher
+from joulesweep.train import memory
 
 MIB = 2**20
 
@@ -236,12 +237,12 @@ def test_room_is_set_aside_once_and_filled_in_place_as_often_as_asked():
 def test_what_was_freed_is_no_part_of_the_next_peak():
     """Run apart, under the allocator's settings of a run: they let it keep whatever it once had."""
     code = (
-        "import torch; from joulesweep import memory; cpu = torch.device('cpu')\n"
+        "import torch; from joulesweep.train import memory; cpu = torch.device('cpu')\n"
         "blocks = [torch.ones(2**16) for _ in range(4000)]; del blocks\n"
         "peaks = memory.Peaks(cpu, 1); peaks.note([]); kept = peaks.peak()['host_rss_bytes']\n"
         "memory.give_back(cpu)\n"
         "peaks = memory.Peaks(cpu, 1); peaks.note([]); print(kept - peaks.peak()['host_rss_bytes'])"
     )
-    environ = {**os.environ, **launch.ALLOCATOR}
+    environ = {**os.environ, **launcher.ALLOCATOR}
     done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
     assert int(done.stdout) > 4000 * 2**18 * 0.8

@@ -13,9 +13,10 @@ import pytest
 import tiny_run
 import torch
 
-from joulesweep import flops, methods
-from joulesweep.errors import UserError
-from joulesweep.model import LanguageModel
+from joulesweep import methods
+from joulesweep.core.errors import UserError
+from joulesweep.nets import flops
+from joulesweep.nets.language_model import LanguageModel
 
 
 def frozen(model) -> set[str]:

@@ -10,11 +10,11 @@ import torch
 from gradients import assert_near, gradients_of
 from torch.nn import functional
 
-from joulesweep import data, labels
-from joulesweep.anatomy import num_positions, stacks
-from joulesweep.build import build
-from joulesweep.corpus import load
-from joulesweep.model import IGNORED, LanguageModel
+from joulesweep.nets.anatomy import num_positions, stacks
+from joulesweep.nets.build import build
+from joulesweep.nets.language_model import IGNORED, LanguageModel
+from joulesweep.train import data, labels
+from joulesweep.train.corpus import load
 
 #: Families whose heads are found, and whose texts can be packed; the names of the head's modules.
 FAMILIES = {

@@ -8,7 +8,7 @@ import pytest
 import tiny_run
 
 from benchmarks import peer_assets, peers
-from joulesweep import launch
+from joulesweep.launch import launcher
 
 PROGRAMS = [name for name in peers.PEERS if name != "trainer-compiled"]  # a compiler takes a minute
 
@@ -94,11 +94,11 @@ def test_all_processes_have_the_environment_of_a_run(assets, monkeypatch, plain)
         options(seeds=1, peers=list(peers.PEERS), levers=True, accelerator="cpu", plain_environment=plain,
                 data=None, assets=None)
     )  # fmt: skip
-    assert {module for module, *_ in started} > {"joulesweep.worker", "benchmarks.peer_trainer"}
+    assert {module for module, *_ in started} > {"joulesweep.train.worker", "benchmarks.peer_trainer"}
     assert len(started) == len(peers.PEERS) + len(peers.LEVERS) + 1
     assert all(environ == started[0][1] and cwd == started[0][2] for _, environ, cwd in started)
-    expected = launch.child_environment(1, [])
-    for name in launch.ALLOCATOR if plain else ():
+    expected = launcher.child_environment(1, [])
+    for name in launcher.ALLOCATOR if plain else ():
         del expected[name]
     assert started[0][1] == expected
     assert report["contestants"] == []

@@ -6,11 +6,11 @@ import polars as pl
 import pytest
 import synthetic
 
-from joulesweep import power
-from joulesweep.aggregate import aggregate
-from joulesweep.columns import POWER
-from joulesweep.errors import Corrupt
-from joulesweep.tables import frame
+from joulesweep.analyse import power_traces
+from joulesweep.analyse.collect import aggregate
+from joulesweep.analyse.columns import POWER
+from joulesweep.analyse.tables import frame
+from joulesweep.core.errors import Corrupt
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_a_corrupt_trace_is_refused_by_name(sweep, line):
     path = runs / next(iter(grid["runs"])) / "power.jsonl"
     path.write_text(line + "\n")
     with pytest.raises(Corrupt, match="corrupt power trace") as caught:
-        power.read(path.parent)
+        power_traces.read(path.parent)
     assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
 
 

@@ -9,9 +9,11 @@ import tiny_run
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from joulesweep import assembly, flops, methods, products, scoring, train, trainer
-from joulesweep.errors import UserError
-from joulesweep.model import LanguageModel
+from joulesweep import methods
+from joulesweep.core.errors import UserError
+from joulesweep.nets import flops, products
+from joulesweep.nets.language_model import LanguageModel
+from joulesweep.train import assembly, loop, scoring, trainer
 
 pytestmark = pytest.mark.usefixtures("torch_as_it_was")
 
@@ -220,7 +222,7 @@ def assets(tmp_path_factory):
 def run(assets, tmp_path):
     def run(**changes):
         changes = {"method": "prefix", "task": "clm", "batching": "dynamic", "lr": 0.1, **changes}
-        return train.train(tiny_run.spec(**changes), assets.model_folder, assets.tokens, tmp_path)
+        return loop.train(tiny_run.spec(**changes), assets.model_folder, assets.tokens, tmp_path)
 
     return run
 
@@ -258,7 +260,7 @@ def test_a_whole_training_learns_is_counted_and_is_saved_beside_the_untouched_mo
 
 def test_more_positions_than_a_model_has_are_refused(run):
     assert run(max_length=44, max_steps=1, batching="fixed")["status"] == "ok"
-    with pytest.raises(train.Stop) as stopped:
+    with pytest.raises(loop.Stop) as stopped:
         run(max_length=45, max_steps=1, batching="fixed")
     both = "20 virtual tokens and 45 of a text are more than the 64 positions of this model"
     assert stopped.value.outcome["status"] == "unsupported"
@@ -272,5 +274,5 @@ def test_what_it_is_to_write_counts_too(assets):
     given = {"task": "clm", "batching": "dynamic", "generate": generate, "max_target_length": 30}
     tokens = tiny_run.token_file(assets.tokens.with_name("targets.safetensors"), targets=True, **tiny_run.PROMPT)
     assembly.assemble(tiny_run.spec(**given), assets.model_folder, tokens, place)
-    with pytest.raises(train.Stop, match=r"20 virtual tokens and \d\d of a text are more than the 64 positions"):
+    with pytest.raises(loop.Stop, match=r"20 virtual tokens and \d\d of a text are more than the 64 positions"):
         assembly.assemble(tiny_run.spec(method="prefix", **given), assets.model_folder, tokens, place)

@@ -13,10 +13,10 @@ import pytest
 from safetensors.numpy import save_file
 from tiny import BERT_CONFIG, bert_model, bert_tokenizer, bert_weights
 
-from joulesweep import pretrained
-from joulesweep.config import ModelConfig
-from joulesweep.errors import UserError
-from joulesweep.pretrained import fetch_model
+from joulesweep.core.errors import UserError
+from joulesweep.plan.config import ModelConfig
+from joulesweep.prepare import model
+from joulesweep.prepare.model import fetch_model
 
 ROOT = Path(__file__).parent.parent
 WANTED = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
@@ -307,7 +307,7 @@ REAL = [
 
 @pytest.mark.parametrize(("model_type", "keys"), REAL, ids=[kind for kind, _ in REAL])
 def test_random_models_take_the_keys_of_real_configs(model_type, keys):
-    written = json.loads(pretrained._random_config({"model_type": model_type, **keys}))
+    written = json.loads(model._random_config({"model_type": model_type, **keys}))
     assert {key: written[key] for key in keys} == keys
 
 
@@ -326,7 +326,7 @@ def test_random_models_take_the_keys_of_real_configs(model_type, keys):
 )
 def test_random_models_refuse_near_misses(model_type, key, meant):
     with pytest.raises(UserError, match=f"unknown key of a {model_type} config '{key}' .did you mean '{meant}'"):
-        pretrained._random_config({"model_type": model_type, key: 3})
+        model._random_config({"model_type": model_type, key: 3})
 
 
 @pytest.mark.parametrize(
@@ -345,14 +345,14 @@ def test_random_models_refuse_near_misses(model_type, key, meant):
 )
 def test_random_models_have_at_least_one_of_what_counts(model_type, key, value, least):
     with pytest.raises(UserError, match=f"^random: {key}: must be at least {least}, got {value}$"):
-        pretrained._random_config({"model_type": model_type, key: value})
+        model._random_config({"model_type": model_type, key: value})
 
 
 @pytest.mark.parametrize(
     ("model_type", "key", "value"), [("llama", "pad_token_id", -1), ("deberta-v2", "max_relative_positions", -1)]
 )
 def test_random_models_may_be_told_what_transformers_means_by_less(model_type, key, value):
-    assert f'"{key}": {value}' in pretrained._random_config({"model_type": model_type, key: value})
+    assert f'"{key}": {value}' in model._random_config({"model_type": model_type, key: value})
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), [1.0, float("-inf")], {"deep": [{"er": float("nan")}]}])

@@ -11,7 +11,7 @@ import pytest
 import tiny_run
 from patience import wait_for
 
-from joulesweep import process
+from joulesweep.core import processes
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
@@ -32,7 +32,7 @@ def wait_until_dead(pid: int) -> None:
 
 def test_a_child_dies_with_its_parent_however_that_dies():
     code = (
-        "import os, sys; from joulesweep import process\n"
+        "import os, sys; from joulesweep.core import processes as process\n"
         f"child = process.start({SLEEP!r}, dict(os.environ), None)\n"
         "print(child.pid, flush=True)\n"
         "os.kill(os.getpid(), 9)"
@@ -60,22 +60,22 @@ def test_without_being_asked_a_child_outlives_its_parent():
 def test_killing_a_group_kills_what_its_leader_started(tmp_path):
     code = f"import subprocess, sys, time; print(subprocess.Popen({SLEEP!r}).pid, flush=True); time.sleep(600)"
     log = os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT)
-    child = process.start([sys.executable, "-c", code], dict(os.environ), log)
+    child = processes.start([sys.executable, "-c", code], dict(os.environ), log)
     os.close(log)
     while not (tmp_path / "log").read_text().endswith("\n"):
         assert child.poll() is None
         time.sleep(0.02)
     grandchild = int((tmp_path / "log").read_text())
     assert lives(grandchild)
-    process.kill_group(child)
+    processes.kill_group(child)
     assert child.returncode == -9
     wait_until_dead(grandchild)
 
 
 def test_a_group_that_has_ended_may_be_killed_again():
-    child = process.start([sys.executable, "-c", "pass"], dict(os.environ), None)
+    child = processes.start([sys.executable, "-c", "pass"], dict(os.environ), None)
     child.wait()
-    process.kill_group(child)
+    processes.kill_group(child)
     assert child.returncode == 0
 
 
@@ -86,7 +86,7 @@ def test_a_command_has_the_environment_that_is_given_and_nothing_else(tmp_path, 
         "import os, sys; print('x', file=sys.stderr)\n"
         "print(os.environ['WORD'], 'HOME' in os.environ, sys.stdin.read() == '')"
     )
-    child = process.start([sys.executable, "-c", code], {"WORD": word}, log)
+    child = processes.start([sys.executable, "-c", code], {"WORD": word}, log)
     os.close(log)
     assert child.wait() == 0
     assert sorted((tmp_path / "log").read_text().splitlines()) == sorted([f"{word} False True", "x"])
@@ -94,22 +94,22 @@ def test_a_command_has_the_environment_that_is_given_and_nothing_else(tmp_path, 
 
 def test_children_are_killed_with_what_they_leave_behind_and_others_are_spared():
     spared = subprocess.Popen(SLEEP)
-    before = process.children()
+    before = processes.children()
     assert spared.pid in before
     code = (
         "import subprocess, sys, time\n"
         f"print(subprocess.Popen({SLEEP!r}, start_new_session=True).pid, flush=True); time.sleep(600)"
     )
-    process.adopt(orphans=True)
+    processes.adopt(orphans=True)
     try:
         child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
         grandchild = int(child.stdout.readline())
         child.kill()
-        process.kill_children(but=before)
+        processes.kill_children(but=before)
         assert not lives(child.pid) and not lives(grandchild)
-        assert lives(spared.pid) and process.children() == before
+        assert lives(spared.pid) and processes.children() == before
     finally:
-        process.adopt(orphans=False)
+        processes.adopt(orphans=False)
         spared.kill()
         spared.wait()
         child.wait()
@@ -131,30 +131,30 @@ def test_the_kernels_count_of_memory_kills_is_read_where_it_is(tmp_path, monkeyp
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     places = ((str(tmp_path / "v2"), "memory.events"), (str(tmp_path / "v1"), "memory.oom_control"))
-    monkeypatch.setattr(process, "OOM_COUNTS", places)
-    monkeypatch.setattr(process, "_groups", lambda: ["a/b"])
-    assert process.oom_kills() == expected
+    monkeypatch.setattr(processes, "OOM_COUNTS", places)
+    monkeypatch.setattr(processes, "_groups", lambda: ["a/b"])
+    assert processes.oom_kills() == expected
 
 
 def test_this_process_has_a_group_or_none():
-    assert all(isinstance(group, str) and not group.startswith("/") for group in process._groups())
+    assert all(isinstance(group, str) and not group.startswith("/") for group in processes._groups())
 
 
 def test_a_process_that_does_not_die_is_left_behind(monkeypatch, capfd):
     """As one that hangs in the kernel: it is waited for, but not for ever."""
-    monkeypatch.setattr(process, "KILL_S", 0.05)
-    before = process.children()
-    child = process.start(SLEEP, dict(os.environ), None)
+    monkeypatch.setattr(processes, "KILL_S", 0.05)
+    before = processes.children()
+    child = processes.start(SLEEP, dict(os.environ), None)
     kill, killpg = os.kill, os.killpg
     monkeypatch.setattr(os, "kill", lambda pid, number: None)
     monkeypatch.setattr(os, "killpg", lambda pid, number: None)
-    process.kill_group(child)
-    process.kill_children(but=before)
+    processes.kill_group(child)
+    processes.kill_children(but=before)
     assert lives(child.pid)
     assert capfd.readouterr().err == f"process {child.pid} does not die: it hangs in the kernel\n"
     monkeypatch.setattr(os, "kill", kill)
     monkeypatch.setattr(os, "killpg", killpg)
-    process.kill_group(child)
+    processes.kill_group(child)
     assert child.returncode == -9
 
 
@@ -162,20 +162,20 @@ def test_a_process_in_a_call_that_hangs_dies():
     """As one whose driver does not answer: no handler of Python's runs there."""
     code = "import ctypes; print('now', flush=True); ctypes.CDLL(None).pause()"
     reader, writer = os.pipe()
-    child = process.start([sys.executable, "-c", code], dict(os.environ), writer)
+    child = processes.start([sys.executable, "-c", code], dict(os.environ), writer)
     os.close(writer)
     with os.fdopen(reader) as said:
         assert said.readline() == "now\n"
-    process.kill_group(child)
+    processes.kill_group(child)
     assert child.returncode == -9
 
 
 def test_who_descends_from_whom():
     child = subprocess.Popen(SLEEP)
-    assert process.is_below(child.pid, os.getpid())
-    assert process.is_below(os.getpid(), os.getpid())
-    assert not process.is_below(os.getppid(), os.getpid())
-    assert not process.is_below(1, os.getpid())
+    assert processes.is_below(child.pid, os.getpid())
+    assert processes.is_below(os.getpid(), os.getpid())
+    assert not processes.is_below(os.getppid(), os.getpid())
+    assert not processes.is_below(1, os.getpid())
     child.kill()
     child.wait()
-    assert not process.is_below(child.pid, os.getpid())
+    assert not processes.is_below(child.pid, os.getpid())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import synthetic
 
-from joulesweep import progress
+from joulesweep.launch import progress
 
 RUNS = [f"run{i}" for i in range(12)]
 

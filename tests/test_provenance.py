@@ -9,7 +9,10 @@ import pytest
 import synthetic
 from test_report import words
 
-from joulesweep import aggregate, provenance, record, report, rows
+from joulesweep.analyse import collect, run_rows
+from joulesweep.report import evidence
+from joulesweep.report.page import build
+from joulesweep.runs import record
 
 CARBON = {"country": None, "g_per_kwh": 360.0, "source": "my contract, 2025"}
 ASKED = {"carbon": CARBON, "price_per_kwh": 0.36, "currency": "EUR"}
@@ -23,7 +26,7 @@ def sweep(tmp_path, change=synthetic.on_gpus, axes=None, energy=None):
 
 def page(tmp_path, change=synthetic.on_gpus, axes=None, energy=None):
     grid, runs = sweep(tmp_path, change, axes, energy)
-    return report.build(grid, aggregate.aggregate(grid, runs))
+    return build(grid, collect.aggregate(grid, runs))
 
 
 def shown(html):
@@ -132,10 +135,10 @@ def test_the_sweeps_own_cost_counts_every_pass(tmp_path):
         return synthetic.with_energy(row, *synthetic.no_meter())
 
     grid, runs = sweep(tmp_path, change)
-    found = aggregate.aggregate(grid, runs)
+    found = collect.aggregate(grid, runs)
     total_j = found.runs["total_energy_j"].sum()
     assert total_j > 1.5 * found.runs["energy_j"].sum()  # several passes each
-    text = shown(report.build(grid, found))
+    text = shown(build(grid, found))
     assert f"{total_j / 1e3:.0f} kJ (measured, scope gpu, 16 runs)" in text
     assert "8 finished runs lack joules." in text
 
@@ -152,14 +155,14 @@ def test_what_whole_runs_used_is_told_beside_their_windows(tmp_path):
         return row
 
     grid, runs = sweep(tmp_path, change)
-    found = aggregate.aggregate(grid, runs)
+    found = collect.aggregate(grid, runs)
     lacking = found.devices.filter("in_scope", pl.col("whole_run_energy_j").is_null())
-    assert set(lacking["whole_run_reason"]) == {"gone", rows.NOT_TRACED}
+    assert set(lacking["whole_run_reason"]) == {"gone", run_rows.NOT_TRACED}
     known = found.runs.join(lacking, on="run", how="anti")
     idle_j = (90.0 * synthetic.START_S * known["devices"]).sum()
     whole_j = known["total_energy_j"].sum() + idle_j
     assert known.height == 16
-    text = shown(report.build(grid, found))
+    text = shown(build(grid, found))
     assert f"finished runs used {whole_j / 1e3:.0f} kJ in 16 runs." in text
     read = [row for row in lacking.iter_rows(named=True) if row["total_energy_j"] is not None]
     assert len(read) == 8
@@ -169,14 +172,14 @@ def test_the_joules_of_a_machine_are_counted_once(tmp_path):
     """Of runs that had neighbours, CPU joules are in the record and in no sum."""
     for exclusive, factor in (("gpu", 0.0), ("node", 24 * 7.0)):
         grid, runs = sweep(tmp_path / exclusive, lambda row, exclusive=exclusive: host_joules(row, exclusive))
-        found = aggregate.aggregate(grid, runs)
+        found = collect.aggregate(grid, runs)
         boards_j = sum(
             one["total_energy_j"]
             for run in grid["runs"]
             for one in record.read(runs / run / "record.json")["measurement"]["energy"]
             if one["kind"] == "gpu"
         )
-        (line,) = provenance.own_cost(found, None)["lines"]
+        (line,) = evidence.own_cost(found, None)["lines"]
         scope = "gpu" if exclusive == "gpu" else "gpu+cpu"
         assert line.endswith(f"(measured, scope {scope}, 24 runs)")
         assert found.runs["total_energy_j"].sum() == pytest.approx(boards_j + factor)
@@ -206,7 +209,7 @@ def test_emissions_and_cost_only_when_asked_for(tmp_path):
 def test_emissions_of_estimates_are_marked(tmp_path):
     raw = synthetic.raw_config(energy={"estimate": True, "carbon": CARBON})
     grid, runs = synthetic.write_sweep(tmp_path, raw)
-    text = shown(report.build(grid, aggregate.aggregate(grid, runs)))
+    text = shown(build(grid, collect.aggregate(grid, runs)))
     assert re.search(r"CO2e of a run, of estimated joules ≈ [\d.]+ m?g estimated", text)
     assert "Estimated CO2e" in text and "CO2e of a run ≈" not in text
     assert "The joules hold no share for cooling: PUE multiplies emissions and cost only." in text
@@ -217,7 +220,7 @@ def drifted(tmp_path, *anchors):
     for day, factor, change in anchors:
         synthetic.write_anchors(written, tmp_path, day, 2, factor, change)
     grid, runs = written
-    return shown(report.build(grid, aggregate.aggregate(grid, runs, anchors_folder=tmp_path / "anchors")))
+    return shown(build(grid, collect.aggregate(grid, runs, anchors_folder=tmp_path / "anchors")))
 
 
 def test_drift_between_days(tmp_path):
@@ -260,8 +263,8 @@ def mixed(row):
 def test_missing_joules_are_never_zero(tmp_path, change):
     """Neither in a table nor in the report."""
     grid, runs = sweep(tmp_path, change, energy=ASKED)
-    found = aggregate.aggregate(grid, runs)
-    assert not ABSENCES.search(shown(report.build(grid, found)))
+    found = collect.aggregate(grid, runs)
+    assert not ABSENCES.search(shown(build(grid, found)))
     for name, columns in (("runs", "energy_j net_energy_j total_energy_j co2e_g cost"), ("epochs", "energy_j")):
         values = getattr(found, name).select(columns.split())
         assert (values.fill_null(1.0).min_horizontal() > 0).all()
@@ -300,7 +303,7 @@ def test_repeats_that_ran_out_of_memory_have_one_short_reason(tmp_path):
         return synthetic.failed(row, "oom", said) if row["spec"]["batch_size"] == 64 else synthetic.on_gpus(row)
 
     grid, runs = sweep(tmp_path, change)
-    problems = provenance.problems(aggregate.aggregate(grid, runs).runs)
+    problems = evidence.problems(collect.aggregate(grid, runs).runs)
     assert len(problems) == 4 and {problem["repeats"] for problem in problems} == {"1, 2, 3"}
     short = OUT_OF_MEMORY.format("1.00", free[1], "").partition(" Process")[0]
     assert {problem["reasons"] for problem in problems} == {short}
@@ -313,6 +316,6 @@ def test_a_run_without_numbers_makes_no_environment_of_its_own(tmp_path):
         return synthetic.failed(row, "unsupported", "ddp asks for 2 GPUs; this machine has 1")  # without boards
 
     grid, runs = sweep(tmp_path, change)
-    found = aggregate.aggregate(grid, runs)
+    found = collect.aggregate(grid, runs)
     assert found.cells["panel"].unique().to_list() == [""]
-    assert {problem["panel"] for problem in provenance.problems(found.runs)} == {""}
+    assert {problem["panel"] for problem in evidence.problems(found.runs)} == {""}

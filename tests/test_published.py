@@ -9,8 +9,9 @@ import tiny_run
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from joulesweep import flops, methods, products
-from joulesweep.model import LanguageModel
+from joulesweep import methods
+from joulesweep.nets import flops, products
+from joulesweep.nets.language_model import LanguageModel
 
 FILE = tiny_run.REPOSITORY / "resources" / "published" / "greentrainer.csv"
 #: Width, layers, heads and inner width, from Zhang et al. 2022 (arXiv 2205.01068), table 1.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import synthetic
 
-from joulesweep import published
-from joulesweep.aggregate import aggregate
+from joulesweep.analyse.collect import aggregate
+from joulesweep.analyse.studies import published
 
 METHODS = [
     "full",

@@ -8,9 +8,12 @@ import shutil
 import pytest
 import tiny_run
 
-from joulesweep import config, definitions, digest, places, readers, texts
-from joulesweep.errors import UserError
-from joulesweep.workflow import Sweep
+from joulesweep import readers
+from joulesweep.core import places
+from joulesweep.core.errors import UserError
+from joulesweep.plan import config, definitions, staleness
+from joulesweep.plan.sweep import Sweep
+from joulesweep.prepare import dataset
 
 FIELDS = {"needs_field": {"field": "text"}, "target": {"target": "t"}, "choices": {"choices": "c", "answer": "i"}}
 FILES = [name for name in readers.names() if readers.load(name).read is not None]
@@ -28,7 +31,7 @@ CONTENT = {
 def fetch(path, name, **keys):
     """The rows of a file in a format."""
     source = {"source": {"local": str(path)}, "format": name, **keys}
-    lines, _ = texts.fetch_dataset(config.DatasetConfig.model_validate(source))
+    lines, _ = dataset.fetch_dataset(config.DatasetConfig.model_validate(source))
     return [json.loads(line) for line in lines.splitlines()]
 
 
@@ -68,7 +71,7 @@ def test_a_change_of_a_reader_concerns_the_data_sets_of_its_format(tmp_path, mon
         monkeypatch.setattr(places, name, path)
 
     def codes():
-        for function in (definitions._module, definitions.encoded, digest.code_digest):
+        for function in (definitions._module, definitions.encoded, staleness.code_digest):
             function.cache_clear()
         return {name: sweep.dataset_code(key) for key, name in sweep._datasets.items()}
 

@@ -11,10 +11,11 @@ import stat
 import pytest
 import tiny_run
 
-from joulesweep import files, record
-from joulesweep.errors import UserError
-from joulesweep.identity import run_id
-from joulesweep.spec import full
+from joulesweep.core import files
+from joulesweep.core.errors import UserError
+from joulesweep.core.spec import full
+from joulesweep.runs import record
+from joulesweep.runs.identity import run_id
 
 SPEC = tiny_run.spec()
 

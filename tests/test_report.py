@@ -10,8 +10,9 @@ import pytest
 import synthetic
 from patience import PATIENCE_S
 
-from joulesweep import aggregate, charts, markup, report, tables
-from joulesweep.answer import answers
+from joulesweep.analyse import collect, tables
+from joulesweep.analyse.studies.recommendation import answers
+from joulesweep.report import charts, markup, page
 
 CHROMIUM = shutil.which("chromium")
 FLAGS = [
@@ -33,11 +34,11 @@ FLAGS = [
 
 def build(tmp_path, change=lambda row: row, axes=None, **sections):
     grid, runs = synthetic.write_sweep(tmp_path, synthetic.raw_config(axes, **sections), change)
-    return grid, aggregate.aggregate(grid, runs)
+    return grid, collect.aggregate(grid, runs)
 
 
 def page_of(tmp_path, change=lambda row: row, axes=None, **sections):
-    return report.build(*build(tmp_path, change, axes, **sections))
+    return page.build(*build(tmp_path, change, axes, **sections))
 
 
 def words(html):
@@ -95,7 +96,7 @@ def test_an_unsure_lead_is_told(tmp_path):
     axes = {"strategy": ["single"], "batch_size": [32]}
     grid, found = build(tmp_path, change, axes)
     assert answers(found)[0].ties == ["single bf16-mixed bs32"]
-    assert "no difference in time is shown against single bf16-mixed bs32" in words(report.build(grid, found))
+    assert "no difference in time is shown against single bf16-mixed bs32" in words(page.build(grid, found))
 
 
 def test_a_sure_lead_is_told(tmp_path):
@@ -191,7 +192,7 @@ def test_work_that_was_not_counted_has_no_column_and_where_some_was_a_reason(tmp
 
 def test_what_was_chosen_is_shown_with_its_predicted_and_counted_cost(tmp_path):
     grid, found = build(tmp_path, synthetic.choosing, synthetic.METHODS)
-    text, chosen = words(report.build(grid, found)), found.selections.filter(pl.col("name").str.starts_with("random"))
+    text, chosen = words(page.build(grid, found)), found.selections.filter(pl.col("name").str.starts_with("random"))
     begin = text.index("Which tensors trained, and at what cost")
     assert text.index("All configurations") < begin < text.index("Under which conditions")
     costs = " ".join(f"{chosen[column].mean():.3f}" for column in ("predicted_cost", "counted_cost", "floor"))

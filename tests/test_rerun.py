@@ -20,8 +20,11 @@ from checkout import Checkout
 from patience import PATIENCE_S
 from test_report import words
 
-from joulesweep import cli, digest, files, rerun, workflow
-from joulesweep.config import validate
+from joulesweep.cli import main, rerun
+from joulesweep.core import files
+from joulesweep.plan import staleness
+from joulesweep.plan.config import validate
+from joulesweep.plan.sweep import Sweep
 
 #: What becomes of the runs of each batch size; those of 8 go well.
 FAULTS = [
@@ -43,7 +46,7 @@ def sweep(in_empty_folder):
     """A config of four runs, two of which have a record: one ok, one timeout."""
     raw = tiny_run.config(grid__repeats=2, grid__batch_size=[8, 16])
     (in_empty_folder / "my.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
-    found = workflow.Sweep(validate(raw))
+    found = Sweep(validate(raw))
     for run, status in zip(found.runs, ("ok", "timeout"), strict=False):
         row = synthetic.ok_record(run, found.spec(run))
         write(found, row if status == "ok" else synthetic.failed(row, status, "stopped after 1 s"))
@@ -52,7 +55,7 @@ def sweep(in_empty_folder):
 
 def write(sweep, row, **changes):
     """Write a record as the code of today would."""
-    row = {**row, "code_digest": digest.run_digest(sweep.spec(row["run"])), **changes}
+    row = {**row, "code_digest": staleness.run_digest(sweep.spec(row["run"])), **changes}
     files.write_json(Path(path(sweep, row["run"])), row)
 
 
@@ -65,7 +68,7 @@ def started(monkeypatch):
 
 
 def command(*arguments):
-    return cli.main(["rerun", *arguments, "--configfile", "my.yaml"])
+    return main.main(["rerun", *arguments, "--configfile", "my.yaml"])
 
 
 def path(sweep, run):
@@ -136,7 +139,7 @@ def test_the_default_profile_is_where_it_is_looked_for():
 
 @pytest.mark.parametrize("told", [["--cores", "4"], ["-c4"], ["--cores=1"], ["--workflow-profile", "profiles/slurm"]])
 def test_what_follows_the_dashes_is_snakemakes(sweep, started, told):
-    assert cli.main(["rerun", "--status", "timeout", "--configfile", "my.yaml", "--", *told]) == 0
+    assert main.main(["rerun", "--status", "timeout", "--configfile", "my.yaml", "--", *told]) == 0
     assert started[1][1:] == ["--force", "--configfile", "my.yaml", *told]
 
 
@@ -189,7 +192,7 @@ def test_a_corrupt_record_is_named(sweep, started, capsys):
     "given", [["--configfile", "b.yaml"], ["--configfiles=b.yaml"], ["--config", "a=1"], ["-C", "a=1"]]
 )
 def test_another_config_for_snakemake_is_refused_in_one_line(sweep, started, capsys, given):
-    assert cli.main(["rerun", "--status", "timeout", "--configfile", "my.yaml", "--", "--cores", "2", *given]) == 2
+    assert main.main(["rerun", "--status", "timeout", "--configfile", "my.yaml", "--", "--cores", "2", *given]) == 2
     err = capsys.readouterr().err
     assert err.startswith(f"error: {given[0]}: after -- no config is taken") and err.count("\n") == 1
     assert started == []
@@ -209,7 +212,7 @@ def test_ctrl_c_waits_for_snakemake_to_end_its_jobs(in_empty_folder):
         "try:\n    pathlib.Path('started').touch(); time.sleep(600)\n"
         "except KeyboardInterrupt:\n    time.sleep(1); pathlib.Path('ended').touch(); raise SystemExit(7)\n"
     )
-    code = "import sys; from joulesweep import rerun; sys.exit(rerun._snakemake([]))"
+    code = "import sys; from joulesweep.cli import rerun; sys.exit(rerun._snakemake([]))"
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(in_empty_folder), str(tiny_run.REPOSITORY)])}
     child = subprocess.Popen([sys.executable, "-c", code], env=environ, start_new_session=True)
     while not Path("started").exists():
@@ -273,7 +276,7 @@ def test_failures_are_results_and_rerun_takes_them_up_again(failing):
     # what is stale or missing elsewhere in the grid is not rerun's: the report is the partial one
     failing.config["grid"]["repeats"] = 2
     failing.write_config()
-    failing.edit("joulesweep/worker.py", "    gc.freeze()\n", "    gc.freeze()\n    gc.isenabled()\n")
+    failing.edit("joulesweep/train/worker.py", "    gc.freeze()\n", "    gc.freeze()\n    gc.isenabled()\n")
     failing.environ["FAULTS"] = "[]"
     before = failing.records()
     done = take_up(failing, "--status", "oom", "--status", "diverged")
@@ -286,7 +289,7 @@ def test_failures_are_results_and_rerun_takes_them_up_again(failing):
 
 
 def take_up(checkout, *arguments):
-    code = "import sys; from joulesweep import cli; sys.exit(cli.main())"
+    code = "import sys; from joulesweep.cli import main as cli; sys.exit(cli.main())"
     line = [sys.executable, "-c", code, "rerun", *arguments, "--", "--cores", "2"]
     environ = {**checkout.environ, "PYTHONPATH": os.pathsep.join([".", checkout.environ["PYTHONPATH"]])}
     return subprocess.run(line, cwd=checkout.folder, env=environ, capture_output=True, text=True, timeout=PATIENCE_S)

@@ -9,9 +9,10 @@ import pytest
 import synthetic
 from test_report import build, words
 
-from joulesweep import columns, report, rouge
-from joulesweep.aggregate import aggregate
-from joulesweep.errors import UserError
+from joulesweep.analyse import columns, rouge
+from joulesweep.analyse.collect import aggregate
+from joulesweep.core.errors import UserError
+from joulesweep.report import page
 
 
 def written(folder, *rows):
@@ -110,19 +111,19 @@ def test_scores_are_columns_of_the_runs_and_means_of_the_cells(tmp_path):
 
 
 def test_the_report_has_rouge_where_there_is_some(tmp_path):
-    text = words(report.build(*scored(tmp_path / "scored")))
+    text = words(page.build(*scored(tmp_path / "scored")))
     assert "Masked accuracy ROUGE-1 ROUGE-2 ROUGE-L single fp32 bs32" in text
     assert "ROUGE-1 75.0 [12.9, 137.1]" in text  # the tile
     assert "ROUGE: F-measures × 100 of the generated summaries, by the library rouge-score" in text
     assert "75.0 [12.9, 137.1]" in text[text.index("All configurations") :] and "– – –" in text
-    assert "ROUGE" not in words(report.build(*build(tmp_path / "plain", axes=ONE)))
+    assert "ROUGE" not in words(page.build(*build(tmp_path / "plain", axes=ONE)))
 
 
 def test_token_accuracy_is_called_masked_where_only_masks_are_predicted(tmp_path):
     grid, found = build(tmp_path, axes=ONE)
-    assert "Masked accuracy" in words(report.build(grid, found))
+    assert "Masked accuracy" in words(page.build(grid, found))
     other = synthetic.replaced(found, runs=found.runs.with_columns(task=pl.lit("summarize")))
-    text = words(report.build(grid, other))
+    text = words(page.build(grid, other))
     assert text.count("Token accuracy") == 2 and "Masked accuracy" not in text
 
 
@@ -135,7 +136,7 @@ def test_choice_accuracy_is_shown_where_a_record_has_it(tmp_path):
     grid, found = build(tmp_path / "choices", change, ONE)
     assert found.cells.sort("batch_size")["choice_accuracy_mean"].to_list() == [pytest.approx(0.6), None]
     assert found.epochs["choice_accuracy"].unique().to_list() == [0.25]
-    assert "Masked accuracy Choice accuracy single fp32 bs32" in words(report.build(grid, found))
+    assert "Masked accuracy Choice accuracy single fp32 bs32" in words(page.build(grid, found))
     grid, older = build(tmp_path / "older", axes=ONE)
     assert older.runs["choice_accuracy"].count() == 0 == older.epochs["choice_accuracy"].count()
-    assert "Choice accuracy" not in words(report.build(grid, older))
+    assert "Choice accuracy" not in words(page.build(grid, older))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import synthetic
 
-from joulesweep import columns, tables
-from joulesweep.aggregate import aggregate
-from joulesweep.rows import fingerprint
-from joulesweep.units import COUNTED
+from joulesweep.analyse import columns, tables
+from joulesweep.analyse.collect import aggregate
+from joulesweep.analyse.run_rows import fingerprint
+from joulesweep.core.work import COUNTED
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,12 @@ import tiny_run
 import torch
 from torch.nn import functional
 
-from joulesweep import assembly, scoring, trainer
-from joulesweep.errors import UserError
-from joulesweep.labels import mask
-from joulesweep.memory import copy_weights
-from joulesweep.model import IGNORED
-from joulesweep.trainer import Place, Stop
+from joulesweep.core.errors import UserError
+from joulesweep.nets.language_model import IGNORED
+from joulesweep.train import assembly, scoring, trainer
+from joulesweep.train.labels import mask
+from joulesweep.train.memory import copy_weights
+from joulesweep.train.trainer import Place, Stop
 
 pytestmark = pytest.mark.usefixtures("torch_as_it_was")
 

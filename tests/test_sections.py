@@ -5,8 +5,8 @@ import types
 import pytest
 from markupsafe import Markup
 
-from joulesweep import charts, report, sections
-from joulesweep.sections import Section
+from joulesweep.report import charts, page, sections
+from joulesweep.report.sections import Section
 
 
 def test_sections_are_in_order_of_their_places_and_absent_ones_left_out(monkeypatch):
@@ -32,7 +32,7 @@ def test_every_section_says_where_it_stands():
 def test_a_chart_of_a_section_that_does_not_exist_is_an_error(monkeypatch):
     monkeypatch.setattr(charts, "by_section", lambda: {"selection": ["tensors"]})
     with pytest.raises(LookupError, match=r"tensors: unknown section 'selection'.*'selections'"):
-        report.build({}, None)
+        page.build({}, None)
 
 
 def test_every_chart_is_in_a_section():

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks import selector
-from joulesweep.selection import Choice, floor, select
+from joulesweep.train.adaptive.knapsack import Choice, floor, select
 
 settings.register_profile("same-everywhere", derandomize=True, deadline=None, max_examples=200)
 settings.load_profile("same-everywhere")

@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import pytest
 from fake_meters import Boards, rapl_tree
 
-from joulesweep import devices, sensors
-from joulesweep.sensors import BoardSensor, Zone
+from joulesweep.measure import devices, sensors
+from joulesweep.measure.sensors import BoardSensor, Zone
 
 NOBODY = 65534
 
@@ -345,7 +345,7 @@ def test_the_zone_of_a_whole_laptop_is_no_package(rapl):
 
 LOOK = """
 import json
-from joulesweep import sensors
+from joulesweep.measure import sensors
 zones = [[zone.device, str(zone.path), zone.energy_j() is not None] for zone in sensors.zones()]
 print(json.dumps([zones, sensors.rapl_problem()]))
 """

@@ -8,8 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from joulesweep import bounded, settling
-from joulesweep.devices import Board
+from joulesweep.core import bounded
+from joulesweep.measure import settling
+from joulesweep.measure.devices import Board
 
 IDLE_C = 32.0
 

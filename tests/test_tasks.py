@@ -15,17 +15,20 @@ from gradients import assert_near, gradients_of
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
-from joulesweep import assembly, data, devices, flops, generation, launch, lease, scoring, train
-from joulesweep.build import build
-from joulesweep.corpus import load
-from joulesweep.errors import UserError
-from joulesweep.fetched import references
-from joulesweep.fit import is_causal, layout_refusal
-from joulesweep.identity import run_id
-from joulesweep.labels import labelled
-from joulesweep.memory import copy_weights
-from joulesweep.model import IGNORED, LanguageModel
-from joulesweep.trainer import Place, Stop
+from joulesweep.core.errors import UserError
+from joulesweep.launch import launcher, lease
+from joulesweep.measure import devices
+from joulesweep.nets import flops
+from joulesweep.nets.build import build
+from joulesweep.nets.language_model import IGNORED, LanguageModel
+from joulesweep.prepare.fetched import references
+from joulesweep.runs.identity import run_id
+from joulesweep.train import assembly, data, generation, loop, scoring
+from joulesweep.train.corpus import load
+from joulesweep.train.fit import is_causal, layout_refusal
+from joulesweep.train.labels import labelled
+from joulesweep.train.memory import copy_weights
+from joulesweep.train.trainer import Place, Stop
 
 pytestmark = [
     pytest.mark.usefixtures("torch_as_it_was"),
@@ -644,7 +647,7 @@ def test_choices_are_of_no_use_to_masked_language_modelling(assets):
 def test_it_learns_and_counts(assets, tmp_path, kind):
     on = assets(kind)
     changes = {"task": TASK_OF[kind], "epochs": 3, "max_target_length": 8, "lr": 2e-2}
-    outcome = train.train(tiny_run.spec(**changes), on.model_folder, on.tokens, tmp_path)
+    outcome = loop.train(tiny_run.spec(**changes), on.model_folder, on.tokens, tmp_path)
     losses = [row["validation_loss"] for row in outcome["epochs"]]
     assert losses[-1] < losses[0] - 0.2
     assert outcome["summaries"] == []
@@ -905,7 +908,7 @@ def launched(assets, tmp_path, monkeypatch):
         spec = tiny_run.spec(**{"task": TASK_OF[kind], "max_target_length": 8, "lr": 2e-2, **changes})
         folder, on = tmp_path / run_id(spec), assets(kind)
         paths = {"model_folder": on.model_folder, "tokens": on.tokens, "folder": folder, "log": None}
-        found = launch.launch(spec, "c0de", references=references(spec, texts), with_snakemake=False, **paths)
+        found = launcher.launch(spec, "c0de", references=references(spec, texts), with_snakemake=False, **paths)
         assert found["status"] == "ok", found["reason"]
         return [json.loads(line) for line in (folder / "summaries.jsonl").read_text(encoding="utf-8").splitlines()]
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from joulesweep import texts
-from joulesweep.config import DatasetConfig
-from joulesweep.errors import UserError
+from joulesweep.core.errors import UserError
+from joulesweep.plan.config import DatasetConfig
+from joulesweep.prepare import dataset
 
 ROOT = Path(__file__).parent.parent
 VIZWIZ = ROOT.parent / "shared" / "data" / "vizwiz" / "val.json"
@@ -44,7 +44,7 @@ def read(local, form, field=None, **keys):
 
 
 def read_rows(local, form, field=None, **keys):
-    lines, manifest = texts.fetch_dataset(DatasetConfig(source={"local": local}, format=form, field=field, **keys))
+    lines, manifest = dataset.fetch_dataset(DatasetConfig(source={"local": local}, format=form, field=field, **keys))
     return [json.loads(line) for line in lines.split("\n") if line], manifest
 
 
@@ -66,7 +66,7 @@ def test_jsonl_keeps_order_and_exact_text():
 
 
 def test_sha256_is_of_the_output():
-    lines, manifest = texts.fetch_dataset(
+    lines, manifest = dataset.fetch_dataset(
         DatasetConfig(source={"local": put("a.txt", "é\nb\n")}, format="text", split="unique")
     )
     assert lines == '{"text": "é"}\n{"text": "b"}\n'
@@ -208,7 +208,7 @@ PLAIN = {
 @pytest.mark.parametrize(("form", "given"), PLAIN.items())
 def test_without_targets_a_line_is_its_text_alone(form, given):
     content, field = given
-    lines, manifest = texts.fetch_dataset(
+    lines, manifest = dataset.fetch_dataset(
         DatasetConfig(source={"local": put("a", content)}, format=form, field=field, target=None, prompt="{source}")
     )
     assert lines == '{"text": "é \\"x\\""}\n{"text": "z"}\n'
@@ -486,7 +486,7 @@ def hub_data(tmp_path, monkeypatch):
 
 def from_hub(field="q", **source):
     source = {"hub": "org/questions", **source}
-    lines, manifest = texts.fetch_dataset(DatasetConfig(source=source, format="hub", field=field))
+    lines, manifest = dataset.fetch_dataset(DatasetConfig(source=source, format="hub", field=field))
     return [json.loads(line)["text"] for line in lines.splitlines()], manifest
 
 
@@ -504,7 +504,9 @@ def test_hub_data_set_with_targets_and_with_choices(hub_data):
         (hub_data / "data" / f"{name}.jsonl").unlink()
 
     def rows_of(**keys):
-        lines, _ = texts.fetch_dataset(DatasetConfig(source={"hub": "org/questions"}, format="hub", field="q", **keys))
+        lines, _ = dataset.fetch_dataset(
+            DatasetConfig(source={"hub": "org/questions"}, format="hub", field="q", **keys)
+        )
         return [json.loads(line) for line in lines.splitlines()]
 
     assert rows_of(target="t") == [{"text": "one", "targets": ["y", "z"]}]

@@ -17,8 +17,8 @@ from safetensors.numpy import load_file
 from tiny import bert_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from joulesweep import fetched, tokens
-from joulesweep.errors import UserError
+from joulesweep.core.errors import UserError
+from joulesweep.prepare import fetched, tokens
 
 ROOT = Path(__file__).parent.parent
 

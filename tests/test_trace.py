@@ -9,10 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from joulesweep import trace
-from joulesweep.devices import Board
-from joulesweep.sensors import Zone
-from joulesweep.trace import MAX_LOST, MAX_ROWS, Trace
+from joulesweep.measure import trace
+from joulesweep.measure.devices import Board
+from joulesweep.measure.sensors import Zone
+from joulesweep.measure.trace import MAX_LOST, MAX_ROWS, Trace
 
 BEGAN_S = 500.0
 

@@ -12,12 +12,14 @@ import tiny_run
 import torch
 from torch.nn import functional
 
-from joulesweep import data, engine, precision, train, units
-from joulesweep.corpus import load, split
-from joulesweep.labels import mask, order
-from joulesweep.model import IGNORED, LanguageModel
-from joulesweep.spec import full
-from joulesweep.trainer import Place, Start, learning_rate
+from joulesweep.axes import engine, precision
+from joulesweep.core import work
+from joulesweep.core.spec import full
+from joulesweep.nets.language_model import IGNORED, LanguageModel
+from joulesweep.train import data, loop
+from joulesweep.train.corpus import load, split
+from joulesweep.train.labels import mask, order
+from joulesweep.train.trainer import Place, Start, learning_rate
 
 pytestmark = pytest.mark.usefixtures("torch_as_it_was")
 
@@ -41,7 +43,7 @@ def run(assets, tmp_path):
     """Train in this process."""
 
     def run(on=assets, **changes):
-        return train.train(tiny_run.spec(**changes), on.model_folder, on.tokens, tmp_path)
+        return loop.train(tiny_run.spec(**changes), on.model_folder, on.tokens, tmp_path)
 
     return run
 
@@ -116,7 +118,7 @@ def test_clocks_of_epochs_run_from_the_windows_opening(run):
 @pytest.fixture
 def steps(monkeypatch):
     """Every step from now on: its batches, the learning rate, the loss."""
-    seen, step = [], train._step
+    seen, step = [], loop._step
 
     def noted(trainer, batches, num_predicted, lr):
         loss = step(trainer, batches, num_predicted, lr)
@@ -125,7 +127,7 @@ def steps(monkeypatch):
         seen.append((tensors, num_predicted, lr, loss.item()))
         return loss
 
-    monkeypatch.setattr(train, "_step", noted)
+    monkeypatch.setattr(loop, "_step", noted)
     return seen
 
 
@@ -141,7 +143,7 @@ def three_passes(monkeypatch):
         asked.append(elapsed_s)
         return len(asked) % 3 > 0
 
-    monkeypatch.setattr(train, "_is_short", is_short)
+    monkeypatch.setattr(loop, "_is_short", is_short)
     return asked
 
 
@@ -163,13 +165,13 @@ def test_a_short_training_is_repeated_until_the_window_is_long_enough(
 @pytest.mark.parametrize(("elapsed_s", "short"), [(9.99, True), (10.0, False)])
 def test_a_window_is_short_below_its_least_seconds(elapsed_s, short):
     trainer = SimpleNamespace(spec=tiny_run.spec(min_seconds=10.0), place=place_of(0, 1))
-    assert train._is_short(trainer, elapsed_s) is short
+    assert loop._is_short(trainer, elapsed_s) is short
 
 
 def test_passes_after_the_first_leave_no_trace_in_what_was_learned(with_dropout, three_passes, tmp_path):
     def trained(folder, **changes):
         spec = tiny_run.spec(repeat=3, epochs=2, keep_model="last", **changes)
-        outcome = train.train(spec, with_dropout.model_folder, with_dropout.tokens, tmp_path / folder)
+        outcome = loop.train(spec, with_dropout.model_folder, with_dropout.tokens, tmp_path / folder)
         return outcome, saved(tmp_path / folder / "model").state_dict()
 
     (once, model), (long, same_model) = trained("once"), trained("long", min_seconds=1.0)
@@ -178,14 +180,14 @@ def test_passes_after_the_first_leave_no_trace_in_what_was_learned(with_dropout,
     assert quality(long) == quality(once)
     assert [row["train_loss"] for row in long["epochs"]] == [row["train_loss"] for row in once["epochs"]]
     assert len(long["epochs"]) == len(once["epochs"]) == 3
-    for name in ("num_steps", "num_skipped_steps", *units.COUNTED):
+    for name in ("num_steps", "num_skipped_steps", *work.COUNTED):
         assert long["measurement"][name] == once["measurement"][name]
     assert all(torch.equal(model[name], same_model[name]) for name in model)
 
 
 def test_cpu_seconds_are_those_of_a_pass(run, three_passes, monkeypatch):
     clock = iter([100.0, 110.0, 120.0, 140.0])  # at the window's begin, after the epochs of pass 1, at its end
-    monkeypatch.setattr(train.time, "process_time", lambda: next(clock))
+    monkeypatch.setattr(loop.time, "process_time", lambda: next(clock))
     outcome = run(**LONG)
     assert [row["cpu_s"] for row in outcome["epochs"]] == [0.0, 10.0, 20.0]
     assert outcome["measurement"]["cpu_s"] == 40.0 / 3
@@ -199,23 +201,23 @@ def test_a_training_that_fills_the_window_is_not_repeated(run, steps):
 @pytest.mark.parametrize(("others_s", "short"), [(9.0, True), (10.0, False)])
 def test_ranks_agree_on_another_pass_by_the_slowest(monkeypatch, others_s, short):
     def all_reduce(seconds, op):
-        assert op is train.dist.ReduceOp.MAX
+        assert op is loop.dist.ReduceOp.MAX
         seconds.fill_(max(seconds.item(), others_s))
 
-    monkeypatch.setattr(train.dist, "all_reduce", all_reduce)
+    monkeypatch.setattr(loop.dist, "all_reduce", all_reduce)
     trainer = SimpleNamespace(spec=tiny_run.spec(min_seconds=10.0), place=place_of(0, 2))
-    assert train._is_short(trainer, 8.0) is short
+    assert loop._is_short(trainer, 8.0) is short
 
 
 @pytest.mark.parametrize(("own", "others", "stops"), [(1.0, 0.0, False), (math.nan, 0.0, True), (1.0, 1.0, True)])
 def test_ranks_stop_together_when_the_loss_of_one_is_not_finite(monkeypatch, own, others, stops):
     def all_reduce(bad, op):
-        assert op is train.dist.ReduceOp.MAX
+        assert op is loop.dist.ReduceOp.MAX
         bad.fill_(max(bad.item(), others))
 
-    monkeypatch.setattr(train.dist, "all_reduce", all_reduce)
-    with pytest.raises(train.Stop) if stops else contextlib.nullcontext():
-        train._check_finite(place_of(0, 2), [torch.tensor(1.0), torch.tensor(own)], 2)
+    monkeypatch.setattr(loop.dist, "all_reduce", all_reduce)
+    with pytest.raises(loop.Stop) if stops else contextlib.nullcontext():
+        loop._check_finite(place_of(0, 2), [torch.tensor(1.0), torch.tensor(own)], 2)
 
 
 def test_the_idle_baseline_is_a_rest_before_the_window(run):
@@ -480,11 +482,11 @@ def test_nothing_but_training_happens_in_the_window(run, monkeypatch):
     def noted(name, inner):
         return lambda *given, **named: (events.append(name), inner(*given, **named))[1]
 
-    monkeypatch.setattr(train, "Meter", Meter)
+    monkeypatch.setattr(loop, "Meter", Meter)
     for name in ("_idle", "_step", "score", "save"):
-        monkeypatch.setattr(train, name, noted(name, getattr(train, name)))
+        monkeypatch.setattr(loop, name, noted(name, getattr(loop, name)))
     for name in ("room_for", "fill"):
-        monkeypatch.setattr(train.memory, name, noted(name, getattr(train.memory, name)))
+        monkeypatch.setattr(loop.memory, name, noted(name, getattr(loop.memory, name)))
     run(epochs=2, keep_model="last")
     before, within, after = (
         events.index("begin"),
@@ -503,7 +505,7 @@ def test_nothing_but_training_happens_in_the_window(run, monkeypatch):
 @pytest.mark.parametrize(("changes", "num_copies"), [({"epochs": 1}, 0), ({"epochs": 3}, 2), (LONG, 2 + 2)])
 def test_seconds_of_copying_weights_in_the_window_are_told(run, three_passes, monkeypatch, changes, num_copies):
     """A repeated training's last weights too, and two ways back to the start."""
-    fill, restore, clock, inside = train.memory.fill, Start.restore, [0.0], []
+    fill, restore, clock, inside = loop.memory.fill, Start.restore, [0.0], []
 
     def slow(inner, seconds):
         def copy(*given):
@@ -512,7 +514,7 @@ def test_seconds_of_copying_weights_in_the_window_are_told(run, three_passes, mo
 
         return copy
 
-    class Meter(train.Meter):
+    class Meter(loop.Meter):
         @contextlib.contextmanager
         def window(self):
             with super().window():
@@ -520,11 +522,11 @@ def test_seconds_of_copying_weights_in_the_window_are_told(run, three_passes, mo
                 yield
                 inside.clear()
 
-    monkeypatch.setattr(train, "Meter", Meter)
-    monkeypatch.setattr(train.memory, "fill", slow(fill, 100.0))
+    monkeypatch.setattr(loop, "Meter", Meter)
+    monkeypatch.setattr(loop.memory, "fill", slow(fill, 100.0))
     monkeypatch.setattr(Start, "restore", slow(restore, 100.0))
-    monotonic = train.time.monotonic
-    monkeypatch.setattr(train.time, "monotonic", lambda: monotonic() + clock[0])
+    monotonic = loop.time.monotonic
+    monkeypatch.setattr(loop.time, "monotonic", lambda: monotonic() + clock[0])
     measured = run(**changes)["measurement"]
     assert measured["span"]["weights_s"] // 100 == num_copies
     assert measured["total_window_s"] > measured["span"]["weights_s"]
@@ -545,7 +547,7 @@ def test_a_kept_model_loads_as_any_other_and_scores_what_was_recorded(run, tmp_p
     changes = {"epochs": 6, "lr": 0.05, "schedule": "constant"}  # too fast: the last epoch is not the best
     losses = [row["validation_loss"] for row in run(**changes, keep_model=keep)["epochs"]]
     assert min(losses[1:]) < losses[-1]
-    again = train.train(tiny_run.spec(), tmp_path / "model", assets.tokens, tmp_path / "again")
+    again = loop.train(tiny_run.spec(), tmp_path / "model", assets.tokens, tmp_path / "again")
     expected = min(losses[1:]) if keep == "best" else losses[-1]
     assert again["epochs"][0]["validation_loss"] == pytest.approx(expected, rel=1e-6)
     assert type(saved(tmp_path / "model")).__name__ == "BertForMaskedLM"
@@ -585,7 +587,7 @@ def test_gradients_that_ddp_averages_are_those_of_the_whole_batch(assets, batchi
         trainer = SimpleNamespace(spec=tiny_run.spec(), model=core, place=place_of(rank, world), graphed=None,
                                   optimizer=optimizer, scaler=scaler)  # fmt: skip
         (step,) = data.steps(corpus, masked, texts, data.Layout(**given), rank, world)
-        loss = train._step(trainer, *step, lr=0.0)
+        loss = loop._step(trainer, *step, lr=0.0)
         return loss.item(), kept
 
     loss, whole = gradients(0, 1)
@@ -600,7 +602,7 @@ def test_gradients_that_ddp_averages_are_those_of_the_whole_batch(assets, batchi
 @pytest.mark.parametrize("strategy", ["single", "ddp", "fsdp"])
 def test_only_the_last_micro_batch_exchanges_gradients(assets, monkeypatch, strategy):
     said, core = [], LanguageModel(tiny_run.network())
-    monkeypatch.setattr(train.strategy, "synchronise", lambda model, name, wanted: said.append((model, name, wanted)))
+    monkeypatch.setattr(loop.strategy, "synchronise", lambda model, name, wanted: said.append((model, name, wanted)))
     layout = data.Layout(batching="dynamic", size=7, micro=3, max_length=24, head="masked")
     corpus = load(assets.tokens, 24)
     (step,) = data.steps(corpus, mask(corpus, 0.3, 1, 1), torch.arange(7), layout)
@@ -612,7 +614,7 @@ def test_only_the_last_micro_batch_exchanges_gradients(assets, monkeypatch, stra
         optimizer=torch.optim.SGD(core.parameters(), lr=0.0),
         scaler=torch.amp.GradScaler("cpu", enabled=False),
     )
-    train._step(trainer, *step, lr=0.0)
+    loop._step(trainer, *step, lr=0.0)
     assert said == [(core, strategy, wanted) for wanted in (False, False, True)]
 
 
@@ -657,7 +659,7 @@ def test_every_shape_is_captured_before_the_window_and_nothing_learned_of_it(run
 
 
 def test_a_loss_that_is_not_finite_is_diverged(run):
-    with pytest.raises(train.Stop) as stopped:
+    with pytest.raises(loop.Stop) as stopped:
         run(lr=1e30)
     assert stopped.value.outcome == {
         "status": "diverged",
@@ -670,7 +672,7 @@ def test_a_model_that_is_not_finite_is_diverged(run, tmp_path, assets):
     model = tiny_run.network()
     model.cls.predictions.bias.data.fill_(math.nan)
     model.save_pretrained(tmp_path / "broken")
-    with pytest.raises(train.Stop, match="the validation loss was not finite"):
+    with pytest.raises(loop.Stop, match="the validation loss was not finite"):
         run(tiny_run.Assets(model_folder=tmp_path / "broken", tokens=assets.tokens))
 
 
@@ -683,7 +685,7 @@ def job(tmp_path, assets):
         described = {"spec": full(tiny_run.spec(**changes)), **{name: str(path) for name, path in paths.items()}}
         described["boards"] = boards
         (tmp_path / "job.json").write_text(json.dumps(described))
-        code = train.main(["train", str(tmp_path / "job.json")])
+        code = loop.main(["train", str(tmp_path / "job.json")])
         return code, json.loads((tmp_path / "rank0.json").read_text())
 
     return run_main
@@ -697,12 +699,12 @@ def test_a_job_leaves_its_outcome_and_exits_with_0(job):
 def test_a_job_meters_the_boards_that_it_names(job, monkeypatch):
     metered = []
 
-    class Meter(train.Meter):
+    class Meter(loop.Meter):
         def __init__(self, boards, host, synchronize):
             metered.extend(boards)
             super().__init__([], host, synchronize)
 
-    monkeypatch.setattr(train, "Meter", Meter)
+    monkeypatch.setattr(loop, "Meter", Meter)
     assert job(boards=[board(3)])[0] == 0
     assert metered == [{**board(3), "position": 0}]
 
@@ -743,7 +745,7 @@ def test_running_out_of_memory_is_a_result(job, monkeypatch, error, reason, num_
     def exhausted(*given):
         raise error
 
-    monkeypatch.setattr(train, "train", exhausted)
+    monkeypatch.setattr(loop, "train", exhausted)
     assert job() == (3, {"status": "oom", "reason": reason, "oom_bytes": num_bytes})
 
 
@@ -751,7 +753,7 @@ def test_any_other_error_is_a_bug_and_leaves_nothing(job, monkeypatch, tmp_path)
     def broken(*given):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
-    monkeypatch.setattr(train, "train", broken)
+    monkeypatch.setattr(loop, "train", broken)
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         job()
     assert not (tmp_path / "rank0.json").exists()
@@ -761,13 +763,13 @@ def test_a_model_that_an_engine_cannot_prepare_is_unsupported_and_a_bug_stays_on
     from torch._dynamo.exc import Unsupported
 
     for error in (Unsupported("graph break", case_name="x"), RuntimeError("not permitted when stream is capturing")):
-        with pytest.raises(train.Stop) as stopped, train._prepared_by("compile"):
+        with pytest.raises(loop.Stop) as stopped, loop._prepared_by("compile"):
             raise error
         assert stopped.value.outcome["status"] == "unsupported"
         assert str(stopped.value).startswith("engine compile: this model fails: ")
         assert "\n" not in str(stopped.value)
-    with pytest.raises(TypeError), train._prepared_by("eager"):
+    with pytest.raises(TypeError), loop._prepared_by("eager"):
         learning_rate(tiny_run.spec(), None, 3)
     for error in (RuntimeError("CUDA error: device-side assert"),):
-        with pytest.raises(type(error), match=str(error)), train._prepared_by("eager"):
+        with pytest.raises(type(error), match=str(error)), loop._prepared_by("eager"):
             raise error

@@ -10,11 +10,14 @@ import tiny_run
 import torch
 import torch.distributed as dist
 
-from joulesweep import assembly, data, engine, kernels, labels, methods, trainer
-from joulesweep.corpus import load, split
-from joulesweep.errors import UserError
-from joulesweep.kahan import KahanAdamW
-from joulesweep.trainer import Place, Start
+from joulesweep import methods
+from joulesweep.axes import engine
+from joulesweep.core.errors import UserError
+from joulesweep.nets import onednn
+from joulesweep.train import assembly, data, labels, trainer
+from joulesweep.train.corpus import load, split
+from joulesweep.train.kahan import KahanAdamW
+from joulesweep.train.trainer import Place, Start
 
 pytestmark = pytest.mark.usefixtures("torch_as_it_was")
 
@@ -242,7 +245,7 @@ def test_a_trainer_holds_what_the_spec_names(assemble, assets):
 
 @pytest.mark.parametrize(("rank", "repeat"), [(0, 1), (1, 1), (0, 2)])
 def test_each_rank_and_repeat_has_its_own_dropout(assemble, monkeypatch, rank, repeat):
-    monkeypatch.setattr(kernels, "choose", lambda *given: {})  # which asks the other rank
+    monkeypatch.setattr(onednn, "choose", lambda *given: {})  # which asks the other rank
     assemble(place_of(rank, 2), repeat=repeat)
     assert torch.initial_seed() == 1000 * repeat + rank
 
@@ -256,7 +259,7 @@ def test_weights_are_cast_and_the_loss_is_scaled_as_the_precision_says(assemble,
     assert built.scaler.is_enabled() == (name == "fp16-mixed")
 
 
-@pytest.mark.skipif(not kernels.available(), reason="this build of PyTorch has no oneDNN")
+@pytest.mark.skipif(not onednn.available(), reason="this build of PyTorch has no oneDNN")
 @pytest.mark.parametrize(
     ("changes", "adopted"),
     [
@@ -269,7 +272,7 @@ def test_weights_are_cast_and_the_loss_is_scaled_as_the_precision_says(assemble,
 def test_linear_layers_compute_by_onednn_where_that_is_faster_and_the_same(assemble, monkeypatch, changes, adopted):
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **given: None)
     kinds = {type(module) for module in assemble(**changes).core.modules()}
-    assert (kernels.Linear in kinds, torch.nn.Linear in kinds) == (adopted, not adopted)
+    assert (onednn.Linear in kinds, torch.nn.Linear in kinds) == (adopted, not adopted)
 
 
 def test_the_library_of_products_is_chosen_by_the_sizes_of_a_step(assemble, monkeypatch):
@@ -280,7 +283,7 @@ def test_the_library_of_products_is_chosen_by_the_sizes_of_a_step(assemble, monk
         seen.append({name: rows(name) for name, _ in model.named_modules()})
         return {"shapes": []}
 
-    monkeypatch.setattr(kernels, "choose", choose)
+    monkeypatch.setattr(onednn, "choose", choose)
     for place in (place_of(0, 2), place_of(1, 2)):
         built = assemble(place, batching="packed", batch_size=40)
         assert built.products == {"shapes": []}
@@ -297,7 +300,7 @@ def test_a_decoder_beside_an_encoder_is_given_targets(tmp_path, monkeypatch):
         seen.update({name: rows(name) for name, _ in model.named_modules()})
         return {}
 
-    monkeypatch.setattr(kernels, "choose", choose)
+    monkeypatch.setattr(onednn, "choose", choose)
     on = tiny_run.assets(tmp_path, "t5", targets=True, eos_id=tiny_run.SEP, prefix=[])
     spec = tiny_run.spec(task="seq2seq", batching="fixed", batch_size=10, max_target_length=11, head="dense")
     assembly.assemble(spec, on.model_folder, on.tokens, ALONE)
@@ -329,7 +332,7 @@ def test_compilation_is_in_place_for_all_lengths(assemble, monkeypatch, name):
 @pytest.mark.parametrize("micro", [None, 4])
 def test_the_strategy_is_told_whether_gradients_accumulate(assemble, monkeypatch, micro):
     seen = []
-    monkeypatch.setattr(kernels, "choose", lambda *given: {})  # which asks the other rank
+    monkeypatch.setattr(onednn, "choose", lambda *given: {})  # which asks the other rank
     monkeypatch.setattr(trainer.strategy, "wrap", lambda core, *given: (seen.append(given[:-1]), core)[1])
     assemble(place_of(1, 2), strategy="ddp", devices=2, micro_batch_size=micro)
     assert seen == [("ddp", 2, "cpu", 1, micro is not None)]
@@ -385,7 +388,7 @@ def test_a_model_that_would_mix_packed_texts_is_unsupported(assemble, kind):
 
 
 def test_a_model_whose_head_is_not_found_is_unsupported_but_for_a_dense_one(assemble, monkeypatch):
-    monkeypatch.setattr("joulesweep.model.head_name", lambda model: None)
+    monkeypatch.setattr("joulesweep.nets.language_model.head_name", lambda model: None)
     for batching in ("dynamic", "packed"):
         with pytest.raises(trainer.Stop) as stopped:
             assemble(batching=batching)

@@ -27,9 +27,9 @@ import tiny_run
 from checkout import Checkout
 from patience import PATIENCE_S, wait_for
 
-from joulesweep import rows as record_rows
-from joulesweep.identity import run_id
-from joulesweep.spec import strip
+from joulesweep.analyse import run_rows as record_rows
+from joulesweep.core.spec import strip
+from joulesweep.runs.identity import run_id
 
 WATTS = (310.0, 170.0)
 TICKS_MS = (20, 100)
@@ -344,7 +344,7 @@ def shifts_told(machine: Machine, repeat: int) -> set[float]:
 
 def test_a_window_of_less_than_ten_ticks_has_no_joules(tmp_path: Path) -> None:
     machine = Machine(tmp_path, 60_000)  # ten of these last longer than the slowest machine trains
-    keep = f"from joulesweep import sensors; sensors.keep_tick({machine.boards.boards[0]['uuid']!r}, 60.0)"
+    keep = f"from joulesweep.measure import sensors; sensors.keep_tick({machine.boards.boards[0]['uuid']!r}, 60.0)"
     subprocess.run([sys.executable, "-c", keep], cwd=tiny_run.REPOSITORY, env=machine.environ, check=True)
     (row,) = gpu_rows(machine.run("node", gpus=[0], max_steps=20)).values()
     assert (row["energy_j"], row["total_energy_j"], row["status"]) == (None, None, "below_resolution")
@@ -495,7 +495,7 @@ def processes(folder: str) -> list[tuple[int, str]]:
 
 def test_counters_that_only_root_may_read_are_told_with_what_to_do(tmp_path: Path) -> None:
     code = (
-        "from joulesweep import doctor, meter\n"
+        "from joulesweep.cli import doctor; from joulesweep.measure import window as meter\n"
         "found = meter.Meter([], host=True, synchronize=lambda: None)\n"
         "with found.window(): pass\n"
         "print(*(row['reason'] for row in found.rows()), sep='\\n')\n"
@@ -534,7 +534,7 @@ def ranks_of(pid: int) -> list[int]:
     lines = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
     rows = [line.split(None, 2) for line in lines.splitlines()[1:]]
     torchruns = [row[0] for row in rows if row[1] == str(pid)]
-    found = [int(row[0]) for row in rows if row[1] in torchruns and "joulesweep.worker" in row[2]]
+    found = [int(row[0]) for row in rows if row[1] in torchruns and "joulesweep.train.worker" in row[2]]
     return found if len(found) == 2 else []
 
 

@@ -8,10 +8,10 @@ import statistics
 import fake_meters
 import pytest
 
-from joulesweep import trace as trace_module
-from joulesweep import verdict
-from joulesweep.meter import NO_COUNTER, row
-from joulesweep.trace import Series, Trace
+from joulesweep.measure import trace as trace_module
+from joulesweep.measure import verdict
+from joulesweep.measure.trace import Series, Trace
+from joulesweep.measure.window import NO_COUNTER, row
 
 IDLE_S, GAP_S, AFTER_S = 5.0, 2.0, 3.0
 

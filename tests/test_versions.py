@@ -11,8 +11,8 @@ import tomllib
 import pytest
 import tiny_run
 
-from joulesweep import environment
-from joulesweep.errors import UserError
+from joulesweep.core.errors import UserError
+from joulesweep.measure import machine
 
 PROJECT = tomllib.loads((tiny_run.REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
 TESTED = PROJECT["tool"]["joulesweep"]["tested"]
@@ -20,14 +20,14 @@ TESTED = PROJECT["tool"]["joulesweep"]["tested"]
 
 def installed(monkeypatch, **versions):
     there = {"torch": "2.12.1+cu130", "transformers": "5.20.0", **versions}
-    monkeypatch.setattr(environment, "version", there.get)
+    monkeypatch.setattr(machine, "version", there.get)
 
 
 @pytest.mark.parametrize("torch", ["2.11.0", "2.11.0a0+nv26.1", "2.13.2", "2.13.0+cpu"])
 @pytest.mark.parametrize("transformers", ["5.17.0", "5.23.4", "5.20.0.dev0"])
 def test_versions_of_the_range_are_taken_in_silence(monkeypatch, torch, transformers):
     installed(monkeypatch, torch=torch, transformers=transformers)
-    assert environment.too_new() == []
+    assert machine.too_new() == []
 
 
 @pytest.mark.parametrize(
@@ -43,13 +43,13 @@ def test_versions_of_the_range_are_taken_in_silence(monkeypatch, torch, transfor
 def test_older_ones_are_refused_in_one_line_with_the_remedy(monkeypatch, package, found, line):
     installed(monkeypatch, **{package: found})
     with pytest.raises(UserError, match="^" + re.escape(line)) as caught:
-        environment.too_new()
+        machine.too_new()
     assert str(caught.value).endswith(f': pip install "{package}>={TESTED[package][0]}"')
 
 
 def test_newer_ones_are_noted(monkeypatch):
     installed(monkeypatch, torch="3.0.0", transformers="5.24.0")
-    assert environment.too_new() == [
+    assert machine.too_new() == [
         "torch 3.0.0 is newer than what Joulesweep was tested with, 2.11 to 2.13",
         "transformers 5.24.0 is newer than what Joulesweep was tested with, 5.17 to 5.23",
     ]
@@ -57,7 +57,7 @@ def test_newer_ones_are_noted(monkeypatch):
 
 SCRIPT = """
 import sys
-from joulesweep import environment
+from joulesweep.measure import machine as environment
 environment.version = {versions}.get
 from scripts import {name}, run_script
 sys.argv = ["script", *{arguments}]

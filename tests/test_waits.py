@@ -12,10 +12,10 @@ import tiny_run
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from joulesweep import assembly, data, labels, train, trainer
-from joulesweep.corpus import load
-from joulesweep.model import LanguageModel
-from joulesweep.trainer import Place
+from joulesweep.nets.language_model import LanguageModel
+from joulesweep.train import assembly, data, labels, loop, trainer
+from joulesweep.train.corpus import load
+from joulesweep.train.trainer import Place
 
 pytestmark = [pytest.mark.usefixtures("torch_as_it_was"), pytest.mark.filterwarnings("ignore")]
 
@@ -104,10 +104,10 @@ def asked_by_steps(built, number=2):
     made = list(itertools.islice(built.batches(epoch=1), number + 1))
     built.core.train()
     built.open_phase("training", 1)
-    train._step(built, *made[0], lr=1e-3)
+    loop._step(built, *made[0], lr=1e-3)
     with Asked() as asked:
         for batches, num_predicted in made[1:]:
-            train._step(built, batches, num_predicted, lr=1e-3)
+            loop._step(built, batches, num_predicted, lr=1e-3)
             built.count(batches)
     return asked.names
 
@@ -165,7 +165,7 @@ def test_counters_of_steps_are_read_after_the_window(assemble):
     built.core.train()
     built.open_phase("training", 1)
     for number in range(70):
-        train._step(built, *made[number % len(made)], lr=1e-4)
+        loop._step(built, *made[number % len(made)], lr=1e-4)
         built.count(made[0][0])
         if number == 60:
             with Asked() as asked:

@@ -10,8 +10,9 @@ from types import SimpleNamespace
 import pytest
 from patience import PATIENCE_S, wait_for
 
-from joulesweep import bounded, contention, watch
-from joulesweep.watch import BoardLook, Watch
+from joulesweep.core import bounded
+from joulesweep.measure import contention, watch
+from joulesweep.measure.watch import BoardLook, Watch
 
 
 class Trace:

@@ -10,10 +10,10 @@ import tiny_run
 import torch
 from safetensors.torch import load_file, save_file
 
-from joulesweep import build, weights
-from joulesweep.config import ModelConfig
-from joulesweep.errors import UserError
-from joulesweep.pretrained import fetch_model
+from joulesweep.core.errors import UserError
+from joulesweep.nets import build, weights
+from joulesweep.plan.config import ModelConfig
+from joulesweep.prepare.model import fetch_model
 
 
 def without(*parts):

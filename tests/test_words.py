@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from joulesweep import quantities, words
+from joulesweep.core import quantities
+from joulesweep.report import numbers
 
 
 @pytest.mark.parametrize(
@@ -42,9 +43,12 @@ def test_a_span_is_of_what_is_known(values, expected):
 
 def test_a_share_is_told_in_percent():
     row = {"mfu_mean": 0.125, "mfu_low": 0.1, "mfu_high": 0.15}
-    assert words.percent(row, "mfu") == ("12.5 %", "[10.0, 15.0]")
-    assert words.percent({"mfu_mean": None, "mfu_low": None, "mfu_high": None}, "mfu") == ("–", "")
-    assert words.percent({"mfu_mean": 0.0, "mfu_low": None, "mfu_high": None}, "mfu") == ("0.00 %", "n=1, no interval")
+    assert numbers.percent(row, "mfu") == ("12.5 %", "[10.0, 15.0]")
+    assert numbers.percent({"mfu_mean": None, "mfu_low": None, "mfu_high": None}, "mfu") == ("–", "")
+    assert numbers.percent({"mfu_mean": 0.0, "mfu_low": None, "mfu_high": None}, "mfu") == (
+        "0.00 %",
+        "n=1, no interval",
+    )
 
 
 def a_cell(**changes):
@@ -77,4 +81,4 @@ def a_cell(**changes):
     ],
 )
 def test_joules_or_what_is_instead_of_them(changes, expected):
-    assert words.joules(a_cell(**changes)) == expected
+    assert numbers.joules(a_cell(**changes)) == expected

@@ -126,7 +126,7 @@ def test_a_precision_value_added_runs_only_the_new_runs(sweep: Checkout) -> None
 def test_a_precision_row_added_in_code_runs_only_the_new_runs(sweep: Checkout) -> None:
     row = '    "bf16-quick": Precision(about="a row added in code", peak_rate="bf16", autocast="bfloat16"),\n'
     table = "PRECISIONS: dict[str, Precision] = {\n"
-    sweep.edit("joulesweep/precision.py", table, table + row)
+    sweep.edit("joulesweep/axes/precision.py", table, table + row)
     assert "train" not in sweep.planned(), "the row alone touches no run"
     sweep.config["grid"]["precision"].append("bf16-quick")
     sweep.write_config()
@@ -144,15 +144,15 @@ def test_a_method_file_added_in_code_runs_only_the_new_runs(sweep: Checkout) -> 
 
 def test_a_new_axis_at_its_omission_value_leaves_finished_runs_valid(sweep: Checkout) -> None:
     for edit in (
-        ("joulesweep/spec.py", '    "task": "mlm",\n', '    "task": "mlm",\n    "dropout": 0.1,\n'),
+        ("joulesweep/core/spec.py", '    "task": "mlm",\n', '    "task": "mlm",\n    "dropout": 0.1,\n'),
         (
-            "joulesweep/spec.py",
+            "joulesweep/core/spec.py",
             "    accelerator: str\n",
             '    accelerator: str\n    dropout: float = OMISSION["dropout"]\n',
         ),
-        ("joulesweep/grid.py", '    "batching",\n', '    "batching",\n    "dropout",\n'),
+        ("joulesweep/plan/grid.py", '    "batching",\n', '    "batching",\n    "dropout",\n'),
         (
-            "joulesweep/config.py",
+            "joulesweep/plan/config.py",
             "    batch_size: Annotated[list[Positive]",
             "    dropout: list[float] = [0.1]\n    batch_size: Annotated[list[Positive]",
         ),
@@ -165,25 +165,25 @@ def test_a_new_axis_at_its_omission_value_leaves_finished_runs_valid(sweep: Chec
 
 
 def test_an_edited_chart_redraws_and_trains_nothing(sweep: Checkout) -> None:
-    sweep.edit("joulesweep/charts/pareto.py", "def draw(", "def draw(_=1, *")
+    sweep.edit("joulesweep/report/charts/pareto.py", "def draw(", "def draw(_=1, *")
     assert set(sweep.planned()) == {"charts", "report", "all"}
 
 
 def test_an_edited_comment_in_the_training_loop_runs_nothing(sweep: Checkout) -> None:
-    sweep.edit("joulesweep/train.py", "# DDP and FSDP average", "# an edited comment: DDP and FSDP average")
+    sweep.edit("joulesweep/train/loop.py", "# DDP and FSDP average", "# an edited comment: DDP and FSDP average")
     assert sweep.planned() == {}
 
 
 def test_an_edited_training_loop_trains_again(sweep: Checkout) -> None:
-    sweep.edit("joulesweep/train.py", "set_to_none=True", "set_to_none=False")
+    sweep.edit("joulesweep/train/loop.py", "set_to_none=True", "set_to_none=False")
     assert sweep.planned()["train"] == 2
 
 
 def test_finished_runs_are_kept_over_a_change_that_alters_no_number(sweep: Checkout) -> None:
-    sweep.edit("joulesweep/train.py", "set_to_none=True", "set_to_none=not False")
+    sweep.edit("joulesweep/train/loop.py", "set_to_none=True", "set_to_none=not False")
     assert "2 finished runs (" in (told := sweep.run("-n"))
     assert "joulesweep accept --reason" in told
-    command = [sys.executable, "-m", "joulesweep.cli", "accept", "--reason", "True is not False"]
+    command = [sys.executable, "-m", "joulesweep.cli.main", "accept", "--reason", "True is not False"]
     for more in (["--dry-run"], []):
         done = subprocess.run(
             [*command, *more], cwd=sweep.folder, env=sweep.environ, capture_output=True, text=True, check=False
@@ -200,8 +200,12 @@ def test_a_module_that_moves_runs_nothing(sweep: Checkout) -> None:
     package = sweep.folder / "joulesweep"
     (package / "data.py").rename(package / "corpus.py")
     for path in package.rglob("*.py"):
-        text = path.read_text(encoding="utf-8").replace("from joulesweep.data import", "from joulesweep.corpus import")
-        text = re.sub(r"(from joulesweep import .*)\bdata\b(, )?", r"from joulesweep import corpus as data\n\1", text)
+        text = path.read_text(encoding="utf-8").replace(
+            "from joulesweep.train.data import", "from joulesweep.train.corpus import"
+        )
+        text = re.sub(
+            r"(from joulesweep import .*)\bdata\b(, )?", r"from joulesweep.train import corpus as data\n\1", text
+        )
         path.write_text(text, encoding="utf-8")
     assert sweep.planned() == {}
 

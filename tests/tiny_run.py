@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from joulesweep.spec import RunSpec, from_mapping
+from joulesweep.core.spec import RunSpec, from_mapping
 
 #: What FLOPs may differ by from those that PyTorch counts: older versions turn positions into angles by a product, in
 #: which no parameter has a part.
@@ -120,7 +120,7 @@ def network(kind: str = "bert", seed: int = 0, dropout: float = 0.0, decoder_lay
     import torch
     import transformers
 
-    from joulesweep.build import AUTO_CLASSES
+    from joulesweep.nets.build import AUTO_CLASSES
 
     sizes = {
         "opt": {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from joulesweep.precision import PRECISIONS
+from joulesweep.axes.precision import PRECISIONS
 
 #: By the dtype that matrix products compute in: the loss of a step, relative; each tensor's gradient, relative to its
 #: largest element. The rounding of each format over two steps.

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from joulesweep import blocks, readings
-from joulesweep.meter import NO_COUNTER
+from joulesweep.certify import blocks, readings
+from joulesweep.measure.window import NO_COUNTER
 
 START_S = 5000.0
 

@@ -6,7 +6,7 @@ A method is a module `joulesweep/methods/<name>.py` (underscores for the hyphens
 * `Params`: a frozen dataclass of its parameters (raise ValueError in `__post_init__` for a bad value);
 * `apply(model, params)`: changes the model in place or returns another one, before it is wrapped;
 * perhaps `importances(rating, params, parameters)`: a number for each tensor that may train. The method then chooses
-  tensors every few epochs, see `joulesweep.adaptive`; `Rating` is what it may ask about the run;
+  tensors every few epochs, see `joulesweep.train.adaptive.choosing`; `Rating` is what it may ask about the run;
 * perhaps `merge(model)`: takes out again what `apply` added, before the trained model is saved; or, where that cannot
   be, `save(model, state, folder)`: saves it with these weights;
 * perhaps `described(model)`: what a record says of it in each phase of the training, such as its frozen layers;
@@ -27,12 +27,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, get_type_hints
 
-from joulesweep.errors import UserError, one_of
+from joulesweep.core.errors import UserError, one_of
 
 if TYPE_CHECKING:
     import torch
 
-    from joulesweep.spec import RunSpec
+    from joulesweep.core.spec import RunSpec
 
 #: What a parameter of a plain type may be given as; YAML writes a whole float without its dot.
 KINDS: dict[type, tuple[type, ...]] = {float: (float, int), int: (int,), str: (str,), bool: (bool,)}

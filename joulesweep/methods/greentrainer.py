@@ -50,7 +50,7 @@ class Params:
 
 
 def apply(model: torch.nn.Module, params: Params) -> torch.nn.Module:
-    """Leave every parameter trainable, or every adapter; `joulesweep.adaptive` chooses among them."""
+    """Leave every parameter trainable, or every adapter; `joulesweep.train.adaptive.choosing` chooses among them."""
     return model if params.lora is None else lora.apply(model, methods.parameters("lora", params.lora))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from joulesweep.errors import UserError
+from joulesweep.core.errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +32,7 @@ def apply(model: torch.nn.Module, params: Params) -> torch.nn.Module:
     Raises:
         UserError: the model has no layers that can be told apart, or not so many.
     """
-    from joulesweep.freezing import freeze_below, layers_of
+    from joulesweep.nets.freezing import freeze_below, layers_of
 
     layers = layers_of(model, "last-k")
     if len(layers) < params.layers:
@@ -43,6 +43,6 @@ def apply(model: torch.nn.Module, params: Params) -> torch.nn.Module:
 
 def described(model: torch.nn.Module) -> dict[str, int]:
     """What a record says of it: see `freezing.frozen_layers`."""
-    from joulesweep.freezing import frozen_layers
+    from joulesweep.nets.freezing import frozen_layers
 
     return frozen_layers(model)

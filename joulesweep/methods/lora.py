@@ -6,7 +6,7 @@ import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from joulesweep.errors import UserError, one_of
+from joulesweep.core.errors import UserError, one_of
 
 if TYPE_CHECKING:
     import torch
@@ -121,7 +121,7 @@ def _usual_targets(model: Any, names: list[str]) -> list[str]:  # noqa: ANN401 -
     """
     from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
 
-    from joulesweep.anatomy import stacks
+    from joulesweep.nets.anatomy import stacks
 
     last = {_last(name) for name in names}
     halves = [model.config, getattr(model.config, "encoder", None), getattr(model.config, "decoder", None)]

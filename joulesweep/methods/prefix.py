@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from joulesweep.engine import ENGINES
-from joulesweep.errors import UserError
+from joulesweep.axes.engine import ENGINES
+from joulesweep.core.errors import UserError
 
 if TYPE_CHECKING:
     import torch
 
-    from joulesweep.spec import RunSpec
+    from joulesweep.core.spec import RunSpec
 
 NOTHING_EARLIER = "has no keys and values of earlier tokens to put a prefix before; use a decoder or another method"
 

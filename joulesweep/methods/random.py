@@ -28,7 +28,7 @@ class Params:
 
 
 def apply(model: torch.nn.Module, params: Params) -> torch.nn.Module:
-    """Leave every parameter trainable; `joulesweep.adaptive` chooses among them."""
+    """Leave every parameter trainable; `joulesweep.train.adaptive.choosing` chooses among them."""
     return model
 
 

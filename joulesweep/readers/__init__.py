@@ -23,7 +23,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NotRequired, TypedDict
 
-from joulesweep.errors import UserError, one_of
+from joulesweep.core.errors import UserError, one_of
 
 #: Keys of a data set's config that name a field beside that of the text; a format says which of them it takes.
 OPTIONS = ("target", "choices", "answer")

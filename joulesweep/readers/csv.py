@@ -7,7 +7,7 @@ import io
 import itertools
 from collections.abc import Iterator
 
-from joulesweep.errors import UserError, one_of
+from joulesweep.core.errors import UserError, one_of
 from joulesweep.readers import Fields, InputFile, Reader, Row, decoded, row
 
 

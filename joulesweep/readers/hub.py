@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from joulesweep.errors import UserError, one_of
+from joulesweep.core.errors import UserError, one_of
 from joulesweep.readers import OPTIONS, BadRowError, Fields, InputFile, Reader, Row, Snapshot, row
 from joulesweep.readers import csv as csv_reader
 from joulesweep.readers import jsonl as jsonl_reader

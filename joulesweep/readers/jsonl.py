@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from joulesweep.errors import UserError
+from joulesweep.core.errors import UserError
 from joulesweep.readers import OPTIONS, BadRowError, Fields, InputFile, Reader, Row, decoded, row
 
 

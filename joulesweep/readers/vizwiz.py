@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from joulesweep.errors import UserError
+from joulesweep.core.errors import UserError
 from joulesweep.readers import Fields, InputFile, Reader, Row, decoded, is_unicode
 from joulesweep.readers.jsonl import parsed, whole
 

@@ -79,15 +79,15 @@ def _fault():
 
 def _install(fault):
     if fault == "refuse":
-        from joulesweep import strategy
+        from joulesweep.axes import strategy
 
         strategy.refusal = lambda *given: "this rank cannot"
         return
     if fault in CLOCKS:
-        from joulesweep import train
+        from joulesweep.train import loop
 
-        is_short, clock = train._is_short, iter(CLOCKS[fault])
-        train._is_short = lambda trainer, elapsed_s: is_short(trainer, next(clock))
+        is_short, clock = loop._is_short, iter(CLOCKS[fault])
+        loop._is_short = lambda trainer, elapsed_s: is_short(trainer, next(clock))
         return
     from torch.optim.optimizer import register_optimizer_step_pre_hook
 

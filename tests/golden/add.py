@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from joulesweep import config
-from joulesweep.grid import expand
-from joulesweep.spec import full
+from joulesweep.core.spec import full
+from joulesweep.plan import config
+from joulesweep.plan.grid import expand
 
 FOLDER = Path(__file__).parent
 IDS = FOLDER / "ids.json"

@@ -25,7 +25,7 @@ def _happen(events, boards):
 
 
 def _install(load, boards):
-    from joulesweep.meter import Meter
+    from joulesweep.measure.window import Meter
 
     window = Meter.window
 

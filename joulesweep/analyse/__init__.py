@@ -1,0 +1,1 @@
+"""From records to tables and findings. Nothing here imports torch."""

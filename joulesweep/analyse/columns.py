@@ -1,0 +1,633 @@
+"""The columns of every table of a sweep: name, dtype, unit, what the number is, and when it is null.
+
+One row here is one column: `tables.write` puts its unit and words into the parquet file, `tables.frame` refuses a row
+that names another. In the words, a pass is one whole training: all epochs, all devices. A window holds one pass, or
+several where a training is shorter than `measure.min_seconds`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+#: Names of Polars' dtypes: the Snakefile knows the tables without importing Polars.
+TEXT, WHOLE, REAL, FLAG, TEXTS = "String", "Int64", "Float64", "Boolean", "List(String)"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table.
+
+    Attributes:
+        name: of the column; its last part is its unit where it has one: window_s.
+        dtype: of its values, whatever the sweep holds: `TEXT`, `WHOLE`, `REAL`, `FLAG` or `TEXTS`.
+        unit: of its numbers; None where they have none.
+        about: what the number is, and per what, in a line.
+        null: when a row of an ok run has none, in words that go on after "null"; None: it always has one.
+        mean: whether the cells have its mean over the repeats, with an interval.
+        of_joules: whether it is joules or made from them: no mean over different scopes or statuses.
+        heading: of its means in the report's table of configurations; None: they are not there. A column that may be
+            null is left out there where no cell has it.
+        show: how a mean is shown there: a key of `numbers.FORMATS`.
+    """
+
+    name: str
+    dtype: str
+    unit: str | None
+    about: str
+    null: str | None = None
+    # What the analysis does with it; it is not in the file.
+    mean: bool = field(default=False, compare=False, kw_only=True)
+    of_joules: bool = field(default=False, compare=False, kw_only=True)
+    heading: str | None = field(default=None, compare=False, kw_only=True)
+    show: str = field(default="number", compare=False, kw_only=True)
+
+
+Table = dict[str, Column]  # by name, in the order of the file
+
+
+def _table(*columns: Column) -> Table:
+    found = {column.name: column for column in columns}
+    if len(found) < len(columns):
+        raise ValueError(f"a table has a column twice: {' '.join(column.name for column in columns)}")
+    return found
+
+
+def _of(table: Table, names: str) -> Iterator[Column]:
+    """Columns that another table has as well."""
+    return (table[name] for name in names.split())
+
+
+def named(table: Table, names: str) -> tuple[str, ...]:
+    """Names of columns, for code that fills them.
+
+    Raises:
+        KeyError: the table has no such column.
+    """
+    return tuple(column.name for column in _of(table, names))
+
+
+#: What each ROUGE compares a generated summary and its references by.
+ROUGE = {"rouge1": "words", "rouge2": "pairs of words", "rougeL": "the longest common subsequence of words"}
+#: The middle, the lower and the upper end of an estimate: `_estimated` describes them.
+ESTIMATED = ("estimated_energy_j", "estimated_energy_low_j", "estimated_energy_high_j")
+NOT_ESTIMATED = "unless the run was on the CPU and the config asks for estimates"
+
+
+def _quality(after: str) -> tuple[Column, ...]:
+    """Held-out quality, as it is after some part of the training."""
+    of_texts = f"of the validation texts after {after}"
+    choice = f"share of the multiple-choice texts whose right choice has the lowest loss per token, after {after}"
+    return (
+        Column(
+            "validation_loss",
+            REAL,
+            "nat/token",
+            f"mean cross-entropy per predicted token {of_texts}",
+            mean=True,
+            heading="Validation loss",
+        ),
+        Column("perplexity", REAL, None, "e to the power of validation_loss", "where it is beyond 1e300", mean=True),
+        Column(
+            "masked_accuracy",
+            REAL,
+            None,
+            f"share of the predicted tokens {of_texts} that are right",
+            mean=True,
+            heading="Masked accuracy",
+        ),
+        Column(
+            "choice_accuracy",
+            REAL,
+            None,
+            choice,
+            "unless the data set is multiple choice",
+            mean=True,
+            heading="Choice accuracy",
+        ),
+    )
+
+
+#: Held-out quality.
+QUALITY = tuple(column.name for column in _quality("training"))
+
+
+def _estimated(of: str, null: str = NOT_ESTIMATED) -> tuple[Column, ...]:
+    """The columns of `ESTIMATED`, of some part of a run: a range, not a confidence interval."""
+    words = f"estimated joules {of}, from CPU-seconds and the processor's watts"
+    ends = (words, f"{words}: lower end of the range", f"{words}: upper end of the range")
+    headings = ("Estimated energy", None, None)
+    return tuple(
+        Column(name, REAL, "J", about, null, heading=heading)
+        for name, about, heading in zip(ESTIMATED, ends, headings, strict=True)
+    )
+
+
+def _interval(column: Column) -> tuple[Column, ...]:
+    """Mean of a quantity of the runs over the repeats of a cell, and the ends of its interval."""
+    kind = ", of one scope and status" if column.of_joules else ""
+    null, of = f"unless every ok run has the number{kind}", f"end of the 95 % t interval of {column.name}_mean"
+    alone = f"{null}, and of a single run"
+    return (
+        Column(f"{column.name}_mean", REAL, column.unit, f"mean over the repeats: {column.about}", null),
+        Column(f"{column.name}_low", REAL, column.unit, f"lower {of} over the repeats", alone),
+        Column(f"{column.name}_high", REAL, column.unit, f"upper {of} over the repeats", alone),
+    )
+
+
+#: What names a cell.
+IDENTITY = _table(
+    Column("cell", TEXT, None, "id of the configuration: the same in all its repeats"),
+    Column("name", TEXT, None, "setup and batch size: how charts and report name the cell"),
+    Column("label", TEXT, None, "how progress lines name the configuration"),
+    Column("setup", TEXT, None, "name without the batch size"),
+    Column("panel", TEXT, None, "model, data set, task, environment where they vary: what may be compared"),
+    Column("model", TEXT, None, "name of the model in the config"),
+    Column("dataset", TEXT, None, "name of the data set in the config"),
+    Column("task", TEXT, None, "what is learned: mlm hidden tokens, clm the next token, seq2seq a text's target"),
+    Column("method", TEXT, None, "which parameters train: a module of joulesweep.methods"),
+    Column("method_params", TEXT, None, "parameters of the method, as JSON"),
+    Column("strategy", TEXT, None, "how the training is spread over devices"),
+    Column("devices", WHOLE, None, "number of devices: GPUs, or processes on the CPU"),
+    Column("precision", TEXT, None, "number formats of the weights and of the arithmetic"),
+    Column("batching", TEXT, None, "how texts become rows: dynamic or fixed padding, or packed into full rows"),
+    Column("head", TEXT, None, "where the output layer is computed: masked at predicted positions, dense everywhere"),
+    Column("engine", TEXT, None, "how a step is executed: as PyTorch comes, compiled, captured"),
+    Column(
+        "batch_size", WHOLE, None, "texts per optimizer step: on all devices together, or on each (batch_size_scope)"
+    ),
+    Column("batch_size_scope", TEXT, None, "what batch_size counts: global all devices, per_device each"),
+    Column("batch", TEXT, None, "batch_size as names say it: 32, or 32/device"),
+    Column(
+        "micro_batch_size", WHOLE, None, "texts per forward pass on each device", "where a batch is computed at once"
+    ),
+    Column("checkpoint_activations", FLAG, None, "whether activations are computed again instead of kept"),
+    Column("lr", REAL, None, "peak learning rate"),
+    Column("max_grad_norm", REAL, None, "norm to which longer gradients of a step are cut", "where none is cut"),
+)
+RUNS = _table(
+    Column("run", TEXT, None, "id of the run, and the name of its folder"),
+    *IDENTITY.values(),
+    Column("repeat", WHOLE, None, "number of the repeat, from 1: the seed of everything random"),
+    Column(
+        "status", TEXT, None, "ok, oom, diverged, unsupported, timeout; missing: no record; unreadable: a corrupt one"
+    ),
+    Column("reason", TEXT, None, "why the run is not ok, in a line", "where it is ok"),
+    Column(
+        "oom_bytes", WHOLE, "bytes", "bytes asked for when memory ran out", "unless status is oom, and where unknown"
+    ),
+    Column("started", TEXT, None, "when the run's processes started: UTC, ISO 8601"),
+    Column("finished", TEXT, None, "when the record was written: UTC, ISO 8601"),
+    Column("window_s", REAL, "s", "seconds of one pass: total_window_s / num_passes", mean=True, heading="Time"),
+    Column("startup_s", REAL, "s", "seconds from loading to the window: first scoring, idle baseline, warm-up"),
+    Column("cpu_s", REAL, "s", "CPU-seconds of all the run's processes in one pass", mean=True),
+    Column(
+        "energy_j",
+        REAL,
+        "J",
+        "joules of one pass, of the devices in energy_scope",
+        "where energy_reason says why",
+        mean=True,
+        of_joules=True,
+        heading="Energy",
+    ),
+    Column(
+        "energy_error_j", REAL, "J", "what energy_j may be off by at most, the boards' accuracy apart", "where unknown"
+    ),
+    Column(
+        "net_energy_j",
+        REAL,
+        "J",
+        "energy_j less what idle_w makes in one pass",
+        "where a device lacks one of the two",
+        mean=True,
+        of_joules=True,
+        heading="Net of idle",
+    ),
+    Column("energy_scope", TEXT, None, "kinds of device in energy_j: gpu, gpu+cpu+dram, …", "where energy_j is"),
+    Column("energy_status", TEXT, None, "measured (counters), integrated (power), below_resolution or unavailable"),
+    Column("energy_method", TEXT, None, "how the joules were read", "where nothing could read them"),
+    Column("energy_reason", TEXT, None, "why energy_j is null", "where it is not"),
+    Column(
+        "energy_doubt", TEXT, None, "what contradicts energy_j: such joules are in no ranking", "where nothing does"
+    ),
+    Column("energy_tick_s", REAL, "s", "time between two moves of the slowest counter in scope", "where none is known"),
+    Column(
+        "idle_w", REAL, "W", "mean power before the window, of the devices in energy_scope", "where a device lacks it"
+    ),
+    Column("power_ratio", REAL, None, "mean power × time / joules, of the device furthest from 1", "where unknown"),
+    Column(
+        "co2e_g",
+        REAL,
+        "g",
+        "g CO2e of energy_j",
+        "where energy_j is, or the config has no factor",
+        mean=True,
+        of_joules=True,
+        heading="CO2e",
+    ),
+    Column(
+        "cost",
+        REAL,
+        None,
+        "price of energy_j, in the config's currency",
+        "where energy_j is, or the config has no price",
+        mean=True,
+        of_joules=True,
+        heading="Cost",
+    ),
+    *_estimated("of one pass"),
+    Column(
+        "estimated_co2e_g",
+        REAL,
+        "g",
+        "g CO2e of estimated_energy_j",
+        "where that is, or the config has no factor",
+        heading="Estimated CO2e",
+    ),
+    Column("estimated_energy_method", TEXT, None, "where the watts of the estimate come from", NOT_ESTIMATED),
+    Column(
+        "num_passes", WHOLE, None, "passes in the window: more than 1 where one is shorter than measure.min_seconds"
+    ),
+    Column("total_window_s", REAL, "s", "seconds of the whole window: all passes"),
+    Column("total_energy_j", REAL, "J", "joules of all passes, of the devices in energy_scope", "where energy_j is"),
+    Column(
+        "meter_overhead_fraction",
+        REAL,
+        None,
+        "(seconds of meter calls + CPU-seconds of trace) / total_window_s",
+        "where unknown",
+    ),
+    Column("flags", TEXT, None, "names of what to know before comparing the run", "where there is none"),
+    Column("flag_texts", TEXT, None, "a line of text for each of the flags", "where there is none"),
+    Column(
+        "temperature_start_c",
+        REAL,
+        "°C",
+        "temperature of the hottest board as the window begins",
+        "where no board tells",
+    ),
+    Column(
+        "temperature_end_c", REAL, "°C", "temperature of the hottest board as the window ends", "where no board tells"
+    ),
+    Column("sm_clock_mean_mhz", REAL, "MHz", "clock in the window, mean over time and boards", "where no board tells"),
+    Column("power_limit_w", REAL, "W", "power limit of a board in the window: the highest", "where no board tells"),
+    Column(
+        "throttle_reasons", TEXT, None, "what held clocks down in the window", "where nothing did, or no board tells"
+    ),
+    Column("cooldown_s", REAL, "s", "seconds that the run waited for boards to settle", "without boards to wait for"),
+    Column("idle_s", REAL, "s", "seconds of the idle baseline before the window"),
+    Column("settled", FLAG, None, "whether the boards did settle before the run", "without boards to wait for"),
+    Column("exclusive", TEXT, None, "what the run had to itself: node the whole machine; gpu, none its boards alone"),
+    Column("window_begin", TEXT, None, "when the window began: UTC, ISO 8601"),
+    Column("window_end", TEXT, None, "when the window ended: UTC, ISO 8601"),
+    Column(
+        "peak_gpu_allocated_bytes",
+        WHOLE,
+        "bytes",
+        "most memory in tensors while training, on the fullest GPU",
+        "on the CPU",
+        mean=True,
+    ),
+    Column(
+        "peak_gpu_reserved_bytes",
+        WHOLE,
+        "bytes",
+        "most memory PyTorch held while training, on the fullest GPU",
+        "on the CPU",
+        mean=True,
+    ),
+    Column(
+        "peak_host_rss_bytes",
+        WHOLE,
+        "bytes",
+        "most resident host memory while training, summed over processes",
+        mean=True,
+        heading="Peak memory",
+    ),
+    Column("num_steps", WHOLE, None, "optimizer steps of one pass"),
+    Column("num_skipped_steps", WHOLE, None, "of the steps of one pass, those that loss scaling skipped"),
+    Column("num_texts", WHOLE, None, "texts that one pass trains on, each as often as there are epochs"),
+    Column(
+        "num_tokens", WHOLE, None, "tokens that one pass reads, without padding; targets of an encoder-decoder apart"
+    ),
+    Column("num_padded_tokens", WHOLE, None, "positions that one pass computes for num_tokens, with padding"),
+    Column("num_predicted", WHOLE, None, "tokens that one pass predicts"),
+    Column("num_head_positions", WHOLE, None, "positions of one pass at which the output layer is computed"),
+    Column("num_token_pairs", WHOLE, None, "pairs of tokens of one text, in one pass"),
+    Column("num_padded_token_pairs", WHOLE, None, "pairs of positions of one row, in one pass, that are computed"),
+    Column(
+        "num_target_tokens", WHOLE, None, "tokens of targets that the decoder of an encoder-decoder reads in one pass"
+    ),
+    Column(
+        "num_padded_target_tokens", WHOLE, None, "positions that one pass computes for num_target_tokens, with padding"
+    ),
+    Column("num_target_pairs", WHOLE, None, "num_token_pairs within targets"),
+    Column("num_padded_target_pairs", WHOLE, None, "num_padded_token_pairs within targets"),
+    Column("num_cross_pairs", WHOLE, None, "num_token_pairs of a target's token and one of its text"),
+    Column("num_padded_cross_pairs", WHOLE, None, "num_padded_token_pairs of a target's position and one of its text"),
+    Column(
+        "bytes_per_step",
+        WHOLE,
+        "bytes/step",
+        "least memory traffic of a device",
+        "where uncounted, or not the same in all",
+    ),
+    Column("samples_per_s", REAL, "texts/s", "num_texts / window_s", mean=True),
+    Column(
+        "tokens_per_s", REAL, "tokens/s", "(num_tokens + num_target_tokens) / window_s", mean=True, heading="Tokens/s"
+    ),
+    Column("padded_tokens_per_s", REAL, "positions/s", "(num_padded_tokens + num_padded_target_tokens) / window_s"),
+    Column("epochs_per_minute", REAL, "epochs/min", "epochs per minute of the window", mean=True),
+    Column(
+        "useful_flops",
+        REAL,
+        "FLOP",
+        "FLOPs of one pass: no padding, nothing twice",
+        "where flop_reason says why",
+        mean=True,
+    ),
+    Column(
+        "executed_flops",
+        REAL,
+        "FLOP",
+        "FLOPs of one pass: padding, recomputing, rating too",
+        "where useful_flops is",
+        mean=True,
+    ),
+    Column("rating_flops", REAL, "FLOP", "FLOPs of executed_flops that rating tensors took", "where useful_flops is"),
+    Column("padded_macs", REAL, "MAC", "multiply-adds of one pass with padding alone", "where useful_flops is"),
+    Column(
+        "padded_flop_share",
+        REAL,
+        None,
+        "share of 2 padded_macs that is not useful_flops",
+        "where useful_flops is",
+        mean=True,
+        heading="Spent on padding",
+        show="percent",
+    ),
+    Column(
+        "useful_flops_per_j",
+        REAL,
+        "FLOP/J",
+        "useful_flops / energy_j",
+        "where one of the two is",
+        mean=True,
+        of_joules=True,
+    ),
+    Column("flop_reason", TEXT, None, "why FLOPs are null", "where they are not"),
+    Column(
+        "mfu",
+        REAL,
+        None,
+        "useful_flops / (window_s × devices × peak rate)",
+        "where floor_reason says why",
+        mean=True,
+        heading="Of peak rate (MFU)",
+        show="percent",
+    ),
+    Column(
+        "floor_distance",
+        REAL,
+        None,
+        "estimated least seconds of one pass / window_s",
+        "where floor_reason says why",
+        mean=True,
+        heading="Of possible speed (distance to floor)",
+        show="percent",
+    ),
+    Column("floor_reason", TEXT, None, "why mfu and floor_distance are null", "where they are not"),
+    Column("peak_status", TEXT, None, "whether the peak rate is verified in its source or recalled", "where mfu is"),
+    *_quality("the last epoch"),
+    *(
+        Column(
+            name,
+            REAL,
+            None,
+            f"mean F-measure of shared {what}, 0 to 1",
+            "without num_summaries",
+            mean=True,
+            heading=f"ROUGE-{name.removeprefix('rouge')}",
+            show="points",
+        )
+        for name, what in ROUGE.items()
+    ),
+    Column("num_validation_texts", WHOLE, None, "texts that are held out"),
+    Column("num_masked", WHOLE, None, "tokens that are predicted in them"),
+    Column("num_summaries", WHOLE, None, "texts that the trained model wrote", "where there are none"),
+    Column(
+        "environment", TEXT, None, "hash of CPU, memory, kinds of board, driver and versions: runs of one mean share it"
+    ),
+    Column("accelerator", TEXT, None, "what computed: cuda or cpu"),
+    Column("hostname", TEXT, None, "name of the machine"),
+    Column("platform", TEXT, None, "operating system, kernel and processor type"),
+    Column("python", TEXT, None, "version of Python"),
+    Column("cpu_model", TEXT, None, "name of the processor"),
+    Column("cpu_cores", WHOLE, None, "hardware threads that the run was allowed to use"),
+    Column("host_memory_bytes", WHOLE, "bytes", "memory of the machine"),
+    Column("gpus", TEXT, None, "kinds of the run's boards, whether they computed or were metered", "where it had none"),
+    Column("gpu_uuids", TEXT, None, "UUIDs of the run's boards", "where it had none"),
+    Column("driver", TEXT, None, "version of the NVIDIA driver", "where there is none, or it did not answer"),
+    Column("torch_version", TEXT, None, "version of PyTorch", "where it is not installed"),
+    Column("transformers_version", TEXT, None, "version of transformers", "where it is not installed"),
+    Column("zeus_version", TEXT, None, "version of Zeus, which reads the counters", "where it is not installed"),
+    Column("threads_per_process", WHOLE, None, "CPU threads that each process computes with"),
+    Column(
+        "certificate", TEXT, None, "digests of the certificates of what computed", "where certificate_reason says why"
+    ),
+    Column(
+        "certificate_reason",
+        TEXT,
+        None,
+        "why there is no certificate, or what speaks against it",
+        "where there is one and nothing does",
+    ),
+    Column("code_digest", TEXT, None, "digest of the code that the run was measured by"),
+    Column("accepted_codes", TEXT, None, "digests of other code that its user accepted it for", "where there is none"),
+    Column("accepted_reasons", TEXT, None, "why the user accepted them", "where there is none"),
+    Column("git_commit", TEXT, None, "commit of the checkout", "outside a checkout"),
+    Column("git_dirty", FLAG, None, "whether files differed from that commit", "outside a checkout"),
+)
+EPOCHS = _table(
+    *_of(RUNS, "run cell name setup panel batch environment batch_size repeat"),
+    Column("epoch", WHOLE, None, "number of the epoch, from 1; 0 is the untrained model"),
+    Column("elapsed_s", REAL, "s", "seconds from the window's begin to the end of the epoch"),
+    Column(
+        "cpu_s", REAL, "s", "CPU-seconds of all the run's processes from the window's begin to the end of the epoch"
+    ),
+    Column("num_steps", WHOLE, None, "optimizer steps from the window's begin to the end of the epoch"),
+    Column("train_loss", REAL, "nat/token", "mean loss of the epoch's steps", "of epoch 0"),
+    *_quality("the epoch"),
+    Column(
+        "energy_j", REAL, "J", "joules from the window's begin to the end of the epoch", "where energy_reason says why"
+    ),
+    Column("energy_scope", TEXT, None, "kinds of device whose joules these are", "where the run has no joules"),
+    *_of(RUNS, "energy_status energy_reason"),
+    *_estimated("from the window's begin to the end of the epoch", f"of epoch 0, and {NOT_ESTIMATED}"),
+)
+SELECTIONS = _table(
+    *_of(RUNS, "run cell name setup panel batch environment batch_size repeat"),
+    Column("epoch", WHOLE, None, "first epoch that trained the chosen tensors"),
+    Column("num_chosen", WHOLE, None, "tensors that were chosen"),
+    Column("num_candidates", WHOLE, None, "tensors that could have been"),
+    Column("trained_share", REAL, None, "share of the model's parameters that trained"),
+    Column("importance_share", REAL, None, "share of the candidates' importance that was chosen", "where none has any"),
+    Column("gap", REAL, None, "share of the best importance within the budget that the choice misses at most"),
+    Column("objective", TEXT, None, "what the budget limits: flops or time"),
+    Column("rho", REAL, None, "the budget: share of the cost of a step that trains every candidate"),
+    Column("floor", REAL, None, "least cost of any choice, a share like rho: forward pass and cheapest tensor"),
+    Column(
+        "predicted_cost", REAL, None, "cost of the choice by the method's own model, a share like rho, in its objective"
+    ),
+    Column(
+        "counted_cost", REAL, None, "cost that was counted, a share like rho, in FLOPs", "where cost_reason says why"
+    ),
+    Column("cost_reason", TEXT, None, "why counted_cost is null", "where it is not"),
+    Column(
+        "rating_s", REAL, "s", "seconds that this rating and choosing took, within the window", "without rating before"
+    ),
+    Column("step_s", REAL, "s", "mean seconds of a step until the next choice", "where no step followed"),
+    Column("chosen", TEXTS, None, "names of the tensors that trained, from the output to the input"),
+    Column("candidates", TEXTS, None, "names of all that could have, from the output to the input"),
+)
+DEVICES = _table(
+    *_of(RUNS, "run name setup panel batch batch_size repeat"),
+    Column("device", TEXT, None, "gpu:0, cpu:0, dram:0, …: its kind and number"),
+    Column("kind", TEXT, None, "gpu, cpu (a processor package) or dram (the memory of one)"),
+    Column("uuid", TEXT, None, "UUID of a board", "of CPU and DRAM"),
+    Column("status", TEXT, None, "measured (a counter), integrated (power), below_resolution or unavailable"),
+    Column("method", TEXT, None, "how its joules were read", "where nothing could read them"),
+    Column("reason", TEXT, None, "why energy_j is null", "where it is not"),
+    Column("doubt", TEXT, None, "what contradicts energy_j", "where nothing does"),
+    Column("idle_reason", TEXT, None, "why idle_w is null", "where it is not"),
+    Column("net_reason", TEXT, None, "why net_energy_j is null", "where it is not"),
+    Column("ratio_reason", TEXT, None, "why power_ratio is null", "where it is not"),
+    Column(
+        "power_method", TEXT, None, "how a board tells its power: instant or averaged", "of CPU and DRAM, or unread"
+    ),
+    Column("certificate", TEXT, None, "digest of the device's certificate", "where certificate_reason says why"),
+    Column("certificate_made", TEXT, None, "when the certificate was made: UTC, ISO 8601", "where certificate is"),
+    Column(
+        "certificate_holds", TEXT, None, "promises of the meter that hold", "where none does, or certificate is null"
+    ),
+    Column(
+        "certificate_fails", TEXT, None, "promises of the meter that fail", "where none does, or certificate is null"
+    ),
+    Column("certificate_not_tried", TEXT, None, "promises of the meter that were not tried", "where there are none"),
+    *_of(RUNS, "certificate_reason"),
+    Column("energy_j", REAL, "J", "joules of one pass", "where reason says why"),
+    Column(
+        "error_j", REAL, "J", "what energy_j may be off by at most, the board's own accuracy apart", "where unknown"
+    ),
+    Column("total_energy_j", REAL, "J", "joules of the whole window: all passes", "where energy_j is"),
+    Column("net_energy_j", REAL, "J", "energy_j less what idle_w makes in one pass", "where net_reason says why"),
+    Column("idle_w", REAL, "W", "mean power in the idle baseline before the window", "where idle_reason says why"),
+    Column("tick_s", REAL, "s", "time between two moves of the counter", "where unknown, and of integrated power"),
+    Column("mean_power_w", REAL, "W", "mean power in the window, by the trace", "where it has too few readings"),
+    Column("power_ratio", REAL, None, "mean_power_w × total_window_s / total_energy_j", "where ratio_reason says why"),
+    Column(
+        "whole_run_energy_j",
+        REAL,
+        "J",
+        "joules of start-up, idling, window and scoring",
+        "where whole_run_reason says why",
+    ),
+    Column("whole_run_reason", TEXT, None, "why whole_run_energy_j is null", "where it is not"),
+    Column("in_scope", FLAG, None, "whether energy_j is part of the run's"),
+)
+POWER = _table(
+    *_of(RUNS, "run name setup panel batch batch_size repeat"),
+    Column("device", TEXT, None, "gpu:0, cpu:0, dram:0, …: its kind and number"),
+    Column("t_s", REAL, "s", "seconds since the window's begin; before it they are negative"),
+    Column(
+        "power_w", REAL, "W", "power then; of CPU and DRAM the mean since the sample before", "where it was not read"
+    ),
+    Column("window_s", REAL, "s", "seconds of the whole window: all passes"),
+)
+UNREADABLE = "unreadable"  # status of a run or an anchor whose record cannot be read; no record has it
+ANCHORS = _table(
+    Column("day", TEXT, None, "when the run was measured again: YYYY-MM-DD"),
+    *_of(RUNS, "run name panel"),
+    Column("status", TEXT, None, "status of the later measurement; unreadable: its record is corrupt"),
+    Column("window_s", REAL, "s", "seconds of one pass, first measurement", "unless it was ok"),
+    Column("energy_j", REAL, "J", "joules of one pass, first measurement", "where it has none"),
+    Column("anchor_window_s", REAL, "s", "seconds of one pass, later measurement", "unless it was ok"),
+    Column("anchor_energy_j", REAL, "J", "joules of one pass, later measurement", "where it has none"),
+    Column("anchor_total_energy_j", REAL, "J", "joules of all passes, later measurement", "where it has none"),
+    Column("anchor_energy_status", TEXT, None, "energy_status of the later measurement", "unless it was ok"),
+    Column("anchor_energy_scope", TEXT, None, "kinds of device in anchor_energy_j", "where that is"),
+    Column(
+        "window_ratio", REAL, None, "anchor_window_s / window_s", "unless both were ok, in one environment, by one code"
+    ),
+    Column("energy_ratio", REAL, None, "anchor_energy_j / energy_j", "where window_ratio is, and unless same_scope"),
+    Column(
+        "same_environment", FLAG, None, "whether both were measured in one environment", "where one of them is unknown"
+    ),
+    Column("same_code", FLAG, None, "whether both count as measured by one code", "where one of them is unknown"),
+    Column("same_scope", FLAG, None, "whether both have joules of one scope and status", "where one has no joules"),
+)
+#: Each has `_mean`, `_low` and `_high` in the cells: mean and 95 % t interval over repeats.
+QUANTITIES = tuple(column.name for column in RUNS.values() if column.mean)
+CELLS = _table(
+    *IDENTITY.values(),
+    Column("environment", TEXT, None, "environment of the runs whose means these are", "of a cell without ok run"),
+    Column("num_ok", WHOLE, None, "ok runs of the cell in this environment: what the means are over"),
+    Column("num_runs", WHOLE, None, "runs of the cell, whatever became of them, in all environments"),
+    Column("statuses", TEXT, None, "how many runs of the cell have each status: 1 oom, 2 ok"),
+    Column("num_flagged", WHOLE, None, "ok runs with a flag that concerns their numbers"),
+    Column("flags", TEXT, None, "the flags of its runs that concern their numbers", "where there is none"),
+    Column("energy_scope", TEXT, None, "kinds of device in its joules, each once", "where there are no joules"),
+    Column("energy_status", TEXT, None, "statuses of its joules, each once", "of a cell without ok run"),
+    Column(
+        "energy_doubt", TEXT, None, "what contradicts the joules of its runs: it is in no ranking", "where nothing does"
+    ),
+    Column(
+        "energy_error_j",
+        REAL,
+        "J",
+        "mean over the repeats: what energy_j may be off by",
+        "where a run has none, or scopes differ",
+    ),
+    *(column for name in QUANTITIES for column in _interval(RUNS[name])),
+    *_estimated("of one pass, mean over the repeats"),
+    *_of(RUNS, "estimated_co2e_g"),
+    Column("baseline", TEXT, None, "name of the cell that speedup is over", "where there is no finished one"),
+    Column("is_baseline", FLAG, None, "whether the cell is that one itself", "where there is none"),
+    Column(
+        "speedup",
+        REAL,
+        None,
+        "samples_per_s / the baseline's, geometric mean over pairs by seed",
+        "without a common seed",
+    ),
+    Column("speedup_low", REAL, None, "lower end of the 95 % interval of speedup", "with fewer than two pairs"),
+    Column("speedup_high", REAL, None, "upper end of the 95 % interval of speedup", "with fewer than two pairs"),
+    Column("speedup_n", WHOLE, None, "pairs by seed that speedup is over", "where speedup is, and of the baseline"),
+    Column(
+        "speedup_verdict",
+        TEXT,
+        None,
+        "baseline, or on which side of 1 the interval of speedup lies",
+        "where speedup is",
+    ),
+)
+#: The tables by the names of their files, and what a row of each is.
+TABLES: dict[str, Table] = {
+    "runs": RUNS,
+    "cells": CELLS,
+    "epochs": EPOCHS,
+    "selections": SELECTIONS,
+    "devices": DEVICES,
+    "power": POWER,
+    "anchors": ANCHORS,
+}
+ABOUT = {
+    "runs": "A row per run of the manifest, in its order. What is measured is null unless status is ok.",
+    "cells": "A row per cell and environment. Without an ok run a cell has one row, and its numbers are null.",
+    "epochs": "A row per ok run and epoch, epoch 0 being the untrained model. Joules and seconds are cumulative.",
+    "selections": "A row per ok run and choice of tensors.",
+    "devices": "A row per ok run and device that was read or should have been.",
+    "power": "The power traces of the ok runs: a row per sample and device.",
+    "anchors": "A row per run that was measured again on a later day.",
+}

@@ -1,0 +1,198 @@
+"""How near a run comes to what its GPUs could do: useful FLOPs, model FLOPs utilisation, distance to the floor.
+
+    useful_flops       of training on the tokens that are there and predicted: no padding, nothing computed twice
+    executed_flops     what was computed: with padding, recomputed activations, and the rating of tensors
+    rating_flops       of these, what a method spent on rating tensors
+    padded_macs        multiply-adds of training with padding, without what was recomputed or rated: half its FLOPs, and
+                       what papers that count padded positions call FLOPs
+    padded_flop_share  1 - useful / (executed without what was recomputed or rated)
+    mfu                useful_flops / (seconds × devices × peak rate of the precision)
+    floor_distance     t_floor / seconds: near 1, little is left to gain
+
+    t_floor = useful_flops / (peak rate × devices) + steps × bytes_per_step / memory bandwidth
+    (both over the training phases)
+
+t_floor is an estimate of the least time. Its two terms are added: AdamW moves its state when the backward pass is over
+and has next to nothing to compute meanwhile. With the larger of the two, small and large batches would both look up to
+twice as far from the floor. A run that overlaps the two, or whose state stays in a cache, can be faster than that.
+Peak rates are those of `resources/gpus.csv`; what is not in there has no floor. The counts come from the record.
+Standard library only.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from joulesweep.axes.precision import PRECISIONS
+from joulesweep.core.places import RESOURCES
+from joulesweep.core.work import COMPUTED, UNITS, USEFUL
+
+GPU_FILE = RESOURCES / "gpus.csv"
+RATE = "_tflops"  # ends the names of the columns of peak rates
+#: NVML's bytes may be so far from the memory's nominal size: error correction takes a sixteenth of GDDR.
+MEMORY_TOLERANCE = 0.1
+UNCOUNTED = "the record was written before FLOPs were counted"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """A row of `resources/gpus.csv`.
+
+    Attributes:
+        name: NVML's, without its maker.
+        memory_gib: nominal size of its memory.
+        flops_per_s: peak rate of dense matrix products by format; None where there is none or none is known.
+        bytes_per_s: peak bandwidth of its memory.
+        status: "verified" or "recalled": whether the numbers were read in a copy of the source; or "unsupported: "
+            and why.
+        source: where they are from.
+    """
+
+    name: str
+    memory_gib: float
+    flops_per_s: dict[str, float | None]
+    bytes_per_s: float | None
+    status: str
+    source: str
+
+
+@functools.cache
+def gpus() -> dict[tuple[str, float], Gpu]:
+    """The rows of `resources/gpus.csv`, by name and size of memory."""
+    lines = GPU_FILE.read_text(encoding="utf-8").splitlines()
+    rows = csv.DictReader(line for line in lines if not line.startswith("#"))
+    found = [
+        Gpu(
+            name=row["name"],
+            memory_gib=float(row["memory_gib"]),
+            flops_per_s={
+                name.removesuffix(RATE): _number(text, 1e12) for name, text in row.items() if name.endswith(RATE)
+            },
+            bytes_per_s=_number(row["bandwidth_gb_per_s"], 1e9),
+            status=row["status"],
+            source=row["source"],
+        )
+        for row in rows
+    ]
+    return {(gpu.name, gpu.memory_gib): gpu for gpu in found}
+
+
+def _number(text: str, unit: float) -> float | None:
+    return float(text) * unit if text else None
+
+
+def find(name: str, memory_bytes: int | None) -> Gpu | None:
+    """The row of a board, or None.
+
+    The whole name must be the same, but for "NVIDIA " before it, which older drivers leave out: a part of a name
+    would take an A10 for an A100. Boards of one name differ in memory, and a slice of a board has less of it.
+    """
+    if memory_bytes is None:
+        return None
+    size = memory_bytes / 2**30
+    same = [gpu for gpu in gpus().values() if gpu.name == name.removeprefix("NVIDIA ")]
+    return next((gpu for gpu in same if abs(size / gpu.memory_gib - 1) <= MEMORY_TOLERANCE), None)
+
+
+def totals(phases: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Work of a pass over the training: useful_flops, executed_flops, rating_flops, padded_macs, padded_flop_share.
+
+    Args:
+        phases: a measurement's; each has its `flop_coefficients`, the counts of `work.UNITS`, and its kind.
+    """
+    trained = [phase for phase in phases if phase["kind"] == "training"]
+    useful, computed = (sum(flops(phase, which) for phase in trained) for which in (USEFUL, COMPUTED))
+    again = sum(recomputed(phase, COMPUTED) for phase in trained)
+    rated = [phase for phase in phases if phase["kind"] == "rating"]
+    rating = sum(flops(phase, COMPUTED) + recomputed(phase, COMPUTED) for phase in rated)
+    return {
+        "useful_flops": useful,
+        "executed_flops": computed + again + rating,
+        "rating_flops": rating,
+        "padded_macs": computed / 2,
+        "padded_flop_share": 1 - useful / computed,
+    }
+
+
+def recomputed(phase: Mapping[str, Any], which: int) -> float:
+    """FLOPs that checkpointing adds to a phase, on its `USEFUL` or its `COMPUTED` counts."""
+    return flops(phase, which, "recomputed_")
+
+
+def flops(phase: Mapping[str, Any], which: int, prefix: str = "") -> float:
+    """FLOPs of a phase on its `USEFUL` or its `COMPUTED` counts."""
+    coefficients = phase["flop_coefficients"]
+    return sum(
+        float(coefficients.get(prefix + unit, 0.0)) * float(phase.get(counts[which], 0))
+        for unit, counts in UNITS.items()
+    )
+
+
+def floor_s(flops: float, num_bytes: float, flops_per_s: float, bytes_per_s: float) -> float:
+    """Seconds for so many FLOPs at the peak rate, and then so many bytes to and from memory."""
+    return flops / flops_per_s + num_bytes / bytes_per_s
+
+
+def columns(found: Mapping[str, Any]) -> dict[str, Any]:
+    """A finished run's columns of the runs table: what the head of this module defines, and reasons for nulls.
+
+    Args:
+        found: a run's record.
+    """
+    measurement = found["measurement"]
+    reason = _uncounted(measurement)
+    if reason is not None:
+        return {"flop_reason": reason, "floor_reason": reason}
+    work = totals(measurement["phases"])
+    moved = {phase["bytes_per_step"] for phase in measurement["phases"] if phase["kind"] == "training"}
+    same = {"bytes_per_step": moved.pop()} if len(moved) == 1 else {}
+    return {**work, **same, "flop_reason": None, **_against_peak(found, work["useful_flops"])}
+
+
+def _uncounted(measurement: Mapping[str, Any]) -> str | None:
+    if "phases" not in measurement:
+        return UNCOUNTED
+    return next((phase["flop_reason"] for phase in measurement["phases"] if phase["flop_reason"]), None)
+
+
+def _against_peak(found: Mapping[str, Any], useful_flops: float) -> dict[str, Any]:
+    """mfu, floor_distance, floor_reason, and the status of the peak rates."""
+    gpu, reason = _gpu(found)
+    if gpu is None:
+        return {"floor_reason": reason}
+    if gpu.status.startswith("unsupported"):
+        return {"floor_reason": f"{gpu.name} is {gpu.status}"}
+    measurement, spec = found["measurement"], found["spec"]
+    rate = PRECISIONS[spec["precision"]].peak_rate
+    flops_per_s, bytes_per_s = gpu.flops_per_s.get(rate), gpu.bytes_per_s
+    if flops_per_s is None or bytes_per_s is None:
+        return {"floor_reason": f"resources/gpus.csv has no {rate} rate of {gpu.name}"}
+    flops_per_s *= spec["devices"]
+    trained = (phase for phase in measurement["phases"] if phase["kind"] == "training")
+    moved = sum(phase["num_steps"] * phase["bytes_per_step"] for phase in trained)
+    return {
+        "mfu": useful_flops / (measurement["window_s"] * flops_per_s),
+        "floor_distance": floor_s(useful_flops, moved, flops_per_s, bytes_per_s) / measurement["window_s"],
+        "floor_reason": None,
+        "peak_status": gpu.status,
+    }
+
+
+def _gpu(found: Mapping[str, Any]) -> tuple[Gpu | None, str | None]:
+    """The one kind of board that computed, or why it is not known."""
+    if found["spec"]["accelerator"] != "cuda":
+        return None, "peak rates are known of GPUs only; this run used the CPU"
+    boards = found["environment"]["gpus"]
+    kinds = {(board["name"], board["memory_bytes"]) for board in boards}
+    if len({name for name, _ in kinds}) != 1:
+        return None, "the boards of the run are not of one kind" if kinds else "the record names no GPU"
+    rows = [find(*kind) for kind in kinds]
+    if None in rows or any(row is not rows[0] for row in rows):
+        name = boards[0]["name"]
+        sizes = ", ".join(sorted(f"{size / 2**30:.3g} GiB" for _, size in kinds if size is not None))
+        return None, f"resources/gpus.csv does not know {name}" + (f" with {sizes}" if sizes else "")
+    return rows[0], None

@@ -1,0 +1,63 @@
+"""ROUGE of the summaries that a run generated, from its `summaries.jsonl`: {text, summary, references} in each line.
+
+    rouge1, rouge2   F-measure of shared words and of shared pairs of words, after Porter's stemmer
+    rougeL           of the longest common subsequence of words
+
+Scores are those of the library rouge-score (Google Research), shares in 0..1: of several references the best for each
+metric by itself, and the mean over texts.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from joulesweep.core.errors import Corrupt, UserError
+
+FILE = "summaries.jsonl"
+METRICS = ("rouge1", "rouge2", "rougeL")
+
+
+def columns(folder: Path) -> dict[str, Any]:
+    """A run's columns of the runs table: rouge1, rouge2, rougeL and num_summaries; none where it has no summaries.
+
+    Args:
+        folder: of the run.
+
+    Raises:
+        Corrupt: a line is corrupt; the message names file and line.
+    """
+    summaries = _read(folder / FILE)
+    if not summaries:
+        return {}
+    from rouge_score.rouge_scorer import RougeScorer  # a second that sweeps without summaries do not pay
+
+    scorer = RougeScorer(METRICS, use_stemmer=True)
+    scores = [scorer.score_multi(row["references"], row["summary"]) for row in summaries]
+    means = {metric: math.fsum(score[metric].fmeasure for score in scores) / len(scores) for metric in METRICS}
+    return {**means, "num_summaries": len(scores)}
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    """The rows of the file; none if it is not there."""
+    try:
+        lines = path.read_bytes().splitlines()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; expected generated summaries") from None
+    return [_row(path, number, line) for number, line in enumerate(lines, 1)]
+
+
+def _row(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        match json.loads(line):
+            case {"text": int(), "summary": str(), "references": [str(), *others]} as row:
+                if all(isinstance(other, str) for other in others):
+                    return dict(row)
+    except (ValueError, RecursionError) as error:
+        raise Corrupt(path, f"line {number}: corrupt summary: {error}") from None
+    needed = "text (a number), summary (text) and references (at least one text)"
+    raise Corrupt(path, f"line {number}: corrupt summary: needs {needed}")

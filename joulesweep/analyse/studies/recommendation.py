@@ -1,0 +1,139 @@
+"""Which configuration to use, by a stated rule, and the comparisons that say how sure that is.
+
+The rule: of the configurations whose validation loss is within `MARGIN` of the lowest (upper end of the paired 95 %
+interval), the one that costs least: joules where every configuration has measured ones of the same devices, else
+seconds. Integrated and estimated joules take no part; where joules decide, a configuration with doubtful ones is left
+out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from joulesweep.analyse.cells import doubtful, finished, panels, ratio_of, same_joules, undoubted, unranked
+from joulesweep.analyse.statistics import NO_DIFFERENCE, Ratio
+from joulesweep.analyse.tables import Tables
+
+MARGIN = 0.01  # of the validation loss: what counts as "no worse"
+
+#: What is compared: column, words for the ratio a/b, and its name when no difference is shown.
+COMPARED = (
+    ("samples_per_s", "as fast", "speed"),
+    ("energy_j", "the measured energy", "measured energy"),
+    ("peak_gpu_allocated_bytes", "the peak GPU memory", "peak GPU memory"),
+    ("peak_host_rss_bytes", "the peak host memory", "peak host memory"),
+    ("validation_loss", "the validation loss", "validation loss"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """One quantity of the chosen configuration against that of another.
+
+    Attributes:
+        text: a statement with ratio, interval and number of pairs.
+        shown: whether the interval excludes "equal".
+    """
+
+    text: str
+    shown: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What to use, among configurations that may be compared.
+
+    Attributes:
+        panel: which model, data set and environment; empty where the sweep has one of each.
+        chosen: the row of the cells table.
+        by: "energy_j" or "window_s": what was least.
+        unranked: why it was not joules; None if it was.
+        doubtful: lines with the name of a configuration that is left out, and why its joules are doubtful.
+        ties: names of the others within the margin whose cost is not shown to differ from the chosen one's.
+        num_within: configurations within the margin of the lowest loss.
+        num_cells: configurations that finished.
+        against: comparisons, by the other configuration and what it is.
+    """
+
+    panel: str
+    chosen: dict[str, Any]
+    by: str
+    unranked: str | None
+    doubtful: list[str]
+    ties: list[str]
+    num_within: int
+    num_cells: int
+    against: dict[str, list[Comparison]]
+
+
+def answers(tables: Tables) -> list[Answer]:
+    """One answer per panel that has a finished run."""
+    return [_answer(tables.runs, name, part) for name, part in panels(finished(tables.cells, "validation_loss_mean"))]
+
+
+def _answer(runs: pl.DataFrame, panel: str, cells: pl.DataFrame) -> Answer:
+    reason = unranked(cells)
+    by = "window_s" if reason else "energy_j"
+    left_out = doubtful(cells)
+    cells = cells if reason else undoubted(cells)
+    complete = cells.filter(pl.col("num_ok") == pl.col("num_runs"))
+    rows = (complete if len(complete) else cells).to_dicts()  # what diverged or ran out of memory is no advice
+    lowest = min(rows, key=lambda row: row["validation_loss_mean"])
+    within = [row for row in rows if row is lowest or _within(runs, row, lowest)]
+    chosen = min(within, key=lambda row: row[f"{by}_mean"])
+    cheapest = min(rows, key=lambda row: row[f"{by}_mean"])
+    costs = {row["name"]: ratio_of(runs, row, chosen, by) for row in within if row is not chosen}
+    baseline = [row for row in rows if row["name"] == chosen["baseline"]]
+    word = "the least energy" if by == "energy_j" else "the fastest"
+    others = [*((row, "the baseline") for row in baseline), (lowest, "the lowest loss"), (cheapest, word)]
+    against: dict[str, tuple[dict[str, Any], list[str]]] = {}
+    for row, role in others:
+        if row is not chosen:
+            against.setdefault(row["cell"], (row, []))[1].append(role)
+    return Answer(
+        panel=panel,
+        chosen=chosen,
+        by=by,
+        unranked=reason,
+        doubtful=left_out,
+        ties=[name for name, ratio in costs.items() if ratio is None or ratio.verdict != "higher"],
+        num_within=len(within),
+        num_cells=len(rows),
+        against={f"{row['name']} ({', '.join(roles)})": compare(runs, chosen, row) for row, roles in against.values()},
+    )
+
+
+def _within(runs: pl.DataFrame, row: dict[str, Any], lowest: dict[str, Any]) -> bool:
+    """Whether a cell's loss is no worse than the lowest by more than the margin; one pair has its ratio alone."""
+    ratio = ratio_of(runs, row, lowest, "validation_loss")
+    return ratio is not None and (ratio.ratio if ratio.high is None else ratio.high) <= 1 + MARGIN
+
+
+def compare(runs: pl.DataFrame, a: dict[str, Any], b: dict[str, Any]) -> list[Comparison]:
+    """Statements on a relative to b, for every quantity that both were measured in.
+
+    Args:
+        runs: the runs table.
+        a: a row of the cells table.
+        b: another.
+    """
+    columns = [compared for compared in COMPARED if compared[0] != "energy_j" or same_joules(a, b)]
+    found = [(ratio_of(runs, a, b, column), words, name) for column, words, name in columns]
+    return [_comparison(ratio, words, name) for ratio, words, name in found if ratio is not None]
+
+
+def _comparison(ratio: Ratio, words: str, name: str) -> Comparison:
+    if ratio.low is None or ratio.high is None:
+        return Comparison(text=f"{_times(ratio.ratio)}× {words} ({ratio.verdict})", shown=False)
+    numbers = f"{_times(ratio.ratio)}× [{_times(ratio.low)}, {_times(ratio.high)}]"
+    if ratio.verdict == NO_DIFFERENCE:
+        return Comparison(text=f"{name}: {NO_DIFFERENCE} ({numbers}, n={ratio.n})", shown=False)
+    return Comparison(text=f"{numbers} {words} (n={ratio.n})", shown=True)
+
+
+def _times(ratio: float) -> str:
+    """Near 1 the third decimal matters."""
+    return f"{ratio:.3f}" if 0.9 < ratio < 1.1 else f"{ratio:.3g}"

@@ -1,0 +1,175 @@
+"""The tables of a sweep: how their rows are checked, and how they are written and read.
+
+Missing is null, never 0 or NaN. Every column has one dtype, whatever the sweep holds. Estimated joules have columns of
+their own. `columns` has a row for each column.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from joulesweep.analyse.columns import ABOUT, FLAG, REAL, TABLES, TEXT, TEXTS, WHOLE, Column, Table
+from joulesweep.core.errors import UserError, brief_repr, one_of
+
+LARGEST = 1e300  # of all numbers: what is made from them is finite as well
+#: A number whose name has such an end cannot be negative.
+COUNTS = ("_s", "_j", "_w", "_bytes", "_flops", "_macs", "loss", "perplexity", "accuracy")
+DTYPES: dict[str, pl.DataType] = {
+    TEXT: pl.String(),
+    WHOLE: pl.Int64(),
+    REAL: pl.Float64(),
+    FLAG: pl.Boolean(),
+    TEXTS: pl.List(pl.String()),
+}
+PYTHON_TYPES: dict[str, tuple[type, ...]] = {
+    TEXT: (str,),
+    WHOLE: (int,),
+    REAL: (int, float),
+    FLAG: (bool,),
+    TEXTS: (list,),
+}
+DESCRIPTION = "joulesweep"  # key of the parquet file's metadata under which its columns are described
+
+
+class ColumnError(Exception):
+    """What fills a row and the columns of its table do not agree: a mistake in the code, whatever was read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tables:
+    """The tables of a sweep: `columns.ABOUT` says what a row of each is, `columns.TABLES` what its columns are."""
+
+    runs: pl.DataFrame
+    cells: pl.DataFrame
+    epochs: pl.DataFrame
+    selections: pl.DataFrame
+    devices: pl.DataFrame
+    power: pl.DataFrame
+    anchors: pl.DataFrame
+
+
+NAMES = tuple(field.name for field in fields(Tables))
+
+
+def write(tables: Tables, folder: Path) -> None:
+    """Write every table as `<name>.parquet`, each whole or not at all; equal tables, equal bytes.
+
+    The file's metadata say what its columns are: `described` reads them.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in NAMES:
+        buffer = io.BytesIO()
+        getattr(tables, name).write_parquet(buffer, metadata={DESCRIPTION: _description(name)})
+        temporary = folder / f".{name}.parquet.{os.getpid()}"
+        temporary.write_bytes(buffer.getvalue())
+        temporary.replace(folder / f"{name}.parquet")
+
+
+def _description(name: str) -> str:
+    columns = {
+        column.name: {"unit": column.unit, "about": column.about, "null": column.null}
+        for column in TABLES[name].values()
+    }
+    return json.dumps({"about": ABOUT[name], "columns": columns}, ensure_ascii=False)
+
+
+def described(path: Path) -> Table:
+    """The columns of a parquet file as its metadata describe them.
+
+    Args:
+        path: of a file that `write` wrote.
+
+    Raises:
+        UserError: it cannot be read, or describes no columns.
+    """
+    try:
+        dtypes, found = pl.read_parquet_schema(path), pl.read_parquet_metadata(path)
+        columns = json.loads(found[DESCRIPTION])["columns"]
+        return {name: Column(name, str(dtype), **columns[name]) for name, dtype in dtypes.items()}
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise UserError(f"{path}: no table of a sweep: {str(error).splitlines()[0]}") from None
+    except LookupError:
+        raise UserError(f"{path}: its columns are not described: run the sweep's analysis again") from None
+
+
+def read(folder: Path) -> Tables:
+    """Read back what `write` wrote.
+
+    Raises:
+        UserError: a table is missing or no parquet file.
+    """
+    frames = {}
+    for name in NAMES:
+        path = folder / f"{name}.parquet"
+        try:
+            frames[name] = pl.read_parquet(path)
+        except (OSError, pl.exceptions.PolarsError) as error:
+            raise UserError(f"{path}: no table of a sweep: {str(error).splitlines()[0]}") from None
+    return Tables(**frames)
+
+
+def combined(table: Table, *parts: dict[str, Any]) -> dict[str, Any]:
+    """One row of a table, or a part of one, from parts that name different columns.
+
+    Raises:
+        ColumnError: a part names what is no column, or two name the same.
+    """
+    row: dict[str, Any] = {}
+    for key, value in (item for part in parts for item in part.items()):
+        if key not in table:
+            raise ColumnError(one_of("column", key, table))
+        if key in row:
+            raise ColumnError(f"column {key} is filled twice")
+        row[key] = value
+    return row
+
+
+def check(row: dict[str, Any], table: Table) -> dict[str, Any]:
+    """Return a row of a table unchanged if its values fit.
+
+    Raises:
+        ColumnError: it names what is no column.
+        TypeError: a value of another type.
+        ValueError: a number that cannot be: NaN, beyond `LARGEST`, or negative where it counts something.
+    """
+    for key, value in combined(table, row).items():
+        if value is None:
+            continue
+        dtype = table[key].dtype
+        if type(value) not in PYTHON_TYPES[dtype]:
+            raise TypeError(f"{key} is {brief_repr(value)}")
+        if dtype in (REAL, WHOLE) and not _possible(key, value, LARGEST if dtype == REAL else 2**63 - 1):
+            raise ValueError(f"{key} is {brief_repr(value)}")
+        if dtype == TEXT:
+            value.encode()  # half a surrogate pair is no text
+        if dtype == TEXTS and not all(isinstance(text, str) for text in value):
+            raise TypeError(f"{key} is {brief_repr(value)}")
+    return row
+
+
+def _possible(key: str, value: float, largest: float) -> bool:
+    """Whether a quantity of that name can have the value; NaN compares as false."""
+    smallest = 0 if key.endswith(COUNTS) or key.startswith("num_") else -largest
+    return smallest <= value <= largest
+
+
+def frame(rows: list[dict[str, Any]], table: Table) -> pl.DataFrame:
+    """A table with exactly its columns; what a row lacks is null.
+
+    Raises:
+        ColumnError: a row names what is no column, or lacks one that always has a value.
+    """
+    always = {column.name for column in table.values() if column.null is None}
+    for row in rows:
+        if lacking := always - combined(table, row).keys():
+            raise ColumnError(f"nothing fills column {', '.join(sorted(lacking))}")
+    columns = {key: [row.get(key) for row in rows] for key in table}
+    dtypes = {key: DTYPES[column.dtype] for key, column in table.items()}
+    return pl.DataFrame([pl.Series(key, values, dtypes[key], strict=False) for key, values in columns.items()])

@@ -1,0 +1,1 @@
+"""The values of each axis: a row of plain data per value."""

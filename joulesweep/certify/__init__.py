@@ -1,0 +1,1 @@
+"""Certificates: what a machine's joules are worth, measured."""

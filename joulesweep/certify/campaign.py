@@ -1,0 +1,395 @@
+"""`joulesweep certify`: measure what the joules of this machine are worth, board by board, and of its CPU packages.
+
+For each device: raw readings (`readings`), the certificate that follows from them (`appraise`), and a page. The
+readings are written while they are taken, the rest when all are there; from the readings both can be made again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import os
+import platform
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from joulesweep import __version__
+from joulesweep.certify import appraise, blocks, readings
+from joulesweep.certify.blocks import FAST_S, SLOW_S, Load, Subject
+from joulesweep.core import bounded, files, processes
+from joulesweep.core.errors import UserError, one_of
+from joulesweep.launch import launcher, lease
+from joulesweep.measure import certificate, devices, machine, sensors
+from joulesweep.measure.devices import Board
+from joulesweep.measure.trace import Trace
+from joulesweep.measure.watch import Watch
+from joulesweep.measure.window import MIG, NO_COUNTER, Meter
+from joulesweep.plan import staleness
+
+START_S = 120.0  # to import torch and to wake a board
+NUM_CALLS = 5
+VERSIONED = ("torch", "zeus", "nvidia-ml-py")
+#: What is asked of a board once: pynvml's functions by what they tell.
+ASKED = {
+    "power_limit_mw": "nvmlDeviceGetEnforcedPowerLimit",
+    "default_power_limit_mw": "nvmlDeviceGetPowerManagementDefaultLimit",
+    "power_limits_mw": "nvmlDeviceGetPowerManagementLimitConstraints",
+    "persistence": "nvmlDeviceGetPersistenceMode",
+    "ecc": "nvmlDeviceGetEccMode",
+    "architecture": "nvmlDeviceGetArchitecture",
+    "process_ids": "nvmlDeviceGetComputeRunningProcesses",
+}
+
+
+@dataclass(frozen=True)
+class Target:
+    """A device to certify.
+
+    Attributes:
+        device: `gpu:0`; `cpu:0` stands for all CPU packages and their memory.
+        name: of its files.
+        board: of a GPU.
+        header: first line of the readings, but for the time.
+        subject: how it is read.
+    """
+
+    device: str
+    name: str
+    board: Board | None
+    header: dict[str, Any]
+    subject: Subject
+
+
+def tell(line: str) -> None:
+    """Say how it goes, at once."""
+    print(line, flush=True)
+
+
+def certify(
+    names: Sequence[str],
+    budget_s: float | None,
+    folder: Path,
+    *,
+    load: Callable[[Board | None], Load] | None = None,
+    say: Callable[[str], None] = tell,
+) -> list[Path]:
+    """Certify devices of this machine, one after the other.
+
+    Args:
+        names: of the devices: `gpu:0`, a UUID or `cpu:0`; none: all.
+        budget_s: seconds for all together, of which those that have a meter get equal parts; None:
+            `certificate.BUDGET_S` for each of them.
+        folder: of all certificates.
+        load: makes what loads a board, or the CPU; None: a process that multiplies matrices.
+        say: told how it goes.
+
+    Returns:
+        The certificates.
+
+    Raises:
+        UserError: there is no such device.
+    """
+    targets = chosen(names, load or Child)
+    num_read = sum(bool(target.subject.channels) for target in targets)
+    each_s = certificate.BUDGET_S if budget_s is None else budget_s / max(1, num_read)
+    made = [_certify(target, each_s, folder, say) for target in targets]
+    if folder.resolve() != certificate.FOLDER.resolve():
+        say(f"runs that are started here cite what lies under {certificate.FOLDER}, not under {folder}")
+    return made
+
+
+def chosen(names: Sequence[str], load: Callable[[Board | None], Load]) -> list[Target]:
+    """The devices of these names; all without any.
+
+    Raises:
+        UserError: one is not there.
+    """
+    boards = devices.pool("auto")
+    known: dict[str, Board | None] = {certificate.HOST: None}
+    known |= {name: board for board in boards for name in (board.uuid, board.device)}
+    found = list(dict.fromkeys(names)) or [*(board.device for board in boards), certificate.HOST]
+    for name in found:
+        if name not in known:
+            raise UserError(f"--device: {one_of('device', name, known)}")
+    wanted = dict.fromkeys(known[name] for name in found)  # a board may be named by both of its names
+    return [_host(load) if board is None else _board(board, boards, load) for board in wanted]
+
+
+def _certify(target: Target, budget_s: float, folder: Path, say: Callable[[str], None]) -> Path:
+    path = certificate.place(target.name, folder)
+    raw, partial = _raw(path), path.with_name(f"{path.stem}.{os.getpid()}.partial.readings.jsonl.gz")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(target):
+            partial.unlink(missing_ok=True)
+            now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+            readings.append(partial, {**target.header, "made": now, "budget_s": budget_s})
+            blocks.measure(
+                target.subject,
+                budget_s,
+                lambda line: readings.append(partial, line),
+                blocks.MONOTONIC,
+                lambda line: say(f"{target.device}: {line}"),
+            )
+            partial.replace(raw)
+            return repeat(raw, None, say)
+    except OSError as error:
+        raise UserError(f"{error.filename or path.parent}: {error.strerror}") from None
+    except KeyboardInterrupt:
+        kept = f"; joulesweep certify --read {partial} makes a certificate of what was read"
+        raise UserError(f"stopped{kept if partial.exists() else ''}") from None
+
+
+def _raw(path: Path) -> Path:
+    """The readings beside a certificate."""
+    return path.with_name(f"{path.stem}.readings.jsonl.gz")
+
+
+def _alone(target: Target) -> contextlib.AbstractContextManager[Any]:
+    """Nobody else measures there meanwhile; waits for the end of runs that do."""
+    if not target.subject.channels:
+        return contextlib.nullcontext()
+    boards = [] if target.board is None else [target.board]
+    return lease.Lease(boards, len(boards), "gpu" if boards else "node", lambda: None)
+
+
+def repeat(raw: Path, folder: Path | None = None, say: Callable[[str], None] = tell) -> Path:
+    """Make a certificate and its page from raw readings. One of readings that were cut off replaces no whole one.
+
+    Args:
+        raw: the readings.
+        folder: of all certificates; None: both go where the readings lie.
+        say: told the verdicts.
+
+    Raises:
+        UserError: the readings cannot be read, or nothing be written.
+    """
+    found = readings.read(raw)
+    try:
+        made = appraise.certificate(found)
+        name = made["name"] if made["complete"] else f"{made['name']}.partial"
+        path = certificate.place(name, raw.parent if folder is None else folder, made["host"])
+        path = path if folder is not None else raw.parent / path.name
+        page, lines = _page(made, found, say), appraise.lines(made)
+        text = json.dumps(made, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    except readings.MALFORMED as error:
+        raise UserError(f"{raw}: no readings of a certificate: {type(error).__name__}: {error}") from None
+    kept = path.with_name(f"{name}.{certificate.digest(text.encode())}.json")  # what records cite is not replaced
+    try:
+        for place, content in ((kept, text), (path, text), (path.with_suffix(".html"), page)):
+            if content is not None:
+                files.write_text(place, content)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    for line in (*lines, str(path)):
+        say(line)
+    return path
+
+
+def _page(made: Mapping[str, Any], found: readings.Readings, say: Callable[[str], None]) -> str | None:
+    """The page of a certificate; None where this Python cannot draw it."""
+    try:
+        from joulesweep.certify.page import build  # charts: a GPU host may lack what draws them
+    except ImportError as error:
+        say(f"no page: this Python has no {error.name}; elsewhere, joulesweep certify --read {found.file} makes it")
+        return None
+    return build(made, found)
+
+
+def _header(device: str, name: str, identity: dict[str, Any], counters: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "format": readings.FORMAT,
+        "version": readings.VERSION,
+        "host": socket.gethostname(),
+        "device": device,
+        "name": name,
+        "identity": {
+            **identity,
+            "cpu_model": machine.cpu_model(),
+            "cpu_cores": len(os.sched_getaffinity(0)),
+            "platform": platform.platform(),
+            "python": platform.python_version(),
+            "in_container": sensors.in_container(),
+            "code": {"joulesweep": __version__, "digest": staleness.code_digest(__name__, "certify")},
+            "versions": {package: machine.version(package) for package in VERSIONED},
+        },
+        "devices": counters,
+    }
+
+
+def _counter(device: str, kind: str, range_j: float | None, reason: str | None) -> dict[str, Any]:
+    return {"device": device, "kind": kind, "range_j": range_j, "no_counter": reason}
+
+
+def _board(board: Board, boards: Sequence[Board], load: Callable[[Board | None], Load]) -> Target:
+    """A GPU. What it does not answer is left out of what is read, and why is said."""
+    sensor, silent = bounded.within(bounded.LIMIT_S, sensors.BoardSensor, board)
+    reason = MIG if board.mig else None if board.has_counter else NO_COUNTER
+    channels: dict[str, tuple[Callable[[], Any], float]] = {}
+    driver, _ = bounded.within(bounded.LIMIT_S, devices.ask, "nvmlSystemGetDriverVersion")
+    identity: dict[str, Any] = {**board.described(), "driver": driver, "silent": silent}
+    if sensor is not None and not board.mig:
+        identity |= _asked(sensor)
+        channels |= {board.device: (sensor.energy_j, FAST_S)} if reason is None else {}
+        channels |= {"instant": (sensor.power_w, FAST_S)} if sensor.instant else {}
+        channels["average"] = (sensor.average_w, FAST_S if not sensor.instant else SLOW_S / 5)
+        slow = (("temperature", sensor.temperature_c), ("sm_clock", sensor.sm_clock_mhz))
+        channels |= {name: (ask, SLOW_S) for name, ask in slow}
+        channels |= {"throttles": (sensor.throttles, 2 * SLOW_S), "processes": (sensor.process_ids, 2 * SLOW_S)}
+    counters = [_counter(board.device, "gpu", None, reason or (silent and f"the board does not answer: {silent}"))]
+    described = {**board.described(), "position": boards.index(board)}
+    subject = Subject(
+        counters={board.device: None} if board.device in channels else {},
+        channels=channels,
+        load=lambda: load(board),
+        metering=lambda: Metering([board], []),
+        calls_s=lambda limit_s: _calls(limit_s, lambda: Meter([described], host=False, synchronize=lambda: None)),
+    )
+    header = _header(board.device, board.uuid, {**identity, "instant": bool(sensor and sensor.instant)}, counters)
+    return Target(board.device, board.uuid, board, header, subject)
+
+
+def _asked(sensor: sensors.BoardSensor) -> dict[str, Any]:
+    """Limits and modes of a board; None where it does not say."""
+    found: dict[str, Any] = {}
+    for name, function in ASKED.items():
+        value = devices.ask(function, sensor.handle)
+        if name == "process_ids" and value is not None:
+            value = [one.pid for one in value]
+        found[name] = value
+    return found
+
+
+def _host(load: Callable[[Board | None], Load]) -> Target:
+    """The CPU packages and their memory, as far as RAPL counts them."""
+    zones, silent = bounded.within(bounded.LIMIT_S, sensors.zones)
+    problem, _ = bounded.within(bounded.LIMIT_S, sensors.rapl_problem)
+    counters = [_counter(zone.device, zone.device.partition(":")[0], zone.range_j, None) for zone in zones or []]
+    if not counters:
+        reason = problem or f"the counters do not answer: {silent}"
+        counters = [_counter(certificate.HOST, "cpu", None, reason)]
+    read_zones = zones or []
+    subject = Subject(
+        counters={zone.device: zone.range_j for zone in read_zones},
+        channels={zone.device: (zone.energy_j, FAST_S) for zone in read_zones},
+        load=lambda: load(None),
+        metering=lambda: Metering([], read_zones),
+        calls_s=lambda limit_s: _calls(limit_s, lambda: Meter([], host=True, synchronize=lambda: None)),
+    )
+    header = _header(certificate.HOST, certificate.HOST, {"driver": None, "instant": False}, counters)
+    return Target(certificate.HOST, certificate.HOST, None, header, subject)
+
+
+class Metering:
+    """A context in which devices are read as the launching parent of a run reads them.
+
+    Args:
+        boards: to read.
+        zones: to read.
+    """
+
+    def __init__(self, boards: Sequence[Board], zones: Sequence[sensors.Zone]) -> None:
+        self.trace = Trace(boards, zones)
+        self.watch = Watch(self.trace)
+
+    def __enter__(self) -> Metering:
+        self.watch.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.watch.__exit__(kind, error, traceback)
+
+    def used(self, began_s: float, ended_s: float) -> dict[str, Any]:
+        """CPU seconds and number of the readings in a span, on the monotonic clock."""
+        return {**self.trace.cost(began_s, ended_s), "stopped": self.watch.stopped}
+
+
+def _calls(limit_s: float, meter: Callable[[], Meter]) -> tuple[list[float] | None, str | None]:
+    """How long the calls of a run's meter take around some empty windows; or why that is unknown."""
+
+    def windows() -> tuple[list[float] | None, str | None]:
+        one, calls_s = meter(), []
+        for _ in range(NUM_CALLS):
+            with one.window():
+                pass
+            calls_s.append(one.calls_s)
+        failed = [str(row["reason"]) for row in one.rows() if row["reason"] is not None and row["kind"] != "dram"]
+        return (None, failed[0]) if failed else (calls_s, None)
+
+    found, silent = bounded.within(limit_s, windows)
+    return found or (None, silent)
+
+
+class Child:
+    """A load in a process of its own: `joulesweep.certify.load`.
+
+    Args:
+        board: that it works on; None: the CPU.
+    """
+
+    def __init__(self, board: Board | None) -> None:
+        self.board = board
+        boards, threads = ([], len(os.sched_getaffinity(0))) if board is None else ([board], 1)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "joulesweep.certify.load", "cpu" if board is None else "cuda"],
+            env=launcher.child_environment(threads, boards),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+            preexec_fn=processes.die_with_parent,
+        )
+        self._described: dict[str, Any] | None = None
+
+    def described(self) -> dict[str, Any]:
+        """What computes what; waits until it is ready.
+
+        Raises:
+            RuntimeError: it cannot, or computes on another board.
+        """
+        if self._described is None:
+            self._described = self._answer(START_S)
+            uuid = self._described["uuid"]
+            if self.board is not None and uuid and uuid not in self.board.uuid:
+                raise RuntimeError(f"PyTorch computes on GPU {uuid}, not on {self.board.uuid}")
+        return self._described
+
+    def begin(self, seconds: float, period_s: float | None) -> None:
+        """Let it work."""
+        if self._process.stdin is None:
+            raise RuntimeError("the load has no input")
+        try:
+            self._process.stdin.write(f"{json.dumps({'seconds': seconds, 'period_s': period_s})}\n".encode())
+            self._process.stdin.flush()
+        except (OSError, ValueError):  # it ended, or was ended
+            raise RuntimeError("the load has ended") from None
+
+    def end(self, limit_s: float) -> dict[str, Any]:
+        """Wait for the end of the work."""
+        return self._answer(limit_s)
+
+    def _answer(self, limit_s: float) -> dict[str, Any]:
+        if self._process.stdout is None:
+            raise RuntimeError("the load has no output")
+        line, silent = bounded.within(limit_s, self._process.stdout.readline)
+        if not line:
+            raise RuntimeError(f"the load gave {silent}" if silent else "the load has ended")
+        answer: Mapping[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise RuntimeError(str(answer["error"]))
+        return dict(answer)
+
+    def close(self) -> None:
+        """End it."""
+        processes.kill_group(self._process)
+        for pipe in filter(None, (self._process.stdin, self._process.stdout)):
+            with contextlib.suppress(OSError):
+                pipe.close()

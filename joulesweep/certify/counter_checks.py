@@ -1,0 +1,291 @@
+"""What raw readings say of a counter: how often it moves, what windows by it are off by, and how late it answers."""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import random
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from joulesweep.certify.readings import Block, Channel, Readings, Span
+from joulesweep.certify.replay import (
+    FEW,
+    SKIP_S,
+    Counter,
+    Found,
+    Move,
+    Replay,
+    counted,
+    inside,
+    joined,
+    measured,
+    power_of,
+    update_s,
+    why,
+)
+from joulesweep.measure import counter, verdict
+from joulesweep.measure.certificate import FAILS, NOT_TRIED, judge, worst
+from joulesweep.measure.sensors import TICK_LIMIT_S
+
+WINDOWS_S = (0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 15.0, 30.0)
+NUM_WINDOWS = 60  # of each length, at random moments of one log
+NUM_TRACES = 4  # as a run would have read it; the windows share them out
+LATE_S = 0.02  # how long a load may take to start, where no power readings tell
+CHANGED = 0.2  # a load that changes the power by less says nothing of steps, and is as good as steady
+FINE = 0.25  # share of a bound that the error of the truth may be, or the window is not judged by it
+RESOLVED = 3  # readings in a tick, or it may be shorter
+
+
+def ticks(found: Readings, device: Mapping[str, Any]) -> Found:
+    """How often the counter moves: at rest, with the context up, and under load."""
+    rows: Found = {}
+    tick_s = None
+    for name in ("idle", "context", "steady"):
+        rows[name] = _ticks(counted(found.blocks.get(name), device), tick_s)
+        tick_s = tick_s or (rows[name] and rows[name]["tick_s"])
+    lacks = why(found, "idle", device) or why(found, "steady", device)
+    reason = lacks or (None if tick_s else "the counter moved fewer than three times")
+    return {"tick_s": tick_s, "reason": reason, "most_s": most_s(tick_s), **rows}
+
+
+def most_s(tick_s: float | None) -> float:
+    """How long a counter may stand still; of one whose tick is unknown, as long as a run watches it to learn that."""
+    return TICK_LIMIT_S if tick_s is None else verdict.TICK_OFF * tick_s + verdict.TICK_OFF_S
+
+
+def _ticks(one: Counter | None, known_s: float | None) -> Found | None:
+    """How a counter moved in a block; its tick is null where it moved too seldom."""
+    if one is None or one.reset or len(one.times_s) < FEW:
+        return None
+    found = one.moves()
+    steps = counter.steps(one.times_s, one.joules, one.took_s, one.times_s[0], one.times_s[-1])
+    pairs = list(itertools.pairwise(found)) if len(found) >= FEW else []
+    tick_s = statistics.median(after.at_s - before.at_s for before, after in pairs) if pairs else None
+    apart_s = sorted(after - before for before, after in itertools.pairwise(one.times_s))
+    every_s = apart_s[len(apart_s) // 2]
+    long_s = [low_s for before, after in pairs if (low_s := after.low_s - before.high_s) > most_s(known_s or tick_s)]
+    return {
+        "tick_s": tick_s,
+        "resolved": tick_s is not None and tick_s >= RESOLVED * every_s,
+        "still_s": steps.still_s,
+        "num_moves": len(found),
+        "num_long": len(long_s),
+        "long_share": sum(long_s) / (one.times_s[-1] - one.times_s[0]),
+        "step_j": statistics.median(after.joules - before.joules for before, after in pairs) if pairs else None,
+        "read_every_s": every_s,
+        "read_late_s": apart_s[int(0.99 * (len(apart_s) - 1))],
+    }
+
+
+def falls(found: Readings, device: Mapping[str, Any]) -> Found:
+    """How often a counter fell, in the blocks and between them; and the failed readings of all."""
+    one = counted(joined(found, device["device"]), device)
+    reason = why(found, "idle", device) if one is None else None
+    return {"reason": reason, "num": None if one is None else one.falls, "num_readings": one and len(one.times_s)}
+
+
+def windows(found: Readings, device: Mapping[str, Any], tick: Found) -> Found:
+    """Error of windows of many lengths, all from the log under steady load, at random moments.
+
+    A standstill is a window, too: the counter counts nothing of it.
+    """
+    block = found.blocks.get("steady")
+    one, reason = counted(block, device), why(found, "steady", device)
+    if one is None or block is None or reason is not None or tick["tick_s"] is None or tick["steady"] is None:
+        return {"reason": reason or tick["reason"] or "too few readings under load", "rows": []}
+    begin_s, end_s = inside(block.spans[0])
+    moves = one.moves()
+    still_s = tick["steady"]["still_s"]
+    bound = _bound(tick["tick_s"], max(still_s, WINDOWS_S[0]))
+    if still_s >= WINDOWS_S[0] and judge(1.0, 0.0, bound) == FAILS:
+        reason = f"the counter stood still for {still_s:.3g} s under load"
+        return {"reason": reason, "still_s": still_s, "bound": bound, "rows": []}
+    if len(moves) < FEW:
+        return {"reason": "the counter moved fewer than three times", "rows": []}
+    traces = [
+        Replay(one, one.device, power_of(block, found.header), found.header["identity"]["instant"], seed)
+        for seed in range(NUM_TRACES)
+    ]
+    log = _Log(one, moves, traces, tick["tick_s"])
+    rows = [log.windows(length_s, begin_s, end_s) for length_s in WINDOWS_S]
+    known = [line for line in rows if line is not None]
+    reason = None if known else f"the log of {end_s - begin_s:.3g} s has no window in it"
+    return {"reason": reason, "log_s": end_s - begin_s, "varied": _varied(one, begin_s, end_s), "rows": known}
+
+
+def _bound(tick_s: float, length_s: float) -> float:
+    """What a window by the bare counter may be off by."""
+    return 2 * tick_s / length_s + verdict.CLOCKS
+
+
+def _varied(one: Counter, begin_s: float, end_s: float) -> str | None:
+    """Why a load was not steady, second by second; None if it was. What windows may be off by is for one that was."""
+    powers_w = [
+        found[0] for i in range(int(end_s - begin_s)) if (found := one.slope(begin_s + i, begin_s + i + 1)) is not None
+    ]
+    if len(powers_w) < 2 or max(powers_w) - min(powers_w) <= CHANGED * statistics.median(powers_w):
+        return None
+    return f"the power went from {min(powers_w):.3g} to {max(powers_w):.3g} W under what should be a steady load"
+
+
+@dataclass(frozen=True)
+class _Log:
+    """A counter's log, and what a run would have seen of it."""
+
+    one: Counter
+    moves: list[Move]
+    traces: list[Replay]
+    tick_s: float
+
+    def windows(self, length_s: float, begin_s: float, end_s: float) -> Found | None:
+        """Errors of windows of one length; None where the log is too short for them."""
+        least_s, most_s = max(begin_s, self.moves[0].high_s), min(end_s, self.moves[-1].low_s)
+        room_s = most_s - least_s - length_s - self.tick_s
+        if room_s < min(self.tick_s, length_s):
+            return None
+        chance = random.Random(f"{length_s}")
+        found = []
+        for i in range(NUM_WINDOWS):  # of whole ticks both ends would be at the same place between two moves
+            at_s, longer_s = least_s + chance.random() * room_s, chance.random() * self.tick_s
+            found.append(self.window(at_s, length_s + longer_s, i))
+        own = [one for one in found if one["own_j"] is not None and one["error_j"]]
+        reason = None if own else "a run has no joules of a window of fewer than ten ticks"
+        return {
+            "window_s": length_s,
+            "num": len(found),
+            "num_apart": int((most_s - least_s) / length_s),
+            "bound": _bound(self.tick_s, length_s),
+            "bare": _judged([_off(one, "bare_j", _bound(self.tick_s, one["window_s"])) for one in found]),
+            "own": {**_judged([_off(one, "own_j", one["error_j"] / one["true_j"]) for one in own]), "reason": reason},
+        }
+
+    def window(self, at_s: float, length_s: float, number: int) -> Found:
+        """A window that begins at about a time: joules by the bare counter, by a run's own way, and in truth."""
+        first = bisect.bisect_left(self.one.times_s, at_s)
+        last = min(len(self.one.times_s) - 1, bisect.bisect_left(self.one.times_s, self.one.times_s[first] + length_s))
+        return measured(self.one, self.moves, self.traces[number % NUM_TRACES], first, last, self.tick_s)
+
+
+def _off(window: Found, key: str, bound: float) -> Found:
+    """What joules of a window are off by, relative to the true ones."""
+    off_j, true_j = window[key] - window["true_j"], window["true_j"]
+    return {"value": off_j / true_j, "error": window["true_error_j"] / true_j, "bound": bound}
+
+
+def _judged(offs: Sequence[Found]) -> Found:
+    """Windows of one length: how far they are off, and of those whose truth is well enough known the worst."""
+    values = [off["value"] for off in offs]
+    told = [off for off in offs if off["error"] <= FINE * off["bound"]]
+    verdicts = [judge(**off) for off in told]
+    return {
+        "num": len(offs),
+        "bias": statistics.fmean(values) if values else None,
+        "sd": statistics.stdev(values) if len(values) > 1 else None,
+        "worst": max(values, key=abs, default=None),
+        "bound": statistics.fmean(off["bound"] for off in offs) if offs else None,
+        "num_told": len(told),
+        "num_beyond": verdicts.count(FAILS),
+        "num_undecided": verdicts.count(NOT_TRIED),
+        "judged": worst(told) if told else None,
+    }
+
+
+def bursts(found: Readings, device: Mapping[str, Any], tick: Found) -> Found:
+    """How late the counter answers load steps, and what joules of a window between two of them are off by."""
+    block = found.blocks.get("bursts")
+    one, reason = counted(block, device), why(found, "bursts", device)
+    if one is None or block is None or reason is not None or tick["tick_s"] is None:
+        return {"reason": reason or tick["reason"], "rows": []}
+    instant = found.header["identity"]["instant"]
+    power, moves = power_of(block, found.header), one.moves()
+    trace = Replay(one, one.device, power, instant, 0)
+    ramp_s = min(_shown_s(block, power, update_s(found, "instant" if instant else "average")),
+                 _counted_s(block, moves, tick["tick_s"]))  # fmt: skip
+    rows, rest_s = [], block.begin_s
+    for span in block.spans:
+        rows.append(_burst(one, moves, trace, span, rest_s, ramp_s, tick["tick_s"]))
+        rest_s = span.ended_s
+    known = [line for line in rows if line is not None]
+    few = f"bursts of {block.spans[0].ended_s - block.spans[0].began_s:.3g} s have too few moves of the counter"
+    changed = [line for line in known if line["power_w"] - line["rest_w"] > CHANGED * line["power_w"]]
+    if not changed:
+        reason = "the load changed the power too little" if known else few
+    return {"reason": reason, "ramp_s": ramp_s, **(_lags(changed) if changed else {}), "rows": changed}
+
+
+def _lags(rows: Sequence[Found]) -> Found:
+    lags_s = [line["lag_s"] for line in rows]
+    deviation = statistics.stdev(lags_s) if len(rows) > 1 else 0.0
+    error_s = 2 * deviation / len(rows) ** 0.5 + statistics.fmean(line["lag_error_s"] for line in rows)
+    return {"lag_s": statistics.fmean(lags_s), "lag_error_s": error_s}
+
+
+def _burst(
+    one: Counter, moves: Sequence[Move], trace: Replay, span: Span, rest_s: float, ramp_s: float, tick_s: float
+) -> Found | None:
+    """One burst: the counter's lines at rest and under load meet when it answered; the latter's slope is the power."""
+    at_rest = one.slope(rest_s + (span.began_s - rest_s) / 2, span.began_s)
+    loaded = one.slope((span.began_s + span.ended_s) / 2, span.ended_s)
+    first = bisect.bisect_right(one.times_s, span.began_s) - 1
+    last = bisect.bisect_left(one.times_s, span.ended_s)
+    if at_rest is None or loaded is None or first < 0 or last >= len(one.times_s):
+        return None
+    rest_w, rest_error_w, _, before = at_rest
+    power_w, power_error_w, _, after = loaded
+    window = measured(one, moves, trace, first, last, tick_s)
+    apart_w, length_s = power_w - rest_w, span.ended_s - span.began_s
+    if window["own_j"] is None or apart_w <= 0:
+        return None
+    met_s = (before.joules - after.joules + power_w * after.at_s - rest_w * before.at_s) / apart_w
+    lag_error_s = after.error_s + before.error_s + (power_error_w + rest_error_w) * length_s / 2 / apart_w
+    true_j = power_w * length_s - apart_w * ramp_s / 2 + rest_w * (window["window_s"] - length_s)
+    true_error_j = apart_w * ramp_s / 2 + power_error_w * length_s
+    return {
+        "window_s": window["window_s"],
+        "rest_w": rest_w,
+        "power_w": power_w,
+        "lag_s": met_s - span.began_s,
+        "lag_error_s": lag_error_s + ramp_s,
+        "energy_j": window["own_j"],
+        "error_j": window["error_j"],
+        "true_j": true_j,
+        "true_error_j": true_error_j,
+    }
+
+
+def _shown_s(block: Block, power: Channel, every_s: float | None) -> float:
+    """How long the power takes from a tenth to nine tenths of a step, by its readings; infinite where none tell."""
+    found = []
+    for span in block.spans:
+        known = power.numbers(span.began_s - SKIP_S, span.ended_s)
+        low = statistics.median([w for at_s, w in known if at_s < span.began_s] or [0.0])
+        high = statistics.median([w for at_s, w in known if at_s > (span.began_s + span.ended_s) / 2] or [0.0])
+        crossed = [
+            next((at_s for at_s, w in known if at_s >= span.began_s and w >= low + share * (high - low)), None)
+            for share in (0.1, 0.9)
+        ]
+        if high > (1 + CHANGED) * low and None not in crossed:
+            found.append(crossed[1] - crossed[0])  # type: ignore[operator]
+    return statistics.median(found) + 2 * every_s if found and every_s is not None else float("inf")
+
+
+def _counted_s(block: Block, moves: Sequence[Move], tick_s: float) -> float:
+    """The same by the counter's moves: how many of them are neither at rest nor at full power, of which a step is one.
+
+    A mean of a second says nothing of it, moves do.
+    """
+    nums = []
+    for span in block.spans:
+        before_s = max(SKIP_S, (FEW + 1) * tick_s)
+        near = [move for move in moves if span.began_s - before_s <= move.at_s <= span.ended_s]
+        powers_w = [(b.joules - a.joules) / (b.at_s - a.at_s) for a, b in itertools.pairwise(near)]
+        if len(powers_w) < 2 * FEW:
+            continue
+        low_w, high_w = statistics.median(powers_w[:FEW]), statistics.median(powers_w[-FEW:])
+        shares = [(watts - low_w) / (high_w - low_w) if high_w > low_w else 1.0 for watts in powers_w]
+        full = next(i for i, share in enumerate([*shares, 1.0]) if share >= 0.9)
+        nums.append(full - 1 - max((i for i, share in enumerate(shares[:full]) if share <= 0.1), default=-1))
+    return max(LATE_S, (statistics.fmean(nums) - 0.5) * tick_s) if nums else LATE_S

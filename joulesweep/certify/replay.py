@@ -1,0 +1,274 @@
+"""A certificate's raw readings as a run would have seen them, and what they say of the truth.
+
+The truth that windows are compared with is the counter itself, on the lines between its moves: when it moves, it has
+counted all that was drawn until then. How right its scale is, only the board's power readings can tell.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import random
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from joulesweep.certify.readings import Block, Channel, Readings, Span
+from joulesweep.measure import counter, verdict
+from joulesweep.measure.trace import MAX_ZONE_W, PERIOD_S, Series, Trace
+from joulesweep.measure.window import row
+
+SKIP_S, SKIP = 1.0, 0.25  # a load's first second, or quarter where that is shorter, is not steady yet
+STOOD = 10  # so many ticks without a move, and a counter stands still
+FEW = 3  # readings or moves that a mean or a line needs
+OWN = 4  # values, none of which repeats another, that the error of a mean needs
+Found = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Counter:
+    """A counter's readings in one block.
+
+    Attributes:
+        device: whose.
+        kind: gpu, cpu or dram.
+        times_s: when each reading began.
+        took_s: how long it took.
+        joules: what it said, no wrap in it.
+        falls: how often it fell.
+    """
+
+    device: str
+    kind: str
+    times_s: list[float]
+    took_s: list[float]
+    joules: list[float]
+    falls: int
+
+    @property
+    def reset(self) -> bool:
+        """Whether it fell."""
+        return self.falls > 0
+
+    def moves(self, begin_s: float = float("-inf"), end_s: float = float("inf")) -> list[Move]:
+        """Its moves between two times."""
+        return [
+            Move(self.times_s[i - 1], self.times_s[i] + self.took_s[i], self.joules[i])
+            for i in range(1, len(self.joules))
+            if self.joules[i] != self.joules[i - 1] and begin_s <= self.times_s[i - 1] and self.times_s[i] <= end_s
+        ]
+
+    def slope(self, begin_s: float, end_s: float) -> tuple[float, float, Move, Move] | None:
+        """Watts between the first and the last move in a span, with their error and these moves.
+
+        Where it stands still at the end, that is part of the span.
+        """
+        found = self.moves(begin_s, end_s)
+        if len(found) < 2:
+            return None
+        first, last, read_s = found[0], found[-1], min(end_s, self.times_s[-1])
+        if read_s - last.at_s > STOOD * statistics.median(b.at_s - a.at_s for a, b in itertools.pairwise(found)):
+            last = Move(read_s, read_s, last.joules)
+        slope_w = (last.joules - first.joules) / (last.at_s - first.at_s)
+        return slope_w, abs(slope_w) * (first.error_s + last.error_s) / (last.at_s - first.at_s), first, last
+
+
+@dataclass(frozen=True)
+class Move:
+    """A move of a counter: between which times, and to what. Then it has counted all that was drawn until then."""
+
+    low_s: float
+    high_s: float
+    joules: float
+
+    @property
+    def at_s(self) -> float:
+        """The middle of these times."""
+        return (self.low_s + self.high_s) / 2
+
+    @property
+    def error_s(self) -> float:
+        """How far it may be from there."""
+        return (self.high_s - self.low_s) / 2
+
+
+def counted(block: Block | None, device: Mapping[str, Any]) -> Counter | None:
+    """A device's counter in a block; None where it was not read.
+
+    Args:
+        block: the block.
+        device: a row of the header's `devices`.
+    """
+    channel = block.channels.get(device["device"]) if block else None
+    if channel is None:
+        return None
+    times_s: list[float] = []
+    took_s: list[float] = []
+    joules: list[float] = []
+    wrapped_j, falls = 0.0, 0
+    for at_s, late_s, value in zip(channel.times_s, channel.took_s, channel.values, strict=True):
+        if not isinstance(value, int | float):
+            continue
+        range_j, last_j = device["range_j"], joules[-1] - wrapped_j if joules else 0.0
+        if joules and value < last_j:
+            wrap = range_j is not None and range_j - last_j + value <= MAX_ZONE_W * (at_s - times_s[-1] + PERIOD_S)
+            wrapped_j += range_j if wrap else 0.0
+            falls += not wrap
+        times_s.append(at_s)
+        took_s.append(late_s)
+        joules.append(value + wrapped_j)
+    return Counter(device["device"], device["kind"], times_s, took_s, joules, falls) if joules else None
+
+
+def inside(span: Span) -> tuple[float, float]:
+    """The part of a time under load in which it is steady."""
+    return span.began_s + min(SKIP_S, SKIP * (span.ended_s - span.began_s)), span.ended_s
+
+
+def why(found: Readings, name: str, device: Mapping[str, Any] | None = None) -> str | None:
+    """Why a block says nothing, of a device's counter where one is given; None if it says something."""
+    block = found.blocks.get(name)
+    if block is None:
+        return "the measuring ended before"
+    if block.reason is not None:
+        return block.reason
+    one = counted(block, device) if device is not None else None
+    if device is not None and one is None:
+        return f"the counter gave no reading ({name})" if block.silent is None else f"{block.silent} ({name})"
+    return "the counter was reset meanwhile" if one is not None and one.reset else None
+
+
+class Replay(Trace):
+    """What a run's trace would have seen of a block: readings at random moments, ten a second.
+
+    Args:
+        one: the counter; None: there is none.
+        power: the board's power readings, empty if there are none.
+        instant: whether they are of the moment.
+        seed: of the moments.
+    """
+
+    def __init__(self, one: Counter | None, device: str, power: Channel, instant: bool, seed: int) -> None:
+        super().__init__([], [])
+        self.instant = instant
+        chance, series = random.Random(seed), Series()
+        clock = one.times_s if one else power.times_s
+        values = _interpolated(power, clock) if one else [_number(value) for value in power.values]
+        slot_s = clock[0]
+        while slot_s < clock[-1]:
+            i = bisect.bisect_left(clock, slot_s + chance.random() * PERIOD_S)
+            if i < len(clock) and (not self.times_s or clock[i] > self.times_s[-1]):
+                self.times_s.append(clock[i])
+                self.took_s.append(one.took_s[i] if one else 0.0)
+                series.energy_j.append(one.joules[i] if one else None)
+                series.power_w.append(values[i])
+            slot_s += PERIOD_S
+        self.series = {device: series}
+
+    def is_instant(self, device: str) -> bool:
+        """Whether power is of the moment."""
+        return self.instant
+
+
+def _number(value: Any) -> float | None:  # noqa: ANN401 - a reading
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _interpolated(power: Channel, clock: Sequence[float]) -> list[float | None]:
+    """For each moment the newest power reading by then."""
+    known = power.numbers()
+    times_s = [at_s for at_s, _ in known]
+    places = (bisect.bisect_right(times_s, at_s) - 1 for at_s in clock)
+    return [known[i][1] if i >= 0 else None for i in places]
+
+
+def power_of(block: Block, header: Mapping[str, Any]) -> Channel:
+    """The power readings that a run would use."""
+    return block.channels.get("instant" if header["identity"]["instant"] else "average", Channel())
+
+
+def measured(one: Counter, moves: Sequence[Move], trace: Replay, first: int, last: int, tick_s: float) -> Found:
+    """A window from one reading of a counter to another, as a run would judge it.
+
+    Args:
+        one: the counter.
+        moves: its moves.
+        trace: what the run would have seen.
+        first: the reading at the begin.
+        last: that at the end.
+        tick_s: what the run knows of the tick.
+    """
+    begin_s, end_s = one.times_s[first] + one.took_s[first], one.times_s[last]
+    bare_j = one.joules[last] - one.joules[first]
+    judged = row(one.device, one.kind, None, bare_j, "counter")
+    judged["readings"] = {
+        "begin_j": one.joules[first],
+        "begin_s": (one.times_s[first], begin_s),
+        "end_s": (end_s, end_s + one.took_s[last]),
+    }
+    edges = {"begin_s": begin_s, "end_s": end_s, "idle_begin_s": 0.0, "idle_end_s": 0.0}
+    verdict.judge(judged, verdict.Window(trace, edges, end_s - begin_s, 1), tick_s, integrable=False)
+    ends = [_corner(moves, at_s) for at_s in (begin_s, end_s)]
+    return {
+        "window_s": end_s - begin_s,
+        "bare_j": bare_j,
+        "own_j": judged["energy_j"],
+        "error_j": judged["error_j"],
+        "status": judged["status"],
+        "true_j": ends[1][0] - ends[0][0],
+        "true_error_j": ends[0][1] + ends[1][1],
+    }
+
+
+def _corner(moves: Sequence[Move], at_s: float) -> tuple[float, float]:
+    """Joules by a moment, on the line between the moves around it, with their error."""
+    after = min(max(1, bisect.bisect_left(moves, at_s, key=lambda move: move.at_s)), len(moves) - 1)
+    low, high = moves[after - 1], moves[after]
+    power_w = (high.joules - low.joules) / max(high.at_s - low.at_s, 1e-9)
+    return low.joules + power_w * (at_s - low.at_s), abs(power_w) * max(low.error_s, high.error_s)
+
+
+def mean_w(points: Sequence[tuple[float, float]]) -> float | None:
+    """Mean over time of power readings, or None of fewer than three."""
+    if len(points) < FEW:
+        return None
+    area_j = sum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in itertools.pairwise(points))
+    return area_j / (points[-1][0] - points[0][0])
+
+
+def joined(found: Readings, name: str) -> Block:
+    """All readings of a channel, from whichever block."""
+    whole = Channel()
+    for channel in (block.channels[name] for block in found.blocks.values() if name in block.channels):
+        whole.times_s += channel.times_s
+        whole.took_s += channel.took_s
+        whole.values += channel.values
+    return Block("all", channels={name: whole} if whole.values else {})
+
+
+def update_s(found: Readings, kind: str) -> float | None:
+    """How often a power sensor has a new value, at rest and under steady load; None where that was not seen."""
+    gaps_s: list[float] = []
+    for block in (found.blocks.get(name) for name in ("idle", "context", "steady", "rest")):
+        known = block.channels.get(kind, Channel()).numbers() if block else []
+        changed_s = [b[0] for a, b in itertools.pairwise(known) if a[1] != b[1]]
+        gaps_s += [after - before for before, after in itertools.pairwise(changed_s)]
+    return statistics.median(gaps_s) if len(gaps_s) >= FEW else None
+
+
+def mean_error_w(points: Sequence[tuple[float, float]], apart_s: float | None) -> float | None:
+    """Error of the mean of power readings, of which those that only repeat one say nothing.
+
+    Args:
+        points: (time, watts).
+        apart_s: how often the sensor has a new value that depends on none before; None: unknown.
+
+    Returns:
+        Watts; None of fewer than `OWN` values.
+    """
+    kept: list[tuple[float, float]] = []
+    for at_s, watts in points if apart_s is not None else ():
+        if not kept or at_s - kept[-1][0] >= apart_s:  # type: ignore[operator]
+            kept.append((at_s, watts))
+    return counter.sampling_error_w([watts for _, watts in kept]) if len(kept) >= OWN else None

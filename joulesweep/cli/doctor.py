@@ -1,0 +1,221 @@
+"""What can be measured on this machine, what not, why, and what to do about it. Trains nothing.
+
+Each counter's tick is measured afresh and kept for the runs to come.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import textwrap
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from joulesweep.launch import lease
+from joulesweep.measure import devices, machine, sensors
+from joulesweep.measure.window import NO_COUNTER
+from joulesweep.reference import cpu_estimate
+
+GIB = 2**30
+MIN_FREE_GIB = 5.0
+#: What each status looks like at the head of a line.
+SIGNS = {"ok": "+", "note": "!", "missing": "-"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        subject: what.
+        status: "ok", "note" (works, with something to know) or "missing" (cannot be measured or done here).
+        found: what was found.
+        advice: what to do about it; empty where nothing is to be done.
+    """
+
+    subject: str
+    status: str
+    found: str
+    advice: str = ""
+
+
+def examine() -> dict[str, Any]:
+    """Look at the machine.
+
+    Returns:
+        host; measured: what runs here get joules for; findings: rows {subject, status, found, advice}; boards: rows
+        of every board's readings, null where it does not say.
+    """
+    rows = [_board(board) for board in devices.boards()]
+    zones = sensors.zones()
+    findings = [
+        *_driver(rows),
+        *(_board_finding(row) for row in rows),
+        *_visible(),
+        _torch(),
+        _cpu(zones),
+        *_surroundings(bool(rows or zones)),
+        _disk(),
+    ]
+    counted = [row["device"] + ("" if row["has_counter"] else " (integrated)") for row in rows if not row["mig"]]
+    return {
+        "host": socket.gethostname(),
+        "measured": [*counted, *(zone.device for zone in zones)],
+        "findings": [asdict(finding) for finding in findings],
+        "boards": rows,
+    }
+
+
+def screen(report: dict[str, Any]) -> str:
+    """The examination as text of at most 100 columns."""
+    measured = ", ".join(report["measured"])
+    verdict = f"joules can be measured of {measured}" if measured else "no joules can be measured; they will be null"
+    lines = [f"{report['host']}: {verdict}", ""]
+    for row in report["findings"]:
+        head = f"{SIGNS[row['status']]} {row['subject']:<12}"
+        lines += textwrap.wrap(row["found"], 100, initial_indent=head, subsequent_indent=" " * 14)
+        if row["advice"]:
+            lines += textwrap.wrap(f"→ {row['advice']}", 100, initial_indent=" " * 14, subsequent_indent=" " * 16)
+    return "\n".join([*lines, "", "+ fine   ! works, read the line   - not here"])
+
+
+def _board(board: devices.Board) -> dict[str, Any]:
+    sensor = sensors.BoardSensor(board)
+    return {
+        **board.described(),
+        "tick_s": sensors.known_tick(board.uuid, sensor.energy_j, afresh=True) if board.counts else None,
+        "power_w": sensor.power_w(),
+        "instant": sensor.instant,
+        "power_limit_w": sensor.power_limit_w(),
+        "temperature_c": sensor.temperature_c(),
+        "sm_clock_mhz": sensor.sm_clock_mhz(),
+        "throttles": sensor.throttles(),
+        "process_ids": sensor.process_ids(),
+        "leased": _held(board.uuid),
+    }
+
+
+def _held(name: str) -> bool:
+    """Whether a running measurement holds this lock."""
+    descriptor = lease.open_lock(name)
+    try:
+        return not lease.try_lock(descriptor, lease.EXCLUSIVE)
+    finally:
+        os.close(descriptor)
+
+
+def _driver(rows: list[dict[str, Any]]) -> Iterator[Finding]:
+    if rows:
+        version = devices.ask("nvmlSystemGetDriverVersion")
+        yield Finding(subject="driver", status="ok", found=f"NVIDIA {version}, {len(rows)} boards")
+        return
+    found, absent = devices.nvml_problem() or ("the NVIDIA driver reports no board", True)
+    advice = "runs go to the CPU. In a container, start it with --gpus all"
+    advice = advice if absent else "put that right first: nvidia-smi would say the same"
+    yield Finding(subject="GPU", status="missing", found=found, advice=advice)
+
+
+def _board_finding(row: dict[str, Any]) -> Finding:
+    """A board's line; the first thing that is wrong with it decides."""
+    said = {
+        "power_w": "{:.0f} W now",
+        "power_limit_w": "limit {:.0f} W",
+        "temperature_c": "{:.0f} °C",
+        "sm_clock_mhz": "{:.0f} MHz",
+        "tick_s": "counter moves every {:.3g} s",
+    }
+    facts = [form.format(row[key]) for key, form in said.items() if row[key] is not None]
+    facts += ["no list of its processes"] if row["process_ids"] is None else []
+    status, advice = _board_advice(row)
+    found = ", ".join([row["name"], *facts, row["uuid"]])
+    return Finding(subject=row["device"], status=status, found=found, advice=advice)
+
+
+def _board_advice(row: dict[str, Any]) -> tuple[str, str]:
+    if row["mig"]:
+        return (
+            "missing",
+            "MIG is on: NVML counts the whole board, slices have no joules; to measure: nvidia-smi -mig 0",
+        )
+    if not row["has_counter"]:
+        return "note", f"{NO_COUNTER}: its power readings are integrated, and labelled so"
+    if row["tick_s"] is None:
+        limit_s = f"{sensors.TICK_LIMIT_S:g} s"
+        return (
+            "note",
+            f"its counter moved less than three times in {limit_s}: each run finds out how often it moves under load; "
+            "where it cannot, its joules are doubtful",
+        )
+    if row["throttles"]:
+        return (
+            "note",
+            f"clocks are held down by {', '.join(row['throttles'])}: see to cooling or power first",
+        )
+    if row["leased"]:
+        return "note", "a measured run has it now: readings are that run's"
+    if row["process_ids"]:
+        pids = ", ".join(map(str, row["process_ids"]))
+        return "note", f"other processes compute on it ({pids}): their joules would be counted; runs will be flagged"
+    return "ok", ""
+
+
+def _visible() -> Iterator[Finding]:
+    setting = os.environ.get(devices.VISIBLE)
+    if setting is None:
+        return
+    left = [board.device for board in devices.visible(devices.boards(), setting)]
+    advice = "" if left else "runs on GPUs will not start; unset it, or name boards of this machine"
+    found = f"{devices.VISIBLE}={setting} leaves {', '.join(left) or 'no board'} to the runs"
+    yield Finding(subject="visible", status="ok" if left else "note", found=found, advice=advice)
+
+
+def _torch() -> Finding:
+    version = machine.version("torch")
+    if version is None:
+        return Finding(subject="torch", status="missing", found="not installed", advice="make environment")
+    cuda = machine.torch_has_cuda()
+    idle = bool(devices.boards()) and not cuda
+    advice = "this build computes on the CPU only; install one with CUDA to use the boards" if idle else ""
+    kind = "with CUDA" if cuda else "CPU build"
+    return Finding(subject="torch", status="note" if idle else "ok", found=f"{version}, {kind}", advice=advice)
+
+
+def _cpu(zones: list[sensors.Zone]) -> Finding:
+    problem = sensors.rapl_problem()
+    if problem is None:
+        ticks = {zone.device: sensors.known_tick(zone.device, zone.energy_j, afresh=True) for zone in zones}
+        told = [f"{device} (moves every {tick_s:.2g} s)" if tick_s else device for device, tick_s in ticks.items()]
+        return Finding(subject="CPU energy", status="ok", found=f"RAPL: {', '.join(told)}")
+    model = machine.cpu_model()
+    rows = cpu_estimate.candidates(model)
+    known = rows[0].microarchitecture if len(rows) == 1 else f"one of {len(rows)} microarchitectures"
+    advice = f"energy.estimate: true estimates from CPU-seconds, labelled so ({model}: {known})"
+    return Finding(subject="CPU energy", status="missing", found=problem, advice=advice)
+
+
+def _surroundings(measured: bool) -> Iterator[Finding]:
+    if measured and sensors.in_container():
+        found = "this is a container: readings are of whole boards and packages, co-tenants included"
+        advice = "measure when nobody else uses the machine"
+        yield Finding(subject="container", status="note", found=found, advice=advice)
+    daemon = [name for name in os.environ if name.startswith("ZEUSD_")]
+    if daemon:
+        found = f"{', '.join(daemon)} is set: Zeus asks its daemon instead of the driver"
+        yield Finding(subject="zeusd", status="note", found=found, advice="unset it if energy comes out as unavailable")
+    if _held("node"):
+        found = "a measured run is on this machine now"
+        yield Finding(subject="runs", status="note", found=found, advice="other measured runs may wait for its end")
+
+
+def _disk() -> Finding:
+    here, locks = Path.cwd(), lease.folder()
+    free_gib = shutil.disk_usage(here).free / GIB
+    if not os.access(here, os.W_OK) or not os.access(locks, os.W_OK):
+        found = f"{here if not os.access(here, os.W_OK) else locks} cannot be written"
+        return Finding(subject="disk", status="missing", found=found, advice="results and the GPUs' locks go there")
+    low = free_gib < MIN_FREE_GIB
+    advice = "models, texts and kept models need room" if low else ""
+    return Finding(subject="disk", status="note" if low else "ok", found=f"{free_gib:.0f} GiB free here", advice=advice)

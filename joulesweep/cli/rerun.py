@@ -1,0 +1,118 @@
+"""Take up again runs that ended with a status: Snakemake makes exactly their records anew, then the analysis.
+
+Nothing is deleted before: Snakemake removes a record when it starts that very run. So a rerun that is killed loses the
+runs it was busy with, as any sweep does, and every other record is the new one or still the old one.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from joulesweep.core import processes
+from joulesweep.core.errors import UserError
+from joulesweep.plan.sweep import Sweep
+from joulesweep.runs import record
+
+#: What tells Snakemake how many jobs at once; without any of them it is told the cores of this machine.
+HOW_MANY = re.compile(r"--(cores|jobs|profile|workflow-profile|executor)\b|-[cje]")
+OTHER_CONFIG = re.compile(r"--config|-C")
+PROFILE = Path("profiles/default/profile.yaml")  # Snakemake loads it by itself
+ANALYSIS = ("grid", "aggregate", "charts", "report")  # rules
+
+
+def ended(sweep: Sweep, statuses: Collection[str]) -> list[dict[str, Any]]:
+    """Records of the present grid with one of the statuses, in the grid's order.
+
+    Raises:
+        UserError: a record is corrupt or foreign.
+    """
+    paths = [path for path in _records(sweep, sweep.runs) if path.exists()]
+    try:
+        return [found for found in map(record.read, paths) if found["status"] in statuses]
+    except UserError as error:
+        raise UserError(f"{error}; delete it and run snakemake") from None
+
+
+def num_missing(sweep: Sweep) -> int:
+    """How many runs of the present grid have no record."""
+    return sum(not path.exists() for path in _records(sweep, sweep.runs))
+
+
+def check(arguments: Sequence[str]) -> None:
+    """Refuse arguments for Snakemake that would make it another sweep's.
+
+    Raises:
+        UserError: a config among them, or a word that no option precedes.
+    """
+    other = next((word for word in arguments if OTHER_CONFIG.match(word)), None)
+    if other is not None:
+        raise UserError(f"{other}: after -- no config is taken; the sweep's own is given before it: --configfile FILE")
+    if arguments and not arguments[0].startswith("-"):
+        raise UserError(f"{arguments[0]}: a config follows --configfile, Snakemake's arguments follow --")
+
+
+def rerun(sweep: Sweep, runs: Sequence[str], configfile: Path, arguments: Sequence[str]) -> int:
+    """Make the records of some runs anew, and the report of all.
+
+    Runs that are missing or stale stay so, and then the report is the partial one; so it is after a run that failed.
+
+    Args:
+        sweep: the sweep.
+        runs: ids of runs that have a record.
+        configfile: its config.
+        arguments: further ones for Snakemake, such as `--resources gpu=2`.
+
+    Returns:
+        Snakemake's exit code: the first that is not 0.
+    """
+    told = any(HOW_MANY.match(word) for word in [*arguments, *_profile()])
+    common = ["--configfile", str(configfile), *([] if told else ["--cores", "all"]), *arguments]
+    # The manifest by itself: while it is to be written, Snakemake overlooks that what depends on it is forced.
+    code = _snakemake([f"{sweep.folder}/grid.json", *common])
+    if code:
+        return code
+    # Only targets are forced. The report is none here: it would bring along what is missing or stale.
+    code = _snakemake([*map(str, _records(sweep, runs)), "--force", *common])
+    analysed = _snakemake([*_analysis(sweep), *common])
+    return code or analysed
+
+
+def _profile() -> list[str]:
+    """The options that Snakemake takes from the workflow's default profile."""
+    given = yaml.safe_load(PROFILE.read_text(encoding="utf-8")) if PROFILE.exists() else None
+    return [f"--{option}" for option in given or ()]
+
+
+def _analysis(sweep: Sweep) -> list[str]:
+    """Snakemake's arguments for the report of what is there; no rule that trains is allowed."""
+    if len(sweep.current()) < len(sweep.runs) or not all(Path(path).exists() for path in sweep.anchors()):
+        return ["partial"]
+    return [f"{sweep.folder}/report.html", "--allowed-rules", *ANALYSIS]
+
+
+def _records(sweep: Sweep, runs: Sequence[str]) -> list[Path]:
+    return [sweep.record_path(run) for run in runs]
+
+
+def _snakemake(arguments: list[str]) -> int:
+    """Snakemake's exit code; an interrupt ends this process too, when Snakemake is done with it."""
+    command = [sys.executable, "-m", "snakemake", *arguments]
+    child = subprocess.Popen(command, preexec_fn=processes.die_with_parent)
+    interrupted = False
+    while True:
+        try:
+            code = child.wait()
+        except KeyboardInterrupt:  # the terminal told Snakemake as well: let it end its jobs
+            interrupted = True
+        else:
+            break
+    if interrupted:
+        raise SystemExit(code or 130)
+    return code

@@ -1,0 +1,1 @@
+"""What everybody may import; standard library only."""

@@ -1,0 +1,335 @@
+"""The launching parent of a run: starts its processes, watches them, and alone writes its record.
+
+The parent imports no torch, and its main thread asks no meter: one that hangs stops no deadline and no signal. A rank
+that fails takes its peers with it, a run over its time is stopped, and when this process or Snakemake above it dies,
+every process of the run dies too.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+from joulesweep.axes.strategy import STRATEGIES
+from joulesweep.core import bounded, files, processes
+from joulesweep.core.errors import UserError
+from joulesweep.core.places import ROOT
+from joulesweep.core.spec import RunSpec, full
+from joulesweep.launch.lease import Lease
+from joulesweep.measure import conditions, devices, machine, measurement, sensors
+from joulesweep.measure.devices import Board
+from joulesweep.measure.trace import Trace
+from joulesweep.measure.watch import Watch
+from joulesweep.nets.weights import some
+from joulesweep.runs import record
+from joulesweep.runs.identity import run_id
+
+# changes no number: how often the parent looks whether the processes have ended
+POLL_S = 0.1  # each waking costs CPU
+#: glibc keeps the big buffers of a step for the next one. Else it returns them to the kernel and every step pays for
+#: mapping and clearing them anew, the more the larger the buffers: partial training would look better than it is.
+ALLOCATOR = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**40),
+    "MALLOC_TOP_PAD_": str(2**26),
+}
+
+SIGKILLED = "Signal 9 (SIGKILL)"  # torchrun's words for a rank that was killed; its exit code is 1 then as for a bug
+
+
+class RunFailed(Exception):  # noqa: N818 - says what happened
+    """A process of the run ended without a result: a bug, or a kill. The log says why."""
+
+
+def check_granted(spec: RunSpec, exclusive: str, num_gpus: int) -> None:
+    """Refuse Snakemake's silent cap: under --resources gpu=1 a run that needs two is started as if it needed one.
+
+    Raises:
+        UserError: fewer GPUs are granted than the run needs.
+    """
+    needed = devices.num_boards(spec, exclusive)
+    if num_gpus < needed:
+        raise UserError(
+            f"{run_id(spec)} needs {needed} GPUs, Snakemake grants {num_gpus}: use --resources gpu={needed}"
+        )
+
+
+def launch(
+    spec: RunSpec,
+    code_digest: str,
+    *,
+    model_folder: Path,
+    tokens: Path,
+    folder: Path,
+    log: Path | None,
+    references: Sequence[Sequence[str]] = (),
+    exclusive: str = "none",
+    gpus: str | Sequence[int | str] = "auto",
+    pinned: bool = False,
+    with_snakemake: bool = True,
+) -> dict[str, Any]:
+    """Carry out a run and write its record, last of all its files.
+
+    Args:
+        spec: the run's inputs.
+        code_digest: digest of the code that the run uses, kept in the record.
+        model_folder: the fetched model.
+        tokens: the token file.
+        folder: the run's folder: record.json, spec.json, steps.jsonl, epochs.jsonl, power.jsonl, summaries.jsonl (and
+            model/ if kept) go here.
+        log: where the processes' output goes; None for the terminal.
+        references: of each text, what its generated summary is scored against; none where nothing is generated.
+        exclusive: whom the run keeps out: "gpu" from its boards, "node" from the machine; see `lease.Lease`.
+        gpus: the boards to choose from: "auto", or NVML indices or UUIDs.
+        pinned: take the first of these boards or none, so that runs are on the same ones.
+        with_snakemake: end when the job's shell or Snakemake above it dies.
+
+    Returns:
+        The record.
+
+    Raises:
+        UserError: the run's input is at fault.
+        RunFailed: a process died without a result; nothing is written.
+    """
+    signal.signal(signal.SIGTERM, _terminate)
+    wanted = processes.still_wanted(with_snakemake)
+    needed = devices.num_boards(spec, exclusive)
+    candidates = devices.pool(gpus if spec.gpus == "auto" else spec.gpus) if needed else []
+    lacking = devices.too_few(spec, needed, candidates)
+    if lacking and len(devices.boards()) >= needed:
+        raise UserError(lacking)  # the machine could; config or batch system do not let it
+    if pinned:
+        candidates = candidates[:needed]
+    manifest = _manifest(model_folder.with_name(f"{model_folder.name}.json"))
+    ready = (manifest or {}).get("tasks", {}).get(spec.task, {"reason": None, "new_weights": []})
+    if ready["reason"] is not None:
+        raise UserError(f"model {spec.model}: {ready['reason']}")
+    work = folder / ".work"
+    shutil.rmtree(work, ignore_errors=True)
+    shutil.rmtree(folder / "model", ignore_errors=True)
+    work.mkdir(parents=True)
+    try:
+        if lacking:
+            return _write(spec, code_digest, model_folder, tokens, folder, _refused(lacking), candidates)
+        with Lease(candidates, needed, exclusive, wanted) as lease:
+            job = {"spec": full(spec), "model_folder": str(model_folder), "tokens": str(tokens), "folder": str(folder)}
+            files.write_json(work / "job.json", {**job, "boards": [board.described() for board in lease.boards]})
+            outcome = _measured(spec, work, log, lease, wanted)
+            if outcome["status"] == "ok" and ready["new_weights"]:
+                text = f"not in the model's files: {some(ready['new_weights'])}"
+                outcome["measurement"]["flags"].append({"flag": "new_weights", "text": text})
+            for row in outcome.get("summaries", []) if references else []:
+                row["references"] = list(references[row["text"]])
+            return _write(spec, code_digest, model_folder, tokens, folder, outcome, lease.boards)
+    finally:
+        shutil.rmtree(work)
+
+
+def _refused(reason: str) -> dict[str, Any]:
+    return {"status": "unsupported", "reason": reason, "started": _now()}
+
+
+def _measured(spec: RunSpec, work: Path, log: Path | None, lease: Lease, wanted: Callable[[], None]) -> dict[str, Any]:
+    """Prepare the conditions, run the processes, and judge what was measured."""
+    zones, no_zones = bounded.within(bounded.LIMIT_S, sensors.zones)
+    zones = zones or []
+    before = conditions.prepare(spec, lease.boards, zones, wanted)
+    read = ([device for device in found if device.device not in before.silent] for found in (lease.boards, zones))
+    trace, no_trace = bounded.within(bounded.LIMIT_S, Trace, *read)
+    before.silent.update({name: why for name, why in (("RAPL", no_zones), ("the trace", no_trace)) if why is not None})
+    trace, started = trace or Trace([], []), _now()
+    outcome, seen = _supervise(spec, work, log, lease, trace, wanted)
+    if outcome["status"] == "ok":
+        measurement.judge(outcome, trace, lease.boards, before.ticks)
+        bounded.within(bounded.LIMIT_S, sensors.keep_ticks, outcome["measurement"]["energy"], before.ticks)
+        hold = conditions.Hold(boards=lease.boards, exclusive=lease.exclusive, shared_host=lease.shared_host())
+        found, flags = conditions.describe(outcome, spec, before, trace, hold, seen)
+        span = outcome["span"]
+        overhead = {"meter_s": span["meter_s"], "weights_s": span["weights_s"]}
+        overhead |= trace.cost(span["begin_s"], span["end_s"]) | conditions.whole_run(trace)
+        outcome["measurement"] |= {"flags": flags, "conditions": found, "overhead": overhead}
+        outcome["power"] = trace.rows(span["begin_s"])
+    return {**outcome, "started": started}
+
+
+def _write(
+    spec: RunSpec,
+    code_digest: str,
+    model_folder: Path,
+    tokens: Path,
+    folder: Path,
+    outcome: dict[str, Any],
+    boards: Sequence[Board] = (),
+) -> dict[str, Any]:
+    """Write the run's files, the record last, and return it."""
+    result = {
+        "format": record.FORMAT,
+        "version": record.VERSION,
+        "run": run_id(spec),
+        "status": outcome["status"],
+        "reason": outcome.get("reason"),
+        "oom_bytes": outcome.get("oom_bytes"),
+        "spec": full(spec),
+        "code_digest": code_digest,
+        "inputs": {
+            "model": _manifest(model_folder.with_name(f"{model_folder.name}.json")),
+            "tokens": _manifest(tokens.with_suffix(".json")),
+        },
+        "started": outcome["started"],
+        "finished": _now(),
+        "environment": machine.describe(spec.threads_per_device, boards),
+        "measurement": outcome.get("measurement"),
+        "quality": outcome.get("quality"),
+        "epochs": outcome.get("epochs", []),
+    }
+    losses = outcome.get("losses", [])
+    files.write_json(folder / "spec.json", result["spec"])
+    files.write_lines(folder / "epochs.jsonl", result["epochs"])
+    files.write_lines(folder / "steps.jsonl", [{"step": i, "train_loss": loss} for i, loss in enumerate(losses, 1)])
+    files.write_lines(folder / "power.jsonl", outcome.get("power", []))
+    files.write_lines(folder / "summaries.jsonl", outcome.get("summaries", []))
+    files.write_json(folder / "record.json", result)
+    return result
+
+
+def _manifest(path: Path) -> dict[str, Any] | None:
+    """What was fetched or made, as the preparing rules wrote it down."""
+    return files.read_json(path, "manifest") if path.exists() else None
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _command(num_ranks: int, work: Path) -> list[str]:
+    """One process, or one per rank under torchrun."""
+    module = ["-m", "joulesweep.train.worker", str(work / "job.json")]
+    if num_ranks == 1:
+        return [sys.executable, *module]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]
+    return [sys.executable, *torchrun, *module]
+
+
+def child_environment(num_threads: int, boards: Sequence[Board]) -> dict[str, str]:
+    """The processes' environment: this one's, plus what makes runs equal to each other."""
+    threads = str(num_threads)
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {
+        **os.environ,
+        **ALLOCATOR,
+        "PYTHONPATH": os.pathsep.join(paths),
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "OMP_WAIT_POLICY": "PASSIVE",  # waiting ranks must not burn the core that another rank needs
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",  # everything was fetched before; a measured run does not touch the network
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # NVML's order
+        "PYTHONUNBUFFERED": "1",
+        # What the run leased and no more; nothing for a run that meters no GPU, since Zeus looks at them all the same.
+        devices.VISIBLE: devices.exported(boards),
+    }
+
+
+def _supervise(
+    spec: RunSpec, work: Path, log: Path | None, lease: Lease, trace: Trace, wanted: Callable[[], None]
+) -> tuple[dict[str, Any], Watch]:
+    """Run the processes to their end. Returns the run's outcome, and what was seen meanwhile."""
+    descriptor = None
+    if log is not None:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    num_ranks = spec.devices if STRATEGIES[spec.strategy].multi_process else 1
+    environ = child_environment(spec.threads_per_device, lease.boards)
+    others, kills = processes.children(), processes.oom_kills()
+    processes.adopt(orphans=True)
+    child = processes.start(_command(num_ranks, work), environ, descriptor, lease.descriptors)
+    with Watch(trace) as seen:  # begins after the process: a thread that is there when it forks may hold a lock
+        try:
+            timed_out = _wait(child, spec.timeout_s, seen, wanted)
+        finally:
+            processes.kill_group(child)
+            processes.kill_children(but=others)
+            processes.adopt(orphans=False)
+            if descriptor is not None:
+                os.close(descriptor)
+    found = _outcome(work, num_ranks)
+    if found is not None:
+        return found, seen
+    if timed_out:
+        return {"status": "timeout", "reason": f"stopped after timeout_s = {spec.timeout_s:g} s"}, seen
+    kills_now = processes.oom_kills()
+    struck = kills is not None and kills_now is not None and kills_now > kills
+    if struck and _killed(num_ranks, child.returncode, log):
+        return {"status": "oom", "reason": "killed by the kernel's out-of-memory killer", "oom_bytes": None}, seen
+    raise RunFailed(f"a process of the run ended with exit code {child.returncode} and left no result")
+
+
+def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + signum)  # unwinds through the `finally` that kills the processes
+
+
+def _wait(child: subprocess.Popen[bytes], timeout_s: float, seen: Watch, wanted: Callable[[], None]) -> bool:
+    """Wait for the end of the processes. Returns whether time ran out."""
+    deadline_s = time.monotonic() + timeout_s
+    while child.poll() is None:
+        if time.monotonic() > deadline_s:
+            return True
+        wanted()
+        seen.check()
+        time.sleep(POLL_S)
+    return False
+
+
+def _outcome(work: Path, num_ranks: int) -> dict[str, Any] | None:
+    """Bring the ranks' results together. A rank that stopped with a reason speaks for the run.
+
+    A result is the last thing that a rank leaves: how its process ends after that changes nothing.
+
+    Args:
+        work: where the ranks leave their results.
+        num_ranks: how many there are.
+
+    Returns:
+        The outcome; None where a rank left no result and none stopped with a reason.
+
+    Raises:
+        UserError: a rank found the input at fault.
+    """
+    stopped = _stopped(work)
+    if stopped is not None and stopped["status"] == "error":
+        raise UserError(stopped["reason"])
+    if stopped is not None:
+        return stopped
+    paths = [work / f"rank{rank}.json" for rank in range(num_ranks)]
+    if not all(path.exists() for path in paths):
+        return None
+    return measurement.combine([json.loads(path.read_text(encoding="utf-8")) for path in paths])
+
+
+def _killed(num_ranks: int, exit_code: int, log: Path | None) -> bool:
+    """Whether a process was killed: the one, torchrun itself, or a rank of which torchrun says so in the log."""
+    if exit_code == -signal.SIGKILL:
+        return True
+    if num_ranks == 1 or log is None:
+        return False
+    return SIGKILLED in log.read_text(encoding="utf-8", errors="replace")
+
+
+def _stopped(work: Path) -> dict[str, Any] | None:
+    """The result of the first rank that stopped with a reason, or None.
+
+    What happens to its peers afterwards follows from that: they lose their connection, and fail without a result.
+    """
+    paths = sorted(work.glob("rank*.json"), key=lambda path: path.stat().st_mtime_ns)
+    ranks = (json.loads(path.read_text(encoding="utf-8")) for path in paths)
+    return next((dict(rank) for rank in ranks if rank["status"] != "ok"), None)

@@ -1,0 +1,1 @@
+"""The machine and its meters. Nothing here imports torch."""

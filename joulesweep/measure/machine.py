@@ -1,0 +1,152 @@
+"""What a number was measured on: hardware, driver, versions, code. Nothing here imports torch."""
+
+# changes no number: what is told beside the numbers
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import re
+import socket
+import subprocess
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from joulesweep.core import bounded
+from joulesweep.core.errors import UserError
+from joulesweep.core.places import ROOT
+from joulesweep.measure import certificate, devices
+
+GPU = ("index", "name", "uuid", "memory_bytes", "mig")
+VERSIONED = ("torch", "transformers", "tokenizers", "safetensors", "zeus", "nvidia-ml-py")
+
+
+@functools.cache
+def probe_accelerator() -> str:
+    """Say "cuda" where torch was built with CUDA and the driver reports a GPU, else "cpu".
+
+    Looks at this machine: for a sweep that runs elsewhere, set `hardware.accelerator` in the config.
+
+    Raises:
+        UserError: there is a driver, and it does not answer.
+    """
+    if not torch_has_cuda():
+        return "cpu"
+    problem, absent = devices.nvml_problem() or ("", True)
+    if not absent:  # there may be boards: not for a machine to decide in silence that they are not used
+        raise UserError(f"hardware.accelerator: auto cannot tell whether there is a GPU ({problem}); say cpu or cuda")
+    return "cuda" if devices.boards() else "cpu"
+
+
+def resolve_accelerator(accelerator: str) -> str:
+    """The config's `hardware.accelerator`, with "auto" decided by a look at this machine."""
+    return probe_accelerator() if accelerator == "auto" else accelerator
+
+
+def describe(threads_per_process: int, boards: Sequence[devices.Board] = ()) -> dict[str, Any]:
+    """The environment part of a record.
+
+    Returns:
+        hostname, platform, python; cpu_model, cpu_cores (that this process may use), host_memory_bytes;
+        gpus: the run's boards, a list of {index, name, uuid, memory_bytes, mig}; driver; versions by package;
+        git_commit and git_dirty (null outside a checkout); threads_per_process; certificates: of the boards and
+        the host, rows as `certificate.cited` gives them.
+    """
+    commit, dirty = _git()
+    driver = bounded.within(bounded.LIMIT_S, devices.ask, "nvmlSystemGetDriverVersion")[0]
+    return {
+        "hostname": socket.gethostname(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "cpu_model": cpu_model(),
+        "cpu_cores": len(os.sched_getaffinity(0)),
+        "host_memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "gpus": [{key: getattr(board, key) for key in GPU} for board in boards],
+        "driver": driver,
+        "versions": {name: version(name) for name in VERSIONED},
+        "git_commit": commit,
+        "git_dirty": dirty,
+        "threads_per_process": threads_per_process,
+        "certificates": certificate.cited([board.described() for board in boards], driver, cpu_model=cpu_model()),
+    }
+
+
+def cpu_model() -> str:
+    """The processor's name as the kernel gives it, else the machine type."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.machine()
+    values = dict(line.split(":", 1) for line in lines if ":" in line)
+    return {key.strip(): value.strip() for key, value in values.items()}.get("model name", platform.machine())
+
+
+def torch_has_cuda() -> bool:
+    """Whether torch was built with CUDA: read from its version file, without the second that its import takes."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        return False
+    text = (Path(spec.origin).parent / "version.py").read_text(encoding="utf-8")
+    return not any(line.replace(" ", "").startswith("cuda:Optional[str]=None") for line in text.splitlines())
+
+
+def version(package: str) -> str | None:
+    """The installed version of a package; None if it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _tested() -> dict[str, list[str]]:
+    """The oldest and the newest version of each library; none where the package lies without its checkout."""
+    path = ROOT / "pyproject.toml"
+    if not path.exists():
+        return {}
+    tested: dict[str, list[str]] = tomllib.loads(path.read_text(encoding="utf-8"))["tool"]["joulesweep"]["tested"]
+    return tested
+
+
+def too_new() -> list[str]:
+    """Look whether the libraries of the training are of versions that Joulesweep is tested with.
+
+    The range stands in pyproject.toml, under tool.joulesweep.tested.
+
+    Returns:
+        A line for each that is newer.
+
+    Raises:
+        UserError: one is missing, or older: it lacks what the training uses.
+    """
+    notes = []
+    for package, (oldest, newest) in _tested().items():
+        found = version(package)
+        if found is None or _release(found) < _release(oldest):
+            has = f"{package} {found}" if found else f"no {package}"
+            remedy = f'pip install "{package}>={oldest}"'
+            raise UserError(f"this Python has {has}; Joulesweep works with {oldest} to {newest}: {remedy}")
+        if _release(found) > _release(newest):
+            notes.append(f"{package} {found} is newer than what Joulesweep was tested with, {oldest} to {newest}")
+    return notes
+
+
+def _release(found: str) -> tuple[int, ...]:
+    """The first two numbers of a version: `2.13.0+cu130` is 2.13."""
+    return tuple(int(number) for number in re.findall(r"\d+", found)[:2])
+
+
+def _git() -> tuple[str | None, bool | None]:
+    """The commit of the checkout this package lies in, and whether tracked files differ from it."""
+    commands = (["git", "rev-parse", "HEAD"], ["git", "status", "--porcelain", "--untracked-files=no"])
+    try:
+        commit, changes = (
+            subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+            for command in commands
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None, None
+    return commit, bool(changes)

@@ -1,0 +1,194 @@
+"""The measured window of one process: Zeus's ZeusMonitor, read with suspicion.
+
+Zeus reports a missing meter as an empty result whose total is 0. Here every device is a row of its own with a status:
+what could not be read is null, with the reason. The boards that are metered are one thing, the device that trains
+another: a run on the CPU may meter boards, and waiting for pending work follows the device that trains.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from joulesweep.core import late_imports
+from joulesweep.measure.sensors import packages, rapl_problem, zones
+
+WINDOW = "training"
+MIG = "MIG: NVML counts the joules of the whole board, not those of a slice"
+NO_COUNTER = "the board answers no energy counter; boards before Volta and many virtual ones have none"
+
+
+class Meter:
+    """One measured span of this process.
+
+    Under DDP each rank measures its own board, and local rank 0 alone the host: every device is counted once. Each
+    device has a window of Zeus to itself, so that one that fails costs no other its joules.
+
+    Args:
+        boards: as `devices.Board.described` gives them, each with its `position` among those that
+            CUDA_VISIBLE_DEVICES lists, which is Zeus's index.
+        host: whether to measure CPU packages and DRAM too.
+        synchronize: waits for pending work of the device that trains.
+
+    Attributes:
+        begin_s, end_s: of the window, on the monotonic clock. Zeus's own seconds are the wall clock's, which may step.
+        window_s: between them.
+        clock_step_s: how much further the wall clock went than the monotonic one meanwhile.
+        calls_s: time spent in the meter's own calls.
+    """
+
+    def __init__(self, boards: Sequence[dict[str, Any]], host: bool, synchronize: Callable[[], None]) -> None:
+        self.boards, self.host, self.synchronize = boards, host, synchronize
+        self.calls_s = self.begin_s = self.end_s = self.window_s = self.clock_step_s = 0.0
+        self.no_host = None if _daemon() else rapl_problem()  # Zeus's daemon reads for those who may not
+        self._gpus = {board["position"]: _Window(gpu=board["position"]) for board in boards if _problem(board) is None}
+        cpus = packages() if host and self.no_host is None else []
+        self._cpus = {number: _Window(cpu=number) for number in cpus}
+
+    @contextlib.contextmanager
+    def window(self) -> Iterator[None]:
+        """The measured span; what ends early by an exception is not measured. A meter that fails stops no training."""
+        windows = [*self._cpus.values(), *self._gpus.values()]
+        self.synchronize()
+        called_s = time.monotonic()
+        for window in windows:
+            window.begin()
+        self.begin_s, ahead_s = time.monotonic(), _wall_ahead_s()
+        yield
+        self.synchronize()
+        self.end_s, self.clock_step_s = time.monotonic(), _wall_ahead_s() - ahead_s
+        self.window_s = self.end_s - self.begin_s
+        for window in reversed(windows):
+            window.end()
+        self.calls_s = (self.begin_s - called_s) + (time.monotonic() - self.end_s)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per device, of the whole window.
+
+        Each is {device, kind, uuid, total_energy_j, status, method, reason}, of a board that was read also `readings`:
+        begin_j, what its counter said at the begin, and begin_s and end_s: between which times it was read at each.
+        """
+        rows = [self._board_row(board) for board in self.boards]
+        return rows + (self._host_rows("cpu") + self._host_rows("dram") if self.host else [])
+
+    def _board_row(self, board: dict[str, Any]) -> dict[str, Any]:
+        window, reason, total_j = self._gpus.get(board["position"]), _problem(board), None
+        if window is not None:
+            total_j = window.joules("gpu_energy")
+            reason = window.failure or (None if total_j is not None else "Zeus gave no energy for this board")
+        if window is None or reason is not None:
+            return row(board["device"], "gpu", board["uuid"], reason=reason)
+        found = row(board["device"], "gpu", board["uuid"], total_j, "Zeus: NVML energy counter")
+        return found if window.readings is None else {**found, "readings": window.readings}
+
+    def _host_rows(self, kind: str) -> list[dict[str, Any]]:
+        shown = {zone.device for zone in zones()} if self._cpus and not _daemon() else None
+        rows = []
+        for number, window in self._cpus.items():
+            total_j, device = window.joules(f"{kind}_energy"), f"{kind}:{number}"
+            if total_j is not None and (shown is None or device in shown):  # else a counter that another zone shows too
+                rows.append(row(device, kind, None, total_j, "Zeus: RAPL counter"))
+            elif window.failure is not None:
+                rows.append(row(device, kind, None, reason=window.failure))
+        if rows:
+            return rows
+        reason = self.no_host or f"RAPL of this machine counts no {kind.upper()} energy"
+        return [row(f"{kind}:{min(self._cpus, default=0)}", kind, None, reason=reason)]
+
+
+class _Window:
+    """Zeus's window of one device.
+
+    Attributes:
+        failure: why there are no joules of it, or None.
+        readings: of a board's counter at the begin of the window, or None where Zeus does not tell.
+    """
+
+    def __init__(self, gpu: int | None = None, cpu: int | None = None) -> None:
+        self.failure: str | None = None
+        self.readings: dict[str, Any] | None = None
+        self._index = gpu if gpu is not None else cpu
+        self._monitor: Any = None
+        self._measured: Any = None
+        with self._noting_failure():
+            with late_imports.put_off(
+                "sklearn.metrics", "auc"
+            ):  # of the fall-back for boards without a counter, never ours
+                from zeus.monitor import ZeusMonitor
+
+            monitor = ZeusMonitor(gpu_indices=[] if gpu is None else [gpu], cpu_indices=[] if cpu is None else [cpu])
+            if cpu is not None:  # the first reading starts Zeus's helper process: seconds
+                monitor.cpus.get_total_energy_consumption(cpu)
+            self._monitor = monitor
+
+    def begin(self) -> None:
+        """Begin it, if Zeus could be started."""
+        called_s = time.monotonic()
+        with self._noting_failure():
+            if self._monitor is not None:
+                self._monitor.begin_window(WINDOW, sync_execution=False)
+        begin_s = called_s, time.monotonic()
+        with contextlib.suppress(Exception):  # not part of what Zeus promises
+            begin_j = self._monitor.measurement_states[WINDOW].gpu_energy[self._index]
+            self.readings = {"begin_j": float(begin_j), "begin_s": begin_s}
+
+    def end(self) -> None:
+        """End it, if it was begun."""
+        called_s = time.monotonic()
+        with self._noting_failure():
+            if self._monitor is not None and self.failure is None:
+                self._measured = self._monitor.end_window(WINDOW, sync_execution=False)
+        if self.readings is not None:
+            self.readings["end_s"] = called_s, time.monotonic()
+
+    def joules(self, kind: str) -> float | None:
+        """What was measured of gpu_energy, cpu_energy or dram_energy."""
+        return (getattr(self._measured, kind, None) or {}).get(self._index)
+
+    @contextlib.contextmanager
+    def _noting_failure(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # whatever a meter raises costs its joules, never the training
+            hint = f" ({_daemon()} is set: Zeus asks its daemon)" if _daemon() else ""
+            self.failure = f"Zeus: {type(error).__name__}: {error}{hint}"
+
+
+def _daemon() -> str | None:
+    """The variable that makes Zeus ask its daemon instead of the driver, if one is set."""
+    return next((name for name in sorted(os.environ) if name.startswith("ZEUSD_")), None)
+
+
+def _wall_ahead_s() -> float:
+    """How far the wall clock is ahead of the monotonic one: the most of some looks, which nothing came between."""
+    return max(time.time() - time.monotonic() for _ in range(5))
+
+
+def _problem(board: dict[str, Any]) -> str | None:
+    """Why Zeus has no joules of a board; None if it has."""
+    if board["mig"]:
+        return MIG
+    return None if board["has_counter"] else NO_COUNTER
+
+
+def row(
+    device: str,
+    kind: str,
+    uuid: str | None,
+    total_energy_j: float | None = None,
+    method: str | None = None,
+    reason: str | None = None,
+) -> dict[str, Any]:
+    """A device's row: measured, or unavailable where there is a reason."""
+    return {
+        "device": device,
+        "kind": kind,
+        "uuid": uuid,
+        "total_energy_j": total_energy_j,
+        "status": "measured" if reason is None else "unavailable",
+        "method": method,
+        "reason": reason,
+    }

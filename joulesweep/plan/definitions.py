@@ -1,0 +1,390 @@
+"""Definitions of the package as text that only a change of behaviour changes, and which others each of them uses.
+
+A definition is a function, a class or an assignment at the top of a module. Its text has no name of its own and no
+address: a name that stands for another definition of the package becomes a mark, so moving, splitting or renaming
+modules and definitions changes nothing. Comments, docstrings, formatting, type annotations outside of classes, imports,
+what is raised as a sentence and what is printed do not count. A text with a dot at its end, such as
+"joulesweep.report.charts.", begins names that are made up later: all of that package counts. The syntax tree is walked here
+rather than by `ast.dump`, whose output changes between versions of Python.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from joulesweep.core import places
+
+PACKAGES = (places.PACKAGE.name, "scripts")
+#: Nodes that give their name a meaning.
+NAMING = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.ExceptHandler, ast.MatchAs, ast.MatchStar)
+REFERENCE = "\x01"  # in a definition's text: here stands one that it uses
+SENTENCE = re.compile(r"[A-Za-z]{2,}(\W+[A-Za-z]{2,}){2}")
+SAYING = {"print", "warn", "debug", "info", "warning"}  # calls that only tell somebody something
+SAID = {"about", "peak_rate"}  # keywords that are for the documentation and the analysis: no run does anything by them
+#: Before or beside a definition, or before a module's first statement for all of it: it counts for no run, and why.
+EXEMPT = re.compile(r"# changes no number: (\S.*)")
+
+
+@dataclass(frozen=True)
+class Definition:
+    """Where a definition stands: the file of its module, and its name there."""
+
+    path: Path
+    name: str
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A definition's text and what stands at each of its marks, in order; the constants that it holds."""
+
+    text: str
+    used: tuple[Definition, ...]
+    strings: tuple[str, ...]
+
+
+@dataclass
+class _Module:
+    """A module's top level.
+
+    Attributes:
+        path: its file.
+        lines: of it.
+        begin: how many of them are before the first statement.
+        bound: what each name means: the statement that defines it, or an import: (module, name) or (module, None).
+        effects: statements that define nothing.
+    """
+
+    path: Path
+    lines: list[str]
+    begin: int
+    bound: dict[str, ast.stmt | tuple[str, str | None]] = field(default_factory=dict)
+    effects: list[ast.stmt] = field(default_factory=list)
+
+
+def file_of(module: str) -> Path | None:
+    """The file of one of our modules, by its dotted name."""
+    parts = module.split(".")
+    if parts[0] not in PACKAGES:
+        return None
+    base = places.ROOT.joinpath(*parts)
+    return next((path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()), None)
+
+
+def named(module: str, name: str) -> Definition:
+    """The definition of a name in a module.
+
+    Raises:
+        LookupError: there is none.
+    """
+    found = _find(module, name)
+    if isinstance(found, str):
+        raise LookupError(f"{module} defines no {name}")
+    return found
+
+
+def all_of(path: Path) -> list[Definition]:
+    """Every definition of a file that has a public name, by name."""
+    bound = _module(path).bound
+    return [Definition(path, name) for name in sorted(bound) if isinstance(bound[name], ast.stmt) and name[0] != "_"]
+
+
+def _all_in(package: str) -> list[Definition]:
+    """Every public definition of the modules of a package, which code that makes up their names may import."""
+    folder = places.ROOT.joinpath(*package.split("."))
+    return [one for path in sorted(folder.glob("[a-z]*.py")) for one in all_of(path)]
+
+
+def exemption(definition: Definition) -> str | None:
+    """Why a definition counts for no run, or None where it counts."""
+    module = _module(definition.path)
+    statement = module.bound[definition.name]
+    assert isinstance(statement, ast.stmt)
+    first = min([statement.lineno, *(one.lineno for one in getattr(statement, "decorator_list", []))])
+    alone = module.lines[: module.begin] + module.lines[max(module.begin, first - 2) : first - 1]
+    beside = module.lines[first - 1 : statement.lineno]
+    found = [EXEMPT.match(line) for line in alone] + [EXEMPT.search(line) for line in beside]
+    return next((one[1] for one in found if one), None)
+
+
+@functools.cache
+def _module(path: Path) -> _Module:
+    text = path.read_text(encoding="utf-8")
+    statements = _body(ast.parse(text))
+    module = _Module(path, text.splitlines(), statements[0].lineno - 1 if statements else 0)
+    for statement in statements:
+        _bind(module, statement)
+    return module
+
+
+def _bind(module: _Module, statement: ast.stmt) -> None:
+    """Note what a statement at the top of a module defines, or imports, perhaps under a condition."""
+    for node in _walk(statement):
+        module.bound |= _imported(node)
+    if isinstance(statement, ast.Import | ast.ImportFrom | ast.Pass):
+        return
+    if isinstance(statement, ast.If) and _is_aside(statement.test):
+        return
+    names = list(_assigned(statement))
+    module.bound |= dict.fromkeys(names, statement)
+    if not names:
+        module.effects.append(statement)
+
+
+def _is_aside(test: ast.expr) -> bool:
+    """Whether a block at the top of a module is for type checkers, or for its own command line."""
+    return "TYPE_CHECKING" in ast.unparse(test) or "__name__" in ast.unparse(test)
+
+
+def _imported(node: ast.AST) -> dict[str, ast.stmt | tuple[str, str | None]]:
+    """What an import binds: {name: (module, name there or None)}."""
+    if isinstance(node, ast.Import):
+        named = {alias.asname: (alias.name, None) for alias in node.names if alias.asname}
+        firsts = [alias.name.split(".")[0] for alias in node.names if not alias.asname]
+        return {**named, **{first: (first, None) for first in firsts}}
+    if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+        return {alias.asname or alias.name: (node.module, alias.name) for alias in node.names}
+    return {}
+
+
+def _assigned(statement: ast.stmt) -> Iterator[str]:
+    """Names that a statement gives a meaning to, at the level where it stands."""
+    if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        yield statement.name
+        return
+    for node in _walk(statement):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+        elif isinstance(node, NAMING) and node.name:
+            yield node.name
+        elif isinstance(node, ast.MatchMapping) and node.rest:
+            yield node.rest
+
+
+def _walk(node: ast.AST) -> Iterator[ast.AST]:
+    """A node and those below, but not into functions and classes."""
+    yield node
+    if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda):
+        for child in ast.iter_child_nodes(node):
+            yield from _walk(child)
+
+
+def _find(module: str, name: str | None) -> Definition | str:
+    """What a name of a module means: a definition of the package, or the dotted name of anything else."""
+    dotted = module if name is None else f"{module}.{name}"
+    path = file_of(module)
+    if path is None or name is None or file_of(dotted):
+        return dotted
+    meaning = _module(path).bound.get(name)
+    if isinstance(meaning, tuple):
+        return _find(*meaning)
+    return dotted if meaning is None else Definition(path, name)
+
+
+@functools.cache
+def encoded(definition: Definition, row: str | None = None, wording: bool = True) -> Encoded:
+    """A definition's text.
+
+    Args:
+        definition: which.
+        row: of a table, which must be a dict literal, this row alone.
+        wording: whether sentences that a function returns count.
+
+    Raises:
+        TypeError: a table is no dict literal.
+        LookupError: it has no such row.
+    """
+    module = _module(definition.path)
+    statement = module.bound[definition.name]
+    assert isinstance(statement, ast.stmt)
+    encoder = _Encoder(module, wording)
+    text = encoder.node(statement if row is None else _row(statement, definition.name, row), frozenset())
+    effects = "".join(encoder.node(effect, frozenset()) for effect in module.effects)
+    return Encoded(f"{text}{effects}", tuple(encoder.used), tuple(encoder.strings))
+
+
+def _row(statement: ast.stmt, table: str, row: str) -> ast.expr:
+    value = getattr(statement, "value", None)
+    if not isinstance(value, ast.Dict):
+        raise TypeError(f"{table} must be a dict literal")
+    for key, one in zip(value.keys, value.values, strict=True):
+        if isinstance(key, ast.Constant) and key.value == row:
+            return one
+    raise LookupError(f"{table} has no row {row}")
+
+
+def _body(node: ast.AST) -> list[ast.stmt]:
+    """Statements of a block without its docstring."""
+    body: list[ast.stmt] = list(getattr(node, "body", []))
+    match body:
+        case [ast.Expr(value=ast.Constant(value=str())), *rest]:
+            return rest
+    return body
+
+
+class _Encoder:
+    """Writes the nodes of one definition, and collects what they use."""
+
+    def __init__(self, module: _Module, wording: bool) -> None:
+        self.module = module
+        self.wording = wording
+        self.used: list[Definition] = []
+        self.strings: list[str] = []
+        self.imports: dict[str, ast.stmt | tuple[str, str | None]] = {}  # those within functions
+
+    def node(self, value: object, local: frozenset[str]) -> str:
+        """A node as text; `local` are the names that mean something of the function's own."""
+        if isinstance(value, list):
+            return "[" + ",".join(filter(None, (self.node(item, local) for item in value))) + "]"
+        if not isinstance(value, ast.AST):
+            return repr(value)
+        special = getattr(self, f"_{type(value).__name__}", None)
+        said: str | None = special(value, local) if special else None
+        return self._plain(value, local) if said is None else said
+
+    def _plain(self, node: ast.AST, local: frozenset[str], **instead: object) -> str:
+        """A node with the fields that say something; those that newer Pythons added are left out while empty."""
+        inner = dict(ast.iter_fields(node)) | instead
+        for name in ("ctx", "kind", "type_comment", "type_params"):
+            inner.pop(name, None)
+        said = [
+            f"{name}={self.node(child, local)}" for name, child in inner.items() if child is not None and child != []
+        ]
+        return f"{type(node).__name__}({','.join(said)})"
+
+    def _reference(self, found: Definition | str) -> str:
+        if isinstance(found, str):
+            return found
+        self.used.append(found)
+        return REFERENCE
+
+    def _meaning(self, node: ast.AST, local: frozenset[str]) -> Definition | str | None:
+        """What a name, or a name of a module, means beyond the function."""
+        if isinstance(node, ast.Name):
+            bound = self.imports.get(node.id) or (None if node.id in local else self.module.bound.get(node.id))
+            if isinstance(bound, tuple):
+                return _find(*bound)
+            return Definition(self.module.path, node.id) if bound else None
+        if isinstance(node, ast.Attribute):
+            base = self._meaning(node.value, local)
+            return _find(base, node.attr) if isinstance(base, str) else None
+        return None
+
+    def _Name(self, node: ast.Name, local: frozenset[str]) -> str | None:  # noqa: N802 - as the node is called
+        meaning = self._meaning(node, local) if isinstance(node.ctx, ast.Load) else None
+        return None if meaning is None else self._reference(meaning)
+
+    def _Attribute(self, node: ast.Attribute, local: frozenset[str]) -> str | None:  # noqa: N802
+        meaning = self._meaning(node, local)
+        return None if meaning is None else self._reference(meaning)
+
+    def _Constant(self, node: ast.Constant, local: frozenset[str]) -> str | None:  # noqa: N802
+        if not isinstance(node.value, str):
+            return None
+        self.strings.append(node.value)
+        if re.fullmatch(r"(\w+\.){2,}", node.value) and file_of(node.value[:-1]):
+            return "module" + "".join(map(self._reference, _all_in(node.value[:-1])))
+        if file_of(node.value) is None:
+            return None
+        found = _find(node.value, "main")  # started as a program
+        return "module" if isinstance(found, str) else self._reference(found)
+
+    def _FunctionDef(self, node: ast.FunctionDef, local: frozenset[str]) -> str:  # noqa: N802
+        inside = self._enter(node.args, node.body, local)
+        name = None if self._is_top(node) else node.name
+        head = self._plain(node, local, name=name, returns=None, body=[], args=[])
+        return f"{head}({self.node(node.args, local)}{self.node(_body(node), inside)})"
+
+    _AsyncFunctionDef = _FunctionDef
+
+    def _Lambda(self, node: ast.Lambda, local: frozenset[str]) -> str:  # noqa: N802
+        return self._plain(node, self._enter(node.args, [], local))
+
+    def _enter(self, args: ast.arguments, body: list[ast.stmt], local: frozenset[str]) -> frozenset[str]:
+        """Names that are a function's own: arguments, and what is assigned anywhere in it."""
+        own = {arg.arg for arg in ast.walk(args) if isinstance(arg, ast.arg)}
+        elsewhere: set[str] = set()
+        for statement in body:
+            own |= set(_assigned(statement))
+            for node in _walk(statement):
+                self.imports |= _imported(node)
+                elsewhere |= set(node.names) if isinstance(node, ast.Global) else set()
+        return (local | own) - elsewhere - set(self.imports)
+
+    def _arg(self, node: ast.arg, local: frozenset[str]) -> str:
+        return node.arg
+
+    def _ClassDef(self, node: ast.ClassDef, local: frozenset[str]) -> str:  # noqa: N802
+        """Of a dataclass's fields it counts that they are annotated, of any other class's how."""
+        name = None if self._is_top(node) else node.name
+        is_data = any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list)
+        head = self._plain(node, local, name=name, body=[])
+        return head + "".join(self._field(one, local, is_data) for one in _body(node))
+
+    def _field(self, node: ast.stmt, local: frozenset[str], is_data: bool) -> str:
+        if not isinstance(node, ast.AnnAssign):
+            return self.node(node, local)
+        told = not is_data or any(word in ast.unparse(node.annotation) for word in ("ClassVar", "InitVar", "KW_ONLY"))
+        return self._plain(node, local, annotation=node.annotation if told else True)
+
+    def _is_top(self, node: ast.stmt) -> bool:
+        return any(node is one for one in self.module.bound.values())
+
+    def _AnnAssign(self, node: ast.AnnAssign, local: frozenset[str]) -> str:  # noqa: N802
+        """Without the annotation, and at the top of a module without the name."""
+        target = None if self._is_top(node) else node.target
+        return f"Assign({self.node(target, local)}={self.node(node.value, local)})"
+
+    def _Assign(self, node: ast.Assign, local: frozenset[str]) -> str | None:  # noqa: N802
+        match node.targets:
+            case [ast.Name() as target]:
+                return (
+                    f"Assign({self.node(None if self._is_top(node) else target, local)}={self.node(node.value, local)})"
+                )
+        return None
+
+    def _Import(self, node: ast.Import, local: frozenset[str]) -> str:  # noqa: N802
+        return ""
+
+    _ImportFrom = _Import
+
+    def _JoinedStr(self, node: ast.JoinedStr, local: frozenset[str]) -> str:  # noqa: N802
+        # Python 3.12.0 and 3.12.1 end a nested format with an empty constant.
+        return self._plain(
+            node, local, values=[v for v in node.values if not (isinstance(v, ast.Constant) and v.value == "")]
+        )
+
+    def _Raise(self, node: ast.Raise, local: frozenset[str]) -> str | None:  # noqa: N802
+        if not isinstance(node.exc, ast.Call):
+            return None
+        kept = [arg for arg in node.exc.args if not _is_sentence(arg)]
+        return self._plain(node, local, exc=self._plain(node.exc, local, args=kept))
+
+    def _Return(self, node: ast.Return, local: frozenset[str]) -> str | None:  # noqa: N802
+        return None if self.wording or not _is_sentence(node.value) else "Return(sentence)"
+
+    def _Assert(self, node: ast.Assert, local: frozenset[str]) -> str:  # noqa: N802
+        return self._plain(node, local, msg=None)
+
+    def _Expr(self, node: ast.Expr, local: frozenset[str]) -> str | None:  # noqa: N802
+        called = node.value.func if isinstance(node.value, ast.Call) else None
+        name = called.id if isinstance(called, ast.Name) else getattr(called, "attr", "")
+        return "" if name in SAYING and not self.wording else None
+
+    def _keyword(self, node: ast.keyword, local: frozenset[str]) -> str | None:
+        return "" if node.arg in SAID and not self.wording else None
+
+
+def _is_sentence(node: ast.AST | None) -> bool:
+    """Whether an expression is a text of several words."""
+    if isinstance(node, ast.BinOp):
+        return _is_sentence(node.left) or _is_sentence(node.right)
+    if isinstance(node, ast.IfExp):
+        return _is_sentence(node.body) or _is_sentence(node.orelse)
+    parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+    text = "".join(str(part.value) if isinstance(part, ast.Constant) else "xx" for part in parts)
+    return isinstance(node, ast.JoinedStr | ast.Constant) and SENTENCE.search(text) is not None

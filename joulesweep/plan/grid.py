@@ -1,0 +1,273 @@
+"""From a config to its runs: the product of the axes, less what is excluded or impossible."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+from joulesweep.axes import engine
+from joulesweep.axes.strategy import STRATEGIES
+from joulesweep.core.spec import FIELDS, OMISSION, RunSpec, micro_batch, short_hash, strip_source
+from joulesweep.measure.machine import resolve_accelerator
+from joulesweep.plan.config import DatasetConfig, ModelConfig, SweepConfig, full_method, is_method
+from joulesweep.plan.strict import Place
+from joulesweep.runs.identity import cell_id, label, run_id
+
+#: The axes of the grid, slowest first; each names a field of RunSpec.
+AXES = (
+    "model",
+    "dataset",
+    "task",
+    "method",
+    "strategy",
+    "devices",
+    "precision",
+    "batching",
+    "head",
+    "engine",
+    "batch_size",
+    "batch_size_scope",
+    "micro_batch_size",
+    "checkpoint_activations",
+    "lr",
+    "max_grad_norm",
+)
+MOST_RUNS = 30_000  # of a grid, before exclusions
+LONGEST_RUN = 230  # characters of a run's id; file systems take 255 bytes as a name
+#: The axes that a label names only where they vary.
+UNLABELLED = (
+    "model",
+    "dataset",
+    "task",
+    "batching",
+    "head",
+    "engine",
+    "micro_batch_size",
+    "checkpoint_activations",
+    "lr",
+    "max_grad_norm",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Excluded:
+    """A cell that the grid names and the sweep leaves out."""
+
+    label: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpandedGrid:
+    """Attributes.
+
+    runs: every run by its id, in the order of the axes, repeats slowest: a first look at all cells comes early.
+    excluded: what `exclude:` removed, and what is impossible on any machine.
+    """
+
+    runs: dict[str, RunSpec]
+    excluded: tuple[Excluded, ...]
+
+
+def expand(config: SweepConfig, where: Place | None = None) -> ExpandedGrid:
+    """Expand a config into its runs.
+
+    Args:
+        config: the config.
+        where: its values stand.
+
+    Raises:
+        UserError: a combination that cannot mean anything (a batch that does not divide, nothing left to run).
+    """
+    where = where or Place()
+    _check_size(config, where)
+    axes = {**config.grid.model_dump(), "method": [full_method(value) for value in config.grid.method]}
+    shared = _shared(config, where)
+    sources = {name: model_source(model) for name, model in config.models.items()}
+    datasets = {name: dataset_source(dataset) for name, dataset in config.datasets.items()}
+    cells: dict[str, RunSpec] = {}
+    excluded: dict[str, Excluded] = {}
+    telling = _telling(config)
+    for values in itertools.product(*(axes[axis] for axis in AXES)):
+        point = dict(zip(AXES, values, strict=True))
+        point["method"], point["method_params"] = point["method"]
+        if not STRATEGIES[point["strategy"]].multi_device:
+            point["devices"] = 1  # the axis `devices` is for the strategies that spread
+        if point["devices"] == 1:
+            point["batch_size_scope"] = "global"  # one device: both scopes are the same run
+        point["micro_batch_size"] = micro_batch(point["micro_batch_size"], point)
+        cell = RunSpec(
+            **point,
+            **{**shared, **_meaningless(point["task"])},
+            repeat=1,
+            model_source=sources[point["model"]],
+            dataset_source=datasets[point["dataset"]],
+        )
+        reason = next((entry.reason for entry in config.exclude if _matches(entry.when, point)), None)
+        reason = reason or engine.impossible(cell) or _impossible(cell, config.datasets[cell.dataset])
+        if reason is not None:
+            name = _label(cell, telling)
+            excluded[name] = Excluded(label=name, reason=reason)
+            continue
+        _check_batch(cell, where)
+        cells.setdefault(_checked_id(cell, where), cell)
+    if not cells:
+        given = {entry.reason for entry in config.exclude}
+        impossible = next((entry.reason for entry in excluded.values() if entry.reason not in given), None)
+        if impossible is not None:
+            raise where.refusal(f"nothing is left to run: {impossible}", "grid")
+        raise where.refusal("nothing is left to run; every cell of the grid is excluded", "exclude")
+    runs = {
+        run_id(spec): spec
+        for repeat in range(1, config.grid.repeats + 1)
+        for spec in (replace(cell, repeat=repeat) for cell in cells.values())
+    }
+    return ExpandedGrid(runs=runs, excluded=tuple(excluded.values()))
+
+
+def manifest(config: SweepConfig, where: Place | None = None) -> dict[str, Any]:
+    """What the analysis needs to know of a sweep: `results/<sweep>/grid.json`.
+
+    `runs` maps each id to its cell's id, its label and its axis values; the config rides along for the report.
+    """
+    grid = expand(config, where)
+    telling = _telling(config)
+    return {
+        "format": "joulesweep-grid",
+        "version": 1,
+        "sweep": config.sweep,
+        "config": config.model_dump(mode="json"),
+        "excluded": [{"label": e.label, "reason": e.reason} for e in grid.excluded],
+        "runs": {
+            run: {
+                "cell": cell_id(spec),
+                "label": _label(spec, telling),
+                "repeat": spec.repeat,
+                "method_params": spec.method_params,
+                **{axis: getattr(spec, axis) for axis in AXES},
+            }
+            for run, spec in grid.runs.items()
+        },
+    }
+
+
+def model_source(model: ModelConfig) -> dict[str, Any]:
+    """A model's place in the spec."""
+    return strip_source(model.model_dump(mode="json"))
+
+
+def dataset_source(dataset: DatasetConfig) -> dict[str, Any]:
+    """A data set's place in the spec."""
+    return strip_source(dataset.model_dump(mode="json"))
+
+
+def model_key(name: str, source: dict[str, Any]) -> str:
+    """Folder name of a fetched model: its name and a hash of where it comes from."""
+    return f"{name}-{short_hash(source)}"
+
+
+def text_source(source: dict[str, Any]) -> dict[str, Any]:
+    """What of a data set's place in the spec describes its texts; how it is split does not change them."""
+    keys = ("source", "format", "field", "target", "choices", "answer", "prompt")
+    return {key: source[key] for key in keys if key in source}
+
+
+def dataset_key(name: str, source: dict[str, Any]) -> str:
+    """Folder name of a fetched data set."""
+    return f"{name}-{short_hash(text_source(source))}"
+
+
+def _shared(config: SweepConfig, where: Place) -> dict[str, Any]:
+    """The fields that every run of the sweep has in common."""
+    accelerator = resolve_accelerator(config.hardware.accelerator)
+    measure = config.measure.resolved(accelerator)
+    least_s = (measure.min_seconds or 0.0) + (measure.idle_s or 0.0)
+    if config.train.timeout_s <= least_s:
+        took = f"measure.min_seconds and idle_s take {least_s:g} s"
+        raise where.refusal(f"{config.train.timeout_s:g} is too short: {took}", "train", "timeout_s")
+    sections = {**config.train.model_dump(), **measure.model_dump()}
+    if accelerator == "cuda":
+        sections["gpus"] = OMISSION["gpus"]  # which of a machine's boards a run got is no part of what it is
+    return {
+        **{name: value for name, value in sections.items() if name in FIELDS},
+        "accelerator": accelerator,
+        "hardware_name": config.hardware.name,
+    }
+
+
+def _meaningless(task: str) -> dict[str, Any]:
+    """What the task makes no use of, at its omission value: else it would tell equal runs apart."""
+    unused = ("max_target_length", "generate") if task == "mlm" else ("mask_probability",)
+    return {name: OMISSION[name] for name in unused}
+
+
+def _impossible(spec: RunSpec, dataset: DatasetConfig) -> str | None:
+    if spec.task == "seq2seq" and not dataset.has_targets:
+        return f"task seq2seq: data set {spec.dataset} has no targets; name their field, or choose another task"
+    if spec.task == "seq2seq" and spec.batching == "packed":
+        return "batching packed: texts and targets of an encoder-decoder are padded; use batching: [dynamic]"
+    return None
+
+
+def _matches(when: dict[str, Any], point: dict[str, Any]) -> bool:
+    def matches(axis: str, value: Any) -> bool:  # noqa: ANN401 - any axis value
+        return is_method(value, point["method"], point["method_params"]) if axis == "method" else point[axis] == value
+
+    return all(
+        any(matches(axis, one) for one in (value if isinstance(value, list) else [value]))
+        for axis, value in when.items()
+    )
+
+
+def _telling(config: SweepConfig) -> list[str]:
+    """The axes beyond the usual ones that a label has to name."""
+    return [axis for axis in UNLABELLED if len(set(getattr(config.grid, axis))) > 1]
+
+
+def _label(spec: RunSpec, telling: list[str]) -> str:
+    """What tells a cell from the others of its sweep."""
+    return " ".join([*(_word(axis, getattr(spec, axis)) for axis in telling), label(spec)])
+
+
+def _word(axis: str, value: Any) -> str:  # noqa: ANN401 - any axis value
+    """A value of an axis as a label says it."""
+    if axis == "head":
+        return f"{value}-head"
+    if axis == "micro_batch_size":
+        return f"micro{value}" if value else "whole"
+    if axis == "checkpoint_activations":
+        return "checkpointed" if value else "stored"
+    if axis == "max_grad_norm":
+        return f"clip{value:g}" if value else "unclipped"
+    return f"{value}"
+
+
+def _check_size(config: SweepConfig, where: Place) -> None:
+    """Refuse a grid that nobody can run before it is expanded."""
+    num_cells = math.prod(len(getattr(config.grid, axis)) for axis in AXES)
+    num_runs = num_cells * config.grid.repeats
+    if num_runs > MOST_RUNS:
+        cells = f"{num_cells:,} cells of {config.grid.repeats:,} repeats, excluded ones counted"
+        raise where.refusal(f"{cells}, are {num_runs:,} runs; at most {MOST_RUNS:,}", "grid")
+    if num_cells * len(config.exclude) > 30 * MOST_RUNS:
+        raise where.refusal(f"{len(config.exclude):,} entries are too many for a grid of that size", "exclude")
+
+
+def _checked_id(cell: RunSpec, where: Place) -> str:
+    """The id of a cell's first run, which is the name of a folder."""
+    run = run_id(cell)
+    if len(run) > LONGEST_RUN:
+        told = f"a run's name would have {len(run)} characters, at most {LONGEST_RUN}: shorten what it is made of"
+        raise where.refusal(f"{told}, {run[:40]}…", "grid")
+    return run
+
+
+def _check_batch(spec: RunSpec, where: Place) -> None:
+    if spec.batch_size_scope == "global" and spec.batch_size % spec.devices:
+        below = spec.batch_size - spec.batch_size % spec.devices
+        near = [str(size) for size in (below, below + spec.devices) if size]
+        problem = f"{spec.batch_size} does not divide over {spec.devices} devices ({spec.strategy})"
+        remedy = f"nearest: {' or '.join(near)}; or give batch_size_scope: [per_device]"
+        raise where.refusal(f"{problem}; {remedy}", "grid", "batch_size")

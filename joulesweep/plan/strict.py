@@ -1,0 +1,299 @@
+"""Read a config file strictly: what readers of YAML disagree about is refused, in one line with file and line number.
+
+Values are text, true or false, null and decimal numbers, in lists and mappings. Octal numbers, 1:30, dates, yes and no,
+keys given twice, tags and what is absurdly large or deep are told rather than guessed. Quoted, anything is text.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from joulesweep.core.errors import UserError, brief_repr
+
+MOST_BYTES = 200_000  # of a file
+MOST_VALUES = 100_000  # of a file, with every alias written out
+MOST_DEPTH = 40
+LARGEST = 2**63 - 1  # what a 64-bit machine counts to
+
+NULLS = ("", "~", "null", "Null", "NULL")
+TRUTHS = {word: word.lower() == "true" for word in ("true", "True", "TRUE", "false", "False", "FALSE")}
+WHOLE = re.compile(r"[-+]?(0|[1-9][0-9]*)")
+REAL = re.compile(r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+")
+OCTAL = re.compile(r"0o[0-7]+")  # YAML 1.2's
+#: What YAML 1.1 makes of a plain word, which YAML 1.2 and people may read otherwise.
+KINDS = {
+    "bool": "yes, no, on and off are true or false to some readers of YAML; write true or false, or quote it as text",
+    "int": "some readers of YAML take this for another number; write it in plain decimals, or quote it as text",
+    "float": "some readers of YAML take this for another number; write it in plain decimals, or quote it as text",
+    "timestamp": "some readers of YAML take this for a date; quote it as text",
+}
+
+Location = tuple[int | str, ...]  #: ("grid", "lr", 0)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a config comes from.
+
+    Attributes:
+        name: of the whole, for an error.
+        lines: where each value stands ("my.yaml:12"), by its location.
+    """
+
+    name: str = "config"
+    lines: Mapping[Location, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return self.name
+
+    def at(self, *location: int | str) -> str:
+        """Where a value stands, or else what is around it."""
+        here: Location = ()
+        for part in location:
+            if (*here, part) in self.lines:
+                here = (*here, part)
+        return self.lines.get(here, self.name)
+
+    def refusal(self, problem: str, *location: int | str) -> UserError:
+        """The error that says what is wrong with a value."""
+        return UserError(f"{self.at(*location)}: {dotted(location)}: {problem}")
+
+
+def read(path: Path, name: str | None = None) -> tuple[Any, Place]:
+    """Read a file.
+
+    Args:
+        path: the file.
+        name: what errors call it; its path without this.
+
+    Returns:
+        Its value, of mappings, lists, text, numbers, booleans and None; and where each part stands.
+
+    Raises:
+        UserError: it cannot be read, is no YAML, or holds what is ambiguous or absurd.
+    """
+    name = name or str(path)
+    try:
+        content = path.read_bytes()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{name}: {getattr(error, 'strerror', None) or error}") from None
+    if len(content) > MOST_BYTES:
+        raise UserError(f"{name}: {len(content):,} bytes; a config has at most {MOST_BYTES:,}")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{name}:{line}: not UTF-8: byte {content[error.start]:#04x}") from None
+    return parse(text, name)
+
+
+def parse(text: str, name: str) -> tuple[Any, Place]:
+    """Read a text: see `read`."""
+    if text.lstrip().startswith("{"):
+        text = text.replace("\t", " ")  # JSON may be indented so, YAML may not
+    return _Reader(text, name).document()
+
+
+def scalar(text: str) -> Any:  # noqa: ANN401 - any scalar
+    """The value of a plain word.
+
+    Raises:
+        ValueError: it is ambiguous or absurd; the text says why.
+    """
+    if text in NULLS:
+        return None
+    if text in TRUTHS:
+        return TRUTHS[text]
+    if WHOLE.fullmatch(text):
+        if len(text) > len(str(LARGEST)) + 1 or abs(int(text)) > LARGEST:
+            raise ValueError(f"{brief_repr(text)}: a number beyond 64 bits; quote it if it is text")
+        return int(text)
+    if REAL.fullmatch(text):
+        return _real(text)
+    kind = _kind(text)
+    if kind == "float" and text.lower().lstrip("+-") in (".inf", ".nan"):
+        raise ValueError(f"{text}: not a number that a sweep can have")
+    if kind in KINDS:
+        raise ValueError(f"{brief_repr(text)}: {KINDS[kind]}")
+    return text
+
+
+def _real(text: str) -> float:
+    value = float(text)
+    is_zero = not re.search("[1-9]", re.split("[eE]", text)[0])
+    if not is_zero and not sys.float_info.min <= abs(value) <= sys.float_info.max:
+        raise ValueError(f"{brief_repr(text)}: a number beyond 64 bits; quote it if it is text")
+    return value
+
+
+def _kind(text: str) -> str:
+    """What PyYAML, a reader of YAML 1.1, takes a plain word for."""
+    if OCTAL.fullmatch(text):
+        return "int"
+    resolvers = yaml.SafeLoader.yaml_implicit_resolvers.get(text[0], [])
+    tags = (tag for tag, pattern in resolvers if pattern.match(text))
+    return next(tags, "str").rpartition(":")[2]
+
+
+class _Reader:
+    """Builds the value from YAML's events; their nesting is bounded here, so nothing recurses far."""
+
+    def __init__(self, text: str, name: str) -> None:
+        self.name = name
+        self.events: Iterator[Any] = self._parsed(text)
+        self.lines: dict[Location, str] = {}
+        self.anchors: dict[str, tuple[Any, int]] = {}  # value and number of values
+        self.num_values = 0
+
+    def _parsed(self, text: str) -> Iterator[Any]:
+        try:
+            yield from yaml.parse(text, Loader=yaml.SafeLoader)
+        except yaml.reader.ReaderError as error:
+            bad = yaml.reader.Reader.NON_PRINTABLE.search(text)
+            line = text.count("\n", 0, bad.start()) + 1 if bad else 1
+            raise UserError(f"{self.name}:{line}: not YAML: {error.reason}") from None
+        except yaml.MarkedYAMLError as error:
+            mark = error.problem_mark or error.context_mark
+            said = " ".join(str(part) for part in (error.problem, error.context) if part)
+            raise UserError(f"{self.name}:{mark.line + 1 if mark else 1}: not YAML: {said}") from None
+
+    def refuse(self, event: Any, problem: str, location: Location = ()) -> UserError:  # noqa: ANN401 - yaml's events
+        where = f"{dotted(location)}: " if location else ""
+        return UserError(f"{self.name}:{event.start_mark.line + 1}: {where}{problem}")
+
+    def document(self) -> tuple[Any, Place]:
+        value = None
+        self.lines[()] = self.name
+        documents = 0
+        for event in self.events:
+            if isinstance(event, yaml.DocumentStartEvent):
+                documents += 1
+                if documents > 1:
+                    raise self.refuse(event, "a second document begins; a config file is one")
+            elif isinstance(event, yaml.NodeEvent):
+                value = self.node(event, ())
+        return value, Place(self.name, self.lines)
+
+    def node(self, event: Any, location: Location) -> Any:  # noqa: ANN401 - YAML's events and values
+        """The value that begins with an event."""
+        self.lines.setdefault(location, f"{self.name}:{event.start_mark.line + 1}")
+        if len(location) > MOST_DEPTH:
+            raise self.refuse(event, f"nested deeper than {MOST_DEPTH} levels")
+        before = self.num_values
+        self.num_values += 1
+        if isinstance(event, yaml.AliasEvent):
+            value = self.alias(event, location)
+        elif isinstance(event, yaml.ScalarEvent):
+            value = self.scalar(event, location)
+        elif event.tag not in (None, "!"):
+            raise self.refuse(event, f"tags such as {brief_repr(event.tag)} have no meaning here", location)
+        elif isinstance(event, yaml.SequenceStartEvent):
+            value = self.sequence(location)
+        else:
+            value = self.mapping(location)
+        if self.num_values > MOST_VALUES:
+            raise self.refuse(event, f"more than {MOST_VALUES:,} values", location)
+        if event.anchor is not None and not isinstance(event, yaml.AliasEvent):
+            self.anchors[event.anchor] = (value, self.num_values - before)
+        return value
+
+    def alias(self, event: Any, location: Location) -> Any:  # noqa: ANN401
+        if event.anchor not in self.anchors:
+            raise self.refuse(event, f"*{event.anchor} names no value that is complete before it", location)
+        value, size = self.anchors[event.anchor]
+        self.num_values += size
+        return value
+
+    def scalar(self, event: Any, location: Location) -> Any:  # noqa: ANN401
+        if event.tag not in (None, "!", "tag:yaml.org,2002:str"):
+            raise self.refuse(event, f"tags such as {brief_repr(event.tag)} have no meaning here", location)
+        if re.search("[\ud800-\udfff]", event.value):
+            raise self.refuse(event, "half of a surrogate pair is no text", location)
+        if not event.implicit[0]:
+            return event.value
+        if location[-1:] == ("revision",) and re.fullmatch(r"[0-9]+[eE][0-9]+", event.value):
+            return event.value  # a short commit, which YAML 1.1 takes for text as well
+        try:
+            return scalar(event.value)
+        except ValueError as error:
+            raise self.refuse(event, str(error), location) from None
+
+    def sequence(self, location: Location) -> list[Any]:
+        found: list[Any] = []
+        for event in self.events:
+            if isinstance(event, yaml.SequenceEndEvent):
+                break
+            found.append(self.node(event, (*location, len(found))))
+        return found
+
+    def mapping(self, location: Location) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        merged: dict[str, Any] = {}
+        given: dict[str, int] = {}
+        for event in self.events:
+            if isinstance(event, yaml.MappingEndEvent):
+                break
+            key, line = self.key(event, location), event.start_mark.line + 1
+            if key in given:
+                raise self.refuse(event, f"the key is given twice, first in line {given[key]}", (*location, key))
+            given[key] = line
+            self.lines[*location, key] = f"{self.name}:{line}"
+            value = self.node(next(self.events), (*location, key))
+            if key == "<<" and event.implicit[0]:
+                merged = self.merged(value, event, location)
+            else:
+                found[key] = value
+        return {**merged, **found}
+
+    def merged(self, value: Any, event: Any, location: Location) -> dict[str, Any]:  # noqa: ANN401
+        """The keys that `<<: *anchor` or `<<: [*anchor, …]` brings; those of the first mapping win."""
+        values = value if isinstance(value, list) else [value]
+        if not all(isinstance(one, dict) for one in values):
+            raise self.refuse(event, "<< merges mappings, and only those", location)
+        merged = {key: one for mapping in reversed(values) for key, one in mapping.items()}
+        for key in merged:
+            self.lines.setdefault((*location, key), f"{self.name}:{event.start_mark.line + 1}")
+        return merged
+
+    def key(self, event: Any, location: Location) -> str:  # noqa: ANN401
+        if not isinstance(event, yaml.ScalarEvent):
+            raise self.refuse(event, "a key is text", location)
+        key = "<<" if event.value == "<<" else self.scalar(event, location)
+        if not isinstance(key, str):
+            raise self.refuse(event, f"key {brief_repr(event.value)}: a key is text; quote it", location)
+        return key
+
+
+def override(value: Any, place: Place, new: Any, where: str) -> tuple[Any, Place]:  # noqa: ANN401
+    """Lay a value over a config, as Snakemake's `--config` does: mappings key by key, all else whole.
+
+    Args:
+        value: the config.
+        place: where its values stand.
+        new: what goes over it.
+        where: that comes from.
+
+    Returns:
+        The new config and its place.
+    """
+    if not (isinstance(value, dict) and isinstance(new, dict)):
+        return new, Place(place.name, {(): where})
+    lines, result = dict(place.lines), dict(value)
+    for key, one in new.items():
+        inner = {at[1:]: line for at, line in lines.items() if at[:1] == (key,)}
+        result[key], below = override(result.get(key), Place(place.name, inner), one, where)
+        lines = {at: line for at, line in lines.items() if at[:1] != (key,)}
+        lines |= {(key, *at): line for at, line in below.lines.items()}
+    return result, Place(place.name, lines)
+
+
+def dotted(location: Location) -> str:
+    """`("grid", "batch_size", 1)` as `grid.batch_size[1]`."""
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".") or "the file"

@@ -1,0 +1,434 @@
+"""What the Snakefile asks of the package: one object that knows the sweep's runs, paths and digests."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import hashlib
+import json
+import logging
+import math
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from snakemake.logging import logger as snakemake_logger
+from snakemake.settings.enums import Quietness
+from snakemake_interface_common.exceptions import WorkflowError
+from snakemake_interface_logger_plugins.common import LogEvent
+
+from joulesweep import readers
+from joulesweep.core.errors import UserError
+from joulesweep.core.files import read_json, sha256_of
+from joulesweep.core.quantities import one
+from joulesweep.core.spec import RunSpec, canonical, short_hash, strip
+from joulesweep.measure import devices
+from joulesweep.measure.machine import resolve_accelerator
+from joulesweep.plan import config as config_module
+from joulesweep.plan import staleness
+from joulesweep.plan.config import LocalSource
+from joulesweep.plan.grid import ExpandedGrid, dataset_key, dataset_source, expand, model_key, model_source, text_source
+from joulesweep.plan.snakemake_lock import clear_dead_lock
+from joulesweep.plan.strict import Place
+from joulesweep.runs import record
+from joulesweep.runs.headline import headline
+from joulesweep.runs.identity import cell_id
+
+#: What the analysis reads of a run.
+READ = ("record.json", "power.jsonl", "summaries.jsonl")
+
+
+#: What makes a path a pattern to Snakemake: {wildcard} and <pathvar>, and what it takes for the address of a storage.
+MARKS = re.compile(r"[{}<>]|://")
+
+
+def load(workflow: Any) -> Sweep:  # noqa: ANN401 - Snakemake's Workflow
+    """Read the config file that Snakemake was given, or else the default one, and expand it.
+
+    The file is read again here: Snakemake lets the last of two equal keys win, and merges a file that is no sweep into
+    another. Also readies this process for the jobs it will start (see `_prepare_jobs`), and clears a dead workflow's
+    lock.
+
+    Args:
+        workflow: Snakemake's `workflow`.
+
+    Raises:
+        WorkflowError: one line with file, line and path of the mistake, what was allowed and the nearest name.
+    """
+    _tell_errors(workflow)
+    _prepare_jobs(workflow.basedir)
+    if workflow.is_main_process:
+        clear_dead_lock(Path(".snakemake"))
+    try:
+        if re.search("[{}]", str(workflow.basedir)):
+            raise UserError(f"{workflow.basedir}: braces mean something to Snakemake; move the checkout elsewhere")
+        config, where = config_module.located(_configfile(workflow), workflow.config_settings.config_args or ())
+        if config.hardware.accelerator == "auto" and not workflow.local_exec:
+            raise UserError("hardware.accelerator: auto looks at this machine, the jobs run elsewhere; say cpu or cuda")
+        sweep = Sweep(config, where)
+        if workflow.is_main_process and not workflow.dryrun:
+            sweep.set_aside()  # where a workflow before was killed
+        if workflow.is_main_process and (warning := sweep.outdated_warning()):
+            print(warning, file=sys.stderr)
+        return sweep
+    except UserError as error:
+        raise refused(str(error), workflow) from None
+
+
+def _configfile(workflow: Any) -> Path:  # noqa: ANN401 - Snakemake's Workflow
+    """The one file that is the sweep.
+
+    Raises:
+        UserError: several were given.
+    """
+    files = list(dict.fromkeys(map(Path, workflow.config_settings.configfiles)))
+    if len(files) > 1:
+        names = ", ".join(map(config_module.shown, files))
+        raise UserError(f"--configfile: one file is one complete sweep, and these are {len(files)}: {names}")
+    return files[0] if files else config_module.DEFAULT
+
+
+def refused(reason: str, workflow: Any) -> WorkflowError:  # noqa: ANN401 - Snakemake's Workflow
+    """The error to raise; its line is printed here where `--quiet all` keeps Snakemake from saying it."""
+    if _is_silent(workflow):
+        print(reason, file=sys.stderr)
+        _said.append(reason)
+    return WorkflowError(reason)
+
+
+_said: list[str] = []  # reasons that are not to be printed again
+
+
+def _is_silent(workflow: Any) -> bool:  # noqa: ANN401 - Snakemake's Workflow
+    """Whether Snakemake says nothing at all, not even why it ends."""
+    shown = workflow.output_settings
+    return Quietness.ALL in (shown.quiet or ()) and not shown.dryrun
+
+
+class _Errors(logging.Handler):
+    """Prints Snakemake's errors, each once."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if getattr(record, "event", None) == LogEvent.JOB_ERROR:
+            rule, logs = getattr(record, "rule_name", "?"), getattr(record, "log", None) or ()
+            print(f"Error in rule {rule}; its output: {', '.join(map(str, logs))}", file=sys.stderr)
+            return
+        message = record.getMessage()
+        if not any(reason in message for reason in _said):
+            print(message, file=sys.stderr)
+
+
+def _tell_errors(workflow: Any) -> None:  # noqa: ANN401 - Snakemake's Workflow
+    """Let `--quiet all` be quiet about all but why Snakemake fails."""
+    handlers = snakemake_logger.handlers
+    if _is_silent(workflow) and not any(isinstance(handler, _Errors) for handler in handlers):
+        snakemake_logger.addHandler(_Errors(logging.ERROR))
+
+
+def _prepare_jobs(basedir: str) -> None:
+    """Let `python -m scripts.x` in a rule find this checkout, whatever the working directory, and this interpreter.
+
+    An activated conda environment puts its own python first again.
+    """
+    for variable, first in (("PYTHONPATH", basedir), ("PATH", str(Path(sys.executable).parent))):
+        rest = [part for part in os.environ.get(variable, "").split(os.pathsep) if part and part != first]
+        os.environ[variable] = os.pathsep.join([first, *rest])
+
+
+def input_folder(wildcards: Any, input: Any) -> str:  # noqa: ANN401 - Snakemake's names and types
+    """The folder of a job's first input, as a param."""
+    return str(Path(input[0]).parent)
+
+
+def output_folder(wildcards: Any, output: Any) -> str:  # noqa: ANN401 - Snakemake's types
+    """The folder of a job's first output, as a param."""
+    return str(Path(output[0]).parent)
+
+
+def anchors_folder(wildcards: Any, input: Any) -> str:  # noqa: ANN401 - Snakemake's names and types
+    """The folder of the anchors, beside the grid's manifest."""
+    return str(Path(input.grid).parent / "anchors")
+
+
+def runs_folder(wildcards: Any, input: Any) -> str:  # noqa: ANN401 - Snakemake's names and types
+    """The folder of the runs, beside the grid's manifest."""
+    return str(Path(input.grid).parent / "runs")
+
+
+def _lacking(path: Path) -> str | None:
+    """Why a path cannot be looked at."""
+    try:
+        return None if path.exists() else "no such file or folder"
+    except OSError as error:
+        return error.strerror
+
+
+def counted(rows: Sequence[dict[str, Any]]) -> str:
+    """`12 finished runs (340 s and 3.4 kJ of training; 2 without joules) were`: how many, and what they cost."""
+    ok = [row for row in rows if row["status"] == "ok"]
+    measured = [row["measurement"] for row in ok]
+    joules = [
+        headline(found["energy"], row["spec"]["accelerator"], found["conditions"]["exclusive"]).get("total_energy_j")
+        for row, found in zip(ok, measured, strict=True)
+    ]
+    known = [value for value in joules if value is not None]
+    parts = [f"{math.fsum(found['total_window_s'] for found in measured):.0f} s"]
+    parts += [one(math.fsum(known), "J")] if known else []
+    lacking = f"; {len(joules) - len(known)} without joules" if known and len(known) < len(joules) else ""
+    said = f"{len(rows)} finished run{'s' if len(rows) > 1 else ''}"
+    cost = f" ({' and '.join(parts)} of training{lacking})" if ok else ""
+    return f"{said}{cost} {'were' if len(rows) > 1 else 'was'}"
+
+
+class Sweep:
+    """A validated sweep and its place on disk.
+
+    Args:
+        config: the validated config.
+        where: its values stand.
+
+    Attributes:
+        name: of the sweep.
+        folder: `results/<name>`.
+        grid: the expanded runs.
+    """
+
+    def __init__(self, config: config_module.SweepConfig, where: Place | None = None) -> None:
+        accelerator = resolve_accelerator(config.hardware.accelerator)  # once, for all that follows
+        hardware = config.hardware.model_copy(update={"accelerator": accelerator})
+        config = config.model_copy(update={"hardware": hardware, "measure": config.measure.resolved(accelerator)})
+        self.config = config
+        self.name = config.sweep
+        self.folder = f"results/{config.sweep}"
+        self.grid: ExpandedGrid = expand(config, where)
+        shuffled = sorted(self.grid.runs, key=lambda run: (self.spec(run).repeat, self._shuffled(run)))
+        self._priorities = {run: len(shuffled) - i for i, run in enumerate(shuffled)}
+        self._models = {model_key(name, model_source(model)): name for name, model in config.models.items()}
+        self._datasets = {dataset_key(name, dataset_source(data)): name for name, data in config.datasets.items()}
+
+    @property
+    def runs(self) -> list[str]:
+        """Every run's id."""
+        return list(self.grid.runs)
+
+    def config_json(self) -> str:
+        """The validated config, as the manifest's script takes it."""
+        return canonical(self.config.model_dump(mode="json"))
+
+    def runs_digest(self) -> str:
+        """A digest of the run ids: the manifest is written again when any of them changes."""
+        return short_hash(self.runs)
+
+    def model_json(self, key: str) -> str:
+        """Where the model of a key comes from, for its script."""
+        return canonical(model_source(self.config.models[self._models[key]]))
+
+    def tasks(self, key: str) -> str:
+        """The tasks that the runs of a model's key learn, with commas between."""
+        name = self._models[key]
+        return ",".join(sorted({spec.task for spec in self.grid.runs.values() if spec.model == name}))
+
+    def dataset_json(self, key: str) -> str:
+        """Where the texts of a key come from, for their script."""
+        return canonical(text_source(dataset_source(self.config.datasets[self._datasets[key]])))
+
+    def dataset_code(self, key: str) -> str:
+        """Digest of the code that fetches the texts of a key: of all readers, that of their format alone."""
+        reader = readers.path(self.config.datasets[self._datasets[key]].format)
+        return staleness.code_digest("scripts.fetch_dataset", "main", reader)
+
+    def local_files(self, section: str, key: str) -> list[str]:
+        """The user's own files behind a model or a data set that are there: changing one fetches it again.
+
+        A missing one is no input: the dry run of a config shows its plan before the data was downloaded. Nor is one
+        with a name that means something to Snakemake: see `marked_files`.
+        """
+        return [path for path in self._own_files(section, key) if not MARKS.search(path)]
+
+    def marked_files(self, section: str, key: str) -> list[list[str]]:
+        """Those of the files whose names Snakemake takes for patterns, each with its SHA-256, to follow as a param."""
+        return [[path, sha256_of(Path(path))] for path in self._own_files(section, key) if MARKS.search(path)]
+
+    def _own_files(self, section: str, key: str) -> list[str]:
+        name = (self._models if section == "models" else self._datasets)[key]
+        found: list[Path] = []
+        for _, path in self._local(section, name):
+            with contextlib.suppress(OSError):  # not to be looked into: the fetch says why
+                found += [one for one in (sorted(path.iterdir()) if path.is_dir() else [path]) if one.is_file()]
+        return [str(path) for path in found]
+
+    def missing_files(self) -> list[str]:
+        """The user's own files that the grid needs and that are not there."""
+        grid = self.config.grid
+        named = [("models", name) for name in grid.model] + [("datasets", name) for name in grid.dataset]
+        return [
+            f"{section}.{name}.{key}.local: {path}: {problem}"
+            for section, name in named
+            for key, path in self._local(section, name)
+            if (problem := _lacking(path))
+        ]
+
+    def _local(self, section: str, name: str) -> list[tuple[str, Path]]:
+        """The user's own files and folders behind a model or a data set, each with the key that names it."""
+        entry = getattr(self.config, section)[name]
+        sources = [("source", entry.source), ("tokenizer", getattr(entry, "tokenizer", None))]
+        return [(key, path) for key, source in sources if isinstance(source, LocalSource) for path in source.paths]
+
+    def _shuffled(self, run: str) -> str:
+        return hashlib.sha256(f"{self.config.measure.order_seed} {run}".encode()).hexdigest()
+
+    def spec(self, run: str) -> RunSpec:
+        """A run's spec."""
+        return self.grid.runs[run]
+
+    def job(self, run: str) -> str:
+        """All that makes a run what it is, as one JSON string: Snakemake repeats the run when it changes.
+
+        One string, because Snakemake compares the params of a job as a set without names.
+        """
+        return self._job(run, self._code(run))
+
+    def _code(self, run: str) -> str:
+        """Digest of today's code; where the run's record was accepted for it, of the code that measured the run."""
+        today = staleness.run_digest(self.spec(run))
+        with contextlib.suppress(OSError):
+            if b'"accepted"' in self.record_path(run).read_bytes():
+                row = self._record(run)
+                return str(row["code_digest"]) if row and today in record.codes(row) else today
+        return today
+
+    def outdated(self) -> dict[str, dict[str, Any]]:
+        """Records that other code made than today's, and that were not accepted for it, by run in the grid's order."""
+        had = {
+            run: self._record(run) for run in self.runs if not self._names(run, staleness.run_digest(self.spec(run)))
+        }
+        return {run: row for run, row in had.items() if row}
+
+    def _names(self, run: str, code: str) -> bool:
+        """Whether a run has no record, or one that names a digest; no JSON is decoded for it."""
+        try:
+            return f'"{code}"'.encode() in self.record_path(run).read_bytes()
+        except OSError:
+            return True
+
+    def outdated_warning(self) -> str | None:
+        """What measuring outdated runs again would cost, and how to keep them; None where there are none."""
+        rows = list(self.outdated().values())
+        if not rows:
+            return None
+        return (
+            f"{counted(rows)} measured by other code than today's, and will be measured again. Where the change alters"
+            ' no number, keep them: joulesweep accept --reason "…" (--dry-run lists them)'
+        )
+
+    def _job(self, run: str, code: str) -> str:
+        return json.dumps({"spec": strip(self.spec(run)), "code": code}, sort_keys=True)
+
+    def priority(self, run: str) -> int:
+        """Snakemake's priority: repeat by repeat, shuffled within each, so that drift hits all cells alike.
+
+        The order of the runs that were there before does not change when runs are added.
+        """
+        return self._priorities[run]
+
+    def anchors(self) -> list[str]:
+        """Records of the anchors: those of earlier days, and today's where runs are measured on a later day.
+
+        They repeat the first cell of the grid that was measured before today, by the code of today.
+        """
+        wanted, folder = self.config.measure.anchors, Path(self.folder, "anchors")
+        if not wanted:
+            return []
+        there = {path for path in folder.glob("*/*/record.json") if path.parent.name in self.grid.runs}
+        today = datetime.datetime.now(datetime.UTC).date().isoformat()
+        current = self.current()
+        earlier = [run for run, row in current.items() if row["finished"][:10] < today]
+        if earlier and len(current) < len(self.runs):
+            first = [run for run in earlier if self.cell(run) == self.cell(earlier[0])]
+            there |= {folder / today / run / "record.json" for run in first[:wanted]}
+        return sorted(map(str, there))
+
+    def anchor_job(self, day: str, run: str) -> str:
+        """An anchor's job: what was measured stays, whatever became of the code since."""
+        path, code = Path(self.folder, "anchors", day, run, "record.json"), staleness.run_digest(self.spec(run))
+        with contextlib.suppress(UserError, KeyError):
+            code = read_json(path, "run record")["code_digest"]
+        return self._job(run, code)
+
+    def current(self) -> dict[str, dict[str, Any]]:
+        """The records that count as measured by the code of today, by run, in the grid's order."""
+        had = {run: self._record(run) for run in self.runs}
+        return {
+            run: row for run, row in had.items() if row and staleness.run_digest(self.spec(run)) in record.codes(row)
+        }
+
+    def record_path(self, run: str) -> Path:
+        """A run's record, there or not."""
+        return Path(self.folder, "runs", run, "record.json")
+
+    def _record(self, run: str) -> dict[str, Any] | None:
+        try:
+            return record.read(self.record_path(run))
+        except UserError:
+            return None
+
+    def cell(self, run: str) -> str:
+        """The id of a run's cell."""
+        return cell_id(self.spec(run))
+
+    def model(self, run: str) -> str:
+        """Folder of a run's model under resources/models."""
+        spec = self.spec(run)
+        return model_key(spec.model, spec.model_source)
+
+    def tokens(self, run: str) -> str:
+        """Path of a run's tokens under resources/tokens, without its ending."""
+        return f"{self.texts(run)}/{self.model(run)}"
+
+    def texts(self, run: str) -> str:
+        """Key of a run's texts under resources/datasets."""
+        spec = self.spec(run)
+        return dataset_key(spec.dataset, spec.dataset_source)
+
+    def gpus(self, run: str) -> int:
+        """GPUs that a run takes: to compute on, or on the CPU to be metered."""
+        return devices.num_boards(self.spec(run), str(self.config.measure.exclusive))
+
+    def threads(self, run: str, cores: int | None) -> int:
+        """CPU cores that a run takes: its own, or all of the machine's when it must be alone there.
+
+        Args:
+            run: the run.
+            cores: Snakemake's `--cores`; None on a cluster, where the batch system hands out cores.
+        """
+        spec = self.spec(run)
+        needed = spec.devices * spec.threads_per_device
+        return max(needed, cores) if self.config.measure.exclusive == "node" and cores else needed
+
+    def runtime_min(self, run: str) -> int:
+        """Minutes to ask a batch system for: the run's time limit and its start and scoring."""
+        spec = self.spec(run)
+        return math.ceil((spec.timeout_s + spec.cooldown_s) / 60) + 10
+
+    def slurm_extra(self) -> str:
+        """For Slurm: a run that must be alone has a node of its own, rather than wait there while its time runs."""
+        return "--exclusive" if self.config.measure.exclusive == "node" else ""
+
+    def set_aside(self) -> None:
+        """Move files aside that the aggregation found corrupt."""
+        record.set_aside(Path(self.folder, "runs"))
+
+    def failures(self) -> list[str]:
+        """A line per run that was started and has no record, with the log that says why."""
+        folders = [Path(self.folder, "runs", run) for run in self.grid.runs]
+        logs = [folder / "run.log" for folder in folders if not (folder / "record.json").exists()]
+        return [f"FAILED {log.parent.name}; its output: {log}" for log in logs if log.exists()]
+
+    def finished(self) -> str:
+        """A digest of the records that are there now: the target `partial` follows it."""
+        records = [self.record_path(run) for run in self.grid.runs]
+        records += map(Path, self.anchors())
+        return short_hash([[str(path), path.stat().st_mtime_ns] for path in records if path.exists()])

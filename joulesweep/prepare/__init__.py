@@ -1,0 +1,1 @@
+"""Fetch models and texts, and tokenise: never measured."""

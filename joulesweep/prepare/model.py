@@ -1,0 +1,312 @@
+"""Fetch a model: config, weights and tokenizer in one folder, checked to load without running anyone's code."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import json
+import math
+import re
+import shutil
+from collections.abc import Collection, Iterable
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from joulesweep.core.errors import UserError, brief_repr
+from joulesweep.core.files import sha256_of
+from joulesweep.plan.config import TASKS, HubSource, ModelConfig, RandomSource
+from joulesweep.plan.grid import model_source
+from joulesweep.prepare.sources import AnySource, copy_files, describe, nearest
+from joulesweep.prepare.tokens import load_tokenizer, vocabulary_size
+
+FORMAT = "joulesweep-model"
+VERSION = 1
+
+INDEX = "model.safetensors.index.json"
+#: Of these a model has at least one, by transformers' common names.
+SIZES = ("num_hidden_layers", "num_attention_heads", "hidden_size", "vocab_size", "max_position_embeddings")
+MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors", "model-*-of-*.safetensors", INDEX)
+#: Any one of these holds a vocabulary; without one, transformers would silently build an empty tokenizer.
+VOCABULARIES = (
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
+TOKENIZER_FILES = (
+    *VOCABULARIES,
+    "merges.txt",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+BYTE_ORDER_MARK = "\ufeff"
+UNBUILT = 10**9  #: as many unfit weights has a model that cannot be built
+#: Of what a model's files say of generation: its tokens, and what changes no output.
+KEPT = (
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "decoder_start_token_id",
+    "transformers_version",
+    "_from_model_config",
+    "use_cache",
+    "output_attentions",
+    "output_hidden_states",
+    "return_dict_in_generate",
+)
+
+
+def fetch_model(model: ModelConfig, folder: Path, tasks: Collection[str] = ()) -> dict[str, Any]:
+    """Fetch a model's config, weights and tokenizer into a folder, which is there afterwards whole or not at all.
+
+    Args:
+        model: where it comes from.
+        folder: where it goes; an existing one is replaced.
+        tasks: those that it must be ready for, of `config.TASKS`; one of them where none is named.
+
+    Returns:
+        Its manifest: format, version, source, files (name: SHA-256); for a hub source, the resolved commits
+        (revision, tokenizer_revision; else null); tasks: for each one why the model cannot learn it (reason; null if
+        it can) and which weights then begin at random (new_weights); generation: what its files say of generation,
+        which runs leave out. The same files give the same manifest, whatever the tasks.
+
+    Raises:
+        UserError: it cannot be had, or it is not a model that can be loaded without running its code, or its files
+            are not the weights that the tasks need, or have too few embeddings for its tokenizer.
+    """
+    # A fixed name, so that a killed fetch leaves one folder behind at most, and the next fetch removes it.
+    work = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(work, ignore_errors=True)
+    result = work / "model"
+    result.mkdir(parents=True)
+    try:
+        revision = _fetch_weights(model, result, work)
+        tokenizer_revision = None
+        if model.tokenizer is not None:
+            tokenizer_revision = copy_files(model.tokenizer, TOKENIZER_FILES, result, work / "tokenizer")
+        found = _tasks(result, model)
+        _check_tasks(found, tasks, describe(model.source))
+        _check_tokenizer(result, model, next(row["num_embeddings"] for row in found.values() if row["reason"] is None))
+        if folder.exists():
+            folder.replace(work / "replaced")
+        result.replace(folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "source": model_source(model),
+        "files": {path.name: sha256_of(path) for path in sorted(folder.iterdir())},
+        "revision": revision,
+        "tokenizer_revision": tokenizer_revision,
+        "tasks": {task: {key: row[key] for key in ("reason", "new_weights")} for task, row in found.items()},
+        "generation": _generation(folder),
+    }
+
+
+def _fetch_weights(model: ModelConfig, result: Path, work: Path) -> str | None:
+    """Put the config and the weights (none with random ones) into the folder; the commit if from the hub."""
+    if isinstance(model.source, RandomSource):
+        (result / "config.json").write_text(_random_config(model.source.random), encoding="utf-8")
+        return None
+    wanted = MODEL_FILES if model.tokenizer is not None else MODEL_FILES + TOKENIZER_FILES
+    revision = copy_files(model.source, wanted, result, work / "source")
+    _check_config(result, describe(model.source))
+    _check_weights(result, model.source)
+    return revision
+
+
+def _random_config(mapping: dict[str, Any]) -> str:
+    """The config.json of a model with random weights."""
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig
+
+    keys = dict(mapping)
+    model_type = str(keys.pop("model_type"))
+    _check_model_type(model_type, "random")
+    default = AutoConfig.for_model(model_type)
+    own = {*default.to_dict(), *default.attribute_map}
+    for key in keys:
+        meant = _meant(key, model_type, own)
+        if meant is not None:
+            raise UserError(f"random: unknown key of a {model_type} config {key!r} (did you mean {meant!r}?)")
+    for key, value in keys.items():
+        least = _least(key, default)
+        if least is not None and isinstance(value, int) and value < least:
+            raise UserError(f"random: {key}: must be at least {least}, got {brief_repr(value)}")
+    try:
+        return str(AutoConfig.for_model(model_type, **keys).to_json_string())
+    except (StrictDataclassError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"random: {' '.join(str(error).split())}") from None
+
+
+def _least(key: str, default: Any) -> int | None:  # noqa: ANN401 - a config of transformers
+    """The smallest whole number that a config's key may be, where its default says that it counts something."""
+    usual = getattr(default, key, None)
+    if isinstance(usual, bool) or not isinstance(usual, int) or usual < 1 or key.endswith("_id"):
+        return None
+    return 1 if default.attribute_map.get(key, key) in {default.attribute_map.get(name, name) for name in SIZES} else 0
+
+
+def _meant(key: str, model_type: str, own: Collection[str]) -> str | None:
+    """The key that a config's key was probably meant to be, or None.
+
+    transformers takes every key and reads what the model's code asks for: other families' words for a size are ignored
+    without a word, as misspellings are.
+
+    Args:
+        key: in question.
+        model_type: of the config.
+        own: keys that the config has without being told.
+    """
+    if key in own:
+        return None
+    library = Path(str(importlib.util.find_spec("transformers").origin)).parent  # type: ignore[union-attr]
+    families = library / "models"
+    common = [library / "configuration_utils.py", library / "generation" / "configuration_utils.py"]
+    family = _family(model_type)
+    if key in _asked_for([*common, *families.glob(f"{family}/*.py")]):
+        return None
+    elsewhere = key in _asked_for(families.glob("*/configuration_*.py"))
+    return next(iter(difflib.get_close_matches(key, sorted(own), n=1, cutoff=0.6 if elsewhere else 0.85)), None)
+
+
+def _family(model_type: str) -> str:
+    from transformers.models.auto.configuration_auto import model_type_to_module_name
+
+    return str(model_type_to_module_name(model_type))
+
+
+def _asked_for(sources: Iterable[Path]) -> set[str]:
+    """Keys that source asks a config for: `self.key`, `config.key`, `getattr(config, "key"`, `key: int`."""
+    words = re.compile(r'(?:self|config)\.(\w+)|[(,] ?"(\w+)"|^    (\w+):', re.MULTILINE)
+    found = (words.findall(path.read_text(encoding="utf-8")) for path in sources)
+    return {word for rows in found for row in rows for word in row if word}
+
+
+def _check_config(folder: Path, name: str) -> None:
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{name}: no config.json; expected a model in the Hugging Face form")
+    config = _read(folder / "config.json", "model config", name)
+    if "model_type" not in config:
+        raise UserError(f'{name}: config.json: no model_type; add the family\'s, such as "model_type": "bert"')
+    _check_model_type(str(config["model_type"]), f"{name}: config.json")
+
+
+def _read(path: Path, what: str, name: str) -> dict[str, Any]:
+    """Read a model's JSON file as generously as the tools that write them: with NaN, and behind a byte order mark.
+
+    The mark goes, since transformers does not read it. An error names the source, not where the file lies for now.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        if text.startswith(BYTE_ORDER_MARK):
+            text = text.removeprefix(BYTE_ORDER_MARK)
+            path.write_text(text, encoding="utf-8")
+        found = json.loads(text)
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{name}: {path.name}: corrupt {what}: {' '.join(str(error).split())}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{name}: {path.name}: corrupt {what}: not a JSON object")
+    return found
+
+
+def _check_model_type(model_type: str, where: str) -> None:
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    if model_type not in CONFIG_MAPPING_NAMES:
+        hint = nearest(model_type, CONFIG_MAPPING_NAMES)
+        raise UserError(f"{where}: unknown model_type {model_type!r}; allowed: those built into transformers{hint}")
+
+
+def _remedy(source: AnySource) -> str:
+    resaved = "load it once with transformers and save it with save_pretrained(), which writes safetensors"
+    if not isinstance(source, HubSource):
+        return resaved
+    download = f"hf download {source.hub} --revision {source.revision}"
+    return f"if the repository has model.safetensors, run where there is network: {download}; else {resaved}"
+
+
+def _check_weights(folder: Path, source: AnySource) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    name, weights = describe(source), [folder / "model.safetensors"]
+    if (folder / INDEX).is_file():
+        shards = _read(folder / INDEX, "index of shards", name).get("weight_map")
+        if not isinstance(shards, dict):
+            raise UserError(f"{name}: {INDEX}: no weight_map")
+        for weight, shard in shards.items():
+            if not (isinstance(shard, str) and PurePosixPath(shard).name):
+                where = f"{name}: {INDEX}: weight_map: {weight}"
+                raise UserError(f"{where}: must be the name of a file, got {brief_repr(shard)}")
+        weights = [folder / PurePosixPath(shard).name for shard in sorted(set(shards.values()))]
+    present = {path.name for path in folder.iterdir() if path.is_file()}  # an index may name what no system takes
+    if not any(path.name in present for path in weights):
+        raise UserError(f"{name}: no *.safetensors weights; {_remedy(source)}")
+    for path in weights:
+        if path.name not in present:
+            raise UserError(f"{name}: {path.name} is missing, which {INDEX} names")
+        try:
+            with safe_open(path, "numpy") as opened:
+                opened.keys()
+        except SafetensorError as error:  # cut off, or the pointer that git leaves without its LFS
+            raise UserError(f"{name}: {path.name} is corrupt or incomplete: {error}") from None
+
+
+def _tasks(folder: Path, model: ModelConfig) -> dict[str, dict[str, Any]]:
+    """For each task whether the folder's model can learn it: reason, new_weights and num_embeddings."""
+    from joulesweep.nets.build import NoModel, tried
+
+    found: dict[str, dict[str, Any]] = {}
+    for task in TASKS:
+        row: dict[str, Any] = {"reason": None, "new_weights": [], "num_embeddings": None, "num_unfit": UNBUILT}
+        try:
+            fit, row["num_embeddings"] = tried(folder, task)
+        except UserError as error:
+            row |= {"reason": str(error), "num_unfit": math.inf if isinstance(error, NoModel) else UNBUILT}
+        else:
+            reason = fit.refusal(model.new_weights)
+            row["reason"] = reason and f"task {task}: {reason}"
+            row |= {"new_weights": [*fit.missing], "num_unfit": fit.num_unfit}
+        found[task] = row
+    return found
+
+
+def _check_tasks(found: dict[str, dict[str, Any]], wanted: Collection[str], name: str) -> None:
+    """Refuse a model that one of the tasks cannot have; where none is named, one that no task can have."""
+    reasons = [found[task]["reason"] for task in wanted]
+    if not wanted and all(row["reason"] for row in found.values()):
+        # The one that is meant: it lacks least, and of BART, which can learn hidden words too, it is seq2seq.
+        order = {
+            task: (row["num_unfit"], row["num_unfit"] < UNBUILT and task != "seq2seq") for task, row in found.items()
+        }
+        reasons = [found[min(order, key=order.__getitem__)]["reason"]]
+    for reason in filter(None, reasons):
+        raise UserError(f"{name}: {reason}")
+
+
+def _generation(folder: Path) -> dict[str, Any]:
+    """What the model's own files say of generation and runs leave out: they generate as the config of the sweep says.
+
+    Which tokens begin, end and fill a text is the tokenizer's and the model's own, and kept.
+    """
+    from transformers import GenerationConfig
+
+    usual = GenerationConfig().to_dict()
+    found: dict[str, Any] = {}
+    for file in ("config.json", "generation_config.json"):
+        said = _read(folder / file, "model config", folder.name) if (folder / file).is_file() else {}
+        found |= {key: said[key] for key in said if key in usual and key not in KEPT and said[key] is not None}
+    return {key: value for key, value in found.items() if value != usual[key]}
+
+
+def _check_tokenizer(folder: Path, model: ModelConfig, num_embeddings: int | None) -> None:
+    name = describe(model.tokenizer or model.source)
+    if not any((folder / file).is_file() for file in VOCABULARIES):
+        raise UserError(f"{name}: no tokenizer; expected one of: {', '.join(VOCABULARIES)}")
+    tokens = vocabulary_size(load_tokenizer(folder))
+    if num_embeddings is not None and num_embeddings < tokens:
+        raise UserError(f"{name}: tokenizer has {tokens} tokens, the model only vocab_size {num_embeddings}")

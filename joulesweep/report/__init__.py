@@ -1,0 +1,1 @@
+"""From findings to charts and one page."""

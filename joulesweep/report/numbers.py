@@ -1,0 +1,120 @@
+"""Numbers as text: three digits, a unit with its prefix, an interval, and a word for what is not there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from joulesweep.analyse.columns import QUALITY, ROUGE, RUNS, Column
+from joulesweep.analyse.statistics import NO_INTERVAL
+from joulesweep.analyse.tables import Tables
+from joulesweep.core.quantities import one, scaled
+from joulesweep.core.spec import OMISSION
+
+Words = tuple[str, str]  # a number, and below it its interval or a remark
+
+ABSENT: Words = ("–", "")
+
+
+def interval(row: dict[str, Any], quantity: str, unit: str) -> Words:
+    """Mean of a cell and its interval, or the word that there is none; a dash for what is not there."""
+    ends = [row[f"{quantity}_{end}"] for end in ("mean", "low", "high")]
+    if ends[0] is None:
+        return ABSENT
+    if None in ends:
+        return one(ends[0], unit), NO_INTERVAL
+    (mean, low, high), name = scaled(ends, unit)
+    return f"{mean} {name}".strip(), f"[{low}, {high}]"
+
+
+def percent(row: dict[str, Any], quantity: str) -> Words:
+    """Mean share of a cell and its interval, in percent."""
+    ends = {f"{quantity}_{end}": row[f"{quantity}_{end}"] for end in ("mean", "low", "high")}
+    return interval({name: value and 100 * value for name, value in ends.items()}, quantity, "%")
+
+
+def points(row: dict[str, Any], quantity: str) -> Words:
+    """Mean share of a cell and its interval, times 100 and to one decimal, as ROUGE is usually given."""
+    ends = [row[f"{quantity}_{end}"] for end in ("mean", "low", "high")]
+    texts = [f"{100 * value:.1f}" for value in ends if value is not None]
+    if not texts:
+        return ABSENT
+    return texts[0], f"[{', '.join(texts[1:])}]" if len(texts) > 1 else NO_INTERVAL
+
+
+def _number(row: dict[str, Any], quantity: str) -> Words:
+    """Mean of a cell and its interval in the unit of the column; that of a rate or per token is in the heading."""
+    unit = RUNS[quantity].unit or ""
+    return interval(row, quantity, "" if "/" in unit else {"bytes": "B"}.get(unit, unit))
+
+
+#: How a mean may be shown, by the name that a column of the runs table gives.
+FORMATS: dict[str, Callable[[dict[str, Any], str], Words]] = {"number": _number, "percent": percent, "points": points}
+#: What is known of quality beside the loss.
+QUALITIES = tuple(column for column in (RUNS[name] for name in (*QUALITY[1:], *ROUGE)) if column.heading is not None)
+
+
+def shown(row: dict[str, Any], column: Column) -> Words:
+    """Mean of a cell and its interval as the column's row says.
+
+    Args:
+        row: of the cells table.
+        column: of the runs table.
+    """
+    return FORMATS[column.show](row, column.name)
+
+
+def heading(column: Column, tables: Tables) -> str:
+    """How a column is called in the report: where more than hidden tokens was learned, accuracy is that of tokens."""
+    if column.name == "masked_accuracy" and not set(tables.runs["task"]) <= {OMISSION["task"]}:
+        return "Token accuracy"
+    return column.heading or column.name
+
+
+def memory_quantity(row: dict[str, Any]) -> str:
+    """Which peak memory says most of a cell: the GPUs' where they were used, else the host's."""
+    return "peak_host_rss_bytes" if row["peak_gpu_allocated_bytes_mean"] is None else "peak_gpu_allocated_bytes"
+
+
+def memory(row: dict[str, Any]) -> Words:
+    """Mean peak memory of a cell and its interval."""
+    return interval(row, memory_quantity(row), "B")
+
+
+def joules(row: dict[str, Any]) -> Words:
+    """Mean joules of a cell, with what they may be off by; where there are none, what kept them from being known."""
+    if row["energy_j_mean"] is not None:
+        mean, between = interval(row, "energy_j", "J")
+        error_j, doubt = row["energy_error_j"], "doubtful" if row["energy_doubt"] else ""
+        known = error_j is not None and row["energy_j_mean"] > 0
+        error = f"off by at most {one(100 * error_j / row['energy_j_mean'], '%')}" if known else ""
+        return mean, ", ".join(filter(None, [doubt, between, error]))
+    if not row["num_ok"]:
+        return ABSENT
+    if row["energy_scope"] is None:
+        return "below resolution" if "below_resolution" in (row["energy_status"] or "") else "not measured", ""
+    return "not averaged", row["energy_status"] if ", " in row["energy_status"] else f"scopes {row['energy_scope']}"
+
+
+def estimated_joules(row: dict[str, Any]) -> Words:
+    """Middle and range of a cell's estimate."""
+    ends = [row[f"estimated_energy{end}_j"] for end in ("", "_low", "_high")]
+    if ends[0] is None:
+        return ABSENT
+    (mid, low, high), name = scaled(ends, "J")
+    return f"≈ {mid} {name}", f"estimated, [{low}, {high}]"
+
+
+def estimated_co2e(row: dict[str, Any]) -> Words:
+    """Emissions of a cell's estimated joules."""
+    grams = row["estimated_co2e_g"]
+    return ABSENT if grams is None else (f"≈ {one(grams, 'g')}", "estimated")
+
+
+def speedup(row: dict[str, Any]) -> Words:
+    """A cell's speed-up over its baseline."""
+    if row["speedup"] is None:
+        return ABSENT
+    if row["speedup_low"] is None:
+        return f"{row['speedup']:#.3g}×", row["speedup_verdict"]
+    return f"{row['speedup']:#.3g}×", f"[{row['speedup_low']:#.3g}, {row['speedup_high']:#.3g}]"

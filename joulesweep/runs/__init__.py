@@ -1,0 +1,1 @@
+"""A run seen from outside: its identity, its record and its joules."""

@@ -1,0 +1,1 @@
+"""The training process: torch, transformers, Zeus and nothing else."""

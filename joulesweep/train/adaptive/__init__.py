@@ -1,0 +1,1 @@
+"""Choose the tensors that train, under a budget."""

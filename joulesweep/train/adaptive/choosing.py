@@ -1,0 +1,193 @@
+"""Training under a budget: every few epochs a method rates the tensors, and the best ones that fit are trained.
+
+Adaptive backpropagation of GreenTrainer (Huang et al. 2024, arXiv 2309.13192, section 3). What a choice costs is
+
+    forward + activation gradients down to its deepest tensor + the chosen tensors' own gradients
+
+taken from the products that the model's forward pass really executes (`products.traced`), in their order, and
+counted for the numbers of tokens of the run's own batches. Tensors form a chain in that order: a gradient counts
+where the deepest chosen tensor or any later one stands behind its operand. What is trained costs as much or, if no such
+one was chosen, a little less. A method takes part by a function `importances` beside its `apply`.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from joulesweep import methods
+from joulesweep.core.work import UNITS, USEFUL
+from joulesweep.nets import flops, products
+from joulesweep.train import seeds
+from joulesweep.train.adaptive.calibration import calibrate
+from joulesweep.train.adaptive.cost import Selector, cost
+
+if TYPE_CHECKING:
+    from joulesweep.train.trainer import Trainer
+
+#: Of the first epoch, for the mean numbers of tokens that costs are counted for.
+STEPS = 16
+
+
+class Diverged(ArithmeticError):  # noqa: N818 - an outcome, not an error
+    """What is computed of a model is no number any more."""
+
+
+def selector(trainer: Trainer) -> Selector | None:
+    """The selector of a run's method, or None if the method does not choose. Objective "time" is calibrated here.
+
+    Raises:
+        ValueError: the model's products cannot be counted, or every choice costs more than the method's rho allows.
+    """
+    spec = trainer.spec
+    if not methods.chooses(spec.method):
+        return None
+    params = methods.parameters(spec.method, spec.method_params)
+    steps = [batches for batches, _ in itertools.islice(trainer.batches(epoch=1), STEPS)]
+    counts = [names[USEFUL] for names in UNITS.values()]
+    own = [sum(batch.counts[name] for step in steps for batch in step) / len(steps) for name in counts]
+    of_all_ranks = trainer.place.reduced(torch.tensor(own, dtype=torch.float64, device=trainer.place.device))
+    found, rates = cost(trainer.core, dict(zip(UNITS, of_all_ranks.tolist(), strict=True))), None
+    if params.objective == "time":
+        num_bytes = {name: parameter.nbytes for name, parameter in trainer.core.model.named_parameters()}
+        cheap = [(own, num_bytes[n], n) for n, own, r in found.rows() if r == found.reach[-1]]
+        rates = calibrate(trainer, min(cheap)[2])
+        found = found.in_seconds(rates, num_bytes)
+    if params.rho < found.floor:
+        floor_text = f"the forward pass and the cheapest tensor of this model take {found.floor:.3f} of full training"
+        raise ValueError(f"method {spec.method}: rho {params.rho} is below the floor: {floor_text}")
+    return Selector(method=methods.load(spec.method), params=params, cost=found, rates=rates)
+
+
+def choose(trainer: Trainer, epoch: int) -> dict[str, Any]:
+    """Choose the tensors that train from this epoch on, and train no others.
+
+    Returns:
+        What the record says of it: which tensors, what they should cost, how good the choice is.
+    """
+    selector, core = trainer.selector, trainer.core
+    assert selector is not None
+    trainer.model = core
+    gc.collect()  # DDP's hooks on the parameters end with their wrapper, which has cycles
+    named = dict(core.model.named_parameters())
+    parameters = {name: named[name] for name in selector.cost.names}
+    for parameter in parameters.values():
+        parameter.requires_grad_(True)
+    importances = selector.method.importances(Rating(trainer, epoch), selector.params, parameters)
+    if not all(map(math.isfinite, importances)):  # the same on every rank
+        raise Diverged(f"the importances of the tensors were not finite before epoch {epoch}")
+    choice = selector.cost.choose(importances, selector.params.rho)
+    chosen = torch.tensor(choice.chosen, dtype=torch.uint8, device=trainer.place.device)
+    if trainer.place.world > 1:
+        torch.distributed.broadcast(chosen, src=0)  # one choice, whatever the ranks' rounding
+    taken = [bool(one) for one in chosen.tolist()]
+    for parameter, trains in zip(parameters.values(), taken, strict=True):
+        parameter.requires_grad_(trains)
+        parameter.grad = None
+        if not trains:
+            trainer.optimizer.state.pop(parameter, None)
+    trainer.wrap()
+    num_trained = sum(parameter.numel() for parameter in named.values() if parameter.requires_grad)
+    total = sum(value for value in importances if value > 0)
+    return {
+        "chosen": [name for name, trains in zip(parameters, taken, strict=True) if trains],
+        "candidates": list(parameters),
+        "num_candidates": len(parameters),
+        "trained_share": num_trained / sum(parameter.numel() for parameter in named.values()),
+        "importance_share": choice.importance / total if total else None,
+        "objective": selector.params.objective,
+        "rho": selector.params.rho,
+        "predicted_cost": selector.cost.share(taken),
+        "floor": selector.cost.floor,
+        "gap": choice.gap,
+        "rates": selector.rates and asdict(selector.rates),
+    }
+
+
+@dataclass(frozen=True)
+class Rating:
+    """What a run tells the method that rates its tensors: `methods.Rating`.
+
+    Args:
+        trainer: of the run.
+        epoch: that is about to begin, from 1.
+    """
+
+    trainer: Trainer
+    epoch: int
+
+    @property
+    def learning_rate(self) -> float:
+        """With which the epoch begins."""
+        return self.trainer.learning_rate((self.epoch - 1) * self.trainer.steps_per_epoch)
+
+    @property
+    def weight_decay(self) -> float:
+        """Of the run's AdamW."""
+        return self.trainer.spec.weight_decay
+
+    def gradients(self, parameters: Mapping[str, torch.nn.Parameter], num_steps: int) -> dict[str, torch.Tensor]:
+        """See the function of that name."""
+        return gradients(self.trainer, parameters, self.epoch, num_steps)
+
+    def generator(self, name: str) -> torch.Generator:
+        """Random numbers from the run's seed and the epoch."""
+        return seeds.generator(name, self.trainer.spec.repeat, self.epoch)
+
+
+def gradients(
+    trainer: Trainer, parameters: Mapping[str, torch.nn.Parameter], epoch: int, num_steps: int
+) -> dict[str, torch.Tensor]:
+    """Gradients of the loss on the texts that an epoch begins with, float32, summed over ranks, without dropout.
+
+    Args:
+        trainer: its module is not wrapped now; its batches are counted into the present phase.
+        parameters: of which.
+        epoch: whose texts, from 1.
+        num_steps: how many optimizer steps' worth of them.
+    """
+    core, place = trainer.core, trainer.place
+    scale = trainer.scaler.get_scale()  # 1 unless it is enabled
+    core.eval()
+    for module in core.modules():
+        if products.is_checkpointed(module):
+            module.training = True  # its own, by which it checkpoints; its dropout stays off
+    while True:
+        for batches, num_predicted in itertools.islice(trainer.batches(epoch), num_steps):
+            for batch in batches:
+                loss = core(*batch.on(place.device))[:, 0].sum()
+                torch.autograd.backward(loss * (scale / (num_predicted * num_steps)))
+            trainer.count(batches)
+        found = {name: _taken(parameter, scale) for name, parameter in parameters.items()}
+        for gradient in found.values():
+            place.reduced(gradient)
+        if scale <= 1 or all(bool(gradient.isfinite().all()) for gradient in found.values()):
+            break
+        scale /= 16  # float16 overflowed; a step would have been skipped
+    core.train()
+    return found
+
+
+def _taken(parameter: torch.nn.Parameter, scale: float) -> torch.Tensor:
+    gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+    parameter.grad = None
+    return gradient.float() / scale
+
+
+def described(trainer: Trainer, phases: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The phases with what `flops.described` says of their work; after the window, since this is bookkeeping."""
+    if trainer.selector is None:
+        return [{**phase, **trainer.facts, **trainer.work} for phase in phases]
+    named = dict(trainer.core.model.named_parameters())
+    found = []
+    for phase in phases:
+        for name in trainer.selector.cost.names:
+            named[name].requires_grad_(name in phase.get("chosen", trainer.selector.cost.names))
+        found.append({**phase, **trainer.facts, **flops.described(trainer.core)})
+    return found

@@ -1,0 +1,118 @@
+"""Targets of held-out texts, written by the trained model outside the measured window; the analysis scores them.
+
+What a model's own files say of generation (a least length, forced tokens, penalties) is left out, so that models are
+compared by one rule; the record has it in the manifest of the model, under `generation`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from joulesweep.axes import precision, strategy
+from joulesweep.core import late_imports
+from joulesweep.core.spec import RunSpec
+from joulesweep.train import seeds
+from joulesweep.train.corpus import Corpus
+from joulesweep.train.memory import Weights, load_weights
+from joulesweep.train.trainer import Trainer
+
+BATCH = 16  #: texts that a rank writes at a time
+
+
+@torch.no_grad()
+def generate(trainer: Trainer, weights: Weights, model_folder: Path) -> list[dict[str, Any]]:
+    """Write the targets of some validation texts, each rank those of its share.
+
+    Args:
+        trainer: its spec says how; the module is left with the weights.
+        weights: of this rank, from `memory.copy_weights`.
+        model_folder: where the tokenizer is.
+
+    Returns:
+        Rows of text (its place in the data set) and summary; none if the spec asks for none.
+    """
+    spec, core, place = trainer.spec, trainer.core, trainer.place
+    if spec.generate is None:
+        return []
+    load_weights(core, weights)
+    core.eval()
+    draw = seeds.generator("generate", spec.dataset_source.get("split_seed", 0))
+    texts = trainer.validation_texts[torch.randperm(len(trainer.validation_texts), generator=draw)]
+    texts = texts[: spec.generate["texts"]]
+    num_own = len(texts[place.rank :: place.world])
+    # Sharded weights are gathered for each forward pass by all ranks together: each writes as many.
+    own = torch.cat((texts[place.rank :: place.world], texts[:1]))[: -(-len(texts) // place.world)]
+    tokenizer = late_imports.transformers().AutoTokenizer.from_pretrained(model_folder, local_files_only=True)
+    written: list[str] = []
+    with strategy.gathered(core):
+        for part in torch.split(own, BATCH):
+            written += tokenizer.batch_decode(_written(trainer, part), skip_special_tokens=True)
+    rows = zip(own[:num_own].tolist(), written, strict=False)
+    return [{"text": text, "summary": summary.strip()} for text, summary in rows]
+
+
+def _written(trainer: Trainer, texts: torch.Tensor) -> torch.Tensor:
+    """What the model writes to some texts: token ids, int64 [texts, at most max_target_length and a start]."""
+    spec, corpus, core, place = trainer.spec, trainer.corpus, trainer.core, trainer.place
+    model: Any = core.model
+    ids = [_read(corpus, text) for text in texts.tolist()]
+    side = "right" if spec.task == "seq2seq" else "left"  # a decoder goes on where its prompt ends
+    input_ids, attention_mask = (
+        torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=filler, padding_side=side).to(
+            place.device
+        )
+        for rows, filler in ((ids, corpus.pad_id), ([torch.ones_like(row) for row in ids], 0))
+    )
+    start_id = model.config.decoder_start_token_id if spec.task == "seq2seq" else None
+    with (
+        precision.autocast(spec.precision, place.device.type),
+        _generating_by(model, _settings(spec, corpus, start_id)),
+    ):
+        found: torch.Tensor = model.generate(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            synced_gpus=spec.strategy == "fsdp" and place.world > 1,
+        )
+    return found if spec.task == "seq2seq" else found[:, input_ids.shape[1] :]
+
+
+def _settings(spec: RunSpec, corpus: Corpus, start_id: int | None) -> Any:  # noqa: ANN401 - of transformers
+    """All that decides what is written: the spec's, the tokenizer's tokens, and transformers' defaults."""
+    wanted = spec.generate or {}
+    return late_imports.transformers().GenerationConfig(
+        do_sample=False,
+        num_beams=wanted["beams"],
+        length_penalty=wanted["length_penalty"],
+        no_repeat_ngram_size=wanted["no_repeat_ngram"],
+        max_new_tokens=spec.max_target_length,
+        bos_token_id=corpus.start_id,
+        pad_token_id=corpus.pad_id,
+        eos_token_id=corpus.end_id,
+        decoder_start_token_id=start_id,
+    )
+
+
+@contextlib.contextmanager
+def _generating_by(model: torch.nn.Module, settings: Any) -> Iterator[None]:  # noqa: ANN401 - of transformers
+    """While it writes, a model knows these settings and none of its own, such as a least length or forced tokens."""
+    owners = [module for module in model.modules() if "generation_config" in vars(module)]
+    own = [module.generation_config for module in owners]
+    for module in owners:
+        module.generation_config = settings
+    try:
+        yield
+    finally:
+        for module, its_own in zip(owners, own, strict=True):
+            module.generation_config = its_own
+
+
+def _read(corpus: Corpus, text: int) -> torch.Tensor:
+    """What of a text the model reads before it writes; a decoder writes nothing after nothing."""
+    length = int(corpus.lengths[text] if corpus.prompts is None else corpus.prompts[text])
+    found = corpus.ids[corpus.offsets[text] :][:length]
+    return found if length else found.new_tensor([corpus.start_id])

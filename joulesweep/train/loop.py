@@ -1,0 +1,340 @@
+"""One run, readable top to bottom: build, warm up, train inside the measured window, score outside it.
+
+    process   | imports · model · data | idle | score | warm-up, undone | training, perhaps repeated | score, save |
+    window    |                        |      |       |                 |############################|             |
+
+What else happens in the window is copying weights: after each epoch but the last one, to be scored later, and back
+before a repetition. It is done in memory that was set aside before, and counted apart (`weights_s`).
+
+The first pass through the training is the real one. Where it is shorter than the spec's min_seconds it is repeated
+inside the window, from the same start, and what the repetitions learn is thrown away: joules are per pass.
+
+The same loop serves every method, strategy, precision, batching and engine: those are transforms of the model, rows
+of tables, and the layout of a batch.
+Started by `joulesweep.launch.launcher` through `joulesweep.train.worker`, once, or once per rank under torchrun; each process leaves
+`rank<r>.json` behind.
+This process imports torch, transformers and zeus, nothing of the reporting side.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import itertools
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Generator, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+
+from joulesweep.axes import engine, strategy
+from joulesweep.core.errors import UserError
+from joulesweep.core.files import write_json
+from joulesweep.core.spec import RunSpec, from_mapping
+from joulesweep.core.work import COUNTED
+from joulesweep.measure.window import Meter
+from joulesweep.nets.language_model import Unfit
+from joulesweep.train import fit, generation, memory
+from joulesweep.train.adaptive import choosing
+from joulesweep.train.assembly import assemble, attention, measured_boards, prepare_process
+from joulesweep.train.data import Batch
+from joulesweep.train.scoring import save, score
+from joulesweep.train.trainer import Place, Start, Stop, Trainer, read_counters
+
+ROOMS_AHEAD = 16  # epochs whose weights have their memory before the window; a training of more may well end early
+
+
+def train(
+    spec: RunSpec, model_folder: Path, tokens: Path, folder: Path, boards: Sequence[dict[str, Any]] = ()
+) -> dict[str, Any]:
+    """Carry out one run and return what this rank saw.
+
+    Args:
+        spec: the run's inputs.
+        model_folder: a Hugging Face model folder.
+        tokens: the token file.
+        folder: the run's folder; a kept model is saved in its `model/`.
+        boards: the run's boards in the order of CUDA_VISIBLE_DEVICES, as `devices.Board.described` gives them.
+
+    Returns:
+        status "ok", measurement, epochs, losses (one per step), summaries and num_train_texts.
+
+    Raises:
+        Stop: the run is a result, but not a training.
+    """
+    began_s = time.monotonic()
+    place = prepare_process(spec)
+    trainer = assemble(spec, model_folder, tokens, place)
+    meter = Meter(
+        measured_boards(spec, boards, place), host=place.local_rank == 0, synchronize=trainer.place.synchronize
+    )
+    gc.freeze()  # what was imported and built stays; the collector, off until now, need not walk it again
+    gc.enable()
+    idle = _idle(spec, place)
+    epochs = [{"epoch": 0, "elapsed_s": 0.0, "cpu_s": 0.0, "num_steps": 0, **score(trainer)}]
+    memory.give_back(place.device)
+    peaks = memory.Peaks(place.device, trainer.layout.parts)
+    start = _warm_up(trainer, peaks)
+    startup_s = time.monotonic() - began_s
+
+    kept: list[memory.Weights] = []
+    for _ in range(min(trainer.num_epochs, ROOMS_AHEAD)):
+        kept.append(memory.room_for(trainer.core, kept))
+    weights_s, num_passes = 0.0, 1
+    place.barrier()
+    num_compilations = -engine.num_compilations()
+    began_cpu_s = time.process_time()
+    with meter.window():
+        with contextlib.closing(_run_epochs(trainer)) as ended:
+            for epoch, num_steps in ended:
+                elapsed_s, cpu_s = time.monotonic() - meter.begin_s, time.process_time() - began_cpu_s
+                epochs.append({"epoch": epoch, "elapsed_s": elapsed_s, "cpu_s": cpu_s, "num_steps": num_steps})
+                if epoch > len(kept):
+                    kept.append(memory.room_for(trainer.core, kept))
+                peaks.note([start.weights, *kept] if start else kept)
+                if epoch < trainer.num_epochs:
+                    weights_s += _keep(trainer, kept[epoch - 1])
+        losses, trainer.losses = trainer.losses, []
+        phases = trainer.phases
+        while start and _is_short(trainer, time.monotonic() - meter.begin_s):
+            weights_s += _keep(trainer, kept[-1]) if num_passes == 1 else 0.0
+            weights_s += _repeat(trainer, start)
+            num_passes += 1
+        place.barrier()
+    num_compilations += engine.num_compilations()
+    if num_passes == 1:  # the last weights are there still: copying them is no part of the window
+        _keep(trainer, kept[-1])
+    cpu_s = (time.process_time() - began_cpu_s) / num_passes
+    span = {"begin_s": meter.begin_s, "end_s": meter.end_s, "meter_s": meter.calls_s, **idle}
+    span |= {"clock_step_s": meter.clock_step_s, "weights_s": weights_s}
+    measurement = {"total_window_s": meter.window_s, "num_passes": num_passes, "energy": meter.rows(), "span": span}
+    measurement |= {"cpu_s": cpu_s, "startup_s": startup_s, "peak_memory": peaks.peak()}
+    read_counters(phases)
+    measurement |= {"phases": choosing.described(trainer, phases), "num_steps": trainer.num_steps}
+    measurement |= {"products": trainer.products, "attention": attention(trainer.core.model)}
+    measurement["num_compilations_in_window"] = num_compilations
+    for name in ("num_skipped_steps", *COUNTED):
+        measurement[name] = sum(phase[name] for phase in phases if phase["kind"] == "training")
+
+    by_step = place.reduced(torch.stack(losses).float()).tolist()
+    for row, before, weights in zip(epochs[1:], epochs, kept, strict=False):
+        of_epoch = by_step[int(before["num_steps"]) : int(row["num_steps"])]
+        row.update(score(trainer, weights), train_loss=sum(of_epoch) / len(of_epoch))
+    summaries = generation.generate(trainer, kept[-1], model_folder)
+    if spec.keep_model != "none":
+        best = min(range(len(kept)), key=lambda i: epochs[i + 1]["validation_loss"])
+        save(trainer, kept[best if spec.keep_model == "best" else -1], model_folder, folder / "model")
+    return {
+        "status": "ok",
+        "measurement": measurement,
+        "epochs": epochs,
+        "losses": by_step,
+        "summaries": summaries,
+        "num_train_texts": len(trainer.train_texts),
+    }
+
+
+def _run_epochs(trainer: Trainer) -> Generator[tuple[int, int], None, None]:
+    """The training loop. Yields (epoch, steps so far) after each epoch, the device being idle."""
+    num_steps, step = trainer.num_steps, 0
+    trainer.phases = []
+    trainer.core.train()
+    bar = tqdm(total=num_steps, unit="step", mininterval=1.0, disable=trainer.place.rank != 0, file=sys.stderr)
+    with contextlib.closing(bar), contextlib.closing(trainer.steps()) as steps:
+        for epoch in range(1, trainer.num_epochs + 1):
+            _begin(trainer, epoch)
+            begun = len(trainer.losses)
+            for batches, num_predicted in itertools.islice(steps, trainer.steps_per_epoch):
+                lr = trainer.learning_rate(step)
+                trainer.losses.append(_step(trainer, batches, num_predicted, lr))
+                trainer.count(batches)
+                step += 1
+                bar.update()
+            trainer.place.synchronize()
+            _check_finite(trainer.place, trainer.losses[begun:], step)
+            trainer.close_epoch()
+            yield epoch, step
+
+
+def _begin(trainer: Trainer, epoch: int) -> None:
+    """Open the phase of an epoch, if it is another one; a method that chooses tensors does so first."""
+    if trainer.selector is None:
+        if epoch == 1:
+            trainer.open_phase("training", epoch)
+    elif trainer.selector.due(epoch):
+        trainer.open_phase("rating", epoch)
+        try:
+            chosen = choosing.choose(trainer, epoch)
+        except choosing.Diverged as error:
+            raise Stop("diverged", str(error)) from None
+        trainer.close_epoch()
+        trainer.open_phase("training", epoch, **chosen)
+
+
+def _step(trainer: Trainer, batches: Sequence[Batch], num_predicted: int, lr: float) -> torch.Tensor:
+    """One optimizer step. Returns this rank's part of the loss (the parts add up), still on the device."""
+    for group in trainer.optimizer.param_groups:
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
+    if trainer.graphed is not None:
+        return trainer.graphed([batch.tensors for batch in batches], 1 / num_predicted)
+    device = trainer.place.device
+    inputs = [batch.on(device) for batch in batches]
+    factor = torch.full((), 1 / num_predicted, device=device)
+    return _forward_backward_update(trainer, inputs, factor)
+
+
+def _forward_backward_update(trainer: Trainer, inputs: engine.Inputs, factor: torch.Tensor) -> torch.Tensor:
+    """The work of a step, on tensors that lie on the device. Gradients of micro-batches add up."""
+    loss = torch.zeros_like(factor)
+    for i, tensors in enumerate(inputs):
+        strategy.synchronise(trainer.model, trainer.spec.strategy, wanted=i == len(inputs) - 1)
+        part = trainer.model(*tensors)[:, 0].sum() * factor
+        # DDP and FSDP average the gradients over the ranks; the sum is meant.
+        torch.autograd.backward(trainer.scaler.scale(part * trainer.place.world))
+        loss += part.detach()
+    if trainer.spec.max_grad_norm is not None:
+        trainer.scaler.unscale_(trainer.optimizer)
+        _clip(trainer, trainer.spec.max_grad_norm)
+    trainer.scaler.step(trainer.optimizer)
+    trainer.scaler.update()
+    trainer.optimizer.zero_grad(set_to_none=True)
+    return loss
+
+
+def _clip(trainer: Trainer, max_norm: float) -> None:
+    """Cut the step's gradient to a norm, that of all tensors and shards together, without waiting for the device."""
+    torch.nn.utils.clip_grad_norm_(trainer.core.parameters(), max_norm, foreach=True)
+
+
+def _check_finite(place: Place, losses: Sequence[torch.Tensor], step: int) -> None:
+    """Of an epoch's losses, the device being idle. All ranks stop together."""
+    bad = (~torch.isfinite(torch.stack(list(losses)))).any().to(torch.float32)
+    if place.reduced(bad, largest=True).item():
+        raise Stop("diverged", f"the loss was not finite by step {step}")
+
+
+def _warm_up(trainer: Trainer, peaks: memory.Peaks) -> Start | None:
+    """A few whole steps (allocator, caches, compilation, capture), undone. Returns the start, if needed again."""
+    start = Start.of(trainer)
+    trainer.core.train()
+    _begin(trainer, epoch=1)
+    # Without an engine to prepare, what a step of the model can fail at was tried before: the rest are bugs, and peers.
+    with _prepared_by(trainer.spec.engine) if trainer.spec.engine != "eager" else contextlib.nullcontext():
+        with contextlib.closing(trainer.steps()) as steps:
+            for batches, num_predicted in itertools.islice(steps, trainer.spec.warmup_steps):
+                _step(trainer, batches, num_predicted, trainer.spec.lr)
+        if trainer.spec.engine != "eager" or trainer.place.device.type == "cuda":
+            _meet_every_shape(trainer)
+    start.restore(trainer)
+    if engine.ENGINES[trainer.spec.engine].captures:
+        peaks.note_captured([start.weights])
+    peaks.reset()
+    return start if trainer.spec.min_seconds else None
+
+
+@contextlib.contextmanager
+def _prepared_by(name: str) -> Iterator[None]:
+    """A model that an engine can neither compile nor capture is a result, not a bug."""
+    try:
+        with fit.foreign(f"engine {name}"):
+            yield
+    except Unfit as unfit:
+        raise Stop("unsupported", str(unfit)) from unfit
+
+
+def _meet_every_shape(trainer: Trainer) -> None:
+    """A step for each shape of the training, so that what it takes to meet one is not in the window.
+
+    That is to compile, or to capture; of a GPU that is given its operations one by one, to load kernels and to find
+    memory, for which the head's many sizes do not matter. No other thread is at work meanwhile.
+    """
+    captures = engine.ENGINES[trainer.spec.engine].captures
+    if captures:
+        trainer.graphed = engine.GraphedStep(
+            lambda inputs, factor: _forward_backward_update(trainer, inputs, factor), trainer.place.device
+        )
+    met: set[Any] = set()
+    new: list[bool] = []
+    of_head = trainer.spec.engine != "eager"
+    for outlines in itertools.chain.from_iterable(trainer.outlines(i + 1, of_head) for i in range(trainer.num_epochs)):
+        shapes = {outlines} if captures else set(outlines)  # a graph is of a whole step
+        new.append(not shapes <= met)
+        met |= shapes
+    flags = torch.tensor(new[: trainer.num_steps], dtype=torch.float32, device=trainer.place.device)
+    flags = trainer.place.reduced(flags, largest=True)  # every rank takes a step, or none does
+    for batches, num_predicted in trainer.some_steps(torch.nonzero(flags).flatten().tolist()):
+        _step(trainer, batches, num_predicted, trainer.spec.lr)
+
+
+def _is_short(trainer: Trainer, elapsed_s: float) -> bool:
+    """Whether the window still lacks seconds; all ranks agree, by the slowest."""
+    seconds = torch.tensor([elapsed_s], dtype=torch.float64, device=trainer.place.device)
+    return trainer.place.reduced(seconds, largest=True).item() < trainer.spec.min_seconds
+
+
+def _keep(trainer: Trainer, weights: memory.Weights) -> float:
+    """Copy the weights to where they are kept, the device being idle. Returns the seconds, which are no phase's."""
+    began_s = time.monotonic()
+    memory.fill(weights, trainer.core)
+    trainer.place.synchronize()
+    copied_s = time.monotonic() - began_s
+    trainer.began_s += copied_s
+    return copied_s
+
+
+def _repeat(trainer: Trainer, start: Start) -> float:
+    """The same training once more, from the same start; nothing of it is kept. Returns seconds of going back there."""
+    began_s = time.monotonic()
+    start.restore(trainer)
+    trainer.place.synchronize()
+    restored_s = time.monotonic() - began_s
+    for _ in _run_epochs(trainer):
+        trainer.losses.clear()
+    return restored_s
+
+
+def _idle(spec: RunSpec, place: Place) -> dict[str, float]:
+    """Rest, all ranks at once, with the context up and the model resident. Returns when that began and ended."""
+    if not spec.idle_s:
+        return {"idle_begin_s": 0.0, "idle_end_s": 0.0}
+    place.barrier()
+    place.synchronize()
+    begin_s = time.monotonic()
+    time.sleep(spec.idle_s)
+    return {"idle_begin_s": begin_s, "idle_end_s": time.monotonic()}
+
+
+def main(argv: list[str]) -> int:
+    """Run the job described in a file and leave `rank<r>.json` beside it; 3 if the run stopped with a result."""
+    job_path = Path(argv[1])
+    job = json.loads(job_path.read_text(encoding="utf-8"))
+    rank = os.environ.get("RANK", "0")
+    try:
+        paths = [Path(job[key]) for key in ("model_folder", "tokens", "folder")]
+        outcome = train(from_mapping(job["spec"]), paths[0], paths[1], paths[2], job["boards"])
+    except Stop as stop:
+        outcome = stop.outcome
+    except UserError as error:
+        outcome = {"status": "error", "reason": str(error)}
+    except (RuntimeError, MemoryError) as error:
+        if not memory.is_lacking(error):
+            raise
+        lines = [line for line in str(error).splitlines() if re.search(memory.OUT_OF_MEMORY, line)]
+        reason = lines[0] if lines else "out of host memory"
+        outcome = {"status": "oom", "reason": reason, "oom_bytes": memory.bytes_asked(str(error))}
+    write_json(job_path.parent / f"rank{rank}.json", outcome)
+    if outcome["status"] != "ok":
+        return 3
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    return 0

@@ -1,0 +1,154 @@
+"""Quality of weights on held-out texts, outside the measured window, and saving them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from joulesweep import methods
+from joulesweep.axes import strategy
+from joulesweep.axes.engine import ENGINES
+from joulesweep.core.errors import UserError
+from joulesweep.nets import language_model
+from joulesweep.train import data, labels
+from joulesweep.train.corpus import Corpus
+from joulesweep.train.memory import Weights, copy_weights, load_weights
+from joulesweep.train.trainer import Stop, Trainer
+
+BATCH = 128  #: texts per forward pass and rank, at most
+LOGITS = 2**28  #: numbers that the logits of a forward pass have at most: in float32 a GiB
+LARGEST_LOSS = math.log(1e300)  #: beyond it the perplexity is no number
+ROUNDING = 1e-5  #: by which a loss may differ with the batch that it is computed in, relative
+
+
+@torch.no_grad()
+def score(trainer: Trainer, weights: Weights | None = None) -> dict[str, Any]:
+    """Loss and accuracy on the validation texts, under fixed masks if any, each rank taking its share.
+
+    Args:
+        trainer: its module is left as it was.
+        weights: of this rank, from `memory.copy_weights`; None for those that the module has.
+
+    Returns:
+        train_loss (null), validation_loss (nats per predicted token), perplexity, masked_accuracy and num_masked (the
+        share of right tokens among the predicted ones, and their number, whatever the task), choice_accuracy (null but
+        for multiple choice) and num_validation_texts; the same on every rank.
+
+    Raises:
+        Stop: the loss is not finite.
+        UserError: nothing was predicted.
+    """
+    core, spec, place = trainer.core, trainer.spec, trainer.place
+    before = copy_weights(core, []) if weights is not None else None
+    if weights is not None:
+        load_weights(core, weights)
+    core.eval()
+    forward: Callable[..., torch.Tensor] = (
+        core.forward if ENGINES[spec.engine].compiles else core
+    )  # no second compilation, for evaluation
+    key = ("validation", spec.dataset_source.get("split_seed", 0))
+    shown = labels.labelled(trainer.corpus, spec.task, spec.mask_probability, *key)
+    by_length = trainer.validation_texts[trainer.corpus.lengths[trainer.validation_texts].argsort(stable=True)]
+    layout = _layout(trainer, trainer.corpus)
+    sums = torch.zeros(3, dtype=torch.float64, device=place.device)
+    for (batch,), _ in data.steps(trainer.corpus, shown, by_length, layout, place.rank, place.world):
+        sums[:2] += forward(*batch.on(place.device), score=True)[0].double()
+        sums[2] += batch.counts["num_predicted"]
+    choice_accuracy = _choice_accuracy(trainer)
+    if before is not None:
+        load_weights(core, before)
+    loss_sum, num_right, num_masked = place.reduced(sums).tolist()
+    if not num_masked:
+        remedy = " or a higher mask_probability" if spec.task == "mlm" else ""
+        raise UserError(f"the validation texts have no token to predict; use more texts{remedy}")
+    loss = loss_sum / num_masked
+    if not math.isfinite(loss):
+        raise Stop("diverged", "the validation loss was not finite")
+    return {
+        "train_loss": None,
+        "validation_loss": loss,
+        "perplexity": math.exp(loss) if loss < LARGEST_LOSS else None,
+        "masked_accuracy": num_right / num_masked,
+        "choice_accuracy": choice_accuracy,
+        "num_masked": int(num_masked),
+        "num_validation_texts": len(trainer.validation_texts),
+    }
+
+
+def _layout(trainer: Trainer, corpus: Corpus) -> data.Layout:
+    """Texts by length, as many in a forward pass as their logits leave room for, whatever the head."""
+    spec = trainer.spec
+    most = LOGITS // (max(1, int(corpus.written.lengths.max())) * corpus.vocab_size)
+    return data.Layout(
+        batching="dynamic",
+        size=max(1, min(BATCH, most)) * trainer.place.world,
+        micro=None,
+        max_length=spec.max_length,
+        max_target_length=spec.max_target_length,
+        head=spec.head,
+    )
+
+
+def _choice_accuracy(trainer: Trainer) -> float | None:
+    """Share of the validation texts whose right choice has the lowest loss per token of all their choices.
+
+    One of several with that loss counts for its part: a model that cannot tell choices apart is as good as chance.
+    """
+    corpus, place = trainer.corpus, trainer.place
+    choices, choice_text, answer = corpus.choices, corpus.choice_text, corpus.answer
+    if choices is None or choice_text is None or answer is None:
+        return None
+    wanted = torch.nonzero(torch.isin(choice_text, trainer.validation_texts)).flatten()
+    wanted = wanted[choices.lengths[wanted].argsort(stable=True)]
+    layout = _layout(trainer, choices)
+    losses = torch.zeros(len(choice_text), dtype=torch.float64, device=place.device)
+    steps = data.steps(
+        choices, labels.labelled(choices, trainer.spec.task, 0.0), wanted, layout, place.rank, place.world
+    )
+    for whole, ((batch,), _) in zip(torch.split(wanted, layout.size), steps, strict=True):
+        own = whole[place.rank :: place.world].to(place.device)
+        with strategy.gathered(trainer.core):
+            logits, answers, places = trainer.core.logits(*batch.on(place.device))
+        each = functional.cross_entropy(logits, answers, reduction="none", ignore_index=language_model.IGNORED).double()
+        length = (batch.input_ids if batch.target_ids is None else batch.target_ids).shape[1]
+        row = (torch.arange(len(each), device=place.device) if places is None else places) // length
+        sums = torch.zeros(2, len(batch.input_ids), dtype=torch.float64, device=place.device)
+        sums.index_add_(1, row, torch.stack((each, (answers != language_model.IGNORED).double())))
+        losses[own] = (sums[0] / sums[1].clamp(min=1))[: len(own)]
+    found = place.reduced(losses).cpu()
+    best = torch.full((len(answer),), math.inf, dtype=torch.float64).scatter_reduce(0, choice_text, found, "amin")
+    right = found[torch.searchsorted(choice_text, torch.arange(len(answer))) + answer]
+    most = best * (1 + ROUNDING)
+    num_best = torch.zeros_like(best).index_add_(0, choice_text, (found <= most[choice_text]).double())
+    return float(((right <= most) / num_best.clamp(min=1))[trainer.validation_texts].mean())
+
+
+def save(trainer: Trainer, weights: Weights, model_folder: Path, folder: Path) -> None:
+    """Save the adapted model in the Hugging Face form, tokenizer files included; all ranks call this, rank 0 writes.
+
+    What a method added is merged into the model, or saved beside it.
+    """
+    load_weights(trainer.core, weights)
+    method = methods.load(trainer.spec.method)
+    if hasattr(method, "merge"):
+        method.merge(trainer.core.model)
+    state = trainer.core.model.state_dict(keep_vars=True)  # tied weights are one object here, and in the file
+    copies = {
+        key: (value.full_tensor() if hasattr(value, "full_tensor") else value).detach().cpu()
+        for key, value in {id(value): value for value in state.values()}.items()
+    }
+    whole = {name: copies[id(value)] for name, value in state.items()}
+    if trainer.place.rank != 0:
+        return
+    if hasattr(method, "save"):
+        method.save(trainer.core.model, whole, folder)
+    else:
+        trainer.core.model.save_pretrained(folder, state_dict=whole)  # type: ignore[operator]
+    for path in model_folder.iterdir():
+        if path.suffix != ".safetensors" and not (folder / path.name).exists():
+            (folder / path.name).write_bytes(path.read_bytes())

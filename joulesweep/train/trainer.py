@@ -1,0 +1,291 @@
+"""What the training loop needs, built once per process: device, model, data, optimizer; and where it began."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from joulesweep.axes import engine, strategy
+from joulesweep.core.spec import RunSpec
+from joulesweep.core.work import COUNTED
+from joulesweep.nets.anatomy import stacks
+from joulesweep.nets.language_model import LanguageModel
+from joulesweep.train import ahead, data, labels
+from joulesweep.train.adaptive import cost
+from joulesweep.train.corpus import Corpus
+from joulesweep.train.memory import copy_weights, load_weights
+
+
+class Stop(Exception):  # noqa: N818 - an outcome, not an error
+    """A run that ends early with a result: unsupported, oom or diverged."""
+
+    def __init__(self, status: str, reason: str, oom_bytes: int | None = None) -> None:
+        super().__init__(reason)
+        self.outcome = {"status": status, "reason": reason, "oom_bytes": oom_bytes}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Which process this is, and where it computes.
+
+    Attributes:
+        device: of this process; with DataParallel, the first of several.
+        rank: of this process, from 0.
+        world: number of processes.
+        local_rank: of this process on its machine.
+    """
+
+    device: torch.device
+    rank: int
+    world: int
+    local_rank: int
+
+    def barrier(self) -> None:
+        """Wait for every rank."""
+        if self.world > 1:
+            dist.barrier()
+
+    def synchronize(self) -> None:
+        """Wait for the device."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def reduced(self, values: torch.Tensor, largest: bool = False) -> torch.Tensor:
+        """The sum over the ranks, or the largest, in place: every rank gets the same."""
+        if self.world > 1:
+            dist.all_reduce(values, op=dist.ReduceOp.MAX if largest else dist.ReduceOp.SUM)
+        return values
+
+
+#: Parameters, and how many optimizer steps each has taken, one tensor [parameters].
+Counters = tuple[list[torch.Tensor], torch.Tensor]
+
+
+@dataclass(kw_only=True)
+class Trainer:
+    """Everything the loop needs.
+
+    Attributes:
+        spec: the run's inputs.
+        place: this process.
+        core: the bare module, for scoring and saving.
+        model: the same module as the strategy wrapped it, for training.
+        corpus: all texts.
+        train_texts: indices of the training texts.
+        validation_texts: indices of the validation texts.
+        optimizer: AdamW over what the method trains.
+        scaler: of the loss, for float16.
+        work: what a step should cost by the model's shapes, from `flops.described`.
+        facts: what a record says of the method, from `methods.described`.
+        products: what a record says of the library of matrix products, from `onednn.choose`.
+        selector: of a method that chooses tensors while it trains, else None.
+        phases: of the training, in order: spans in which the same tensors trained or were rated. Each is a row of the
+            record: kind "training" or "rating", the epoch that it began with, num_steps, the counts of
+            `work.COUNTED`, and what `choosing.choose` said of its choice. Until `read_counters` also `taken`.
+        began_s: when the present phase began, on the monotonic clock, and since when weights were copied the later.
+        graphed: replays the step, with an engine that captures it.
+        losses: loss of every step on this rank's share, kept on the device until the window has closed.
+    """
+
+    spec: RunSpec
+    place: Place
+    core: LanguageModel
+    model: torch.nn.Module
+    corpus: Corpus
+    train_texts: torch.Tensor
+    validation_texts: torch.Tensor
+    optimizer: torch.optim.AdamW
+    scaler: torch.amp.GradScaler
+    work: dict[str, Any]
+    facts: dict[str, Any] = field(default_factory=dict)
+    products: dict[str, Any] = field(default_factory=dict)
+    selector: cost.Selector | None = None
+    phases: list[dict[str, Any]] = field(default_factory=list)
+    graphed: engine.GraphedStep | None = None
+    losses: list[torch.Tensor] = field(default_factory=list)
+    began_s: float = 0.0
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in one pass over the training texts."""
+        return math.ceil(len(self.train_texts) / self.spec.global_batch_size)
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps of the whole training."""
+        return self.spec.max_steps or (self.spec.epochs or 0) * self.steps_per_epoch
+
+    @property
+    def num_epochs(self) -> int:
+        """Passes over the training texts that the training begins."""
+        return math.ceil(self.num_steps / self.steps_per_epoch)
+
+    def learning_rate(self, step: int) -> float:
+        """Learning rate of a step, counted from 0."""
+        return learning_rate(self.spec, step, self.num_steps)
+
+    def batches(self, epoch: int) -> Iterator[tuple[list[data.Batch], int]]:
+        """The steps of an epoch, as `data.steps` gives them."""
+        place = self.place
+        return data.steps(self.corpus, self._labelled(epoch), self._order(epoch), self.layout, place.rank, place.world)
+
+    def _labelled(self, epoch: int) -> labels.Labelled:
+        return labels.labelled(self.corpus, self.spec.task, self.spec.mask_probability, self.spec.repeat, epoch)
+
+    def _order(self, epoch: int) -> torch.Tensor:
+        return labels.order(self.train_texts, self.spec.repeat, epoch)
+
+    def outlines(self, epoch: int, of_head: bool) -> Iterator[tuple[data.Outline, ...]]:
+        """The sizes of an epoch's batches, as `data.outlines` gives them, with those of the head or without."""
+        shown, place = self._labelled(epoch) if of_head else None, self.place
+        return data.outlines(self.corpus, shown, self._order(epoch), self.layout, place.rank, place.world)
+
+    def some_steps(self, numbers: Iterable[int]) -> Iterator[tuple[list[data.Batch], int]]:
+        """Steps of the training by their numbers from 0, ascending. This thread lays them out; nothing is pinned."""
+        place, layout = self.place, self.layout
+        for before, some in itertools.groupby(numbers, lambda number: number // self.steps_per_epoch):
+            shown, texts = self._labelled(before + 1), torch.split(self._order(before + 1), layout.size)
+            for number in some:
+                own = texts[number % self.steps_per_epoch]
+                yield next(data.steps(self.corpus, shown, own, layout, place.rank, place.world))
+
+    def steps(self) -> Generator[tuple[list[data.Batch], int], None, None]:
+        """The steps of the whole training. To be closed: on a GPU a thread lays them out ahead, see `ahead`."""
+        return ahead.ahead(self._pinned_steps()) if self.place.device.type == "cuda" else self._steps()
+
+    def _steps(self) -> Generator[tuple[list[data.Batch], int], None, None]:
+        every = itertools.chain.from_iterable(map(self.batches, range(1, self.num_epochs + 1)))
+        yield from itertools.islice(every, self.num_steps)
+
+    def _pinned_steps(self) -> Generator[tuple[list[data.Batch], int], None, None]:
+        torch.cuda.set_device(self.place.device)  # each thread has its own, and begins with the first
+        torch.set_num_threads(1)  # else this one would have as many beside it as the one that trains
+        for batches, num_predicted in self._steps():
+            yield [batch.pinned() for batch in batches], num_predicted
+
+    def wrap(self) -> None:
+        """Put the strategy's wrapper around the module, for the tensors that train now."""
+        self.model = wrapped(self.core, self.spec, self.place)
+
+    def open_phase(self, kind: str, epoch: int, **more: Any) -> None:  # noqa: ANN401 - entries of a record
+        """Count into a new phase from here on."""
+        counts = dict.fromkeys(("num_steps", "num_skipped_steps", *COUNTED), 0)
+        taken = [self._steps_taken()] * 2
+        self.phases.append({"kind": kind, "epoch": epoch, "elapsed_s": 0.0, **counts, **more, "taken": taken})
+        self.began_s = time.monotonic()
+
+    def count(self, batches: Sequence[data.Batch]) -> None:
+        """Add a step's batches to the present phase."""
+        phase = self.phases[-1]
+        phase["num_steps"] += 1
+        for batch in batches:
+            for name in COUNTED:
+                phase[name] += batch.counts[name]
+
+    def close_epoch(self) -> None:
+        """Note the seconds of the present phase so far, the device being idle, and the steps that were taken."""
+        self.phases[-1]["elapsed_s"] = time.monotonic() - self.began_s
+        self.phases[-1]["taken"][1] = self._steps_taken()
+
+    def _steps_taken(self) -> Counters:
+        """AdamW's counters now, left on the device; none where no step is left out."""
+        states = self.optimizer.state if self.scaler.is_enabled() else {}
+        counters = [state["step"] for state in states.values()]
+        return list(states), torch.stack(counters) if counters else torch.empty(0)
+
+    @property
+    def layout(self) -> data.Layout:
+        """How this process's texts are laid out."""
+        return layout(self.spec)
+
+
+def read_counters(phases: Sequence[dict[str, Any]]) -> None:
+    """Turn AdamW's counters at the begin and the end of each phase into num_skipped_steps, once the window has closed.
+
+    They do not advance in steps that loss scaling leaves out.
+    """
+    for phase in phases:
+        before, after = (dict(zip(names, steps.tolist(), strict=True)) for names, steps in phase.pop("taken"))
+        if after and phase["kind"] == "training":
+            advanced = max(steps - before.get(parameter, 0) for parameter, steps in after.items())
+            phase["num_skipped_steps"] = phase["num_steps"] - int(advanced)
+
+
+def layout(spec: RunSpec) -> data.Layout:
+    """How a process's texts are laid out."""
+    row = strategy.STRATEGIES[spec.strategy]
+    num_devices = 1 if row.multi_process else spec.devices  # of this process
+    return data.Layout(
+        batching=spec.batching,
+        size=spec.global_batch_size,
+        micro=spec.micro_batch_size and spec.micro_batch_size * num_devices,
+        max_length=spec.max_length,
+        max_target_length=spec.max_target_length,
+        head=spec.head,
+        parts=num_devices,
+        few_shapes=engine.ENGINES[spec.engine].captures,
+    )
+
+
+def learning_rate(spec: RunSpec, step: int, num_steps: int) -> float:
+    """Learning rate of a step, counted from 0, out of num_steps."""
+    num_warmup = round(spec.lr_warmup_fraction * num_steps)
+    if step < num_warmup:
+        return spec.lr * (step + 1) / num_warmup
+    progress = (step - num_warmup) / max(1, num_steps - num_warmup)
+    if spec.schedule == "linear":
+        return spec.lr * (1 - progress)
+    if spec.schedule == "cosine":
+        return spec.lr * 0.5 * (1 + math.cos(math.pi * progress))
+    return spec.lr
+
+
+def wrapped(core: LanguageModel, spec: RunSpec, place: Place) -> torch.nn.Module:
+    """The module in the wrapper of the run's strategy."""
+    accumulates = spec.micro_batch_size is not None
+    layers = [layer for _, stack in stacks(core.model) for layer in stack]
+    return strategy.wrap(core, spec.strategy, spec.devices, spec.accelerator, place.local_rank, accumulates, layers)
+
+
+@dataclass(kw_only=True)
+class Start:
+    """Weights, optimizer, loss scale and random state before the first step.
+
+    Everything is restored in place: a captured graph goes on reading and writing the same memory.
+    """
+
+    weights: dict[str, torch.Tensor]
+    scale: dict[str, Any]
+    rng: torch.Tensor
+    cuda_rng: list[torch.Tensor]
+
+    @classmethod
+    def of(cls, trainer: Trainer) -> Start:
+        """Take note of where a trainer stands that has not taken a step."""
+        return cls(
+            weights=copy_weights(trainer.core, []),
+            scale=trainer.scaler.state_dict(),
+            rng=torch.get_rng_state(),
+            cuda_rng=torch.cuda.get_rng_state_all() if trainer.place.device.type == "cuda" else [],
+        )
+
+    def restore(self, trainer: Trainer) -> None:
+        """Put the trainer back to where it was."""
+        load_weights(trainer.core, self.weights)
+        if trainer.selector is not None:
+            trainer.optimizer.state.clear()  # only what is chosen has any
+        for state in trainer.optimizer.state.values():
+            for value in state.values():
+                value.zero_()  # what AdamW begins with: no steps, no moments
+        if trainer.scaler.is_enabled():
+            trainer.scaler.load_state_dict(self.scale)
+        torch.set_rng_state(self.rng)
+        if self.cuda_rng:
+            torch.cuda.set_rng_state_all(self.cuda_rng)
