@@ -25,7 +25,7 @@ ROOMS = {
     "plan": "config strict grid digest definitions workflow snakemake_lock",
     "prepare": "sources fetched texts pretrained tokens",
     "analyse": "aggregate rows tables columns cells stats floors power rouge anchors answer equalcost published epochs",
-    "report": "report provenance words charts chart_parts theme",
+    "report": "report provenance words markup charts chart_parts theme sections",
     "certify": "certify load blocks readings replay appraise certified_counter certified_power certificate_page",
     "cli": "cli doctor rerun",
 }

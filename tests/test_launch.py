@@ -246,7 +246,7 @@ def test_a_result_counts_however_its_process_ends(start, script, monkeypatch, en
 @pytest.mark.parametrize(("counts", "end", "status"), [((5, 6), 9, "oom"), ((5, 5), 9, None), ((5, 6), 11, None)])
 def test_a_killed_process_ran_out_of_memory_if_the_kernel_says_so(start, script, monkeypatch, counts, end, status):
     left = iter(counts)
-    monkeypatch.setattr(launcher.process, "oom_kills", lambda: next(left))
+    monkeypatch.setattr(launcher.processes, "oom_kills", lambda: next(left))
     script(f"os.kill(os.getpid(), {end})")
     if status:
         assert start()[0]["status"] == status
