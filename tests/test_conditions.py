@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 import tiny_run
 
+from joulesweep.axes.strategy import on_one_device
 from joulesweep.core import bounded, processes
 from joulesweep.measure import conditions, contention, sensors, settling
 from joulesweep.measure.conditions import Before
@@ -94,9 +95,11 @@ def describe(
     counts = {"num_steps": 500, "num_skipped_steps": skipped, "num_passes": 1}
     counts["cpu_s"] = total_s if cpu_s is None else cpu_s
     outcome = {"span": span, "measurement": {"total_window_s": total_s, "energy": list(rows), **counts}}
-    hold = conditions.Hold(boards=boards, exclusive=exclusive, shared_host=shared)
+    run = tiny_run.spec(**spec)
+    one_device = on_one_device(run.strategy, run.devices)
+    hold = conditions.Hold(boards=boards, exclusive=exclusive, shared_host=shared, one_device=one_device)
     before = before or Before(ticks={}, cooldown_s=None, settled=None)
-    found, flags = conditions.describe(outcome, tiny_run.spec(**spec), before, trace, hold, seen)
+    found, flags = conditions.describe(outcome, run, before, trace, hold, seen)
     found |= {"cpu": {name: found.pop(name) for name in CPU}}
     json.dumps([found, flags], allow_nan=False)
     return found, [(flag["flag"], flag["text"]) for flag in flags]

@@ -59,7 +59,8 @@ class Copy:
 
     def digests(self):
         scripts = ("grid", "fetch_model", "fetch_dataset", "tokenise", "train", "aggregate", "charts", "report")
-        code = f"from joulesweep.plan.staleness import code_digest\nfor one in {scripts}: print(code_digest('scripts.' + one))"
+        code = "from joulesweep.plan.staleness import code_digest\n"
+        code += f"for one in {scripts}: print(code_digest('scripts.' + one))"
         return dict(zip(scripts, self.python("-c", code).split(), strict=True))
 
     def report(self):
@@ -78,7 +79,9 @@ def test_a_chart_is_one_file(copy):
     copy.add("joulesweep/report/charts/startup.py", example("chart.md"))
     stale = {name for name, value in copy.digests().items() if value != before[name]}
     assert stale == {"charts", "report"}
-    listed = "import sys; from joulesweep import charts; print(*charts.names()); assert 'altair' not in sys.modules"
+    listed = (
+        "import sys; from joulesweep.report import charts; print(*charts.names()); assert 'altair' not in sys.modules"
+    )
     assert "startup" in copy.python("-c", listed).split()
     folder = copy.sweep / "charts"
     copy.python("-m", "scripts.charts", "--tables", str(copy.sweep / "tables"), "--output", str(folder))

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from joulesweep.axes.strategy import STRATEGIES
+from joulesweep.axes.strategy import STRATEGIES, on_one_device
 from joulesweep.core import bounded, files, processes
 from joulesweep.core.errors import UserError
 from joulesweep.core.places import ROOT
@@ -152,7 +152,12 @@ def _measured(spec: RunSpec, work: Path, log: Path | None, lease: Lease, wanted:
     if outcome["status"] == "ok":
         measurement.judge(outcome, trace, lease.boards, before.ticks)
         bounded.within(bounded.LIMIT_S, sensors.keep_ticks, outcome["measurement"]["energy"], before.ticks)
-        hold = conditions.Hold(boards=lease.boards, exclusive=lease.exclusive, shared_host=lease.shared_host())
+        hold = conditions.Hold(
+            boards=lease.boards,
+            exclusive=lease.exclusive,
+            shared_host=lease.shared_host(),
+            one_device=on_one_device(spec.strategy, spec.devices),
+        )
         found, flags = conditions.describe(outcome, spec, before, trace, hold, seen)
         span = outcome["span"]
         overhead = {"meter_s": span["meter_s"], "weights_s": span["weights_s"]}

@@ -55,11 +55,13 @@ class Hold:
         boards: its own.
         exclusive: what it had alone: "gpu" its boards, "node" the machine, "none" no more than its boards.
         shared_host: whether other runs worked on the machine meanwhile.
+        one_device: whether a strategy for several devices had one.
     """
 
     boards: Sequence[Board]
     exclusive: str
     shared_host: bool
+    one_device: bool
 
 
 def prepare(
@@ -161,7 +163,7 @@ def describe(
         _stopped(seen, silent, trace, span),
         _skipped(outcome["measurement"]),
         ("one_device", f"{spec.strategy} on one device: what this shows is the overhead of its wrapper")
-        if spec.strategy != "single" and spec.devices == 1
+        if hold.one_device
         else None,
     ]
     return conditions, [{"flag": flag, "text": text} for flag, text in filter(None, found)]

@@ -27,6 +27,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, get_type_hints
 
+from joulesweep.axes.strategy import STRATEGIES
 from joulesweep.core.errors import UserError, one_of
 
 if TYPE_CHECKING:
@@ -100,8 +101,10 @@ def impossible(spec: RunSpec) -> str | None:
         return reason
     if not chooses(spec.method):
         return None
-    if spec.strategy == "fsdp":
-        return f"method {spec.method}: fsdp shards tensors that train together; use single, dp or ddp"
+    if STRATEGIES[spec.strategy].shards_state:
+        *others, last = (name for name, row in STRATEGIES.items() if not row.shards_state)
+        whole = f"{', '.join(others)} or {last}"
+        return f"method {spec.method}: {spec.strategy} shards tensors that train together; use {whole}"
     if spec.engine != "eager":
         return f"method {spec.method}: each choice of tensors is another step to prepare; use engine: [eager]"
     return None

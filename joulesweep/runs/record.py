@@ -13,7 +13,7 @@ A record is one JSON object, `record.json`:
     inputs            manifests of the model (a checksum per file, the hub's commit) and of the tokens, null if absent
     started, finished UTC, ISO 8601
     environment       see `joulesweep.measure.machine.describe`
-    measurement       null unless ok, and per pass unless it says otherwise; see `joulesweep.measure.measurement.combine`:
+    measurement       null unless ok, and per pass unless it says otherwise; see `measure.measurement.combine`:
                       times, counts and memory; products: which library computed the matrix products of the CPU,
                       with the times of both; attention: whose implementation, and PyTorch's kernels that it may take;
                       num_compilations_in_window; energy: a row per device with joules, error_j (what they may be off by
