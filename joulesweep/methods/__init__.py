@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, get_type_hints
@@ -65,6 +65,39 @@ class Rating(Protocol):
 
     def generator(self, name: str) -> torch.Generator:
         """Random numbers for one use, from the run's seed and the epoch: the same on every rank and machine."""
+
+
+class Method(Protocol):
+    """What the module of a method has; all but `Params` and `apply` may be missing.
+
+    Attributes:
+        Params: a frozen dataclass of its parameters.
+    """
+
+    Params: type[Any]
+
+    def apply(self, model: torch.nn.Module, params: Any) -> torch.nn.Module:  # noqa: ANN401 - its own `Params`
+        """Change the model in place or return another one, before it is wrapped."""
+
+    def importances(
+        self,
+        rating: Rating,
+        params: Any,  # noqa: ANN401 - as above
+        parameters: Mapping[str, torch.nn.Parameter],
+    ) -> Sequence[float]:
+        """A number for each tensor that may train: the method then chooses tensors every few epochs."""
+
+    def merge(self, model: torch.nn.Module) -> None:
+        """Take out again what `apply` added, before the trained model is saved."""
+
+    def save(self, model: torch.nn.Module, state: dict[str, torch.Tensor], folder: Path) -> None:
+        """Save the model with these weights, where nothing can be merged."""
+
+    def described(self, model: torch.nn.Module) -> dict[str, Any]:
+        """What a record says of it in each phase of the training."""
+
+    def impossible(self, spec: RunSpec) -> str | None:
+        """Why the method does not fit the rest of a spec, in one line, or None."""
 
 
 def names() -> list[str]:

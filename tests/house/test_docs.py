@@ -49,6 +49,7 @@ YOURS = {
     "joulesweep/methods/biases.py",
     "joulesweep/readers/tsv.py",
     "joulesweep/report/charts/startup.py",
+    "joulesweep/report/sections/steadiness.py",
 }
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INDENTED = re.compile(r"(?:^(?: {4}| {8})\S.*\n)+", re.MULTILINE)

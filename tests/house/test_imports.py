@@ -64,7 +64,9 @@ def test_a_plain_import_of_the_libraries_brings_what_a_training_does_without():
     assert imported(code, "scipy.optimize", "sklearn") == ["scipy.optimize", "sklearn"]
 
 
-@pytest.mark.parametrize("module", ["analyse.collect", "report.charts", "report.charts.pareto", "report.page"])
+@pytest.mark.parametrize(
+    "module", ["analyse.collect", "report.charts", "report.charts.pareto", "report.page", "report.sections.answer"]
+)
 def test_reporting_imports_no_torch(module):
     names = ("torch", "transformers", "zeus", "datasets", "snakemake", f"joulesweep.{module}")
     assert imported(f"import joulesweep.{module}", *names) == [f"joulesweep.{module}"]

@@ -400,7 +400,7 @@ def test_what_is_found_by_name_alone_is_known():
         if re.search(r"import_module|__import__", path.read_text(encoding="utf-8"))
     }
     of_others = {f"joulesweep/{name}.py" for name in ("train/assembly", "nets/build", "core/late_imports")}
-    plugins = {f"joulesweep/{name}/__init__.py" for name in ("report/charts", "methods", "readers")}
+    plugins = {f"joulesweep/{name}/__init__.py" for name in ("report/charts", "report/sections", "methods", "readers")}
     assert found == plugins | of_others
 
 

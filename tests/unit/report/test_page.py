@@ -13,7 +13,7 @@ from patience import PATIENCE_S
 from joulesweep.analyse import tables
 from joulesweep.analyse.studies.recommendation import answers
 from joulesweep.core import files
-from joulesweep.report import charts
+from joulesweep.report import charts, markup
 from joulesweep.report import page as report
 
 CHROMIUM = shutil.which("chromium")
@@ -324,7 +324,7 @@ def test_hostile_text_stays_text(tmp_path):
     evil = "</script><script>alert(1)</script>"
     html = page(tmp_path, lambda row: synthetic.failed(row, "unsupported", evil), exclude=[])
     assert "<script>alert" not in html and "&lt;script&gt;alert" in html
-    assert "<" not in report.embedded({"text": evil})
+    assert "<" not in markup.embedded({"text": evil})
 
 
 def test_nothing_is_fetched(plain):
