@@ -28,7 +28,7 @@ from zipfile import ZipFile
 
 from benchmarks import gpu_common
 from benchmarks.gpu_common import CLS, COMPARED, MASK, MODELS, PAD, REPOSITORY, SEP, TEXTS, UNK, Pack, Texts
-from joulesweep import environment, record
+from joulesweep import environment, files
 from joulesweep.errors import UserError
 
 MOST_BYTES = 60 * 2**20
@@ -86,7 +86,7 @@ def build(folder: Path, wheels: Sequence[str] = CARRIED) -> int:
         write_assets(Pack(made))
         if wheels:
             download(wheels, made / "wheels")
-        record.write_json(made / gpu_common.MANIFEST, _manifest(made))
+        files.write_json(made / gpu_common.MANIFEST, _manifest(made))
         size = sum(path.stat().st_size for path in made.rglob("*") if path.is_file())
         if size > MOST_BYTES:
             raise UserError(f"the pack would be {size / 2**20:.1f} MiB, more than {MOST_BYTES / 2**20:.0f}")
@@ -162,7 +162,7 @@ def write_assets(pack: Pack) -> None:
         write_texts(pack.tokens(name), texts)
     for name in MODELS:
         write_model(pack.model(name), name)
-    record.write_json(pack.references, references(pack))
+    files.write_json(pack.references, references(pack))
 
 
 def write_texts(path: Path, about: Texts) -> None:
@@ -207,7 +207,7 @@ def write_texts(path: Path, about: Texts) -> None:
         "special_ids": list(SPECIAL.values()),
     }
     tokens.write(path, tokens.TokenSet(manifest=manifest, **arrays))
-    record.write_json(path.with_suffix(".json"), manifest)
+    files.write_json(path.with_suffix(".json"), manifest)
 
 
 def _sentence(words: list[int], foretold: Iterable[bool], num_words: int) -> list[int]:
@@ -223,7 +223,7 @@ def write_model(folder: Path, name: str) -> None:
     import torch
     import transformers
 
-    from joulesweep.model import AUTO_CLASSES
+    from joulesweep.build import AUTO_CLASSES
 
     about = MODELS[name]
     config = transformers.AutoConfig.for_model(about.kind, **about.shape)
@@ -251,10 +251,10 @@ def write_tokenizer(folder: Path, vocab_size: int) -> None:
         "model": {"type": "WordLevel", "vocab": words, "unk_token": "[UNK]"},
     }
     rest = dict.fromkeys(("truncation", "padding", "normalizer", "post_processor", "decoder"))
-    record.write_text(folder / "tokenizer.json", json.dumps({**described, **rest}))
+    files.write_text(folder / "tokenizer.json", json.dumps({**described, **rest}))
     names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
     about = {"tokenizer_class": "PreTrainedTokenizerFast", **dict(zip(names, SPECIAL, strict=True))}
-    record.write_json(folder / "tokenizer_config.json", about)
+    files.write_json(folder / "tokenizer_config.json", about)
 
 
 def references(pack: Pack) -> dict[str, dict[str, list[float]]]:

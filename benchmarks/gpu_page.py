@@ -22,7 +22,7 @@ from benchmarks.gpu_results import (
     turns,
     why_not,
 )
-from joulesweep import record
+from joulesweep import files
 from joulesweep.errors import UserError
 from joulesweep.precision import PRECISIONS
 
@@ -41,7 +41,7 @@ def write(results: Results, to: Path) -> Path:
     """
     try:
         return _write(results, to)
-    except record.MALFORMED as error:
+    except files.MALFORMED as error:
         said_so = f"{type(error).__name__}: {error}"
         folders = ", ".join(map(str, results.folders))
         raise UserError(f"{folders}: results of another version of this program: {said_so}") from None
@@ -54,7 +54,7 @@ def _write(results: Results, to: Path) -> Path:
     sections = list(_sections(results))
     text = "\n\n".join(f"## {title}\n\n{body}" for title, body in sections)
     head = [f"# The first minutes on {name}, {date}"] + ([] if results.gpus else [MINIATURE])
-    record.write_text(to / f"{stem}.md", "\n\n".join([*head, text]) + "\n")
+    files.write_text(to / f"{stem}.md", "\n\n".join([*head, text]) + "\n")
     numbers = {
         "format": "joulesweep-gpu-day",
         "version": 1,
@@ -64,7 +64,7 @@ def _write(results: Results, to: Path) -> Path:
         "against_fp32": against_fp32(speeds(results)),
         "answers": [{key: row.get(key) for key in ("item", "piece", "status", "reason")} for row in results.rows],
     }
-    record.write_json(to / f"{stem}.json", numbers)
+    files.write_json(to / f"{stem}.json", numbers)
     return to / f"{stem}.md"
 
 

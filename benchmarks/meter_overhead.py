@@ -20,8 +20,8 @@ from typing import Any
 
 from joulesweep import devices
 from joulesweep.environment import cpu_model
+from joulesweep.identity import run_id
 from joulesweep.launch import launch
-from joulesweep.spec import run_id
 from joulesweep.stats import paired_ratio
 
 TESTS = Path(__file__).parent.parent / "tests"

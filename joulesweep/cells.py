@@ -10,7 +10,8 @@ import polars as pl
 
 from joulesweep import columns, tables
 from joulesweep.energy import HOST_KINDS, joined
-from joulesweep.spec import method_label, micro_batch, parameter_words
+from joulesweep.identity import method_label, parameter_words
+from joulesweep.spec import micro_batch
 from joulesweep.stats import Ratio, mean_interval, paired_ratio
 
 #: The axes that say how the same training is computed, beside strategy, devices and precision.

@@ -29,11 +29,11 @@ from joulesweep import (
     devices,
     digest,
     environment,
+    files,
     launch,
     lease,
     process,
     readings,
-    record,
     sensors,
 )
 from joulesweep.blocks import FAST_S, SLOW_S, Load, Subject
@@ -195,7 +195,7 @@ def repeat(raw: Path, folder: Path | None = None, say: Callable[[str], None] = t
     try:
         for place, content in ((kept, text), (path, text), (path.with_suffix(".html"), page)):
             if content is not None:
-                record.write_text(place, content)
+                files.write_text(place, content)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
     for line in (*lines, str(path)):

@@ -11,10 +11,11 @@ from joulesweep import config as config_module
 from joulesweep import digest, doctor
 from joulesweep.certificate import BUDGET_S, FOLDER
 from joulesweep.errors import UserError, one_of
+from joulesweep.files import write_text
 from joulesweep.grid import dataset_key, expand, manifest, model_key
 from joulesweep.launch import RunFailed, launch
 from joulesweep.progress import end_line
-from joulesweep.record import STATUSES, brief, write_text
+from joulesweep.record import STATUSES, brief
 from joulesweep.spec import RunSpec
 
 

@@ -9,7 +9,6 @@ not: their masks differ.
 from __future__ import annotations
 
 import collections
-import hashlib
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -21,9 +20,10 @@ import torch
 from safetensors.torch import load_file
 
 from joulesweep.errors import UserError
+from joulesweep.model import IGNORED
+from joulesweep.seeds import generator
 from joulesweep.units import COUNTED
 
-IGNORED = -100  # the label of a position that is not predicted
 CHOSEN_MULTIPLE = 16  # of predicted positions, at least
 
 
@@ -260,12 +260,6 @@ def split(corpus: Corpus, kind: str, validation_fraction: float, seed: int) -> t
     held_out[torch.randperm(num_units, generator=generator("split", seed))[:num_held_out]] = True
     validation = held_out[unit]
     return torch.nonzero(~validation).flatten(), torch.nonzero(validation).flatten()
-
-
-def generator(*key: str | int) -> torch.Generator:
-    """A CPU generator whose stream is fixed by the key, the same on every machine."""
-    digest = hashlib.sha256(repr(key).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
 @dataclass(frozen=True, kw_only=True)

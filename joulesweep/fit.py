@@ -23,8 +23,9 @@ from typing import Any
 import torch
 
 from joulesweep import data, memory
+from joulesweep.anatomy import stacks
 from joulesweep.errors import UserError
-from joulesweep.model import MASK_FORMS, LanguageModel, Unfit, attributes_kept, stacks
+from joulesweep.model import MASK_FORMS, LanguageModel, Unfit, attributes_kept
 from joulesweep.places import PACKAGE
 
 TORCH = Path(torch.__file__).parent

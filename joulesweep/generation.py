@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from joulesweep import data, lazy, precision, strategy
+from joulesweep import data, lazy, precision, seeds, strategy
 from joulesweep.memory import Weights, load_weights
 from joulesweep.spec import RunSpec
 from joulesweep.trainer import Trainer
@@ -38,7 +38,7 @@ def generate(trainer: Trainer, weights: Weights, model_folder: Path) -> list[dic
         return []
     load_weights(core, weights)
     core.eval()
-    draw = data.generator("generate", spec.dataset_source.get("split_seed", 0))
+    draw = seeds.generator("generate", spec.dataset_source.get("split_seed", 0))
     texts = trainer.validation_texts[torch.randperm(len(trainer.validation_texts), generator=draw)]
     texts = texts[: spec.generate["texts"]]
     num_own = len(texts[place.rank :: place.world])

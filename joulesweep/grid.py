@@ -10,7 +10,8 @@ from typing import Any
 from joulesweep import engine
 from joulesweep.config import DatasetConfig, ModelConfig, SweepConfig, full_method, is_method
 from joulesweep.environment import resolve_accelerator
-from joulesweep.spec import FIELDS, OMISSION, RunSpec, cell_id, label, micro_batch, run_id, short_hash, strip_source
+from joulesweep.identity import cell_id, label, run_id
+from joulesweep.spec import FIELDS, OMISSION, RunSpec, micro_batch, short_hash, strip_source
 from joulesweep.strategy import STRATEGIES
 from joulesweep.strict import Place
 

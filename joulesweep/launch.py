@@ -20,12 +20,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from joulesweep import bounded, conditions, devices, environment, measurement, process, record, sensors
+from joulesweep import bounded, conditions, devices, environment, files, measurement, process, record, sensors
 from joulesweep.devices import Board
 from joulesweep.errors import UserError
+from joulesweep.identity import run_id
 from joulesweep.lease import Lease
 from joulesweep.places import ROOT
-from joulesweep.spec import RunSpec, full, run_id
+from joulesweep.spec import RunSpec, full
 from joulesweep.strategy import STRATEGIES
 from joulesweep.trace import Trace
 from joulesweep.watch import Watch
@@ -121,7 +122,7 @@ def launch(
             return _write(spec, code_digest, model_folder, tokens, folder, _refused(lacking), candidates)
         with Lease(candidates, needed, exclusive, wanted) as lease:
             job = {"spec": full(spec), "model_folder": str(model_folder), "tokens": str(tokens), "folder": str(folder)}
-            record.write_json(work / "job.json", {**job, "boards": [board.described() for board in lease.boards]})
+            files.write_json(work / "job.json", {**job, "boards": [board.described() for board in lease.boards]})
             outcome = _measured(spec, work, log, lease, wanted)
             if outcome["status"] == "ok" and ready["new_weights"]:
                 text = f"not in the model's files: {some(ready['new_weights'])}"
@@ -200,18 +201,18 @@ def _write(
         "epochs": outcome.get("epochs", []),
     }
     losses = outcome.get("losses", [])
-    record.write_json(folder / "spec.json", result["spec"])
-    record.write_lines(folder / "epochs.jsonl", result["epochs"])
-    record.write_lines(folder / "steps.jsonl", [{"step": i, "train_loss": loss} for i, loss in enumerate(losses, 1)])
-    record.write_lines(folder / "power.jsonl", outcome.get("power", []))
-    record.write_lines(folder / "summaries.jsonl", outcome.get("summaries", []))
-    record.write_json(folder / "record.json", result)
+    files.write_json(folder / "spec.json", result["spec"])
+    files.write_lines(folder / "epochs.jsonl", result["epochs"])
+    files.write_lines(folder / "steps.jsonl", [{"step": i, "train_loss": loss} for i, loss in enumerate(losses, 1)])
+    files.write_lines(folder / "power.jsonl", outcome.get("power", []))
+    files.write_lines(folder / "summaries.jsonl", outcome.get("summaries", []))
+    files.write_json(folder / "record.json", result)
     return result
 
 
 def _manifest(path: Path) -> dict[str, Any] | None:
     """What was fetched or made, as the preparing rules wrote it down."""
-    return record.read_json(path, "manifest") if path.exists() else None
+    return files.read_json(path, "manifest") if path.exists() else None
 
 
 def _now() -> str:

@@ -3,42 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import copy
-import functools
-import importlib
-import inspect
-from collections.abc import Callable, Collection, Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch.nn import functional
 
-from joulesweep import lazy, precision, weights
-from joulesweep.data import IGNORED
-from joulesweep.errors import UserError
-from joulesweep.weights import Fit
+from joulesweep import precision
+from joulesweep.anatomy import _first_position, _has_positions, _takes_positions, head_name
 
-#: Where the output layer begins, by the families' names for it: everything from there on is computed position by
-#: position. In a model that has none of these it is the matrix of its output embeddings alone.
-HEADS = (
-    "cls",  # BERT
-    "decoder.cls",  # BERT as the decoder of an encoder-decoder
-    "lm_head",  # RoBERTa, XLM-R, MPNet; OPT, LLaMA, GPT-2, BLOOM; T5, BART
-    "decoder.lm_head",
-    "predictions",  # ALBERT
-    "head",  # ModernBERT
-    "generator_predictions",  # ELECTRA
-    "vocab_transform",  # DistilBERT
-)
-#: Tables of learned positions, by the families' names for them: BERT, RoBERTa, …; OPT, BART; GPT-2.
-POSITIONS = ("position_embeddings", "embed_positions", "wpe")
 #: Forms of the mask that padded rows are handed over with, the best first, apart from the last one, which every model
 #: takes: "bool" is whole, [rows, 1, queries, keys]; "float" the same, added to the scores; "padding" [rows, length].
 #: Of the last transformers asks the device in every forward pass whether it hides anything at all, and waits.
 MASK_FORMS = ("bool", "float", "padding")
-#: The class of transformers that a task trains.
-AUTO_CLASSES = {"mlm": "AutoModelForMaskedLM", "clm": "AutoModelForCausalLM", "seq2seq": "AutoModelForSeq2SeqLM"}
 
 
 class Unfit(ValueError):  # noqa: N818 - says what is so
@@ -207,18 +184,6 @@ def _attributes(module: torch.nn.Module) -> dict[str, Any]:
     return {name: value for name, value in vars(module).items() if not name.startswith("_")}
 
 
-def head_name(model: torch.nn.Module) -> str | None:
-    """Name of the module with which the output layer begins, or None if it cannot be told."""
-    modules = dict(model.named_modules())
-    inside = "base_model." if "base_model" in modules else ""  # of a wrapper of peft
-    named = next((inside + name for name in HEADS if inside + name in modules), None)
-    if named is None and hasattr(model, "get_output_embeddings"):
-        matrix = model.get_output_embeddings()  # type: ignore[operator]
-        is_table = isinstance(matrix, torch.nn.Embedding)  # FSMT gives its decoder's, which reads ids
-        named = next((name for name, module in modules.items() if module is matrix and not is_table), None)
-    return named
-
-
 def _keep_chosen(head: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
     """Before the head: of all positions, [rows, length, width], keep the chosen ones, [chosen, width]."""
     chosen = getattr(head, "chosen", None)
@@ -230,268 +195,10 @@ def _keep_chosen(head: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...
     return (args[0].flatten(0, -2).index_select(0, chosen), *args[1:])
 
 
-def layers_of(model: torch.nn.Module, method: str) -> list[torch.nn.Module]:
-    """The layers of a model in order of execution: of an encoder-decoder the encoder's, then the decoder's.
-
-    Args:
-        model: of Hugging Face.
-        method: that wants them, for the message.
-
-    Raises:
-        UserError: it has none, or they cannot be told apart: several places share one, or one lies in several lists.
-    """
-    layers = [layer for _, stack in stacks(model) for layer in stack]
-    if not layers:
-        raise UserError(f"method {method}: the model has no list of layers")
-    parents = {id(part): parent for parent in model.modules() for part in parent.children()}
-    lists = [one for one in model.modules() if isinstance(one, torch.nn.ModuleList) and len(one) == len(layers) > 1]
-    homes = [id(parents.get(id(one))) for one in lists if not isinstance(parents.get(id(one)), torch.nn.ModuleList)]
-    if layers[0] in {part for one in lists for part in one} and len(set(homes)) < len(homes):
-        raise UserError(f"method {method}: each layer of this model lies in several lists; choose another method")
-    most = max(_num_executions(model, layers), default=1)
-    if most > 1:
-        raise UserError(
-            f"method {method}: the layers of this model share their weights: {len(layers)} is executed {most} times"
-        )
-    return layers
-
-
-def _num_executions(model: torch.nn.Module, layers: list[torch.nn.Module]) -> list[int]:
-    """How often each layer is executed in a forward pass; nothing where that cannot be found out."""
-    executed: list[int] = []
-    handles = [layer.register_forward_pre_hook(lambda *_, i=i: executed.append(i)) for i, layer in enumerate(layers)]
-    try:
-        _order(model)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return [executed.count(i) for i in range(len(layers)) if i in executed]
-
-
-def freeze_below(model: torch.nn.Module, layers: list[torch.nn.Module], num_frozen: int) -> None:
-    """Freeze the input embeddings and the lowest layers, with what is computed between them.
-
-    What comes after the last frozen layer trains, final normalisation and output layer too; but for the input
-    embeddings of either half, what leads from them to its first layer, and a matrix that the output layer shares with
-    them.
-
-    Args:
-        model: of Hugging Face.
-        layers: see `layers_of`.
-        num_frozen: how many of them.
-    """
-    # What lies below the layers: a module of that name, or tables of tokens and of positions side by side.
-    named = [getattr(getattr(model, "base_model", model), "embeddings", None)]
-    inside = {module for layer in layers for module in layer.modules()}
-    tables = [table for table in model.modules() if isinstance(table, torch.nn.Embedding) and table not in inside]
-    for module in filter(None, [*named, *tables, *layers[:num_frozen]]):
-        module.requires_grad_(False)
-    firsts = [(half, stack[0]) for half, stack in stacks(model) if stack]
-    _freeze_before(model, [*firsts, (model, layers[min(num_frozen, len(layers) - 1)])])
-
-
-def frozen_layers(model: torch.nn.Module) -> dict[str, int]:
-    """How many layers a model has, and how many of them do not train at all."""
-    layers = [layer for _, stack in stacks(model) for layer in stack]
-    trains = [any(parameter.requires_grad for parameter in layer.parameters()) for layer in layers]
-    return {"num_layers": len(layers), "num_frozen_layers": trains.count(False)}
-
-
-def stacks(model: torch.nn.Module) -> list[tuple[torch.nn.Module, list[torch.nn.Module]]]:
-    """A model and its layers, or the halves of an encoder-decoder with theirs, in order of execution.
-
-    The layers are the longest of the lists of modules that lie in no other one: a layer may have lists of its parts.
-    """
-    halves: list[Any] = [model]
-    if _is_encoder_decoder(model):
-        halves = [model.get_encoder(), model.get_decoder()]  # type: ignore[operator]
-    found = []
-    for half in halves:
-        lists = [module for module in half.modules() if isinstance(module, torch.nn.ModuleList)]
-        inner = {part for one in lists for layer in one for part in layer.modules()}
-        outer = [list(one) for one in lists if one not in inner]
-        longest: list[torch.nn.Module] = max(outer, key=len, default=[])
-        found.append((half, _flat(longest)))
-    return found
-
-
-def _flat(layers: Iterable[torch.nn.Module]) -> list[torch.nn.Module]:
-    """The layers of a list, whose blocks may be lists themselves."""
-    return [one for layer in layers for one in (layer if isinstance(layer, torch.nn.ModuleList) else [layer])]
-
-
-def _is_encoder_decoder(model: torch.nn.Module) -> bool:
-    return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
-
-
-def _freeze_before(model: torch.nn.Module, places: list[tuple[torch.nn.Module, torch.nn.Module]]) -> None:
-    """Freeze what is computed before a layer, such as a projection of the embeddings to the layers' width.
-
-    Args:
-        model: of Hugging Face.
-        places: parts of it, each with the layer before which what is computed of that part is frozen.
-    """
-    order = _order(model)
-    if not order:
-        return  # a model that cannot be traced has been told apart by its names alone
-    use = {name: place for place, name in enumerate(order)}
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    for part, layer in places:
-        begin = min((use[names[id(p)]] for p in layer.parameters() if names[id(p)] in use), default=0)
-        for parameter in part.parameters():
-            if use.get(names[id(parameter)], begin) < begin:
-                parameter.requires_grad_(False)
-
-
-def _order(model: torch.nn.Module) -> list[str]:
-    """Names of a model's parameters by their first use; none where it cannot be run without data."""
-    from joulesweep import flops
-
-    try:
-        core = LanguageModel(model, task="seq2seq" if _is_encoder_decoder(model) else "mlm")
-        return list(flops.followed(core).reached_by)
-    except Exception:  # whatever a foreign model does
-        return []
-
-
 def _earlier(rows: torch.Tensor) -> torch.Tensor:
     """The mask of tokens that see themselves and those before them, bool [1, 1, length, length]."""
     length = rows.shape[1]
     return torch.ones(1, 1, length, length, dtype=torch.bool, device=rows.device).tril()
 
 
-def _takes_positions(model: torch.nn.Module) -> bool:
-    """Whether a model can be told the positions of its tokens."""
-    return "position_ids" in inspect.signature(getattr(model, "base_model", model).forward).parameters
-
-
-def _has_positions(model: torch.nn.Module) -> bool:
-    return hasattr(getattr(model.base_model, "embeddings", None), "position_embeddings")
-
-
-def _first_position(table: Any) -> int:  # noqa: ANN401 - an embedding, or None
-    """Where a table of positions begins: RoBERTa counts from behind its padding index."""
-    filler = getattr(table, "padding_idx", None)
-    return 0 if filler is None else int(filler) + 1
-
-
-def num_positions(half: torch.nn.Module) -> int | None:
-    """How many tokens of a text a model, or a half of it, has learned positions for; None where it looks up none."""
-    tables = [
-        module
-        for name, module in half.named_modules()
-        if name.rpartition(".")[2] in POSITIONS and isinstance(module, torch.nn.Embedding)
-    ]
-    # OPT and BART leave out the first ones.
-    return min((t.num_embeddings - int(getattr(t, "offset", _first_position(t))) for t in tables), default=None)
-
-
-class NoModel(UserError):  # noqa: N818 - says what there is not
-    """transformers has no model of a config's family for a task."""
-
-
-#: Loads a model of an automatic class of the library, and says how its files fit it.
-Load = Callable[[Any, Any], tuple[Any, Fit]]
-
-
-def build(folder: Path, task: str = "mlm", new_weights: Collection[str] = ()) -> torch.nn.Module:
-    """Build the Hugging Face model that lies in a folder.
-
-    Weights are read from safetensors only. A folder with a config and no weights gives random ones: seed first.
-    An encoder alone is trained for seq2seq as both halves of an encoder-decoder, both beginning with its weights
-    (Rothe et al. 2020, arXiv 1907.12461); the attention between them begins at random.
-
-    Args:
-        folder: of the model.
-        task: one of `AUTO_CLASSES`.
-        new_weights: parts that may begin at random, of `weights.PARTS`.
-
-    Raises:
-        UserError: transformers has no such model for the task, or the folder has not all of its weights.
-    """
-    model: torch.nn.Module
-    model, fit = _assembled(folder, task, functools.partial(_loaded, folder))
-    reason = fit.refusal(new_weights)
-    if reason is not None:
-        raise UserError(f"task {task}: {reason}")
-    return model
-
-
-def tried(folder: Path, task: str) -> tuple[Fit, int | None]:
-    """Try `build` without reading weights: how the files fit the model, and how many tokens it has embeddings for.
-
-    Raises:
-        UserError: it cannot be built.
-    """
-    try:
-        model, fit = _assembled(folder, task, functools.partial(_imagined, folder))
-    except UserError:
-        raise
-    except Exception as error:  # whatever a family's classes make of a config that does not suit them
-        raise UserError(f"task {task}: the model cannot be built: {' '.join(str(error).split())}") from None
-    return fit, num_embeddings(model)
-
-
-def num_embeddings(model: Any) -> int | None:  # noqa: ANN401 - of any family
-    """How many tokens a model can read; None if that cannot be told."""
-    try:
-        return len(model.get_input_embeddings().weight)
-    except (NotImplementedError, AttributeError):  # it looks its tokens up in some other way
-        return getattr(model.config, "vocab_size", None)
-
-
-def _assembled(folder: Path, task: str, load: Load) -> tuple[Any, Fit]:
-    library = lazy.transformers()
-    library.logging.disable_progress_bar()
-    config = library.AutoConfig.from_pretrained(folder, local_files_only=True)
-    auto = getattr(library, AUTO_CLASSES[task])
-    both = (library.AutoModelForMaskedLM, library.AutoModelForCausalLM)  # what an encoder has that can be a decoder
-    if type(config) in auto._model_mapping:
-        model, fit = load(auto, config)
-    elif task == "seq2seq" and all(type(config) in one._model_mapping for one in both):
-        model, fit = _warm_started(config, load)
-    else:
-        raise NoModel(f"task {task}: transformers has no {config.model_type} for it; choose another model or task")
-    if model.config.model_type == "encoder-decoder" and hasattr(model.encoder, "pooler"):
-        model.encoder.pooler = None  # nothing reads it
-    return model, fit
-
-
-def _loaded(folder: Path, auto: Any, config: Any) -> tuple[Any, Fit]:  # noqa: ANN401 - of any family
-    """A model of one of the library's automatic classes, in float32, with the folder's weights or random ones."""
-    if not any(folder.glob("*.safetensors")):
-        return auto.from_config(config).float(), Fit(missing={})
-    model, info = auto.from_pretrained(
-        folder,
-        config=config,
-        dtype=torch.float32,
-        local_files_only=True,
-        use_safetensors=True,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # they are named in `info`, and refused
-    )
-    return model, Fit.of(model, info)
-
-
-def _imagined(folder: Path, auto: Any, config: Any) -> tuple[Any, Fit]:  # noqa: ANN401 - of any family
-    """The same without content: it takes neither memory nor time."""
-    if not any(folder.glob("*.safetensors")):
-        with torch.device("meta"):
-            return auto.from_config(config), Fit(missing={})
-    lazy.transformers().logging.set_verbosity_error()  # what it says of its loading, `Fit` says
-    known = importlib.import_module("transformers.models.auto.auto_factory")._get_model_class(
-        config, auto._model_mapping
-    )
-    return weights.load_imagined(folder, known, config)
-
-
-def _warm_started(config: Any, load: Load) -> tuple[Any, Fit]:  # noqa: ANN401 - a config of any family
-    library = lazy.transformers()
-    decoder_config = copy.deepcopy(config)
-    decoder_config.is_decoder = decoder_config.add_cross_attention = True
-    encoder, encoder_fit = load(library.AutoModel, config)
-    decoder, decoder_fit = load(library.AutoModelForCausalLM, decoder_config)
-    try:
-        return library.EncoderDecoderModel(encoder=encoder, decoder=decoder), Fit.both(encoder_fit, decoder_fit)
-    except ValueError as error:
-        raise UserError(f"task seq2seq: no encoder-decoder can be made of {config.model_type}: {error}") from None
+IGNORED = -100  # the label of a position that is not predicted

@@ -14,8 +14,9 @@ from typing import Any
 
 from joulesweep.config import TASKS, HubSource, ModelConfig, RandomSource
 from joulesweep.errors import UserError, brief_repr
+from joulesweep.files import sha256_of
 from joulesweep.grid import model_source
-from joulesweep.sources import AnySource, copy_files, describe, nearest, sha256_of
+from joulesweep.sources import AnySource, copy_files, describe, nearest
 from joulesweep.tokens import load_tokenizer, vocabulary_size
 
 FORMAT = "joulesweep-model"
@@ -257,7 +258,7 @@ def _check_weights(folder: Path, source: AnySource) -> None:
 
 def _tasks(folder: Path, model: ModelConfig) -> dict[str, dict[str, Any]]:
     """For each task whether the folder's model can learn it: reason, new_weights and num_embeddings."""
-    from joulesweep.model import NoModel, tried
+    from joulesweep.build import NoModel, tried
 
     found: dict[str, dict[str, Any]] = {}
     for task in TASKS:

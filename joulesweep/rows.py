@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from joulesweep import certificate, floors, record
+from joulesweep import certificate, files, floors, record
 from joulesweep.columns import DEVICES, EPOCHS, ESTIMATED, QUALITY, RUNS, SELECTIONS, named
 from joulesweep.energy import by_epoch, estimated, headline, joined, scoped
 from joulesweep.errors import Corrupt
@@ -85,7 +85,7 @@ def read(path: Path, energy: dict[str, Any], factors: Footprint | None) -> tuple
             "devices": _devices(found),
         }
         return row, {name: list(made) if ok else [] for name, made in tables.items()}
-    except record.MALFORMED as error:
+    except files.MALFORMED as error:
         raise Corrupt(path, f"corrupt run record: {type(error).__name__}: {error}") from None
 
 

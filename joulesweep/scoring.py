@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from joulesweep import data, methods, strategy
+from joulesweep import data, methods, model, strategy
 from joulesweep.engine import ENGINES
 from joulesweep.errors import UserError
 from joulesweep.memory import Weights, copy_weights, load_weights
@@ -108,11 +108,11 @@ def _choice_accuracy(trainer: Trainer) -> float | None:
         own = whole[place.rank :: place.world].to(place.device)
         with strategy.gathered(trainer.core):
             logits, answers, places = trainer.core.logits(*batch.on(place.device))
-        each = functional.cross_entropy(logits, answers, reduction="none", ignore_index=data.IGNORED).double()
+        each = functional.cross_entropy(logits, answers, reduction="none", ignore_index=model.IGNORED).double()
         length = (batch.input_ids if batch.target_ids is None else batch.target_ids).shape[1]
         row = (torch.arange(len(each), device=place.device) if places is None else places) // length
         sums = torch.zeros(2, len(batch.input_ids), dtype=torch.float64, device=place.device)
-        sums.index_add_(1, row, torch.stack((each, (answers != data.IGNORED).double())))
+        sums.index_add_(1, row, torch.stack((each, (answers != model.IGNORED).double())))
         losses[own] = (sums[0] / sums[1].clamp(min=1))[: len(own)]
     found = place.reduced(losses).cpu()
     best = torch.full((len(answer),), math.inf, dtype=torch.float64).scatter_reduce(0, choice_text, found, "amin")

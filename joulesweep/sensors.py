@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from joulesweep import record
+from joulesweep import files
 from joulesweep.devices import Board, ask
 
 #: Where the kernel shows RAPL, and where Zeus's documentation has containers mount it.
@@ -253,7 +253,7 @@ def keep_tick(name: str, tick_s: float) -> None:
     """Keep a counter's update period for the runs to come."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     with contextlib.suppress(OSError):  # no place to keep it: measured again next time
-        record.write_json(
+        files.write_json(
             cache_folder() / "ticks.json", {**_ticks(), _tick_key(name): {"tick_s": tick_s, "measured": now}}
         )
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from joulesweep import bounded, record
+from joulesweep import bounded, files
 from joulesweep.sensors import BoardSensor, cache_folder
 
 NEAR_C = 3.0  # of the temperature at rest
@@ -180,7 +180,7 @@ def keep_anchors(found: Mapping[str, float]) -> None:
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     rows = {_key(uuid): {"idle_c": idle_c, "measured": now} for uuid, idle_c in found.items()}
     with contextlib.suppress(OSError):  # no place to keep them: found again next time
-        record.write_json(cache_folder() / "temperatures.json", {**_kept(), **rows})
+        files.write_json(cache_folder() / "temperatures.json", {**_kept(), **rows})
 
 
 def _kept() -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import shutil
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from pydantic import ValidationError
 
 from joulesweep.config import HubDataSource, HubSource, LocalSource, RandomSource, Section, WheelSource
 from joulesweep.errors import UserError
+from joulesweep.files import sha256_of
 
 #: What a data set on the hub may consist of; never code.
 DATA_FILES = ("*.parquet", "*.arrow", "*.jsonl", "*.json", "*.csv", "*.tsv", "*.txt", "*.gz", "*.zst", "README.md")
@@ -37,12 +37,6 @@ def read_section(kind: type[AnySection], text: str) -> AnySection:
         first = error.errors(include_url=False)[0]
         path = ".".join(str(part) for part in first["loc"]) or "the JSON"
         raise UserError(f"--source: {path}: {' '.join(first['msg'].split())}") from None
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, as 64 hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def describe(source: AnySource) -> str:

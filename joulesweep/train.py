@@ -37,9 +37,9 @@ from tqdm import tqdm
 from joulesweep import adaptive, engine, fit, generation, memory, strategy
 from joulesweep.data import Batch
 from joulesweep.errors import UserError
+from joulesweep.files import write_json
 from joulesweep.meter import Meter
 from joulesweep.model import Unfit
-from joulesweep.record import write_json
 from joulesweep.scoring import save, score
 from joulesweep.spec import RunSpec, from_mapping
 from joulesweep.trainer import (

@@ -16,10 +16,12 @@ import torch
 import torch.distributed as dist
 
 from joulesweep import adaptive, ahead, data, engine, fit, flops, kernels, methods, precision, strategy
+from joulesweep.anatomy import num_embeddings, num_positions, stacks
+from joulesweep.build import build
 from joulesweep.errors import UserError
 from joulesweep.kahan import KahanAdamW
 from joulesweep.memory import copy_weights, load_weights
-from joulesweep.model import LanguageModel, Unfit, build, num_embeddings, num_positions, stacks
+from joulesweep.model import LanguageModel, Unfit
 from joulesweep.spec import RunSpec
 from joulesweep.units import COUNTED
 

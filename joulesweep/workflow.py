@@ -27,18 +27,11 @@ from joulesweep.config import LocalSource
 from joulesweep.energy import headline
 from joulesweep.environment import resolve_accelerator
 from joulesweep.errors import UserError
-from joulesweep.grid import (
-    ExpandedGrid,
-    dataset_key,
-    dataset_source,
-    expand,
-    model_key,
-    model_source,
-    text_source,
-)
+from joulesweep.files import read_json, sha256_of
+from joulesweep.grid import ExpandedGrid, dataset_key, dataset_source, expand, model_key, model_source, text_source
+from joulesweep.identity import cell_id
 from joulesweep.progress import scaled
-from joulesweep.sources import sha256_of
-from joulesweep.spec import RunSpec, canonical, cell_id, short_hash, strip
+from joulesweep.spec import RunSpec, canonical, short_hash, strip
 from joulesweep.strict import Place
 
 #: The charts of `joulesweep.charts.CHARTS`, named here so that parsing the Snakefile imports no altair.
@@ -384,7 +377,7 @@ class Sweep:
         """An anchor's job: what was measured stays, whatever became of the code since."""
         path, code = Path(self.folder, "anchors", day, run, "record.json"), digest.run_digest(self.spec(run))
         with contextlib.suppress(UserError, KeyError):
-            code = record.read_json(path, "run record")["code_digest"]
+            code = read_json(path, "run record")["code_digest"]
         return self._job(run, code)
 
     def current(self) -> dict[str, dict[str, Any]]:

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from joulesweep import aggregate, record, tables
+from joulesweep import aggregate, files, tables
 from scripts import run_script
 
 
@@ -15,7 +15,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder for the parquet files")
     arguments = parser.parse_args()
     grid = aggregate.read_grid(arguments.grid)
-    made = aggregate.aggregate(grid, arguments.runs, arguments.anchors, lost=record.mark_corrupt)
+    made = aggregate.aggregate(grid, arguments.runs, arguments.anchors, lost=files.mark_corrupt)
     tables.write(made, arguments.output)
 
 

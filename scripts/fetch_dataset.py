@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from joulesweep import record, sources, texts
+from joulesweep import files, sources, texts
 from joulesweep.config import DatasetConfig
 from scripts import run_script
 
@@ -17,8 +17,8 @@ def main() -> None:
     parser.add_argument("--manifest", type=Path, required=True, help="where their description goes")
     arguments = parser.parse_args()
     lines, manifest = texts.fetch_dataset(sources.read_section(DatasetConfig, arguments.source))
-    record.write_text(arguments.output, lines)
-    record.write_json(arguments.manifest, manifest)
+    files.write_text(arguments.output, lines)
+    files.write_json(arguments.manifest, manifest)
 
 
 if __name__ == "__main__":

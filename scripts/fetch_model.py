@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from joulesweep import pretrained, record, sources
+from joulesweep import files, pretrained, sources
 from joulesweep.config import ModelConfig
 from scripts import note_versions, run_script
 
@@ -20,7 +20,7 @@ def main() -> None:
     note_versions()
     tasks = [task for task in arguments.tasks.split(",") if task]
     model = sources.read_section(ModelConfig, arguments.source)
-    record.write_json(arguments.manifest, pretrained.fetch_model(model, arguments.folder, tasks))
+    files.write_json(arguments.manifest, pretrained.fetch_model(model, arguments.folder, tasks))
 
 
 if __name__ == "__main__":

@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 
 from joulesweep.config import validate
+from joulesweep.files import write_json
 from joulesweep.grid import manifest
-from joulesweep.record import write_json
 from scripts import run_script
 
 

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from joulesweep import aggregate, record, report, tables
+from joulesweep import aggregate, files, report, tables
 from scripts import run_script
 
 
@@ -14,7 +14,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="the HTML file")
     arguments = parser.parse_args()
     page = report.build(aggregate.read_grid(arguments.grid), tables.read(arguments.tables))
-    record.write_text(arguments.output, page)
+    files.write_text(arguments.output, page)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from joulesweep import record, tokens
+from joulesweep import files, tokens
 from joulesweep.spec import SOURCE_OMISSION
 from scripts import run_script
 
@@ -18,11 +18,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="where the tokens go (safetensors)")
     parser.add_argument("--manifest", type=Path, required=True, help="where their description goes")
     arguments = parser.parse_args()
-    described = record.read_json(arguments.texts_manifest, "manifest of a data set")
+    described = files.read_json(arguments.texts_manifest, "manifest of a data set")
     prompt = described["source"].get("prompt", SOURCE_OMISSION["prompt"])
     token_set = tokens.tokenise(arguments.texts, arguments.model_folder, prompt)
     tokens.write(arguments.output, token_set)
-    record.write_json(arguments.manifest, token_set.manifest)
+    files.write_json(arguments.manifest, token_set.manifest)
 
 
 if __name__ == "__main__":

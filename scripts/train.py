@@ -7,10 +7,11 @@ import json
 import sys
 from pathlib import Path
 
+from joulesweep.files import read_json
+from joulesweep.identity import run_id
 from joulesweep.launch import RunFailed, check_granted, launch
 from joulesweep.progress import end_line, start_line
-from joulesweep.record import read_json
-from joulesweep.spec import from_mapping, run_id
+from joulesweep.spec import from_mapping
 from scripts import note_versions, run_script
 
 

@@ -235,7 +235,7 @@ def _network(family: str, num_layers: int) -> Any:
     import torch
     import transformers
 
-    from joulesweep.model import AUTO_CLASSES
+    from joulesweep.build import AUTO_CLASSES
 
     task, _, kind = family.partition("-")
     both = task == "seq2seq" and kind in MLM

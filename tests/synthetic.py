@@ -11,7 +11,7 @@ from typing import Any
 
 import polars as pl
 
-from joulesweep import config, grid, record, spec
+from joulesweep import config, files, grid, record, spec
 from joulesweep.tables import Tables
 from joulesweep.units import UNITS
 
@@ -412,15 +412,15 @@ def write_sweep(
     """
     validated = config.validate(raw)
     manifest = grid.manifest(validated)
-    record.write_json(folder / "grid.json", manifest)
+    files.write_json(folder / "grid.json", manifest)
     runs = folder / "runs"
     runs.mkdir(parents=True, exist_ok=True)
     for run, a_spec in grid.expand(validated).runs.items():
         row = change(ok_record(run, a_spec))
         if row is not None:
-            record.write_json(runs / run / "record.json", row)
+            files.write_json(runs / run / "record.json", row)
         if row is not None and row["status"] == "ok":
-            record.write_lines(runs / run / "power.jsonl", trace(row))
+            files.write_lines(runs / run / "power.jsonl", trace(row))
     return manifest, runs
 
 
@@ -445,7 +445,7 @@ def write_anchors(
             for one in measurement["energy"]
         ]
         paths.append(folder / "anchors" / day / run / "record.json")
-        record.write_json(paths[-1], change({**row, "measurement": measurement}))
+        files.write_json(paths[-1], change({**row, "measurement": measurement}))
     return paths
 
 

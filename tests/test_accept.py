@@ -10,7 +10,7 @@ import synthetic
 import tiny_run
 import yaml
 
-from joulesweep import cli, digest, record, workflow
+from joulesweep import cli, digest, files, record, workflow
 from joulesweep.config import validate
 
 OLD, OLDER = "0123456789abcdef", "fedcba9876543210"
@@ -24,7 +24,7 @@ def sweep(tmp_path, monkeypatch):
     Path("my.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
     made = workflow.Sweep(validate(raw))
     for run, code in zip(made.runs, (today(made, made.runs[0]), OLD, OLDER), strict=False):
-        record.write_json(path(made, run), {**synthetic.ok_record(run, made.spec(run)), "code_digest": code})
+        files.write_json(path(made, run), {**synthetic.ok_record(run, made.spec(run)), "code_digest": code})
     return made
 
 

@@ -15,7 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig
 
 from joulesweep import adaptive, flops, methods, precision, train, trainer
-from joulesweep.model import AUTO_CLASSES, LanguageModel
+from joulesweep.build import AUTO_CLASSES
+from joulesweep.model import LanguageModel
 from joulesweep.trainer import Place
 
 pytestmark = pytest.mark.usefixtures("torch_as_it_was")

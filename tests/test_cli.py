@@ -10,7 +10,7 @@ import pytest
 import tiny_run
 import yaml
 
-from joulesweep import cli, config, lease, record
+from joulesweep import cli, config, files, lease, record
 from joulesweep.grid import dataset_key, dataset_source, expand, model_key, model_source
 from joulesweep.launch import RunFailed
 
@@ -110,7 +110,7 @@ def test_a_run_that_was_not_prepared_says_how_to(configfile, runs, capsys):
 def test_a_run_is_repeated_by_hand_beside_the_sweeps_own(configfile, runs, prepared, tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(signal, "signal", lambda *given: None)  # leave pytest's own handlers
     own = tmp_path / "results" / "tiny" / "runs" / runs[0] / "record.json"
-    record.write_text(own, "untouched")
+    files.write_text(own, "untouched")
     assert command("run", runs[0], "--configfile", configfile) == 0
     by_hand = tmp_path / "results" / "tiny" / "by-hand" / runs[0] / "record.json"
     assert record.read(by_hand)["status"] == "ok"
@@ -124,7 +124,7 @@ def test_a_run_that_fails_says_so_and_leaves_no_earlier_record(
     configfile, runs, prepared, tmp_path, monkeypatch, capsys
 ):
     earlier = tmp_path / "results" / "tiny" / "by-hand" / runs[0] / "record.json"
-    record.write_text(earlier, "of an earlier run")
+    files.write_text(earlier, "of an earlier run")
 
     def fails(spec, code, **given):
         assert (given["exclusive"], given["with_snakemake"]) == ("node", False)  # as the CPU's runs of a sweep

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 import synthetic
 
-from joulesweep import columns, record, rows, tables
+from joulesweep import columns, files, rows, tables
 from joulesweep.aggregate import aggregate
 from joulesweep.columns import TABLES, Column
 from joulesweep.errors import UserError
@@ -211,7 +211,7 @@ def made(tmp_path_factory):
         sweep = synthetic.write_sweep(folder, raw, change)
         summary = {"text": 1, "summary": "a cat", "references": ["a cat sat"]}
         for run in sweep[0]["runs"]:
-            record.write_lines(sweep[1] / run / "summaries.jsonl", [summary])
+            files.write_lines(sweep[1] / run / "summaries.jsonl", [summary])
         synthetic.write_anchors(sweep, folder, "2026-03-01", 2, 1.01)
         found.append(aggregate(*sweep, folder / "anchors"))
     return found

@@ -12,7 +12,7 @@ import tiny_run
 import torch
 from safetensors.torch import save_file
 
-from joulesweep import data, units
+from joulesweep import data, model, seeds, units
 from joulesweep.errors import UserError
 
 SPECIAL = [tiny_run.CLS, tiny_run.SEP]
@@ -51,12 +51,12 @@ def labels_of(batch):
     """The labels of every place of a batch, [rows, length], however they were given."""
     if batch.chosen is None:
         return batch.answers
-    labels = torch.full_like(batch.input_ids, data.IGNORED)
+    labels = torch.full_like(batch.input_ids, model.IGNORED)
     shares = [(labels, batch.chosen, batch.answers)]
     if batch.chosen.ndim == 2:  # as DataParallel cuts rows into the two parts of the layouts below
         shares = zip(labels.chunk(2), batch.chosen.chunk(2), batch.answers.chunk(2), strict=True)
     for part, chosen, answers in shares:
-        real = answers != data.IGNORED
+        real = answers != model.IGNORED
         part.view(-1)[chosen[real]] = answers[real]
     return labels
 
@@ -160,14 +160,14 @@ def test_the_order_of_an_epoch_is_a_permutation_that_seed_and_epoch_fix():
 def test_generators_of_different_keys_differ_and_do_not_touch_the_global_one():
     before = torch.get_rng_state()
     draws = {
-        tuple(torch.randint(1000, (8,), generator=data.generator(*key)).tolist()) for key in [(1,), ("1",), (1, 1)]
+        tuple(torch.randint(1000, (8,), generator=seeds.generator(*key)).tolist()) for key in [(1,), ("1",), (1, 1)]
     }
     assert len(draws) == 3
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_the_stream_of_a_key_is_the_same_on_every_machine():
-    assert torch.randint(1000, (6,), generator=data.generator("mask", 1, 1)).tolist() == [118, 948, 319, 15, 284, 800]
+    assert torch.randint(1000, (6,), generator=seeds.generator("mask", 1, 1)).tolist() == [118, 948, 319, 15, 284, 800]
 
 
 def test_masks_are_fixed_by_seed_and_epoch(corpus):
@@ -183,12 +183,12 @@ def test_the_share_of_hidden_tokens_is_the_probability(large, probability):
     labels = data.mask(large, probability, 1, 1).labels
     num_learned = int(large.learned.sum())
     assert num_learned > 30_000
-    assert int((labels != data.IGNORED).sum()) / num_learned == pytest.approx(probability, abs=0.01)
+    assert int((labels != model.IGNORED).sum()) / num_learned == pytest.approx(probability, abs=0.01)
 
 
 def test_of_the_hidden_tokens_four_fifths_are_masks_and_a_tenth_are_themselves(large):
     masked = data.mask(large, 0.5, 1, 1)
-    hidden = masked.labels != data.IGNORED
+    hidden = masked.labels != model.IGNORED
     inputs, answers = masked.inputs[hidden], masked.labels[hidden]
     chance = 0.1 / large.vocab_size  # of a random token to be the right one or the mask
     assert (inputs == large.mask_id).double().mean().item() == pytest.approx(0.8 + chance, abs=0.01)
@@ -209,8 +209,8 @@ def test_special_tokens_inside_a_text_are_not_hidden(tmp_path):
     assert unknown.sum() > 20
     assert torch.equal(special.learned, plain.learned & ~unknown)
     one, other = (data.mask(corpus, 0.5, 1, 1) for corpus in (special, plain))
-    assert (other.labels[unknown] != data.IGNORED).any()
-    assert torch.equal(one.labels, other.labels.masked_fill(unknown, data.IGNORED))
+    assert (other.labels[unknown] != model.IGNORED).any()
+    assert torch.equal(one.labels, other.labels.masked_fill(unknown, model.IGNORED))
     assert torch.equal(one.inputs, torch.where(unknown, plain.ids, other.inputs)), "all other tokens are as they were"
 
 
@@ -228,14 +228,14 @@ def test_no_token_is_hidden_as_padding(large):
 def test_special_tokens_are_never_hidden_and_the_rest_is_untouched(large):
     masked = data.mask(large, 0.9, 1, 1)
     assert torch.isin(large.ids, torch.tensor(SPECIAL)).any()
-    assert (masked.labels[~large.learned] == data.IGNORED).all()
-    visible = masked.labels == data.IGNORED
+    assert (masked.labels[~large.learned] == model.IGNORED).all()
+    visible = masked.labels == model.IGNORED
     assert torch.equal(masked.inputs[visible], large.ids[visible])
 
 
 def test_the_label_of_a_hidden_token_is_the_token(corpus):
     labels = data.mask(corpus, 0.5, 1, 1).labels
-    hidden = labels != data.IGNORED
+    hidden = labels != model.IGNORED
     assert torch.equal(labels[hidden], corpus.ids[hidden])
 
 
@@ -274,12 +274,12 @@ def test_what_a_batch_counts_is_what_it_holds(corpus, layout, world):
     for batch in (batch for step in steps for batch in batches_of(step)):
         rows, length = batch.input_ids.shape
         texts = [len(inputs) for inputs, _ in rows_of(batch)]
-        num_predicted = int((labels_of(batch) != data.IGNORED).sum())
+        num_predicted = int((labels_of(batch) != model.IGNORED).sum())
         num_chosen = rows * length if layout.head == "dense" else math.ceil(max(1, num_predicted) / 16) * 16
         if batch.chosen is not None and batch.chosen.ndim == 2:
             num_chosen = batch.chosen.numel()  # one more for each row at most than the fullest part has
             assert num_predicted <= num_chosen
-            most = max(int((part != data.IGNORED).sum()) for part in labels_of(batch).chunk(2))
+            most = max(int((part != model.IGNORED).sum()) for part in labels_of(batch).chunk(2))
             assert num_chosen <= rows * max(1, math.ceil(most / (rows // 2)))
         others = {name: 0 for name in units.COUNTED if "target" in name or "cross" in name}
         assert batch.counts == {
@@ -338,7 +338,7 @@ def test_the_number_of_predicted_tokens_is_that_of_the_whole_batch_on_every_rank
     texts = torch.arange(tiny_run.NUM_TEXTS)
     for micro in (None, 2):
         for step in all_steps(corpus, masked, texts, layout(size=13, micro=micro), world=3):
-            counted = sum(int((labels_of(batch) != data.IGNORED).sum()) for batch in batches_of(step))
+            counted = sum(int((labels_of(batch) != model.IGNORED).sum()) for batch in batches_of(step))
             assert counted > 1
             assert {num_predicted for _, num_predicted in step} == {counted}
 
@@ -349,7 +349,7 @@ def test_a_batch_without_a_hidden_token_divides_by_one(corpus, head):
     (batch,), num_predicted = next(data.steps(corpus, nothing, torch.arange(4), layout(size=4, head=head)))
     assert num_predicted == 1
     assert batch.counts["num_predicted"] == 0
-    assert (batch.answers == data.IGNORED).all()
+    assert (batch.answers == model.IGNORED).all()
     assert batch.answers.numel() > 0  # an empty head has no gradients to exchange
 
 
@@ -363,8 +363,8 @@ def test_a_rank_without_a_text_computes_on_one_that_does_not_count(corpus, head,
     assert [idle.counts[name] for name in ("num_texts", "num_tokens", "num_predicted", "num_token_pairs")] == [0] * 4
     assert idle.counts["num_padded_tokens"] == busy.counts["num_padded_tokens"] > 0  # computed all the same
     assert torch.equal(idle.input_ids, busy.input_ids)
-    assert (idle.answers == data.IGNORED).all()
-    assert (busy.answers != data.IGNORED).any()
+    assert (idle.answers == model.IGNORED).all()
+    assert (busy.answers != model.IGNORED).any()
 
 
 def test_a_micro_batch_without_a_text_computes_on_one_that_does_not_count(corpus):
@@ -373,7 +373,7 @@ def test_a_micro_batch_without_a_text_computes_on_one_that_does_not_count(corpus
     (step,) = all_steps(corpus, masked, torch.arange(5), layout(micro=1), world=3)
     assert [[batch.counts["num_texts"] for batch in batches] for batches, _ in step] == [[1, 1], [1, 1], [1, 0]]
     idle = step[2][0][1]
-    assert (idle.answers == data.IGNORED).all()
+    assert (idle.answers == model.IGNORED).all()
     assert tuple(idle.input_ids[0].tolist()) == rows_expected(corpus, masked, torch.tensor([0]))[0][0]
 
 
@@ -411,7 +411,7 @@ def test_padding_is_the_pad_token_unattended_and_unpredicted(corpus, batching):
     padding = batch.segments == 0
     assert padding.any()
     assert (batch.input_ids[padding] == corpus.pad_id).all()
-    assert (batch.answers[padding] == data.IGNORED).all()
+    assert (batch.answers[padding] == model.IGNORED).all()
     assert batch.segments.flatten().bincount()[1:].tolist() == corpus.lengths[:8].tolist()
     assert batch.position_ids is None or not batch.position_ids[padding].any()
 
@@ -434,8 +434,8 @@ def test_chosen_places_are_the_predicted_ones_filled_up_to_few_lengths(corpus, b
     for one, other in zip(dense, chosen, strict=True):
         assert one.chosen is None
         assert torch.equal(one.input_ids, other.input_ids)
-        predicted = other.answers != data.IGNORED
-        places = torch.nonzero(one.answers.flatten() != data.IGNORED).flatten()
+        predicted = other.answers != model.IGNORED
+        places = torch.nonzero(one.answers.flatten() != model.IGNORED).flatten()
         assert other.chosen[predicted].tolist() == places.tolist()
         assert torch.equal(other.answers[predicted], one.answers.flatten()[places])
         assert other.chosen.shape == other.answers.shape
@@ -457,8 +457,8 @@ def test_rows_that_will_be_scattered_have_the_places_of_each_part(corpus, parts,
     assert {tensor.shape[0] for tensor in batch.tensors if tensor is not None} == {len(batch.input_ids)}
     cut = [tensor.chunk(parts) for tensor in (batch.chosen, batch.answers, dense.answers)]
     for chosen, answers, labels in zip(*cut, strict=True):
-        real = answers != data.IGNORED
-        assert chosen[real].tolist() == torch.nonzero(labels.flatten() != data.IGNORED).flatten().tolist()
+        real = answers != model.IGNORED
+        assert chosen[real].tolist() == torch.nonzero(labels.flatten() != model.IGNORED).flatten().tolist()
         assert torch.equal(labels.flatten()[chosen[real]], answers[real])
         assert chosen.max() < labels.numel()
 

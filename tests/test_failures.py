@@ -17,8 +17,8 @@ import tiny_run
 
 from joulesweep import devices, launch, lease, process, record
 from joulesweep.errors import UserError
+from joulesweep.identity import run_id
 from joulesweep.launch import RunFailed
-from joulesweep.spec import run_id
 
 TWO = {"strategy": "ddp", "devices": 2, "max_steps": 10**7}
 HOPELESS = {"timeout_s": 240.0}  # no test that passes waits for it

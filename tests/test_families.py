@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from joulesweep import data, methods, scoring, train, trainer
 from joulesweep.errors import UserError
+from joulesweep.model import IGNORED
 from joulesweep.trainer import Place, Stop
 
 pytestmark = [pytest.mark.usefixtures("torch_as_it_was"), pytest.mark.filterwarnings("ignore")]
@@ -136,7 +137,7 @@ def own_loss(model, batch, task, from_logits):
     if from_logits:
         return functional.cross_entropy(model(**inputs).logits.flatten(0, 1), labels.flatten())
     if task == "clm":  # transformers shifts labels itself
-        labels = torch.cat((torch.full((len(labels), 1), data.IGNORED), labels[:, :-1]), 1)
+        labels = torch.cat((torch.full((len(labels), 1), IGNORED), labels[:, :-1]), 1)
     return model(**inputs, labels=labels).loss
 
 

@@ -12,7 +12,7 @@ import tiny_run
 from joulesweep import environment, grid
 from joulesweep.config import DatasetConfig, validate
 from joulesweep.errors import UserError
-from joulesweep.spec import run_id
+from joulesweep.identity import run_id
 from joulesweep.strict import Place
 
 

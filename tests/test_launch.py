@@ -18,13 +18,27 @@ import pytest
 import tiny_run
 from patience import PATIENCE_S, wait_for
 
-from joulesweep import bounded, devices, grid, launch, lease, measurement, process, provenance, record, train, workflow
+from joulesweep import (
+    bounded,
+    devices,
+    files,
+    grid,
+    launch,
+    lease,
+    measurement,
+    process,
+    provenance,
+    record,
+    train,
+    workflow,
+)
 from joulesweep.config import validate
 from joulesweep.devices import Board
 from joulesweep.errors import UserError
+from joulesweep.identity import run_id
 from joulesweep.launch import RunFailed
 from joulesweep.sensors import BoardSensor
-from joulesweep.spec import full, run_id, strip
+from joulesweep.spec import full, strip
 from scripts import train as script_of_a_run
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left")
@@ -151,7 +165,7 @@ def started(assets, tmp_path):
     """Two endless ranks under `scripts.train`, a process of its own, in the midst of training; ended afterwards."""
     spec = tiny_run.spec(**ENDLESS, strategy="ddp", devices=2)
     folder, grid_file = tmp_path / run_id(spec), tmp_path / "grid.json"
-    record.write_json(grid_file, grid.manifest(workflow.Sweep(validate(tiny_run.config())).config))
+    files.write_json(grid_file, grid.manifest(workflow.Sweep(validate(tiny_run.config())).config))
     paths = {"model-folder": assets.model_folder, "tokens": assets.tokens, "grid": grid_file, "folder": folder}
     paths |= {"log": folder / "run.log", "texts": tmp_path / "texts.jsonl"}
     job = json.dumps({"spec": strip(spec), "code": "c0de"})
@@ -488,7 +502,7 @@ def test_snakemakes_silent_cap_is_refused(changes, exclusive, num_gpus, needed):
 @pytest.mark.parametrize("exclusive", ["gpu", "node", "none"])
 def test_whom_a_run_keeps_out_comes_from_its_grid(monkeypatch, tmp_path, exclusive, capsys):
     config = workflow.Sweep(validate(tiny_run.config(measure={"exclusive": exclusive}))).config
-    record.write_json(tmp_path / "grid.json", grid.manifest(config))
+    files.write_json(tmp_path / "grid.json", grid.manifest(config))
     given = []
 
     def run_nothing(spec, code, **options):

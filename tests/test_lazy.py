@@ -10,7 +10,7 @@ import tiny_run
 import torch
 
 from joulesweep import lazy
-from joulesweep.model import build
+from joulesweep.build import build
 
 
 @pytest.fixture

@@ -11,8 +11,9 @@ from gradients import assert_near, gradients_of
 from torch.nn import functional
 
 from joulesweep import data
-from joulesweep.data import IGNORED
-from joulesweep.model import LanguageModel, build, num_positions, stacks
+from joulesweep.anatomy import num_positions, stacks
+from joulesweep.build import build
+from joulesweep.model import IGNORED, LanguageModel
 
 #: Families whose heads are found, and whose texts can be packed; the names of the head's modules.
 FAMILIES = {

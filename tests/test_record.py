@@ -11,9 +11,10 @@ import stat
 import pytest
 import tiny_run
 
-from joulesweep import record
+from joulesweep import files, record
 from joulesweep.errors import UserError
-from joulesweep.spec import full, run_id
+from joulesweep.identity import run_id
+from joulesweep.spec import full
 
 SPEC = tiny_run.spec()
 
@@ -54,7 +55,7 @@ def refusal(path) -> str:
 
 
 def test_a_record_reads_back_as_it_was_written(path):
-    record.write_json(path, a_record(reason="größer – 日本"))
+    files.write_json(path, a_record(reason="größer – 日本"))
     assert record.read(path) == a_record(reason="größer – 日本")
     assert "日本" in path.read_text(encoding="utf-8")
 
@@ -67,7 +68,7 @@ def test_the_keys_checked_are_the_keys_of_a_record():
 def test_a_record_without_a_key_is_refused(path, key):
     broken = a_record()
     del broken[key]
-    record.write_json(path, broken)
+    files.write_json(path, broken)
     assert f"corrupt run record: no {key}" in refusal(path)
 
 
@@ -105,7 +106,7 @@ def test_bytes_that_are_no_text_are_refused(path):
 
 @pytest.mark.parametrize("value", [[], 3, "text", None])
 def test_json_that_is_no_object_is_refused(path, value):
-    record.write_json(path, value)
+    files.write_json(path, value)
     assert refusal(path).endswith("corrupt run record: not a JSON object")
 
 
@@ -118,57 +119,57 @@ def test_a_number_that_json_does_not_have_is_refused_in_a_file(path, number):
 
 @pytest.mark.parametrize("number", [math.nan, math.inf])
 def test_a_number_that_json_does_not_have_is_never_written(path, number):
-    record.write_json(path, a_record())
+    files.write_json(path, a_record())
     with pytest.raises(ValueError, match="not JSON compliant"):
-        record.write_json(path, a_record(quality={"validation_loss": number}))
+        files.write_json(path, a_record(quality={"validation_loss": number}))
     with pytest.raises(ValueError, match="not JSON compliant"):
-        record.write_lines(path, [{"train_loss": number}])
+        files.write_lines(path, [{"train_loss": number}])
     assert record.read(path) == a_record()
 
 
 def test_another_format_is_refused(path):
-    record.write_json(path, a_record(format="joulesweep-grid"))
+    files.write_json(path, a_record(format="joulesweep-grid"))
     assert refusal(path).endswith("not a run record: format is 'joulesweep-grid', expected 'joulesweep-record'")
 
 
 @pytest.mark.parametrize("version", [1, 2, 4])
 def test_another_version_is_refused(path, version):
-    record.write_json(path, a_record(version=version))
+    files.write_json(path, a_record(version=version))
     assert refusal(path).endswith(f"record version {version}; this Joulesweep reads version 3")
 
 
 def test_an_unknown_status_is_refused_and_failed_is_none(path):
-    record.write_json(path, a_record(status="failed"))
+    files.write_json(path, a_record(status="failed"))
     assert refusal(path).endswith("status 'failed'; allowed: ok, oom, diverged, unsupported, timeout")
 
 
 def test_the_record_of_another_folder_is_refused(tmp_path):
     path = tmp_path / "elsewhere" / "record.json"
-    record.write_json(path, a_record())
+    files.write_json(path, a_record())
     assert refusal(path).endswith(f"foreign run record: it belongs to run {run_id(SPEC)!r}")
 
 
 def test_a_record_whose_spec_is_of_another_run_is_refused(path):
     other = tiny_run.spec(repeat=2)
-    record.write_json(path, a_record(spec=full(other)))
+    files.write_json(path, a_record(spec=full(other)))
     assert refusal(path).endswith(f"foreign run record: its spec belongs to run {run_id(other)!r}")
 
 
 @pytest.mark.parametrize("spec", [None, [], 3, {}, {"gadget": 1}, {**full(SPEC), "method_params": [1]}])
 def test_a_spec_that_is_none_is_refused(path, spec):
-    record.write_json(path, a_record(spec=spec))
+    files.write_json(path, a_record(spec=spec))
     assert "corrupt run record: " in refusal(path)
 
 
 def test_a_write_that_is_interrupted_leaves_the_old_file_and_no_litter(path, monkeypatch):
-    record.write_json(path, a_record())
+    files.write_json(path, a_record())
 
     def interrupted(descriptor):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(os, "fsync", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        record.write_json(path, a_record(status="timeout"))
+        files.write_json(path, a_record(status="timeout"))
     assert record.read(path) == a_record()
     assert [entry.name for entry in path.parent.iterdir()] == ["record.json"]
 
@@ -178,14 +179,14 @@ def test_the_bytes_are_on_disk_before_the_name_is(path, monkeypatch):
     fsync, replace = os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda descriptor: (calls.append("fsync"), fsync(descriptor)))
     monkeypatch.setattr(os, "replace", lambda old, new: (calls.append("replace"), replace(old, new)))
-    record.write_json(path, a_record())
+    files.write_json(path, a_record())
     assert calls == ["fsync", "replace"]
 
 
 def test_colleagues_may_read_what_the_umask_lets_them(path):
     mask = os.umask(0o027)
     try:
-        record.write_text(path, "x")
+        files.write_text(path, "x")
         assert stat.S_IMODE(path.stat().st_mode) == 0o640
         assert os.umask(0o027) == 0o027  # and the umask is as it was
     finally:
@@ -193,7 +194,7 @@ def test_colleagues_may_read_what_the_umask_lets_them(path):
 
 
 def test_lines_are_one_object_each(path):
-    record.write_lines(path, [{"step": 1, "train_loss": 2.5}, {"step": 2, "train_loss": None}])
+    files.write_lines(path, [{"step": 1, "train_loss": 2.5}, {"step": 2, "train_loss": None}])
     assert [json.loads(line) for line in path.read_text().splitlines()] == [
         {"step": 1, "train_loss": 2.5},
         {"step": 2, "train_loss": None},
@@ -201,10 +202,10 @@ def test_lines_are_one_object_each(path):
 
 
 def test_no_lines_are_an_empty_file(path):
-    record.write_lines(path, [])
+    files.write_lines(path, [])
     assert path.read_text() == ""
 
 
 def test_read_json_says_what_it_expected(tmp_path):
     with pytest.raises(UserError, match=re.escape("grid.json: No such file or directory; expected grid")):
-        record.read_json(tmp_path / "grid.json", "grid")
+        files.read_json(tmp_path / "grid.json", "grid")

@@ -20,7 +20,7 @@ from checkout import Checkout
 from patience import PATIENCE_S
 from test_report import words
 
-from joulesweep import cli, digest, record, rerun, workflow
+from joulesweep import cli, digest, files, rerun, workflow
 from joulesweep.config import validate
 
 #: What becomes of the runs of each batch size; those of 8 go well.
@@ -53,7 +53,7 @@ def sweep(in_empty_folder):
 def write(sweep, row, **changes):
     """Write a record as the code of today would."""
     row = {**row, "code_digest": digest.run_digest(sweep.spec(row["run"])), **changes}
-    record.write_json(Path(path(sweep, row["run"])), row)
+    files.write_json(Path(path(sweep, row["run"])), row)
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ def test_a_failed_rerun_exits_with_1_and_has_what_is_there_reported(sweep, monke
     ],
 )
 def test_a_default_profile_that_says_how_many_is_followed(sweep, started, profile, added):
-    record.write_text(rerun.PROFILE, profile)
+    files.write_text(rerun.PROFILE, profile)
     assert command("--status", "timeout") == 0
     assert started[0][1:] == ["--configfile", "my.yaml", *added]
 

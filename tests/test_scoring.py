@@ -13,6 +13,7 @@ from torch.nn import functional
 from joulesweep import data, scoring, trainer
 from joulesweep.errors import UserError
 from joulesweep.memory import copy_weights
+from joulesweep.model import IGNORED
 from joulesweep.trainer import Place, Stop
 
 pytestmark = pytest.mark.usefixtures("torch_as_it_was")
@@ -72,9 +73,9 @@ def test_the_score_is_that_of_the_models_own_forward_on_every_validation_text(as
         labels = masked.labels[at]
         with torch.no_grad():
             logits = model(input_ids=masked.inputs[at][None]).logits[0]
-        loss += functional.cross_entropy(logits, labels, ignore_index=data.IGNORED, reduction="sum").item()
+        loss += functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum").item()
         num_right += int((logits.argmax(-1) == labels).sum())
-        num_masked += int((labels != data.IGNORED).sum())
+        num_masked += int((labels != IGNORED).sum())
     assert num_masked >= 12
     assert found == {
         "train_loss": None,

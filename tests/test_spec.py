@@ -9,7 +9,7 @@ import re
 import pytest
 import tiny_run
 
-from joulesweep import config, methods, spec
+from joulesweep import config, identity, methods, spec
 from joulesweep.engine import ENGINES
 from joulesweep.errors import UserError
 from joulesweep.grid import expand
@@ -65,7 +65,7 @@ REQUIRED = {
 
 
 def test_every_id_ever_given_is_still_the_id_of_the_same_inputs():
-    changed = {run for run, given in IDS.items() if spec.run_id(spec.from_mapping(given)) != run}
+    changed = {run for run, given in IDS.items() if identity.run_id(spec.from_mapping(given)) != run}
     assert changed == set(), "an id changed: every finished run of every user would be lost; see tests/golden/add.py"
 
 
@@ -115,8 +115,8 @@ def test_fields_at_their_omission_value_are_stripped():
 def test_another_value_of_a_field_stays_and_is_another_run(name):
     base, changed = spec.from_mapping(REQUIRED), spec.from_mapping({**REQUIRED, name: OTHER[name]})
     assert spec.strip(changed) == {**REQUIRED, name: OTHER[name]}
-    assert spec.run_id(changed) != spec.run_id(base)
-    assert spec.cell_id(changed) != spec.cell_id(base)
+    assert identity.run_id(changed) != identity.run_id(base)
+    assert identity.cell_id(changed) != identity.cell_id(base)
 
 
 def test_the_table_above_has_every_field():
@@ -137,10 +137,10 @@ def test_a_new_field_at_its_omission_value_leaves_every_id_as_it_is(monkeypatch)
     ids = {run: spec.strip(spec.from_mapping(given)) for run, given in IDS.items()}
     monkeypatch.setattr(spec, "FIELDS", (*spec.FIELDS, "gadget"))
     monkeypatch.setitem(spec.OMISSION, "gadget", "none")
-    same = {run for run, given in ids.items() if spec.run_id(wider(**{"method_params": {}, **given})) == run}
+    same = {run for run, given in ids.items() if identity.run_id(wider(**{"method_params": {}, **given})) == run}
     assert same == set(ids)
     plain, shiny = (wider(**REQUIRED, method_params={}, gadget=gadget) for gadget in ("none", "shiny"))
-    assert spec.run_id(plain) != spec.run_id(shiny)
+    assert identity.run_id(plain) != identity.run_id(shiny)
 
 
 def test_an_unknown_field_is_refused_with_the_nearest_name():
@@ -158,18 +158,18 @@ def test_missing_fields_are_all_named():
 def test_the_order_of_keys_does_not_matter():
     turned = dict(reversed(REQUIRED.items()))
     turned["dataset_source"] = dict(reversed(REQUIRED["dataset_source"].items()))
-    assert spec.run_id(spec.from_mapping(turned)) == spec.run_id(spec.from_mapping(REQUIRED))
+    assert identity.run_id(spec.from_mapping(turned)) == identity.run_id(spec.from_mapping(REQUIRED))
 
 
 def test_repeats_are_runs_of_one_cell():
     first, second = (spec.from_mapping({**REQUIRED, "repeat": repeat}) for repeat in (1, 2))
-    assert spec.cell_id(first) == spec.cell_id(second)
-    assert spec.run_id(first) != spec.run_id(second)
+    assert identity.cell_id(first) == identity.cell_id(second)
+    assert identity.run_id(first) != identity.run_id(second)
 
 
 def test_the_accelerator_is_part_of_the_id():
     on_cpu, on_gpu = (spec.from_mapping({**REQUIRED, "accelerator": name}) for name in ("cpu", "cuda"))
-    assert spec.run_id(on_cpu) != spec.run_id(on_gpu)
+    assert identity.run_id(on_cpu) != identity.run_id(on_gpu)
 
 
 @pytest.mark.parametrize(
@@ -186,12 +186,12 @@ def test_the_accelerator_is_part_of_the_id():
     ],
 )
 def test_a_label_says_what_a_person_needs(changes, said):
-    assert spec.label(spec.from_mapping({**REQUIRED, **changes})) == said
+    assert identity.label(spec.from_mapping({**REQUIRED, **changes})) == said
 
 
 def test_an_id_is_a_readable_slug_the_repeat_and_a_hash_and_a_safe_folder_name():
     odd = {"model": "bert", "method": "freeze-bottom", "method_params": {"fraction": 0.25}, "devices": 2}
-    run = spec.run_id(spec.from_mapping({**REQUIRED, **odd, "strategy": "ddp", "batch_size_scope": "per_device"}))
+    run = identity.run_id(spec.from_mapping({**REQUIRED, **odd, "strategy": "ddp", "batch_size_scope": "per_device"}))
     assert re.fullmatch(r"bert-texts-freeze-bottom-fraction-0\.25-ddp2-fp32-bs16d-r1-[0-9a-f]{10}", run)
     assert all(re.fullmatch(r"[a-z0-9._-]+", name) for name in IDS)  # the Snakefile's wildcard
 

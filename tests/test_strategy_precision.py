@@ -10,7 +10,8 @@ import tiny_run
 import torch
 
 from joulesweep import memory, precision, strategy
-from joulesweep.model import LanguageModel, stacks
+from joulesweep.anatomy import stacks
+from joulesweep.model import LanguageModel
 
 
 @pytest.fixture(autouse=True)

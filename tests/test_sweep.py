@@ -19,10 +19,11 @@ from snakemake.settings.enums import Quietness
 from snakemake_interface_common.exceptions import WorkflowError
 from snakemake_interface_logger_plugins.common import LogEvent
 
-from joulesweep import digest, environment, record, workflow
+from joulesweep import digest, environment, files, workflow
 from joulesweep.config import DatasetConfig, ModelConfig, validate
 from joulesweep.grid import expand
-from joulesweep.spec import from_mapping, run_id
+from joulesweep.identity import run_id
+from joulesweep.spec import from_mapping
 
 
 @pytest.fixture(autouse=True)
@@ -282,7 +283,7 @@ def finish(found, run, day, code=None, folder="runs"):
     a_record = synthetic.ok_record(run, found.spec(run))
     about = {"finished": f"{day}T12:00:00+00:00", "code_digest": code or digest.run_digest(found.spec(run))}
     path = Path(found.folder, folder, run, "record.json")
-    record.write_json(path, {**a_record, **about})
+    files.write_json(path, {**a_record, **about})
     return path
 
 

@@ -16,12 +16,12 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
 from joulesweep import data, devices, flops, generation, launch, lease, scoring, train, trainer
-from joulesweep.data import IGNORED
+from joulesweep.build import build
 from joulesweep.errors import UserError
 from joulesweep.fit import is_causal, layout_refusal
+from joulesweep.identity import run_id
 from joulesweep.memory import copy_weights
-from joulesweep.model import LanguageModel, build
-from joulesweep.spec import run_id
+from joulesweep.model import IGNORED, LanguageModel
 from joulesweep.trainer import Place, Stop
 
 pytestmark = [

@@ -13,8 +13,7 @@ import torch
 from torch.nn import functional
 
 from joulesweep import data, engine, precision, train, units
-from joulesweep.data import IGNORED
-from joulesweep.model import LanguageModel
+from joulesweep.model import IGNORED, LanguageModel
 from joulesweep.spec import full
 from joulesweep.trainer import Place, Start, learning_rate
 

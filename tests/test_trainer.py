@@ -384,7 +384,7 @@ def test_a_model_that_would_mix_packed_texts_is_unsupported(assemble, kind):
 
 
 def test_a_model_whose_head_is_not_found_is_unsupported_but_for_a_dense_one(assemble, monkeypatch):
-    monkeypatch.setattr("joulesweep.model.head_name", lambda model: None)
+    monkeypatch.setattr("joulesweep.anatomy.head_name", lambda model: None)
     for batching in ("dynamic", "packed"):
         with pytest.raises(trainer.Stop) as stopped:
             assemble(batching=batching)

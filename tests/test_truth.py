@@ -28,7 +28,8 @@ from checkout import Checkout
 from patience import PATIENCE_S, wait_for
 
 from joulesweep import rows as record_rows
-from joulesweep.spec import run_id, strip
+from joulesweep.identity import run_id
+from joulesweep.spec import strip
 
 WATTS = (310.0, 170.0)
 TICKS_MS = (20, 100)

@@ -10,7 +10,7 @@ import tiny_run
 import torch
 from safetensors.torch import load_file, save_file
 
-from joulesweep import model, weights
+from joulesweep import build, weights
 from joulesweep.config import ModelConfig
 from joulesweep.errors import UserError
 from joulesweep.pretrained import fetch_model
@@ -78,7 +78,7 @@ def test_files_that_are_not_the_whole_model_are_refused_by_name(saved, tmp_path,
         assert str(at_fetch.value).startswith(f"{folder}: task {task}: ")
         assert not (tmp_path / "fetched").exists()
     with pytest.raises(UserError, match=line) as in_run:
-        model.build(folder, task)
+        build.build(folder, task)
     assert f"{folder}: {in_run.value}" == str(at_fetch.value)
 
 
@@ -123,7 +123,7 @@ def test_whole_models_are_taken_whatever_the_hub_has_put_beside_them(saved, tmp_
     folder, task = saved(kind, change), tiny_run.task_of(kind)
     manifest = fetch(folder, tmp_path, [task])
     assert manifest["tasks"][task] == {"reason": None, "new_weights": []}
-    model.build(folder, task)
+    build.build(folder, task)
 
 
 def test_a_head_may_be_new_where_the_config_says_so(saved, tmp_path):
@@ -132,7 +132,7 @@ def test_a_head_may_be_new_where_the_config_says_so(saved, tmp_path):
     assert manifest["tasks"]["mlm"]["reason"] is None
     assert "cls.predictions.transform.dense.weight" in manifest["tasks"]["mlm"]["new_weights"]
     assert manifest["source"]["new_weights"] == ["head"]
-    model.build(folder, "mlm", ["head"])
+    build.build(folder, "mlm", ["head"])
     with pytest.raises(UserError, match=r"layer\.1"):
         fetch(saved("bert", without("cls.", "layer.1.")), tmp_path, new_weights=["head"])
 
@@ -200,7 +200,7 @@ def test_trying_reads_headers_alone(saved, tmp_path, monkeypatch):
     folder, asked = saved("bert"), []
     of = weights.Fit.of
     monkeypatch.setattr(weights.Fit, "of", lambda model, info: asked.append(model) or of(model, info))
-    model.tried(folder, "mlm")
+    build.tried(folder, "mlm")
     assert {type(parameter.data).__name__ for parameter in asked[0].parameters()} == {"FakeTensor"}
 
 

@@ -120,7 +120,7 @@ def network(kind: str = "bert", seed: int = 0, dropout: float = 0.0, decoder_lay
     import torch
     import transformers
 
-    from joulesweep.model import AUTO_CLASSES
+    from joulesweep.build import AUTO_CLASSES
 
     sizes = {
         "opt": {

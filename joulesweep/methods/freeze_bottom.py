@@ -28,12 +28,12 @@ class Params:
 
 
 def apply(model: torch.nn.Module, params: Params) -> torch.nn.Module:
-    """Freeze the input embeddings and the first `fraction` of the layers, an encoder's first; see `model.freeze_below`.
+    """Freeze the input embeddings and the first `fraction` of the layers, an encoder's first; see `freezing.freeze_below`.
 
     Raises:
         UserError: the model has no layers that can be told apart, or one alone.
     """
-    from joulesweep.model import freeze_below, layers_of
+    from joulesweep.freezing import freeze_below, layers_of
 
     layers = layers_of(model, "freeze-bottom")
     if len(layers) < 2:
@@ -44,7 +44,7 @@ def apply(model: torch.nn.Module, params: Params) -> torch.nn.Module:
 
 
 def described(model: torch.nn.Module) -> dict[str, int]:
-    """What a record says of it: see `model.frozen_layers`."""
-    from joulesweep.model import frozen_layers
+    """What a record says of it: see `freezing.frozen_layers`."""
+    from joulesweep.freezing import frozen_layers
 
     return frozen_layers(model)

@@ -27,12 +27,12 @@ class Params:
 
 
 def apply(model: torch.nn.Module, params: Params) -> torch.nn.Module:
-    """Freeze everything before the last `layers` layers, of an encoder-decoder the decoder's; see `model.freeze_below`.
+    """Freeze everything before the last `layers` layers, of an encoder-decoder the decoder's; see `freezing.freeze_below`.
 
     Raises:
         UserError: the model has no layers that can be told apart, or not so many.
     """
-    from joulesweep.model import freeze_below, layers_of
+    from joulesweep.freezing import freeze_below, layers_of
 
     layers = layers_of(model, "last-k")
     if len(layers) < params.layers:
@@ -42,7 +42,7 @@ def apply(model: torch.nn.Module, params: Params) -> torch.nn.Module:
 
 
 def described(model: torch.nn.Module) -> dict[str, int]:
-    """What a record says of it: see `model.frozen_layers`."""
-    from joulesweep.model import frozen_layers
+    """What a record says of it: see `freezing.frozen_layers`."""
+    from joulesweep.freezing import frozen_layers
 
     return frozen_layers(model)

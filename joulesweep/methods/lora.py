@@ -121,7 +121,7 @@ def _usual_targets(model: Any, names: list[str]) -> list[str]:  # noqa: ANN401 -
     """
     from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
 
-    from joulesweep.model import stacks
+    from joulesweep.anatomy import stacks
 
     last = {_last(name) for name in names}
     halves = [model.config, getattr(model.config, "encoder", None), getattr(model.config, "decoder", None)]

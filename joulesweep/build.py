@@ -1,0 +1,123 @@
+"""Models of the library, built from a folder: their weights read, begun at random, or only imagined."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import importlib
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from joulesweep import lazy, weights
+from joulesweep.anatomy import num_embeddings
+from joulesweep.errors import UserError
+from joulesweep.weights import Fit
+
+#: The class of transformers that a task trains.
+AUTO_CLASSES = {"mlm": "AutoModelForMaskedLM", "clm": "AutoModelForCausalLM", "seq2seq": "AutoModelForSeq2SeqLM"}
+
+
+class NoModel(UserError):  # noqa: N818 - says what there is not
+    """transformers has no model of a config's family for a task."""
+
+
+#: Loads a model of an automatic class of the library, and says how its files fit it.
+Load = Callable[[Any, Any], tuple[Any, Fit]]
+
+
+def build(folder: Path, task: str = "mlm", new_weights: Collection[str] = ()) -> torch.nn.Module:
+    """Build the Hugging Face model that lies in a folder.
+
+    Weights are read from safetensors only. A folder with a config and no weights gives random ones: seed first.
+    An encoder alone is trained for seq2seq as both halves of an encoder-decoder, both beginning with its weights
+    (Rothe et al. 2020, arXiv 1907.12461); the attention between them begins at random.
+
+    Args:
+        folder: of the model.
+        task: one of `AUTO_CLASSES`.
+        new_weights: parts that may begin at random, of `weights.PARTS`.
+
+    Raises:
+        UserError: transformers has no such model for the task, or the folder has not all of its weights.
+    """
+    model: torch.nn.Module
+    model, fit = _assembled(folder, task, functools.partial(_loaded, folder))
+    reason = fit.refusal(new_weights)
+    if reason is not None:
+        raise UserError(f"task {task}: {reason}")
+    return model
+
+
+def tried(folder: Path, task: str) -> tuple[Fit, int | None]:
+    """Try `build` without reading weights: how the files fit the model, and how many tokens it has embeddings for.
+
+    Raises:
+        UserError: it cannot be built.
+    """
+    try:
+        model, fit = _assembled(folder, task, functools.partial(_imagined, folder))
+    except UserError:
+        raise
+    except Exception as error:  # whatever a family's classes make of a config that does not suit them
+        raise UserError(f"task {task}: the model cannot be built: {' '.join(str(error).split())}") from None
+    return fit, num_embeddings(model)
+
+
+def _assembled(folder: Path, task: str, load: Load) -> tuple[Any, Fit]:
+    library = lazy.transformers()
+    library.logging.disable_progress_bar()
+    config = library.AutoConfig.from_pretrained(folder, local_files_only=True)
+    auto = getattr(library, AUTO_CLASSES[task])
+    both = (library.AutoModelForMaskedLM, library.AutoModelForCausalLM)  # what an encoder has that can be a decoder
+    if type(config) in auto._model_mapping:
+        model, fit = load(auto, config)
+    elif task == "seq2seq" and all(type(config) in one._model_mapping for one in both):
+        model, fit = _warm_started(config, load)
+    else:
+        raise NoModel(f"task {task}: transformers has no {config.model_type} for it; choose another model or task")
+    if model.config.model_type == "encoder-decoder" and hasattr(model.encoder, "pooler"):
+        model.encoder.pooler = None  # nothing reads it
+    return model, fit
+
+
+def _loaded(folder: Path, auto: Any, config: Any) -> tuple[Any, Fit]:  # noqa: ANN401 - of any family
+    """A model of one of the library's automatic classes, in float32, with the folder's weights or random ones."""
+    if not any(folder.glob("*.safetensors")):
+        return auto.from_config(config).float(), Fit(missing={})
+    model, info = auto.from_pretrained(
+        folder,
+        config=config,
+        dtype=torch.float32,
+        local_files_only=True,
+        use_safetensors=True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # they are named in `info`, and refused
+    )
+    return model, Fit.of(model, info)
+
+
+def _imagined(folder: Path, auto: Any, config: Any) -> tuple[Any, Fit]:  # noqa: ANN401 - of any family
+    """The same without content: it takes neither memory nor time."""
+    if not any(folder.glob("*.safetensors")):
+        with torch.device("meta"):
+            return auto.from_config(config), Fit(missing={})
+    lazy.transformers().logging.set_verbosity_error()  # what it says of its loading, `Fit` says
+    known = importlib.import_module("transformers.models.auto.auto_factory")._get_model_class(
+        config, auto._model_mapping
+    )
+    return weights.load_imagined(folder, known, config)
+
+
+def _warm_started(config: Any, load: Load) -> tuple[Any, Fit]:  # noqa: ANN401 - a config of any family
+    library = lazy.transformers()
+    decoder_config = copy.deepcopy(config)
+    decoder_config.is_decoder = decoder_config.add_cross_attention = True
+    encoder, encoder_fit = load(library.AutoModel, config)
+    decoder, decoder_fit = load(library.AutoModelForCausalLM, decoder_config)
+    try:
+        return library.EncoderDecoderModel(encoder=encoder, decoder=decoder), Fit.both(encoder_fit, decoder_fit)
+    except ValueError as error:
+        raise UserError(f"task seq2seq: no encoder-decoder can be made of {config.model_type}: {error}") from None

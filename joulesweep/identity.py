@@ -1,0 +1,53 @@
+"""Names and ids of runs and cells: what a person reads, and what files are called."""
+
+# changes no number: the spec itself is part of what a run is compared by
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from typing import Any
+
+from joulesweep import methods
+from joulesweep.spec import OMISSION, RunSpec, short_hash, strip
+
+
+def label(spec: RunSpec) -> str:
+    """What a person reads in a progress line or a chart: `ddp2 bf16-mixed bs32`, without the repeat."""
+    spread = spec.strategy if spec.devices == 1 else f"{spec.strategy}{spec.devices}"
+    size = f"bs{spec.batch_size}" + ("/device" if spec.batch_size_scope == "per_device" else "")
+    # Whatever the method: parameters that are no mapping are refused here.
+    method = method_label(spec.method, spec.method_params)
+    shown = [] if spec.method == OMISSION["method"] else [method]
+    return " ".join([*shown, spread, spec.precision, size])
+
+
+def method_label(method: str, params: dict[str, Any]) -> str:
+    """A method with its parameters: `greentrainer(rho=0.7)`."""
+    given = ",".join(parameter_words(method, params))
+    return method + (f"({given})" if given else "")
+
+
+def parameter_words(method: str, params: dict[str, Any]) -> list[str]:
+    """A method's parameters as names say them: the first one always, others where they are not the default."""
+    defaults = {field.name: field.default for field in fields(methods.load(method).Params)}
+    first = next(iter(defaults), None)
+    given = dict(params.items())
+    kept = (name for name in defaults if name in given and (name == first or given[name] != defaults[name]))
+    return [f"{name}={given[name]}" for name in kept]
+
+
+def cell_id(spec: RunSpec) -> str:
+    """Id of the run's cell: the spec without its repeat."""
+    stripped = strip(spec)
+    del stripped["repeat"]
+    return f"{_slug(spec)}-{short_hash(stripped)}"
+
+
+def run_id(spec: RunSpec) -> str:
+    """Id of the run: a readable slug and a short hash of the stripped spec."""
+    return f"{_slug(spec)}-r{spec.repeat}-{short_hash(strip(spec))}"
+
+
+def _slug(spec: RunSpec) -> str:
+    words = f"{spec.model}-{spec.dataset}-{label(spec)}".lower().replace("/device", "d")
+    return re.sub(r"[^a-z0-9._-]+", "-", words)
