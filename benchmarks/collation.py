@@ -20,9 +20,11 @@ import torch
 from safetensors.torch import save_file
 from transformers import BertConfig
 
-from joulesweep import ahead, data, train
+from joulesweep import ahead, data, labels, train
+from joulesweep.assembly import assemble
+from joulesweep.corpus import Corpus, load
 from joulesweep.spec import from_mapping
-from joulesweep.trainer import Place, Trainer, assemble
+from joulesweep.trainer import Place, Trainer
 
 NUM_TEXTS, VOCABULARY, LONGEST = 20_000, 8_000, 32
 SIZES = (32, 256, 1024)
@@ -36,7 +38,7 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         tokens = token_file(Path(folder) / "texts.safetensors")
-        corpus = data.load(tokens, LONGEST)
+        corpus = load(tokens, LONGEST)
         print("CPU-ms per step", *(f"{size:>8}" for size in SIZES))
         for batching in ("dynamic", "packed"):
             print(f"{batching:15}", *(f"{1e3 * collation_s(corpus, batching, size):8.3f}" for size in SIZES))
@@ -58,12 +60,12 @@ def token_file(path: Path) -> Path:
     return path
 
 
-def collation_s(corpus: data.Corpus, batching: str, size: int) -> float:
+def collation_s(corpus: Corpus, batching: str, size: int) -> float:
     """CPU-seconds of laying out a step, the masks drawn before."""
     layout = data.Layout(batching=batching, size=size, micro=None, max_length=64, head="masked")
-    masked, found = data.mask(corpus, 0.15, 1, 1), []
+    masked, found = labels.mask(corpus, 0.15, 1, 1), []
     for epoch in range(5):
-        texts = data.order(torch.arange(NUM_TEXTS), 1, epoch)
+        texts = labels.order(torch.arange(NUM_TEXTS), 1, epoch)
         began_s = time.process_time()
         num_steps = sum(1 for _ in data.steps(corpus, masked, texts, layout))
         found.append((time.process_time() - began_s) / num_steps)

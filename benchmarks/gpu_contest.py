@@ -98,8 +98,8 @@ def _ours(job: Mapping[str, Any], specs: Mapping[int, RunSpec]) -> Turn:
     """The product's own trainer, warmed up for each size; a turn is its training, repeated until the window is full."""
     from benchmarks.gpu_items import seen_by
     from joulesweep import memory, train
+    from joulesweep.assembly import assemble, measured_boards, prepare_process
     from joulesweep.meter import Meter
-    from joulesweep.trainer import assemble, measured_boards, prepare_process
 
     place = prepare_process(next(iter(specs.values())))
     made = {}
@@ -233,8 +233,8 @@ def _every_length(task: Any, size: int) -> list[Any]:  # noqa: ANN401 - a Task
 def _task(job: Mapping[str, Any], specs: Mapping[int, RunSpec]) -> tuple[Any, Any]:
     """A peer's model and texts, and its meter."""
     from benchmarks import peer_common
+    from joulesweep.assembly import measured_boards, prepare_process
     from joulesweep.meter import Meter
-    from joulesweep.trainer import measured_boards, prepare_process
 
     spec = next(iter(specs.values()))
     place = prepare_process(spec)

@@ -205,8 +205,8 @@ def partial(job: Job, piece: Piece) -> dict[str, Any]:
     """A choice of tensors: predicted against measured seconds of a step, and joules of its steps and of full ones."""
     from benchmarks.partial_steps import compared, train_only
     from joulesweep import adaptive
+    from joulesweep.assembly import measured_boards
     from joulesweep.meter import Meter
-    from joulesweep.trainer import measured_boards
 
     spec = measured_spec(
         piece["model"],
@@ -236,13 +236,15 @@ def partial(job: Job, piece: Piece) -> dict[str, Any]:
 
 def _kept_trainer(job: Job, spec: RunSpec) -> Any:  # noqa: ANN401 - a Trainer
     """The trainer of a model, built once per process: objectives and shares are rated on the same one."""
-    from joulesweep import trainer as module
+    from joulesweep import assembly
 
     if spec.model not in _TRAINERS:
         _TRAINERS.clear()
         _fresh()
-        place = module.prepare_process(spec)
-        _TRAINERS[spec.model] = module.assemble(spec, job.pack.model(spec.model), job.pack.tokens(spec.dataset), place)
+        place = assembly.prepare_process(spec)
+        _TRAINERS[spec.model] = assembly.assemble(
+            spec, job.pack.model(spec.model), job.pack.tokens(spec.dataset), place
+        )
     return _TRAINERS[spec.model]
 
 
@@ -277,7 +279,7 @@ def profile(job: Job, piece: Piece) -> dict[str, Any]:
     import torch
 
     from joulesweep import memory, train
-    from joulesweep.trainer import assemble, prepare_process
+    from joulesweep.assembly import assemble, prepare_process
 
     spec = measured_spec(job.scale.encoder, job.accelerator, max_steps=2 * PROFILED, **piece["spec"])
     _fresh()
@@ -369,7 +371,7 @@ def _covered(work: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
 def _train(job: Job, spec: RunSpec) -> dict[str, Any]:
     """A training in this process, by the product's own function."""
     from joulesweep import train
-    from joulesweep.trainer import prepare_process
+    from joulesweep.assembly import prepare_process
 
     prepare_process(spec)  # what this machine cannot do is refused before anything is cleared away
     _fresh()

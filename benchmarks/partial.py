@@ -20,9 +20,10 @@ from benchmarks.partial_steps import compared
 from benchmarks.peer_assets import MODELS, prepare
 from benchmarks.peers import CACHE, machine
 from joulesweep import files, launch
+from joulesweep.assembly import assemble, prepare_process
 from joulesweep.environment import resolve_accelerator
 from joulesweep.spec import from_mapping
-from joulesweep.trainer import Stop, assemble, prepare_process
+from joulesweep.trainer import Stop
 
 RHOS = (0.4, 0.45, 0.5, 0.7)
 OBJECTIVES = ("flops", "time")

@@ -6,7 +6,7 @@ A program is started with the same job file as a run of ours (`joulesweep.worker
                                                     |##########|  CPU-seconds, seconds, joules, peak memory
 
 Both the first and the last score are ours, on the fixed validation masks: equal first scores show equal weights.
-Settings of the process are ours too (`trainer.prepare_process`): no attention by cuDNN, and TF32 only where the
+Settings of the process are ours too (`assembly.prepare_process`): no attention by cuDNN, and TF32 only where the
 precision says so.
 """
 
@@ -26,13 +26,15 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoTokenizer, DataCollatorForLanguageModeling
 
-from joulesweep import data, memory
+from joulesweep import memory
+from joulesweep.assembly import assemble, attention, measured_boards, prepare_process
 from joulesweep.build import AUTO_CLASSES
+from joulesweep.corpus import Corpus, load, split
 from joulesweep.files import write_json
 from joulesweep.meter import Meter
 from joulesweep.scoring import score
 from joulesweep.spec import RunSpec, from_mapping
-from joulesweep.trainer import Place, assemble, attention, learning_rate, measured_boards, prepare_process
+from joulesweep.trainer import Place, learning_rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,9 +151,9 @@ def main(fits: dict[str, Fit]) -> None:
 def _task(spec: RunSpec, model_folder: Path, tokens: Path, place: Place, folder: Path) -> Task:
     """The model and the texts that our split gives to the training."""
     model = _model(model_folder, spec.task).to(place.device)
-    corpus = data.load(tokens, spec.max_length, spec.task)
+    corpus = load(tokens, spec.max_length, spec.task)
     source = spec.dataset_source
-    texts, _ = data.split(
+    texts, _ = split(
         corpus, source.get("split", "random"), source.get("validation_fraction", 0.2), source.get("split_seed", 0)
     )
     tokenizer = AutoTokenizer.from_pretrained(model_folder, local_files_only=True)
@@ -188,7 +190,7 @@ def _model(folder: Path, task: str) -> torch.nn.Module:
     return model
 
 
-def _example(corpus: data.Corpus, task: str, text: int) -> dict[str, list[int]]:
+def _example(corpus: Corpus, task: str, text: int) -> dict[str, list[int]]:
     span = slice(int(corpus.offsets[text]), int(corpus.offsets[text + 1]))
     special = {"special_tokens_mask": (~corpus.learned[span]).long().tolist()} if task == "mlm" else {}
     return {"input_ids": corpus.ids[span].tolist(), **special}

@@ -65,13 +65,13 @@ def profiled(args: argparse.Namespace) -> dict[str, Any]:
     """Time and profile the steps."""
     import torch
 
-    from joulesweep import train, trainer
+    from joulesweep import assembly, train
 
     args.epochs, args.max_steps, args.precision, args.lr = 1, None, "fp32", None
     assets = prepare(args.model, args.data, args.assets)
     spec = from_mapping({**full(base_spec(args, assets, "cpu")), **PACKED})
-    place = trainer.prepare_process(spec)
-    built = trainer.assemble(spec, assets.model_folder, assets.tokens, place)
+    place = assembly.prepare_process(spec)
+    built = assembly.assemble(spec, assets.model_folder, assets.tokens, place)
     built.core.train()
     batches = list(itertools.islice(built.batches(1), args.steps))
 

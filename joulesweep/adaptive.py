@@ -4,7 +4,7 @@ Adaptive backpropagation of GreenTrainer (Huang et al. 2024, arXiv 2309.13192, s
 
     forward + activation gradients down to its deepest tensor + the chosen tensors' own gradients
 
-taken from the products that the model's forward pass really executes (`flops.traced`), in their order, and counted for
+taken from the products that the model's forward pass really executes (`products.traced`), in their order, and counted for
 the numbers of tokens of the run's own batches. Tensors form a chain in that order: a gradient counts where the deepest
 chosen tensor or any later one stands behind its operand. What is trained costs as much or, if no such one was chosen,
 a little less. A method takes part by a function `importances` beside its `apply`.
@@ -15,21 +15,19 @@ from __future__ import annotations
 import gc
 import itertools
 import math
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from joulesweep import flops, methods, seeds
-from joulesweep.selection import Choice, floor, select
+from joulesweep import flops, methods, products, seeds
+from joulesweep.adaptive_cost import Selector, cost
+from joulesweep.calibration import calibrate
 from joulesweep.units import UNITS, USEFUL
 
 if TYPE_CHECKING:
-    from joulesweep.model import LanguageModel
-    from joulesweep.trainer import Place, Trainer
+    from joulesweep.trainer import Trainer
 
 #: Of the first epoch, for the mean numbers of tokens that costs are counted for.
 STEPS = 16
@@ -37,222 +35,6 @@ STEPS = 16
 
 class Diverged(ArithmeticError):  # noqa: N818 - an outcome, not an error
     """What is computed of a model is no number any more."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rates:
-    """Seconds that the parts of a step of full training take, on this device.
-
-    Attributes:
-        forward_s: forward pass.
-        chain_s: backward pass down to the deepest tensor, no other tensor having a gradient of its own.
-        backward_s: backward pass with every tensor's gradient.
-        optimizer_s: optimizer step.
-        calibration_s: what measuring them took, before the window.
-    """
-
-    forward_s: float
-    chain_s: float
-    backward_s: float
-    optimizer_s: float
-    calibration_s: float = 0.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cost:
-    """What training each tensor costs in a step, in FLOPs or in seconds.
-
-    Attributes:
-        names: tensors from the output to the input.
-        own: of each tensor's own gradient, in seconds also of its optimizer step.
-        reach: of the activation gradients down to each tensor, never decreasing.
-        forward: of the forward pass.
-    """
-
-    names: tuple[str, ...]
-    own: tuple[float, ...]
-    reach: tuple[float, ...]
-    forward: float
-
-    def rows(self) -> Iterator[tuple[str, float, float]]:
-        """Name, own cost and reach of each tensor."""
-        return zip(self.names, self.own, self.reach, strict=True)
-
-    @property
-    def full(self) -> float:
-        """Training every tensor."""
-        return self.forward + self.reach[-1] + sum(self.own)
-
-    @property
-    def floor(self) -> float:
-        """The cheapest choice, as a share of training every tensor."""
-        return (self.forward + floor(self.own, self.reach)) / self.full
-
-    def share(self, chosen: Sequence[bool]) -> float:
-        """A choice, as a share of training every tensor."""
-        places = [k for k, taken in enumerate(chosen) if taken]
-        reach = self.reach[places[-1]] if places else 0.0
-        return (self.forward + reach + sum(self.own[k] for k in places)) / self.full
-
-    def choose(self, importances: Sequence[float], rho: float) -> Choice:
-        """The most important tensors that cost at most a share rho of training every tensor.
-
-        Where none that fits promises a lower loss, the one that harms least: something must train. Nothing fits a rho
-        below the floor.
-        """
-        most = math.fsum([self.reach[-1], *self.own])  # to the last bit, for rho 1
-        budget = min(most, rho * self.full - self.forward) if rho < 1 else most
-        if rho >= self.floor:
-            budget = max(budget, floor(self.own, self.reach))  # and for a rho that is the floor
-        found = select(importances, self.own, self.reach, budget)
-        costs = [math.fsum(both) for both in zip(self.own, self.reach, strict=True)]
-        fitting = [k for k, cost in enumerate(costs) if cost <= budget]
-        if any(found.chosen) or not fitting:
-            return found
-        best = max(fitting, key=importances.__getitem__)
-        chosen = tuple(k == best for k in range(len(costs)))
-        return Choice(chosen=chosen, cost=costs[best], importance=importances[best], bound=found.bound)
-
-    def in_seconds(self, rates: Rates, num_bytes: Mapping[str, int]) -> Cost:
-        """The same tensors' seconds: measured parts of a step, divided by FLOPs, the optimizer's part by bytes.
-
-        What is no product (normalisation, activations, softmax) goes along with the activation gradients so, where it
-        belongs: it is computed down to the deepest tensor that trains.
-
-        Args:
-            rates: of the device.
-            num_bytes: of each tensor.
-        """
-        own_s, total, all_bytes = rates.backward_s - rates.chain_s, sum(self.own), sum(num_bytes[n] for n in self.names)
-        return Cost(
-            names=self.names,
-            own=tuple(
-                own_s * own / total + rates.optimizer_s * num_bytes[name] / all_bytes
-                for name, own in zip(self.names, self.own, strict=True)
-            ),
-            reach=tuple(rates.chain_s * reach / self.reach[-1] for reach in self.reach),
-            forward=rates.forward_s,
-        )
-
-
-def cost(core: LanguageModel, units: Mapping[str, float]) -> Cost:
-    """FLOPs of the tensors that train.
-
-    Args:
-        core: the module, its method applied.
-        units: how many of each unit of a product there are in a step.
-
-    Raises:
-        ValueError: the model's products cannot be counted.
-    """
-    try:
-        trace = flops.traced(core)
-    except Exception as error:  # whatever a foreign model does
-        raise ValueError(flops.uncounted(error)) from error
-    trained = {name for name, parameter in core.model.named_parameters() if parameter.requires_grad}
-    own = {name: 0.0 for name in trace.reached_by if name in trained}
-    forward = 0.0
-    activations: list[tuple[int, float]] = []  # gradients of operands: of each, what is behind it, and its work
-    again: dict[int, float] = {}  # what checkpointing computes a second time, by layer: each as a whole
-    for product in trace.products:
-        work = product.flops * units[product.unit]
-        forward += work
-        activations += [(behind, work) for behind in product.behind]
-        if product.weight in own:
-            own[product.weight] += work
-        if product.layer is not None:
-            again[product.layer] = again.get(product.layer, 0.0) + work
-    reach = {}
-    for name in own:
-        place, within = trace.reached_by[name], trace.layers[name]
-        layers = {p.layer for p in trace.products if max(p.behind, default=-1) >= place} | {within}
-        reach[name] = sum(work for behind, work in activations if behind >= place)
-        reach[name] += sum(again[layer] for layer in layers if layer is not None)
-    names = list(own)
-    names.reverse()  # of those with one reach the one that is executed last comes first
-    names.sort(key=reach.__getitem__)
-    return Cost(
-        names=tuple(names),
-        own=tuple(own[name] for name in names),
-        reach=tuple(reach[name] for name in names),
-        forward=forward,
-    )
-
-
-def calibrate(trainer: Trainer, deepest: str) -> Rates:
-    """Seconds of a step's parts, each the least of five, on the run's own model, batches and device.
-
-    Weights and random state are left as they were, the optimizer without state.
-
-    Args:
-        trainer: before its first step.
-        deepest: a tensor whose gradient needs every activation gradient, and next to nothing else.
-    """
-    core, place = trainer.core, trainer.place
-    parameters = {name: parameter for name, parameter in core.model.named_parameters() if parameter.requires_grad}
-    began_s = time.perf_counter()
-    for group in trainer.optimizer.param_groups:
-        group["lr"] = 0.0
-    batches, num_predicted = next(trainer.batches(epoch=1))
-    inputs = [batch.on(place.device) for batch in batches]
-    core.train()
-    found: dict[bool, list[list[float]]] = {True: [], False: []}
-    with torch.random.fork_rng(range(torch.cuda.device_count()) if place.device.type == "cuda" else []):
-        for _, whole in itertools.product(range(6), (True, False)):
-            for name, parameter in parameters.items():
-                parameter.requires_grad_(whole or name == deepest)
-            marks = [0.0, 0.0, 0.0]
-            for tensors in inputs:
-                marks[0] -= _now(place)
-                loss = core(*tensors)[:, 0].sum() / num_predicted
-                middle_s = _now(place)
-                torch.autograd.backward(loss)
-                marks[0], marks[1] = marks[0] + middle_s, marks[1] + _now(place) - middle_s
-            marks[2] -= _now(place)
-            trainer.optimizer.step()
-            marks[2] += _now(place)
-            trainer.optimizer.zero_grad(set_to_none=True)
-            found[whole].append(marks)
-    for parameter in parameters.values():
-        parameter.requires_grad_(True)
-    trainer.optimizer.state.clear()
-    least = torch.tensor([[min(values) for values in zip(*found[whole][1:], strict=True)] for whole in (True, False)])
-    least = place.reduced(least.to(place.device)) / place.world  # every rank predicts the same
-    (forward_s, backward_s, optimizer_s), (_, chain_s, _) = least.tolist()
-    return Rates(
-        forward_s=forward_s,
-        chain_s=min(chain_s, backward_s),
-        backward_s=backward_s,
-        optimizer_s=optimizer_s,
-        calibration_s=time.perf_counter() - began_s,
-    )
-
-
-def _now(place: Place) -> float:
-    place.synchronize()
-    return time.perf_counter()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Selector:
-    """What a method that chooses needs.
-
-    Attributes:
-        method: a module of `joulesweep.methods` with `importances`.
-        params: its parameters, of which `rho`, `objective` and `reselect_epochs` are read here.
-        cost: of the tensors.
-        rates: what seconds were predicted from, or None.
-    """
-
-    method: ModuleType
-    params: Any
-    cost: Cost
-    rates: Rates | None
-
-    def due(self, epoch: int) -> bool:
-        """Whether the tensors are chosen before this epoch, counted from 1."""
-        every = self.params.reselect_epochs
-        return epoch == 1 or (every > 0 and (epoch - 1) % every == 0)
 
 
 def selector(trainer: Trainer) -> Selector | None:
@@ -372,7 +154,7 @@ def gradients(
     scale = trainer.scaler.get_scale()  # 1 unless it is enabled
     core.eval()
     for module in core.modules():
-        if flops.is_checkpointed(module):
+        if products.is_checkpointed(module):
             module.training = True  # its own, by which it checkpoints; its dropout stays off
     while True:
         for batches, num_predicted in itertools.islice(trainer.batches(epoch), num_steps):

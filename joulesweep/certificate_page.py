@@ -8,7 +8,7 @@ from typing import Any
 
 import altair as alt
 
-from joulesweep import words
+from joulesweep import quantities
 from joulesweep.appraise import RULES, told
 from joulesweep.certificate import FAILS, HOLDS, HOST, NOT_TRIED
 from joulesweep.readings import Block, Readings
@@ -101,7 +101,7 @@ def _window(device: str, row: Mapping[str, Any]) -> dict[str, str]:
     bare, own = row["bare"], row["own"]
     return {
         "device": device,
-        "window": words.one(row["window_s"], "s"),
+        "window": quantities.one(row["window_s"], "s"),
         "apart": str(row["num_apart"]),
         "bias": _percent(bare["bias"], signed=True),
         "worst": _percent(bare["worst"], signed=True),
@@ -118,8 +118,8 @@ def _check(row: Mapping[str, Any]) -> dict[str, str]:
     return {
         "load": row["load"],
         "power": row["power"],
-        "power_w": words.one(row["power_w"], "W"),
-        "counter_w": words.one(row["counter_w"], "W"),
+        "power_w": quantities.one(row["power_w"], "W"),
+        "counter_w": quantities.one(row["counter_w"], "W"),
         "ratio": f"{row['ratio']:.4f}",
         "error": f"± {row['error']:.2g}",
         "worked": "–" if row["worked"] is None else f"{100 * row['worked']:.0f} %",
@@ -132,12 +132,12 @@ def _ticks(made: Mapping[str, Any]) -> list[dict[str, str]]:
         {
             "device": device,
             "block": block,
-            "tick": ("" if row["resolved"] else "at most ") + words.one(1000 * row["tick_s"], "ms"),
-            "still": words.one(1000 * row["still_s"], "ms"),
+            "tick": ("" if row["resolved"] else "at most ") + quantities.one(1000 * row["tick_s"], "ms"),
+            "still": quantities.one(1000 * row["still_s"], "ms"),
             "long": f"{row['num_long']}, {100 * row['long_share']:.2g} % of the time" if row["num_long"] else "none",
-            "step": words.one(row["step_j"], "J"),
+            "step": quantities.one(row["step_j"], "J"),
             "num": str(row["num_moves"]),
-            "every": words.one(1000 * row["read_every_s"], "ms"),
+            "every": quantities.one(1000 * row["read_every_s"], "ms"),
         }
         for device, numbers in made["counters"].items()
         for block in ("idle", "context", "steady")
@@ -162,7 +162,7 @@ def _rests(made: Mapping[str, Any]) -> list[dict[str, str]]:
     return [
         {
             "when": word,
-            "seconds": words.one(row["seconds"], "s"),
+            "seconds": quantities.one(row["seconds"], "s"),
             "power": watts(row, "power"),
             "by_counter": watts(row, "counter"),
         }
@@ -172,7 +172,7 @@ def _rests(made: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def _latency(row: Mapping[str, Any]) -> dict[str, str]:
-    ends = {key: words.one(1000 * row[f"{key}_s"], "ms") for key in ("median", "p99", "longest")}
+    ends = {key: quantities.one(1000 * row[f"{key}_s"], "ms") for key in ("median", "p99", "longest")}
     return {"reading": row["reading"], "block": row["block"], "num": str(row["num"]), **ends}
 
 
@@ -184,9 +184,11 @@ def _facts(made: Mapping[str, Any], found: Readings) -> dict[str, str]:
     }
     for kind, every_s in made["sensors"].items():
         if every_s is not None:
-            facts[f"{kind} power has a new value every"] = words.one(1000 * every_s, "ms")
+            facts[f"{kind} power has a new value every"] = quantities.one(1000 * every_s, "ms")
     ranges = {device["device"]: device["range_j"] for device in found.header["devices"] if device["range_j"]}
-    return facts | {f"{device} begins again at 0 after": words.one(range_j, "J") for device, range_j in ranges.items()}
+    return facts | {
+        f"{device} begins again at 0 after": quantities.one(range_j, "J") for device, range_j in ranges.items()
+    }
 
 
 def _fact(value: Any) -> str:  # noqa: ANN401 - a part of the identity
@@ -200,7 +202,7 @@ def _fact(value: Any) -> str:  # noqa: ANN401 - a part of the identity
 def _block(row: Mapping[str, Any]) -> dict[str, str]:
     return {
         "block": row["block"],
-        "seconds": words.one(row["seconds"], "s") if row["reason"] is None else "–",
+        "seconds": quantities.one(row["seconds"], "s") if row["reason"] is None else "–",
         "num": f"{sum(row['num_readings'].values()):,}" if row["num_readings"] else "–",
         "failed": ", ".join(f"{name} {number:,}" for name, number in row["num_failed"].items()) or "none",
         "reason": row["reason"] or row["silent"] or "",
@@ -360,7 +362,7 @@ def _cooling(made: Mapping[str, Any], found: Readings) -> dict[str, tuple[Chart,
     power = [(at_s - ended_s, w) for at_s, w in _means(block, found)]
     degrees = [(at_s - ended_s, c) for at_s, c in _numbers(block, "temperature")]
     fell_s = made["idle"].get("fell_after_s")
-    fell = [] if fell_s is None else [f"Within 5 % of the power at rest after {words.one(fell_s, 's')}."]
+    fell = [] if fell_s is None else [f"Within 5 % of the power at rest after {quantities.one(fell_s, 's')}."]
     settled = [
         f"Settled by its {RULES[rule['settled_by']]} after {rule['settled_s']:.0f} s, at {rule['settled_c']:.0f} °C."
         for rule in made["settling"].get("rules", ())

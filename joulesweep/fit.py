@@ -22,8 +22,9 @@ from typing import Any
 
 import torch
 
-from joulesweep import data, memory
+from joulesweep import data, labels, memory
 from joulesweep.anatomy import stacks
+from joulesweep.corpus import Corpus
 from joulesweep.errors import UserError
 from joulesweep.model import MASK_FORMS, LanguageModel, Unfit, attributes_kept
 from joulesweep.places import PACKAGE
@@ -35,7 +36,7 @@ WINDOWS = ("sliding_window", "local_attention", "window_size", "attention_window
 LEAST_LAYERS = 2  #: of a stack that are tried: what a layer gives is also what the next one is given
 #: How modules call the number of the layer that they lie in, by which layers of one kind differ.
 PLACES = re.compile(r"((layer|block)_?)?(id|idx|index|number|num)")
-Refusal = Callable[[LanguageModel, data.Corpus, data.Layout], str | None]
+Refusal = Callable[[LanguageModel, Corpus, data.Layout], str | None]
 
 
 @contextlib.contextmanager
@@ -103,7 +104,7 @@ def _plain(core: LanguageModel) -> Iterator[None]:
         yield
 
 
-def refusal(core: LanguageModel, corpus: data.Corpus, layout: data.Layout) -> str | None:
+def refusal(core: LanguageModel, corpus: Corpus, layout: data.Layout) -> str | None:
     """Say why a model's results are not those that a run supposes, or None if they are.
 
     Args:
@@ -117,7 +118,7 @@ def refusal(core: LanguageModel, corpus: data.Corpus, layout: data.Layout) -> st
     return _refusal(core, corpus, layout)
 
 
-def _passes(refusal: Refusal, core: LanguageModel, corpus: data.Corpus, layout: data.Layout) -> bool:
+def _passes(refusal: Refusal, core: LanguageModel, corpus: Corpus, layout: data.Layout) -> bool:
     """Whether nothing is refused. Whatever fails, the whole model fails at, or it does not matter."""
     try:
         return refusal(core, corpus, layout) is None
@@ -125,7 +126,7 @@ def _passes(refusal: Refusal, core: LanguageModel, corpus: data.Corpus, layout: 
         return False
 
 
-def _refusal(core: LanguageModel, corpus: data.Corpus, layout: data.Layout) -> str | None:
+def _refusal(core: LanguageModel, corpus: Corpus, layout: data.Layout) -> str | None:
     if core.task == "clm" and not is_causal(core, corpus):
         return "task clm: this model sees the tokens that it is to predict; choose a decoder, or task mlm"
     return layout_refusal(core, corpus, layout) or _head_refusal(core, corpus, layout)
@@ -188,7 +189,7 @@ def _told(value: object) -> object:
     return repr(value) if is_plain else id(value)
 
 
-def is_causal(core: LanguageModel, corpus: data.Corpus) -> bool:
+def is_causal(core: LanguageModel, corpus: Corpus) -> bool:
     """Whether a model predicts a token from those before it alone: the last token of a text changes no other's state.
 
     An encoder built as a decoder by transformers sees all of them unless its config says otherwise, and learns nothing.
@@ -200,7 +201,7 @@ def is_causal(core: LanguageModel, corpus: data.Corpus) -> bool:
     return _agree(*found)
 
 
-def mask_form(core: LanguageModel, corpus: data.Corpus, layout: data.Layout) -> str:
+def mask_form(core: LanguageModel, corpus: Corpus, layout: data.Layout) -> str:
     """The first of `model.MASK_FORMS` under which a model computes of padded texts what it does under the last one.
 
     Args:
@@ -227,7 +228,7 @@ def mask_form(core: LanguageModel, corpus: data.Corpus, layout: data.Layout) -> 
     return last
 
 
-def layout_refusal(core: LanguageModel, corpus: data.Corpus, layout: data.Layout) -> str | None:
+def layout_refusal(core: LanguageModel, corpus: Corpus, layout: data.Layout) -> str | None:
     """Say why texts do not come out of a batch as they do alone, or None if they do.
 
     Tried with the shortest texts, of which many share a packed row, and the longest, which a sliding window of
@@ -270,7 +271,7 @@ def _numbers(core: LanguageModel) -> dict[str, float]:
 
 def _packed_reason(
     core: LanguageModel,
-    corpus: data.Corpus,
+    corpus: Corpus,
     texts: torch.Tensor,
     layout: data.Layout,
     alone: list[torch.Tensor],
@@ -300,7 +301,7 @@ def _packed_reason(
     return "this model's result depends on the other texts of a row"
 
 
-def _head_refusal(core: LanguageModel, corpus: data.Corpus, layout: data.Layout) -> str | None:
+def _head_refusal(core: LanguageModel, corpus: Corpus, layout: data.Layout) -> str | None:
     """Say why the output layer at chosen places is not what it is there among all, or None if it is."""
     if core.head != "masked":
         return None
@@ -322,7 +323,7 @@ def _head_refusal(core: LanguageModel, corpus: data.Corpus, layout: data.Layout)
     return "head masked: this model's output layer does not stand on each position alone; use head: [dense]"
 
 
-def step_refusal(core: LanguageModel, corpus: data.Corpus, layout: data.Layout) -> str | None:
+def step_refusal(core: LanguageModel, corpus: Corpus, layout: data.Layout) -> str | None:
     """Take a step without the optimizer, as the run will. Say why a model cannot be trained so, or None if it can.
 
     Args:
@@ -336,7 +337,7 @@ def step_refusal(core: LanguageModel, corpus: data.Corpus, layout: data.Layout) 
     return _step_refusal(core, corpus, layout)
 
 
-def _step_refusal(core: LanguageModel, corpus: data.Corpus, layout: data.Layout) -> str | None:
+def _step_refusal(core: LanguageModel, corpus: Corpus, layout: data.Layout) -> str | None:
     batch = _batch(corpus, _shortest_and_longest(corpus), layout, core.task).on(_device(core))
     trained = [parameter for parameter in core.parameters() if parameter.requires_grad]
     try:
@@ -352,24 +353,24 @@ def _step_refusal(core: LanguageModel, corpus: data.Corpus, layout: data.Layout)
     return None
 
 
-def _shortest_and_longest(corpus: data.Corpus) -> torch.Tensor:
+def _shortest_and_longest(corpus: Corpus) -> torch.Tensor:
     by_length = corpus.written.lengths.argsort(stable=True)
     return by_length[[0, -1]]
 
 
-def _batch(corpus: data.Corpus, texts: torch.Tensor, layout: data.Layout, task: str) -> data.Batch:
+def _batch(corpus: Corpus, texts: torch.Tensor, layout: data.Layout, task: str) -> data.Batch:
     """A few texts in one batch, half of their words hidden if words are hidden."""
-    shown = data.labelled(corpus, task, 0.5, "tried")
+    shown = labels.labelled(corpus, task, 0.5, "tried")
     (batch,), _ = next(data.steps(corpus, shown, texts, replace(layout, size=len(texts), micro=None)))
     return batch
 
 
-def _states(core: LanguageModel, corpus: data.Corpus, texts: torch.Tensor, layout: data.Layout) -> list[torch.Tensor]:
+def _states(core: LanguageModel, corpus: Corpus, texts: torch.Tensor, layout: data.Layout) -> list[torch.Tensor]:
     """What is computed of each text, [its length, width]: of an encoder-decoder of its target.
 
     The last hidden states, of which the output layer is tried apart; or logits, if it is computed everywhere.
     """
-    shown = data.Labelled(inputs=corpus.ids, labels=corpus.written.ids)
+    shown = labels.Labelled(inputs=corpus.ids, labels=corpus.written.ids)
     layout = replace(layout, size=len(texts), micro=None, head="dense")
     (batch,), _ = next(data.steps(corpus, shown, texts, layout))
     ids, segments, _, positions, _, targets = batch.on(_device(core))

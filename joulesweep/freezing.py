@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from joulesweep.anatomy import (
-    is_encoder_decoder,
-    stacks,
-)
+from joulesweep.anatomy import is_encoder_decoder, stacks
 from joulesweep.errors import UserError
 from joulesweep.model import LanguageModel
 
@@ -100,10 +97,10 @@ def _freeze_before(model: torch.nn.Module, places: list[tuple[torch.nn.Module, t
 
 def _order(model: torch.nn.Module) -> list[str]:
     """Names of a model's parameters by their first use; none where it cannot be run without data."""
-    from joulesweep import flops
+    from joulesweep import products
 
     try:
         core = LanguageModel(model, task="seq2seq" if is_encoder_decoder(model) else "mlm")
-        return list(flops.followed(core).reached_by)
+        return list(products.followed(core).reached_by)
     except Exception:  # whatever a foreign model does
         return []

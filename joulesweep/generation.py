@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from joulesweep import data, lazy, precision, seeds, strategy
+from joulesweep import lazy, precision, seeds, strategy
+from joulesweep.corpus import Corpus
 from joulesweep.memory import Weights, load_weights
 from joulesweep.spec import RunSpec
 from joulesweep.trainer import Trainer
@@ -78,7 +79,7 @@ def _written(trainer: Trainer, texts: torch.Tensor) -> torch.Tensor:
     return found if spec.task == "seq2seq" else found[:, input_ids.shape[1] :]
 
 
-def _settings(spec: RunSpec, corpus: data.Corpus, start_id: int | None) -> Any:  # noqa: ANN401 - of transformers
+def _settings(spec: RunSpec, corpus: Corpus, start_id: int | None) -> Any:  # noqa: ANN401 - of transformers
     """All that decides what is written: the spec's, the tokenizer's tokens, and transformers' defaults."""
     wanted = spec.generate or {}
     return lazy.transformers().GenerationConfig(
@@ -108,7 +109,7 @@ def _generating_by(model: torch.nn.Module, settings: Any) -> Iterator[None]:  # 
             module.generation_config = its_own
 
 
-def _read(corpus: data.Corpus, text: int) -> torch.Tensor:
+def _read(corpus: Corpus, text: int) -> torch.Tensor:
     """What of a text the model reads before it writes; a decoder writes nothing after nothing."""
     length = int(corpus.lengths[text] if corpus.prompts is None else corpus.prompts[text])
     found = corpus.ids[corpus.offsets[text] :][:length]

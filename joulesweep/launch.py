@@ -138,7 +138,7 @@ def _references(spec: RunSpec, texts: Path | None) -> list[list[str]]:
     """The references of every text, if the run writes any; before it begins, since files may be missing."""
     if spec.generate is None or texts is None:
         return []
-    from joulesweep.tokens import read_references
+    from joulesweep.fetched import read_references
 
     return read_references(texts)
 

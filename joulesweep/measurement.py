@@ -29,7 +29,7 @@ def combine(ranks: Sequence[dict[str, Any]]) -> dict[str, Any]:
         measurement (per pass: window_s, cpu_s, phases, of the training ones the counts of COUNTED, num_steps and
         num_skipped_steps, samples_per_s, tokens_per_s (real tokens, read and written), padded_tokens_per_s,
         epochs_per_minute; of the whole window: num_passes, total_window_s, energy rows with total_energy_j; startup_s,
-        products (see `kernels.choose`), attention (see `trainer.attention`), num_compilations_in_window (0 unless a
+        products (see `kernels.choose`), attention (see `assembly.attention`), num_compilations_in_window (0 unless a
         compiler met something new there) and peak_memory: host the sum over the processes, GPU the fullest), quality
         (the last epoch's), epochs, losses, summaries, and span: the begin and end of window and idle baseline on the
         monotonic clock, with the time inside meter calls, the step of the wall clock, and the seconds in the window in

@@ -10,12 +10,7 @@ import torch
 from torch.nn import functional
 
 from joulesweep import precision
-from joulesweep.anatomy import (
-    first_position,
-    has_positions,
-    head_name,
-    takes_positions,
-)
+from joulesweep.anatomy import first_position, has_positions, head_name, takes_positions
 
 #: Forms of the mask that padded rows are handed over with, the best first, apart from the last one, which every model
 #: takes: "bool" is whole, [rows, 1, queries, keys]; "float" the same, added to the scores; "padding" [rows, length].

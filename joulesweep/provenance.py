@@ -10,7 +10,7 @@ from typing import Any
 
 import polars as pl
 
-from joulesweep import estimate, record, words
+from joulesweep import estimate, quantities, record, words
 from joulesweep.certificate import HOST
 from joulesweep.columns import UNREADABLE
 from joulesweep.footprint import Footprint
@@ -108,7 +108,7 @@ def problems(runs: pl.DataFrame) -> list[dict[str, Any]]:
             **dict(zip(keys, values, strict=True)),
             "repeats": ", ".join(map(str, sorted(part["repeat"]))),
             "reasons": _some(_kinds(part["reason"].drop_nulls()), "; ", MAX_REASONS),
-            "asked": words.span(part["oom_bytes"], "B"),
+            "asked": quantities.span(part["oom_bytes"], "B"),
         }
         for values, part in sorted(groups, key=lambda group: order[group[0][:2]])
     ]
@@ -132,7 +132,7 @@ def retries(runs: pl.DataFrame) -> list[tuple[int, str, str]]:
 def environments(runs: pl.DataFrame) -> list[dict[str, Any]]:
     """Every environment with what is known of it; several values are listed."""
     parts = runs.drop_nulls("environment").group_by("environment", maintain_order=True)
-    shown: dict[str, Callable[[Any], str]] = {"host_memory_bytes": lambda value: words.one(value, "B")}
+    shown: dict[str, Callable[[Any], str]] = {"host_memory_bytes": lambda value: quantities.one(value, "B")}
     return [
         {
             "id": name,
@@ -155,7 +155,7 @@ def energy(runs: pl.DataFrame) -> list[dict[str, Any]]:
         {
             **dict(zip(keys, values, strict=True)),
             "num_runs": part.height,
-            "tick": words.span((value and 1000 * value for value in part["energy_tick_s"]), "ms"),
+            "tick": quantities.span((value and 1000 * value for value in part["energy_tick_s"]), "ms"),
             "boards": _some(sorted({uuid for uuids in part["gpu_uuids"].drop_nulls() for uuid in uuids.split(", ")})),
         }
         for values, part in groups
@@ -216,13 +216,13 @@ def conditions(runs: pl.DataFrame) -> dict[str, str]:
     ok = runs.filter(pl.col("status") == "ok")
     found = {
         "passes over the training in a window": _counts(ok["num_passes"].drop_nulls().to_list()),
-        "length of a window": words.span(ok["total_window_s"], "s"),
-        "temperature of the hottest board at the start": words.span(ok["temperature_start_c"], "°C"),
-        "… at the end": words.span(ok["temperature_end_c"], "°C"),
-        "mean SM clock": words.span(ok["sm_clock_mean_mhz"], "MHz"),
-        "power limit": words.span(ok["power_limit_w"], "W"),
-        "idle power, all boards of a run": words.span(ok["idle_w"], "W"),
-        "waited for boards to settle": words.span(ok["cooldown_s"], "s"),
+        "length of a window": quantities.span(ok["total_window_s"], "s"),
+        "temperature of the hottest board at the start": quantities.span(ok["temperature_start_c"], "°C"),
+        "… at the end": quantities.span(ok["temperature_end_c"], "°C"),
+        "mean SM clock": quantities.span(ok["sm_clock_mean_mhz"], "MHz"),
+        "power limit": quantities.span(ok["power_limit_w"], "W"),
+        "idle power, all boards of a run": quantities.span(ok["idle_w"], "W"),
+        "waited for boards to settle": quantities.span(ok["cooldown_s"], "s"),
         "measuring took, of a window": _at_most(ok["meter_overhead_fraction"].drop_nulls().to_list()),
         "mean power × time, of the counter's joules": cross_check(ok),
         "joules of a run may be off by": _largest_error(ok),
@@ -241,7 +241,7 @@ def _largest_error(ok: pl.DataFrame) -> str | None:
 
 
 def _at_most(fractions: list[float]) -> str | None:
-    return f"at most {words.digits(100 * max(fractions))} %" if fractions else None
+    return f"at most {quantities.digits(100 * max(fractions))} %" if fractions else None
 
 
 def cross_check(ok: pl.DataFrame) -> str | None:
@@ -284,14 +284,14 @@ def _whole(devices: pl.DataFrame) -> str | None:
     known = runs.filter(~pl.col("lacks"))
     if known.is_empty():
         return None
-    return f"{words.one(math.fsum(known['whole_run_energy_j']), 'J')} in {known.height} runs"
+    return f"{quantities.one(math.fsum(known['whole_run_energy_j']), 'J')} in {known.height} runs"
 
 
 def _apart(devices: pl.DataFrame) -> list[str]:
     """Joules of boards that are in no run's sum: a run on the CPU metered them. Never added to those that are."""
     read = devices.filter(~pl.col("in_scope"), kind="gpu").drop_nulls("total_energy_j")
     return [
-        f"{words.one(math.fsum(part['total_energy_j']), 'J')} ({status}, of boards that are in no run's sum: "
+        f"{quantities.one(math.fsum(part['total_energy_j']), 'J')} ({status}, of boards that are in no run's sum: "
         f"{_some(part['device'].unique().sort().to_list())} of {part['run'].n_unique()} runs)"
         for (status,), part in read.group_by("status", maintain_order=True)
     ]
@@ -299,11 +299,11 @@ def _apart(devices: pl.DataFrame) -> list[str]:
 
 def _used(energy_j: float, kind: str, factors: Footprint | None) -> str:
     """Joules, with emissions and price if the config asks for them."""
-    parts = [f"{words.one(energy_j, 'J')} ({kind})"]
+    parts = [f"{quantities.one(energy_j, 'J')} ({kind})"]
     if factors is not None:
         co2e_g, cost = factors.co2e_g(energy_j), factors.cost(energy_j)
-        parts += [f"{words.one(co2e_g, 'g')} CO2e"] if co2e_g is not None else []
-        parts += [words.one(cost, factors.currency or "")] if cost is not None else []
+        parts += [f"{quantities.one(co2e_g, 'g')} CO2e"] if co2e_g is not None else []
+        parts += [quantities.one(cost, factors.currency or "")] if cost is not None else []
     return " = ".join(parts)
 
 

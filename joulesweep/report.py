@@ -15,7 +15,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from joulesweep import equalcost, provenance, published, words
+from joulesweep import equalcost, provenance, published, quantities, words
 from joulesweep.answer import MARGIN, Answer, answers
 from joulesweep.charts import CHARTS
 from joulesweep.columns import ROUGE
@@ -249,7 +249,7 @@ def _equal_cost(found: EqualCost) -> dict[str, Any]:
             {
                 "a": pair.a,
                 "b": pair.b,
-                "cost": words.one(pair.cost, "J" if found.by == "energy_j" else "s"),
+                "cost": quantities.one(pair.cost, "J" if found.by == "energy_j" else "s"),
                 "losses": [f"{loss:.3f}" for loss in (pair.loss_a, pair.loss_b)],
                 "difference": _signed(pair.difference),
                 "n": pair.difference.n,
@@ -311,7 +311,7 @@ def _selections(selections: pl.DataFrame) -> list[dict[str, str]]:
     found = groups.agg(same, means, numbers, pl.col("gap").max(), runs=pl.col("run").n_unique(), choices=pl.len())
 
     def text(value: float | None, factor: float = 1, unit: str = "") -> str:
-        return words.ABSENT[0] if value is None else words.one(factor * value, unit)
+        return words.ABSENT[0] if value is None else quantities.one(factor * value, unit)
 
     return [
         {

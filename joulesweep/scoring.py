@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from joulesweep import data, methods, model, strategy
+from joulesweep import data, labels, methods, model, strategy
+from joulesweep.corpus import Corpus
 from joulesweep.engine import ENGINES
 from joulesweep.errors import UserError
 from joulesweep.memory import Weights, copy_weights, load_weights
@@ -48,7 +49,7 @@ def score(trainer: Trainer, weights: Weights | None = None) -> dict[str, Any]:
         core.forward if ENGINES[spec.engine].compiles else core
     )  # no second compilation, for evaluation
     key = ("validation", spec.dataset_source.get("split_seed", 0))
-    shown = data.labelled(trainer.corpus, spec.task, spec.mask_probability, *key)
+    shown = labels.labelled(trainer.corpus, spec.task, spec.mask_probability, *key)
     by_length = trainer.validation_texts[trainer.corpus.lengths[trainer.validation_texts].argsort(stable=True)]
     layout = _layout(trainer, trainer.corpus)
     sums = torch.zeros(3, dtype=torch.float64, device=place.device)
@@ -76,7 +77,7 @@ def score(trainer: Trainer, weights: Weights | None = None) -> dict[str, Any]:
     }
 
 
-def _layout(trainer: Trainer, corpus: data.Corpus) -> data.Layout:
+def _layout(trainer: Trainer, corpus: Corpus) -> data.Layout:
     """Texts by length, as many in a forward pass as their logits leave room for, whatever the head."""
     spec = trainer.spec
     most = LOGITS // (max(1, int(corpus.written.lengths.max())) * corpus.vocab_size)
@@ -103,7 +104,9 @@ def _choice_accuracy(trainer: Trainer) -> float | None:
     wanted = wanted[choices.lengths[wanted].argsort(stable=True)]
     layout = _layout(trainer, choices)
     losses = torch.zeros(len(choice_text), dtype=torch.float64, device=place.device)
-    steps = data.steps(choices, data.labelled(choices, trainer.spec.task, 0.0), wanted, layout, place.rank, place.world)
+    steps = data.steps(
+        choices, labels.labelled(choices, trainer.spec.task, 0.0), wanted, layout, place.rank, place.world
+    )
     for whole, ((batch,), _) in zip(torch.split(wanted, layout.size), steps, strict=True):
         own = whole[place.rank :: place.world].to(place.device)
         with strategy.gathered(trainer.core):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from joulesweep.errors import UserError
+from joulesweep.fetched import Text, read_texts
 from joulesweep.spec import canonical
 
 FORMAT = "joulesweep-tokens"
@@ -51,23 +51,6 @@ class TokenSet:
     choice_offsets: np.ndarray[Any, np.dtype[np.int64]] | None = None
     choice_text: np.ndarray[Any, np.dtype[np.int32]] | None = None
     answer: np.ndarray[Any, np.dtype[np.int32]] | None = None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Text:
-    """A row of a fetched data set.
-
-    Attributes:
-        text: what is read.
-        targets: what is to be written, the first one in training; empty where the data set has no targets.
-        choices: of a multiple-choice set, else empty.
-        answer: index of the right choice, or None.
-    """
-
-    text: str
-    targets: list[str]
-    choices: list[str]
-    answer: int | None
 
 
 def tokenise(texts_file: Path, model_folder: Path, prompt: str = "{source}") -> TokenSet:
@@ -141,29 +124,6 @@ def write(path: Path, tokens: TokenSet) -> None:
     partial.replace(path)
 
 
-def read_texts(path: Path) -> list[Text]:
-    """Read the rows that `scripts.fetch_dataset` wrote.
-
-    Raises:
-        UserError: the file is missing or corrupt; the line is named.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines: U+2028 may stand inside a text
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; expected a fetched data set") from None
-    return [_text(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line]
-
-
-# changes no number: references are the texts' own, and are compared in the analysis
-def read_references(path: Path) -> list[list[str]]:
-    """Read what a model's output for each text is compared with: its targets, none where the data set has none.
-
-    Raises:
-        UserError: as `read_texts`.
-    """
-    return [row.targets for row in read_texts(path)]
-
-
 def load_tokenizer(folder: Path) -> Any:  # noqa: ANN401 - transformers has no type that fits all
     """Load the tokenizer of a fetched model, from its files alone.
 
@@ -185,16 +145,6 @@ def load_tokenizer(folder: Path) -> Any:  # noqa: ANN401 - transformers has no t
 def vocabulary_size(tokenizer: Any) -> int:  # noqa: ANN401
     """One more than the highest id: what `len(tokenizer)` is where ids have no holes."""
     return int(max(tokenizer.get_vocab().values(), default=-1)) + 1
-
-
-def _text(line: str, where: str) -> Text:
-    try:
-        row = json.loads(line)
-        targets, choices = ([str(one) for one in row.get(key, [])] for key in ("targets", "choices"))
-        answer = int(row["answer"]) if choices else None
-        return Text(text=str(row["text"]), targets=targets, choices=choices, answer=answer)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f'{where}: corrupt data set: expected {{"text": …}}; fetch it again') from None
 
 
 def _check_alike(rows: list[Text], path: Path) -> None:

@@ -35,6 +35,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from joulesweep import adaptive, engine, fit, generation, memory, strategy
+from joulesweep.assembly import assemble, attention, measured_boards, prepare_process
 from joulesweep.data import Batch
 from joulesweep.errors import UserError
 from joulesweep.files import write_json
@@ -42,17 +43,7 @@ from joulesweep.meter import Meter
 from joulesweep.model import Unfit
 from joulesweep.scoring import save, score
 from joulesweep.spec import RunSpec, from_mapping
-from joulesweep.trainer import (
-    Place,
-    Start,
-    Stop,
-    Trainer,
-    assemble,
-    attention,
-    measured_boards,
-    prepare_process,
-    read_counters,
-)
+from joulesweep.trainer import Place, Start, Stop, Trainer, read_counters
 from joulesweep.units import COUNTED
 
 ROOMS_AHEAD = 16  # epochs whose weights have their memory before the window; a training of more may well end early

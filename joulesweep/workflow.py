@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import fcntl
 import hashlib
 import json
 import logging
@@ -28,17 +27,10 @@ from joulesweep.energy import headline
 from joulesweep.environment import resolve_accelerator
 from joulesweep.errors import UserError
 from joulesweep.files import read_json, sha256_of
-from joulesweep.grid import (
-    ExpandedGrid,
-    dataset_key,
-    dataset_source,
-    expand,
-    model_key,
-    model_source,
-    text_source,
-)
+from joulesweep.grid import ExpandedGrid, dataset_key, dataset_source, expand, model_key, model_source, text_source
 from joulesweep.identity import cell_id
 from joulesweep.progress import scaled
+from joulesweep.snakemake_lock import clear_dead_lock
 from joulesweep.spec import RunSpec, canonical, short_hash, strip
 from joulesweep.strict import Place
 
@@ -143,36 +135,6 @@ def _prepare_jobs(basedir: str) -> None:
     for variable, first in (("PYTHONPATH", basedir), ("PATH", str(Path(sys.executable).parent))):
         rest = [part for part in os.environ.get(variable, "").split(os.pathsep) if part and part != first]
         os.environ[variable] = os.pathsep.join([first, *rest])
-
-
-_owned: list[int] = []  # descriptors that hold the claim until this process ends
-
-
-def clear_dead_lock(folder: Path) -> bool:
-    """Remove the lock of a workflow that was killed; leave that of a living one alone.
-
-    Snakemake's lock files do not say whose they are. So every Joulesweep workflow also holds a kernel file lock,
-    which the kernel drops when the process ends, however it ends. All the living share it; whoever gets it alone
-    knows that no other one lives.
-
-    Args:
-        folder: the working directory's `.snakemake`.
-
-    Returns:
-        Whether a dead lock was removed.
-    """
-    folder.mkdir(exist_ok=True)
-    descriptor = os.open(folder / "joulesweep.lock", os.O_RDWR | os.O_CREAT, 0o666)
-    _owned.append(descriptor)
-    stale: list[Path] = []
-    with contextlib.suppress(OSError):  # somebody lives, or the file system has no locks: Snakemake's own decides
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        stale = list((folder / "locks").glob("*.lock"))
-        for path in stale:
-            path.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
-    return bool(stale)
 
 
 def input_folder(wildcards: Any, input: Any) -> str:  # noqa: ANN401 - Snakemake's names and types

@@ -14,7 +14,18 @@ import transformers
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig
 
-from joulesweep import adaptive, flops, methods, precision, train, trainer
+from joulesweep import (
+    adaptive,
+    adaptive_cost,
+    assembly,
+    calibration,
+    flops,
+    methods,
+    precision,
+    products,
+    train,
+    trainer,
+)
 from joulesweep.build import AUTO_CLASSES
 from joulesweep.model import LanguageModel
 from joulesweep.trainer import Place
@@ -64,8 +75,8 @@ def units(core, rows=4, length=24, target_length=16):
 @pytest.mark.parametrize("kind", ["bert", "roberta", "electra", "modernbert"])
 def test_training_everything_costs_what_the_coefficients_say(kind):
     core = core_of(kind, num_hidden_layers=2)
-    found = adaptive.cost(core, UNITS)
-    coefficients = flops.coefficients(flops.traced(core).products)
+    found = adaptive_cost.cost(core, UNITS)
+    coefficients = flops.coefficients(products.traced(core).products)
     assert found.full == pytest.approx(sum(coefficients[unit] * number for unit, number in UNITS.items()), rel=1e-12)
     assert list(found.reach) == sorted(found.reach)
     used = {name for name, _ in core.model.named_parameters()} & set(found.names)
@@ -73,7 +84,7 @@ def test_training_everything_costs_what_the_coefficients_say(kind):
 
 
 def test_the_order_is_that_of_execution_and_a_shared_matrix_lies_where_it_is_first_used():
-    found = adaptive.cost(core_of(num_hidden_layers=2), UNITS)
+    found = adaptive_cost.cost(core_of(num_hidden_layers=2), UNITS)
     place = found.names.index
     assert found.names[0] == "cls.predictions.bias"
     assert place("bert.encoder.layer.1.output.dense.weight") < place("bert.encoder.layer.1.intermediate.dense.weight")
@@ -89,7 +100,7 @@ def test_the_order_is_that_of_execution_and_a_shared_matrix_lies_where_it_is_fir
 def test_experts_cost_what_a_token_takes_of_them(name):
     """Two of four: each of the two matrices in one is 16 × 24, and so is the third."""
     core = precision.cast(LanguageModel(families.network("clm-qwen3_moe"), name, task="clm"), name)
-    found = adaptive.cost(core, UNITS)
+    found = adaptive_cost.cost(core, UNITS)
     own = {name: work for name, work in zip(found.names, found.own, strict=True) if ".experts." in name}
     one = UNITS["token"] * 2 * (2 * 16 * 24)
     assert own == {
@@ -119,7 +130,7 @@ HALF = {"ffn_dim": 3072, "attention_heads": 12}
 @pytest.mark.parametrize("rho", [0.4, 0.7])
 def test_predicted_flops_are_those_that_pytorch_counts(kind, num_layers, tolerance, rho):
     core = core_of(kind, **shape_of(kind, num_layers))
-    found = adaptive.cost(core, units(core))
+    found = adaptive_cost.cost(core, units(core))
     assert found.full == pytest.approx(counted(core), rel=tiny_run.ANGLES)
     draw = torch.Generator().manual_seed(1)
     choice = found.choose(torch.rand(len(found.names), generator=draw).tolist(), rho)
@@ -147,7 +158,7 @@ def test_what_a_method_freezes_costs_what_pytorch_counts(kind, method, given):
         model.config.pad_token_id = None  # else GPT-2 looks for it among the ids
         methods.load(method).apply(model, methods.parameters(method, given))
     core = LanguageModel(model.train(), task=tiny_run.task_of(kind))
-    found = flops.coefficients(flops.traced(core).products)
+    found = flops.coefficients(products.traced(core).products)
     total = sum(found[unit] * number for unit, number in units(core).items() if unit in found)
     assert total == pytest.approx(counted(core), rel=tiny_run.ANGLES)
 
@@ -156,7 +167,7 @@ def test_what_a_method_freezes_costs_what_pytorch_counts(kind, method, given):
 def test_a_half_of_an_encoder_decoder_costs_what_pytorch_counts(half):
     """Training the decoder needs no gradient of what the encoder hands to it, however long the text is."""
     core = core_of("t5", **shape_of("t5", 4, width=192))
-    found = adaptive.cost(core, units(core, length=90))
+    found = adaptive_cost.cost(core, units(core, length=90))
     chosen = [name.startswith(f"{half}.block.1") for name in found.names]
     train_only(core, {name for name, taken in zip(found.names, chosen, strict=True) if taken})
     assert found.share(chosen) == pytest.approx(counted(core, length=90) / found.full, rel=0.02)
@@ -164,7 +175,7 @@ def test_a_half_of_an_encoder_decoder_costs_what_pytorch_counts(half):
 
 def test_any_choice_is_never_dearer_than_predicted():
     core = core_of(num_hidden_layers=2, hidden_size=64, num_attention_heads=2, intermediate_size=96, vocab_size=100)
-    found = adaptive.cost(core, units(core))
+    found = adaptive_cost.cost(core, units(core))
     for seed in range(20):
         draw = torch.Generator().manual_seed(seed)
         chosen = (torch.rand(len(found.names), generator=draw) < 0.2).tolist()
@@ -173,7 +184,7 @@ def test_any_choice_is_never_dearer_than_predicted():
 
 
 def test_everything_fits_rho_1_and_nothing_a_rho_below_the_floor():
-    found = adaptive.cost(core_of(num_hidden_layers=2), UNITS)
+    found = adaptive_cost.cost(core_of(num_hidden_layers=2), UNITS)
     assert all(found.choose([1.0] * len(found.names), 1.0).chosen)
     assert sum(found.choose([1.0] * len(found.names), found.floor * 1.0001).chosen) >= 1
     assert not any(found.choose([1.0] * len(found.names), found.floor * 0.999).chosen)
@@ -181,8 +192,8 @@ def test_everything_fits_rho_1_and_nothing_a_rho_below_the_floor():
 
 def test_seconds_are_the_parts_of_a_step_divided():
     core = core_of(num_hidden_layers=2)
-    plain = adaptive.cost(core, UNITS)
-    rates = adaptive.Rates(forward_s=3.0, chain_s=4.0, backward_s=9.0, optimizer_s=2.0)
+    plain = adaptive_cost.cost(core, UNITS)
+    rates = adaptive_cost.Rates(forward_s=3.0, chain_s=4.0, backward_s=9.0, optimizer_s=2.0)
     sizes = {name: parameter.nbytes for name, parameter in core.model.named_parameters()}
     found = plain.in_seconds(rates, sizes)
     assert found.names == plain.names
@@ -197,7 +208,7 @@ def test_seconds_are_the_parts_of_a_step_divided():
 def test_calibration_leaves_the_trainer_as_it_was(assemble):
     built = assemble()
     weights, rng = copy.deepcopy(built.core.state_dict()), torch.get_rng_state()
-    found = adaptive.calibrate(built, built.selector.cost.names[-1])
+    found = calibration.calibrate(built, built.selector.cost.names[-1])
     assert 0 < found.chain_s <= found.backward_s
     assert found.forward_s > 0 < found.optimizer_s
     assert all(torch.equal(value, weights[key]) for key, value in built.core.state_dict().items())
@@ -216,7 +227,7 @@ def assemble(assets):
     def assemble(**changes):
         changes = {"method": "greentrainer", "method_params": {"rho": 0.6}, **changes}
         place = Place(device=CPU, rank=0, world=1, local_rank=0)
-        return trainer.assemble(tiny_run.spec(**changes), assets.model_folder, assets.tokens, place)
+        return assembly.assemble(tiny_run.spec(**changes), assets.model_folder, assets.tokens, place)
 
     return assemble
 
@@ -365,7 +376,7 @@ def test_random_choices_differ_by_seed_alone(run):
 
 
 def test_where_everything_harms_the_least_harmful_tensor_trains():
-    found = adaptive.cost(core_of(num_hidden_layers=2), UNITS)
+    found = adaptive_cost.cost(core_of(num_hidden_layers=2), UNITS)
     importances = [-1.0 - k for k in range(len(found.names))]
     choice = found.choose(importances, 0.7)
     assert [k for k, taken in enumerate(choice.chosen) if taken] == [0]
@@ -435,7 +446,7 @@ def test_a_checkpointed_layer_is_computed_again_as_a_whole():
     enable = getattr(core.model, "activation_checkpointing_enable", core.model.gradient_checkpointing_enable)
     enable({"use_reentrant": False})
     core.model.disable_input_require_grads()
-    found = adaptive.cost(core, units(core))
+    found = adaptive_cost.cost(core, units(core))
     whole = counted(core)
     assert found.full == pytest.approx(whole, rel=1e-9)
     for name in ("layer.1.output.LayerNorm.weight", "layer.1.output.dense.weight", "layer.0.output.LayerNorm.bias"):
@@ -453,7 +464,7 @@ def test_a_checkpointed_layer_is_computed_again_as_a_whole():
 def test_seconds_are_calibrated_by_a_tensor_without_a_product_of_its_own(assemble, monkeypatch):
     """BERT's deepest is the table of tokens, which is the output layer's matrix too."""
     given = []
-    real = adaptive.calibrate
+    real = calibration.calibrate
     monkeypatch.setattr(adaptive, "calibrate", lambda trainer, deepest: given.append(deepest) or real(trainer, deepest))
     built = assemble(method_params={"rho": 0.9, "objective": "time"})
     (deepest,) = given

@@ -9,7 +9,7 @@ import pytest
 import tiny_run
 import torch
 
-from joulesweep import ahead, data, engine, memory, train, trainer
+from joulesweep import ahead, assembly, data, engine, memory, train
 from joulesweep.trainer import Place
 
 pytestmark = pytest.mark.usefixtures("torch_as_it_was")
@@ -94,7 +94,7 @@ def on_gpu(tmp_path, monkeypatch):
 
     def build(**changes):
         place = Place(device=torch.device("cpu"), rank=0, world=1, local_rank=0)
-        built = trainer.assemble(tiny_run.spec(**changes), assets.model_folder, assets.tokens, place)
+        built = assembly.assemble(tiny_run.spec(**changes), assets.model_folder, assets.tokens, place)
         monkeypatch.setattr(built, "steps", lambda: ahead.ahead(built._pinned_steps()))
         return built
 

@@ -12,21 +12,23 @@ import tiny_run
 import torch
 from safetensors.torch import save_file
 
-from joulesweep import data, model, seeds, units
+from joulesweep import data, labels, model, packing, seeds, units
+from joulesweep.corpus import load, split
 from joulesweep.errors import UserError
+from joulesweep.labels import mask
 
 SPECIAL = [tiny_run.CLS, tiny_run.SEP]
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    return data.load(tiny_run.token_file(tmp_path_factory.mktemp("data") / "tokens.safetensors"), 24)
+    return load(tiny_run.token_file(tmp_path_factory.mktemp("data") / "tokens.safetensors"), 24)
 
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory):
     """Enough tokens to count shares."""
-    return data.load(tiny_run.token_file(tmp_path_factory.mktemp("data") / "large.safetensors", num_texts=4000), 24)
+    return load(tiny_run.token_file(tmp_path_factory.mktemp("data") / "large.safetensors", num_texts=4000), 24)
 
 
 def texts_of(corpus):
@@ -90,7 +92,7 @@ def write(path, bodies, **about):
 
 
 def test_texts_stand_between_their_special_tokens(tmp_path):
-    corpus = data.load(write(tmp_path / "t.safetensors", [[7, 8], [], [9]], prefix=[2, 5], suffix=[3]), 10)
+    corpus = load(write(tmp_path / "t.safetensors", [[7, 8], [], [9]], prefix=[2, 5], suffix=[3]), 10)
     assert texts_of(corpus) == [[2, 5, 7, 8, 3], [2, 5, 3], [2, 5, 9, 3]]
     assert corpus.learned.int().tolist() == [0, 0, 1, 1, 0, 0, 0, 0, 0, 0, 1, 0]
     assert corpus.lengths.tolist() == [5, 3, 4]
@@ -98,31 +100,31 @@ def test_texts_stand_between_their_special_tokens(tmp_path):
 
 
 def test_long_texts_are_cut_and_keep_their_special_tokens(tmp_path):
-    corpus = data.load(write(tmp_path / "t.safetensors", [[10, 11, 12, 13, 14], [15]]), 4)
+    corpus = load(write(tmp_path / "t.safetensors", [[10, 11, 12, 13, 14], [15]]), 4)
     assert texts_of(corpus) == [[2, 10, 11, 3], [2, 15, 3]]
 
 
 def test_a_tokenizer_without_special_tokens_around_a_text_works(tmp_path):
-    corpus = data.load(write(tmp_path / "t.safetensors", [[10, 11], [12]], prefix=[], suffix=[]), 4)
+    corpus = load(write(tmp_path / "t.safetensors", [[10, 11], [12]], prefix=[], suffix=[]), 4)
     assert texts_of(corpus) == [[10, 11], [12]]
     assert corpus.learned.all()
 
 
 @pytest.mark.parametrize("kind", ["random", "unique"])
 def test_every_text_is_on_one_side_of_the_split(corpus, kind):
-    train, validation = data.split(corpus, kind, 0.25, 0)
+    train, validation = split(corpus, kind, 0.25, 0)
     assert sorted(train.tolist() + validation.tolist()) == list(range(tiny_run.NUM_TEXTS))
     assert train.tolist() == sorted(train.tolist())
 
 
 def test_a_random_split_holds_out_the_share_that_was_asked_for(corpus):
     for share in (0.1, 0.25, 0.5):
-        assert len(data.split(corpus, "random", share, 0)[1]) == round(share * tiny_run.NUM_TEXTS)
+        assert len(split(corpus, "random", share, 0)[1]) == round(share * tiny_run.NUM_TEXTS)
 
 
 def test_a_unique_split_keeps_equal_texts_on_one_side_and_a_random_one_does_not(corpus):
     def leaked(kind):
-        train, validation = data.split(corpus, kind, 0.3, 0)
+        train, validation = split(corpus, kind, 0.3, 0)
         texts = texts_of(corpus)
         return {tuple(texts[i]) for i in train} & {tuple(texts[i]) for i in validation}
 
@@ -131,30 +133,30 @@ def test_a_unique_split_keeps_equal_texts_on_one_side_and_a_random_one_does_not(
 
 
 def test_a_unique_split_holds_out_a_share_of_the_distinct_texts(corpus):
-    validation = data.split(corpus, "unique", 0.4, 0)[1]
+    validation = split(corpus, "unique", 0.4, 0)[1]
     num_distinct = len(set(corpus.group.tolist()))
     assert len(set(corpus.group[validation].tolist())) == round(0.4 * num_distinct)
 
 
 def test_the_split_is_fixed_by_its_seed(corpus):
-    one, same, other = (data.split(corpus, "random", 0.25, seed)[1].tolist() for seed in (0, 0, 1))
+    one, same, other = (split(corpus, "random", 0.25, seed)[1].tolist() for seed in (0, 0, 1))
     assert one == same
     assert one != other
 
 
 @pytest.mark.parametrize("share", [0.001, 0.999])
 def test_neither_side_of_a_split_is_empty(corpus, share):
-    train, validation = data.split(corpus, "random", share, 0)
+    train, validation = split(corpus, "random", share, 0)
     assert len(train) >= 1
     assert len(validation) >= 1
 
 
 def test_the_order_of_an_epoch_is_a_permutation_that_seed_and_epoch_fix():
     texts = torch.arange(10, 60)
-    orders = {key: tuple(data.order(texts, *key).tolist()) for key in [(1, 1), (1, 2), (2, 1)]}
+    orders = {key: tuple(labels.order(texts, *key).tolist()) for key in [(1, 1), (1, 2), (2, 1)]}
     assert all(sorted(order) == texts.tolist() for order in orders.values())
     assert len(set(orders.values())) == 3
-    assert tuple(data.order(texts, 1, 1).tolist()) == orders[1, 1]
+    assert tuple(labels.order(texts, 1, 1).tolist()) == orders[1, 1]
 
 
 def test_generators_of_different_keys_differ_and_do_not_touch_the_global_one():
@@ -171,7 +173,7 @@ def test_the_stream_of_a_key_is_the_same_on_every_machine():
 
 
 def test_masks_are_fixed_by_seed_and_epoch(corpus):
-    one, same, epoch, seed = (data.mask(corpus, 0.15, *key) for key in [(1, 1), (1, 1), (1, 2), (2, 1)])
+    one, same, epoch, seed = (mask(corpus, 0.15, *key) for key in [(1, 1), (1, 1), (1, 2), (2, 1)])
     assert torch.equal(one.inputs, same.inputs)
     assert torch.equal(one.labels, same.labels)
     for other in (epoch, seed):
@@ -180,14 +182,14 @@ def test_masks_are_fixed_by_seed_and_epoch(corpus):
 
 @pytest.mark.parametrize("probability", [0.15, 0.4])
 def test_the_share_of_hidden_tokens_is_the_probability(large, probability):
-    labels = data.mask(large, probability, 1, 1).labels
+    labels = mask(large, probability, 1, 1).labels
     num_learned = int(large.learned.sum())
     assert num_learned > 30_000
     assert int((labels != model.IGNORED).sum()) / num_learned == pytest.approx(probability, abs=0.01)
 
 
 def test_of_the_hidden_tokens_four_fifths_are_masks_and_a_tenth_are_themselves(large):
-    masked = data.mask(large, 0.5, 1, 1)
+    masked = mask(large, 0.5, 1, 1)
     hidden = masked.labels != model.IGNORED
     inputs, answers = masked.inputs[hidden], masked.labels[hidden]
     chance = 0.1 / large.vocab_size  # of a random token to be the right one or the mask
@@ -202,13 +204,12 @@ def test_special_tokens_inside_a_text_are_not_hidden(tmp_path):
     """As by transformers' collator: one that stands for an unknown word is no word to be learned."""
     bodies = [[1 + (i * j) % 97 for j in range(1, 30)] for i in range(1, 60)]
     special, plain = (
-        data.load(write(tmp_path / f"{len(ids)}.safetensors", bodies, special_ids=ids), 40)
-        for ids in ([1, 2, 3, 17], [])
+        load(write(tmp_path / f"{len(ids)}.safetensors", bodies, special_ids=ids), 40) for ids in ([1, 2, 3, 17], [])
     )
     unknown = torch.isin(plain.ids, torch.tensor([1, 2, 3, 17])) & plain.learned
     assert unknown.sum() > 20
     assert torch.equal(special.learned, plain.learned & ~unknown)
-    one, other = (data.mask(corpus, 0.5, 1, 1) for corpus in (special, plain))
+    one, other = (mask(corpus, 0.5, 1, 1) for corpus in (special, plain))
     assert (other.labels[unknown] != model.IGNORED).any()
     assert torch.equal(one.labels, other.labels.masked_fill(unknown, model.IGNORED))
     assert torch.equal(one.inputs, torch.where(unknown, plain.ids, other.inputs)), "all other tokens are as they were"
@@ -216,17 +217,17 @@ def test_special_tokens_inside_a_text_are_not_hidden(tmp_path):
 
 def test_what_is_generated_may_be_a_special_token(tmp_path):
     path = write(tmp_path / "t.safetensors", [[10, 11, 12]], special_ids=[11], eos_id=3)
-    assert data.load(path, 24, "clm").learned.tolist() == [False, True, True, True, True]
+    assert load(path, 24, "clm").learned.tolist() == [False, True, True, True, True]
 
 
 def test_no_token_is_hidden_as_padding(large):
     """Within a text it would shift the positions that RoBERTa counts itself, and packed texts have none shifted."""
     assert not (large.ids == large.pad_id).any()
-    assert not (data.mask(large, 0.9, 1, 1).inputs == large.pad_id).any()
+    assert not (mask(large, 0.9, 1, 1).inputs == large.pad_id).any()
 
 
 def test_special_tokens_are_never_hidden_and_the_rest_is_untouched(large):
-    masked = data.mask(large, 0.9, 1, 1)
+    masked = mask(large, 0.9, 1, 1)
     assert torch.isin(large.ids, torch.tensor(SPECIAL)).any()
     assert (masked.labels[~large.learned] == model.IGNORED).all()
     visible = masked.labels == model.IGNORED
@@ -234,7 +235,7 @@ def test_special_tokens_are_never_hidden_and_the_rest_is_untouched(large):
 
 
 def test_the_label_of_a_hidden_token_is_the_token(corpus):
-    labels = data.mask(corpus, 0.5, 1, 1).labels
+    labels = mask(corpus, 0.5, 1, 1).labels
     hidden = labels != model.IGNORED
     assert torch.equal(labels[hidden], corpus.ids[hidden])
 
@@ -257,8 +258,8 @@ LAYOUTS = [
 
 @pytest.mark.parametrize(("layout", "world"), LAYOUTS)
 def test_every_token_of_every_text_comes_once_with_its_label_however_it_is_laid_out(corpus, layout, world):
-    masked = data.mask(corpus, 0.15, 1, 1)
-    texts = data.order(torch.arange(tiny_run.NUM_TEXTS), 1, 1)
+    masked = mask(corpus, 0.15, 1, 1)
+    texts = labels.order(torch.arange(tiny_run.NUM_TEXTS), 1, 1)
     steps = all_steps(corpus, masked, texts, layout, world)
     assert len(steps) == math.ceil(len(texts) / layout.size)
     for step, whole in zip(steps, texts.split(layout.size), strict=True):
@@ -268,7 +269,7 @@ def test_every_token_of_every_text_comes_once_with_its_label_however_it_is_laid_
 
 @pytest.mark.parametrize(("layout", "world"), LAYOUTS)
 def test_what_a_batch_counts_is_what_it_holds(corpus, layout, world):
-    masked = data.mask(corpus, 0.15, 1, 1)
+    masked = mask(corpus, 0.15, 1, 1)
     steps = all_steps(corpus, masked, torch.arange(tiny_run.NUM_TEXTS), layout, world)
     num_empty = 0
     for batch in (batch for step in steps for batch in batches_of(step)):
@@ -304,8 +305,8 @@ def test_what_a_batch_counts_is_what_it_holds(corpus, layout, world):
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
 @pytest.mark.parametrize("size", [1, 12, 13])
 def test_the_ranks_shares_partition_each_batch(corpus, size, world, batching):
-    masked = data.mask(corpus, 0.15, 1, 1)
-    texts = data.order(torch.arange(tiny_run.NUM_TEXTS), 1, 1)
+    masked = mask(corpus, 0.15, 1, 1)
+    texts = labels.order(torch.arange(tiny_run.NUM_TEXTS), 1, 1)
     whole = all_steps(corpus, masked, texts, layout(batching, size))
     shared = all_steps(corpus, masked, texts, layout(batching, size), world)
     for one, step in zip(whole, shared, strict=True):
@@ -320,8 +321,8 @@ def test_the_ranks_shares_partition_each_batch(corpus, size, world, batching):
 @pytest.mark.parametrize("micro", [1, 3, 4, 20])
 @pytest.mark.parametrize("size", [7, 12, 16])
 def test_micro_batches_are_as_many_on_every_rank_and_nearly_as_large(corpus, size, micro, world):
-    masked = data.mask(corpus, 0.15, 1, 1)
-    texts = data.order(torch.arange(tiny_run.NUM_TEXTS), 1, 1)
+    masked = mask(corpus, 0.15, 1, 1)
+    texts = labels.order(torch.arange(tiny_run.NUM_TEXTS), 1, 1)
     steps = all_steps(corpus, masked, texts, layout(size=size, micro=micro), world)
     for step, whole in zip(steps, texts.split(size), strict=True):
         assert {len(batches) for batches, _ in step} == {math.ceil(math.ceil(len(whole) / world) / micro)}
@@ -334,7 +335,7 @@ def test_micro_batches_are_as_many_on_every_rank_and_nearly_as_large(corpus, siz
 
 
 def test_the_number_of_predicted_tokens_is_that_of_the_whole_batch_on_every_rank(corpus):
-    masked = data.mask(corpus, 0.3, 1, 1)
+    masked = mask(corpus, 0.3, 1, 1)
     texts = torch.arange(tiny_run.NUM_TEXTS)
     for micro in (None, 2):
         for step in all_steps(corpus, masked, texts, layout(size=13, micro=micro), world=3):
@@ -345,7 +346,7 @@ def test_the_number_of_predicted_tokens_is_that_of_the_whole_batch_on_every_rank
 
 @pytest.mark.parametrize("head", ["dense", "masked"])
 def test_a_batch_without_a_hidden_token_divides_by_one(corpus, head):
-    nothing = data.mask(corpus, 0.0, 1, 1)
+    nothing = mask(corpus, 0.0, 1, 1)
     (batch,), num_predicted = next(data.steps(corpus, nothing, torch.arange(4), layout(size=4, head=head)))
     assert num_predicted == 1
     assert batch.counts["num_predicted"] == 0
@@ -356,7 +357,7 @@ def test_a_batch_without_a_hidden_token_divides_by_one(corpus, head):
 @pytest.mark.parametrize("batching", ["dynamic", "packed"])
 @pytest.mark.parametrize("head", ["dense", "masked"])
 def test_a_rank_without_a_text_computes_on_one_that_does_not_count(corpus, head, batching):
-    masked = data.mask(corpus, 0.9, 1, 1)
+    masked = mask(corpus, 0.9, 1, 1)
     (step,) = all_steps(corpus, masked, torch.tensor([5]), layout(batching, head=head), world=2)
     (busy, num_predicted), (idle, same) = [(batches[0], number) for batches, number in step]
     assert num_predicted == same == busy.counts["num_predicted"]
@@ -369,7 +370,7 @@ def test_a_rank_without_a_text_computes_on_one_that_does_not_count(corpus, head,
 
 def test_a_micro_batch_without_a_text_computes_on_one_that_does_not_count(corpus):
     """Of five texts, three ranks have two, two and one: the last one has nothing for its second micro-batch."""
-    masked = data.mask(corpus, 0.9, 1, 1)
+    masked = mask(corpus, 0.9, 1, 1)
     (step,) = all_steps(corpus, masked, torch.arange(5), layout(micro=1), world=3)
     assert [[batch.counts["num_texts"] for batch in batches] for batches, _ in step] == [[1, 1], [1, 1], [1, 0]]
     idle = step[2][0][1]
@@ -378,7 +379,7 @@ def test_a_micro_batch_without_a_text_computes_on_one_that_does_not_count(corpus
 
 
 def test_dynamic_batches_are_as_long_as_their_longest_text_and_fixed_ones_as_told(corpus):
-    masked = data.mask(corpus, 0.15, 1, 1)
+    masked = mask(corpus, 0.15, 1, 1)
     texts = torch.arange(tiny_run.NUM_TEXTS)
     dynamic, fixed, packed = (
         [batch for step in all_steps(corpus, masked, texts, layout(batching)) for batch in batches_of(step)]
@@ -392,7 +393,7 @@ def test_dynamic_batches_are_as_long_as_their_longest_text_and_fixed_ones_as_tol
 
 
 def test_only_packed_rows_hold_several_texts_and_tell_their_positions(corpus):
-    masked = data.mask(corpus, 0.15, 1, 1)
+    masked = mask(corpus, 0.15, 1, 1)
     for batching in ("fixed", "dynamic"):
         (batch,), _ = next(data.steps(corpus, masked, torch.arange(30), layout(batching, size=30)))
         assert batch.position_ids is None
@@ -406,7 +407,7 @@ def test_only_packed_rows_hold_several_texts_and_tell_their_positions(corpus):
 
 @pytest.mark.parametrize("batching", ["fixed", "packed"])
 def test_padding_is_the_pad_token_unattended_and_unpredicted(corpus, batching):
-    masked = data.mask(corpus, 0.9, 1, 1)
+    masked = mask(corpus, 0.9, 1, 1)
     (batch,), _ = next(data.steps(corpus, masked, torch.arange(8), layout(batching)))
     padding = batch.segments == 0
     assert padding.any()
@@ -417,7 +418,7 @@ def test_padding_is_the_pad_token_unattended_and_unpredicted(corpus, batching):
 
 
 def test_the_last_batch_is_smaller(corpus):
-    masked = data.mask(corpus, 0.15, 1, 1)
+    masked = mask(corpus, 0.15, 1, 1)
     steps = all_steps(corpus, masked, torch.arange(20), layout())
     assert [batch.counts["num_texts"] for step in steps for batch in batches_of(step)] == [8, 8, 4]
 
@@ -425,7 +426,7 @@ def test_the_last_batch_is_smaller(corpus):
 @pytest.mark.parametrize("probability", [0.0, 0.15, 0.9])
 @pytest.mark.parametrize("batching", ["fixed", "dynamic", "packed"])
 def test_chosen_places_are_the_predicted_ones_filled_up_to_few_lengths(corpus, batching, probability):
-    masked = data.mask(corpus, probability, 1, 1)
+    masked = mask(corpus, probability, 1, 1)
     texts, sizes = torch.arange(tiny_run.NUM_TEXTS), set()
     dense, chosen = (
         [batch for step in all_steps(corpus, masked, texts, layout(batching, head=head)) for batch in batches_of(step)]
@@ -450,7 +451,7 @@ def test_chosen_places_are_the_predicted_ones_filled_up_to_few_lengths(corpus, b
 @pytest.mark.parametrize(("parts", "size"), [(2, 8), (2, 7), (3, 2), (4, 5), (8, 12)])
 def test_rows_that_will_be_scattered_have_the_places_of_each_part(corpus, parts, size, batching):
     """Places in the whole would mean nothing in a part of it. Four GPUs get three parts of five rows."""
-    masked = data.mask(corpus, 0.3, 1, 1)
+    masked = mask(corpus, 0.3, 1, 1)
     given = layout(batching, size, head="masked", parts=parts)
     (dense,), _ = next(data.steps(corpus, masked, torch.arange(size), layout(batching, size)))
     (batch,), _ = next(data.steps(corpus, masked, torch.arange(size), given))
@@ -464,7 +465,7 @@ def test_rows_that_will_be_scattered_have_the_places_of_each_part(corpus, parts,
 
 
 def packed(lengths, capacity):
-    row, column = data.pack(torch.tensor(lengths), capacity)
+    row, column = packing.pack(torch.tensor(lengths), capacity)
     return row.tolist(), column.tolist()
 
 
@@ -534,27 +535,27 @@ def test_texts_of_one_length_are_packed_in_their_order():
 def test_a_tokenizer_without_the_tokens_that_the_task_needs_is_refused(tmp_path, name):
     path = write(tmp_path / "t.safetensors", [[7, 8]], **{f"{name}_id": None})
     with pytest.raises(UserError, match=rf"t\.safetensors: the tokenizer has no {name} token, which task mlm needs"):
-        data.load(path, 10)
+        load(path, 10)
 
 
 @pytest.mark.parametrize("multiple", [1, 16])
 def test_sizes_are_rounded_up_to_few(multiple):
-    rounded = [data.round_up(number, multiple) for number in range(2000)]
+    rounded = [packing.round_up(number, multiple) for number in range(2000)]
     assert all(found % multiple == 0 and found >= max(number, 1) for number, found in enumerate(rounded))
     assert all(found <= max(number, 1) * 9 / 8 + multiple for number, found in enumerate(rounded))
     assert rounded == sorted(rounded)
     assert len({found for found in rounded if found > 1024}) == 8
-    assert [data.round_up(number, multiple) for number in set(rounded)] == list(set(rounded))
+    assert [packing.round_up(number, multiple) for number in set(rounded)] == list(set(rounded))
 
 
 def test_rows_are_filled_up_where_few_shapes_are_wanted(corpus):
     layout = data.Layout(batching="packed", size=30, micro=None, max_length=24, head="masked")
-    masked = data.mask(corpus, 0.15, "test")
+    masked = mask(corpus, 0.15, "test")
     texts = torch.arange(30)
     (((plain,), _),) = data.steps(corpus, masked, texts, layout)
     (((filled,), _),) = data.steps(corpus, masked, texts, dataclasses.replace(layout, few_shapes=True))
     num_rows = len(plain.input_ids)
-    assert len(filled.input_ids) == data.round_up(num_rows)
+    assert len(filled.input_ids) == packing.round_up(num_rows)
     assert torch.equal(filled.segments[:num_rows], plain.segments)
     assert not filled.segments[num_rows:].any()
 
@@ -564,7 +565,7 @@ def test_rows_are_filled_up_where_few_shapes_are_wanted(corpus):
 @pytest.mark.parametrize("batching", ["dynamic", "fixed", "packed"])
 def test_outlines_are_the_sizes_of_batches_that_are_not_laid_out(corpus, monkeypatch, batching, micro, few_shapes):
     both = dataclasses.replace(corpus, targets=None if batching == "packed" else corpus)  # packed, nobody has targets
-    masked, texts, world = data.mask(corpus, 0.5, 1, 1), torch.arange(60).flip(0), 2
+    masked, texts, world = mask(corpus, 0.5, 1, 1), torch.arange(60).flip(0), 2
     given = dataclasses.replace(layout(batching, 17, micro, head="masked"), few_shapes=few_shapes, max_target_length=30)
 
     def sizes(batch):
@@ -583,7 +584,7 @@ def test_outlines_are_the_sizes_of_batches_that_are_not_laid_out(corpus, monkeyp
 @pytest.mark.parametrize("batching", ["fixed", "packed"])
 def test_steps_of_micro_batches_have_few_shapes_where_these_are_wanted(large, batching):
     """Of each combination of sizes a graph would be captured."""
-    masked, texts = data.mask(large, 0.15, 1, 1), torch.arange(4000)
+    masked, texts = mask(large, 0.15, 1, 1), torch.arange(4000)
     given = layout(batching, 128, 8, head="masked")
     many, few = (
         list(data.outlines(large, masked, texts, dataclasses.replace(given, few_shapes=few))) for few in (False, True)
@@ -597,7 +598,7 @@ def test_steps_of_micro_batches_have_few_shapes_where_these_are_wanted(large, ba
 
 @pytest.mark.parametrize("batching", ["fixed", "packed"])
 def test_what_micro_batches_are_filled_up_with_counts_nothing(corpus, batching):
-    masked, texts = data.mask(corpus, 0.3, 1, 1), torch.arange(60)
+    masked, texts = mask(corpus, 0.3, 1, 1), torch.arange(60)
     given = layout(batching, 20, 3, head="masked")
     plain, filled = (
         [batch for step, _ in data.steps(corpus, masked, texts, one) for batch in step]

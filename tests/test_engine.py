@@ -10,7 +10,7 @@ import tiny_run
 import torch
 from safetensors.torch import load_file
 
-from joulesweep import data, engine, memory, train, trainer
+from joulesweep import assembly, data, engine, memory, train, trainer
 from joulesweep.strategy import STRATEGIES
 from joulesweep.trainer import Place, Start
 
@@ -336,7 +336,7 @@ ALONE = Place(device=torch.device("cpu"), rank=0, world=1, local_rank=0)
 def test_each_shape_of_rows_is_met_once_and_no_other_step_is_laid_out(tmp_path, monkeypatch, batching, micro):
     assets, met, laid_out, collate = tiny_run.assets(tmp_path), [], [], data._collate
     spec = tiny_run.spec(epochs=3, batching=batching, batch_size=20, micro_batch_size=micro)
-    built = trainer.assemble(spec, assets.model_folder, assets.tokens, ALONE)
+    built = assembly.assemble(spec, assets.model_folder, assets.tokens, ALONE)
     every = {batch.input_ids.shape for batches, _ in built._steps() for batch in batches}
     monkeypatch.setattr(data, "_collate", lambda *given: (laid_out.append(given), collate(*given))[1])
     monkeypatch.setattr(train, "_step", lambda trainer, batches, *_: met.append([b.input_ids.shape for b in batches]))
@@ -352,7 +352,7 @@ def test_each_shape_of_rows_is_met_once_and_no_other_step_is_laid_out(tmp_path, 
 
 def test_every_rank_takes_the_steps_that_another_one_needs(tmp_path, monkeypatch):
     assets, met = tiny_run.assets(tmp_path), []
-    built = trainer.assemble(tiny_run.spec(batching="fixed", batch_size=20), assets.model_folder, assets.tokens, ALONE)
+    built = assembly.assemble(tiny_run.spec(batching="fixed", batch_size=20), assets.model_folder, assets.tokens, ALONE)
     needed = [bool(number == 1) for number in range(built.num_steps)]
     monkeypatch.setattr(Place, "reduced", lambda self, flags, largest: flags.maximum(torch.tensor(needed).float()))
     monkeypatch.setattr(train, "_step", lambda trainer, batches, *_: met.append(len(batches[0].input_ids)))
@@ -370,7 +370,7 @@ def test_shapes_are_met_before_the_window_but_on_a_cpu_that_prepares_nothing(
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **given: None)
     assets, met = tiny_run.assets(tmp_path), []
     spec = tiny_run.spec(engine=name, batching="packed", warmup_steps=0)
-    built = trainer.assemble(spec, assets.model_folder, assets.tokens, ALONE)
+    built = assembly.assemble(spec, assets.model_folder, assets.tokens, ALONE)
     built.place = Place(device=torch.device(device), rank=0, world=1, local_rank=0)
     monkeypatch.setattr(built, "steps", built._steps)
     monkeypatch.setattr(torch.cuda, "get_rng_state_all", list)

@@ -16,8 +16,10 @@ import torch
 import transformers
 from torch.nn import functional
 
-from joulesweep import data, methods, scoring, train, trainer
+from joulesweep import assembly, data, methods, scoring, train, trainer
+from joulesweep.corpus import load, split
 from joulesweep.errors import UserError
+from joulesweep.labels import labelled, order
 from joulesweep.model import IGNORED
 from joulesweep.trainer import Place, Stop
 
@@ -74,7 +76,7 @@ def trained(family, tokens, spec, monkeypatch):
     monkeypatch.setattr(trainer, "build", lambda *given: fresh(family))
     place = Place(device=torch.device("cpu"), rank=0, world=1, local_rank=0)
     try:
-        found = trainer.assemble(spec, tokens[spec.task].parent, tokens[spec.task], place)
+        found = assembly.assemble(spec, tokens[spec.task].parent, tokens[spec.task], place)
         for _ in train._run_epochs(found):
             pass
         assert math.isfinite(scoring.score(found)["validation_loss"])
@@ -102,7 +104,7 @@ def plain_losses(family, tokens, spec):
     """Of a loop over the model's own forward, without anything of what is to be proven but the order of the texts."""
     model, task = fresh(family).train(), spec.task
     start_id = getattr(model.config, "decoder_start_token_id", None) if task == "seq2seq" else None
-    corpus = data.load(tokens[task], spec.max_length, task, spec.max_target_length, start_id)
+    corpus = load(tokens[task], spec.max_length, task, spec.max_target_length, start_id)
     if task == "seq2seq":
         model.config.decoder_start_token_id = corpus.start_id
     model = methods.load(spec.method).apply(model, methods.parameters(spec.method, spec.method_params))
@@ -113,11 +115,11 @@ def plain_losses(family, tokens, spec):
     decays = zip(groups, (0.0, spec.weight_decay), strict=True)
     given = [{"params": group, "weight_decay": decay} for group, decay in decays if group]
     optimizer = torch.optim.AdamW(given, lr=spec.lr)
-    texts, _ = data.split(corpus, "random", 0.2, 0)
+    texts, _ = split(corpus, "random", 0.2, 0)
     layout = data.Layout(batching="dynamic", size=16, micro=None, max_length=24, max_target_length=12, head="dense")
-    shown = data.labelled(corpus, task, spec.mask_probability, spec.repeat, 1)
+    shown = labelled(corpus, task, spec.mask_probability, spec.repeat, 1)
     losses = []
-    for (batch,), _ in itertools.islice(data.steps(corpus, shown, data.order(texts, spec.repeat, 1), layout), STEPS):
+    for (batch,), _ in itertools.islice(data.steps(corpus, shown, order(texts, spec.repeat, 1), layout), STEPS):
         loss = own_loss(model, batch, task, family in OWN_LOSS)
         optimizer.zero_grad()
         loss.backward()

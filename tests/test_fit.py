@@ -10,6 +10,7 @@ import tiny_run
 import torch
 
 from joulesweep import data, fit, flops, kernels
+from joulesweep.corpus import Corpus, load
 from joulesweep.errors import UserError
 from joulesweep.model import LanguageModel, Unfit
 
@@ -21,7 +22,7 @@ PACKABLE = ("bert", "roberta", "distilbert", "electra", "modernbert", "albert")
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    return data.load(tiny_run.token_file(tmp_path_factory.mktemp("data") / "tokens.safetensors", num_texts=200), 24)
+    return load(tiny_run.token_file(tmp_path_factory.mktemp("data") / "tokens.safetensors", num_texts=200), 24)
 
 
 def layout(batching="dynamic", head="masked", **changes):
@@ -58,7 +59,7 @@ FORMS = {
 @pytest.fixture(scope="module")
 def targets(tmp_path_factory):
     path = tmp_path_factory.mktemp("targets") / "tokens.safetensors"
-    return data.load(tiny_run.token_file(path, targets=True, prefix=[], eos_id=tiny_run.SEP), 24, "seq2seq", 12)
+    return load(tiny_run.token_file(path, targets=True, prefix=[], eos_id=tiny_run.SEP), 24, "seq2seq", 12)
 
 
 @pytest.mark.parametrize("batching", ["dynamic", "fixed", "packed"])
@@ -179,7 +180,7 @@ def test_a_window_that_only_long_texts_exceed_is_found_out(window, exact):
     ids = torch.randint(5, 100, (int(lengths.sum()),), generator=torch.Generator().manual_seed(0))
     group, learned = torch.arange(31), torch.ones_like(ids, dtype=torch.bool)
     about = {"mask_id": tiny_run.MASK, "pad_id": tiny_run.PAD, "vocab_size": 100}
-    corpus = data.Corpus(ids=ids, offsets=lengths.cumsum(0), learned=learned, group=group, **about)
+    corpus = Corpus(ids=ids, offsets=lengths.cumsum(0), learned=learned, group=group, **about)
     reason = packed(LanguageModel(AutoModelForMaskedLM.from_config(config)), corpus)
     assert (reason is None) == exact
     assert exact or "texts of 24 tokens exceed this model's window" in reason
@@ -304,9 +305,7 @@ def test_a_head_that_mixes_positions_is_found_out(corpus):
 
 @pytest.mark.parametrize("kind", ["prophetnet", "fsmt"])
 def test_heads_that_do_not_fit_are_refused(tmp_path, kind):
-    corpus = data.load(
-        tiny_run.token_file(tmp_path / "t.safetensors", targets=True, eos_id=3, prefix=[]), 24, "seq2seq", 12
-    )
+    corpus = load(tiny_run.token_file(tmp_path / "t.safetensors", targets=True, eos_id=3, prefix=[]), 24, "seq2seq", 12)
     model = families.network(f"seq2seq-{kind}")
     core = LanguageModel(model, task="seq2seq")
     reason = core.refusal(packed=False) or fit.refusal(core, corpus, layout(max_target_length=12))
@@ -332,7 +331,7 @@ def test_models_that_change_what_a_linear_layer_gives_train_with_onednn(corpus, 
 def test_a_model_that_keeps_something_of_a_text_for_the_next_is_found_out(tmp_path):
     """Evaluating NLLB-MoE changes how many tokens its experts take in training."""
     files = tiny_run.token_file(tmp_path / "t.safetensors", targets=True, eos_id=3, prefix=[])
-    corpus = data.load(files, 24, "seq2seq", 12)
+    corpus = load(files, 24, "seq2seq", 12)
     core = LanguageModel(families.network("seq2seq-nllb-moe"), task="seq2seq")
     reason = fit.refusal(core, corpus, layout(max_target_length=12))
     assert reason == "this model notes expert_capacity in a forward pass: its results depend on the texts before"
@@ -361,7 +360,7 @@ def corpora(corpus, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tasks")
     clm = tiny_run.token_file(folder / "clm.safetensors", eos_id=tiny_run.SEP, suffix=[])
     seq2seq = tiny_run.token_file(folder / "seq2seq.safetensors", targets=True, eos_id=tiny_run.SEP, prefix=[])
-    return {"mlm": corpus, "clm": data.load(clm, 24, "clm"), "seq2seq": data.load(seq2seq, 24, "seq2seq", 12)}
+    return {"mlm": corpus, "clm": load(clm, 24, "clm"), "seq2seq": load(seq2seq, 24, "seq2seq", 12)}
 
 
 @pytest.mark.parametrize("family", families.FAMILIES)

@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM
 
 from joulesweep import flops, kernels, methods, precision
 from joulesweep.model import LanguageModel
+from joulesweep.products import traced
 
 BASE_ENCODER = 12 * (4 * 768 * 768 + 2 * 768 * 3072)  # multiply-adds per token of BERT-base
 BASE_HEAD = 768 * 768 + 768 * 30522
@@ -46,7 +47,7 @@ def counted(core, rows, length, num_chosen=None):
 
 
 def expected(core, rows, length, num_chosen=None, recomputed=False):
-    found = flops.coefficients(flops.traced(core).products)
+    found = flops.coefficients(traced(core).products)
     heads = rows * length if num_chosen is None else num_chosen
     total = found["token"] * rows * length + found["head_position"] * heads + found["token_pair"] * rows * length**2
     again = [found.get(f"recomputed_{unit}", 0.0) for unit in ("token", "token_pair")]
@@ -93,7 +94,7 @@ def test_checkpointed_layers_are_computed_once_more_and_are_not_more_useful(meth
 
 
 def test_bert_base_by_hand():
-    found = flops.coefficients(flops.traced(core_of(network())).products)
+    found = flops.coefficients(traced(core_of(network())).products)
     # Forward, and twice as much backward, of which the first layer's inputs are embeddings, which train.
     assert found == {
         "token": 6 * BASE_ENCODER,
@@ -107,7 +108,7 @@ def test_bert_base_by_hand():
 def test_fused_attention_counts_as_the_plain_one():
     models = [network(num_hidden_layers=2) for _ in range(2)]
     models[1].set_attn_implementation("sdpa")
-    plain, fused = (flops.coefficients(flops.traced(core_of(model)).products) for model in models)
+    plain, fused = (flops.coefficients(traced(core_of(model)).products) for model in models)
     assert fused == plain and plain["token_pair"] > 0
 
 
@@ -162,7 +163,7 @@ def test_linear_layers_with_products_of_their_own_count_as_the_plain_ones():
 )
 def test_traffic_per_weight(name, bytes_per_weight):
     core = core_of(network(num_hidden_layers=2), name)
-    found = flops.bytes_per_step(core, flops.traced(core).products)
+    found = flops.bytes_per_step(core, traced(core).products)
     of_products = 2 * BASE_ENCODER // 12 + BASE_HEAD
     others = sum(p.numel() for p in core.parameters()) - of_products
     trained_only = {"bf16-true": 16, "bf16-kahan": 24}.get(name, 32)
@@ -171,7 +172,7 @@ def test_traffic_per_weight(name, bytes_per_weight):
 
 def test_tied_weights_move_once():
     tied, untied = (core_of(network(num_hidden_layers=1, tie_word_embeddings=tie)) for tie in (True, False))
-    sizes = [flops.bytes_per_step(core, flops.traced(core).products) for core in (tied, untied)]
+    sizes = [flops.bytes_per_step(core, traced(core).products) for core in (tied, untied)]
     # Untied, the table of embeddings is trained on its own, and so is a second bias; reading its rows counts nothing.
     assert sizes[1] - sizes[0] == 32 * (768 + 1) * 30522
 
@@ -183,12 +184,12 @@ def test_frozen_weights_are_read_only_where_they_are_needed():
     trained = sum(p.numel() for p in core.parameters()) - frozen
     # Layer 1 once, the tied table twice; layer 2 twice but for its query, key and value, below which nothing trains.
     reads = 4 * (layer + 2 * 768 * 30522 + 2 * layer - 3 * 768 * 768 + 2 * 768 * 768)
-    assert flops.bytes_per_step(core, flops.traced(core).products) == reads + 32 * trained
+    assert flops.bytes_per_step(core, traced(core).products) == reads + 32 * trained
 
 
 def test_shards_divide_gradients_and_states_but_not_the_reads():
     core = core_of(network(num_hidden_layers=1))
-    products = flops.traced(core).products
+    products = traced(core).products
     whole, half = (flops.bytes_per_step(core, products, shards) for shards in (1, 2))
     assert whole - half == 16 * sum(p.numel() for p in core.parameters())
 
@@ -211,7 +212,7 @@ ELSEWHERE = {"mlm-mra", *(() if transformers.__version__ >= "5.20" else ("mlm-es
 def test_every_family_that_is_counted_is_counted_as_pytorch_counts_it(family):
     """Experts in a loop over those that are met, which PyTorch can count: k of them for each token."""
     task = family.partition("-")[0]
-    found = flops.coefficients(flops.traced(LanguageModel(families.network(family), task=task)).products)
+    found = flops.coefficients(traced(LanguageModel(families.network(family), task=task)).products)
     model = families.network(family).eval()
     if hasattr(model, "set_experts_implementation"):
         model.set_experts_implementation("eager")
@@ -243,7 +244,7 @@ def test_a_family_with_products_that_are_not_known_has_no_count_and_says_why(fam
 def test_experts_are_counted_by_hand_in_every_precision(name):
     """Two of four for each token, each three products of 16 × 24; the router is one of 16 × 4."""
     core = precision.cast(LanguageModel(families.network("clm-qwen3_moe"), name, task="clm"), name)
-    trace = flops.traced(core)
+    trace = traced(core)
     experts = [product for product in trace.products if product.weight and ".experts." in product.weight]
     assert sum(product.flops for product in experts) == 2 * 2 * (2 * 3 * 16 * 24)  # of two layers
     assert {product.share for product in experts} == {0.5}
@@ -255,13 +256,13 @@ def test_of_experts_no_precision_changes_the_count(family):
     found = []
     for name in ("fp32", "bf16-mixed", "bf16-true"):
         core = precision.cast(LanguageModel(families.network(f"clm-{family}"), name, task="clm"), name)
-        found.append(flops.coefficients(flops.traced(core).products))
+        found.append(flops.coefficients(traced(core).products))
     assert found[0] == found[1] == found[2]
 
 
 def test_of_experts_the_least_that_is_read_is_what_one_token_takes():
     core = LanguageModel(families.network("clm-mixtral"), task="clm")
-    products = flops.traced(core).products
+    products = traced(core).products
     whole = flops.bytes_per_step(core, [dataclasses.replace(one, share=1.0) for one in products])
     size = sum(p.numel() for name, p in core.model.named_parameters() if ".experts." in name)
     assert whole - flops.bytes_per_step(core, products) == 2 * 4 * size / 2  # half of them, forwards and backwards

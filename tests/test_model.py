@@ -10,9 +10,10 @@ import torch
 from gradients import assert_near, gradients_of
 from torch.nn import functional
 
-from joulesweep import data
+from joulesweep import data, labels
 from joulesweep.anatomy import num_positions, stacks
 from joulesweep.build import build
+from joulesweep.corpus import load
 from joulesweep.model import IGNORED, LanguageModel
 
 #: Families whose heads are found, and whose texts can be packed; the names of the head's modules.
@@ -28,13 +29,13 @@ FAMILIES = {
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    return data.load(tiny_run.token_file(tmp_path_factory.mktemp("data") / "tokens.safetensors", num_texts=200), 24)
+    return load(tiny_run.token_file(tmp_path_factory.mktemp("data") / "tokens.safetensors", num_texts=200), 24)
 
 
 def batch_of(corpus, batching="dynamic", head="masked", texts=range(20), probability=0.3, **changes):
     """The first batch of some texts."""
     given = {"batching": batching, "size": len(texts), "micro": None, "max_length": 24, "head": head, **changes}
-    masked = data.mask(corpus, probability, 1, 1)
+    masked = labels.mask(corpus, probability, 1, 1)
     (batch,), _ = next(data.steps(corpus, masked, torch.tensor(texts), data.Layout(**given)))
     return batch
 

@@ -9,7 +9,7 @@ import tiny_run
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from joulesweep import flops, methods, scoring, train, trainer
+from joulesweep import assembly, flops, methods, products, scoring, train, trainer
 from joulesweep.errors import UserError
 from joulesweep.model import LanguageModel
 
@@ -124,7 +124,7 @@ def assert_counted(core, rows=3, length=24, target_length=17):
         num["head_position"] = written
     with FlopCounterMode(display=False) as counter:
         core.model(**given).logits.sum().backward()
-    found = flops.coefficients(flops.traced(core).products)
+    found = flops.coefficients(products.traced(core).products)
     total = sum(each * num[unit] for unit, each in found.items())
     assert total == pytest.approx(counter.get_total_flops(), rel=tiny_run.ANGLES)
 
@@ -136,7 +136,7 @@ def test_a_head_as_wide_as_prefix_and_traced_text_are_long_is_not_taken_for_them
 
 
 def test_where_a_target_would_be_traced_as_long_as_a_text_nothing_is_counted():
-    core = LanguageModel(prefixed("t5", tokens=flops.LENGTH - flops.TARGET_LENGTH), task="seq2seq")
+    core = LanguageModel(prefixed("t5", tokens=products.LENGTH - products.TARGET_LENGTH), task="seq2seq")
     assert "a target is as long as a text" in flops.described(core)["flop_reason"]
     assert flops.described(LanguageModel(prefixed("opt", tokens=2), task="clm"))["flop_reason"] is None
 
@@ -248,7 +248,7 @@ def test_a_whole_training_learns_is_counted_and_is_saved_beside_the_untouched_mo
 
     place = trainer.Place(device=torch.device("cpu"), rank=0, world=1, local_rank=0)
     given = {"method": "prefix", "task": "clm", "batching": "dynamic", "epochs": 5}
-    fresh = trainer.assemble(tiny_run.spec(**given), assets.model_folder, assets.tokens, place)
+    fresh = assembly.assemble(tiny_run.spec(**given), assets.model_folder, assets.tokens, place)
     with torch.no_grad():
         fresh.core.model.get_parameter(PREFIX).copy_(adapted.get_parameter(PREFIX))
     assert scoring.score(fresh)["validation_loss"] == pytest.approx(losses[-1], rel=1e-6)
@@ -271,6 +271,6 @@ def test_what_it_is_to_write_counts_too(assets):
     generate = {"texts": 1, "beams": 1, "length_penalty": 1.0, "no_repeat_ngram": 0}
     given = {"task": "clm", "batching": "dynamic", "generate": generate, "max_target_length": 30}
     tokens = tiny_run.token_file(assets.tokens.with_name("targets.safetensors"), targets=True, **tiny_run.PROMPT)
-    trainer.assemble(tiny_run.spec(**given), assets.model_folder, tokens, place)
+    assembly.assemble(tiny_run.spec(**given), assets.model_folder, tokens, place)
     with pytest.raises(train.Stop, match=r"20 virtual tokens and \d\d of a text are more than the 64 positions"):
-        trainer.assemble(tiny_run.spec(method="prefix", **given), assets.model_folder, tokens, place)
+        assembly.assemble(tiny_run.spec(method="prefix", **given), assets.model_folder, tokens, place)

@@ -9,7 +9,7 @@ import tiny_run
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from joulesweep import flops, methods
+from joulesweep import flops, methods, products
 from joulesweep.model import LanguageModel
 
 FILE = tiny_run.REPOSITORY / "resources" / "published" / "greentrainer.csv"
@@ -31,7 +31,7 @@ def pmacs(model_name, dataset, method):
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
         model = methods.load(method).apply(model, methods.parameters(method, {}))
-    found = flops.coefficients(flops.traced(LanguageModel(model)).products)
+    found = flops.coefficients(products.traced(LanguageModel(model)).products)
     per_row = (found["token"] + found["head_position"]) * LENGTH + found["token_pair"] * LENGTH**2
     return per_row / 2 * BATCH * STEPS[dataset] / 1e15
 

@@ -10,8 +10,9 @@ import tiny_run
 import torch
 from torch.nn import functional
 
-from joulesweep import data, scoring, trainer
+from joulesweep import assembly, scoring, trainer
 from joulesweep.errors import UserError
+from joulesweep.labels import mask
 from joulesweep.memory import copy_weights
 from joulesweep.model import IGNORED
 from joulesweep.trainer import Place, Stop
@@ -30,7 +31,7 @@ def assets(tmp_path_factory):
 @pytest.fixture
 def assemble(assets):
     def assemble(place=ALONE, **changes):
-        return trainer.assemble(tiny_run.spec(**changes), assets.model_folder, assets.tokens, place)
+        return assembly.assemble(tiny_run.spec(**changes), assets.model_folder, assets.tokens, place)
 
     return assemble
 
@@ -66,7 +67,7 @@ def near(score):
 def test_the_score_is_that_of_the_models_own_forward_on_every_validation_text(assemble, assets):
     built = assemble()
     found = scoring.score(built)
-    masked = data.mask(built.corpus, 0.15, "validation", 0)
+    masked = mask(built.corpus, 0.15, "validation", 0)
     model, loss, num_right, num_masked = loaded(assets.model_folder).eval(), 0.0, 0, 0
     for text in built.validation_texts.tolist():
         at = slice(int(built.corpus.offsets[text]), int(built.corpus.offsets[text + 1]))
@@ -136,7 +137,7 @@ def test_the_masks_are_the_splits_own(assemble):
 
 def test_dropout_is_off(tmp_path, assets):
     folder = tiny_run.model(tmp_path / "model", dropout=0.5)
-    built = trainer.assemble(tiny_run.spec(), folder, assets.tokens, ALONE)
+    built = assembly.assemble(tiny_run.spec(), folder, assets.tokens, ALONE)
     built.model.train()
     rng = torch.get_rng_state()
     one, other = scoring.score(built), scoring.score(built)
@@ -259,7 +260,7 @@ def test_the_logits_of_a_forward_pass_are_bounded(assemble, monkeypatch):
 def test_what_fsdp_divides_is_scored_and_saved_whole(assemble, assets, tmp_path):
     """Here among one rank: it has all of each weight, in the form that is divided."""
     expected = scoring.score(assemble())
-    place = trainer.prepare_process(tiny_run.spec(strategy="fsdp"))
+    place = assembly.prepare_process(tiny_run.spec(strategy="fsdp"))
     built = assemble(place, strategy="fsdp")
     assert all(hasattr(parameter, "full_tensor") for parameter in built.core.parameters())
     assert scoring.score(built) == near(expected)
@@ -279,7 +280,7 @@ def test_a_saved_model_scores_what_its_weights_scored(assemble, assets, tmp_path
     weights = other_weights(built)
     expected = scoring.score(built, weights)
     scoring.save(built, weights, assets.model_folder, tmp_path / "model")
-    again = trainer.assemble(tiny_run.spec(), tmp_path / "model", assets.tokens, ALONE)
+    again = assembly.assemble(tiny_run.spec(), tmp_path / "model", assets.tokens, ALONE)
     assert scoring.score(again) == near(expected)
 
 

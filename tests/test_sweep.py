@@ -19,7 +19,7 @@ from snakemake.settings.enums import Quietness
 from snakemake_interface_common.exceptions import WorkflowError
 from snakemake_interface_logger_plugins.common import LogEvent
 
-from joulesweep import digest, environment, files, workflow
+from joulesweep import digest, environment, files, snakemake_lock, workflow
 from joulesweep.config import DatasetConfig, ModelConfig, validate
 from joulesweep.grid import expand
 from joulesweep.identity import run_id
@@ -448,7 +448,7 @@ def test_the_lock_of_a_killed_workflow_is_removed(tmp_path):
     with another_workflow(folder, then="os.kill(os.getpid(), 9)") as other:
         other.wait()
     lock(folder)
-    assert workflow.clear_dead_lock(folder) is True
+    assert snakemake_lock.clear_dead_lock(folder) is True
     assert locks(folder) == []
 
 
@@ -456,28 +456,28 @@ def test_the_lock_of_a_living_workflow_is_left_alone(tmp_path):
     folder = tmp_path / ".snakemake"
     with another_workflow(folder, then="sys.stdin.read()") as other:
         lock(folder)
-        assert workflow.clear_dead_lock(folder) is False
+        assert snakemake_lock.clear_dead_lock(folder) is False
         assert locks(folder) == ["0.input.lock", "0.output.lock"]
-        os.close(workflow._owned.pop())  # as at the end of this process
+        os.close(snakemake_lock._owned.pop())  # as at the end of this process
         other.communicate("", timeout=PATIENCE_S)
-    assert workflow.clear_dead_lock(folder) is True  # and when that one has ended, it is dead
+    assert snakemake_lock.clear_dead_lock(folder) is True  # and when that one has ended, it is dead
 
 
 def test_no_lock_is_nothing_to_remove(tmp_path):
-    assert workflow.clear_dead_lock(tmp_path / ".snakemake") is False
+    assert snakemake_lock.clear_dead_lock(tmp_path / ".snakemake") is False
 
 
 def test_a_workflow_does_not_remove_its_own_lock(tmp_path):
     folder = tmp_path / ".snakemake"
-    workflow.clear_dead_lock(folder)
+    snakemake_lock.clear_dead_lock(folder)
     lock(folder)
-    assert workflow.clear_dead_lock(folder) is False
+    assert snakemake_lock.clear_dead_lock(folder) is False
     assert len(locks(folder)) == 2
 
 
 def test_a_claim_is_held_until_its_process_ends(tmp_path):
     folder = tmp_path / ".snakemake"
-    workflow.clear_dead_lock(folder)
+    snakemake_lock.clear_dead_lock(folder)
     lock(folder)
     with another_workflow(folder, then="pass") as other:  # it claims nothing, for this process lives
         other.wait()

@@ -15,11 +15,13 @@ from gradients import assert_near, gradients_of
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
-from joulesweep import data, devices, flops, generation, launch, lease, scoring, train, trainer
+from joulesweep import assembly, data, devices, flops, generation, launch, lease, scoring, train
 from joulesweep.build import build
+from joulesweep.corpus import load
 from joulesweep.errors import UserError
 from joulesweep.fit import is_causal, layout_refusal
 from joulesweep.identity import run_id
+from joulesweep.labels import labelled
 from joulesweep.memory import copy_weights
 from joulesweep.model import IGNORED, LanguageModel
 from joulesweep.trainer import Place, Stop
@@ -134,12 +136,12 @@ def files(tmp_path_factory):
 @pytest.mark.parametrize("parts", [{}, {"targets": True}], ids=["texts", "targets"])
 def test_a_decoder_reads_prompts_and_writes_targets_or_whole_texts(files, tokenizer, lengths, parts):
     path = files(tokenizer, **parts)
-    raw, corpus = Raw.of(path), data.load(path, lengths[0], "clm", lengths[1])
+    raw, corpus = Raw.of(path), load(path, lengths[0], "clm", lengths[1])
     targets = raw.targets or [None] * len(raw.bodies)
     expected = [written_out(raw.about, *both, "clm", *lengths) for both in zip(raw.bodies, targets, strict=True)]
     assert pieces(corpus.ids, corpus) == [ids for ids, _ in expected]
     assert pieces(corpus.learned, corpus) == [learned for _, learned in expected]
-    labels = data.labelled(corpus, "clm", 0.9, "any").labels
+    labels = labelled(corpus, "clm", 0.9, "any").labels
     assert pieces(labels, corpus) == [shifted(*both) for both in expected]
     assert corpus.targets is None
     if parts:
@@ -160,7 +162,7 @@ def test_a_decoder_reads_prompts_and_writes_targets_or_whole_texts(files, tokeni
 def test_an_encoder_decoder_reads_prompts_and_writes_targets(files, tokenizer, lengths, start):
     """What the writing starts with is not written again: the tokenizer's own start, if the model has no other one."""
     path = files(tokenizer, targets=True)
-    raw, corpus = Raw.of(path), data.load(path, lengths[0], "seq2seq", lengths[1], start)
+    raw, corpus = Raw.of(path), load(path, lengths[0], "seq2seq", lengths[1], start)
     first = tiny_run.CLS if start is None else start
     expected = [
         written_out(raw.about, *both, "seq2seq", *lengths, first) for both in zip(raw.bodies, raw.targets, strict=True)
@@ -170,26 +172,26 @@ def test_an_encoder_decoder_reads_prompts_and_writes_targets(files, tokenizer, l
     assert not corpus.learned.any()
     assert pieces(corpus.targets.ids, corpus.targets) == [written for _, written in expected]
     assert all((written[0] == tiny_run.CLS) == (start == tiny_run.SEP) for _, written in expected)
-    shown = data.labelled(corpus, "seq2seq", 0.9, "any")
+    shown = labelled(corpus, "seq2seq", 0.9, "any")
     assert pieces(shown.labels, corpus.targets) == [written for _, written in expected]
     assert torch.equal(shown.inputs, corpus.ids)
 
 
 def test_writing_starts_with_padding_where_no_other_token_is_known(files):
     """As T5 does."""
-    assert data.load(files("bert", targets=True), 24, "seq2seq").start_id == tiny_run.CLS
+    assert load(files("bert", targets=True), 24, "seq2seq").start_id == tiny_run.CLS
     path = files("bert", targets=True).with_name("t5.safetensors")
     shutil.copy(files("bert", targets=True), path)
     about = {**Raw.of(files("bert", targets=True)).about, "bos_id": None, "pad_id": 7}
     path.with_suffix(".json").write_text(json.dumps(about), encoding="utf-8")
-    assert data.load(path, 24, "seq2seq").start_id == 7
+    assert load(path, 24, "seq2seq").start_id == 7
 
 
 @pytest.mark.parametrize(("tokenizer", "pad"), [("bert", tiny_run.PAD), ("gpt2", tiny_run.SEP), ("endless", 0)])
 def test_rows_are_filled_up_with_what_there_is(files, tokenizer, pad):
-    corpus = data.load(files(tokenizer, targets=True), 24, "clm")
+    corpus = load(files(tokenizer, targets=True), 24, "clm")
     assert corpus.pad_id == pad
-    (batch,), _ = next(data.steps(corpus, data.labelled(corpus, "clm", 0.0), torch.arange(8), layout()))
+    (batch,), _ = next(data.steps(corpus, labelled(corpus, "clm", 0.0), torch.arange(8), layout()))
     assert (batch.segments == 0).any()
     assert (batch.input_ids[batch.segments == 0] == pad).all()
     assert (batch.answers[batch.segments == 0] == IGNORED).all()
@@ -203,10 +205,8 @@ def layout(batching="dynamic", size=60, head="dense", **changes):
 
 @pytest.mark.parametrize("parts", [{}, {"targets": True}], ids=["texts", "targets"])
 def test_nothing_is_predicted_across_the_texts_of_a_packed_row(files, parts):
-    corpus = data.load(files("opt", **parts), 24, "clm", 8)
-    (batch,), num_predicted = next(
-        data.steps(corpus, data.labelled(corpus, "clm", 0.0), torch.arange(60), layout("packed"))
-    )
+    corpus = load(files("opt", **parts), 24, "clm", 8)
+    (batch,), num_predicted = next(data.steps(corpus, labelled(corpus, "clm", 0.0), torch.arange(60), layout("packed")))
     assert len(batch.input_ids) < 60
     follows = functional.pad(batch.segments[:, 1:], (0, 1)) == batch.segments
     predicted = batch.answers != IGNORED
@@ -220,8 +220,8 @@ def test_nothing_is_predicted_across_the_texts_of_a_packed_row(files, parts):
 
 @pytest.mark.parametrize("batching", ["dynamic", "fixed"])
 def test_the_counts_of_targets_are_what_the_rows_hold(files, batching):
-    corpus = data.load(files(targets=True), 24, "seq2seq", 8)
-    shown = data.labelled(corpus, "seq2seq", 0.0)
+    corpus = load(files(targets=True), 24, "seq2seq", 8)
+    shown = labelled(corpus, "seq2seq", 0.0)
     (batch,), num_predicted = next(data.steps(corpus, shown, torch.arange(60), layout(batching)))
     read, written = corpus.lengths, corpus.targets.lengths
     (rows, width), target_width = batch.input_ids.shape, batch.target_ids.shape[1]
@@ -239,7 +239,7 @@ def test_the_counts_of_targets_are_what_the_rows_hold(files, batching):
 
 
 def test_targets_are_not_read_by_masked_language_modelling(files):
-    plain, with_targets = (data.load(files(**parts), 24) for parts in ({}, {"targets": True, "choices": True}))
+    plain, with_targets = (load(files(**parts), 24) for parts in ({}, {"targets": True, "choices": True}))
     assert torch.equal(plain.ids, with_targets.ids)
     assert with_targets.targets is with_targets.prompts is with_targets.choices is None
 
@@ -247,7 +247,7 @@ def test_targets_are_not_read_by_masked_language_modelling(files):
 @pytest.mark.parametrize("task", ["clm", "seq2seq"])
 def test_every_choice_stands_where_the_target_does(files, task):
     path = files(targets=True, choices=True)
-    raw, corpus = Raw.of(path), data.load(path, *LENGTHS[:1], task, LENGTHS[1])
+    raw, corpus = Raw.of(path), load(path, *LENGTHS[:1], task, LENGTHS[1])
     assert corpus.choice_text.tolist() == raw.choice_text
     assert corpus.answer.tolist() == raw.answer
     for i, (text, choice) in enumerate(zip(raw.choice_text, raw.choices, strict=True)):
@@ -271,12 +271,12 @@ def test_every_choice_stands_where_the_target_does(files, task):
 )
 def test_what_cannot_be_learned_is_one_line(files, tokenizer, parts, task, max_length, said):
     with pytest.raises(UserError, match=said) as raised:
-        data.load(files(tokenizer, **parts), max_length, task, 8)
+        load(files(tokenizer, **parts), max_length, task, 8)
     assert "\n" not in str(raised.value)
 
 
 def test_a_prompt_that_just_fits_leaves_no_text(files):
-    corpus = data.load(files(targets=True), 5, "clm", 8)
+    corpus = load(files(targets=True), 5, "clm", 8)
     assert set(map(tuple, pieces(corpus.ids, corpus))) == {(2, 90, 91, 92, 3)}
 
 
@@ -286,9 +286,9 @@ def test_a_prompt_that_just_fits_leaves_no_text(files):
 @pytest.fixture(scope="module")
 def corpora(files):
     return {
-        "clm": data.load(files("opt", targets=True), *LENGTHS[:1], "clm", LENGTHS[1]),
-        "texts": data.load(files("opt"), *LENGTHS[:1], "clm", LENGTHS[1]),
-        "seq2seq": data.load(files(targets=True), *LENGTHS[:1], "seq2seq", LENGTHS[1], tiny_run.CLS),
+        "clm": load(files("opt", targets=True), *LENGTHS[:1], "clm", LENGTHS[1]),
+        "texts": load(files("opt"), *LENGTHS[:1], "clm", LENGTHS[1]),
+        "seq2seq": load(files(targets=True), *LENGTHS[:1], "seq2seq", LENGTHS[1], tiny_run.CLS),
     }
 
 
@@ -341,7 +341,7 @@ def test_loss_and_gradients_are_those_of_the_library(corpora, kind, data_of, bat
     assert core.refusal(batching == "packed") is None
     parts = 3 if head == "scattered" else 1
     laid = layout(batching, 20, core.head, parts=parts)
-    (batch,), num_predicted = next(data.steps(corpus, data.labelled(corpus, task, 0.0), texts, laid))
+    (batch,), num_predicted = next(data.steps(corpus, labelled(corpus, task, 0.0), texts, laid))
     assert (batch.chosen is None) == (head == "dense")
     cut = [[None] * parts if tensor is None else tensor.chunk(parts) for tensor in batch.tensors]
     out = sum(core(*share, score=True) for share in zip(*cut, strict=True))
@@ -362,7 +362,7 @@ def test_the_head_sees_the_predicted_places_only(corpora, kind):
             lambda _, given, out: seen.append(out.shape[:-1].numel())
         )
         (batch,), _ = next(
-            data.steps(corpus, data.labelled(corpus, task, 0.0), torch.arange(20), layout(size=20, head=head))
+            data.steps(corpus, labelled(corpus, task, 0.0), torch.arange(20), layout(size=20, head=head))
         )
         core(*batch.tensors)
         assert seen[-1] == batch.counts["num_head_positions"]
@@ -373,9 +373,7 @@ def test_a_head_that_failed_between_keeps_nothing_of_it(corpora):
     """What is computed of the model itself after a training has logits everywhere."""
     core = LanguageModel(tiny_run.network("opt"), task="clm")
     (batch,), _ = next(
-        data.steps(
-            corpora["clm"], data.labelled(corpora["clm"], "clm", 0.0), torch.arange(4), layout(size=4, head="masked")
-        )
+        data.steps(corpora["clm"], labelled(corpora["clm"], "clm", 0.0), torch.arange(4), layout(size=4, head="masked"))
     )
     core(*batch.tensors)
     assert core.model(input_ids=batch.input_ids).logits.shape[:2] == batch.input_ids.shape
@@ -386,7 +384,7 @@ def test_packed_texts_of_a_decoder_do_not_see_each_other(corpora, kind, monkeypa
     corpus = corpora["texts"]
     core = LanguageModel(tiny_run.network(kind), head="dense", task="clm").eval()
     short = torch.nonzero(corpus.lengths <= 8).flatten()[:3]
-    (batch,), _ = next(data.steps(corpus, data.labelled(corpus, "clm", 0.0), short, layout("packed", 3)))
+    (batch,), _ = next(data.steps(corpus, labelled(corpus, "clm", 0.0), short, layout("packed", 3)))
     assert batch.segments.unique().tolist() == [0, 1, 2, 3]
     last = batch.segments == int(batch.segments[0, :].max())
     answers = batch.answers.masked_fill(~last, IGNORED)
@@ -547,7 +545,7 @@ def assemble(assets):
         on = assets(kind, **dict.fromkeys(parts, True))
         spec = tiny_run.spec(**{"task": TASK_OF[kind], "max_target_length": 8, **changes})
         torch.manual_seed(spec.repeat)
-        return trainer.assemble(spec, on.model_folder, on.tokens, place)
+        return assembly.assemble(spec, on.model_folder, on.tokens, place)
 
     return assemble
 
@@ -637,7 +635,7 @@ def test_choices_that_cannot_be_told_apart_are_right_by_chance(assemble, monkeyp
 
 def test_choices_are_of_no_use_to_masked_language_modelling(assets):
     on = assets("bert", choices=True, targets=True)
-    built = trainer.assemble(tiny_run.spec(), on.model_folder, on.tokens, ALONE)
+    built = assembly.assemble(tiny_run.spec(), on.model_folder, on.tokens, ALONE)
     assert scoring.score(built)["choice_accuracy"] is None
 
 
@@ -658,7 +656,7 @@ def test_it_learns_and_counts(assets, tmp_path, kind):
 def test_a_model_that_sees_what_it_predicts_is_refused(assets):
     on = assets("bert")
     with pytest.raises(Stop) as stopped:
-        trainer.assemble(tiny_run.spec(task="clm"), on.model_folder, on.tokens, ALONE)
+        assembly.assemble(tiny_run.spec(task="clm"), on.model_folder, on.tokens, ALONE)
     reason = "task clm: this model sees the tokens that it is to predict; choose a decoder, or task mlm"
     assert stopped.value.outcome == {"status": "unsupported", "reason": reason, "oom_bytes": None}
 
@@ -672,7 +670,7 @@ def test_a_saved_model_scores_what_its_weights_scored(assemble, assets, tmp_path
         value.add_(torch.randn(value.shape, generator=draw), alpha=0.05)
     expected, on = scoring.score(built, weights), assets(kind)
     scoring.save(built, weights, on.model_folder, tmp_path / "model")
-    again = trainer.assemble(built.spec, tmp_path / "model", on.tokens, ALONE)
+    again = assembly.assemble(built.spec, tmp_path / "model", on.tokens, ALONE)
     assert scoring.score(again)["validation_loss"] == pytest.approx(expected["validation_loss"], rel=1e-6)
     names = [[name for name, _ in one.core.named_parameters()] for one in (built, again)]
     assert names[0] == names[1]
@@ -787,7 +785,7 @@ def test_a_text_of_nothing_has_something_to_begin_with(assemble, assets, tmp_pat
     source = {"source": {"local": "texts.txt"}, "format": "text", "validation_fraction": 0.6}
     spec = tiny_run.spec(task="clm", generate=GENERATE, dataset_source=source, max_target_length=4)
     folder = assets("gpt2").model_folder
-    built = trainer.assemble(spec, folder, path, ALONE)
+    built = assembly.assemble(spec, folder, path, ALONE)
     rows = generation.generate(built, copy_weights(built.core, []), folder)
     assert len(rows) == 2
 
@@ -823,7 +821,7 @@ def test_what_a_model_says_of_generation_changes_nothing_that_is_written(assets,
         path.write_text(json.dumps({**said, **own}))
         spec = tiny_run.spec(task=TASK_OF[kind], generate=GENERATE, max_target_length=12, method=method)
         torch.manual_seed(0)
-        built = trainer.assemble(spec, folder, on.tokens, ALONE)
+        built = assembly.assemble(spec, folder, on.tokens, ALONE)
         before = [m.generation_config for m in built.core.modules() if "generation_config" in vars(m)]
         written.append(generation.generate(built, decisive(built), folder))
         after = [m.generation_config for m in built.core.modules() if "generation_config" in vars(m)]
@@ -863,10 +861,10 @@ def test_generation_that_would_fail_after_the_training_fails_before_it(assets, k
     on = assets(kind, **parts)
     spec = tiny_run.spec(task=TASK_OF[kind], generate=GENERATE, **changes)
     with pytest.raises(refusal, match=said):
-        trainer.assemble(spec, on.model_folder, on.tokens, ALONE)
+        assembly.assemble(spec, on.model_folder, on.tokens, ALONE)
     if refusal is Stop:  # less will do, and without anything to write the texts alone count
         for more in ({"max_target_length": 8}, {"generate": None}):
-            trainer.assemble(dataclasses.replace(spec, **more), on.model_folder, on.tokens, ALONE)
+            assembly.assemble(dataclasses.replace(spec, **more), on.model_folder, on.tokens, ALONE)
 
 
 @pytest.mark.parametrize("kind", ["opt", "t5", "bert"])
@@ -876,7 +874,7 @@ def test_what_fsdp_divides_chooses_and_writes_as_the_whole(assemble, assets, kin
     whole = assemble(kind, **changes)
     weights, folder = decisive(whole), assets(kind).model_folder
     expected = scoring.score(whole, weights), generation.generate(whole, weights, folder)
-    place = trainer.prepare_process(tiny_run.spec(strategy="fsdp"))
+    place = assembly.prepare_process(tiny_run.spec(strategy="fsdp"))
     built = assemble(kind, place, strategy="fsdp", **changes)
     assert all(hasattr(parameter, "full_tensor") for parameter in built.core.parameters())
     for _ in range(2):  # what is gathered between is divided again: other weights come in

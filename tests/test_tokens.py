@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 from tiny import bert_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from joulesweep import tokens
+from joulesweep import fetched, tokens
 from joulesweep.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -175,11 +175,11 @@ def test_the_parts_are_the_tokens_of_the_whole(tmp_path, byte_level, prompt):
 
 def test_references_are_the_targets(tmp_path):
     rows = [{"text": "a", "targets": ["b", "c\u2028d"]}, {"text": "a", "targets": ["b"]}]
-    assert tokens.read_references(rows_file(tmp_path / "t.jsonl", rows)) == [["b", "c\u2028d"], ["b"]]
-    assert tokens.read_references(texts_file(tmp_path / "t.jsonl", ["a", "b"])) == [[], []]
+    assert fetched.read_references(rows_file(tmp_path / "t.jsonl", rows)) == [["b", "c\u2028d"], ["b"]]
+    assert fetched.read_references(texts_file(tmp_path / "t.jsonl", ["a", "b"])) == [[], []]
     (tmp_path / "t.jsonl").write_text('{"text": "a"}\n{"targets": ["b"]}\n')
     with pytest.raises(UserError, match=r't\.jsonl:2: corrupt data set: expected \{"text": …\}; fetch it again$'):
-        tokens.read_references(tmp_path / "t.jsonl")
+        fetched.read_references(tmp_path / "t.jsonl")
 
 
 def test_texts_are_not_cut_and_nothing_is_said(tmp_path, model, capfd):

@@ -13,6 +13,8 @@ import torch
 from torch.nn import functional
 
 from joulesweep import data, engine, precision, train, units
+from joulesweep.corpus import load, split
+from joulesweep.labels import mask, order
 from joulesweep.model import IGNORED, LanguageModel
 from joulesweep.spec import full
 from joulesweep.trainer import Place, Start, learning_rate
@@ -67,14 +69,14 @@ def saved(folder):
 
 def num_predicted(corpus, texts, epoch):
     """Hidden tokens of the training texts in an epoch of repeat 1."""
-    labels = data.mask(corpus, 0.15, 1, epoch).labels.tensor_split(corpus.offsets[1:-1])
+    labels = mask(corpus, 0.15, 1, epoch).labels.tensor_split(corpus.offsets[1:-1])
     return sum(int((labels[text] != IGNORED).sum()) for text in texts)
 
 
 def test_an_outcome_counts_what_was_done(run, assets):
     outcome = run(epochs=2)
-    corpus = data.load(assets.tokens, 24)
-    texts, held_out = data.split(corpus, "random", 0.2, 0)
+    corpus = load(assets.tokens, 24)
+    texts, held_out = split(corpus, "random", 0.2, 0)
     measured = outcome["measurement"]
     assert (outcome["status"], outcome["num_train_texts"]) == ("ok", NUM_TRAIN)
     assert (measured["num_steps"], measured["num_skipped_steps"]) == (2 * NUM_STEPS, 0)
@@ -252,8 +254,8 @@ def reference_losses(assets, spec, norms=None):
     Norms of gradients, where they are cut, are added to the list.
     """
     model = saved(assets.model_folder)
-    corpus = data.load(assets.tokens, spec.max_length)
-    texts, _ = data.split(corpus, "random", 0.2, 0)
+    corpus = load(assets.tokens, spec.max_length)
+    texts, _ = split(corpus, "random", 0.2, 0)
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim == 1]
     groups = [{"params": matrices, "weight_decay": spec.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
@@ -263,8 +265,8 @@ def reference_losses(assets, spec, norms=None):
     losses = []
     model.train()
     for epoch in range(1, spec.epochs + 1):
-        masked = data.mask(corpus, spec.mask_probability, spec.repeat, epoch)
-        for rows in data.order(texts, spec.repeat, epoch).split(spec.batch_size):
+        masked = mask(corpus, spec.mask_probability, spec.repeat, epoch)
+        for rows in order(texts, spec.repeat, epoch).split(spec.batch_size):
             width = int(corpus.lengths[rows].max())
             inputs, labels = torch.zeros(len(rows), width).long(), torch.full((len(rows), width), IGNORED)
             attention = torch.zeros(len(rows), width).long()
@@ -568,8 +570,8 @@ def test_frozen_parameters_stay_and_the_others_train(run, assets, tmp_path):
 @pytest.mark.parametrize("batching", ["dynamic", "packed"])
 def test_gradients_that_ddp_averages_are_those_of_the_whole_batch(assets, batching, micro):
     """Losses cannot show it: AdamW's steps do not depend on the scale of the gradients."""
-    corpus = data.load(assets.tokens, 24)
-    masked, texts = data.mask(corpus, 0.3, 1, 1), torch.arange(7)  # an odd number: the ranks' shares differ
+    corpus = load(assets.tokens, 24)
+    masked, texts = mask(corpus, 0.3, 1, 1), torch.arange(7)  # an odd number: the ranks' shares differ
 
     def gradients(rank, world, **changes):
         core = LanguageModel(tiny_run.network())
@@ -600,8 +602,8 @@ def test_only_the_last_micro_batch_exchanges_gradients(assets, monkeypatch, stra
     said, core = [], LanguageModel(tiny_run.network())
     monkeypatch.setattr(train.strategy, "synchronise", lambda model, name, wanted: said.append((model, name, wanted)))
     layout = data.Layout(batching="dynamic", size=7, micro=3, max_length=24, head="masked")
-    corpus = data.load(assets.tokens, 24)
-    (step,) = data.steps(corpus, data.mask(corpus, 0.3, 1, 1), torch.arange(7), layout)
+    corpus = load(assets.tokens, 24)
+    (step,) = data.steps(corpus, mask(corpus, 0.3, 1, 1), torch.arange(7), layout)
     trainer = SimpleNamespace(
         spec=tiny_run.spec(strategy=strategy),
         model=core,

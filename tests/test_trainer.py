@@ -10,7 +10,8 @@ import tiny_run
 import torch
 import torch.distributed as dist
 
-from joulesweep import data, engine, kernels, methods, trainer
+from joulesweep import assembly, data, engine, kernels, labels, methods, trainer
+from joulesweep.corpus import load, split
 from joulesweep.errors import UserError
 from joulesweep.kahan import KahanAdamW
 from joulesweep.trainer import Place, Start
@@ -35,7 +36,7 @@ def assemble(assets, tmp_path):
         if kind is not None:
             folder = tmp_path / kind
             tiny_run.network(kind).save_pretrained(folder)
-        return trainer.assemble(tiny_run.spec(**changes), folder, assets.tokens, place)
+        return assembly.assemble(tiny_run.spec(**changes), folder, assets.tokens, place)
 
     return assemble
 
@@ -81,7 +82,7 @@ def test_what_this_machine_cannot_run_is_unsupported_with_the_reason(monkeypatch
     monkeypatch.setattr(engine.shutil, "which", lambda name: None)
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(trainer.Stop) as stopped:
-        trainer.prepare_process(tiny_run.spec(**changes))
+        assembly.prepare_process(tiny_run.spec(**changes))
     assert stopped.value.outcome == {"status": "unsupported", "reason": reason, "oom_bytes": None}
 
 
@@ -94,13 +95,13 @@ def test_what_this_machine_cannot_run_is_unsupported_with_the_reason(monkeypatch
 )
 def test_what_these_gpus_cannot_run_is_unsupported_with_the_reason(gpus, changes, reason):
     with pytest.raises(trainer.Stop, match=reason):
-        trainer.prepare_process(tiny_run.spec(accelerator="cuda", **changes))
+        assembly.prepare_process(tiny_run.spec(accelerator="cuda", **changes))
     assert gpus == []
 
 
 def test_a_process_takes_its_threads_and_its_seed_from_the_spec():
     for repeat in (3, 4):
-        found = trainer.prepare_process(tiny_run.spec(repeat=repeat, threads_per_device=repeat))
+        found = assembly.prepare_process(tiny_run.spec(repeat=repeat, threads_per_device=repeat))
         assert (torch.get_num_threads(), torch.initial_seed()) == (repeat, repeat)
         assert found == ALONE
     assert not dist.is_initialized()
@@ -110,18 +111,18 @@ def test_a_model_is_tried_in_ieee_precision_and_attention_is_never_cudnns():
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.allow_tf32 = True
     torch.backends.cuda.enable_cudnn_sdp(True)
-    assert "cudnn" in trainer.attention(tiny_run.network())["kernels"]
-    trainer.prepare_process(tiny_run.spec())
+    assert "cudnn" in assembly.attention(tiny_run.network())["kernels"]
+    assembly.prepare_process(tiny_run.spec())
     assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == ("highest", False)
-    found = trainer.attention(tiny_run.network())
+    found = assembly.attention(tiny_run.network())
     assert found == {"implementation": "sdpa", "kernels": ["flash", "mem_efficient", "math"]}
 
 
 def test_a_pytorch_without_cudnns_attention_needs_no_switch(monkeypatch):
     for name in ("enable_cudnn_sdp", "cudnn_sdp_enabled"):
         monkeypatch.delattr(torch.backends.cuda, name)
-    assert trainer.prepare_process(tiny_run.spec()) == ALONE
-    found = trainer.attention(torch.nn.Linear(2, 2))
+    assert assembly.prepare_process(tiny_run.spec()) == ALONE
+    found = assembly.attention(torch.nn.Linear(2, 2))
     assert found == {"implementation": None, "kernels": ["flash", "mem_efficient", "math"]}
 
 
@@ -139,9 +140,9 @@ def test_some_steps_are_those_of_the_training(assemble):
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_a_single_rank_needs_no_torchrun_for_its_group(strategy):
-    assert trainer.prepare_process(tiny_run.spec(strategy=strategy)) == ALONE
+    assert assembly.prepare_process(tiny_run.spec(strategy=strategy)) == ALONE
     assert (dist.get_world_size(), dist.get_backend()) == (1, "gloo")
-    assert trainer.prepare_process(tiny_run.spec(strategy=strategy)) == ALONE  # the group is there: no second one
+    assert assembly.prepare_process(tiny_run.spec(strategy=strategy)) == ALONE  # the group is there: no second one
 
 
 @pytest.mark.parametrize(
@@ -157,7 +158,7 @@ def test_each_of_several_ranks_has_its_device_in_the_group_that_torchrun_describ
     seen = []
     monkeypatch.setattr(dist, "init_process_group", lambda *args, **kwargs: seen.append((args, kwargs)))
     environment(monkeypatch, rank=3, world=4, local_rank=1)
-    found = trainer.prepare_process(tiny_run.spec(strategy="ddp", devices=2, accelerator=accelerator))
+    found = assembly.prepare_process(tiny_run.spec(strategy="ddp", devices=2, accelerator=accelerator))
     assert found == Place(device=device, rank=3, world=4, local_rank=1)
     ((args, kwargs),) = seen
     assert (*args, kwargs.get("device_id")) == given
@@ -231,9 +232,9 @@ def test_a_trainer_holds_what_the_spec_names(assemble, assets):
     built = assemble(head="dense", precision="bf16-mixed")
     assert built.model is built.core
     assert (built.core.head, built.core.precision_name) == ("dense", "bf16-mixed")
-    corpus = data.load(assets.tokens, 24)
+    corpus = load(assets.tokens, 24)
     assert torch.equal(built.corpus.ids, corpus.ids)
-    train, validation = data.split(corpus, "random", 0.2, 0)
+    train, validation = split(corpus, "random", 0.2, 0)
     assert torch.equal(built.train_texts, train)
     assert torch.equal(built.validation_texts, validation)
     assert (built.graphed, built.losses) == (None, [])
@@ -299,7 +300,7 @@ def test_a_decoder_beside_an_encoder_is_given_targets(tmp_path, monkeypatch):
     monkeypatch.setattr(kernels, "choose", choose)
     on = tiny_run.assets(tmp_path, "t5", targets=True, eos_id=tiny_run.SEP, prefix=[])
     spec = tiny_run.spec(task="seq2seq", batching="fixed", batch_size=10, max_target_length=11, head="dense")
-    trainer.assemble(spec, on.model_folder, on.tokens, ALONE)
+    assembly.assemble(spec, on.model_folder, on.tokens, ALONE)
     read, written = (seen[f"{half}.block.1.layer.0.SelfAttention.q"] for half in ("encoder", "decoder"))
     assert (read, written, seen["lm_head"]) == (240, 110, 110)
 
@@ -340,7 +341,7 @@ def test_activations_are_computed_again_if_the_spec_says_so(assemble, again, tim
     built, calls = assemble(checkpoint_activations=again, method=method), []
     layer = built.core.model.bert.encoder.layer[1]
     layer.intermediate.dense.register_forward_hook(lambda module, given, out: calls.append(1))
-    masked = data.mask(built.corpus, 0.3, 1, 1)
+    masked = labels.mask(built.corpus, 0.3, 1, 1)
     (batch,), _ = next(data.steps(built.corpus, masked, built.train_texts, built.layout))
     built.model.train()(*batch.tensors)[0, 0].backward()
     assert len(calls) == times
@@ -403,10 +404,10 @@ def test_longer_texts_than_a_model_has_positions_for_are_unsupported(assemble, a
         config.max_position_embeddings = positions
         config.save_pretrained(tmp_path)
         if positions == most:
-            trainer.assemble(tiny_run.spec(**changes), tmp_path, assets.tokens, ALONE)
+            assembly.assemble(tiny_run.spec(**changes), tmp_path, assets.tokens, ALONE)
             continue
         with pytest.raises(trainer.Stop) as stopped:
-            trainer.assemble(tiny_run.spec(**changes), tmp_path, assets.tokens, ALONE)
+            assembly.assemble(tiny_run.spec(**changes), tmp_path, assets.tokens, ALONE)
         reason = f"{most} tokens of a text are more than the {positions} positions of this model"
         assert stopped.value.outcome["reason"] == f"{reason}; use a smaller max_length"
 
@@ -414,13 +415,13 @@ def test_longer_texts_than_a_model_has_positions_for_are_unsupported(assemble, a
 def test_a_tokenizer_larger_than_the_embeddings_is_refused_before_it_indexes_them(tmp_path, assets):
     tokens = tiny_run.token_file(tmp_path / "more.safetensors", vocab_size=101)
     with pytest.raises(UserError, match=r"^the tokenizer has 101 tokens, the model embeddings for 100$"):
-        trainer.assemble(tiny_run.spec(), assets.model_folder, tokens, ALONE)
+        assembly.assemble(tiny_run.spec(), assets.model_folder, tokens, ALONE)
 
 
 def test_too_few_texts_are_the_users_to_mend(tmp_path, assets):
     tokens = tiny_run.token_file(tmp_path / "one.safetensors", num_texts=1)
     with pytest.raises(UserError, match=r"^data set texts: too few texts to hold some out: 1 in all$"):
-        trainer.assemble(tiny_run.spec(), assets.model_folder, tokens, ALONE)
+        assembly.assemble(tiny_run.spec(), assets.model_folder, tokens, ALONE)
 
 
 def test_a_method_that_leaves_nothing_to_train_is_refused(assemble, monkeypatch):
@@ -435,7 +436,7 @@ def test_a_method_that_leaves_nothing_to_train_is_refused(assemble, monkeypatch)
 def test_matrices_decay_and_vectors_do_not():
     model = tiny_run.network()
     model.bert.embeddings.requires_grad_(False)
-    matrices, vectors = trainer._optimizer(model, tiny_run.spec(weight_decay=0.3), CPU).param_groups
+    matrices, vectors = assembly._optimizer(model, tiny_run.spec(weight_decay=0.3), CPU).param_groups
     assert (matrices["weight_decay"], vectors["weight_decay"]) == (0.3, 0.0)
     assert {p.ndim for p in matrices["params"]} == {2}
     assert {p.ndim for p in vectors["params"]} == {1}
@@ -445,7 +446,7 @@ def test_matrices_decay_and_vectors_do_not():
 
 def test_a_captured_step_reads_its_learning_rate_from_the_device():
     eager, graph = (
-        trainer._optimizer(tiny_run.network(), tiny_run.spec(engine=name, lr=0.5), CPU) for name in ("eager", "graph")
+        assembly._optimizer(tiny_run.network(), tiny_run.spec(engine=name, lr=0.5), CPU) for name in ("eager", "graph")
     )
     for group in (*eager.param_groups, *graph.param_groups):
         assert group["fused"]
@@ -456,7 +457,7 @@ def test_a_captured_step_reads_its_learning_rate_from_the_device():
 
 def take_steps(built, number):
     """Optimizer steps with dropout, straight from the batches. Returns their losses."""
-    losses, masked = [], data.mask(built.corpus, 0.3, 1, 1)
+    losses, masked = [], labels.mask(built.corpus, 0.3, 1, 1)
     built.model.train()
     for (batch,), num_predicted in data.steps(built.corpus, masked, built.train_texts, built.layout):
         loss = built.model(*batch.tensors)[0, 0] / num_predicted
@@ -477,7 +478,7 @@ def places(built):
 @pytest.mark.parametrize("precision", ["fp32", "fp16-mixed", "bf16-true"])
 def test_a_restored_start_is_the_start_in_the_same_memory(assets, assemble, tmp_path, precision):
     folder = tiny_run.model(tmp_path / "model", dropout=0.3)
-    built = trainer.assemble(tiny_run.spec(precision=precision), folder, assets.tokens, ALONE)
+    built = assembly.assemble(tiny_run.spec(precision=precision), folder, assets.tokens, ALONE)
     start, weights = Start.of(built), {name: value.clone() for name, value in built.core.state_dict().items()}
     rng = torch.get_rng_state()
     losses = take_steps(built, 3)
@@ -546,29 +547,29 @@ def test_each_board_is_metered_by_one_process(torch_sees, accelerator, strategy,
     torch_sees("7", "5", "3", "1")
     boards, devices = [board(index) for index in (7, 5, 3, 1)], 2 if strategy == "dp" else world
     spec = tiny_run.spec(accelerator=accelerator, strategy=strategy, devices=devices)
-    found = [trainer.measured_boards(spec, boards, place_of(rank, world)) for rank in range(world)]
+    found = [assembly.measured_boards(spec, boards, place_of(rank, world)) for rank in range(world)]
     assert [[row["index"] for row in rows] for rows in found] == by_rank
     assert all(boards[row["position"]]["index"] == row["index"] for rows in found for row in rows)
     assert sum(map(len, found)) == len(boards)
 
 
 def test_a_run_without_boards_meters_none():
-    assert trainer.measured_boards(tiny_run.spec(), [], ALONE) == []
+    assert assembly.measured_boards(tiny_run.spec(), [], ALONE) == []
 
 
 def test_pytorch_on_another_board_than_the_metered_one_is_refused(torch_sees):
     torch_sees("7", "9")
     boards = [board(7), board(5)]
     one, two = tiny_run.spec(accelerator="cuda"), tiny_run.spec(accelerator="cuda", strategy="ddp", devices=2)
-    assert trainer.measured_boards(one, boards, ALONE)  # it does not compute on the second
+    assert assembly.measured_boards(one, boards, ALONE)  # it does not compute on the second
     for rank in (0, 1):
         with pytest.raises(UserError, match=r"^PyTorch computes on GPU 9, and the run was given GPU-5$"):
-            trainer.measured_boards(two, boards, place_of(rank, 2))
+            assembly.measured_boards(two, boards, place_of(rank, 2))
 
 
 def test_what_pytorch_does_not_say_and_slices_are_not_compared(torch_sees):
     spec = tiny_run.spec(accelerator="cuda")
     torch_sees("")
-    assert trainer.measured_boards(spec, [board(5)], ALONE)
+    assert assembly.measured_boards(spec, [board(5)], ALONE)
     torch_sees("9")
-    assert trainer.measured_boards(spec, [board(5, mig=True)], ALONE)
+    assert assembly.measured_boards(spec, [board(5, mig=True)], ALONE)

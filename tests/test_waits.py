@@ -12,7 +12,8 @@ import tiny_run
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from joulesweep import data, train, trainer
+from joulesweep import assembly, data, labels, train, trainer
+from joulesweep.corpus import load
 from joulesweep.model import LanguageModel
 from joulesweep.trainer import Place
 
@@ -93,7 +94,7 @@ def assemble(assets):
     def assemble(kind="bert", **changes):
         place = Place(device=torch.device("cpu"), rank=0, world=1, local_rank=0)
         spec = tiny_run.spec(task=tiny_run.task_of(kind), max_target_length=12, **changes)
-        return trainer.assemble(spec, assets[kind].model_folder, assets[kind].tokens, place)
+        return assembly.assemble(spec, assets[kind].model_folder, assets[kind].tokens, place)
 
     return assemble
 
@@ -183,8 +184,8 @@ def test_counters_of_steps_are_read_after_the_window(assemble):
 
 def test_a_replica_of_dataparallel_is_told_its_places(assets):
     """It has a part of the rows, as DataParallel cuts them, and of their places and answers."""
-    corpus = data.load(assets["bert"].tokens, 24)
-    masked, core = data.mask(corpus, 0.3, 1, 1), LanguageModel(tiny_run.network())
+    corpus = load(assets["bert"].tokens, 24)
+    masked, core = labels.mask(corpus, 0.3, 1, 1), LanguageModel(tiny_run.network())
     core.mask_form = "bool"
     for parts, size in ((2, 7), (4, 5), (3, 2)):  # four GPUs have three parts of five rows, three have two of two
         layout = data.Layout(batching="dynamic", size=size, micro=None, max_length=24, head="masked", parts=parts)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from joulesweep import words
+from joulesweep import quantities, words
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ from joulesweep import words
     ],
 )
 def test_numbers_read_well(value, unit, expected):
-    assert words.one(value, unit) == expected
+    assert quantities.one(value, unit) == expected
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_numbers_read_well(value, unit, expected):
     [([], None), ([None], None), ([35.0, None, 61.0], "35.0 to 61.0 °C"), ([35.0, 35.0], "35.0 °C")],
 )
 def test_a_span_is_of_what_is_known(values, expected):
-    assert words.span(values, "°C") == expected
+    assert quantities.span(values, "°C") == expected
 
 
 def test_a_share_is_told_in_percent():

@@ -1,0 +1,257 @@
+"""Build what the training loop needs: process, model, data, optimizer."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from joulesweep import adaptive, data, engine, fit, flops, kernels, labels, methods, precision, strategy
+from joulesweep.anatomy import num_embeddings, num_positions, stacks
+from joulesweep.build import build
+from joulesweep.corpus import Corpus, load, split
+from joulesweep.errors import UserError
+from joulesweep.kahan import KahanAdamW
+from joulesweep.model import LanguageModel, Unfit
+from joulesweep.spec import RunSpec
+from joulesweep.trainer import Place, Stop, Trainer, _wrapped, layout
+
+#: PyTorch's kernels of attention.
+KERNELS = ("flash", "mem_efficient", "cudnn", "math")
+
+
+def prepare_process(spec: RunSpec) -> Place:
+    """Threads, seed, kernels, device and process group; refuse what this machine cannot do.
+
+    Attention is not computed by cuDNN, which on Hopper and Blackwell comes first in PyTorch for 16-bit numbers: it
+    makes a plan for every shape that a thread meets, and batches come in many shapes; and with a mask its gradients may
+    be NaN on H100 and H200 (https://github.com/pytorch/pytorch/issues/196678, since torch 2.11).
+
+    Raises:
+        Stop: it cannot.
+    """
+    rank, world, local_rank = (
+        int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
+    )
+    torch.set_num_threads(spec.threads_per_device)
+    num_gpus = torch.cuda.device_count() if spec.accelerator == "cuda" else 0
+    if spec.accelerator == "cuda" and num_gpus == 0:
+        raise Stop("unsupported", "accelerator cuda: PyTorch sees no GPU here")
+    capability = torch.cuda.get_device_capability(0) if num_gpus else None
+    reason = strategy.refusal(spec.strategy, spec.devices, spec.accelerator, num_gpus)
+    reason = reason or precision.refusal(spec.precision, spec.accelerator, capability)
+    reason = reason or engine.impossible(spec) or methods.impossible(spec)
+    reason = reason or engine.refusal(spec.engine, spec.accelerator, capability)
+    if reason:
+        raise Stop("unsupported", reason)
+    precision.allow_tf32(False)  # the model is tried in fp32; the spec's own is set when its weights are cast
+    if hasattr(torch.backends.cuda, "enable_cudnn_sdp"):
+        torch.backends.cuda.enable_cudnn_sdp(False)
+    device = torch.device("cuda", local_rank) if num_gpus else torch.device("cpu")
+    if num_gpus:
+        torch.cuda.set_device(device)
+    if strategy.STRATEGIES[spec.strategy].multi_process and not dist.is_initialized():
+        _join(device, world)
+    torch.manual_seed(spec.repeat)
+    return Place(device=device, rank=rank, world=world, local_rank=local_rank)
+
+
+def _join(device: torch.device, world: int) -> None:
+    backend, device_id = ("nccl", device) if device.type == "cuda" else ("gloo", None)
+    if world > 1:
+        dist.init_process_group(backend, device_id=device_id)
+    else:  # torchrun starts no single rank
+        dist.init_process_group(
+            backend, device_id=device_id, store=torch._C._distributed_c10d.HashStore(), rank=0, world_size=1
+        )
+
+
+def assemble(spec: RunSpec, model_folder: Path, tokens: Path, place: Place) -> Trainer:
+    """Model, data and optimizer. The transforms come in this order, since each one fixes what the next one sees.
+
+    Raises:
+        Stop: the model cannot be trained as the spec wants.
+        UserError: nothing is left to train or to hold out.
+    """
+    try:
+        corpus, core = _learning(spec, model_folder, tokens)
+        work, products = _prepare(core, corpus, spec, place)
+        facts = methods.described(spec.method, core.model)
+    except Unfit as unfit:
+        raise Stop("unsupported", str(unfit)) from unfit
+    if engine.ENGINES[spec.engine].compiles:
+        _compile(core)
+    torch.manual_seed(spec.repeat * 1000 + place.rank)  # each rank its own dropout
+    source = spec.dataset_source
+    parts = split(
+        corpus,
+        source.get("split", "random"),
+        source.get("validation_fraction", 0.2),
+        source.get("split_seed", 0),
+    )
+    if not all(len(part) for part in parts):
+        raise UserError(f"data set {spec.dataset}: too few texts to hold some out: {len(corpus.group)} in all")
+    trainer = Trainer(
+        spec=spec,
+        place=place,
+        core=core,
+        model=core if methods.chooses(spec.method) else _wrapped(core, spec, place),
+        corpus=corpus,
+        train_texts=parts[0],
+        validation_texts=parts[1],
+        optimizer=_optimizer(core, spec, place.device),
+        scaler=precision.scaler(spec.precision, place.device.type),
+        work=work,
+        facts=facts,
+        products=products,
+    )
+    try:
+        trainer.selector = adaptive.selector(trainer)
+    except ValueError as error:
+        raise Stop("unsupported", str(error)) from None
+    return trainer
+
+
+def _compile(core: LanguageModel) -> None:
+    """Compile in place, so that names of weights stay. What is not compiled is an error, and never run as it is."""
+    config: Any = importlib.import_module("torch._dynamo.config")
+    config.fail_on_recompile_limit_hit, config.suppress_errors = True, False
+    core.compile(dynamic=True)
+
+
+def attention(model: Any) -> dict[str, Any]:  # noqa: ANN401 - of any family
+    """What a record says of attention: transformers' implementation (null if unknown), PyTorch's allowed kernels."""
+    switches = {name: getattr(torch.backends.cuda, f"{name}_sdp_enabled", bool) for name in KERNELS}
+    return {
+        "implementation": getattr(getattr(model, "config", None), "_attn_implementation", None),
+        "kernels": [name for name, enabled in switches.items() if enabled()],
+    }
+
+
+def _prepare(core: LanguageModel, corpus: Corpus, spec: RunSpec, place: Place) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Try the model, on its device, and bring it into the form that trains. Returns its work and its products.
+
+    Raises:
+        Unfit: it cannot be trained so.
+    """
+    core.to(place.device)
+    laid = replace(layout(spec), parts=1)  # tried on one device
+    core.mask_form = fit.mask_form(core, corpus, laid)
+    _check(fit.refusal(core, corpus, laid))
+    precision.cast(core, spec.precision)
+    if spec.checkpoint_activations:
+        model: Any = core.model
+        with fit.foreign("checkpoint_activations"):
+            enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+            enable({"use_reentrant": False})
+            model.disable_input_require_grads()  # else frozen layers are walked back through
+    work = flops.described(core, spec.devices if spec.strategy == "fsdp" else 1)
+    products = _products(core, corpus, spec, place)
+    _check(fit.step_refusal(core, corpus, laid))
+    return work, products
+
+
+def _products(core: LanguageModel, corpus: Corpus, spec: RunSpec, place: Place) -> dict[str, Any]:
+    """Choose the library of the CPU's products by the sizes of a step; all ranks take the same, by rank 0's texts."""
+    if spec.accelerator != "cpu" or spec.engine != "eager" or not precision.computes_in_fp32(spec.precision):
+        return kernels.unchosen("there is a choice for fp32 with engine eager on the CPU alone")
+    shown = labels.labelled(corpus, spec.task, spec.mask_probability, spec.repeat, 1)
+    texts = labels.order(torch.arange(len(corpus.group)), spec.repeat, 1)
+    (batch, *_), _ = next(data.steps(corpus, shown, texts, layout(spec), 0, place.world))
+
+    def rows(name: str) -> int:
+        if core.head_name is not None and f"{name}.".startswith(f"{core.head_name}."):
+            return batch.counts["num_head_positions"]
+        written = corpus.targets is not None and "decoder" in name.split(".")
+        return batch.counts["num_padded_target_tokens" if written else "num_padded_tokens"]
+
+    return kernels.choose(core.model, rows, lambda seconds: place.reduced(seconds, largest=True))
+
+
+def _check(reason: str | None) -> None:
+    if reason is not None:
+        raise Unfit(reason)
+
+
+def _learning(spec: RunSpec, model_folder: Path, tokens: Path) -> tuple[Corpus, LanguageModel]:
+    """The texts and the model that learns from them, its method applied."""
+    with fit.foreign(f"task {spec.task}"):
+        model: Any = build(model_folder, spec.task, spec.model_source.get("new_weights", ()))
+    start_id = getattr(model.config, "decoder_start_token_id", None) if spec.task == "seq2seq" else None
+    corpus = load(tokens, spec.max_length, spec.task, spec.max_target_length, start_id)
+    rows = num_embeddings(model)
+    if rows is not None and rows < corpus.vocab_size:
+        raise UserError(f"the tokenizer has {corpus.vocab_size} tokens, the model embeddings for {rows}")
+    if spec.generate is not None and corpus.targets is None and corpus.prompts is None:
+        raise UserError(f"generate: data set {spec.dataset} has no targets; name their field, or leave generate out")
+    if spec.task == "seq2seq":  # what was chosen goes along with a saved model
+        for config in (model.config, model.generation_config):
+            config.decoder_start_token_id = corpus.start_id
+            config.pad_token_id = corpus.pad_id if config.pad_token_id is None else config.pad_token_id
+    method = methods.load(spec.method)
+    params = methods.parameters(spec.method, spec.method_params)
+    with fit.foreign(f"method {spec.method}"):
+        model = method.apply(model, params)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UserError(f"method {spec.method}: no parameter of the model is left to train")
+    core = LanguageModel(model, spec.precision, spec.head, spec.task)
+    _check(core.refusal(spec.batching == "packed"))
+    _check(_too_long(spec, corpus, model))
+    return corpus, core
+
+
+def _too_long(spec: RunSpec, corpus: Corpus, model: Any) -> str | None:  # noqa: ANN401 - of any family
+    """Say which texts a model has too few positions for, or None if it has enough: it would fail in a later step."""
+    fixed, generates = spec.batching == "fixed", spec.generate is not None
+    every = [corpus, *filter(None, [corpus.choices])]
+    needed = {"max_length": spec.max_length if fixed else max(int(one.lengths.max()) for one in every)}
+    if corpus.targets is not None:
+        longest = max(int(one.written.lengths.max()) for one in every)
+        needed["max_target_length"] = spec.max_target_length if fixed or generates else longest
+    elif corpus.prompts is not None and generates:
+        whole = int(corpus.prompts.max()) + spec.max_target_length
+        needed = {"max_length or max_target_length": max(whole, *needed.values())}
+    num_virtual = getattr(model, "num_virtual_tokens", 0)  # before what a decoder reads or writes
+    # Of one text both halves see the same: as of BART, where it learns hidden words.
+    for (half, _), (name, length) in zip(stacks(model), needed.items(), strict=False):
+        most, earlier = num_positions(half), num_virtual if name == list(needed)[-1] else 0
+        if most is not None and earlier + length > most:
+            both = f"{earlier} virtual tokens and {length}" if earlier else f"{length} tokens"
+            return f"{both} of a text are more than the {most} positions of this model; use a smaller {name}"
+    return None
+
+
+def _optimizer(core: torch.nn.Module, spec: RunSpec, device: torch.device) -> torch.optim.AdamW:
+    """AdamW, fused but for Kahan summation; biases and normalisation weights (one dimension) do not decay."""
+    trained = [parameter for parameter in core.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": spec.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    captured = engine.ENGINES[spec.engine].captures
+    lr = torch.tensor(spec.lr, device=device) if captured else spec.lr  # a captured step reads it from the device
+    groups = [group for group in groups if group["params"]]
+    if precision.PRECISIONS[spec.precision].kahan:
+        return KahanAdamW(groups, lr=lr, capturable=captured)
+    return torch.optim.AdamW(groups, lr=lr, fused=True, capturable=captured)
+
+
+def measured_boards(spec: RunSpec, boards: Sequence[dict[str, Any]], place: Place) -> list[dict[str, Any]]:
+    """The boards that this process counts: its own, and the first one those left over; of one process all.
+
+    Raises:
+        UserError: PyTorch computes on another board than the one to be metered.
+    """
+    placed = [{**board, "position": position} for position, board in enumerate(boards)]
+    for board in placed[: spec.devices] if spec.accelerator == "cuda" else ():
+        found = str(getattr(torch.cuda.get_device_properties(board["position"]), "uuid", ""))
+        if found and not board["mig"] and found not in board["uuid"]:
+            raise UserError(f"PyTorch computes on GPU {found}, and the run was given {board['uuid']}")
+    own = placed[place.local_rank : place.local_rank + 1]
+    return own + (placed[place.world :] if place.local_rank == 0 else []) if place.world > 1 else placed

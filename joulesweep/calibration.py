@@ -1,0 +1,68 @@
+"""Measure how many seconds the parts of a training step take."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from typing import TYPE_CHECKING
+
+import torch
+
+from joulesweep.adaptive_cost import Rates
+
+if TYPE_CHECKING:
+    from joulesweep.trainer import Place, Trainer
+
+
+def calibrate(trainer: Trainer, deepest: str) -> Rates:
+    """Seconds of a step's parts, each the least of five, on the run's own model, batches and device.
+
+    Weights and random state are left as they were, the optimizer without state.
+
+    Args:
+        trainer: before its first step.
+        deepest: a tensor whose gradient needs every activation gradient, and next to nothing else.
+    """
+    core, place = trainer.core, trainer.place
+    parameters = {name: parameter for name, parameter in core.model.named_parameters() if parameter.requires_grad}
+    began_s = time.perf_counter()
+    for group in trainer.optimizer.param_groups:
+        group["lr"] = 0.0
+    batches, num_predicted = next(trainer.batches(epoch=1))
+    inputs = [batch.on(place.device) for batch in batches]
+    core.train()
+    found: dict[bool, list[list[float]]] = {True: [], False: []}
+    with torch.random.fork_rng(range(torch.cuda.device_count()) if place.device.type == "cuda" else []):
+        for _, whole in itertools.product(range(6), (True, False)):
+            for name, parameter in parameters.items():
+                parameter.requires_grad_(whole or name == deepest)
+            marks = [0.0, 0.0, 0.0]
+            for tensors in inputs:
+                marks[0] -= _now(place)
+                loss = core(*tensors)[:, 0].sum() / num_predicted
+                middle_s = _now(place)
+                torch.autograd.backward(loss)
+                marks[0], marks[1] = marks[0] + middle_s, marks[1] + _now(place) - middle_s
+            marks[2] -= _now(place)
+            trainer.optimizer.step()
+            marks[2] += _now(place)
+            trainer.optimizer.zero_grad(set_to_none=True)
+            found[whole].append(marks)
+    for parameter in parameters.values():
+        parameter.requires_grad_(True)
+    trainer.optimizer.state.clear()
+    least = torch.tensor([[min(values) for values in zip(*found[whole][1:], strict=True)] for whole in (True, False)])
+    least = place.reduced(least.to(place.device)) / place.world  # every rank predicts the same
+    (forward_s, backward_s, optimizer_s), (_, chain_s, _) = least.tolist()
+    return Rates(
+        forward_s=forward_s,
+        chain_s=min(chain_s, backward_s),
+        backward_s=backward_s,
+        optimizer_s=optimizer_s,
+        calibration_s=time.perf_counter() - began_s,
+    )
+
+
+def _now(place: Place) -> float:
+    place.synchronize()
+    return time.perf_counter()

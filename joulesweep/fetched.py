@@ -1,0 +1,59 @@
+"""The texts of a data set as they were fetched: a row of JSON each."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from joulesweep.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Text:
+    """A row of a fetched data set.
+
+    Attributes:
+        text: what is read.
+        targets: what is to be written, the first one in training; empty where the data set has no targets.
+        choices: of a multiple-choice set, else empty.
+        answer: index of the right choice, or None.
+    """
+
+    text: str
+    targets: list[str]
+    choices: list[str]
+    answer: int | None
+
+
+def read_texts(path: Path) -> list[Text]:
+    """Read the rows that `scripts.fetch_dataset` wrote.
+
+    Raises:
+        UserError: the file is missing or corrupt; the line is named.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines: U+2028 may stand inside a text
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; expected a fetched data set") from None
+    return [_text(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line]
+
+
+# changes no number: references are the texts' own, and are compared in the analysis
+def read_references(path: Path) -> list[list[str]]:
+    """Read what a model's output for each text is compared with: its targets, none where the data set has none.
+
+    Raises:
+        UserError: as `read_texts`.
+    """
+    return [row.targets for row in read_texts(path)]
+
+
+def _text(line: str, where: str) -> Text:
+    try:
+        row = json.loads(line)
+        targets, choices = ([str(one) for one in row.get(key, [])] for key in ("targets", "choices"))
+        answer = int(row["answer"]) if choices else None
+        return Text(text=str(row["text"]), targets=targets, choices=choices, answer=answer)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f'{where}: corrupt data set: expected {{"text": …}}; fetch it again') from None
