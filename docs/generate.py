@@ -373,7 +373,7 @@ def formats() -> list[tuple[str, int, str]]:
     found = []
     for name, path in house.modules().items():
         text = path.read_text(encoding="utf-8")
-        constants = dict(re.findall(r'^(FORMAT|VERSION)(?:, VERSION)? = "?([\w-]+)', text, re.MULTILINE))
+        constants = dict(re.findall(r'^(FORMAT|VERSION)(?:, VERSION|: [^=]+)? = "?([\w-]+)', text, re.MULTILINE))
         both = re.search(r'^FORMAT, VERSION = "([\w-]+)", (\d+)', text, re.MULTILINE)
         keys = re.search(r'"format": "([\w-]+)",\s+"version": (\d+)', text)
         if (pair := both or keys) is not None:

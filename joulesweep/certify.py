@@ -254,13 +254,13 @@ def _board(board: Board, boards: Sequence[Board], load: Callable[[Board | None],
         channels |= {name: (ask, SLOW_S) for name, ask in slow}
         channels |= {"throttles": (sensor.throttles, 2 * SLOW_S), "processes": (sensor.process_ids, 2 * SLOW_S)}
     counters = [_counter(board.device, "gpu", None, reason or (silent and f"the board does not answer: {silent}"))]
-    described = {**board.described(), "position": boards.index(board)}
+    placed = {boards.index(board): board}
     subject = Subject(
         counters={board.device: None} if board.device in channels else {},
         channels=channels,
         load=lambda: load(board),
         metering=lambda: Metering([board], []),
-        calls_s=lambda limit_s: _calls(limit_s, lambda: Meter([described], host=False, synchronize=lambda: None)),
+        calls_s=lambda limit_s: _calls(limit_s, lambda: Meter(placed, host=False, synchronize=lambda: None)),
     )
     header = _header(board.device, board.uuid, {**identity, "instant": bool(sensor and sensor.instant)}, counters)
     return Target(board.device, board.uuid, board, header, subject)
@@ -291,7 +291,7 @@ def _host(load: Callable[[Board | None], Load]) -> Target:
         channels={zone.device: (zone.energy_j, FAST_S) for zone in read_zones},
         load=lambda: load(None),
         metering=lambda: Metering([], read_zones),
-        calls_s=lambda limit_s: _calls(limit_s, lambda: Meter([], host=True, synchronize=lambda: None)),
+        calls_s=lambda limit_s: _calls(limit_s, lambda: Meter({}, host=True, synchronize=lambda: None)),
     )
     header = _header(certificate.HOST, certificate.HOST, {"driver": None, "instant": False}, counters)
     return Target(certificate.HOST, certificate.HOST, None, header, subject)
@@ -327,12 +327,12 @@ def _calls(limit_s: float, meter: Callable[[], Meter]) -> tuple[list[float] | No
     """How long the calls of a run's meter take around some empty windows; or why that is unknown."""
 
     def windows() -> tuple[list[float] | None, str | None]:
-        one, calls_s = meter(), []
+        made, calls_s = meter(), []
         for _ in range(NUM_CALLS):
-            with one.window():
+            with made.window():
                 pass
-            calls_s.append(one.calls_s)
-        failed = [str(row["reason"]) for row in one.rows() if row["reason"] is not None and row["kind"] != "dram"]
+            calls_s.append(made.calls_s)
+        failed = [one.reason for one in made.readings() if one.reason is not None and one.kind != "dram"]
         return (None, failed[0]) if failed else (calls_s, None)
 
     found, silent = bounded.within(limit_s, windows)

@@ -18,6 +18,7 @@ import tiny_run
 from joulesweep import devices, launch, lease, process, record
 from joulesweep.errors import UserError
 from joulesweep.launch import RunFailed
+from joulesweep.outcome import as_json
 from joulesweep.spec import run_id
 
 TWO = {"strategy": "ddp", "devices": 2, "max_steps": 10**7}
@@ -52,7 +53,7 @@ def start(assets, tmp_path, monkeypatch):
         paths = {"model_folder": assets.model_folder, "tokens": assets.tokens, "log": tmp_path / "run.log"}
         spec = tiny_run.spec(**{**TWO, **HOPELESS, **changes})
         try:
-            return launch.launch(spec, "c0de", **paths, folder=tmp_path / run_id(spec))
+            return as_json(launch.launch(spec, "c0de", **paths, folder=tmp_path / run_id(spec)))
         finally:
             assert marked(tmp_path) == []
 
@@ -83,7 +84,7 @@ def test_one_rank_without_memory_speaks_for_both(start, tmp_path, rank):
     found = start([{"rank": rank}, "oom"])
     assert (found["status"], found["oom_bytes"]) == ("oom", 2**50)
     assert f"tried to allocate {2**50} bytes" in found["reason"]
-    assert record.read(tmp_path / found["run"] / "record.json") == found
+    assert as_json(record.read(tmp_path / found["run"] / "record.json")) == found
 
 
 @pytest.mark.slow

@@ -173,7 +173,7 @@ def test_the_joules_of_a_machine_are_counted_once(tmp_path):
         boards_j = sum(
             one["total_energy_j"]
             for run in grid["runs"]
-            for one in record.read(runs / run / "record.json")["measurement"]["energy"]
+            for one in record.read_json(runs / run / "record.json", "record")["measurement"]["energy"]
             if one["kind"] == "gpu"
         )
         (line,) = provenance.own_cost(found, None)["lines"]
