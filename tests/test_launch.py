@@ -68,7 +68,7 @@ def start(assets, tmp_path):
         folder = tmp_path / run_id(spec)
         paths = {"model_folder": assets.model_folder, "tokens": assets.tokens, "log": folder / "run.log"}
         found = launch.launch(spec, "c0de", **paths, folder=folder, exclusive=exclusive)
-        assert record.read_json(folder / "record.json", "record") == found
+        assert record.read(folder / "record.json") == found
         return as_json(found), folder
 
     return start

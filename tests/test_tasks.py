@@ -884,8 +884,8 @@ def test_what_fsdp_divides_chooses_and_writes_as_the_whole(assemble, assets, kin
     for _ in range(2):  # what is gathered between is divided again: other weights come in
         scoring.score(built)
         found = scoring.score(built, weights), generation.generate(built, weights, folder)
-        assert found[0]["validation_loss"] == pytest.approx(expected[0]["validation_loss"], rel=1e-6)
-        assert found[0]["choice_accuracy"] == expected[0]["choice_accuracy"]
+        assert found[0].validation_loss == pytest.approx(expected[0].validation_loss, rel=1e-6)
+        assert found[0].choice_accuracy == expected[0].choice_accuracy
         assert found[1] == expected[1]
         assert all(hasattr(parameter, "full_tensor") for parameter in built.core.parameters())
 
