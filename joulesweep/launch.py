@@ -266,7 +266,7 @@ def _write(
 
 def _manifest(path: Path) -> dict[str, object] | None:
     """What was fetched or made, as the preparing rules wrote it down."""
-    return record.read_json(path, "manifest") if path.exists() else None
+    return dict(record.read_json(path, "manifest")) if path.exists() else None
 
 
 def _now() -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from joulesweep import verdict
 from joulesweep.devices import Board
@@ -82,8 +81,7 @@ def _peak_memory(peaks: Sequence[PeakMemory]) -> PeakMemory:
 
 def _phase(of_ranks: Sequence[PlainPhase | ChosenPhase]) -> PlainPhase | ChosenPhase:
     """A phase of all ranks: their counts summed, the rest the first one's."""
-    counts: dict[str, Any] = _counts(of_ranks)
-    return replace(of_ranks[0], **counts)
+    return replace(of_ranks[0], **_counts(of_ranks))  # type: ignore[arg-type]
 
 
 def _counts(phases: Sequence[Phase]) -> dict[str, int]:

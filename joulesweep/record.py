@@ -21,13 +21,13 @@ import os
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn, get_args
 
 from joulesweep.errors import Corrupt, UserError, brief_repr
 from joulesweep.outcome import MISSING, Ending, Environment, Epoch, Measurement, Quality
-from joulesweep.spec import RunSpec, run_id
+from joulesweep.spec import RunSpec, from_mapping, run_id
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter, ValidationError
@@ -46,8 +46,8 @@ MALFORMED = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeE
 class Inputs:
     """Manifests of the model (a checksum per file, the hub's commit) and of the tokens; None where there is none."""
 
-    model: dict[str, Any] | None
-    tokens: dict[str, Any] | None
+    model: dict[str, object] | None
+    tokens: dict[str, object] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +158,7 @@ def write_lines(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
     write_text(path, "".join(json.dumps(row, allow_nan=False, ensure_ascii=False) + "\n" for row in rows))
 
 
-def read_json(path: Path, what: str) -> dict[str, Any]:
+def read_json(path: Path, what: str) -> Mapping[str, Any]:
     """Read a JSON object.
 
     Args:
@@ -269,12 +269,15 @@ def read(path: Path) -> RunRecord:
     if record.run != path.parent.name:
         raise Corrupt(path, f"foreign run record: it belongs to run {record.run!r}")
     try:
-        expected = run_id(record.spec)
+        if run_id(record.spec) == record.run:
+            return record
+        spec = from_mapping(read_json(path, "run record")["spec"])  # as it was hashed: 3 where decoding makes 3.0
+        expected = run_id(spec)
     except (UserError, *MALFORMED) as error:
         raise Corrupt(path, f"corrupt run record: {error}") from None
     if expected != record.run:
         raise Corrupt(path, f"foreign run record: its spec belongs to run {expected!r}")
-    return record
+    return replace(record, spec=spec)
 
 
 @functools.cache

@@ -275,7 +275,7 @@ def _tick_key(name: str) -> str:
     return f"{socket.gethostname()} {name} {ask('nvmlSystemGetDriverVersion')}"
 
 
-def _ticks() -> dict[str, Any]:
+def _ticks() -> dict[str, object]:
     try:
         return dict(json.loads((cache_folder() / "ticks.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):

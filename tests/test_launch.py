@@ -304,7 +304,7 @@ def test_a_process_that_leaves_no_result_is_a_failure_without_record(start, scri
 
 
 def test_a_rank_that_leaves_no_result_is_a_failure_also_if_the_other_did(start, script):
-    script("(work / 'rank0.json').write_text(json.dumps({'status': 'ok'}))")
+    script(f"(work / 'rank0.json').write_text({json.dumps(as_json(rank()))!r})")
     with pytest.raises(RunFailed):
         start(strategy="ddp", devices=2)
 
@@ -497,7 +497,7 @@ def test_whom_a_run_keeps_out_comes_from_its_grid(monkeypatch, tmp_path, exclusi
 
     def run_nothing(spec, code, **options):
         given.append((spec, code, options))
-        return {"run": run_id(spec), "status": "timeout", "reason": "as told"}
+        return SimpleNamespace(run=run_id(spec), status="timeout", reason="as told", measurement=None, quality=None)
 
     monkeypatch.setattr(script_of_a_run, "launch", run_nothing)
     job = json.dumps({"spec": strip(tiny_run.spec()), "code": "c0de"})

@@ -103,6 +103,14 @@ def test_a_record_of_a_run_that_went_well_reads_back_as_it_was_written(path):
     assert record.read(path) == row
 
 
+def test_a_whole_number_in_place_of_a_real_one_is_read_as_it_was_hashed(path):
+    spec = tiny_run.spec(timeout_s=3)
+    path = path.parent.with_name(run_id(spec)) / "record.json"
+    assert run_id(spec) != run_id(tiny_run.spec(timeout_s=3.0))
+    record.write_json(path, a_record(run=run_id(spec), spec=full(spec)))
+    assert record.read(path).spec == spec
+
+
 def test_accepting_adds_one_key_and_no_other(path):
     record.write_json(path, a_record())
     record.accept(path, "4567", "only words")
