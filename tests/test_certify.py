@@ -252,8 +252,8 @@ def test_a_run_cites_what_was_certified_in_the_same_place(monkeypatch, tmp_path)
     assert cli.main(["certify"]) == 0
     (row,) = environment.describe(1).certificates
     path = certificate.place(certificate.HOST)
-    assert path.exists() and row["digest"] == certificate.digest(path.read_bytes())
-    assert len(row["not_tried"]) == len(certify.appraise.PROMISES) and row["fails"] == []
+    assert path.exists() and row.digest == certificate.digest(path.read_bytes())
+    assert len(row.not_tried) == len(certify.appraise.PROMISES) and row.fails == []
 
 
 def stopped_after(number):
