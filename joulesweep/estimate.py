@@ -76,7 +76,7 @@ class Asked:
 
 def asked(energy: Mapping[str, Any]) -> Asked:
     """What a config's section `energy` asks of estimates."""
-    return Asked(estimate=energy["estimate"], cpu_watts=energy["cpu_watts"])
+    return Asked(estimate=energy["estimate"], cpu_watts=energy["cpu_watts"] if energy["estimate"] else None)
 
 
 @functools.cache
