@@ -14,11 +14,12 @@ from pathlib import Path
 
 import pytest
 import tiny_run
+from outcomes import rank
 
 from joulesweep import devices, launch, lease, process, record
 from joulesweep.errors import UserError
 from joulesweep.launch import RunFailed
-from joulesweep.outcome import as_json
+from joulesweep.outcome import BadInput, Stopped, as_json
 from joulesweep.spec import run_id
 
 TWO = {"strategy": "ddp", "devices": 2, "max_steps": 10**7}
@@ -140,9 +141,10 @@ def test_a_killed_rank_ran_out_of_memory_only_if_the_kernel_says_so(start, monke
         assert found["oom_bytes"] is None
 
 
-def result(folder, rank, status, age_s, reason="because"):
-    path = folder / f"rank{rank}.json"
-    path.write_text(json.dumps({"status": status, "reason": reason, "oom_bytes": None}))
+def result(folder, number, status, age_s, reason="because"):
+    path = folder / f"rank{number}.json"
+    left = {"ok": rank(), "error": BadInput(reason=reason)}.get(status) or Stopped(status=status, reason=reason)
+    path.write_text(json.dumps(as_json(left)))
     at = time.time() - age_s
     os.utime(path, (at, at))
 
@@ -151,7 +153,7 @@ def test_the_rank_that_stopped_first_speaks(tmp_path):
     result(tmp_path, 0, "diverged", age_s=1)
     result(tmp_path, 1, "oom", age_s=5)
     result(tmp_path, 2, "ok", age_s=9)
-    assert launch._outcome(tmp_path, 3)["status"] == "oom"
+    assert launch._outcome(tmp_path, 3).status == "oom"
 
 
 def test_a_rank_that_found_the_input_at_fault_speaks_too(tmp_path):
