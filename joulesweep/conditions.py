@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 
 from joulesweep import bounded, contention, measurement, process, sensors, settling, verdict, watch
 from joulesweep.devices import Board
-from joulesweep.lease import Lease
 from joulesweep.outcome import (
     BoardConditions,
     Conditions,
@@ -54,6 +53,21 @@ class Before:
     rests: dict[str, settling.Rest] = field(default_factory=dict)
     looks: dict[str, BoardLook] = field(default_factory=dict)
     silent: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hold:
+    """What a run had of the machine.
+
+    Attributes:
+        boards: its own.
+        exclusive: what it had alone: "gpu" its boards, "node" the machine, "none" no more than its boards.
+        shared_host: whether other runs worked on the machine meanwhile.
+    """
+
+    boards: Sequence[Board]
+    exclusive: str
+    shared_host: bool
 
 
 def prepare(
@@ -108,7 +122,7 @@ def describe(
     spec: RunSpec,
     before: Before,
     trace: Trace,
-    lease: Lease,
+    hold: Hold,
     seen: Watch,
 ) -> tuple[Conditions, list[Flag]]:
     """The conditions and the flags of a measurement.
@@ -119,12 +133,12 @@ def describe(
         spec: the run's.
         before: what was found before its processes started.
         trace: the readings of the run.
-        lease: of its boards.
+        hold: what the run has of the machine.
         seen: what was looked at besides.
     """
     span = result.span
-    after, silent = look_after([board for board in lease.boards if board.device not in before.silent])
-    boards = [_state(board, trace, spec, span, before, after, seen) for board in lease.boards]
+    after, silent = look_after([board for board in hold.boards if board.device not in before.silent])
+    boards = [_state(board, trace, spec, span, before, after, seen) for board in hold.boards]
     host_j = any(row.kind != "gpu" and row.energy_j is not None for row in energy)
     cpu_s, num_threads = result.cpu_s * result.num_passes, spec.threads_per_device * spec.devices
     cpu = contention.describe(seen.looks.cpu, span, cpu_s, num_threads)
@@ -135,7 +149,7 @@ def describe(
         settled=before.settled,
         settled_by=" and ".join(sorted({rest.settled_by for rest in before.rests.values() if rest.settled_by})) or None,
         idle_s=max(0.0, span.idle_end_s - span.idle_begin_s),
-        exclusive=lease.exclusive,
+        exclusive=hold.exclusive,
         window_begin=_utc(span.begin_s),
         window_end=_utc(span.end_s),
     )
@@ -145,7 +159,7 @@ def describe(
         *measurement.flags(result, energy),
         *(_throttled(board) for board in boards),
         _others(boards),
-        _shared(lease, host_j),
+        _shared(hold, host_j),
         _contended(
             contention.causes(cpu, span.window_s, cpu_s, spec.accelerator == "cpu"),
             host_j and bool(cpu.foreign_cpu_s),
@@ -313,8 +327,8 @@ def _others(boards: Sequence[BoardConditions]) -> Flag | None:
     return Flag(flag="other_processes", text=text) if told else None
 
 
-def _shared(lease: Lease, host_j: bool) -> Flag | None:
-    if not (lease.shared_host() and host_j):
+def _shared(hold: Hold, host_j: bool) -> Flag | None:
+    if not (hold.shared_host and host_j):
         return None
     text = "other runs used the machine at the same time; CPU and DRAM joules hold their share too"
     return Flag(flag="shared_host", text=text)

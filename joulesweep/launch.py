@@ -209,7 +209,8 @@ def _measured(
         return Outcome(status=result.status, reason=result.reason, oom_bytes=result.oom_bytes, started=started)
     energy, epochs = measurement.finalise_energy(result, trace, lease.boards, before.ticks)
     bounded.within(bounded.LIMIT_S, sensors.keep_ticks, energy, before.ticks)
-    found, flags = conditions.describe(result, energy, spec, before, trace, lease, seen)
+    hold = conditions.Hold(boards=lease.boards, exclusive=lease.exclusive, shared_host=lease.shared_host())
+    found, flags = conditions.describe(result, energy, spec, before, trace, hold, seen)
     if new_weights:
         flags.append(Flag(flag="new_weights", text=f"not in the model's files: {some(new_weights)}"))
     return Outcome(

@@ -97,9 +97,9 @@ def describe(
         num_steps=500,
         cpu_s=total_s if cpu_s is None else cpu_s,
     )
-    lease = SimpleNamespace(boards=list(boards), exclusive=exclusive, shared_host=lambda: shared)
+    hold = conditions.Hold(boards=boards, exclusive=exclusive, shared_host=shared)
     before = before or Before(ticks={}, cooldown_s=None, settled=None)
-    conditions_, flags = conditions.describe(result, rows, tiny_run.spec(**spec), before, trace, lease, seen)
+    conditions_, flags = conditions.describe(result, rows, tiny_run.spec(**spec), before, trace, hold, seen)
     found = as_json(conditions_)
     found |= {"cpu": {name: found.pop(name) for name in CPU}}
     json.dumps(found, allow_nan=False)
