@@ -37,6 +37,7 @@ from joulesweep.outcome import (
     as_json,
     read_rank,
 )
+from joulesweep.places import ROOT
 from joulesweep.record import Inputs, RunRecord
 from joulesweep.spec import RunSpec, full, run_id
 from joulesweep.strategy import STRATEGIES
@@ -46,7 +47,6 @@ from joulesweep.weights import some
 
 # changes no number: how often the parent looks whether the processes have ended
 POLL_S = 0.1  # each waking costs CPU
-REPOSITORY = Path(__file__).parent.parent
 #: glibc keeps the big buffers of a step for the next one. Else it returns them to the kernel and every step pays for
 #: mapping and clearing them anew, the more the larger the buffers: partial training would look better than it is.
 ALLOCATOR = {
@@ -286,7 +286,7 @@ def _command(num_ranks: int, work: Path) -> list[str]:
 def child_environment(num_threads: int, boards: Sequence[Board]) -> dict[str, str]:
     """The processes' environment: this one's, plus what makes runs equal to each other."""
     threads = str(num_threads)
-    paths = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {
         **os.environ,
         **ALLOCATOR,
