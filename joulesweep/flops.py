@@ -27,6 +27,7 @@ from torch.utils.flop_counter import flop_registry
 
 from joulesweep import kernels, precision
 from joulesweep.model import LanguageModel, attributes_kept
+from joulesweep.outcome import Work
 
 #: Of the one row that is traced, and of what is written to it by an encoder-decoder: primes that are no model's width.
 LENGTH, TARGET_LENGTH = 13, 11
@@ -119,29 +120,26 @@ class Trace:
     uncounted: str | None = None
 
 
-def described(core: LanguageModel, shards: int = 1) -> dict[str, Any]:
-    """What a record says of the work of a training, as entries of its measurement; nulls with a reason where unknown.
+def described(core: LanguageModel, shards: int = 1) -> Work:
+    """What a record says of the work of a training; nulls with a reason where unknown.
 
     Call it before the strategy wraps the model (FSDP's hooks would run). It draws no random number.
 
     Args:
         core: the module, its method applied and its weights in the dtype that trains.
         shards: over how many devices gradients and optimizer state are divided.
-
-    Returns:
-        flop_coefficients: see `coefficients`; bytes_per_step: see `bytes_per_step`; flop_reason: null, or why not.
     """
     try:
         trace = traced(core)
         products = trace.products
         trained = {name for name, parameter in core.model.named_parameters() if parameter.requires_grad}
-        return {
-            "flop_coefficients": coefficients(products, {trace.layers[name] for name in trained & trace.layers.keys()}),
-            "bytes_per_step": bytes_per_step(core, products, shards),
-            "flop_reason": None,
-        }
+        return Work(
+            flop_coefficients=coefficients(products, {trace.layers[name] for name in trained & trace.layers.keys()}),
+            bytes_per_step=bytes_per_step(core, products, shards),
+            flop_reason=None,
+        )
     except Exception as error:  # whatever a foreign model does: a count is not worth a training
-        return {"flop_coefficients": None, "bytes_per_step": None, "flop_reason": uncounted(error)}
+        return Work(flop_coefficients=None, bytes_per_step=None, flop_reason=uncounted(error))
 
 
 def uncounted(error: Exception) -> str:
