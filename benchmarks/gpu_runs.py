@@ -24,6 +24,7 @@ from benchmarks.gpu_common import CERTIFICATE, OK, Job, NotTried, measured_spec
 from benchmarks.gpu_contest import COMPILED, WAYS
 from joulesweep import certificate, digest, launch, places, process
 from joulesweep.devices import Board
+from joulesweep.outcome import as_json
 from joulesweep.sensors import BoardSensor
 from joulesweep.spec import RunSpec, from_mapping, full
 
@@ -88,9 +89,11 @@ def launch_one(job: Job, spec: RunSpec, folder: Path) -> dict[str, Any]:
     exclusive = "gpu" if job.accelerator == "cuda" else "none"
     paths = {"model_folder": job.pack.model(spec.model), "tokens": job.pack.tokens(spec.dataset)}
     log = folder / "run.log"
-    return launch.launch(
+    found = launch.launch(
         spec, digest.run_digest(spec), **paths, folder=folder, log=log, exclusive=exclusive, with_snakemake=False
     )
+    row: dict[str, Any] = as_json(found)
+    return row
 
 
 def _run_spec(job: Job, min_seconds: float, rests: bool = True) -> RunSpec:

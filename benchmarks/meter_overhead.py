@@ -22,6 +22,7 @@ from joulesweep import devices
 from joulesweep.environment import cpu_model
 from joulesweep.identity import run_id
 from joulesweep.launch import launch
+from joulesweep.outcome import as_json
 from joulesweep.stats import paired_ratio
 
 TESTS = Path(__file__).parent.parent / "tests"
@@ -70,7 +71,7 @@ def measure(folder: Path, seconds: float, num_pairs: int, pair_seconds: float) -
         exclusive = "node" if metered else "none"
         log = folder / "run.log"
         record = launch(spec, "benchmark", **paths, log=log, exclusive=exclusive, with_snakemake=False)
-        found: dict[str, Any] = record["measurement"]
+        found: dict[str, Any] = as_json(record.measurement)
         return found
 
     long = run(metered=True, min_seconds=seconds)

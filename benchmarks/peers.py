@@ -36,6 +36,7 @@ from benchmarks.peer_assets import MODELS, REPOSITORY, Assets, prepare
 from joulesweep import devices, files, launch
 from joulesweep.devices import Board
 from joulesweep.environment import cpu_model, resolve_accelerator, version
+from joulesweep.outcome import as_json
 from joulesweep.spec import RunSpec, from_mapping, full
 from joulesweep.stats import mean_interval, paired_ratio
 
@@ -251,7 +252,7 @@ class Job:
             "model_folder": str(self.assets.model_folder),
             "tokens": str(self.assets.tokens),
             "folder": str(folder),
-            "boards": [board.described() for board in self.boards],
+            "boards": as_json(self.boards),
             "program": self.contestant.program,
         }
         files.write_json(folder / "job.json", job)
@@ -278,7 +279,9 @@ def children_cpu_s() -> float:
 
 def numbers(found: dict[str, Any], accelerator: str) -> dict[str, Any]:
     """A run's numbers, from what its process left behind: the same form for ours and for peers."""
-    measured = found["measurement"]
+    measured = found.get("measurement", found)  # a rank of ours leaves it at the top
+    if "phases" in measured:
+        measured["num_texts"] = sum(one["num_texts"] for one in measured["phases"] if one["kind"] == "training")
     num_texts, num_passes, memory = measured["num_texts"], measured["num_passes"], measured["peak_memory"]
     window_s = measured["total_window_s"] / num_passes
     kind = "gpu" if accelerator == "cuda" else "cpu"

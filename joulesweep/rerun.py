@@ -11,12 +11,12 @@ import subprocess
 import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from joulesweep import process, record
 from joulesweep.errors import UserError
+from joulesweep.record import RunRecord
 from joulesweep.workflow import Sweep
 
 #: What tells Snakemake how many jobs at once; without any of them it is told the cores of this machine.
@@ -26,7 +26,7 @@ PROFILE = Path("profiles/default/profile.yaml")  # Snakemake loads it by itself
 ANALYSIS = ("grid", "aggregate", "charts", "report")  # rules
 
 
-def ended(sweep: Sweep, statuses: Collection[str]) -> list[dict[str, Any]]:
+def ended(sweep: Sweep, statuses: Collection[str]) -> list[RunRecord]:
     """Records of the present grid with one of the statuses, in the grid's order.
 
     Raises:
@@ -34,7 +34,7 @@ def ended(sweep: Sweep, statuses: Collection[str]) -> list[dict[str, Any]]:
     """
     paths = [path for path in _records(sweep, sweep.runs) if path.exists()]
     try:
-        return [found for found in map(record.read, paths) if found["status"] in statuses]
+        return [found for found in map(record.read, paths) if found.status in statuses]
     except UserError as error:
         raise UserError(f"{error}; delete it and run snakemake") from None
 

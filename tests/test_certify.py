@@ -250,10 +250,10 @@ def test_a_device_may_be_named_by_its_uuid_and_is_certified_once(boards, tmp_pat
 def test_a_run_cites_what_was_certified_in_the_same_place(monkeypatch, tmp_path):
     monkeypatch.setattr(devices, "boards", list)
     assert cli.main(["certify"]) == 0
-    (row,) = environment.describe(1)["certificates"]
+    (row,) = environment.describe(1).certificates
     path = certificate.place(certificate.HOST)
-    assert path.exists() and row["digest"] == certificate.digest(path.read_bytes())
-    assert len(row["not_tried"]) == len(certify.appraise.PROMISES) and row["fails"] == []
+    assert path.exists() and row.digest == certificate.digest(path.read_bytes())
+    assert len(row.not_tried) == len(certify.appraise.PROMISES) and row.fails == []
 
 
 def stopped_after(number):

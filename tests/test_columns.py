@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from types import SimpleNamespace
 
 import polars as pl
 import pytest
@@ -143,9 +144,14 @@ ONE = {"strategy": ["single"], "precision": ["fp32"], "batch_size": [32], "repea
 @pytest.mark.parametrize(
     ("place", "name", "replacement", "words"),
     [
-        (rows.floors, "columns", lambda found: {"useful_flop": 1.0}, "unknown column 'useful_flop'.*'useful_flops'"),
-        (rows, "headline", lambda *given: {"window_s": 1.0}, "window_s is filled twice"),
-        (rows, "by_epoch", lambda *given: {"energy": 1.0}, "unknown column 'energy'"),
+        (
+            rows.floors,
+            "columns",
+            lambda *given: SimpleNamespace(useful_flop=1.0, useful_flops=None),
+            "unknown column 'useful_flop'.*'useful_flops'",
+        ),
+        (rows, "headline", lambda *given: SimpleNamespace(window_s=1.0, energy_j=None), "window_s is filled twice"),
+        (rows, "by_epoch", lambda *given: SimpleNamespace(energy=1.0), "unknown column 'energy'"),
         (rows, "_timed", lambda *given: {"ratings_s": 1.0}, "unknown column 'ratings_s'"),
         (rows, "CITED", {**rows.CITED, "made": "certificate_date"}, "unknown column 'certificate_date'"),
         (rows, "SCORED", rows.SCORED[1:], "nothing fills column validation_loss"),
@@ -180,7 +186,7 @@ def told(row):
         "fails": ["lag"],
         "not_tried": ["clock"],
     }
-    certificates = [{**certificate, "name": "GPU-0", "reason": "of another driver"}]
+    certificates = [{**certificate, "device": "gpu:0", "name": "GPU-0", "reason": "of another driver"}]
     return {
         **row,
         "measurement": {**measurement, "energy": energy, "conditions": conditions},
