@@ -113,7 +113,7 @@ def launch(
     tokens: Path,
     folder: Path,
     log: Path | None,
-    texts: Path | None = None,
+    references: Sequence[Sequence[str]] = (),
     exclusive: str = "none",
     gpus: str | Sequence[int | str] = "auto",
     pinned: bool = False,
@@ -129,7 +129,7 @@ def launch(
         folder: the run's folder: record.json, spec.json, steps.jsonl, epochs.jsonl, power.jsonl, summaries.jsonl (and
             model/ if kept) go here.
         log: where the processes' output goes; None for the terminal.
-        texts: the texts as they were fetched, for the references that generated summaries are scored against.
+        references: of each text, what its generated summary is scored against; none where nothing is generated.
         exclusive: whom the run keeps out: "gpu" from its boards, "node" from the machine; see `lease.Lease`.
         gpus: the boards to choose from: "auto", or NVML indices or UUIDs.
         pinned: take the first of these boards or none, so that runs are on the same ones.
@@ -152,7 +152,6 @@ def launch(
     if pinned:
         candidates = candidates[:needed]
     new_weights = _new_weights(spec, _manifest(model_folder.with_name(f"{model_folder.name}.json")))
-    references = _references(spec, texts)
     work = folder / ".work"
     shutil.rmtree(work, ignore_errors=True)
     shutil.rmtree(folder / "model", ignore_errors=True)
@@ -166,20 +165,11 @@ def launch(
             files.write_json(work / "job.json", {**job, "boards": as_json(lease.boards)})
             outcome = _measured(spec, work, log, lease, wanted, new_weights)
             if references:
-                told = [replace(one, references=references[one.text]) for one in outcome.summaries]
+                told = [replace(one, references=list(references[one.text])) for one in outcome.summaries]
                 outcome = replace(outcome, summaries=told)
             return _write(spec, code_digest, model_folder, tokens, folder, outcome, lease.boards)
     finally:
         shutil.rmtree(work)
-
-
-def _references(spec: RunSpec, texts: Path | None) -> list[list[str]]:
-    """The references of every text, if the run writes any; before it begins, since files may be missing."""
-    if spec.generate is None or texts is None:
-        return []
-    from joulesweep.fetched import read_references
-
-    return read_references(texts)
 
 
 def _new_weights(spec: RunSpec, manifest: Mapping[str, Any] | None) -> list[str]:

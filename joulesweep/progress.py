@@ -9,6 +9,7 @@ from typing import Any
 from joulesweep.energy import estimated, headline
 from joulesweep.estimate import asked
 from joulesweep.outcome import Measurement
+from joulesweep.quantities import one
 from joulesweep.record import RunRecord, brief
 
 
@@ -45,14 +46,6 @@ def _joules(record: RunRecord, measured: Measurement, grid: Mapping[str, Any]) -
     """The run's joules by the rule of the tables, else estimated ones if the config asks for them, else nothing."""
     found = headline(measured.energy, record.spec.accelerator, measured.conditions.exclusive)
     if found.energy_j is not None:
-        return scaled(found.energy_j) + (" int." if found.energy_status == "integrated" else "")
+        return one(found.energy_j, "J") + (" int." if found.energy_status == "integrated" else "")
     guess = estimated(record, asked(grid["config"]["energy"]), measured.cpu_s, measured.window_s)
-    return f"{scaled(guess.mid_j)} est." if guess else None
-
-
-def scaled(energy_j: float) -> str:
-    """Joules with three digits and a prefix."""
-    for size, unit in ((1e6, "MJ"), (1e3, "kJ")):
-        if energy_j >= size:
-            return f"{energy_j / size:.3g} {unit}"
-    return f"{energy_j:.3g} J"
+    return f"{one(guess.mid_j, 'J')} est." if guess else None
