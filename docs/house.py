@@ -24,8 +24,8 @@ ROOMS = {
     "launch": "launch lease progress",
     "plan": "config strict grid digest definitions workflow snakemake_lock",
     "prepare": "sources fetched texts pretrained tokens",
-    "analyse": "aggregate rows tables columns cells stats floors power rouge anchors answer equalcost published",
-    "report": "report provenance words charts curves theme",
+    "analyse": "aggregate rows tables columns cells stats floors power rouge anchors answer equalcost published epochs",
+    "report": "report provenance words charts chart_parts theme",
     "certify": "certify load blocks readings replay appraise certified_counter certified_power certificate_page",
     "cli": "cli doctor rerun",
 }
@@ -40,7 +40,7 @@ FLOORS = (
     "train runs",
     "methods",
     "nets",
-    "measure axes reference",
+    "measure axes reference readers",
     "core",
 )
 
@@ -58,9 +58,8 @@ def room(module: str) -> str | None:
     parts = module.split(".")[1:]
     if not parts:
         return None
-    if len(parts) > 1 or (PACKAGE / parts[0]).is_dir():
-        return parts[0]
-    return next((name for name, members in ROOMS.items() if parts[0] in members.split()), None)
+    named = next((name for name, members in ROOMS.items() if parts[0] in members.split()), None)
+    return named or (parts[0] if len(parts) > 1 or (PACKAGE / parts[0]).is_dir() else None)
 
 
 @functools.cache

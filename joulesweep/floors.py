@@ -33,8 +33,7 @@ from joulesweep.record import RunRecord
 from joulesweep.units import COMPUTED, UNITS, USEFUL
 
 GPU_FILE = RESOURCES / "gpus.csv"
-RATES = ("fp32", "tf32", "fp16", "bf16")
-DTYPE_RATES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+RATE = "_tflops"  # ends the names of the columns of peak rates
 #: NVML's bytes may be so far from the memory's nominal size: error correction takes a sixteenth of GDDR.
 MEMORY_TOLERANCE = 0.1
 UNCOUNTED = "the record was written before FLOPs were counted"
@@ -71,7 +70,9 @@ def gpus() -> dict[tuple[str, float], Gpu]:
         Gpu(
             name=row["name"],
             memory_gib=float(row["memory_gib"]),
-            flops_per_s={rate: _number(row[f"{rate}_tflops"], 1e12) for rate in RATES},
+            flops_per_s={
+                name.removesuffix(RATE): _number(text, 1e12) for name, text in row.items() if name.endswith(RATE)
+            },
             bytes_per_s=_number(row["bandwidth_gb_per_s"], 1e9),
             status=row["status"],
             source=row["source"],
@@ -204,8 +205,8 @@ def roofline(
         return replace(counted, floor_reason=reason)
     if gpu.status.startswith("unsupported"):
         return replace(counted, floor_reason=f"{gpu.name} is {gpu.status}")
-    rate = rate_of(precision)
-    flops_per_s, bytes_per_s = gpu.flops_per_s[rate], gpu.bytes_per_s
+    rate = PRECISIONS[precision].peak_rate
+    flops_per_s, bytes_per_s = gpu.flops_per_s.get(rate), gpu.bytes_per_s
     if flops_per_s is None or bytes_per_s is None:
         return replace(counted, floor_reason=f"resources/gpus.csv has no {rate} rate of {gpu.name}")
     flops_per_s *= num_devices
@@ -216,12 +217,6 @@ def roofline(
         floor_distance=floor_s(work["useful_flops"], num_bytes, flops_per_s, bytes_per_s) / window_s,
         peak_status=gpu.status,
     )
-
-
-def rate_of(precision: str) -> str:
-    """The format whose peak rate bounds the matrix products of a precision: one of `RATES`."""
-    row = PRECISIONS[precision]
-    return "tf32" if row.tf32 else DTYPE_RATES[row.autocast or row.weights]
 
 
 def _gpu(accelerator: str, boards: Sequence[BoardIdentity]) -> tuple[Gpu | None, str | None]:
