@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from joulesweep.analyse.statistics import NO_INTERVAL
+from joulesweep.analyse.tables import Row
 from joulesweep.core.quantities import one, scaled
 
 Words = tuple[str, str]  # a number, and below it its interval or a remark
@@ -12,7 +11,7 @@ Words = tuple[str, str]  # a number, and below it its interval or a remark
 ABSENT: Words = ("–", "")
 
 
-def interval(row: dict[str, Any], quantity: str, unit: str) -> Words:
+def interval(row: Row, quantity: str, unit: str) -> Words:
     """Mean of a cell and its interval, or the word that there is none; a dash for what is not there."""
     ends = [row[f"{quantity}_{end}"] for end in ("mean", "low", "high")]
     if ends[0] is None:
@@ -23,13 +22,13 @@ def interval(row: dict[str, Any], quantity: str, unit: str) -> Words:
     return f"{mean} {name}".strip(), f"[{low}, {high}]"
 
 
-def percent(row: dict[str, Any], quantity: str) -> Words:
+def percent(row: Row, quantity: str) -> Words:
     """Mean share of a cell and its interval, in percent."""
     ends = {f"{quantity}_{end}": row[f"{quantity}_{end}"] for end in ("mean", "low", "high")}
     return interval({name: value and 100 * value for name, value in ends.items()}, quantity, "%")
 
 
-def points(row: dict[str, Any], quantity: str) -> Words:
+def points(row: Row, quantity: str) -> Words:
     """Mean share of a cell and its interval, times 100 and to one decimal, as ROUGE is usually given."""
     ends = [row[f"{quantity}_{end}"] for end in ("mean", "low", "high")]
     texts = [f"{100 * value:.1f}" for value in ends if value is not None]
@@ -38,7 +37,7 @@ def points(row: dict[str, Any], quantity: str) -> Words:
     return texts[0], f"[{', '.join(texts[1:])}]" if len(texts) > 1 else NO_INTERVAL
 
 
-def joules(row: dict[str, Any]) -> Words:
+def joules(row: Row) -> Words:
     """Mean joules of a cell, with what they may be off by; where there are none, what kept them from being known."""
     if row["energy_j_mean"] is not None:
         mean, between = interval(row, "energy_j", "J")
@@ -53,7 +52,7 @@ def joules(row: dict[str, Any]) -> Words:
     return "not averaged", row["energy_status"] if ", " in row["energy_status"] else f"scopes {row['energy_scope']}"
 
 
-def estimated_joules(row: dict[str, Any]) -> Words:
+def estimated_joules(row: Row) -> Words:
     """Middle and range of a cell's estimate."""
     ends = [row[f"estimated_energy{end}_j"] for end in ("", "_low", "_high")]
     if ends[0] is None:
@@ -62,13 +61,13 @@ def estimated_joules(row: dict[str, Any]) -> Words:
     return f"≈ {mid} {name}", f"estimated, [{low}, {high}]"
 
 
-def estimated_co2e(row: dict[str, Any]) -> Words:
+def estimated_co2e(row: Row) -> Words:
     """Emissions of a cell's estimated joules."""
     found = row["estimated_co2e_g"]
     return ABSENT if found is None else (f"≈ {one(found, 'g')}", "estimated")
 
 
-def speedup(row: dict[str, Any]) -> Words:
+def speedup(row: Row) -> Words:
     """A cell's speed-up over its baseline."""
     if row["speedup"] is None:
         return ABSENT
