@@ -224,13 +224,13 @@ def write_model(folder: Path, name: str) -> None:
     import torch
     import transformers
 
-    from joulesweep.nets.build import AUTO_CLASSES
+    from joulesweep.axes.task import TASKS
 
     about = MODELS[name]
     config = transformers.AutoConfig.for_model(about.kind, **about.shape)
     if about.weights:
         torch.manual_seed(0)
-        getattr(transformers, AUTO_CLASSES[about.task]).from_config(config).float().save_pretrained(folder)
+        getattr(transformers, TASKS[about.task].auto_class).from_config(config).float().save_pretrained(folder)
     else:
         config.save_pretrained(folder)
     if about.tokenizer:

@@ -1,6 +1,7 @@
 """What the peers' programs share: the same model, texts, optimizer and schedule as ours, and one measured window.
 
-A program is started with the same job file as a run of ours (`joulesweep.train.worker`) and leaves the same `rank0.json`:
+A program is started with the same job file as a run of ours (`joulesweep.train.worker`) and leaves the same
+`rank0.json`:
 
     imports · model · ids · score | 2 steps, undone | training | score
                                                     |##########|  CPU-seconds, seconds, joules, peak memory
@@ -26,12 +27,12 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoTokenizer, DataCollatorForLanguageModeling
 
+from joulesweep.axes.task import TASKS
 from joulesweep.core.files import write_json
 from joulesweep.core.outcome import Quality, as_json
 from joulesweep.core.spec import RunSpec, from_mapping
 from joulesweep.measure.devices import Board
 from joulesweep.measure.window import Meter
-from joulesweep.nets.build import AUTO_CLASSES
 from joulesweep.train import memory
 from joulesweep.train.assembly import assemble, attention, measured_boards, prepare_process
 from joulesweep.train.corpus import Corpus, load, split
@@ -184,7 +185,7 @@ def _score(task: Task, model_folder: Path, tokens: Path) -> Quality:
 
 def _model(folder: Path, task: str) -> torch.nn.Module:
     """The model as transformers builds it; random weights where the folder has none, the same as ours by the seed."""
-    auto: Any = getattr(transformers, AUTO_CLASSES[task])
+    auto: Any = getattr(transformers, TASKS[task].auto_class)
     model: torch.nn.Module
     if any(folder.glob("*.safetensors")):
         model = auto.from_pretrained(folder, dtype=torch.float32, local_files_only=True)

@@ -256,22 +256,24 @@ def targets(makefile: str) -> list[tuple[str, str]]:
 
 def strategies() -> str:
     """The rows of the table of strategies."""
-    return _rows("strategy", "STRATEGIES")
+    return _rows("axes.strategy", "STRATEGIES")
 
 
 def precisions() -> str:
     """The rows of the table of precisions."""
-    return _rows("precision", "PRECISIONS")
+    return _rows("axes.precision", "PRECISIONS")
 
 
 def engines() -> str:
     """The rows of the table of engines."""
-    return _rows("engine", "ENGINES")
+    return _rows("axes.engine", "ENGINES")
 
 
 def _rows(module: str, name: str) -> str:
     rows = getattr(importlib.import_module(f"joulesweep.{module}"), name)
-    return table([module, "what it does"], [[code(key), _prose(row.about)] for key, row in rows.items()])
+    return table(
+        [module.rpartition(".")[2], "what it does"], [[code(key), _prose(row.about)] for key, row in rows.items()]
+    )
 
 
 def methods() -> str:
@@ -339,10 +341,10 @@ def promises() -> str:
 def limits() -> str:
     """The numbers that decide about flags, ranks and intervals, by the name that the code gives them."""
     named = {
-        "conditions": ("HEADLINE_S", "HEADLINE_TICKS", "SKIPPED"),
-        "verdict": ("CROSS_CHECK", "CLOCKS"),
-        "answer": ("MARGIN",),
-        "floors": ("MEMORY_TOLERANCE",),
+        "measure.conditions": ("HEADLINE_S", "HEADLINE_TICKS", "SKIPPED"),
+        "measure.verdict": ("CROSS_CHECK", "CLOCKS"),
+        "analyse.studies.recommendation": ("MARGIN",),
+        "analyse.roofline": ("MEMORY_TOLERANCE",),
     }
     rows = []
     for module, names in named.items():

@@ -17,8 +17,8 @@ from transformers import AutoConfig
 
 from joulesweep import methods
 from joulesweep.axes import precision
+from joulesweep.axes.task import TASKS
 from joulesweep.nets import flops, products
-from joulesweep.nets.build import AUTO_CLASSES
 from joulesweep.nets.language_model import LanguageModel
 from joulesweep.train import assembly, loop, trainer
 from joulesweep.train.adaptive import calibration, choosing, cost
@@ -31,15 +31,15 @@ UNITS = {"token": 300.0, "head_position": 40.0, "token_pair": 4000.0}
 CHOOSING = [name for name in methods.names() if methods.chooses(name)]
 
 
-TASKS = {"opt": "clm", "llama": "clm", "gpt2": "clm", "bloom": "clm", "t5": "seq2seq", "bart": "seq2seq"}
+TASK_OF = {"opt": "clm", "llama": "clm", "gpt2": "clm", "bloom": "clm", "t5": "seq2seq", "bart": "seq2seq"}
 
 
 def core_of(kind="bert", **shape):
     """A model on the meta device, with eager attention, which the oracle can count."""
-    task = TASKS.get(kind, "mlm")
+    task = TASK_OF.get(kind, "mlm")
     with torch.device("meta"):
         config = AutoConfig.for_model(kind, **shape)
-        model = getattr(transformers, AUTO_CLASSES[task]).from_config(config, attn_implementation="eager")
+        model = getattr(transformers, TASKS[task].auto_class).from_config(config, attn_implementation="eager")
     return LanguageModel(model.train(), task=task)
 
 

@@ -15,6 +15,7 @@ import synthetic
 import tiny_run
 from outcomes import phase, rank
 
+from joulesweep.axes.strategy import on_one_device
 from joulesweep.core import bounded, processes
 from joulesweep.core.outcome import DeviceEnergy, Span, as_json
 from joulesweep.measure import conditions, contention, sensors, settling
@@ -98,9 +99,11 @@ def describe(
         num_steps=500,
         cpu_s=total_s if cpu_s is None else cpu_s,
     )
-    hold = conditions.Hold(boards=boards, exclusive=exclusive, shared_host=shared)
+    run = tiny_run.spec(**spec)
+    one_device = on_one_device(run.strategy, run.devices)
+    hold = conditions.Hold(boards=boards, exclusive=exclusive, shared_host=shared, one_device=one_device)
     before = before or Before(ticks={}, cooldown_s=None, settled=None)
-    conditions_, flags = conditions.describe(result, rows, tiny_run.spec(**spec), before, trace, hold, seen)
+    conditions_, flags = conditions.describe(result, rows, run, before, trace, hold, seen)
     found = as_json(conditions_)
     found |= {"cpu": {name: found.pop(name) for name in CPU}}
     json.dumps(found, allow_nan=False)

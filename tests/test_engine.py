@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -12,22 +13,25 @@ from outcomes import trained
 from safetensors.torch import load_file
 
 from joulesweep.axes import engine
-from joulesweep.axes.strategy import STRATEGIES
+from joulesweep.axes.strategy import STRATEGIES, Strategy
 from joulesweep.train import assembly, data, loop, memory, trainer
 from joulesweep.train.trainer import Place, Start
 
 
 @pytest.mark.parametrize("name", engine.ENGINES)
-def test_each_engine_is_described_and_names_strategies(name):
-    row = engine.ENGINES[name]
-    assert row.about
-    assert row.strategies
-    assert set(row.strategies) <= set(STRATEGIES)
+def test_each_engine_is_described_and_works_under_some_strategy(name):
+    assert engine.ENGINES[name].about
+    fixed = {"engine": name, "batching": "fixed"}
+    assert any(engine.impossible(tiny_run.spec(**fixed, strategy=strategy)) is None for strategy in STRATEGIES)
 
 
-def test_pytorchs_own_way_works_everywhere():
-    assert set(engine.ENGINES["eager"].strategies) == set(STRATEGIES)
-    assert not engine.ENGINES["eager"].captures
+def test_pytorchs_own_way_works_under_every_strategy_a_new_one_too(monkeypatch):
+    row = Strategy(about="a new one", multi_device=True, multi_process=True)
+    monkeypatch.setitem(STRATEGIES, "new", row)
+    assert all(engine.impossible(tiny_run.spec(strategy=strategy)) is None for strategy in STRATEGIES)
+    assert engine.impossible(tiny_run.spec(strategy="new", engine="compile")) == COMPILE_UNDER
+    monkeypatch.setitem(STRATEGIES, "new", replace(row, compiles=True))
+    assert engine.impossible(tiny_run.spec(strategy="new", engine="compile")) is None
 
 
 COMPILE_UNDER = "engine compile works under strategy single and ddp only"

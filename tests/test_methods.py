@@ -443,3 +443,21 @@ def test_lora_refuses_a_model_without_linear_layers():
     model.config = SimpleNamespace(model_type="novel")
     with pytest.raises(UserError, match=r"^method lora: the model has no linear layer of its own in its layers$"):
         methods.load("lora").apply(model, methods.parameters("lora", {}))
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_a_method_has_functions_of_the_contract_alone(name):
+    """Else a misspelt one would never be called."""
+    module = methods.load(name)
+    own = {
+        key: list(inspect.signature(value).parameters)
+        for key, value in vars(module).items()
+        if inspect.isfunction(value) and value.__module__ == module.__name__ and key[0] != "_"
+    }
+    contract = {
+        key: list(inspect.signature(value).parameters)[1:]
+        for key, value in vars(methods.Method).items()
+        if inspect.isfunction(value) and key[0] != "_"
+    }
+    assert "apply" in own
+    assert {key: contract.get(key) for key in own} == own

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import families
@@ -12,6 +13,7 @@ import torch.distributed as dist
 
 from joulesweep import methods
 from joulesweep.axes import engine
+from joulesweep.axes.strategy import Setting
 from joulesweep.core.errors import UserError
 from joulesweep.core.outcome import Stopped
 from joulesweep.measure.devices import Board
@@ -334,9 +336,12 @@ def test_compilation_is_in_place_for_all_lengths(assemble, monkeypatch, name):
 def test_the_strategy_is_told_whether_gradients_accumulate(assemble, monkeypatch, micro):
     seen = []
     monkeypatch.setattr(onednn, "choose", lambda *given: {})  # which asks the other rank
-    monkeypatch.setattr(trainer.strategy, "wrap", lambda core, *given: (seen.append(given[:-1]), core)[1])
+    monkeypatch.setattr(trainer.strategy, "wrap", lambda core, *given: (seen.append(given), core)[1])
     assemble(place_of(1, 2), strategy="ddp", devices=2, micro_batch_size=micro)
-    assert seen == [("ddp", 2, "cpu", 1, micro is not None)]
+    ((name, setting),) = seen
+    expected = Setting(devices=2, accelerator="cpu", local_rank=1, accumulates=micro is not None)
+    assert (name, replace(setting, layers=())) == ("ddp", expected)
+    assert len(setting.layers) == 2
 
 
 @pytest.mark.parametrize(("again", "times"), [(False, 1), (True, 2)])

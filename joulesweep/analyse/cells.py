@@ -84,7 +84,7 @@ def _means(group: pl.DataFrame) -> dict[str, float | None]:
     one_kind = group.select("energy_scope", "energy_status").n_unique() == 1
     for quantity in columns.QUANTITIES:
         values = group[quantity].to_list()
-        if None in values or (quantity in columns.FROM_ENERGY and not one_kind):
+        if None in values or (columns.RUNS[quantity].of_joules and not one_kind):
             continue
         found = mean_interval(values)
         row |= {f"{quantity}_mean": found.mean, f"{quantity}_low": found.low, f"{quantity}_high": found.high}

@@ -1,8 +1,8 @@
-"""The load of a certificate: products of matrices on one board, or on the CPU: `python -m joulesweep.certify.load cuda|cpu`.
+"""The load of a certificate: products of matrices on one board, or on the CPU.
 
-It says when it is ready. Then it does what each line of its input asks for, {seconds, period_s}: products for so long,
-or, with a period, in turns of about as long for half of each. It answers when it began and ended, on the monotonic
-clock, and how many products it did. Lines are JSON.
+`python -m joulesweep.certify.load cuda|cpu` says when it is ready. Then it does what each line of its input asks for,
+{seconds, period_s}: products for so long, or, with a period, in turns of about as long for half of each. It answers
+when it began and ended, on the monotonic clock, and how many products it did. Lines are JSON.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from joulesweep.certify.readings import Block, Readings
 from joulesweep.certify.replay import counted, power_of
 from joulesweep.core import quantities
 from joulesweep.measure.certificate import FAILS, HOLDS, HOST, NOT_TRIED
-from joulesweep.report.page import embedded, template, vega
+from joulesweep.report.markup import embedded, filled, vega
 from joulesweep.report.theme import COLOURS, INK, Chart, styled
 
 HEIGHT = 260  # of a chart, which is as wide as the page
@@ -50,7 +50,8 @@ def build(made: Mapping[str, Any], found: Readings) -> str:
     """
     charts = _charts(made, found)
     reasons = {row["reason"] for row in made["promises"]}
-    return template("certificate.html.j2").render(
+    page = filled(
+        "certificate.html.j2",
         made=made,
         name=made["identity"].get("name") or made["identity"]["cpu_model"],
         counts=[(verdict, sum(row["verdict"] == verdict for row in made["promises"])) for verdict in SIGNS],
@@ -69,6 +70,7 @@ def build(made: Mapping[str, Any], found: Readings) -> str:
         charts=[(name, embedded(chart.to_dict()), notes) for name, (chart, notes) in charts.items()],
         bundle=vega() if charts else "",
     )
+    return str(page)
 
 
 def _rows(made: Mapping[str, Any], group: str) -> list[tuple[str, Mapping[str, Any]]]:

@@ -1,8 +1,8 @@
 """What came of a run, as types: from a meter's `Reading` to a record's `Measurement`. Standard library only.
 
 Each type is a JSON object of a rank's file or of a record, its fields the keys; `as_json` writes it. A record is read
-back, and checked, by `joulesweep.runs.record`. Seconds of a span are those of the monotonic clock. What a device did not say
-is null, and beside it stands a reason. A field with a default is missing in older records, or in those of other runs.
+back, and checked, by `joulesweep.runs.record`. Seconds of a span are those of the monotonic clock. What a device did
+not say is null, and beside it stands a reason. A field with a default is missing in older records, or in those of other runs.
 """
 
 from __future__ import annotations

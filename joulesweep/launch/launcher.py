@@ -21,7 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from joulesweep.axes.strategy import STRATEGIES
+from joulesweep.axes.strategy import STRATEGIES, on_one_device
 from joulesweep.core import bounded, files, processes
 from joulesweep.core.errors import UserError
 from joulesweep.core.outcome import (
@@ -202,7 +202,12 @@ def _measured(
         return Outcome(status=result.status, reason=result.reason, oom_bytes=result.oom_bytes, started=started)
     energy, epochs = measurement.finalise_energy(result, trace, lease.boards, before.ticks)
     bounded.within(bounded.LIMIT_S, sensors.keep_ticks, energy, before.ticks)
-    hold = conditions.Hold(boards=lease.boards, exclusive=lease.exclusive, shared_host=lease.shared_host())
+    hold = conditions.Hold(
+        boards=lease.boards,
+        exclusive=lease.exclusive,
+        shared_host=lease.shared_host(),
+        one_device=on_one_device(spec.strategy, spec.devices),
+    )
     found, flags = conditions.describe(result, energy, spec, before, trace, hold, seen)
     if new_weights:
         flags.append(Flag(flag="new_weights", text=f"not in the model's files: {some(new_weights)}"))

@@ -64,11 +64,13 @@ class Hold:
         boards: its own.
         exclusive: what it had alone: "gpu" its boards, "node" the machine, "none" no more than its boards.
         shared_host: whether other runs worked on the machine meanwhile.
+        one_device: whether a strategy for several devices had one.
     """
 
     boards: Sequence[Board]
     exclusive: str
     shared_host: bool
+    one_device: bool
 
 
 def prepare(
@@ -172,7 +174,7 @@ def describe(
         ),
         _stopped(seen, silent, trace, span),
         _skipped(result),
-        _one_device(spec),
+        _one_device(spec, hold),
     ]
     return conditions, [flag for flag in some if flag is not None]
 
@@ -349,8 +351,8 @@ def _not_settled(spec: RunSpec, before: Before) -> Flag | None:
     return Flag(flag="not_settled", text=text)
 
 
-def _one_device(spec: RunSpec) -> Flag | None:
-    if spec.strategy == "single" or spec.devices > 1:
+def _one_device(spec: RunSpec, hold: Hold) -> Flag | None:
+    if not hold.one_device:
         return None
     text = f"{spec.strategy} on one device: what this shows is the overhead of its wrapper"
     return Flag(flag="one_device", text=text)

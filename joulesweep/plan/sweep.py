@@ -208,6 +208,8 @@ class Sweep:
         self._priorities = {run: len(shuffled) - i for i, run in enumerate(shuffled)}
         self._models = {model_key(name, model_source(model)): name for name, model in config.models.items()}
         self._datasets = {dataset_key(name, dataset_source(data)): name for name, data in config.datasets.items()}
+        self._sums: dict[str, list[bytes]] = {}
+        self._older: dict[str, bool] = {}
 
     @property
     def runs(self) -> list[str]:
@@ -299,6 +301,50 @@ class Sweep:
                 row = self._record(run)
                 return row.code_digest if row and today in row.codes else today
         return today
+
+    def is_settled(self, run: str) -> bool:
+        """Whether a finished run was measured with the model and the tokens that are there, from files that are older.
+
+        Then nothing that only fetches or tokenises them again, such as a change of the code that does, repeats it.
+        """
+        try:
+            measured = self.record_path(run).read_bytes()
+        except OSError:
+            return False
+        model, tokens = (
+            Path("resources", path) for path in (f"models/{self.model(run)}", f"tokens/{self.tokens(run)}")
+        )
+        texts = Path("resources/datasets", self.texts(run))
+        sums = (*self._checksums(f"{model}.json"), *self._checksums(f"{tokens}.json"))
+        return all(one in measured for one in sums) and not (
+            self._is_older("models", f"{model}.json") or self._is_older("datasets", f"{texts}.json")
+        )
+
+    def unsettled(self) -> str | None:
+        """What is to be told where finished runs were measured with other texts or models than are there now."""
+        self._sums.clear()
+        number = sum(not self.is_settled(run) for run in self.runs if self.record_path(run).exists())
+        had = f"{number} finished runs were measured with another model or other texts than were fetched now"
+        return f"{had}: start snakemake again, and they are repeated" if number else None
+
+    def _checksums(self, manifest: str) -> list[bytes]:
+        """The checksums that a manifest names, as a record would; none where it is not there."""
+        if manifest not in self._sums:
+            try:
+                row = read_json(Path(manifest), "manifest")
+            except UserError:
+                row = {}
+            sums = [row.get("sha256"), *row.get("files", {}).values()]
+            self._sums[manifest] = [f'"{one}"'.encode() for one in sums if one]
+        return self._sums[manifest]
+
+    def _is_older(self, section: str, manifest: str) -> bool:
+        """Whether a manifest is older than one of the user's own files behind it."""
+        if manifest not in self._older:
+            own = self._own_files(section, Path(manifest).stem)
+            made_s = Path(manifest).stat().st_mtime if own and Path(manifest).exists() else math.inf
+            self._older[manifest] = any(Path(path).stat().st_mtime > made_s for path in own)
+        return self._older[manifest]
 
     def outdated(self) -> dict[str, RunRecord]:
         """Records that other code made than today's, and that were not accepted for it, by run in the grid's order."""

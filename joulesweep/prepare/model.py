@@ -12,9 +12,10 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, TypedDict
 
+from joulesweep.axes.task import TASKS
 from joulesweep.core.errors import UserError, brief_repr
 from joulesweep.core.files import sha256_of
-from joulesweep.plan.config import TASKS, HubSource, ModelConfig, RandomSource
+from joulesweep.plan.config import HubSource, ModelConfig, RandomSource
 from joulesweep.plan.grid import model_source
 from joulesweep.prepare.sources import AnySource, copy_files, describe, nearest
 from joulesweep.prepare.tokens import load_tokenizer, vocabulary_size
@@ -65,7 +66,7 @@ def fetch_model(model: ModelConfig, folder: Path, tasks: Collection[str] = ()) -
     Args:
         model: where it comes from.
         folder: where it goes; an existing one is replaced.
-        tasks: those that it must be ready for, of `config.TASKS`; one of them where none is named.
+        tasks: those that it must be ready for, of `axes.task.TASKS`; one of them where none is named.
 
     Returns:
         Its manifest: format, version, source, files (name: SHA-256); for a hub source, the resolved commits
@@ -297,7 +298,8 @@ def _check_tasks(found: Mapping[str, Fitness], wanted: Collection[str], name: st
     if not wanted and all(row["reason"] for row in found.values()):
         # The one that is meant: it lacks least, and of BART, which can learn hidden words too, it is seq2seq.
         order = {
-            task: (row["num_unfit"], row["num_unfit"] < UNBUILT and task != "seq2seq") for task, row in found.items()
+            task: (row["num_unfit"], row["num_unfit"] < UNBUILT and not TASKS[task].encoder_decoder)
+            for task, row in found.items()
         }
         reasons = [found[min(order, key=order.__getitem__)]["reason"]]
     for reason in filter(None, reasons):

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from joulesweep.analyse.columns import QUALITY, ROUGE, RUNS, Column
 from joulesweep.analyse.statistics import NO_INTERVAL
-from joulesweep.analyse.tables import Row
+from joulesweep.analyse.tables import Row, Tables
 from joulesweep.core.quantities import one, scaled
+from joulesweep.core.spec import OMISSION
 
 Words = tuple[str, str]  # a number, and below it its interval or a remark
 
@@ -37,6 +41,45 @@ def points(row: Row, quantity: str) -> Words:
     return texts[0], f"[{', '.join(texts[1:])}]" if len(texts) > 1 else NO_INTERVAL
 
 
+def _number(row: Row, quantity: str) -> Words:
+    """Mean of a cell and its interval in the unit of the column; that of a rate or per token is in the heading."""
+    unit = RUNS[quantity].unit or ""
+    return interval(row, quantity, "" if "/" in unit else {"bytes": "B"}.get(unit, unit))
+
+
+#: How a mean may be shown, by the name that a column of the runs table gives.
+FORMATS: dict[str, Callable[[Row, str], Words]] = {"number": _number, "percent": percent, "points": points}
+#: What is known of quality beside the loss.
+QUALITIES = tuple(column for column in (RUNS[name] for name in (*QUALITY[1:], *ROUGE)) if column.heading is not None)
+
+
+def shown(row: Row, column: Column) -> Words:
+    """Mean of a cell and its interval as the column's row says.
+
+    Args:
+        row: of the cells table.
+        column: of the runs table.
+    """
+    return FORMATS[column.show](row, column.name)
+
+
+def heading(column: Column, tables: Tables) -> str:
+    """How a column is called in the report: where more than hidden tokens was learned, accuracy is that of tokens."""
+    if column.name == "masked_accuracy" and not set(tables.runs["task"]) <= {OMISSION["task"]}:
+        return "Token accuracy"
+    return column.heading or column.name
+
+
+def memory_quantity(row: Row) -> str:
+    """Which peak memory says most of a cell: the GPUs' where they were used, else the host's."""
+    return "peak_host_rss_bytes" if row["peak_gpu_allocated_bytes_mean"] is None else "peak_gpu_allocated_bytes"
+
+
+def memory(row: Row) -> Words:
+    """Mean peak memory of a cell and its interval."""
+    return interval(row, memory_quantity(row), "B")
+
+
 def joules(row: Row) -> Words:
     """Mean joules of a cell, with what they may be off by; where there are none, what kept them from being known."""
     if row["energy_j_mean"] is not None:
@@ -63,8 +106,8 @@ def estimated_joules(row: Row) -> Words:
 
 def estimated_co2e(row: Row) -> Words:
     """Emissions of a cell's estimated joules."""
-    found = row["estimated_co2e_g"]
-    return ABSENT if found is None else (f"≈ {one(found, 'g')}", "estimated")
+    grams = row["estimated_co2e_g"]
+    return ABSENT if grams is None else (f"≈ {one(grams, 'g')}", "estimated")
 
 
 def speedup(row: Row) -> Words:

@@ -11,7 +11,7 @@ inside the window, from the same start, and what the repetitions learn is thrown
 
 The same loop serves every method, strategy, precision, batching and engine: those are transforms of the model, rows
 of tables, and the layout of a batch.
-Started by `joulesweep.launch.launcher` through `joulesweep.train.worker`, once, or once per rank under torchrun; each process leaves
+Started by `launch.launcher` through `train.worker`, once, or once per rank under torchrun; each process leaves
 `rank<r>.json` behind.
 This process imports torch, transformers and zeus, nothing of the reporting side.
 """
@@ -227,10 +227,10 @@ def _forward_backward_update(trainer: Trainer, inputs: engine.Inputs, factor: to
     """The work of a step, on tensors that lie on the device. Gradients of micro-batches add up."""
     loss = torch.zeros_like(factor)
     for i, tensors in enumerate(inputs):
-        strategy.synchronise(trainer.model, trainer.spec.strategy, wanted=i == len(inputs) - 1)
+        strategy.synchronise(trainer.model, trainer.spec.strategy, exchanges=i == len(inputs) - 1)
         part = trainer.model(*tensors)[:, 0].sum() * factor
-        # DDP and FSDP average the gradients over the ranks; the sum is meant.
-        torch.autograd.backward(trainer.scaler.scale(part * trainer.place.world))
+        # DDP and FSDP average the gradients over the ranks; the sum over the shares of the texts is meant.
+        torch.autograd.backward(trainer.scaler.scale(part * trainer.place.data_parallel))
         loss += part.detach()
     if trainer.spec.max_grad_norm is not None:
         trainer.scaler.unscale_(trainer.optimizer)

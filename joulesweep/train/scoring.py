@@ -12,6 +12,7 @@ from torch.nn import functional
 from joulesweep import methods
 from joulesweep.axes import strategy
 from joulesweep.axes.engine import ENGINES
+from joulesweep.axes.task import TASKS
 from joulesweep.core.errors import UserError
 from joulesweep.core.outcome import Quality
 from joulesweep.nets import language_model
@@ -54,7 +55,7 @@ def score(trainer: Trainer, weights: Weights | None = None) -> Quality:
     by_length = trainer.validation_texts[trainer.corpus.lengths[trainer.validation_texts].argsort(stable=True)]
     layout = _layout(trainer, trainer.corpus)
     sums = torch.zeros(3, dtype=torch.float64, device=place.device)
-    for (batch,), _ in data.steps(trainer.corpus, shown, by_length, layout, place.rank, place.world):
+    for (batch,), _ in data.steps(trainer.corpus, shown, by_length, layout, place.data_rank, place.data_parallel):
         sums[:2] += forward(*batch.on(place.device), score=True)[0].double()
         sums[2] += batch.counts["num_predicted"]
     choice_accuracy = _choice_accuracy(trainer)
@@ -62,7 +63,7 @@ def score(trainer: Trainer, weights: Weights | None = None) -> Quality:
         load_weights(core, before)
     loss_sum, num_right, num_masked = place.reduced(sums).tolist()
     if not num_masked:
-        remedy = " or a higher mask_probability" if spec.task == "mlm" else ""
+        remedy = " or a higher mask_probability" if TASKS[spec.task].hides else ""
         raise UserError(f"the validation texts have no token to predict; use more texts{remedy}")
     loss = loss_sum / num_masked
     if not math.isfinite(loss):
@@ -83,7 +84,7 @@ def _layout(trainer: Trainer, corpus: Corpus) -> data.Layout:
     most = LOGITS // (max(1, int(corpus.written.lengths.max())) * corpus.vocab_size)
     return data.Layout(
         batching="dynamic",
-        size=max(1, min(BATCH, most)) * trainer.place.world,
+        size=max(1, min(BATCH, most)) * trainer.place.data_parallel,
         micro=None,
         max_length=spec.max_length,
         max_target_length=spec.max_target_length,
@@ -105,10 +106,10 @@ def _choice_accuracy(trainer: Trainer) -> float | None:
     layout = _layout(trainer, choices)
     losses = torch.zeros(len(choice_text), dtype=torch.float64, device=place.device)
     steps = data.steps(
-        choices, labels.labelled(choices, trainer.spec.task, 0.0), wanted, layout, place.rank, place.world
+        choices, labels.labelled(choices, trainer.spec.task, 0.0), wanted, layout, place.data_rank, place.data_parallel
     )
     for whole, ((batch,), _) in zip(torch.split(wanted, layout.size), steps, strict=True):
-        own = whole[place.rank :: place.world].to(place.device)
+        own = whole[place.data_rank :: place.data_parallel].to(place.device)
         with strategy.gathered(trainer.core):
             logits, answers, places = trainer.core.logits(*batch.on(place.device))
         each = functional.cross_entropy(logits, answers, reduction="none", ignore_index=language_model.IGNORED).double()

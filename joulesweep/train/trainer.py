@@ -41,12 +41,24 @@ class Place:
         rank: of this process, from 0.
         world: number of processes.
         local_rank: of this process on its machine.
+        ranks_per_text: how many processes compute a text together; the others compute other texts.
     """
 
     device: torch.device
     rank: int
     world: int
     local_rank: int
+    ranks_per_text: int = 1
+
+    @property
+    def data_parallel(self) -> int:
+        """Over how many shares the processes divide the texts of a step."""
+        return self.world // self.ranks_per_text
+
+    @property
+    def data_rank(self) -> int:
+        """Which of these shares is this process's, from 0."""
+        return self.rank // self.ranks_per_text
 
     def barrier(self) -> None:
         """Wait for every rank."""
@@ -59,10 +71,10 @@ class Place:
             torch.cuda.synchronize(self.device)
 
     def reduced(self, values: torch.Tensor, largest: bool = False) -> torch.Tensor:
-        """The sum over the ranks, or the largest, in place: every rank gets the same."""
+        """The sum over the shares of the texts, or the largest of a rank, in place: every rank gets the same."""
         if self.world > 1:
             dist.all_reduce(values, op=dist.ReduceOp.MAX if largest else dist.ReduceOp.SUM)
-        return values
+        return values if largest or self.ranks_per_text == 1 else values.div_(self.ranks_per_text)
 
 
 #: Parameters, and how many optimizer steps each has taken, one tensor [parameters].
@@ -169,7 +181,9 @@ class Trainer:
     def batches(self, epoch: int) -> Iterator[tuple[list[data.Batch], int]]:
         """The steps of an epoch, as `data.steps` gives them."""
         place = self.place
-        return data.steps(self.corpus, self._labelled(epoch), self._order(epoch), self.layout, place.rank, place.world)
+        return data.steps(
+            self.corpus, self._labelled(epoch), self._order(epoch), self.layout, place.data_rank, place.data_parallel
+        )
 
     def _labelled(self, epoch: int) -> labels.Labelled:
         return labels.labelled(self.corpus, self.spec.task, self.spec.mask_probability, self.spec.repeat, epoch)
@@ -180,7 +194,7 @@ class Trainer:
     def outlines(self, epoch: int, of_head: bool) -> Iterator[tuple[data.Outline, ...]]:
         """The sizes of an epoch's batches, as `data.outlines` gives them, with those of the head or without."""
         shown, place = self._labelled(epoch) if of_head else None, self.place
-        return data.outlines(self.corpus, shown, self._order(epoch), self.layout, place.rank, place.world)
+        return data.outlines(self.corpus, shown, self._order(epoch), self.layout, place.data_rank, place.data_parallel)
 
     def some_steps(self, numbers: Iterable[int]) -> Iterator[tuple[list[data.Batch], int]]:
         """Steps of the training by their numbers from 0, ascending. This thread lays them out; nothing is pinned."""
@@ -189,7 +203,7 @@ class Trainer:
             shown, texts = self._labelled(before + 1), torch.split(self._order(before + 1), layout.size)
             for number in some:
                 own = texts[number % self.steps_per_epoch]
-                yield next(data.steps(self.corpus, shown, own, layout, place.rank, place.world))
+                yield next(data.steps(self.corpus, shown, own, layout, place.data_rank, place.data_parallel))
 
     def steps(self) -> Generator[tuple[list[data.Batch], int], None, None]:
         """The steps of the whole training. To be closed: on a GPU a thread lays them out ahead, see `ahead`."""
@@ -283,9 +297,14 @@ def learning_rate(spec: RunSpec, step: int, num_steps: int) -> float:
 
 def wrapped(core: LanguageModel, spec: RunSpec, place: Place) -> torch.nn.Module:
     """The module in the wrapper of the run's strategy."""
-    accumulates = spec.micro_batch_size is not None
-    layers = [layer for _, stack in stacks(core.model) for layer in stack]
-    return strategy.wrap(core, spec.strategy, spec.devices, spec.accelerator, place.local_rank, accumulates, layers)
+    setting = strategy.Setting(
+        devices=spec.devices,
+        accelerator=spec.accelerator,
+        local_rank=place.local_rank,
+        accumulates=spec.micro_batch_size is not None,
+        layers=[layer for _, stack in stacks(core.model) for layer in stack],
+    )
+    return strategy.wrap(core, spec.strategy, setting)
 
 
 @dataclass(kw_only=True)
