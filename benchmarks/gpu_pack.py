@@ -111,10 +111,10 @@ def _manifest(folder: Path) -> dict[str, Any]:
         "format": "joulesweep-gpu-pack",
         "version": 1,
         "date": datetime.date.today().isoformat(),
-        "git_commit": described["git_commit"],
-        "git_dirty": described["git_dirty"],
-        "cpu_model": described["cpu_model"],
-        "versions": described["versions"],
+        "git_commit": described.git_commit,
+        "git_dirty": described.git_dirty,
+        "cpu_model": described.cpu_model,
+        "versions": described.versions,
         "files": {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths},
     }
 
@@ -270,7 +270,7 @@ def references(pack: Pack) -> dict[str, dict[str, list[float]]]:
             outcome = loop.train(spec, pack.model(name), pack.tokens(spec.dataset), pack.root)
         except Stop:
             continue
-        found.setdefault(name, {})[batching] = outcome["losses"]
+        found.setdefault(name, {})[batching] = outcome.losses
     return found
 
 

@@ -17,6 +17,7 @@ import json
 import os
 import re
 import sys
+import typing
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -356,11 +357,38 @@ def limits() -> str:
 
 
 def record_text() -> str:
-    """What a record holds."""
-    from joulesweep.runs import record
+    """What a record holds: its objects, each with its keys."""
+    from joulesweep.runs.record import RunRecord
 
-    text = inspect.getdoc(record) or ""
-    return f"```text\n{text.partition('A record is one JSON object')[2].partition(':')[2].strip(chr(10))}\n```\n"
+    parts = []
+    for kind in dict.fromkeys(_objects(RunRecord)):
+        about, rows = _attributes(kind), []
+        for one in dataclasses.fields(kind):
+            if one.name != "facts":  # what a method says of itself: keys of its own
+                rows.append([f"`{one.name}`", f"`{one.type}`", about.get(one.name, "")])
+        first = str(inspect.getdoc(kind)).partition("\n")[0]
+        parts.append(f"### {kind.__name__}\n\n{first}\n\n{table(['key', 'type', 'what it is'], rows)}")
+    return "\n".join(parts)
+
+
+def _objects(kind: type) -> Iterator[type]:
+    """A type of a record and those within it, but for the spec."""
+    yield kind
+    waiting = [hint for name, hint in typing.get_type_hints(kind).items() if name != "spec"]
+    for hint in waiting:  # grows meanwhile
+        waiting += typing.get_args(hint)
+        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+            yield from _objects(hint)
+
+
+def _attributes(kind: type) -> dict[str, str]:
+    """What the docstrings of a type and of its bases say of its attributes."""
+    about: dict[str, str] = {}
+    for base in kind.__mro__:
+        _, _, listed = (inspect.cleandoc(base.__doc__ or "")).partition("Attributes:\n")
+        for name, text in re.findall(r"^    (\w+): (.*(?:\n        .*)*)", listed, re.MULTILINE):
+            about.setdefault(name, " ".join(text.split()))
+    return about
 
 
 def spec_fields() -> str:
@@ -386,7 +414,7 @@ def formats() -> list[tuple[str, int, str]]:
     found = []
     for name, path in house.modules().items():
         text = path.read_text(encoding="utf-8")
-        constants = dict(re.findall(r'^(FORMAT|VERSION)(?:, VERSION)? = "?([\w-]+)', text, re.MULTILINE))
+        constants = dict(re.findall(r'^(FORMAT|VERSION)(?:, VERSION|: [^=]+)? = "?([\w-]+)', text, re.MULTILINE))
         both = re.search(r'^FORMAT, VERSION = "([\w-]+)", (\d+)', text, re.MULTILINE)
         keys = re.search(r'"format": "([\w-]+)",\s+"version": (\d+)', text)
         if (pair := both or keys) is not None:

@@ -53,7 +53,7 @@ class Board:
         """Whether its counter gives the joules of a run: it has one, and no other slice shares it."""
         return self.has_counter and not self.mig
 
-    def described(self) -> dict[str, Any]:
+    def described(self) -> dict[str, str | int | bool | None]:
         """As a mapping, for job files and records."""
         return {"device": self.device, **asdict(self)}
 

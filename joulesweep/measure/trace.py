@@ -14,7 +14,7 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypedDict
 
 from joulesweep.measure import counter
 from joulesweep.measure.devices import Board
@@ -27,6 +27,28 @@ MAX_LOST = 0.01  # share of the power readings in a span that may have failed
 MAX_EDGE_S = 2.0  # a reading speaks for no more than that at the edges of a span
 MAX_ZONE_W = 2000.0  # more than any CPU package draws: a RAPL counter that moves faster fell by no wrap, or jumped
 MIN_APART_S = 0.01  # readings that are closer together say nothing of power
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoardState:
+    """What is asked of a board once a second; None where it does not say.
+
+    Attributes:
+        temperature_c: of the GPU.
+        sm_clock_mhz: of its processors.
+        throttles: what held its clocks down.
+    """
+
+    temperature_c: float | None
+    sm_clock_mhz: float | None
+    throttles: list[str] | None
+
+
+class Cost(TypedDict):
+    """CPU seconds that the trace took in a span, None where it was read less than twice; and how often it was read."""
+
+    trace_cpu_s: float | None
+    num_samples: int
 
 
 @dataclass
@@ -69,7 +91,7 @@ class Trace:
         times_s: when the readings began.
         took_s: how long each took.
         series: the readings by device.
-        states: (time, device, {temperature_c, sm_clock_mhz, throttles}), once a second.
+        states: (time, device, state), once a second.
         spent: CPU seconds of this thread so far at each reading.
     """
 
@@ -79,7 +101,7 @@ class Trace:
         self.times_s: list[float] = []
         self.took_s: list[float] = []
         self.series = {device: Series() for device in (*self.sensors, *self.zones)}
-        self.states: list[tuple[float, str, dict[str, Any]]] = []
+        self.states: list[tuple[float, str, BoardState]] = []
         self.spent: list[float] = []
         self._random = random.Random()
         self._slot_s = self._next_s = self._next_state_s = time.monotonic()
@@ -125,16 +147,18 @@ class Trace:
         self._last_j[device] = now_s, value
         return value + self._wrapped_j[device]
 
-    def _read_states(self, now_s: float) -> list[tuple[float, str, dict[str, Any]]]:
+    def _read_states(self, now_s: float) -> list[tuple[float, str, BoardState]]:
         self._next_state_s = now_s + STATE_PERIOD_S
         found = []
         for device, sensor in self.sensors.items():
-            state = {"temperature_c": sensor.temperature_c(), "sm_clock_mhz": sensor.sm_clock_mhz()}
-            found.append((now_s, device, {**state, "throttles": sensor.throttles()}))
+            state = BoardState(
+                temperature_c=sensor.temperature_c(), sm_clock_mhz=sensor.sm_clock_mhz(), throttles=sensor.throttles()
+            )
+            found.append((now_s, device, state))
         return found
 
-    def cost(self, begin_s: float, end_s: float) -> dict[str, float | int | None]:
-        """CPU seconds that this process spent in a span, and how many readings it took: {trace_cpu_s, num_samples}."""
+    def cost(self, begin_s: float, end_s: float) -> Cost:
+        """What the readings of a span cost."""
         first, last = bisect.bisect_left(self.times_s, begin_s), bisect.bisect_right(self.times_s, end_s)
         inside = self.spent[first:last]
         return {"trace_cpu_s": inside[-1] - inside[0] if len(inside) > 1 else None, "num_samples": len(inside)}
@@ -255,13 +279,14 @@ class Trace:
             return []
         return [(begin_s, known[0][1]), *known, (end_s, known[-1][1])]
 
-    def rows(self, begin_s: float) -> list[dict[str, Any]]:
+    def rows(self, begin_s: float) -> list[dict[str, float | str | None]]:
         """The trace as rows {t_s, device, power_w, energy_j}, times and joules counted from the window's begin.
 
         Every n-th reading, so that there are at most `MAX_ROWS` per device. A RAPL zone's power is the slope of its
         counter.
         """
-        rows, step = [], -(-len(self.times_s) // MAX_ROWS) or 1
+        rows: list[dict[str, float | str | None]] = []
+        step = -(-len(self.times_s) // MAX_ROWS) or 1
         for device, series in self.series.items():
             start_j = self._counter_at(device, begin_s)
             for i in range(0, len(self.times_s), step):

@@ -143,9 +143,9 @@ def impossible(spec: RunSpec) -> str | None:
     return None
 
 
-def described(name: str, model: torch.nn.Module) -> dict[str, Any]:
+def described(name: str, model: torch.nn.Module) -> dict[str, object]:
     """What a record says of a method, applied to a model."""
-    found: dict[str, Any] = getattr(load(name), "described", lambda model: {})(model)
+    found: dict[str, object] = getattr(load(name), "described", lambda model: {})(model)
     return found
 
 

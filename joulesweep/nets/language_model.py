@@ -131,9 +131,9 @@ class LanguageModel(torch.nn.Module):
         segments: torch.Tensor,
         position_ids: torch.Tensor | None,
         target_ids: torch.Tensor | None = None,
-    ) -> dict[str, Any]:
+    ) -> dict[str, object]:
         """What the Hugging Face model is called with; arguments as of `forward`."""
-        found: dict[str, Any] = {"input_ids": input_ids}
+        found: dict[str, object] = {"input_ids": input_ids}
         if not TASKS[self.task].hides:
             found["use_cache"] = False  # of keys and values, for the next token: for generation alone
         if target_ids is not None:
@@ -182,7 +182,7 @@ def attributes_kept(model: torch.nn.Module) -> Iterator[None]:
             vars(module).update(attributes)
 
 
-def _attributes(module: torch.nn.Module) -> dict[str, Any]:
+def _attributes(module: torch.nn.Module) -> dict[str, object]:
     return {name: value for name, value in vars(module).items() if not name.startswith("_")}
 
 

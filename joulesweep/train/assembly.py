@@ -17,7 +17,9 @@ from joulesweep.axes import engine, precision, strategy
 from joulesweep.axes.layout import BATCHINGS
 from joulesweep.axes.task import TASKS
 from joulesweep.core.errors import UserError
+from joulesweep.core.outcome import Work
 from joulesweep.core.spec import RunSpec
+from joulesweep.measure.devices import Board
 from joulesweep.nets import flops, onednn
 from joulesweep.nets.anatomy import num_embeddings, num_positions, stacks
 from joulesweep.nets.build import build
@@ -132,7 +134,7 @@ def _compile(core: LanguageModel) -> None:
     core.compile(dynamic=True)
 
 
-def attention(model: Any) -> dict[str, Any]:  # noqa: ANN401 - of any family
+def attention(model: Any) -> dict[str, object]:  # noqa: ANN401 - of any family
     """What a record says of attention: transformers' implementation (null if unknown), PyTorch's allowed kernels."""
     switches = {name: getattr(torch.backends.cuda, f"{name}_sdp_enabled", bool) for name in KERNELS}
     return {
@@ -141,7 +143,7 @@ def attention(model: Any) -> dict[str, Any]:  # noqa: ANN401 - of any family
     }
 
 
-def _prepare(core: LanguageModel, corpus: Corpus, spec: RunSpec, place: Place) -> tuple[dict[str, Any], dict[str, Any]]:
+def _prepare(core: LanguageModel, corpus: Corpus, spec: RunSpec, place: Place) -> tuple[Work, dict[str, object]]:
     """Try the model, on its device, and bring it into the form that trains. Returns its work and its products.
 
     Raises:
@@ -165,7 +167,7 @@ def _prepare(core: LanguageModel, corpus: Corpus, spec: RunSpec, place: Place) -
     return work, products
 
 
-def _products(core: LanguageModel, corpus: Corpus, spec: RunSpec, place: Place) -> dict[str, Any]:
+def _products(core: LanguageModel, corpus: Corpus, spec: RunSpec, place: Place) -> dict[str, object]:
     """Choose the library of the CPU's products by the sizes of a step; all ranks take the same, by rank 0's texts."""
     if spec.accelerator != "cpu" or spec.engine != "eager" or not precision.computes_in_fp32(spec.precision):
         return onednn.unchosen("there is a choice for fp32 with engine eager on the CPU alone")
@@ -250,16 +252,18 @@ def _optimizer(core: torch.nn.Module, spec: RunSpec, device: torch.device) -> to
     return torch.optim.AdamW(groups, lr=lr, fused=True, capturable=captured)
 
 
-def measured_boards(spec: RunSpec, boards: Sequence[dict[str, Any]], place: Place) -> list[dict[str, Any]]:
-    """The boards that this process counts: its own, and the first one those left over; of one process all.
+def measured_boards(spec: RunSpec, boards: Sequence[Board], place: Place) -> dict[int, Board]:
+    """The boards that this process counts, by position: its own, and the first one those left over; of one process all.
 
     Raises:
         UserError: PyTorch computes on another board than the one to be metered.
     """
-    placed = [{**board, "position": position} for position, board in enumerate(boards)]
-    for board in placed[: spec.devices] if spec.accelerator == "cuda" else ():
-        found = str(getattr(torch.cuda.get_device_properties(board["position"]), "uuid", ""))
-        if found and not board["mig"] and found not in board["uuid"]:
-            raise UserError(f"PyTorch computes on GPU {found}, and the run was given {board['uuid']}")
+    for position, board in enumerate(boards[: spec.devices] if spec.accelerator == "cuda" else ()):
+        found = str(getattr(torch.cuda.get_device_properties(position), "uuid", ""))
+        if found and not board.mig and found not in board.uuid:
+            raise UserError(f"PyTorch computes on GPU {found}, and the run was given {board.uuid}")
+    placed = list(enumerate(boards))
+    if place.world == 1:
+        return dict(placed)
     own = placed[place.local_rank : place.local_rank + 1]
-    return own + (placed[place.world :] if place.local_rank == 0 else []) if place.world > 1 else placed
+    return dict(own + (placed[place.world :] if place.local_rank == 0 else []))

@@ -15,7 +15,7 @@ import functools
 import inspect
 import re
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -138,7 +138,7 @@ def _refusal(core: LanguageModel, corpus: Corpus, layout: data.Layout) -> str | 
 def _shortened(core: LanguageModel) -> Iterator[bool]:
     """Keep of each stack its first layers, so many that every kind is among them. Yields whether any are left out."""
     lists = [one for one in core.model.modules() if isinstance(one, torch.nn.ModuleList)]
-    whole: dict[torch.nn.ModuleList, dict[str, Any]] = {}
+    whole: dict[torch.nn.ModuleList, dict[str, torch.nn.Module]] = {}
     for half, layers in stacks(core.model):
         kinds = _kinds(half, layers)
         num_kept = max([LEAST_LAYERS, *(kinds.index(kind) + 1 for kind in kinds)])
@@ -386,7 +386,7 @@ def _states(core: LanguageModel, corpus: Corpus, texts: torch.Tensor, layout: da
     return list(torch.split(hidden.flatten(0, 1)[order], lengths))
 
 
-def _hidden(core: LanguageModel, inputs: dict[str, Any]) -> torch.Tensor:
+def _hidden(core: LanguageModel, inputs: Mapping[str, object]) -> torch.Tensor:
     """The last hidden states, [rows, length, width]."""
     inner: Any = core.model.base_model
     if "input_ids" not in inspect.signature(inner.forward).parameters:

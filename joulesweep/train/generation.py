@@ -16,6 +16,7 @@ import torch
 from joulesweep.axes import precision, strategy
 from joulesweep.axes.task import TASKS
 from joulesweep.core import late_imports
+from joulesweep.core.outcome import Summary
 from joulesweep.core.spec import RunSpec
 from joulesweep.train import seeds
 from joulesweep.train.corpus import Corpus
@@ -26,7 +27,7 @@ BATCH = 16  #: texts that a rank writes at a time
 
 
 @torch.no_grad()
-def generate(trainer: Trainer, weights: Weights, model_folder: Path) -> list[dict[str, Any]]:
+def generate(trainer: Trainer, weights: Weights, model_folder: Path) -> list[Summary]:
     """Write the targets of some validation texts, each rank those of its share.
 
     Args:
@@ -35,7 +36,7 @@ def generate(trainer: Trainer, weights: Weights, model_folder: Path) -> list[dic
         model_folder: where the tokenizer is.
 
     Returns:
-        Rows of text (its place in the data set) and summary; none if the spec asks for none.
+        What this rank wrote; nothing if the spec asks for none.
     """
     spec, core, place = trainer.spec, trainer.core, trainer.place
     if spec.generate is None:
@@ -55,7 +56,7 @@ def generate(trainer: Trainer, weights: Weights, model_folder: Path) -> list[dic
         for part in torch.split(own, BATCH):
             written += tokenizer.batch_decode(_written(trainer, part), skip_special_tokens=True)
     rows = zip(own[:num_own].tolist(), written, strict=False)
-    return [{"text": text, "summary": summary.strip()} for text, summary in rows]
+    return [Summary(text=text, summary=summary.strip()) for text, summary in rows]
 
 
 def _written(trainer: Trainer, texts: torch.Tensor) -> torch.Tensor:

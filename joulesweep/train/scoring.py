@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.nn import functional
@@ -15,6 +14,7 @@ from joulesweep.axes import strategy
 from joulesweep.axes.engine import ENGINES
 from joulesweep.axes.task import TASKS
 from joulesweep.core.errors import UserError
+from joulesweep.core.outcome import Quality
 from joulesweep.nets import language_model
 from joulesweep.train import data, labels
 from joulesweep.train.corpus import Corpus
@@ -28,7 +28,7 @@ ROUNDING = 1e-5  #: by which a loss may differ with the batch that it is compute
 
 
 @torch.no_grad()
-def score(trainer: Trainer, weights: Weights | None = None) -> dict[str, Any]:
+def score(trainer: Trainer, weights: Weights | None = None) -> Quality:
     """Loss and accuracy on the validation texts, under fixed masks if any, each rank taking its share.
 
     Args:
@@ -36,9 +36,7 @@ def score(trainer: Trainer, weights: Weights | None = None) -> dict[str, Any]:
         weights: of this rank, from `memory.copy_weights`; None for those that the module has.
 
     Returns:
-        train_loss (null), validation_loss (nats per predicted token), perplexity, masked_accuracy and num_masked (the
-        share of right tokens among the predicted ones, and their number, whatever the task), choice_accuracy (null but
-        for multiple choice) and num_validation_texts; the same on every rank.
+        The same on every rank.
 
     Raises:
         Stop: the loss is not finite.
@@ -70,15 +68,14 @@ def score(trainer: Trainer, weights: Weights | None = None) -> dict[str, Any]:
     loss = loss_sum / num_masked
     if not math.isfinite(loss):
         raise Stop("diverged", "the validation loss was not finite")
-    return {
-        "train_loss": None,
-        "validation_loss": loss,
-        "perplexity": math.exp(loss) if loss < LARGEST_LOSS else None,
-        "masked_accuracy": num_right / num_masked,
-        "choice_accuracy": choice_accuracy,
-        "num_masked": int(num_masked),
-        "num_validation_texts": len(trainer.validation_texts),
-    }
+    return Quality(
+        validation_loss=loss,
+        perplexity=math.exp(loss) if loss < LARGEST_LOSS else None,
+        masked_accuracy=num_right / num_masked,
+        choice_accuracy=choice_accuracy,
+        num_validation_texts=len(trainer.validation_texts),
+        num_masked=int(num_masked),
+    )
 
 
 def _layout(trainer: Trainer, corpus: Corpus) -> data.Layout:

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from joulesweep.axes import engine, strategy
+from joulesweep.core.outcome import ChosenPhase, Ending, PlainPhase, Stopped, TensorChoice, Work
 from joulesweep.core.spec import RunSpec
 from joulesweep.core.work import COUNTED
 from joulesweep.nets.anatomy import stacks
@@ -26,9 +27,9 @@ from joulesweep.train.memory import copy_weights, load_weights
 class Stop(Exception):  # noqa: N818 - an outcome, not an error
     """A run that ends early with a result: unsupported, oom or diverged."""
 
-    def __init__(self, status: str, reason: str, oom_bytes: int | None = None) -> None:
+    def __init__(self, status: Ending, reason: str, oom_bytes: int | None = None) -> None:
         super().__init__(reason)
-        self.outcome = {"status": status, "reason": reason, "oom_bytes": oom_bytes}
+        self.outcome = Stopped(status=status, reason=reason, oom_bytes=oom_bytes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +82,42 @@ Counters = tuple[list[torch.Tensor], torch.Tensor]
 
 
 @dataclass(kw_only=True)
+class Tally:
+    """A phase of the training while it is counted.
+
+    Attributes:
+        kind: and the others as in `outcome.Phase`.
+        choice: of the tensors that train in it, or None.
+        counts: of its batches, by name.
+        begun: AdamW's counters when it began.
+        ended: the same when its last epoch so far ended.
+    """
+
+    kind: str
+    epoch: int
+    choice: TensorChoice | None
+    begun: Counters
+    ended: Counters
+    elapsed_s: float = 0.0
+    num_steps: int = 0
+    num_skipped_steps: int = 0
+    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTED, 0))
+
+    def phase(self, work: Work, facts: dict[str, object]) -> PlainPhase | ChosenPhase:
+        """As a record has it, with what a step should cost and what the method says of itself."""
+        same: dict[str, Any] = {
+            **{name: getattr(self, name) for name in ("kind", "epoch", "elapsed_s", "num_steps", "num_skipped_steps")},
+            **self.counts,
+            **vars(work),
+        }
+        return (
+            PlainPhase(**same, facts=facts)
+            if self.choice is None
+            else ChosenPhase(**same, **vars(self.choice), facts=facts)
+        )
+
+
+@dataclass(kw_only=True)
 class Trainer:
     """Everything the loop needs.
 
@@ -98,9 +135,7 @@ class Trainer:
         facts: what a record says of the method, from `methods.described`.
         products: what a record says of the library of matrix products, from `onednn.choose`.
         selector: of a method that chooses tensors while it trains, else None.
-        phases: of the training, in order: spans in which the same tensors trained or were rated. Each is a row of the
-            record: kind "training" or "rating", the epoch that it began with, num_steps, the counts of
-            `work.COUNTED`, and what `choosing.choose` said of its choice. Until `read_counters` also `taken`.
+        phases: of the training, in order: spans in which the same tensors trained or were rated.
         began_s: when the present phase began, on the monotonic clock, and since when weights were copied the later.
         graphed: replays the step, with an engine that captures it.
         losses: loss of every step on this rank's share, kept on the device until the window has closed.
@@ -115,11 +150,11 @@ class Trainer:
     validation_texts: torch.Tensor
     optimizer: torch.optim.AdamW
     scaler: torch.amp.GradScaler
-    work: dict[str, Any]
-    facts: dict[str, Any] = field(default_factory=dict)
-    products: dict[str, Any] = field(default_factory=dict)
+    work: Work
+    facts: dict[str, object] = field(default_factory=dict)
+    products: dict[str, object] = field(default_factory=dict)
     selector: cost.Selector | None = None
-    phases: list[dict[str, Any]] = field(default_factory=list)
+    phases: list[Tally] = field(default_factory=list)
     graphed: engine.GraphedStep | None = None
     losses: list[torch.Tensor] = field(default_factory=list)
     began_s: float = 0.0
@@ -188,25 +223,24 @@ class Trainer:
         """Put the strategy's wrapper around the module, for the tensors that train now."""
         self.model = wrapped(self.core, self.spec, self.place)
 
-    def open_phase(self, kind: str, epoch: int, **more: Any) -> None:  # noqa: ANN401 - entries of a record
+    def open_phase(self, kind: str, epoch: int, choice: TensorChoice | None = None) -> None:
         """Count into a new phase from here on."""
-        counts = dict.fromkeys(("num_steps", "num_skipped_steps", *COUNTED), 0)
-        taken = [self._steps_taken()] * 2
-        self.phases.append({"kind": kind, "epoch": epoch, "elapsed_s": 0.0, **counts, **more, "taken": taken})
+        taken = self._steps_taken()
+        self.phases.append(Tally(kind=kind, epoch=epoch, choice=choice, begun=taken, ended=taken))
         self.began_s = time.monotonic()
 
     def count(self, batches: Sequence[data.Batch]) -> None:
         """Add a step's batches to the present phase."""
         phase = self.phases[-1]
-        phase["num_steps"] += 1
+        phase.num_steps += 1
         for batch in batches:
             for name in COUNTED:
-                phase[name] += batch.counts[name]
+                phase.counts[name] += batch.counts[name]
 
     def close_epoch(self) -> None:
         """Note the seconds of the present phase so far, the device being idle, and the steps that were taken."""
-        self.phases[-1]["elapsed_s"] = time.monotonic() - self.began_s
-        self.phases[-1]["taken"][1] = self._steps_taken()
+        self.phases[-1].elapsed_s = time.monotonic() - self.began_s
+        self.phases[-1].ended = self._steps_taken()
 
     def _steps_taken(self) -> Counters:
         """AdamW's counters now, left on the device; none where no step is left out."""
@@ -220,16 +254,16 @@ class Trainer:
         return layout(self.spec)
 
 
-def read_counters(phases: Sequence[dict[str, Any]]) -> None:
+def read_counters(phases: Sequence[Tally]) -> None:
     """Turn AdamW's counters at the begin and the end of each phase into num_skipped_steps, once the window has closed.
 
     They do not advance in steps that loss scaling leaves out.
     """
     for phase in phases:
-        before, after = (dict(zip(names, steps.tolist(), strict=True)) for names, steps in phase.pop("taken"))
-        if after and phase["kind"] == "training":
+        before, after = (dict(zip(names, steps.tolist(), strict=True)) for names, steps in (phase.begun, phase.ended))
+        if after and phase.kind == "training":
             advanced = max(steps - before.get(parameter, 0) for parameter, steps in after.items())
-            phase["num_skipped_steps"] = phase["num_steps"] - int(advanced)
+            phase.num_skipped_steps = phase.num_steps - int(advanced)
 
 
 def layout(spec: RunSpec) -> data.Layout:

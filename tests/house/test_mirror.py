@@ -28,6 +28,7 @@ ELSEWHERE = {
     "joulesweep.core.bounded": "test_watch",
     "joulesweep.core.errors": "test_config",
     "joulesweep.core.files": "test_record",
+    "joulesweep.core.outcome": "test_record",
     "joulesweep.core.places": "test_staleness",
     "joulesweep.core.quantities": "test_numbers",
     "joulesweep.core.work": "test_data",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from types import SimpleNamespace
 
 import polars as pl
 import pytest
@@ -157,11 +158,11 @@ ONE = {"strategy": ["single"], "precision": ["fp32"], "batch_size": [32], "repea
         (
             run_rows.roofline,
             "columns",
-            lambda found: {"useful_flop": 1.0},
+            lambda *given: SimpleNamespace(useful_flop=1.0, useful_flops=None),
             "unknown column 'useful_flop'.*'useful_flops'",
         ),
-        (run_rows, "headline", lambda *given: {"window_s": 1.0}, "window_s is filled twice"),
-        (run_rows, "by_epoch", lambda *given: {"energy": 1.0}, "unknown column 'energy'"),
+        (run_rows, "headline", lambda *given: SimpleNamespace(window_s=1.0, energy_j=None), "window_s is filled twice"),
+        (run_rows, "by_epoch", lambda *given: SimpleNamespace(energy=1.0), "unknown column 'energy'"),
         (run_rows, "_timed", lambda *given: {"ratings_s": 1.0}, "unknown column 'ratings_s'"),
         (run_rows, "CITED", {**run_rows.CITED, "made": "certificate_date"}, "unknown column 'certificate_date'"),
         (run_rows, "SCORED", run_rows.SCORED[1:], "nothing fills column validation_loss"),
@@ -196,7 +197,7 @@ def told(row):
         "fails": ["lag"],
         "not_tried": ["clock"],
     }
-    certificates = [{**certificate, "name": "GPU-0", "reason": "of another driver"}]
+    certificates = [{**certificate, "device": "gpu:0", "name": "GPU-0", "reason": "of another driver"}]
     return {
         **row,
         "measurement": {**measurement, "energy": energy, "conditions": conditions},

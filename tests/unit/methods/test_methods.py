@@ -134,7 +134,7 @@ def test_layers_in_blocks_are_counted_one_by_one():
 def test_what_leads_to_the_layers_is_frozen_also_where_products_are_not_counted():
     """The order of the parameters needs no count."""
     model = families.network("mlm-convbert")
-    assert flops.described(LanguageModel(model))["flop_reason"] is not None
+    assert flops.described(LanguageModel(model)).flop_reason is not None
     model = families.network("mlm-big_bird")
     model.bert.encoder.project = torch.nn.Linear(16, 16)
     model.bert.embeddings.register_forward_hook(lambda module, args, out: model.bert.encoder.project(out))
