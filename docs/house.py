@@ -187,12 +187,25 @@ def untyped() -> dict[str, int]:
     }
 
 
+def untyped_public() -> dict[str, int]:
+    """How many public functions and methods of each room take or return a `dict[str, Any]`."""
+    return {name: sum(_num_untyped(modules()[one]) for one in members) for name, members in rooms().items()}
+
+
+def _num_untyped(path: Path) -> int:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    private = {node for one in ast.walk(tree) if getattr(one, "name", "")[:1] == "_" for node in ast.walk(one)}
+    public = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node not in private]
+    return sum("dict[str, Any]" in ast.unparse(node.args) + ast.unparse(node.returns or node.args) for node in public)
+
+
 def main() -> int:
     """Print modules and untyped mappings by room, circles and imports that lead up. Returns 1 if there are any."""
-    counts = untyped()
+    counts, public = untyped(), untyped_public()
+    print(f"{'room':10} modules  dict[str, Any]  in public signatures")
     for name, members in rooms().items():
-        print(f"{name:10} {len(members):3} modules {counts[name]:4} dict[str, Any]")
-    print(f"{'in all':10} {len(modules()):3} modules {sum(counts.values()):4} dict[str, Any]")
+        print(f"{name:10} {len(members):7} {counts[name]:15} {public[name]:21}")
+    print(f"{'in all':10} {len(modules()):7} {sum(counts.values()):15} {sum(public.values()):21}")
     up, round_about = upward(), circles()
     print(f"circles: {len(round_about)}; imports that lead up: {len(up)}")
     for line in (*round_about, *(f"{module} imports {one}" for module, one, _, _ in up)):
