@@ -194,9 +194,15 @@ def untyped_public() -> dict[str, int]:
 
 def _num_untyped(path: Path) -> int:
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    private = {node for one in ast.walk(tree) if getattr(one, "name", "")[:1] == "_" for node in ast.walk(one)}
-    public = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node not in private]
-    return sum("dict[str, Any]" in ast.unparse(node.args) + ast.unparse(node.returns or node.args) for node in public)
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    classes = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    hidden = {inner for node in (*functions, *classes) if node.name[0] == "_" for inner in ast.walk(node)}
+    signatures = [
+        f"{ast.unparse(node.args)} {ast.unparse(node.returns) if node.returns else ''}"
+        for node in functions
+        if node not in hidden
+    ]
+    return sum("dict[str, Any]" in signature for signature in signatures)
 
 
 def main() -> int:
