@@ -598,7 +598,7 @@ def test_gradients_that_ddp_averages_are_those_of_the_whole_batch(assets, batchi
 @pytest.mark.parametrize("strategy", ["single", "ddp", "fsdp"])
 def test_only_the_last_micro_batch_exchanges_gradients(assets, monkeypatch, strategy):
     said, core = [], LanguageModel(tiny_run.network())
-    monkeypatch.setattr(loop.strategy, "synchronise", lambda model, name, wanted: said.append((model, name, wanted)))
+    monkeypatch.setattr(loop.strategy, "synchronise", lambda model, name, exchanges: said.append((model, name, exchanges)))
     layout = data.Layout(batching="dynamic", size=7, micro=3, max_length=24, head="masked")
     corpus = load(assets.tokens, 24)
     (step,) = data.steps(corpus, mask(corpus, 0.3, 1, 1), torch.arange(7), layout)
@@ -611,7 +611,7 @@ def test_only_the_last_micro_batch_exchanges_gradients(assets, monkeypatch, stra
         scaler=torch.amp.GradScaler("cpu", enabled=False),
     )
     loop._step(trainer, *step, lr=0.0)
-    assert said == [(core, strategy, wanted) for wanted in (False, False, True)]
+    assert said == [(core, strategy, exchanges) for exchanges in (False, False, True)]
 
 
 @pytest.fixture
