@@ -921,10 +921,10 @@ def launched(assets, tmp_path, monkeypatch):
 def test_summaries_lie_beside_the_record_with_their_references(launched):
     rows = launched("opt", generate=GENERATE)
     assert len(rows) == 7
-    assert [row.text for row in rows] == sorted(row.text for row in rows)
+    assert [row["text"] for row in rows] == sorted(row["text"] for row in rows)
     assert all(row["references"] == [f"target {row['text']}", f"other {row['text']}"] for row in rows)
-    assert all(isinstance(row.summary, str) for row in rows)
-    assert any(row.summary.startswith("word") for row in rows)
+    assert all(isinstance(row["summary"], str) for row in rows)
+    assert any(row["summary"].startswith("word") for row in rows)
 
 
 def test_a_run_that_generates_nothing_leaves_an_empty_file(launched):
