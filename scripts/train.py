@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from joulesweep.launch import RunFailed, check_granted, launch
+from joulesweep.meters import settings_in
 from joulesweep.progress import end_line, start_line
 from joulesweep.record import read_json
 from joulesweep.spec import from_mapping, run_id
@@ -33,6 +34,7 @@ def main() -> None:
             exclusive=measure["exclusive"],
             gpus=measure["gpus"],
             pinned=measure["pin_boards"],
+            meter_settings=settings_in(grid["config"]["hardware"]),
             **paths,
         )
     except RunFailed as failure:

@@ -18,6 +18,7 @@ import tiny_run
 from joulesweep import devices, launch, lease, process, record
 from joulesweep.errors import UserError
 from joulesweep.launch import RunFailed
+from joulesweep.meters import nvidia
 from joulesweep.spec import run_id
 
 TWO = {"strategy": "ddp", "devices": 2, "max_steps": 10**7}
@@ -30,7 +31,7 @@ def own_places(tmp_path_factory, monkeypatch):
     monkeypatch.setattr(lease, "folder", lambda: places)
     monkeypatch.setenv("XDG_CACHE_HOME", str(places))
     monkeypatch.setattr(devices, "boards", list)
-    monkeypatch.delenv(devices.VISIBLE, raising=False)
+    monkeypatch.delenv(nvidia.VISIBLE, raising=False)
     before = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, before)
