@@ -147,7 +147,7 @@ def _board_advice(row: dict[str, Any]) -> tuple[str, str]:
             "MIG is on: NVML counts the whole board, slices have no joules; to measure: nvidia-smi -mig 0",
         )
     if not row["has_counter"]:
-        return "note", f"{NO_COUNTER}: its power readings are integrated, and labelled so"
+        return "note", f"{row['no_counter'] or NO_COUNTER}: its power readings are integrated, and labelled so"
     if row["tick_s"] is None:
         limit_s = f"{sensors.TICK_LIMIT_S:g} s"
         return (

@@ -132,7 +132,7 @@ def judged(trace, *rows):
     return {row["device"]: row for row in outcome["measurement"]["energy"]}
 
 
-def test_the_power_of_a_plug_is_integrated_with_the_bound_of_its_error():
+def test_the_power_of_a_plug_is_integrated_with_its_error():
     row = judged(traced(plug(""), watts=lambda at_s: 300.0 if 100 <= at_s <= 120 else 100.0))["wall:0"]
     assert (row["status"], row["kind"], row["reason"]) == ("integrated", "wall", None)
     assert row["method"] == "meter at the wall power readings, integrated"
@@ -149,13 +149,13 @@ def test_the_counter_of_a_plug_is_read_by_the_trace(tick_s):
     assert row["tick_s"] == pytest.approx(tick_s, abs=0.11)
 
 
-def test_a_counter_that_is_slow_for_the_window_is_below_resolution():
+def test_a_counter_too_slow_for_the_window_is_below_resolution():
     row = judged(traced(plug("", unit="Wh"), joules=lambda at_s: at_s // 6 * 6 * 300.0))["wall:0"]
     assert (row["status"], row["energy_j"]) == ("below_resolution", None)
 
 
 @pytest.mark.parametrize("unit", ["W", "J"])
-def test_a_plug_that_never_answers_is_unavailable_with_its_own_words(unit):
+def test_a_plug_that_never_answers_is_unavailable_and_says_why(unit):
     sensor = plug("", unit=unit)
     sensor.failure = "the command took longer than 2 s"
     row = judged(traced(sensor))["wall:0"]
@@ -163,7 +163,7 @@ def test_a_plug_that_never_answers_is_unavailable_with_its_own_words(unit):
     assert row["reason"].endswith(": the command took longer than 2 s")
 
 
-def test_a_plug_that_reads_less_than_what_hangs_on_it_is_doubtful():
+def test_a_plug_that_reads_less_than_its_contents_is_doubtful():
     cpu = verdict.row_of("cpu:0", "cpu", None, 9000.0, "Zeus: RAPL counter")
     trace = traced(plug(""), watts=lambda at_s: 100.0)
     row = judged(trace, cpu)["wall:0"]
@@ -187,7 +187,7 @@ def test_the_joules_of_a_plug_are_in_no_sum_and_beside_it(exclusive):
     assert energy.beside(inside) == {}
 
 
-def test_a_meter_that_does_not_answer_costs_its_own_devices_alone(monkeypatch):
+def test_a_meter_that_hangs_costs_its_own_devices_alone(monkeypatch):
     monkeypatch.setattr(bounded, "LIMIT_S", 0.2)
     monkeypatch.setattr(meters.load("rapl"), "devices", lambda settings: time.sleep(2))
     sensors, silent = meters.of_host({"wall": {"command": "echo 3", **PLUG}})
