@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ from patience import wait_for
 from synthetic import energy_row
 from tiny_run import REPOSITORY
 
-from joulesweep import bounded, digest, energy, meters, spec, verdict
+from joulesweep import bounded, devices, digest, energy, launch, meters, spec, verdict
 from joulesweep.measurement import judge
 from joulesweep.meters import wall
 from joulesweep.trace import Trace
@@ -232,3 +233,32 @@ def test_a_strangers_meter_is_one_file(tmp_path):
     assert found["sum"] == ["cpu"]
     assert found["doctor"] == ["The server's own power meter, which its firmware shows through ACPI: server:0"]
     assert found["digest"] == digest.run_digest(tiny_run.spec()), "finished runs are stale"
+
+
+def test_a_run_with_a_plug_has_its_joules_beside_the_sum(tmp_path, monkeypatch, nothing_is_left):
+    monkeypatch.setattr(devices, "boards", list)
+    monkeypatch.setattr(signal, "signal", lambda *given: None)  # what the launching parent does with its own
+    assets = tiny_run.assets(tmp_path / "tiny")
+    a_spec = tiny_run.spec(min_seconds=4.0, idle_s=1.0)
+    plug_of_config = {"command": "echo 250", "unit": "W", "every_s": 0.5, "deadline_s": 1.0}
+    made = launch.launch(
+        a_spec,
+        "c0de",
+        model_folder=assets.model_folder,
+        tokens=assets.tokens,
+        folder=tmp_path / "run",
+        log=tmp_path / "run.log",
+        exclusive="node",
+        meter_settings=meters.settings_in({"wall": plug_of_config}),
+        with_snakemake=False,
+    )
+    measured = made["measurement"]
+    (row,) = [row for row in measured["energy"] if row["kind"] == "wall"]
+    assert (row["status"], row["doubt"]) == ("integrated", None)
+    assert row["energy_j"] == pytest.approx(250 * measured["window_s"], rel=1e-6)
+    assert row["net_energy_j"] == pytest.approx(0.0, abs=1e-6)  # it draws as much when it idles
+    assert 0 < row["error_j"] < 0.5 * row["energy_j"]
+    assert "wall" not in {one["kind"] for one in energy.scoped(measured["energy"], "cpu", "node")}
+    assert made["run"] == spec.run_id(a_spec), "a plug is no part of a run's identity"
+    written = (tmp_path / "run" / "power.jsonl").read_text(encoding="utf-8").splitlines()
+    assert any(json.loads(line)["power_w"] == 250 for line in written)
