@@ -34,7 +34,7 @@ def main() -> None:
             exclusive=measure["exclusive"],
             gpus=measure["gpus"],
             pinned=measure["pin_boards"],
-            meter_settings=settings_in(grid["config"]["hardware"]),
+            meter_settings=settings_in(grid["config"].get("hardware", {})),
             **paths,
         )
     except RunFailed as failure:
