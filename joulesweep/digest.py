@@ -54,7 +54,8 @@ def run_parts(method: str, rows: dict[str, str]) -> dict[Definition, str]:
 
 def _of_meters() -> list[Definition]:
     """What counts of the meters, which are found by name; one that is exempt as a whole changes no digest."""
-    every = (one for path in meters.paths() for one in definitions.all_of(path))
+    every = [definitions.named("joulesweep.meters", kind) for kind in ("GPU", "CPU", "DRAM")]
+    every += [one for path in meters.paths() for one in definitions.all_of(path)]
     return [one for one in every if definitions.exemption(one) is None]
 
 

@@ -79,7 +79,7 @@ def screen(report: dict[str, Any]) -> str:
     verdict = f"joules can be measured of {measured}" if measured else "no joules can be measured; they will be null"
     lines = [f"{report['host']}: {verdict}", ""]
     for row in report["findings"]:
-        head = f"{SIGNS[row['status']]} {row['subject']:<12}"
+        head = f"{SIGNS[row['status']]} {row['subject']:<11} "
         lines += textwrap.wrap(row["found"], 100, initial_indent=head, subsequent_indent=" " * 14)
         if row["advice"]:
             lines += textwrap.wrap(f"→ {row['advice']}", 100, initial_indent=" " * 14, subsequent_indent=" " * 16)

@@ -16,7 +16,6 @@ A file that only later runs use says `# changes no number: <reason>` below its d
 runs stale. No meter file imports its library at module level, and a meter that fails costs its own joules alone.
 """
 
-# changes no number: how a meter is found; its own file counts
 from __future__ import annotations
 
 import functools
@@ -188,16 +187,19 @@ class BoardMeter(Meter, Protocol):
         """The driver's version."""
 
 
+# changes no number: how a meter is found; its own file counts
 def names() -> list[str]:
     """Every meter there is, sorted."""
     return sorted(path.stem for path in paths())
 
 
+# changes no number: how a meter is found; its own file counts
 def paths() -> list[Path]:
     """The files of all meters, sorted."""
     return sorted(Path(__file__).parent.glob("[a-z]*.py"))
 
 
+# changes no number: how a meter is found; its own file counts
 def load(name: str) -> Meter:
     """Import one meter's module.
 
@@ -209,27 +211,32 @@ def load(name: str) -> Meter:
     return cast(Meter, importlib.import_module(f"{__name__}.{name}"))
 
 
+# changes no number: how a meter is found; its own file counts
 def of_boards() -> dict[str, BoardMeter]:
     """The meters of boards that runs compute on, NVIDIA's first: Zeus looks for them in this order."""
     loaded = {name: load(name) for name in sorted(names(), key=lambda name: (name != "nvidia", name))}
     return {name: cast(BoardMeter, meter) for name, meter in loaded.items() if hasattr(meter, "BUILD")}
 
 
+# changes no number: how a meter is found; its own file counts
 def of_board(board: Board) -> BoardMeter:
     """The meter of a board."""
     return of_boards()[board.meter]
 
 
+# changes no number: how a meter is found; its own file counts
 def sensor(board: Board) -> BoardSensor:
     """Open a board."""
     return of_board(board).sensor(board)
 
 
+# changes no number: how a meter is found; its own file counts
 def settings_in(hardware: Mapping[str, Any]) -> dict[str, Settings | None]:
     """What a config's section `hardware` says to each meter, by its name."""
     return {name: hardware.get(name) for name in names()}
 
 
+# changes no number: how a meter is found; its own file counts
 def of_host(settings: Mapping[str, Settings | None]) -> tuple[list[Sensor], dict[str, str]]:
     """The devices that runs share or that contain theirs, and why meters do not answer, by name.
 
@@ -246,6 +253,7 @@ def of_host(settings: Mapping[str, Settings | None]) -> tuple[list[Sensor], dict
     return sensors, silent
 
 
+# changes no number: how a meter is found; its own file counts
 @functools.cache
 def kinds() -> dict[str, Kind]:
     """Every kind of device, by its name: those of `BASE` first."""
@@ -253,11 +261,13 @@ def kinds() -> dict[str, Kind]:
     return {kind.name: kind for kind in (*BASE, *own)}
 
 
+# changes no number: how a meter is found; its own file counts
 def kind(name: str) -> Kind:
     """A kind of device by its name; of one that no meter has any more, nothing is known."""
     return kinds().get(name, Kind(name=name, about="read by a meter that is not installed"))
 
 
+# changes no number: how a meter is found; its own file counts
 def host_kinds() -> set[str]:
     """Kinds whose joules are those of all runs of a machine."""
     return {kind.name for kind in kinds().values() if kind.of_host}
