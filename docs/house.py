@@ -16,7 +16,7 @@ ROOMS = {
     "reference": "estimate footprint",
     "axes": "precision strategy engine",
     "measure": "devices environment meters sensors trace meter verdict counter settling watch contention conditions "
-    "measurement load certificate",
+    "measurement certificate",
     "nets": "model flops kernels weights",
     "runs": "record energy progress",
     "train": "worker train trainer ahead data fit scoring generation memory kahan adaptive selection",
@@ -25,7 +25,7 @@ ROOMS = {
     "prepare": "sources texts pretrained tokens",
     "analyse": "aggregate rows tables columns cells stats floors power rouge anchors answer equalcost published",
     "report": "report provenance words charts curves theme",
-    "certify": "certify blocks readings replay appraise certified_counter certified_power certificate_page",
+    "certify": "certify load blocks readings replay appraise certified_counter certified_power certificate_page",
     "cli": "cli doctor rerun",
 }
 

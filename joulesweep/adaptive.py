@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from joulesweep import flops, methods
+from joulesweep import data, flops, methods
 from joulesweep.selection import Choice, floor, select
 from joulesweep.units import UNITS, USEFUL
 
@@ -295,7 +295,7 @@ def choose(trainer: Trainer, epoch: int) -> dict[str, Any]:
     parameters = {name: named[name] for name in selector.cost.names}
     for parameter in parameters.values():
         parameter.requires_grad_(True)
-    importances = selector.method.importances(trainer, selector.params, parameters, epoch)
+    importances = selector.method.importances(Rating(trainer, epoch), selector.params, parameters)
     if not all(map(math.isfinite, importances)):  # the same on every rank
         raise Diverged(f"the importances of the tensors were not finite before epoch {epoch}")
     choice = selector.cost.choose(importances, selector.params.rho)
@@ -324,6 +324,37 @@ def choose(trainer: Trainer, epoch: int) -> dict[str, Any]:
         "gap": choice.gap,
         "rates": selector.rates and asdict(selector.rates),
     }
+
+
+@dataclass(frozen=True)
+class Rating:
+    """What a run tells the method that rates its tensors: `methods.Rating`.
+
+    Args:
+        trainer: of the run.
+        epoch: that is about to begin, from 1.
+    """
+
+    trainer: Trainer
+    epoch: int
+
+    @property
+    def learning_rate(self) -> float:
+        """With which the epoch begins."""
+        return self.trainer.learning_rate((self.epoch - 1) * self.trainer.steps_per_epoch)
+
+    @property
+    def weight_decay(self) -> float:
+        """Of the run's AdamW."""
+        return self.trainer.spec.weight_decay
+
+    def gradients(self, parameters: Mapping[str, torch.nn.Parameter], num_steps: int) -> dict[str, torch.Tensor]:
+        """See the function of that name."""
+        return gradients(self.trainer, parameters, self.epoch, num_steps)
+
+    def generator(self, name: str) -> torch.Generator:
+        """Random numbers from the run's seed and the epoch."""
+        return data.generator(name, self.trainer.spec.repeat, self.epoch)
 
 
 def gradients(

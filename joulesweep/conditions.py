@@ -15,7 +15,6 @@ from typing import Any
 
 from joulesweep import bounded, contention, measurement, meters, process, sensors, settling, verdict, watch
 from joulesweep.devices import Board
-from joulesweep.lease import Lease
 from joulesweep.spec import RunSpec
 from joulesweep.trace import Trace
 from joulesweep.watch import BoardLook, Watch
@@ -44,6 +43,21 @@ class Before:
     rests: dict[str, settling.Rest] = field(default_factory=dict)
     looks: dict[str, BoardLook] = field(default_factory=dict)
     silent: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hold:
+    """What a run had of the machine.
+
+    Attributes:
+        boards: its own.
+        exclusive: what it had alone: "gpu" its boards, "node" the machine, "none" no more than its boards.
+        shared_host: whether other runs worked on the machine meanwhile.
+    """
+
+    boards: Sequence[Board]
+    exclusive: str
+    shared_host: bool
 
 
 def prepare(
@@ -93,7 +107,7 @@ def _look(readers: Sequence[meters.BoardSensor], askers: Mapping[str, bounded.As
 
 
 def describe(
-    outcome: Mapping[str, Any], spec: RunSpec, before: Before, trace: Trace, lease: Lease, seen: Watch
+    outcome: Mapping[str, Any], spec: RunSpec, before: Before, trace: Trace, hold: Hold, seen: Watch
 ) -> tuple[dict[str, Any], list[dict[str, str]]]:
     """The conditions and the flags of a measurement that `measurement.judge` has finished.
 
@@ -102,9 +116,9 @@ def describe(
         `contention.describe`, and rows {flag, text}.
     """
     span, measured = outcome["span"], outcome["measurement"]
-    after, silent = look_after([board for board in lease.boards if board.device not in before.silent])
-    states = [_state(board, trace, span, before) for board in lease.boards]
-    for board, state in zip(lease.boards, states, strict=True):
+    after, silent = look_after([board for board in hold.boards if board.device not in before.silent])
+    states = [_state(board, trace, span, before) for board in hold.boards]
+    for board, state in zip(hold.boards, states, strict=True):
         state |= _company(board.device, spec, span, before, after, seen)
     energy = measured["energy"]
     host_j = any(meters.kind(row["kind"]).of_host and row["energy_j"] is not None for row in energy)
@@ -117,7 +131,7 @@ def describe(
         "settled_by": " and ".join(sorted({rest.settled_by for rest in before.rests.values() if rest.settled_by}))
         or None,
         "idle_s": max(0.0, span["idle_end_s"] - span["idle_begin_s"]),
-        "exclusive": lease.exclusive,
+        "exclusive": hold.exclusive,
         "window_begin": _utc(span["begin_s"]),
         "window_end": _utc(span["end_s"]),
         **cpu,
@@ -129,7 +143,7 @@ def describe(
         *(_throttled(state) for state in states),
         _others(states),
         ("shared_host", "other runs used the machine at the same time; CPU and DRAM joules hold their share too")
-        if lease.shared_host() and host_j
+        if hold.shared_host and host_j
         else None,
         _contended(
             contention.causes(cpu, span["end_s"] - span["begin_s"], cpu_s, spec.accelerator == "cpu"),

@@ -168,7 +168,8 @@ def _measured(
     if outcome["status"] == "ok":
         measurement.judge(outcome, trace, lease.boards, before.ticks)
         bounded.within(bounded.LIMIT_S, sensors.keep_ticks, outcome["measurement"]["energy"], before.ticks)
-        found, flags = conditions.describe(outcome, spec, before, trace, lease, seen)
+        hold = conditions.Hold(boards=lease.boards, exclusive=lease.exclusive, shared_host=lease.shared_host())
+        found, flags = conditions.describe(outcome, spec, before, trace, hold, seen)
         span = outcome["span"]
         overhead = {"meter_s": span["meter_s"], "weights_s": span["weights_s"]}
         overhead |= trace.cost(span["begin_s"], span["end_s"]) | conditions.whole_run(trace)

@@ -6,7 +6,7 @@ The table holds plain data so that a config is validated without importing torch
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -85,7 +85,13 @@ def refusal(strategy: str, devices: int, accelerator: str, num_gpus: int) -> str
 
 
 def wrap(
-    model: torch.nn.Module, strategy: str, devices: int, accelerator: str, local_rank: int, accumulates: bool = False
+    model: torch.nn.Module,
+    strategy: str,
+    devices: int,
+    accelerator: str,
+    local_rank: int,
+    accumulates: bool = False,
+    layers: Sequence[torch.nn.Module] = (),
 ) -> torch.nn.Module:
     """Wrap a model that is already on its device; process groups exist before this call.
 
@@ -96,6 +102,7 @@ def wrap(
         accelerator: "cpu" or "cuda".
         local_rank: of this process on its machine.
         accumulates: whether a step has several micro-batches.
+        layers: of the model, each of which is sharded apart, so that it is gathered when it is needed.
     """
     import torch
 
@@ -105,7 +112,7 @@ def wrap(
     if wrapper == "DataParallel":
         return torch.nn.DataParallel(model, device_ids=list(range(devices)))
     if wrapper == "fully_shard":
-        return _shard(model, accelerator)
+        return _shard(model, accelerator, layers)
     return torch.nn.parallel.DistributedDataParallel(
         model,
         device_ids=[local_rank] if accelerator == "cuda" else None,
@@ -115,16 +122,14 @@ def wrap(
     )
 
 
-def _shard(model: torch.nn.Module, accelerator: str) -> torch.nn.Module:
-    """Shard each layer of the model's stacks apart, so that it is gathered when it is needed; then the rest."""
+def _shard(model: torch.nn.Module, accelerator: str, layers: Sequence[torch.nn.Module]) -> torch.nn.Module:
+    """Shard each layer apart; then the rest."""
     import torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    from joulesweep.model import stacks
-
     mesh = init_device_mesh(accelerator, (dist.get_world_size(),))
-    for layer in (layer for _, layers in stacks(getattr(model, "model", model)) for layer in layers):
+    for layer in layers:
         fully_shard(layer, mesh=mesh, reshard_after_forward=True)
     # The root too is resharded after its forward: scoring changes the shards behind the back of a gathered copy.
     fully_shard(model, mesh=mesh, reshard_after_forward=True)

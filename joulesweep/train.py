@@ -49,7 +49,6 @@ from joulesweep.trainer import (
     Trainer,
     assemble,
     attention,
-    learning_rate,
     measured_boards,
     prepare_process,
     read_counters,
@@ -160,7 +159,7 @@ def _run_epochs(trainer: Trainer) -> Generator[tuple[int, int], None, None]:
             _begin(trainer, epoch)
             begun = len(trainer.losses)
             for batches, num_predicted in itertools.islice(steps, trainer.steps_per_epoch):
-                lr = learning_rate(trainer.spec, step, num_steps)
+                lr = trainer.learning_rate(step)
                 trainer.losses.append(_step(trainer, batches, num_predicted, lr))
                 trainer.count(batches)
                 step += 1

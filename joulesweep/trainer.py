@@ -130,6 +130,10 @@ class Trainer:
         """Passes over the training texts that the training begins."""
         return math.ceil(self.num_steps / self.steps_per_epoch)
 
+    def learning_rate(self, step: int) -> float:
+        """Learning rate of a step, counted from 0."""
+        return learning_rate(self.spec, step, self.num_steps)
+
     def batches(self, epoch: int) -> Iterator[tuple[list[data.Batch], int]]:
         """The steps of an epoch, as `data.steps` gives them."""
         place = self.place
@@ -449,9 +453,10 @@ def _too_long(spec: RunSpec, corpus: data.Corpus, model: Any) -> str | None:  # 
     return None
 
 
-def _wrapped(core: torch.nn.Module, spec: RunSpec, place: Place) -> torch.nn.Module:
+def _wrapped(core: LanguageModel, spec: RunSpec, place: Place) -> torch.nn.Module:
     accumulates = spec.micro_batch_size is not None
-    return strategy.wrap(core, spec.strategy, spec.devices, spec.accelerator, place.local_rank, accumulates)
+    layers = [layer for _, stack in stacks(core.model) for layer in stack]
+    return strategy.wrap(core, spec.strategy, spec.devices, spec.accelerator, place.local_rank, accumulates, layers)
 
 
 def _optimizer(core: torch.nn.Module, spec: RunSpec, device: torch.device) -> torch.optim.AdamW:

@@ -237,7 +237,7 @@ def test_importance_is_the_fall_of_the_loss_by_a_fresh_step_of_adamw(assemble, e
     names = list(built.selector.cost.names)
     built.open_phase("rating", epoch)
     found = built.selector.method.importances(
-        built, built.selector.params, {name: parameters[name] for name in names}, epoch
+        adaptive.Rating(built, epoch), built.selector.params, {name: parameters[name] for name in names}
     )
 
     other = copy.deepcopy(built.core).eval()
@@ -272,7 +272,7 @@ def test_rating_leaves_weights_gradients_optimizer_and_random_state_alone(assemb
     rng = torch.get_rng_state()
     built.open_phase("rating", 1)
     parameters = dict(built.core.model.named_parameters())
-    built.selector.method.importances(built, built.selector.params, parameters, 1)
+    built.selector.method.importances(adaptive.Rating(built, 1), built.selector.params, parameters)
     assert torch.equal(torch.get_rng_state(), rng)
     assert all(torch.equal(value, weights[key]) for key, value in built.core.state_dict().items())
     assert built.optimizer.state_dict() == optimizer
@@ -299,7 +299,7 @@ def test_state_is_released_where_a_tensor_is_frozen_and_kept_where_it_goes_on(as
     monkeypatch.setattr(
         built.selector.method,
         "importances",
-        lambda trainer, params, parameters, epoch: [float(k + 1) for k in next(order)(list(parameters))],
+        lambda rating, params, parameters: [float(k + 1) for k in next(order)(list(parameters))],
     )
     list(train._run_epochs(built))
     first, second = (set(phase["chosen"]) for phase in built.phases if phase["kind"] == "training")
@@ -374,7 +374,7 @@ def test_where_everything_harms_the_least_harmful_tensor_trains():
 def test_importances_that_are_no_numbers_are_a_divergence(run, monkeypatch):
     module = methods.load("greentrainer")
     real = module.importances
-    broken = lambda *given: real(*given) if given[-1] < 3 else [math.nan] * len(given[2])  # noqa: E731
+    broken = lambda rating, *args: real(rating, *args) if rating.epoch < 3 else [math.nan] * len(args[1])  # noqa: E731
     monkeypatch.setattr(module, "importances", broken)
     with pytest.raises(train.Stop, match="the importances of the tensors were not finite before epoch 3") as stopped:
         run(epochs=4)

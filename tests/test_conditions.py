@@ -94,9 +94,9 @@ def describe(
     counts = {"num_steps": 500, "num_skipped_steps": skipped, "num_passes": 1}
     counts["cpu_s"] = total_s if cpu_s is None else cpu_s
     outcome = {"span": span, "measurement": {"total_window_s": total_s, "energy": list(rows), **counts}}
-    lease = SimpleNamespace(boards=list(boards), exclusive=exclusive, shared_host=lambda: shared)
+    hold = conditions.Hold(boards=boards, exclusive=exclusive, shared_host=shared)
     before = before or Before(ticks={}, cooldown_s=None, settled=None)
-    found, flags = conditions.describe(outcome, tiny_run.spec(**spec), before, trace, lease, seen)
+    found, flags = conditions.describe(outcome, tiny_run.spec(**spec), before, trace, hold, seen)
     found |= {"cpu": {name: found.pop(name) for name in CPU}}
     json.dumps([found, flags], allow_nan=False)
     return found, [(flag["flag"], flag["text"]) for flag in flags]

@@ -10,7 +10,7 @@ import tiny_run
 import torch
 
 from joulesweep import memory, precision, strategy
-from joulesweep.model import LanguageModel
+from joulesweep.model import LanguageModel, stacks
 
 
 @pytest.fixture(autouse=True)
@@ -106,6 +106,10 @@ def cores(kind="bert", seeds=(0, 0)):
     return [LanguageModel(tiny_run.network(kind, seed=seed)) for seed in seeds]
 
 
+def layers_of(core):
+    return [layer for _, stack in stacks(core.model) for layer in stack]
+
+
 def loss_of(core):
     """Of predicting each token from all."""
     return core(IDS, torch.ones_like(IDS), IDS)[0, 0] / IDS.numel()
@@ -119,7 +123,7 @@ def test_fsdp_divides_every_layer_apart_and_all_weights(group, kind, layers):
     from torch.distributed.tensor import DTensor
 
     plain, model = cores(kind)
-    assert strategy.wrap(model, "fsdp", 1, "cpu", 0) is model
+    assert strategy.wrap(model, "fsdp", 1, "cpu", 0, layers=layers_of(model)) is model
     apart = {name for name, module in model.named_modules() if isinstance(module, FSDPModule)}
     assert apart == {"", *(f"{layers}.{i}" for i in range(2))}
     assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
@@ -137,7 +141,7 @@ def test_fsdp_divides_every_layer_apart_and_all_weights(group, kind, layers):
 def test_weights_that_change_between_two_passes_are_seen_by_the_second(group):
     """Scoring loads weights into the shards: a copy that was gathered before must not outlive its pass."""
     plain, model = cores(seeds=(1, 0))
-    strategy.wrap(model, "fsdp", 1, "cpu", 0)
+    strategy.wrap(model, "fsdp", 1, "cpu", 0, layers=layers_of(model))
     with torch.no_grad():
         loss_of(model)
         memory.load_weights(model, memory.copy_weights(plain, []))
@@ -163,7 +167,7 @@ def test_gradients_are_exchanged_when_wanted(name, wanted):
 @pytest.mark.parametrize("name", ["ddp", "fsdp"])
 def test_gradients_of_several_passes_add_up_and_are_exchanged_once(group, name):
     plain, model = cores()
-    wrapped = strategy.wrap(model, name, 1, "cpu", 0, accumulates=True)
+    wrapped = strategy.wrap(model, name, 1, "cpu", 0, accumulates=True, layers=layers_of(model))
     exchanged, counts = [], []
     if name == "ddp":
         wrapped.register_comm_hook(None, lambda state, bucket: (exchanged.append(1), ready(bucket.buffer()))[1])

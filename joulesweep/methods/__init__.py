@@ -5,8 +5,8 @@ A method is a module `joulesweep/methods/<name>.py` (underscores for the hyphens
 * a docstring, whose first line describes it;
 * `Params`: a frozen dataclass of its parameters (raise ValueError in `__post_init__` for a bad value);
 * `apply(model, params)`: changes the model in place or returns another one, before it is wrapped;
-* perhaps `importances(trainer, params, parameters, epoch)`: a number for each tensor that may train. The method then
-  chooses tensors every few epochs, see `joulesweep.adaptive`;
+* perhaps `importances(rating, params, parameters)`: a number for each tensor that may train. The method then chooses
+  tensors every few epochs, see `joulesweep.adaptive`; `Rating` is what it may ask about the run;
 * perhaps `merge(model)`: takes out again what `apply` added, before the trained model is saved; or, where that cannot
   be, `save(model, state, folder)`: saves it with these weights;
 * perhaps `described(model)`: what a record says of it in each phase of the training, such as its frozen layers;
@@ -22,9 +22,10 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any, Protocol, get_type_hints
 
 from joulesweep.errors import UserError, one_of
 
@@ -35,6 +36,34 @@ if TYPE_CHECKING:
 
 #: What a parameter of a plain type may be given as; YAML writes a whole float without its dot.
 KINDS: dict[type, tuple[type, ...]] = {float: (float, int), int: (int,), str: (str,), bool: (bool,)}
+
+
+class Rating(Protocol):
+    """What a method may ask about the run whose tensors it rates, before an epoch.
+
+    Attributes:
+        learning_rate: with which the epoch begins.
+        weight_decay: of the run's AdamW.
+    """
+
+    @property
+    def learning_rate(self) -> float:  # noqa: D102 - see above
+        ...
+
+    @property
+    def weight_decay(self) -> float:  # noqa: D102 - see above
+        ...
+
+    def gradients(self, parameters: Mapping[str, torch.nn.Parameter], num_steps: int) -> dict[str, torch.Tensor]:
+        """Gradients of the loss on the epoch's first texts, float32, summed over ranks, without dropout.
+
+        Args:
+            parameters: of which, by name.
+            num_steps: how many optimizer steps' worth of texts.
+        """
+
+    def generator(self, name: str) -> torch.Generator:
+        """Random numbers for one use, from the run's seed and the epoch: the same on every rank and machine."""
 
 
 def names() -> list[str]:

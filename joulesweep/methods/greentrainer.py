@@ -12,7 +12,7 @@ from joulesweep.methods import lora
 if TYPE_CHECKING:
     import torch
 
-    from joulesweep.trainer import Trainer
+    from joulesweep.methods import Rating
 
 OBJECTIVES = ("flops", "time")
 NOISE = 1e-6  # of the largest importance; sums in float32
@@ -64,9 +64,7 @@ def merge(model: torch.nn.Module) -> None:
     lora.merge(model)
 
 
-def importances(
-    trainer: Trainer, params: Params, parameters: Mapping[str, torch.nn.Parameter], epoch: int
-) -> list[float]:
+def importances(rating: Rating, params: Params, parameters: Mapping[str, torch.nn.Parameter]) -> list[float]:
     """How much the loss falls by each tensor's part of one optimizer step: I = -sum(dw · g), g after the step.
 
     Huang et al. 2024 (arXiv 2309.13192), section 3.2, as a share of the largest. The step is that of a fresh AdamW
@@ -74,27 +72,22 @@ def importances(
     Weights, gradients, optimizer and random state are afterwards as they were.
 
     Args:
-        trainer: of the run.
+        rating: what the run tells, before an epoch.
         params: of the method.
         parameters: the tensors to be rated, all requiring a gradient.
-        epoch: that is about to begin, from 1.
     """
     import torch
 
-    from joulesweep import adaptive
-    from joulesweep.trainer import learning_rate
-
-    spec = trainer.spec
-    lr = learning_rate(spec, (epoch - 1) * trainer.steps_per_epoch, trainer.num_steps)
-    first = adaptive.gradients(trainer, parameters, epoch, params.importance_batches)
+    lr = rating.learning_rate
+    first = rating.gradients(parameters, params.importance_batches)
     before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     with torch.no_grad():
         for name, parameter in parameters.items():
-            decay = spec.weight_decay if parameter.ndim > 1 else 0.0
+            decay = rating.weight_decay if parameter.ndim > 1 else 0.0
             # AdamW's first step: both moments are the gradient's own, so it moves by lr in the gradient's direction.
             first[name] = -lr * (first[name] / (first[name].abs() + 1e-8) + decay * parameter.float())
             parameter.add_(first[name].to(parameter.dtype))
-    second = adaptive.gradients(trainer, parameters, epoch, params.importance_batches)
+    second = rating.gradients(parameters, params.importance_batches)
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(before[name])

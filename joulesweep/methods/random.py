@@ -11,7 +11,7 @@ from joulesweep.methods import greentrainer
 if TYPE_CHECKING:
     import torch
 
-    from joulesweep.trainer import Trainer
+    from joulesweep.methods import Rating
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,12 +32,8 @@ def apply(model: torch.nn.Module, params: Params) -> torch.nn.Module:
     return model
 
 
-def importances(
-    trainer: Trainer, params: Params, parameters: Mapping[str, torch.nn.Parameter], epoch: int
-) -> list[float]:
+def importances(rating: Rating, params: Params, parameters: Mapping[str, torch.nn.Parameter]) -> list[float]:
     """A number between 0 and 1 for each tensor, drawn from seed and epoch: the same on every rank and machine."""
     import torch
 
-    from joulesweep import data
-
-    return torch.rand(len(parameters), generator=data.generator("random", trainer.spec.repeat, epoch)).tolist()
+    return torch.rand(len(parameters), generator=rating.generator("random")).tolist()
