@@ -22,7 +22,7 @@ from typing import IO, Any
 
 from benchmarks.gpu_common import CERTIFICATE, OK, Job, NotTried, measured_spec
 from benchmarks.gpu_contest import COMPILED, WAYS
-from joulesweep import certificate, digest, launch, meters, process
+from joulesweep import certificate, digest, launch, meters, places, process
 from joulesweep.devices import Board
 from joulesweep.spec import RunSpec, from_mapping, full
 
@@ -47,9 +47,7 @@ def certify(job: Job, piece: Piece) -> dict[str, Any]:
     command += ["--device", *(board["device"] for board in job.boards)] if job.boards else []
     most_s = max(1.0, job.left_s - LEAVE_S)
     try:
-        done = subprocess.run(
-            command, cwd=launch.REPOSITORY, capture_output=True, text=True, check=False, timeout=most_s
-        )
+        done = subprocess.run(command, cwd=places.ROOT, capture_output=True, text=True, check=False, timeout=most_s)
     except subprocess.TimeoutExpired:
         kept = ", ".join(collected(folder, job.out)) or "nothing"
         raise RuntimeError(f"joulesweep certify was not done within {most_s:.0f} s; kept: {kept}") from None
@@ -189,7 +187,7 @@ class Contestant:
         self.name = name
         self.child = subprocess.Popen(
             [sys.executable, "-m", MODULE, str(path)],
-            cwd=launch.REPOSITORY,
+            cwd=places.ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

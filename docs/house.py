@@ -12,7 +12,7 @@ PACKAGE = ROOT / "joulesweep"
 
 #: Rooms of modules that still lie at the top of the package; a module in a sub-package is in the room of that name.
 ROOMS = {
-    "core": "errors spec units process lazy bounded",
+    "core": "places errors spec units process lazy bounded",
     "reference": "estimate footprint",
     "axes": "precision strategy engine",
     "measure": "devices environment meters sensors trace meter verdict counter settling watch contention conditions "

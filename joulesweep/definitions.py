@@ -16,8 +16,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
-PACKAGES = (Path(__file__).parent.name, "scripts")
+from joulesweep import places
+
+PACKAGES = (places.PACKAGE.name, "scripts")
 #: Nodes that give their name a meaning.
 NAMING = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.ExceptHandler, ast.MatchAs, ast.MatchStar)
 REFERENCE = "\x01"  # in a definition's text: here stands one that it uses
@@ -69,7 +70,7 @@ def file_of(module: str) -> Path | None:
     parts = module.split(".")
     if parts[0] not in PACKAGES:
         return None
-    base = ROOT.joinpath(*parts)
+    base = places.ROOT.joinpath(*parts)
     return next((path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()), None)
 
 

@@ -13,7 +13,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from joulesweep import definitions, meters, methods
+from joulesweep import definitions, meters, methods, places
 from joulesweep.definitions import Definition
 from joulesweep.spec import RunSpec
 
@@ -86,11 +86,16 @@ def _closure(roots: Sequence[Definition], rows: dict[str, str], is_run: bool) ->
 
 def _read(strings: Sequence[str]) -> set[Path]:
     """Our files that are named among some strings: tables of numbers, and all templates where one is."""
-    resources = definitions.ROOT / "resources"
     named = {name for name in strings if name.endswith(".csv")}
-    found = {path for name in named for path in (resources / name, resources / "published" / name) if path.is_file()}
-    templates = definitions.ROOT / "joulesweep" / "templates"
-    return found | (set(templates.glob("*.*")) if any(name.endswith(".j2") for name in strings) else set())
+    found = {
+        path
+        for name in named
+        for path in (places.RESOURCES / name, places.RESOURCES / "published" / name)
+        if path.is_file()
+    }
+    return found | (
+        set(places.PACKAGE.rglob("templates/*.*")) if any(name.endswith(".j2") for name in strings) else set()
+    )
 
 
 def _hash(parts: dict[Definition, str]) -> str:
@@ -102,7 +107,7 @@ def main() -> None:
     parts = run_parts("full", {"ENGINES": "eager", "PRECISIONS": "fp32", "STRATEGIES": "single"})
     for one in sorted(parts, key=lambda one: (one.path, one.name)):
         reason = definitions.exemption(one)
-        print(f"{one.path.relative_to(definitions.ROOT)}:{one.name}" + (f" does not count: {reason}" if reason else ""))
+        print(f"{one.path.relative_to(places.ROOT)}:{one.name}" + (f" does not count: {reason}" if reason else ""))
 
 
 if __name__ == "__main__":

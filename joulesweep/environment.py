@@ -18,6 +18,7 @@ from typing import Any
 
 from joulesweep import bounded, certificate, devices, meters
 from joulesweep.errors import UserError
+from joulesweep.places import ROOT
 
 GPU = ("index", "name", "uuid", "memory_bytes", "mig")
 VERSIONED = ("torch", "transformers", "tokenizers", "safetensors", "zeus", "nvidia-ml-py")
@@ -109,7 +110,7 @@ def version(package: str) -> str | None:
 
 def _tested() -> dict[str, list[str]]:
     """The oldest and the newest version of each library; none where the package lies without its checkout."""
-    path = Path(__file__).parent.parent / "pyproject.toml"
+    path = ROOT / "pyproject.toml"
     if not path.exists():
         return {}
     tested: dict[str, list[str]] = tomllib.loads(path.read_text(encoding="utf-8"))["tool"]["joulesweep"]["tested"]
@@ -146,11 +147,10 @@ def _release(found: str) -> tuple[int, ...]:
 
 def _git() -> tuple[str | None, bool | None]:
     """The commit of the checkout this package lies in, and whether tracked files differ from it."""
-    root = Path(__file__).parent.parent
     commands = (["git", "rev-parse", "HEAD"], ["git", "status", "--porcelain", "--untracked-files=no"])
     try:
         commit, changes = (
-            subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+            subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
             for command in commands
         )
     except (OSError, subprocess.CalledProcessError):

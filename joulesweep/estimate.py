@@ -14,9 +14,10 @@ import re
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
-WATTS_FILE = Path(__file__).parent.parent / "resources" / "cpu_watts.csv"
+from joulesweep.places import RESOURCES
+
+WATTS_FILE = RESOURCES / "cpu_watts.csv"
 
 #: The range is never narrower than mid ± 40 %: coefficients of a fleet say no more about one machine.
 MARGIN = 0.4

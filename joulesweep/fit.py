@@ -25,8 +25,8 @@ import torch
 from joulesweep import data, memory
 from joulesweep.errors import UserError
 from joulesweep.model import MASK_FORMS, LanguageModel, Unfit, attributes_kept, stacks
+from joulesweep.places import PACKAGE
 
-PACKAGE = Path(__file__).parent
 TORCH = Path(torch.__file__).parent
 AGREE = 2e-5  #: of the largest hidden state: what different sizes of a batch may change
 #: How a config calls the number of tokens that a local attention sees.

@@ -25,13 +25,13 @@ import csv
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from joulesweep.places import RESOURCES
 from joulesweep.precision import PRECISIONS
 from joulesweep.units import COMPUTED, UNITS, USEFUL
 
-GPU_FILE = Path(__file__).parent.parent / "resources" / "gpus.csv"
+GPU_FILE = RESOURCES / "gpus.csv"
 RATES = ("fp32", "tf32", "fp16", "bf16")
 DTYPE_RATES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 #: NVML's bytes may be so far from the memory's nominal size: error correction takes a sixteenth of GDDR.

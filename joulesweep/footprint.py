@@ -12,12 +12,12 @@ import csv
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from joulesweep.errors import UserError, one_of
+from joulesweep.places import RESOURCES
 
-INTENSITY_FILE = Path(__file__).parent.parent / "resources" / "carbon_intensity.csv"
+INTENSITY_FILE = RESOURCES / "carbon_intensity.csv"
 #: Whose the numbers of that file are; its head says it in full.
 ORIGIN = "Our World in Data/Ember, CC BY 4.0"
 J_PER_KWH = 3_600_000.0

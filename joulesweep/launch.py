@@ -24,6 +24,7 @@ from joulesweep import bounded, conditions, devices, environment, measurement, m
 from joulesweep.devices import Board
 from joulesweep.errors import UserError
 from joulesweep.lease import Lease
+from joulesweep.places import ROOT
 from joulesweep.spec import RunSpec, full, run_id
 from joulesweep.strategy import STRATEGIES
 from joulesweep.trace import Trace
@@ -32,7 +33,6 @@ from joulesweep.weights import some
 
 # changes no number: how often the parent looks whether the processes have ended
 POLL_S = 0.1  # each waking costs CPU
-REPOSITORY = Path(__file__).parent.parent
 #: glibc keeps the big buffers of a step for the next one. Else it returns them to the kernel and every step pays for
 #: mapping and clearing them anew, the more the larger the buffers: partial training would look better than it is.
 ALLOCATOR = {
@@ -239,7 +239,7 @@ def _command(num_ranks: int, work: Path) -> list[str]:
 def child_environment(num_threads: int, boards: Sequence[Board]) -> dict[str, str]:
     """The processes' environment: this one's, plus what makes runs equal to each other."""
     threads = str(num_threads)
-    paths = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environ = {
         **os.environ,
         **ALLOCATOR,

@@ -12,16 +12,16 @@ import csv
 import functools
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from joulesweep.cells import LAYOUT, by_method, finished, method_words, ratio_of, same_joules
+from joulesweep.places import RESOURCES
 from joulesweep.stats import Ratio
 from joulesweep.tables import Tables
 
-FOLDER = Path(__file__).parent.parent / "resources" / "published"
+FOLDER = RESOURCES / "published"
 #: Parameters with which a method is the paper's; those that are not named here may be any.
 PAPERS: dict[str, dict[str, Any]] = {
     "last-k": {"layers": 2},

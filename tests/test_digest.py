@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import tiny_run
 
-from joulesweep import definitions, digest, methods, train
+from joulesweep import definitions, digest, methods, places, train
 
 SNIPPET = '''
 """A docstring."""
@@ -128,10 +128,12 @@ def package(tmp_path, monkeypatch):
 
     ignored = shutil.ignore_patterns("__pycache__")
     for name in (*definitions.PACKAGES, "resources/published"):
-        shutil.copytree(definitions.ROOT / name, tmp_path / name, ignore=ignored)
-    for path in (definitions.ROOT / "resources").glob("*.csv"):
+        shutil.copytree(places.ROOT / name, tmp_path / name, ignore=ignored)
+    for path in (places.ROOT / "resources").glob("*.csv"):
         shutil.copy2(path, tmp_path / "resources" / path.name)
-    monkeypatch.setattr(definitions, "ROOT", tmp_path)
+    monkeypatch.setattr(places, "ROOT", tmp_path)
+    monkeypatch.setattr(places, "PACKAGE", tmp_path / "joulesweep")
+    monkeypatch.setattr(places, "RESOURCES", tmp_path / "resources")
     real = methods.path
     monkeypatch.setattr(methods, "path", lambda name: tmp_path / "joulesweep" / "methods" / real(name).name)
     forget()
@@ -367,7 +369,7 @@ def test_the_templates_belong_to_the_report(package):
 )
 def test_numbers_that_a_script_reads_belong_to_it(package, file, script):
     before = package.analysis(), package.digests()
-    with (definitions.ROOT / "resources" / file).open("a", encoding="utf-8") as csv:
+    with (places.ROOT / "resources" / file).open("a", encoding="utf-8") as csv:
         csv.write("# another row\n")
     forget()
     changed = {name for name, value in package.analysis().items() if value != before[0][name]}
@@ -387,8 +389,8 @@ def test_a_table_that_is_no_dict_literal_is_refused(package):
 def test_what_is_found_by_name_alone_is_known():
     """The walk sees names; what is imported by a name that is made up meanwhile, it cannot."""
     found = {
-        path.relative_to(digest.definitions.ROOT).as_posix()
-        for path in (definitions.ROOT / "joulesweep").rglob("*.py")
+        path.relative_to(places.ROOT).as_posix()
+        for path in (places.ROOT / "joulesweep").rglob("*.py")
         if re.search(r"import_module|__import__", path.read_text(encoding="utf-8"))
     }
     of_others = {
@@ -414,7 +416,7 @@ def test_whatever_a_training_calls_is_in_its_digest(tmp_path, changes):
     called: set[tuple[str, str]] = set()
 
     def note(frame, event, _):
-        if event == "call" and frame.f_code.co_filename.startswith(str(definitions.ROOT / "joulesweep")):
+        if event == "call" and frame.f_code.co_filename.startswith(str(places.ROOT / "joulesweep")):
             called.add((frame.f_code.co_filename, frame.f_code.co_qualname.split(".")[0]))
 
     sys.setprofile(note)

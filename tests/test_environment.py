@@ -152,7 +152,7 @@ def git(folder, *arguments):
 
 
 def test_the_commit_and_whether_files_differ_from_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(environment, "__file__", str(tmp_path / "joulesweep" / "environment.py"))
+    monkeypatch.setattr(environment, "ROOT", tmp_path)
     git(tmp_path, "init", "-q")
     (tmp_path / "code.py").write_text("1\n")
     git(tmp_path, "add", "code.py")
@@ -166,7 +166,7 @@ def test_the_commit_and_whether_files_differ_from_it(tmp_path, monkeypatch):
 
 
 def test_outside_a_checkout_and_without_git_the_commit_is_unknown(tmp_path, monkeypatch):
-    monkeypatch.setattr(environment, "__file__", str(tmp_path / "joulesweep" / "environment.py"))
+    monkeypatch.setattr(environment, "ROOT", tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert environment._git() == (None, None)
     monkeypatch.setenv("PATH", "")
