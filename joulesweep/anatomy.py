@@ -44,7 +44,7 @@ def stacks(model: torch.nn.Module) -> list[tuple[torch.nn.Module, list[torch.nn.
     The layers are the longest of the lists of modules that lie in no other one: a layer may have lists of its parts.
     """
     halves: list[Any] = [model]
-    if _is_encoder_decoder(model):
+    if is_encoder_decoder(model):
         halves = [model.get_encoder(), model.get_decoder()]  # type: ignore[operator]
     found = []
     for half in halves:
@@ -61,20 +61,22 @@ def _flat(layers: Iterable[torch.nn.Module]) -> list[torch.nn.Module]:
     return [one for layer in layers for one in (layer if isinstance(layer, torch.nn.ModuleList) else [layer])]
 
 
-def _is_encoder_decoder(model: torch.nn.Module) -> bool:
+def is_encoder_decoder(model: torch.nn.Module) -> bool:
+    """Whether a model reads a text in one half and writes another one in the other."""
     return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
 
 
-def _takes_positions(model: torch.nn.Module) -> bool:
+def takes_positions(model: torch.nn.Module) -> bool:
     """Whether a model can be told the positions of its tokens."""
     return "position_ids" in inspect.signature(getattr(model, "base_model", model).forward).parameters
 
 
-def _has_positions(model: torch.nn.Module) -> bool:
+def has_positions(model: torch.nn.Module) -> bool:
+    """Whether a model looks positions up in a table of its embeddings."""
     return hasattr(getattr(model.base_model, "embeddings", None), "position_embeddings")
 
 
-def _first_position(table: Any) -> int:  # noqa: ANN401 - an embedding, or None
+def first_position(table: Any) -> int:  # noqa: ANN401 - an embedding, or None
     """Where a table of positions begins: RoBERTa counts from behind its padding index."""
     filler = getattr(table, "padding_idx", None)
     return 0 if filler is None else int(filler) + 1
@@ -88,7 +90,7 @@ def num_positions(half: torch.nn.Module) -> int | None:
         if name.rpartition(".")[2] in POSITIONS and isinstance(module, torch.nn.Embedding)
     ]
     # OPT and BART leave out the first ones.
-    return min((t.num_embeddings - int(getattr(t, "offset", _first_position(t))) for t in tables), default=None)
+    return min((t.num_embeddings - int(getattr(t, "offset", first_position(t))) for t in tables), default=None)
 
 
 def num_embeddings(model: Any) -> int | None:  # noqa: ANN401 - of any family

@@ -12,7 +12,9 @@ from typing import Any
 import torch
 
 from joulesweep import lazy, weights
-from joulesweep.anatomy import num_embeddings
+from joulesweep.anatomy import (
+    num_embeddings,
+)
 from joulesweep.errors import UserError
 from joulesweep.weights import Fit
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from joulesweep.anatomy import _is_encoder_decoder, stacks
+from joulesweep.anatomy import (
+    is_encoder_decoder,
+    stacks,
+)
 from joulesweep.errors import UserError
 from joulesweep.model import LanguageModel
 
@@ -100,7 +103,7 @@ def _order(model: torch.nn.Module) -> list[str]:
     from joulesweep import flops
 
     try:
-        core = LanguageModel(model, task="seq2seq" if _is_encoder_decoder(model) else "mlm")
+        core = LanguageModel(model, task="seq2seq" if is_encoder_decoder(model) else "mlm")
         return list(flops.followed(core).reached_by)
     except Exception:  # whatever a foreign model does
         return []

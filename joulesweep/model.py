@@ -10,7 +10,12 @@ import torch
 from torch.nn import functional
 
 from joulesweep import precision
-from joulesweep.anatomy import _first_position, _has_positions, _takes_positions, head_name
+from joulesweep.anatomy import (
+    first_position,
+    has_positions,
+    head_name,
+    takes_positions,
+)
 
 #: Forms of the mask that padded rows are handed over with, the best first, apart from the last one, which every model
 #: takes: "bool" is whole, [rows, 1, queries, keys]; "float" the same, added to the scores; "padding" [rows, length].
@@ -48,13 +53,13 @@ class LanguageModel(torch.nn.Module):
         self.precision_name = precision_name
         self.head = head
         self.mask_form = "padding"
-        self.takes_positions = _takes_positions(model)
+        self.takes_positions = takes_positions(model)
         self.head_name = head_name(model)
         head_module = model.get_submodule(self.head_name) if self.head_name is not None else None
         if head_module is not None and _keep_chosen not in head_module._forward_pre_hooks.values():
             head_module.register_forward_pre_hook(_keep_chosen)
-        embedding = model.base_model.embeddings.position_embeddings if _has_positions(model) else None  # type: ignore[union-attr]
-        self.first_position = _first_position(embedding)
+        embedding = model.base_model.embeddings.position_embeddings if has_positions(model) else None  # type: ignore[union-attr]
+        self.first_position = first_position(embedding)
 
     def refusal(self, packed: bool) -> str | None:
         """Say why this model cannot be trained so, or None if it can."""

@@ -28,7 +28,15 @@ from joulesweep.energy import headline
 from joulesweep.environment import resolve_accelerator
 from joulesweep.errors import UserError
 from joulesweep.files import read_json, sha256_of
-from joulesweep.grid import ExpandedGrid, dataset_key, dataset_source, expand, model_key, model_source, text_source
+from joulesweep.grid import (
+    ExpandedGrid,
+    dataset_key,
+    dataset_source,
+    expand,
+    model_key,
+    model_source,
+    text_source,
+)
 from joulesweep.identity import cell_id
 from joulesweep.progress import scaled
 from joulesweep.spec import RunSpec, canonical, short_hash, strip

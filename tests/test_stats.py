@@ -3,7 +3,14 @@ import random
 
 import pytest
 
-from joulesweep.stats import NO_DIFFERENCE, NO_INTERVAL, mean_interval, paired_difference, paired_ratio, t_quantile
+from joulesweep.stats import (
+    NO_DIFFERENCE,
+    NO_INTERVAL,
+    mean_interval,
+    paired_difference,
+    paired_ratio,
+    t_quantile,
+)
 
 
 def test_interval_by_hand():

@@ -28,7 +28,7 @@ class Params:
 
 
 def apply(model: torch.nn.Module, params: Params) -> torch.nn.Module:
-    """Freeze the input embeddings and the first `fraction` of the layers, an encoder's first; see `freezing.freeze_below`.
+    """Freeze the input embeddings and the first `fraction` of the layers, an encoder's first; see `freeze_below`.
 
     Raises:
         UserError: the model has no layers that can be told apart, or one alone.

@@ -27,7 +27,7 @@ class Params:
 
 
 def apply(model: torch.nn.Module, params: Params) -> torch.nn.Module:
-    """Freeze everything before the last `layers` layers, of an encoder-decoder the decoder's; see `freezing.freeze_below`.
+    """Freeze everything before the last `layers` layers, of an encoder-decoder the decoder's; see `freeze_below`.
 
     Raises:
         UserError: the model has no layers that can be told apart, or not so many.
