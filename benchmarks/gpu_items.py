@@ -36,6 +36,7 @@ from benchmarks.gpu_common import (
     small_spec,
 )
 from joulesweep import devices, environment, measurement, process
+from joulesweep.meters import nvidia
 from joulesweep.precision import PRECISIONS
 from joulesweep.spec import RunSpec
 
@@ -122,7 +123,7 @@ def _board(described: Mapping[str, Any]) -> devices.Board:
 
 def nvml_facts(board: Mapping[str, Any]) -> dict[str, Any]:
     """What the driver says of a board, as it stands: nothing is set. None where it does not say."""
-    handle = devices.ask("nvmlDeviceGetHandleByIndex", board["index"]) if board["index"] is not None else None
+    handle = nvidia.ask("nvmlDeviceGetHandleByIndex", board["index"]) if board["index"] is not None else None
     asked = {
         "persistence": "nvmlDeviceGetPersistenceMode",
         "limit_mw": "nvmlDeviceGetEnforcedPowerLimit",
@@ -131,9 +132,9 @@ def nvml_facts(board: Mapping[str, Any]) -> dict[str, Any]:
         "ecc": "nvmlDeviceGetEccMode",
         "architecture": "nvmlDeviceGetArchitecture",
     }
-    facts = {name: None if handle is None else devices.ask(function, handle) for name, function in asked.items()}
+    facts = {name: None if handle is None else nvidia.ask(function, handle) for name, function in asked.items()}
     facts["num_processes"] = None
-    if handle is not None and (found := devices.ask("nvmlDeviceGetComputeRunningProcesses", handle)) is not None:
+    if handle is not None and (found := nvidia.ask("nvmlDeviceGetComputeRunningProcesses", handle)) is not None:
         facts["num_processes"] = len(found)
     return {**board, **facts}
 

@@ -22,9 +22,8 @@ from typing import IO, Any
 
 from benchmarks.gpu_common import CERTIFICATE, OK, Job, NotTried, measured_spec
 from benchmarks.gpu_contest import COMPILED, WAYS
-from joulesweep import certificate, digest, launch, places, process
+from joulesweep import certificate, digest, launch, meters, places, process
 from joulesweep.devices import Board
-from joulesweep.sensors import BoardSensor
 from joulesweep.spec import RunSpec, from_mapping, full
 
 Piece = dict[str, Any]
@@ -144,7 +143,9 @@ def _alive(pid: int) -> bool:
 
 def _board_is_free(job: Job, family: Sequence[int]) -> bool:
     """Whether the driver names none of the processes; where it names none ever, by their end alone."""
-    named = BoardSensor(Board(**{key: value for key, value in job.boards[0].items() if key != "device"})).process_ids()
+    named = meters.sensor(
+        Board(**{key: value for key, value in job.boards[0].items() if key != "device"})
+    ).process_ids()
     return not set(named or ()) & set(family)
 
 

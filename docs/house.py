@@ -15,7 +15,7 @@ ROOMS = {
     "core": "places errors spec units process lazy bounded",
     "reference": "estimate footprint",
     "axes": "precision strategy engine",
-    "measure": "devices environment sensors trace meter verdict counter settling watch contention conditions "
+    "measure": "devices environment meters sensors trace meter verdict counter settling watch contention conditions "
     "measurement certificate",
     "nets": "model flops kernels weights",
     "runs": "record energy progress",
@@ -57,9 +57,8 @@ def room(module: str) -> str | None:
     parts = module.split(".")[1:]
     if not parts:
         return None
-    if len(parts) > 1 or (PACKAGE / parts[0]).is_dir():
-        return parts[0]
-    return next((name for name, members in ROOMS.items() if parts[0] in members.split()), None)
+    named = next((name for name, members in ROOMS.items() if parts[0] in members.split()), None)
+    return named or (parts[0] if len(parts) > 1 or (PACKAGE / parts[0]).is_dir() else None)
 
 
 @functools.cache

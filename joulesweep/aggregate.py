@@ -13,9 +13,9 @@ from typing import Any
 
 import polars as pl
 
-from joulesweep import anchors, cells, power, rouge, rows
+from joulesweep import anchors, cells, meters, power, rouge, rows
 from joulesweep.columns import ANCHORS, RUNS, TABLES, UNREADABLE, named
-from joulesweep.energy import HOST_KINDS, READ
+from joulesweep.energy import READ
 from joulesweep.errors import Corrupt, UserError
 from joulesweep.files import read_json
 from joulesweep.footprint import Footprint, footprint
@@ -113,7 +113,7 @@ def _with_host_joules(runs: Rows, devices: list[Rows]) -> set[str]:
     return {
         row["run"]
         for row, of in zip(runs, devices, strict=True)
-        if any(one["kind"] in HOST_KINDS and one["status"] in READ for one in of)
+        if any(one["kind"] in meters.host_kinds() and one["status"] in READ for one in of)
     }
 
 

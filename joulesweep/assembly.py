@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from joulesweep import adaptive, data, engine, fit, flops, kernels, labels, methods, precision, strategy
+from joulesweep import adaptive, data, devices, engine, fit, flops, kernels, labels, methods, precision, strategy
 from joulesweep.anatomy import num_embeddings, num_positions, stacks
 from joulesweep.build import build
 from joulesweep.corpus import Corpus, load, split
@@ -251,7 +251,7 @@ def measured_boards(spec: RunSpec, boards: Sequence[dict[str, Any]], place: Plac
     placed = [{**board, "position": position} for position, board in enumerate(boards)]
     for board in placed[: spec.devices] if spec.accelerator == "cuda" else ():
         found = str(getattr(torch.cuda.get_device_properties(board["position"]), "uuid", ""))
-        if found and not board["mig"] and found not in board["uuid"]:
+        if found and not board["mig"] and not devices.is_board(found, board["uuid"]):
             raise UserError(f"PyTorch computes on GPU {found}, and the run was given {board['uuid']}")
     own = placed[place.local_rank : place.local_rank + 1]
     return own + (placed[place.world :] if place.local_rank == 0 else []) if place.world > 1 else placed

@@ -8,8 +8,8 @@ from typing import Any
 
 import polars as pl
 
-from joulesweep import columns, tables
-from joulesweep.energy import HOST_KINDS, joined
+from joulesweep import columns, meters, tables
+from joulesweep.energy import joined
 from joulesweep.identity import method_label, parameter_words
 from joulesweep.spec import micro_batch
 from joulesweep.stats import Ratio, mean_interval, paired_ratio
@@ -72,7 +72,7 @@ def _energy(group: pl.DataFrame) -> dict[str, Any]:
 
 def doubts(flags: str | None, scope: str | None) -> list[str]:
     """The flags of a run that concern its numbers: not a shared host where CPU and memory are in no total."""
-    in_total = set((scope or "").split("+")) & set(HOST_KINDS)
+    in_total = set((scope or "").split("+")) & meters.host_kinds()
     return [flag for flag in (flags or "").split(", ") if flag and (in_total or flag != "shared_host")]
 
 

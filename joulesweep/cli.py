@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from joulesweep import config as config_module
-from joulesweep import digest, doctor
+from joulesweep import digest, doctor, meters
 from joulesweep.certificate import BUDGET_S, FOLDER
 from joulesweep.errors import UserError, one_of
 from joulesweep.files import write_text
@@ -60,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
             "--configfile", type=Path, default=config_module.DEFAULT, help=f"default: {config_module.DEFAULT}"
         )
     look = commands.add_parser("doctor", help="say what can be measured on this machine, and what not")
+    look.add_argument("--configfile", type=Path, help="try the plug or PDU that this config names, too")
     look.add_argument("--json", action="store_true", help="as JSON")
     look.set_defaults(work=_doctor)
     prove = commands.add_parser("certify", help="measure what the joules of this machine are worth")
@@ -111,6 +112,7 @@ def _run(args: argparse.Namespace) -> int:
             exclusive=str(measure.exclusive),
             gpus=measure.gpus,
             pinned=measure.pin_boards,
+            meter_settings=meters.settings_in(config.hardware.model_dump()),
             with_snakemake=False,
         )
     except RunFailed as failure:
@@ -183,7 +185,8 @@ def _prepared(spec: RunSpec, configfile: Path) -> dict[str, Path]:
 
 
 def _doctor(args: argparse.Namespace) -> int:
-    report = doctor.examine()
+    hardware = config_module.load(args.configfile).hardware.model_dump() if args.configfile else {}
+    report = doctor.examine(meters.settings_in(hardware))
     print(json.dumps(report, indent=1, ensure_ascii=False) if args.json else doctor.screen(report))
     return 0
 

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from joulesweep import certificate, files, floors, record
+from joulesweep import certificate, files, floors, meters, record
 from joulesweep.columns import DEVICES, EPOCHS, ESTIMATED, QUALITY, RUNS, SELECTIONS, named
-from joulesweep.energy import by_epoch, estimated, headline, joined, scoped
+from joulesweep.energy import beside, by_epoch, estimated, headline, joined, scoped
 from joulesweep.errors import Corrupt
 from joulesweep.estimate import Estimate
 from joulesweep.footprint import Footprint
@@ -115,6 +115,7 @@ def _measured(found: dict[str, Any], energy: dict[str, Any], factors: Footprint 
     yield {key: measurement["peak_memory"][key.removeprefix("peak_")] for key in PEAKS}
     yield {key: found["quality"][key] for key in SCORED}
     yield joules
+    yield beside(measurement["energy"])
     yield work
     yield {"useful_flops_per_j": _ratio(work.get("useful_flops"), joules.get("energy_j"))}
     yield {"estimated_energy_method": guess.method if guess else None, **_estimate_columns(guess)}
@@ -253,8 +254,8 @@ def _devices(found: dict[str, Any]) -> Iterator[dict[str, Any]]:
     whole = {one["device"]: one for one in measurement["overhead"]["whole_run_energy"]}
     for row in measurement["energy"]:
         run = whole.get(row["device"], {"energy_j": None, "reason": NOT_TRACED})
-        name = row["uuid"] or certificate.HOST
-        cited = next((one for one in _cited(found["environment"]) if one["name"] == name), {"reason": UNCITED})
+        certified = row["uuid"] or (certificate.HOST if meters.kind(row["kind"]) in (meters.CPU, meters.DRAM) else None)
+        cited = next((one for one in _cited(found["environment"]) if one["name"] == certified), {"reason": UNCITED})
         parts = (
             {key: row[key] for key in OF_DEVICE},
             {key: row.get(key) for key in JUDGED},

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 
 from joulesweep import bounded, contention, process
-from joulesweep.sensors import BoardSensor
+from joulesweep.meters import BoardSensor
 from joulesweep.trace import Trace
 
 LOOK_PERIOD_S = 1.0
@@ -120,7 +120,7 @@ class Watch:
         if now_s >= self._next_look_s:
             self._next_look_s = now_s + LOOK_PERIOD_S
             cpu = self._cpu.read(now_s)
-            boards = [(now_s, device, look_at(sensor)) for device, sensor in self.trace.sensors.items()]
+            boards = [(now_s, device, look_at(sensor)) for device, sensor in self.trace.boards.items()]
             if self.stopped is None:
                 self.looks.cpu.append(cpu)
                 self.looks.boards += boards

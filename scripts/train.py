@@ -10,6 +10,7 @@ from pathlib import Path
 from joulesweep.files import read_json
 from joulesweep.identity import run_id
 from joulesweep.launch import RunFailed, check_granted, launch
+from joulesweep.meters import settings_in
 from joulesweep.progress import end_line, start_line
 from joulesweep.spec import from_mapping
 from scripts import note_versions, run_script
@@ -34,6 +35,7 @@ def main() -> None:
             exclusive=measure["exclusive"],
             gpus=measure["gpus"],
             pinned=measure["pin_boards"],
+            meter_settings=settings_in(grid["config"].get("hardware", {})),
             **paths,
         )
     except RunFailed as failure:

@@ -396,7 +396,7 @@ def test_what_is_found_by_name_alone_is_known():
     of_others = {
         f"joulesweep/{name}.py" for name in ("lazy", "model", "trainer")
     }  # modules of PyTorch, transformers and Zeus
-    assert found == {"joulesweep/methods/__init__.py", *of_others}
+    assert found == {"joulesweep/methods/__init__.py", "joulesweep/meters/__init__.py", *of_others}
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,12 @@ PAGES = sorted(
 NAMES = [path.relative_to(ROOT).as_posix() for path in PAGES]
 #: A name in capitals, a text in quotes or an ellipsis stands for the reader's own.
 PROGRAMS = ("joulesweep", "snakemake", "make", "python", "python3")
-YOURS = {"config/mine.yaml", "joulesweep/methods/biases.py", "joulesweep/templates/captions/NAME.rst"}
+YOURS = {
+    "config/mine.yaml",
+    "joulesweep/methods/biases.py",
+    "joulesweep/meters/acpi.py",
+    "joulesweep/templates/captions/NAME.rst",
+}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INDENTED = re.compile(r"(?:^(?: {4}| {8})\S.*\n)+", re.MULTILINE)
 

@@ -13,6 +13,7 @@ import fake_meters
 import pytest
 
 from joulesweep import cli, devices, doctor, lease, sensors
+from joulesweep.meters import nvidia, rapl
 
 
 @pytest.fixture(autouse=True)
@@ -30,11 +31,11 @@ def boards(monkeypatch, tmp_path):
     def put(*given: dict[str, Any]) -> fake_meters.Boards:
         made = fake_meters.Boards(tmp_path, [{"tick_ms": 20, **board} for board in given])
         made.install(monkeypatch)
-        devices.nvml.cache_clear()
+        nvidia.nvml.cache_clear()
         return made
 
     yield put
-    devices.nvml.cache_clear()
+    nvidia.nvml.cache_clear()
 
 
 def findings() -> dict[str, dict[str, str]]:
@@ -43,8 +44,8 @@ def findings() -> dict[str, dict[str, str]]:
 
 def test_a_machine_with_nothing_is_told_so_with_what_to_do(monkeypatch, capsys):
     monkeypatch.setattr(devices, "boards", list)
-    monkeypatch.setattr(devices, "nvml", lambda: None)
-    monkeypatch.setattr(sensors, "RAPL", (Path("/nowhere"), Path("/nowhere")))
+    monkeypatch.setattr(nvidia, "nvml", lambda: None)
+    monkeypatch.setattr(rapl, "RAPL", (Path("/nowhere"), Path("/nowhere")))
     assert cli.main(["doctor"]) == 0
     told = capsys.readouterr().out
     assert "no joules can be measured; they will be null" in told

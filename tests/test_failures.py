@@ -19,6 +19,7 @@ from joulesweep import devices, launch, lease, process, record
 from joulesweep.errors import UserError
 from joulesweep.identity import run_id
 from joulesweep.launch import RunFailed
+from joulesweep.meters import nvidia
 
 TWO = {"strategy": "ddp", "devices": 2, "max_steps": 10**7}
 HOPELESS = {"timeout_s": 240.0}  # no test that passes waits for it
@@ -30,7 +31,7 @@ def own_places(tmp_path_factory, monkeypatch):
     monkeypatch.setattr(lease, "folder", lambda: places)
     monkeypatch.setenv("XDG_CACHE_HOME", str(places))
     monkeypatch.setattr(devices, "boards", list)
-    monkeypatch.delenv(devices.VISIBLE, raising=False)
+    monkeypatch.delenv(nvidia.VISIBLE, raising=False)
     before = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, before)

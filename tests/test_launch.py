@@ -37,7 +37,8 @@ from joulesweep.devices import Board
 from joulesweep.errors import UserError
 from joulesweep.identity import run_id
 from joulesweep.launch import RunFailed
-from joulesweep.sensors import BoardSensor
+from joulesweep.meters import nvidia
+from joulesweep.meters.nvidia import BoardSensor
 from joulesweep.spec import full, strip
 from scripts import train as script_of_a_run
 
@@ -62,7 +63,7 @@ def own_places(tmp_path_factory, monkeypatch):
     monkeypatch.setattr(lease, "folder", lambda: places)
     monkeypatch.setenv("XDG_CACHE_HOME", str(places))
     monkeypatch.setattr(devices, "boards", list)
-    monkeypatch.delenv(devices.VISIBLE, raising=False)
+    monkeypatch.delenv(nvidia.VISIBLE, raising=False)
 
 
 @pytest.fixture(scope="module")
@@ -468,7 +469,7 @@ def test_boards_that_config_or_batch_system_withhold_are_the_users_to_mend(
     script("raise SystemExit('it was started')")
     boards(2)
     if visible is not None:
-        monkeypatch.setenv(devices.VISIBLE, visible)
+        monkeypatch.setenv(nvidia.VISIBLE, visible)
     model = tmp_path / run_id(tiny_run.spec(accelerator="cuda", **changes)) / "model"
     model.mkdir(parents=True)
     with pytest.raises(UserError) as caught:
@@ -560,7 +561,7 @@ def test_what_a_run_holds_is_let_go_also_when_it_fails(
 @pytest.mark.parametrize(("changes", "visible"), [({}, ""), ({"gpus": [2, 0]}, "2"), ({"gpus": ["GPU-1"]}, "1")])
 def test_the_processes_see_what_was_leased_and_no_more(start, script, boards, monkeypatch, tmp_path, changes, visible):
     boards(3)
-    script(f"print(json.dumps(os.environ[{devices.VISIBLE!r}]), flush=True)")
+    script(f"print(json.dumps(os.environ[{nvidia.VISIBLE!r}]), flush=True)")
     with pytest.raises(RunFailed):
         start("gpu", **changes)
     (log,) = tmp_path.rglob("run.log")
@@ -589,11 +590,11 @@ def test_a_run_whose_boards_are_metered_tells_all_that_was_seen(start, monkeypat
     )
     made.install(monkeypatch)
     monkeypatch.setenv("LD_LIBRARY_PATH", made.environment()["LD_LIBRARY_PATH"])
-    devices.nvml.cache_clear()
+    nvidia.nvml.cache_clear()
     try:
         found, folder = start("node", gpus=[1, 0], min_seconds=1.5, idle_s=0.5, cooldown_s=0.2)
     finally:
-        devices.nvml.cache_clear()
+        nvidia.nvml.cache_clear()
     measured = found["measurement"]
     assert found["status"] == "ok"
     assert [gpu["index"] for gpu in found["environment"]["gpus"]] == [1, 0]
