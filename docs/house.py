@@ -12,17 +12,18 @@ PACKAGE = ROOT / "joulesweep"
 
 #: Rooms of modules that still lie at the top of the package; a module in a sub-package is in the room of that name.
 ROOMS = {
-    "core": "places errors spec units process lazy bounded",
+    "core": "places files errors quantities spec units process lazy bounded",
     "reference": "estimate footprint",
     "axes": "precision strategy engine",
     "measure": "devices environment meters sensors trace meter verdict counter settling watch contention conditions "
     "measurement certificate",
-    "nets": "model flops kernels weights",
-    "runs": "record energy progress",
-    "train": "worker train trainer ahead data fit scoring generation memory kahan adaptive selection",
-    "launch": "launch lease",
-    "plan": "config strict grid digest definitions workflow",
-    "prepare": "sources texts pretrained tokens",
+    "nets": "model anatomy build freezing flops products kernels weights",
+    "runs": "identity record energy",
+    "train": "worker train trainer assembly ahead data corpus labels packing seeds fit scoring generation memory kahan "
+    "adaptive adaptive_cost calibration selection",
+    "launch": "launch lease progress",
+    "plan": "config strict grid digest definitions workflow snakemake_lock",
+    "prepare": "sources fetched texts pretrained tokens",
     "analyse": "aggregate rows tables columns cells stats floors power rouge anchors answer equalcost published",
     "report": "report provenance words charts curves theme",
     "certify": "certify load blocks readings replay appraise certified_counter certified_power certificate_page",

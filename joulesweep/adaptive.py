@@ -4,10 +4,10 @@ Adaptive backpropagation of GreenTrainer (Huang et al. 2024, arXiv 2309.13192, s
 
     forward + activation gradients down to its deepest tensor + the chosen tensors' own gradients
 
-taken from the products that the model's forward pass really executes (`products.traced`), in their order, and counted for
-the numbers of tokens of the run's own batches. Tensors form a chain in that order: a gradient counts where the deepest
-chosen tensor or any later one stands behind its operand. What is trained costs as much or, if no such one was chosen,
-a little less. A method takes part by a function `importances` beside its `apply`.
+taken from the products that the model's forward pass really executes (`products.traced`), in their order, and
+counted for the numbers of tokens of the run's own batches. Tensors form a chain in that order: a gradient counts
+where the deepest chosen tensor or any later one stands behind its operand. What is trained costs as much or, if no such
+one was chosen, a little less. A method takes part by a function `importances` beside its `apply`.
 """
 
 from __future__ import annotations

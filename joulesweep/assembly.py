@@ -20,7 +20,7 @@ from joulesweep.errors import UserError
 from joulesweep.kahan import KahanAdamW
 from joulesweep.model import LanguageModel, Unfit
 from joulesweep.spec import RunSpec
-from joulesweep.trainer import Place, Stop, Trainer, _wrapped, layout
+from joulesweep.trainer import Place, Stop, Trainer, layout, wrapped
 
 #: PyTorch's kernels of attention.
 KERNELS = ("flash", "mem_efficient", "cudnn", "math")
@@ -101,7 +101,7 @@ def assemble(spec: RunSpec, model_folder: Path, tokens: Path, place: Place) -> T
         spec=spec,
         place=place,
         core=core,
-        model=core if methods.chooses(spec.method) else _wrapped(core, spec, place),
+        model=core if methods.chooses(spec.method) else wrapped(core, spec, place),
         corpus=corpus,
         train_texts=parts[0],
         validation_texts=parts[1],

@@ -6,11 +6,13 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from joulesweep import config as config_module
 from joulesweep import digest, doctor, meters
 from joulesweep.certificate import BUDGET_S, FOLDER
 from joulesweep.errors import UserError, one_of
+from joulesweep.fetched import references
 from joulesweep.files import write_text
 from joulesweep.grid import dataset_key, expand, manifest, model_key
 from joulesweep.launch import RunFailed, launch
@@ -171,8 +173,8 @@ def _accept(args: argparse.Namespace) -> int:
     return 0
 
 
-def _prepared(spec: RunSpec, configfile: Path) -> dict[str, Path]:
-    """The fetched model, the tokens and the texts of a run, by what `launch` calls them.
+def _prepared(spec: RunSpec, configfile: Path) -> dict[str, Any]:
+    """The fetched model, the tokens and the references of a run, by what `launch` calls them.
 
     Raises:
         UserError: they are not there yet.
@@ -181,7 +183,8 @@ def _prepared(spec: RunSpec, configfile: Path) -> dict[str, Path]:
     folder, tokens = Path("resources/models", model), Path("resources/tokens", dataset, f"{model}.safetensors")
     if not folder.is_dir() or not tokens.exists():
         raise UserError(f"{tokens}: not prepared yet; first: snakemake --cores 2 --configfile {configfile} {tokens}")
-    return {"model_folder": folder, "tokens": tokens, "texts": Path("resources/datasets", f"{dataset}.jsonl")}
+    texts = Path("resources/datasets", f"{dataset}.jsonl")
+    return {"model_folder": folder, "tokens": tokens, "references": references(spec, texts)}
 
 
 def _doctor(args: argparse.Namespace) -> int:

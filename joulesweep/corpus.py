@@ -88,8 +88,8 @@ class _Texts:
         return self._laid(self.offsets[:-1], torch.minimum(self.lengths, most))
 
     def _laid(self, begins: torch.Tensor, lengths: torch.Tensor) -> _Texts:
-        text, place = _places(lengths)
-        return _Texts(ids=self.ids[begins[text] + place], offsets=_offsets(lengths))
+        text, place = texts_and_positions(lengths)
+        return _Texts(ids=self.ids[begins[text] + place], offsets=offsets_of(lengths))
 
 
 def load(
@@ -178,7 +178,7 @@ def _corpus(
         room = max_lengths[0] - len(prefix + before + after + ending)
         answers = targets.cut(min(max_lengths[1] - len(ending), room))
         found = joined([prefix + before, bodies, after, answers, ending], max_lengths[0], learned=(3, 4))
-        return replace(found, prompts=found.lengths - _offsets(found.learned.long())[found.offsets].diff())
+        return replace(found, prompts=found.lengths - offsets_of(found.learned.long())[found.offsets].diff())
     opening = [] if prefix == [start] else prefix  # what the writing starts with is not written again
     written = joined([opening, targets, ending], max_lengths[1], learned=(0, 1, 2))
     return replace(joined([prefix + before, bodies, after + suffix], max_lengths[0]), targets=written)
@@ -202,11 +202,11 @@ def _joined(
     place_of_cut = next(i for i, part in enumerate(parts) if isinstance(part, _Texts))
     rest = torch.stack([part.lengths for i, part in enumerate(texts) if i != place_of_cut]).sum(0)
     texts[place_of_cut] = texts[place_of_cut].cut(max_length - rest)
-    offsets = _offsets(torch.stack([part.lengths for part in texts]).sum(0))
+    offsets = offsets_of(torch.stack([part.lengths for part in texts]).sum(0))
     ids, is_learned = torch.empty(int(offsets[-1]), dtype=torch.int64), torch.zeros(int(offsets[-1]), dtype=torch.bool)
     begins = offsets[:-1].clone()
     for i, part in enumerate(texts):
-        text, place = _places(part.lengths)
+        text, place = texts_and_positions(part.lengths)
         ids[begins[text] + place] = part.ids
         is_learned[begins[text] + place] = i in learned
         begins += part.lengths
@@ -218,11 +218,12 @@ def _repeated(ids: list[int], num_texts: int) -> _Texts:
     return _Texts(ids=same, offsets=torch.arange(num_texts + 1) * len(ids))
 
 
-def _offsets(lengths: torch.Tensor) -> torch.Tensor:
+def offsets_of(lengths: torch.Tensor) -> torch.Tensor:
+    """Where each of some texts begins and ends in a row of all their tokens, int64 [texts + 1]."""
     return torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
 
 
-def _places(lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def texts_and_positions(lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Of every token of texts of these lengths, one text after another: which text, and where in it."""
     text = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
     return text, torch.arange(len(text)) - (lengths.cumsum(0) - lengths)[text]

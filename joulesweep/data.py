@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from joulesweep.corpus import Corpus, _offsets, _places
+from joulesweep.corpus import Corpus, offsets_of, texts_and_positions
 from joulesweep.labels import Labelled
 from joulesweep.model import IGNORED
 from joulesweep.packing import pack, round_up
@@ -164,7 +164,7 @@ def _outlines(corpus: Corpus, per_text: torch.Tensor | None, parts: Sequence[Par
 
 def _num_predicted(corpus: Corpus, shown: Labelled) -> torch.Tensor:
     """Predicted tokens of each text, int64 [texts]."""
-    predicted = _offsets((shown.labels != IGNORED).long())
+    predicted = offsets_of((shown.labels != IGNORED).long())
     offsets = corpus.written.offsets
     return predicted[offsets[1:]] - predicted[offsets[:-1]]
 
@@ -200,7 +200,7 @@ class _Rows:
         row, column, (num_rows, length) = _placed(self.lengths, layout, max_length)
         self.shape = (max(num_rows, least_rows), length)
         # Of each token: which of the texts and where in it; its place in the corpus, and in the flattened rows.
-        self.text, self.position = _places(self.lengths)
+        self.text, self.position = texts_and_positions(self.lengths)
         self.source = corpus.offsets[texts][self.text] + self.position
         self.target = (row * self.shape[1] + column)[self.text] + self.position
 

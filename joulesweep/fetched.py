@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from joulesweep.errors import UserError
+from joulesweep.spec import RunSpec
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,13 +41,13 @@ def read_texts(path: Path) -> list[Text]:
 
 
 # changes no number: references are the texts' own, and are compared in the analysis
-def read_references(path: Path) -> list[list[str]]:
-    """Read what a model's output for each text is compared with: its targets, none where the data set has none.
+def references(spec: RunSpec, path: Path) -> list[list[str]]:
+    """Read what a run's summaries are compared with: of each text its targets; nothing where the run writes none.
 
     Raises:
         UserError: as `read_texts`.
     """
-    return [row.targets for row in read_texts(path)]
+    return [] if spec.generate is None else [row.targets for row in read_texts(path)]
 
 
 def _text(line: str, where: str) -> Text:

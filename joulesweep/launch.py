@@ -70,7 +70,7 @@ def launch(
     tokens: Path,
     folder: Path,
     log: Path | None,
-    texts: Path | None = None,
+    references: Sequence[Sequence[str]] = (),
     exclusive: str = "none",
     gpus: str | Sequence[int | str] = "auto",
     pinned: bool = False,
@@ -87,7 +87,7 @@ def launch(
         folder: the run's folder: record.json, spec.json, steps.jsonl, epochs.jsonl, power.jsonl, summaries.jsonl (and
             model/ if kept) go here.
         log: where the processes' output goes; None for the terminal.
-        texts: the texts as they were fetched, for the references that generated summaries are scored against.
+        references: of each text, what its generated summary is scored against; none where nothing is generated.
         exclusive: whom the run keeps out: "gpu" from its boards, "node" from the machine; see `lease.Lease`.
         gpus: the boards to choose from: "auto", or NVML indices or UUIDs.
         pinned: take the first of these boards or none, so that runs are on the same ones.
@@ -114,7 +114,6 @@ def launch(
     ready = (manifest or {}).get("tasks", {}).get(spec.task, {"reason": None, "new_weights": []})
     if ready["reason"] is not None:
         raise UserError(f"model {spec.model}: {ready['reason']}")
-    references = _references(spec, texts)
     work = folder / ".work"
     shutil.rmtree(work, ignore_errors=True)
     shutil.rmtree(folder / "model", ignore_errors=True)
@@ -130,19 +129,10 @@ def launch(
                 text = f"not in the model's files: {some(ready['new_weights'])}"
                 outcome["measurement"]["flags"].append({"flag": "new_weights", "text": text})
             for row in outcome.get("summaries", []) if references else []:
-                row["references"] = references[row["text"]]
+                row["references"] = list(references[row["text"]])
             return _write(spec, code_digest, model_folder, tokens, folder, outcome, lease.boards)
     finally:
         shutil.rmtree(work)
-
-
-def _references(spec: RunSpec, texts: Path | None) -> list[list[str]]:
-    """The references of every text, if the run writes any; before it begins, since files may be missing."""
-    if spec.generate is None or texts is None:
-        return []
-    from joulesweep.fetched import read_references
-
-    return read_references(texts)
 
 
 def _refused(reason: str) -> dict[str, Any]:

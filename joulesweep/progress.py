@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from joulesweep.energy import estimated, headline
+from joulesweep.quantities import one
 from joulesweep.record import brief
 
 
@@ -44,14 +45,6 @@ def _joules(record: dict[str, Any], grid: dict[str, Any]) -> str | None:
     exclusive = measurement["conditions"]["exclusive"]
     found = headline(measurement["energy"], record["spec"]["accelerator"], exclusive)
     if found["energy_reason"] is None:
-        return scaled(found["energy_j"]) + (" int." if found["energy_status"] == "integrated" else "")
+        return one(found["energy_j"], "J") + (" int." if found["energy_status"] == "integrated" else "")
     guess = estimated(record, grid["config"]["energy"], measurement["cpu_s"], measurement["window_s"])
-    return f"{scaled(guess.mid_j)} est." if guess else None
-
-
-def scaled(energy_j: float) -> str:
-    """Joules with three digits and a prefix."""
-    for size, unit in ((1e6, "MJ"), (1e3, "kJ")):
-        if energy_j >= size:
-            return f"{energy_j / size:.3g} {unit}"
-    return f"{energy_j:.3g} J"
+    return f"{one(guess.mid_j, 'J')} est." if guess else None

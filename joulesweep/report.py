@@ -304,8 +304,8 @@ def _selections(selections: pl.DataFrame) -> list[dict[str, str]]:
     """What the choices of each configuration cost: means over choices and repeats, and the largest gap, as text."""
     same = pl.col("name", "panel", "objective", "rho").first()
     costs = ("floor", "predicted_cost", "counted_cost", "rating_s", "step_s")
-    quantities = pl.col(*costs, "trained_share", "importance_share")
-    means = pl.when(quantities.null_count() == 0).then(quantities.mean())  # some would pass for all
+    shares = pl.col(*costs, "trained_share", "importance_share")
+    means = pl.when(shares.null_count() == 0).then(shares.mean())  # some would pass for all
     numbers = pl.col("num_chosen", "num_candidates").mean()
     groups = selections.group_by("cell", "environment", maintain_order=True)
     found = groups.agg(same, means, numbers, pl.col("gap").max(), runs=pl.col("run").n_unique(), choices=pl.len())

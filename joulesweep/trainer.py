@@ -170,7 +170,7 @@ class Trainer:
 
     def wrap(self) -> None:
         """Put the strategy's wrapper around the module, for the tensors that train now."""
-        self.model = _wrapped(self.core, self.spec, self.place)
+        self.model = wrapped(self.core, self.spec, self.place)
 
     def open_phase(self, kind: str, epoch: int, **more: Any) -> None:  # noqa: ANN401 - entries of a record
         """Count into a new phase from here on."""
@@ -245,7 +245,8 @@ def learning_rate(spec: RunSpec, step: int, num_steps: int) -> float:
     return spec.lr
 
 
-def _wrapped(core: LanguageModel, spec: RunSpec, place: Place) -> torch.nn.Module:
+def wrapped(core: LanguageModel, spec: RunSpec, place: Place) -> torch.nn.Module:
+    """The module in the wrapper of the run's strategy."""
     accumulates = spec.micro_batch_size is not None
     layers = [layer for _, stack in stacks(core.model) for layer in stack]
     return strategy.wrap(core, spec.strategy, spec.devices, spec.accelerator, place.local_rank, accumulates, layers)

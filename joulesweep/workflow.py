@@ -29,7 +29,7 @@ from joulesweep.errors import UserError
 from joulesweep.files import read_json, sha256_of
 from joulesweep.grid import ExpandedGrid, dataset_key, dataset_source, expand, model_key, model_source, text_source
 from joulesweep.identity import cell_id
-from joulesweep.progress import scaled
+from joulesweep.quantities import one
 from joulesweep.snakemake_lock import clear_dead_lock
 from joulesweep.spec import RunSpec, canonical, short_hash, strip
 from joulesweep.strict import Place
@@ -175,7 +175,7 @@ def counted(rows: Sequence[dict[str, Any]]) -> str:
     ]
     known = [value for value in joules if value is not None]
     parts = [f"{math.fsum(found['total_window_s'] for found in measured):.0f} s"]
-    parts += [scaled(math.fsum(known))] if known else []
+    parts += [one(math.fsum(known), "J")] if known else []
     lacking = f"; {len(joules) - len(known)} without joules" if known and len(known) < len(joules) else ""
     said = f"{len(rows)} finished run{'s' if len(rows) > 1 else ''}"
     cost = f" ({' and '.join(parts)} of training{lacking})" if ok else ""

@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 
+from joulesweep.fetched import references
 from joulesweep.files import read_json
 from joulesweep.identity import run_id
 from joulesweep.launch import RunFailed, check_granted, launch
@@ -27,11 +28,12 @@ def main() -> None:
     spec, measure = from_mapping(job["spec"]), grid["config"]["measure"]
     check_granted(spec, measure["exclusive"], args.gpus)
     print(start_line(run_id(spec), grid, runs), file=sys.stderr, flush=True)
-    paths = {name: getattr(args, name) for name in ("model_folder", "tokens", "texts", "folder", "log")}
+    paths = {name: getattr(args, name) for name in ("model_folder", "tokens", "folder", "log")}
     try:
         record = launch(
             spec,
             job["code"],
+            references=references(spec, args.texts),
             exclusive=measure["exclusive"],
             gpus=measure["gpus"],
             pinned=measure["pin_boards"],

@@ -477,6 +477,6 @@ def test_a_model_that_cannot_be_counted_is_unsupported(assemble, monkeypatch):
     def broken(core):
         raise RuntimeError("Tensor.item() cannot be called on meta tensors")
 
-    monkeypatch.setattr(flops, "traced", broken)
+    monkeypatch.setattr(products, "traced", broken)
     with pytest.raises(train.Stop, match=r"cannot be counted: RuntimeError: Tensor\.item"):
         assemble()

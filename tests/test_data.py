@@ -457,11 +457,11 @@ def test_rows_that_will_be_scattered_have_the_places_of_each_part(corpus, parts,
     (batch,), _ = next(data.steps(corpus, masked, torch.arange(size), given))
     assert {tensor.shape[0] for tensor in batch.tensors if tensor is not None} == {len(batch.input_ids)}
     cut = [tensor.chunk(parts) for tensor in (batch.chosen, batch.answers, dense.answers)]
-    for chosen, answers, labels in zip(*cut, strict=True):
+    for chosen, answers, targets in zip(*cut, strict=True):
         real = answers != model.IGNORED
-        assert chosen[real].tolist() == torch.nonzero(labels.flatten() != model.IGNORED).flatten().tolist()
-        assert torch.equal(labels.flatten()[chosen[real]], answers[real])
-        assert chosen.max() < labels.numel()
+        assert chosen[real].tolist() == torch.nonzero(targets.flatten() != model.IGNORED).flatten().tolist()
+        assert torch.equal(targets.flatten()[chosen[real]], answers[real])
+        assert chosen.max() < targets.numel()
 
 
 def packed(lengths, capacity):

@@ -16,7 +16,7 @@ import torch
 import transformers
 from torch.nn import functional
 
-from joulesweep import assembly, data, methods, scoring, train, trainer
+from joulesweep import assembly, data, methods, scoring, train
 from joulesweep.corpus import load, split
 from joulesweep.errors import UserError
 from joulesweep.labels import labelled, order
@@ -73,7 +73,7 @@ def spec_of(family, method, **way):
 
 def trained(family, tokens, spec, monkeypatch):
     """Losses of the steps, or the reason of a refusal: one line, whose author is this package."""
-    monkeypatch.setattr(trainer, "build", lambda *given: fresh(family))
+    monkeypatch.setattr(assembly, "build", lambda *given: fresh(family))
     place = Place(device=torch.device("cpu"), rank=0, world=1, local_rank=0)
     try:
         found = assembly.assemble(spec, tokens[spec.task].parent, tokens[spec.task], place)

@@ -60,10 +60,10 @@ def test_an_end_says_seconds_joules_and_loss(folder):
 @pytest.mark.parametrize(
     ("rows", "shown"),
     [
-        ([("gpu:0", 40.0, "measured"), ("gpu:1", 2.0, "measured"), NO_METER], " · 42 J · "),
-        ([("gpu:0", 40.0, "measured"), ("cpu:0", 2.0, "measured")], " · 42 J · "),
-        ([("gpu:0", 40.0, "measured"), ("cpu:0", 2.0, "integrated")], " · 40 J · "),
-        ([("gpu:0", 40.0, "integrated"), ("gpu:1", 2.0, "integrated")], " · 42 J int. · "),
+        ([("gpu:0", 40.0, "measured"), ("gpu:1", 2.0, "measured"), NO_METER], " · 42.0 J · "),
+        ([("gpu:0", 40.0, "measured"), ("cpu:0", 2.0, "measured")], " · 42.0 J · "),
+        ([("gpu:0", 40.0, "measured"), ("cpu:0", 2.0, "integrated")], " · 40.0 J · "),
+        ([("gpu:0", 40.0, "integrated"), ("gpu:1", 2.0, "integrated")], " · 42.0 J int. · "),
         ([("gpu:0", 40.0, "measured"), ("gpu:1", 2.0, "integrated")], " s · loss"),
         ([("gpu:0", 40.0, "measured"), ("gpu:1", None, "below_resolution")], " s · loss"),
         ([("gpu:0", None, "unavailable"), ("cpu:0", 2.0, "measured")], " s · loss"),
@@ -87,7 +87,7 @@ def test_estimated_joules_say_so(folder):
     watts = {"min_w": 10.0, "max_w": 30.0}
     line = progress.end_line(record(NO_METER), grid(estimate=True, cpu_watts=watts), folder)
     joules = 10 * 2.94 + 2.0 * (30 - 10) / 2  # idle watts all along, and one of two cores busy for two seconds
-    assert f" · {joules:.3g} J est. · " in line
+    assert f" · {joules:#.3g} J est. · " in line
 
 
 def test_measured_joules_are_never_replaced_by_estimated_ones(folder):

@@ -33,7 +33,7 @@ def elsewhere(tmp_path, monkeypatch):
     for name in ("PATH", "PYTHONPATH"):
         monkeypatch.setenv(name, os.environ.get(name, ""))
     owned: list[int] = []
-    monkeypatch.setattr(workflow, "_owned", owned)
+    monkeypatch.setattr(snakemake_lock, "_owned", owned)
     yield
     for descriptor in owned:
         os.close(descriptor)

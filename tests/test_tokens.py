@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_run
 from safetensors import safe_open
 from safetensors.numpy import load_file
 from tiny import bert_tokenizer
@@ -173,13 +174,22 @@ def test_the_parts_are_the_tokens_of_the_whole(tmp_path, byte_level, prompt):
     assert [*about["prompt_before"], *found.ids, *about["prompt_after"], *found.target_ids] == whole
 
 
+WRITES = tiny_run.spec(generate={"texts": 2, "beams": 1, "length_penalty": 1.0, "no_repeat_ngram": 0})
+
+
 def test_references_are_the_targets(tmp_path):
     rows = [{"text": "a", "targets": ["b", "c\u2028d"]}, {"text": "a", "targets": ["b"]}]
-    assert fetched.read_references(rows_file(tmp_path / "t.jsonl", rows)) == [["b", "c\u2028d"], ["b"]]
-    assert fetched.read_references(texts_file(tmp_path / "t.jsonl", ["a", "b"])) == [[], []]
+    assert fetched.references(WRITES, rows_file(tmp_path / "t.jsonl", rows)) == [["b", "c\u2028d"], ["b"]]
+    assert fetched.references(WRITES, texts_file(tmp_path / "t.jsonl", ["a", "b"])) == [[], []]
+    assert fetched.references(tiny_run.spec(), tmp_path / "missing.jsonl") == []
     (tmp_path / "t.jsonl").write_text('{"text": "a"}\n{"targets": ["b"]}\n')
     with pytest.raises(UserError, match=r't\.jsonl:2: corrupt data set: expected \{"text": …\}; fetch it again$'):
-        fetched.read_references(tmp_path / "t.jsonl")
+        fetched.references(WRITES, tmp_path / "t.jsonl")
+
+
+def test_references_that_are_missing_are_missed_before_the_run(tmp_path):
+    with pytest.raises(UserError, match=r"texts\.jsonl: No such file or directory; expected a fetched data set"):
+        fetched.references(WRITES, tmp_path / "texts.jsonl")
 
 
 def test_texts_are_not_cut_and_nothing_is_said(tmp_path, model, capfd):
