@@ -11,9 +11,8 @@ from snakemake.utils import min_version
 
 min_version("9.17")
 
-from joulesweep import digest
+from joulesweep import charts, columns, digest
 from joulesweep.workflow import (
-    CHARTS,
     READ,
     anchors_folder,
     input_folder,

@@ -202,9 +202,7 @@ def tables_page() -> str:
 
     parts = []
     for name, columns in TABLES.items():
-        rows = [
-            [code(column.name), str(column.dtype), column.unit or "", _meaning(column)] for column in columns.values()
-        ]
+        rows = [[code(column.name), column.dtype, column.unit or "", _meaning(column)] for column in columns.values()]
         described = table(["column", "type", "unit", "meaning"], rows)
         parts.append(f"## {code(f'{name}.parquet')}\n\n{_prose(ABOUT[name])}\n\n{described}")
     return "\n".join(parts)
@@ -288,6 +286,19 @@ def methods() -> str:
         ]
         rows.append([code(name), _prose((module.__doc__ or "").splitlines()[0]), ", ".join(params)])
     return table(["method", "what it does", "parameters and defaults"], rows)
+
+
+def readers() -> str:
+    """Each format with the fields that a config names for it."""
+    from joulesweep import readers as package
+
+    rows = []
+    for name in package.names():
+        reader = package.load(name)
+        fields = [code(key) for key in (*(["field"] if reader.needs_field else []), *reader.options)]
+        about = (package.module(name).__doc__ or "").splitlines()[0].rstrip(".")
+        rows.append([code(name), _prose(about), ", ".join(fields), "always" if reader.has_targets else ""])
+    return table(["format", "what it reads", "fields that you name", "targets without one"], rows)
 
 
 # Statuses and flags
@@ -449,6 +460,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "precisions": precisions,
     "engines": engines,
     "methods": methods,
+    "readers": readers,
     "run-statuses": run_statuses,
     "number-statuses": number_statuses,
     "flags": flags,

@@ -24,8 +24,8 @@ ROOMS = {
     "launch": "launch lease progress",
     "plan": "config strict grid digest definitions workflow snakemake_lock",
     "prepare": "sources fetched texts pretrained tokens",
-    "analyse": "aggregate rows tables columns cells stats floors power rouge anchors answer equalcost published",
-    "report": "report provenance words charts curves theme",
+    "analyse": "aggregate rows tables columns cells stats floors power rouge anchors answer equalcost published epochs",
+    "report": "report provenance words charts chart_parts theme",
     "certify": "certify load blocks readings replay appraise certified_counter certified_power certificate_page",
     "cli": "cli doctor rerun",
 }
@@ -40,7 +40,7 @@ FLOORS = (
     "train runs",
     "methods",
     "nets",
-    "measure axes reference",
+    "measure axes reference readers",
     "core",
 )
 

@@ -152,6 +152,7 @@ def _prepare(core: LanguageModel, corpus: Corpus, spec: RunSpec, place: Place) -
             enable({"use_reentrant": False})
             model.disable_input_require_grads()  # else frozen layers are walked back through
     work = flops.described(core, spec.devices if spec.strategy == "fsdp" else 1)
+    precision.convert(core, spec.precision)  # after the count: what it puts in computes the same products
     products = _products(core, corpus, spec, place)
     _check(fit.step_refusal(core, corpus, laid))
     return work, products

@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import polars as pl
-
-TEXT, WHOLE, REAL, FLAG, TEXTS = pl.String(), pl.Int64(), pl.Float64(), pl.Boolean(), pl.List(pl.String())
+#: Names of Polars' dtypes: the Snakefile knows the tables without importing Polars.
+TEXT, WHOLE, REAL, FLAG, TEXTS = "String", "Int64", "Float64", "Boolean", "List(String)"
 
 
 @dataclass(frozen=True)
@@ -21,14 +20,14 @@ class Column:
 
     Attributes:
         name: of the column; its last part is its unit where it has one: window_s.
-        dtype: of its values, whatever the sweep holds.
+        dtype: of its values, whatever the sweep holds: `TEXT`, `WHOLE`, `REAL`, `FLAG` or `TEXTS`.
         unit: of its numbers; None where they have none.
         about: what the number is, and per what, in a line.
         null: when a row of an ok run has none, in words that go on after "null"; None: it always has one.
     """
 
     name: str
-    dtype: pl.DataType
+    dtype: str
     unit: str | None
     about: str
     null: str | None = None

@@ -28,7 +28,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
-from joulesweep import footprint, meters, methods, strict
+from joulesweep import footprint, meters, methods, readers, strict
 from joulesweep.engine import ENGINES
 from joulesweep.errors import UserError, brief_repr, one_of
 from joulesweep.precision import PRECISIONS
@@ -211,16 +211,19 @@ class DatasetConfig(Section):
 
     source: TextSource
     format: Annotated[
-        Literal["jsonl", "csv", "text", "vizwiz", "hub", "scitldr", "dialogsum"], Field(description="how to read it")
+        str,
+        Field(
+            description="how to read it: a file of `joulesweep/readers`", json_schema_extra={"enum": readers.names()}
+        ),
     ]
-    field: Annotated[Line | None, Field(description="the field that holds the text (jsonl, csv, hub)")] = None
+    field: Annotated[Line | None, Field(description="the field that holds the text, where the format has fields")] = (
+        None
+    )
     target: Annotated[
         Line | None,
         Field(description="the field that holds the target text, or a list of which the first is trained on"),
     ] = None
-    choices: Annotated[
-        Line | None, Field(description="the field that holds a list of texts, one of them right (jsonl, hub)")
-    ] = None
+    choices: Annotated[Line | None, Field(description="the field that holds a list of texts, one of them right")] = None
     answer: Annotated[Line | None, Field(description="the field that holds the right one's index, from 0")] = None
     prompt: Annotated[str, Field(description="what stands around a text before its target")] = "{source}"
     split: Annotated[
@@ -237,20 +240,32 @@ class DatasetConfig(Section):
             raise ValueError(f"must have {{source}} once and no other braces, got {prompt!r}")
         return prompt
 
+    @field_validator("format")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in readers.names():
+            raise ValueError(one_of("format", name, readers.names()))
+        return name
+
+    @property
+    def reader(self) -> readers.Reader:
+        """What the format can do."""
+        return readers.load(self.format)
+
     @model_validator(mode="after")
-    def _field_where_needed(self) -> DatasetConfig:
-        if (self.format in ("jsonl", "csv", "hub")) != (self.field is not None):
-            needed = self.format in ("jsonl", "csv", "hub")
-            raise ValueError(f"field: {'needed with' if needed else 'has no meaning with'} format {self.format}")
-        if isinstance(self.source, HubDataSource) != (self.format == "hub"):
-            raise ValueError("format: a hub source is read with format hub, and only that")
+    def _format_suits_source(self) -> DatasetConfig:
+        if self.reader.needs_field != (self.field is not None):
+            raise ValueError(
+                f"field: {'needed with' if self.reader.needs_field else 'has no meaning with'} format {self.format}"
+            )
+        if isinstance(self.source, HubDataSource) != (self.reader.read_snapshot is not None):
+            raise ValueError(f"format: a hub source is read with format {' or '.join(readers.of_hub())}, and only that")
         return self
 
     @model_validator(mode="after")
     def _targets_where_they_can_be(self) -> DatasetConfig:
-        formats = {"target": ("jsonl", "csv", "hub"), "choices": ("jsonl", "hub"), "answer": ("jsonl", "hub")}
-        for key, allowed in formats.items():
-            if getattr(self, key) is not None and self.format not in allowed:
+        for key in readers.OPTIONS:
+            if getattr(self, key) is not None and key not in self.reader.options:
                 raise ValueError(f"{key}: has no meaning with format {self.format}")
         if (self.choices is None) != (self.answer is None):
             raise ValueError("choices and answer go together")
@@ -263,7 +278,7 @@ class DatasetConfig(Section):
     @property
     def has_targets(self) -> bool:
         """Whether each text has a target, which is what makes a prompt of it."""
-        return self.target is not None or self.choices is not None or self.format in ("scitldr", "dialogsum")
+        return self.target is not None or self.choices is not None or self.reader.has_targets
 
 
 Axis = Annotated[list[Any], Field(min_length=1)]

@@ -3,8 +3,9 @@
 A definition is a function, a class or an assignment at the top of a module. Its text has no name of its own and no
 address: a name that stands for another definition of the package becomes a mark, so moving, splitting or renaming
 modules and definitions changes nothing. Comments, docstrings, formatting, type annotations outside of classes, imports,
-what is raised as a sentence and what is printed do not count. The syntax tree is walked here rather than by
-`ast.dump`, whose output changes between versions of Python.
+what is raised as a sentence and what is printed do not count. A text with a dot at its end, such as
+"joulesweep.charts.", begins names that are made up later: all of that package counts. The syntax tree is walked here
+rather than by `ast.dump`, whose output changes between versions of Python.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ NAMING = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.ExceptHandler
 REFERENCE = "\x01"  # in a definition's text: here stands one that it uses
 SENTENCE = re.compile(r"[A-Za-z]{2,}(\W+[A-Za-z]{2,}){2}")
 SAYING = {"print", "warn", "debug", "info", "warning"}  # calls that only tell somebody something
-SAID = {"about"}  # keywords that hold a text for the documentation
+SAID = {"about", "peak_rate"}  # keywords that are for the documentation and the analysis: no run does anything by them
 #: Before or beside a definition, or before a module's first statement for all of it: it counts for no run, and why.
 EXEMPT = re.compile(r"# changes no number: (\S.*)")
 
@@ -90,6 +91,12 @@ def all_of(path: Path) -> list[Definition]:
     """Every definition of a file that has a public name, by name."""
     bound = _module(path).bound
     return [Definition(path, name) for name in sorted(bound) if isinstance(bound[name], ast.stmt) and name[0] != "_"]
+
+
+def _all_in(package: str) -> list[Definition]:
+    """Every public definition of the modules of a package, which code that makes up their names may import."""
+    folder = places.ROOT.joinpath(*package.split("."))
+    return [one for path in sorted(folder.glob("[a-z]*.py")) for one in all_of(path)]
 
 
 def exemption(definition: Definition) -> str | None:
@@ -279,6 +286,8 @@ class _Encoder:
         if not isinstance(node.value, str):
             return None
         self.strings.append(node.value)
+        if re.fullmatch(r"(\w+\.){2,}", node.value) and file_of(node.value[:-1]):
+            return "module" + "".join(map(self._reference, _all_in(node.value[:-1])))
         if file_of(node.value) is None:
             return None
         found = _find(node.value, "main")  # started as a program

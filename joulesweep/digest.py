@@ -60,9 +60,16 @@ def _of_meters() -> list[Definition]:
 
 
 @functools.cache
-def code_digest(module: str, name: str = "main") -> str:
-    """Digest of all the code that a function of a module uses, and of the numbers and templates that it reads."""
-    return _hash(_closure([definitions.named(module, name)], {}, is_run=False))
+def code_digest(module: str, name: str = "main", *plugins: Path) -> str:
+    """Digest of all the code that a function of a module uses, and of the numbers and templates that it reads.
+
+    Args:
+        module: dotted.
+        name: of the function.
+        plugins: files that it finds by name; of those all counts.
+    """
+    found = [one for path in plugins for one in definitions.all_of(path)]
+    return _hash(_closure([definitions.named(module, name), *found], {}, is_run=False))
 
 
 def _closure(roots: Sequence[Definition], rows: dict[str, str], is_run: bool) -> dict[Definition, str]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from joulesweep.cells import by_method, doubtful, finished, method_words, unranked
-from joulesweep.curves import with_joules
+from joulesweep.epochs import with_joules
 from joulesweep.stats import NO_DIFFERENCE, NO_INTERVAL, Difference, mean_interval, paired_difference
 from joulesweep.tables import Tables
 

@@ -32,8 +32,7 @@ from joulesweep.precision import PRECISIONS
 from joulesweep.units import COMPUTED, UNITS, USEFUL
 
 GPU_FILE = RESOURCES / "gpus.csv"
-RATES = ("fp32", "tf32", "fp16", "bf16")
-DTYPE_RATES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+RATE = "_tflops"  # ends the names of the columns of peak rates
 #: NVML's bytes may be so far from the memory's nominal size: error correction takes a sixteenth of GDDR.
 MEMORY_TOLERANCE = 0.1
 UNCOUNTED = "the record was written before FLOPs were counted"
@@ -70,7 +69,9 @@ def gpus() -> dict[tuple[str, float], Gpu]:
         Gpu(
             name=row["name"],
             memory_gib=float(row["memory_gib"]),
-            flops_per_s={rate: _number(row[f"{rate}_tflops"], 1e12) for rate in RATES},
+            flops_per_s={
+                name.removesuffix(RATE): _number(text, 1e12) for name, text in row.items() if name.endswith(RATE)
+            },
             bytes_per_s=_number(row["bandwidth_gb_per_s"], 1e9),
             status=row["status"],
             source=row["source"],
@@ -166,8 +167,8 @@ def _against_peak(found: Mapping[str, Any], useful_flops: float) -> dict[str, An
     if gpu.status.startswith("unsupported"):
         return {"floor_reason": f"{gpu.name} is {gpu.status}"}
     measurement, spec = found["measurement"], found["spec"]
-    rate = rate_of(spec["precision"])
-    flops_per_s, bytes_per_s = gpu.flops_per_s[rate], gpu.bytes_per_s
+    rate = PRECISIONS[spec["precision"]].peak_rate
+    flops_per_s, bytes_per_s = gpu.flops_per_s.get(rate), gpu.bytes_per_s
     if flops_per_s is None or bytes_per_s is None:
         return {"floor_reason": f"resources/gpus.csv has no {rate} rate of {gpu.name}"}
     flops_per_s *= spec["devices"]
@@ -179,12 +180,6 @@ def _against_peak(found: Mapping[str, Any], useful_flops: float) -> dict[str, An
         "floor_reason": None,
         "peak_status": gpu.status,
     }
-
-
-def rate_of(precision: str) -> str:
-    """The format whose peak rate bounds the matrix products of a precision: one of `RATES`."""
-    row = PRECISIONS[precision]
-    return "tf32" if row.tf32 else DTYPE_RATES[row.autocast or row.weights]
 
 
 def _gpu(found: Mapping[str, Any]) -> tuple[Gpu | None, str | None]:

@@ -9,10 +9,10 @@ import polars as pl
 
 from joulesweep.columns import POWER
 from joulesweep.errors import Corrupt
-from joulesweep.tables import LARGEST, frame
+from joulesweep.tables import DTYPES, LARGEST, frame
 
 FILE = "power.jsonl"
-SAMPLE = {key: POWER[key].dtype for key in ("t_s", "device", "power_w")}
+SAMPLE = {key: DTYPES[POWER[key].dtype] for key in ("t_s", "device", "power_w")}
 
 
 def tabulate(runs: pl.DataFrame, traces: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
@@ -26,7 +26,7 @@ def tabulate(runs: pl.DataFrame, traces: Mapping[str, pl.DataFrame]) -> pl.DataF
     ok = runs.filter(pl.col("status") == "ok").with_columns(window_s=pl.col("total_window_s"))
     for run in ok.iter_rows(named=True):
         if run["run"] in traces:
-            same = [pl.lit(run[key], column.dtype).alias(key) for key, column in POWER.items() if key not in SAMPLE]
+            same = [pl.lit(run[key], DTYPES[POWER[key].dtype]).alias(key) for key in POWER if key not in SAMPLE]
             parts.append(traces[run["run"]].with_columns(same).select(*POWER))
     return pl.concat(parts, rechunk=True)
 

@@ -11,6 +11,7 @@ takes a thousandth, does not decay and stays near the largest gradients that wer
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,33 +25,63 @@ class Precision:
 
     Attributes:
         about: one line for the documentation.
+        peak_rate: what bounds the matrix products: the column `<peak_rate>_tflops` of `resources/gpus.csv`.
         weights: dtype of parameters, gradients and optimizer state (with kahan but for the second moment).
         autocast: dtype of `torch.autocast`, or None for no autocast.
         scale_loss: whether a GradScaler guards against fp16 underflow.
         tf32: whether fp32 matrix products and convolutions may use TF32 (Ampere or newer).
         kahan: whether what rounding takes from a weight is kept beside it: see `joulesweep.kahan`.
+        cpu: whether it exists on the CPU.
+        min_capability: the least compute capability of a GPU that computes in it; None for any.
+        convert: replaces modules of the model, in place, or None: see `convert`.
     """
 
     about: str
+    peak_rate: str
     weights: str = "float32"
     autocast: str | None = None
     scale_loss: bool = False
     tf32: bool = False
     kahan: bool = False
+    cpu: bool = True
+    min_capability: tuple[int, int] | None = None
+    convert: Callable[[torch.nn.Module], None] | None = None
 
 
 PRECISIONS: dict[str, Precision] = {
-    "fp32": Precision(about="IEEE single precision throughout"),
-    "tf32": Precision(about="fp32 storage, matrix products and convolutions in TensorFloat-32", tf32=True),
-    "fp16-mixed": Precision(
-        about="fp32 weights, float16 autocast with loss scaling", autocast="float16", scale_loss=True
+    "fp32": Precision(about="IEEE single precision throughout", peak_rate="fp32"),
+    "tf32": Precision(
+        about="fp32 storage, matrix products and convolutions in TensorFloat-32",
+        peak_rate="tf32",
+        tf32=True,
+        cpu=False,
+        min_capability=(8, 0),
     ),
-    "bf16-mixed": Precision(about="fp32 weights, bfloat16 autocast", autocast="bfloat16"),
-    "bf16-true": Precision(about="weights, gradients and optimizer state in bfloat16", weights="bfloat16"),
+    "fp16-mixed": Precision(
+        about="fp32 weights, float16 autocast with loss scaling",
+        peak_rate="fp16",
+        autocast="float16",
+        scale_loss=True,
+    ),
+    # Before Ampere PyTorch computes bfloat16 too, through float32: slower, and not what the name says.
+    "bf16-mixed": Precision(
+        about="fp32 weights, bfloat16 autocast",
+        peak_rate="bf16",
+        autocast="bfloat16",
+        min_capability=(8, 0),
+    ),
+    "bf16-true": Precision(
+        about="weights, gradients and optimizer state in bfloat16",
+        peak_rate="bf16",
+        weights="bfloat16",
+        min_capability=(8, 0),
+    ),
     "bf16-kahan": Precision(
         about="bf16-true with Kahan summation of the weights, second moment in fp32: no step is too small",
+        peak_rate="bf16",
         weights="bfloat16",
         kahan=True,
+        min_capability=(8, 0),
     ),
 }
 
@@ -65,11 +96,10 @@ def refusal(precision: str, accelerator: str, compute_capability: tuple[int, int
     """
     row = PRECISIONS[precision]
     if accelerator == "cpu" or compute_capability is None:
-        return f"{precision} exists on NVIDIA GPUs only; this run uses the CPU" if row.tf32 else None
-    # Before Ampere PyTorch computes bfloat16 too, through float32: slower, and not what the name says.
-    if compute_capability < (8, 0) and (row.tf32 or "bfloat16" in (row.weights, row.autocast)):
-        found = ".".join(map(str, compute_capability))
-        return f"{precision} needs compute capability 8.0 or newer; this GPU has {found}"
+        return None if row.cpu else f"{precision} exists on NVIDIA GPUs only; this run uses the CPU"
+    if row.min_capability is not None and compute_capability < row.min_capability:
+        needed, present = (".".join(map(str, one)) for one in (row.min_capability, compute_capability))
+        return f"{precision} needs compute capability {needed} or newer; this GPU has {present}"
     return None
 
 
@@ -90,6 +120,16 @@ def cast(model: torch.nn.Module, precision: str) -> torch.nn.Module:
     return model
 
 
+def convert(model: torch.nn.Module, precision: str) -> None:
+    """Let the row replace modules, in place, after the weights have its dtype and before anything wraps the model.
+
+    A converter keeps the names of parameters: a kept model is saved under them.
+    """
+    row = PRECISIONS[precision]
+    if row.convert is not None:
+        row.convert(model)
+
+
 def allow_tf32(allowed: bool) -> None:
     """Say for the whole process whether fp32 matrix products and convolutions may be computed in TF32.
 
@@ -104,7 +144,7 @@ def allow_tf32(allowed: bool) -> None:
 def computes_in_fp32(precision: str) -> bool:
     """Whether matrix products take and give float32."""
     row = PRECISIONS[precision]
-    return row.weights == "float32" and row.autocast is None
+    return row.weights == "float32" and row.autocast is None and row.convert is None
 
 
 def autocast(precision: str, accelerator: str) -> contextlib.AbstractContextManager[object]:

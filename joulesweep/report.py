@@ -15,9 +15,8 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from joulesweep import equalcost, provenance, published, quantities, words
+from joulesweep import charts, equalcost, provenance, published, quantities, words
 from joulesweep.answer import MARGIN, Answer, answers
-from joulesweep.charts import CHARTS
 from joulesweep.columns import ROUGE
 from joulesweep.equalcost import EqualCost
 from joulesweep.footprint import Footprint, described, footprint
@@ -46,7 +45,8 @@ def build(grid: dict[str, Any], tables: Tables) -> str:
     qualities = _qualities(tables)
     columns = _columns(tables, qualities, factors)
     chosen = tables.selections
-    drawn = [name for name in CHARTS if name != "tensors" or len(chosen)]
+    sections = charts.by_section()
+    drawn = [name for section, named in sections.items() if section == "charts" or len(chosen) for name in named]
     return template("report.html.j2").render(
         sweep=grid["sweep"],
         num_ok=tables.runs.filter(pl.col("status") == "ok").height,
@@ -56,7 +56,7 @@ def build(grid: dict[str, Any], tables: Tables) -> str:
         statuses=tables.runs["status"].value_counts(sort=True, name="runs").rows(),
         answers=[_answer(answer, qualities, factors) for answer in answers(tables)],
         margin=f"{MARGIN:.0%}",
-        charts={name: embedded(CHARTS[name](tables).to_dict()) for name in drawn},
+        charts={name: embedded(charts.draw(name, tables).to_dict()) for name in drawn},
         headings=[(heading, kind) for heading, kind, _ in columns],
         cells=[[make(row) for _, _, make in columns] for row in tables.cells.iter_rows(named=True)],
         nets=tables.cells["net_energy_j_mean"].count() > 0,

@@ -21,7 +21,14 @@ from joulesweep.errors import UserError, brief_repr, one_of
 LARGEST = 1e300  # of all numbers: what is made from them is finite as well
 #: A number whose name has such an end cannot be negative.
 COUNTS = ("_s", "_j", "_w", "_bytes", "_flops", "_macs", "loss", "perplexity", "accuracy")
-PYTHON_TYPES: dict[pl.DataType, tuple[type, ...]] = {
+DTYPES: dict[str, pl.DataType] = {
+    TEXT: pl.String(),
+    WHOLE: pl.Int64(),
+    REAL: pl.Float64(),
+    FLAG: pl.Boolean(),
+    TEXTS: pl.List(pl.String()),
+}
+PYTHON_TYPES: dict[str, tuple[type, ...]] = {
     TEXT: (str,),
     WHOLE: (int,),
     REAL: (int, float),
@@ -85,7 +92,7 @@ def described(path: Path) -> Table:
     try:
         dtypes, found = pl.read_parquet_schema(path), pl.read_parquet_metadata(path)
         columns = json.loads(found[DESCRIPTION])["columns"]
-        return {name: Column(name, dtype, **columns[name]) for name, dtype in dtypes.items()}
+        return {name: Column(name, str(dtype), **columns[name]) for name, dtype in dtypes.items()}
     except (OSError, pl.exceptions.PolarsError) as error:
         raise UserError(f"{path}: no table of a sweep: {str(error).splitlines()[0]}") from None
     except LookupError:
@@ -164,4 +171,5 @@ def frame(rows: list[dict[str, Any]], table: Table) -> pl.DataFrame:
         if lacking := always - combined(table, row).keys():
             raise ColumnError(f"nothing fills column {', '.join(sorted(lacking))}")
     columns = {key: [row.get(key) for row in rows] for key in table}
-    return pl.DataFrame([pl.Series(key, values, table[key].dtype, strict=False) for key, values in columns.items()])
+    dtypes = {key: DTYPES[column.dtype] for key, column in table.items()}
+    return pl.DataFrame([pl.Series(key, values, dtypes[key], strict=False) for key, values in columns.items()])

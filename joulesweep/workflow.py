@@ -21,7 +21,7 @@ from snakemake_interface_common.exceptions import WorkflowError
 from snakemake_interface_logger_plugins.common import LogEvent
 
 from joulesweep import config as config_module
-from joulesweep import devices, digest, record
+from joulesweep import devices, digest, readers, record
 from joulesweep.config import LocalSource
 from joulesweep.energy import headline
 from joulesweep.environment import resolve_accelerator
@@ -34,8 +34,6 @@ from joulesweep.snakemake_lock import clear_dead_lock
 from joulesweep.spec import RunSpec, canonical, short_hash, strip
 from joulesweep.strict import Place
 
-#: The charts of `joulesweep.charts.CHARTS`, named here so that parsing the Snakefile imports no altair.
-CHARTS = ("pareto", "energy", "speedup", "loss", "memory", "power", "tensors")
 #: What the analysis reads of a run.
 READ = ("record.json", "power.jsonl", "summaries.jsonl")
 
@@ -233,6 +231,11 @@ class Sweep:
     def dataset_json(self, key: str) -> str:
         """Where the texts of a key come from, for their script."""
         return canonical(text_source(dataset_source(self.config.datasets[self._datasets[key]])))
+
+    def dataset_code(self, key: str) -> str:
+        """Digest of the code that fetches the texts of a key: of all readers, that of their format alone."""
+        reader = readers.path(self.config.datasets[self._datasets[key]].format)
+        return digest.code_digest("scripts.fetch_dataset", "main", reader)
 
     def local_files(self, section: str, key: str) -> list[str]:
         """The user's own files behind a model or a data set that are there: changing one fetches it again.

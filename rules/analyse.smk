@@ -1,12 +1,11 @@
 """Records to tables, tables to charts, all of it to one report. Imports no torch.
 
 in:   results/<sweep>/grid.json and the records that it names (never a glob); anchors of earlier days, and today's
-out:  results/<sweep>/tables/*.parquet, charts/*.svg and *.html, report.html;
+out:  results/<sweep>/tables/*.parquet, charts/*.svg, *.html and *.rst, report.html;
       the same under results/<sweep>/partial/ from whatever is finished
 """
 
-CAPTIONS = "../joulesweep/templates/captions"
-TABLES = ("runs", "cells", "epochs", "selections", "devices", "power", "anchors")
+CHARTS = charts.names()  # a file of joulesweep/charts each
 
 
 rule aggregate:
@@ -17,7 +16,7 @@ rule aggregate:
         summaries=expand(f"{sweep.folder}/runs/{{run}}/summaries.jsonl", run=sweep.runs),
         anchors=sweep.anchors(),
     output:
-        expand(f"{sweep.folder}/tables/{{table}}.parquet", table=TABLES),
+        expand(f"{sweep.folder}/tables/{{table}}.parquet", table=columns.TABLES),
     log:
         f"{sweep.folder}/logs/aggregate.log",
     conda:
@@ -42,18 +41,20 @@ rule charts:
         svg=[
             report(
                 f"{sweep.folder}/charts/{chart}.svg",
-                caption=f"{CAPTIONS}/{chart}.rst",
+                caption=Path(f"{sweep.folder}/charts/{chart}.rst").absolute(),
                 category="Charts",
             )
             for chart in CHARTS
         ],
         html=expand(f"{sweep.folder}/charts/{{chart}}.html", chart=CHARTS),
+        captions=expand(f"{sweep.folder}/charts/{{chart}}.rst", chart=CHARTS),
     log:
         f"{sweep.folder}/logs/charts.log",
     conda:
         "../envs/reporting.yaml"
     params:
         code=digest.code_digest("scripts.charts"),
+        said=[charts.caption(chart) for chart in CHARTS],
         tables=input_folder,
         output=output_folder,
     message:
@@ -71,7 +72,7 @@ rule report:
     output:
         report(
             f"{sweep.folder}/report.html",
-            caption=f"{CAPTIONS}/report.rst",
+            caption="../joulesweep/templates/captions/report.rst",
             category="Report",
         ),
     log:
@@ -92,7 +93,7 @@ use rule aggregate as aggregate_partial with:
     input:
         grid=f"{sweep.folder}/grid.json",
     output:
-        expand(f"{sweep.folder}/partial/tables/{{table}}.parquet", table=TABLES),
+        expand(f"{sweep.folder}/partial/tables/{{table}}.parquet", table=columns.TABLES),
     log:
         f"{sweep.folder}/partial/logs/aggregate.log",
     params:
@@ -109,10 +110,12 @@ use rule charts as charts_partial with:
     output:
         svg=expand(f"{sweep.folder}/partial/charts/{{chart}}.svg", chart=CHARTS),
         html=expand(f"{sweep.folder}/partial/charts/{{chart}}.html", chart=CHARTS),
+        captions=expand(f"{sweep.folder}/partial/charts/{{chart}}.rst", chart=CHARTS),
     log:
         f"{sweep.folder}/partial/logs/charts.log",
     params:
         code=digest.code_digest("scripts.charts"),
+        said=[charts.caption(chart) for chart in CHARTS],
         tables=input_folder,
         output=output_folder,
 

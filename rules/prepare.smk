@@ -61,7 +61,7 @@ rule fetch_dataset:
     params:
         source=lambda wildcards: sweep.dataset_json(wildcards.dataset),
         marked=lambda wildcards: sweep.marked_files("datasets", wildcards.dataset),
-        code=digest.code_digest("scripts.fetch_dataset"),
+        code=lambda wildcards: sweep.dataset_code(wildcards.dataset),
     message:
         "Fetch texts {wildcards.dataset}"
     shell:

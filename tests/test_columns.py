@@ -78,7 +78,9 @@ def test_files_say_what_their_columns_are(tmp_path):
     for name in tables.NAMES:
         described = tables.described(tmp_path / "tables" / f"{name}.parquet")
         assert list(described.items()) == list(TABLES[name].items())
-        assert dict(getattr(found, name).schema) == {column.name: column.dtype for column in described.values()}
+        assert dict(getattr(found, name).schema) == {
+            column.name: tables.DTYPES[column.dtype] for column in described.values()
+        }
 
 
 @pytest.mark.parametrize("kind", ["absent", "text", "plain"])

@@ -12,7 +12,7 @@ import tiny_run
 import yaml
 from pydantic import BaseModel
 
-from joulesweep import config, methods
+from joulesweep import config, methods, readers
 from joulesweep.engine import ENGINES
 from joulesweep.errors import MOST_NAMES, UserError, one_of
 from joulesweep.precision import PRECISIONS
@@ -148,7 +148,7 @@ MISTAKES = [
     # choices
     (
         {"datasets__texts__format": "jsn"},
-        "datasets.texts.format: unknown value 'jsn'; allowed: jsonl, csv, text, vizwiz, hub, scitldr, dialogsum "
+        "datasets.texts.format: unknown format 'jsn'; allowed: csv, dialogsum, hub, jsonl, scitldr, text, vizwiz "
         "(did you mean 'jsonl'?)",
     ),
     (
@@ -565,6 +565,11 @@ def test_the_schema_names_what_the_axes_allow():
     assert grid["precision"]["items"]["enum"] == list(PRECISIONS)
 
 
+def test_the_schema_names_every_reader():
+    formats = config.json_schema()["$defs"]["DatasetConfig"]["properties"]["format"]["enum"]
+    assert formats == readers.names()
+
+
 def keys_of(section: type[BaseModel]) -> set[str]:
     """Every key of a section and of the sections inside it."""
     found = set()
@@ -584,5 +589,6 @@ def test_the_default_config_documents_every_key_and_every_value_of_the_tables():
     keys = keys_of(config.SweepConfig)
     assert {"sha256", "cpu_watts", "min_w", "subset", "when", "lr_warmup_fraction"} <= keys  # the walk goes deep
     tables = (STRATEGIES, PRECISIONS, ENGINES)
-    choices = {*config.TASKS, *config.BATCHINGS, *config.HEADS, *config.SCHEDULES, *methods.names()}.union(*tables)
+    named = {*config.TASKS, *config.BATCHINGS, *config.HEADS, *config.SCHEDULES, *methods.names(), *readers.names()}
+    choices = named.union(*tables)
     assert {name for name in keys | choices if not re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", text)} == set()

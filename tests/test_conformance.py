@@ -18,18 +18,15 @@ import sys
 import pytest
 import ranks
 import tiny_run
+import tolerances
 import torch
 
 from joulesweep import methods
 from joulesweep.config import BATCHINGS, HEADS
-from joulesweep.precision import PRECISIONS
+from joulesweep.precision import PRECISIONS, Precision
 from joulesweep.strategy import STRATEGIES
 
 GOLDEN = tiny_run.REPOSITORY / "tests" / "golden" / "losses.json"
-#: How far the loss of a step may be from fp32's, relative; the rounding of each format over two steps.
-TOLERANCE = {"fp32": 1e-6, "fp16-mixed": 5e-4, "bf16-mixed": 2e-3, "bf16-true": 2e-3, "bf16-kahan": 2e-3}
-#: How far each tensor's gradient may be off, relative to its largest element.
-ROUNDING = {"fp32": 1e-5, "fp16-mixed": 0.05, "bf16-mixed": 0.1, "bf16-true": 0.2, "bf16-kahan": 0.2}
 LOSS_SCALE = 2.0**16  # GradScaler's first
 #: The reference.
 PLAIN = {"method": "full", "precision": "fp32", "batching": "fixed", "head": "dense"}
@@ -192,8 +189,9 @@ def distance(found, expected, factor=1.0):
 
 def check_losses(found, expected, precision):
     assert found["status"] == "ok"
-    assert found["losses"] == pytest.approx(expected["losses"], rel=TOLERANCE[precision])
-    assert found["validation_loss"] == pytest.approx(expected["validation_loss"], rel=TOLERANCE[precision])
+    tolerance, _ = tolerances.of(precision)
+    assert found["losses"] == pytest.approx(expected["losses"], rel=tolerance)
+    assert found["validation_loss"] == pytest.approx(expected["validation_loss"], rel=tolerance)
 
 
 @pytest.mark.parametrize("case", SINGLE, ids=name)
@@ -236,7 +234,8 @@ def rounding(case, step):
 
     So one that is all but zero, as T5 has some, moves its weight by a whole step in either direction.
     """
-    return 10 * ROUNDING["fp32"] if step and "task" in case else ROUNDING[case["precision"]]
+    _, exact = tolerances.of("fp32")
+    return 10 * exact if step and "task" in case else tolerances.of(case["precision"])[1]
 
 
 @pytest.mark.parametrize("case", SAVING, ids=name)
@@ -257,7 +256,7 @@ def test_the_gradient_of_a_step_is_cut_to_the_norm(single, case):
     assert norm > 10 * NORM
     for step in found["gradients"]:
         assert torch.cat([g.float().flatten() for g in step]).norm().item() == pytest.approx(NORM, rel=1e-3)
-    assert distance(found["gradients"][0], [g * (NORM / norm) for g in unscaled]) < ROUNDING[case["precision"]]
+    assert distance(found["gradients"][0], [g * (NORM / norm) for g in unscaled]) < rounding(case, 0)
 
 
 def test_a_gradient_within_the_norm_is_left_alone(single):
@@ -305,6 +304,40 @@ def test_few_cases_are_impossible():
     found = {(case["method"], case["batching"], case.get("strategy")) for case in SINGLE + PAIRS if impossible(case)}
     choosing = {(method, batching, "fsdp") for method in ("greentrainer", "random") for batching in BATCHINGS}
     assert found == choosing | {("prefix", "packed", strategy) for strategy in (None, *SPREAD)}
+
+
+class Coarse(torch.nn.Linear):
+    """A linear layer whose input has a mantissa of four bits, and its gradients those of the exact one."""
+
+    def forward(self, given):
+        mantissa, exponent = torch.frexp(given.detach())
+        coarse = torch.ldexp((mantissa * 16).round() / 16, exponent)
+        return super().forward(given + (coarse - given.detach()))
+
+
+def coarsen(model):
+    for module in model.modules():
+        if type(module) is torch.nn.Linear:
+            module.__class__ = Coarse
+
+
+NEW_ROWS = {
+    "fp16-unscaled": Precision(about="a new one", peak_rate="fp16", autocast="float16"),
+    "coarse": Precision(about="four bits", peak_rate="fp8", convert=coarsen),
+}
+
+
+@pytest.mark.parametrize("name", NEW_ROWS)
+@pytest.mark.parametrize(
+    "changes", [{}, {"batching": "packed", "head": "masked"}, {"method": "lora", **DROPPED["lora"]}]
+)
+def test_a_new_precision_is_one_row(single, monkeypatch, name, changes):
+    monkeypatch.setitem(PRECISIONS, name, NEW_ROWS[name])
+    case = {**PLAIN, "precision": name, **changes}
+    found, plain = single(case), single(plain_of(case))
+    check_losses(found, plain, name)
+    check_gradients(case, found["gradients"], plain["gradients"])
+    assert distance(found["gradients"][0], plain["gradients"][0]) > 1e-4, "nothing was converted"
 
 
 def test_float16_scales_its_gradients(single):

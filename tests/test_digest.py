@@ -219,6 +219,7 @@ def test_pairs_that_look_alike_differ(tmp_path, one, other):
         ("def f():\n    assert x, 'one'", "def f():\n    assert x, 'two'"),
         ("def f():\n    print('one')\n    return 1", "def f():\n    return 1"),
         ("y = Row(about='one', x=1)", "y = Row(about='two', x=1)"),
+        ("y = Row(peak_rate='fp16', x=1)", "y = Row(peak_rate='fp8', x=1)"),
         ("@dataclass\nclass A:\n    x: int", "@dataclass\nclass A:\n    x: float"),
         ("from x import f\ny = f()", "from x import f as g\ny = g()"),
         ("from x import f\ny = f()", "import x\ny = x.f()"),
@@ -312,13 +313,14 @@ def test_a_function_that_is_moved_and_renamed_makes_nothing_stale(package):
 
 
 def test_of_a_table_only_the_runs_own_row_counts(package):
-    changed = package.changed_by("precision.py", 'bfloat16 autocast", autocast="bfloat16"', 'x", autocast="float16"')
+    changed = package.changed_by("precision.py", 'autocast="bfloat16"', 'autocast="float16"')
     assert changed == {"mixed"}
+    assert package.changed_by("precision.py", 'peak_rate="bf16"', 'peak_rate="fp16"') == set(), "of the analysis alone"
     assert package.changed_by("strategy.py", 'wrapper="DistributedDataParallel"', 'wrapper="Other"') == {"ddp"}
 
 
 def test_a_new_row_makes_nothing_stale(package):
-    row = '    "fp8-mixed": Precision(about="eight bits", autocast="float8_e4m3fn"),\n'
+    row = '    "fp8-mixed": Precision(about="eight bits", peak_rate="fp8", convert=eight),\n'
     assert package.changed_by("precision.py", '    "tf32": Precision', f'{row}    "tf32": Precision') == set()
 
 
@@ -341,7 +343,7 @@ def test_a_new_method_makes_nothing_stale(package):
 
 def test_charts_and_report_make_no_run_stale_and_training_makes_no_table_stale(package):
     before = package.analysis()
-    assert package.changed_by("charts.py", "def pareto(", "def pareto(_=0, *") == set()
+    assert package.changed_by("charts/pareto.py", "def draw(", "def draw(_=0, *") == set()
     assert {name for name, value in package.analysis().items() if value != before[name]} == {"charts", "report"}
     assert package.changed_by("train.py", "def _step(", "def _step(_=0, *") == set(SPECS)
     package.edit("cells.py", "def tabulate(", "def tabulate(_=0, *")
@@ -393,10 +395,11 @@ def test_what_is_found_by_name_alone_is_known():
         for path in (places.ROOT / "joulesweep").rglob("*.py")
         if re.search(r"import_module|__import__", path.read_text(encoding="utf-8"))
     }
-    of_others = {
-        f"joulesweep/{name}.py" for name in ("lazy", "model", "trainer")
-    }  # modules of PyTorch, transformers and Zeus
-    assert found == {"joulesweep/methods/__init__.py", "joulesweep/meters/__init__.py", *of_others}
+    of_others = {f"joulesweep/{name}.py" for name in ("assembly", "build", "lazy")}  # of PyTorch, transformers, Zeus
+    plugins = {
+        f"joulesweep/{name}/__init__.py" for name in ("report/charts", "measure/meters", "methods", "readers")
+    }  # by their own files
+    assert found == plugins | of_others
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,13 @@ import ast
 import dataclasses
 import importlib
 import importlib.util
+import json
+import os
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 import textwrap
 from collections.abc import Iterator
 
@@ -18,7 +23,7 @@ import tiny_run
 import yaml
 from pydantic import BaseModel
 
-from joulesweep import charts, config, tables, texts
+from joulesweep import config, readers, tables
 from joulesweep.aggregate import aggregate
 from joulesweep.columns import TABLES
 from joulesweep.engine import ENGINES
@@ -38,8 +43,9 @@ PROGRAMS = ("joulesweep", "snakemake", "make", "python", "python3")
 YOURS = {
     "config/mine.yaml",
     "joulesweep/methods/biases.py",
-    "joulesweep/meters/acpi.py",
-    "joulesweep/templates/captions/NAME.rst",
+    "joulesweep/measure/meters/acpi.py",
+    "joulesweep/readers/tsv.py",
+    "joulesweep/report/charts/startup.py",
 }
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INDENTED = re.compile(r"(?:^(?: {4}| {8})\S.*\n)+", re.MULTILINE)
@@ -267,6 +273,7 @@ def test_the_reference_has_every_flag_status_value_and_method():
     for part, rows in (("strategies", STRATEGIES), ("precisions", PRECISIONS), ("engines", ENGINES)):
         assert all(f"| `{name}` |" in generate.PARTS[part]() for name in rows)
     assert all(f"| `{name}` |" in generate.methods() for name in generate_methods())
+    assert all(f"| `{name}` |" in generate.readers() for name in readers.names())
 
 
 def strings_of(module: str) -> Iterator[ast.AST]:
@@ -397,26 +404,46 @@ def test_the_precision_of_the_guide_is_a_row():
     assert all(f"| `{field}` |" in table for field in Precision.__dataclass_fields__)
 
 
-def test_the_reader_of_the_guide_reads(tmp_path):
-    names = dict(vars(texts))
-    exec(example("reader.md"), names)
-    file = texts.InputFile(name="mine.tsv", path=tmp_path / "mine.tsv")
-    file.path.write_text("text\ttarget\nWhat is it?\tThis, that.\n", encoding="utf-8")
-    source = {"local": "mine.tsv"}
-    given = config.DatasetConfig.model_validate(
-        {"source": source, "format": "csv", "field": "text", "target": "target"}
+def test_the_reader_of_the_guide_is_one_file(tmp_path):
+    for folder in ("joulesweep", "scripts"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "resources", tmp_path / "resources", ignore=shutil.ignore_patterns("models", "datasets"))
+    (tmp_path / "joulesweep/readers/tsv.py").write_text(example("reader.md"), encoding="utf-8")
+    (tmp_path / "mine.tsv").write_text("question\treply\nWhat is it?\tThis, that.\n", encoding="utf-8")
+    source = {"source": {"local": "mine.tsv"}, "format": "tsv", "field": "question", "target": "reply"}
+    (tmp_path / "mine.yaml").write_text(json.dumps(tiny_run.config(datasets__texts=source)), encoding="utf-8")
+    assert run(tmp_path, "-m", "joulesweep.cli", "check", "mine.yaml") == (0, "")
+    fetch = ("-m", "scripts.fetch_dataset", "--output", "out.jsonl", "--manifest", "out.json", "--source")
+    assert run(tmp_path, *fetch, json.dumps(source)) == (0, "")
+    text = (tmp_path / "out.jsonl").read_text(encoding="utf-8")
+    assert json.loads(text) == {"text": "What is it?", "targets": ["This, that."]}
+    told = "datasets.texts: choices: has no meaning with format tsv"
+    wrong = tiny_run.config(datasets__texts={**source, "choices": "reply"})
+    (tmp_path / "mine.yaml").write_text(json.dumps(wrong), encoding="utf-8")
+    code, line = run(tmp_path, "-m", "joulesweep.cli", "check", "mine.yaml")
+    assert (code, line.count("\n")) == (2, 1)
+    assert told in line
+    assert run(tmp_path, "-m", "joulesweep.cli", "schema", "schema.json") == (0, "")
+    assert '"tsv"' in (tmp_path / "schema.json").read_text(encoding="utf-8")
+
+
+def run(folder, *arguments):
+    """Exit code and errors of a program, run in a copy of the package."""
+    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
-    assert names["_read_tsv"](file, given) == [{"text": "What is it?", "targets": ["This, that."]}]
+    return done.returncode, done.stderr
 
 
 def test_the_chart_of_the_guide_draws_and_says_why_not(tmp_path):
-    names = dict(vars(charts))
+    names: dict[str, object] = {}
     exec(example("chart.md"), names)
     made = aggregate(*synthetic.write_sweep(tmp_path, synthetic.raw_config(None), lambda row: row))
-    (rows,) = names["startup"](made).to_dict()["datasets"].values()
+    (rows,) = names["draw"](made).to_dict()["datasets"].values()
     assert {row["startup_s"] for row in rows} == {2.5}
     nothing = dataclasses.replace(made, runs=made.runs.with_columns(status=pl.lit("oom")))
-    assert "no run finished" in str(names["startup"](nothing).to_dict())
+    assert "no run finished" in str(names["draw"](nothing).to_dict())
 
 
 def test_pre_commit_has_the_checks_of_make_lint():

@@ -45,8 +45,8 @@ def test_a_doubtful_number_is_not_recommended(tmp_path, repeats):
     assert answer.by == "energy_j" and answer.chosen["precision"] == "fp32"
     assert not any("bf16" in name for name in [*answer.ties, *answer.against])
     assert len(answer.doubtful) == 4 and all(WHY in line and "bf16" in line for line in answer.doubtful)
-    page = report.build(grid, found)
-    assert f"single bf16-mixed bs32: gpu:0: {WHY}" in page and "doubtful" in page
+    html = report.build(grid, found)
+    assert f"single bf16-mixed bs32: gpu:0: {WHY}" in html and "doubtful" in html
 
 
 def test_where_all_are_doubtful_time_decides_and_the_reason_is_said(tmp_path):
@@ -63,7 +63,7 @@ def test_doubtful_joules_are_in_no_ratio_no_front_and_no_comparison_at_equal_cos
     cells = {row["name"]: row for row in found.cells.iter_rows(named=True)}
     said = compare(found.runs, cells["single bf16-mixed bs32"], cells["single fp32 bs32"])
     assert said and not any("energy" in one.text for one in said)
-    drawn = str(charts.pareto(found).to_dict())
+    drawn = str(charts.draw("pareto", found).to_dict())
     assert "single fp32 bs32" in drawn and "Doubtful joules, in no ranking: " in drawn
 
 
@@ -84,10 +84,10 @@ def test_the_error_of_the_joules_is_in_tables_and_report(tmp_path):
     grid, found = build(tmp_path, synthetic.on_gpus)
     assert (found.runs["energy_error_j"] / found.runs["energy_j"]).round(6).unique().to_list() == [0.01]
     assert (found.cells["energy_error_j"] / found.cells["energy_j_mean"]).round(6).unique().to_list() == [0.01]
-    page = report.build(grid, found)
-    assert "off by at most 1.00 %" in page
-    assert "joules of a run may be off by" in page
-    assert page.count("±5 %") == 1 and "cancels in ratios on\none board" in page
+    html = report.build(grid, found)
+    assert "off by at most 1.00 %" in html
+    assert "joules of a run may be off by" in html
+    assert html.count("±5 %") == 1 and "cancels in ratios on\none board" in html
 
 
 def test_a_device_without_an_error_leaves_the_sum_without_one(tmp_path):
@@ -174,7 +174,7 @@ def test_joules_of_boards_that_a_run_on_the_cpu_metered_are_told_apart(tmp_path)
 
     grid, runs = synthetic.write_sweep(tmp_path, synthetic.raw_config(), change)
     found = aggregate(grid, runs)
-    page = report.build(grid, found)
-    assert "2.40 kJ (measured, of boards that are in no run&#39;s sum: gpu:0 of 24 runs)" in page
-    assert "no run's joules were read" not in page
-    assert "GPUs metered" in page
+    html = report.build(grid, found)
+    assert "2.40 kJ (measured, of boards that are in no run&#39;s sum: gpu:0 of 24 runs)" in html
+    assert "no run's joules were read" not in html
+    assert "GPUs metered" in html

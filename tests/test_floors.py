@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM
 from joulesweep import floors, flops
 from joulesweep.aggregate import aggregate
 from joulesweep.model import LanguageModel
-from joulesweep.precision import PRECISIONS
+from joulesweep.precision import PRECISIONS, Precision
 
 GIB = 2**30
 #: NVML's names, and what NVML gives as the size of the memory.
@@ -97,9 +97,10 @@ def test_a_row_that_is_not_from_memory_says_where_and_when_it_was_read():
 
 
 @pytest.mark.parametrize("name", PRECISIONS)
-def test_each_precision_has_a_rate(name):
+def test_each_precision_names_a_rate_of_the_table(name):
     expected = {"fp32": "fp32", "tf32": "tf32", "fp16-mixed": "fp16"}
-    assert floors.rate_of(name) == expected.get(name, "bf16")
+    assert PRECISIONS[name].peak_rate == expected.get(name, "bf16")
+    assert all(PRECISIONS[name].peak_rate in gpu.flops_per_s for gpu in floors.gpus().values())
 
 
 COUNTS = {
@@ -214,6 +215,27 @@ def test_an_unknown_gpu_is_null_with_a_reason(gpus, reason):
     found = floors.columns(record)
     assert found["floor_reason"] == reason and found["useful_flops"] > 0
     assert found.get("mfu") is None and found.get("floor_distance") is None
+
+
+def test_a_new_precision_has_a_rate_when_the_table_has_its_column(monkeypatch, tmp_path):
+    monkeypatch.setitem(PRECISIONS, "new", Precision(about="eight bits", peak_rate="fp8", autocast="bfloat16"))
+    record = ok_on_gpus(precision="new")
+    name, memory_bytes = record["environment"]["gpus"][0]["name"], record["environment"]["gpus"][0]["memory_bytes"]
+    gpu = floors.find(name, memory_bytes)
+    assert floors.columns(record)["floor_reason"] == f"resources/gpus.csv has no fp8 rate of {gpu.name}"
+    lines = floors.GPU_FILE.read_text(encoding="utf-8").splitlines()
+    head = next(i for i, line in enumerate(lines) if line.startswith("name,"))
+    new = [line + ((",fp8_tflops" if i == head else ",1979") if i >= head else "") for i, line in enumerate(lines)]
+    (tmp_path / "gpus.csv").write_text("\n".join(new), encoding="utf-8")
+    monkeypatch.setattr(floors, "GPU_FILE", tmp_path / "gpus.csv")
+    floors.gpus.cache_clear()
+    try:
+        found = floors.columns(record)
+    finally:
+        floors.gpus.cache_clear()
+    assert found["floor_reason"] is None
+    window_s = record["measurement"]["window_s"]
+    assert found["mfu"] == pytest.approx(found["useful_flops"] / (window_s * 1979e12 * record["spec"]["devices"]))
 
 
 def test_an_older_record_has_no_flops_and_says_why():

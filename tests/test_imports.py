@@ -43,7 +43,7 @@ def test_a_whole_training_imports_torch_transformers_and_zeus_and_nothing_of_the
         "from joulesweep import train; assert train.main(sys.argv) == 0",
         *("torch", "transformers", "zeus", "datasets", "polars", "altair", "snakemake"),
         *("scipy", "sklearn", "pandas", "pyarrow", "accelerate", "peft"),  # seconds of CPU that no training needs
-        *("joulesweep.config", "joulesweep.charts", "joulesweep.aggregate", "joulesweep.report", "joulesweep.workflow"),
+        *("joulesweep.config", "joulesweep.theme", "joulesweep.aggregate", "joulesweep.report", "joulesweep.workflow"),
         arguments=(str(tmp_path / "job.json"),),
     )
     assert [name for name in found if name != "zeus"] == ["torch", "transformers"]  # Zeus only where there is a meter
@@ -56,7 +56,7 @@ def test_a_plain_import_of_the_libraries_brings_what_a_training_does_without():
     assert imported(code, "scipy.optimize", "sklearn") == ["scipy.optimize", "sklearn"]
 
 
-@pytest.mark.parametrize("module", ["aggregate", "charts", "report"])
+@pytest.mark.parametrize("module", ["aggregate", "charts", "charts.pareto", "report"])
 def test_reporting_imports_no_torch(module):
     names = ("torch", "transformers", "zeus", "datasets", "snakemake", f"joulesweep.{module}")
     assert imported(f"import joulesweep.{module}", *names) == [f"joulesweep.{module}"]
@@ -64,7 +64,7 @@ def test_reporting_imports_no_torch(module):
 
 def test_parsing_a_workflow_imports_nothing_heavy(tmp_path):
     code = (
-        "from joulesweep.workflow import load; import os, pathlib, types\n"
+        "from joulesweep import charts, columns; from joulesweep.workflow import load; import os, pathlib, types\n"
         "given = types.SimpleNamespace(configfiles=[pathlib.Path('config/config.yaml').absolute()], config_args=None)\n"
         f"os.chdir({str(tmp_path)!r})\n"
         "shown = types.SimpleNamespace(quiet=None, dryrun=False)\n"
@@ -72,7 +72,7 @@ def test_parsing_a_workflow_imports_nothing_heavy(tmp_path):
         "told = types.SimpleNamespace(basedir=os.getcwd(), output_settings=shown, config_settings=given, **flags)\n"
         "sweep = load(told)\n"
         "for run in sweep.runs: sweep.job(run), sweep.tokens(run), sweep.threads(run, 2)\n"
-        "sweep.config_json(), sweep.finished()"
+        "sweep.config_json(), sweep.finished(), [charts.caption(name) for name in charts.names()]"
     )
     heavy = ("torch", "transformers", "datasets", "polars", "altair", "zeus", "numpy", "pandas", "scipy")
     assert imported(code, *heavy, "joulesweep.grid") == ["joulesweep.grid"]

@@ -98,7 +98,7 @@ def script(monkeypatch):
     return use
 
 
-def processes(word) -> dict[int, str]:
+def running(word) -> dict[int, str]:
     """Living processes whose command line has a word, by id."""
     found = {}
     for path in Path("/proc").glob("[0-9]*"):
@@ -134,7 +134,7 @@ def test_a_run_leaves_its_record_last_and_nothing_else(start, assets, tmp_path):
     assert found["measurement"]["num_texts"] == 90
     assert found["measurement"]["samples_per_s"] == pytest.approx(90 / found["measurement"]["window_s"])
     assert (folder / "record.json").stat().st_mtime_ns >= max(path.stat().st_mtime_ns for path in folder.iterdir())
-    assert processes(tmp_path) == {}
+    assert running(tmp_path) == {}
     # what a process of its own computes is what this process computes
     spec = tiny_run.spec(epochs=2, dataset_source=ODD, batch_size=22)
     here = train.train(spec, assets.model_folder, assets.tokens, tmp_path / "here")
@@ -185,12 +185,12 @@ def started(assets, tmp_path):
     finally:
         parent.kill()
         parent.communicate()
-        for pid in processes(folder / ".work"):
+        for pid in running(folder / ".work"):
             os.kill(pid, signal.SIGKILL)
 
 
 def ranks(folder) -> list[int]:
-    found = processes(folder / ".work")
+    found = running(folder / ".work")
     return sorted(
         pid for pid, command in found.items() if "joulesweep.worker" in command and "distributed" not in command
     )
@@ -205,7 +205,7 @@ def test_a_rank_that_is_killed_ends_the_run_its_peers_and_leaves_no_record(start
     assert f"{folder.name}: a process of the run ended with exit code 1 and left no result" in said
     assert str(folder / "run.log") in said
     assert not (folder / "record.json").exists()
-    assert processes(folder) == {}
+    assert running(folder) == {}
     wait_for(lambda: lock_files.held(folder.parent / "joulesweep-locks") == [])
 
 
@@ -214,7 +214,7 @@ def test_all_ranks_die_with_the_process_that_launched_them(started):
     parent, folder = started
     parent.kill()
     parent.wait()
-    wait_for(lambda: processes(folder) == {})
+    wait_for(lambda: running(folder) == {})
     assert not (folder / "record.json").exists()
     wait_for(lambda: lock_files.held(folder.parent / "joulesweep-locks") == [])
 
@@ -229,7 +229,7 @@ def test_a_run_over_its_time_is_stopped_with_all_its_processes_and_recorded(star
     assert (found["status"], found["reason"]) == ("timeout", "stopped after timeout_s = 0.5 s")
     assert found["measurement"] is found["quality"] is None
     assert record.read(folder / "record.json")["epochs"] == []
-    assert processes(tmp_path) == {}
+    assert running(tmp_path) == {}
 
 
 @pytest.fixture
@@ -336,7 +336,7 @@ def test_a_run_that_is_terminated_takes_its_processes_with_it(start, script, tmp
     with pytest.raises(SystemExit) as stopped:
         start()
     assert stopped.value.code == 128 + signal.SIGTERM
-    assert processes(tmp_path) == {}
+    assert running(tmp_path) == {}
     assert list(tmp_path.rglob("record.json")) == []
 
 
@@ -346,7 +346,7 @@ def test_a_run_ends_when_the_workflow_above_it_is_gone(start, script, monkeypatc
     monkeypatch.setattr(process, "ancestry", lambda: next(seen))
     with pytest.raises(SystemExit, match="the workflow that started this run is gone"):
         start()
-    assert processes(tmp_path) == {}
+    assert running(tmp_path) == {}
 
 
 def test_the_ancestry_is_the_parent_and_its_parent():
@@ -690,7 +690,7 @@ def test_a_meter_that_hangs_stops_no_deadline(start, script, hanging, tmp_path):
     script("time.sleep(600)")
     found, _ = start("gpu", gpus=[0], timeout_s=1.0)
     assert (found["status"], found["reason"]) == ("timeout", "stopped after timeout_s = 1 s")
-    assert processes(tmp_path) == {}
+    assert running(tmp_path) == {}
 
 
 def test_a_meter_that_hangs_stops_no_signal(start, script, hanging, monkeypatch, tmp_path):
@@ -698,7 +698,7 @@ def test_a_meter_that_hangs_stops_no_signal(start, script, hanging, monkeypatch,
     script("os.kill(os.getppid(), 15)", "time.sleep(600)")
     with pytest.raises(SystemExit):
         start("gpu", gpus=[0])
-    assert processes(tmp_path) == {}
+    assert running(tmp_path) == {}
 
 
 @pytest.mark.parametrize("cooldown_s", [0.0, 0.1])
@@ -755,4 +755,4 @@ def test_a_driver_that_hangs_for_good_stops_neither_deadline_nor_signal(tmp_path
         parent.kill()
         parent.wait()
     assert (parent.returncode, said) == ((0, "timeout\n") if end == "timeout" else (128 + signal.SIGTERM, ""))
-    assert processes(tmp_path) == {}
+    assert running(tmp_path) == {}

@@ -36,7 +36,7 @@ def build(tmp_path, change=lambda row: row, axes=None, **sections):
     return grid, aggregate.aggregate(grid, runs)
 
 
-def page(tmp_path, change=lambda row: row, axes=None, **sections):
+def page_of(tmp_path, change=lambda row: row, axes=None, **sections):
     return report.build(*build(tmp_path, change, axes, **sections))
 
 
@@ -48,7 +48,7 @@ def words(html):
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
-    return page(tmp_path_factory.mktemp("plain"))
+    return page_of(tmp_path_factory.mktemp("plain"))
 
 
 def test_the_answer_is_the_cheapest_within_the_margin(tmp_path):
@@ -100,7 +100,7 @@ def test_an_unsure_lead_is_told(tmp_path):
 
 def test_a_sure_lead_is_told(tmp_path):
     axes = {"strategy": ["single", "ddp"], "precision": ["fp32"], "batch_size": [32]}
-    assert "Each of the others is shown to take more time." in words(page(tmp_path, axes=axes))
+    assert "Each of the others is shown to take more time." in words(page_of(tmp_path, axes=axes))
 
 
 def test_the_page_answers_first(plain):
@@ -145,13 +145,13 @@ def test_every_estimate_is_in_a_marked_element(plain):
 
 
 def test_measured_joules_are_shown_as_such(tmp_path):
-    text = words(page(tmp_path, synthetic.measured, energy={"estimate": False}))
+    text = words(page_of(tmp_path, synthetic.measured, energy={"estimate": False}))
     assert "least measured energy" in text and "24 runs: measured, scope cpu" in text
     assert "≈" not in text and "not measured" not in text
 
 
 def test_what_a_run_reached_of_what_was_possible_is_shown_and_explained(tmp_path):
-    text = words(page(tmp_path, synthetic.on_gpus, **synthetic.GPU_CONFIG))
+    text = words(page_of(tmp_path, synthetic.on_gpus, **synthetic.GPU_CONFIG))
     for heading in ("Spent on padding", "Of peak rate (MFU)", "Of possible speed (distance to floor)"):
         assert text.count(heading) == 2, heading  # the column, and what it means
     assert re.search(r"Tokens/s Spent on padding Of peak rate \(MFU\) Of possible speed", text)
@@ -167,9 +167,9 @@ def test_peak_rates_from_memory_are_named_below_the_table(tmp_path):
 
     said = "are from memory: compare resources/gpus.csv with the datasheet."
     assert f"Peak rates of NVIDIA GeForce RTX 3090 {said}" in words(
-        page(tmp_path / "a", on_3090, **synthetic.GPU_CONFIG)
+        page_of(tmp_path / "a", on_3090, **synthetic.GPU_CONFIG)
     )
-    assert said not in words(page(tmp_path / "h200", synthetic.on_gpus, **synthetic.GPU_CONFIG))
+    assert said not in words(page_of(tmp_path / "h200", synthetic.on_gpus, **synthetic.GPU_CONFIG))
 
 
 def test_without_a_peak_rate_only_the_padding_is_shown(plain):
@@ -184,8 +184,8 @@ def test_work_that_was_not_counted_has_no_column_and_where_some_was_a_reason(tmp
     def some(row):
         return older(row) if row["spec"]["batch_size"] == 32 else row
 
-    assert "Spent on padding" not in words(page(tmp_path / "all", older))
-    text = words(page(tmp_path / "some", some))
+    assert "Spent on padding" not in words(page_of(tmp_path / "all", older))
+    text = words(page_of(tmp_path / "some", some))
     assert "Where it is missing: the record was written before FLOPs were counted." in text
 
 
@@ -206,7 +206,7 @@ def test_a_choice_whose_cost_was_not_counted_has_a_dash_and_a_reason(tmp_path):
         first = {"objective": "time", "flop_reason": "einsum is not counted"} if row["spec"]["repeat"] == 1 else {}
         return synthetic.choosing(row, importance_share=None, gap=0.0, **first)
 
-    text = words(page(tmp_path, change, synthetic.METHODS))
+    text = words(page_of(tmp_path, change, synthetic.METHODS))
     assert re.search(r"6 in 3 runs time 0\.5 0\.49\d – 0\.350 50\.0 ms 250 ms [\d.]+ of 42 25\.0 % – < 0\.01 %", text)
     assert "Where the counted cost is missing: einsum is not counted." in text
     assert "the prediction is of seconds on the run's device" in text
@@ -218,7 +218,7 @@ def test_methods_are_compared_at_equal_cost_with_a_sentence_first(tmp_path):
         epochs = [{**one, "validation_loss": one["validation_loss"] + worse} for one in row["epochs"]]
         return synthetic.choosing({**row, "epochs": epochs})
 
-    text = words(page(tmp_path, change, synthetic.METHODS))
+    text = words(page_of(tmp_path, change, synthetic.METHODS))
     begin = text.index("At equal cost")
     assert text.index("All configurations") < begin < text.index("Which tensors trained")
     section = text[begin : text.index("Which tensors trained")]
@@ -231,14 +231,14 @@ def test_methods_are_compared_at_equal_cost_with_a_sentence_first(tmp_path):
 
 def test_the_cost_is_joules_where_they_were_measured_and_one_seed_has_no_interval(tmp_path):
     axes = {**synthetic.METHODS, "repeats": 1}
-    text = words(page(tmp_path, synthetic.on_gpus, axes, **synthetic.GPU_CONFIG))
+    text = words(page_of(tmp_path, synthetic.on_gpus, axes, **synthetic.GPU_CONFIG))
     assert "Cost: joules, scope gpu, the counters' readings interpolated to the end of each epoch." in text
     assert "full: one common seed cannot tell it from greentrainer(rho=0.5) and random(rho=0.5)." in text
     assert re.search(r"full random\(rho=0\.5\) [\d.]+ kJ [\d.]+ [\d.]+ [+−][\d.]+ n=1, no interval 1 –", text)
 
 
 def test_published_figures_stand_beside_measured_ratios(tmp_path):
-    text = words(page(tmp_path, synthetic.choosing, synthetic.METHODS))
+    text = words(page_of(tmp_path, synthetic.choosing, synthetic.METHODS))
     begin = text.index("Beside the published figures")
     assert text.index("At equal cost") < begin < text.index("Which tensors trained")
     section = text[begin : text.index("Which tensors trained")]
@@ -249,13 +249,13 @@ def test_published_figures_stand_beside_measured_ratios(tmp_path):
 
 
 def test_measured_joules_stand_beside_published_hours(tmp_path):
-    text = words(page(tmp_path, synthetic.on_gpus, synthetic.METHODS, **synthetic.GPU_CONFIG))
+    text = words(page_of(tmp_path, synthetic.on_gpus, synthetic.METHODS, **synthetic.GPU_CONFIG))
     assert "Time here Measured joules here Published settings" in text
 
 
 def test_speeds_stand_beside_published_headlines(tmp_path):
     axes = {"strategy": ["dp", "ddp"], "precision": ["fp32", "fp16-mixed"]}
-    text = words(page(tmp_path, axes=axes))
+    text = words(page_of(tmp_path, axes=axes))
     assert "Published training speed: up to 3.5× faster (recalled, arXiv 2506.08433)" in text
     ratio = r"[\d.]+× \[[\d.]+, [\d.]+\], n=3"
     assert re.search(rf"ddp over dp 4 {ratio} {ratio} ddp2 [\w-]+ bs\d\d fp16-mixed over fp32 4 {ratio}", text)
@@ -271,13 +271,13 @@ def test_where_no_method_chooses_there_is_no_such_section(plain):
 
 
 def test_one_repeat_has_no_interval(tmp_path):
-    text = words(page(tmp_path, axes={"repeats": 1}))
+    text = words(page_of(tmp_path, axes={"repeats": 1}))
     assert "n=1, no interval" in text
     assert not re.search(r"95 % interval, paired by seed", text)
 
 
 def test_a_partial_sweep_says_so(tmp_path):
-    text = words(page(tmp_path, lambda row: None if row["spec"]["repeat"] == 3 else row))
+    text = words(page_of(tmp_path, lambda row: None if row["spec"]["repeat"] == 3 else row))
     assert "16 of 24 runs finished: 16 ok, 8 missing." in text
     assert "the answer may change" in text
     assert "no record" in text
@@ -285,7 +285,7 @@ def test_a_partial_sweep_says_so(tmp_path):
 
 def test_a_failed_sweep_still_reports(tmp_path):
     reason = "out of memory: asked for 2.0 GiB"
-    text = words(page(tmp_path, lambda row: synthetic.failed(row, "oom", reason)))
+    text = words(page_of(tmp_path, lambda row: synthetic.failed(row, "oom", reason)))
     assert "No answer yet: no run finished." in text
     assert "0 of 24 runs finished: 24 oom." in text
     assert "single fp32 bs32 1, 2, 3 oom 2.00 GiB out of memory: asked for 2.0 GiB" in text
@@ -302,7 +302,7 @@ def test_runs_without_numbers_are_grouped_by_configuration_and_status(tmp_path):
             return synthetic.failed(row, "diverged" if a_spec["repeat"] < 3 else "timeout", reason)
         return {**synthetic.failed(row, "oom", "full"), "oom_bytes": a_spec["repeat"] * 2**30}
 
-    text = words(page(tmp_path, change, axes={"batch_size": [32]}))
+    text = words(page_of(tmp_path, change, axes={"batch_size": [32]}))
     assert "Repeat Status Memory asked for Reason" in text
     assert "single fp32 bs32 1, 2 diverged – not finite by step 1; not finite by step 2 single fp32 bs32 3" in text
     assert "single fp32 bs32 3 timeout – not finite by step 3" in text
@@ -314,14 +314,14 @@ def test_runs_without_numbers_are_grouped_by_configuration_and_status(tmp_path):
 
 
 def test_bytes_have_a_column_only_where_some_are_known(tmp_path, plain):
-    text = words(page(tmp_path, lambda row: synthetic.failed(row, "timeout", "too slow")))
+    text = words(page_of(tmp_path, lambda row: synthetic.failed(row, "timeout", "too slow")))
     assert "single fp32 bs32 1, 2, 3 timeout too slow" in text and "Memory asked for" not in text
     assert "joulesweep rerun" not in words(plain)
 
 
 def test_excluded_cells_keep_their_reason(tmp_path):
     exclude = [{"when": {"strategy": "ddp", "batch_size": 32}, "reason": "too small to split"}]
-    text = words(page(tmp_path, exclude=exclude))
+    text = words(page_of(tmp_path, exclude=exclude))
     assert "Left out on purpose ddp2 fp32 bs32: too small to split" in text
 
 
@@ -334,7 +334,7 @@ def test_provenance(plain):
 
 def test_hostile_text_stays_text(tmp_path):
     evil = "</script><script>alert(1)</script>"
-    html = page(tmp_path, lambda row: synthetic.failed(row, "unsupported", evil), exclude=[])
+    html = page_of(tmp_path, lambda row: synthetic.failed(row, "unsupported", evil), exclude=[])
     assert "<script>alert" not in html and "&lt;script&gt;alert" in html
     assert "<" not in report.embedded({"text": evil})
 
@@ -382,9 +382,9 @@ def test_every_chart_renders_without_network(tmp_path, case):
     }[case]
     axes = {"model": ["tiny", "other"]} if "two" in case else synthetic.METHODS if case == "choosing" else None
     sections = synthetic.GPU_CONFIG if case == "gpu" else {}
-    html, console = browse(tmp_path, page(tmp_path, change, axes, **sections))
+    html, console = browse(tmp_path, page_of(tmp_path, change, axes, **sections))
     drawn = re.findall(r'id="chart-(\w+)"', html)
-    assert set(charts.CHARTS) - set(drawn) == (set() if case == "choosing" else {"tensors"})
+    assert set(charts.names()) - set(drawn) == (set() if case == "choosing" else {"tensors"})
     for name in drawn:
         start = html.index(f'id="chart-{name}"')
         figure = html[start : html.index("</figure>", start)]

@@ -231,6 +231,21 @@ def test_a_device_that_cannot_compute_in_a_precision_says_why(name, accelerator,
     assert precision.refusal(name, accelerator, capability) == reason
 
 
+def test_a_row_says_which_gpu_it_needs_and_what_it_converts(monkeypatch):
+    seen = []
+    row = precision.Precision(
+        about="eight bits", peak_rate="fp8", cpu=False, min_capability=(8, 9), convert=seen.append
+    )
+    monkeypatch.setitem(precision.PRECISIONS, "fp8", row)
+    assert precision.refusal("fp8", "cuda", (8, 6)) == "fp8 needs compute capability 8.9 or newer; this GPU has 8.6"
+    assert precision.refusal("fp8", "cuda", (10, 0)) is None
+    assert precision.refusal("fp8", "cpu", None) == "fp8 exists on NVIDIA GPUs only; this run uses the CPU"
+    assert not precision.computes_in_fp32("fp8"), "or oneDNN would take the place of what was converted"
+    for name in precision.PRECISIONS:
+        precision.convert("model", name)
+    assert seen == ["model"]
+
+
 @pytest.mark.parametrize("name", precision.PRECISIONS)
 def test_weights_and_matrix_products_are_brought_to_the_row(name):
     model = precision.cast(tiny_run.network(), name)

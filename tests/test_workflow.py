@@ -124,7 +124,7 @@ def test_a_precision_value_added_runs_only_the_new_runs(sweep: Checkout) -> None
 
 
 def test_a_precision_row_added_in_code_runs_only_the_new_runs(sweep: Checkout) -> None:
-    row = '    "bf16-quick": Precision(about="a row added in code", autocast="bfloat16"),\n'
+    row = '    "bf16-quick": Precision(about="a row added in code", peak_rate="bf16", autocast="bfloat16"),\n'
     table = "PRECISIONS: dict[str, Precision] = {\n"
     sweep.edit("joulesweep/precision.py", table, table + row)
     assert "train" not in sweep.planned(), "the row alone touches no run"
@@ -165,7 +165,7 @@ def test_a_new_axis_at_its_omission_value_leaves_finished_runs_valid(sweep: Chec
 
 
 def test_an_edited_chart_redraws_and_trains_nothing(sweep: Checkout) -> None:
-    sweep.edit("joulesweep/charts.py", "def pareto(", "def pareto(_=1, *")
+    sweep.edit("joulesweep/charts/pareto.py", "def draw(", "def draw(_=1, *")
     assert set(sweep.planned()) == {"charts", "report", "all"}
 
 
@@ -322,7 +322,8 @@ def test_a_corrupt_file_of_a_run_is_named_moved_aside_and_made_again(sweep: Chec
 def test_snakemakes_own_report_is_made(sweep: Checkout) -> None:
     sweep.run("--report", "snakemake-report.html")
     report = sweep.folder / "snakemake-report.html"
-    assert "pareto.svg" in report.read_text(encoding="utf-8")
+    page = report.read_text(encoding="utf-8")
+    assert "pareto.svg" in page and "The black line is the Pareto front" in page
     report.unlink()
 
 
