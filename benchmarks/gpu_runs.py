@@ -25,9 +25,8 @@ from benchmarks.gpu_contest import COMPILED, WAYS
 from joulesweep.core import places, processes
 from joulesweep.core.spec import RunSpec, from_mapping, full
 from joulesweep.launch import launcher
-from joulesweep.measure import certificate
+from joulesweep.measure import certificate, meters
 from joulesweep.measure.devices import Board
-from joulesweep.measure.sensors import BoardSensor
 from joulesweep.plan import staleness
 
 Piece = dict[str, Any]
@@ -156,7 +155,9 @@ def _alive(pid: int) -> bool:
 
 def _board_is_free(job: Job, family: Sequence[int]) -> bool:
     """Whether the driver names none of the processes; where it names none ever, by their end alone."""
-    named = BoardSensor(Board(**{key: value for key, value in job.boards[0].items() if key != "device"})).process_ids()
+    named = meters.sensor(
+        Board(**{key: value for key, value in job.boards[0].items() if key != "device"})
+    ).process_ids()
     return not set(named or ()) & set(family)
 
 

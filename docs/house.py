@@ -15,7 +15,7 @@ ROOMS = {
     "core": "places files errors quantities spec units process lazy bounded",
     "reference": "estimate footprint",
     "axes": "precision strategy engine",
-    "measure": "devices environment sensors trace meter verdict counter settling watch contention conditions "
+    "measure": "devices environment meters sensors trace meter verdict counter settling watch contention conditions "
     "measurement certificate",
     "nets": "model anatomy build freezing flops products kernels weights",
     "runs": "identity record energy",

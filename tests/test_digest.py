@@ -401,7 +401,9 @@ def test_what_is_found_by_name_alone_is_known():
         if re.search(r"import_module|__import__", path.read_text(encoding="utf-8"))
     }
     of_others = {f"joulesweep/{name}.py" for name in ("assembly", "build", "lazy")}  # of PyTorch, transformers, Zeus
-    plugins = {f"joulesweep/{name}/__init__.py" for name in ("charts", "methods", "readers")}  # by their own files
+    plugins = {
+        f"joulesweep/{name}/__init__.py" for name in ("report/charts", "measure/meters", "methods", "readers")
+    }  # by their own files
     assert found == plugins | of_others
 
 

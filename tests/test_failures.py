@@ -20,6 +20,7 @@ from joulesweep.core.errors import UserError
 from joulesweep.launch import launcher, lease
 from joulesweep.launch.launcher import RunFailed
 from joulesweep.measure import devices
+from joulesweep.measure.meters import nvidia
 from joulesweep.runs import record
 from joulesweep.runs.identity import run_id
 
@@ -33,7 +34,7 @@ def own_places(tmp_path_factory, monkeypatch):
     monkeypatch.setattr(lease, "folder", lambda: places)
     monkeypatch.setenv("XDG_CACHE_HOME", str(places))
     monkeypatch.setattr(devices, "boards", list)
-    monkeypatch.delenv(devices.VISIBLE, raising=False)
+    monkeypatch.delenv(nvidia.VISIBLE, raising=False)
     before = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, before)

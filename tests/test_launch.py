@@ -25,7 +25,8 @@ from joulesweep.launch import launcher, lease
 from joulesweep.launch.launcher import RunFailed
 from joulesweep.measure import devices, measurement
 from joulesweep.measure.devices import Board
-from joulesweep.measure.sensors import BoardSensor
+from joulesweep.measure.meters import nvidia
+from joulesweep.measure.meters.nvidia import BoardSensor
 from joulesweep.plan import grid, sweep
 from joulesweep.plan.config import validate
 from joulesweep.report import evidence
@@ -55,7 +56,7 @@ def own_places(tmp_path_factory, monkeypatch):
     monkeypatch.setattr(lease, "folder", lambda: places)
     monkeypatch.setenv("XDG_CACHE_HOME", str(places))
     monkeypatch.setattr(devices, "boards", list)
-    monkeypatch.delenv(devices.VISIBLE, raising=False)
+    monkeypatch.delenv(nvidia.VISIBLE, raising=False)
 
 
 @pytest.fixture(scope="module")
@@ -246,7 +247,7 @@ def test_a_result_counts_however_its_process_ends(start, script, monkeypatch, en
 @pytest.mark.parametrize(("counts", "end", "status"), [((5, 6), 9, "oom"), ((5, 5), 9, None), ((5, 6), 11, None)])
 def test_a_killed_process_ran_out_of_memory_if_the_kernel_says_so(start, script, monkeypatch, counts, end, status):
     left = iter(counts)
-    monkeypatch.setattr(launcher.process, "oom_kills", lambda: next(left))
+    monkeypatch.setattr(launcher.processes, "oom_kills", lambda: next(left))
     script(f"os.kill(os.getpid(), {end})")
     if status:
         assert start()[0]["status"] == status
@@ -461,7 +462,7 @@ def test_boards_that_config_or_batch_system_withhold_are_the_users_to_mend(
     script("raise SystemExit('it was started')")
     boards(2)
     if visible is not None:
-        monkeypatch.setenv(devices.VISIBLE, visible)
+        monkeypatch.setenv(nvidia.VISIBLE, visible)
     model = tmp_path / run_id(tiny_run.spec(accelerator="cuda", **changes)) / "model"
     model.mkdir(parents=True)
     with pytest.raises(UserError) as caught:
@@ -553,7 +554,7 @@ def test_what_a_run_holds_is_let_go_also_when_it_fails(
 @pytest.mark.parametrize(("changes", "visible"), [({}, ""), ({"gpus": [2, 0]}, "2"), ({"gpus": ["GPU-1"]}, "1")])
 def test_the_processes_see_what_was_leased_and_no_more(start, script, boards, monkeypatch, tmp_path, changes, visible):
     boards(3)
-    script(f"print(json.dumps(os.environ[{devices.VISIBLE!r}]), flush=True)")
+    script(f"print(json.dumps(os.environ[{nvidia.VISIBLE!r}]), flush=True)")
     with pytest.raises(RunFailed):
         start("gpu", **changes)
     (log,) = tmp_path.rglob("run.log")
@@ -582,11 +583,11 @@ def test_a_run_whose_boards_are_metered_tells_all_that_was_seen(start, monkeypat
     )
     made.install(monkeypatch)
     monkeypatch.setenv("LD_LIBRARY_PATH", made.environment()["LD_LIBRARY_PATH"])
-    devices.nvml.cache_clear()
+    nvidia.nvml.cache_clear()
     try:
         found, folder = start("node", gpus=[1, 0], min_seconds=1.5, idle_s=0.5, cooldown_s=0.2)
     finally:
-        devices.nvml.cache_clear()
+        nvidia.nvml.cache_clear()
     measured = found["measurement"]
     assert found["status"] == "ok"
     assert [gpu["index"] for gpu in found["environment"]["gpus"]] == [1, 0]

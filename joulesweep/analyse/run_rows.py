@@ -14,11 +14,11 @@ from joulesweep.core import files
 from joulesweep.core.errors import Corrupt
 from joulesweep.core.spec import short_hash
 from joulesweep.core.work import COUNTED, USEFUL
-from joulesweep.measure import certificate
+from joulesweep.measure import certificate, meters
 from joulesweep.reference.cpu_estimate import Estimate
 from joulesweep.reference.footprint import Footprint
 from joulesweep.runs import record
-from joulesweep.runs.headline import by_epoch, estimated, headline, joined, scoped
+from joulesweep.runs.headline import beside, by_epoch, estimated, headline, joined, scoped
 
 #: What the parts of a record say in the very words of the tables.
 RECORDED = named(RUNS, "status reason oom_bytes started finished code_digest")
@@ -118,6 +118,7 @@ def _measured(found: dict[str, Any], energy: dict[str, Any], factors: Footprint 
     yield {key: measurement["peak_memory"][key.removeprefix("peak_")] for key in PEAKS}
     yield {key: found["quality"][key] for key in SCORED}
     yield joules
+    yield beside(measurement["energy"])
     yield work
     yield {"useful_flops_per_j": _ratio(work.get("useful_flops"), joules.get("energy_j"))}
     yield {"estimated_energy_method": guess.method if guess else None, **_estimate_columns(guess)}
@@ -256,8 +257,8 @@ def _devices(found: dict[str, Any]) -> Iterator[dict[str, Any]]:
     whole = {one["device"]: one for one in measurement["overhead"]["whole_run_energy"]}
     for row in measurement["energy"]:
         run = whole.get(row["device"], {"energy_j": None, "reason": NOT_TRACED})
-        name = row["uuid"] or certificate.HOST
-        cited = next((one for one in _cited(found["environment"]) if one["name"] == name), {"reason": UNCITED})
+        certified = row["uuid"] or (certificate.HOST if meters.kind(row["kind"]) in (meters.CPU, meters.DRAM) else None)
+        cited = next((one for one in _cited(found["environment"]) if one["name"] == certified), {"reason": UNCITED})
         parts = (
             {key: row[key] for key in OF_DEVICE},
             {key: row.get(key) for key in JUDGED},

@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -26,7 +26,7 @@ from joulesweep.core.errors import UserError
 from joulesweep.core.places import ROOT
 from joulesweep.core.spec import RunSpec, full
 from joulesweep.launch.lease import Lease
-from joulesweep.measure import conditions, devices, machine, measurement, sensors
+from joulesweep.measure import conditions, devices, machine, measurement, meters, sensors
 from joulesweep.measure.devices import Board
 from joulesweep.measure.trace import Trace
 from joulesweep.measure.watch import Watch
@@ -76,6 +76,7 @@ def launch(
     exclusive: str = "none",
     gpus: str | Sequence[int | str] = "auto",
     pinned: bool = False,
+    meter_settings: Mapping[str, meters.Settings | None] | None = None,
     with_snakemake: bool = True,
 ) -> dict[str, Any]:
     """Carry out a run and write its record, last of all its files.
@@ -92,6 +93,7 @@ def launch(
         exclusive: whom the run keeps out: "gpu" from its boards, "node" from the machine; see `lease.Lease`.
         gpus: the boards to choose from: "auto", or NVML indices or UUIDs.
         pinned: take the first of these boards or none, so that runs are on the same ones.
+        meter_settings: what the config's `hardware` says to single meters, by their names.
         with_snakemake: end when the job's shell or Snakemake above it dies.
 
     Returns:
@@ -124,7 +126,7 @@ def launch(
         with Lease(candidates, needed, exclusive, wanted) as lease:
             job = {"spec": full(spec), "model_folder": str(model_folder), "tokens": str(tokens), "folder": str(folder)}
             files.write_json(work / "job.json", {**job, "boards": [board.described() for board in lease.boards]})
-            outcome = _measured(spec, work, log, lease, wanted)
+            outcome = _measured(spec, work, log, lease, meter_settings or {}, wanted)
             if outcome["status"] == "ok" and ready["new_weights"]:
                 text = f"not in the model's files: {some(ready['new_weights'])}"
                 outcome["measurement"]["flags"].append({"flag": "new_weights", "text": text})
@@ -139,14 +141,21 @@ def _refused(reason: str) -> dict[str, Any]:
     return {"status": "unsupported", "reason": reason, "started": _now()}
 
 
-def _measured(spec: RunSpec, work: Path, log: Path | None, lease: Lease, wanted: Callable[[], None]) -> dict[str, Any]:
+def _measured(
+    spec: RunSpec,
+    work: Path,
+    log: Path | None,
+    lease: Lease,
+    settings: Mapping[str, meters.Settings | None],
+    wanted: Callable[[], None],
+) -> dict[str, Any]:
     """Prepare the conditions, run the processes, and judge what was measured."""
-    zones, no_zones = bounded.within(bounded.LIMIT_S, sensors.zones)
-    zones = zones or []
-    before = conditions.prepare(spec, lease.boards, zones, wanted)
-    read = ([device for device in found if device.device not in before.silent] for found in (lease.boards, zones))
-    trace, no_trace = bounded.within(bounded.LIMIT_S, Trace, *read)
-    before.silent.update({name: why for name, why in (("RAPL", no_zones), ("the trace", no_trace)) if why is not None})
+    others, mute = meters.of_host(settings)
+    before = conditions.prepare(spec, lease.boards, others, wanted)
+    boards = [board for board in lease.boards if board.device not in before.silent]
+    others = [sensor for sensor in others if sensor.device not in before.silent]
+    trace, no_trace = bounded.within(bounded.LIMIT_S, Trace, boards, others)
+    before.silent.update(mute if no_trace is None else {**mute, "the trace": no_trace})
     trace, started = trace or Trace([], []), _now()
     outcome, seen = _supervise(spec, work, log, lease, trace, wanted)
     if outcome["status"] == "ok":
@@ -224,7 +233,7 @@ def child_environment(num_threads: int, boards: Sequence[Board]) -> dict[str, st
     """The processes' environment: this one's, plus what makes runs equal to each other."""
     threads = str(num_threads)
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {
+    environ = {
         **os.environ,
         **ALLOCATOR,
         "PYTHONPATH": os.pathsep.join(paths),
@@ -233,11 +242,11 @@ def child_environment(num_threads: int, boards: Sequence[Board]) -> dict[str, st
         "OMP_WAIT_POLICY": "PASSIVE",  # waiting ranks must not burn the core that another rank needs
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",  # everything was fetched before; a measured run does not touch the network
-        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # NVML's order
         "PYTHONUNBUFFERED": "1",
         # What the run leased and no more; nothing for a run that meters no GPU, since Zeus looks at them all the same.
-        devices.VISIBLE: devices.exported(boards),
+        **devices.exposing(boards),
     }
+    return {name: value for name, value in environ.items() if value is not None}
 
 
 def _supervise(

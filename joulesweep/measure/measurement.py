@@ -121,8 +121,11 @@ def judge(outcome: dict[str, Any], trace: Trace, boards: Sequence[Board], ticks:
     measurement, rows = outcome["measurement"], outcome["measurement"]["energy"]
     window = verdict.Window(trace, outcome["span"], measurement["total_window_s"], measurement["num_passes"])
     whole = {board.device for board in boards if not board.mig}
+    by_trace = {device for device, traits in trace.traits.items() if traits.method is not None}
+    rows += [verdict.traced(device, window) for device in sorted(by_trace)]
     for row in rows:
-        verdict.judge(row, window, ticks.get(row["device"]), integrable=row["device"] in whole)
+        verdict.judge(row, window, ticks.get(row["device"]), integrable=row["device"] in whole | by_trace)
+    verdict.doubt_containers(rows)
     read = [row for row in rows if row["energy_j"] is not None]
     for epoch in outcome["epochs"]:
         epoch["energy"] = [verdict.epoch_row(epoch, window, row) for row in read]

@@ -5,24 +5,25 @@ Every number is judged by what the run's own trace saw, never by what a counter 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from joulesweep.measure import counter
-from joulesweep.measure.trace import MAX_ZONE_W, PERIOD_S, Trace
+from joulesweep.measure import counter, meters
+from joulesweep.measure.trace import PERIOD_S, Trace
 from joulesweep.measure.window import NO_COUNTER
+from joulesweep.measure.window import row as row_of
 
 MIN_TICKS = 10  # fewer updates of the counter in the window: no number
 MANY_TICKS = 100  # so many in the idle span, and it needs no power readings
-INTEGRATED = "NVML power readings, integrated"
+POWER_ALONE = "it reports power alone"
+INTEGRATED = "power readings, integrated"
 RESET = "the counter was reset"
 POWER = "mean power × time"
 TICK = "the counter's update period is unknown"
 CROSS_CHECK = 0.1  # mean power times time and the counter's joules may be so far apart, beyond the errors of both
 CLOCKS = 0.002  # share of the joules that clocks and calls may cost a counter's reading,
 SAMPLES = 0.01  # and a load that keeps time with the readings the integrated power
-AVERAGE_S = 1.0  # what a board that has no instant power averages over
 TICK_OFF, TICK_OFF_S = 1.25, 0.005  # a counter that stood still for longer than its known tick: the tick has changed
 NEAR_S = 2.0  # readings so near to the window tell what power is possible at its edges
 HOLE_S = 0.5  # readings further apart leave room for anything between the lowest and the highest power
@@ -81,7 +82,7 @@ def judge(row: dict[str, Any], window: Window, known_tick_s: float | None, integ
         error_j=None if error_j is None else error_j / window.num_passes,
         tick_s=None if row["status"] == "integrated" else tick_s,
         mean_power_w=power_w,
-        power_method=_power_method(trace, device),
+        power_method=trace.power_method(device),
         power_ratio=power_w * window.total_s / total_j if checked else None,  # type: ignore[operator]
         ratio_reason=None if checked else _unchecked(row),
     )
@@ -106,12 +107,12 @@ def _count(
     row: dict[str, Any], readings: Mapping[str, Any] | None, window: Window, seen: counter.Steps, tick_s: float | None
 ) -> float | None:
     """Make the counter's difference the joules of the window, or say why it is none. Returns the bound of the error."""
-    trace, device, zone = window.trace, row["device"], window.trace.zones.get(row["device"])
-    if zone is not None:
-        _unwrap(row, window, zone.range_j)
-    impossible = row["kind"] != "gpu" and (
-        row["total_energy_j"] > MAX_ZONE_W * window.total_s
-        or trace.jumped(device, *window.edges, tick_s or seen.still_s)
+    trace, device, most_w = window.trace, row["device"], meters.kind(row["kind"]).most_w
+    range_j = trace.traits[device].range_j if device in trace.traits else None
+    if range_j is not None:
+        _unwrap(row, window, range_j)
+    impossible = most_w is not None and (
+        row["total_energy_j"] > most_w * window.total_s or trace.jumped(device, *window.edges, tick_s or seen.still_s)
     )
     if trace.was_reset(device, *window.edges) or row["total_energy_j"] < 0 or impossible:
         row.update(status="unavailable", reason=RESET, total_energy_j=None, method=None)
@@ -123,8 +124,9 @@ def _count(
     if tick_s is None:
         return None
     most_w = _most_w(row, window, tick_s)
-    if row["kind"] != "gpu" or readings is None:  # late by a tick at most at the end, and at the begin the other way
-        return counter.SLACK * tick_s * most_w + CLOCKS * float(row["total_energy_j"])
+    if readings is None:  # late by a tick at most at the end, and at the begin the other way
+        late_s = tick_s + (trace.traits[device].late_s if device in trace.traits else 0.0)
+        return counter.SLACK * late_s * most_w + CLOCKS * float(row["total_energy_j"])
     return _count_between_moves(row, readings, window, tick_s, most_w)
 
 
@@ -199,9 +201,11 @@ def _integrate(row: dict[str, Any], window: Window) -> float | None:
     """Make a board's power readings over the window its joules. Returns the bound of their error."""
     power_w, reason = window.trace.mean_power_w(row["device"], *window.edges), row["reason"]
     if not power_w:
-        row["reason"] = f"{reason}, and its power could not be read"
+        failure = window.trace.failure(row["device"])
+        row["reason"] = f"{reason}, and its power could not be read{f': {failure}' if failure else ''}"
         return None
-    method = INTEGRATED if reason == NO_COUNTER else f"{INTEGRATED}: {reason}"
+    method = integrated(window.trace, row["device"])
+    method = method if reason in (NO_COUNTER, POWER_ALONE) else f"{method}: {reason}"
     row.update(total_energy_j=power_w * window.total_s, status="integrated", method=method, reason=None)
     return (_power_error_w(window, row["device"]) + SAMPLES * power_w) * window.total_s
 
@@ -212,13 +216,13 @@ def _power_error_w(window: Window, device: str) -> float:
     powers_w = trace.powers_w(device, begin_s, end_s)
     near_w = trace.powers_w(device, begin_s - NEAR_S, end_s + NEAR_S) or [0.0]
     spread_w = max(near_w) - min(near_w)
-    blind_s = trace.holes_s(begin_s, end_s, HOLE_S) + (0.0 if trace.is_instant(device) else AVERAGE_S)
+    blind_s = trace.holes_s(begin_s, end_s, HOLE_S) + trace.averaged_s(device)
     return counter.sampling_error_w(powers_w) + spread_w * min(1.0, blind_s / window.total_s)
 
 
 def _power_w(window: Window, device: str) -> float | None:
-    """Mean power in the window: of a board by its power readings, of a RAPL zone by its counter."""
-    if device not in window.trace.zones:
+    """Mean power in the window: by the device's power readings, or by its counter where it has none."""
+    if window.trace.power_method(device) is not None:
         return window.trace.mean_power_w(device, *window.edges)
     energy_j = window.trace.energy_between(device, *window.edges)
     return None if energy_j is None else energy_j / window.total_s
@@ -235,11 +239,10 @@ def _unchecked(row: Mapping[str, Any]) -> str:
     )
 
 
-def _power_method(trace: Trace, device: str) -> str | None:
-    """How a board reports its power."""
-    if device not in trace.sensors:
-        return None
-    return "instant" if trace.is_instant(device) else "as the driver averages it"
+def integrated(trace: Trace, device: str) -> str:
+    """How a device's power readings became joules."""
+    source = f"{trace.traits[device].source} " if device in trace.traits else ""
+    return f"{source}{INTEGRATED}"
 
 
 def _subtract_idle(row: dict[str, Any], window: Window, tick_s: float | None) -> None:
@@ -261,7 +264,7 @@ def _idle_w(window: Window, device: str, tick_s: float | None) -> tuple[float | 
     trace, (begin_s, end_s) = window.trace, window.idle
     if end_s <= begin_s:
         return None, "no idle power was measured (measure.idle_s)"
-    tail_s = AVERAGE_S if end_s - begin_s > 2 * AVERAGE_S and not trace.is_instant(device) else 0.0
+    tail_s = trace.averaged_s(device) if end_s - begin_s > 2 * trace.averaged_s(device) else 0.0
     power_w = trace.mean_power_w(device, begin_s + tail_s, end_s)  # an average's first second is of what was before
     if power_w is not None:
         return power_w, None
@@ -294,6 +297,31 @@ def _doubt(row: Mapping[str, Any], window: Window) -> str | None:
     return "; ".join(doubts) or None
 
 
+def traced(device: str, window: Window) -> dict[str, Any]:
+    """A row of a device that the trace alone reads, to be judged."""
+    traits, trace = window.trace.traits[device], window.trace
+    if traits.power is not None:
+        return row_of(device, traits.kind.name, None, reason=POWER_ALONE)
+    total_j = trace.energy_between(device, *window.edges)
+    if total_j is None and not trace.was_reset(device, *window.edges):
+        failure = trace.failure(device)
+        reason = f"its counter was not read at both edges of the window{f': {failure}' if failure else ''}"
+        return row_of(device, traits.kind.name, None, reason=reason)
+    return row_of(device, traits.kind.name, None, total_j or 0.0, traits.method)
+
+
+def doubt_containers(rows: Sequence[dict[str, Any]]) -> None:
+    """Doubt, in place, joules that are less than those of what they contain: they are of another machine, or wrong."""
+    for row in rows:
+        inside = [one for one in rows if one["kind"] in meters.kind(row["kind"]).contains]
+        known = [one for one in inside if one["energy_j"] is not None]
+        inside_j = sum(one["energy_j"] - (one["error_j"] or 0.0) for one in known)
+        energy_j, error_j = row["energy_j"], row["error_j"] or 0.0
+        if energy_j is not None and energy_j + error_j < inside_j:
+            told = f"less than the joules of {', '.join(one['device'] for one in known)}, which it contains"
+            row["doubt"] = "; ".join(filter(None, [row["doubt"], told]))
+
+
 def epoch_row(epoch: Mapping[str, Any], window: Window, row: Mapping[str, Any]) -> dict[str, Any]:
     """One device's joules since the window began, from the trace: {device, energy_j, status, method, reason}.
 
@@ -319,7 +347,13 @@ def epoch_row(epoch: Mapping[str, Any], window: Window, row: Mapping[str, Any]) 
     if power_w is None:
         return _no_joules(device, "unavailable", "the trace has no reading on both sides")
     energy_j = power_w * elapsed_s
-    return {"device": device, "energy_j": energy_j, "status": "integrated", "method": INTEGRATED, "reason": None}
+    return {
+        "device": device,
+        "energy_j": energy_j,
+        "status": "integrated",
+        "method": integrated(trace, device),
+        "reason": None,
+    }
 
 
 def _no_joules(device: str, status: str, reason: str) -> dict[str, Any]:

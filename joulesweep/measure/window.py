@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from joulesweep.core import late_imports
-from joulesweep.measure.sensors import packages, rapl_problem, zones
+from joulesweep.measure.meters import of_boards, rapl
 
 WINDOW = "training"
 MIG = "MIG: NVML counts the joules of the whole board, not those of a slice"
@@ -43,9 +43,9 @@ class Meter:
     def __init__(self, boards: Sequence[dict[str, Any]], host: bool, synchronize: Callable[[], None]) -> None:
         self.boards, self.host, self.synchronize = boards, host, synchronize
         self.calls_s = self.begin_s = self.end_s = self.window_s = self.clock_step_s = 0.0
-        self.no_host = None if _daemon() else rapl_problem()  # Zeus's daemon reads for those who may not
+        self.no_host = None if _daemon() else rapl.problem()  # Zeus's daemon reads for those who may not
         self._gpus = {board["position"]: _Window(gpu=board["position"]) for board in boards if _problem(board) is None}
-        cpus = packages() if host and self.no_host is None else []
+        cpus = rapl.packages() if host and self.no_host is None else []
         self._cpus = {number: _Window(cpu=number) for number in cpus}
 
     @contextlib.contextmanager
@@ -81,11 +81,11 @@ class Meter:
             reason = window.failure or (None if total_j is not None else "Zeus gave no energy for this board")
         if window is None or reason is not None:
             return row(board["device"], "gpu", board["uuid"], reason=reason)
-        found = row(board["device"], "gpu", board["uuid"], total_j, "Zeus: NVML energy counter")
+        found = row(board["device"], "gpu", board["uuid"], total_j, of_boards()[board["meter"]].COUNTER)
         return found if window.readings is None else {**found, "readings": window.readings}
 
     def _host_rows(self, kind: str) -> list[dict[str, Any]]:
-        shown = {zone.device for zone in zones()} if self._cpus and not _daemon() else None
+        shown = {zone.device for zone in rapl.devices()} if self._cpus and not _daemon() else None
         rows = []
         for number, window in self._cpus.items():
             total_j, device = window.joules(f"{kind}_energy"), f"{kind}:{number}"
@@ -171,7 +171,7 @@ def _problem(board: dict[str, Any]) -> str | None:
     """Why Zeus has no joules of a board; None if it has."""
     if board["mig"]:
         return MIG
-    return None if board["has_counter"] else NO_COUNTER
+    return None if board["has_counter"] else board["no_counter"] or NO_COUNTER
 
 
 def row(

@@ -2,10 +2,10 @@
 
 A total is a sum of numbers of one status. A run's headline has every device that computed (each GPU of a GPU run, else
 the CPU), all measured or all integrated, and the other kinds of device whose every row has that status too. CPU and
-memory count only where the run had the machine to itself: else their joules are its neighbours' as well. Which kinds
-are in is the scope: "gpu", "gpu+cpu+dram". Where one that computed has no such number, the headline is null. Joules
-that are contradicted by what else was read of the same window are doubtful: they stay in the tables, with the reason,
-and take part in no ranking.
+memory count only where the run had the machine to itself: else their joules are its neighbours' as well. A kind that
+contains others, as a plug at the wall does, is in no sum. Which kinds are in is the scope: "gpu", "gpu+cpu+dram". Where
+one that computed has no such number, the headline is null. Joules that are contradicted by what else was read of the
+same window are doubtful: they stay in the tables, with the reason, and take part in no ranking.
 """
 
 from __future__ import annotations
@@ -14,12 +14,10 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from joulesweep.measure import meters
 from joulesweep.reference.cpu_estimate import Estimate, estimate_cpu
 
-COMPUTING = {"cuda": "gpu", "cpu": "cpu"}
-KINDS = ("gpu", "cpu", "dram")  # in the order of a scope's name
 READ = ("measured", "integrated")  # statuses of a number that was read from the machine
-HOST_KINDS = ("cpu", "dram")  # what runs of one host share
 UNTRACED = {"energy_j": None, "status": "unavailable", "reason": "not every device was read after each epoch"}
 
 
@@ -31,9 +29,11 @@ def scoped(rows: Sequence[dict[str, Any]], accelerator: str, exclusive: str) -> 
         accelerator: "cuda" or "cpu": what computed.
         exclusive: "node" if the run had the machine to itself.
     """
-    kinds = [kind for kind in KINDS if exclusive == "node" or kind not in HOST_KINDS]
-    statuses = {_status(row) for row in rows if row["kind"] == COMPUTING[accelerator]}
-    if COMPUTING[accelerator] not in kinds or len(statuses) != 1 or not statuses <= set(READ):
+    addable = [kind for kind in meters.kinds().values() if not kind.contains]
+    kinds = [kind.name for kind in addable if exclusive == "node" or not kind.of_host]
+    computing = _computing(accelerator)
+    statuses = {_status(row) for row in rows if row["kind"] == computing}
+    if computing not in kinds or len(statuses) != 1 or not statuses <= set(READ):
         return []
     of_kind = [[row for row in rows if row["kind"] == kind] for kind in kinds]
     return [row for same in of_kind if {_status(row) for row in same} == statuses for row in same]
@@ -56,7 +56,7 @@ def headline(rows: Sequence[dict[str, Any]], accelerator: str, exclusive: str) -
     """
     found = scoped(rows, accelerator, exclusive)
     if not found:
-        return _no_headline([row for row in rows if row["kind"] == COMPUTING[accelerator]], exclusive)
+        return _no_headline([row for row in rows if row["kind"] == _computing(accelerator)], exclusive)
     known = {key: [row[key] for row in found if row[key] is not None] for key in ("tick_s", "power_ratio")}
     return {
         **{key: _total(found, key) for key in ("energy_j", "total_energy_j", "net_energy_j", "idle_w")},
@@ -89,6 +89,33 @@ def estimated(found: dict[str, Any], wanted: dict[str, Any], cpu_s: float, wall_
 def joined(values: Iterable[str | None]) -> str | None:
     """Each different text once, in order; None if there is none."""
     return ", ".join(dict.fromkeys(value for value in values if value)) or None
+
+
+def beside(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Joules at the plug, which contain those of a run's headline, as columns of the runs table.
+
+    Args:
+        rows: `energy` of a record's measurement.
+
+    Returns:
+        wall_j (per pass), wall_error_j, wall_method, wall_doubt, wall_reason (why wall_j is null); nothing without one.
+    """
+    around = [row for row in rows if row["kind"] == meters.WALL.name]
+    if not around:
+        return {}
+    reasons = [row["reason"] for row in around] if _total(around, "energy_j") is None else []
+    return {
+        "wall_j": _total(around, "energy_j"),
+        "wall_error_j": _total(around, "error_j"),
+        "wall_method": joined(row["method"] for row in around),
+        "wall_doubt": joined(row["doubt"] for row in around),
+        "wall_reason": joined(reasons),
+    }
+
+
+def _computing(accelerator: str) -> str:
+    """The kind of device that runs of an accelerator compute on."""
+    return next(kind.name for kind in meters.kinds().values() if kind.accelerator == accelerator)
 
 
 def _status(row: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ from joulesweep import methods
 from joulesweep.axes import engine, precision, strategy
 from joulesweep.core.errors import UserError
 from joulesweep.core.spec import RunSpec
+from joulesweep.measure import devices
 from joulesweep.nets import flops, onednn
 from joulesweep.nets.anatomy import num_embeddings, num_positions, stacks
 from joulesweep.nets.build import build
@@ -256,7 +257,7 @@ def measured_boards(spec: RunSpec, boards: Sequence[dict[str, Any]], place: Plac
     placed = [{**board, "position": position} for position, board in enumerate(boards)]
     for board in placed[: spec.devices] if spec.accelerator == "cuda" else ():
         found = str(getattr(torch.cuda.get_device_properties(board["position"]), "uuid", ""))
-        if found and not board["mig"] and found not in board["uuid"]:
+        if found and not board["mig"] and not devices.is_board(found, board["uuid"]):
             raise UserError(f"PyTorch computes on GPU {found}, and the run was given {board['uuid']}")
     own = placed[place.local_rank : place.local_rank + 1]
     return own + (placed[place.world :] if place.local_rank == 0 else []) if place.world > 1 else placed
