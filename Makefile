@@ -103,6 +103,8 @@ lint: environment
 	ruff format --check .
 	snakefmt --check Snakefile rules
 	mypy
+	lint-imports --no-cache --no-logo
+	python docs/house.py
 	snakemake --lint
 
 format: environment

@@ -10,9 +10,9 @@ import sys
 from snakemake.utils import min_version
 
 min_version("9.17")
-from joulesweep.report import charts
 
-from joulesweep import columns, digest
+from joulesweep.analyse import columns
+from joulesweep.plan import staleness
 from joulesweep.plan.sweep import (
     READ,
     anchors_folder,
@@ -22,6 +22,7 @@ from joulesweep.plan.sweep import (
     refused,
     runs_folder,
 )
+from joulesweep.report import charts
 
 # One file is one complete sweep: --configfile replaces the default, config/config.yaml; it does not add to it.
 sweep = load(workflow)
@@ -45,6 +46,8 @@ onstart:
 
 onsuccess:
     sweep.set_aside()
+    if note := sweep.unsettled():
+        print(note, file=sys.stderr)
 
 
 onerror:

@@ -46,7 +46,7 @@ def loss(args: argparse.Namespace, lr: float, precision: str, seed: int) -> floa
     spec = from_mapping({**full(spec), **PACKED, "repeat": seed, "idle_s": 0.0})
     with tempfile.TemporaryDirectory() as folder:
         outcome = train(spec, assets.model_folder, assets.tokens, Path(folder))
-    return float(outcome["epochs"][-1]["validation_loss"])
+    return outcome.epochs[-1].validation_loss
 
 
 if __name__ == "__main__":

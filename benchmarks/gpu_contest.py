@@ -26,6 +26,7 @@ from typing import IO, Any
 
 from joulesweep.core import processes
 from joulesweep.core.spec import RunSpec, from_mapping
+from joulesweep.measure.devices import Board
 
 SKIPPED = 3  # steps of a peer before its window
 TRIED = 12  # by so many steps it is found how many of Lightning's fill a window
@@ -60,7 +61,7 @@ def main() -> int:
         outcome = getattr(error, "outcome", None)
         if outcome is None and not isinstance(error, ModuleNotFoundError):
             raise
-        _say(answers, {"left_out": outcome["reason"] if outcome else f"not installed: {error.name}"})  # type: ignore[attr-defined]
+        _say(answers, {"left_out": outcome.reason if outcome else f"not installed: {error.name}"})  # type: ignore[attr-defined]
         return 0
     gc.freeze()
     gc.enable()
@@ -94,6 +95,10 @@ def built(job: Mapping[str, Any]) -> Turn:
     return _trainer(job, specs) if job["name"] in TRAINERS else _lightning(job, specs)
 
 
+def _boards(job: Mapping[str, Any]) -> list[Board]:
+    return [Board(**{key: value for key, value in board.items() if key != "device"}) for board in job["boards"]]
+
+
 def _ours(job: Mapping[str, Any], specs: Mapping[int, RunSpec]) -> Turn:
     """The product's own trainer, warmed up for each size; a turn is its training, repeated until the window is full."""
     from benchmarks.gpu_items import seen_by
@@ -106,7 +111,7 @@ def _ours(job: Mapping[str, Any], specs: Mapping[int, RunSpec]) -> Turn:
     for size, spec in specs.items():
         trainer = assemble(spec, Path(job["model_folder"]), Path(job["tokens"]), place)
         made[size] = trainer, loop._warm_up(trainer, memory.Peaks(place.device, 1))
-    boards = measured_boards(next(iter(specs.values())), job["boards"], place)
+    boards = measured_boards(next(iter(specs.values())), _boards(job), place)
     meter = Meter(boards, host=True, synchronize=place.synchronize)
 
     def turn(size: int) -> dict[str, Any]:
@@ -117,9 +122,12 @@ def _ours(job: Mapping[str, Any], specs: Mapping[int, RunSpec]) -> Turn:
             while num_passes == 0 or loop._is_short(trainer, time.monotonic() - meter.begin_s):
                 loop._repeat(trainer, start)
                 num_passes += 1
-        counts = {
-            name: num_passes * sum(phase[name] for phase in trainer.phases) for name in ("num_texts", "num_steps")
-        }
+        phases = trainer.phases
+        num_texts, num_steps = (
+            sum(phase.counts["num_texts"] for phase in phases),
+            sum(one.num_steps for one in phases),
+        )
+        counts = {"num_texts": num_passes * num_texts, "num_steps": num_passes * num_steps}
         return {**counts, **seen_by(meter)}
 
     return turn
@@ -239,7 +247,7 @@ def _task(job: Mapping[str, Any], specs: Mapping[int, RunSpec]) -> tuple[Any, An
     spec = next(iter(specs.values()))
     place = prepare_process(spec)
     task = peer_common._task(spec, Path(job["model_folder"]), Path(job["tokens"]), place, Path(job["folder"]))
-    return task, Meter(measured_boards(spec, job["boards"], place), host=True, synchronize=place.synchronize)
+    return task, Meter(measured_boards(spec, _boards(job), place), host=True, synchronize=place.synchronize)
 
 
 def _plain(task: Any) -> Any:  # noqa: ANN401 - a Task

@@ -37,8 +37,10 @@ from benchmarks.gpu_common import (
 )
 from joulesweep.axes.precision import PRECISIONS
 from joulesweep.core import processes
+from joulesweep.core.outcome import RankResult, Span, as_json
 from joulesweep.core.spec import RunSpec
-from joulesweep.measure import devices, measurement
+from joulesweep.core.work import COUNTED
+from joulesweep.measure import devices
 from joulesweep.measure.machine import describe, version
 from joulesweep.measure.meters import nvidia
 
@@ -91,8 +93,8 @@ def judged(error: Exception) -> tuple[str, str]:
     if isinstance(error, NotTried):
         return NOT_TRIED, str(error)
     if outcome is not None:
-        refused = outcome["status"] == "unsupported" and MODEL_FAILS not in outcome["reason"]
-        return NOT_TRIED if refused else FAILED, f"{outcome['status']}: {outcome['reason']}"
+        refused = outcome.status == "unsupported" and MODEL_FAILS not in outcome.reason
+        return NOT_TRIED if refused else FAILED, f"{outcome.status}: {outcome.reason}"
     return FAILED, " ".join(f"{type(error).__name__}: {error}".split())[:500]
 
 
@@ -100,7 +102,7 @@ def machine(job: Job, piece: Piece) -> dict[str, Any]:
     """What this machine is, and what compiling would need."""
     import torch
 
-    described = describe(1, [_board(board) for board in job.boards])
+    described = as_json(describe(1, [_board(board) for board in job.boards]))
     del described["hostname"]
     cuda = torch.cuda.is_available() and job.accelerator == "cuda"
     header = Path(sysconfig.get_path("include"), "Python.h")
@@ -148,13 +150,13 @@ def losses(job: Job, piece: Piece) -> dict[str, Any]:
     expected = json.loads(job.pack.references.read_text(encoding="utf-8")).get(piece["model"], {}).get(spec.batching)
     if expected is None:
         raise NotTried(f"the pack has no losses of {piece['model']} with batching {spec.batching}")
-    skipped = outcome["measurement"]["num_skipped_steps"]
+    skipped = outcome.num_skipped_steps
     alike = 1 if skipped else len(expected)  # after a step that loss scaling left out, the rest are other steps
-    apart = max(abs(found / other - 1) for found, other in list(zip(outcome["losses"], expected, strict=True))[:alike])
+    apart = max(abs(found / other - 1) for found, other in list(zip(outcome.losses, expected, strict=True))[:alike])
     allowed = allowed_apart(spec.precision)
-    return {"losses": outcome["losses"], "apart": apart, "allowed": allowed, "agrees": apart <= allowed} | {
+    return {"losses": outcome.losses, "apart": apart, "allowed": allowed, "agrees": apart <= allowed} | {
         "num_skipped_steps": skipped,
-        "startup_s": outcome["measurement"]["startup_s"],
+        "startup_s": outcome.startup_s,
     }
 
 
@@ -171,7 +173,7 @@ def dropout(job: Job, piece: Piece) -> dict[str, Any]:
     """
     same = {"batching": "fixed", "batch_size": 128, "epochs": 6, "max_steps": None, "lr": 1e-12}
     spec = small_spec("gpt2-dropout", job.accelerator, **same, **piece["spec"])
-    first, again = (_train(job, spec)["losses"] for _ in range(2))
+    first, again = (_train(job, spec).losses for _ in range(2))
     spread = (max(first) - min(first)) / min(first)
     apart = max(abs(found / other - 1) for found, other in zip(again, first, strict=True))
     found = {"losses": first, "spread": spread, "repeated_apart": apart}
@@ -182,12 +184,15 @@ def speed(job: Job, piece: Piece) -> dict[str, Any]:
     """A measured training: what is written down is judged when it is read, with the trace of the meters."""
     spec = measured_spec(job.scale.encoder, job.accelerator, **piece["spec"])
     outcome = _train(job, spec)
-    found = measurement.combine([outcome])
+    counts = {name: sum(getattr(phase, name) for phase in outcome.training) for name in COUNTED}
+    measured = {**as_json(outcome), **counts, "samples_per_s": counts["num_texts"] / outcome.window_s}
+    for name in ("span", "epochs", "losses", "summaries", "quality"):
+        del measured[name]
     return {
-        "measurement": found["measurement"],
-        "span": found["span"],
-        "first_loss": outcome["losses"][0],
-        "last_loss": outcome["losses"][-1],
+        "measurement": {**measured, "window_s": outcome.window_s},
+        "span": as_json(outcome.span),
+        "first_loss": outcome.losses[0],
+        "last_loss": outcome.losses[-1],
     }
 
 
@@ -227,7 +232,8 @@ def partial(job: Job, piece: Piece) -> dict[str, Any]:
     except ValueError as error:
         raise NotTried(str(error)) from None
     found = compared(trainer, job.scale.num_steps)
-    meter = Meter(measured_boards(spec, job.boards, trainer.place), host=True, synchronize=trainer.place.synchronize)
+    boards = measured_boards(spec, [_board(board) for board in job.boards], trainer.place)
+    meter = Meter(boards, host=True, synchronize=trainer.place.synchronize)
     given = list(itertools.islice(trainer.batches(1), job.scale.num_steps))
     train_only(trainer, set(found["chosen"]))
     found["chosen"] = _window(job, trainer, meter, given)
@@ -273,8 +279,8 @@ def _window(job: Job, trainer: Any, meter: Any, given: Sequence[Any]) -> dict[st
 
 def seen_by(meter: Any) -> dict[str, Any]:  # noqa: ANN401 - a Meter
     """What a meter's window is judged from afterwards."""
-    span = {"begin_s": meter.begin_s, "end_s": meter.end_s, "idle_begin_s": 0.0, "idle_end_s": 0.0}
-    return {"window_s": meter.window_s, "energy": meter.rows(), "span": span}
+    span = Span(begin_s=meter.begin_s, end_s=meter.end_s)
+    return {"window_s": meter.window_s, "energy": as_json(meter.readings()), "span": as_json(span)}
 
 
 def profile(job: Job, piece: Piece) -> dict[str, Any]:
@@ -371,14 +377,15 @@ def _covered(work: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
     return covered, reached - first
 
 
-def _train(job: Job, spec: RunSpec) -> dict[str, Any]:
+def _train(job: Job, spec: RunSpec) -> RankResult:
     """A training in this process, by the product's own function."""
     from joulesweep.train import loop
     from joulesweep.train.assembly import prepare_process
 
     prepare_process(spec)  # what this machine cannot do is refused before anything is cleared away
     _fresh()
-    return loop.train(spec, job.pack.model(spec.model), job.pack.tokens(spec.dataset), job.scratch, job.boards)
+    boards = [_board(board) for board in job.boards]
+    return loop.train(spec, job.pack.model(spec.model), job.pack.tokens(spec.dataset), job.scratch, boards)
 
 
 def _fresh() -> None:

@@ -111,10 +111,10 @@ def _manifest(folder: Path) -> dict[str, Any]:
         "format": "joulesweep-gpu-pack",
         "version": 1,
         "date": datetime.date.today().isoformat(),
-        "git_commit": described["git_commit"],
-        "git_dirty": described["git_dirty"],
-        "cpu_model": described["cpu_model"],
-        "versions": described["versions"],
+        "git_commit": described.git_commit,
+        "git_dirty": described.git_dirty,
+        "cpu_model": described.cpu_model,
+        "versions": described.versions,
         "files": {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths},
     }
 
@@ -224,13 +224,13 @@ def write_model(folder: Path, name: str) -> None:
     import torch
     import transformers
 
-    from joulesweep.nets.build import AUTO_CLASSES
+    from joulesweep.axes.task import TASKS
 
     about = MODELS[name]
     config = transformers.AutoConfig.for_model(about.kind, **about.shape)
     if about.weights:
         torch.manual_seed(0)
-        getattr(transformers, AUTO_CLASSES[about.task]).from_config(config).float().save_pretrained(folder)
+        getattr(transformers, TASKS[about.task].auto_class).from_config(config).float().save_pretrained(folder)
     else:
         config.save_pretrained(folder)
     if about.tokenizer:
@@ -270,7 +270,7 @@ def references(pack: Pack) -> dict[str, dict[str, list[float]]]:
             outcome = loop.train(spec, pack.model(name), pack.tokens(spec.dataset), pack.root)
         except Stop:
             continue
-        found.setdefault(name, {})[batching] = outcome["losses"]
+        found.setdefault(name, {})[batching] = outcome.losses
     return found
 
 

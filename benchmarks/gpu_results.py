@@ -20,6 +20,7 @@ from benchmarks.gpu_contest import COMPILED, TRAINERS
 from joulesweep.analyse import roofline
 from joulesweep.analyse.statistics import Ratio, paired_ratio
 from joulesweep.core.errors import UserError
+from joulesweep.core.outcome import BoardIdentity, Span, as_json, read_phase, read_reading
 from joulesweep.measure import certificate, verdict
 from joulesweep.measure.trace import Trace
 
@@ -96,11 +97,12 @@ class Results:
         """
         kind = "gpu" if self.gpus else "cpu"
         trace, ticks = self.traces[row["call"]]
-        window = verdict.Window(trace, found["span"], found["window_s"], num_passes)
-        judged = []
-        for of_device in (dict(one) for one in found["energy"] if one["kind"] == kind):
-            verdict.judge(of_device, window, ticks.get(of_device["device"]), integrable=kind == "gpu")
-            judged.append(of_device)
+        window = verdict.Window(trace, Span(**found["span"]), found["window_s"], num_passes)
+        read = [read_reading(**one) for one in found["energy"] if one["kind"] == kind]
+        judged = [
+            as_json(verdict.finalise_energy(one, window, ticks.get(one.device), integrable=kind == "gpu"))
+            for one in read
+        ]
         keys = ("energy_j", "error_j", "status", "reason", "doubt")
         if len(judged) == 1:
             return {key: judged[0].get(key) for key in keys}
@@ -119,13 +121,7 @@ def speeds(results: Results) -> list[Row]:
         window = {"energy": measured["energy"], "span": row["span"], "window_s": measured["total_window_s"]}
         joules = results.joules(row, window, measured["num_passes"])
         texts = measured["num_texts"]
-        floor = roofline.columns(
-            {
-                "measurement": measured,
-                "spec": {"precision": spec["precision"], "devices": 1, "accelerator": _accelerator(results)},
-                "environment": {"gpus": results.gpus},
-            }
-        )
+        floor = _floor(results, spec, measured)
         found.append(
             {
                 **{key: spec.get(key) for key in ("engine", "batching", "head", "precision", "batch_size")},
@@ -133,8 +129,8 @@ def speeds(results: Results) -> list[Row]:
                 "j_per_text": over(joules["energy_j"], texts),
                 "error_j_per_text": over(joules["error_j"], texts),
                 "joules": joules,
-                "floor_distance": floor.get("floor_distance"),
-                "floor_reason": floor.get("floor_reason"),
+                "floor_distance": floor.floor_distance,
+                "floor_reason": floor.floor_reason,
                 "peak_bytes": measured["peak_memory"]["gpu_reserved_bytes"]
                 or measured["peak_memory"]["host_rss_bytes"],
                 "window_s": measured["total_window_s"],
@@ -144,8 +140,13 @@ def speeds(results: Results) -> list[Row]:
     return found
 
 
-def _accelerator(results: Results) -> str:
-    return "cuda" if results.gpus else "cpu"
+def _floor(results: Results, spec: Row, measured: Row) -> roofline.Roofline:
+    boards = [
+        BoardIdentity(**{name: board[name] for name in ("name", "uuid", "memory_bytes")}) for board in results.gpus
+    ]
+    accelerator = "cuda" if boards else "cpu"
+    phases = [read_phase(one) for one in measured["phases"]]
+    return roofline.roofline(spec["precision"], 1, accelerator, boards, measured["window_s"], phases)
 
 
 def over(value: float | None, number: float) -> float | None:

@@ -23,6 +23,7 @@ from typing import IO, Any
 from benchmarks.gpu_common import CERTIFICATE, OK, Job, NotTried, measured_spec
 from benchmarks.gpu_contest import COMPILED, WAYS
 from joulesweep.core import places, processes
+from joulesweep.core.outcome import as_json
 from joulesweep.core.spec import RunSpec, from_mapping, full
 from joulesweep.launch import launcher
 from joulesweep.measure import certificate, meters
@@ -99,9 +100,11 @@ def launch_one(job: Job, spec: RunSpec, folder: Path) -> dict[str, Any]:
     exclusive = "gpu" if job.accelerator == "cuda" else "none"
     paths = {"model_folder": job.pack.model(spec.model), "tokens": job.pack.tokens(spec.dataset)}
     log = folder / "run.log"
-    return launcher.launch(
+    found = launcher.launch(
         spec, staleness.run_digest(spec), **paths, folder=folder, log=log, exclusive=exclusive, with_snakemake=False
     )
+    row: dict[str, Any] = as_json(found)
+    return row
 
 
 def _run_spec(job: Job, min_seconds: float, rests: bool = True) -> RunSpec:

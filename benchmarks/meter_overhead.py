@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from joulesweep.analyse.statistics import paired_ratio
+from joulesweep.core.outcome import as_json
 from joulesweep.launch.launcher import launch
 from joulesweep.measure import devices
 from joulesweep.measure.machine import cpu_model
@@ -70,7 +71,7 @@ def measure(folder: Path, seconds: float, num_pairs: int, pair_seconds: float) -
         exclusive = "node" if metered else "none"
         log = folder / "run.log"
         record = launch(spec, "benchmark", **paths, log=log, exclusive=exclusive, with_snakemake=False)
-        found: dict[str, Any] = record["measurement"]
+        found: dict[str, Any] = as_json(record.measurement)
         return found
 
     long = run(metered=True, min_seconds=seconds)

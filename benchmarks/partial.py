@@ -66,8 +66,8 @@ def main() -> None:
         try:
             trainer = assemble(spec, assets.model_folder, assets.tokens, place)
         except Stop as refused:
-            rows.append({"objective": objective, "rho": rho, "refused": refused.outcome["reason"]})
-            print(refused.outcome["reason"])
+            rows.append({"objective": objective, "rho": rho, "refused": refused.outcome.reason})
+            print(refused.outcome.reason)
             continue
         found = compared(trainer, args.steps)
         del found["chosen"]

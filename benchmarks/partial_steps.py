@@ -27,7 +27,7 @@ def compared(trainer: Trainer, num_steps: int) -> dict[str, Any]:
     trainer.open_phase("rating", 1)
     choice = choosing.choose(trainer, 1)
     trainer.open_phase("training", 1)
-    chosen, candidates = set(choice["chosen"]), set(trainer.selector.cost.names)  # type: ignore[union-attr]
+    chosen, candidates = set(choice.chosen), set(trainer.selector.cost.names)  # type: ignore[union-attr]
     times: dict[bool, list[float]] = {True: [], False: []}
     batches = list(itertools.islice(trainer.batches(1), num_steps + 2))
     trainer.core.train()
@@ -38,13 +38,13 @@ def compared(trainer: Trainer, num_steps: int) -> dict[str, Any]:
         if step >= 2:  # those before allocate
             times[full].append(_now(trainer) - began_s)
     measured = statistics.median(a / b for a, b in zip(times[False], times[True], strict=True))
-    predicted = choice["predicted_cost"]
+    predicted = choice.predicted_cost
     return {
         "predicted": predicted,
         "measured": measured,
         "off": measured / predicted - 1,
-        "trained_share": choice["trained_share"],
-        "rates": choice["rates"],
+        "trained_share": choice.trained_share,
+        "rates": choice.rates,
         "full_step_s": statistics.median(times[True]),
         "chosen": sorted(chosen),
     }

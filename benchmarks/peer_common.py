@@ -1,6 +1,7 @@
 """What the peers' programs share: the same model, texts, optimizer and schedule as ours, and one measured window.
 
-A program is started with the same job file as a run of ours (`joulesweep.train.worker`) and leaves the same `rank0.json`:
+A program is started with the same job file as a run of ours (`joulesweep.train.worker`) and leaves the same
+`rank0.json`:
 
     imports · model · ids · score | 2 steps, undone | training | score
                                                     |##########|  CPU-seconds, seconds, joules, peak memory
@@ -26,10 +27,12 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoTokenizer, DataCollatorForLanguageModeling
 
+from joulesweep.axes.task import TASKS
 from joulesweep.core.files import write_json
+from joulesweep.core.outcome import Quality, as_json
 from joulesweep.core.spec import RunSpec, from_mapping
+from joulesweep.measure.devices import Board
 from joulesweep.measure.window import Meter
-from joulesweep.nets.build import AUTO_CLASSES
 from joulesweep.train import memory
 from joulesweep.train.assembly import assemble, attention, measured_boards, prepare_process
 from joulesweep.train.corpus import Corpus, load, split
@@ -119,7 +122,7 @@ class Window:
         return {
             "total_window_s": self.meter.window_s,
             "num_passes": 1,
-            "energy": self.meter.rows(),
+            "energy": self.meter.readings(),
             "cpu_s": self.cpu_s,
             "peak_memory": self.peaks.peak(),
         }
@@ -137,7 +140,8 @@ def main(fits: dict[str, Fit]) -> None:
     place = prepare_process(spec)
     task = _task(spec, model_folder, tokens, place, path.parent)
     began = _score(task, model_folder, tokens)
-    meter = Meter(measured_boards(spec, job["boards"], place), host=True, synchronize=place.synchronize)
+    boards = [Board(**board) for board in job["boards"]]
+    meter = Meter(measured_boards(spec, boards, place), host=True, synchronize=place.synchronize)
     fit = fits[job["program"]]
     _warm_up(task, fit)
     window = Window(meter, place.device)
@@ -145,7 +149,8 @@ def main(fits: dict[str, Fit]) -> None:
     measurement = window.measurement() | {"num_texts": task.num_texts, "num_steps": task.num_steps}
     measurement["attention"] = attention(task.model)
     epochs = [began, _score(task, model_folder, tokens)]
-    write_json(path.parent / "rank0.json", {"status": "ok", "measurement": measurement, "epochs": epochs})
+    left = {"status": "ok", "measurement": measurement, "epochs": epochs}
+    write_json(path.parent / "rank0.json", as_json(left))
 
 
 def _task(spec: RunSpec, model_folder: Path, tokens: Path, place: Place, folder: Path) -> Task:
@@ -171,7 +176,7 @@ def _task(spec: RunSpec, model_folder: Path, tokens: Path, place: Place, folder:
     )
 
 
-def _score(task: Task, model_folder: Path, tokens: Path) -> dict[str, Any]:
+def _score(task: Task, model_folder: Path, tokens: Path) -> Quality:
     """What our scorer says of the model's weights, in a model of ours that is gone afterwards."""
     spec = replace(task.spec, batching="dynamic", head="masked", engine="eager")
     judge = assemble(spec, model_folder, tokens, task.place)
@@ -180,7 +185,7 @@ def _score(task: Task, model_folder: Path, tokens: Path) -> dict[str, Any]:
 
 def _model(folder: Path, task: str) -> torch.nn.Module:
     """The model as transformers builds it; random weights where the folder has none, the same as ours by the seed."""
-    auto: Any = getattr(transformers, AUTO_CLASSES[task])
+    auto: Any = getattr(transformers, TASKS[task].auto_class)
     model: torch.nn.Module
     if any(folder.glob("*.safetensors")):
         model = auto.from_pretrained(folder, dtype=torch.float32, local_files_only=True)

@@ -35,6 +35,7 @@ from typing import Any
 from benchmarks.peer_assets import MODELS, REPOSITORY, Assets, prepare
 from joulesweep.analyse.statistics import mean_interval, paired_ratio
 from joulesweep.core import files
+from joulesweep.core.outcome import as_json
 from joulesweep.core.spec import RunSpec, from_mapping, full
 from joulesweep.launch import launcher
 from joulesweep.measure import devices
@@ -253,7 +254,7 @@ class Job:
             "model_folder": str(self.assets.model_folder),
             "tokens": str(self.assets.tokens),
             "folder": str(folder),
-            "boards": [board.described() for board in self.boards],
+            "boards": as_json(self.boards),
             "program": self.contestant.program,
         }
         files.write_json(folder / "job.json", job)
@@ -280,7 +281,9 @@ def children_cpu_s() -> float:
 
 def numbers(found: dict[str, Any], accelerator: str) -> dict[str, Any]:
     """A run's numbers, from what its process left behind: the same form for ours and for peers."""
-    measured = found["measurement"]
+    measured = found.get("measurement", found)  # a rank of ours leaves it at the top
+    if "phases" in measured:
+        measured["num_texts"] = sum(one["num_texts"] for one in measured["phases"] if one["kind"] == "training")
     num_texts, num_passes, memory = measured["num_texts"], measured["num_passes"], measured["peak_memory"]
     window_s = measured["total_window_s"] / num_passes
     kind = "gpu" if accelerator == "cuda" else "cpu"

@@ -91,7 +91,7 @@ def profiled(args: argparse.Namespace) -> dict[str, Any]:
     rows = profile.key_averages()
     shares, num_operators = grouped([(row.key, row.self_cpu_time_total, row.count) for row in rows])
     rate, bandwidth = _rate(torch), _bandwidth(torch)
-    useful = roofline.totals([{**built.phases[-1], **built.work}])["useful_flops"] / len(batches)
+    useful = roofline.totals([built.phases[-1].phase(built.work, built.facts)])["useful_flops"] / len(batches)
     table_size = max(parameter.numel() for parameter in built.core.parameters())
     whole = sum(parameter.numel() for parameter in built.core.parameters())
     return {
@@ -104,10 +104,10 @@ def profiled(args: argparse.Namespace) -> dict[str, Any]:
         "operator_s": _seconds(lambda: _additions(torch)) / NUM_ADDITIONS,
         "largest_table_share": table_size / whole,
         "useful_flops": useful,
-        "bytes_per_step": built.work["bytes_per_step"],
+        "bytes_per_step": built.work.bytes_per_step,
         "flops_per_s": rate,
         "bytes_per_s": bandwidth,
-        "floor_s": roofline.floor_s(useful, built.work["bytes_per_step"], rate, bandwidth),
+        "floor_s": roofline.floor_s(useful, built.work.bytes_per_step, rate, bandwidth),
         "products": built.products,
     }
 

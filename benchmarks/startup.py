@@ -1,9 +1,10 @@
 """What a run's process spends before its first step: `python -m benchmarks.startup --repeats 7 --json OUT`.
 
 Each repeat starts fresh processes, every other time in the opposite order: Python alone, torch alone, the libraries
-as anyone would import them, and a run's process (`benchmarks.startup_probe`): `joulesweep.train.worker` with the functions
-that bring it from stage to stage wrapped, so that the stages are those of a run, in whatever order it comes to them.
-CPU-seconds are user and system time over all threads; the environment is that of a run with one thread for torch.
+as anyone would import them, and a run's process (`benchmarks.startup_probe`): `joulesweep.train.worker` with the
+functions that bring it from stage to stage wrapped, so that the stages are those of a run, in whatever order it comes
+to them. CPU-seconds are user and system time over all threads; the environment is that of a run with one thread for
+torch.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ def measure(folder: Path, repeats: int) -> dict[str, Any]:
 
 
 def _jobs(folder: Path) -> dict[str, Path]:
-    """Job files as `joulesweep.launch.launcher` writes them: a tiny random model and, where it was fetched, the default one."""
+    """Job files as `launch.launcher` writes them: a tiny random model and, where it was fetched, the default one."""
     import tiny_run
 
     assets = tiny_run.assets(folder)

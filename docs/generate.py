@@ -17,6 +17,7 @@ import json
 import os
 import re
 import sys
+import typing
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -255,22 +256,24 @@ def targets(makefile: str) -> list[tuple[str, str]]:
 
 def strategies() -> str:
     """The rows of the table of strategies."""
-    return _rows("strategy", "STRATEGIES")
+    return _rows("axes.strategy", "STRATEGIES")
 
 
 def precisions() -> str:
     """The rows of the table of precisions."""
-    return _rows("precision", "PRECISIONS")
+    return _rows("axes.precision", "PRECISIONS")
 
 
 def engines() -> str:
     """The rows of the table of engines."""
-    return _rows("engine", "ENGINES")
+    return _rows("axes.engine", "ENGINES")
 
 
 def _rows(module: str, name: str) -> str:
     rows = getattr(importlib.import_module(f"joulesweep.{module}"), name)
-    return table([module, "what it does"], [[code(key), _prose(row.about)] for key, row in rows.items()])
+    return table(
+        [module.rpartition(".")[2], "what it does"], [[code(key), _prose(row.about)] for key, row in rows.items()]
+    )
 
 
 def methods() -> str:
@@ -338,10 +341,10 @@ def promises() -> str:
 def limits() -> str:
     """The numbers that decide about flags, ranks and intervals, by the name that the code gives them."""
     named = {
-        "conditions": ("HEADLINE_S", "HEADLINE_TICKS", "SKIPPED"),
-        "verdict": ("CROSS_CHECK", "CLOCKS"),
-        "answer": ("MARGIN",),
-        "floors": ("MEMORY_TOLERANCE",),
+        "measure.conditions": ("HEADLINE_S", "HEADLINE_TICKS", "SKIPPED"),
+        "measure.verdict": ("CROSS_CHECK", "CLOCKS"),
+        "analyse.studies.recommendation": ("MARGIN",),
+        "analyse.roofline": ("MEMORY_TOLERANCE",),
     }
     rows = []
     for module, names in named.items():
@@ -354,11 +357,38 @@ def limits() -> str:
 
 
 def record_text() -> str:
-    """What a record holds."""
-    from joulesweep.runs import record
+    """What a record holds: its objects, each with its keys."""
+    from joulesweep.runs.record import RunRecord
 
-    text = inspect.getdoc(record) or ""
-    return f"```text\n{text.partition('A record is one JSON object')[2].partition(':')[2].strip(chr(10))}\n```\n"
+    parts = []
+    for kind in dict.fromkeys(_objects(RunRecord)):
+        about, rows = _attributes(kind), []
+        for one in dataclasses.fields(kind):
+            if one.name != "facts":  # what a method says of itself: keys of its own
+                rows.append([f"`{one.name}`", f"`{one.type}`", about.get(one.name, "")])
+        first = str(inspect.getdoc(kind)).partition("\n")[0]
+        parts.append(f"### {kind.__name__}\n\n{first}\n\n{table(['key', 'type', 'what it is'], rows)}")
+    return "\n".join(parts)
+
+
+def _objects(kind: type) -> Iterator[type]:
+    """A type of a record and those within it, but for the spec."""
+    yield kind
+    waiting = [hint for name, hint in typing.get_type_hints(kind).items() if name != "spec"]
+    for hint in waiting:  # grows meanwhile
+        waiting += typing.get_args(hint)
+        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+            yield from _objects(hint)
+
+
+def _attributes(kind: type) -> dict[str, str]:
+    """What the docstrings of a type and of its bases say of its attributes."""
+    about: dict[str, str] = {}
+    for base in kind.__mro__:
+        _, _, listed = (inspect.cleandoc(base.__doc__ or "")).partition("Attributes:\n")
+        for name, text in re.findall(r"^    (\w+): (.*(?:\n        .*)*)", listed, re.MULTILINE):
+            about.setdefault(name, " ".join(text.split()))
+    return about
 
 
 def spec_fields() -> str:
@@ -384,7 +414,7 @@ def formats() -> list[tuple[str, int, str]]:
     found = []
     for name, path in house.modules().items():
         text = path.read_text(encoding="utf-8")
-        constants = dict(re.findall(r'^(FORMAT|VERSION)(?:, VERSION)? = "?([\w-]+)', text, re.MULTILINE))
+        constants = dict(re.findall(r'^(FORMAT|VERSION)(?:, VERSION|: [^=]+)? = "?([\w-]+)', text, re.MULTILINE))
         both = re.search(r'^FORMAT, VERSION = "([\w-]+)", (\d+)', text, re.MULTILINE)
         keys = re.search(r'"format": "([\w-]+)",\s+"version": (\d+)', text)
         if (pair := both or keys) is not None:

@@ -4,31 +4,13 @@ from __future__ import annotations
 
 import ast
 import functools
+import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "joulesweep"
-
-#: Rooms of modules that still lie at the top of the package; a module in a sub-package is in the room of that name.
-ROOMS = {
-    "core": "places files errors quantities spec units process lazy bounded",
-    "reference": "estimate footprint",
-    "axes": "precision strategy engine",
-    "measure": "devices environment meters sensors trace meter verdict counter settling watch contention conditions "
-    "measurement certificate",
-    "nets": "model anatomy build freezing flops products kernels weights",
-    "runs": "identity record energy",
-    "train": "worker train trainer assembly ahead data corpus labels packing seeds fit scoring generation memory kahan "
-    "adaptive adaptive_cost calibration selection",
-    "launch": "launch lease progress",
-    "plan": "config strict grid digest definitions workflow snakemake_lock",
-    "prepare": "sources fetched texts pretrained tokens",
-    "analyse": "aggregate rows tables columns cells stats floors power rouge anchors answer equalcost published epochs",
-    "report": "report provenance words charts chart_parts theme",
-    "certify": "certify load blocks readings replay appraise certified_counter certified_power certificate_page",
-    "cli": "cli doctor rerun",
-}
 
 #: Floors of the house from the top down: a room may import from its own floor and from those below.
 FLOORS = (
@@ -54,12 +36,9 @@ def modules() -> dict[str, Path]:
 
 
 def room(module: str) -> str | None:
-    """A module's room: its sub-package, else where `ROOMS` has it; None for the package itself and unknown ones."""
+    """A module's room, the sub-package that it lies in; None for the package itself."""
     parts = module.split(".")[1:]
-    if not parts:
-        return None
-    named = next((name for name, members in ROOMS.items() if parts[0] in members.split()), None)
-    return named or (parts[0] if len(parts) > 1 or (PACKAGE / parts[0]).is_dir() else None)
+    return parts[0] if parts and (PACKAGE / parts[0]).is_dir() else None
 
 
 @functools.cache
@@ -181,6 +160,12 @@ def _box(name: str, place: tuple[float, float], num_modules: int) -> str:
     )
 
 
+def circles() -> list[str]:
+    """Modules that import themselves by way of others."""
+    arrows = {name: imports(path) & set(modules()) for name, path in modules().items()}
+    return [name for name in arrows if name in reach(arrows, name)]
+
+
 def upward() -> list[tuple[str, str, str, str]]:
     """Imports that lead to a higher floor: module, what it imports, and the rooms of both."""
     found = rooms()
@@ -192,3 +177,28 @@ def upward() -> list[tuple[str, str, str, str]]:
         for one in sorted(imports(modules()[module]))
         if room(one) == b
     ]
+
+
+def untyped() -> dict[str, int]:
+    """How often each room says `dict[str, Any]`."""
+    return {
+        name: sum(len(re.findall(r"dict\[str, Any\]", modules()[one].read_text(encoding="utf-8"))) for one in members)
+        for name, members in rooms().items()
+    }
+
+
+def main() -> int:
+    """Print modules and untyped mappings by room, circles and imports that lead up. Returns 1 if there are any."""
+    counts = untyped()
+    for name, members in rooms().items():
+        print(f"{name:10} {len(members):3} modules {counts[name]:4} dict[str, Any]")
+    print(f"{'in all':10} {len(modules()):3} modules {sum(counts.values()):4} dict[str, Any]")
+    up, round_about = upward(), circles()
+    print(f"circles: {len(round_about)}; imports that lead up: {len(up)}")
+    for line in (*round_about, *(f"{module} imports {one}" for module, one, _, _ in up)):
+        print(f"  {line}")
+    return 1 if up or round_about else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -22,7 +22,7 @@ rule aggregate:
     conda:
         "../envs/reporting.yaml"
     params:
-        code=digest.code_digest("scripts.aggregate"),
+        code=staleness.code_digest("scripts.aggregate"),
         runs=runs_folder,
         anchors=anchors_folder,
         output=output_folder,
@@ -53,7 +53,7 @@ rule charts:
     conda:
         "../envs/reporting.yaml"
     params:
-        code=digest.code_digest("scripts.charts"),
+        code=staleness.code_digest("scripts.charts"),
         said=[charts.caption(chart) for chart in CHARTS],
         tables=input_folder,
         output=output_folder,
@@ -80,7 +80,7 @@ rule report:
     conda:
         "../envs/reporting.yaml"
     params:
-        code=digest.code_digest("scripts.report"),
+        code=staleness.code_digest("scripts.report"),
         tables=input_folder,
     message:
         "Write the report"
@@ -97,7 +97,7 @@ use rule aggregate as aggregate_partial with:
     log:
         f"{sweep.folder}/partial/logs/aggregate.log",
     params:
-        code=digest.code_digest("scripts.aggregate"),
+        code=staleness.code_digest("scripts.aggregate"),
         runs=runs_folder,
         anchors=anchors_folder,
         output=output_folder,
@@ -114,7 +114,7 @@ use rule charts as charts_partial with:
     log:
         f"{sweep.folder}/partial/logs/charts.log",
     params:
-        code=digest.code_digest("scripts.charts"),
+        code=staleness.code_digest("scripts.charts"),
         said=[charts.caption(chart) for chart in CHARTS],
         tables=input_folder,
         output=output_folder,
@@ -130,5 +130,5 @@ use rule report as report_partial with:
     log:
         f"{sweep.folder}/partial/logs/report.log",
     params:
-        code=digest.code_digest("scripts.report"),
+        code=staleness.code_digest("scripts.report"),
         tables=input_folder,

@@ -16,7 +16,7 @@ rule grid:
     params:
         # A function's value is taken as it is; in a plain string a prompt's {source} would be a wildcard.
         config=lambda wildcards: sweep.config_json(),
-        code=digest.code_digest("scripts.grid"),
+        code=staleness.code_digest("scripts.grid"),
         runs=sweep.runs_digest(),
     message:
         f"Write the grid of {len(sweep.runs)} runs"
@@ -40,7 +40,7 @@ rule fetch_model:
     params:
         source=lambda wildcards: sweep.model_json(wildcards.model),
         marked=lambda wildcards: sweep.marked_files("models", wildcards.model),
-        code=digest.code_digest("scripts.fetch_model"),
+        code=staleness.code_digest("scripts.fetch_model"),
     message:
         "Fetch model {wildcards.model}"
     shell:
@@ -83,7 +83,7 @@ rule tokenise:
     conda:
         "../envs/training.yaml"
     params:
-        code=digest.code_digest("scripts.tokenise"),
+        code=staleness.code_digest("scripts.tokenise"),
     message:
         "Tokenise {wildcards.dataset} for {wildcards.model}"
     shell:

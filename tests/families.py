@@ -235,7 +235,7 @@ def _network(family: str, num_layers: int) -> Any:
     import torch
     import transformers
 
-    from joulesweep.nets.build import AUTO_CLASSES
+    from joulesweep.axes import task as tasks
 
     task, _, kind = family.partition("-")
     both = task == "seq2seq" and kind in MLM
@@ -251,7 +251,7 @@ def _network(family: str, num_layers: int) -> Any:
         warnings.simplefilter("ignore")  # of shapes that are small
         torch.manual_seed(0)
         if not both:
-            return getattr(transformers, AUTO_CLASSES[task]).from_config(config).float()
+            return getattr(transformers, tasks.TASKS[task].auto_class).from_config(config).float()
         decoder = copy.deepcopy(config)
         decoder.is_decoder = decoder.add_cross_attention = True
         return transformers.EncoderDecoderModel(

@@ -32,14 +32,14 @@ def trained(on: tiny_run.Assets, folder: Path, **changes: Any) -> Outcome:
         spec = tiny_run.spec(**{"max_steps": 2, "warmup_steps": 0, **changes})
         outcome = loop.train(spec, on.model_folder, on.tokens, folder)
     except Stop as stop:
-        return {"status": stop.outcome["status"], "reason": stop.outcome["reason"]}
+        return {"status": stop.outcome.status, "reason": stop.outcome.reason}
     finally:
         hook.remove()
     return {
         "status": "ok",
-        "losses": outcome["losses"],
-        "validation_loss": outcome["epochs"][-1]["validation_loss"],
-        "counts": {name: outcome["measurement"][name] for name in ("num_texts", "num_tokens", "num_predicted")},
+        "losses": outcome.losses,
+        "validation_loss": outcome.epochs[-1].validation_loss,
+        "counts": {name: getattr(outcome.phases[0], name) for name in ("num_texts", "num_tokens", "num_predicted")},
         "gradients": gradients,
     }
 

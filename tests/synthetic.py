@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import polars as pl
+from pydantic import TypeAdapter
 
 from joulesweep.analyse.tables import Tables
 from joulesweep.core import files, spec
@@ -17,6 +19,7 @@ from joulesweep.core.work import UNITS
 from joulesweep.plan import config, grid
 from joulesweep.runs import record
 
+T = TypeVar("T")
 LOCAL = {"local": "some/folder"}
 #: Of a BERT with 2 layers, 128 wide, as `flops.described` would give it.
 WORK: dict[str, Any] = {
@@ -49,6 +52,11 @@ TENSORS = (
     *(f"bert.embeddings.LayerNorm.{kind}" for kind in ("bias", "weight")),
     *(f"bert.embeddings.{part}_embeddings.weight" for part in ("token_type", "position", "word")),
 )
+
+
+def typed(kind: type[T], row: Any) -> T:
+    """What the analysis makes of JSON."""
+    return TypeAdapter(kind).validate_json(json.dumps(row))
 
 
 def raw_config(axes: dict[str, Any] | None = None, **sections: Any) -> dict[str, Any]:
@@ -438,7 +446,7 @@ def write_anchors(
     manifest, runs = sweep
     paths = []
     for run in list(manifest["runs"])[:number]:
-        row = record.read(runs / run / "record.json")
+        row = files.read_json(runs / run / "record.json", "record")
         measurement = dict(row["measurement"])
         for key in ("window_s", "total_window_s"):
             measurement[key] *= factor

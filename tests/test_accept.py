@@ -15,7 +15,6 @@ from joulesweep.core import files
 from joulesweep.plan import staleness
 from joulesweep.plan.config import validate
 from joulesweep.plan.sweep import Sweep
-from joulesweep.runs import record
 
 OLD, OLDER = "0123456789abcdef", "fedcba9876543210"
 
@@ -64,11 +63,11 @@ def test_records_say_what_they_were_accepted_for_and_why(sweep, capsys):
     accept()
     accept()  # once more changes nothing
     assert capsys.readouterr().out.endswith("my.yaml: no finished run was measured by other code than today's\n")
-    row = record.read(path(sweep, sweep.runs[1]))
+    row = files.read_json(path(sweep, sweep.runs[1]), "record")
     assert row["code_digest"] == OLD
     assert [(one["code_digest"], one["reason"]) for one in row["accepted"]] == [(today(sweep, sweep.runs[1]), "a move")]
     assert row["accepted"][0]["accepted"] > "2026"
-    assert "accepted" not in record.read(path(sweep, sweep.runs[0]))
+    assert "accepted" not in files.read_json(path(sweep, sweep.runs[0]), "record")
 
 
 def test_a_dry_run_lists_what_would_be_kept_and_keeps_nothing(sweep, capsys):

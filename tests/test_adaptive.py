@@ -11,13 +11,14 @@ import pytest
 import tiny_run
 import torch
 import transformers
+from outcomes import trained
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig
 
 from joulesweep import methods
 from joulesweep.axes import precision
+from joulesweep.axes.task import TASKS
 from joulesweep.nets import flops, products
-from joulesweep.nets.build import AUTO_CLASSES
 from joulesweep.nets.language_model import LanguageModel
 from joulesweep.train import assembly, loop, trainer
 from joulesweep.train.adaptive import calibration, choosing, cost
@@ -30,15 +31,15 @@ UNITS = {"token": 300.0, "head_position": 40.0, "token_pair": 4000.0}
 CHOOSING = [name for name in methods.names() if methods.chooses(name)]
 
 
-TASKS = {"opt": "clm", "llama": "clm", "gpt2": "clm", "bloom": "clm", "t5": "seq2seq", "bart": "seq2seq"}
+TASK_OF = {"opt": "clm", "llama": "clm", "gpt2": "clm", "bloom": "clm", "t5": "seq2seq", "bart": "seq2seq"}
 
 
 def core_of(kind="bert", **shape):
     """A model on the meta device, with eager attention, which the oracle can count."""
-    task = TASKS.get(kind, "mlm")
+    task = TASK_OF.get(kind, "mlm")
     with torch.device("meta"):
         config = AutoConfig.for_model(kind, **shape)
-        model = getattr(transformers, AUTO_CLASSES[task]).from_config(config, attn_implementation="eager")
+        model = getattr(transformers, TASKS[task].auto_class).from_config(config, attn_implementation="eager")
     return LanguageModel(model.train(), task=task)
 
 
@@ -229,7 +230,7 @@ def assemble(assets):
 def run(assets, tmp_path):
     def run(**changes):
         changes = {"method": "greentrainer", "method_params": {"rho": 0.6}, **changes}
-        return loop.train(tiny_run.spec(**changes), assets.model_folder, assets.tokens, tmp_path)
+        return trained(tiny_run.spec(**changes), assets.model_folder, assets.tokens, tmp_path)
 
     return run
 
@@ -290,7 +291,7 @@ def test_only_what_is_chosen_trains_and_has_optimizer_state(assemble):
     before = copy.deepcopy(built.core.model.state_dict())
     for epoch, _ in loop._run_epochs(built):
         assert epoch == 1
-    chosen = set(built.phases[-1]["chosen"])
+    chosen = set(built.phases[-1].choice.chosen)
     named = dict(built.core.model.named_parameters())
     assert 0 < len(chosen) < len(named)
     assert {name for name, parameter in named.items() if parameter in built.optimizer.state} == chosen
@@ -307,7 +308,7 @@ def test_state_is_released_where_a_tensor_is_frozen_and_kept_where_it_goes_on(as
         lambda rating, params, parameters: [float(k + 1) for k in next(order)(list(parameters))],
     )
     list(loop._run_epochs(built))
-    first, second = (set(phase["chosen"]) for phase in built.phases if phase["kind"] == "training")
+    first, second = (set(phase.choice.chosen) for phase in built.phases if phase.kind == "training")
     assert first != second
     named = dict(built.core.model.named_parameters())
     taken = {name: int(built.optimizer.state[named[name]]["step"]) for name in second}
@@ -383,13 +384,13 @@ def test_importances_that_are_no_numbers_are_a_divergence(run, monkeypatch):
     monkeypatch.setattr(module, "importances", broken)
     with pytest.raises(loop.Stop, match="the importances of the tensors were not finite before epoch 3") as stopped:
         run(epochs=4)
-    assert stopped.value.outcome["status"] == "diverged"
+    assert stopped.value.outcome.status == "diverged"
 
 
 def test_a_rho_below_the_floor_is_refused_with_the_floor(run):
     with pytest.raises(loop.Stop, match=r"rho 0.2 is below the floor: .* take 0.\d+ of full training") as stopped:
         run(method_params={"rho": 0.2})
-    assert stopped.value.outcome["status"] == "unsupported"
+    assert stopped.value.outcome.status == "unsupported"
 
 
 @pytest.mark.parametrize("changes", [{"strategy": "fsdp", "devices": 2}, {"engine": "compile"}, {"engine": "graph"}])
@@ -415,7 +416,7 @@ def test_adapters_of_a_decoder_can_be_chosen_among(tmp_path):
         tiny_run.token_file(tmp_path / "tokens.safetensors"),
     )
     given = {"method_params": {"rho": 0.95, "lora": {"r": 2}}, "task": "clm", "batching": "dynamic"}
-    outcome = loop.train(tiny_run.spec(method="greentrainer", **given), folder, tokens, tmp_path)
+    outcome = trained(tiny_run.spec(method="greentrainer", **given), folder, tokens, tmp_path)
     phase = outcome["measurement"]["phases"][-1]
     assert phase["chosen"]
     assert all(".c_attn.lora_" in name for name in phase["chosen"])
@@ -428,7 +429,7 @@ def test_skipped_steps_are_counted_across_choices(assemble):
     built.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**22)
     list(loop._run_epochs(built))
     trainer.read_counters(built.phases)
-    skipped = [phase["num_skipped_steps"] for phase in built.phases if phase["kind"] == "training"]
+    skipped = [phase.num_skipped_steps for phase in built.phases if phase.kind == "training"]
     assert skipped[0] > skipped[1]
     assert sum(skipped) == math.log2(2.0**22 / built.scaler.get_scale())  # each one halves the scale
 
@@ -447,7 +448,7 @@ def test_a_checkpointed_layer_is_computed_again_as_a_whole():
         train_only(core, {name})
         real = counted(core) / whole
         assert found.share([other == name for other in found.names]) == pytest.approx(real, rel=0.05)
-        work = flops.described(core)["flop_coefficients"]
+        work = flops.described(core).flop_coefficients
         total = sum(
             (work.get(unit, 0.0) + work.get(f"recomputed_{unit}", 0.0)) * number for unit, number in units(core).items()
         )

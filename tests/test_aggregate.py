@@ -13,6 +13,7 @@ import yaml
 from joulesweep.analyse import columns, tables
 from joulesweep.analyse.collect import aggregate
 from joulesweep.analyse.statistics import paired_ratio
+from joulesweep.core import files
 from joulesweep.report.page import build
 from joulesweep.runs import record
 
@@ -46,7 +47,7 @@ def test_one_row_per_run_in_the_order_of_the_manifest(sweep):
 def test_numbers_are_those_of_the_record(sweep):
     grid, runs = sweep
     row = aggregate(grid, runs).runs.row(5, named=True)
-    found = record.read(runs / row["run"] / "record.json")
+    found = files.read_json(runs / row["run"] / "record.json", "record")
     assert row["window_s"] == found["measurement"]["window_s"]
     assert row["peak_host_rss_bytes"] == found["measurement"]["peak_memory"]["host_rss_bytes"]
     assert row["validation_loss"] == found["quality"]["validation_loss"]
@@ -128,7 +129,7 @@ def test_a_gpu_sweep(tmp_path):
     grid, runs = synthetic.write_sweep(tmp_path, synthetic.raw_config(**synthetic.GPU_CONFIG), synthetic.on_gpus)
     found = aggregate(grid, runs)
     for row in found.runs.iter_rows(named=True):
-        measurement = record.read(runs / row["run"] / "record.json")["measurement"]
+        measurement = files.read_json(runs / row["run"] / "record.json", "record")["measurement"]
         boards = [one for one in measurement["energy"] if one["kind"] == "gpu"]
         assert len(boards) == row["devices"]
         assert row["energy_j"] == pytest.approx(sum(one["energy_j"] for one in boards))
@@ -302,7 +303,7 @@ def test_types_do_not_depend_on_the_data(tmp_path, sweep):
         (lambda text: text.replace('"energy": []', '"was": []'), "corrupt"),
         (lambda text: text.replace('"energy": []', '"energy": [{"device": "cpu:0"}, 3]'), "corrupt"),
         (lambda text: text.replace('"window_s": ', '"window_s": "fast", "was": '), "corrupt"),
-        (lambda text: text.replace('"kind": "training"', '"kind": "training", "chosen": null'), "corrupt"),
+        (lambda text: text.replace('"kind": "training"', '"kind": "training", "chosen": 3'), "corrupt"),
         (lambda text: text.replace('"window_s": ', '"window_s": 1e999, "was": '), "corrupt"),
         (lambda text: text.replace('"window_s": ', '"window_s": 1e301, "was": '), "corrupt"),
         (lambda text: text.replace('"window_s": ', '"window_s": -1.0, "was": '), "corrupt"),

@@ -15,7 +15,7 @@ from joulesweep.cli import doctor
 from joulesweep.core.errors import UserError
 from joulesweep.measure import conditions, devices, machine, meters, sensors
 from joulesweep.measure.meters import amd, nvidia
-from joulesweep.measure.trace import Trace
+from joulesweep.measure.trace import BoardState, Trace
 from joulesweep.measure.window import Meter
 
 UUIDS = ("GPU-00a1b2c3d4e5f601", "GPU-00a1b2c3d4e5f602")
@@ -91,7 +91,7 @@ class Smi(types.ModuleType):
 
 
 @pytest.fixture
-def machine(monkeypatch, tmp_path):
+def boards_of(monkeypatch, tmp_path):
     """A machine with AMD's driver and some boards; no NVIDIA's."""
     for name in (*amd.VISIBLE, amd.ROCR):
         monkeypatch.delenv(name, raising=False)
@@ -121,16 +121,16 @@ def machine(monkeypatch, tmp_path):
 TWO = ({"hip": 1, "watts": 300}, {"hip": 0, "watts": 100})
 
 
-def test_boards_are_numbered_as_hip_numbers_them(machine):
-    machine(*TWO)
+def test_boards_are_numbered_as_hip_numbers_them(boards_of):
+    boards_of(*TWO)
     first, second = devices.boards()
     assert (first.device, first.uuid, second.device, second.uuid) == ("gpu:0", UUIDS[0], "gpu:1", UUIDS[1])
     assert (first.name, first.memory_bytes, first.meter) == ("AMD Instinct MI300X", 192 * 2**30, "amd")
     assert first.counts and second.counts and devices.driver() == "6.10.5"
 
 
-def test_the_trace_reads_a_board_and_what_zeus_lacks_is_none(machine):
-    smi = machine(*TWO)
+def test_the_trace_reads_a_board_and_what_zeus_lacks_is_none(boards_of):
+    smi = boards_of(*TWO)
     trace = Trace(devices.boards(), [])
     trace.sample()
     smi.now_s += 10
@@ -141,55 +141,53 @@ def test_the_trace_reads_a_board_and_what_zeus_lacks_is_none(machine):
         assert trace.series[device].power_w == [watts, watts]
         assert (trace.power_method(device), trace.traits[device].source) == ("instant", "AMD SMI")
     (_, _, state), *_ = trace.states
-    assert state == {"temperature_c": 47.0, "sm_clock_mhz": None, "throttles": None}
+    assert state == BoardState(temperature_c=47.0, sm_clock_mhz=None, throttles=None)
     sensor = meters.sensor(devices.boards()[0])
     assert (sensor.process_ids(), sensor.power_limit_w()) == (None, None)
 
 
-def test_who_else_computes_there_is_unknown_not_nobody(machine):
-    machine(*TWO)
+def test_who_else_computes_there_is_unknown_not_nobody(boards_of):
+    boards_of(*TWO)
     looks, silent = conditions.look_after(devices.boards())
     assert [look.others for look in looks.values()] == [None, None] and silent == {}
 
 
-def test_the_window_of_an_amd_board_is_zeuss(machine, monkeypatch):
-    smi = machine(*TWO)
+def test_the_window_of_an_amd_board_is_zeuss(boards_of, monkeypatch):
+    smi = boards_of(*TWO)
     monkeypatch.setattr(zeus.device.gpu, "nvml_is_available", lambda: False)
-    boards = [{**board.described(), "position": i} for i, board in enumerate(devices.boards())]
-    found = Meter(boards, host=False, synchronize=lambda: None)
+    found = Meter(dict(enumerate(devices.boards())), host=False, synchronize=lambda: None)
     with found.window():
         smi.now_s += 5
-    rows = {row["device"]: row for row in found.rows()}
-    assert {row["method"] for row in rows.values()} == {"Zeus: AMD SMI energy counter"}
-    assert rows["gpu:0"]["total_energy_j"] == pytest.approx(500.0, abs=0.01)
-    assert rows["gpu:1"]["total_energy_j"] == pytest.approx(1500.0, abs=0.01)
+    readings = {reading.device: reading for reading in found.readings()}
+    assert {reading.method for reading in readings.values()} == {"Zeus: AMD SMI energy counter"}
+    assert readings["gpu:0"].total_energy_j == pytest.approx(500.0, abs=0.01)
+    assert readings["gpu:1"].total_energy_j == pytest.approx(1500.0, abs=0.01)
 
 
-def test_a_counter_that_zeus_finds_wrong_is_none_with_the_reason(machine):
-    machine({"hip": 0, "watts": 100, "counter": 100.0})
+def test_a_counter_that_zeus_finds_wrong_is_none_with_the_reason(boards_of):
+    boards_of({"hip": 0, "watts": 100, "counter": 100.0})
     (board,) = devices.boards()
     assert not board.counts and "does not agree with its power" in board.no_counter
     assert meters.sensor(board).energy_j() is None and meters.sensor(board).power_w() == 100.0
-    meter = Meter([{**board.described(), "position": 0}], host=False, synchronize=lambda: None)
-    (row,) = meter.rows()
-    assert (row["status"], row["reason"]) == ("unavailable", board.no_counter)
+    (reading,) = Meter({0: board}, host=False, synchronize=lambda: None).readings()
+    assert (reading.status, reading.reason) == ("unavailable", board.no_counter)
 
 
-def test_the_second_die_of_a_board_says_who_counts_it(machine):
-    machine(*({"hip": hip, "watts": watts, "name": "AMD Instinct MI250X"} for hip, watts in ((0, 400), (1, 0))))
+def test_the_second_die_of_a_board_says_who_counts_it(boards_of):
+    boards_of(*({"hip": hip, "watts": watts, "name": "AMD Instinct MI250X"} for hip, watts in ((0, 400), (1, 0))))
     first, second = devices.boards()
     assert first.counts and not second.counts
     assert second.no_counter == "it is one of two dies of a board: gpu:0 counts the joules of both"
 
 
-def test_a_board_that_averages_its_power_says_so(machine):
-    machine({"hip": 0, "watts": 250, "instant": False})
+def test_a_board_that_averages_its_power_says_so(boards_of):
+    boards_of({"hip": 0, "watts": 250, "instant": False})
     sensor = meters.sensor(devices.boards()[0])
     assert (sensor.traits.power, sensor.power_w()) == ("as the driver averages it", 250.0)
 
 
-def test_boards_without_a_uuid_of_their_own_are_told_apart(machine):
-    machine(*({**board, "uuid": "GPU-XX"} for board in TWO))
+def test_boards_without_a_uuid_of_their_own_are_told_apart(boards_of):
+    boards_of(*({**board, "uuid": "GPU-XX"} for board in TWO))
     assert len({board.uuid for board in devices.boards()}) == 2
 
 
@@ -204,23 +202,23 @@ def test_boards_without_a_uuid_of_their_own_are_told_apart(machine):
         ({"ROCR_VISIBLE_DEVICES": "1"}, [1], "ROCR_VISIBLE_DEVICES=1"),
     ],
 )
-def test_boards_that_rocm_hides_are_in_no_pool(machine, monkeypatch, variables, left, hiding):
+def test_boards_that_rocm_hides_are_in_no_pool(boards_of, monkeypatch, variables, left, hiding):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    machine(*TWO)
+    boards_of(*TWO)
     assert [board.index for board in devices.pool("auto")] == left
     assert devices.left()[1] == hiding
 
 
-def test_variables_that_count_within_each_other_are_refused(machine):
-    machine(*TWO)
+def test_variables_that_count_within_each_other_are_refused(boards_of):
+    boards_of(*TWO)
     both = {"ROCR_VISIBLE_DEVICES": "1", "HIP_VISIBLE_DEVICES": "0"}
     with pytest.raises(UserError, match=r"^ROCR_VISIBLE_DEVICES and HIP_VISIBLE_DEVICES are both set.*unset one$"):
         devices.pool("auto", both)
 
 
-def test_processes_see_the_leased_boards_alone(machine):
-    machine(*TWO)
+def test_processes_see_the_leased_boards_alone(boards_of):
+    boards_of(*TWO)
     assert devices.exposing(devices.boards()[1:]) == {
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         "CUDA_VISIBLE_DEVICES": "1",
@@ -230,8 +228,8 @@ def test_processes_see_the_leased_boards_alone(machine):
     assert {name: devices.exposing([])[name] for name in amd.VISIBLE} == dict.fromkeys(amd.VISIBLE, "")
 
 
-def test_without_a_driver_nothing_is_set_or_imported(machine, monkeypatch):
-    machine(*TWO)
+def test_without_a_driver_nothing_is_set_or_imported(boards_of, monkeypatch):
+    boards_of(*TWO)
     monkeypatch.setattr(amd, "PLACES", ())
     monkeypatch.setattr(amd, "_gpus", lambda: pytest.fail("AMD SMI was asked"))
     assert (devices.boards(), devices.driver()) == ([], None)
@@ -240,15 +238,15 @@ def test_without_a_driver_nothing_is_set_or_imported(machine, monkeypatch):
 
 
 @pytest.mark.parametrize(("build", "accelerator"), [("hip", "cuda"), ("cuda", "cpu"), (None, "cpu")])
-def test_the_boards_are_for_a_build_of_torch_with_rocm(machine, monkeypatch, build, accelerator):
-    machine(*TWO)
+def test_the_boards_are_for_a_build_of_torch_with_rocm(boards_of, monkeypatch, build, accelerator):
+    boards_of(*TWO)
     monkeypatch.setattr(machine, "torch_build", lambda: build)
     monkeypatch.setattr(nvidia, "start_problem", lambda: ("no NVIDIA driver", True))
     assert machine.probe_accelerator.__wrapped__() == accelerator
 
 
-def test_a_library_that_does_not_start_is_said_not_the_cpu_used(machine, monkeypatch):
-    machine(*TWO).broken = True
+def test_a_library_that_does_not_start_is_said_not_the_cpu_used(boards_of, monkeypatch):
+    boards_of(*TWO).broken = True
     monkeypatch.setattr(machine, "torch_build", lambda: "hip")
     assert devices.boards() == []
     with pytest.raises(UserError, match="cannot tell whether there is a GPU \\(AMD SMI does not start"):
@@ -256,8 +254,8 @@ def test_a_library_that_does_not_start_is_said_not_the_cpu_used(machine, monkeyp
     assert "AMD SMI does not start" in amd.problem()
 
 
-def test_an_amd_driver_that_hangs_is_one_line(machine, monkeypatch):
-    smi = machine(*TWO)
+def test_an_amd_driver_that_hangs_is_one_line(boards_of, monkeypatch):
+    smi = boards_of(*TWO)
     gate = threading.Event()
     monkeypatch.setattr(amd, "START_S", 0.05)
     monkeypatch.setattr(smi, "amdsmi_init", lambda flags: gate.wait(), raising=False)
@@ -275,8 +273,8 @@ def test_pytorchs_uuid_is_known_in_both_ways_of_writing_it():
     assert devices.is_board(own, f"GPU-{own}") and not devices.is_board(own, UUIDS[0])
 
 
-def test_the_doctor_describes_an_amd_board(machine, monkeypatch):
-    machine(*TWO)
+def test_the_doctor_describes_an_amd_board(boards_of, monkeypatch):
+    boards_of(*TWO)
     monkeypatch.setattr(sensors, "TICK_LIMIT_S", 0.05)
     rows = {row["subject"]: row for row in doctor.examine()["findings"]}
     assert rows["driver"]["found"] == "AMD 6.10.5, 2 boards"

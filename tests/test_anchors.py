@@ -10,7 +10,7 @@ import synthetic
 
 from joulesweep.analyse import tables
 from joulesweep.analyse.collect import aggregate
-from joulesweep.runs import record
+from joulesweep.core import files
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def test_ratios_by_day(sweep, tmp_path):
     assert found["energy_ratio"].to_list() == pytest.approx([0.9, 0.9, 1.1, 1.1])
     assert found["window_ratio"].to_list() == pytest.approx([0.9, 0.9, 1.1, 1.1])
     first = found.row(0, named=True)
-    original = record.read(runs / first["run"] / "record.json")["measurement"]
+    original = files.read_json(runs / first["run"] / "record.json", "record")["measurement"]
     assert first["window_s"] == original["window_s"]
     assert first["anchor_window_s"] == pytest.approx(0.9 * original["window_s"])
     assert (first["same_environment"], first["same_scope"], first["status"]) == (True, True, "ok")

@@ -14,7 +14,7 @@ from joulesweep.measure import certificate, machine
 from joulesweep.measure.devices import Board
 from joulesweep.report import page
 
-BOARD = {"device": "gpu:0", "uuid": "GPU-0"}
+BOARD = {"gpu:0": "GPU-0"}
 PROMISES = [("tick", "holds"), ("lag", "fails"), ("idle", "not tried"), ("tick", "holds")]
 
 
@@ -53,18 +53,18 @@ def test_the_worst_of_some_is_one_that_fails_then_one_that_is_undecided():
 
 def test_certificates_are_cited_by_digest_with_their_verdicts(tmp_path):
     path = write(tmp_path)
-    board, host = certificate.cited([BOARD], "999.01", tmp_path)
-    assert board["digest"] == certificate.digest(path.read_bytes()) and len(board["digest"]) == 16
-    assert (board["holds"], board["fails"], board["not_tried"]) == (["tick"], ["lag"], ["idle"])
-    assert (board["made"], board["reason"]) == ("2026-11-29T12:00:00+00:00", None)
-    assert host["digest"] is None and host["fails"] is None
-    assert "there is no" in host["reason"] and "joulesweep certify makes one" in host["reason"]
+    board, host = certificate.cited(BOARD, "999.01", tmp_path)
+    assert board.digest == certificate.digest(path.read_bytes()) and len(board.digest) == 16
+    assert (board.holds, board.fails, board.not_tried) == (["tick"], ["lag"], ["idle"])
+    assert (board.made, board.reason) == ("2026-11-29T12:00:00+00:00", None)
+    assert host.digest is None and host.fails is None
+    assert "there is no" in host.reason and "joulesweep certify makes one" in host.reason
 
 
 def test_another_driver_is_said(tmp_path):
     write(tmp_path)
-    board, _ = certificate.cited([BOARD], "1000", tmp_path)
-    assert board["digest"] and board["reason"] == "the certificate is of driver 999.01, the run had 1000"
+    board, _ = certificate.cited(BOARD, "1000", tmp_path)
+    assert board.digest and board.reason == "the certificate is of driver 999.01, the run had 1000"
 
 
 @pytest.mark.parametrize(
@@ -79,29 +79,29 @@ def test_another_driver_is_said(tmp_path):
 )
 def test_a_certificate_that_tried_less_is_cited_as_such(tmp_path, changes, told):
     write(tmp_path, **changes)
-    board, _ = certificate.cited([BOARD], "999.01", tmp_path)
-    assert board["digest"] and told in board["reason"]
+    board, _ = certificate.cited(BOARD, "999.01", tmp_path)
+    assert board.digest and told in board.reason
 
 
 def test_another_cpu_of_the_same_name_is_said(tmp_path):
     write(tmp_path, name=certificate.HOST, identity={"driver": None, "cpu_model": "old"})
     for model, reason in ((None, None), ("old", None), ("new", "the certificate is of cpu model old, the run had new")):
-        (host,) = certificate.cited([], None, tmp_path, model)
-        assert host["digest"] and host["reason"] == reason
+        (host,) = certificate.cited({}, None, tmp_path, model)
+        assert host.digest and host.reason == reason
 
 
 def test_a_certificate_of_another_version_is_not_cited(tmp_path):
     write(tmp_path, version=1)
-    board, _ = certificate.cited([BOARD], None, tmp_path)
-    assert board["digest"] is None and "of another version" in board["reason"]
+    board, _ = certificate.cited(BOARD, None, tmp_path)
+    assert board.digest is None and "of another version" in board.reason
 
 
 def test_promises_of_several_counters_are_told_apart(tmp_path):
     rows = [("tick", "cpu:0", "holds"), ("tick", "dram:0", "fails"), ("lag", "dram:0", "fails")]
     promises = [dict(zip(("promise", "device", "verdict"), row, strict=True)) for row in rows]
     write(tmp_path, name=certificate.HOST, device="cpu:0", promises=promises)
-    (host,) = certificate.cited([], None, tmp_path)
-    assert (host["holds"], host["fails"]) == (["tick"], ["tick of dram:0", "lag of dram:0"])
+    (host,) = certificate.cited({}, None, tmp_path)
+    assert (host.holds, host.fails) == (["tick"], ["tick of dram:0", "lag of dram:0"])
 
 
 @pytest.mark.parametrize(
@@ -109,8 +109,8 @@ def test_promises_of_several_counters_are_told_apart(tmp_path):
 )
 def test_what_is_no_certificate_is_not_cited(tmp_path, text):
     write(tmp_path).write_text(text, encoding="utf-8", errors="surrogateescape")
-    board, _ = certificate.cited([BOARD], None, tmp_path)
-    assert board["digest"] is None and "is no certificate" in board["reason"]
+    board, _ = certificate.cited(BOARD, None, tmp_path)
+    assert board.digest is None and "is no certificate" in board.reason
 
 
 def test_a_record_says_what_is_known_of_its_devices(tmp_path, monkeypatch):
@@ -118,9 +118,9 @@ def test_a_record_says_what_is_known_of_its_devices(tmp_path, monkeypatch):
     write(certificate.FOLDER, driver=None)
     write(certificate.FOLDER, name=certificate.HOST, driver=None)
     board = Board(index=0, uuid="GPU-0", name="x", memory_bytes=None, has_counter=True, mig=False)
-    rows = machine.describe(1, [board])["certificates"]
-    assert [(row["device"], row["name"]) for row in rows] == [("gpu:0", "GPU-0"), ("cpu:0", "cpu:0")]
-    assert all(row["digest"] for row in rows)
+    rows = machine.describe(1, [board]).certificates
+    assert [(row.device, row.name) for row in rows] == [("gpu:0", "GPU-0"), ("cpu:0", "cpu:0")]
+    assert all(row.digest for row in rows)
 
 
 def cited(row, **changes):

@@ -254,10 +254,10 @@ def test_a_device_may_be_named_by_its_uuid_and_is_certified_once(boards, tmp_pat
 def test_a_run_cites_what_was_certified_in_the_same_place(monkeypatch, tmp_path):
     monkeypatch.setattr(devices, "boards", list)
     assert main.main(["certify"]) == 0
-    (row,) = machine.describe(1)["certificates"]
+    (row,) = machine.describe(1).certificates
     path = certificate.place(certificate.HOST)
-    assert path.exists() and row["digest"] == certificate.digest(path.read_bytes())
-    assert len(row["not_tried"]) == len(campaign.appraise.PROMISES) and row["fails"] == []
+    assert path.exists() and row.digest == certificate.digest(path.read_bytes())
+    assert len(row.not_tried) == len(campaign.appraise.PROMISES) and row.fails == []
 
 
 def stopped_after(number):

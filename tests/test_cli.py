@@ -117,7 +117,7 @@ def test_a_run_is_repeated_by_hand_beside_the_sweeps_own(configfile, runs, prepa
     files.write_text(own, "untouched")
     assert command("run", runs[0], "--configfile", configfile) == 0
     by_hand = tmp_path / "results" / "tiny" / "by-hand" / runs[0] / "record.json"
-    assert record.read(by_hand)["status"] == "ok"
+    assert record.read(by_hand).status == "ok"
     line, path = capfd.readouterr().out.splitlines()
     assert path == str(by_hand.relative_to(tmp_path))
     assert re.fullmatch(rf"\[by hand\] {re.escape(runs[0])} · [\d.]+ s · (\S+ J · )?loss 4\.\d\d", line)

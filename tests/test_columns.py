@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from types import SimpleNamespace
 
 import polars as pl
 import pytest
@@ -15,6 +16,7 @@ from joulesweep.analyse.columns import TABLES, Column
 from joulesweep.core import files
 from joulesweep.core.errors import UserError
 from joulesweep.core.work import COUNTED
+from joulesweep.report import numbers
 
 #: The unit that the end of a name stands for; the first that fits.
 ENDS = {
@@ -71,6 +73,13 @@ def test_intervals_are_made_from_the_row_of_their_quantity():
         made, of = columns.CELLS[f"{quantity}_{end}"], columns.RUNS[quantity]
         assert (made.unit, made.dtype) == (of.unit, columns.REAL)
     assert columns.RUNS["energy_j"].about in columns.CELLS["energy_j_mean"].about
+
+
+@pytest.mark.parametrize("name", [name for name, column in columns.RUNS.items() if column.heading])
+def test_a_column_of_the_page_is_shown_in_a_way_that_there_is(name):
+    column = columns.RUNS[name]
+    assert column.show in numbers.FORMATS
+    assert column.mean or name.startswith("estimated_"), "else the cells have no number of it"
 
 
 def test_files_say_what_their_columns_are(tmp_path):
@@ -149,11 +158,11 @@ ONE = {"strategy": ["single"], "precision": ["fp32"], "batch_size": [32], "repea
         (
             run_rows.roofline,
             "columns",
-            lambda found: {"useful_flop": 1.0},
+            lambda *given: SimpleNamespace(useful_flop=1.0, useful_flops=None),
             "unknown column 'useful_flop'.*'useful_flops'",
         ),
-        (run_rows, "headline", lambda *given: {"window_s": 1.0}, "window_s is filled twice"),
-        (run_rows, "by_epoch", lambda *given: {"energy": 1.0}, "unknown column 'energy'"),
+        (run_rows, "headline", lambda *given: SimpleNamespace(window_s=1.0, energy_j=None), "window_s is filled twice"),
+        (run_rows, "by_epoch", lambda *given: SimpleNamespace(energy=1.0), "unknown column 'energy'"),
         (run_rows, "_timed", lambda *given: {"ratings_s": 1.0}, "unknown column 'ratings_s'"),
         (run_rows, "CITED", {**run_rows.CITED, "made": "certificate_date"}, "unknown column 'certificate_date'"),
         (run_rows, "SCORED", run_rows.SCORED[1:], "nothing fills column validation_loss"),
@@ -192,7 +201,7 @@ def told(row):
         "fails": ["lag"],
         "not_tried": ["clock"],
     }
-    certificates = [{**certificate, "name": "GPU-0", "reason": "of another driver"}]
+    certificates = [{**certificate, "device": "gpu:0", "name": "GPU-0", "reason": "of another driver"}]
     return {
         **row,
         "measurement": {**measurement, "energy": energy, "conditions": conditions},

@@ -11,14 +11,18 @@ import time
 from types import SimpleNamespace
 
 import pytest
+import synthetic
 import tiny_run
+from outcomes import phase, rank
 
+from joulesweep.axes.strategy import on_one_device
 from joulesweep.core import bounded, processes
+from joulesweep.core.outcome import DeviceEnergy, Span, as_json
 from joulesweep.measure import conditions, contention, meters, sensors, settling
 from joulesweep.measure.conditions import Before
 from joulesweep.measure.devices import Board
 from joulesweep.measure.meters import nvidia
-from joulesweep.measure.trace import Series, Trace
+from joulesweep.measure.trace import BoardState, Series, Trace
 from joulesweep.measure.watch import BoardLook, Looks
 
 
@@ -61,13 +65,12 @@ def machine(monkeypatch):
 
 def row(device="gpu:0", **changes):
     """A measured row without a flag."""
-    found = {"device": device, "kind": device[:3], "energy_j": 9000.0, "tick_s": 0.1, "power_ratio": 1.0}
-    found |= {"doubt": None, "reason": None, "method": "Zeus: NVML energy counter"}
-    return {**found, **changes}
+    return DeviceEnergy(**{**synthetic.energy_row(device, 9000.0, power_ratio=1.0), **changes})
 
 
 def state(at_s, device="gpu:0", temperature_c=50.0, sm_clock_mhz=1400.0, throttles=()):
-    return at_s, device, {"temperature_c": temperature_c, "sm_clock_mhz": sm_clock_mhz, "throttles": list(throttles)}
+    throttles = None if throttles is None else list(throttles)
+    return at_s, device, BoardState(temperature_c=temperature_c, sm_clock_mhz=sm_clock_mhz, throttles=throttles)
 
 
 def describe(
@@ -90,17 +93,22 @@ def describe(
     trace = Trace([], [])
     trace.states = list(states)
     seen = SimpleNamespace(looks=Looks(cpu=list(cpu), boards=list(looks)), stopped=stopped)
-    span = {"begin_s": 100.0, "end_s": 100.0 + total_s, "idle_begin_s": 90.0, "idle_end_s": 90.0 + idle_s}
-    span["clock_step_s"] = 0.0
-    counts = {"num_steps": 500, "num_skipped_steps": skipped, "num_passes": 1}
-    counts["cpu_s"] = total_s if cpu_s is None else cpu_s
-    outcome = {"span": span, "measurement": {"total_window_s": total_s, "energy": list(rows), **counts}}
-    hold = conditions.Hold(boards=boards, exclusive=exclusive, shared_host=shared)
+    result = rank(
+        span=Span(begin_s=100.0, end_s=100.0 + total_s, idle_begin_s=90.0, idle_end_s=90.0 + idle_s),
+        total_window_s=total_s,
+        phases=[phase(num_steps=500, num_skipped_steps=skipped)],
+        num_steps=500,
+        cpu_s=total_s if cpu_s is None else cpu_s,
+    )
+    run = tiny_run.spec(**spec)
+    one_device = on_one_device(run.strategy, run.devices)
+    hold = conditions.Hold(boards=boards, exclusive=exclusive, shared_host=shared, one_device=one_device)
     before = before or Before(ticks={}, cooldown_s=None, settled=None)
-    found, flags = conditions.describe(outcome, tiny_run.spec(**spec), before, trace, hold, seen)
+    conditions_, flags = conditions.describe(result, rows, run, before, trace, hold, seen)
+    found = as_json(conditions_)
     found |= {"cpu": {name: found.pop(name) for name in CPU}}
-    json.dumps([found, flags], allow_nan=False)
-    return found, [(flag["flag"], flag["text"]) for flag in flags]
+    json.dumps(found, allow_nan=False)
+    return found, [(flag.flag, flag.text) for flag in flags]
 
 
 CPU = ("cpu_share", "cpu_pressure_share", "cpu_wait_share", "foreign_cpu_s", "cpu_steal_s", "cpu_unknown")
@@ -259,9 +267,7 @@ def test_without_boards_nobody_is_waited_for():
 
 @pytest.mark.parametrize("throttles", [None, ["power brake"]])
 def test_clocks_of_which_a_board_does_not_always_tell_are_unknown(throttles):
-    states = [state(105.0), state(110.0, throttles=throttles or ())]
-    if throttles is None:
-        states[1][2]["throttles"] = None
+    states = [state(105.0), state(110.0, throttles=throttles)]
     found, _ = describe(row(), states=states)
     assert found["boards"][0]["throttle_reasons"] == throttles
 
@@ -353,13 +359,14 @@ def test_what_a_whole_run_cost_is_told_beside_its_window():
         "gpu:1": Series(energy_j=[0.0, 50.0, 10.0], power_w=[None] * 3),
         "cpu:0": Series(energy_j=[None] * 3, power_w=[None] * 3),
     }
-    found = conditions.whole_run(trace)
-    assert found["whole_run_s"] == 30.0
-    assert [(cost["device"], cost["energy_j"]) for cost in found["whole_run_energy"]] == [
+    found = conditions.overhead(Span(begin_s=15.0, end_s=35.0), trace)
+    assert (found.whole_run_s, found.num_samples, found.trace_cpu_s) == (30.0, 0, None)
+    assert [(cost.device, cost.energy_j) for cost in found.whole_run_energy] == [
         ("gpu:0", 900.0), ("gpu:1", None), ("cpu:0", None),
     ]  # fmt: skip
-    assert [cost["reason"] is None for cost in found["whole_run_energy"]] == [True, False, False]
-    assert conditions.whole_run(Trace([], [])) == {"whole_run_s": None, "whole_run_energy": []}
+    assert [cost.reason is None for cost in found.whole_run_energy] == [True, False, False]
+    nothing = conditions.overhead(Span(begin_s=15.0, end_s=35.0), Trace([], []))
+    assert (nothing.whole_run_s, nothing.whole_run_energy) == (None, [])
 
 
 @pytest.mark.parametrize(

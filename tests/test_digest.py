@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import tiny_run
+from moving import move
 
 from joulesweep import methods
 from joulesweep.core import places
@@ -273,12 +274,13 @@ def test_each_definition_that_a_run_uses_counts():
 
 def test_a_comment_in_the_training_loop_makes_nothing_stale(package):
     assert (
-        package.changed_by("train.py", "    trainer.core.train()\n", "    # why\n    trainer.core.train()\n\n") == set()
+        package.changed_by("train/loop.py", "    trainer.core.train()\n", "    # why\n    trainer.core.train()\n\n")
+        == set()
     )
 
 
 def test_a_definition_that_nothing_uses_makes_nothing_stale(package):
-    path = package.path("train.py")
+    path = package.path("train/loop.py")
     before = package.digests()
     path.write_text(path.read_text(encoding="utf-8") + "\n\ndef unused():\n    return 1\n", encoding="utf-8")
     forget()
@@ -287,50 +289,46 @@ def test_a_definition_that_nothing_uses_makes_nothing_stale(package):
 
 def test_a_module_that_is_renamed_or_moved_makes_nothing_stale(package):
     before = package.digests(), package.analysis()
-    package.path("rooms").mkdir()
-    package.path("rooms/__init__.py").write_text('"""A room."""\n', encoding="utf-8")
-    package.path("data.py").rename(package.path("rooms/corpus.py"))
-    package.everywhere(r"from joulesweep\.data import", "from joulesweep.rooms.corpus import")
-    package.everywhere(r"(from joulesweep import .*)\bdata\b(, )?", r"from joulesweep.rooms import corpus as data\n\1")
-    package.path("stats.py").rename(package.path("statistics_.py"))
-    package.everywhere(r"from joulesweep\.stats import", "from joulesweep.statistics_ import")
-    package.everywhere(
-        r"from joulesweep.analyse import statistics as stats\b", "from joulesweep import statistics_ as stats"
-    )
-    package.path("worker.py").rename(package.path("rank.py"))
-    package.everywhere(r"joulesweep\.worker", "joulesweep.rank")
+    move(places.ROOT, "joulesweep.train.data", "joulesweep.rooms.corpora")
+    move(places.ROOT, "joulesweep.analyse.statistics", "joulesweep.analyse.intervals")
+    move(places.ROOT, "joulesweep.train.worker", "joulesweep.train.rank")
+    forget()
     assert (package.digests(), package.analysis()) == before
-    assert package.changed_by("rooms/corpus.py", "def steps(", "def steps(extra=None, *") == set(SPECS)
+    assert package.changed_by("rooms/corpora.py", "def steps(", "def steps(extra=None, *") == set(SPECS)
 
 
 def test_a_function_that_is_moved_and_renamed_makes_nothing_stale(package):
     before = package.digests()
-    text = package.path("train.py").read_text(encoding="utf-8")
+    text = package.path("train/loop.py").read_text(encoding="utf-8")
     clip = re.search(r"def _clip\(.*?\n\n\n", text, re.DOTALL)[0]
     own = "from __future__ import annotations\nimport torch\n\n\n" + clip.replace("_clip", "cut")
     package.path("norms.py").write_text(own, encoding="utf-8")
     moved = text.replace(clip, "").replace("_clip(", "norms.cut(")
     moved = moved.replace("import torch\n", "import torch\nfrom joulesweep import norms\n", 1)
-    package.path("train.py").write_text(moved, encoding="utf-8")
+    package.path("train/loop.py").write_text(moved, encoding="utf-8")
     forget()
     assert package.digests() == before
     assert package.changed_by("norms.py", "foreach=True", "foreach=False") == set(SPECS)
 
 
 def test_of_a_table_only_the_runs_own_row_counts(package):
-    changed = package.changed_by("precision.py", 'autocast="bfloat16"', 'autocast="float16"')
+    changed = package.changed_by("axes/precision.py", 'autocast="bfloat16"', 'autocast="float16"')
     assert changed == {"mixed"}
-    assert package.changed_by("precision.py", 'peak_rate="bf16"', 'peak_rate="fp16"') == set(), "of the analysis alone"
-    assert package.changed_by("strategy.py", 'wrapper="DistributedDataParallel"', 'wrapper="Other"') == {"ddp"}
+    assert package.changed_by("axes/precision.py", 'peak_rate="bf16"', 'peak_rate="fp16"') == set(), (
+        "of the analysis alone"
+    )
+    assert package.changed_by("axes/strategy.py", "gradient_as_bucket_view=True", "gradient_as_bucket_view=False") == {
+        "ddp"
+    }
 
 
 def test_a_new_row_makes_nothing_stale(package):
     row = '    "fp8-mixed": Precision(about="eight bits", peak_rate="fp8", convert=eight),\n'
-    assert package.changed_by("precision.py", '    "tf32": Precision', f'{row}    "tf32": Precision') == set()
+    assert package.changed_by("axes/precision.py", '    "tf32": Precision', f'{row}    "tf32": Precision') == set()
 
 
 def test_the_code_beside_a_table_counts_for_every_run(package):
-    assert package.changed_by("precision.py", '"high" if allowed', '"medium" if allowed') == set(SPECS)
+    assert package.changed_by("axes/precision.py", '"high" if allowed', '"medium" if allowed') == set(SPECS)
 
 
 def test_only_the_runs_own_method_counts(package):
@@ -348,10 +346,10 @@ def test_a_new_method_makes_nothing_stale(package):
 
 def test_charts_and_report_make_no_run_stale_and_training_makes_no_table_stale(package):
     before = package.analysis()
-    assert package.changed_by("charts/pareto.py", "def draw(", "def draw(_=0, *") == set()
+    assert package.changed_by("report/charts/pareto.py", "def draw(", "def draw(_=0, *") == set()
     assert {name for name, value in package.analysis().items() if value != before[name]} == {"charts", "report"}
-    assert package.changed_by("train.py", "def _step(", "def _step(_=0, *") == set(SPECS)
-    package.edit("cells.py", "def tabulate(", "def tabulate(_=0, *")
+    assert package.changed_by("train/loop.py", "def _step(", "def _step(_=0, *") == set(SPECS)
+    package.edit("analyse/cells.py", "def tabulate(", "def tabulate(_=0, *")
     changed = {name for name, value in package.analysis().items() if value != before[name]}
     assert "aggregate" in changed
     assert not changed & {"grid", "fetch_model", "fetch_dataset", "tokenise"}
@@ -359,7 +357,7 @@ def test_charts_and_report_make_no_run_stale_and_training_makes_no_table_stale(p
 
 def test_the_templates_belong_to_the_report(package):
     before = package.analysis()
-    package.path("templates/added.html").write_text("<p>")
+    package.path("report/templates/added.html").write_text("<p>")
     forget()
     assert {name for name, value in package.analysis().items() if value != before[name]} == {"report"}
 
@@ -387,7 +385,7 @@ def test_numbers_that_a_script_reads_belong_to_it(package, file, script):
 
 def test_a_table_that_is_no_dict_literal_is_refused(package):
     package.edit(
-        "precision.py", "PRECISIONS: dict[str, Precision] = {", "PRECISIONS: dict[str, Precision] = dict() | {"
+        "axes/precision.py", "PRECISIONS: dict[str, Precision] = {", "PRECISIONS: dict[str, Precision] = dict() | {"
     )
     with pytest.raises(TypeError, match="PRECISIONS must be a dict literal"):
         staleness.run_digest(SPECS["plain"])
@@ -400,10 +398,9 @@ def test_what_is_found_by_name_alone_is_known():
         for path in (places.ROOT / "joulesweep").rglob("*.py")
         if re.search(r"import_module|__import__", path.read_text(encoding="utf-8"))
     }
-    of_others = {f"joulesweep/{name}.py" for name in ("assembly", "build", "lazy")}  # of PyTorch, transformers, Zeus
-    plugins = {
-        f"joulesweep/{name}/__init__.py" for name in ("report/charts", "measure/meters", "methods", "readers")
-    }  # by their own files
+    of_others = {f"joulesweep/{name}.py" for name in ("train/assembly", "nets/build", "core/late_imports")}
+    rooms = ("report/charts", "report/sections", "measure/meters", "methods", "readers")  # by their own files
+    plugins = {f"joulesweep/{name}/__init__.py" for name in rooms}
     assert found == plugins | of_others
 
 

@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import types
 from collections.abc import Iterator
 
 import polars as pl
@@ -27,6 +28,7 @@ from joulesweep import readers
 from joulesweep.analyse import tables
 from joulesweep.analyse.collect import aggregate
 from joulesweep.analyse.columns import TABLES
+from joulesweep.axes import strategy
 from joulesweep.axes.engine import ENGINES
 from joulesweep.axes.precision import PRECISIONS, Precision
 from joulesweep.axes.strategy import STRATEGIES
@@ -48,6 +50,7 @@ YOURS = {
     "joulesweep/measure/meters/acpi.py",
     "joulesweep/readers/tsv.py",
     "joulesweep/report/charts/startup.py",
+    "joulesweep/report/sections/steadiness.py",
 }
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INDENTED = re.compile(r"(?:^(?: {4}| {8})\S.*\n)+", re.MULTILINE)
@@ -283,8 +286,13 @@ def strings_of(module: str) -> Iterator[ast.AST]:
 
 
 def test_every_flag_that_is_raised_has_a_meaning_and_none_is_left_over():
-    pairs = [node.elts for name in ("conditions", "measurement") for node in strings_of(name) if is_pair(node)]
-    raised = {first.value for first, _ in pairs if re.fullmatch("[a-z]+_?[a-z]+", str(getattr(first, "value", "")))}
+    calls = [
+        node
+        for module in house.modules()
+        for node in ast.walk(ast.parse(house.modules()[module].read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", None) == "Flag"
+    ]
+    raised = {word.value.value for call in calls for word in call.keywords if word.arg == "flag"}
     assert len(raised) > 10
     assert raised <= set(FLAGS)
     named = {
@@ -295,16 +303,6 @@ def test_every_flag_that_is_raised_has_a_meaning_and_none_is_left_over():
         if isinstance(node, ast.Constant)
     }
     assert set(FLAGS) <= named
-
-
-def is_pair(node: ast.AST) -> bool:
-    """Whether it is (flag, text)."""
-    if not isinstance(node, ast.Tuple) or len(node.elts) != 2 or not isinstance(node.elts[0], ast.Constant):
-        return False
-    texts = [
-        one.value for one in ast.walk(node.elts[1]) if isinstance(one, ast.Constant) and isinstance(one.value, str)
-    ]
-    return " " in "".join(texts)
 
 
 def generate_methods() -> list[str]:
@@ -340,14 +338,14 @@ def test_versions_are_those_of_the_changelog():
 def test_every_module_has_a_room_and_every_room_a_floor():
     assert [module for module in house.modules() if house.room(module) is None] == ["joulesweep"]
     assert set(house.rooms()) <= set(house.heights())
-    listed = [name for names in house.ROOMS.values() for name in names.split()]
-    assert len(listed) == len(set(listed))
+    assert not house.upward()
+    assert not house.circles()
 
 
 def test_the_house_is_drawn_from_imports(tmp_path):
     file = tmp_path / "one.py"
     file.write_text(
-        "from typing import TYPE_CHECKING\nfrom joulesweep import errors, spec\nimport json\n"
+        "from typing import TYPE_CHECKING\nfrom joulesweep.core import errors, spec\nimport json\n"
         "if TYPE_CHECKING:\n    from joulesweep.measure.trace import Trace\n"
         "def later():\n    from joulesweep.nets.language_model import stacks\n",
         encoding="utf-8",
@@ -404,6 +402,24 @@ def test_the_precision_of_the_guide_is_a_row():
     )
     table = (ROOT / "docs/how-to/extend/precision.md").read_text(encoding="utf-8")
     assert all(f"| `{field}` |" in table for field in Precision.__dataclass_fields__)
+
+
+def test_the_strategy_of_the_guide_is_a_row_and_a_function(monkeypatch):
+    import torch
+
+    hooks, names = [], dict(vars(strategy))
+    wrapper = types.SimpleNamespace(register_comm_hook=lambda state, hook: hooks.append(hook.__name__))
+    monkeypatch.setattr(torch.nn.parallel, "DistributedDataParallel", lambda model, **_: wrapper)
+    exec(example("other.md"), names)
+    text = (ROOT / "docs/how-to/extend/other.md").read_text(encoding="utf-8")
+    (row,) = re.findall(r'`("ddp-bf16": Strategy\(.*?\))`', text, re.DOTALL)
+    monkeypatch.setitem(STRATEGIES, "ddp-bf16", eval(f"{{{row}}}", names)["ddp-bf16"])
+    setting = strategy.Setting(devices=2, accelerator="cpu", local_rank=0)
+    assert strategy.wrap(torch.nn.Linear(1, 1), "ddp-bf16", setting) is wrapper
+    assert hooks == ["bf16_compress_hook"]
+    strategy.synchronise(wrapper, "ddp-bf16", exchanges=False)
+    assert wrapper.require_backward_grad_sync is False
+    assert all(f"`{name}" in text for name in strategy.Strategy.__dataclass_fields__)
 
 
 def test_the_reader_of_the_guide_is_one_file(tmp_path):

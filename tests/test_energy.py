@@ -6,9 +6,15 @@ import subprocess
 import sys
 
 import pytest
-from synthetic import energy_row
+import synthetic
+from outcomes import epoch
 
-from joulesweep.runs.headline import by_epoch, headline, scoped
+from joulesweep.core.outcome import DeviceEnergy, EpochEnergy
+from joulesweep.runs.headline import EpochJoules, by_epoch, headline, scoped
+
+
+def energy_row(*given, **changes):
+    return DeviceEnergy(**synthetic.energy_row(*given, **changes))
 
 
 def lacking(device, status, reason="because"):
@@ -40,9 +46,9 @@ CPU, DRAM = energy_row("cpu:0", 3.0), energy_row("dram:0", 0.5)
 )
 def test_the_sum_and_its_scope(accelerator, rows, joules, scope, status):
     found = headline(rows, accelerator, "node")
-    assert found["energy_j"] == pytest.approx(joules)
-    assert (found["energy_scope"], found["energy_status"], found["energy_reason"]) == (scope, status, None)
-    assert sum(row["energy_j"] for row in scoped(rows, accelerator, "node")) == pytest.approx(joules)
+    assert found.energy_j == pytest.approx(joules)
+    assert (found.energy_scope, found.energy_status, found.energy_reason) == (scope, status, None)
+    assert sum(row.energy_j for row in scoped(rows, accelerator, "node")) == pytest.approx(joules)
 
 
 @pytest.mark.parametrize(
@@ -72,27 +78,27 @@ def test_the_sum_and_its_scope(accelerator, rows, joules, scope, status):
 )
 def test_no_sum_and_why(accelerator, rows, status, reason):
     found = headline(rows, accelerator, "node")
-    assert "energy_j" not in found and scoped(rows, accelerator, "node") == []
-    assert (found["energy_status"], found["energy_reason"]) == (status, reason)
+    assert found.energy_j is None and scoped(rows, accelerator, "node") == []
+    assert (found.energy_status, found.energy_reason) == (status, reason)
 
 
 @pytest.mark.parametrize("exclusive", ["gpu", "none"])
 def test_cpu_and_memory_of_a_run_with_neighbours_are_in_no_total(exclusive):
     rows = [*GPUS, CPU, DRAM]
     found = headline(rows, "cuda", exclusive)
-    assert (found["energy_j"], found["energy_scope"]) == (pytest.approx(120.0), "gpu")
+    assert (found.energy_j, found.energy_scope) == (pytest.approx(120.0), "gpu")
     for meters in ([CPU], rows):
         found = headline(meters, "cpu", exclusive)
-        assert "energy_j" not in found and "energy_scope" not in found and scoped(meters, "cpu", exclusive) == []
-        assert found["energy_status"] == "unavailable"
-        assert found["energy_reason"].startswith(f"measure.exclusive is {exclusive}: joules of the CPU may be those of")
-    assert headline(rows, "cpu", "node")["energy_j"] == pytest.approx(123.5)
+        assert found.energy_j is None and found.energy_scope is None and scoped(meters, "cpu", exclusive) == []
+        assert found.energy_status == "unavailable"
+        assert found.energy_reason.startswith(f"measure.exclusive is {exclusive}: joules of the CPU may be those of")
+    assert headline(rows, "cpu", "node").energy_j == pytest.approx(123.5)
 
 
 @pytest.mark.parametrize("exclusive", ["gpu", "none"])
 def test_a_cpu_that_was_not_read_says_so_first(exclusive):
     found = headline([lacking("cpu:0", "unavailable", "no RAPL")], "cpu", exclusive)
-    assert found["energy_reason"] == "cpu:0: no RAPL"
+    assert found.energy_reason == "cpu:0: no RAPL"
 
 
 def by_device(**joules):
@@ -100,14 +106,14 @@ def by_device(**joules):
     lacks = {"status": "below_resolution", "reason": "too short"}
     has = {"status": "integrated", "reason": None}
     rows = [
-        {"device": f"{name[:-1]}:{name[-1]}", "energy_j": energy_j, **(lacks if energy_j is None else has)}
+        EpochEnergy(device=f"{name[:-1]}:{name[-1]}", energy_j=energy_j, **(lacks if energy_j is None else has))
         for name, energy_j in joules.items()
     ]
-    return {"epoch": 1, "energy": rows}
+    return epoch(1, 3.0, energy=rows)
 
 
 @pytest.mark.parametrize(
-    ("epoch", "devices", "joules", "status", "reason"),
+    ("ended", "devices", "joules", "status", "reason"),
     [
         (by_device(gpu0=5.0, gpu1=2.0, cpu0=9.0), ["gpu:0", "gpu:1"], 7.0, "integrated", None),
         (by_device(gpu0=5.0, cpu0=9.0), ["gpu:0", "cpu:0"], 14.0, "integrated", None),
@@ -119,21 +125,21 @@ def by_device(**joules):
         (by_device(), ["cpu:0"], None, "unavailable", "not every device was read after each epoch"),
     ],
 )
-def test_the_joules_of_an_epoch_are_those_of_the_headlines_devices(epoch, devices, joules, status, reason):
-    found = by_epoch(epoch, devices)
-    assert found == {"energy_j": joules, "energy_status": status, "energy_reason": reason}
+def test_the_joules_of_an_epoch_are_those_of_the_headlines_devices(ended, devices, joules, status, reason):
+    found = by_epoch(ended, devices)
+    assert found == EpochJoules(energy_j=joules, energy_status=status, energy_reason=reason)
 
 
 def test_what_one_device_lacks_the_sum_lacks():
     whole = {"idle_w": 90.0, "net_energy_j": 50.0, "tick_s": 0.1, "power_ratio": 1.02}
     rows = [energy_row("gpu:0", 100.0, 3, **whole), energy_row("gpu:1", 20.0, 3, **{**whole, "tick_s": 0.02})]
     found = headline(rows, "cuda", "node")
-    assert (found["idle_w"], found["net_energy_j"], found["total_energy_j"]) == (180.0, 100.0, 360.0)
-    assert found["energy_tick_s"] == 0.1
+    assert (found.idle_w, found.net_energy_j, found.total_energy_j) == (180.0, 100.0, 360.0)
+    assert found.energy_tick_s == 0.1
     poor = {"idle_w": None, "net_energy_j": None, "tick_s": None, "power_ratio": 0.8}
     found = headline([rows[0], energy_row("gpu:1", 20.0, **poor)], "cuda", "node")
-    assert (found["idle_w"], found["net_energy_j"], found["energy_tick_s"]) == (None, None, 0.1)
-    assert found["power_ratio"] == 0.8  # the one furthest from 1
+    assert (found.idle_w, found.net_energy_j, found.energy_tick_s) == (None, None, 0.1)
+    assert found.power_ratio == 0.8  # the one furthest from 1
 
 
 def test_only_the_standard_library():

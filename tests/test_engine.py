@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import tiny_run
 import torch
+from outcomes import trained
 from safetensors.torch import load_file
 
 from joulesweep.axes import engine
-from joulesweep.axes.strategy import STRATEGIES
+from joulesweep.axes.strategy import STRATEGIES, Strategy
 from joulesweep.train import assembly, data, loop, memory, trainer
 from joulesweep.train.trainer import Place, Start
 
 
 @pytest.mark.parametrize("name", engine.ENGINES)
-def test_each_engine_is_described_and_names_strategies(name):
-    row = engine.ENGINES[name]
-    assert row.about
-    assert row.strategies
-    assert set(row.strategies) <= set(STRATEGIES)
+def test_each_engine_is_described_and_works_under_some_strategy(name):
+    assert engine.ENGINES[name].about
+    fixed = {"engine": name, "batching": "fixed"}
+    assert any(engine.impossible(tiny_run.spec(**fixed, strategy=strategy)) is None for strategy in STRATEGIES)
 
 
-def test_pytorchs_own_way_works_everywhere():
-    assert set(engine.ENGINES["eager"].strategies) == set(STRATEGIES)
-    assert not engine.ENGINES["eager"].captures
+def test_pytorchs_own_way_works_under_every_strategy_a_new_one_too(monkeypatch):
+    row = Strategy(about="a new one", multi_device=True, multi_process=True)
+    monkeypatch.setitem(STRATEGIES, "new", row)
+    assert all(engine.impossible(tiny_run.spec(strategy=strategy)) is None for strategy in STRATEGIES)
+    assert engine.impossible(tiny_run.spec(strategy="new", engine="compile")) == COMPILE_UNDER
+    monkeypatch.setitem(STRATEGIES, "new", replace(row, compiles=True))
+    assert engine.impossible(tiny_run.spec(strategy="new", engine="compile")) is None
 
 
 COMPILE_UNDER = "engine compile works under strategy single and ddp only"
@@ -234,7 +239,7 @@ def test_a_graph_trains_as_eager_steps_do(tmp_path, engine_name, batching, preci
     assets = tiny_run.assets(tmp_path)
     changes = {"accelerator": "cuda", "batching": batching, "precision": precision, "epochs": 3, "max_grad_norm": norm}
     eager, graph = (
-        loop.train(tiny_run.spec(**changes, engine=name), assets.model_folder, assets.tokens, tmp_path)
+        trained(tiny_run.spec(**changes, engine=name), assets.model_folder, assets.tokens, tmp_path)
         for name in ("eager", engine_name)
     )
     near = 1e-4 if precision == "fp32" else 2e-2
@@ -251,7 +256,7 @@ def test_each_replay_of_a_graph_draws_its_own_dropout_and_a_repetition_the_same(
     tiny_run.model(tmp_path / "model", dropout=0.5)
     tokens = tiny_run.token_file(tmp_path / "tokens.safetensors", num_texts=20)
     spec = tiny_run.spec(accelerator="cuda", engine=name, batching="fixed", batch_size=32, epochs=6, lr=1e-12)
-    first, again = (loop.train(spec, tmp_path / "model", tokens, tmp_path)["losses"] for _ in range(2))
+    first, again = (trained(spec, tmp_path / "model", tokens, tmp_path)["losses"] for _ in range(2))
     assert len(set(first)) == len(first)
     assert again == pytest.approx(first, rel=1e-5)
 
@@ -294,7 +299,7 @@ def test_a_compiled_training_has_the_losses_of_an_eager_one(tmp_path, monkeypatc
 
     def losses(name):
         spec = tiny_run.spec(engine=name, lr=0.05, keep_model="last", **shapes)
-        outcome = loop.train(spec, assets.model_folder, assets.tokens, tmp_path / name)
+        outcome = trained(spec, assets.model_folder, assets.tokens, tmp_path / name)
         assert outcome["measurement"]["num_compilations_in_window"] == 0
         return outcome["losses"], [row["validation_loss"] for row in outcome["epochs"]]
 
@@ -316,8 +321,8 @@ def test_a_model_that_pytorch_gives_up_compiling_is_not_trained_as_it_is(tmp_pat
     spec = tiny_run.spec(engine="compile", batching="packed", batch_size=2)
     said = "engine compile: this model fails: FailOnRecompileLimitHit"
     with torch._dynamo.config.patch(recompile_limit=1), pytest.raises(trainer.Stop, match=said) as stopped:
-        loop.train(spec, assets.model_folder, assets.tokens, tmp_path)
-    assert stopped.value.outcome["status"] == "unsupported"
+        trained(spec, assets.model_folder, assets.tokens, tmp_path)
+    assert stopped.value.outcome.status == "unsupported"
     assert compilations
 
 
@@ -325,7 +330,7 @@ def test_what_is_compiled_in_the_window_is_counted(tmp_path, monkeypatch, compil
     monkeypatch.setattr(loop, "_meet_every_shape", lambda trainer: None)
     assets = tiny_run.assets(tmp_path)
     spec = tiny_run.spec(engine="compile", batching="packed", warmup_steps=0)
-    found = loop.train(spec, assets.model_folder, assets.tokens, tmp_path)["measurement"]
+    found = trained(spec, assets.model_folder, assets.tokens, tmp_path)["measurement"]
     assert found["num_compilations_in_window"] > 0
 
 
@@ -385,7 +390,7 @@ def test_shapes_that_an_eager_training_meets_leave_nothing_behind(tmp_path, monk
     tiny_run.model(tmp_path / "model", dropout=0.3)
     tokens = tiny_run.token_file(tmp_path / "tokens.safetensors")
     spec, restore, met = tiny_run.spec(epochs=2, batching=batching), Start.restore, []
-    plain = loop.train(spec, tmp_path / "model", tokens, tmp_path)["losses"]
+    plain = trained(spec, tmp_path / "model", tokens, tmp_path)["losses"]
 
     def meet_first(start, trainer):
         loop._meet_every_shape(trainer)
@@ -393,7 +398,7 @@ def test_shapes_that_an_eager_training_meets_leave_nothing_behind(tmp_path, monk
         restore(start, trainer)
 
     monkeypatch.setattr(Start, "restore", meet_first)
-    assert loop.train(spec, tmp_path / "model", tokens, tmp_path)["losses"] == plain
+    assert trained(spec, tmp_path / "model", tokens, tmp_path)["losses"] == plain
     assert len(met) == 1
 
 
@@ -417,7 +422,7 @@ def test_a_compiled_step_is_captured_as_it_was_compiled(tmp_path, monkeypatch, c
 
     def losses(name):
         spec = tiny_run.spec(engine=name, batching=batching, epochs=2, lr=0.05)
-        outcome = loop.train(spec, assets.model_folder, assets.tokens, tmp_path)
+        outcome = trained(spec, assets.model_folder, assets.tokens, tmp_path)
         return outcome["losses"], [row["validation_loss"] for row in outcome["epochs"]]
 
     eager = losses("eager")
@@ -449,7 +454,7 @@ def test_a_captured_step_of_equal_micro_batches_has_the_losses_of_an_eager_one(t
         spec = tiny_run.spec(
             engine=name, batching=batching, head=head, epochs=3, batch_size=20, micro_batch_size=5, lr=0.05
         )
-        found = loop.train(spec, assets.model_folder, assets.tokens, tmp_path)
+        found = trained(spec, assets.model_folder, assets.tokens, tmp_path)
         return [*found["losses"], *(row["validation_loss"] for row in found["epochs"])]
 
     monkeypatch.setattr(engine, "GraphedStep", GraphedStep)

@@ -15,6 +15,7 @@ import pytest
 from fake_meters import Boards
 
 from joulesweep.core.errors import UserError
+from joulesweep.core.outcome import as_json
 from joulesweep.measure import devices, machine
 from joulesweep.measure.meters import nvidia
 
@@ -42,30 +43,30 @@ def no_driver(monkeypatch):
 
 def test_it_says_what_this_machine_is(no_driver):
     found = machine.describe(3)
-    assert json.loads(json.dumps(found, allow_nan=False)) == found
-    assert found["python"] == platform.python_version()
-    assert found["cpu_cores"] == len(os.sched_getaffinity(0))
-    assert found["versions"]["torch"] == importlib.metadata.version("torch")
-    assert set(found["versions"]) == set(machine.VERSIONED)
-    assert found["threads_per_process"] == 3
-    assert found["host_memory_bytes"] > 2**28
-    assert (found["gpus"], found["driver"]) == ([], None)
+    json.dumps(as_json(found), allow_nan=False)
+    assert found.python == platform.python_version()
+    assert found.cpu_cores == len(os.sched_getaffinity(0))
+    assert found.versions["torch"] == importlib.metadata.version("torch")
+    assert set(found.versions) == set(machine.VERSIONED)
+    assert found.threads_per_process == 3
+    assert found.host_memory_bytes > 2**28
+    assert (found.gpus, found.driver) == ([], None)
 
 
 def test_the_boards_of_the_run_are_described_and_no_others(two_gpus):
     _, second = devices.boards()
     found = machine.describe(1, [second])
-    assert found["driver"] == "999.01"
-    assert found["gpus"] == [
+    assert found.driver == "999.01"
+    assert as_json(found.gpus) == [
         {"index": 1, "name": "A1", "uuid": "GPU-1", "memory_bytes": 24 * 2**30, "mig": False},
     ]
-    assert machine.describe(1)["gpus"] == [], "a run on the CPU that meters no board has none"
-    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    assert machine.describe(1).gpus == [], "a run on the CPU that meters no board has none"
+    json.dumps(as_json(found), allow_nan=False)
 
 
 def test_a_slice_has_no_index_and_perhaps_no_known_size(two_gpus):
     (board,) = devices.pool("auto", {"CUDA_VISIBLE_DEVICES": "MIG-5"})
-    assert machine.describe(1, [board])["gpus"] == [
+    assert as_json(machine.describe(1, [board]).gpus) == [
         {"index": None, "name": "MIG slice", "uuid": "MIG-5", "memory_bytes": None, "mig": True}
     ]
 
@@ -124,7 +125,7 @@ def test_without_torch_there_is_no_cuda(monkeypatch):
 
 def test_a_package_that_is_not_installed_has_no_version(monkeypatch):
     monkeypatch.setattr(machine, "VERSIONED", ("torch", "no-such-package"))
-    assert machine.describe(1)["versions"]["no-such-package"] is None
+    assert machine.describe(1).versions["no-such-package"] is None
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,11 @@ from pathlib import Path
 
 import pytest
 import tiny_run
+from outcomes import rank
 
 from joulesweep.core import processes
 from joulesweep.core.errors import UserError
+from joulesweep.core.outcome import BadInput, Stopped, as_json
 from joulesweep.launch import launcher, lease
 from joulesweep.launch.launcher import RunFailed
 from joulesweep.measure import devices
@@ -56,7 +58,7 @@ def start(assets, tmp_path, monkeypatch):
         paths = {"model_folder": assets.model_folder, "tokens": assets.tokens, "log": tmp_path / "run.log"}
         spec = tiny_run.spec(**{**TWO, **HOPELESS, **changes})
         try:
-            return launcher.launch(spec, "c0de", **paths, folder=tmp_path / run_id(spec))
+            return as_json(launcher.launch(spec, "c0de", **paths, folder=tmp_path / run_id(spec)))
         finally:
             assert marked(tmp_path) == []
 
@@ -87,7 +89,7 @@ def test_one_rank_without_memory_speaks_for_both(start, tmp_path, rank):
     found = start([{"rank": rank}, "oom"])
     assert (found["status"], found["oom_bytes"]) == ("oom", 2**50)
     assert f"tried to allocate {2**50} bytes" in found["reason"]
-    assert record.read(tmp_path / found["run"] / "record.json") == found
+    assert as_json(record.read(tmp_path / found["run"] / "record.json")) == found
 
 
 @pytest.mark.slow
@@ -143,9 +145,10 @@ def test_a_killed_rank_ran_out_of_memory_only_if_the_kernel_says_so(start, monke
         assert found["oom_bytes"] is None
 
 
-def result(folder, rank, status, age_s, reason="because"):
-    path = folder / f"rank{rank}.json"
-    path.write_text(json.dumps({"status": status, "reason": reason, "oom_bytes": None}))
+def result(folder, number, status, age_s, reason="because"):
+    path = folder / f"rank{number}.json"
+    left = {"ok": rank(), "error": BadInput(reason=reason)}.get(status) or Stopped(status=status, reason=reason)
+    path.write_text(json.dumps(as_json(left)))
     at = time.time() - age_s
     os.utime(path, (at, at))
 
@@ -154,7 +157,7 @@ def test_the_rank_that_stopped_first_speaks(tmp_path):
     result(tmp_path, 0, "diverged", age_s=1)
     result(tmp_path, 1, "oom", age_s=5)
     result(tmp_path, 2, "ok", age_s=9)
-    assert launcher._outcome(tmp_path, 3)["status"] == "oom"
+    assert launcher._outcome(tmp_path, 3).status == "oom"
 
 
 def test_a_rank_that_found_the_input_at_fault_speaks_too(tmp_path):

@@ -80,9 +80,9 @@ def trained(family, tokens, spec, monkeypatch):
         found = assembly.assemble(spec, tokens[spec.task].parent, tokens[spec.task], place)
         for _ in loop._run_epochs(found):
             pass
-        assert math.isfinite(scoring.score(found)["validation_loss"])
+        assert math.isfinite(scoring.score(found).validation_loss)
     except Stop as stop:
-        assert stop.outcome["status"] == "unsupported"
+        assert stop.outcome.status == "unsupported"
         return said(str(stop))
     except UserError as error:
         return said(str(error))

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 
+import outcomes
 import pytest
 import synthetic
 import tiny_run
@@ -15,8 +16,11 @@ from transformers import AutoConfig, AutoModelForMaskedLM
 from joulesweep.analyse import roofline
 from joulesweep.analyse.collect import aggregate
 from joulesweep.axes.precision import PRECISIONS, Precision
+from joulesweep.core.outcome import as_json
+from joulesweep.core.work import COUNTED
 from joulesweep.nets import flops
 from joulesweep.nets.language_model import LanguageModel
+from joulesweep.runs.record import RunRecord
 
 GIB = 2**30
 #: NVML's names, and what NVML gives as the size of the memory.
@@ -118,7 +122,7 @@ COEFFICIENTS = {"token": 50.0, "head_position": 100.0, "token_pair": 1.0}
 def phase(**changes):
     """Of a record's measurement."""
     work = {"flop_coefficients": COEFFICIENTS, "bytes_per_step": 48 * 10**9, "flop_reason": None}
-    return {"kind": "training", "num_steps": 100, **COUNTS, **work, **changes}
+    return outcomes.phase(**{**dict.fromkeys(COUNTED, 0), "num_steps": 100, **COUNTS, **work, **changes})
 
 
 def test_totals_by_hand():
@@ -164,9 +168,9 @@ def test_floor_of_bert_base_on_an_h200(batch_size, expected_ms):
     work = flops.described(core)
     counts = {"num_tokens": 11, "num_predicted": 1.35, "num_token_pairs": 121}
     padded = {"num_padded_tokens": 11, "num_head_positions": 1.35, "num_padded_token_pairs": 121}
-    per_text = roofline.totals([{"kind": "training", **work, **counts, **padded}])["useful_flops"]
+    per_text = roofline.totals([phase(**vars(work), **counts, **padded)])["useful_flops"]
     assert per_text == pytest.approx(5.8e9, rel=0.01)
-    found_s = roofline.floor_s(batch_size * per_text, work["bytes_per_step"], 788e12, 4.3e12)
+    found_s = roofline.floor_s(batch_size * per_text, work.bytes_per_step, 788e12, 4.3e12)
     assert 1e3 * found_s == pytest.approx(expected_ms, rel=0.1)
 
 
@@ -175,22 +179,27 @@ def ok_on_gpus(**spec):
     return synthetic.on_gpus(synthetic.ok_record("run", tiny_run.spec(accelerator="cuda", **spec)))
 
 
+def columns(row):
+    record = synthetic.typed(RunRecord, row)
+    return roofline.columns(record, record.measurement)
+
+
 def test_mfu_and_distance_by_hand():
     record = ok_on_gpus(devices=2, strategy="ddp", precision="bf16-mixed")
-    measurement = record["measurement"]
-    measurement |= {"window_s": 10.0, "phases": [phase(num_steps=40), phase(kind="rating"), phase(num_steps=60)]}
-    found = roofline.columns(record)
-    assert found["mfu"] == pytest.approx(14000 / (10 * 2 * 989.4e12))
-    assert found["floor_distance"] == pytest.approx((14000 / (2 * 989.4e12) + 100 * 0.01) / 10)
-    assert found["floor_reason"] is None and found["flop_reason"] is None
-    assert found["peak_status"] == "verified"
+    phases = as_json([phase(num_steps=40), phase(kind="rating"), phase(num_steps=60)])
+    record["measurement"] |= {"window_s": 10.0, "phases": phases}
+    found = columns(record)
+    assert found.mfu == pytest.approx(14000 / (10 * 2 * 989.4e12))
+    assert found.floor_distance == pytest.approx((14000 / (2 * 989.4e12) + 100 * 0.01) / 10)
+    assert found.floor_reason is None and found.flop_reason is None
+    assert found.peak_status == "verified"
 
 
 def test_a_cpu_has_flops_but_no_floor():
-    found = roofline.columns(synthetic.ok_record("run", tiny_run.spec()))
-    assert found["useful_flops"] > 0 and found["flop_reason"] is None
-    assert "mfu" not in found and "floor_distance" not in found
-    assert found["floor_reason"] == "peak rates are known of GPUs only; this run used the CPU"
+    found = columns(synthetic.ok_record("run", tiny_run.spec()))
+    assert found.useful_flops > 0 and found.flop_reason is None
+    assert found.mfu is found.floor_distance is None
+    assert found.floor_reason == "peak rates are known of GPUs only; this run used the CPU"
 
 
 @pytest.mark.parametrize(
@@ -212,10 +221,10 @@ def test_a_cpu_has_flops_but_no_floor():
 )
 def test_an_unknown_gpu_is_null_with_a_reason(gpus, reason):
     record = ok_on_gpus(precision="bf16-mixed")
-    record["environment"]["gpus"] = gpus
-    found = roofline.columns(record)
-    assert found["floor_reason"] == reason and found["useful_flops"] > 0
-    assert found.get("mfu") is None and found.get("floor_distance") is None
+    record["environment"]["gpus"] = [{"uuid": "GPU-0", **gpu} for gpu in gpus]
+    found = columns(record)
+    assert found.floor_reason == reason and found.useful_flops > 0
+    assert found.mfu is found.floor_distance is None
 
 
 def test_a_new_precision_has_a_rate_when_the_table_has_its_column(monkeypatch, tmp_path):
@@ -243,14 +252,15 @@ def test_an_older_record_has_no_flops_and_says_why():
     record = ok_on_gpus()
     del record["measurement"]["phases"]
     reason = "the record was written before FLOPs were counted"
-    assert roofline.columns(record) == {"flop_reason": reason, "floor_reason": reason}
+    assert columns(record) == roofline.Roofline(flop_reason=reason, floor_reason=reason)
 
 
 def test_a_model_that_could_not_be_counted_says_why():
     record = ok_on_gpus()
     nothing = {"flop_coefficients": None, "bytes_per_step": None, "flop_reason": "einsum is not counted"}
-    record["measurement"]["phases"].append(phase(**nothing))
-    assert roofline.columns(record) == {"flop_reason": "einsum is not counted", "floor_reason": "einsum is not counted"}
+    record["measurement"]["phases"].append(as_json(phase(**nothing)))
+    reason = "einsum is not counted"
+    assert columns(record) == roofline.Roofline(flop_reason=reason, floor_reason=reason)
 
 
 def tabulated(tmp_path, change, **sections):

@@ -314,7 +314,7 @@ def test_a_run_that_is_to_be_killed_rests_for_nothing_and_is_not_tried_when_time
         started.append(subprocess.Popen(command, start_new_session=True))
         return started[0]
 
-    monkeypatch.setattr(gpu_runs.process, "start", start)
+    monkeypatch.setattr(gpu_runs.processes, "start", start)
     with pytest.raises(gpu_common.NotTried, match="did not begin to train within"):
         gpu_runs.killed(replace(job, until_s=0.0), {})
     spec = json.loads((job.scratch / "killed.json").read_text(encoding="utf-8"))["spec"]
@@ -639,8 +639,9 @@ from pathlib import Path
 from benchmarks import gpu_day
 gpu_day.unpack(Path("wheels"), Path(sys.argv[1]))
 sys.path.insert(0, sys.argv[1])
-from joulesweep.cli import main as cli; from joulesweep.core import late_imports as lazy
-with lazy.put_off("sklearn.metrics", "auc"):
+from joulesweep.cli import main
+from joulesweep.core import late_imports
+with late_imports.put_off("sklearn.metrics", "auc"):
     from zeus.monitor import ZeusMonitor
 import pynvml
 print(*sorted({name for name in ("pandas", "sklearn", "torch") if name in sys.modules}), "imported")

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import sys
 
+import outcomes
 import pytest
 
 from benchmarks import gpu_common, gpu_day, gpu_page, gpu_results, gpu_trace
 from joulesweep.core.errors import UserError
+from joulesweep.core.outcome import as_json
+from joulesweep.core.work import COUNTED
 from joulesweep.measure.certificate import FORMAT
 from joulesweep.measure.devices import Board
 from joulesweep.measure.trace import Series, Trace
@@ -29,7 +32,7 @@ def window(begin_s, seconds):
     end_s = begin_s + seconds
     readings = {"begin_j": counter_j(begin_s), "begin_s": [begin_s, begin_s], "end_s": [end_s, end_s]}
     row = {"device": "gpu:0", "kind": "gpu", "uuid": "GPU-1", "status": "measured", "method": "counter", "reason": None}
-    row |= {"total_energy_j": counter_j(end_s) - counter_j(begin_s), "readings": readings}
+    row |= {"total_energy_j": counter_j(end_s) - counter_j(begin_s), "reads": readings}
     span = {"begin_s": begin_s, "end_s": end_s, "idle_begin_s": 0.0, "idle_end_s": 0.0}
     return {"energy": [row], "span": span, "window_s": seconds}
 
@@ -79,8 +82,8 @@ class Folder:
         """A training whose distance to the floor is a share, by FLOPs alone."""
         found = window(2.0, 4.0)
         flops = floor_share * 989.4e12 * 4.0
-        phase = {"kind": "training", "flop_reason": None, "flop_coefficients": {"token": flops / 1000}, "num_steps": 0}
-        phase |= {"bytes_per_step": 0, "num_tokens": 1000, "num_padded_tokens": 1000}
+        counts = {**dict.fromkeys(COUNTED, 0), "num_steps": 0, "num_tokens": 1000, "num_padded_tokens": 1000}
+        phase = as_json(outcomes.phase(**counts, flop_coefficients={"token": flops / 1000}, bytes_per_step=0))
         memory = {"gpu_reserved_bytes": 2e9, "host_rss_bytes": 1}
         measured = {"energy": found["energy"], "total_window_s": 4.0, "window_s": 4.0, "num_passes": 1}
         measured |= {"samples_per_s": 100.0 * size, "num_texts": 400 * size, "phases": [phase], "peak_memory": memory}

@@ -7,12 +7,13 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 
 import pytest
 import synthetic
 import tiny_run
 
-from joulesweep.analyse import collect, tables
+from joulesweep.analyse import tables
 
 GUIDES = tiny_run.REPOSITORY / "docs" / "how-to" / "extend"
 
@@ -32,12 +33,21 @@ class Copy:
             source = tiny_run.REPOSITORY / name
             ignored = shutil.ignore_patterns("__pycache__", "models", "datasets", "tokens")
             shutil.copytree(source, self.folder / name, ignore=ignored)
-        self.grid, runs = synthetic.write_sweep(folder / "sweep", synthetic.raw_config())
         self.sweep = folder / "sweep"
-        tables.write(collect.aggregate(self.grid, runs), self.sweep / "tables")
+        synthetic.write_sweep(self.sweep, synthetic.raw_config())
+        self.aggregate()
 
     def add(self, path, text):
         (self.folder / path).write_text(text, encoding="utf-8")
+
+    def edit(self, path, old, new):
+        text = (self.folder / path).read_text(encoding="utf-8")
+        assert old in text
+        self.add(path, text.replace(old, new, 1))
+
+    def aggregate(self):
+        inputs = ["--grid", str(self.sweep / "grid.json"), "--runs", str(self.sweep / "runs")]
+        self.python("-m", "scripts.aggregate", *inputs, "--output", str(self.sweep / "tables"))
 
     def python(self, *arguments):
         environ = {**os.environ, "PYTHONPATH": str(self.folder)}
@@ -49,7 +59,8 @@ class Copy:
 
     def digests(self):
         scripts = ("grid", "fetch_model", "fetch_dataset", "tokenise", "train", "aggregate", "charts", "report")
-        code = f"from joulesweep.plan.staleness import code_digest\nfor one in {scripts}: print(code_digest('scripts.' + one))"
+        code = "from joulesweep.plan.staleness import code_digest\n"
+        code += f"for one in {scripts}: print(code_digest('scripts.' + one))"
         return dict(zip(scripts, self.python("-c", code).split(), strict=True))
 
     def report(self):
@@ -68,7 +79,9 @@ def test_a_chart_is_one_file(copy):
     copy.add("joulesweep/report/charts/startup.py", example("chart.md"))
     stale = {name for name, value in copy.digests().items() if value != before[name]}
     assert stale == {"charts", "report"}
-    listed = "import sys; from joulesweep import charts; print(*charts.names()); assert 'altair' not in sys.modules"
+    listed = (
+        "import sys; from joulesweep.report import charts; print(*charts.names()); assert 'altair' not in sys.modules"
+    )
     assert "startup" in copy.python("-c", listed).split()
     folder = copy.sweep / "charts"
     copy.python("-m", "scripts.charts", "--tables", str(copy.sweep / "tables"), "--output", str(folder))
@@ -79,7 +92,44 @@ def test_a_chart_is_one_file(copy):
 
 
 def test_an_edited_chart_makes_charts_and_report_stale(copy):
-    path = copy.folder / "joulesweep/report/charts/tensors.py"
     before = copy.digests()
-    path.write_text(path.read_text(encoding="utf-8").replace("width=240", "width=250"), encoding="utf-8")
+    copy.edit("joulesweep/report/charts/tensors.py", "width=240", "width=250")
     assert {name for name, value in copy.digests().items() if value != before[name]} == {"charts", "report"}
+
+
+def test_a_study_is_one_file(copy):
+    before, page = copy.digests(), copy.report()
+    copy.add("joulesweep/report/sections/steadiness.py", example("study.md"))
+    assert {name for name, value in copy.digests().items() if value != before[name]} == {"report"}
+    sections = re.findall(r'<section id="([\w-]+)">', after := copy.report())
+    assert sections == ["answer", "charts", "configurations", "steadiness", "conditions", "provenance"]
+    begin, end = after.index('<section id="steadiness">'), after.index('<section id="conditions">')
+    assert after[:begin] + after[end:] == page, "nothing else changed"
+    own = after[begin:end]
+    assert "<h2>How far repeats lie apart</h2>" in own and own.count("<tr>") == 1 + 8
+    assert re.search(r'<td class="text">ddp2 fp32 bs32</td><td>[\d.]+ %</td><td>3</td>', own)
+
+
+def test_a_chart_may_open_the_section_of_a_study(copy):
+    copy.add("joulesweep/report/sections/steadiness.py", example("study.md"))
+    copy.add("joulesweep/report/charts/startup.py", example("chart.md") + '\n\nSECTION = "steadiness"\n')
+    own = copy.report().partition('<section id="steadiness">')[2].partition("</section>")[0]
+    assert own.index("<h2>") < own.index('id="chart-startup"') < own.index("<table>")
+
+
+def test_a_column_is_one_row_and_the_line_that_works_it_out(copy):
+    row, value = example("column.md"), example("column.md", 1)
+    copy.edit("joulesweep/analyse/columns.py", '    Column("startup_s", ', f'{row.rstrip()},\n    Column("startup_s", ')
+    body = (copy.folder / "joulesweep/analyse/run_rows.py").read_text(encoding="utf-8").partition("def _measured(")[2]
+    body = body.partition("\n\n\n")[0]
+    copy.edit("joulesweep/analyse/run_rows.py", body, f"{body}\n{textwrap.indent(value, '    ').rstrip()}")
+    copy.aggregate()
+    column = tables.described(copy.sweep / "tables" / "runs.parquet")["startup_share"]
+    assert (column.unit, column.about) == (None, "startup_s / (startup_s + total_window_s)")
+    made = tables.read(copy.sweep / "tables")
+    shares = made.runs["startup_s"] / (made.runs["startup_s"] + made.runs["total_window_s"])
+    assert made.runs["startup_share"].to_list() == shares.to_list()
+    assert {f"startup_share_{end}" for end in ("mean", "low", "high")} <= set(made.cells.columns)
+    page = copy.report()
+    assert re.findall(r'tabindex="0">([^<]+)</th>', page)[2:5] == ["Time", "Speed-up", "Spent on start-up"]
+    assert f'data-value="{made.cells["startup_share_mean"][0]}"' in page

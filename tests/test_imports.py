@@ -62,7 +62,9 @@ def test_a_plain_import_of_the_libraries_brings_what_a_training_does_without():
     assert imported(code, "scipy.optimize", "sklearn") == ["scipy.optimize", "sklearn"]
 
 
-@pytest.mark.parametrize("module", ["aggregate", "charts", "charts.pareto", "report"])
+@pytest.mark.parametrize(
+    "module", ["analyse.collect", "report.charts", "report.charts.pareto", "report.page", "report.sections.answer"]
+)
 def test_reporting_imports_no_torch(module):
     names = ("torch", "transformers", "zeus", "datasets", "snakemake", f"joulesweep.{module}")
     assert imported(f"import joulesweep.{module}", *names) == [f"joulesweep.{module}"]
@@ -70,7 +72,8 @@ def test_reporting_imports_no_torch(module):
 
 def test_parsing_a_workflow_imports_nothing_heavy(tmp_path):
     code = (
-        "from joulesweep import charts; from joulesweep.analyse import columns; from joulesweep.plan.sweep import load; import os, pathlib, types\n"
+        "from joulesweep.report import charts; from joulesweep.analyse import columns\n"
+        "from joulesweep.plan.sweep import load; import os, pathlib, types\n"
         "given = types.SimpleNamespace(configfiles=[pathlib.Path('config/config.yaml').absolute()], config_args=None)\n"
         f"os.chdir({str(tmp_path)!r})\n"
         "shown = types.SimpleNamespace(quiet=None, dryrun=False)\n"

@@ -191,7 +191,7 @@ def test_weights_that_fsdp_divides_are_updated_as_whole_ones(tmp_path):
     whole, divided = (
         loop.train(
             tiny_run.spec(precision="bf16-kahan", strategy=strategy), assets.model_folder, assets.tokens, tmp_path
-        )["losses"]
+        ).losses
         for strategy in ("single", "fsdp")
     )
     assert divided == whole

@@ -16,23 +16,25 @@ import fake_meters
 import lock_files
 import pytest
 import tiny_run
+from outcomes import rank, trained
 from patience import PATIENCE_S, wait_for
 
 from joulesweep.core import bounded, files, processes
 from joulesweep.core.errors import UserError
+from joulesweep.core.outcome import as_json
 from joulesweep.core.spec import full, strip
 from joulesweep.launch import launcher, lease
 from joulesweep.launch.launcher import RunFailed
-from joulesweep.measure import devices, measurement
+from joulesweep.measure import devices
 from joulesweep.measure.devices import Board
 from joulesweep.measure.meters import nvidia
 from joulesweep.measure.meters.nvidia import BoardSensor
+from joulesweep.measure.window import reading
 from joulesweep.plan import grid, sweep
 from joulesweep.plan.config import validate
 from joulesweep.report import evidence
 from joulesweep.runs import record
 from joulesweep.runs.identity import run_id
-from joulesweep.train import loop
 from scripts import train as script_of_a_run
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left")
@@ -72,7 +74,9 @@ def start(assets, tmp_path):
         spec = tiny_run.spec(**changes)
         folder = tmp_path / run_id(spec)
         paths = {"model_folder": assets.model_folder, "tokens": assets.tokens, "log": folder / "run.log"}
-        return launcher.launch(spec, "c0de", **paths, folder=folder, exclusive=exclusive), folder
+        found = launcher.launch(spec, "c0de", **paths, folder=folder, exclusive=exclusive)
+        assert record.read(folder / "record.json") == found
+        return as_json(found), folder
 
     return start
 
@@ -111,7 +115,7 @@ def lines(path):
 
 def test_a_run_leaves_its_record_last_and_nothing_else(start, assets, tmp_path):
     found, folder = start(epochs=2, dataset_source=ODD, batch_size=22)
-    assert record.read(folder / "record.json") == found
+    assert files.read_json(folder / "record.json", "record") == found
     assert {path.name for path in folder.iterdir()} == {
         "record.json", "spec.json", "steps.jsonl", "epochs.jsonl", "power.jsonl", "summaries.jsonl", "run.log",
     }  # fmt: skip
@@ -120,8 +124,7 @@ def test_a_run_leaves_its_record_last_and_nothing_else(start, assets, tmp_path):
     steps = lines(folder / "steps.jsonl")
     assert [row["step"] for row in steps] == [1, 2, 3, 4, 5, 6]
     assert lines(folder / "epochs.jsonl") == found["epochs"]
-    assert [tuple(row) for row in found["epochs"]] == [(*measurement.EPOCH, "energy")] * 3
-    assert found["quality"] == {name: found["quality"][name] for name in measurement.QUALITY}
+    assert len(found["epochs"]) == 3
     assert found["quality"]["validation_loss"] == found["epochs"][-1]["validation_loss"]
     assert found["started"] <= found["finished"]
     assert found["measurement"]["num_texts"] == 90
@@ -130,7 +133,7 @@ def test_a_run_leaves_its_record_last_and_nothing_else(start, assets, tmp_path):
     assert running(tmp_path) == {}
     # what a process of its own computes is what this process computes
     spec = tiny_run.spec(epochs=2, dataset_source=ODD, batch_size=22)
-    here = loop.train(spec, assets.model_folder, assets.tokens, tmp_path / "here")
+    here = trained(spec, assets.model_folder, assets.tokens, tmp_path / "here")
     assert [row["train_loss"] for row in steps] == here["losses"]
 
 
@@ -142,7 +145,7 @@ def test_two_ranks_train_as_one_process_does(start, assets, monkeypatch, tmp_pat
     changes = {"epochs": 2, "dataset_source": ODD, "batch_size": 22, "keep_model": "last"}
     found, folder = start(**changes, **TWO, min_seconds=0.5)
     assert found["measurement"]["num_passes"] == 2
-    one = loop.train(tiny_run.spec(**changes), assets.model_folder, assets.tokens, tmp_path / "one")
+    one = trained(tiny_run.spec(**changes), assets.model_folder, assets.tokens, tmp_path / "one")
     assert [row["train_loss"] for row in lines(folder / "steps.jsonl")] == pytest.approx(one["losses"], rel=1e-4)
     for name in ("num_texts", "num_tokens", "num_steps"):
         assert found["measurement"][name] == one["measurement"][name]
@@ -150,7 +153,7 @@ def test_two_ranks_train_as_one_process_does(start, assets, monkeypatch, tmp_pat
         assert row["validation_loss"] == pytest.approx(expected["validation_loss"], rel=1e-4)
         assert row["num_steps"] == expected["num_steps"]
     assert sorted(row["kind"] for row in found["measurement"]["energy"]) == ["cpu", "dram"]  # the host once
-    again = loop.train(tiny_run.spec(**changes), folder / "model", assets.tokens, tmp_path / "again")
+    again = trained(tiny_run.spec(**changes), folder / "model", assets.tokens, tmp_path / "again")
     assert again["epochs"][0]["validation_loss"] == pytest.approx(found["quality"]["validation_loss"], rel=1e-5)
 
 
@@ -218,10 +221,10 @@ def test_a_run_over_its_time_is_stopped_with_all_its_processes_and_recorded(star
         "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)', str(work)])",
         "time.sleep(600)",
     )
-    found, folder = start(timeout_s=0.5)
+    found, _ = start(timeout_s=0.5)
     assert (found["status"], found["reason"]) == ("timeout", "stopped after timeout_s = 0.5 s")
     assert found["measurement"] is found["quality"] is None
-    assert record.read(folder / "record.json")["epochs"] == []
+    assert found["epochs"] == []
     assert running(tmp_path) == {}
 
 
@@ -238,10 +241,10 @@ def ends_after_its_result(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("end", ["time.sleep(600)", "sys.exit(1)", "os.abort()"])
 def test_a_result_counts_however_its_process_ends(start, script, monkeypatch, ends_after_its_result, end):
-    monkeypatch.setattr(launcher.measurement, "combine", lambda ranks: {**ranks[0], "status": "unsupported"})
-    script("(work / 'rank0.json').write_text(json.dumps({'status': 'ok', 'reason': 'stands for numbers'}))", end)
+    left = as_json(rank(energy=[reading("cpu:0", "cpu", None, reason="no meter")]))
+    script(f"(work / 'rank0.json').write_text({json.dumps(left)!r})", end)
     found, _ = start(timeout_s=3)
-    assert (found["status"], found["reason"]) == ("unsupported", "stands for numbers")
+    assert (found["status"], found["quality"]["validation_loss"]) == ("ok", 2.0)
 
 
 @pytest.mark.parametrize(("counts", "end", "status"), [((5, 6), 9, "oom"), ((5, 5), 9, None), ((5, 6), 11, None)])
@@ -264,7 +267,7 @@ def test_a_rank_that_stops_with_a_reason_is_a_record(start, script):
     )
     found, folder = start()
     assert (found["status"], found["reason"], found["oom_bytes"]) == ("oom", "too big", 1024)
-    assert record.read(folder / "record.json") == found
+    assert files.read_json(folder / "record.json", "record") == found
     assert lines(folder / "steps.jsonl") == []
 
 
@@ -308,7 +311,7 @@ def test_a_process_that_leaves_no_result_is_a_failure_without_record(start, scri
 
 
 def test_a_rank_that_leaves_no_result_is_a_failure_also_if_the_other_did(start, script):
-    script("(work / 'rank0.json').write_text(json.dumps({'status': 'ok'}))")
+    script(f"(work / 'rank0.json').write_text({json.dumps(as_json(rank()))!r})")
     with pytest.raises(RunFailed):
         start(strategy="ddp", devices=2)
 
@@ -433,7 +436,7 @@ def test_what_the_machine_cannot_run_is_a_record_at_once(start, script, boards, 
     boards(number)
     found, folder = start(exclusive, **changes)
     assert (found["status"], found["reason"], found["measurement"]) == ("unsupported", reason, None)
-    assert record.read(folder / "record.json") == found
+    assert files.read_json(folder / "record.json", "record") == found
     assert len(found["environment"]["gpus"]) == number  # what it found, so that its machine is that of other runs
     assert found["epochs"] == []
     assert {path.name for path in folder.iterdir()} == {
@@ -501,7 +504,7 @@ def test_whom_a_run_keeps_out_comes_from_its_grid(monkeypatch, tmp_path, exclusi
 
     def run_nothing(spec, code, **options):
         given.append((spec, code, options))
-        return {"run": run_id(spec), "status": "timeout", "reason": "as told"}
+        return SimpleNamespace(run=run_id(spec), status="timeout", reason="as told", measurement=None, quality=None)
 
     monkeypatch.setattr(script_of_a_run, "launch", run_nothing)
     job = json.dumps({"spec": strip(tiny_run.spec()), "code": "c0de"})
@@ -722,7 +725,7 @@ found = launch.launch(
     spec, "c0de", model_folder=folder / "model", tokens=folder / "tokens.arrow", folder=folder / "run",
     log=folder / "run.log", exclusive="gpu", with_snakemake=False,
 )
-print(found["status"])
+print(found.status)
 """
 
 

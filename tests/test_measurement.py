@@ -4,17 +4,35 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from outcomes import COUNTS, phase, rank
+from outcomes import epoch as at_epoch
 
+from joulesweep.core.outcome import (
+    BadInput,
+    ChosenPhase,
+    Conditions,
+    CounterReads,
+    Overhead,
+    PeakMemory,
+    Span,
+    Stopped,
+    Summary,
+    TensorChoice,
+    as_json,
+    read_rank,
+)
 from joulesweep.measure.devices import Board
-from joulesweep.measure.measurement import COUNTED, EPOCH, QUALITY, combine, flags, judge
+from joulesweep.measure.measurement import finalise_energy, flags, measured, merge_ranks
 from joulesweep.measure.meters import GPU, Traits
 from joulesweep.measure.meters.rapl import Zone
 from joulesweep.measure.trace import Series, Trace
 from joulesweep.measure.verdict import INTEGRATED, MIN_TICKS, RESET, TICK
-from joulesweep.measure.window import MIG, NO_COUNTER, row
+from joulesweep.measure.window import MIG, NO_COUNTER
+from joulesweep.measure.window import reading as row
 
 ROW = {
     "device", "kind", "uuid", "energy_j", "total_energy_j", "status", "method", "reason", "tick_s", "idle_w",
@@ -34,134 +52,110 @@ SPAN = {
 }
 
 
-def rank(scored=True, **changes):
-    """What a rank leaves: 4 steps of an epoch in 3 of 4 seconds; only a rank that scored knows the quality."""
-    quality = dict(zip(QUALITY, (2.0, 7.4, 0.1, None, 5, 9), strict=True)) if scored else {}
-    clock = [(0, 0.0, 0.0, 0), (1, 3.0, 2.5, 4)]
-    names = ("epoch", "elapsed_s", "cpu_s", "num_steps")
-    counts = {
-        "num_texts": 40,
-        "num_tokens": 400,
-        "num_padded_tokens": 600,
-        "num_predicted": 60,
-        "num_head_positions": 64,
-        "num_token_pairs": 4000,
-        "num_padded_token_pairs": 9000,
-        "num_target_tokens": 200,
-        "num_padded_target_tokens": 300,
-        "num_target_pairs": 1000,
-        "num_padded_target_pairs": 2250,
-        "num_cross_pairs": 2000,
-        "num_padded_cross_pairs": 4500,
-    }
-    measurement = {
-        **counts,
-        "phases": [{"kind": "training", "num_steps": 4, **counts, "bytes_per_step": 10}],
-        "total_window_s": 4.0,
-        "num_passes": 1,
-        "energy": [row("gpu:0", "gpu", "GPU-0", 40.0)],
-        "span": {
-            "begin_s": 10.0,
-            "end_s": 14.0,
-            "idle_begin_s": 5.0,
-            "idle_end_s": 8.0,
-            "meter_s": 0.1,
-            "clock_step_s": 0.01,
-            "weights_s": 0.3,
-        },
-        "cpu_s": 3.0,
-        "startup_s": 1.0,
-        "products": {"shapes": [], "reason": "none"},
-        "attention": {"implementation": "sdpa", "kernels": ["math"]},
-        "num_compilations_in_window": 1,
-        "peak_memory": {"host_rss_bytes": 100, "gpu_allocated_bytes": 7, "gpu_reserved_bytes": 8},
-        "num_steps": 4,
-        "num_skipped_steps": 0,
-        **changes,
-    }
-    return {
-        "status": "ok",
-        "measurement": measurement,
-        "epochs": [dict(zip(names, values, strict=True)) | {"train_loss": None, **quality} for values in clock],
-        "losses": [3.0] * 4,
-        "summaries": [],
-        "num_train_texts": 80,
-    }
-
-
-def test_ranks_are_combined_without_losing_or_doubling_anything():
+def test_ranks_are_merged_without_losing_or_doubling_anything():
+    first = rank(energy=[row("gpu:0", "gpu", "GPU-0", 40.0)])
     other = rank(
-        scored=False,
         total_window_s=5.0,
         cpu_s=2.0,
         startup_s=2.0,
         energy=[row("gpu:1", "gpu", "GPU-1", 50.0)],
-        span={
-            "begin_s": 9.5,
-            "end_s": 14.5,
-            "idle_begin_s": 6.0,
-            "idle_end_s": 8.5,
-            "meter_s": 0.2,
-            "clock_step_s": -2.0,
-            "weights_s": 0.2,
-        },
-        peak_memory={"host_rss_bytes": 50, "gpu_allocated_bytes": 9, "gpu_reserved_bytes": 10},
+        span=Span(
+            begin_s=9.5,
+            end_s=14.5,
+            idle_begin_s=6.0,
+            idle_end_s=8.5,
+            meter_s=0.2,
+            clock_step_s=-2.0,  # the largest step, whichever way
+            weights_s=0.3,
+        ),
+        peak_memory=PeakMemory(host_rss_bytes=50, gpu_allocated_bytes=9, gpu_reserved_bytes=10),
+        epochs=[at_epoch(0, 0.0), at_epoch(1, 6.0, cpu_s=2.5)],
+        summaries=[Summary(text=1, summary="a")],
     )
-    for epoch in other["epochs"]:
-        epoch["elapsed_s"] *= 2
-    found = combine([rank(), other])
-    phase = {**rank()["measurement"]["phases"][0], **{name: 2 * rank()["measurement"][name] for name in COUNTED}}
-    assert found["measurement"] == {
-        "phases": [phase],
-        "window_s": 5.0,
-        "num_passes": 1,
-        "total_window_s": 5.0,
-        "startup_s": 2.0,
-        "cpu_s": 5.0,
-        "energy": [row("gpu:0", "gpu", "GPU-0", 40.0), row("gpu:1", "gpu", "GPU-1", 50.0)],
-        "peak_memory": {"host_rss_bytes": 150, "gpu_allocated_bytes": 9, "gpu_reserved_bytes": 10},
-        "num_steps": 4,
-        "num_skipped_steps": 0,
-        "num_texts": 80,
-        "num_tokens": 800,
-        "num_padded_tokens": 1200,
-        "num_predicted": 120,
-        "num_head_positions": 128,
-        "num_token_pairs": 8000,
-        "num_padded_token_pairs": 18000,
-        "num_target_tokens": 400,
-        "num_padded_target_tokens": 600,
-        "num_target_pairs": 2000,
-        "num_padded_target_pairs": 4500,
-        "num_cross_pairs": 4000,
-        "num_padded_cross_pairs": 9000,
-        "samples_per_s": 16.0,
-        "tokens_per_s": 240.0,
-        "padded_tokens_per_s": 360.0,
-        "epochs_per_minute": 12.0,
-        "products": {"shapes": [], "reason": "none"},
-        "attention": {"implementation": "sdpa", "kernels": ["math"]},
-        "num_compilations_in_window": 2,
-    }
-    span = {"begin_s": 9.5, "end_s": 14.5, "idle_begin_s": 6.0, "idle_end_s": 8.0, "meter_s": 0.2}
-    assert found["span"] == {**span, "clock_step_s": -2.0, "weights_s": 0.3}, "the largest step, whichever way"
-    assert [(epoch["elapsed_s"], epoch["cpu_s"]) for epoch in found["epochs"]] == [(0.0, 0.0), (6.0, 5.0)]
-    assert [tuple(epoch) for epoch in found["epochs"]] == [EPOCH] * 2
-    assert found["quality"] == {name: rank()["epochs"][1][name] for name in QUALITY}
-    assert found["losses"] == [3.0] * 4
+    found = merge_ranks([replace(first, summaries=[Summary(text=2, summary="b")]), other])
+    assert found == rank(
+        total_window_s=5.0,
+        cpu_s=5.0,
+        startup_s=2.0,
+        energy=[row("gpu:0", "gpu", "GPU-0", 40.0), row("gpu:1", "gpu", "GPU-1", 50.0)],
+        span=Span(
+            begin_s=9.5, end_s=14.5, idle_begin_s=6.0, idle_end_s=8.0, meter_s=0.2, clock_step_s=-2.0, weights_s=0.3
+        ),
+        peak_memory=PeakMemory(host_rss_bytes=150, gpu_allocated_bytes=9, gpu_reserved_bytes=10),
+        phases=[phase(**{name: 2 * count for name, count in COUNTS.items()})],
+        num_compilations_in_window=2,
+        epochs=[at_epoch(0, 0.0), at_epoch(1, 6.0, cpu_s=5.0)],
+        summaries=[Summary(text=1, summary="a"), Summary(text=2, summary="b")],
+    )
+
+
+def test_one_rank_is_its_own_run():
+    assert merge_ranks([rank()]) == rank()
+
+
+CONDITIONS = Conditions(
+    boards=[], cooldown_s=None, settled=None, idle_s=0.0, exclusive="node", window_begin="", window_end=""
+)
+OVERHEAD = Overhead(meter_s=0.0, trace_cpu_s=None, num_samples=0, whole_run_s=None, whole_run_energy=[])
+
+
+def measurement(result):
+    return measured(result, [], [], CONDITIONS, OVERHEAD)
+
+
+def test_counts_are_those_of_the_training_phases_and_rates_per_pass():
+    rating = phase(kind="rating", num_steps=1)
+    found = measurement(rank(phases=[rating, phase(num_skipped_steps=1), phase(num_skipped_steps=1)]))
+    assert found.counts() == {name: 2 * count for name, count in COUNTS.items()}
+    assert (found.num_steps, found.num_skipped_steps) == (4, 2)
+    assert (found.samples_per_s, found.epochs_per_minute) == (20.0, 15.0)
+    assert (found.tokens_per_s, found.padded_tokens_per_s) == (300.0, 450.0)
 
 
 def test_of_a_training_that_was_repeated_one_pass_is_told():
     """The texts and tokens are those of one pass, and so is the time that they are divided by."""
-    found = combine([rank(total_window_s=40.0, num_passes=8)])["measurement"]
-    assert (found["window_s"], found["num_passes"], found["total_window_s"]) == (5.0, 8, 40.0)
-    assert (found["samples_per_s"], found["tokens_per_s"], found["epochs_per_minute"]) == (8.0, 120.0, 6.0)
+    found = measurement(rank(total_window_s=40.0, num_passes=8))
+    assert (found.window_s, found.num_passes, found.total_window_s) == (5.0, 8, 40.0)
+    assert (found.samples_per_s, found.tokens_per_s, found.epochs_per_minute) == (8.0, 120.0, 6.0)
 
 
 def test_memory_that_no_rank_has_is_null():
-    without = {"host_rss_bytes": 100, "gpu_allocated_bytes": None, "gpu_reserved_bytes": None}
-    found = combine([rank(peak_memory=without), rank(peak_memory=without)])["measurement"]["peak_memory"]
-    assert found == {"host_rss_bytes": 200, "gpu_allocated_bytes": None, "gpu_reserved_bytes": None}
+    without = PeakMemory(host_rss_bytes=100, gpu_allocated_bytes=None, gpu_reserved_bytes=None)
+    found = merge_ranks([rank(peak_memory=without), rank(peak_memory=without)]).peak_memory
+    assert found == replace(without, host_rss_bytes=200)
+
+
+def test_what_a_rank_left_reads_back_as_it_was():
+    reads = CounterReads(begin_j=1.5, begin_s=(9.9, 10.0), end_s=(14.0, 14.1))
+    chosen = ChosenPhase(**{**vars(phase()), **vars(CHOICE), "facts": {"num_frozen_layers": 1}})
+    result = rank(
+        energy=[row("gpu:0", "gpu", "GPU-0", 40.0, reads=reads), row("cpu:0", "cpu", None, reason="none")],
+        phases=[phase(kind="rating"), chosen],
+        summaries=[Summary(text=3, summary="c")],
+    )
+    found = read_rank(json.loads(json.dumps(as_json(result))))
+    assert found == result
+    assert [one.facts for one in found.phases] == [{}, {"num_frozen_layers": 1}]
+
+
+@pytest.mark.parametrize("left", [Stopped(status="oom", reason="big", oom_bytes=3), BadInput(reason="no such text")])
+def test_why_a_rank_stopped_reads_back_as_it_was(left):
+    assert read_rank(json.loads(json.dumps(as_json(left)))) == left
+
+
+CHOICE = TensorChoice(
+    chosen=["a"],
+    candidates=["a", "b"],
+    num_candidates=2,
+    trained_share=0.5,
+    importance_share=None,
+    objective="flops",
+    rho=0.5,
+    predicted_cost=0.4,
+    floor=0.3,
+    gap=None,
+    rates=None,
+)
 
 
 def board(index=0, **changes):
@@ -200,15 +194,16 @@ BOTH = ("counter", "power")
 POWERS = f"NVML {INTEGRATED}"
 
 
-def judged(energy, readings=None, boards=(), ticks=None, elapsed_s=(0.0, 5.0, 20.0), **changes):
-    """An outcome with 2 passes in a window of 20 s, judged."""
-    outcome = {
-        "measurement": {"window_s": 10.0, "num_passes": 2, "total_window_s": 20.0, "energy": copy.deepcopy(energy)},
-        "span": SPAN,
-        "epochs": [{"epoch": i, "elapsed_s": s} for i, s in enumerate(elapsed_s)],
-    }
-    outcome["measurement"] |= changes
-    judge(outcome, readings or Trace([], []), boards, ticks or {})
+def judged(energy, readings=None, boards=(), ticks=None, elapsed_s=(0.0, 5.0, 20.0), total_window_s=20.0, **span):
+    """The rows of a run with 2 passes in a window of 20 s, as a record has them."""
+    epochs = [at_epoch(i, at_s) for i, at_s in enumerate(elapsed_s)]
+    times = Span(**{**SPAN, **span})
+    result = rank(total_window_s=total_window_s, num_passes=2, energy=energy, span=times, epochs=epochs)
+    before = copy.deepcopy(result)
+    rows, epochs = finalise_energy(result, readings or Trace([], []), boards, ticks or {})
+    assert result == before, "nothing is changed in place"
+    outcome = {"measurement": {"energy": as_json(rows)}, "epochs": as_json(epochs)}
+    outcome["flags"] = [(one.flag, one.text) for one in flags(result, rows)]
     for found in outcome["measurement"]["energy"]:
         assert set(found) == ROW
         assert (found["energy_j"] is None) == (found["reason"] is not None) == (found["total_energy_j"] is None)
@@ -342,7 +337,7 @@ def test_a_board_whose_counter_was_reset_has_its_power_integrated_and_a_flag(tot
     assert (found["status"], found["method"], found["reason"]) == ("integrated", f"{POWERS}: {RESET}", None)
     assert found["total_energy_j"] == pytest.approx(6000.0)
     assert found["net_energy_j"] == pytest.approx(3000.0 - 90.0 * 10.0)
-    assert [flag for flag in flags(outcome) if flag] == [("counter_reset", f"gpu:0: {RESET} in the window")]
+    assert outcome["flags"] == [("counter_reset", f"gpu:0: {RESET} in the window")]
     assert {(status, reason) for _, status, reason in joules(outcome)[1:]} == {("integrated", None)}
 
 
@@ -354,7 +349,7 @@ def test_a_cpu_whose_counter_was_reset_has_no_joules_and_a_flag():
     )
     (found,) = outcome["measurement"]["energy"]
     assert (found["status"], found["reason"], found["total_energy_j"]) == ("unavailable", RESET, None)
-    assert [flag for flag in flags(outcome) if flag] == [("counter_reset", f"cpu:0: {RESET} in the window")]
+    assert outcome["flags"] == [("counter_reset", f"cpu:0: {RESET} in the window")]
 
 
 @pytest.mark.parametrize(("jump_j", "jumps"), [(150.0, False), (900.0, False), (1200.0, True), (20_000.0, True)])
@@ -410,7 +405,7 @@ def test_a_counter_of_unknown_tick_is_doubtful_where_the_trace_cannot_tell_it_ei
     (found,) = outcome["measurement"]["energy"]
     assert (found["status"], found["tick_s"], found["error_j"], found["doubt"]) == ("measured", None, None, TICK)
     told = [("tick_unknown", f"gpu:0: {TICK}, and so is the error of its joules")]
-    assert [flag for flag in flags(outcome) if flag] == told
+    assert outcome["flags"] == told
 
 
 @pytest.mark.parametrize(("known_s", "tick_s"), [(None, 2.0), (0.1, 2.0), (2.0, 2.0), (2.5, 2.5)])
@@ -427,9 +422,9 @@ def test_a_counter_that_stood_still_for_longer_than_its_tick_has_a_longer_one(kn
 
 @pytest.mark.parametrize(("step_s", "told"), [(0.0, False), (0.09, False), (0.11, True), (-3600.0, True)])
 def test_a_step_of_the_wall_clock_is_flagged(step_s, told):
-    outcome = judged([row("gpu:0", "gpu", "GPU-0", 6000.0)], trace(gpu_0=(90.0, 300.0, *BOTH)), [board()])
-    outcome["span"] = {**SPAN, "clock_step_s": step_s}
-    assert [flag[0] for flag in flags(outcome) if flag] == (["clock_stepped"] if told else [])
+    readings = trace(gpu_0=(90.0, 300.0, *BOTH))
+    outcome = judged([row("gpu:0", "gpu", "GPU-0", 6000.0)], readings, [board()], clock_step_s=step_s)
+    assert [flag for flag, _ in outcome["flags"]] == (["clock_stepped"] if told else [])
 
 
 CPU = (10.0, 25.0, "counter")  # 500 J in the window

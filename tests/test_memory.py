@@ -61,7 +61,7 @@ def test_peak_memory_leaves_out_the_copies_that_wait_to_be_scored():
     peaks.note(copies)
     without, held = (values[0] for values in peaks.peaks)
     assert abs(held - without) < 30 * MIB
-    assert peaks.peak()["host_rss_bytes"] == max(without, held)
+    assert peaks.peak().host_rss_bytes == max(without, held)
 
 
 def test_memory_that_training_gave_back_is_in_the_peak():
@@ -82,8 +82,7 @@ def test_a_run_on_the_cpu_has_no_gpu_figures():
     peaks = memory.Peaks(torch.device("cpu"), 2)
     peaks.note([])
     peak = peaks.peak()
-    assert set(peak) == {"host_rss_bytes", "gpu_allocated_bytes", "gpu_reserved_bytes"}
-    assert peak["gpu_allocated_bytes"] is peak["gpu_reserved_bytes"] is None
+    assert peak.gpu_allocated_bytes is peak.gpu_reserved_bytes is None
 
 
 @pytest.mark.parametrize(("num_gpus", "allocated"), [(1, 3000), (2, 5000)])
@@ -99,7 +98,7 @@ def test_peak_memory_of_gpus_is_the_fullest_ones(monkeypatch, num_gpus, allocate
     monkeypatch.setattr(memory, "nbytes", lambda weights, device: 100 if device == first else 0)
     peaks.note([{"weight": torch.ones(25)}])
     peak = peaks.peak()
-    assert (peak["gpu_allocated_bytes"], peak["gpu_reserved_bytes"]) == (allocated, 2 * allocated)
+    assert (peak.gpu_allocated_bytes, peak.gpu_reserved_bytes) == (allocated, 2 * allocated)
     assert peaks.peaks[1][1] == {1: 2900, 2: 5000}[num_gpus], "copies lie on the first GPU alone"
     assert len(reset) == 3 * num_gpus
 
@@ -118,8 +117,8 @@ def test_memory_of_captured_graphs_is_theirs_alone(monkeypatch):
     peaks.reset()
     peaks.note([{}, {}])
     found = peaks.peak()
-    assert (found["gpu_allocated_bytes"], found["gpu_reserved_bytes"]) == (600, 200)
-    assert found["host_rss_bytes"] > 50 * MIB
+    assert (found.gpu_allocated_bytes, found.gpu_reserved_bytes) == (600, 200)
+    assert found.host_rss_bytes > 50 * MIB
 
 
 def test_a_sandbox_that_cannot_reset_the_peak_has_one_all_the_same(monkeypatch):
@@ -129,7 +128,7 @@ def test_a_sandbox_that_cannot_reset_the_peak_has_one_all_the_same(monkeypatch):
     monkeypatch.setattr(memory.Path, "write_text", read_only)
     peaks = memory.Peaks(torch.device("cpu"), 1)
     peaks.note([])
-    assert peaks.peak()["host_rss_bytes"] > 50 * MIB
+    assert peaks.peak().host_rss_bytes > 50 * MIB
 
 
 def test_copied_weights_are_those_of_the_moment_and_tied_ones_stay_tied():
@@ -239,9 +238,9 @@ def test_what_was_freed_is_no_part_of_the_next_peak():
     code = (
         "import torch; from joulesweep.train import memory; cpu = torch.device('cpu')\n"
         "blocks = [torch.ones(2**16) for _ in range(4000)]; del blocks\n"
-        "peaks = memory.Peaks(cpu, 1); peaks.note([]); kept = peaks.peak()['host_rss_bytes']\n"
+        "peaks = memory.Peaks(cpu, 1); peaks.note([]); kept = peaks.peak().host_rss_bytes\n"
         "memory.give_back(cpu)\n"
-        "peaks = memory.Peaks(cpu, 1); peaks.note([]); print(kept - peaks.peak()['host_rss_bytes'])"
+        "peaks = memory.Peaks(cpu, 1); peaks.note([]); print(kept - peaks.peak().host_rss_bytes)"
     )
     environ = {**os.environ, **launcher.ALLOCATOR}
     done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)

@@ -11,6 +11,7 @@ import zeus.monitor
 from zeus.device.gpu.common import ZeusGPUUnknownError
 from zeus.monitor.energy import Measurement
 
+from joulesweep.core.outcome import as_json
 from joulesweep.measure import window
 from joulesweep.measure.devices import Board
 from joulesweep.measure.meters import rapl
@@ -69,18 +70,22 @@ def zeus_of(monkeypatch):
 
 
 def board(position, **changes):
-    """A board as a job describes it; at first neither its number nor its name follows its position."""
+    """A board at a position; at first neither its number nor its name follows it."""
     index = changes.pop("index", position + 4)
     described = {"name": "Fake", "memory_bytes": 1, "has_counter": True, "mig": False}
-    made = Board(**{"index": index, "uuid": f"GPU-{index}", **described, **changes})
-    return {**made.described(), "position": position}
+    return position, Board(**{"index": index, "uuid": f"GPU-{index}", **described, **changes})
 
 
 def measure(boards, host=False, work=lambda: None, synchronize=lambda: None):
-    found = Meter(boards, host, synchronize)
+    found = Meter(dict(boards), host, synchronize)
     with found.window():
         work()
     return found
+
+
+def said(measured):
+    """What was measured, as JSON has it."""
+    return as_json(measured.readings())
 
 
 def row(device, **given):
@@ -101,7 +106,7 @@ def unavailable(device, reason, uuid=None):
 
 def test_boards_are_asked_for_by_position_and_named_by_nvmls_number(zeus_of):
     monitor = zeus_of(gpu_energy={0: 41.5, 1: 3.0})
-    rows = measure([board(0), board(1, index=2)]).rows()
+    rows = said(measure([board(0), board(1, index=2)]))
     assert rows == [
         row("gpu:4", uuid="GPU-4", total_energy_j=41.5, status="measured", method=COUNTER),
         row("gpu:2", uuid="GPU-2", total_energy_j=3.0, status="measured", method=COUNTER),
@@ -120,15 +125,15 @@ def test_boards_are_asked_for_by_position_and_named_by_nvmls_number(zeus_of):
 def test_a_board_without_joules_of_its_own_is_not_asked_and_says_why(zeus_of, changes, device, reason):
     monitor = zeus_of(gpu_energy={0: 41.5, 1: 3.0})
     other = board(1, **changes)
-    first, second = measure([board(0), other]).rows()
+    first, second = said(measure([board(0), other]))
     assert first["status"] == "measured"
-    assert second == unavailable(device, reason, other["uuid"])
+    assert second == unavailable(device, reason, other[1].uuid)
     assert monitor.given == [([0], [])]
 
 
 def test_a_board_that_zeus_gives_nothing_for_is_unavailable(zeus_of):
     zeus_of(gpu_energy={1: 3.0})
-    first, second = measure([board(0), board(1)]).rows()
+    first, second = said(measure([board(0), board(1)]))
     assert first == unavailable("gpu:4", "Zeus gave no energy for this board", "GPU-4")
     assert second["total_energy_j"] == 3.0
 
@@ -147,7 +152,7 @@ def test_a_meter_that_fails_is_unavailable_with_the_reason_and_the_training_goes
     trained = []
     found = measure([board(0)], host=True, work=lambda: trained.append(1))
     reason = f"Zeus: {type(error).__name__}: {error}"
-    assert found.rows() == [
+    assert said(found) == [
         unavailable("gpu:4", reason, "GPU-4"),
         *(unavailable(f"{kind}:{i}", reason) for kind in ("cpu", "dram") for i in (0, 1)),
     ]
@@ -160,7 +165,7 @@ def test_a_meter_that_fails_is_unavailable_with_the_reason_and_the_training_goes
 def test_what_a_board_lacks_is_said_rather_than_that_zeus_failed(zeus_of):
     monitor = zeus_of()
     monitor.fails_at, monitor.error = "start", RuntimeError("lost")
-    (found,) = measure([board(0, mig=True)]).rows()
+    (found,) = said(measure([board(0, mig=True)]))
     assert found["reason"] == MIG
 
 
@@ -178,7 +183,7 @@ def test_one_devices_failure_costs_that_device_only(zeus_of, monkeypatch):
     monitor = zeus_of(gpu_energy={0: 1.0, 1: 2.0}, cpu_energy={0: 5.0, 1: 6.0})
     monkeypatch.setattr(monitor, "fails_at", "first reading of cpu:1")
     monitor.error = OSError("gone")
-    rows = {found["device"]: found for found in measure([board(0), board(1)], host=True).rows()}
+    rows = {found["device"]: found for found in said(measure([board(0), board(1)], host=True))}
     assert {device: found["total_energy_j"] for device, found in rows.items()} == {
         **{"gpu:4": 1.0, "gpu:5": 2.0, "cpu:0": 5.0, "cpu:1": None, "dram:1": None},
     }
@@ -188,16 +193,16 @@ def test_one_devices_failure_costs_that_device_only(zeus_of, monkeypatch):
 def test_a_zeus_that_cannot_be_imported_costs_the_joules_only(monkeypatch):
     monkeypatch.setitem(sys.modules, "zeus.monitor", None)
     monkeypatch.setattr(rapl, "problem", lambda: "none")
-    found, *_ = measure([board(0)], host=True).rows()
+    found, *_ = said(measure([board(0)], host=True))
     assert found["reason"].startswith("Zeus: ModuleNotFoundError") or found["reason"].startswith("Zeus: ImportError")
 
 
 def test_with_a_daemon_zeus_is_asked_whatever_this_user_may_read_and_its_failure_names_the_daemon(zeus_of, monkeypatch):
     monitor = zeus_of(no_host="no permission", cpu_energy={0: 5.0, 1: 6.0})
     monkeypatch.setenv("ZEUSD_SOCK_PATH", "/run/zeusd.sock")
-    assert [found["total_energy_j"] for found in measure([], host=True).rows()][:2] == [5.0, 6.0]
+    assert [found["total_energy_j"] for found in said(measure([], host=True))][:2] == [5.0, 6.0]
     monitor.fails_at, monitor.error = "start", ValueError("No GPUs available.")
-    (found,) = measure([board(0)]).rows()
+    (found,) = said(measure([board(0)]))
     assert found["reason"] == "Zeus: ValueError: No GPUs available. (ZEUSD_SOCK_PATH is set: Zeus asks its daemon)"
 
 
@@ -207,7 +212,7 @@ def test_pending_work_is_waited_for_at_both_ends_and_never_by_zeus(zeus_of, boar
     monitor = zeus_of(gpu_energy={0: 1.0})
     log = monitor.events
     measure(boards, work=lambda: log.append("work"), synchronize=lambda: log.append("wait"))
-    asked = bool(boards) and not boards[0]["mig"]
+    asked = bool(boards) and not boards[0][1].mig
     begun, ended = ([(word, WINDOW, False)] * asked for word in ("begin", "end"))
     assert log == [*["start"] * asked, "wait", *begun, "work", "wait", *ended]
 
@@ -229,22 +234,22 @@ def test_what_a_boards_counter_said_at_the_windows_begin_is_handed_on(monkeypatc
     seconds = iter([3.0, 7.0])
     fake_meters.gpus(monkeypatch, [200], tick_s=0, clock=lambda: next(seconds))
     found = measure([board(0)])
-    (row,) = found.rows()
-    assert row["readings"]["begin_j"] == pytest.approx(600.0)
-    called_s, answered_s = row["readings"]["begin_s"]
-    assert called_s <= answered_s <= found.begin_s <= found.end_s <= row["readings"]["end_s"][0]
+    (row,) = said(found)
+    assert row["reads"]["begin_j"] == pytest.approx(600.0)
+    called_s, answered_s = row["reads"]["begin_s"]
+    assert called_s <= answered_s <= found.begin_s <= found.end_s <= row["reads"]["end_s"][0]
 
 
 def test_a_counter_that_two_zones_show_is_counted_once(zeus_of, monkeypatch):
     zeus_of(cpu_energy={0: 5.0, 1: 5.0}, dram_energy={0: 1.0, 1: 2.0})
     shown = ("cpu:0", "dram:0", "dram:1")
     monkeypatch.setattr(rapl, "devices", lambda: [Zone(device=d, path=Path(), range_j=1.0) for d in shown])
-    assert [found["device"] for found in measure([], host=True).rows()] == list(shown)
+    assert [found["device"] for found in said(measure([], host=True))] == list(shown)
 
 
 def test_host_counters_are_measured_one_row_each(zeus_of):
     monitor = zeus_of(cpu_energy={0: 5.0, 1: 6.0}, dram_energy={1: 0.5})
-    rows = measure([], host=True).rows()
+    rows = said(measure([], host=True))
     assert [(r["device"], r["kind"], r["total_energy_j"], r["status"], r["method"]) for r in rows] == [
         ("cpu:0", "cpu", 5.0, "measured", "Zeus: RAPL counter"),
         ("cpu:1", "cpu", 6.0, "measured", "Zeus: RAPL counter"),
@@ -261,7 +266,7 @@ def test_host_counters_are_measured_one_row_each(zeus_of):
 
 def test_a_host_whose_counters_cannot_be_read_says_what_to_do(zeus_of):
     monitor = zeus_of(no_host="no permission to read it: run as root")
-    assert measure([], host=True).rows() == [
+    assert said(measure([], host=True)) == [
         unavailable("cpu:0", "no permission to read it: run as root"),
         unavailable("dram:0", "no permission to read it: run as root"),
     ]
@@ -271,7 +276,7 @@ def test_a_host_whose_counters_cannot_be_read_says_what_to_do(zeus_of):
 @pytest.mark.parametrize("absent", [None, {}])
 def test_a_host_that_counts_no_dram_says_so(zeus_of, absent):
     zeus_of(cpu_energy={0: 5.0}, dram_energy=absent)
-    cpu, dram = measure([], host=True).rows()
+    cpu, dram = said(measure([], host=True))
     assert cpu["total_energy_j"] == 5.0
     assert dram == unavailable("dram:0", "RAPL of this machine counts no DRAM energy")
 
@@ -279,14 +284,14 @@ def test_a_host_that_counts_no_dram_says_so(zeus_of, absent):
 def test_a_host_that_counts_no_dram_says_so_of_a_package_that_it_has(zeus_of, monkeypatch):
     zeus_of(cpu_energy={1: 5.0})
     monkeypatch.setattr(rapl, "packages", lambda: [1])
-    assert [found["device"] for found in measure([], host=True).rows()] == ["cpu:1", "dram:1"]
+    assert [found["device"] for found in said(measure([], host=True))] == ["cpu:1", "dram:1"]
 
 
 def test_the_host_is_counted_once_over_the_ranks(zeus_of):
     monitor = zeus_of(gpu_energy={0: 1.0, 1: 2.0}, cpu_energy={0: 5.0})
     rows, asked = [], []
     for rank in (0, 1):
-        rows += measure([board(rank)], host=rank == 0).rows()
+        rows += said(measure([board(rank)], host=rank == 0))
         asked.append(monitor.given)
         monitor.given = []
     assert [found["device"] for found in rows] == ["gpu:4", "cpu:0", "dram:0", "gpu:5"]
@@ -296,7 +301,7 @@ def test_the_host_is_counted_once_over_the_ranks(zeus_of):
 def test_zeuss_total_is_never_used(zeus_of, monkeypatch):
     zeus_of(gpu_energy={0: 1.0}, cpu_energy={0: 5.0})
     monkeypatch.setattr(Measurement, "total_energy", property(lambda self: pytest.fail("it is 0 where nothing counts")))
-    for found in measure([board(0), board(1, mig=True)], host=True).rows():
+    for found in said(measure([board(0), board(1, mig=True)], host=True)):
         assert set(found) == KEYS
         assert (found["total_energy_j"] is None) == (found["reason"] is not None) == (found["status"] == "unavailable")
 
@@ -307,7 +312,7 @@ def test_the_real_monitor_reads_counters(monkeypatch):
     fake_meters.gpus(monkeypatch, [100, 200, 300], tick_s=0, clock=lambda: next(clock), without_counter=[2])
     monkeypatch.setattr(rapl, "problem", lambda: "no RAPL here")
     found = measure(boards, host=True)
-    assert [r["total_energy_j"] for r in found.rows()] == [None, pytest.approx(1400.0), None, None, None]
+    assert [r["total_energy_j"] for r in said(found)] == [None, pytest.approx(1400.0), None, None, None]
     assert found.window_s == found.end_s - found.begin_s > 0
 
 
@@ -315,7 +320,7 @@ def test_the_real_monitor_without_any_meter_says_why_and_gives_no_zero(monkeypat
     monkeypatch.setattr(rapl, "RAPL", (tmp_path / "none", tmp_path / "neither"))
     fake_meters.gpus(monkeypatch, [])
     found = measure([board(0)], host=True)
-    assert [r["total_energy_j"] for r in found.rows()] == [None] * 3
-    assert all(r["reason"] for r in found.rows())
-    assert found.rows()[1]["reason"] == rapl.problem()
+    assert [r["total_energy_j"] for r in said(found)] == [None] * 3
+    assert all(r["reason"] for r in said(found))
+    assert said(found)[1]["reason"] == rapl.problem()
     assert found.window_s > 0

@@ -10,19 +10,23 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import tiny_run
+from outcomes import rank
 from patience import wait_for
 from synthetic import energy_row
 from tiny_run import REPOSITORY
 
 from joulesweep.core import bounded, spec
+from joulesweep.core.outcome import DeviceEnergy, Span
 from joulesweep.launch import launcher
-from joulesweep.measure import devices, meters, verdict
-from joulesweep.measure.measurement import judge
+from joulesweep.measure import devices, meters
+from joulesweep.measure.measurement import finalise_energy
 from joulesweep.measure.meters import wall
 from joulesweep.measure.trace import Trace
+from joulesweep.measure.window import reading
 from joulesweep.plan import staleness
 from joulesweep.runs import headline, identity
 
@@ -39,7 +43,7 @@ def test_every_file_of_the_folder_is_a_meter():
 
 def test_no_meter_file_imports_its_library_before_it_is_asked():
     libraries = {"pynvml", "amdsmi", "zeus", "torch"}
-    code = f"import sys; from joulesweep import meters; meters.kinds(); print(*{libraries} & {{*sys.modules}})"
+    code = f"import sys; from joulesweep.measure import meters; meters.kinds(); print(*{libraries} & {{*sys.modules}})"
     found = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert found.stdout.split() == []
 
@@ -129,34 +133,33 @@ def traced(sensor, joules=None, watts=None, until_s=120.0):
     return trace
 
 
-def judged(trace, *rows):
-    span = {"begin_s": 100.0, "end_s": 120.0, "idle_begin_s": 86.0, "idle_end_s": 99.0}
-    measured = {"num_passes": 2, "total_window_s": 20.0, "energy": list(rows)}
-    outcome = {"measurement": measured, "span": span, "epochs": []}
-    judge(outcome, trace, [], {})
-    return {row["device"]: row for row in outcome["measurement"]["energy"]}
+def judged(trace, *readings):
+    span = Span(begin_s=100.0, end_s=120.0, idle_begin_s=86.0, idle_end_s=99.0)
+    result = rank(num_passes=2, total_window_s=20.0, energy=list(readings), span=span, epochs=[])
+    rows, _ = finalise_energy(result, trace, [], {})
+    return {row.device: row for row in rows}
 
 
 def test_the_power_of_a_plug_is_integrated_with_its_error():
     row = judged(traced(plug(""), watts=lambda at_s: 300.0 if 100 <= at_s <= 120 else 100.0))["wall:0"]
-    assert (row["status"], row["kind"], row["reason"]) == ("integrated", "wall", None)
-    assert row["method"] == "meter at the wall power readings, integrated"
-    assert row["energy_j"] == pytest.approx(3000.0, abs=row["error_j"])
-    assert 200.0 * plug("").traits.late_s / 2 <= row["error_j"] < 600.0  # as old a reading as there may be
-    assert row["idle_w"] == pytest.approx(100.0)
+    assert (row.status, row.kind, row.reason) == ("integrated", "wall", None)
+    assert row.method == "meter at the wall power readings, integrated"
+    assert row.energy_j == pytest.approx(3000.0, abs=row.error_j)
+    assert 200.0 * plug("").traits.late_s / 2 <= row.error_j < 600.0  # as old a reading as there may be
+    assert row.idle_w == pytest.approx(100.0)
 
 
 @pytest.mark.parametrize("tick_s", [0.5, 1.0])
 def test_the_counter_of_a_plug_is_read_by_the_trace(tick_s):
     row = judged(traced(plug("", unit="J"), joules=lambda at_s: at_s // tick_s * tick_s * 300.0))["wall:0"]
-    assert (row["status"], row["method"]) == ("measured", "meter at the wall: counter in J")
-    assert row["energy_j"] == pytest.approx(3000.0, abs=row["error_j"])
-    assert row["tick_s"] == pytest.approx(tick_s, abs=0.11)
+    assert (row.status, row.method) == ("measured", "meter at the wall: counter in J")
+    assert row.energy_j == pytest.approx(3000.0, abs=row.error_j)
+    assert row.tick_s == pytest.approx(tick_s, abs=0.11)
 
 
 def test_a_counter_too_slow_for_the_window_is_below_resolution():
     row = judged(traced(plug("", unit="Wh"), joules=lambda at_s: at_s // 6 * 6 * 300.0))["wall:0"]
-    assert (row["status"], row["energy_j"]) == ("below_resolution", None)
+    assert (row.status, row.energy_j) == ("below_resolution", None)
 
 
 @pytest.mark.parametrize("unit", ["W", "J"])
@@ -164,32 +167,27 @@ def test_a_plug_that_never_answers_is_unavailable_and_says_why(unit):
     sensor = plug("", unit=unit)
     sensor.failure = "the command took longer than 2 s"
     row = judged(traced(sensor))["wall:0"]
-    assert (row["status"], row["energy_j"]) == ("unavailable", None)
-    assert row["reason"].endswith(": the command took longer than 2 s")
+    assert (row.status, row.energy_j) == ("unavailable", None)
+    assert row.reason.endswith(": the command took longer than 2 s")
 
 
 def test_a_plug_that_reads_less_than_its_contents_is_doubtful():
-    cpu = verdict.row_of("cpu:0", "cpu", None, 9000.0, "Zeus: RAPL counter")
+    cpu = reading("cpu:0", "cpu", None, 9000.0, "Zeus: RAPL counter")
     trace = traced(plug(""), watts=lambda at_s: 100.0)
     row = judged(trace, cpu)["wall:0"]
-    assert row["doubt"] == "less than the joules of cpu:0, which it contains"
-    assert judged(trace, {**cpu, "total_energy_j": 900.0})["wall:0"]["doubt"] is None
+    assert row.doubt == "less than the joules of cpu:0, which it contains"
+    assert judged(trace, replace(cpu, total_energy_j=900.0))["wall:0"].doubt is None
 
 
 @pytest.mark.parametrize("exclusive", ["node", "gpu"])
 def test_the_joules_of_a_plug_are_in_no_sum_and_beside_it(exclusive):
-    inside = [energy_row("gpu:0", 100.0), energy_row("cpu:0", 10.0)]
-    around = energy_row("wall:0", 150.0, status="integrated", method="meter at the wall power readings, integrated")
+    inside = [DeviceEnergy(**energy_row(device, joules)) for device, joules in (("gpu:0", 100.0), ("cpu:0", 10.0))]
+    method = "meter at the wall power readings, integrated"
+    around = DeviceEnergy(**energy_row("wall:0", 150.0, status="integrated", method=method))
     alone, both = (headline.headline(rows, "cuda", exclusive) for rows in (inside, [*inside, around]))
     assert both == alone
-    assert headline.beside([*inside, around]) == {
-        "wall_j": 150.0,
-        "wall_error_j": 1.5,
-        "wall_method": around["method"],
-        "wall_doubt": None,
-        "wall_reason": None,
-    }
-    assert headline.beside(inside) == {}
+    assert headline.beside([*inside, around]) == headline.AtThePlug(wall_j=150.0, wall_error_j=1.5, wall_method=method)
+    assert headline.beside(inside) == headline.AtThePlug()
 
 
 def test_a_meter_that_hangs_costs_its_own_devices_alone(monkeypatch):
@@ -202,19 +200,24 @@ def test_a_meter_that_hangs_costs_its_own_devices_alone(monkeypatch):
 
 STRANGER = """
 import json, sys
-from joulesweep import meters; from joulesweep.cli import doctor; from joulesweep.plan import staleness as digest; from joulesweep.runs import headline as energy; from joulesweep.core import spec
+from types import SimpleNamespace
+from joulesweep.cli import doctor
+from joulesweep.core import spec
+from joulesweep.measure import meters
 from joulesweep.measure.trace import Trace
+from joulesweep.plan import staleness
+from joulesweep.runs import headline
 sensors, silent = meters.of_host({})
 (one,) = [sensor for sensor in sensors if sensor.device == "server:0"]
 trace = Trace([], sensors)
 trace.sample()
-rows = [{"kind": kind, "energy_j": 1.0, "status": "measured"} for kind in ("cpu", "server")]
+rows = [SimpleNamespace(kind=kind, energy_j=1.0, status="measured") for kind in ("cpu", "server")]
 print(json.dumps({
     "read": trace.series["server:0"].power_w,
     "kinds": list(meters.kinds()),
-    "sum": [row["kind"] for row in energy.scoped(rows, "cpu", "node")],
+    "sum": [row.kind for row in headline.scoped(rows, "cpu", "node")],
     "doctor": [row["found"] for row in doctor.examine()["findings"] if row["subject"] == "meter acpi"],
-    "digest": digest.run_digest(spec.from_mapping(json.loads(sys.argv[1]))),
+    "digest": staleness.run_digest(spec.from_mapping(json.loads(sys.argv[1]))),
 }))
 """
 
@@ -227,7 +230,7 @@ def test_a_strangers_meter_is_one_file(tmp_path):
     shown = tmp_path / "hwmon" / "hwmon3"
     shown.mkdir(parents=True)
     (shown / "power1_average").write_text("250000000\n")
-    place = tmp_path / "joulesweep" / "meters" / "acpi.py"
+    place = tmp_path / "joulesweep" / "measure" / "meters" / "acpi.py"
     place.write_text(code.replace("/sys/class/hwmon", str(shown.parent)), encoding="utf-8")
     environ = {**os.environ, "PYTHONPATH": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
     asked = [sys.executable, "-c", STRANGER, json.dumps(spec.full(tiny_run.spec()))]
@@ -256,13 +259,13 @@ def test_a_run_with_a_plug_has_its_joules_beside_the_sum(tmp_path, monkeypatch, 
         meter_settings=meters.settings_in({"wall": plug_of_config}),
         with_snakemake=False,
     )
-    measured = made["measurement"]
-    (row,) = [row for row in measured["energy"] if row["kind"] == "wall"]
-    assert (row["status"], row["doubt"]) == ("integrated", None)
-    assert row["energy_j"] == pytest.approx(250 * measured["window_s"], rel=1e-6)
-    assert row["net_energy_j"] == pytest.approx(0.0, abs=1e-6)  # it draws as much when it idles
-    assert 0 < row["error_j"] < 0.5 * row["energy_j"]
-    assert "wall" not in {one["kind"] for one in headline.scoped(measured["energy"], "cpu", "node")}
-    assert made["run"] == identity.run_id(a_spec), "a plug is no part of a run's identity"
+    measured = made.measurement
+    (row,) = [row for row in measured.energy if row.kind == "wall"]
+    assert (row.status, row.doubt) == ("integrated", None)
+    assert row.energy_j == pytest.approx(250 * measured.window_s, rel=1e-6)
+    assert row.net_energy_j == pytest.approx(0.0, abs=1e-6)  # it draws as much when it idles
+    assert 0 < row.error_j < 0.5 * row.energy_j
+    assert "wall" not in {one.kind for one in headline.scoped(measured.energy, "cpu", "node")}
+    assert made.run == identity.run_id(a_spec), "a plug is no part of a run's identity"
     written = (tmp_path / "run" / "power.jsonl").read_text(encoding="utf-8").splitlines()
     assert any(json.loads(line)["power_w"] == 250 for line in written)

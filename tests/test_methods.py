@@ -134,7 +134,7 @@ def test_layers_in_blocks_are_counted_one_by_one():
 def test_what_leads_to_the_layers_is_frozen_also_where_products_are_not_counted():
     """The order of the parameters needs no count."""
     model = families.network("mlm-convbert")
-    assert flops.described(LanguageModel(model))["flop_reason"] is not None
+    assert flops.described(LanguageModel(model)).flop_reason is not None
     model = families.network("mlm-big_bird")
     model.bert.encoder.project = torch.nn.Linear(16, 16)
     model.bert.embeddings.register_forward_hook(lambda module, args, out: model.bert.encoder.project(out))
@@ -443,3 +443,21 @@ def test_lora_refuses_a_model_without_linear_layers():
     model.config = SimpleNamespace(model_type="novel")
     with pytest.raises(UserError, match=r"^method lora: the model has no linear layer of its own in its layers$"):
         methods.load("lora").apply(model, methods.parameters("lora", {}))
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_a_method_has_functions_of_the_contract_alone(name):
+    """Else a misspelt one would never be called."""
+    module = methods.load(name)
+    own = {
+        key: list(inspect.signature(value).parameters)
+        for key, value in vars(module).items()
+        if inspect.isfunction(value) and value.__module__ == module.__name__ and key[0] != "_"
+    }
+    contract = {
+        key: list(inspect.signature(value).parameters)[1:]
+        for key, value in vars(methods.Method).items()
+        if inspect.isfunction(value) and key[0] != "_"
+    }
+    assert "apply" in own
+    assert {key: contract.get(key) for key in own} == own

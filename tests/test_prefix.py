@@ -7,6 +7,7 @@ import json
 import pytest
 import tiny_run
 import torch
+from outcomes import trained
 from torch.utils.flop_counter import FlopCounterMode
 
 from joulesweep import methods
@@ -139,13 +140,13 @@ def test_a_head_as_wide_as_prefix_and_traced_text_are_long_is_not_taken_for_them
 
 def test_where_a_target_would_be_traced_as_long_as_a_text_nothing_is_counted():
     core = LanguageModel(prefixed("t5", tokens=products.LENGTH - products.TARGET_LENGTH), task="seq2seq")
-    assert "a target is as long as a text" in flops.described(core)["flop_reason"]
-    assert flops.described(LanguageModel(prefixed("opt", tokens=2), task="clm"))["flop_reason"] is None
+    assert "a target is as long as a text" in flops.described(core).flop_reason
+    assert flops.described(LanguageModel(prefixed("opt", tokens=2), task="clm")).flop_reason is None
 
 
 def test_a_real_model_is_left_as_it_was_by_counting():
     core = LanguageModel(prefixed("opt"), task="clm")
-    assert flops.described(core)["flop_reason"] is None
+    assert flops.described(core).flop_reason is None
     every = [*core.named_parameters(remove_duplicate=False), *core.named_buffers()]
     assert {tensor.device.type for _, tensor in every} == {"cpu"}
 
@@ -222,7 +223,7 @@ def assets(tmp_path_factory):
 def run(assets, tmp_path):
     def run(**changes):
         changes = {"method": "prefix", "task": "clm", "batching": "dynamic", "lr": 0.1, **changes}
-        return loop.train(tiny_run.spec(**changes), assets.model_folder, assets.tokens, tmp_path)
+        return trained(tiny_run.spec(**changes), assets.model_folder, assets.tokens, tmp_path)
 
     return run
 
@@ -253,7 +254,7 @@ def test_a_whole_training_learns_is_counted_and_is_saved_beside_the_untouched_mo
     fresh = assembly.assemble(tiny_run.spec(**given), assets.model_folder, assets.tokens, place)
     with torch.no_grad():
         fresh.core.model.get_parameter(PREFIX).copy_(adapted.get_parameter(PREFIX))
-    assert scoring.score(fresh)["validation_loss"] == pytest.approx(losses[-1], rel=1e-6)
+    assert scoring.score(fresh).validation_loss == pytest.approx(losses[-1], rel=1e-6)
     ids = {"input_ids": torch.arange(5, 15).reshape(2, 5), "attention_mask": torch.ones(2, 5, dtype=torch.long)}
     torch.testing.assert_close(adapted.eval()(**ids).logits, fresh.core.model.eval()(**ids).logits)
 
@@ -263,8 +264,8 @@ def test_more_positions_than_a_model_has_are_refused(run):
     with pytest.raises(loop.Stop) as stopped:
         run(max_length=45, max_steps=1, batching="fixed")
     both = "20 virtual tokens and 45 of a text are more than the 64 positions of this model"
-    assert stopped.value.outcome["status"] == "unsupported"
-    assert stopped.value.outcome["reason"] == f"{both}; use a smaller max_length"
+    assert stopped.value.outcome.status == "unsupported"
+    assert stopped.value.outcome.reason == f"{both}; use a smaller max_length"
 
 
 def test_what_it_is_to_write_counts_too(assets):

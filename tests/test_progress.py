@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import synthetic
+import tiny_run
 
 from joulesweep.launch import progress
+from joulesweep.runs.record import RunRecord
 
 RUNS = [f"run{i}" for i in range(12)]
 
@@ -23,16 +25,11 @@ def record(*energy, accelerator="cpu", **changes):
         synthetic.energy_row(device, energy_j, status=status, reason=reasons.get(status, "because"))
         for device, energy_j, status in energy
     ]
-    return {
-        "run": "run4",
-        "spec": {"accelerator": accelerator},
-        "status": "ok",
-        "reason": None,
-        "measurement": {"window_s": 2.94, "cpu_s": 2.0, "energy": rows, "conditions": {"exclusive": "node"}},
-        "quality": {"validation_loss": 3.896},
-        "environment": {"cpu_model": "some processor", "cpu_cores": 2},
-        **changes,
-    }
+    row = synthetic.ok_record("run4", tiny_run.spec(accelerator=accelerator))
+    row["measurement"] |= {"window_s": 2.94, "cpu_s": 2.0, "energy": rows}
+    row["quality"]["validation_loss"] = 3.896
+    row["environment"] |= {"cpu_model": "some processor", "cpu_cores": 2}
+    return synthetic.typed(RunRecord, {**row, **changes})
 
 
 @pytest.fixture

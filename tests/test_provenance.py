@@ -10,9 +10,9 @@ import synthetic
 from test_report import words
 
 from joulesweep.analyse import collect, run_rows
+from joulesweep.core import files
 from joulesweep.report import evidence
 from joulesweep.report.page import build
-from joulesweep.runs import record
 
 CARBON = {"country": None, "g_per_kwh": 360.0, "source": "my contract, 2025"}
 ASKED = {"carbon": CARBON, "price_per_kwh": 0.36, "currency": "EUR"}
@@ -176,7 +176,7 @@ def test_the_joules_of_a_machine_are_counted_once(tmp_path):
         boards_j = sum(
             one["total_energy_j"]
             for run in grid["runs"]
-            for one in record.read(runs / run / "record.json")["measurement"]["energy"]
+            for one in files.read_json(runs / run / "record.json", "record")["measurement"]["energy"]
             if one["kind"] == "gpu"
         )
         (line,) = evidence.own_cost(found, None)["lines"]

@@ -12,7 +12,7 @@ from patience import PATIENCE_S
 
 from joulesweep.analyse import collect, tables
 from joulesweep.analyse.studies.recommendation import answers
-from joulesweep.report import charts, page
+from joulesweep.report import charts, markup, page
 
 CHROMIUM = shutil.which("chromium")
 FLAGS = [
@@ -337,7 +337,7 @@ def test_hostile_text_stays_text(tmp_path):
     evil = "</script><script>alert(1)</script>"
     html = page_of(tmp_path, lambda row: synthetic.failed(row, "unsupported", evil), exclude=[])
     assert "<script>alert" not in html and "&lt;script&gt;alert" in html
-    assert "<" not in page.embedded({"text": evil})
+    assert "<" not in markup.embedded({"text": evil})
 
 
 def test_nothing_is_fetched(plain):

@@ -8,7 +8,12 @@ import synthetic
 from joulesweep.analyse import columns, tables
 from joulesweep.analyse.collect import aggregate
 from joulesweep.analyse.run_rows import fingerprint
+from joulesweep.core.outcome import Environment
 from joulesweep.core.work import COUNTED
+
+
+def environment(**changes):
+    return synthetic.typed(Environment, synthetic.environment(**changes))
 
 
 @pytest.mark.parametrize(
@@ -21,14 +26,14 @@ from joulesweep.core.work import COUNTED
     ],
 )
 def test_fingerprint(change, same):
-    assert (fingerprint(synthetic.environment()) == fingerprint(synthetic.environment(**change))) is same
+    assert (fingerprint(environment()) == fingerprint(environment(**change))) is same
 
 
 def test_neither_identity_nor_number_of_boards_splits_cells():
     boards = ([synthetic.board(0)], [synthetic.board(1)], [synthetic.board(0), synthetic.board(1)])
-    assert len({fingerprint(synthetic.environment(gpus=gpus)) for gpus in boards}) == 1
+    assert len({fingerprint(environment(gpus=gpus)) for gpus in boards}) == 1
     other = [synthetic.board(0), {**synthetic.board(1), "name": "NVIDIA A30"}]
-    assert fingerprint(synthetic.environment(gpus=other)) != fingerprint(synthetic.environment(gpus=boards[2]))
+    assert fingerprint(environment(gpus=other)) != fingerprint(environment(gpus=boards[2]))
 
 
 def tabulated(tmp_path, change, **sections):

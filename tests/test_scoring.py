@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional
 
 from joulesweep.core.errors import UserError
+from joulesweep.core.outcome import Quality, Stopped
 from joulesweep.nets.language_model import IGNORED
 from joulesweep.train import assembly, scoring, trainer
 from joulesweep.train.labels import mask
@@ -61,7 +62,8 @@ def equal(one, other):
 
 def near(score):
     """The same but for the order of sums."""
-    return {name: None if value is None else pytest.approx(value, rel=1e-6) for name, value in score.items()}
+    same = {name: None if value is None else pytest.approx(value, rel=1e-6) for name, value in vars(score).items()}
+    return Quality(**same)
 
 
 def test_the_score_is_that_of_the_models_own_forward_on_every_validation_text(assemble, assets):
@@ -78,15 +80,14 @@ def test_the_score_is_that_of_the_models_own_forward_on_every_validation_text(as
         num_right += int((logits.argmax(-1) == labels).sum())
         num_masked += int((labels != IGNORED).sum())
     assert num_masked >= 12
-    assert found == {
-        "train_loss": None,
-        "validation_loss": pytest.approx(loss / num_masked, rel=1e-5),
-        "perplexity": pytest.approx(math.exp(loss / num_masked), rel=1e-4),
-        "masked_accuracy": num_right / num_masked,
-        "choice_accuracy": None,
-        "num_masked": num_masked,
-        "num_validation_texts": len(built.validation_texts),
-    }
+    assert found == Quality(
+        validation_loss=pytest.approx(loss / num_masked, rel=1e-5),
+        perplexity=pytest.approx(math.exp(loss / num_masked), rel=1e-4),
+        masked_accuracy=num_right / num_masked,
+        choice_accuracy=None,
+        num_masked=num_masked,
+        num_validation_texts=len(built.validation_texts),
+    )
 
 
 def test_given_weights_are_scored_and_taken_out_again(assemble):
@@ -94,7 +95,7 @@ def test_given_weights_are_scored_and_taken_out_again(assemble):
     own = scoring.score(built)
     before, weights = state_of(built.core), other_weights(built)
     given = scoring.score(built, weights)
-    assert given["validation_loss"] != own["validation_loss"]
+    assert given.validation_loss != own.validation_loss
     assert equal(state_of(built.core), before)
     assert scoring.score(built) == own
     built.core.load_state_dict(weights)
@@ -132,7 +133,7 @@ def test_the_masks_are_the_splits_own(assemble):
         for more in ({}, {"split_seed": 0}, {"split_seed": 1})
     )
     assert one == same
-    assert one["num_masked"] != other["num_masked"]
+    assert one.num_masked != other.num_masked
 
 
 def test_dropout_is_off(tmp_path, assets):
@@ -157,8 +158,8 @@ def test_the_ranks_share_the_texts_and_their_sums_are_the_whole(assemble, monkey
         except UserError:  # nothing was masked in this share; the sum has what the others have
             assert shares[-1].tolist() == [0.0, 0.0, 0.0]
     loss, num_right, num_masked = sum(shares).tolist()
-    assert (num_masked, num_right) == (whole["num_masked"], whole["masked_accuracy"] * num_masked)
-    assert loss / num_masked == pytest.approx(whole["validation_loss"], rel=1e-6)
+    assert (num_masked, num_right) == (whole.num_masked, whole.masked_accuracy * num_masked)
+    assert loss / num_masked == pytest.approx(whole.validation_loss, rel=1e-6)
     assert sum(1 for share in shares if share[2]) > 1
 
 
@@ -167,7 +168,7 @@ def test_every_rank_gets_the_score_of_the_whole(assemble, monkeypatch):
     built.place = Place(device=CPU, rank=1, world=2, local_rank=1)
     monkeypatch.setattr(trainer.dist, "all_reduce", lambda values, op: values.copy_(torch.tensor([10.0, 2.0, 5.0])))
     found = scoring.score(built)
-    assert (found["validation_loss"], found["masked_accuracy"], found["num_masked"]) == (2.0, 0.4, 5)
+    assert (found.validation_loss, found.masked_accuracy, found.num_masked) == (2.0, 0.4, 5)
 
 
 def test_scoring_compiles_nothing(assemble, monkeypatch):
@@ -201,7 +202,7 @@ def test_a_loss_that_is_not_finite_is_diverged(assemble):
     with pytest.raises(Stop) as stopped:
         scoring.score(built, weights)
     reason = "the validation loss was not finite"
-    assert stopped.value.outcome == {"status": "diverged", "reason": reason, "oom_bytes": None}
+    assert stopped.value.outcome == Stopped(status="diverged", reason=reason)
 
 
 def test_a_perplexity_beyond_all_numbers_is_none(assemble):
@@ -209,9 +210,9 @@ def test_a_perplexity_beyond_all_numbers_is_none(assemble):
     weights = other_weights(built)
     weights["model.cls.predictions.bias"].copy_(torch.arange(100) * 100.0)
     found = scoring.score(built, weights)
-    assert found["validation_loss"] > 700
-    assert found["perplexity"] is None
-    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    assert found.validation_loss > 700
+    assert found.perplexity is None
+    json.dumps(vars(found), allow_nan=False)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16-true"])
@@ -265,7 +266,7 @@ def test_what_fsdp_divides_is_scored_and_saved_whole(assemble, assets, tmp_path)
     assert all(hasattr(parameter, "full_tensor") for parameter in built.core.parameters())
     assert scoring.score(built) == near(expected)
     weights = other_weights(built)
-    assert scoring.score(built, weights)["validation_loss"] != expected["validation_loss"]
+    assert scoring.score(built, weights).validation_loss != expected.validation_loss
     assert scoring.score(built) == near(expected)
     scoring.save(built, weights, assets.model_folder, tmp_path / "model")
     found = loaded(tmp_path / "model")

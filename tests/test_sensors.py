@@ -10,8 +10,10 @@ from types import SimpleNamespace
 
 import pytest
 from fake_meters import Boards, rapl_tree
+from synthetic import energy_row
 
 from joulesweep.core import processes
+from joulesweep.core.outcome import DeviceEnergy
 from joulesweep.measure import devices, sensors
 from joulesweep.measure.meters import nvidia
 from joulesweep.measure.meters import rapl as rapl_meter
@@ -211,11 +213,8 @@ def test_a_tick_that_was_measured_while_the_machine_was_busy_is_not_kept(clock, 
 
 def test_what_a_run_found_of_its_counters_is_kept_for_the_next(clock, ticks):
     known = {"gpu:0": 0.1, "gpu:1": None, "cpu:0": 0.001}
-    row = {"status": "measured", "uuid": None}
-    rows = [
-        *({**row, "device": "gpu:0", "uuid": "GPU-0", "tick_s": 0.5}, {**row, "device": "cpu:0", "tick_s": 0.001}),
-        *({**row, "device": "gpu:1", "uuid": "GPU-1", "tick_s": 1.5}, {**row, "device": "gpu:2", "tick_s": None}),
-    ]
+    found = (("gpu:0", "GPU-0", 0.5), ("cpu:0", None, 0.001), ("gpu:1", "GPU-1", 1.5), ("gpu:2", None, None))
+    rows = [DeviceEnergy(**energy_row(device, 1.0, uuid=uuid, tick_s=tick_s)) for device, uuid, tick_s in found]
     sensors.keep_ticks(rows, known)
     assert sensors.known_tick("GPU-0", never) == 0.5
     assert sensors.known_tick("GPU-1", never) == 1.5

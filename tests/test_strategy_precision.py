@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +14,8 @@ from joulesweep.axes import precision, strategy
 from joulesweep.nets.anatomy import stacks
 from joulesweep.nets.language_model import LanguageModel
 from joulesweep.train import memory
+
+SETTING = strategy.Setting(devices=1, accelerator="cpu", local_rank=0)
 
 
 @pytest.fixture(autouse=True)
@@ -26,19 +29,16 @@ def matmul_precision():
 def test_each_strategy_is_described_and_names_what_torch_has(name):
     row = strategy.STRATEGIES[name]
     assert row.about
-    if row.wrapper == "fully_shard":
-        from torch.distributed import fsdp
-
-        assert callable(fsdp.fully_shard)
-    else:
-        assert row.wrapper is None or issubclass(getattr(torch.nn.parallel, row.wrapper), torch.nn.Module)
+    assert (row.wrap is None) == (not row.multi_device)
+    assert (row.synchronise is None) == (not row.multi_process)
     assert row.multi_device or not row.multi_process
+    assert row.multi_process or row.ranks_per_text == 1
 
 
 def test_fsdp_runs_where_ddp_does():
     ddp, fsdp = (strategy.STRATEGIES[name] for name in ("ddp", "fsdp"))
     assert (fsdp.multi_device, fsdp.multi_process, fsdp.cpu) == (ddp.multi_device, ddp.multi_process, ddp.cpu)
-    assert fsdp.wrapper == "fully_shard"
+    assert (fsdp.shards_state, ddp.shards_state) == (True, False)
 
 
 @pytest.mark.parametrize(
@@ -66,19 +66,19 @@ def test_a_machine_that_cannot_run_a_strategy_says_why(name, devices, accelerato
 
 def test_one_device_is_not_wrapped():
     model = tiny_run.network()
-    assert strategy.wrap(model, "single", 1, "cpu", 0) is model
+    assert strategy.wrap(model, "single", SETTING) is model
 
 
 def test_data_parallel_takes_the_first_gpus(monkeypatch):
     monkeypatch.setattr(torch.nn, "DataParallel", lambda model, device_ids: (model, device_ids))
-    assert strategy.wrap("model", "dp", 2, "cuda", 0) == ("model", [0, 1])
+    assert strategy.wrap("model", "dp", replace(SETTING, devices=2, accelerator="cuda")) == ("model", [0, 1])
 
 
 @pytest.mark.parametrize(("accelerator", "device_ids"), [("cuda", [1]), ("cpu", None)])
 def test_each_rank_of_ddp_has_its_own_device(monkeypatch, accelerator, device_ids):
     seen = {}
     monkeypatch.setattr(torch.nn.parallel, "DistributedDataParallel", lambda model, **given: seen.update(given))
-    strategy.wrap(tiny_run.network(), "ddp", 2, accelerator, 1)
+    strategy.wrap(tiny_run.network(), "ddp", replace(SETTING, devices=2, accelerator=accelerator, local_rank=1))
     assert seen["device_ids"] == device_ids
 
 
@@ -86,7 +86,7 @@ def test_each_rank_of_ddp_has_its_own_device(monkeypatch, accelerator, device_id
 def test_ddps_graph_is_static_unless_some_backward_passes_exchange_nothing(monkeypatch, accumulates, static):
     seen = {}
     monkeypatch.setattr(torch.nn.parallel, "DistributedDataParallel", lambda model, **given: seen.update(given))
-    strategy.wrap(tiny_run.network(), "ddp", 2, "cpu", 0, accumulates=accumulates)
+    strategy.wrap(tiny_run.network(), "ddp", replace(SETTING, devices=2, accumulates=accumulates))
     assert (seen["static_graph"], seen["broadcast_buffers"], seen["gradient_as_bucket_view"]) == (static, False, True)
 
 
@@ -125,7 +125,7 @@ def test_fsdp_divides_every_layer_apart_and_all_weights(group, kind, layers):
     from torch.distributed.tensor import DTensor
 
     plain, model = cores(kind)
-    assert strategy.wrap(model, "fsdp", 1, "cpu", 0, layers=layers_of(model)) is model
+    assert strategy.wrap(model, "fsdp", replace(SETTING, layers=layers_of(model))) is model
     apart = {name for name, module in model.named_modules() if isinstance(module, FSDPModule)}
     assert apart == {"", *(f"{layers}.{i}" for i in range(2))}
     assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
@@ -143,7 +143,7 @@ def test_fsdp_divides_every_layer_apart_and_all_weights(group, kind, layers):
 def test_weights_that_change_between_two_passes_are_seen_by_the_second(group):
     """Scoring loads weights into the shards: a copy that was gathered before must not outlive its pass."""
     plain, model = cores(seeds=(1, 0))
-    strategy.wrap(model, "fsdp", 1, "cpu", 0, layers=layers_of(model))
+    strategy.wrap(model, "fsdp", replace(SETTING, layers=layers_of(model)))
     with torch.no_grad():
         loss_of(model)
         memory.load_weights(model, memory.copy_weights(plain, []))
@@ -151,7 +151,7 @@ def test_weights_that_change_between_two_passes_are_seen_by_the_second(group):
 
 
 def test_a_model_without_layers_is_divided_whole(group):
-    model = strategy.wrap(torch.nn.Linear(4, 4), "fsdp", 1, "cpu", 0)
+    model = strategy.wrap(torch.nn.Linear(4, 4), "fsdp", SETTING)
     assert model(torch.ones(1, 4)).shape == (1, 4)
 
 
@@ -169,7 +169,7 @@ def test_gradients_are_exchanged_when_wanted(name, wanted):
 @pytest.mark.parametrize("name", ["ddp", "fsdp"])
 def test_gradients_of_several_passes_add_up_and_are_exchanged_once(group, name):
     plain, model = cores()
-    wrapped = strategy.wrap(model, name, 1, "cpu", 0, accumulates=True, layers=layers_of(model))
+    wrapped = strategy.wrap(model, name, replace(SETTING, accumulates=True, layers=layers_of(model)))
     exchanged, counts = [], []
     if name == "ddp":
         wrapped.register_comm_hook(None, lambda state, bucket: (exchanged.append(1), ready(bucket.buffer()))[1])

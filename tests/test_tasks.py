@@ -12,10 +12,12 @@ import pytest
 import tiny_run
 import torch
 from gradients import assert_near, gradients_of
+from outcomes import trained
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
 from joulesweep.core.errors import UserError
+from joulesweep.core.outcome import Stopped
 from joulesweep.launch import launcher, lease
 from joulesweep.measure import devices
 from joulesweep.nets import flops
@@ -23,7 +25,7 @@ from joulesweep.nets.build import build
 from joulesweep.nets.language_model import IGNORED, LanguageModel
 from joulesweep.prepare.fetched import references
 from joulesweep.runs.identity import run_id
-from joulesweep.train import assembly, data, generation, loop, scoring
+from joulesweep.train import assembly, data, generation, scoring
 from joulesweep.train.corpus import load
 from joulesweep.train.fit import is_causal, layout_refusal
 from joulesweep.train.labels import labelled
@@ -450,7 +452,7 @@ def test_the_work_of_every_family_is_counted_as_pytorch_counts_it(kind):
             part.config._attn_implementation = "eager"
     core = LanguageModel(model, head="dense", task=task)
     found = flops.described(core)
-    assert found["flop_reason"] is None
+    assert found.flop_reason is None
     rows, read, written = 3, 10, 6
     given = {"input_ids": torch.full((rows, read), 9)}
     if task == "seq2seq":
@@ -465,7 +467,7 @@ def test_the_work_of_every_family_is_counted_as_pytorch_counts_it(kind):
         "cross_pair": rows * read * written,
         "head_position": rows * (written if task == "seq2seq" else read),
     }
-    total = sum(flops * amounts[unit] for unit, flops in found["flop_coefficients"].items())
+    total = sum(flops * amounts[unit] for unit, flops in found.flop_coefficients.items())
     assert total == pytest.approx(counter.get_total_flops(), rel=tiny_run.ANGLES)
 
 
@@ -574,9 +576,9 @@ def test_the_validation_loss_is_the_librarys(assemble, kind, head):
     model, task = built.core.model.eval(), TASK_OF[kind]
     losses = [loss_of_text(model, built.corpus, task, text) for text in built.validation_texts.tolist()]
     number = sum(n for _, n in losses)
-    assert found["num_masked"] == number
-    assert found["validation_loss"] == pytest.approx(sum(loss * n for loss, n in losses) / number, rel=1e-5)
-    assert found["choice_accuracy"] is None
+    assert found.num_masked == number
+    assert found.validation_loss == pytest.approx(sum(loss * n for loss, n in losses) / number, rel=1e-5)
+    assert found.choice_accuracy is None
 
 
 def accuracy_by_hand(built, task):
@@ -604,9 +606,9 @@ def test_choices_are_told_apart_by_their_loss_per_token(assemble, monkeypatch, k
     assert ties > 0
     assert 0.1 < expected < 0.9
     found = scoring.score(built)
-    assert found["choice_accuracy"] == pytest.approx(expected, abs=1e-6)
+    assert found.choice_accuracy == pytest.approx(expected, abs=1e-6)
     monkeypatch.setattr(scoring, "BATCH", 5)
-    assert scoring.score(built)["choice_accuracy"] == found["choice_accuracy"]
+    assert scoring.score(built).choice_accuracy == found.choice_accuracy
 
 
 @pytest.mark.parametrize("world", [2, 3, 200])
@@ -640,14 +642,14 @@ def test_choices_that_cannot_be_told_apart_are_right_by_chance(assemble, monkeyp
 def test_choices_are_of_no_use_to_masked_language_modelling(assets):
     on = assets("bert", choices=True, targets=True)
     built = assembly.assemble(tiny_run.spec(), on.model_folder, on.tokens, ALONE)
-    assert scoring.score(built)["choice_accuracy"] is None
+    assert scoring.score(built).choice_accuracy is None
 
 
 @pytest.mark.parametrize("kind", TASK_OF)
 def test_it_learns_and_counts(assets, tmp_path, kind):
     on = assets(kind)
     changes = {"task": TASK_OF[kind], "epochs": 3, "max_target_length": 8, "lr": 2e-2}
-    outcome = loop.train(tiny_run.spec(**changes), on.model_folder, on.tokens, tmp_path)
+    outcome = trained(tiny_run.spec(**changes), on.model_folder, on.tokens, tmp_path)
     losses = [row["validation_loss"] for row in outcome["epochs"]]
     assert losses[-1] < losses[0] - 0.2
     assert outcome["summaries"] == []
@@ -662,7 +664,7 @@ def test_a_model_that_sees_what_it_predicts_is_refused(assets):
     with pytest.raises(Stop) as stopped:
         assembly.assemble(tiny_run.spec(task="clm"), on.model_folder, on.tokens, ALONE)
     reason = "task clm: this model sees the tokens that it is to predict; choose a decoder, or task mlm"
-    assert stopped.value.outcome == {"status": "unsupported", "reason": reason, "oom_bytes": None}
+    assert stopped.value.outcome == Stopped(status="unsupported", reason=reason)
 
 
 @pytest.mark.parametrize("kind", ["opt", "t5", "bart", "bert"])
@@ -675,7 +677,7 @@ def test_a_saved_model_scores_what_its_weights_scored(assemble, assets, tmp_path
     expected, on = scoring.score(built, weights), assets(kind)
     scoring.save(built, weights, on.model_folder, tmp_path / "model")
     again = assembly.assemble(built.spec, tmp_path / "model", on.tokens, ALONE)
-    assert scoring.score(again)["validation_loss"] == pytest.approx(expected["validation_loss"], rel=1e-6)
+    assert scoring.score(again).validation_loss == pytest.approx(expected.validation_loss, rel=1e-6)
     names = [[name for name, _ in one.core.named_parameters()] for one in (built, again)]
     assert names[0] == names[1]
     read = torch.tensor([[tiny_run.CLS, 7, 8]])  # to other programs it is a model like any other
@@ -729,11 +731,11 @@ def test_what_is_written_is_what_the_library_writes_text_by_text(assemble, asset
     built = assemble(kind, generate={**GENERATE, **how})
     weights, folder = decisive(built), assets(kind).model_folder
     rows = generation.generate(built, weights, folder)
-    assert len({row["text"] for row in rows}) == len(rows) == 7
-    assert {row["text"] for row in rows} <= set(built.validation_texts.tolist())
+    assert len({row.text for row in rows}) == len(rows) == 7
+    assert {row.text for row in rows} <= set(built.validation_texts.tolist())
     built.core.eval()
-    expected = {row["text"]: by_itself(built, row["text"]) for row in rows}
-    assert {row["text"]: row["summary"] for row in rows} == expected
+    expected = {row.text: by_itself(built, row.text) for row in rows}
+    assert {row.text: row.summary for row in rows} == expected
     assert len(set(expected.values())) > 1
 
 
@@ -748,7 +750,7 @@ def test_the_ranks_write_together_what_one_writes(assemble, assets, kind, world,
         built.place = Place(device=CPU, rank=rank, world=world, local_rank=rank)
         shares.append(generation.generate(built, weights, folder))
     rows = [row for share in shares for row in share]
-    assert sorted(rows, key=lambda row: row["text"]) == sorted(whole, key=lambda row: row["text"])
+    assert sorted(rows, key=lambda row: row.text) == sorted(whole, key=lambda row: row.text)
 
 
 def test_all_runs_write_to_the_same_texts(assemble, assets):
@@ -763,7 +765,7 @@ def test_all_runs_write_to_the_same_texts(assemble, assets):
     ):
         built = assemble(kind, generate={**GENERATE, "texts": 4}, **changes)
         rows = generation.generate(built, copy_weights(built.core, []), assets(kind).model_folder)
-        found.append([row["text"] for row in rows])
+        found.append([row.text for row in rows])
     assert found[0] == found[1] == found[2] != found[3]
     assert found[0] != sorted(built.validation_texts.tolist())[:4]  # a draw, not the first ones
 
@@ -832,7 +834,7 @@ def test_what_a_model_says_of_generation_changes_nothing_that_is_written(assets,
         assert all(one is other for one, other in zip(before, after, strict=True)), "it is saved along with the model"
         assert any(getattr(one, "min_length", None) == 11 for one in before) is bool(own) or kind == "bert"
     assert written[0] == written[1]
-    assert any(row["summary"] for row in written[0])
+    assert any(row.summary for row in written[0])
 
 
 @pytest.mark.parametrize(
@@ -884,8 +886,8 @@ def test_what_fsdp_divides_chooses_and_writes_as_the_whole(assemble, assets, kin
     for _ in range(2):  # what is gathered between is divided again: other weights come in
         scoring.score(built)
         found = scoring.score(built, weights), generation.generate(built, weights, folder)
-        assert found[0]["validation_loss"] == pytest.approx(expected[0]["validation_loss"], rel=1e-6)
-        assert found[0]["choice_accuracy"] == expected[0]["choice_accuracy"]
+        assert found[0].validation_loss == pytest.approx(expected[0].validation_loss, rel=1e-6)
+        assert found[0].choice_accuracy == expected[0].choice_accuracy
         assert found[1] == expected[1]
         assert all(hasattr(parameter, "full_tensor") for parameter in built.core.parameters())
 
@@ -909,7 +911,7 @@ def launched(assets, tmp_path, monkeypatch):
         folder, on = tmp_path / run_id(spec), assets(kind)
         paths = {"model_folder": on.model_folder, "tokens": on.tokens, "folder": folder, "log": None}
         found = launcher.launch(spec, "c0de", references=references(spec, texts), with_snakemake=False, **paths)
-        assert found["status"] == "ok", found["reason"]
+        assert found.status == "ok", found.reason
         return [json.loads(line) for line in (folder / "summaries.jsonl").read_text(encoding="utf-8").splitlines()]
 
     yield launched
@@ -919,10 +921,10 @@ def launched(assets, tmp_path, monkeypatch):
 def test_summaries_lie_beside_the_record_with_their_references(launched):
     rows = launched("opt", generate=GENERATE)
     assert len(rows) == 7
-    assert [row["text"] for row in rows] == sorted(row["text"] for row in rows)
+    assert [row.text for row in rows] == sorted(row.text for row in rows)
     assert all(row["references"] == [f"target {row['text']}", f"other {row['text']}"] for row in rows)
-    assert all(isinstance(row["summary"], str) for row in rows)
-    assert any(row["summary"].startswith("word") for row in rows)
+    assert all(isinstance(row.summary, str) for row in rows)
+    assert any(row.summary.startswith("word") for row in rows)
 
 
 def test_a_run_that_generates_nothing_leaves_an_empty_file(launched):
@@ -935,5 +937,5 @@ def test_two_ranks_write_what_one_writes(launched, kind):
     generate = {**GENERATE, "beams": 2}
     alone, divided = (launched(kind, generate=generate, **more) for more in ({}, {"strategy": "fsdp", "devices": 2}))
     assert len(alone) == 7
-    assert len({len(row["summary"].split()) for row in alone}) > 1
+    assert len({len(row.summary.split()) for row in alone}) > 1
     assert divided == alone

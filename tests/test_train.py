@@ -10,11 +10,14 @@ from types import SimpleNamespace
 import pytest
 import tiny_run
 import torch
+from outcomes import trained
 from torch.nn import functional
 
 from joulesweep.axes import engine, precision
 from joulesweep.core import work
+from joulesweep.core.outcome import Stopped
 from joulesweep.core.spec import full
+from joulesweep.measure.devices import Board
 from joulesweep.nets.language_model import IGNORED, LanguageModel
 from joulesweep.train import data, loop
 from joulesweep.train.corpus import load, split
@@ -43,7 +46,7 @@ def run(assets, tmp_path):
     """Train in this process."""
 
     def run(on=assets, **changes):
-        return loop.train(tiny_run.spec(**changes), on.model_folder, on.tokens, tmp_path)
+        return trained(tiny_run.spec(**changes), on.model_folder, on.tokens, tmp_path)
 
     return run
 
@@ -51,7 +54,7 @@ def run(assets, tmp_path):
 def board(index, **changes):
     """A board as a job names it."""
     described = {"name": "Fake", "memory_bytes": 1, "has_counter": True, "mig": False}
-    return {"device": f"gpu:{index}", "index": index, "uuid": f"GPU-{index}", **described, **changes}
+    return {"index": index, "uuid": f"GPU-{index}", **described, **changes}
 
 
 def place_of(rank, world):
@@ -99,7 +102,7 @@ def test_an_outcome_counts_what_was_done(run, assets):
     assert len(outcome["losses"]) == 2 * NUM_STEPS
     assert [row["epoch"] for row in outcome["epochs"]] == [0, 1, 2]
     assert [row["num_steps"] for row in outcome["epochs"]] == [0, NUM_STEPS, 2 * NUM_STEPS]
-    assert {row["num_validation_texts"] for row in outcome["epochs"]} == {len(held_out)}
+    assert outcome["quality"]["num_validation_texts"] == len(held_out)
     assert json.loads(json.dumps(outcome, allow_nan=False)) == outcome
 
 
@@ -169,12 +172,12 @@ def test_a_window_is_short_below_its_least_seconds(elapsed_s, short):
 
 
 def test_passes_after_the_first_leave_no_trace_in_what_was_learned(with_dropout, three_passes, tmp_path):
-    def trained(folder, **changes):
+    def kept(folder, **changes):
         spec = tiny_run.spec(repeat=3, epochs=2, keep_model="last", **changes)
-        outcome = loop.train(spec, with_dropout.model_folder, with_dropout.tokens, tmp_path / folder)
+        outcome = trained(spec, with_dropout.model_folder, with_dropout.tokens, tmp_path / folder)
         return outcome, saved(tmp_path / folder / "model").state_dict()
 
-    (once, model), (long, same_model) = trained("once"), trained("long", min_seconds=1.0)
+    (once, model), (long, same_model) = kept("once"), kept("long", min_seconds=1.0)
     assert (once["measurement"]["num_passes"], long["measurement"]["num_passes"]) == (1, 3)
     assert long["losses"] == once["losses"]
     assert quality(long) == quality(once)
@@ -243,11 +246,12 @@ def test_it_learns(run):
 
 
 def test_perplexity_and_accuracy_are_those_of_the_validation_loss(run):
-    for row in run(epochs=2)["epochs"]:
+    outcome = run(epochs=2)
+    for row in outcome["epochs"]:
         assert row["perplexity"] == pytest.approx(math.exp(row["validation_loss"]))
-        assert (row["masked_accuracy"] * row["num_masked"]) == pytest.approx(
-            round(row["masked_accuracy"] * row["num_masked"])
-        )
+        num_right = row["masked_accuracy"] * outcome["quality"]["num_masked"]
+        assert num_right == pytest.approx(round(num_right))
+    assert {name: outcome["quality"][name] for name in outcome["quality"] if name in row}.items() <= row.items()
 
 
 def reference_losses(assets, spec, norms=None):
@@ -418,7 +422,7 @@ def test_shorter_texts_and_more_masks_reach_the_data(run):
     cut = run(max_length=6, epochs=2)["measurement"]
     assert cut["num_padded_tokens"] <= 2 * NUM_TRAIN * 6
     few, many = run(mask_probability=0.1), run(mask_probability=0.5)
-    assert many["epochs"][0]["num_masked"] > 2 * few["epochs"][0]["num_masked"]
+    assert many["quality"]["num_masked"] > 2 * few["quality"]["num_masked"]
 
 
 def test_the_data_sets_own_split_is_used(run):
@@ -431,7 +435,7 @@ def test_the_data_sets_own_split_is_used(run):
     }
     outcome = run(dataset_source=source)
     assert outcome["num_train_texts"] != NUM_TRAIN
-    assert outcome["num_train_texts"] + outcome["epochs"][0]["num_validation_texts"] == tiny_run.NUM_TEXTS
+    assert outcome["num_train_texts"] + outcome["quality"]["num_validation_texts"] == tiny_run.NUM_TEXTS
 
 
 def rates(**changes):
@@ -467,7 +471,7 @@ def test_nothing_but_training_happens_in_the_window(run, monkeypatch):
         begin_s = end_s = window_s = calls_s = clock_step_s = 0.0
 
         def __init__(self, boards, host, synchronize):
-            assert (boards, host) == ([], True)
+            assert (boards, host) == ({}, True)
             synchronize()
 
         @contextlib.contextmanager
@@ -476,7 +480,7 @@ def test_nothing_but_training_happens_in_the_window(run, monkeypatch):
             yield
             events.append("end")
 
-        def rows(self):
+        def readings(self):
             return []
 
     def noted(name, inner):
@@ -547,7 +551,7 @@ def test_a_kept_model_loads_as_any_other_and_scores_what_was_recorded(run, tmp_p
     changes = {"epochs": 6, "lr": 0.05, "schedule": "constant"}  # too fast: the last epoch is not the best
     losses = [row["validation_loss"] for row in run(**changes, keep_model=keep)["epochs"]]
     assert min(losses[1:]) < losses[-1]
-    again = loop.train(tiny_run.spec(), tmp_path / "model", assets.tokens, tmp_path / "again")
+    again = trained(tiny_run.spec(), tmp_path / "model", assets.tokens, tmp_path / "again")
     expected = min(losses[1:]) if keep == "best" else losses[-1]
     assert again["epochs"][0]["validation_loss"] == pytest.approx(expected, rel=1e-6)
     assert type(saved(tmp_path / "model")).__name__ == "BertForMaskedLM"
@@ -661,11 +665,7 @@ def test_every_shape_is_captured_before_the_window_and_nothing_learned_of_it(run
 def test_a_loss_that_is_not_finite_is_diverged(run):
     with pytest.raises(loop.Stop) as stopped:
         run(lr=1e30)
-    assert stopped.value.outcome == {
-        "status": "diverged",
-        "reason": f"the loss was not finite by step {NUM_STEPS}",
-        "oom_bytes": None,
-    }
+    assert stopped.value.outcome == Stopped(status="diverged", reason=f"the loss was not finite by step {NUM_STEPS}")
 
 
 def test_a_model_that_is_not_finite_is_diverged(run, tmp_path, assets):
@@ -701,12 +701,12 @@ def test_a_job_meters_the_boards_that_it_names(job, monkeypatch):
 
     class Meter(loop.Meter):
         def __init__(self, boards, host, synchronize):
-            metered.extend(boards)
-            super().__init__([], host, synchronize)
+            metered.extend(boards.items())
+            super().__init__({}, host, synchronize)
 
     monkeypatch.setattr(loop, "Meter", Meter)
     assert job(boards=[board(3)])[0] == 0
-    assert metered == [{**board(3), "position": 0}]
+    assert metered == [(0, Board(**board(3)))]
 
 
 def test_a_stopped_job_leaves_its_outcome_and_exits_with_3(job):
@@ -765,7 +765,7 @@ def test_a_model_that_an_engine_cannot_prepare_is_unsupported_and_a_bug_stays_on
     for error in (Unsupported("graph break", case_name="x"), RuntimeError("not permitted when stream is capturing")):
         with pytest.raises(loop.Stop) as stopped, loop._prepared_by("compile"):
             raise error
-        assert stopped.value.outcome["status"] == "unsupported"
+        assert stopped.value.outcome.status == "unsupported"
         assert str(stopped.value).startswith("engine compile: this model fails: ")
         assert "\n" not in str(stopped.value)
     with pytest.raises(TypeError), loop._prepared_by("eager"):

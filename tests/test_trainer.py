@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import families
@@ -12,7 +13,10 @@ import torch.distributed as dist
 
 from joulesweep import methods
 from joulesweep.axes import engine
+from joulesweep.axes.strategy import Setting
 from joulesweep.core.errors import UserError
+from joulesweep.core.outcome import Stopped
+from joulesweep.measure.devices import Board
 from joulesweep.nets import onednn
 from joulesweep.train import assembly, data, labels, trainer
 from joulesweep.train.corpus import load, split
@@ -49,9 +53,8 @@ def place_of(rank, world):
 
 
 def board(index, **changes):
-    """A board as a job names it."""
     described = {"name": "Fake", "memory_bytes": 1, "has_counter": True, "mig": False}
-    return {"device": f"gpu:{index}", "index": index, "uuid": f"GPU-{index}", **described, **changes}
+    return Board(**{"index": index, "uuid": f"GPU-{index}", **described, **changes})
 
 
 @pytest.fixture
@@ -86,7 +89,7 @@ def test_what_this_machine_cannot_run_is_unsupported_with_the_reason(monkeypatch
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(trainer.Stop) as stopped:
         assembly.prepare_process(tiny_run.spec(**changes))
-    assert stopped.value.outcome == {"status": "unsupported", "reason": reason, "oom_bytes": None}
+    assert stopped.value.outcome == Stopped(status="unsupported", reason=reason)
 
 
 @pytest.mark.parametrize(
@@ -333,9 +336,12 @@ def test_compilation_is_in_place_for_all_lengths(assemble, monkeypatch, name):
 def test_the_strategy_is_told_whether_gradients_accumulate(assemble, monkeypatch, micro):
     seen = []
     monkeypatch.setattr(onednn, "choose", lambda *given: {})  # which asks the other rank
-    monkeypatch.setattr(trainer.strategy, "wrap", lambda core, *given: (seen.append(given[:-1]), core)[1])
+    monkeypatch.setattr(trainer.strategy, "wrap", lambda core, *given: (seen.append(given), core)[1])
     assemble(place_of(1, 2), strategy="ddp", devices=2, micro_batch_size=micro)
-    assert seen == [("ddp", 2, "cpu", 1, micro is not None)]
+    ((name, setting),) = seen
+    expected = Setting(devices=2, accelerator="cpu", local_rank=1, accumulates=micro is not None)
+    assert (name, replace(setting, layers=())) == ("ddp", expected)
+    assert len(setting.layers) == 2
 
 
 @pytest.mark.parametrize(("again", "times"), [(False, 1), (True, 2)])
@@ -369,8 +375,8 @@ def test_a_model_whose_activations_cannot_be_computed_again_is_unsupported(assem
     assemble()
     with pytest.raises(trainer.Stop) as stopped:
         assemble(checkpoint_activations=True)
-    assert stopped.value.outcome["status"] == "unsupported"
-    reason = stopped.value.outcome["reason"]
+    assert stopped.value.outcome.status == "unsupported"
+    reason = stopped.value.outcome.reason
     assert reason.startswith("checkpoint_activations: this model fails: ValueError: ")
     assert "does not support" in reason and "\n" not in reason
 
@@ -383,7 +389,7 @@ NO_HEAD = "head masked: the head of this model cannot be told from the rest; use
 def test_a_model_that_would_mix_packed_texts_is_unsupported(assemble, kind):
     with pytest.raises(trainer.Stop) as stopped:
         assemble(kind=kind, batching="packed")
-    assert stopped.value.outcome == {"status": "unsupported", "reason": PACKED, "oom_bytes": None}
+    assert stopped.value.outcome == Stopped(status="unsupported", reason=PACKED)
     assert assemble(kind=kind).num_steps == 3  # unpacked it trains
 
 
@@ -392,7 +398,7 @@ def test_a_model_whose_head_is_not_found_is_unsupported_but_for_a_dense_one(asse
     for batching in ("dynamic", "packed"):
         with pytest.raises(trainer.Stop) as stopped:
             assemble(batching=batching)
-        assert stopped.value.outcome == {"status": "unsupported", "reason": NO_HEAD, "oom_bytes": None}
+        assert stopped.value.outcome == Stopped(status="unsupported", reason=NO_HEAD)
     assert assemble(head="dense").num_steps == 3
 
 
@@ -412,7 +418,7 @@ def test_longer_texts_than_a_model_has_positions_for_are_unsupported(assemble, a
         with pytest.raises(trainer.Stop) as stopped:
             assembly.assemble(tiny_run.spec(**changes), tmp_path, assets.tokens, ALONE)
         reason = f"{most} tokens of a text are more than the {positions} positions of this model"
-        assert stopped.value.outcome["reason"] == f"{reason}; use a smaller max_length"
+        assert stopped.value.outcome.reason == f"{reason}; use a smaller max_length"
 
 
 def test_a_tokenizer_larger_than_the_embeddings_is_refused_before_it_indexes_them(tmp_path, assets):
@@ -551,13 +557,13 @@ def test_each_board_is_metered_by_one_process(torch_sees, accelerator, strategy,
     boards, devices = [board(index) for index in (7, 5, 3, 1)], 2 if strategy == "dp" else world
     spec = tiny_run.spec(accelerator=accelerator, strategy=strategy, devices=devices)
     found = [assembly.measured_boards(spec, boards, place_of(rank, world)) for rank in range(world)]
-    assert [[row["index"] for row in rows] for rows in found] == by_rank
-    assert all(boards[row["position"]]["index"] == row["index"] for rows in found for row in rows)
+    assert [[one.index for one in of_rank.values()] for of_rank in found] == by_rank
+    assert all(boards[position] is one for of_rank in found for position, one in of_rank.items())
     assert sum(map(len, found)) == len(boards)
 
 
 def test_a_run_without_boards_meters_none():
-    assert assembly.measured_boards(tiny_run.spec(), [], ALONE) == []
+    assert assembly.measured_boards(tiny_run.spec(), [], ALONE) == {}
 
 
 def test_pytorch_on_another_board_than_the_metered_one_is_refused(torch_sees):

@@ -29,6 +29,7 @@ from patience import PATIENCE_S, wait_for
 
 from joulesweep.analyse import run_rows as record_rows
 from joulesweep.core.spec import strip
+from joulesweep.reference.cpu_estimate import Asked
 from joulesweep.runs.identity import run_id
 
 WATTS = (310.0, 170.0)
@@ -424,7 +425,7 @@ def test_joules_of_cpu_and_memory_by_rapl_are_right(tmp_path: Path, location: st
         assert (rows[device]["idle_w"] is None) == (rows[device]["idle_reason"] is not None)
     powers = [json.loads(line) for line in (folder / "power.jsonl").read_text(encoding="utf-8").splitlines()]
     assert {row["device"] for row in powers} == {"gpu:0", "gpu:1", "cpu:0", "dram:0"}
-    row, *_ = record_rows.read(folder / "record.json", {"estimate": False}, None)  # as the tables have it
+    row, *_ = record_rows.read(folder / "record.json", Asked(estimate=False), None)  # as the tables have it
     assert (row["energy_status"], row["energy_scope"]) == ("measured", "gpu+cpu+dram")
     truth_w = sum(WATTS) + rapl.joules("cpu:0", 1.0) + rapl.joules("dram:0", 1.0)
     allowed += bound(machine.tick_s, window_s)
@@ -496,9 +497,9 @@ def processes(folder: str) -> list[tuple[int, str]]:
 def test_counters_that_only_root_may_read_are_told_with_what_to_do(tmp_path: Path) -> None:
     code = (
         "from joulesweep.cli import doctor; from joulesweep.measure import window as meter\n"
-        "found = meter.Meter([], host=True, synchronize=lambda: None)\n"
+        "found = meter.Meter({}, host=True, synchronize=lambda: None)\n"
         "with found.window(): pass\n"
-        "print(*(row['reason'] for row in found.rows()), sep='\\n')\n"
+        "print(*(row.reason for row in found.readings()), sep='\\n')\n"
         "print(doctor.screen(doctor.examine()))"
     )
     environ = {

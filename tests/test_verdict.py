@@ -8,11 +8,12 @@ import statistics
 import fake_meters
 import pytest
 
+from joulesweep.core.outcome import CounterReads, Span, as_json
 from joulesweep.measure import trace as trace_module
 from joulesweep.measure import verdict
 from joulesweep.measure.meters import GPU, Traits
 from joulesweep.measure.trace import Series, Trace
-from joulesweep.measure.window import NO_COUNTER, row
+from joulesweep.measure.window import NO_COUNTER, reading
 
 IDLE_S, GAP_S, AFTER_S = 5.0, 2.0, 3.0
 
@@ -76,17 +77,17 @@ class Simulated:
         """The board's row."""
         begin_j = self.counter_j(self.begin_s)
         if reason is None:
-            found = row("gpu:0", "gpu", "GPU-0", self.counter_j(self.end_s) - begin_j, "Zeus: NVML energy counter")
             edges = {edge: (at_s, at_s) for edge, at_s in (("begin_s", self.begin_s), ("end_s", self.end_s))}
-            found["readings"] = {"begin_j": begin_j, **edges}
+            reads = CounterReads(begin_j=begin_j, **edges)
+            total_j = self.counter_j(self.end_s) - begin_j
+            read = reading("gpu:0", "gpu", "GPU-0", total_j, "Zeus: NVML energy counter", reads=reads)
         else:
-            found = row("gpu:0", "gpu", "GPU-0", reason=reason)
+            read = reading("gpu:0", "gpu", "GPU-0", reason=reason)
         idle_begin_s = self.begin_s - GAP_S - IDLE_S
-        span = {"begin_s": self.begin_s, "end_s": self.end_s}
-        span |= {"idle_begin_s": idle_begin_s, "idle_end_s": idle_begin_s + IDLE_S}
+        span = Span(begin_s=self.begin_s, end_s=self.end_s, idle_begin_s=idle_begin_s, idle_end_s=idle_begin_s + IDLE_S)
         window = verdict.Window(self.trace, span, self.window_s, 2)
-        verdict.judge(found, window, self.tick_s if known_tick_s == "true" else known_tick_s, integrable=True)
-        return found
+        tick_s = self.tick_s if known_tick_s == "true" else known_tick_s
+        return as_json(verdict.finalise_energy(read, window, tick_s, integrable=True))
 
     def error_j(self, found):
         return 2 * found["energy_j"] - (self.joules(self.end_s) - self.joules(self.begin_s))

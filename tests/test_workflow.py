@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,9 +20,11 @@ import polars as pl
 import pytest
 import yaml
 from checkout import COPIED, Checkout
+from moving import move
 from patience import PATIENCE_S, wait_for
 from tiny_run import REPOSITORY
 
+FINISHED = REPOSITORY / "tests" / "golden" / "finished.tar.gz"
 ANALYSIS = {"aggregate", "charts", "report", "all"}
 
 
@@ -196,17 +199,45 @@ def test_finished_runs_are_kept_over_a_change_that_alters_no_number(sweep: Check
     assert sweep.planned() == {}
 
 
+def test_a_sweep_that_an_earlier_version_finished_is_complete(tmp_path: Path) -> None:
+    """Its runs were recorded when all modules lay in one folder; what the code is called by now does not matter.
+
+    Where a change of the training is meant, its user keeps them by `joulesweep accept`.
+    """
+    sweep = Checkout(tmp_path / "checkout")
+    with tarfile.open(FINISHED) as archive:
+        archive.extractall(sweep.folder, filter="data")
+    accept = [sys.executable, "-m", "joulesweep.cli.main", "accept", "--reason", "the same numbers"]
+    done = subprocess.run(accept, cwd=sweep.folder, env=sweep.environ, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert set(sweep.planned()) <= {"grid", "fetch_model", "fetch_dataset", "tokenise", *ANALYSIS}
+    sweep.run()
+    runs = pl.read_parquet(sweep.folder / "results" / "tiny" / "tables" / "runs.parquet")
+    assert runs["status"].to_list() == ["ok"] * 8
+    assert runs["validation_loss"].null_count() == 0
+
+
 def test_a_module_that_moves_runs_nothing(sweep: Checkout) -> None:
-    package = sweep.folder / "joulesweep"
-    (package / "data.py").rename(package / "corpus.py")
-    for path in package.rglob("*.py"):
-        text = path.read_text(encoding="utf-8").replace(
-            "from joulesweep.train.data import", "from joulesweep.train.corpus import"
-        )
-        text = re.sub(
-            r"(from joulesweep import .*)\bdata\b(, )?", r"from joulesweep.train import corpus as data\n\1", text
-        )
-        path.write_text(text, encoding="utf-8")
+    move(sweep.folder, "joulesweep.train.data", "joulesweep.nets.corpora")
+    move(sweep.folder, "joulesweep.train.worker", "joulesweep.launch.rank")
+    assert sweep.planned() == {}
+
+
+def test_fetching_the_same_texts_by_other_code_trains_nothing(sweep: Checkout) -> None:
+    before = sweep.records()
+    sweep.edit("joulesweep/prepare/dataset.py", "VERSION = 1", "VERSION = 2 - 1")
+    planned = sweep.planned()
+    assert planned["fetch_dataset"] == 1 and "train" not in planned
+    assert "start snakemake again" not in sweep.run()
+    assert sweep.records() == before
+    assert sweep.planned() == {}
+
+
+def test_runs_are_repeated_where_other_code_fetches_other_texts(sweep: Checkout) -> None:
+    sweep.edit("joulesweep/prepare/dataset.py", "    if not rows:\n", "    rows.reverse()\n    if not rows:\n")
+    assert "2 finished runs were measured with another model or other texts" in sweep.run()
+    assert sweep.planned()["train"] == 2
+    assert "start snakemake again" not in sweep.run()
     assert sweep.planned() == {}
 
 
@@ -451,7 +482,7 @@ def test_the_small_comparison_runs_on_official_abstracts_and_scores_their_summar
     sweep.run("--configfile", "config/mine.yaml")
     results = sweep.folder / "results" / "methods-small"
     runs = pl.read_parquet(results / "tables" / "runs.parquet").sort("task", "method")
-    assert runs["status"].to_list() == ["ok"] * 4
+    assert runs["status"].to_list() == ["ok"] * 8
     assert runs["num_summaries"].to_list() == [None, None, 3, 3]
     assert runs["rouge1"].is_between(0, 1).to_list() == [None, None, True, True]
     assert runs["flop_reason"].to_list() == [None] * 4

@@ -120,7 +120,7 @@ def network(kind: str = "bert", seed: int = 0, dropout: float = 0.0, decoder_lay
     import torch
     import transformers
 
-    from joulesweep.nets.build import AUTO_CLASSES
+    from joulesweep.axes.task import TASKS
 
     sizes = {
         "opt": {
@@ -219,7 +219,7 @@ def network(kind: str = "bert", seed: int = 0, dropout: float = 0.0, decoder_lay
             both.config.decoder_start_token_id, both.config.pad_token_id = CLS, PAD
             return both.float()
         about = transformers.AutoConfig.for_model(kind, **shape)
-        return getattr(transformers, AUTO_CLASSES[task_of(kind)]).from_config(about).float()
+        return getattr(transformers, TASKS[task_of(kind)].auto_class).from_config(about).float()
 
 
 def writer(kind: str, **changes: Any) -> Any:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import polars as pl
 
 from joulesweep.analyse import columns, tables
 from joulesweep.analyse.statistics import Ratio, mean_interval, paired_ratio
+from joulesweep.analyse.tables import Row
 from joulesweep.core.spec import micro_batch
 from joulesweep.measure import meters
 from joulesweep.runs.headline import joined
@@ -37,7 +39,7 @@ BUT_METHOD = (
 )
 
 
-def tabulate(runs: pl.DataFrame, axes: dict[str, Any]) -> pl.DataFrame:
+def tabulate(runs: pl.DataFrame, axes: Mapping[str, Any]) -> pl.DataFrame:
     """Build the cells table: one row per cell and environment, in the order of the manifest.
 
     Args:
@@ -59,7 +61,7 @@ def tabulate(runs: pl.DataFrame, axes: dict[str, Any]) -> pl.DataFrame:
     return tables.frame(rows, columns.CELLS)
 
 
-def _energy(group: pl.DataFrame) -> dict[str, Any]:
+def _energy(group: pl.DataFrame) -> Row:
     """Which kind of joules the repeats of a cell have (several, if they differ), and what makes them doubtful."""
     flagged = [flags for flags in map(doubts, group["flags"], group["energy_scope"]) if flags]
     return {
@@ -83,7 +85,7 @@ def _means(group: pl.DataFrame) -> dict[str, float | None]:
     one_kind = group.select("energy_scope", "energy_status").n_unique() == 1
     for quantity in columns.QUANTITIES:
         values = group[quantity].to_list()
-        if None in values or (quantity in columns.FROM_ENERGY and not one_kind):
+        if None in values or (columns.RUNS[quantity].of_joules and not one_kind):
             continue
         found = mean_interval(values)
         row |= {f"{quantity}_mean": found.mean, f"{quantity}_low": found.low, f"{quantity}_high": found.high}
@@ -128,7 +130,7 @@ def unranked(cells: pl.DataFrame) -> str | None:
     return None if known["energy_status"][0] == "measured" else "energy was integrated from power readings, not counted"
 
 
-def _compare(rows: list[dict[str, Any]], runs: pl.DataFrame, axes: dict[str, Any]) -> None:
+def _compare(rows: list[Row], runs: pl.DataFrame, axes: Mapping[str, Any]) -> None:
     """Fill in each cell's baseline and its speed-up over it.
 
     The baseline trains by the method of the grid's first configuration and computes as that does, with the same model,
@@ -139,7 +141,7 @@ def _compare(rows: list[dict[str, Any]], runs: pl.DataFrame, axes: dict[str, Any
     speeds: dict[tuple[str, str], dict[int, float]] = {}
     for cell, environment, repeat, speed in ok.drop_nulls().filter(pl.col("samples_per_s") > 0).iter_rows():
         speeds.setdefault((cell, environment), {})[repeat] = speed
-    baselines: dict[tuple[object, ...], list[dict[str, Any]]] = {}
+    baselines: dict[tuple[object, ...], list[Row]] = {}
     for row in rows:
         micro = micro_batch(axes["micro_batch_size"][0], row)  # None where the batch is no larger
         if row["num_ok"] and row["micro_batch_size"] == micro and all(row[axis] == rows[0][axis] for axis in WAY):
@@ -161,11 +163,11 @@ def _compare(rows: list[dict[str, Any]], runs: pl.DataFrame, axes: dict[str, Any
             row |= {"speedup_n": found.n, "speedup_verdict": found.verdict}
 
 
-def _trained(row: dict[str, Any]) -> tuple[object, ...]:
+def _trained(row: Row) -> tuple[object, ...]:
     return tuple(row[axis] for axis in TRAINED)
 
 
-def _nearest(row: dict[str, Any], choices: list[dict[str, Any]]) -> dict[str, Any]:
+def _nearest(row: Row, choices: list[Row]) -> Row:
     """Of several baselines the one with the row's own number of devices and scope of the batch size."""
     axes = ("devices", "batch_size_scope")
     return max(choices, key=lambda choice: [choice[axis] == row[axis] for axis in axes])
@@ -191,7 +193,7 @@ def paired_values(
     return first.join(second, on="repeat", suffix="_b").sort("repeat").select(quantity, f"{quantity}_b").rows()
 
 
-def ratio_of(runs: pl.DataFrame, a: dict[str, Any], b: dict[str, Any], quantity: str) -> Ratio | None:
+def ratio_of(runs: pl.DataFrame, a: Row, b: Row, quantity: str) -> Ratio | None:
     """How many times larger a quantity is in one cell than in another; None where no seed has it in both.
 
     Args:
@@ -205,7 +207,7 @@ def ratio_of(runs: pl.DataFrame, a: dict[str, Any], b: dict[str, Any], quantity:
     return paired_ratio([x for x, _ in pairs], [y for _, y in pairs]) if pairs else None
 
 
-def same_joules(a: dict[str, Any], b: dict[str, Any]) -> bool:
+def same_joules(a: Row, b: Row) -> bool:
     """Whether both cells have measured joules of the same devices, none of them doubtful."""
     read = all(row["energy_j_mean"] is not None and row["energy_doubt"] is None for row in (a, b))
     measured = read and a["energy_status"] == b["energy_status"] == "measured"
@@ -222,12 +224,12 @@ def by_method(cells: pl.DataFrame) -> list[tuple[str, pl.DataFrame]]:
     return [(_shared(part.row(0, named=True)), part) for part in groups]
 
 
-def method_words(row: dict[str, Any]) -> str:
+def method_words(row: Row) -> str:
     """The method of a row of the runs or cells table as labels say it: `greentrainer(rho=0.7)`."""
     return method_label(row["method"], json.loads(row["method_params"]))
 
 
-def _shared(row: dict[str, Any]) -> str:
+def _shared(row: Row) -> str:
     """A cell's panel, and its name without its method; a plain full training has none in its name."""
     method = " ".join([row["method"], *parameter_words(row["method"], json.loads(row["method_params"]))])
     return " · ".join(filter(None, [row["panel"], row["name"].removeprefix(f"{method} ")]))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Set
+from collections.abc import Callable, Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,13 @@ import polars as pl
 
 from joulesweep.analyse import cells, drift, power_traces, rouge, run_rows
 from joulesweep.analyse.columns import ANCHORS, RUNS, TABLES, UNREADABLE, named
-from joulesweep.analyse.run_rows import Rows
-from joulesweep.analyse.tables import Tables, combined, frame
+from joulesweep.analyse.tables import Row, Tables, combined, frame
 from joulesweep.core.errors import Corrupt, UserError
 from joulesweep.core.files import read_json
 from joulesweep.core.spec import OMISSION
 from joulesweep.measure import meters
+from joulesweep.reference import cpu_estimate
+from joulesweep.reference.cpu_estimate import Asked
 from joulesweep.reference.footprint import Footprint, footprint
 from joulesweep.runs.headline import READ
 from joulesweep.runs.identity import parameter_words
@@ -42,7 +43,7 @@ IN_MANIFEST = (
 OF_RUN = named(RUNS, "run cell name setup panel batch environment batch_size repeat")
 
 
-def read_grid(path: Path) -> dict[str, Any]:
+def read_grid(path: Path) -> Mapping[str, Any]:
     """Read a sweep's `grid.json`.
 
     Raises:
@@ -55,7 +56,7 @@ def read_grid(path: Path) -> dict[str, Any]:
 
 
 def aggregate(
-    grid: dict[str, Any],
+    grid: Mapping[str, Any],
     runs_folder: Path,
     anchors_folder: Path | None = None,
     lost: Callable[[Path], None] = lambda path: None,
@@ -71,13 +72,12 @@ def aggregate(
         anchors_folder: holds one folder per later day, with one folder per run that was measured again.
         lost: called with each file of a run that is corrupt or foreign.
     """
-    energy = grid["config"]["energy"]
-    factors = footprint(energy)
-    found: Rows = []
-    beside: dict[str, list[Rows]] = {"epochs": [], "selections": [], "devices": []}
+    asked, factors = cpu_estimate.asked(grid["config"]["energy"]), footprint(grid["config"]["energy"])
+    found: list[Row] = []
+    beside: dict[str, list[list[Row]]] = {"epochs": [], "selections": [], "devices": []}
     traces = {}
     for run, entry in grid["runs"].items():
-        row, further = _read(runs_folder / run, energy, factors, lost)
+        row, further = _read(runs_folder / run, asked, factors, lost)
         ok = row["status"] == "ok"
         files = _beside(runs_folder / run, row, lost) if ok else {}
         if (trace := files.pop("power", None)) is not None:
@@ -97,19 +97,19 @@ def aggregate(
         runs=runs,
         cells=cells.tabulate(runs, grid["config"]["grid"]),
         power=power_traces.tabulate(runs, traces),
-        anchors=drift.tabulate(runs, energy, factors, anchors_folder) if anchors_folder else frame([], ANCHORS),
+        anchors=drift.tabulate(runs, asked, factors, anchors_folder) if anchors_folder else frame([], ANCHORS),
         **{name: _tabulated(name, found, made) for name, made in beside.items()},
     )
 
 
-def _tabulated(name: str, runs: Rows, made: list[Rows]) -> pl.DataFrame:
+def _tabulated(name: str, runs: list[Row], made: list[list[Row]]) -> pl.DataFrame:
     """A table with rows of every run, each with what its run is called."""
     table = TABLES[name]
     same = [{key: row[key] for key in OF_RUN if key in table} for row in runs]
     return frame([combined(table, own, of_run) for of_run, of in zip(same, made, strict=True) for own in of], table)
 
 
-def _with_host_joules(runs: Rows, devices: list[Rows]) -> set[str]:
+def _with_host_joules(runs: list[Row], devices: list[list[Row]]) -> set[str]:
     """The runs of which CPU or DRAM joules were read."""
     return {
         row["run"]
@@ -119,23 +119,23 @@ def _with_host_joules(runs: Rows, devices: list[Rows]) -> set[str]:
 
 
 def _read(
-    folder: Path, energy: dict[str, Any], factors: Footprint | None, lost: Callable[[Path], None]
-) -> tuple[dict[str, Any], dict[str, Rows]]:
+    folder: Path, asked: Asked, factors: Footprint | None, lost: Callable[[Path], None]
+) -> tuple[Row, dict[str, list[Row]]]:
     """A run's row of the runs table and its rows of others, whatever became of its record."""
     path = folder / "record.json"
     if not path.exists():
         return {"status": "missing", "reason": MISSING}, {}
     try:
-        return run_rows.read(path, energy, factors)
+        return run_rows.read(path, asked, factors)
     except UserError as error:
         if isinstance(error, Corrupt):
             lost(error.path)
         return {"status": UNREADABLE, "reason": str(error)}, {}
 
 
-def _beside(folder: Path, row: dict[str, Any], lost: Callable[[Path], None]) -> dict[str, Any]:
+def _beside(folder: Path, row: Row, lost: Callable[[Path], None]) -> Row:
     """What the files beside a record hold: columns of the runs table, and the trace as `power`."""
-    found: dict[str, Any] = {}
+    found: Row = {}
     for read in (rouge.columns, lambda folder: {"power": power_traces.read(folder)}):
         try:
             found |= read(folder)
@@ -146,7 +146,7 @@ def _beside(folder: Path, row: dict[str, Any], lost: Callable[[Path], None]) -> 
     return found
 
 
-def _identity(run: str, entry: dict[str, Any]) -> dict[str, Any]:
+def _identity(run: str, entry: Mapping[str, Any]) -> Row:
     """What the manifest says of a run."""
     batch = f"{entry['batch_size']}" + ("/device" if entry["batch_size_scope"] == "per_device" else "")
     params = json.dumps(entry["method_params"], sort_keys=True)
@@ -154,7 +154,7 @@ def _identity(run: str, entry: dict[str, Any]) -> dict[str, Any]:
     return {"run": run, "batch": batch, "method_params": params, **{key: entry.get(key) for key in IN_MANIFEST}}
 
 
-def flag_shared_hosts(ok: list[dict[str, Any]], with_host_joules: Set[str]) -> None:
+def flag_shared_hosts(ok: list[Row], with_host_joules: Set[str]) -> None:
     """Flag the runs whose CPU or DRAM joules hold another run's share: their windows overlap on one host.
 
     A run sees those that overlap when it ends; here also those that began later are seen. Runs that were alone on
@@ -164,7 +164,7 @@ def flag_shared_hosts(ok: list[dict[str, Any]], with_host_joules: Set[str]) -> N
         ok: rows of the finished runs.
         with_host_joules: the runs that have such joules.
     """
-    by_host: dict[str, list[dict[str, Any]]] = {}
+    by_host: dict[str, list[Row]] = {}
     for row in ok:
         if row["window_begin"] and row["window_end"]:
             by_host.setdefault(row["hostname"], []).append(row)
@@ -179,18 +179,18 @@ def flag_shared_hosts(ok: list[dict[str, Any]], with_host_joules: Set[str]) -> N
             latest = max(latest, row, key=lambda one: one["window_end"])
 
 
-def _flag_shared(row: dict[str, Any], other: dict[str, Any]) -> None:
+def _flag_shared(row: Row, other: Row) -> None:
     text = f"{other['run']} was measured on {row['hostname']} at the same time; CPU and DRAM joules hold its share"
     run_rows.add_flag(row, "shared_host", text)
 
 
-def flag_unlike_boards(ok: list[dict[str, Any]]) -> None:
+def flag_unlike_boards(ok: list[Row]) -> None:
     """Flag the runs of a panel whose boards' joules are compared across boards, limits or temperatures that differ.
 
     Boards of one kind differ by some percent in what their sensors say, which no interval over seeds holds. Runs on one
     board and on several may be compared if the one is among the several.
     """
-    panels: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    panels: dict[tuple[str, str], list[Row]] = {}
     for row in ok:
         if "gpu" in (row.get("energy_scope") or "").split("+"):
             panels.setdefault((row["panel"], row["environment"]), []).append(row)
@@ -208,7 +208,7 @@ def flag_unlike_boards(ok: list[dict[str, Any]]) -> None:
                 run_rows.add_flag(row, flag, f"compared with others: {text}")
 
 
-def _names(found: list[dict[str, Any]]) -> dict[tuple[str, str | None], dict[str, str]]:
+def _names(found: list[Row]) -> dict[tuple[str, str | None], dict[str, str]]:
     """`name`, `setup` and `panel` of every (cell, environment): what varies is named, what does not is left out."""
     axes = ("model", "dataset", "task", "environment", *cells.LAYOUT, *RATES)
     values = {axis: {row.get(axis) for row in found} for axis in axes}
@@ -242,7 +242,7 @@ def _word(axis: str, value: Any) -> str:  # noqa: ANN401 - of any axis
     }.get(axis, str(value))
 
 
-def _setup(row: dict[str, Any]) -> str:
+def _setup(row: Row) -> str:
     params = json.loads(row["method_params"])
     method = [row["method"]] if row["method"] != OMISSION["method"] or params else []
     spread = row["strategy"] + (f"{row['devices']}" if row["devices"] > 1 else "")

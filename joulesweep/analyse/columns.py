@@ -8,7 +8,7 @@ several where a training is shorter than `measure.min_seconds`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 #: Names of Polars' dtypes: the Snakefile knows the tables without importing Polars.
 TEXT, WHOLE, REAL, FLAG, TEXTS = "String", "Int64", "Float64", "Boolean", "List(String)"
@@ -24,6 +24,11 @@ class Column:
         unit: of its numbers; None where they have none.
         about: what the number is, and per what, in a line.
         null: when a row of an ok run has none, in words that go on after "null"; None: it always has one.
+        mean: whether the cells have its mean over the repeats, with an interval.
+        of_joules: whether it is joules or made from them: no mean over different scopes or statuses.
+        heading: of its means in the report's table of configurations; None: they are not there. A column that may be
+            null is left out there where no cell has it.
+        show: how a mean is shown there: a key of `numbers.FORMATS`.
     """
 
     name: str
@@ -31,6 +36,11 @@ class Column:
     unit: str | None
     about: str
     null: str | None = None
+    # What the analysis does with it; it is not in the file.
+    mean: bool = field(default=False, compare=False, kw_only=True)
+    of_joules: bool = field(default=False, compare=False, kw_only=True)
+    heading: str | None = field(default=None, compare=False, kw_only=True)
+    show: str = field(default="number", compare=False, kw_only=True)
 
 
 Table = dict[str, Column]  # by name, in the order of the file
@@ -57,8 +67,6 @@ def named(table: Table, names: str) -> tuple[str, ...]:
     return tuple(column.name for column in _of(table, names))
 
 
-#: Held-out quality: `_quality` describes them.
-QUALITY = ("validation_loss", "perplexity", "masked_accuracy", "choice_accuracy")
 #: What each ROUGE compares a generated summary and its references by.
 ROUGE = {"rouge1": "words", "rouge2": "pairs of words", "rougeL": "the longest common subsequence of words"}
 #: The middle, the lower and the upper end of an estimate: `_estimated` describes them.
@@ -67,27 +75,57 @@ NOT_ESTIMATED = "unless the run was on the CPU and the config asks for estimates
 
 
 def _quality(after: str) -> tuple[Column, ...]:
-    """The columns of `QUALITY`, as they are after some part of the training."""
+    """Held-out quality, as it is after some part of the training."""
     of_texts = f"of the validation texts after {after}"
     choice = f"share of the multiple-choice texts whose right choice has the lowest loss per token, after {after}"
     return (
-        Column("validation_loss", REAL, "nat/token", f"mean cross-entropy per predicted token {of_texts}"),
-        Column("perplexity", REAL, None, "e to the power of validation_loss", "where it is beyond 1e300"),
-        Column("masked_accuracy", REAL, None, f"share of the predicted tokens {of_texts} that are right"),
-        Column("choice_accuracy", REAL, None, choice, "unless the data set is multiple choice"),
+        Column(
+            "validation_loss",
+            REAL,
+            "nat/token",
+            f"mean cross-entropy per predicted token {of_texts}",
+            mean=True,
+            heading="Validation loss",
+        ),
+        Column("perplexity", REAL, None, "e to the power of validation_loss", "where it is beyond 1e300", mean=True),
+        Column(
+            "masked_accuracy",
+            REAL,
+            None,
+            f"share of the predicted tokens {of_texts} that are right",
+            mean=True,
+            heading="Masked accuracy",
+        ),
+        Column(
+            "choice_accuracy",
+            REAL,
+            None,
+            choice,
+            "unless the data set is multiple choice",
+            mean=True,
+            heading="Choice accuracy",
+        ),
     )
+
+
+#: Held-out quality.
+QUALITY = tuple(column.name for column in _quality("training"))
 
 
 def _estimated(of: str, null: str = NOT_ESTIMATED) -> tuple[Column, ...]:
     """The columns of `ESTIMATED`, of some part of a run: a range, not a confidence interval."""
     words = f"estimated joules {of}, from CPU-seconds and the processor's watts"
     ends = (words, f"{words}: lower end of the range", f"{words}: upper end of the range")
-    return tuple(Column(name, REAL, "J", about, null) for name, about in zip(ESTIMATED, ends, strict=True))
+    headings = ("Estimated energy", None, None)
+    return tuple(
+        Column(name, REAL, "J", about, null, heading=heading)
+        for name, about, heading in zip(ESTIMATED, ends, headings, strict=True)
+    )
 
 
 def _interval(column: Column) -> tuple[Column, ...]:
     """Mean of a quantity of the runs over the repeats of a cell, and the ends of its interval."""
-    kind = ", of one scope and status" if column.name in FROM_ENERGY else ""
+    kind = ", of one scope and status" if column.of_joules else ""
     null, of = f"unless every ok run has the number{kind}", f"end of the 95 % t interval of {column.name}_mean"
     alone = f"{null}, and of a single run"
     return (
@@ -140,15 +178,31 @@ RUNS = _table(
     ),
     Column("started", TEXT, None, "when the run's processes started: UTC, ISO 8601"),
     Column("finished", TEXT, None, "when the record was written: UTC, ISO 8601"),
-    Column("window_s", REAL, "s", "seconds of one pass: total_window_s / num_passes"),
+    Column("window_s", REAL, "s", "seconds of one pass: total_window_s / num_passes", mean=True, heading="Time"),
     Column("startup_s", REAL, "s", "seconds from loading to the window: first scoring, idle baseline, warm-up"),
-    Column("cpu_s", REAL, "s", "CPU-seconds of all the run's processes in one pass"),
-    Column("energy_j", REAL, "J", "joules of one pass, of the devices in energy_scope", "where energy_reason says why"),
+    Column("cpu_s", REAL, "s", "CPU-seconds of all the run's processes in one pass", mean=True),
+    Column(
+        "energy_j",
+        REAL,
+        "J",
+        "joules of one pass, of the devices in energy_scope",
+        "where energy_reason says why",
+        mean=True,
+        of_joules=True,
+        heading="Energy",
+    ),
     Column(
         "energy_error_j", REAL, "J", "what energy_j may be off by at most, the boards' accuracy apart", "where unknown"
     ),
     Column(
-        "net_energy_j", REAL, "J", "energy_j less what idle_w makes in one pass", "where a device lacks one of the two"
+        "net_energy_j",
+        REAL,
+        "J",
+        "energy_j less what idle_w makes in one pass",
+        "where a device lacks one of the two",
+        mean=True,
+        of_joules=True,
+        heading="Net of idle",
     ),
     Column("energy_scope", TEXT, None, "kinds of device in energy_j: gpu, gpu+cpu+dram, …", "where energy_j is"),
     Column("energy_status", TEXT, None, "measured (counters), integrated (power), below_resolution or unavailable"),
@@ -167,16 +221,35 @@ RUNS = _table(
     Column("wall_method", TEXT, None, "how the plug was read", "where nothing could read it"),
     Column("wall_doubt", TEXT, None, "what contradicts wall_j", "where nothing does"),
     Column("wall_reason", TEXT, None, "why wall_j is null", "where it is not, and where the config names no plug"),
-    Column("co2e_g", REAL, "g", "g CO2e of energy_j", "where energy_j is, or the config has no factor"),
+    Column(
+        "co2e_g",
+        REAL,
+        "g",
+        "g CO2e of energy_j",
+        "where energy_j is, or the config has no factor",
+        mean=True,
+        of_joules=True,
+        heading="CO2e",
+    ),
     Column(
         "cost",
         REAL,
         None,
         "price of energy_j, in the config's currency",
         "where energy_j is, or the config has no price",
+        mean=True,
+        of_joules=True,
+        heading="Cost",
     ),
     *_estimated("of one pass"),
-    Column("estimated_co2e_g", REAL, "g", "g CO2e of estimated_energy_j", "where that is, or the config has no factor"),
+    Column(
+        "estimated_co2e_g",
+        REAL,
+        "g",
+        "g CO2e of estimated_energy_j",
+        "where that is, or the config has no factor",
+        heading="Estimated CO2e",
+    ),
     Column("estimated_energy_method", TEXT, None, "where the watts of the estimate come from", NOT_ESTIMATED),
     Column(
         "num_passes", WHOLE, None, "passes in the window: more than 1 where one is shorter than measure.min_seconds"
@@ -219,6 +292,7 @@ RUNS = _table(
         "bytes",
         "most memory in tensors while training, on the fullest GPU",
         "on the CPU",
+        mean=True,
     ),
     Column(
         "peak_gpu_reserved_bytes",
@@ -226,8 +300,16 @@ RUNS = _table(
         "bytes",
         "most memory PyTorch held while training, on the fullest GPU",
         "on the CPU",
+        mean=True,
     ),
-    Column("peak_host_rss_bytes", WHOLE, "bytes", "most resident host memory while training, summed over processes"),
+    Column(
+        "peak_host_rss_bytes",
+        WHOLE,
+        "bytes",
+        "most resident host memory while training, summed over processes",
+        mean=True,
+        heading="Peak memory",
+    ),
     Column("num_steps", WHOLE, None, "optimizer steps of one pass"),
     Column("num_skipped_steps", WHOLE, None, "of the steps of one pass, those that loss scaling skipped"),
     Column("num_texts", WHOLE, None, "texts that one pass trains on, each as often as there are epochs"),
@@ -256,28 +338,84 @@ RUNS = _table(
         "least memory traffic of a device",
         "where uncounted, or not the same in all",
     ),
-    Column("samples_per_s", REAL, "texts/s", "num_texts / window_s"),
-    Column("tokens_per_s", REAL, "tokens/s", "(num_tokens + num_target_tokens) / window_s"),
-    Column("padded_tokens_per_s", REAL, "positions/s", "(num_padded_tokens + num_padded_target_tokens) / window_s"),
-    Column("epochs_per_minute", REAL, "epochs/min", "epochs per minute of the window"),
-    Column("useful_flops", REAL, "FLOP", "FLOPs of one pass: no padding, nothing twice", "where flop_reason says why"),
+    Column("samples_per_s", REAL, "texts/s", "num_texts / window_s", mean=True),
     Column(
-        "executed_flops", REAL, "FLOP", "FLOPs of one pass: padding, recomputing, rating too", "where useful_flops is"
+        "tokens_per_s", REAL, "tokens/s", "(num_tokens + num_target_tokens) / window_s", mean=True, heading="Tokens/s"
+    ),
+    Column("padded_tokens_per_s", REAL, "positions/s", "(num_padded_tokens + num_padded_target_tokens) / window_s"),
+    Column("epochs_per_minute", REAL, "epochs/min", "epochs per minute of the window", mean=True),
+    Column(
+        "useful_flops",
+        REAL,
+        "FLOP",
+        "FLOPs of one pass: no padding, nothing twice",
+        "where flop_reason says why",
+        mean=True,
+    ),
+    Column(
+        "executed_flops",
+        REAL,
+        "FLOP",
+        "FLOPs of one pass: padding, recomputing, rating too",
+        "where useful_flops is",
+        mean=True,
     ),
     Column("rating_flops", REAL, "FLOP", "FLOPs of executed_flops that rating tensors took", "where useful_flops is"),
     Column("padded_macs", REAL, "MAC", "multiply-adds of one pass with padding alone", "where useful_flops is"),
-    Column("padded_flop_share", REAL, None, "share of 2 padded_macs that is not useful_flops", "where useful_flops is"),
-    Column("useful_flops_per_j", REAL, "FLOP/J", "useful_flops / energy_j", "where one of the two is"),
-    Column("flop_reason", TEXT, None, "why FLOPs are null", "where they are not"),
-    Column("mfu", REAL, None, "useful_flops / (window_s × devices × peak rate)", "where floor_reason says why"),
     Column(
-        "floor_distance", REAL, None, "estimated least seconds of one pass / window_s", "where floor_reason says why"
+        "padded_flop_share",
+        REAL,
+        None,
+        "share of 2 padded_macs that is not useful_flops",
+        "where useful_flops is",
+        mean=True,
+        heading="Spent on padding",
+        show="percent",
+    ),
+    Column(
+        "useful_flops_per_j",
+        REAL,
+        "FLOP/J",
+        "useful_flops / energy_j",
+        "where one of the two is",
+        mean=True,
+        of_joules=True,
+    ),
+    Column("flop_reason", TEXT, None, "why FLOPs are null", "where they are not"),
+    Column(
+        "mfu",
+        REAL,
+        None,
+        "useful_flops / (window_s × devices × peak rate)",
+        "where floor_reason says why",
+        mean=True,
+        heading="Of peak rate (MFU)",
+        show="percent",
+    ),
+    Column(
+        "floor_distance",
+        REAL,
+        None,
+        "estimated least seconds of one pass / window_s",
+        "where floor_reason says why",
+        mean=True,
+        heading="Of possible speed (distance to floor)",
+        show="percent",
     ),
     Column("floor_reason", TEXT, None, "why mfu and floor_distance are null", "where they are not"),
     Column("peak_status", TEXT, None, "whether the peak rate is verified in its source or recalled", "where mfu is"),
     *_quality("the last epoch"),
     *(
-        Column(name, REAL, None, f"mean F-measure of shared {what}, 0 to 1", "without num_summaries")
+        Column(
+            name,
+            REAL,
+            None,
+            f"mean F-measure of shared {what}, 0 to 1",
+            "without num_summaries",
+            mean=True,
+            heading=f"ROUGE-{name.removeprefix('rouge')}",
+            show="points",
+        )
         for name, what in ROUGE.items()
     ),
     Column("num_validation_texts", WHOLE, None, "texts that are held out"),
@@ -434,31 +572,8 @@ ANCHORS = _table(
     Column("same_code", FLAG, None, "whether both count as measured by one code", "where one of them is unknown"),
     Column("same_scope", FLAG, None, "whether both have joules of one scope and status", "where one has no joules"),
 )
-#: Each gets `_mean`, `_low` and `_high` in the cells: mean and 95 % t interval over repeats.
-QUANTITIES = (
-    "window_s",
-    "cpu_s",
-    "energy_j",
-    "net_energy_j",
-    "co2e_g",
-    "cost",
-    "peak_gpu_allocated_bytes",
-    "peak_gpu_reserved_bytes",
-    "peak_host_rss_bytes",
-    "samples_per_s",
-    "tokens_per_s",
-    "epochs_per_minute",
-    "useful_flops",
-    "executed_flops",
-    "padded_flop_share",
-    "useful_flops_per_j",
-    "mfu",
-    "floor_distance",
-    *QUALITY,
-    *ROUGE,
-)
-#: Of these, those that are joules or made from them: no mean over different scopes or statuses.
-FROM_ENERGY = ("energy_j", "net_energy_j", "co2e_g", "cost", "useful_flops_per_j")
+#: Each has `_mean`, `_low` and `_high` in the cells: mean and 95 % t interval over repeats.
+QUANTITIES = tuple(column.name for column in RUNS.values() if column.mean)
 CELLS = _table(
     *IDENTITY.values(),
     Column("environment", TEXT, None, "environment of the runs whose means these are", "of a cell without ok run"),

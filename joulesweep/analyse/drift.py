@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 
 from joulesweep.analyse import run_rows
 from joulesweep.analyse.columns import ANCHORS, RUNS, UNREADABLE, named
-from joulesweep.analyse.tables import check, frame
+from joulesweep.analyse.tables import Row, check, frame
 from joulesweep.core.errors import UserError
+from joulesweep.reference.cpu_estimate import Asked
 from joulesweep.reference.footprint import Footprint
 
 FIRST = named(ANCHORS, "run name panel window_s energy_j")
 AGAIN = named(RUNS, "window_s energy_j total_energy_j energy_status energy_scope")
 
 
-def tabulate(runs: pl.DataFrame, energy: dict[str, Any], factors: Footprint | None, folder: Path) -> pl.DataFrame:
+def tabulate(runs: pl.DataFrame, asked: Asked, factors: Footprint | None, folder: Path) -> pl.DataFrame:
     """The anchors table: each day's records in `folder/<YYYY-MM-DD>/<run>/`, those of the present grid.
 
     Args:
         runs: the runs table.
-        energy: the config's section `energy`.
+        asked: what the config says of estimates.
         factors: what turns joules into emissions and cost.
         folder: of the anchors; one that is not there holds none.
 
@@ -34,19 +34,19 @@ def tabulate(runs: pl.DataFrame, energy: dict[str, Any], factors: Footprint | No
     for path in sorted(folder.glob("????-??-??/*/record.json")):
         original = originals.get(path.parent.name)
         if original is not None:
-            found.append({"day": path.parent.parent.name, **_row(original, path, energy, factors)})
+            found.append({"day": path.parent.parent.name, **_row(original, path, asked, factors)})
     return frame(found, ANCHORS)
 
 
-def _row(original: dict[str, Any], path: Path, energy: dict[str, Any], factors: Footprint | None) -> dict[str, Any]:
+def _row(original: Row, path: Path, asked: Asked, factors: Footprint | None) -> Row:
     try:
-        again, _ = run_rows.read(path, energy, factors)
+        again, _ = run_rows.read(path, asked, factors)
     except UserError:
         return {**{key: original[key] for key in FIRST}, "status": UNREADABLE}
     return _drift(original, again)
 
 
-def _drift(original: dict[str, Any], again: dict[str, Any]) -> dict[str, Any]:
+def _drift(original: Row, again: Row) -> Row:
     """One row: both numbers, and their ratio where they may be compared."""
     both_ok = original["status"] == again["status"] == "ok"
     same_environment = original["environment"] == again["environment"] if original["environment"] else None
@@ -68,5 +68,5 @@ def _drift(original: dict[str, Any], again: dict[str, Any]) -> dict[str, Any]:
     return check(row, ANCHORS)
 
 
-def _ratio(again: dict[str, Any], original: dict[str, Any], quantity: str) -> float | None:
+def _ratio(again: Row, original: Row, quantity: str) -> float | None:
     return again[quantity] / original[quantity] if original[quantity] else None

@@ -23,13 +23,14 @@ from __future__ import annotations
 
 import csv
 import functools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from joulesweep.axes.precision import PRECISIONS
+from joulesweep.core.outcome import BoardIdentity, Measurement, Phase
 from joulesweep.core.places import RESOURCES
 from joulesweep.core.work import COMPUTED, UNITS, USEFUL
+from joulesweep.runs.record import RunRecord
 
 GPU_FILE = RESOURCES / "gpus.csv"
 RATE = "_tflops"  # ends the names of the columns of peak rates
@@ -98,16 +99,16 @@ def find(name: str, memory_bytes: int | None) -> Gpu | None:
     return next((gpu for gpu in same if abs(size / gpu.memory_gib - 1) <= MEMORY_TOLERANCE), None)
 
 
-def totals(phases: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def totals(phases: Sequence[Phase]) -> dict[str, float]:
     """Work of a pass over the training: useful_flops, executed_flops, rating_flops, padded_macs, padded_flop_share.
 
     Args:
-        phases: a measurement's; each has its `flop_coefficients`, the counts of `work.UNITS`, and its kind.
+        phases: a measurement's.
     """
-    trained = [phase for phase in phases if phase["kind"] == "training"]
+    trained = [phase for phase in phases if phase.kind == "training"]
     useful, computed = (sum(flops(phase, which) for phase in trained) for which in (USEFUL, COMPUTED))
     again = sum(recomputed(phase, COMPUTED) for phase in trained)
-    rated = [phase for phase in phases if phase["kind"] == "rating"]
+    rated = [phase for phase in phases if phase.kind == "rating"]
     rating = sum(flops(phase, COMPUTED) + recomputed(phase, COMPUTED) for phase in rated)
     return {
         "useful_flops": useful,
@@ -118,16 +119,16 @@ def totals(phases: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     }
 
 
-def recomputed(phase: Mapping[str, Any], which: int) -> float:
+def recomputed(phase: Phase, which: int) -> float:
     """FLOPs that checkpointing adds to a phase, on its `USEFUL` or its `COMPUTED` counts."""
     return flops(phase, which, "recomputed_")
 
 
-def flops(phase: Mapping[str, Any], which: int, prefix: str = "") -> float:
-    """FLOPs of a phase on its `USEFUL` or its `COMPUTED` counts."""
-    coefficients = phase["flop_coefficients"]
+def flops(phase: Phase, which: int, prefix: str = "") -> float:
+    """FLOPs of a phase, which are known, on its `USEFUL` or its `COMPUTED` counts."""
+    coefficients = phase.flop_coefficients or {}
     return sum(
-        float(coefficients.get(prefix + unit, 0.0)) * float(phase.get(counts[which], 0))
+        float(coefficients.get(prefix + unit, 0.0)) * float(getattr(phase, counts[which]))
         for unit, counts in UNITS.items()
     )
 
@@ -137,62 +138,97 @@ def floor_s(flops: float, num_bytes: float, flops_per_s: float, bytes_per_s: flo
     return flops / flops_per_s + num_bytes / bytes_per_s
 
 
-def columns(found: Mapping[str, Any]) -> dict[str, Any]:
-    """A finished run's columns of the runs table: what the head of this module defines, and reasons for nulls.
+@dataclass(frozen=True, kw_only=True)
+class Roofline:
+    """A run's columns of the runs table: what the head of this module defines, and reasons for nulls.
+
+    Attributes:
+        flop_reason: why its FLOPs are not known, or None.
+        floor_reason: why mfu and floor_distance are null, or None.
+        bytes_per_step: null also where phases differ.
+        peak_status: of the peak rates, see `Gpu.status`.
+    """
+
+    useful_flops: float | None = None
+    executed_flops: float | None = None
+    rating_flops: float | None = None
+    padded_macs: float | None = None
+    padded_flop_share: float | None = None
+    bytes_per_step: int | None = None
+    flop_reason: str | None = None
+    mfu: float | None = None
+    floor_distance: float | None = None
+    floor_reason: str | None = None
+    peak_status: str | None = None
+
+
+def columns(found: RunRecord, measured: Measurement) -> Roofline:
+    """A finished run's columns of the runs table.
 
     Args:
-        found: a run's record.
+        found: the run's record.
+        measured: its measurement.
     """
-    measurement = found["measurement"]
-    reason = _uncounted(measurement)
+    phases = measured.phases
+    if phases is None:
+        return Roofline(flop_reason=UNCOUNTED, floor_reason=UNCOUNTED)
+    spec, boards = found.spec, found.environment.gpus
+    return roofline(spec.precision, spec.devices, spec.accelerator, boards, measured.window_s, phases)
+
+
+def roofline(
+    precision: str,
+    num_devices: int,
+    accelerator: str,
+    boards: Sequence[BoardIdentity],
+    window_s: float,
+    phases: Sequence[Phase],
+) -> Roofline:
+    """How near a training comes to what its boards could do.
+
+    Args:
+        precision: a row of `precision.PRECISIONS`.
+        num_devices: that it computed on.
+        accelerator: "cuda" or "cpu".
+        boards: that it was given.
+        window_s: seconds of a pass.
+        phases: of it.
+    """
+    reason = next((phase.flop_reason for phase in phases if phase.flop_reason), None)
     if reason is not None:
-        return {"flop_reason": reason, "floor_reason": reason}
-    work = totals(measurement["phases"])
-    moved = {phase["bytes_per_step"] for phase in measurement["phases"] if phase["kind"] == "training"}
-    same = {"bytes_per_step": moved.pop()} if len(moved) == 1 else {}
-    return {**work, **same, "flop_reason": None, **_against_peak(found, work["useful_flops"])}
-
-
-def _uncounted(measurement: Mapping[str, Any]) -> str | None:
-    if "phases" not in measurement:
-        return UNCOUNTED
-    return next((phase["flop_reason"] for phase in measurement["phases"] if phase["flop_reason"]), None)
-
-
-def _against_peak(found: Mapping[str, Any], useful_flops: float) -> dict[str, Any]:
-    """mfu, floor_distance, floor_reason, and the status of the peak rates."""
-    gpu, reason = _gpu(found)
+        return Roofline(flop_reason=reason, floor_reason=reason)
+    work, trained = totals(phases), [phase for phase in phases if phase.kind == "training"]
+    moved = {phase.bytes_per_step for phase in trained}
+    counted = Roofline(**work, bytes_per_step=moved.pop() if len(moved) == 1 else None)  # type: ignore[arg-type]
+    gpu, reason = _gpu(accelerator, boards)
     if gpu is None:
-        return {"floor_reason": reason}
+        return replace(counted, floor_reason=reason)
     if gpu.status.startswith("unsupported"):
-        return {"floor_reason": f"{gpu.name} is {gpu.status}"}
-    measurement, spec = found["measurement"], found["spec"]
-    rate = PRECISIONS[spec["precision"]].peak_rate
+        return replace(counted, floor_reason=f"{gpu.name} is {gpu.status}")
+    rate = PRECISIONS[precision].peak_rate
     flops_per_s, bytes_per_s = gpu.flops_per_s.get(rate), gpu.bytes_per_s
     if flops_per_s is None or bytes_per_s is None:
-        return {"floor_reason": f"resources/gpus.csv has no {rate} rate of {gpu.name}"}
-    flops_per_s *= spec["devices"]
-    trained = (phase for phase in measurement["phases"] if phase["kind"] == "training")
-    moved = sum(phase["num_steps"] * phase["bytes_per_step"] for phase in trained)
-    return {
-        "mfu": useful_flops / (measurement["window_s"] * flops_per_s),
-        "floor_distance": floor_s(useful_flops, moved, flops_per_s, bytes_per_s) / measurement["window_s"],
-        "floor_reason": None,
-        "peak_status": gpu.status,
-    }
+        return replace(counted, floor_reason=f"resources/gpus.csv has no {rate} rate of {gpu.name}")
+    flops_per_s *= num_devices
+    num_bytes = sum(phase.num_steps * (phase.bytes_per_step or 0) for phase in trained)
+    return replace(
+        counted,
+        mfu=work["useful_flops"] / (window_s * flops_per_s),
+        floor_distance=floor_s(work["useful_flops"], num_bytes, flops_per_s, bytes_per_s) / window_s,
+        peak_status=gpu.status,
+    )
 
 
-def _gpu(found: Mapping[str, Any]) -> tuple[Gpu | None, str | None]:
+def _gpu(accelerator: str, boards: Sequence[BoardIdentity]) -> tuple[Gpu | None, str | None]:
     """The one kind of board that computed, or why it is not known."""
-    if found["spec"]["accelerator"] != "cuda":
+    if accelerator != "cuda":
         return None, "peak rates are known of GPUs only; this run used the CPU"
-    boards = found["environment"]["gpus"]
-    kinds = {(board["name"], board["memory_bytes"]) for board in boards}
+    kinds = {(board.name, board.memory_bytes) for board in boards}
     if len({name for name, _ in kinds}) != 1:
         return None, "the boards of the run are not of one kind" if kinds else "the record names no GPU"
     rows = [find(*kind) for kind in kinds]
     if None in rows or any(row is not rows[0] for row in rows):
-        name = boards[0]["name"]
+        name = boards[0].name
         sizes = ", ".join(sorted(f"{size / 2**30:.3g} GiB" for _, size in kinds if size is not None))
         return None, f"resources/gpus.csv does not know {name}" + (f" with {sizes}" if sizes else "")
     return rows[0], None

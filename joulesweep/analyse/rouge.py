@@ -12,15 +12,15 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 from joulesweep.core.errors import Corrupt, UserError
+from joulesweep.core.outcome import Summary
 
 FILE = "summaries.jsonl"
 METRICS = ("rouge1", "rouge2", "rougeL")
 
 
-def columns(folder: Path) -> dict[str, Any]:
+def columns(folder: Path) -> dict[str, float]:
     """A run's columns of the runs table: rouge1, rouge2, rougeL and num_summaries; none where it has no summaries.
 
     Args:
@@ -35,12 +35,12 @@ def columns(folder: Path) -> dict[str, Any]:
     from rouge_score.rouge_scorer import RougeScorer  # a second that sweeps without summaries do not pay
 
     scorer = RougeScorer(METRICS, use_stemmer=True)
-    scores = [scorer.score_multi(row["references"], row["summary"]) for row in summaries]
+    scores = [scorer.score_multi(one.references, one.summary) for one in summaries]
     means = {metric: math.fsum(score[metric].fmeasure for score in scores) / len(scores) for metric in METRICS}
     return {**means, "num_summaries": len(scores)}
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
+def _read(path: Path) -> list[Summary]:
     """The rows of the file; none if it is not there."""
     try:
         lines = path.read_bytes().splitlines()
@@ -51,12 +51,12 @@ def _read(path: Path) -> list[dict[str, Any]]:
     return [_row(path, number, line) for number, line in enumerate(lines, 1)]
 
 
-def _row(path: Path, number: int, line: bytes) -> dict[str, Any]:
+def _row(path: Path, number: int, line: bytes) -> Summary:
     try:
         match json.loads(line):
-            case {"text": int(), "summary": str(), "references": [str(), *others]} as row:
+            case {"text": int() as text, "summary": str() as summary, "references": [str(), *others] as references}:
                 if all(isinstance(other, str) for other in others):
-                    return dict(row)
+                    return Summary(text=text, summary=summary, references=references)
     except (ValueError, RecursionError) as error:
         raise Corrupt(path, f"line {number}: corrupt summary: {error}") from None
     needed = "text (a number), summary (text) and references (at least one text)"

@@ -35,6 +35,7 @@ PYTHON_TYPES: dict[str, tuple[type, ...]] = {
     FLAG: (bool,),
     TEXTS: (list,),
 }
+Row = dict[str, Any]  # of a table or a part of one: values by the names of its columns
 DESCRIPTION = "joulesweep"  # key of the parquet file's metadata under which its columns are described
 
 
@@ -115,13 +116,13 @@ def read(folder: Path) -> Tables:
     return Tables(**frames)
 
 
-def combined(table: Table, *parts: dict[str, Any]) -> dict[str, Any]:
+def combined(table: Table, *parts: Row) -> Row:
     """One row of a table, or a part of one, from parts that name different columns.
 
     Raises:
         ColumnError: a part names what is no column, or two name the same.
     """
-    row: dict[str, Any] = {}
+    row: Row = {}
     for key, value in (item for part in parts for item in part.items()):
         if key not in table:
             raise ColumnError(one_of("column", key, table))
@@ -131,7 +132,7 @@ def combined(table: Table, *parts: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
-def check(row: dict[str, Any], table: Table) -> dict[str, Any]:
+def check(row: Row, table: Table) -> Row:
     """Return a row of a table unchanged if its values fit.
 
     Raises:
@@ -160,7 +161,7 @@ def _possible(key: str, value: float, largest: float) -> bool:
     return smallest <= value <= largest
 
 
-def frame(rows: list[dict[str, Any]], table: Table) -> pl.DataFrame:
+def frame(rows: list[Row], table: Table) -> pl.DataFrame:
     """A table with exactly its columns; what a row lacks is null.
 
     Raises:

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from joulesweep.axes.layout import BATCHINGS
+from joulesweep.axes.strategy import STRATEGIES
 from joulesweep.core.spec import RunSpec
 
 if TYPE_CHECKING:
@@ -27,13 +29,11 @@ class Engine:
 
     Attributes:
         about: one line for the documentation.
-        strategies: the strategies it works under.
         compiles: whether forward and backward pass are compiled.
         captures: whether the whole step is captured in a CUDA graph, which the CPU has not.
     """
 
     about: str
-    strategies: tuple[str, ...]
     compiles: bool = False
     captures: bool = False
 
@@ -41,21 +41,17 @@ class Engine:
 ENGINES: dict[str, Engine] = {
     "eager": Engine(
         about="PyTorch's own way: operations are issued one by one",
-        strategies=("single", "dp", "ddp", "fsdp"),
     ),
     "compile": Engine(
         about="torch.compile of forward and backward pass, for every shape before the window opens",
-        strategies=("single", "ddp"),
         compiles=True,
     ),
     "graph": Engine(
         about="the whole step, optimizer included, captured in a CUDA graph per shape and replayed",
-        strategies=("single",),
         captures=True,
     ),
     "compile-graph": Engine(
         about="both: compiled, then captured: fewer kernels, and no waiting for the host between them",
-        strategies=("single",),
         compiles=True,
         captures=True,
     ),
@@ -65,10 +61,14 @@ ENGINES: dict[str, Engine] = {
 def impossible(spec: RunSpec) -> str | None:
     """Say why a run can mean nothing on any machine, or None if it can."""
     row = ENGINES[spec.engine]
-    if spec.strategy not in row.strategies:
-        return f"engine {spec.engine} works under strategy {' and '.join(row.strategies)} only"
-    if row.captures and spec.batching == "dynamic":
-        return f"engine {spec.engine} needs few different shapes: batching fixed or packed"
+    under = [
+        name for name, other in STRATEGIES.items() if row.compiles <= other.compiles and row.captures <= other.captures
+    ]
+    if spec.strategy not in under:
+        return f"engine {spec.engine} works under strategy {' and '.join(under)} only"
+    if row.captures and not BATCHINGS[spec.batching].few_shapes:
+        few = " or ".join(name for name, batching in BATCHINGS.items() if batching.few_shapes)
+        return f"engine {spec.engine} needs few different shapes: batching {few}"
     if row.captures and spec.checkpoint_activations:
         return f"checkpoint_activations reads the random state in the step, which engine {spec.engine} cannot capture"
     return None

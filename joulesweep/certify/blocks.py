@@ -14,11 +14,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 
 from joulesweep.certify.readings import Block, Channel, Span
 from joulesweep.core import bounded
 from joulesweep.measure import counter
+from joulesweep.measure.trace import Cost
 
 PAUSE_S = 0.001  # between looks at what is due
 FAST_S, SLOW_S = 0.002, 0.5  # between two readings of counters and instant power, of temperatures and the like
@@ -54,17 +55,31 @@ class Clock(Protocol):
         """Let time pass."""
 
 
+class Done(TypedDict):
+    """When a load worked, on the monotonic clock, and how much."""
+
+    began_s: float
+    ended_s: float
+    num_products: int
+
+
+class Used(Cost):
+    """What reading as a run reads took, and why it stopped, if it did."""
+
+    stopped: str | None
+
+
 class Load(Protocol):
     """What makes a device work. One that cannot raises RuntimeError."""
 
-    def described(self) -> dict[str, Any]:
+    def described(self) -> Mapping[str, object]:
         """What computes what; waits until it is ready."""
 
     def begin(self, seconds: float, period_s: float | None) -> None:
         """Let it work for some seconds, or in turns of `turns` for half of each."""
 
-    def end(self, limit_s: float) -> dict[str, Any]:
-        """Wait for the end, and tell {began_s, ended_s, num_products}."""
+    def end(self, limit_s: float) -> Done:
+        """Wait for the end, and tell what was done."""
 
     def close(self) -> None:
         """End it."""
@@ -73,8 +88,8 @@ class Load(Protocol):
 class Metering(Protocol):
     """A context in which a device is read as a run reads it."""
 
-    def used(self, began_s: float, ended_s: float) -> dict[str, Any]:
-        """What that took in a span: {trace_cpu_s, num_samples}."""
+    def used(self, began_s: float, ended_s: float) -> Used:
+        """What that took in a span."""
 
 
 @dataclass
@@ -171,7 +186,7 @@ class Session:
             raise RuntimeError("there is no load")
         done = self.load.end(seconds + ANSWER_S)
         began_s, ended_s = done["began_s"] - self.zero_s, done["ended_s"] - self.zero_s
-        return Span(round(began_s, 6), round(ended_s, 6), period_s, int(done["num_products"]), **more)
+        return Span(round(began_s, 6), round(ended_s, 6), period_s, done["num_products"], **more)
 
     def compare(self, block: Block, seconds: float, pair: int, metered: bool) -> None:
         """Let the device work, read as a run reads it or not at all."""
@@ -286,7 +301,7 @@ def _fill(session: Session, block: Block, seconds: float) -> None:
     elif block.name in ("idle", "context", "rest"):
         session.read(block, seconds)
         if block.name == "context" and session.load is not None:
-            block.more = session.load.described()
+            block.more = dict(session.load.described())
     else:
         session.work(block, seconds, PERIODS_S.get(block.name))
 

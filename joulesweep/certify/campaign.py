@@ -64,7 +64,7 @@ class Target:
     device: str
     name: str
     board: Board | None
-    header: dict[str, Any]
+    header: Mapping[str, Any]
     subject: Subject
 
 
@@ -204,7 +204,9 @@ def _page(made: Mapping[str, Any], found: readings.Readings, say: Callable[[str]
     return build(made, found)
 
 
-def _header(device: str, name: str, identity: dict[str, Any], counters: list[dict[str, Any]]) -> dict[str, Any]:
+def _header(
+    device: str, name: str, identity: Mapping[str, object], counters: Sequence[Mapping[str, object]]
+) -> dict[str, object]:
     return {
         "format": readings.FORMAT,
         "version": readings.VERSION,
@@ -225,7 +227,7 @@ def _header(device: str, name: str, identity: dict[str, Any], counters: list[dic
     }
 
 
-def _counter(device: str, kind: str, range_j: float | None, reason: str | None) -> dict[str, Any]:
+def _counter(device: str, kind: str, range_j: float | None, reason: str | None) -> dict[str, object]:
     return {"device": device, "kind": kind, "range_j": range_j, "no_counter": reason}
 
 
@@ -235,7 +237,7 @@ def _board(board: Board, boards: Sequence[Board], load: Callable[[Board | None],
     reason = MIG if board.mig else None if board.has_counter else NO_COUNTER
     channels: dict[str, tuple[Callable[[], Any], float]] = {}
     driver, _ = bounded.within(bounded.LIMIT_S, devices.driver)
-    identity: dict[str, Any] = {**board.described(), "driver": driver, "silent": silent}
+    identity: dict[str, object] = {**board.described(), "driver": driver, "silent": silent}
     if sensor is not None and not board.mig:
         identity |= _asked(sensor) if isinstance(sensor, nvidia.BoardSensor) else {}
         channels |= {board.device: (sensor.energy_j, FAST_S)} if reason is None else {}
@@ -246,22 +248,22 @@ def _board(board: Board, boards: Sequence[Board], load: Callable[[Board | None],
         channels |= {name: (ask, SLOW_S) for name, ask in slow}
         channels |= {"throttles": (sensor.throttles, 2 * SLOW_S), "processes": (sensor.process_ids, 2 * SLOW_S)}
     counters = [_counter(board.device, "gpu", None, reason or (silent and f"the board does not answer: {silent}"))]
-    described = {**board.described(), "position": boards.index(board)}
+    placed = {boards.index(board): board}
     subject = Subject(
         counters={board.device: None} if board.device in channels else {},
         channels=channels,
         load=lambda: load(board),
         metering=lambda: Metering([board], []),
-        calls_s=lambda limit_s: _calls(limit_s, lambda: Meter([described], host=False, synchronize=lambda: None)),
+        calls_s=lambda limit_s: _calls(limit_s, lambda: Meter(placed, host=False, synchronize=lambda: None)),
     )
     identity["instant"] = bool(sensor and sensor.traits.instant)
     header = _header(board.device, board.uuid, identity, counters)
     return Target(board.device, board.uuid, board, header, subject)
 
 
-def _asked(sensor: nvidia.BoardSensor) -> dict[str, Any]:
+def _asked(sensor: nvidia.BoardSensor) -> dict[str, object]:
     """Limits and modes of a board; None where it does not say."""
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     for name, function in ASKED.items():
         value = nvidia.ask(function, sensor.handle)
         if name == "process_ids" and value is not None:
@@ -284,7 +286,7 @@ def _host(load: Callable[[Board | None], Load]) -> Target:
         channels={zone.device: (zone.energy_j, FAST_S) for zone in read_zones},
         load=lambda: load(None),
         metering=lambda: Metering([], read_zones),
-        calls_s=lambda limit_s: _calls(limit_s, lambda: Meter([], host=True, synchronize=lambda: None)),
+        calls_s=lambda limit_s: _calls(limit_s, lambda: Meter({}, host=True, synchronize=lambda: None)),
     )
     header = _header(certificate.HOST, certificate.HOST, {"driver": None, "instant": False}, counters)
     return Target(certificate.HOST, certificate.HOST, None, header, subject)
@@ -311,21 +313,21 @@ class Metering:
     ) -> None:
         self.watch.__exit__(kind, error, traceback)
 
-    def used(self, began_s: float, ended_s: float) -> dict[str, Any]:
+    def used(self, began_s: float, ended_s: float) -> blocks.Used:
         """CPU seconds and number of the readings in a span, on the monotonic clock."""
-        return {**self.trace.cost(began_s, ended_s), "stopped": self.watch.stopped}
+        return blocks.Used(**self.trace.cost(began_s, ended_s), stopped=self.watch.stopped)
 
 
 def _calls(limit_s: float, meter: Callable[[], Meter]) -> tuple[list[float] | None, str | None]:
     """How long the calls of a run's meter take around some empty windows; or why that is unknown."""
 
     def windows() -> tuple[list[float] | None, str | None]:
-        one, calls_s = meter(), []
+        made, calls_s = meter(), []
         for _ in range(NUM_CALLS):
-            with one.window():
+            with made.window():
                 pass
-            calls_s.append(one.calls_s)
-        failed = [str(row["reason"]) for row in one.rows() if row["reason"] is not None and row["kind"] != "dram"]
+            calls_s.append(made.calls_s)
+        failed = [one.reason for one in made.readings() if one.reason is not None and one.kind != "dram"]
         return (None, failed[0]) if failed else (calls_s, None)
 
     found, silent = bounded.within(limit_s, windows)
@@ -350,9 +352,9 @@ class Child:
             start_new_session=True,
             preexec_fn=processes.die_with_parent,
         )
-        self._described: dict[str, Any] | None = None
+        self._described: Mapping[str, Any] | None = None
 
-    def described(self) -> dict[str, Any]:
+    def described(self) -> Mapping[str, object]:
         """What computes what; waits until it is ready.
 
         Raises:
@@ -375,11 +377,12 @@ class Child:
         except (OSError, ValueError):  # it ended, or was ended
             raise RuntimeError("the load has ended") from None
 
-    def end(self, limit_s: float) -> dict[str, Any]:
+    def end(self, limit_s: float) -> blocks.Done:
         """Wait for the end of the work."""
-        return self._answer(limit_s)
+        done = self._answer(limit_s)
+        return {"began_s": done["began_s"], "ended_s": done["ended_s"], "num_products": done["num_products"]}
 
-    def _answer(self, limit_s: float) -> dict[str, Any]:
+    def _answer(self, limit_s: float) -> Mapping[str, Any]:
         if self._process.stdout is None:
             raise RuntimeError("the load has no output")
         line, silent = bounded.within(limit_s, self._process.stdout.readline)
@@ -388,7 +391,7 @@ class Child:
         answer: Mapping[str, Any] = json.loads(line)
         if "error" in answer:
             raise RuntimeError(str(answer["error"]))
-        return dict(answer)
+        return answer
 
     def close(self) -> None:
         """End it."""

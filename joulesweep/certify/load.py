@@ -1,8 +1,8 @@
-"""The load of a certificate: products of matrices on one board, or on the CPU: `python -m joulesweep.certify.load cuda|cpu`.
+"""The load of a certificate: products of matrices on one board, or on the CPU.
 
-It says when it is ready. Then it does what each line of its input asks for, {seconds, period_s}: products for so long,
-or, with a period, in turns of about as long for half of each. It answers when it began and ended, on the monotonic
-clock, and how many products it did. Lines are JSON.
+`python -m joulesweep.certify.load cuda|cpu` says when it is ready. Then it does what each line of its input asks for,
+{seconds, period_s}: products for so long, or, with a period, in turns of about as long for half of each. It answers
+when it began and ended, on the monotonic clock, and how many products it did. Lines are JSON.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import json
 import random
 import sys
 import time
-from typing import Any
 
 import torch
 
@@ -42,7 +41,7 @@ class Products:
         self.product_s = (time.monotonic() - began_s) / TIMED
         self.chunk = max(1, round(CHUNK_S / self.product_s))
 
-    def described(self) -> dict[str, Any]:
+    def described(self) -> dict[str, object]:
         """What computes what."""
         board = torch.cuda.get_device_properties(0) if self.cuda else None
         return {
@@ -53,7 +52,7 @@ class Products:
             "threads": torch.get_num_threads(),
         }
 
-    def work(self, seconds: float, period_s: float | None) -> dict[str, Any]:
+    def work(self, seconds: float, period_s: float | None) -> dict[str, object]:
         """Do products for some seconds: {began_s, ended_s, num_products}."""
         began_s = time.monotonic()
         number = 0
@@ -101,7 +100,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _say(answer: dict[str, Any]) -> None:
+def _say(answer: dict[str, object]) -> None:
     print(json.dumps(answer), flush=True)
 
 

@@ -13,7 +13,7 @@ from joulesweep.certify.readings import Block, Readings
 from joulesweep.certify.replay import counted, power_of
 from joulesweep.core import quantities
 from joulesweep.measure.certificate import FAILS, HOLDS, HOST, NOT_TRIED
-from joulesweep.report.page import embedded, template, vega
+from joulesweep.report.markup import embedded, filled, vega
 from joulesweep.report.theme import COLOURS, INK, Chart, styled
 
 HEIGHT = 260  # of a chart, which is as wide as the page
@@ -50,7 +50,8 @@ def build(made: Mapping[str, Any], found: Readings) -> str:
     """
     charts = _charts(made, found)
     reasons = {row["reason"] for row in made["promises"]}
-    return template("certificate.html.j2").render(
+    page = filled(
+        "certificate.html.j2",
         made=made,
         name=made["identity"].get("name") or made["identity"]["cpu_model"],
         counts=[(verdict, sum(row["verdict"] == verdict for row in made["promises"])) for verdict in SIGNS],
@@ -69,9 +70,10 @@ def build(made: Mapping[str, Any], found: Readings) -> str:
         charts=[(name, embedded(chart.to_dict()), notes) for name, (chart, notes) in charts.items()],
         bundle=vega() if charts else "",
     )
+    return str(page)
 
 
-def _rows(made: Mapping[str, Any], group: str) -> list[tuple[str, dict[str, Any]]]:
+def _rows(made: Mapping[str, Any], group: str) -> list[tuple[str, Mapping[str, Any]]]:
     """Rows of a group of numbers, of all counters."""
     return [(device, row) for device, numbers in made["counters"].items() for row in numbers[group].get("rows", ())]
 
@@ -223,7 +225,7 @@ def _wide(chart: Chart, title: str, notes: list[str], height: int | alt.Step = H
     return styled(fitted, title, []), notes
 
 
-def _line(points: Sequence[tuple[float, float]], **same: str) -> list[dict[str, Any]]:
+def _line(points: Sequence[tuple[float, float]], **same: str) -> list[dict[str, object]]:
     """Points of a line as rows, thinned out."""
     step = -(-len(points) // MOST_POINTS) or 1
     return [{"x": round(x, 4), "y": float(f"{y:.5g}"), **same} for x, y in itertools.islice(points, 0, None, step)]
@@ -305,7 +307,7 @@ def _bursts(found: Readings) -> tuple[Chart, list[str]] | None:
         rows += _line(
             [(b[0] - begin_s, area) for b, area in zip(points[1:], areas, strict=False)], what="integrated power"
         )
-    names = list(dict.fromkeys(row["what"] for row in rows))
+    names = list(dict.fromkeys(str(row["what"]) for row in rows))
     shades = [{"from": span.began_s - begin_s, "to": span.ended_s - begin_s} for span in spans]
     shade = (
         alt.Chart(alt.InlineData(values=shades)).mark_rect(color="#000000", opacity=0.06).encode(x="from:Q", x2="to:Q")
@@ -332,7 +334,7 @@ def _checks(made: Mapping[str, Any]) -> tuple[Chart, list[str]] | None:
     ]
     if not rows:
         return None
-    names = list(dict.fromkeys(row["what"] for row in rows))
+    names = list(dict.fromkeys(str(row["what"]) for row in rows))
     ends = [*(row["low"] for row in rows), *(row["high"] for row in rows), 0.88, 1.12]
     y = alt.Y("load:N").title(None).sort(None).axis(ticks=False, domain=False, labelPadding=6)
     x = alt.X("y:Q").title("Power × time ÷ counter").scale(domain=[min(ends), max(ends)], zero=False).axis(tickCount=6)

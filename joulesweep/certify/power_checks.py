@@ -12,9 +12,10 @@ from joulesweep.analyse.statistics import mean_interval
 from joulesweep.certify.blocks import PERIODS_S
 from joulesweep.certify.readings import Block, Channel, Readings
 from joulesweep.certify.replay import Found, Replay, counted, inside, mean_error_w, mean_w, power_of, update_s, why
+from joulesweep.core.outcome import Span
 from joulesweep.measure import counter, settling, verdict
 from joulesweep.measure.trace import AVERAGE_S, PERIOD_S
-from joulesweep.measure.window import row
+from joulesweep.measure.window import reading
 
 LOADS = ("steady", *PERIODS_S)
 IDLE_S = 5.0  # measure.idle_s on a GPU
@@ -106,17 +107,17 @@ def _integral(block: Block, header: Mapping[str, Any]) -> Found | None:
     if true_w is None or end_s - begin_s < 3 * PERIOD_S:
         return None
     trace = Replay(None, header["device"], power, header["identity"]["instant"], 0)
-    judged = row(header["device"], "gpu", None, reason="no counter")
-    edges = {"begin_s": begin_s, "end_s": end_s, "idle_begin_s": 0.0, "idle_end_s": 0.0}
-    verdict.judge(judged, verdict.Window(trace, edges, end_s - begin_s, 1), None, integrable=True)
-    if judged["energy_j"] is None:
+    read = reading(header["device"], "gpu", None, reason="no counter")
+    window = verdict.Window(trace, Span(begin_s=begin_s, end_s=end_s), end_s - begin_s, 1)
+    judged = verdict.finalise_energy(read, window, None, integrable=True)
+    if judged.energy_j is None:
         return None
     true_error_w = counter.sampling_error_w([w for _, w in points])
     return {
         "load": block.name,
         "window_s": end_s - begin_s,
-        "energy_j": judged["energy_j"],
-        "error_j": judged["error_j"],
+        "energy_j": judged.energy_j,
+        "error_j": judged.error_j,
         "true_j": true_w * (end_s - begin_s),
         "true_error_j": true_error_w * (end_s - begin_s),
     }

@@ -97,7 +97,7 @@ class Block:
     reason: str | None = None
     more: dict[str, Any] = field(default_factory=dict)
 
-    def line(self) -> dict[str, Any]:
+    def line(self) -> dict[str, object]:
         """As it is written."""
         return {
             "block": self.name,
@@ -127,7 +127,7 @@ class Readings:
         file: its name.
     """
 
-    header: dict[str, Any]
+    header: Mapping[str, Any]
     blocks: dict[str, Block]
     digest: str
     file: str

@@ -15,9 +15,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from joulesweep.certify.readings import Block, Channel, Readings, Span
+from joulesweep.core import outcome
+from joulesweep.core.outcome import CounterReads
 from joulesweep.measure import counter, meters, verdict
 from joulesweep.measure.trace import PERIOD_S, Series, Trace
-from joulesweep.measure.window import row
+from joulesweep.measure.window import reading
 
 SKIP_S, SKIP = 1.0, 0.25  # a load's first second, or quarter where that is shorter, is not steady yet
 STOOD = 10  # so many ticks without a move, and a counter stands still
@@ -199,21 +201,21 @@ def measured(one: Counter, moves: Sequence[Move], trace: Replay, first: int, las
     """
     begin_s, end_s = one.times_s[first] + one.took_s[first], one.times_s[last]
     bare_j = one.joules[last] - one.joules[first]
-    judged = row(one.device, one.kind, None, bare_j, "counter")
-    judged["readings"] = {
-        "begin_j": one.joules[first],
-        "begin_s": (one.times_s[first], begin_s),
-        "end_s": (end_s, end_s + one.took_s[last]),
-    }
-    edges = {"begin_s": begin_s, "end_s": end_s, "idle_begin_s": 0.0, "idle_end_s": 0.0}
-    verdict.judge(judged, verdict.Window(trace, edges, end_s - begin_s, 1), tick_s, integrable=False)
+    reads = CounterReads(
+        begin_j=one.joules[first],
+        begin_s=(one.times_s[first], begin_s),
+        end_s=(end_s, end_s + one.took_s[last]),
+    )
+    read = reading(one.device, one.kind, None, bare_j, "counter", reads=reads)
+    window = verdict.Window(trace, outcome.Span(begin_s=begin_s, end_s=end_s), end_s - begin_s, 1)
+    judged = verdict.finalise_energy(read, window, tick_s, integrable=False)
     ends = [_corner(moves, at_s) for at_s in (begin_s, end_s)]
     return {
         "window_s": end_s - begin_s,
         "bare_j": bare_j,
-        "own_j": judged["energy_j"],
-        "error_j": judged["error_j"],
-        "status": judged["status"],
+        "own_j": judged.energy_j,
+        "error_j": judged.error_j,
+        "status": judged.status,
         "true_j": ends[1][0] - ends[0][0],
         "true_error_j": ends[0][1] + ends[1][1],
     }

@@ -144,11 +144,11 @@ def _rerun(args: argparse.Namespace) -> int:
         print(f"{args.configfile}: no run has status {' or '.join(args.status)}{rest}")
         return 0
     for row in found:
-        print(f"{row['run']} · {row['status']}" + (f": {brief(row['reason'])}" if row["reason"] else ""))
+        print(f"{row.run} · {row.status}" + (f": {brief(row.reason)}" if row.reason else ""))
     if args.dry_run:
         return 0
     sys.stdout.flush()
-    return 1 if rerun.rerun(sweep, [row["run"] for row in found], args.configfile, args.arguments) else 0
+    return 1 if rerun.rerun(sweep, [row.run for row in found], args.configfile, args.arguments) else 0
 
 
 def _accept(args: argparse.Namespace) -> int:
@@ -169,7 +169,7 @@ def _accept(args: argparse.Namespace) -> int:
         return 0
     for run, row in chosen.items():
         today = staleness.run_digest(sweep.spec(run))
-        print(f"{run} · {row['status']} · {row['code_digest']} to {today}")
+        print(f"{run} · {row.status} · {row.code_digest} to {today}")
         if not args.dry_run:
             record.accept(sweep.record_path(run), today, args.reason.strip())
     kept = "would be kept" if args.dry_run else "kept"

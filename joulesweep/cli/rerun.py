@@ -11,7 +11,6 @@ import subprocess
 import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -19,6 +18,7 @@ from joulesweep.core import processes
 from joulesweep.core.errors import UserError
 from joulesweep.plan.sweep import Sweep
 from joulesweep.runs import record
+from joulesweep.runs.record import RunRecord
 
 #: What tells Snakemake how many jobs at once; without any of them it is told the cores of this machine.
 HOW_MANY = re.compile(r"--(cores|jobs|profile|workflow-profile|executor)\b|-[cje]")
@@ -27,7 +27,7 @@ PROFILE = Path("profiles/default/profile.yaml")  # Snakemake loads it by itself
 ANALYSIS = ("grid", "aggregate", "charts", "report")  # rules
 
 
-def ended(sweep: Sweep, statuses: Collection[str]) -> list[dict[str, Any]]:
+def ended(sweep: Sweep, statuses: Collection[str]) -> list[RunRecord]:
     """Records of the present grid with one of the statuses, in the grid's order.
 
     Raises:
@@ -35,7 +35,7 @@ def ended(sweep: Sweep, statuses: Collection[str]) -> list[dict[str, Any]]:
     """
     paths = [path for path in _records(sweep, sweep.runs) if path.exists()]
     try:
-        return [found for found in map(record.read, paths) if found["status"] in statuses]
+        return [found for found in map(record.read, paths) if found.status in statuses]
     except UserError as error:
         raise UserError(f"{error}; delete it and run snakemake") from None
 

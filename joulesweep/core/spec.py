@@ -6,8 +6,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
 
 from joulesweep.core.errors import UserError, one_of
 
@@ -113,6 +113,9 @@ class RunSpec:
         idle_s: length of the idle baseline before the window.
     """
 
+    #: For whoever decodes it: an unknown field is an error, as it is to `from_mapping`.
+    __pydantic_config__: ClassVar[dict[str, object]] = {"strict": True, "allow_inf_nan": False, "extra": "forbid"}
+
     model: str
     model_source: dict[str, Any]
     dataset: str
@@ -123,7 +126,7 @@ class RunSpec:
     accelerator: str
     task: str = OMISSION["task"]
     method: str = OMISSION["method"]
-    method_params: dict[str, Any]
+    method_params: dict[str, Any] = field(default_factory=dict)
     strategy: str = OMISSION["strategy"]
     devices: int = OMISSION["devices"]
     precision: str = OMISSION["precision"]
@@ -164,7 +167,7 @@ class RunSpec:
         return self.global_batch_size // self.devices
 
 
-FIELDS = tuple(field.name for field in fields(RunSpec))
+FIELDS = tuple(one.name for one in fields(RunSpec))
 
 
 def micro_batch(wanted: int | None, axes: Mapping[str, Any]) -> int | None:
@@ -205,7 +208,7 @@ def from_mapping(given: dict[str, Any]) -> RunSpec:
     missing = [name for name in FIELDS if name not in given and name not in OMISSION]
     if missing:
         raise UserError(f"spec: missing {', '.join(missing)}")
-    return RunSpec(**{"method_params": {}, **given})
+    return RunSpec(**given)
 
 
 def strip_source(section: dict[str, Any]) -> dict[str, Any]:

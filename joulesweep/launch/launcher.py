@@ -16,13 +16,26 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from joulesweep.axes.strategy import STRATEGIES
+from joulesweep.axes.strategy import STRATEGIES, on_one_device
 from joulesweep.core import bounded, files, processes
 from joulesweep.core.errors import UserError
+from joulesweep.core.outcome import (
+    BadInput,
+    Epoch,
+    Flag,
+    Measurement,
+    Quality,
+    RankResult,
+    Stopped,
+    Summary,
+    as_json,
+    read_rank,
+)
 from joulesweep.core.places import ROOT
 from joulesweep.core.spec import RunSpec, full
 from joulesweep.launch.lease import Lease
@@ -33,6 +46,7 @@ from joulesweep.measure.watch import Watch
 from joulesweep.nets.weights import some
 from joulesweep.runs import record
 from joulesweep.runs.identity import run_id
+from joulesweep.runs.record import Inputs, RunRecord
 
 # changes no number: how often the parent looks whether the processes have ended
 POLL_S = 0.1  # each waking costs CPU
@@ -45,6 +59,35 @@ ALLOCATOR = {
 }
 
 SIGKILLED = "Signal 9 (SIGKILL)"  # torchrun's words for a rank that was killed; its exit code is 1 then as for a bug
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a run leaves, whatever came of it.
+
+    Attributes:
+        status: "ok", or as in `Stopped`.
+        started: UTC, ISO 8601.
+        reason: why it is not ok; None where it is.
+        oom_bytes: bytes asked for when memory ran out, or None.
+        measurement: None unless ok, as the quality.
+        quality: after the last epoch.
+        epochs: those that ended.
+        losses: of every step.
+        summaries: what the trained model wrote.
+        power: the power trace, rows of `Trace.rows`.
+    """
+
+    status: record.Status
+    started: str
+    reason: str | None = None
+    oom_bytes: int | None = None
+    measurement: Measurement | None = None
+    quality: Quality | None = None
+    epochs: list[Epoch] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    summaries: list[Summary] = field(default_factory=list)
+    power: list[dict[str, float | str | None]] = field(default_factory=list)
 
 
 class RunFailed(Exception):  # noqa: N818 - says what happened
@@ -78,7 +121,7 @@ def launch(
     pinned: bool = False,
     meter_settings: Mapping[str, meters.Settings | None] | None = None,
     with_snakemake: bool = True,
-) -> dict[str, Any]:
+) -> RunRecord:
     """Carry out a run and write its record, last of all its files.
 
     Args:
@@ -112,33 +155,37 @@ def launch(
         raise UserError(lacking)  # the machine could; config or batch system do not let it
     if pinned:
         candidates = candidates[:needed]
-    manifest = _manifest(model_folder.with_name(f"{model_folder.name}.json"))
-    ready = (manifest or {}).get("tasks", {}).get(spec.task, {"reason": None, "new_weights": []})
-    if ready["reason"] is not None:
-        raise UserError(f"model {spec.model}: {ready['reason']}")
+    new_weights = _new_weights(spec, _manifest(model_folder.with_name(f"{model_folder.name}.json")))
     work = folder / ".work"
     shutil.rmtree(work, ignore_errors=True)
     shutil.rmtree(folder / "model", ignore_errors=True)
     work.mkdir(parents=True)
     try:
         if lacking:
-            return _write(spec, code_digest, model_folder, tokens, folder, _refused(lacking), candidates)
+            outcome = Outcome(status="unsupported", reason=lacking, started=_now())
+            return _write(spec, code_digest, model_folder, tokens, folder, outcome, candidates)
         with Lease(candidates, needed, exclusive, wanted) as lease:
             job = {"spec": full(spec), "model_folder": str(model_folder), "tokens": str(tokens), "folder": str(folder)}
-            files.write_json(work / "job.json", {**job, "boards": [board.described() for board in lease.boards]})
-            outcome = _measured(spec, work, log, lease, meter_settings or {}, wanted)
-            if outcome["status"] == "ok" and ready["new_weights"]:
-                text = f"not in the model's files: {some(ready['new_weights'])}"
-                outcome["measurement"]["flags"].append({"flag": "new_weights", "text": text})
-            for row in outcome.get("summaries", []) if references else []:
-                row["references"] = list(references[row["text"]])
+            files.write_json(work / "job.json", {**job, "boards": as_json(lease.boards)})
+            outcome = _measured(spec, work, log, lease, meter_settings or {}, wanted, new_weights)
+            if references:
+                told = [replace(one, references=list(references[one.text])) for one in outcome.summaries]
+                outcome = replace(outcome, summaries=told)
             return _write(spec, code_digest, model_folder, tokens, folder, outcome, lease.boards)
     finally:
         shutil.rmtree(work)
 
 
-def _refused(reason: str) -> dict[str, Any]:
-    return {"status": "unsupported", "reason": reason, "started": _now()}
+def _new_weights(spec: RunSpec, manifest: Mapping[str, Any] | None) -> list[str]:
+    """Weights that are not in the model's files and begin at random.
+
+    Raises:
+        UserError: the model cannot learn the task.
+    """
+    task = (manifest or {}).get("tasks", {}).get(spec.task, {"reason": None, "new_weights": []})
+    if task["reason"] is not None:
+        raise UserError(f"model {spec.model}: {task['reason']}")
+    return list(task["new_weights"])
 
 
 def _measured(
@@ -148,7 +195,8 @@ def _measured(
     lease: Lease,
     settings: Mapping[str, meters.Settings | None],
     wanted: Callable[[], None],
-) -> dict[str, Any]:
+    new_weights: Sequence[str],
+) -> Outcome:
     """Prepare the conditions, run the processes, and judge what was measured."""
     others, mute = meters.of_host(settings)
     before = conditions.prepare(spec, lease.boards, others, wanted)
@@ -157,18 +205,30 @@ def _measured(
     trace, no_trace = bounded.within(bounded.LIMIT_S, Trace, boards, others)
     before.silent.update(mute if no_trace is None else {**mute, "the trace": no_trace})
     trace, started = trace or Trace([], []), _now()
-    outcome, seen = _supervise(spec, work, log, lease, trace, wanted)
-    if outcome["status"] == "ok":
-        measurement.judge(outcome, trace, lease.boards, before.ticks)
-        bounded.within(bounded.LIMIT_S, sensors.keep_ticks, outcome["measurement"]["energy"], before.ticks)
-        hold = conditions.Hold(boards=lease.boards, exclusive=lease.exclusive, shared_host=lease.shared_host())
-        found, flags = conditions.describe(outcome, spec, before, trace, hold, seen)
-        span = outcome["span"]
-        overhead = {"meter_s": span["meter_s"], "weights_s": span["weights_s"]}
-        overhead |= trace.cost(span["begin_s"], span["end_s"]) | conditions.whole_run(trace)
-        outcome["measurement"] |= {"flags": flags, "conditions": found, "overhead": overhead}
-        outcome["power"] = trace.rows(span["begin_s"])
-    return {**outcome, "started": started}
+    result, seen = _supervise(spec, work, log, lease, trace, wanted)
+    if isinstance(result, Stopped):
+        return Outcome(status=result.status, reason=result.reason, oom_bytes=result.oom_bytes, started=started)
+    energy, epochs = measurement.finalise_energy(result, trace, lease.boards, before.ticks)
+    bounded.within(bounded.LIMIT_S, sensors.keep_ticks, energy, before.ticks)
+    hold = conditions.Hold(
+        boards=lease.boards,
+        exclusive=lease.exclusive,
+        shared_host=lease.shared_host(),
+        one_device=on_one_device(spec.strategy, spec.devices),
+    )
+    found, flags = conditions.describe(result, energy, spec, before, trace, hold, seen)
+    if new_weights:
+        flags.append(Flag(flag="new_weights", text=f"not in the model's files: {some(new_weights)}"))
+    return Outcome(
+        status="ok",
+        started=started,
+        measurement=measurement.measured(result, energy, flags, found, conditions.overhead(result.span, trace)),
+        quality=result.quality,
+        epochs=epochs,
+        losses=result.losses,
+        summaries=result.summaries,
+        power=trace.rows(result.span.begin_s),
+    )
 
 
 def _write(
@@ -177,43 +237,43 @@ def _write(
     model_folder: Path,
     tokens: Path,
     folder: Path,
-    outcome: dict[str, Any],
+    outcome: Outcome,
     boards: Sequence[Board] = (),
-) -> dict[str, Any]:
+) -> RunRecord:
     """Write the run's files, the record last, and return it."""
-    result = {
-        "format": record.FORMAT,
-        "version": record.VERSION,
-        "run": run_id(spec),
-        "status": outcome["status"],
-        "reason": outcome.get("reason"),
-        "oom_bytes": outcome.get("oom_bytes"),
-        "spec": full(spec),
-        "code_digest": code_digest,
-        "inputs": {
-            "model": _manifest(model_folder.with_name(f"{model_folder.name}.json")),
-            "tokens": _manifest(tokens.with_suffix(".json")),
-        },
-        "started": outcome["started"],
-        "finished": _now(),
-        "environment": machine.describe(spec.threads_per_device, boards),
-        "measurement": outcome.get("measurement"),
-        "quality": outcome.get("quality"),
-        "epochs": outcome.get("epochs", []),
-    }
-    losses = outcome.get("losses", [])
-    files.write_json(folder / "spec.json", result["spec"])
-    files.write_lines(folder / "epochs.jsonl", result["epochs"])
-    files.write_lines(folder / "steps.jsonl", [{"step": i, "train_loss": loss} for i, loss in enumerate(losses, 1)])
-    files.write_lines(folder / "power.jsonl", outcome.get("power", []))
-    files.write_lines(folder / "summaries.jsonl", outcome.get("summaries", []))
-    files.write_json(folder / "record.json", result)
+    result = RunRecord(
+        format=record.FORMAT,
+        version=record.VERSION,
+        run=run_id(spec),
+        status=outcome.status,
+        reason=outcome.reason,
+        oom_bytes=outcome.oom_bytes,
+        spec=spec,
+        code_digest=code_digest,
+        inputs=Inputs(
+            model=_manifest(model_folder.with_name(f"{model_folder.name}.json")),
+            tokens=_manifest(tokens.with_suffix(".json")),
+        ),
+        started=outcome.started,
+        finished=_now(),
+        environment=machine.describe(spec.threads_per_device, boards),
+        measurement=outcome.measurement,
+        quality=outcome.quality,
+        epochs=outcome.epochs,
+    )
+    steps = [{"step": i, "train_loss": loss} for i, loss in enumerate(outcome.losses, 1)]
+    files.write_json(folder / "spec.json", full(spec))
+    files.write_lines(folder / "epochs.jsonl", as_json(outcome.epochs))
+    files.write_lines(folder / "steps.jsonl", steps)
+    files.write_lines(folder / "power.jsonl", outcome.power)
+    files.write_lines(folder / "summaries.jsonl", as_json(outcome.summaries))
+    files.write_json(folder / "record.json", as_json(result))
     return result
 
 
-def _manifest(path: Path) -> dict[str, Any] | None:
+def _manifest(path: Path) -> dict[str, object] | None:
     """What was fetched or made, as the preparing rules wrote it down."""
-    return files.read_json(path, "manifest") if path.exists() else None
+    return dict(files.read_json(path, "manifest")) if path.exists() else None
 
 
 def _now() -> str:
@@ -251,8 +311,8 @@ def child_environment(num_threads: int, boards: Sequence[Board]) -> dict[str, st
 
 def _supervise(
     spec: RunSpec, work: Path, log: Path | None, lease: Lease, trace: Trace, wanted: Callable[[], None]
-) -> tuple[dict[str, Any], Watch]:
-    """Run the processes to their end. Returns the run's outcome, and what was seen meanwhile."""
+) -> tuple[RankResult | Stopped, Watch]:
+    """Run the processes to their end. Returns what came of them, and what was seen meanwhile."""
     descriptor = None
     if log is not None:
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -275,11 +335,11 @@ def _supervise(
     if found is not None:
         return found, seen
     if timed_out:
-        return {"status": "timeout", "reason": f"stopped after timeout_s = {spec.timeout_s:g} s"}, seen
+        return Stopped(status="timeout", reason=f"stopped after timeout_s = {spec.timeout_s:g} s"), seen
     kills_now = processes.oom_kills()
     struck = kills is not None and kills_now is not None and kills_now > kills
     if struck and _killed(num_ranks, child.returncode, log):
-        return {"status": "oom", "reason": "killed by the kernel's out-of-memory killer", "oom_bytes": None}, seen
+        return Stopped(status="oom", reason="killed by the kernel's out-of-memory killer"), seen
     raise RunFailed(f"a process of the run ended with exit code {child.returncode} and left no result")
 
 
@@ -299,7 +359,7 @@ def _wait(child: subprocess.Popen[bytes], timeout_s: float, seen: Watch, wanted:
     return False
 
 
-def _outcome(work: Path, num_ranks: int) -> dict[str, Any] | None:
+def _outcome(work: Path, num_ranks: int) -> RankResult | Stopped | None:
     """Bring the ranks' results together. A rank that stopped with a reason speaks for the run.
 
     A result is the last thing that a rank leaves: how its process ends after that changes nothing.
@@ -309,20 +369,25 @@ def _outcome(work: Path, num_ranks: int) -> dict[str, Any] | None:
         num_ranks: how many there are.
 
     Returns:
-        The outcome; None where a rank left no result and none stopped with a reason.
+        What all of them saw, or why one stopped; None where a rank left no result and none stopped with a reason.
 
     Raises:
         UserError: a rank found the input at fault.
     """
     stopped = _stopped(work)
-    if stopped is not None and stopped["status"] == "error":
-        raise UserError(stopped["reason"])
+    if isinstance(stopped, BadInput):
+        raise UserError(stopped.reason)
     if stopped is not None:
         return stopped
     paths = [work / f"rank{rank}.json" for rank in range(num_ranks)]
     if not all(path.exists() for path in paths):
         return None
-    return measurement.combine([json.loads(path.read_text(encoding="utf-8")) for path in paths])
+    ranks = [_rank(path) for path in paths]
+    return measurement.merge_ranks([rank for rank in ranks if isinstance(rank, RankResult)])
+
+
+def _rank(path: Path) -> RankResult | Stopped | BadInput:
+    return read_rank(json.loads(path.read_text(encoding="utf-8")))
 
 
 def _killed(num_ranks: int, exit_code: int, log: Path | None) -> bool:
@@ -334,11 +399,10 @@ def _killed(num_ranks: int, exit_code: int, log: Path | None) -> bool:
     return SIGKILLED in log.read_text(encoding="utf-8", errors="replace")
 
 
-def _stopped(work: Path) -> dict[str, Any] | None:
+def _stopped(work: Path) -> Stopped | BadInput | None:
     """The result of the first rank that stopped with a reason, or None.
 
     What happens to its peers afterwards follows from that: they lose their connection, and fail without a result.
     """
     paths = sorted(work.glob("rank*.json"), key=lambda path: path.stat().st_mtime_ns)
-    ranks = (json.loads(path.read_text(encoding="utf-8")) for path in paths)
-    return next((dict(rank) for rank in ranks if rank["status"] != "ok"), None)
+    return next((rank for rank in map(_rank, paths) if not isinstance(rank, RankResult)), None)

@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from joulesweep.core.outcome import Measurement
 from joulesweep.core.quantities import one
+from joulesweep.reference.cpu_estimate import asked
 from joulesweep.runs.headline import estimated, headline
-from joulesweep.runs.record import brief
+from joulesweep.runs.record import RunRecord, brief
 
 
-def start_line(run: str, grid: dict[str, Any], runs_folder: Path) -> str:
+def start_line(run: str, grid: Mapping[str, Any], runs_folder: Path) -> str:
     """`[ 5/24] ddp2 bf16-mixed bs32 r1 starts`; an anchor is `[anchor]`."""
     return f"{_head(run, grid, runs_folder, _num_finished(grid, runs_folder) + 1)} starts"
 
 
-def end_line(record: dict[str, Any], grid: dict[str, Any], runs_folder: Path) -> str:
+def end_line(record: RunRecord, grid: Mapping[str, Any], runs_folder: Path) -> str:
     """`[ 5/24] ddp2 bf16-mixed bs32 r1 · 2.9 s · 41 J est. · loss 3.90`, or the status and its reason."""
-    head = _head(record["run"], grid, runs_folder, _num_finished(grid, runs_folder))
-    if record["status"] != "ok":
-        return f"{head} · {record['status']}: {brief(record['reason'])}"
-    window_s = record["measurement"]["window_s"]
-    parts = [f"{window_s:.1f} s", _joules(record, grid), f"loss {record['quality']['validation_loss']:.2f}"]
+    head = _head(record.run, grid, runs_folder, _num_finished(grid, runs_folder))
+    measured, quality = record.measurement, record.quality
+    if measured is None or quality is None:
+        return f"{head} · {record.status}: {brief(record.reason or '')}"
+    parts = [f"{measured.window_s:.1f} s", _joules(record, measured, grid), f"loss {quality.validation_loss:.2f}"]
     return " · ".join([head, *filter(None, parts)])
 
 
-def _head(run: str, grid: dict[str, Any], runs_folder: Path, position: int) -> str:
+def _head(run: str, grid: Mapping[str, Any], runs_folder: Path, position: int) -> str:
     entry = grid["runs"].get(run)
     if entry is None:  # a run of another grid, by hand
         return f"[by hand] {run}"
@@ -35,16 +38,14 @@ def _head(run: str, grid: dict[str, Any], runs_folder: Path, position: int) -> s
     return f"[{position:>{len(str(total))}}/{total}] {entry['label']} r{entry['repeat']}"
 
 
-def _num_finished(grid: dict[str, Any], runs_folder: Path) -> int:
+def _num_finished(grid: Mapping[str, Any], runs_folder: Path) -> int:
     return sum((runs_folder / run / "record.json").exists() for run in grid["runs"])
 
 
-def _joules(record: dict[str, Any], grid: dict[str, Any]) -> str | None:
+def _joules(record: RunRecord, measured: Measurement, grid: Mapping[str, Any]) -> str | None:
     """The run's joules by the rule of the tables, else estimated ones if the config asks for them, else nothing."""
-    measurement = record["measurement"]
-    exclusive = measurement["conditions"]["exclusive"]
-    found = headline(measurement["energy"], record["spec"]["accelerator"], exclusive)
-    if found["energy_reason"] is None:
-        return one(found["energy_j"], "J") + (" int." if found["energy_status"] == "integrated" else "")
-    guess = estimated(record, grid["config"]["energy"], measurement["cpu_s"], measurement["window_s"])
+    found = headline(measured.energy, record.spec.accelerator, measured.conditions.exclusive)
+    if found.energy_j is not None:
+        return one(found.energy_j, "J") + (" int." if found.energy_status == "integrated" else "")
+    guess = estimated(record, asked(grid["config"]["energy"]), measured.cpu_s, measured.window_s)
     return f"{one(guess.mid_j, 'J')} est." if guess else None

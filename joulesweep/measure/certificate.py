@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from joulesweep.core.outcome import Citation
+
 FORMAT, VERSION = "joulesweep-certificate", 2
 FOLDER = Path("results/certificates")  # seen from where a run is started
 HOST = "cpu:0"  # names the certificate of a host's CPU packages and their memory
@@ -69,27 +71,25 @@ def digest(content: bytes) -> str:
 
 
 def cited(
-    boards: Sequence[Mapping[str, Any]], driver: str | None, folder: Path = FOLDER, cpu_model: str | None = None
-) -> list[dict[str, Any]]:
+    boards: Mapping[str, str], driver: str | None, folder: Path = FOLDER, cpu_model: str | None = None
+) -> list[Citation]:
     """What a record says of the certificates of a run's boards and of its host.
 
     Args:
-        boards: each with its `device` and `uuid`.
+        boards: UUIDs of the run's boards, by device.
         driver: the one that the run had.
         folder: of all certificates.
         cpu_model: of the run's host; None: not compared.
 
     Returns:
-        Rows {device, name, digest, made, holds, fails, not_tried, reason}; the lists have the names of the promises.
-        Without a certificate digest and lists are null, and there is a reason; where there is both, the certificate is
-        of another driver or CPU, or was made in less time than it takes to try everything.
+        The boards' and, last, the host's. Where there is both a certificate and a reason, it is of another driver or
+        CPU, or was made in less time than it takes to try everything.
     """
-    rows = [_cited(board["device"], board["uuid"], {"driver": driver}, folder) for board in boards]
-    return [*rows, _cited(HOST, HOST, {"cpu_model": cpu_model}, folder)]
+    found = [_cited(device, uuid, {"driver": driver}, folder) for device, uuid in boards.items()]
+    return [*found, _cited(HOST, HOST, {"cpu_model": cpu_model}, folder)]
 
 
-def _cited(device: str, name: str, had: Mapping[str, str | None], folder: Path) -> dict[str, Any]:
-    row: dict[str, Any] = {"device": device, "name": name}
+def _cited(device: str, name: str, had: Mapping[str, str | None], folder: Path) -> Citation:
     path = place(name, folder)
     try:
         content = path.read_bytes()
@@ -97,25 +97,36 @@ def _cited(device: str, name: str, had: Mapping[str, str | None], folder: Path) 
         if found["format"] != FORMAT or found["name"] != name:
             raise ValueError("another file")
         if found["version"] != VERSION:
-            return row | _none(f"{path} is of another version of joulesweep; joulesweep certify makes a new one")
-        verdicts = {verdict.replace(" ", "_"): names(found, verdict) for verdict in VERDICTS}
-        row |= {"digest": digest(content), "made": str(found["made"]), **verdicts}
-        doubts = [
-            f"the certificate is of {key.replace('_', ' ')} {found['identity'].get(key)}, the run had {value}"
-            for key, value in had.items()
-            if value not in (None, found["identity"].get(key))
-        ]
-        if float(found["budget_s"]) < BUDGET_S:
-            doubts.append(f"the certificate was made in {float(found['budget_s']):.3g} of {BUDGET_S:g} s")
+            reason = f"{path} is of another version of joulesweep; joulesweep certify makes a new one"
+            return Citation(device=device, name=name, reason=reason)
+        return Citation(
+            device=device,
+            name=name,
+            digest=digest(content),
+            made=str(found["made"]),
+            holds=names(found, HOLDS),
+            fails=names(found, FAILS),
+            not_tried=names(found, NOT_TRIED),
+            reason=_weakened(found, had),
+        )
     except FileNotFoundError:
-        return row | _none(f"no certificate: there is no {path}; joulesweep certify makes one")
+        reason = f"no certificate: there is no {path}; joulesweep certify makes one"
     except (OSError, *MALFORMED):
-        return {"device": device, "name": name} | _none(f"{path} is no certificate; joulesweep certify makes one")
-    return row | {"reason": "; ".join(doubts) or None}
+        reason = f"{path} is no certificate; joulesweep certify makes one"
+    return Citation(device=device, name=name, reason=reason)
 
 
-def _none(reason: str) -> dict[str, Any]:
-    return {**dict.fromkeys(("digest", "made", "holds", "fails", "not_tried")), "reason": reason}
+def _weakened(certificate: Mapping[str, Any], had: Mapping[str, str | None]) -> str | None:
+    """Why a certificate says less of a run than it does of its device."""
+    doubts = [
+        f"the certificate is of {key.replace('_', ' ')} {certificate['identity'].get(key)}, the run had {value}"
+        for key, value in had.items()
+        if value not in (None, certificate["identity"].get(key))
+    ]
+    budget_s = float(certificate["budget_s"])
+    if budget_s < BUDGET_S:
+        doubts.append(f"the certificate was made in {budget_s:.3g} of {BUDGET_S:g} s")
+    return "; ".join(doubts) or None
 
 
 def names(certificate: Mapping[str, Any], verdict: str) -> list[str]:

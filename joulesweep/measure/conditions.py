@@ -11,13 +11,22 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from joulesweep.core import bounded, processes
+from joulesweep.core.outcome import (
+    BoardConditions,
+    Conditions,
+    DeviceEnergy,
+    Flag,
+    Overhead,
+    RankResult,
+    Span,
+    WholeRunEnergy,
+)
 from joulesweep.core.spec import RunSpec
 from joulesweep.measure import contention, measurement, meters, sensors, settling, verdict, watch
 from joulesweep.measure.devices import Board
-from joulesweep.measure.trace import Trace
+from joulesweep.measure.trace import BoardState, Trace
 from joulesweep.measure.watch import BoardLook, Watch
 
 HEADLINE_TICKS = 100  # fewer updates of the counter in the window: flagged
@@ -54,11 +63,13 @@ class Hold:
         boards: its own.
         exclusive: what it had alone: "gpu" its boards, "node" the machine, "none" no more than its boards.
         shared_host: whether other runs worked on the machine meanwhile.
+        one_device: whether a strategy for several devices had one.
     """
 
     boards: Sequence[Board]
     exclusive: str
     shared_host: bool
+    one_device: bool
 
 
 def prepare(
@@ -108,70 +119,78 @@ def _look(readers: Sequence[meters.BoardSensor], askers: Mapping[str, bounded.As
 
 
 def describe(
-    outcome: Mapping[str, Any], spec: RunSpec, before: Before, trace: Trace, hold: Hold, seen: Watch
-) -> tuple[dict[str, Any], list[dict[str, str]]]:
-    """The conditions and the flags of a measurement that `measurement.judge` has finished.
+    result: RankResult,
+    energy: Sequence[DeviceEnergy],
+    spec: RunSpec,
+    before: Before,
+    trace: Trace,
+    hold: Hold,
+    seen: Watch,
+) -> tuple[Conditions, list[Flag]]:
+    """The conditions and the flags of a measurement.
 
-    Returns:
-        {boards, cooldown_s, settled, settled_by, idle_s, exclusive, window_begin, window_end} with the numbers of
-        `contention.describe`, and rows {flag, text}.
+    Args:
+        result: of all ranks.
+        energy: the final joules of each device.
+        spec: the run's.
+        before: what was found before its processes started.
+        trace: the readings of the run.
+        hold: what the run has of the machine.
+        seen: what was looked at besides.
     """
-    span, measured = outcome["span"], outcome["measurement"]
+    span = result.span
     after, silent = look_after([board for board in hold.boards if board.device not in before.silent])
-    states = [_state(board, trace, span, before) for board in hold.boards]
-    for board, state in zip(hold.boards, states, strict=True):
-        state |= _company(board.device, spec, span, before, after, seen)
-    energy = measured["energy"]
-    host_j = any(meters.kind(row["kind"]).of_host and row["energy_j"] is not None for row in energy)
-    cpu_s, num_threads = measured["cpu_s"] * measured["num_passes"], spec.threads_per_device * spec.devices
+    boards = [_state(board, trace, spec, span, before, after, seen) for board in hold.boards]
+    host_j = any(meters.kind(row.kind).of_host and row.energy_j is not None for row in energy)
+    cpu_s, num_threads = result.cpu_s * result.num_passes, spec.threads_per_device * spec.devices
     cpu = contention.describe(seen.looks.cpu, span, cpu_s, num_threads)
-    conditions = {
-        "boards": states,
-        "cooldown_s": before.cooldown_s,
-        "settled": before.settled,
-        "settled_by": " and ".join(sorted({rest.settled_by for rest in before.rests.values() if rest.settled_by}))
-        or None,
-        "idle_s": max(0.0, span["idle_end_s"] - span["idle_begin_s"]),
-        "exclusive": hold.exclusive,
-        "window_begin": _utc(span["begin_s"]),
-        "window_end": _utc(span["end_s"]),
-        **cpu,
-    }
-    found = [
-        *(_short(row, outcome["measurement"]["total_window_s"]) for row in energy),
+    conditions = Conditions(
+        **vars(cpu),
+        boards=boards,
+        cooldown_s=before.cooldown_s,
+        settled=before.settled,
+        settled_by=" and ".join(sorted({rest.settled_by for rest in before.rests.values() if rest.settled_by})) or None,
+        idle_s=max(0.0, span.idle_end_s - span.idle_begin_s),
+        exclusive=hold.exclusive,
+        window_begin=_utc(span.begin_s),
+        window_end=_utc(span.end_s),
+    )
+    some = [
+        *(_short(row, result.total_window_s) for row in energy),
         *(_disagrees(row) for row in energy),
-        *measurement.flags(outcome),
-        *(_throttled(state) for state in states),
-        _others(states),
-        ("shared_host", "other runs used the machine at the same time; CPU and DRAM joules hold their share too")
-        if hold.shared_host and host_j
-        else None,
+        *measurement.flags(result, energy),
+        *(_throttled(board) for board in boards),
+        _others(boards),
+        _shared(hold, host_j),
         _contended(
-            contention.causes(cpu, span["end_s"] - span["begin_s"], cpu_s, spec.accelerator == "cpu"),
-            host_j and bool(cpu["foreign_cpu_s"]),
+            contention.causes(cpu, span.window_s, cpu_s, spec.accelerator == "cpu"),
+            host_j and bool(cpu.foreign_cpu_s),
         ),
-        ("not_settled", f"temperature or power still moved after the cool-down of {spec.cooldown_s:g} s")
-        if before.settled is False
-        else None,
+        _not_settled(spec, before),
         *(
-            ("trace_stopped", f"{device}: {reason} before the run: it was not read")
+            Flag(flag="trace_stopped", text=f"{device}: {reason} before the run: it was not read")
             for device, reason in before.silent.items()
         ),
         _stopped(seen, silent, trace, span),
-        _skipped(outcome["measurement"]),
-        ("one_device", f"{spec.strategy} on one device: what this shows is the overhead of its wrapper")
-        if spec.strategy != "single" and spec.devices == 1
-        else None,
+        _skipped(result),
+        _one_device(spec, hold),
     ]
-    return conditions, [{"flag": flag, "text": text} for flag, text in filter(None, found)]
+    return conditions, [flag for flag in some if flag is not None]
 
 
-def whole_run(trace: Trace) -> dict[str, Any]:
-    """Seconds and joules from the trace's first to its last reading: start-up, idling, window and scoring.
+def overhead(span: Span, trace: Trace) -> Overhead:
+    """What measuring cost, and what the run used from the trace's first to its last reading."""
+    return Overhead(
+        meter_s=span.meter_s,
+        weights_s=span.weights_s,
+        **trace.cost(span.begin_s, span.end_s),
+        whole_run_s=trace.times_s[-1] - trace.times_s[0] if trace.times_s else None,
+        whole_run_energy=whole_run(trace),
+    )
 
-    Returns:
-        {whole_run_s, whole_run_energy: rows {device, energy_j, reason}}; None where they are unknown.
-    """
+
+def whole_run(trace: Trace) -> list[WholeRunEnergy]:
+    """Joules from the trace's first to its last reading: start-up, idling, window and scoring."""
     begin_s, end_s = (trace.times_s[0], trace.times_s[-1]) if trace.times_s else (0.0, 0.0)
     rows = []
     for device, series in trace.series.items():
@@ -180,8 +199,8 @@ def whole_run(trace: Trace) -> dict[str, Any]:
             power_w = trace.mean_power_w(device, begin_s, end_s)
             energy_j = None if power_w is None else power_w * (end_s - begin_s)
         reason = "neither its counter nor its power was read from begin to end" if energy_j is None else None
-        rows.append({"device": device, "energy_j": energy_j, "reason": reason})
-    return {"whole_run_s": end_s - begin_s if trace.times_s else None, "whole_run_energy": rows}
+        rows.append(WholeRunEnergy(device=device, energy_j=energy_j, reason=reason))
+    return rows
 
 
 def _gained_j(counter: Sequence[float | None]) -> float | None:
@@ -199,24 +218,46 @@ def _utc(at_s: float) -> str:
     return moment.isoformat(timespec="milliseconds")
 
 
-def _state(board: Board, trace: Trace, span: Mapping[str, float], before: Before) -> dict[str, Any]:
-    """One board's temperatures at the edges of the window, its clocks and what held them down in it."""
+def _state(
+    board: Board,
+    trace: Trace,
+    spec: RunSpec,
+    span: Span,
+    before: Before,
+    after: Mapping[str, BoardLook],
+    seen: Watch,
+) -> BoardConditions:
+    """One board's temperatures at the edges of the window, its clocks and limit in it, what held it down, and others.
+
+    Args:
+        board: which.
+        trace: the readings of the run.
+        spec: the run's.
+        span: its window.
+        before: what was found before the run.
+        after: what was seen of each board after it.
+        seen: what was looked at in it.
+    """
     of_board = [(at_s, state) for at_s, device, state in trace.states if device == board.device]
-    inside = [state for at_s, state in of_board if span["begin_s"] <= at_s <= span["end_s"]]
-    clocks = [state["sm_clock_mhz"] for state in inside if state["sm_clock_mhz"] is not None]
-    rest = before.rests.get(board.device)
-    return {
-        "device": board.device,
-        "uuid": board.uuid,
-        "temperature_start_c": _nearest(of_board, span["begin_s"]),
-        "temperature_end_c": _nearest(of_board, span["end_s"]),
-        "sm_clock_mean_mhz": statistics.fmean(clocks) if clocks else None,
-        "sm_clock_min_mhz": min(clocks, default=None),
-        "throttle_reasons": _reasons([state["throttles"] for state in inside]),
-        "settled_by": rest.settled_by if rest else None,
-        "slope_c_per_min": rest.slope_c_per_min if rest else None,
-        "anchor_c": rest.anchor_c if rest else None,
-    }
+    inside = [state for at_s, state in of_board if span.begin_s <= at_s <= span.end_s]
+    clocks = [state.sm_clock_mhz for state in inside if state.sm_clock_mhz is not None]
+    rest, early = before.rests.get(board.device), before.looks.get(board.device)
+    during = [look for at_s, of, look in seen.looks.boards if of == board.device and _within(at_s, span)]
+    limits = [look.power_limit_w for look in (*during, early) if look and look.power_limit_w]
+    return BoardConditions(
+        device=board.device,
+        uuid=board.uuid,
+        temperature_start_c=_nearest(of_board, span.begin_s),
+        temperature_end_c=_nearest(of_board, span.end_s),
+        sm_clock_mean_mhz=statistics.fmean(clocks) if clocks else None,
+        sm_clock_min_mhz=min(clocks, default=None),
+        throttle_reasons=_reasons([state.throttles for state in inside]),
+        settled_by=rest.settled_by if rest else None,
+        slope_c_per_min=rest.slope_c_per_min if rest else None,
+        anchor_c=rest.anchor_c if rest else None,
+        power_limit_w=limits[0] if limits else None,
+        other_processes=_company({"before": [early], "during": during, "after": [after.get(board.device)]}, spec),
+    )
 
 
 def _reasons(looks: Sequence[Sequence[str] | None]) -> list[str] | None:
@@ -226,21 +267,8 @@ def _reasons(looks: Sequence[Sequence[str] | None]) -> list[str] | None:
     return sorted({reason for reasons in looks for reason in reasons or ()})
 
 
-def _company(
-    device: str,
-    spec: RunSpec,
-    span: Mapping[str, float],
-    before: Before,
-    after: Mapping[str, BoardLook],
-    seen: Watch,
-) -> dict[str, Any]:
-    """When others computed on a board (None: unknown), and its power limit in the window."""
-    inside = [look for at_s, of, look in seen.looks.boards if of == device and _within(at_s, span)]
-    looks: dict[str, list[BoardLook | None]] = {
-        "before": [before.looks.get(device)],
-        "during": [*inside],
-        "after": [after.get(device)],
-    }
+def _company(looks: Mapping[str, Sequence[BoardLook | None]], spec: RunSpec) -> list[str] | None:
+    """When others computed on a board; None where that is not known of every time."""
     whole = processes.sees_whole_machine()
     found = {
         when: watch.others(
@@ -249,76 +277,91 @@ def _company(
         for when, of in looks.items()
     }
     seen_when = [when for when, others in found.items() if others]
-    limits = [look.power_limit_w for look in (*inside, before.looks.get(device)) if look and look.power_limit_w]
-    return {
-        "power_limit_w": limits[0] if limits else None,
-        "other_processes": seen_when if seen_when or None not in found.values() else None,
-    }
+    return seen_when if seen_when or None not in found.values() else None
 
 
-def _within(at_s: float, span: Mapping[str, float]) -> bool:
+def _within(at_s: float, span: Span) -> bool:
     """Whether a look belongs to the window: it is in it, or no further away than the next look."""
-    return span["begin_s"] - watch.LOOK_PERIOD_S <= at_s <= span["end_s"]
+    return span.begin_s - watch.LOOK_PERIOD_S <= at_s <= span.end_s
 
 
-def _nearest(states: Sequence[tuple[float, dict[str, Any]]], at_s: float) -> float | None:
+def _nearest(states: Sequence[tuple[float, BoardState]], at_s: float) -> float | None:
     nearest = min(states, key=lambda entry: abs(entry[0] - at_s), default=None)
-    return None if nearest is None else nearest[1]["temperature_c"]
+    return None if nearest is None else nearest[1].temperature_c
 
 
-Flag = tuple[str, str] | None
-
-
-def _short(row: Mapping[str, Any], total_s: float) -> Flag:
+def _short(row: DeviceEnergy, total_s: float) -> Flag | None:
     """A headline wants 100 updates of the counter, and on a GPU 30 s."""
-    needed_s = max(HEADLINE_TICKS * (row["tick_s"] or 0.0), meters.kind(row["kind"]).headline_s)
-    if row["energy_j"] is None or total_s >= needed_s or meters.kind(row["kind"]).contains:
+    kind = meters.kind(row.kind)
+    needed_s = max(HEADLINE_TICKS * (row.tick_s or 0.0), kind.headline_s)
+    if row.energy_j is None or total_s >= needed_s or kind.contains:
         return None
-    return (
-        "short_window",
-        f"{row['device']}: window of {total_s:.3g} s; a headline needs measure.min_seconds of {needed_s:.3g}",
-    )
+    text = f"{row.device}: window of {total_s:.3g} s; a headline needs measure.min_seconds of {needed_s:.3g}"
+    return Flag(flag="short_window", text=text)
 
 
-def _disagrees(row: Mapping[str, Any]) -> Flag:
-    if verdict.POWER not in (row["doubt"] or ""):
+def _disagrees(row: DeviceEnergy) -> Flag | None:
+    if verdict.POWER not in (row.doubt or ""):
         return None
-    return "power_disagrees", f"{row['device']}: mean power × time is {row['power_ratio']:.3g} × the counter's joules"
+    text = f"{row.device}: mean power × time is {row.power_ratio:.3g} × the counter's joules"
+    return Flag(flag="power_disagrees", text=text)
 
 
-def _throttled(state: Mapping[str, Any]) -> Flag:
-    if not state["throttle_reasons"]:
+def _throttled(board: BoardConditions) -> Flag | None:
+    if not board.throttle_reasons:
         return None
-    return "throttled", f"{state['device']}: clocks held down by {', '.join(state['throttle_reasons'])}"
+    return Flag(flag="throttled", text=f"{board.device}: clocks held down by {', '.join(board.throttle_reasons)}")
 
 
-def _skipped(measurement: Mapping[str, Any]) -> Flag:
-    skipped, steps = measurement["num_skipped_steps"], measurement["num_steps"]
-    return ("skipped_steps", f"loss scaling skipped {skipped} of {steps} steps") if skipped > SKIPPED * steps else None
+def _skipped(result: RankResult) -> Flag | None:
+    skipped, steps = result.num_skipped_steps, result.num_steps
+    if skipped <= SKIPPED * steps:
+        return None
+    return Flag(flag="skipped_steps", text=f"loss scaling skipped {skipped} of {steps} steps")
 
 
-def _others(states: Sequence[Mapping[str, Any]]) -> Flag:
+def _others(boards: Sequence[BoardConditions]) -> Flag | None:
     by_time = {
-        when: [state["device"] for state in states if when in (state["other_processes"] or ())]
+        when: [board.device for board in boards if when in (board.other_processes or ())]
         for when in ("before", "during", "after")
     }
     told = [f"{', '.join(devices)} {when}" for when, devices in by_time.items() if devices]
     text = f"other processes computed on {' and '.join(told)} the run: its joules hold their share too"
-    return ("other_processes", text) if told else None
+    return Flag(flag="other_processes", text=text) if told else None
 
 
-def _contended(causes: Sequence[str], with_others_j: bool) -> Flag:
+def _shared(hold: Hold, host_j: bool) -> Flag | None:
+    if not (hold.shared_host and host_j):
+        return None
+    text = "other runs used the machine at the same time; CPU and DRAM joules hold their share too"
+    return Flag(flag="shared_host", text=text)
+
+
+def _contended(causes: Sequence[str], with_others_j: bool) -> Flag | None:
     if not causes:
         return None
-    return "contended", "; ".join([*causes, *(["CPU and DRAM joules hold the others' share"] if with_others_j else [])])
+    more = ["CPU and DRAM joules hold the others' share"] if with_others_j else []
+    return Flag(flag="contended", text="; ".join([*causes, *more]))
 
 
-def _stopped(seen: Watch, silent: Mapping[str, str], trace: Trace, span: Mapping[str, float]) -> Flag:
+def _not_settled(spec: RunSpec, before: Before) -> Flag | None:
+    if before.settled is not False:
+        return None
+    text = f"temperature or power still moved after the cool-down of {spec.cooldown_s:g} s"
+    return Flag(flag="not_settled", text=text)
+
+
+def _one_device(spec: RunSpec, hold: Hold) -> Flag | None:
+    if not hold.one_device:
+        return None
+    text = f"{spec.strategy} on one device: what this shows is the overhead of its wrapper"
+    return Flag(flag="one_device", text=text)
+
+
+def _stopped(seen: Watch, silent: Mapping[str, str], trace: Trace, span: Span) -> Flag | None:
     if seen.stopped is None:
         return None
-    last_s = trace.times_s[-1] if trace.times_s else span["begin_s"]
+    last_s = trace.times_s[-1] if trace.times_s else span.begin_s
     names = f" ({', '.join(silent)})" if silent else ""
-    return (
-        "trace_stopped",
-        f"{seen.stopped}{names}; the last reading is of {last_s - span['begin_s']:.3g} s of the window",
-    )
+    text = f"{seen.stopped}{names}; the last reading is of {last_s - span.begin_s:.3g} s of the window"
+    return Flag(flag="trace_stopped", text=text)

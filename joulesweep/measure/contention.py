@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from joulesweep.core.outcome import CpuUse, Span
 
 PROC = Path("/proc")
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
@@ -130,7 +131,7 @@ def _pressure() -> float | None:
         return None
 
 
-def describe(readings: Sequence[Reading], span: Mapping[str, float], cpu_s: float, num_threads: int) -> dict[str, Any]:
+def describe(readings: Sequence[Reading], span: Span, cpu_s: float, num_threads: int) -> CpuUse:
     """What the readings around a window say of it.
 
     Args:
@@ -138,14 +139,8 @@ def describe(readings: Sequence[Reading], span: Mapping[str, float], cpu_s: floa
         span: begin_s and end_s of the window.
         cpu_s: CPU-seconds of the run's processes in the window.
         num_threads: that they may compute with.
-
-    Returns:
-        cpu_share: their CPU time, of the window times their threads; cpu_pressure_share: of the time, in which some
-        process of the machine waited for a core; cpu_wait_share: of the time that the run's threads were ready, in
-        which they waited; foreign_cpu_s: CPU-seconds of others; cpu_steal_s: that a hypervisor took; cpu_unknown: why
-        some of these are None, by name.
     """
-    window_s = span["end_s"] - span["begin_s"]
+    window_s = span.window_s
     around = _around(readings, span)
     found: dict[str, tuple[float | None, str]] = {
         "cpu_share": (cpu_s / (window_s * num_threads) if window_s > 0 else None, "the window has no length"),
@@ -155,13 +150,13 @@ def describe(readings: Sequence[Reading], span: Mapping[str, float], cpu_s: floa
         "cpu_steal_s": _steal_s(around, window_s),
     }
     unknown = {name: reason for name, (value, reason) in found.items() if value is None}
-    return {**{name: value for name, (value, _) in found.items()}, "cpu_unknown": unknown}
+    return CpuUse(**{name: value for name, (value, _) in found.items()}, cpu_unknown=unknown)
 
 
-def _around(readings: Sequence[Reading], span: Mapping[str, float]) -> tuple[Reading, Reading] | None:
+def _around(readings: Sequence[Reading], span: Span) -> tuple[Reading, Reading] | None:
     """The last reading before a window and the first one after it."""
-    before = [reading for reading in readings if reading.at_s <= span["begin_s"]]
-    after = [reading for reading in readings if reading.at_s >= span["end_s"]]
+    before = [reading for reading in readings if reading.at_s <= span.begin_s]
+    after = [reading for reading in readings if reading.at_s >= span.end_s]
     return (before[-1], after[0]) if before and after and after[0].at_s > before[-1].at_s else None
 
 
@@ -211,27 +206,27 @@ def _steal_s(around: tuple[Reading, Reading] | None, window_s: float) -> Share:
     return max(0.0, last.steal_s - first.steal_s) * window_s / (last.at_s - first.at_s), ""
 
 
-def causes(found: Mapping[str, Any], window_s: float, cpu_s: float, on_cpu: bool) -> list[str]:
+def causes(cpu: CpuUse, window_s: float, cpu_s: float, on_cpu: bool) -> list[str]:
     """Why a run was contended, each in a few words; empty if it was not, as far as is known.
 
     Args:
-        found: of `describe`.
+        cpu: of `describe`.
         window_s: length of the window.
         cpu_s: CPU-seconds of the run's processes in it.
         on_cpu: whether it trains on the CPU: then at least one of its threads always has something to do.
     """
     told = []
     much_s = max(FOREIGN * window_s, FOREIGN_SHARE * cpu_s)
-    if (found["foreign_cpu_s"] or 0.0) > much_s:
-        told.append(f"other processes used {found['foreign_cpu_s']:.3g} CPU-seconds (it used {cpu_s:.3g})")
-    if (found["cpu_steal_s"] or 0.0) > much_s:
-        told.append(f"the hypervisor took {found['cpu_steal_s']:.3g} CPU-seconds")
+    if (cpu.foreign_cpu_s or 0.0) > much_s:
+        told.append(f"other processes used {cpu.foreign_cpu_s:.3g} CPU-seconds (it used {cpu_s:.3g})")
+    if (cpu.cpu_steal_s or 0.0) > much_s:
+        told.append(f"the hypervisor took {cpu.cpu_steal_s:.3g} CPU-seconds")
     # A run with more threads than cores waits for itself: then the cores are full of its own work.
-    itself = found["foreign_cpu_s"] is not None and cpu_s > FULL * window_s * len(os.sched_getaffinity(0))
-    if (found["cpu_wait_share"] or 0.0) > WAITING and not itself:
-        told.append(f"its threads waited for a core {found['cpu_wait_share']:.0%} of the time that they were ready")
-    elif found["cpu_wait_share"] is None and (found["cpu_pressure_share"] or 0.0) > WAITING:
-        told.append(f"some process waited for a core {found['cpu_pressure_share']:.0%} of the time")
+    itself = cpu.foreign_cpu_s is not None and cpu_s > FULL * window_s * len(os.sched_getaffinity(0))
+    if (cpu.cpu_wait_share or 0.0) > WAITING and not itself:
+        told.append(f"its threads waited for a core {cpu.cpu_wait_share:.0%} of the time that they were ready")
+    elif cpu.cpu_wait_share is None and (cpu.cpu_pressure_share or 0.0) > WAITING:
+        told.append(f"some process waited for a core {cpu.cpu_pressure_share:.0%} of the time")
     if on_cpu and cpu_s < GOT * window_s:
         told.append(f"its processes got {cpu_s:.3g} CPU-seconds in {window_s:.3g} s")
     return told

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from joulesweep.core.errors import UserError, one_of
 from joulesweep.core.spec import RunSpec
@@ -50,7 +49,7 @@ class Board:
         """Whether its counter gives the joules of a run: it has one, and no other slice shares it."""
         return self.has_counter and not self.mig
 
-    def described(self) -> dict[str, Any]:
+    def described(self) -> dict[str, str | int | bool | None]:
         """As a mapping, for job files and records."""
         return {"device": self.device, **asdict(self)}
 

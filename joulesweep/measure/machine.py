@@ -14,14 +14,13 @@ import subprocess
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from joulesweep.core import bounded
 from joulesweep.core.errors import UserError
+from joulesweep.core.outcome import BoardIdentity, Environment
 from joulesweep.core.places import ROOT
 from joulesweep.measure import certificate, devices, meters
 
-GPU = ("index", "name", "uuid", "memory_bytes", "mig")
 VERSIONED = ("torch", "transformers", "tokenizers", "safetensors", "zeus", "nvidia-ml-py")
 
 
@@ -49,32 +48,31 @@ def resolve_accelerator(accelerator: str) -> str:
     return probe_accelerator() if accelerator == "auto" else accelerator
 
 
-def describe(threads_per_process: int, boards: Sequence[devices.Board] = ()) -> dict[str, Any]:
-    """The environment part of a record.
-
-    Returns:
-        hostname, platform, python; cpu_model, cpu_cores (that this process may use), host_memory_bytes;
-        gpus: the run's boards, a list of {index, name, uuid, memory_bytes, mig}; driver; versions by package;
-        git_commit and git_dirty (null outside a checkout); threads_per_process; certificates: of the boards and
-        the host, rows as `certificate.cited` gives them.
-    """
+def describe(threads_per_process: int, boards: Sequence[devices.Board] = ()) -> Environment:
+    """The environment of a run on some boards, whose processes may each compute with so many threads."""
     commit, dirty = _git()
     driver = bounded.within(bounded.LIMIT_S, devices.driver)[0]
-    return {
-        "hostname": socket.gethostname(),
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-        "cpu_model": cpu_model(),
-        "cpu_cores": len(os.sched_getaffinity(0)),
-        "host_memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "gpus": [{key: getattr(board, key) for key in GPU} for board in boards],
-        "driver": driver,
-        "versions": {name: version(name) for name in VERSIONED},
-        "git_commit": commit,
-        "git_dirty": dirty,
-        "threads_per_process": threads_per_process,
-        "certificates": certificate.cited([board.described() for board in boards], driver, cpu_model=cpu_model()),
-    }
+    return Environment(
+        hostname=socket.gethostname(),
+        platform=platform.platform(),
+        python=platform.python_version(),
+        cpu_model=cpu_model(),
+        cpu_cores=len(os.sched_getaffinity(0)),
+        host_memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        gpus=[_identity(board) for board in boards],
+        driver=driver,
+        versions={name: version(name) for name in VERSIONED},
+        git_commit=commit,
+        git_dirty=dirty,
+        threads_per_process=threads_per_process,
+        certificates=certificate.cited({board.device: board.uuid for board in boards}, driver, cpu_model=cpu_model()),
+    )
+
+
+def _identity(board: devices.Board) -> BoardIdentity:
+    return BoardIdentity(
+        index=board.index, name=board.name, uuid=board.uuid, memory_bytes=board.memory_bytes, mig=board.mig
+    )
 
 
 def cpu_model() -> str:

@@ -3,14 +3,28 @@
 Sums over ranks, one row per device, each judged by itself: a counter that moved too few times in the window has no
 number (`below_resolution`); a board without a counter, or with one that failed or was reset, has its power readings
 integrated (`integrated`). Each number comes with the bound of its error, and, where something contradicts it, with a
-doubt.
+doubt. Nothing here changes what it is given.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
 
+from joulesweep.core.outcome import (
+    ChosenPhase,
+    Conditions,
+    DeviceEnergy,
+    Epoch,
+    Flag,
+    Measurement,
+    Overhead,
+    PeakMemory,
+    Phase,
+    PlainPhase,
+    RankResult,
+    Span,
+)
 from joulesweep.core.work import COUNTED
 from joulesweep.measure import verdict
 from joulesweep.measure.devices import Board
@@ -19,128 +33,154 @@ from joulesweep.measure.trace import Trace
 CLOCK_STEP_S, CLOCK_STEP = 0.1, 0.005  # wall and monotonic clock may differ by less: seconds, or a share of the window
 
 
-def combine(ranks: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The run's outcome from its ranks': energy, CPU time and counts are sums, the window the longest.
+def merge_ranks(ranks: Sequence[RankResult]) -> RankResult:
+    """What a run's processes saw as if they were one: energy, CPU time and counts are sums, the window the longest.
+
+    Host memory is the sum over the processes, GPU memory that of the fullest; the idle baseline is when all rested.
 
     Args:
-        ranks: the ranks' results in order; all ok.
-
-    Returns:
-        measurement (per pass: window_s, cpu_s, phases, of the training ones the counts of COUNTED, num_steps and
-        num_skipped_steps, samples_per_s, tokens_per_s (real tokens, read and written), padded_tokens_per_s,
-        epochs_per_minute; of the whole window: num_passes, total_window_s, energy rows with total_energy_j; startup_s,
-        products (see `onednn.choose`), attention (see `assembly.attention`), num_compilations_in_window (0 unless a
-        compiler met something new there) and peak_memory: host the sum over the processes, GPU the fullest), quality
-        (the last epoch's), epochs, losses, summaries, and span: the begin and end of window and idle baseline on the
-        monotonic clock, with the time inside meter calls, the step of the wall clock, and the seconds in the window in
-        which weights were copied.
+        ranks: in order.
     """
-    parts = [rank["measurement"] for rank in ranks]
-    epochs = _epochs(ranks)
-    num_passes = parts[0]["num_passes"]
-    total_window_s = max(part["total_window_s"] for part in parts)
-    window_s = total_window_s / num_passes
-    phases = [_phase(of_ranks) for of_ranks in zip(*(part["phases"] for part in parts), strict=True)]
-    counts = {name: sum(part[name] for part in parts) for name in COUNTED}
-    return {
-        "status": "ok",
-        "measurement": {
-            "window_s": window_s,
-            "num_passes": num_passes,
-            "total_window_s": total_window_s,
-            "startup_s": max(part["startup_s"] for part in parts),
-            "cpu_s": sum(part["cpu_s"] for part in parts),
-            "energy": [row for part in parts for row in part["energy"]],
-            "peak_memory": _peak_memory([part["peak_memory"] for part in parts]),
-            "num_steps": parts[0]["num_steps"],
-            "num_skipped_steps": parts[0]["num_skipped_steps"],
-            **counts,
-            "phases": phases,
-            "products": parts[0]["products"],
-            "attention": parts[0]["attention"],
-            "num_compilations_in_window": sum(part["num_compilations_in_window"] for part in parts),
-            "samples_per_s": counts["num_texts"] / window_s,
-            "tokens_per_s": (counts["num_tokens"] + counts["num_target_tokens"]) / window_s,
-            "padded_tokens_per_s": (counts["num_padded_tokens"] + counts["num_padded_target_tokens"]) / window_s,
-            "epochs_per_minute": 60 * counts["num_texts"] / ranks[0]["num_train_texts"] / window_s,
-        },
-        "span": {
-            "begin_s": min(part["span"]["begin_s"] for part in parts),
-            "end_s": max(part["span"]["end_s"] for part in parts),
-            "idle_begin_s": max(part["span"]["idle_begin_s"] for part in parts),
-            "idle_end_s": min(part["span"]["idle_end_s"] for part in parts),
-            "meter_s": max(part["span"]["meter_s"] for part in parts),
-            "clock_step_s": max((part["span"]["clock_step_s"] for part in parts), key=abs),
-            "weights_s": max(part["span"]["weights_s"] for part in parts),
-        },
-        "quality": {name: epochs[-1][name] for name in QUALITY},
-        "epochs": [{key: value for key, value in row.items() if key in EPOCH} for row in epochs],
-        "losses": ranks[0]["losses"],
-        "summaries": sorted((row for rank in ranks for row in rank["summaries"]), key=lambda row: int(row["text"])),
-    }
+    first = ranks[0]
+    return replace(
+        first,
+        total_window_s=max(rank.total_window_s for rank in ranks),
+        span=_span([rank.span for rank in ranks]),
+        energy=[reading for rank in ranks for reading in rank.energy],
+        cpu_s=sum(rank.cpu_s for rank in ranks),
+        startup_s=max(rank.startup_s for rank in ranks),
+        peak_memory=_peak_memory([rank.peak_memory for rank in ranks]),
+        phases=[_phase(of_ranks) for of_ranks in zip(*(rank.phases for rank in ranks), strict=True)],
+        num_compilations_in_window=sum(rank.num_compilations_in_window for rank in ranks),
+        epochs=[_epoch(of_ranks) for of_ranks in zip(*(rank.epochs for rank in ranks), strict=True)],
+        summaries=sorted((one for rank in ranks for one in rank.summaries), key=lambda one: one.text),
+    )
 
 
-def _phase(of_ranks: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _span(spans: Sequence[Span]) -> Span:
+    return Span(
+        begin_s=min(span.begin_s for span in spans),
+        end_s=max(span.end_s for span in spans),
+        idle_begin_s=max(span.idle_begin_s for span in spans),
+        idle_end_s=min(span.idle_end_s for span in spans),
+        meter_s=max(span.meter_s for span in spans),
+        clock_step_s=max((span.clock_step_s for span in spans), key=abs),
+        weights_s=max(span.weights_s for span in spans),
+    )
+
+
+def _peak_memory(peaks: Sequence[PeakMemory]) -> PeakMemory:
+    allocated = [peak.gpu_allocated_bytes for peak in peaks if peak.gpu_allocated_bytes is not None]
+    reserved = [peak.gpu_reserved_bytes for peak in peaks if peak.gpu_reserved_bytes is not None]
+    return PeakMemory(
+        host_rss_bytes=sum(peak.host_rss_bytes or 0 for peak in peaks),
+        gpu_allocated_bytes=max(allocated, default=None),
+        gpu_reserved_bytes=max(reserved, default=None),
+    )
+
+
+def _phase(of_ranks: Sequence[PlainPhase | ChosenPhase]) -> PlainPhase | ChosenPhase:
     """A phase of all ranks: their counts summed, the rest the first one's."""
-    return {**of_ranks[0], **{name: sum(phase[name] for phase in of_ranks) for name in COUNTED}}
+    return replace(of_ranks[0], **_counts(of_ranks))  # type: ignore[arg-type]
 
 
-QUALITY = ("validation_loss", "perplexity", "masked_accuracy", "choice_accuracy", "num_validation_texts", "num_masked")
-EPOCH = ("epoch", "elapsed_s", "cpu_s", "num_steps", "train_loss", *QUALITY[:4])
+def _counts(phases: Sequence[Phase]) -> dict[str, int]:
+    return {name: sum(getattr(phase, name) for phase in phases) for name in COUNTED}
 
 
-def _epochs(ranks: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rank 0's epochs, with CPU seconds of all ranks and the slowest rank's clock."""
-    return [
-        {**rows[0], "cpu_s": sum(row["cpu_s"] for row in rows), "elapsed_s": max(row["elapsed_s"] for row in rows)}
-        for rows in zip(*(rank["epochs"] for rank in ranks), strict=True)
-    ]
+def _epoch(of_ranks: Sequence[Epoch]) -> Epoch:
+    """Rank 0's epoch, with CPU seconds of all ranks and the slowest rank's clock."""
+    cpu_s, elapsed_s = sum(epoch.cpu_s for epoch in of_ranks), max(epoch.elapsed_s for epoch in of_ranks)
+    return replace(of_ranks[0], cpu_s=cpu_s, elapsed_s=elapsed_s)
 
 
-def _peak_memory(parts: Sequence[dict[str, int | None]]) -> dict[str, int | None]:
-    def fullest(key: str) -> int | None:
-        values = [part[key] for part in parts if part[key] is not None]
-        return max(values) if values else None  # type: ignore[type-var]
-
-    return {
-        "host_rss_bytes": sum(part["host_rss_bytes"] or 0 for part in parts),
-        "gpu_allocated_bytes": fullest("gpu_allocated_bytes"),
-        "gpu_reserved_bytes": fullest("gpu_reserved_bytes"),
-    }
-
-
-def judge(outcome: dict[str, Any], trace: Trace, boards: Sequence[Board], ticks: Mapping[str, float | None]) -> None:
-    """Give the outcome's energy rows their final numbers and statuses, in place, and each epoch rows of its own.
+def finalise_energy(
+    result: RankResult, trace: Trace, boards: Sequence[Board], ticks: Mapping[str, float | None]
+) -> tuple[list[DeviceEnergy], list[Epoch]]:
+    """Final joules of each device, and the epochs with joules of their own.
 
     Args:
-        outcome: of `combine`; its energy rows have total_energy_j of the whole window.
+        result: of all ranks.
         trace: the readings of the run.
         boards: the run's.
         ticks: update period of each device's counter, in seconds, as it was measured before the run.
     """
-    measurement, rows = outcome["measurement"], outcome["measurement"]["energy"]
-    window = verdict.Window(trace, outcome["span"], measurement["total_window_s"], measurement["num_passes"])
+    window = verdict.Window(trace, result.span, result.total_window_s, result.num_passes)
     whole = {board.device for board in boards if not board.mig}
     by_trace = {device for device, traits in trace.traits.items() if traits.method is not None}
-    rows += [verdict.traced(device, window) for device in sorted(by_trace)]
-    for row in rows:
-        verdict.judge(row, window, ticks.get(row["device"]), integrable=row["device"] in whole | by_trace)
-    verdict.doubt_containers(rows)
-    read = [row for row in rows if row["energy_j"] is not None]
-    for epoch in outcome["epochs"]:
-        epoch["energy"] = [verdict.epoch_row(epoch, window, row) for row in read]
+    readings = [*result.energy, *(verdict.traced(device, window) for device in sorted(by_trace))]
+    energy = verdict.with_doubt_of_containers(
+        [
+            verdict.finalise_energy(one, window, ticks.get(one.device), integrable=one.device in whole | by_trace)
+            for one in readings
+        ]
+    )
+    read = [row for row in energy if row.energy_j is not None]
+    epochs = [
+        replace(epoch, energy=[verdict.epoch_energy(epoch, window, row) for row in read]) for epoch in result.epochs
+    ]
+    return energy, epochs
 
 
-def flags(outcome: Mapping[str, Any]) -> list[tuple[str, str] | None]:
-    """What counters and clocks of a judged outcome give rise to, as (flag, text)."""
-    rows, step_s = outcome["measurement"]["energy"], outcome["span"]["clock_step_s"]
-    total_s = outcome["measurement"]["total_window_s"]
-    stepped = abs(step_s) > min(CLOCK_STEP_S, CLOCK_STEP * total_s)
+def measured(
+    result: RankResult,
+    energy: Sequence[DeviceEnergy],
+    flags: Sequence[Flag],
+    conditions: Conditions,
+    overhead: Overhead,
+) -> Measurement:
+    """A run's measurement, per pass, from what its ranks saw and what was made of it.
+
+    Args:
+        result: of all ranks.
+        energy: the final joules of each device.
+        flags: what to know before comparing.
+        conditions: of the measuring.
+        overhead: of it.
+    """
+    counts, window_s = _counts(result.training), result.window_s
+    return Measurement(
+        **counts,
+        window_s=window_s,
+        num_passes=result.num_passes,
+        total_window_s=result.total_window_s,
+        startup_s=result.startup_s,
+        cpu_s=result.cpu_s,
+        energy=list(energy),
+        peak_memory=result.peak_memory,
+        num_steps=result.num_steps,
+        num_skipped_steps=result.num_skipped_steps,
+        phases=result.phases,
+        products=result.products,
+        attention=result.attention,
+        num_compilations_in_window=result.num_compilations_in_window,
+        samples_per_s=counts["num_texts"] / window_s,
+        tokens_per_s=(counts["num_tokens"] + counts["num_target_tokens"]) / window_s,
+        padded_tokens_per_s=(counts["num_padded_tokens"] + counts["num_padded_target_tokens"]) / window_s,
+        epochs_per_minute=60 * counts["num_texts"] / result.num_train_texts / window_s,
+        flags=list(flags),
+        conditions=conditions,
+        overhead=overhead,
+    )
+
+
+def flags(result: RankResult, energy: Sequence[DeviceEnergy]) -> list[Flag]:
+    """What counters and clocks of a run give rise to.
+
+    Args:
+        result: of all ranks.
+        energy: the final joules of each device.
+    """
+    step_s = result.span.clock_step_s
+    stepped = abs(step_s) > min(CLOCK_STEP_S, CLOCK_STEP * result.total_window_s)
     text = f"the wall clock went {step_s:+.3g} s against the monotonic one; seconds are of the monotonic one"
-    unknown = [row["device"] for row in rows if verdict.TICK in (row["doubt"] or "")]
-    reset = [row["device"] for row in rows if verdict.was_reset(row)]
+    unknown = [row.device for row in energy if verdict.TICK in (row.doubt or "")]
+    reset = [row.device for row in energy if verdict.was_reset(row)]
     return [
-        *(("tick_unknown", f"{device}: {verdict.TICK}, and so is the error of its joules") for device in unknown),
-        *(("counter_reset", f"{device}: {verdict.RESET} in the window") for device in reset),
-        ("clock_stepped", text) if stepped else None,
+        *(
+            Flag(flag="tick_unknown", text=f"{device}: {verdict.TICK}, and so is the error of its joules")
+            for device in unknown
+        ),
+        *(Flag(flag="counter_reset", text=f"{device}: {verdict.RESET} in the window") for device in reset),
+        *([Flag(flag="clock_stepped", text=text)] if stepped else []),
     ]

@@ -13,9 +13,9 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from joulesweep.core import files
+from joulesweep.core.outcome import DeviceEnergy
 from joulesweep.measure import devices
 
 TICK_LIMIT_S = 10.0
@@ -76,23 +76,23 @@ def keep_tick(name: str, tick_s: float) -> None:
         )
 
 
-def keep_ticks(rows: Sequence[Mapping[str, Any]], known: Mapping[str, float | None]) -> None:
+def keep_ticks(rows: Sequence[DeviceEnergy], known: Mapping[str, float | None]) -> None:
     """Keep what a run's own trace found of its counters' update periods, where it is other than what was known.
 
     Args:
-        rows: of the run's energy, judged.
+        rows: the run's final joules.
         known: the update periods before the run, by device.
     """
     for row in rows:
-        if row["tick_s"] is not None and row["status"] != "unavailable" and row["tick_s"] != known.get(row["device"]):
-            keep_tick(row["uuid"] or row["device"], row["tick_s"])
+        if row.tick_s is not None and row.status != "unavailable" and row.tick_s != known.get(row.device):
+            keep_tick(row.uuid or row.device, row.tick_s)
 
 
 def _tick_key(name: str) -> str:
     return f"{socket.gethostname()} {name} {devices.driver()}"
 
 
-def _ticks() -> dict[str, Any]:
+def _ticks() -> dict[str, object]:
     try:
         return dict(json.loads((cache_folder() / "ticks.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):

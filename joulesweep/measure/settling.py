@@ -15,7 +15,6 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from joulesweep.core import bounded, files
 from joulesweep.measure.meters import BoardSensor
@@ -166,12 +165,9 @@ def _at_rest(points: Sequence[Point], rest: Rest) -> float | None:
 def known_anchors(uuids: Sequence[str]) -> dict[str, float]:
     """Temperatures at rest of boards of this host, by UUID, as far as some wait has found them."""
     kept = _kept()
-    found = {uuid: kept[_key(uuid)] for uuid in uuids if _is_number(kept.get(_key(uuid)))}
-    return {uuid: float(row["idle_c"]) for uuid, row in found.items()}
-
-
-def _is_number(row: object) -> bool:
-    return isinstance(row, dict) and isinstance(row.get("idle_c"), int | float)
+    rows = {uuid: kept.get(_key(uuid)) for uuid in uuids}
+    found = {uuid: row.get("idle_c") for uuid, row in rows.items() if isinstance(row, dict)}
+    return {uuid: float(idle_c) for uuid, idle_c in found.items() if isinstance(idle_c, int | float)}
 
 
 def keep_anchors(found: Mapping[str, float]) -> None:
@@ -184,7 +180,7 @@ def keep_anchors(found: Mapping[str, float]) -> None:
         files.write_json(cache_folder() / "temperatures.json", {**_kept(), **rows})
 
 
-def _kept() -> dict[str, Any]:
+def _kept() -> dict[str, object]:
     try:
         return dict(json.loads((cache_folder() / "temperatures.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, RecursionError):

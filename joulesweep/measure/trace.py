@@ -15,7 +15,7 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypedDict
 
 from joulesweep.measure import counter, meters
 from joulesweep.measure.devices import Board
@@ -28,6 +28,28 @@ MAX_LOST = 0.01  # share of the power readings in a span that may have failed
 MAX_EDGE_S = 2.0  # a reading speaks for no more than that at the edges of a span
 AVERAGE_S = 1.0  # what a board that has no instant power averages over
 MIN_APART_S = 0.01  # readings that are closer together say nothing of power
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoardState:
+    """What is asked of a board once a second; None where it does not say.
+
+    Attributes:
+        temperature_c: of the GPU.
+        sm_clock_mhz: of its processors.
+        throttles: what held its clocks down.
+    """
+
+    temperature_c: float | None
+    sm_clock_mhz: float | None
+    throttles: list[str] | None
+
+
+class Cost(TypedDict):
+    """CPU seconds that the trace took in a span, None where it was read less than twice; and how often it was read."""
+
+    trace_cpu_s: float | None
+    num_samples: int
 
 
 @dataclass
@@ -73,7 +95,7 @@ class Trace:
         times_s: when the readings began.
         took_s: how long each took.
         series: the readings by device.
-        states: (time, device, {temperature_c, sm_clock_mhz, throttles}), once a second.
+        states: (time, device, state), once a second.
         spent: CPU seconds of this thread so far at each reading.
     """
 
@@ -84,7 +106,7 @@ class Trace:
         self.times_s: list[float] = []
         self.took_s: list[float] = []
         self.series = {device: Series() for device in self.sensors}
-        self.states: list[tuple[float, str, dict[str, Any]]] = []
+        self.states: list[tuple[float, str, BoardState]] = []
         self.spent: list[float] = []
         self._random = random.Random()
         self._slot_s = self._next_s = self._next_state_s = time.monotonic()
@@ -133,16 +155,18 @@ class Trace:
         most_w = self.traits[device].kind.most_w if device in self.traits else None
         return math.inf if most_w is None else most_w
 
-    def _read_states(self, now_s: float) -> list[tuple[float, str, dict[str, Any]]]:
+    def _read_states(self, now_s: float) -> list[tuple[float, str, BoardState]]:
         self._next_state_s = now_s + STATE_PERIOD_S
         found = []
         for device, sensor in self.boards.items():
-            state = {"temperature_c": sensor.temperature_c(), "sm_clock_mhz": sensor.sm_clock_mhz()}
-            found.append((now_s, device, {**state, "throttles": sensor.throttles()}))
+            state = BoardState(
+                temperature_c=sensor.temperature_c(), sm_clock_mhz=sensor.sm_clock_mhz(), throttles=sensor.throttles()
+            )
+            found.append((now_s, device, state))
         return found
 
-    def cost(self, begin_s: float, end_s: float) -> dict[str, float | int | None]:
-        """CPU seconds that this process spent in a span, and how many readings it took: {trace_cpu_s, num_samples}."""
+    def cost(self, begin_s: float, end_s: float) -> Cost:
+        """What the readings of a span cost."""
         first, last = bisect.bisect_left(self.times_s, begin_s), bisect.bisect_right(self.times_s, end_s)
         inside = self.spent[first:last]
         return {"trace_cpu_s": inside[-1] - inside[0] if len(inside) > 1 else None, "num_samples": len(inside)}
@@ -278,13 +302,14 @@ class Trace:
             return []
         return [(begin_s, known[0][1]), *known, (end_s, known[-1][1])]
 
-    def rows(self, begin_s: float) -> list[dict[str, Any]]:
+    def rows(self, begin_s: float) -> list[dict[str, float | str | None]]:
         """The trace as rows {t_s, device, power_w, energy_j}, times and joules counted from the window's begin.
 
         Every n-th reading, so that there are at most `MAX_ROWS` per device. The power of a device that reports none is
         the slope of its counter.
         """
-        rows, step = [], -(-len(self.times_s) // MAX_ROWS) or 1
+        rows: list[dict[str, float | str | None]] = []
+        step = -(-len(self.times_s) // MAX_ROWS) or 1
         for device, series in self.series.items():
             start_j = self._counter_at(device, begin_s)
             for i in range(0, len(self.times_s), step):

@@ -5,14 +5,15 @@ Every number is judged by what the run's own trace saw, never by what a counter 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
+from joulesweep.core.outcome import CounterReads, DeviceEnergy, DeviceTotal, Epoch, EpochEnergy, Reading, Span, Status
 from joulesweep.measure import counter, meters
 from joulesweep.measure.trace import PERIOD_S, Trace
 from joulesweep.measure.window import NO_COUNTER
-from joulesweep.measure.window import row as row_of
+from joulesweep.measure.window import reading as reading_of
 
 MIN_TICKS = 10  # fewer updates of the counter in the window: no number
 MANY_TICKS = 100  # so many in the idle span, and it needs no power readings
@@ -29,6 +30,7 @@ NEAR_S = 2.0  # readings so near to the window tell what power is possible at it
 HOLE_S = 0.5  # readings further apart leave room for anything between the lowest and the highest power
 IDLE_DOUBT = 3.0  # a board that idles at more than so many times the run's power: one of the two is wrong
 IDLE_ERROR = 0.05  # a counter whose error in the idle span is larger says nothing of the idle power
+TOTAL = tuple(one.name for one in dataclasses.fields(DeviceTotal))
 
 
 @dataclass(frozen=True)
@@ -37,57 +39,65 @@ class Window:
 
     Attributes:
         trace: the readings.
-        span: begin_s, end_s, idle_begin_s, idle_end_s on the monotonic clock.
+        span: when it and the idle baseline began and ended.
         total_s: its length.
         num_passes: over which joules are shared out.
     """
 
     trace: Trace
-    span: Mapping[str, float]
+    span: Span
     total_s: float
     num_passes: int
 
     @property
     def edges(self) -> tuple[float, float]:
         """When it began and ended."""
-        return self.span["begin_s"], self.span["end_s"]
+        return self.span.begin_s, self.span.end_s
 
     @property
     def idle(self) -> tuple[float, float]:
         """When the idle baseline began and ended."""
-        return self.span["idle_begin_s"], self.span["idle_end_s"]
+        return self.span.idle_begin_s, self.span.idle_end_s
 
 
-def judge(row: dict[str, Any], window: Window, known_tick_s: float | None, integrable: bool) -> None:
-    """Give a device's row its final numbers and status, in place.
+def finalise_energy(reading: Reading, window: Window, known_tick_s: float | None, integrable: bool) -> DeviceEnergy:
+    """A device's final numbers and status.
 
     Args:
-        row: of `Meter.rows`.
+        reading: of `Meter.readings`.
         window: the run's.
         known_tick_s: time between two moves of its counter, as measured before the run.
         integrable: whether its power readings are of nothing but the run: not of a board that is split.
     """
-    readings, trace, device = row.pop("readings", None), window.trace, row["device"]
-    seen = trace.steps(device, *window.edges)
+    seen = window.trace.steps(reading.device, *window.edges)
     tick_s = tick_in_force(known_tick_s, seen)
-    error_j = None
-    if row["status"] == "measured":
-        error_j = _count(row, readings, window, seen, tick_s)
-    if row["status"] == "unavailable" and integrable:
-        error_j = _integrate(row, window)
-    total_j, power_w = row["total_energy_j"], _power_w(window, device)
-    checked = power_w is not None and total_j is not None and row["status"] == "measured"
-    row.update(
-        energy_j=None if total_j is None else total_j / window.num_passes,
+    total, error_j = reading, None
+    if total.status == "measured":
+        total, error_j = _count(total, window, seen, tick_s)
+    if total.status == "unavailable" and integrable:
+        total, error_j = _integrate(total, window)
+    power_w = _power_w(window, reading.device)
+    power_ratio = None
+    if power_w is not None and total.total_energy_j is not None and total.status == "measured":
+        power_ratio = power_w * window.total_s / total.total_energy_j
+    idle_w, idle_reason = _idle_w(window, reading.device, tick_s)
+    energy_j = None if total.total_energy_j is None else total.total_energy_j / window.num_passes
+    net_energy_j, net_reason = _net_j(energy_j, idle_w, idle_reason, window)
+    energy = DeviceEnergy(
+        **{name: getattr(total, name) for name in TOTAL},
+        energy_j=energy_j,
         error_j=None if error_j is None else error_j / window.num_passes,
-        tick_s=None if row["status"] == "integrated" else tick_s,
+        tick_s=None if total.status == "integrated" else tick_s,
         mean_power_w=power_w,
-        power_method=trace.power_method(device),
-        power_ratio=power_w * window.total_s / total_j if checked else None,  # type: ignore[operator]
-        ratio_reason=None if checked else _unchecked(row),
+        power_method=window.trace.power_method(reading.device),
+        power_ratio=power_ratio,
+        ratio_reason=_unchecked(total) if power_ratio is None else None,
+        idle_w=idle_w,
+        idle_reason=idle_reason,
+        net_energy_j=net_energy_j,
+        net_reason=net_reason,
     )
-    _subtract_idle(row, window, tick_s)
-    row["doubt"] = _doubt(row, window)
+    return replace(energy, doubt=_doubt(energy, window))
 
 
 def tick_in_force(known_s: float | None, seen: counter.Steps) -> float | None:
@@ -98,45 +108,45 @@ def tick_in_force(known_s: float | None, seen: counter.Steps) -> float | None:
     return seen.still_s if stale and seen.tick_s is None else seen.tick_s
 
 
-def was_reset(row: Mapping[str, Any]) -> bool:
+def was_reset(row: DeviceTotal) -> bool:
     """Whether a judged row's counter was reset in the window."""
-    return RESET in (row["reason"] or "") or RESET in (row["method"] or "")
+    return RESET in (row.reason or "") or RESET in (row.method or "")
 
 
-def _count(
-    row: dict[str, Any], readings: Mapping[str, Any] | None, window: Window, seen: counter.Steps, tick_s: float | None
-) -> float | None:
-    """Make the counter's difference the joules of the window, or say why it is none. Returns the bound of the error."""
-    trace, device, most_w = window.trace, row["device"], meters.kind(row["kind"]).most_w
-    range_j = trace.traits[device].range_j if device in trace.traits else None
-    if range_j is not None:
-        _unwrap(row, window, range_j)
-    impossible = most_w is not None and (
-        row["total_energy_j"] > most_w * window.total_s or trace.jumped(device, *window.edges, tick_s or seen.still_s)
+def _count(reading: Reading, window: Window, seen: counter.Steps, tick_s: float | None) -> tuple[Reading, float | None]:
+    """Make the counter's difference the joules of the window, or say why it is none; and the bound of the error."""
+    trace, device, limit_w = window.trace, reading.device, meters.kind(reading.kind).most_w
+    traits = trace.traits.get(device)
+    if traits is not None and traits.range_j is not None:
+        reading = _unwrapped(reading, window, traits.range_j)
+    total_j = reading.total_energy_j
+    assert total_j is not None
+    impossible = limit_w is not None and (
+        total_j > limit_w * window.total_s or trace.jumped(device, *window.edges, tick_s or seen.still_s)
     )
-    if trace.was_reset(device, *window.edges) or row["total_energy_j"] < 0 or impossible:
-        row.update(status="unavailable", reason=RESET, total_energy_j=None, method=None)
-        return None
-    slow = _too_slow(row["total_energy_j"], window, device, seen, tick_s)
+    if trace.was_reset(device, *window.edges) or total_j < 0 or impossible:
+        return replace(reading, status="unavailable", reason=RESET, total_energy_j=None, method=None), None
+    slow = _too_slow(total_j, window, device, seen, tick_s)
     if slow is not None:
-        row.update(status="below_resolution", reason=slow, total_energy_j=None)
-        return None
+        return replace(reading, status="below_resolution", reason=slow, total_energy_j=None), None
     if tick_s is None:
-        return None
-    most_w = _most_w(row, window, tick_s)
-    if readings is None:  # late by a tick at most at the end, and at the begin the other way
-        late_s = tick_s + (trace.traits[device].late_s if device in trace.traits else 0.0)
-        return counter.SLACK * late_s * most_w + CLOCKS * float(row["total_energy_j"])
-    return _count_between_moves(row, readings, window, tick_s, most_w)
+        return reading, None
+    most_w = _most_w(device, total_j, window, tick_s)
+    if reading.reads is None:  # late by a tick at most at the end, and at the begin early
+        late_s = tick_s + (traits.late_s if traits is not None else 0.0)
+        return reading, counter.SLACK * late_s * most_w + CLOCKS * total_j
+    own_j, error_j = _count_between_moves(device, total_j, reading.reads, window, tick_s, most_w)
+    return replace(reading, total_energy_j=own_j), error_j
 
 
-def _unwrap(row: dict[str, Any], window: Window, range_j: float) -> None:
-    """Add the ranges of a RAPL counter that Zeus missed: it looks once a second whether the counter began again."""
-    traced_j = window.trace.energy_between(row["device"], *window.edges)
-    missed = 0 if traced_j is None else round((traced_j - row["total_energy_j"]) / range_j)
-    if missed:
-        row["total_energy_j"] += missed * range_j
-        row["method"] += f", {missed:+d} range of {range_j:g} J that it missed"
+def _unwrapped(reading: Reading, window: Window, range_j: float) -> Reading:
+    """With the ranges of a RAPL counter that Zeus missed: it looks once a second whether the counter began again."""
+    traced_j, total_j = window.trace.energy_between(reading.device, *window.edges), reading.total_energy_j
+    missed = 0 if traced_j is None or total_j is None else round((traced_j - total_j) / range_j)
+    if total_j is None or not missed:
+        return reading
+    method = f"{reading.method}, {missed:+d} range of {range_j:g} J that it missed"
+    return replace(reading, total_energy_j=total_j + missed * range_j, method=method)
 
 
 def _too_slow(total_j: float, window: Window, device: str, seen: counter.Steps, tick_s: float | None) -> str | None:
@@ -154,60 +164,62 @@ def _too_slow(total_j: float, window: Window, device: str, seen: counter.Steps, 
     return None
 
 
-def _most_w(row: Mapping[str, Any], window: Window, tick_s: float) -> float:
+def _most_w(device: str, total_j: float, window: Window, tick_s: float) -> float:
     """The highest power that the device may have drawn in a tick about the window's edges."""
-    trace, device, (begin_s, end_s) = window.trace, row["device"], window.edges
+    trace, (begin_s, end_s) = window.trace, window.edges
     near = begin_s - NEAR_S, end_s + NEAR_S
     powers_w = trace.powers_w(device, *near) if trace.is_instant(device) else []
     rises_w = [(later - value) / max(apart_s, tick_s) for apart_s, value, later in trace.rises(device, *near)]
-    return counter.SLACK * float(max([row["total_energy_j"] / window.total_s, *powers_w, *rises_w]))
+    return counter.SLACK * max([total_j / window.total_s, *powers_w, *rises_w])
 
 
 def _count_between_moves(
-    row: dict[str, Any], readings: Mapping[str, Any], window: Window, tick_s: float, most_w: float
-) -> float:
-    """Correct a board's joules by what its counter lagged behind at both edges. Returns the bound of the error."""
-    trace, device, total_j = window.trace, row["device"], row["total_energy_j"]
-    lags = [
+    device: str, total_j: float, reads: CounterReads, window: Window, tick_s: float, most_w: float
+) -> tuple[float, float]:
+    """A board's joules corrected by what its counter lagged behind at both edges, and the bound of the error."""
+    trace, (begin_s, end_s) = window.trace, window.edges
+    begin, end = (
         counter.lag(
             trace.times_s,
             trace.series[device].energy_j if device in trace.series else [],
             at_s=at_s,
-            read_s=readings[edge],
+            read_s=read_s,
             reading_j=reading_j,
             tick_s=tick_s,
-            power_w=_power_at(row, window, at_s, tick_s),
+            power_w=_power_at(device, total_j, window, at_s, tick_s),
             most_w=most_w,
         )
-        for edge, at_s, reading_j in zip(
-            ("begin_s", "end_s"), window.edges, (readings["begin_j"], readings["begin_j"] + total_j), strict=True
+        for at_s, read_s, reading_j in (
+            (begin_s, reads.begin_s, reads.begin_j),
+            (end_s, reads.end_s, reads.begin_j + total_j),
         )
-    ]
-    row["total_energy_j"] = total_j + lags[1].energy_j - lags[0].energy_j
-    return float(lags[0].error_j + lags[1].error_j + CLOCKS * row["total_energy_j"])
+    )
+    own_j = total_j + end.energy_j - begin.energy_j
+    return own_j, begin.error_j + end.error_j + CLOCKS * own_j
 
 
-def _power_at(row: Mapping[str, Any], window: Window, at_s: float, tick_s: float) -> float:
+def _power_at(device: str, total_j: float, window: Window, at_s: float, tick_s: float) -> float:
     """Power just before a moment: as the board says, else by its counter, else the window's mean."""
-    trace, device = window.trace, row["device"]
+    trace = window.trace
     powers_w = trace.powers_w(device, at_s - 3 * PERIOD_S, at_s) if trace.is_instant(device) else []
     if powers_w:
         return powers_w[-1]
     slope_w = trace.slope_w(device, at_s - max(3 * tick_s, 5 * PERIOD_S), at_s)
-    return float(row["total_energy_j"] / window.total_s) if slope_w is None else slope_w
+    return total_j / window.total_s if slope_w is None else slope_w
 
 
-def _integrate(row: dict[str, Any], window: Window) -> float | None:
-    """Make a board's power readings over the window its joules. Returns the bound of their error."""
-    power_w, reason = window.trace.mean_power_w(row["device"], *window.edges), row["reason"]
+def _integrate(total: Reading, window: Window) -> tuple[Reading, float | None]:
+    """Make a board's power readings over the window its joules; and the bound of their error."""
+    power_w, reason = window.trace.mean_power_w(total.device, *window.edges), total.reason
     if not power_w:
-        failure = window.trace.failure(row["device"])
-        row["reason"] = f"{reason}, and its power could not be read{f': {failure}' if failure else ''}"
-        return None
-    method = integrated(window.trace, row["device"])
+        failure = window.trace.failure(total.device)
+        told = f": {failure}" if failure else ""
+        return replace(total, reason=f"{reason}, and its power could not be read{told}"), None
+    method = integrated(window.trace, total.device)
     method = method if reason in (NO_COUNTER, POWER_ALONE) else f"{method}: {reason}"
-    row.update(total_energy_j=power_w * window.total_s, status="integrated", method=method, reason=None)
-    return (_power_error_w(window, row["device"]) + SAMPLES * power_w) * window.total_s
+    joules = power_w * window.total_s
+    error_j = (_power_error_w(window, total.device) + SAMPLES * power_w) * window.total_s
+    return replace(total, total_energy_j=joules, status="integrated", method=method, reason=None), error_j
 
 
 def _power_error_w(window: Window, device: str) -> float:
@@ -228,15 +240,13 @@ def _power_w(window: Window, device: str) -> float | None:
     return None if energy_j is None else energy_j / window.total_s
 
 
-def _unchecked(row: Mapping[str, Any]) -> str:
-    """Why a row's joules were not compared with its power."""
-    if row["total_energy_j"] is None:
+def _unchecked(total: DeviceTotal) -> str:
+    """Why a device's joules were not compared with its power."""
+    if total.total_energy_j is None:
         return "there are no joules to check"
-    return (
-        "the trace has too few readings to check it"
-        if row["status"] == "measured"
-        else "the joules are its power's own"
-    )
+    if total.status == "measured":
+        return "the trace has too few readings to check it"
+    return "the joules are its power's own"
 
 
 def integrated(trace: Trace, device: str) -> str:
@@ -245,18 +255,18 @@ def integrated(trace: Trace, device: str) -> str:
     return f"{source}{INTEGRATED}"
 
 
-def _subtract_idle(row: dict[str, Any], window: Window, tick_s: float | None) -> None:
-    """Give a row the idle power, and the joules net of it, each with the reason where there is none."""
-    idle_w, reason = _idle_w(window, row["device"], tick_s)
-    energy_j, net_reason, net_j = row["energy_j"], reason, None
+def _net_j(
+    energy_j: float | None, idle_w: float | None, idle_reason: str | None, window: Window
+) -> tuple[float | None, str | None]:
+    """Joules per pass net of the idle power, or why there are none."""
     if energy_j is None:
-        net_reason = "there are no joules to subtract it from"
-    elif idle_w is not None:
-        idle_j = idle_w * window.total_s / window.num_passes
-        net_j, net_reason = energy_j - idle_j, None
-        if net_j < 0:
-            net_j, net_reason = None, f"idle power took {idle_j:.4g} J of the {energy_j:.4g} J: nothing is left"
-    row.update(idle_w=idle_w, idle_reason=reason, net_energy_j=net_j, net_reason=net_reason)
+        return None, "there are no joules to subtract it from"
+    if idle_w is None:
+        return None, idle_reason
+    idle_j = idle_w * window.total_s / window.num_passes
+    if energy_j < idle_j:
+        return None, f"idle power took {idle_j:.4g} J of the {energy_j:.4g} J: nothing is left"
+    return energy_j - idle_j, None
 
 
 def _idle_w(window: Window, device: str, tick_s: float | None) -> tuple[float | None, str | None]:
@@ -279,62 +289,65 @@ def _idle_w(window: Window, device: str, tick_s: float | None) -> tuple[float | 
     return idle_w, None
 
 
-def _doubt(row: Mapping[str, Any], window: Window) -> str | None:
+def _doubt(row: DeviceEnergy, window: Window) -> str | None:
     """Why a row's number is contradicted and must not be ranked; None if nothing speaks against it."""
-    if row["energy_j"] is None:
+    total_j, doubts = row.total_energy_j, []
+    if row.energy_j is None or total_j is None:
         return None
-    total_j, doubts = row["total_energy_j"], []
-    error_j = (row["error_j"] or 0.0) * window.num_passes
-    if row["status"] == "measured" and row["tick_s"] is None:
+    error_j = (row.error_j or 0.0) * window.num_passes
+    if row.status == "measured" and row.tick_s is None:
         doubts.append(TICK)
-    if row["power_ratio"] is not None:
-        apart_j = abs(row["power_ratio"] - 1) * total_j
-        power_error_j = _power_error_w(window, row["device"]) * window.total_s
+    if row.power_ratio is not None:
+        apart_j = abs(row.power_ratio - 1) * total_j
+        power_error_j = _power_error_w(window, row.device) * window.total_s
         if apart_j > CROSS_CHECK * total_j + error_j + power_error_j:
-            doubts.append(f"{POWER} is {row['power_ratio']:.3g} × the counter's joules")
-    if row["idle_w"] is not None and row["idle_w"] * window.total_s > IDLE_DOUBT * total_j + error_j:
-        doubts.append(f"idle power is {row['idle_w'] * window.total_s / total_j:.3g} × the run's")
+            doubts.append(f"{POWER} is {row.power_ratio:.3g} × the counter's joules")
+    if row.idle_w is not None and row.idle_w * window.total_s > IDLE_DOUBT * total_j + error_j:
+        doubts.append(f"idle power is {row.idle_w * window.total_s / total_j:.3g} × the run's")
     return "; ".join(doubts) or None
 
 
-def traced(device: str, window: Window) -> dict[str, Any]:
-    """A row of a device that the trace alone reads, to be judged."""
+def traced(device: str, window: Window) -> Reading:
+    """What the trace has of a device that it alone reads."""
     traits, trace = window.trace.traits[device], window.trace
     if traits.power is not None:
-        return row_of(device, traits.kind.name, None, reason=POWER_ALONE)
+        return reading_of(device, traits.kind.name, None, reason=POWER_ALONE)
     total_j = trace.energy_between(device, *window.edges)
     if total_j is None and not trace.was_reset(device, *window.edges):
         failure = trace.failure(device)
         reason = f"its counter was not read at both edges of the window{f': {failure}' if failure else ''}"
-        return row_of(device, traits.kind.name, None, reason=reason)
-    return row_of(device, traits.kind.name, None, total_j or 0.0, traits.method)
+        return reading_of(device, traits.kind.name, None, reason=reason)
+    return reading_of(device, traits.kind.name, None, total_j or 0.0, traits.method)
 
 
-def doubt_containers(rows: Sequence[dict[str, Any]]) -> None:
-    """Doubt, in place, joules that are less than those of what they contain: they are of another machine, or wrong."""
-    for row in rows:
-        inside = [one for one in rows if one["kind"] in meters.kind(row["kind"]).contains]
-        known = [one for one in inside if one["energy_j"] is not None]
-        inside_j = sum(one["energy_j"] - (one["error_j"] or 0.0) for one in known)
-        energy_j, error_j = row["energy_j"], row["error_j"] or 0.0
-        if energy_j is not None and energy_j + error_j < inside_j:
-            told = f"less than the joules of {', '.join(one['device'] for one in known)}, which it contains"
-            row["doubt"] = "; ".join(filter(None, [row["doubt"], told]))
+def with_doubt_of_containers(rows: Sequence[DeviceEnergy]) -> list[DeviceEnergy]:
+    """The same rows, with doubt where joules are less than those of what they contain: of another machine, or wrong."""
+    return [_contradicted(row, rows) for row in rows]
 
 
-def epoch_row(epoch: Mapping[str, Any], window: Window, row: Mapping[str, Any]) -> dict[str, Any]:
-    """One device's joules since the window began, from the trace: {device, energy_j, status, method, reason}.
+def _contradicted(row: DeviceEnergy, rows: Sequence[DeviceEnergy]) -> DeviceEnergy:
+    contents = meters.kind(row.kind).contains
+    inside = {one.device: (one.energy_j, one.error_j or 0.0) for one in rows if one.kind in contents}
+    known = {device: energy_j - error_j for device, (energy_j, error_j) in inside.items() if energy_j is not None}
+    if row.energy_j is None or row.energy_j + (row.error_j or 0.0) >= sum(known.values()):
+        return row
+    told = f"less than the joules of {', '.join(known)}, which it contains"
+    return replace(row, doubt="; ".join(filter(None, [row.doubt, told])))
+
+
+def epoch_energy(epoch: Epoch, window: Window, row: DeviceEnergy) -> EpochEnergy:
+    """One device's joules from the window's begin to the end of an epoch, from the trace.
 
     Args:
         epoch: with its number and elapsed_s.
         window: the run's.
-        row: of the device, judged.
+        row: of the device.
     """
-    device, elapsed_s, tick_s = row["device"], epoch["elapsed_s"], row["tick_s"]
-    begin_s, trace = window.span["begin_s"], window.trace
-    if not epoch["epoch"]:
+    device, elapsed_s, tick_s = row.device, epoch.elapsed_s, row.tick_s
+    begin_s, trace = window.span.begin_s, window.trace
+    if not epoch.epoch:
         return _no_joules(device, "unavailable", "nothing trained yet")
-    counted = row["status"] == "measured"
+    counted = row.status == "measured"
     if counted and elapsed_s < MIN_TICKS * (tick_s or 0.0):
         slow = f"shorter than {MIN_TICKS} updates of the counter ({tick_s:.3g} s each)"
         return _no_joules(device, "below_resolution", slow)
@@ -342,19 +355,14 @@ def epoch_row(epoch: Mapping[str, Any], window: Window, row: Mapping[str, Any]) 
     if energy_j is not None and energy_j <= 0:
         return _no_joules(device, "below_resolution", "the counter did not advance by then")
     if energy_j is not None:
-        return {"device": device, "energy_j": energy_j, "status": "measured", "method": "counter", "reason": None}
+        return EpochEnergy(device=device, energy_j=energy_j, status="measured", method="counter", reason=None)
     power_w = trace.mean_power_w(device, begin_s, begin_s + elapsed_s)
     if power_w is None:
         return _no_joules(device, "unavailable", "the trace has no reading on both sides")
     energy_j = power_w * elapsed_s
-    return {
-        "device": device,
-        "energy_j": energy_j,
-        "status": "integrated",
-        "method": integrated(trace, device),
-        "reason": None,
-    }
+    method = integrated(trace, device)
+    return EpochEnergy(device=device, energy_j=energy_j, status="integrated", method=method, reason=None)
 
 
-def _no_joules(device: str, status: str, reason: str) -> dict[str, Any]:
-    return {"device": device, "energy_j": None, "status": status, "method": None, "reason": reason}
+def _no_joules(device: str, status: Status, reason: str) -> EpochEnergy:
+    return EpochEnergy(device=device, energy_j=None, status=status, method=None, reason=reason)

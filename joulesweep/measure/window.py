@@ -10,11 +10,13 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from joulesweep.core import late_imports
-from joulesweep.measure.meters import of_boards, rapl
+from joulesweep.core.outcome import CounterReads, Reading
+from joulesweep.measure.devices import Board
+from joulesweep.measure.meters import GPU, of_board, rapl
 
 WINDOW = "training"
 MIG = "MIG: NVML counts the joules of the whole board, not those of a slice"
@@ -28,8 +30,7 @@ class Meter:
     device has a window of Zeus to itself, so that one that fails costs no other its joules.
 
     Args:
-        boards: as `devices.Board.described` gives them, each with its `position` among those that
-            CUDA_VISIBLE_DEVICES lists, which is Zeus's index.
+        boards: by their position among those that CUDA_VISIBLE_DEVICES lists, which is Zeus's index.
         host: whether to measure CPU packages and DRAM too.
         synchronize: waits for pending work of the device that trains.
 
@@ -40,11 +41,11 @@ class Meter:
         calls_s: time spent in the meter's own calls.
     """
 
-    def __init__(self, boards: Sequence[dict[str, Any]], host: bool, synchronize: Callable[[], None]) -> None:
+    def __init__(self, boards: Mapping[int, Board], host: bool, synchronize: Callable[[], None]) -> None:
         self.boards, self.host, self.synchronize = boards, host, synchronize
         self.calls_s = self.begin_s = self.end_s = self.window_s = self.clock_step_s = 0.0
         self.no_host = None if _daemon() else rapl.problem()  # Zeus's daemon reads for those who may not
-        self._gpus = {board["position"]: _Window(gpu=board["position"]) for board in boards if _problem(board) is None}
+        self._gpus = {at: _Window(gpu=at) for at, board in boards.items() if _problem(board) is None}
         cpus = rapl.packages() if host and self.no_host is None else []
         self._cpus = {number: _Window(cpu=number) for number in cpus}
 
@@ -65,38 +66,33 @@ class Meter:
             window.end()
         self.calls_s = (self.begin_s - called_s) + (time.monotonic() - self.end_s)
 
-    def rows(self) -> list[dict[str, Any]]:
-        """One row per device, of the whole window.
+    def readings(self) -> list[Reading]:
+        """What there is of each device over the whole window."""
+        found = [self._of_board(position, board) for position, board in self.boards.items()]
+        return found + (self._of_host("cpu") + self._of_host("dram") if self.host else [])
 
-        Each is {device, kind, uuid, total_energy_j, status, method, reason}, of a board that was read also `readings`:
-        begin_j, what its counter said at the begin, and begin_s and end_s: between which times it was read at each.
-        """
-        rows = [self._board_row(board) for board in self.boards]
-        return rows + (self._host_rows("cpu") + self._host_rows("dram") if self.host else [])
-
-    def _board_row(self, board: dict[str, Any]) -> dict[str, Any]:
-        window, reason, total_j = self._gpus.get(board["position"]), _problem(board), None
+    def _of_board(self, position: int, board: Board) -> Reading:
+        window, reason, total_j = self._gpus.get(position), _problem(board), None
         if window is not None:
             total_j = window.joules("gpu_energy")
             reason = window.failure or (None if total_j is not None else "Zeus gave no energy for this board")
         if window is None or reason is not None:
-            return row(board["device"], "gpu", board["uuid"], reason=reason)
-        found = row(board["device"], "gpu", board["uuid"], total_j, of_boards()[board["meter"]].COUNTER)
-        return found if window.readings is None else {**found, "readings": window.readings}
+            return reading(board.device, GPU.name, board.uuid, reason=reason)
+        return reading(board.device, GPU.name, board.uuid, total_j, of_board(board).COUNTER, reads=window.reads)
 
-    def _host_rows(self, kind: str) -> list[dict[str, Any]]:
+    def _of_host(self, kind: str) -> list[Reading]:
         shown = {zone.device for zone in rapl.devices()} if self._cpus and not _daemon() else None
-        rows = []
+        found = []
         for number, window in self._cpus.items():
             total_j, device = window.joules(f"{kind}_energy"), f"{kind}:{number}"
             if total_j is not None and (shown is None or device in shown):  # else a counter that another zone shows too
-                rows.append(row(device, kind, None, total_j, "Zeus: RAPL counter"))
+                found.append(reading(device, kind, None, total_j, "Zeus: RAPL counter"))
             elif window.failure is not None:
-                rows.append(row(device, kind, None, reason=window.failure))
-        if rows:
-            return rows
+                found.append(reading(device, kind, None, reason=window.failure))
+        if found:
+            return found
         reason = self.no_host or f"RAPL of this machine counts no {kind.upper()} energy"
-        return [row(f"{kind}:{min(self._cpus, default=0)}", kind, None, reason=reason)]
+        return [reading(f"{kind}:{min(self._cpus, default=0)}", kind, None, reason=reason)]
 
 
 class _Window:
@@ -104,12 +100,13 @@ class _Window:
 
     Attributes:
         failure: why there are no joules of it, or None.
-        readings: of a board's counter at the begin of the window, or None where Zeus does not tell.
+        reads: how a board's counter was read at the edges of the window, or None where Zeus does not tell.
     """
 
     def __init__(self, gpu: int | None = None, cpu: int | None = None) -> None:
         self.failure: str | None = None
-        self.readings: dict[str, Any] | None = None
+        self.reads: CounterReads | None = None
+        self._begun: tuple[float, tuple[float, float]] | None = None  # the counter, and when it was read
         self._index = gpu if gpu is not None else cpu
         self._monitor: Any = None
         self._measured: Any = None
@@ -133,7 +130,7 @@ class _Window:
         begin_s = called_s, time.monotonic()
         with contextlib.suppress(Exception):  # not part of what Zeus promises
             begin_j = self._monitor.measurement_states[WINDOW].gpu_energy[self._index]
-            self.readings = {"begin_j": float(begin_j), "begin_s": begin_s}
+            self._begun = float(begin_j), begin_s
 
     def end(self) -> None:
         """End it, if it was begun."""
@@ -141,8 +138,9 @@ class _Window:
         with self._noting_failure():
             if self._monitor is not None and self.failure is None:
                 self._measured = self._monitor.end_window(WINDOW, sync_execution=False)
-        if self.readings is not None:
-            self.readings["end_s"] = called_s, time.monotonic()
+        if self._begun is not None:
+            begin_j, begin_s = self._begun
+            self.reads = CounterReads(begin_j=begin_j, begin_s=begin_s, end_s=(called_s, time.monotonic()))
 
     def joules(self, kind: str) -> float | None:
         """What was measured of gpu_energy, cpu_energy or dram_energy."""
@@ -167,28 +165,30 @@ def _wall_ahead_s() -> float:
     return max(time.time() - time.monotonic() for _ in range(5))
 
 
-def _problem(board: dict[str, Any]) -> str | None:
+def _problem(board: Board) -> str | None:
     """Why Zeus has no joules of a board; None if it has."""
-    if board["mig"]:
+    if board.mig:
         return MIG
-    return None if board["has_counter"] else board["no_counter"] or NO_COUNTER
+    return None if board.has_counter else board.no_counter or NO_COUNTER
 
 
-def row(
+def reading(
     device: str,
     kind: str,
     uuid: str | None,
     total_energy_j: float | None = None,
     method: str | None = None,
     reason: str | None = None,
-) -> dict[str, Any]:
-    """A device's row: measured, or unavailable where there is a reason."""
-    return {
-        "device": device,
-        "kind": kind,
-        "uuid": uuid,
-        "total_energy_j": total_energy_j,
-        "status": "measured" if reason is None else "unavailable",
-        "method": method,
-        "reason": reason,
-    }
+    reads: CounterReads | None = None,
+) -> Reading:
+    """What a meter says of a device: measured, or unavailable where there is a reason."""
+    return Reading(
+        device=device,
+        kind=kind,
+        uuid=uuid,
+        total_energy_j=total_energy_j,
+        status="measured" if reason is None else "unavailable",
+        method=method,
+        reason=reason,
+        reads=reads,
+    )

@@ -22,11 +22,12 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, get_type_hints
 
+from joulesweep.axes.strategy import STRATEGIES
 from joulesweep.core.errors import UserError, one_of
 
 if TYPE_CHECKING:
@@ -66,6 +67,39 @@ class Rating(Protocol):
         """Random numbers for one use, from the run's seed and the epoch: the same on every rank and machine."""
 
 
+class Method(Protocol):
+    """What the module of a method has; all but `Params` and `apply` may be missing.
+
+    Attributes:
+        Params: a frozen dataclass of its parameters.
+    """
+
+    Params: type[Any]
+
+    def apply(self, model: torch.nn.Module, params: Any) -> torch.nn.Module:  # noqa: ANN401 - its own `Params`
+        """Change the model in place or return another one, before it is wrapped."""
+
+    def importances(
+        self,
+        rating: Rating,
+        params: Any,  # noqa: ANN401 - as above
+        parameters: Mapping[str, torch.nn.Parameter],
+    ) -> Sequence[float]:
+        """A number for each tensor that may train: the method then chooses tensors every few epochs."""
+
+    def merge(self, model: torch.nn.Module) -> None:
+        """Take out again what `apply` added, before the trained model is saved."""
+
+    def save(self, model: torch.nn.Module, state: dict[str, torch.Tensor], folder: Path) -> None:
+        """Save the model with these weights, where nothing can be merged."""
+
+    def described(self, model: torch.nn.Module) -> dict[str, Any]:
+        """What a record says of it in each phase of the training."""
+
+    def impossible(self, spec: RunSpec) -> str | None:
+        """Why the method does not fit the rest of a spec, in one line, or None."""
+
+
 def names() -> list[str]:
     """Every method there is, sorted."""
     return sorted(path.stem.replace("_", "-") for path in Path(__file__).parent.glob("[a-z]*.py"))
@@ -100,16 +134,18 @@ def impossible(spec: RunSpec) -> str | None:
         return reason
     if not chooses(spec.method):
         return None
-    if spec.strategy == "fsdp":
-        return f"method {spec.method}: fsdp shards tensors that train together; use single, dp or ddp"
+    if STRATEGIES[spec.strategy].shards_state:
+        *others, last = (name for name, row in STRATEGIES.items() if not row.shards_state)
+        whole = f"{', '.join(others)} or {last}"
+        return f"method {spec.method}: {spec.strategy} shards tensors that train together; use {whole}"
     if spec.engine != "eager":
         return f"method {spec.method}: each choice of tensors is another step to prepare; use engine: [eager]"
     return None
 
 
-def described(name: str, model: torch.nn.Module) -> dict[str, Any]:
+def described(name: str, model: torch.nn.Module) -> dict[str, object]:
     """What a record says of a method, applied to a model."""
-    found: dict[str, Any] = getattr(load(name), "described", lambda model: {})(model)
+    found: dict[str, object] = getattr(load(name), "described", lambda model: {})(model)
     return found
 
 

@@ -54,7 +54,7 @@ def apply(model: torch.nn.Module, params: Params) -> torch.nn.Module:
     return model if params.lora is None else lora.apply(model, methods.parameters("lora", params.lora))
 
 
-def described(model: torch.nn.Module) -> dict[str, Any]:
+def described(model: torch.nn.Module) -> dict[str, list[str]]:
     """What a record says of the adapters, if there are any; see `lora.described`."""
     return lora.described(model)
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from joulesweep.axes.engine import ENGINES
+from joulesweep.axes.layout import BATCHINGS
+from joulesweep.axes.task import TASKS
 from joulesweep.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -35,9 +37,9 @@ class Params:
 
 def impossible(spec: RunSpec) -> str | None:
     """Say why the prefix cannot be combined with the rest of a spec, or None if it can."""
-    if spec.task == "mlm":
+    if TASKS[spec.task].hides:
         return f"method prefix: an encoder {NOTHING_EARLIER}"
-    if spec.batching == "packed":
+    if BATCHINGS[spec.batching].packs:
         return "method prefix: texts of a packed row would share one prefix; use batching: [dynamic]"
     if spec.checkpoint_activations:
         return "method prefix: a checkpointed layer is given no keys and values; use checkpoint_activations: [false]"

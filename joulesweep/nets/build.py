@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from joulesweep.axes.task import TASKS
 from joulesweep.core import late_imports
 from joulesweep.core.errors import UserError
 from joulesweep.nets import weights
@@ -18,7 +19,6 @@ from joulesweep.nets.anatomy import num_embeddings
 from joulesweep.nets.weights import Fit
 
 #: The class of transformers that a task trains.
-AUTO_CLASSES = {"mlm": "AutoModelForMaskedLM", "clm": "AutoModelForCausalLM", "seq2seq": "AutoModelForSeq2SeqLM"}
 
 
 class NoModel(UserError):  # noqa: N818 - says what there is not
@@ -38,7 +38,7 @@ def build(folder: Path, task: str = "mlm", new_weights: Collection[str] = ()) ->
 
     Args:
         folder: of the model.
-        task: one of `AUTO_CLASSES`.
+        task: a row of `axes.task.TASKS`.
         new_weights: parts that may begin at random, of `weights.PARTS`.
 
     Raises:
@@ -71,11 +71,11 @@ def _assembled(folder: Path, task: str, load: Load) -> tuple[Any, Fit]:
     library = late_imports.transformers()
     library.logging.disable_progress_bar()
     config = library.AutoConfig.from_pretrained(folder, local_files_only=True)
-    auto = getattr(library, AUTO_CLASSES[task])
+    auto = getattr(library, TASKS[task].auto_class)
     both = (library.AutoModelForMaskedLM, library.AutoModelForCausalLM)  # what an encoder has that can be a decoder
     if type(config) in auto._model_mapping:
         model, fit = load(auto, config)
-    elif task == "seq2seq" and all(type(config) in one._model_mapping for one in both):
+    elif TASKS[task].encoder_decoder and all(type(config) in one._model_mapping for one in both):
         model, fit = _warm_started(config, load)
     else:
         raise NoModel(f"task {task}: transformers has no {config.model_type} for it; choose another model or task")

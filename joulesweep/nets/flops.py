@@ -12,38 +12,35 @@ weight goes into an operator that is not known to be harmless, nothing is counte
 from __future__ import annotations
 
 from collections.abc import Set
-from typing import Any
 
 import torch
 
 from joulesweep.axes import precision
+from joulesweep.core.outcome import Work
 from joulesweep.nets.language_model import LanguageModel
 from joulesweep.nets.products import Product, traced
 
 
-def described(core: LanguageModel, shards: int = 1) -> dict[str, Any]:
-    """What a record says of the work of a training, as entries of its measurement; nulls with a reason where unknown.
+def described(core: LanguageModel, shards: int = 1) -> Work:
+    """What a record says of the work of a training; nulls with a reason where unknown.
 
     Call it before the strategy wraps the model (FSDP's hooks would run). It draws no random number.
 
     Args:
         core: the module, its method applied and its weights in the dtype that trains.
         shards: over how many devices gradients and optimizer state are divided.
-
-    Returns:
-        flop_coefficients: see `coefficients`; bytes_per_step: see `bytes_per_step`; flop_reason: null, or why not.
     """
     try:
         trace = traced(core)
         products = trace.products
         trained = {name for name, parameter in core.model.named_parameters() if parameter.requires_grad}
-        return {
-            "flop_coefficients": coefficients(products, {trace.layers[name] for name in trained & trace.layers.keys()}),
-            "bytes_per_step": bytes_per_step(core, products, shards),
-            "flop_reason": None,
-        }
+        return Work(
+            flop_coefficients=coefficients(products, {trace.layers[name] for name in trained & trace.layers.keys()}),
+            bytes_per_step=bytes_per_step(core, products, shards),
+            flop_reason=None,
+        )
     except Exception as error:  # whatever a foreign model does: a count is not worth a training
-        return {"flop_coefficients": None, "bytes_per_step": None, "flop_reason": uncounted(error)}
+        return Work(flop_coefficients=None, bytes_per_step=None, flop_reason=uncounted(error))
 
 
 def uncounted(error: Exception) -> str:

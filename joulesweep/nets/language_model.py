@@ -10,6 +10,8 @@ import torch
 from torch.nn import functional
 
 from joulesweep.axes import precision
+from joulesweep.axes.layout import HEADS
+from joulesweep.axes.task import TASKS
 from joulesweep.nets.anatomy import first_position, has_positions, head_name, takes_positions
 
 #: Forms of the mask that padded rows are handed over with, the best first, apart from the last one, which every model
@@ -28,12 +30,12 @@ class LanguageModel(torch.nn.Module):
     Sums over replicas and ranks add up; means over shares with different numbers of predicted tokens do not.
 
     Args:
-        model: from one of `AUTO_CLASSES`.
-        precision_name: a row of `joulesweep.axes.precision.PRECISIONS`. Its autocast is entered here, inside the module:
+        model: built for the task.
+        precision_name: a row of `axes.precision.PRECISIONS`. Its autocast is entered here, inside the module:
             DataParallel's threads do not inherit the dtype of an autocast around them.
         head: "masked" computes the head at predicted positions only: the same loss and gradients for a sixth of its
             work in masked language modelling; "dense" computes it everywhere, as the model's own forward does.
-        task: one of `AUTO_CLASSES`.
+        task: a row of `axes.task.TASKS`.
 
     Attributes:
         mask_form: of `MASK_FORMS`; see `fit.mask_form`.
@@ -58,9 +60,9 @@ class LanguageModel(torch.nn.Module):
 
     def refusal(self, packed: bool) -> str | None:
         """Say why this model cannot be trained so, or None if it can."""
-        if self.head == "masked" and self.head_name is None:
+        if not HEADS[self.head].everywhere and self.head_name is None:
             return "head masked: the head of this model cannot be told from the rest; use head: [dense]"
-        if packed and self.task == "seq2seq":
+        if packed and TASKS[self.task].encoder_decoder:
             return "batching packed: texts and targets of an encoder-decoder are padded; use batching: [dynamic]"
         if packed and not self.takes_positions:
             return "batching packed: this model takes no position_ids; use batching: [dynamic]"
@@ -129,16 +131,16 @@ class LanguageModel(torch.nn.Module):
         segments: torch.Tensor,
         position_ids: torch.Tensor | None,
         target_ids: torch.Tensor | None = None,
-    ) -> dict[str, Any]:
+    ) -> dict[str, object]:
         """What the Hugging Face model is called with; arguments as of `forward`."""
-        found: dict[str, Any] = {"input_ids": input_ids}
-        if self.task != "mlm":
+        found: dict[str, object] = {"input_ids": input_ids}
+        if not TASKS[self.task].hides:
             found["use_cache"] = False  # of keys and values, for the next token: for generation alone
         if target_ids is not None:
             config: Any = self.model.config
             start = target_ids.new_full((len(target_ids), 1), config.decoder_start_token_id)
             found["decoder_input_ids"] = torch.cat((start, target_ids[:, :-1]), 1)
-        causal = self.task == "clm"
+        causal = TASKS[self.task].causal
         if position_ids is not None:
             # Models ignore position ids when they attend: only this mask, bool [rows, 1, length, length], keeps packed
             # texts apart.
@@ -180,7 +182,7 @@ def attributes_kept(model: torch.nn.Module) -> Iterator[None]:
             vars(module).update(attributes)
 
 
-def _attributes(module: torch.nn.Module) -> dict[str, Any]:
+def _attributes(module: torch.nn.Module) -> dict[str, object]:
     return {name: value for name, value in vars(module).items() if not name.startswith("_")}
 
 

@@ -110,7 +110,7 @@ class Shape:
 
 def choose(
     model: torch.nn.Module, rows: Callable[[str], int], agreed: Callable[[torch.Tensor], torch.Tensor]
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Time both libraries on the shapes of a model, and let each plain linear layer compute by the faster one.
 
     The random state is left as it was.
@@ -146,7 +146,7 @@ def choose(
     return {"shapes": found, "num_rounds": num_rounds, "spent_s": clock() - began_s, "reason": None}
 
 
-def unchosen(reason: str) -> dict[str, Any]:
+def unchosen(reason: str) -> dict[str, object]:
     """What a record says where nothing is timed, and PyTorch computes as it does."""
     return {"shapes": [], "num_rounds": 0, "spent_s": 0.0, "reason": reason}
 

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from joulesweep.axes.task import TASKS
 from joulesweep.nets import onednn
 from joulesweep.nets.language_model import LanguageModel, attributes_kept
 
@@ -145,14 +146,14 @@ def followed(core: LanguageModel) -> Trace:
     executed = _Executed(weights.values())
     trace = _Trace({id(weight): name for name, weight in weights.items()}, executed)
     trace.num_earlier = getattr(model, "num_virtual_tokens", 0)
-    if core.task == "seq2seq" and trace.num_earlier == LENGTH - TARGET_LENGTH:
+    if TASKS[core.task].encoder_decoder and trace.num_earlier == LENGTH - TARGET_LENGTH:
         raise ValueError(f"with {trace.num_earlier} virtual tokens a target is as long as a text")
     given: dict[str, Any] = {"input_ids": torch.empty((1, LENGTH), dtype=torch.long, device="meta")}
-    if core.task == "seq2seq":
+    if TASKS[core.task].encoder_decoder:
         given["decoder_input_ids"] = torch.empty((1, TARGET_LENGTH), dtype=torch.long, device="meta")
     for tensor in (*buffers.values(), *given.values()):
         tensor.bare = True  # for as long as the tensor lives
-    if core.task != "mlm":
+    if not TASKS[core.task].hides:
         given["use_cache"] = False  # as `LanguageModel.inputs` says
     try:
         with _hooked(core, trace), torch.enable_grad(), executed, trace:

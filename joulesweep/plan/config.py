@@ -30,18 +30,17 @@ from pydantic_core import ErrorDetails
 
 from joulesweep import methods, readers
 from joulesweep.axes.engine import ENGINES
+from joulesweep.axes.layout import BATCHINGS, HEADS
 from joulesweep.axes.precision import PRECISIONS
 from joulesweep.axes.strategy import STRATEGIES
+from joulesweep.axes.task import TASKS
 from joulesweep.core.errors import UserError, brief_repr, one_of
 from joulesweep.measure import meters
 from joulesweep.plan import strict
 from joulesweep.plan.strict import Location, Place
 from joulesweep.reference import footprint
 
-BATCHINGS = ("dynamic", "fixed", "packed")
-HEADS = ("masked", "dense")
 SCHEDULES = ("constant", "linear", "cosine")
-TASKS = ("mlm", "clm", "seq2seq")
 DEFAULT = Path("config/config.yaml")  # of the working directory
 NAME = r"^[a-z0-9][a-z0-9_.-]*$"
 
@@ -296,7 +295,7 @@ class Grid(Section):
 
     model: Annotated[list[str], Field(min_length=1, description="names under models:")]
     dataset: Annotated[list[str], Field(min_length=1, description="names under datasets:")]
-    task: Annotated[list[str], Field(min_length=1, json_schema_extra=_named(TASKS))] = ["mlm"]
+    task: Annotated[list[str], Field(min_length=1, json_schema_extra=_named(tuple(TASKS)))] = ["mlm"]
     method: Annotated[
         list[str | dict[str, dict[str, Any]]],
         Field(min_length=1, description="a name, or {name: {parameter: value}}"),
@@ -306,8 +305,8 @@ class Grid(Section):
         list[Few], Field(min_length=1, description="for strategies over several devices; single uses one")
     ] = [2]
     precision: Annotated[list[str], Field(min_length=1, json_schema_extra=_named(tuple(PRECISIONS)))] = ["fp32"]
-    batching: Annotated[list[str], Field(min_length=1, json_schema_extra=_named(BATCHINGS))] = ["dynamic"]
-    head: Annotated[list[str], Field(min_length=1, json_schema_extra=_named(HEADS))] = ["masked"]
+    batching: Annotated[list[str], Field(min_length=1, json_schema_extra=_named(tuple(BATCHINGS)))] = ["dynamic"]
+    head: Annotated[list[str], Field(min_length=1, json_schema_extra=_named(tuple(HEADS)))] = ["masked"]
     engine: Annotated[list[str], Field(min_length=1, json_schema_extra=_named(tuple(ENGINES)))] = ["eager"]
     batch_size: Annotated[list[Positive], Field(min_length=1, description="texts per optimizer step")]
     batch_size_scope: Annotated[

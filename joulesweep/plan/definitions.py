@@ -4,8 +4,8 @@ A definition is a function, a class or an assignment at the top of a module. Its
 address: a name that stands for another definition of the package becomes a mark, so moving, splitting or renaming
 modules and definitions changes nothing. Comments, docstrings, formatting, type annotations outside of classes, imports,
 what is raised as a sentence and what is printed do not count. A text with a dot at its end, such as
-"joulesweep.report.charts.", begins names that are made up later: all of that package counts. The syntax tree is walked here
-rather than by `ast.dump`, whose output changes between versions of Python.
+"joulesweep.report.charts.", begins names that are made up later: all of that package counts. The syntax tree is walked
+here rather than by `ast.dump`, whose output changes between versions of Python.
 """
 
 from __future__ import annotations

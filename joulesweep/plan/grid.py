@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from joulesweep.axes import engine
+from joulesweep.axes.layout import BATCHINGS
 from joulesweep.axes.strategy import STRATEGIES
+from joulesweep.axes.task import TASKS
 from joulesweep.core.spec import FIELDS, OMISSION, RunSpec, micro_batch, short_hash, strip_source
 from joulesweep.measure.machine import resolve_accelerator
 from joulesweep.plan.config import DatasetConfig, ModelConfig, SweepConfig, full_method, is_method
@@ -199,15 +201,16 @@ def _shared(config: SweepConfig, where: Place) -> dict[str, Any]:
 
 def _meaningless(task: str) -> dict[str, Any]:
     """What the task makes no use of, at its omission value: else it would tell equal runs apart."""
-    unused = ("max_target_length", "generate") if task == "mlm" else ("mask_probability",)
-    return {name: OMISSION[name] for name in unused}
+    return {name: OMISSION[name] for name in TASKS[task].unused}
 
 
 def _impossible(spec: RunSpec, dataset: DatasetConfig) -> str | None:
-    if spec.task == "seq2seq" and not dataset.has_targets:
-        return f"task seq2seq: data set {spec.dataset} has no targets; name their field, or choose another task"
-    if spec.task == "seq2seq" and spec.batching == "packed":
-        return "batching packed: texts and targets of an encoder-decoder are padded; use batching: [dynamic]"
+    if not TASKS[spec.task].encoder_decoder:
+        return None
+    if not dataset.has_targets:
+        return f"task {spec.task}: data set {spec.dataset} has no targets; name their field, or choose another task"
+    if BATCHINGS[spec.batching].packs:
+        return f"batching {spec.batching}: texts and targets of an encoder-decoder are padded; use batching: [dynamic]"
     return None
 
 

@@ -2,8 +2,8 @@
 
 A digest covers the definitions that something uses, from where it begins and on through the package (see
 `definitions`): not their names or files, so moving and renaming them makes nothing stale. What counts for no run
-although runs use it says so beside it, with the reason. `python -m joulesweep.plan.staleness` lists what a run's digest covers,
-and what it leaves out.
+although runs use it says so beside it, with the reason. `python -m joulesweep.plan.staleness` lists what a run's digest
+covers, and what it leaves out.
 """
 
 from __future__ import annotations

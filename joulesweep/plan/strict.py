@@ -233,9 +233,9 @@ class _Reader:
             found.append(self.node(event, (*location, len(found))))
         return found
 
-    def mapping(self, location: Location) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        merged: dict[str, Any] = {}
+    def mapping(self, location: Location) -> dict[str, object]:
+        found: dict[str, object] = {}
+        merged: dict[str, object] = {}
         given: dict[str, int] = {}
         for event in self.events:
             if isinstance(event, yaml.MappingEndEvent):
@@ -252,7 +252,7 @@ class _Reader:
                 found[key] = value
         return {**merged, **found}
 
-    def merged(self, value: Any, event: Any, location: Location) -> dict[str, Any]:  # noqa: ANN401
+    def merged(self, value: Any, event: Any, location: Location) -> dict[str, object]:  # noqa: ANN401
         """The keys that `<<: *anchor` or `<<: [*anchor, …]` brings; those of the first mapping win."""
         values = value if isinstance(value, list) else [value]
         if not all(isinstance(one, dict) for one in values):

@@ -36,6 +36,7 @@ from joulesweep.plan.strict import Place
 from joulesweep.runs import record
 from joulesweep.runs.headline import headline
 from joulesweep.runs.identity import cell_id
+from joulesweep.runs.record import RunRecord
 
 #: What the analysis reads of a run.
 READ = ("record.json", "power.jsonl", "summaries.jsonl")
@@ -166,16 +167,15 @@ def _lacking(path: Path) -> str | None:
         return error.strerror
 
 
-def counted(rows: Sequence[dict[str, Any]]) -> str:
+def counted(rows: Sequence[RunRecord]) -> str:
     """`12 finished runs (340 s and 3.4 kJ of training; 2 without joules) were`: how many, and what they cost."""
-    ok = [row for row in rows if row["status"] == "ok"]
-    measured = [row["measurement"] for row in ok]
+    ok = [(row.measurement, row.spec.accelerator) for row in rows if row.measurement is not None]
     joules = [
-        headline(found["energy"], row["spec"]["accelerator"], found["conditions"]["exclusive"]).get("total_energy_j")
-        for row, found in zip(ok, measured, strict=True)
+        headline(measured.energy, accelerator, measured.conditions.exclusive).total_energy_j
+        for measured, accelerator in ok
     ]
     known = [value for value in joules if value is not None]
-    parts = [f"{math.fsum(found['total_window_s'] for found in measured):.0f} s"]
+    parts = [f"{math.fsum(measured.total_window_s for measured, _ in ok):.0f} s"]
     parts += [one(math.fsum(known), "J")] if known else []
     lacking = f"; {len(joules) - len(known)} without joules" if known and len(known) < len(joules) else ""
     said = f"{len(rows)} finished run{'s' if len(rows) > 1 else ''}"
@@ -208,6 +208,8 @@ class Sweep:
         self._priorities = {run: len(shuffled) - i for i, run in enumerate(shuffled)}
         self._models = {model_key(name, model_source(model)): name for name, model in config.models.items()}
         self._datasets = {dataset_key(name, dataset_source(data)): name for name, data in config.datasets.items()}
+        self._sums: dict[str, list[bytes]] = {}
+        self._older: dict[str, bool] = {}
 
     @property
     def runs(self) -> list[str]:
@@ -297,10 +299,54 @@ class Sweep:
         with contextlib.suppress(OSError):
             if b'"accepted"' in self.record_path(run).read_bytes():
                 row = self._record(run)
-                return str(row["code_digest"]) if row and today in record.codes(row) else today
+                return row.code_digest if row and today in row.codes else today
         return today
 
-    def outdated(self) -> dict[str, dict[str, Any]]:
+    def is_settled(self, run: str) -> bool:
+        """Whether a finished run was measured with the model and the tokens that are there, from files that are older.
+
+        Then nothing that only fetches or tokenises them again, such as a change of the code that does, repeats it.
+        """
+        try:
+            measured = self.record_path(run).read_bytes()
+        except OSError:
+            return False
+        model, tokens = (
+            Path("resources", path) for path in (f"models/{self.model(run)}", f"tokens/{self.tokens(run)}")
+        )
+        texts = Path("resources/datasets", self.texts(run))
+        sums = (*self._checksums(f"{model}.json"), *self._checksums(f"{tokens}.json"))
+        return all(one in measured for one in sums) and not (
+            self._is_older("models", f"{model}.json") or self._is_older("datasets", f"{texts}.json")
+        )
+
+    def unsettled(self) -> str | None:
+        """What is to be told where finished runs were measured with other texts or models than are there now."""
+        self._sums.clear()
+        number = sum(not self.is_settled(run) for run in self.runs if self.record_path(run).exists())
+        had = f"{number} finished runs were measured with another model or other texts than were fetched now"
+        return f"{had}: start snakemake again, and they are repeated" if number else None
+
+    def _checksums(self, manifest: str) -> list[bytes]:
+        """The checksums that a manifest names, as a record would; none where it is not there."""
+        if manifest not in self._sums:
+            try:
+                row = read_json(Path(manifest), "manifest")
+            except UserError:
+                row = {}
+            sums = [row.get("sha256"), *row.get("files", {}).values()]
+            self._sums[manifest] = [f'"{one}"'.encode() for one in sums if one]
+        return self._sums[manifest]
+
+    def _is_older(self, section: str, manifest: str) -> bool:
+        """Whether a manifest is older than one of the user's own files behind it."""
+        if manifest not in self._older:
+            own = self._own_files(section, Path(manifest).stem)
+            made_s = Path(manifest).stat().st_mtime if own and Path(manifest).exists() else math.inf
+            self._older[manifest] = any(Path(path).stat().st_mtime > made_s for path in own)
+        return self._older[manifest]
+
+    def outdated(self) -> dict[str, RunRecord]:
         """Records that other code made than today's, and that were not accepted for it, by run in the grid's order."""
         had = {
             run: self._record(run) for run in self.runs if not self._names(run, staleness.run_digest(self.spec(run)))
@@ -345,7 +391,7 @@ class Sweep:
         there = {path for path in folder.glob("*/*/record.json") if path.parent.name in self.grid.runs}
         today = datetime.datetime.now(datetime.UTC).date().isoformat()
         current = self.current()
-        earlier = [run for run, row in current.items() if row["finished"][:10] < today]
+        earlier = [run for run, row in current.items() if row.finished[:10] < today]
         if earlier and len(current) < len(self.runs):
             first = [run for run in earlier if self.cell(run) == self.cell(earlier[0])]
             there |= {folder / today / run / "record.json" for run in first[:wanted]}
@@ -358,18 +404,16 @@ class Sweep:
             code = read_json(path, "run record")["code_digest"]
         return self._job(run, code)
 
-    def current(self) -> dict[str, dict[str, Any]]:
+    def current(self) -> dict[str, RunRecord]:
         """The records that count as measured by the code of today, by run, in the grid's order."""
         had = {run: self._record(run) for run in self.runs}
-        return {
-            run: row for run, row in had.items() if row and staleness.run_digest(self.spec(run)) in record.codes(row)
-        }
+        return {run: row for run, row in had.items() if row and staleness.run_digest(self.spec(run)) in row.codes}
 
     def record_path(self, run: str) -> Path:
         """A run's record, there or not."""
         return Path(self.folder, "runs", run, "record.json")
 
-    def _record(self, run: str) -> dict[str, Any] | None:
+    def _record(self, run: str) -> RunRecord | None:
         try:
             return record.read(self.record_path(run))
         except UserError:

@@ -8,13 +8,14 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypedDict
 
+from joulesweep.axes.task import TASKS
 from joulesweep.core.errors import UserError, brief_repr
 from joulesweep.core.files import sha256_of
-from joulesweep.plan.config import TASKS, HubSource, ModelConfig, RandomSource
+from joulesweep.plan.config import HubSource, ModelConfig, RandomSource
 from joulesweep.plan.grid import model_source
 from joulesweep.prepare.sources import AnySource, copy_files, describe, nearest
 from joulesweep.prepare.tokens import load_tokenizer, vocabulary_size
@@ -59,13 +60,13 @@ KEPT = (
 )
 
 
-def fetch_model(model: ModelConfig, folder: Path, tasks: Collection[str] = ()) -> dict[str, Any]:
+def fetch_model(model: ModelConfig, folder: Path, tasks: Collection[str] = ()) -> dict[str, object]:
     """Fetch a model's config, weights and tokenizer into a folder, which is there afterwards whole or not at all.
 
     Args:
         model: where it comes from.
         folder: where it goes; an existing one is replaced.
-        tasks: those that it must be ready for, of `config.TASKS`; one of them where none is named.
+        tasks: those that it must be ready for, of `axes.task.TASKS`; one of them where none is named.
 
     Returns:
         Its manifest: format, version, source, files (name: SHA-256); for a hub source, the resolved commits
@@ -119,7 +120,7 @@ def _fetch_weights(model: ModelConfig, result: Path, work: Path) -> str | None:
     return revision
 
 
-def _random_config(mapping: dict[str, Any]) -> str:
+def _random_config(mapping: dict[str, object]) -> str:
     """The config.json of a model with random weights."""
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
@@ -196,7 +197,7 @@ def _check_config(folder: Path, name: str) -> None:
     _check_model_type(str(config["model_type"]), f"{name}: config.json")
 
 
-def _read(path: Path, what: str, name: str) -> dict[str, Any]:
+def _read(path: Path, what: str, name: str) -> dict[str, object]:
     """Read a model's JSON file as generously as the tools that write them: with NaN, and behind a byte order mark.
 
     The mark goes, since transformers does not read it. An error names the source, not where the file lies for now.
@@ -256,13 +257,29 @@ def _check_weights(folder: Path, source: AnySource) -> None:
             raise UserError(f"{name}: {path.name} is corrupt or incomplete: {error}") from None
 
 
-def _tasks(folder: Path, model: ModelConfig) -> dict[str, dict[str, Any]]:
+class Fitness(TypedDict):
+    """Whether a model can learn a task.
+
+    Attributes:
+        reason: why not, or None.
+        new_weights: names of those that are not in its files.
+        num_embeddings: rows of its table of embeddings, None where it has none.
+        num_unfit: how much of it does not fit.
+    """
+
+    reason: str | None
+    new_weights: list[str]
+    num_embeddings: int | None
+    num_unfit: float
+
+
+def _tasks(folder: Path, model: ModelConfig) -> dict[str, Fitness]:
     """For each task whether the folder's model can learn it: reason, new_weights and num_embeddings."""
     from joulesweep.nets.build import NoModel, tried
 
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, Fitness] = {}
     for task in TASKS:
-        row: dict[str, Any] = {"reason": None, "new_weights": [], "num_embeddings": None, "num_unfit": UNBUILT}
+        row: Fitness = {"reason": None, "new_weights": [], "num_embeddings": None, "num_unfit": UNBUILT}
         try:
             fit, row["num_embeddings"] = tried(folder, task)
         except UserError as error:
@@ -275,20 +292,21 @@ def _tasks(folder: Path, model: ModelConfig) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _check_tasks(found: dict[str, dict[str, Any]], wanted: Collection[str], name: str) -> None:
+def _check_tasks(found: Mapping[str, Fitness], wanted: Collection[str], name: str) -> None:
     """Refuse a model that one of the tasks cannot have; where none is named, one that no task can have."""
     reasons = [found[task]["reason"] for task in wanted]
     if not wanted and all(row["reason"] for row in found.values()):
         # The one that is meant: it lacks least, and of BART, which can learn hidden words too, it is seq2seq.
         order = {
-            task: (row["num_unfit"], row["num_unfit"] < UNBUILT and task != "seq2seq") for task, row in found.items()
+            task: (row["num_unfit"], row["num_unfit"] < UNBUILT and not TASKS[task].encoder_decoder)
+            for task, row in found.items()
         }
         reasons = [found[min(order, key=order.__getitem__)]["reason"]]
     for reason in filter(None, reasons):
         raise UserError(f"{name}: {reason}")
 
 
-def _generation(folder: Path) -> dict[str, Any]:
+def _generation(folder: Path) -> dict[str, object]:
     """What the model's own files say of generation and runs leave out: they generate as the config of the sweep says.
 
     Which tokens begin, end and fill a text is the tokenizer's and the model's own, and kept.
@@ -296,7 +314,7 @@ def _generation(folder: Path) -> dict[str, Any]:
     from transformers import GenerationConfig
 
     usual = GenerationConfig().to_dict()
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     for file in ("config.json", "generation_config.json"):
         said = _read(folder / file, "model config", folder.name) if (folder / file).is_file() else {}
         found |= {key: said[key] for key in said if key in usual and key not in KEPT and said[key] is not None}

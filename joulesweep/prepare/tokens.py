@@ -44,7 +44,7 @@ class TokenSet:
     ids: np.ndarray[Any, np.dtype[np.int32]]
     offsets: np.ndarray[Any, np.dtype[np.int64]]
     group: np.ndarray[Any, np.dtype[np.int32]]
-    manifest: dict[str, Any]
+    manifest: dict[str, object]
     target_ids: np.ndarray[Any, np.dtype[np.int32]] | None = None
     target_offsets: np.ndarray[Any, np.dtype[np.int64]] | None = None
     choice_ids: np.ndarray[Any, np.dtype[np.int32]] | None = None
@@ -173,7 +173,7 @@ def _encode(tokenizer: Any, texts: list[str], special: bool = False) -> list[lis
     return list(encoded["input_ids"])
 
 
-def _describe_tokenizer(tokenizer: Any, folder: Path) -> dict[str, Any]:  # noqa: ANN401
+def _describe_tokenizer(tokenizer: Any, folder: Path) -> dict[str, object]:  # noqa: ANN401
     prefix, suffix = _around(tokenizer, folder)
     return {
         "vocab_size": vocabulary_size(tokenizer),

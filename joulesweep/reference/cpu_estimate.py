@@ -14,6 +14,7 @@ import re
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from joulesweep.core.places import RESOURCES
 
@@ -59,6 +60,24 @@ class Estimate:
     high_j: float
     method: str
     inputs: dict[str, object]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a config asks of estimates.
+
+    Attributes:
+        estimate: whether it wants any.
+        cpu_watts: {min_w, max_w} of the whole CPU, or None: published coefficients.
+    """
+
+    estimate: bool
+    cpu_watts: Mapping[str, float] | None = None
+
+
+def asked(energy: Mapping[str, Any]) -> Asked:
+    """What a config's section `energy` asks of estimates."""
+    return Asked(estimate=energy["estimate"], cpu_watts=energy["cpu_watts"] if energy["estimate"] else None)
 
 
 @functools.cache

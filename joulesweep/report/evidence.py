@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import re
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import polars as pl
 
-from joulesweep.analyse.columns import UNREADABLE
+from joulesweep.analyse.columns import RUNS, UNREADABLE
 from joulesweep.analyse.tables import Tables
 from joulesweep.core import quantities
 from joulesweep.measure import meters
@@ -69,22 +69,19 @@ FLAGS = {
 }
 
 
-#: How the report calls what a run reached of what was possible, and what it means.
+#: What the columns mean of what a run reached of what was possible.
 WORK = {
     "padded_flop_share": (
-        "Spent on padding",
         "the share of the computed matrix arithmetic that went into filled-up places, into attention between texts of "
-        "one packed row, which the mask discards, or into predictions nobody asked for.",
+        "one packed row, which the mask discards, or into predictions nobody asked for."
     ),
     "mfu": (
-        "Of peak rate (MFU)",
-        "useful arithmetic (no padding, nothing computed twice) per second, of the GPUs' peak rate in that precision.",
+        "useful arithmetic (no padding, nothing computed twice) per second, of the GPUs' peak rate in that precision."
     ),
     "floor_distance": (
-        "Of possible speed (distance to floor)",
         "an estimate of the least time of a step, of the time it took. The estimate is the useful arithmetic at the "
         "peak rate plus one trip of weights, gradients and optimizer state through the memory at its peak bandwidth "
-        "(resources/gpus.csv); a run that does both at once, or keeps the state in a cache, can be faster than that.",
+        "(resources/gpus.csv); a run that does both at once, or keeps the state in a cache, can be faster than that."
     ),
 }
 
@@ -92,7 +89,7 @@ WORK = {
 def work(tables: Tables) -> list[str]:
     """What the columns of work mean, of those that are shown; and why numbers are missing where others are there."""
     shown = [quantity for quantity in WORK if tables.cells[f"{quantity}_mean"].count()]
-    lines = ["{}: {}".format(*WORK[quantity]) for quantity in shown]
+    lines = [f"{RUNS[quantity].heading}: {WORK[quantity]}" for quantity in shown]
     for quantity, column in (("padded_flop_share", "flop_reason"), ("floor_distance", "floor_reason")):
         if quantity in shown:
             lines += [f"Where it is missing: {reason}." for reason in tables.runs[column].drop_nulls().unique().sort()]
@@ -171,7 +168,7 @@ def _some(names: list[str], between: str = ", ", most: int = MAX_NAMED) -> str:
     return between.join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
-def estimates(grid: dict[str, Any], runs: pl.DataFrame) -> dict[str, Any] | None:
+def estimates(grid: Mapping[str, Any], runs: pl.DataFrame) -> dict[str, Any] | None:
     """How the estimated joules came about, or None if the config asked for none."""
     if not grid["config"]["energy"]["estimate"]:
         return None

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
+from joulesweep.analyse.columns import QUALITY, ROUGE, RUNS, Column
 from joulesweep.analyse.statistics import NO_INTERVAL
+from joulesweep.analyse.tables import Row, Tables
 from joulesweep.core.quantities import one, scaled
+from joulesweep.core.spec import OMISSION
 
 Words = tuple[str, str]  # a number, and below it its interval or a remark
 
 ABSENT: Words = ("–", "")
 
 
-def interval(row: dict[str, Any], quantity: str, unit: str) -> Words:
+def interval(row: Row, quantity: str, unit: str) -> Words:
     """Mean of a cell and its interval, or the word that there is none; a dash for what is not there."""
     ends = [row[f"{quantity}_{end}"] for end in ("mean", "low", "high")]
     if ends[0] is None:
@@ -23,13 +26,13 @@ def interval(row: dict[str, Any], quantity: str, unit: str) -> Words:
     return f"{mean} {name}".strip(), f"[{low}, {high}]"
 
 
-def percent(row: dict[str, Any], quantity: str) -> Words:
+def percent(row: Row, quantity: str) -> Words:
     """Mean share of a cell and its interval, in percent."""
     ends = {f"{quantity}_{end}": row[f"{quantity}_{end}"] for end in ("mean", "low", "high")}
     return interval({name: value and 100 * value for name, value in ends.items()}, quantity, "%")
 
 
-def points(row: dict[str, Any], quantity: str) -> Words:
+def points(row: Row, quantity: str) -> Words:
     """Mean share of a cell and its interval, times 100 and to one decimal, as ROUGE is usually given."""
     ends = [row[f"{quantity}_{end}"] for end in ("mean", "low", "high")]
     texts = [f"{100 * value:.1f}" for value in ends if value is not None]
@@ -38,7 +41,46 @@ def points(row: dict[str, Any], quantity: str) -> Words:
     return texts[0], f"[{', '.join(texts[1:])}]" if len(texts) > 1 else NO_INTERVAL
 
 
-def joules(row: dict[str, Any]) -> Words:
+def _number(row: Row, quantity: str) -> Words:
+    """Mean of a cell and its interval in the unit of the column; that of a rate or per token is in the heading."""
+    unit = RUNS[quantity].unit or ""
+    return interval(row, quantity, "" if "/" in unit else {"bytes": "B"}.get(unit, unit))
+
+
+#: How a mean may be shown, by the name that a column of the runs table gives.
+FORMATS: dict[str, Callable[[Row, str], Words]] = {"number": _number, "percent": percent, "points": points}
+#: What is known of quality beside the loss.
+QUALITIES = tuple(column for column in (RUNS[name] for name in (*QUALITY[1:], *ROUGE)) if column.heading is not None)
+
+
+def shown(row: Row, column: Column) -> Words:
+    """Mean of a cell and its interval as the column's row says.
+
+    Args:
+        row: of the cells table.
+        column: of the runs table.
+    """
+    return FORMATS[column.show](row, column.name)
+
+
+def heading(column: Column, tables: Tables) -> str:
+    """How a column is called in the report: where more than hidden tokens was learned, accuracy is that of tokens."""
+    if column.name == "masked_accuracy" and not set(tables.runs["task"]) <= {OMISSION["task"]}:
+        return "Token accuracy"
+    return column.heading or column.name
+
+
+def memory_quantity(row: Row) -> str:
+    """Which peak memory says most of a cell: the GPUs' where they were used, else the host's."""
+    return "peak_host_rss_bytes" if row["peak_gpu_allocated_bytes_mean"] is None else "peak_gpu_allocated_bytes"
+
+
+def memory(row: Row) -> Words:
+    """Mean peak memory of a cell and its interval."""
+    return interval(row, memory_quantity(row), "B")
+
+
+def joules(row: Row) -> Words:
     """Mean joules of a cell, with what they may be off by; where there are none, what kept them from being known."""
     if row["energy_j_mean"] is not None:
         mean, between = interval(row, "energy_j", "J")
@@ -53,7 +95,7 @@ def joules(row: dict[str, Any]) -> Words:
     return "not averaged", row["energy_status"] if ", " in row["energy_status"] else f"scopes {row['energy_scope']}"
 
 
-def estimated_joules(row: dict[str, Any]) -> Words:
+def estimated_joules(row: Row) -> Words:
     """Middle and range of a cell's estimate."""
     ends = [row[f"estimated_energy{end}_j"] for end in ("", "_low", "_high")]
     if ends[0] is None:
@@ -62,13 +104,13 @@ def estimated_joules(row: dict[str, Any]) -> Words:
     return f"≈ {mid} {name}", f"estimated, [{low}, {high}]"
 
 
-def estimated_co2e(row: dict[str, Any]) -> Words:
+def estimated_co2e(row: Row) -> Words:
     """Emissions of a cell's estimated joules."""
-    found = row["estimated_co2e_g"]
-    return ABSENT if found is None else (f"≈ {one(found, 'g')}", "estimated")
+    grams = row["estimated_co2e_g"]
+    return ABSENT if grams is None else (f"≈ {one(grams, 'g')}", "estimated")
 
 
-def speedup(row: dict[str, Any]) -> Words:
+def speedup(row: Row) -> Words:
     """A cell's speed-up over its baseline."""
     if row["speedup"] is None:
         return ABSENT

@@ -3,28 +3,7 @@
 A record is one JSON object, `record.json`:
 
     format, version   "joulesweep-record", 3
-    run, status       its id; ok, oom, diverged, unsupported or timeout
-    reason            null when ok, else one line
-    oom_bytes         bytes asked for when memory ran out, else null
-    spec              the full RunSpec; its hash is checked against the id
-    code_digest       digest of the code that the run used
-    accepted          only where its user kept the run over a change of code: a row per change {code_digest, reason,
-                      accepted: when}, the newest last
-    inputs            manifests of the model (a checksum per file, the hub's commit) and of the tokens, null if absent
-    started, finished UTC, ISO 8601
-    environment       see `joulesweep.measure.machine.describe`
-    measurement       null unless ok, and per pass unless it says otherwise; see `joulesweep.measure.measurement.combine`:
-                      times, counts and memory; products: which library computed the matrix products of the CPU,
-                      with the times of both; attention: whose implementation, and PyTorch's kernels that it may take;
-                      num_compilations_in_window; energy: a row per device with joules, error_j (what they may be off by
-                      at most), status, method and reason, and doubt (what contradicts them, else null); flags: what to
-                      know before comparing; conditions: boards, cool-down, idle baseline, what the run got of the CPU,
-                      begin and end of the window; overhead: what measuring cost, weights_s, in which weights were
-                      copied within the window to be scored later, and the joules of the whole run
-    quality           null unless ok: validation_loss, perplexity (null beyond 1e300), masked_accuracy, choice_accuracy
-                      (null but for multiple choice), num_validation_texts, num_masked
-    epochs            one row per finished epoch, epoch 0 being the untrained model; `energy` has a row
-                      {device, energy_j, status, method, reason} per device, joules since the window began
+    run, status, …    the fields of `RunRecord` and of the types of `joulesweep.core.outcome` within it
 
 Beside it lie `power.jsonl`: the power trace, one row per sample and device; t_s counts from the window's begin; and
 `summaries.jsonl`: what the trained model wrote, a row {text, summary, references} per held-out text that the spec's
@@ -36,35 +15,96 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import sys
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 from joulesweep.core.errors import Corrupt, UserError, brief_repr
 from joulesweep.core.files import CORRUPT, MALFORMED, read_json, write_json
-from joulesweep.core.spec import from_mapping
+from joulesweep.core.outcome import MISSING, Ending, Environment, Epoch, Measurement, Quality
+from joulesweep.core.spec import RunSpec, from_mapping
 from joulesweep.runs.identity import run_id
 
-FORMAT = "joulesweep-record"
-VERSION = 3
-STATUSES = ("ok", "oom", "diverged", "unsupported", "timeout")
-KEYS = (
-    "format",
-    "version",
-    "run",
-    "status",
-    "reason",
-    "oom_bytes",
-    "spec",
-    "code_digest",
-    "inputs",
-    "started",
-    "finished",
-    "environment",
-    "measurement",
-    "quality",
-    "epochs",
-)
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter, ValidationError
+
+FORMAT: Literal["joulesweep-record"] = "joulesweep-record"
+VERSION: Literal[3] = 3
+Status = Literal["ok", Ending]
+STATUSES: tuple[Status, ...] = get_args(Status)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """Manifests of the model (a checksum per file, the hub's commit) and of the tokens; None where there is none."""
+
+    model: dict[str, object] | None
+    tokens: dict[str, object] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accepted:
+    """A change of code over which its user kept the run: digest of the new code, why, and when."""
+
+    code_digest: str
+    reason: str
+    accepted: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """All outputs of one run.
+
+    Attributes:
+        format: of the file.
+        version: of the format.
+        run: its id.
+        status: one of `STATUSES`.
+        reason: in one line; None when ok.
+        oom_bytes: bytes asked for when memory ran out, or None.
+        spec: the inputs; their hash is checked against the id.
+        code_digest: digest of the code that the run used.
+        accepted: changes of code over which its user kept it, the newest last; missing where there are none.
+        inputs: what it was made from.
+        started: UTC, ISO 8601.
+        finished: the same.
+        environment: what it was measured on.
+        measurement: None unless ok.
+        quality: after the last epoch; None unless ok.
+        epochs: those that ended, epoch 0 being the untrained model.
+    """
+
+    #: For whoever decodes it, and all within it: a number is not written as a text, and NaN is none.
+    __pydantic_config__: ClassVar[dict[str, object]] = {"strict": True, "allow_inf_nan": False}
+
+    format: Literal["joulesweep-record"]
+    version: Literal[3]
+    run: str
+    status: Status
+    reason: str | None
+    oom_bytes: int | None
+    spec: RunSpec
+    code_digest: str
+    accepted: list[Accepted] | None = field(default=None, metadata=MISSING)
+    inputs: Inputs
+    started: str
+    finished: str
+    environment: Environment
+    measurement: Measurement | None
+    quality: Quality | None
+    epochs: list[Epoch]
+
+    def __post_init__(self) -> None:
+        """Refuse a run that went well of which nothing was measured, and the other way round."""
+        if {self.status == "ok"} != {self.measurement is not None, self.quality is not None}:
+            raise ValueError(f"status is {self.status}: measurement and quality belong to status ok, and to no other")
+
+    @property
+    def codes(self) -> set[str]:
+        """Digests of the code that it counts as measured by: that of its run, and those it was accepted for."""
+        return {self.code_digest, *(one.code_digest for one in self.accepted or ())}
 
 
 def brief(reason: str) -> str:
@@ -86,47 +126,68 @@ def set_aside(folder: Path) -> None:
                 print(f"moved aside: {second}; the next snakemake repeats its run", file=sys.stderr)
 
 
-def codes(record: dict[str, Any]) -> set[str]:
-    """Digests of the code that a record counts as measured by: that of its run, and those it was accepted for."""
-    return {record["code_digest"], *(row["code_digest"] for row in record.get("accepted", []))}
-
-
 def accept(path: Path, code_digest: str, reason: str) -> None:
     """Let a record count as measured by other code, too.
 
     Raises:
         UserError: the record cannot be read.
     """
-    record = read(path)
+    read(path)
+    record = read_json(path, "run record")  # as it is: no key is added to what another version wrote
     when = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     accepted = {"code_digest": code_digest, "reason": reason, "accepted": when}
     write_json(path, {**record, "accepted": [*record.get("accepted", []), accepted]})
 
 
-def read(path: Path) -> dict[str, Any]:
+def read(path: Path) -> RunRecord:
     """Read a record and check that it is one, of this version, and of the run whose folder it lies in.
 
     Raises:
         UserError: missing, or of another version; the line names the file.
-        Corrupt: no record, or a foreign one.
+        Corrupt: no record, or a foreign one; the line names what is wrong, and where in it.
     """
-    record = read_json(path, "run record")
-    if record.get("format") != FORMAT:
-        raise Corrupt(path, f"not a run record: format is {record.get('format')!r}, expected {FORMAT!r}")
-    if record.get("version") != VERSION:
-        version = brief_repr(record.get("version"))
-        raise UserError(f"{path}: record version {version}; this Joulesweep reads version {VERSION}")
-    missing = [key for key in KEYS if key not in record]
-    if missing:
-        raise Corrupt(path, f"corrupt run record: no {', '.join(missing)}")
-    if record["status"] not in STATUSES:
-        raise Corrupt(path, f"corrupt run record: status {record['status']!r}; allowed: {', '.join(STATUSES)}")
-    if record["run"] != path.parent.name:
-        raise Corrupt(path, f"foreign run record: it belongs to run {record['run']!r}")
+    from pydantic import ValidationError
+
     try:
-        expected = run_id(from_mapping(record["spec"]))
+        record = _adapter().validate_json(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; expected run record") from None
+    except ValidationError as error:
+        raise _mistake(path, error) from None
+    if record.run != path.parent.name:
+        raise Corrupt(path, f"foreign run record: it belongs to run {record.run!r}")
+    try:
+        if run_id(record.spec) == record.run:
+            return record
+        spec = from_mapping(read_json(path, "run record")["spec"])  # as it was hashed: 3 where decoding makes 3.0
+        expected = run_id(spec)
     except (UserError, *MALFORMED) as error:
         raise Corrupt(path, f"corrupt run record: {error}") from None
-    if expected != record["run"]:
+    if expected != record.run:
         raise Corrupt(path, f"foreign run record: its spec belongs to run {expected!r}")
-    return record
+    return replace(record, spec=spec)
+
+
+@functools.cache
+def _adapter() -> TypeAdapter[RunRecord]:
+    """What decodes and checks a record; pydantic is only there where records are read."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(RunRecord)
+
+
+def _mistake(path: Path, error: ValidationError) -> UserError:
+    """What is wrong with a file that is no record of this version: the first that a reader should know, in one line."""
+    try:
+        record = read_json(path, "run record")
+    except UserError as unreadable:
+        return unreadable
+    if record.get("format") != FORMAT:
+        return Corrupt(path, f"not a run record: format is {record.get('format')!r}, expected {FORMAT!r}")
+    if record.get("version") != VERSION:
+        version = brief_repr(record.get("version"))
+        return UserError(f"{path}: record version {version}; this Joulesweep reads version {VERSION}")
+    first = error.errors(include_url=False, include_context=False)[0]
+    where = ".".join(map(str, first["loc"]))
+    value = "" if first["type"] == "missing" else f", not {brief_repr(first['input'])}"
+    return Corrupt(path, f"corrupt run record: {where}: {first['msg']}{value}")

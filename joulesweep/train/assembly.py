@@ -14,9 +14,13 @@ import torch.distributed as dist
 
 from joulesweep import methods
 from joulesweep.axes import engine, precision, strategy
+from joulesweep.axes.layout import BATCHINGS
+from joulesweep.axes.task import TASKS
 from joulesweep.core.errors import UserError
+from joulesweep.core.outcome import Work
 from joulesweep.core.spec import RunSpec
 from joulesweep.measure import devices
+from joulesweep.measure.devices import Board
 from joulesweep.nets import flops, onednn
 from joulesweep.nets.anatomy import num_embeddings, num_positions, stacks
 from joulesweep.nets.build import build
@@ -64,7 +68,8 @@ def prepare_process(spec: RunSpec) -> Place:
     if strategy.STRATEGIES[spec.strategy].multi_process and not dist.is_initialized():
         _join(device, world)
     torch.manual_seed(spec.repeat)
-    return Place(device=device, rank=rank, world=world, local_rank=local_rank)
+    together = strategy.ranks_per_text(spec.strategy, world)
+    return Place(device=device, rank=rank, world=world, local_rank=local_rank, ranks_per_text=together)
 
 
 def _join(device: torch.device, world: int) -> None:
@@ -92,7 +97,7 @@ def assemble(spec: RunSpec, model_folder: Path, tokens: Path, place: Place) -> T
         raise Stop("unsupported", str(unfit)) from unfit
     if engine.ENGINES[spec.engine].compiles:
         _compile(core)
-    torch.manual_seed(spec.repeat * 1000 + place.rank)  # each rank its own dropout
+    torch.manual_seed(spec.repeat * 1000 + place.data_rank)  # each share of the texts has its own dropout
     source = spec.dataset_source
     parts = split(
         corpus,
@@ -130,7 +135,7 @@ def _compile(core: LanguageModel) -> None:
     core.compile(dynamic=True)
 
 
-def attention(model: Any) -> dict[str, Any]:  # noqa: ANN401 - of any family
+def attention(model: Any) -> dict[str, object]:  # noqa: ANN401 - of any family
     """What a record says of attention: transformers' implementation (null if unknown), PyTorch's allowed kernels."""
     switches = {name: getattr(torch.backends.cuda, f"{name}_sdp_enabled", bool) for name in KERNELS}
     return {
@@ -139,7 +144,7 @@ def attention(model: Any) -> dict[str, Any]:  # noqa: ANN401 - of any family
     }
 
 
-def _prepare(core: LanguageModel, corpus: Corpus, spec: RunSpec, place: Place) -> tuple[dict[str, Any], dict[str, Any]]:
+def _prepare(core: LanguageModel, corpus: Corpus, spec: RunSpec, place: Place) -> tuple[Work, dict[str, object]]:
     """Try the model, on its device, and bring it into the form that trains. Returns its work and its products.
 
     Raises:
@@ -156,20 +161,20 @@ def _prepare(core: LanguageModel, corpus: Corpus, spec: RunSpec, place: Place) -
             enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
             enable({"use_reentrant": False})
             model.disable_input_require_grads()  # else frozen layers are walked back through
-    work = flops.described(core, spec.devices if spec.strategy == "fsdp" else 1)
+    work = flops.described(core, spec.devices if strategy.STRATEGIES[spec.strategy].shards_state else 1)
     precision.convert(core, spec.precision)  # after the count: what it puts in computes the same products
     products = _products(core, corpus, spec, place)
     _check(fit.step_refusal(core, corpus, laid))
     return work, products
 
 
-def _products(core: LanguageModel, corpus: Corpus, spec: RunSpec, place: Place) -> dict[str, Any]:
+def _products(core: LanguageModel, corpus: Corpus, spec: RunSpec, place: Place) -> dict[str, object]:
     """Choose the library of the CPU's products by the sizes of a step; all ranks take the same, by rank 0's texts."""
     if spec.accelerator != "cpu" or spec.engine != "eager" or not precision.computes_in_fp32(spec.precision):
         return onednn.unchosen("there is a choice for fp32 with engine eager on the CPU alone")
     shown = labels.labelled(corpus, spec.task, spec.mask_probability, spec.repeat, 1)
     texts = labels.order(torch.arange(len(corpus.group)), spec.repeat, 1)
-    (batch, *_), _ = next(data.steps(corpus, shown, texts, layout(spec), 0, place.world))
+    (batch, *_), _ = next(data.steps(corpus, shown, texts, layout(spec), 0, place.data_parallel))
 
     def rows(name: str) -> int:
         if core.head_name is not None and f"{name}.".startswith(f"{core.head_name}."):
@@ -189,14 +194,14 @@ def _learning(spec: RunSpec, model_folder: Path, tokens: Path) -> tuple[Corpus, 
     """The texts and the model that learns from them, its method applied."""
     with fit.foreign(f"task {spec.task}"):
         model: Any = build(model_folder, spec.task, spec.model_source.get("new_weights", ()))
-    start_id = getattr(model.config, "decoder_start_token_id", None) if spec.task == "seq2seq" else None
+    start_id = getattr(model.config, "decoder_start_token_id", None) if TASKS[spec.task].encoder_decoder else None
     corpus = load(tokens, spec.max_length, spec.task, spec.max_target_length, start_id)
     rows = num_embeddings(model)
     if rows is not None and rows < corpus.vocab_size:
         raise UserError(f"the tokenizer has {corpus.vocab_size} tokens, the model embeddings for {rows}")
     if spec.generate is not None and corpus.targets is None and corpus.prompts is None:
         raise UserError(f"generate: data set {spec.dataset} has no targets; name their field, or leave generate out")
-    if spec.task == "seq2seq":  # what was chosen goes along with a saved model
+    if TASKS[spec.task].encoder_decoder:  # what was chosen goes along with a saved model
         for config in (model.config, model.generation_config):
             config.decoder_start_token_id = corpus.start_id
             config.pad_token_id = corpus.pad_id if config.pad_token_id is None else config.pad_token_id
@@ -207,14 +212,14 @@ def _learning(spec: RunSpec, model_folder: Path, tokens: Path) -> tuple[Corpus, 
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UserError(f"method {spec.method}: no parameter of the model is left to train")
     core = LanguageModel(model, spec.precision, spec.head, spec.task)
-    _check(core.refusal(spec.batching == "packed"))
+    _check(core.refusal(BATCHINGS[spec.batching].packs))
     _check(_too_long(spec, corpus, model))
     return corpus, core
 
 
 def _too_long(spec: RunSpec, corpus: Corpus, model: Any) -> str | None:  # noqa: ANN401 - of any family
     """Say which texts a model has too few positions for, or None if it has enough: it would fail in a later step."""
-    fixed, generates = spec.batching == "fixed", spec.generate is not None
+    fixed, generates = BATCHINGS[spec.batching].pads_fully, spec.generate is not None
     every = [corpus, *filter(None, [corpus.choices])]
     needed = {"max_length": spec.max_length if fixed else max(int(one.lengths.max()) for one in every)}
     if corpus.targets is not None:
@@ -248,16 +253,18 @@ def _optimizer(core: torch.nn.Module, spec: RunSpec, device: torch.device) -> to
     return torch.optim.AdamW(groups, lr=lr, fused=True, capturable=captured)
 
 
-def measured_boards(spec: RunSpec, boards: Sequence[dict[str, Any]], place: Place) -> list[dict[str, Any]]:
-    """The boards that this process counts: its own, and the first one those left over; of one process all.
+def measured_boards(spec: RunSpec, boards: Sequence[Board], place: Place) -> dict[int, Board]:
+    """The boards that this process counts, by position: its own, and the first one those left over; of one process all.
 
     Raises:
         UserError: PyTorch computes on another board than the one to be metered.
     """
-    placed = [{**board, "position": position} for position, board in enumerate(boards)]
-    for board in placed[: spec.devices] if spec.accelerator == "cuda" else ():
-        found = str(getattr(torch.cuda.get_device_properties(board["position"]), "uuid", ""))
-        if found and not board["mig"] and not devices.is_board(found, board["uuid"]):
-            raise UserError(f"PyTorch computes on GPU {found}, and the run was given {board['uuid']}")
+    for position, board in enumerate(boards[: spec.devices] if spec.accelerator == "cuda" else ()):
+        found = str(getattr(torch.cuda.get_device_properties(position), "uuid", ""))
+        if found and not board.mig and not devices.is_board(found, board.uuid):
+            raise UserError(f"PyTorch computes on GPU {found}, and the run was given {board.uuid}")
+    placed = list(enumerate(boards))
+    if place.world == 1:
+        return dict(placed)
     own = placed[place.local_rank : place.local_rank + 1]
-    return own + (placed[place.world :] if place.local_rank == 0 else []) if place.world > 1 else placed
+    return dict(own + (placed[place.world :] if place.local_rank == 0 else []))

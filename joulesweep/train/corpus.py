@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from joulesweep.axes.task import TASKS
 from joulesweep.core.errors import UserError
 from joulesweep.train.seeds import generator
 
@@ -101,7 +102,7 @@ def load(
         path: the `.safetensors` file; its description lies beside it as `.json`.
         max_length: tokens per text, special tokens included; longer texts are cut. With task clm prompt and target
             count, and the text between is cut.
-        task: "mlm", "clm" or "seq2seq".
+        task: a row of `axes.task.TASKS`.
         max_target_length: tokens per target, what ends it included.
         start_id: what an encoder-decoder begins to write with; None for the tokenizer's first token, or padding.
 
@@ -110,14 +111,14 @@ def load(
             them leaves no room.
     """
     about: dict[str, Any] = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    needed = ("mask", "pad") if task == "mlm" else ("pad",) if task == "seq2seq" else ()
-    for name in needed:
+    row = TASKS[task]
+    for name in row.special_tokens:
         if about[f"{name}_id"] is None:
             raise UserError(f"{path}: the tokenizer has no {name} token, which task {task} needs; choose another model")
     about["start_id"] = next((i for i in (start_id, about.get("bos_id")) if i is not None), None)
     tensors = {name: tensor.long() for name, tensor in load_file(path).items()}
-    if task == "seq2seq" and "target_ids" not in tensors:
-        raise UserError(f"{path}: the texts have no targets, which task seq2seq needs; choose another data set or task")
+    if row.encoder_decoder and "target_ids" not in tensors:
+        raise UserError(f"{path}: the texts have no targets, which task {task} needs; choose another data set or task")
 
     def texts(name: str) -> _Texts | None:
         return _Texts(ids=tensors[f"{name}ids"], offsets=tensors[f"{name}offsets"]) if f"{name}ids" in tensors else None
@@ -126,7 +127,7 @@ def load(
     assert bodies is not None
     max_lengths = max_length, max_target_length
     found = _corpus(about, task, max_lengths, bodies, texts("target_"), tensors["group"])
-    if task == "mlm" or choices is None:
+    if row.hides or choices is None:
         return found
     text = tensors["choice_text"]
     with_choices = _corpus(about, task, max_lengths, bodies.take(text), choices, tensors["group"][text])
@@ -167,14 +168,14 @@ def _corpus(
             end_id=end,
         )
 
-    if task == "mlm":
+    if TASKS[task].hides:
         found = joined([prefix, bodies, suffix], max_lengths[0], learned=(1,))
         special = torch.tensor(about.get("special_ids", []), dtype=torch.int64)
         return replace(found, learned=found.learned & ~torch.isin(found.ids, special))
-    if task == "clm" and targets is None:
+    if TASKS[task].causal and targets is None:
         return joined([prefix, bodies, ending], max_lengths[0], learned=(1, 2))
     assert targets is not None
-    if task == "clm":
+    if TASKS[task].causal:
         room = max_lengths[0] - len(prefix + before + after + ending)
         answers = targets.cut(min(max_lengths[1] - len(ending), room))
         found = joined([prefix + before, bodies, after, answers, ending], max_lengths[0], learned=(3, 4))

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from joulesweep.axes.layout import BATCHINGS, HEADS
 from joulesweep.core.work import COUNTED
 from joulesweep.nets.language_model import IGNORED
 from joulesweep.train.corpus import Corpus, offsets_of, texts_and_positions
@@ -49,6 +50,11 @@ class Layout:
     head: str
     parts: int = 1
     few_shapes: bool = False
+
+    @property
+    def packs(self) -> bool:
+        """Whether several texts share a row."""
+        return BATCHINGS[self.batching].packs
 
 
 #: Of a batch, in the order of the arguments of `language_model.LanguageModel.forward`.
@@ -151,15 +157,14 @@ def _outlines(corpus: Corpus, per_text: torch.Tensor | None, parts: Sequence[Par
         target_length = num_chosen = 0
         if corpus.targets is not None:
             target_length = _placed(corpus.targets.lengths_of(texts), layout, layout.max_target_length)[2][1]
-        if per_text is not None and layout.head == "masked" and layout.parts == 1:
+        if per_text is not None and not HEADS[layout.head].everywhere and layout.parts == 1:
             num_chosen = round_up(int(per_text[texts].sum()) * counted, CHOSEN_MULTIPLE)
         found.append((num_rows, length, target_length, num_chosen))
     if not layout.few_shapes:
         return found
     most_rows, *_, most_chosen = (max(sizes) for sizes in zip(*found, strict=True))
     # Padded rows are as they are: an empty one would see nothing.
-    packed = layout.batching == "packed"
-    return [(most_rows if packed else rows, length, target, most_chosen) for rows, length, target, _ in found]
+    return [(most_rows if layout.packs else rows, length, target, most_chosen) for rows, length, target, _ in found]
 
 
 def _num_predicted(corpus: Corpus, shown: Labelled) -> torch.Tensor:
@@ -182,11 +187,11 @@ def _placed(
     lengths: torch.Tensor, layout: Layout, max_length: int
 ) -> tuple[torch.Tensor, torch.Tensor, tuple[int, int]]:
     """Row and first column of texts of these lengths, int64 [texts] each, and the shape of the rows."""
-    if layout.batching == "packed":
+    if layout.packs:
         row, column = pack(lengths, max_length)
         num_rows = int(row.max()) + 1
         return row, column, (round_up(num_rows) if layout.few_shapes else num_rows, max_length)
-    longest = max_length if layout.batching == "fixed" else int(lengths.max())
+    longest = max_length if BATCHINGS[layout.batching].pads_fully else int(lengths.max())
     return torch.arange(len(lengths)), torch.zeros_like(lengths), (len(lengths), longest)
 
 
@@ -217,7 +222,7 @@ def _collate(
     written = rows if corpus.targets is None else _Rows(corpus.targets, texts, layout, layout.max_target_length)
     labels = written.fill(shown.labels[written.source], IGNORED) if counted else torch.full(written.shape, IGNORED)
     num_predicted = int((labels != IGNORED).sum())
-    chosen, answers = _choose(labels, layout.parts, least[3]) if layout.head == "masked" else (None, labels)
+    chosen, answers = _choose(labels, layout.parts, least[3]) if not HEADS[layout.head].everywhere else (None, labels)
     counts = {
         "num_texts": len(texts) * counted,
         "num_tokens": int(rows.lengths.sum()) * counted,
@@ -239,7 +244,7 @@ def _collate(
     return Batch(
         input_ids=rows.fill(shown.inputs[rows.source], corpus.pad_id),
         segments=rows.fill(rows.text + 1, 0),
-        position_ids=rows.fill(rows.position, 0) if layout.batching == "packed" else None,
+        position_ids=rows.fill(rows.position, 0) if layout.packs else None,
         answers=answers,
         chosen=chosen,
         target_ids=None if corpus.targets is None else written.fill(corpus.targets.ids[written.source], corpus.pad_id),

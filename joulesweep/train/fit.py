@@ -15,13 +15,15 @@ import functools
 import inspect
 import re
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from joulesweep.axes.layout import HEADS
+from joulesweep.axes.task import TASKS
 from joulesweep.core.errors import UserError
 from joulesweep.core.places import PACKAGE
 from joulesweep.nets.anatomy import stacks
@@ -127,7 +129,7 @@ def _passes(refusal: Refusal, core: LanguageModel, corpus: Corpus, layout: data.
 
 
 def _refusal(core: LanguageModel, corpus: Corpus, layout: data.Layout) -> str | None:
-    if core.task == "clm" and not is_causal(core, corpus):
+    if TASKS[core.task].causal and not is_causal(core, corpus):
         return "task clm: this model sees the tokens that it is to predict; choose a decoder, or task mlm"
     return layout_refusal(core, corpus, layout) or _head_refusal(core, corpus, layout)
 
@@ -136,7 +138,7 @@ def _refusal(core: LanguageModel, corpus: Corpus, layout: data.Layout) -> str | 
 def _shortened(core: LanguageModel) -> Iterator[bool]:
     """Keep of each stack its first layers, so many that every kind is among them. Yields whether any are left out."""
     lists = [one for one in core.model.modules() if isinstance(one, torch.nn.ModuleList)]
-    whole: dict[torch.nn.ModuleList, dict[str, Any]] = {}
+    whole: dict[torch.nn.ModuleList, dict[str, torch.nn.Module]] = {}
     for half, layers in stacks(core.model):
         kinds = _kinds(half, layers)
         num_kept = max([LEAST_LAYERS, *(kinds.index(kind) + 1 for kind in kinds)])
@@ -202,7 +204,7 @@ def is_causal(core: LanguageModel, corpus: Corpus) -> bool:
 
 
 def mask_form(core: LanguageModel, corpus: Corpus, layout: data.Layout) -> str:
-    """The first of `language_model.MASK_FORMS` under which a model computes of padded texts what it does under the last one.
+    """The first of `MASK_FORMS` under which a model computes of padded texts what it does under the last one.
 
     Args:
         core: the module, its method applied, in float32.
@@ -210,7 +212,7 @@ def mask_form(core: LanguageModel, corpus: Corpus, layout: data.Layout) -> str:
         layout: how they will be laid out.
     """
     corpus = replace(corpus, pad_id=int(corpus.ids.max()))
-    layout = replace(layout, batching="fixed" if layout.batching == "fixed" else "dynamic")
+    layout = replace(layout, batching="dynamic" if layout.packs else layout.batching)
     texts = corpus.lengths.argsort(stable=True)[[0, -1]]
     *whole, last = MASK_FORMS
     if getattr(core.model, "num_virtual_tokens", 0):
@@ -236,7 +238,7 @@ def layout_refusal(core: LanguageModel, corpus: Corpus, layout: data.Layout) -> 
     """
     corpus = replace(corpus, pad_id=int(corpus.ids.max()))
     by_length = corpus.lengths.argsort(stable=True)
-    most = 8 if layout.batching == "packed" else 2
+    most = 8 if layout.packs else 2
     texts = torch.cat((by_length[:most], by_length[most:][-most:]))
     with _plain(core):
         numbers = _numbers(core)
@@ -254,7 +256,7 @@ def layout_refusal(core: LanguageModel, corpus: Corpus, layout: data.Layout) -> 
         differ = [i for i, (one, other) in enumerate(zip(alone, together, strict=True)) if not _agree(other, one)]
         if not differ:
             return None
-        if layout.batching != "packed":
+        if not layout.packs:
             return f"batching {layout.batching}: this model's result depends on how far a text is padded"
         return f"batching packed: {_packed_reason(core, corpus, texts, layout, alone, differ)}; use batching: [dynamic]"
 
@@ -303,7 +305,7 @@ def _packed_reason(
 
 def _head_refusal(core: LanguageModel, corpus: Corpus, layout: data.Layout) -> str | None:
     """Say why the output layer at chosen places is not what it is there among all, or None if it is."""
-    if core.head != "masked":
+    if HEADS[core.head].everywhere:
         return None
     batch = _batch(corpus, _shortest_and_longest(corpus), layout, core.task)
     tensors = batch.on(_device(core))
@@ -375,7 +377,7 @@ def _states(core: LanguageModel, corpus: Corpus, texts: torch.Tensor, layout: da
     (batch,), _ = next(data.steps(corpus, shown, texts, layout))
     ids, segments, _, positions, _, targets = batch.on(_device(core))
     inputs = core.inputs(ids, segments, positions, targets)
-    hidden: torch.Tensor = core.model(**inputs).logits if core.head == "dense" else _hidden(core, inputs)
+    hidden: torch.Tensor = core.model(**inputs).logits if HEADS[core.head].everywhere else _hidden(core, inputs)
     lengths = corpus.written.lengths[texts].tolist()
     if corpus.targets is not None:
         return [row[:length] for row, length in zip(hidden, lengths, strict=True)]
@@ -384,7 +386,7 @@ def _states(core: LanguageModel, corpus: Corpus, texts: torch.Tensor, layout: da
     return list(torch.split(hidden.flatten(0, 1)[order], lengths))
 
 
-def _hidden(core: LanguageModel, inputs: dict[str, Any]) -> torch.Tensor:
+def _hidden(core: LanguageModel, inputs: Mapping[str, object]) -> torch.Tensor:
     """The last hidden states, [rows, length, width]."""
     inner: Any = core.model.base_model
     if "input_ids" not in inspect.signature(inner.forward).parameters:

@@ -14,7 +14,9 @@ from typing import Any
 import torch
 
 from joulesweep.axes import precision, strategy
+from joulesweep.axes.task import TASKS
 from joulesweep.core import late_imports
+from joulesweep.core.outcome import Summary
 from joulesweep.core.spec import RunSpec
 from joulesweep.train import seeds
 from joulesweep.train.corpus import Corpus
@@ -25,7 +27,7 @@ BATCH = 16  #: texts that a rank writes at a time
 
 
 @torch.no_grad()
-def generate(trainer: Trainer, weights: Weights, model_folder: Path) -> list[dict[str, Any]]:
+def generate(trainer: Trainer, weights: Weights, model_folder: Path) -> list[Summary]:
     """Write the targets of some validation texts, each rank those of its share.
 
     Args:
@@ -34,7 +36,7 @@ def generate(trainer: Trainer, weights: Weights, model_folder: Path) -> list[dic
         model_folder: where the tokenizer is.
 
     Returns:
-        Rows of text (its place in the data set) and summary; none if the spec asks for none.
+        What this rank wrote; nothing if the spec asks for none.
     """
     spec, core, place = trainer.spec, trainer.core, trainer.place
     if spec.generate is None:
@@ -44,16 +46,17 @@ def generate(trainer: Trainer, weights: Weights, model_folder: Path) -> list[dic
     draw = seeds.generator("generate", spec.dataset_source.get("split_seed", 0))
     texts = trainer.validation_texts[torch.randperm(len(trainer.validation_texts), generator=draw)]
     texts = texts[: spec.generate["texts"]]
-    num_own = len(texts[place.rank :: place.world])
+    share, num_shares = place.data_rank, place.data_parallel
+    num_own = len(texts[share::num_shares])
     # Sharded weights are gathered for each forward pass by all ranks together: each writes as many.
-    own = torch.cat((texts[place.rank :: place.world], texts[:1]))[: -(-len(texts) // place.world)]
+    own = torch.cat((texts[share::num_shares], texts[:1]))[: -(-len(texts) // num_shares)]
     tokenizer = late_imports.transformers().AutoTokenizer.from_pretrained(model_folder, local_files_only=True)
     written: list[str] = []
     with strategy.gathered(core):
         for part in torch.split(own, BATCH):
             written += tokenizer.batch_decode(_written(trainer, part), skip_special_tokens=True)
     rows = zip(own[:num_own].tolist(), written, strict=False)
-    return [{"text": text, "summary": summary.strip()} for text, summary in rows]
+    return [Summary(text=text, summary=summary.strip()) for text, summary in rows]
 
 
 def _written(trainer: Trainer, texts: torch.Tensor) -> torch.Tensor:
@@ -61,14 +64,14 @@ def _written(trainer: Trainer, texts: torch.Tensor) -> torch.Tensor:
     spec, corpus, core, place = trainer.spec, trainer.corpus, trainer.core, trainer.place
     model: Any = core.model
     ids = [_read(corpus, text) for text in texts.tolist()]
-    side = "right" if spec.task == "seq2seq" else "left"  # a decoder goes on where its prompt ends
+    side = "right" if TASKS[spec.task].encoder_decoder else "left"  # a decoder goes on where its prompt ends
     input_ids, attention_mask = (
         torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=filler, padding_side=side).to(
             place.device
         )
         for rows, filler in ((ids, corpus.pad_id), ([torch.ones_like(row) for row in ids], 0))
     )
-    start_id = model.config.decoder_start_token_id if spec.task == "seq2seq" else None
+    start_id = model.config.decoder_start_token_id if TASKS[spec.task].encoder_decoder else None
     with (
         precision.autocast(spec.precision, place.device.type),
         _generating_by(model, _settings(spec, corpus, start_id)),
@@ -76,9 +79,9 @@ def _written(trainer: Trainer, texts: torch.Tensor) -> torch.Tensor:
         found: torch.Tensor = model.generate(
             input_ids=input_ids,
             attention_mask=attention_mask,
-            synced_gpus=spec.strategy == "fsdp" and place.world > 1,
+            synced_gpus=strategy.STRATEGIES[spec.strategy].synced_generation and place.world > 1,
         )
-    return found if spec.task == "seq2seq" else found[:, input_ids.shape[1] :]
+    return found if TASKS[spec.task].encoder_decoder else found[:, input_ids.shape[1] :]
 
 
 def _settings(spec: RunSpec, corpus: Corpus, start_id: int | None) -> Any:  # noqa: ANN401 - of transformers

@@ -10,7 +10,7 @@ and state take 12 bytes per weight where fp32 takes 16, and bfloat16 alone 8.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -60,10 +60,10 @@ class KahanAdamW(torch.optim.AdamW):
         return list(found.values())
 
 
-def _fresh(weight: torch.Tensor) -> dict[str, Any]:
+def _fresh(weight: torch.Tensor) -> dict[str, torch.Tensor]:
     """What a weight's state begins with, its counter apart; of a divided weight that of this rank's part."""
     own = local(weight)
-    state: dict[str, Any] = {name: torch.zeros_like(own) for name in ("exp_avg", "compensation")}
+    state = {name: torch.zeros_like(own) for name in ("exp_avg", "compensation")}
     return {**state, "exp_avg_sq": torch.zeros_like(own, dtype=torch.float32)}
 
 
@@ -80,7 +80,9 @@ def _portions(weights: Tensors) -> Iterator[Tensors]:
     yield some
 
 
-def _update(given: Tensors, states: list[dict[str, Any]], counter: torch.Tensor, group: dict[str, Any]) -> None:
+def _update(
+    given: Tensors, states: list[dict[str, torch.Tensor]], counter: torch.Tensor, group: Mapping[str, Any]
+) -> None:
     """A step of several weights, with decoupled decay: Loshchilov & Hutter 2019, arXiv 1711.05101, algorithm 2."""
     weights = [local(weight) for weight in given]
     gradients = _float([local(weight.grad) for weight in given if weight.grad is not None])

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from joulesweep.axes.task import TASKS
 from joulesweep.nets.language_model import IGNORED
 from joulesweep.train.corpus import Corpus
 from joulesweep.train.seeds import generator
@@ -27,11 +28,11 @@ class Labelled:
 
 def labelled(corpus: Corpus, task: str, probability: float, *key: str | int) -> Labelled:
     """What a task predicts; in masked language modelling the key (seed and epoch) fixes which tokens are hidden."""
-    if task == "mlm":
+    if TASKS[task].hides:
         return mask(corpus, probability, *key)
     written = corpus.written
     labels = written.ids.masked_fill(~written.learned, IGNORED)
-    if task == "clm":
+    if TASKS[task].causal:
         labels = labels.roll(-1)
         labels[corpus.offsets[1:] - 1] = IGNORED  # the next one is of another text
     return Labelled(inputs=corpus.ids, labels=labels)

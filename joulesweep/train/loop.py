@@ -11,7 +11,7 @@ inside the window, from the same start, and what the repetitions learn is thrown
 
 The same loop serves every method, strategy, precision, batching and engine: those are transforms of the model, rows
 of tables, and the layout of a batch.
-Started by `joulesweep.launch.launcher` through `joulesweep.train.worker`, once, or once per rank under torchrun; each process leaves
+Started by `launch.launcher` through `train.worker`, once, or once per rank under torchrun; each process leaves
 `rank<r>.json` behind.
 This process imports torch, transformers and zeus, nothing of the reporting side.
 """
@@ -27,6 +27,7 @@ import re
 import sys
 import time
 from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,9 @@ from tqdm import tqdm
 from joulesweep.axes import engine, strategy
 from joulesweep.core.errors import UserError
 from joulesweep.core.files import write_json
+from joulesweep.core.outcome import BadInput, Epoch, Quality, RankResult, Span, Stopped, as_json
 from joulesweep.core.spec import RunSpec, from_mapping
-from joulesweep.core.work import COUNTED
+from joulesweep.measure.devices import Board
 from joulesweep.measure.window import Meter
 from joulesweep.nets.language_model import Unfit
 from joulesweep.train import fit, generation, memory
@@ -51,9 +53,7 @@ from joulesweep.train.trainer import Place, Start, Stop, Trainer, read_counters
 ROOMS_AHEAD = 16  # epochs whose weights have their memory before the window; a training of more may well end early
 
 
-def train(
-    spec: RunSpec, model_folder: Path, tokens: Path, folder: Path, boards: Sequence[dict[str, Any]] = ()
-) -> dict[str, Any]:
+def train(spec: RunSpec, model_folder: Path, tokens: Path, folder: Path, boards: Sequence[Board] = ()) -> RankResult:
     """Carry out one run and return what this rank saw.
 
     Args:
@@ -61,10 +61,7 @@ def train(
         model_folder: a Hugging Face model folder.
         tokens: the token file.
         folder: the run's folder; a kept model is saved in its `model/`.
-        boards: the run's boards in the order of CUDA_VISIBLE_DEVICES, as `devices.Board.described` gives them.
-
-    Returns:
-        status "ok", measurement, epochs, losses (one per step), summaries and num_train_texts.
+        boards: the run's boards in the order of CUDA_VISIBLE_DEVICES.
 
     Raises:
         Stop: the run is a result, but not a training.
@@ -77,14 +74,15 @@ def train(
     )
     gc.freeze()  # what was imported and built stays; the collector, off until now, need not walk it again
     gc.enable()
-    idle = _idle(spec, place)
-    epochs = [{"epoch": 0, "elapsed_s": 0.0, "cpu_s": 0.0, "num_steps": 0, **score(trainer)}]
+    idle_begin_s, idle_end_s = _idle(spec, place)
+    untrained = score(trainer)
     memory.give_back(place.device)
     peaks = memory.Peaks(place.device, trainer.layout.parts)
     start = _warm_up(trainer, peaks)
     startup_s = time.monotonic() - began_s
 
     kept: list[memory.Weights] = []
+    ends: list[_End] = [_End()]
     for _ in range(min(trainer.num_epochs, ROOMS_AHEAD)):
         kept.append(memory.room_for(trainer.core, kept))
     weights_s, num_passes = 0.0, 1
@@ -95,14 +93,14 @@ def train(
         with contextlib.closing(_run_epochs(trainer)) as ended:
             for epoch, num_steps in ended:
                 elapsed_s, cpu_s = time.monotonic() - meter.begin_s, time.process_time() - began_cpu_s
-                epochs.append({"epoch": epoch, "elapsed_s": elapsed_s, "cpu_s": cpu_s, "num_steps": num_steps})
+                ends.append(_End(epoch=epoch, elapsed_s=elapsed_s, cpu_s=cpu_s, num_steps=num_steps))
                 if epoch > len(kept):
                     kept.append(memory.room_for(trainer.core, kept))
                 peaks.note([start.weights, *kept] if start else kept)
                 if epoch < trainer.num_epochs:
                     weights_s += _keep(trainer, kept[epoch - 1])
         losses, trainer.losses = trainer.losses, []
-        phases = trainer.phases
+        tallies = trainer.phases
         while start and _is_short(trainer, time.monotonic() - meter.begin_s):
             weights_s += _keep(trainer, kept[-1]) if num_passes == 1 else 0.0
             weights_s += _repeat(trainer, start)
@@ -112,33 +110,65 @@ def train(
     if num_passes == 1:  # the last weights are there still: copying them is no part of the window
         _keep(trainer, kept[-1])
     cpu_s = (time.process_time() - began_cpu_s) / num_passes
-    span = {"begin_s": meter.begin_s, "end_s": meter.end_s, "meter_s": meter.calls_s, **idle}
-    span |= {"clock_step_s": meter.clock_step_s, "weights_s": weights_s}
-    measurement = {"total_window_s": meter.window_s, "num_passes": num_passes, "energy": meter.rows(), "span": span}
-    measurement |= {"cpu_s": cpu_s, "startup_s": startup_s, "peak_memory": peaks.peak()}
-    read_counters(phases)
-    measurement |= {"phases": choosing.described(trainer, phases), "num_steps": trainer.num_steps}
-    measurement |= {"products": trainer.products, "attention": attention(trainer.core.model)}
-    measurement["num_compilations_in_window"] = num_compilations
-    for name in ("num_skipped_steps", *COUNTED):
-        measurement[name] = sum(phase[name] for phase in phases if phase["kind"] == "training")
-
+    read_counters(tallies)
+    energy, phases, kernels = meter.readings(), choosing.phases(trainer, tallies), attention(trainer.core.model)
     by_step = place.reduced(torch.stack(losses).float()).tolist()
-    for row, before, weights in zip(epochs[1:], epochs, kept, strict=False):
-        of_epoch = by_step[int(before["num_steps"]) : int(row["num_steps"])]
-        row.update(score(trainer, weights), train_loss=sum(of_epoch) / len(of_epoch))
+    qualities = [untrained, *(score(trainer, weights) for weights in kept[: len(ends) - 1])]
+    epochs = [_epoch(*of_epoch, by_step) for of_epoch in zip([_End(), *ends], ends, qualities, strict=False)]
     summaries = generation.generate(trainer, kept[-1], model_folder)
     if spec.keep_model != "none":
-        best = min(range(len(kept)), key=lambda i: epochs[i + 1]["validation_loss"])
+        best = min(range(len(kept)), key=lambda i: epochs[i + 1].validation_loss)
         save(trainer, kept[best if spec.keep_model == "best" else -1], model_folder, folder / "model")
-    return {
-        "status": "ok",
-        "measurement": measurement,
-        "epochs": epochs,
-        "losses": by_step,
-        "summaries": summaries,
-        "num_train_texts": len(trainer.train_texts),
-    }
+    return RankResult(
+        total_window_s=meter.window_s,
+        num_passes=num_passes,
+        span=Span(
+            begin_s=meter.begin_s,
+            end_s=meter.end_s,
+            idle_begin_s=idle_begin_s,
+            idle_end_s=idle_end_s,
+            meter_s=meter.calls_s,
+            clock_step_s=meter.clock_step_s,
+            weights_s=weights_s,
+        ),
+        energy=energy,
+        cpu_s=cpu_s,
+        startup_s=startup_s,
+        peak_memory=peaks.peak(),
+        phases=phases,
+        num_steps=trainer.num_steps,
+        products=trainer.products,
+        attention=kernels,
+        num_compilations_in_window=num_compilations,
+        epochs=epochs,
+        quality=qualities[-1],
+        losses=by_step,
+        summaries=summaries,
+        num_train_texts=len(trainer.train_texts),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _End:
+    """When an epoch ended, from the window's begin, and the steps taken by then."""
+
+    epoch: int = 0
+    elapsed_s: float = 0.0
+    cpu_s: float = 0.0
+    num_steps: int = 0
+
+
+def _epoch(before: _End, end: _End, quality: Quality, losses: Sequence[float]) -> Epoch:
+    of_epoch = losses[before.num_steps : end.num_steps]
+    return Epoch(
+        **vars(end),
+        train_loss=sum(of_epoch) / len(of_epoch) if of_epoch else None,
+        validation_loss=quality.validation_loss,
+        perplexity=quality.perplexity,
+        masked_accuracy=quality.masked_accuracy,
+        choice_accuracy=quality.choice_accuracy,
+        energy=[],
+    )
 
 
 def _run_epochs(trainer: Trainer) -> Generator[tuple[int, int], None, None]:
@@ -175,7 +205,7 @@ def _begin(trainer: Trainer, epoch: int) -> None:
         except choosing.Diverged as error:
             raise Stop("diverged", str(error)) from None
         trainer.close_epoch()
-        trainer.open_phase("training", epoch, **chosen)
+        trainer.open_phase("training", epoch, chosen)
 
 
 def _step(trainer: Trainer, batches: Sequence[Batch], num_predicted: int, lr: float) -> torch.Tensor:
@@ -197,10 +227,10 @@ def _forward_backward_update(trainer: Trainer, inputs: engine.Inputs, factor: to
     """The work of a step, on tensors that lie on the device. Gradients of micro-batches add up."""
     loss = torch.zeros_like(factor)
     for i, tensors in enumerate(inputs):
-        strategy.synchronise(trainer.model, trainer.spec.strategy, wanted=i == len(inputs) - 1)
+        strategy.synchronise(trainer.model, trainer.spec.strategy, exchanges=i == len(inputs) - 1)
         part = trainer.model(*tensors)[:, 0].sum() * factor
-        # DDP and FSDP average the gradients over the ranks; the sum is meant.
-        torch.autograd.backward(trainer.scaler.scale(part * trainer.place.world))
+        # DDP and FSDP average the gradients over the ranks; the sum over the shares of the texts is meant.
+        torch.autograd.backward(trainer.scaler.scale(part * trainer.place.data_parallel))
         loss += part.detach()
     if trainer.spec.max_grad_norm is not None:
         trainer.scaler.unscale_(trainer.optimizer)
@@ -303,15 +333,15 @@ def _repeat(trainer: Trainer, start: Start) -> float:
     return restored_s
 
 
-def _idle(spec: RunSpec, place: Place) -> dict[str, float]:
+def _idle(spec: RunSpec, place: Place) -> tuple[float, float]:
     """Rest, all ranks at once, with the context up and the model resident. Returns when that began and ended."""
     if not spec.idle_s:
-        return {"idle_begin_s": 0.0, "idle_end_s": 0.0}
+        return 0.0, 0.0
     place.barrier()
     place.synchronize()
     begin_s = time.monotonic()
     time.sleep(spec.idle_s)
-    return {"idle_begin_s": begin_s, "idle_end_s": time.monotonic()}
+    return begin_s, time.monotonic()
 
 
 def main(argv: list[str]) -> int:
@@ -321,19 +351,22 @@ def main(argv: list[str]) -> int:
     rank = os.environ.get("RANK", "0")
     try:
         paths = [Path(job[key]) for key in ("model_folder", "tokens", "folder")]
-        outcome = train(from_mapping(job["spec"]), paths[0], paths[1], paths[2], job["boards"])
+        boards = [Board(**board) for board in job["boards"]]
+        outcome: RankResult | Stopped | BadInput = train(
+            from_mapping(job["spec"]), paths[0], paths[1], paths[2], boards
+        )
     except Stop as stop:
         outcome = stop.outcome
     except UserError as error:
-        outcome = {"status": "error", "reason": str(error)}
+        outcome = BadInput(reason=str(error))
     except (RuntimeError, MemoryError) as error:
         if not memory.is_lacking(error):
             raise
         lines = [line for line in str(error).splitlines() if re.search(memory.OUT_OF_MEMORY, line)]
         reason = lines[0] if lines else "out of host memory"
-        outcome = {"status": "oom", "reason": reason, "oom_bytes": memory.bytes_asked(str(error))}
-    write_json(job_path.parent / f"rank{rank}.json", outcome)
-    if outcome["status"] != "ok":
+        outcome = Stopped(status="oom", reason=reason, oom_bytes=memory.bytes_asked(str(error)))
+    write_json(job_path.parent / f"rank{rank}.json", as_json(outcome))
+    if not isinstance(outcome, RankResult):
         return 3
     if dist.is_initialized():
         dist.destroy_process_group()

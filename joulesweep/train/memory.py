@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from joulesweep.core.outcome import PeakMemory
+
 CPU = torch.device("cpu")
 Weights = dict[str, torch.Tensor]
 
@@ -119,14 +121,14 @@ class Peaks:
         most = getattr(torch.cuda, name)
         return max((most(gpu) - sum(nbytes(weights, gpu) for weights in kept) for gpu in self.gpus), default=0)
 
-    def peak(self) -> dict[str, int | None]:
+    def peak(self) -> PeakMemory:
         """The highest of the epochs, in bytes; GPU figures are those of the fullest GPU."""
         host, allocated, reserved = (max(values) for values in zip(*self.peaks, strict=True))
-        return {
-            "host_rss_bytes": host,
-            "gpu_allocated_bytes": allocated if self.cuda else None,
-            "gpu_reserved_bytes": reserved if self.cuda else None,
-        }
+        return PeakMemory(
+            host_rss_bytes=host,
+            gpu_allocated_bytes=allocated if self.cuda else None,
+            gpu_reserved_bytes=reserved if self.cuda else None,
+        )
 
 
 #: How PyTorch, cuBLAS, NCCL and the CPU's allocator say it.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.nn import functional
@@ -13,7 +12,9 @@ from torch.nn import functional
 from joulesweep import methods
 from joulesweep.axes import strategy
 from joulesweep.axes.engine import ENGINES
+from joulesweep.axes.task import TASKS
 from joulesweep.core.errors import UserError
+from joulesweep.core.outcome import Quality
 from joulesweep.nets import language_model
 from joulesweep.train import data, labels
 from joulesweep.train.corpus import Corpus
@@ -27,7 +28,7 @@ ROUNDING = 1e-5  #: by which a loss may differ with the batch that it is compute
 
 
 @torch.no_grad()
-def score(trainer: Trainer, weights: Weights | None = None) -> dict[str, Any]:
+def score(trainer: Trainer, weights: Weights | None = None) -> Quality:
     """Loss and accuracy on the validation texts, under fixed masks if any, each rank taking its share.
 
     Args:
@@ -35,9 +36,7 @@ def score(trainer: Trainer, weights: Weights | None = None) -> dict[str, Any]:
         weights: of this rank, from `memory.copy_weights`; None for those that the module has.
 
     Returns:
-        train_loss (null), validation_loss (nats per predicted token), perplexity, masked_accuracy and num_masked (the
-        share of right tokens among the predicted ones, and their number, whatever the task), choice_accuracy (null but
-        for multiple choice) and num_validation_texts; the same on every rank.
+        The same on every rank.
 
     Raises:
         Stop: the loss is not finite.
@@ -56,7 +55,7 @@ def score(trainer: Trainer, weights: Weights | None = None) -> dict[str, Any]:
     by_length = trainer.validation_texts[trainer.corpus.lengths[trainer.validation_texts].argsort(stable=True)]
     layout = _layout(trainer, trainer.corpus)
     sums = torch.zeros(3, dtype=torch.float64, device=place.device)
-    for (batch,), _ in data.steps(trainer.corpus, shown, by_length, layout, place.rank, place.world):
+    for (batch,), _ in data.steps(trainer.corpus, shown, by_length, layout, place.data_rank, place.data_parallel):
         sums[:2] += forward(*batch.on(place.device), score=True)[0].double()
         sums[2] += batch.counts["num_predicted"]
     choice_accuracy = _choice_accuracy(trainer)
@@ -64,20 +63,19 @@ def score(trainer: Trainer, weights: Weights | None = None) -> dict[str, Any]:
         load_weights(core, before)
     loss_sum, num_right, num_masked = place.reduced(sums).tolist()
     if not num_masked:
-        remedy = " or a higher mask_probability" if spec.task == "mlm" else ""
+        remedy = " or a higher mask_probability" if TASKS[spec.task].hides else ""
         raise UserError(f"the validation texts have no token to predict; use more texts{remedy}")
     loss = loss_sum / num_masked
     if not math.isfinite(loss):
         raise Stop("diverged", "the validation loss was not finite")
-    return {
-        "train_loss": None,
-        "validation_loss": loss,
-        "perplexity": math.exp(loss) if loss < LARGEST_LOSS else None,
-        "masked_accuracy": num_right / num_masked,
-        "choice_accuracy": choice_accuracy,
-        "num_masked": int(num_masked),
-        "num_validation_texts": len(trainer.validation_texts),
-    }
+    return Quality(
+        validation_loss=loss,
+        perplexity=math.exp(loss) if loss < LARGEST_LOSS else None,
+        masked_accuracy=num_right / num_masked,
+        choice_accuracy=choice_accuracy,
+        num_validation_texts=len(trainer.validation_texts),
+        num_masked=int(num_masked),
+    )
 
 
 def _layout(trainer: Trainer, corpus: Corpus) -> data.Layout:
@@ -86,7 +84,7 @@ def _layout(trainer: Trainer, corpus: Corpus) -> data.Layout:
     most = LOGITS // (max(1, int(corpus.written.lengths.max())) * corpus.vocab_size)
     return data.Layout(
         batching="dynamic",
-        size=max(1, min(BATCH, most)) * trainer.place.world,
+        size=max(1, min(BATCH, most)) * trainer.place.data_parallel,
         micro=None,
         max_length=spec.max_length,
         max_target_length=spec.max_target_length,
@@ -108,10 +106,10 @@ def _choice_accuracy(trainer: Trainer) -> float | None:
     layout = _layout(trainer, choices)
     losses = torch.zeros(len(choice_text), dtype=torch.float64, device=place.device)
     steps = data.steps(
-        choices, labels.labelled(choices, trainer.spec.task, 0.0), wanted, layout, place.rank, place.world
+        choices, labels.labelled(choices, trainer.spec.task, 0.0), wanted, layout, place.data_rank, place.data_parallel
     )
     for whole, ((batch,), _) in zip(torch.split(wanted, layout.size), steps, strict=True):
-        own = whole[place.rank :: place.world].to(place.device)
+        own = whole[place.data_rank :: place.data_parallel].to(place.device)
         with strategy.gathered(trainer.core):
             logits, answers, places = trainer.core.logits(*batch.on(place.device))
         each = functional.cross_entropy(logits, answers, reduction="none", ignore_index=language_model.IGNORED).double()

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from joulesweep.axes import engine, strategy
+from joulesweep.core.outcome import ChosenPhase, Ending, PlainPhase, Stopped, TensorChoice, Work
 from joulesweep.core.spec import RunSpec
 from joulesweep.core.work import COUNTED
 from joulesweep.nets.anatomy import stacks
@@ -26,9 +27,9 @@ from joulesweep.train.memory import copy_weights, load_weights
 class Stop(Exception):  # noqa: N818 - an outcome, not an error
     """A run that ends early with a result: unsupported, oom or diverged."""
 
-    def __init__(self, status: str, reason: str, oom_bytes: int | None = None) -> None:
+    def __init__(self, status: Ending, reason: str, oom_bytes: int | None = None) -> None:
         super().__init__(reason)
-        self.outcome = {"status": status, "reason": reason, "oom_bytes": oom_bytes}
+        self.outcome = Stopped(status=status, reason=reason, oom_bytes=oom_bytes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +41,24 @@ class Place:
         rank: of this process, from 0.
         world: number of processes.
         local_rank: of this process on its machine.
+        ranks_per_text: how many processes compute a text together; the others compute other texts.
     """
 
     device: torch.device
     rank: int
     world: int
     local_rank: int
+    ranks_per_text: int = 1
+
+    @property
+    def data_parallel(self) -> int:
+        """Over how many shares the processes divide the texts of a step."""
+        return self.world // self.ranks_per_text
+
+    @property
+    def data_rank(self) -> int:
+        """Which of these shares is this process's, from 0."""
+        return self.rank // self.ranks_per_text
 
     def barrier(self) -> None:
         """Wait for every rank."""
@@ -58,14 +71,50 @@ class Place:
             torch.cuda.synchronize(self.device)
 
     def reduced(self, values: torch.Tensor, largest: bool = False) -> torch.Tensor:
-        """The sum over the ranks, or the largest, in place: every rank gets the same."""
+        """The sum over the shares of the texts, or the largest of a rank, in place: every rank gets the same."""
         if self.world > 1:
             dist.all_reduce(values, op=dist.ReduceOp.MAX if largest else dist.ReduceOp.SUM)
-        return values
+        return values if largest or self.ranks_per_text == 1 else values.div_(self.ranks_per_text)
 
 
 #: Parameters, and how many optimizer steps each has taken, one tensor [parameters].
 Counters = tuple[list[torch.Tensor], torch.Tensor]
+
+
+@dataclass(kw_only=True)
+class Tally:
+    """A phase of the training while it is counted.
+
+    Attributes:
+        kind: and the others as in `outcome.Phase`.
+        choice: of the tensors that train in it, or None.
+        counts: of its batches, by name.
+        begun: AdamW's counters when it began.
+        ended: the same when its last epoch so far ended.
+    """
+
+    kind: str
+    epoch: int
+    choice: TensorChoice | None
+    begun: Counters
+    ended: Counters
+    elapsed_s: float = 0.0
+    num_steps: int = 0
+    num_skipped_steps: int = 0
+    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTED, 0))
+
+    def phase(self, work: Work, facts: dict[str, object]) -> PlainPhase | ChosenPhase:
+        """As a record has it, with what a step should cost and what the method says of itself."""
+        same: dict[str, Any] = {
+            **{name: getattr(self, name) for name in ("kind", "epoch", "elapsed_s", "num_steps", "num_skipped_steps")},
+            **self.counts,
+            **vars(work),
+        }
+        return (
+            PlainPhase(**same, facts=facts)
+            if self.choice is None
+            else ChosenPhase(**same, **vars(self.choice), facts=facts)
+        )
 
 
 @dataclass(kw_only=True)
@@ -86,9 +135,7 @@ class Trainer:
         facts: what a record says of the method, from `methods.described`.
         products: what a record says of the library of matrix products, from `onednn.choose`.
         selector: of a method that chooses tensors while it trains, else None.
-        phases: of the training, in order: spans in which the same tensors trained or were rated. Each is a row of the
-            record: kind "training" or "rating", the epoch that it began with, num_steps, the counts of
-            `work.COUNTED`, and what `choosing.choose` said of its choice. Until `read_counters` also `taken`.
+        phases: of the training, in order: spans in which the same tensors trained or were rated.
         began_s: when the present phase began, on the monotonic clock, and since when weights were copied the later.
         graphed: replays the step, with an engine that captures it.
         losses: loss of every step on this rank's share, kept on the device until the window has closed.
@@ -103,11 +150,11 @@ class Trainer:
     validation_texts: torch.Tensor
     optimizer: torch.optim.AdamW
     scaler: torch.amp.GradScaler
-    work: dict[str, Any]
-    facts: dict[str, Any] = field(default_factory=dict)
-    products: dict[str, Any] = field(default_factory=dict)
+    work: Work
+    facts: dict[str, object] = field(default_factory=dict)
+    products: dict[str, object] = field(default_factory=dict)
     selector: cost.Selector | None = None
-    phases: list[dict[str, Any]] = field(default_factory=list)
+    phases: list[Tally] = field(default_factory=list)
     graphed: engine.GraphedStep | None = None
     losses: list[torch.Tensor] = field(default_factory=list)
     began_s: float = 0.0
@@ -134,7 +181,9 @@ class Trainer:
     def batches(self, epoch: int) -> Iterator[tuple[list[data.Batch], int]]:
         """The steps of an epoch, as `data.steps` gives them."""
         place = self.place
-        return data.steps(self.corpus, self._labelled(epoch), self._order(epoch), self.layout, place.rank, place.world)
+        return data.steps(
+            self.corpus, self._labelled(epoch), self._order(epoch), self.layout, place.data_rank, place.data_parallel
+        )
 
     def _labelled(self, epoch: int) -> labels.Labelled:
         return labels.labelled(self.corpus, self.spec.task, self.spec.mask_probability, self.spec.repeat, epoch)
@@ -145,7 +194,7 @@ class Trainer:
     def outlines(self, epoch: int, of_head: bool) -> Iterator[tuple[data.Outline, ...]]:
         """The sizes of an epoch's batches, as `data.outlines` gives them, with those of the head or without."""
         shown, place = self._labelled(epoch) if of_head else None, self.place
-        return data.outlines(self.corpus, shown, self._order(epoch), self.layout, place.rank, place.world)
+        return data.outlines(self.corpus, shown, self._order(epoch), self.layout, place.data_rank, place.data_parallel)
 
     def some_steps(self, numbers: Iterable[int]) -> Iterator[tuple[list[data.Batch], int]]:
         """Steps of the training by their numbers from 0, ascending. This thread lays them out; nothing is pinned."""
@@ -154,7 +203,7 @@ class Trainer:
             shown, texts = self._labelled(before + 1), torch.split(self._order(before + 1), layout.size)
             for number in some:
                 own = texts[number % self.steps_per_epoch]
-                yield next(data.steps(self.corpus, shown, own, layout, place.rank, place.world))
+                yield next(data.steps(self.corpus, shown, own, layout, place.data_rank, place.data_parallel))
 
     def steps(self) -> Generator[tuple[list[data.Batch], int], None, None]:
         """The steps of the whole training. To be closed: on a GPU a thread lays them out ahead, see `ahead`."""
@@ -174,25 +223,24 @@ class Trainer:
         """Put the strategy's wrapper around the module, for the tensors that train now."""
         self.model = wrapped(self.core, self.spec, self.place)
 
-    def open_phase(self, kind: str, epoch: int, **more: Any) -> None:  # noqa: ANN401 - entries of a record
+    def open_phase(self, kind: str, epoch: int, choice: TensorChoice | None = None) -> None:
         """Count into a new phase from here on."""
-        counts = dict.fromkeys(("num_steps", "num_skipped_steps", *COUNTED), 0)
-        taken = [self._steps_taken()] * 2
-        self.phases.append({"kind": kind, "epoch": epoch, "elapsed_s": 0.0, **counts, **more, "taken": taken})
+        taken = self._steps_taken()
+        self.phases.append(Tally(kind=kind, epoch=epoch, choice=choice, begun=taken, ended=taken))
         self.began_s = time.monotonic()
 
     def count(self, batches: Sequence[data.Batch]) -> None:
         """Add a step's batches to the present phase."""
         phase = self.phases[-1]
-        phase["num_steps"] += 1
+        phase.num_steps += 1
         for batch in batches:
             for name in COUNTED:
-                phase[name] += batch.counts[name]
+                phase.counts[name] += batch.counts[name]
 
     def close_epoch(self) -> None:
         """Note the seconds of the present phase so far, the device being idle, and the steps that were taken."""
-        self.phases[-1]["elapsed_s"] = time.monotonic() - self.began_s
-        self.phases[-1]["taken"][1] = self._steps_taken()
+        self.phases[-1].elapsed_s = time.monotonic() - self.began_s
+        self.phases[-1].ended = self._steps_taken()
 
     def _steps_taken(self) -> Counters:
         """AdamW's counters now, left on the device; none where no step is left out."""
@@ -206,16 +254,16 @@ class Trainer:
         return layout(self.spec)
 
 
-def read_counters(phases: Sequence[dict[str, Any]]) -> None:
+def read_counters(phases: Sequence[Tally]) -> None:
     """Turn AdamW's counters at the begin and the end of each phase into num_skipped_steps, once the window has closed.
 
     They do not advance in steps that loss scaling leaves out.
     """
     for phase in phases:
-        before, after = (dict(zip(names, steps.tolist(), strict=True)) for names, steps in phase.pop("taken"))
-        if after and phase["kind"] == "training":
+        before, after = (dict(zip(names, steps.tolist(), strict=True)) for names, steps in (phase.begun, phase.ended))
+        if after and phase.kind == "training":
             advanced = max(steps - before.get(parameter, 0) for parameter, steps in after.items())
-            phase["num_skipped_steps"] = phase["num_steps"] - int(advanced)
+            phase.num_skipped_steps = phase.num_steps - int(advanced)
 
 
 def layout(spec: RunSpec) -> data.Layout:
@@ -249,9 +297,14 @@ def learning_rate(spec: RunSpec, step: int, num_steps: int) -> float:
 
 def wrapped(core: LanguageModel, spec: RunSpec, place: Place) -> torch.nn.Module:
     """The module in the wrapper of the run's strategy."""
-    accumulates = spec.micro_batch_size is not None
-    layers = [layer for _, stack in stacks(core.model) for layer in stack]
-    return strategy.wrap(core, spec.strategy, spec.devices, spec.accelerator, place.local_rank, accumulates, layers)
+    setting = strategy.Setting(
+        devices=spec.devices,
+        accelerator=spec.accelerator,
+        local_rank=place.local_rank,
+        accumulates=spec.micro_batch_size is not None,
+        layers=[layer for _, stack in stacks(core.model) for layer in stack],
+    )
+    return strategy.wrap(core, spec.strategy, setting)
 
 
 @dataclass(kw_only=True)

@@ -18,7 +18,7 @@ import polars as pl
 
 from joulesweep.analyse.cells import LAYOUT, by_method, finished, method_words, ratio_of, same_joules
 from joulesweep.analyse.statistics import Ratio
-from joulesweep.analyse.tables import Tables
+from joulesweep.analyse.tables import Row, Tables
 from joulesweep.core.places import RESOURCES
 
 FOLDER = RESOURCES / "published"
@@ -137,7 +137,7 @@ def beside(tables: Tables) -> list[Beside]:
     return found
 
 
-def _published(row: dict[str, Any]) -> Published | None:
+def _published(row: Row) -> Published | None:
     """What is published of a cell's method; None where the paper has no such row."""
     params = json.loads(row["method_params"])
     wanted = PAPERS.get(row["method"])
@@ -146,7 +146,7 @@ def _published(row: dict[str, Any]) -> Published | None:
     return greentrainer().get((row["method"], params.get("rho")))
 
 
-def _beside(runs: pl.DataFrame, name: str, row: dict[str, Any], full: dict[str, Any], published: Published) -> Beside:
+def _beside(runs: pl.DataFrame, name: str, row: Row, full: Row, published: Published) -> Beside:
     return Beside(
         name=name,
         method=method_words(row),
@@ -174,7 +174,7 @@ def faster(tables: Tables) -> list[Faster]:
     return found
 
 
-def _is(a: dict[str, Any], b: dict[str, Any], first: tuple[str | None, ...], second: tuple[str | None, ...]) -> bool:
+def _is(a: Row, b: Row, first: tuple[str | None, ...], second: tuple[str | None, ...]) -> bool:
     """Whether two cells have the strategies and precisions that are compared, or share what is not."""
     axes = zip(("strategy", "precision"), first, second, strict=True)
     return all((a[axis], b[axis]) == (x, y) if x else a[axis] == b[axis] for axis, x, y in axes)

@@ -9,13 +9,12 @@ out.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import polars as pl
 
 from joulesweep.analyse.cells import doubtful, finished, panels, ratio_of, same_joules, undoubted, unranked
 from joulesweep.analyse.statistics import NO_DIFFERENCE, Ratio
-from joulesweep.analyse.tables import Tables
+from joulesweep.analyse.tables import Row, Tables
 
 MARGIN = 0.01  # of the validation loss: what counts as "no worse"
 
@@ -59,7 +58,7 @@ class Answer:
     """
 
     panel: str
-    chosen: dict[str, Any]
+    chosen: Row
     by: str
     unranked: str | None
     doubtful: list[str]
@@ -89,7 +88,7 @@ def _answer(runs: pl.DataFrame, panel: str, cells: pl.DataFrame) -> Answer:
     baseline = [row for row in rows if row["name"] == chosen["baseline"]]
     word = "the least energy" if by == "energy_j" else "the fastest"
     others = [*((row, "the baseline") for row in baseline), (lowest, "the lowest loss"), (cheapest, word)]
-    against: dict[str, tuple[dict[str, Any], list[str]]] = {}
+    against: dict[str, tuple[Row, list[str]]] = {}
     for row, role in others:
         if row is not chosen:
             against.setdefault(row["cell"], (row, []))[1].append(role)
@@ -106,13 +105,13 @@ def _answer(runs: pl.DataFrame, panel: str, cells: pl.DataFrame) -> Answer:
     )
 
 
-def _within(runs: pl.DataFrame, row: dict[str, Any], lowest: dict[str, Any]) -> bool:
+def _within(runs: pl.DataFrame, row: Row, lowest: Row) -> bool:
     """Whether a cell's loss is no worse than the lowest by more than the margin; one pair has its ratio alone."""
     ratio = ratio_of(runs, row, lowest, "validation_loss")
     return ratio is not None and (ratio.ratio if ratio.high is None else ratio.high) <= 1 + MARGIN
 
 
-def compare(runs: pl.DataFrame, a: dict[str, Any], b: dict[str, Any]) -> list[Comparison]:
+def compare(runs: pl.DataFrame, a: Row, b: Row) -> list[Comparison]:
     """Statements on a relative to b, for every quantity that both were measured in.
 
     Args:

@@ -52,7 +52,7 @@ def calibrate(trainer: Trainer, deepest: str) -> Rates:
         parameter.requires_grad_(True)
     trainer.optimizer.state.clear()
     least = torch.tensor([[min(values) for values in zip(*found[whole][1:], strict=True)] for whole in (True, False)])
-    least = place.reduced(least.to(place.device)) / place.world  # every rank predicts the same
+    least = place.reduced(least.to(place.device)) / place.data_parallel  # every rank predicts the same
     (forward_s, backward_s, optimizer_s), (_, chain_s, _) = least.tolist()
     return Rates(
         forward_s=forward_s,

@@ -17,11 +17,12 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from joulesweep import methods
+from joulesweep.core.outcome import ChosenPhase, PlainPhase, TensorChoice
 from joulesweep.core.work import UNITS, USEFUL
 from joulesweep.nets import flops, products
 from joulesweep.train import seeds
@@ -29,7 +30,7 @@ from joulesweep.train.adaptive.calibration import calibrate
 from joulesweep.train.adaptive.cost import Selector, cost
 
 if TYPE_CHECKING:
-    from joulesweep.train.trainer import Trainer
+    from joulesweep.train.trainer import Tally, Trainer
 
 #: Of the first epoch, for the mean numbers of tokens that costs are counted for.
 STEPS = 16
@@ -65,12 +66,8 @@ def selector(trainer: Trainer) -> Selector | None:
     return Selector(method=methods.load(spec.method), params=params, cost=found, rates=rates)
 
 
-def choose(trainer: Trainer, epoch: int) -> dict[str, Any]:
-    """Choose the tensors that train from this epoch on, and train no others.
-
-    Returns:
-        What the record says of it: which tensors, what they should cost, how good the choice is.
-    """
+def choose(trainer: Trainer, epoch: int) -> TensorChoice:
+    """Choose the tensors that train from this epoch on, and train no others."""
     selector, core = trainer.selector, trainer.core
     assert selector is not None
     trainer.model = core
@@ -95,19 +92,19 @@ def choose(trainer: Trainer, epoch: int) -> dict[str, Any]:
     trainer.wrap()
     num_trained = sum(parameter.numel() for parameter in named.values() if parameter.requires_grad)
     total = sum(value for value in importances if value > 0)
-    return {
-        "chosen": [name for name, trains in zip(parameters, taken, strict=True) if trains],
-        "candidates": list(parameters),
-        "num_candidates": len(parameters),
-        "trained_share": num_trained / sum(parameter.numel() for parameter in named.values()),
-        "importance_share": choice.importance / total if total else None,
-        "objective": selector.params.objective,
-        "rho": selector.params.rho,
-        "predicted_cost": selector.cost.share(taken),
-        "floor": selector.cost.floor,
-        "gap": choice.gap,
-        "rates": selector.rates and asdict(selector.rates),
-    }
+    return TensorChoice(
+        chosen=[name for name, trains in zip(parameters, taken, strict=True) if trains],
+        candidates=list(parameters),
+        num_candidates=len(parameters),
+        trained_share=num_trained / sum(parameter.numel() for parameter in named.values()),
+        importance_share=choice.importance / total if total else None,
+        objective=selector.params.objective,
+        rho=selector.params.rho,
+        predicted_cost=selector.cost.share(taken),
+        floor=selector.cost.floor,
+        gap=choice.gap,
+        rates=None if selector.rates is None else asdict(selector.rates),
+    )
 
 
 @dataclass(frozen=True)
@@ -180,14 +177,16 @@ def _taken(parameter: torch.nn.Parameter, scale: float) -> torch.Tensor:
     return gradient.float() / scale
 
 
-def described(trainer: Trainer, phases: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The phases with what `flops.described` says of their work; after the window, since this is bookkeeping."""
-    if trainer.selector is None:
-        return [{**phase, **trainer.facts, **trainer.work} for phase in phases]
+def phases(trainer: Trainer, tallies: Sequence[Tally]) -> list[PlainPhase | ChosenPhase]:
+    """The phases of a training with what is known of their work; after the window, since this is bookkeeping."""
+    selector = trainer.selector
+    if selector is None:
+        return [tally.phase(trainer.work, trainer.facts) for tally in tallies]
     named = dict(trainer.core.model.named_parameters())
     found = []
-    for phase in phases:
-        for name in trainer.selector.cost.names:
-            named[name].requires_grad_(name in phase.get("chosen", trainer.selector.cost.names))
-        found.append({**phase, **trainer.facts, **flops.described(trainer.core)})
+    for tally in tallies:
+        trained = selector.cost.names if tally.choice is None else tally.choice.chosen
+        for name in selector.cost.names:
+            named[name].requires_grad_(name in trained)
+        found.append(tally.phase(flops.described(trainer.core), trainer.facts))
     return found

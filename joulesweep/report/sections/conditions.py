@@ -1,0 +1,27 @@
+"""Under which conditions the runs were measured, and what their joules are worth."""
+
+from __future__ import annotations
+
+from joulesweep.report import evidence
+from joulesweep.report.markup import filled
+from joulesweep.report.sections import Results, Section
+
+PLACE = 90
+
+
+def section(results: Results) -> Section | None:
+    """Flags, conditions, certificates, drift and the sweep's own cost; None where no run finished."""
+    tables = results.tables
+    if not results.num_ok:
+        return None
+    html = filled(
+        "conditions.html.j2",
+        num_ok=results.num_ok,
+        num_flagged=tables.runs["flags"].count(),
+        flags=evidence.flags(tables.runs),
+        conditions=evidence.conditions(tables.runs),
+        certificates=evidence.certificates(tables.devices),
+        drift=evidence.drift(tables.anchors),
+        own_cost=evidence.own_cost(tables, results.factors),
+    )
+    return Section(title="Under which conditions", html=html)
