@@ -42,6 +42,7 @@ from joulesweep.core.spec import RunSpec
 from joulesweep.core.work import COUNTED
 from joulesweep.measure import devices
 from joulesweep.measure.machine import describe, version
+from joulesweep.measure.meters import nvidia
 
 Piece = dict[str, Any]
 #: How far losses may be from those of the CPU in fp32, relative.
@@ -126,7 +127,7 @@ def _board(described: Mapping[str, Any]) -> devices.Board:
 
 def nvml_facts(board: Mapping[str, Any]) -> dict[str, Any]:
     """What the driver says of a board, as it stands: nothing is set. None where it does not say."""
-    handle = devices.ask("nvmlDeviceGetHandleByIndex", board["index"]) if board["index"] is not None else None
+    handle = nvidia.ask("nvmlDeviceGetHandleByIndex", board["index"]) if board["index"] is not None else None
     asked = {
         "persistence": "nvmlDeviceGetPersistenceMode",
         "limit_mw": "nvmlDeviceGetEnforcedPowerLimit",
@@ -135,9 +136,9 @@ def nvml_facts(board: Mapping[str, Any]) -> dict[str, Any]:
         "ecc": "nvmlDeviceGetEccMode",
         "architecture": "nvmlDeviceGetArchitecture",
     }
-    facts = {name: None if handle is None else devices.ask(function, handle) for name, function in asked.items()}
+    facts = {name: None if handle is None else nvidia.ask(function, handle) for name, function in asked.items()}
     facts["num_processes"] = None
-    if handle is not None and (found := devices.ask("nvmlDeviceGetComputeRunningProcesses", handle)) is not None:
+    if handle is not None and (found := nvidia.ask("nvmlDeviceGetComputeRunningProcesses", handle)) is not None:
         facts["num_processes"] = len(found)
     return {**board, **facts}
 

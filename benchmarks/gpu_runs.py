@@ -26,9 +26,8 @@ from joulesweep.core import places, processes
 from joulesweep.core.outcome import as_json
 from joulesweep.core.spec import RunSpec, from_mapping, full
 from joulesweep.launch import launcher
-from joulesweep.measure import certificate
+from joulesweep.measure import certificate, meters
 from joulesweep.measure.devices import Board
-from joulesweep.measure.sensors import BoardSensor
 from joulesweep.plan import staleness
 
 Piece = dict[str, Any]
@@ -159,7 +158,9 @@ def _alive(pid: int) -> bool:
 
 def _board_is_free(job: Job, family: Sequence[int]) -> bool:
     """Whether the driver names none of the processes; where it names none ever, by their end alone."""
-    named = BoardSensor(Board(**{key: value for key, value in job.boards[0].items() if key != "device"})).process_ids()
+    named = meters.sensor(
+        Board(**{key: value for key, value in job.boards[0].items() if key != "device"})
+    ).process_ids()
     return not set(named or ()) & set(family)
 
 

@@ -12,13 +12,13 @@ import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from benchmarks.gpu_common import POWER, Job, append
 from joulesweep.core import bounded, processes
-from joulesweep.measure import sensors
+from joulesweep.measure import meters, sensors
 from joulesweep.measure.devices import Board
+from joulesweep.measure.meters import rapl
 from joulesweep.measure.trace import Series, Trace
 
 WRITE_S = 1.0
@@ -31,12 +31,12 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: stopped.set())
     job = Job.read(Path(sys.argv[1]))
     boards = [Board(**{key: value for key, value in board.items() if key != "device"}) for board in job.boards]
-    zones = bounded.within(bounded.LIMIT_S, sensors.zones)[0] or []
+    zones = bounded.within(bounded.LIMIT_S, rapl.devices)[0] or []
     trace = Trace(boards, zones)
     counters = [(board.device, board.uuid, trace.sensors[board.device].energy_j) for board in boards if board.counts]
     counters += [(zone.device, zone.device, zone.energy_j) for zone in zones]
     header = {
-        "instant": {device: sensor.instant for device, sensor in trace.sensors.items()},
+        "instant": {device: sensor.traits.instant for device, sensor in trace.boards.items()},
         "ranges_j": {zone.device: zone.range_j for zone in zones},
         "ticks_s": {device: sensors.known_tick(name, read) for device, name, read in counters},
     }
@@ -73,9 +73,14 @@ def restored(rows: Iterable[dict[str, Any]]) -> tuple[Trace, dict[str, float | N
     for row in rows:
         if "ticks_s" in row:
             ticks |= row["ticks_s"]
-            trace.sensors |= {device: SimpleNamespace(instant=yes) for device, yes in row["instant"].items()}  # type: ignore[misc]
-            trace.zones |= {
-                device: sensors.Zone(device=device, path=Path(), range_j=range_j)
+            trace.traits |= {
+                device: meters.Traits(
+                    kind=meters.GPU, source="NVML", power="instant" if yes else "as the driver averages it"
+                )
+                for device, yes in row["instant"].items()
+            }
+            trace.traits |= {
+                device: rapl.Zone(device=device, path=Path(), range_j=range_j).traits
                 for device, range_j in row["ranges_j"].items()
             }
             continue

@@ -359,7 +359,7 @@ def machine(boards: Sequence[Board]) -> dict[str, Any]:
         "cpu": cpu_model(),
         "cores": len(os.sched_getaffinity(0)),
         "gpus": [board.name for board in boards],
-        "driver": devices.ask("nvmlSystemGetDriverVersion") if boards else None,
+        "driver": devices.driver() if boards else None,
         "python": platform.python_version(),
         "versions": {name: version(name) for name in PACKAGES},
     }

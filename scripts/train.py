@@ -11,6 +11,7 @@ from joulesweep.core.files import read_json
 from joulesweep.core.spec import from_mapping
 from joulesweep.launch.launcher import RunFailed, check_granted, launch
 from joulesweep.launch.progress import end_line, start_line
+from joulesweep.measure.meters import settings_in
 from joulesweep.prepare.fetched import references
 from joulesweep.runs.identity import run_id
 from scripts import note_versions, run_script
@@ -36,6 +37,7 @@ def main() -> None:
             exclusive=measure["exclusive"],
             gpus=measure["gpus"],
             pinned=measure["pin_boards"],
+            meter_settings=settings_in(grid["config"].get("hardware", {})),
             **paths,
         )
     except RunFailed as failure:

@@ -82,12 +82,13 @@ def own_places(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     """Locks and ticks of this test alone, no boards but those that it makes up, and pytest's own signals afterwards."""
     from joulesweep.launch import lease
     from joulesweep.measure import devices
+    from joulesweep.measure.meters import nvidia
 
     places = tmp_path_factory.mktemp("places")
     monkeypatch.setattr(lease, "folder", lambda: places)
     monkeypatch.setenv("XDG_CACHE_HOME", str(places))
     monkeypatch.setattr(devices, "boards", list)
-    monkeypatch.delenv(devices.VISIBLE, raising=False)
+    monkeypatch.delenv(nvidia.VISIBLE, raising=False)
     before = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, before)

@@ -13,7 +13,8 @@ from joulesweep.analyse import columns, tables
 from joulesweep.analyse.statistics import Ratio, mean_interval, paired_ratio
 from joulesweep.analyse.tables import Row
 from joulesweep.core.spec import micro_batch
-from joulesweep.runs.headline import HOST_KINDS, joined
+from joulesweep.measure import meters
+from joulesweep.runs.headline import joined
 from joulesweep.runs.identity import method_label, parameter_words
 
 #: The axes that say how the same training is computed, beside strategy, devices and precision.
@@ -74,7 +75,7 @@ def _energy(group: pl.DataFrame) -> Row:
 
 def doubts(flags: str | None, scope: str | None) -> list[str]:
     """The flags of a run that concern its numbers: not a shared host where CPU and memory are in no total."""
-    in_total = set((scope or "").split("+")) & set(HOST_KINDS)
+    in_total = set((scope or "").split("+")) & meters.host_kinds()
     return [flag for flag in (flags or "").split(", ") if flag and (in_total or flag != "shared_host")]
 
 

@@ -19,10 +19,11 @@ from joulesweep.analyse.tables import Row, Tables, combined, frame
 from joulesweep.core.errors import Corrupt, UserError
 from joulesweep.core.files import read_json
 from joulesweep.core.spec import OMISSION
+from joulesweep.measure import meters
 from joulesweep.reference import cpu_estimate
 from joulesweep.reference.cpu_estimate import Asked
 from joulesweep.reference.footprint import Footprint, footprint
-from joulesweep.runs.headline import HOST_KINDS, READ
+from joulesweep.runs.headline import READ
 from joulesweep.runs.identity import parameter_words
 
 MISSING = "no record: not run yet, or it failed"
@@ -113,7 +114,7 @@ def _with_host_joules(runs: list[Row], devices: list[list[Row]]) -> set[str]:
     return {
         row["run"]
         for row, of in zip(runs, devices, strict=True)
-        if any(one["kind"] in HOST_KINDS and one["status"] in READ for one in of)
+        if any(one["kind"] in meters.host_kinds() and one["status"] in READ for one in of)
     }
 
 

@@ -216,6 +216,11 @@ RUNS = _table(
         "idle_w", REAL, "W", "mean power before the window, of the devices in energy_scope", "where a device lacks it"
     ),
     Column("power_ratio", REAL, None, "mean power × time / joules, of the device furthest from 1", "where unknown"),
+    Column("wall_j", REAL, "J", "joules of one pass at the plug, energy_j among them", "where wall_reason says why"),
+    Column("wall_error_j", REAL, "J", "what wall_j may be off by at most, the plug's accuracy apart", "where unknown"),
+    Column("wall_method", TEXT, None, "how the plug was read", "where nothing could read it"),
+    Column("wall_doubt", TEXT, None, "what contradicts wall_j", "where nothing does"),
+    Column("wall_reason", TEXT, None, "why wall_j is null", "where it is not, and where the config names no plug"),
     Column(
         "co2e_g",
         REAL,
@@ -494,7 +499,7 @@ SELECTIONS = _table(
 DEVICES = _table(
     *_of(RUNS, "run name setup panel batch batch_size repeat"),
     Column("device", TEXT, None, "gpu:0, cpu:0, dram:0, …: its kind and number"),
-    Column("kind", TEXT, None, "gpu, cpu (a processor package) or dram (the memory of one)"),
+    Column("kind", TEXT, None, "gpu, cpu (a processor package), dram (the memory of one), or another meter's"),
     Column("uuid", TEXT, None, "UUID of a board", "of CPU and DRAM"),
     Column("status", TEXT, None, "measured (a counter), integrated (power), below_resolution or unavailable"),
     Column("method", TEXT, None, "how its joules were read", "where nothing could read them"),

@@ -24,11 +24,11 @@ from joulesweep.core.outcome import (
 )
 from joulesweep.core.spec import short_hash
 from joulesweep.core.work import COUNTED, USEFUL
-from joulesweep.measure import certificate
+from joulesweep.measure import certificate, meters
 from joulesweep.reference.cpu_estimate import Asked, Estimate
 from joulesweep.reference.footprint import Footprint
 from joulesweep.runs import record
-from joulesweep.runs.headline import by_epoch, estimated, headline, joined, scoped
+from joulesweep.runs.headline import beside, by_epoch, estimated, headline, joined, scoped
 from joulesweep.runs.record import RunRecord
 
 #: What the parts of a record say in the very words of the tables.
@@ -133,6 +133,7 @@ def _measured(found: RunRecord, measured: Measurement, asked: Asked, factors: Fo
     yield {key: getattr(measured.peak_memory, key.removeprefix("peak_")) for key in PEAKS}
     yield _taken(found.quality, SCORED)
     yield vars(joules)
+    yield vars(beside(measured.energy))
     yield vars(work)
     yield {"useful_flops_per_j": _ratio(work.useful_flops, joules.energy_j)}
     yield {"estimated_energy_method": guess.method if guess else None, **_estimate_columns(guess)}
@@ -271,7 +272,8 @@ def _devices(found: RunRecord, measured: Measurement) -> Iterator[Row]:
     cited = {one.name: one for one in _cited(found.environment)}
     for row in measured.energy:
         run = whole.get(row.device, WholeRunEnergy(device=row.device, energy_j=None, reason=NOT_TRACED))
-        name = row.uuid or certificate.HOST
+        of_host = meters.kind(row.kind) in (meters.CPU, meters.DRAM)  # no certificate is of any other kind without UUID
+        name = row.uuid or (certificate.HOST if of_host else row.device)
         citation = cited.get(name, Citation(device=row.device, name=name, reason=UNCITED))
         parts = (
             _taken(row, OF_DEVICE),

@@ -26,8 +26,9 @@ from joulesweep.certify.blocks import FAST_S, SLOW_S, Load, Subject
 from joulesweep.core import bounded, files, processes
 from joulesweep.core.errors import UserError, one_of
 from joulesweep.launch import launcher, lease
-from joulesweep.measure import certificate, devices, machine, sensors
+from joulesweep.measure import certificate, devices, machine, meters
 from joulesweep.measure.devices import Board
+from joulesweep.measure.meters import nvidia, rapl
 from joulesweep.measure.trace import Trace
 from joulesweep.measure.watch import Watch
 from joulesweep.measure.window import MIG, NO_COUNTER, Meter
@@ -218,7 +219,7 @@ def _header(
             "cpu_cores": len(os.sched_getaffinity(0)),
             "platform": platform.platform(),
             "python": platform.python_version(),
-            "in_container": sensors.in_container(),
+            "in_container": processes.in_container(),
             "code": {"joulesweep": __version__, "digest": staleness.code_digest(__name__, "certify")},
             "versions": {package: machine.version(package) for package in VERSIONED},
         },
@@ -232,16 +233,17 @@ def _counter(device: str, kind: str, range_j: float | None, reason: str | None) 
 
 def _board(board: Board, boards: Sequence[Board], load: Callable[[Board | None], Load]) -> Target:
     """A GPU. What it does not answer is left out of what is read, and why is said."""
-    sensor, silent = bounded.within(bounded.LIMIT_S, sensors.BoardSensor, board)
+    sensor, silent = bounded.within(bounded.LIMIT_S, meters.sensor, board)
     reason = MIG if board.mig else None if board.has_counter else NO_COUNTER
     channels: dict[str, tuple[Callable[[], Any], float]] = {}
-    driver, _ = bounded.within(bounded.LIMIT_S, devices.ask, "nvmlSystemGetDriverVersion")
+    driver, _ = bounded.within(bounded.LIMIT_S, devices.driver)
     identity: dict[str, object] = {**board.described(), "driver": driver, "silent": silent}
     if sensor is not None and not board.mig:
-        identity |= _asked(sensor)
+        identity |= _asked(sensor) if isinstance(sensor, nvidia.BoardSensor) else {}
         channels |= {board.device: (sensor.energy_j, FAST_S)} if reason is None else {}
-        channels |= {"instant": (sensor.power_w, FAST_S)} if sensor.instant else {}
-        channels["average"] = (sensor.average_w, FAST_S if not sensor.instant else SLOW_S / 5)
+        instant = sensor.traits.instant
+        channels |= {"instant": (sensor.power_w, FAST_S)} if instant else {}
+        channels["average"] = (sensor.average_w, FAST_S if not instant else SLOW_S / 5)
         slow = (("temperature", sensor.temperature_c), ("sm_clock", sensor.sm_clock_mhz))
         channels |= {name: (ask, SLOW_S) for name, ask in slow}
         channels |= {"throttles": (sensor.throttles, 2 * SLOW_S), "processes": (sensor.process_ids, 2 * SLOW_S)}
@@ -254,15 +256,16 @@ def _board(board: Board, boards: Sequence[Board], load: Callable[[Board | None],
         metering=lambda: Metering([board], []),
         calls_s=lambda limit_s: _calls(limit_s, lambda: Meter(placed, host=False, synchronize=lambda: None)),
     )
-    header = _header(board.device, board.uuid, {**identity, "instant": bool(sensor and sensor.instant)}, counters)
+    identity["instant"] = bool(sensor and sensor.traits.instant)
+    header = _header(board.device, board.uuid, identity, counters)
     return Target(board.device, board.uuid, board, header, subject)
 
 
-def _asked(sensor: sensors.BoardSensor) -> dict[str, object]:
+def _asked(sensor: nvidia.BoardSensor) -> dict[str, object]:
     """Limits and modes of a board; None where it does not say."""
     found: dict[str, object] = {}
     for name, function in ASKED.items():
-        value = devices.ask(function, sensor.handle)
+        value = nvidia.ask(function, sensor.handle)
         if name == "process_ids" and value is not None:
             value = [one.pid for one in value]
         found[name] = value
@@ -271,8 +274,8 @@ def _asked(sensor: sensors.BoardSensor) -> dict[str, object]:
 
 def _host(load: Callable[[Board | None], Load]) -> Target:
     """The CPU packages and their memory, as far as RAPL counts them."""
-    zones, silent = bounded.within(bounded.LIMIT_S, sensors.zones)
-    problem, _ = bounded.within(bounded.LIMIT_S, sensors.rapl_problem)
+    zones, silent = bounded.within(bounded.LIMIT_S, rapl.devices)
+    problem, _ = bounded.within(bounded.LIMIT_S, rapl.problem)
     counters = [_counter(zone.device, zone.device.partition(":")[0], zone.range_j, None) for zone in zones or []]
     if not counters:
         reason = problem or f"the counters do not answer: {silent}"
@@ -297,7 +300,7 @@ class Metering:
         zones: to read.
     """
 
-    def __init__(self, boards: Sequence[Board], zones: Sequence[sensors.Zone]) -> None:
+    def __init__(self, boards: Sequence[Board], zones: Sequence[rapl.Zone]) -> None:
         self.trace = Trace(boards, zones)
         self.watch = Watch(self.trace)
 
@@ -360,7 +363,7 @@ class Child:
         if self._described is None:
             self._described = self._answer(START_S)
             uuid = self._described["uuid"]
-            if self.board is not None and uuid and uuid not in self.board.uuid:
+            if self.board is not None and uuid and not devices.is_board(uuid, self.board.uuid):
                 raise RuntimeError(f"PyTorch computes on GPU {uuid}, not on {self.board.uuid}")
         return self._described
 

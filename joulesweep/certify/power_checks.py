@@ -14,7 +14,7 @@ from joulesweep.certify.readings import Block, Channel, Readings
 from joulesweep.certify.replay import Found, Replay, counted, inside, mean_error_w, mean_w, power_of, update_s, why
 from joulesweep.core.outcome import Span
 from joulesweep.measure import counter, settling, verdict
-from joulesweep.measure.trace import PERIOD_S
+from joulesweep.measure.trace import AVERAGE_S, PERIOD_S
 from joulesweep.measure.window import reading
 
 LOADS = ("steady", *PERIODS_S)
@@ -64,7 +64,7 @@ def _checks(found: Readings, block: Block, device: Mapping[str, Any], late_s: fl
     """Instant and average power against the counter between its moves: ratio and error of each."""
     rows, one, span = [], counted(block, device), block.spans[0]
     begin_s, end_s = inside(span)
-    for kind, mean_s in (("instant", 0.0), ("average", verdict.AVERAGE_S)):  # whose first second is of what was before
+    for kind, mean_s in (("instant", 0.0), ("average", AVERAGE_S)):  # whose first second is of what was before
         every_s = update_s(found, kind)
         slope = None if one is None or one.reset else one.slope(max(begin_s, span.began_s + mean_s), end_s)
         if slope is None or every_s is None or slope[0] <= 0:
@@ -167,7 +167,7 @@ def _rest_w(found: Readings, block: Block, device: Mapping[str, Any], begin_s: f
     """Mean power of a span at rest, by its readings and by the counter."""
     one, instant = counted(block, device), found.header["identity"]["instant"]
     slope = None if one is None or one.reset else one.slope(begin_s, end_s)
-    kind, mean_s = ("instant", 0.0) if instant else ("average", verdict.AVERAGE_S)
+    kind, mean_s = ("instant", 0.0) if instant else ("average", AVERAGE_S)
     # A mean's first second is of what was before, as `verdict` has it.
     points = power_of(block, found.header).numbers(begin_s + (mean_s if end_s - begin_s > 2 * mean_s else 0.0), end_s)
     every_s = update_s(found, kind)

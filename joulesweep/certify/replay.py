@@ -17,8 +17,8 @@ from typing import Any
 from joulesweep.certify.readings import Block, Channel, Readings, Span
 from joulesweep.core import outcome
 from joulesweep.core.outcome import CounterReads
-from joulesweep.measure import counter, verdict
-from joulesweep.measure.trace import MAX_ZONE_W, PERIOD_S, Series, Trace
+from joulesweep.measure import counter, meters, verdict
+from joulesweep.measure.trace import PERIOD_S, Series, Trace
 from joulesweep.measure.window import reading
 
 SKIP_S, SKIP = 1.0, 0.25  # a load's first second, or quarter where that is shorter, is not steady yet
@@ -108,13 +108,13 @@ def counted(block: Block | None, device: Mapping[str, Any]) -> Counter | None:
     times_s: list[float] = []
     took_s: list[float] = []
     joules: list[float] = []
-    wrapped_j, falls = 0.0, 0
+    wrapped_j, falls, most_w = 0.0, 0, meters.kind(device["kind"]).most_w or 0.0
     for at_s, late_s, value in zip(channel.times_s, channel.took_s, channel.values, strict=True):
         if not isinstance(value, int | float):
             continue
         range_j, last_j = device["range_j"], joules[-1] - wrapped_j if joules else 0.0
         if joules and value < last_j:
-            wrap = range_j is not None and range_j - last_j + value <= MAX_ZONE_W * (at_s - times_s[-1] + PERIOD_S)
+            wrap = range_j is not None and range_j - last_j + value <= most_w * (at_s - times_s[-1] + PERIOD_S)
             wrapped_j += range_j if wrap else 0.0
             falls += not wrap
         times_s.append(at_s)
@@ -153,7 +153,9 @@ class Replay(Trace):
 
     def __init__(self, one: Counter | None, device: str, power: Channel, instant: bool, seed: int) -> None:
         super().__init__([], [])
-        self.instant = instant
+        kind = meters.kind(device.partition(":")[0])
+        power_method = "instant" if instant else "averaged"
+        self.traits = {device: meters.Traits(kind=kind, source="", power=power_method)}
         chance, series = random.Random(seed), Series()
         clock = one.times_s if one else power.times_s
         values = _interpolated(power, clock) if one else [_number(value) for value in power.values]
@@ -167,10 +169,6 @@ class Replay(Trace):
                 series.power_w.append(values[i])
             slot_s += PERIOD_S
         self.series = {device: series}
-
-    def is_instant(self, device: str) -> bool:
-        """Whether power is of the moment."""
-        return self.instant
 
 
 def _number(value: Any) -> float | None:  # noqa: ANN401 - a reading

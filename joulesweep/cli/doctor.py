@@ -9,18 +9,21 @@ import os
 import shutil
 import socket
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from joulesweep.core import bounded, processes
 from joulesweep.launch import lease
-from joulesweep.measure import devices, machine, sensors
+from joulesweep.measure import devices, machine, meters, sensors
+from joulesweep.measure.meters import rapl
 from joulesweep.measure.window import NO_COUNTER
 from joulesweep.reference import cpu_estimate
 
 GIB = 2**30
 MIN_FREE_GIB = 5.0
+LIMIT_S = 60.0  # for a meter to say what is wrong with it
 #: What each status looks like at the head of a line.
 SIGNS = {"ok": "+", "note": "!", "missing": "-"}
 
@@ -42,21 +45,25 @@ class Finding:
     advice: str = ""
 
 
-def examine() -> dict[str, Any]:
+def examine(settings: Mapping[str, meters.Settings | None] | None = None) -> dict[str, Any]:
     """Look at the machine.
+
+    Args:
+        settings: what a config's `hardware` says to single meters, by their names.
 
     Returns:
         host; measured: what runs here get joules for; findings: rows {subject, status, found, advice}; boards: rows
         of every board's readings, null where it does not say.
     """
     rows = [_board(board) for board in devices.boards()]
-    zones = sensors.zones()
+    zones = rapl.devices()
     findings = [
         *_driver(rows),
         *(_board_finding(row) for row in rows),
         *_visible(),
         _torch(),
         _cpu(zones),
+        *(_meter(name, (settings or {}).get(name)) for name in meters.names()),
         *_surroundings(bool(rows or zones)),
         _disk(),
     ]
@@ -75,7 +82,7 @@ def screen(report: dict[str, Any]) -> str:
     verdict = f"joules can be measured of {measured}" if measured else "no joules can be measured; they will be null"
     lines = [f"{report['host']}: {verdict}", ""]
     for row in report["findings"]:
-        head = f"{SIGNS[row['status']]} {row['subject']:<12}"
+        head = f"{SIGNS[row['status']]} {row['subject']:<11} "
         lines += textwrap.wrap(row["found"], 100, initial_indent=head, subsequent_indent=" " * 14)
         if row["advice"]:
             lines += textwrap.wrap(f"→ {row['advice']}", 100, initial_indent=" " * 14, subsequent_indent=" " * 16)
@@ -83,12 +90,12 @@ def screen(report: dict[str, Any]) -> str:
 
 
 def _board(board: devices.Board) -> dict[str, Any]:
-    sensor = sensors.BoardSensor(board)
+    sensor = meters.sensor(board)
     return {
         **board.described(),
         "tick_s": sensors.known_tick(board.uuid, sensor.energy_j, afresh=True) if board.counts else None,
         "power_w": sensor.power_w(),
-        "instant": sensor.instant,
+        "instant": sensor.traits.instant,
         "power_limit_w": sensor.power_limit_w(),
         "temperature_c": sensor.temperature_c(),
         "sm_clock_mhz": sensor.sm_clock_mhz(),
@@ -108,11 +115,13 @@ def _held(name: str) -> bool:
 
 
 def _driver(rows: list[dict[str, Any]]) -> Iterator[Finding]:
+    makers = meters.of_boards()
     if rows:
-        version = devices.ask("nvmlSystemGetDriverVersion")
-        yield Finding(subject="driver", status="ok", found=f"NVIDIA {version}, {len(rows)} boards")
+        made_by, version = rows[0]["meter"], devices.driver()
+        maker = {"nvidia": "NVIDIA", "amd": "AMD"}.get(made_by, made_by)
+        yield Finding(subject="driver", status="ok", found=f"{maker} {version}, {len(rows)} boards")
         return
-    found, absent = devices.nvml_problem() or ("the NVIDIA driver reports no board", True)
+    found, absent = makers["nvidia"].start_problem() or ("the NVIDIA driver reports no board", True)
     advice = "runs go to the CPU. In a container, start it with --gpus all"
     advice = advice if absent else "put that right first: nvidia-smi would say the same"
     yield Finding(subject="GPU", status="missing", found=found, advice=advice)
@@ -141,7 +150,7 @@ def _board_advice(row: dict[str, Any]) -> tuple[str, str]:
             "MIG is on: NVML counts the whole board, slices have no joules; to measure: nvidia-smi -mig 0",
         )
     if not row["has_counter"]:
-        return "note", f"{NO_COUNTER}: its power readings are integrated, and labelled so"
+        return "note", f"{row['no_counter'] or NO_COUNTER}: its power readings are integrated, and labelled so"
     if row["tick_s"] is None:
         limit_s = f"{sensors.TICK_LIMIT_S:g} s"
         return (
@@ -163,12 +172,12 @@ def _board_advice(row: dict[str, Any]) -> tuple[str, str]:
 
 
 def _visible() -> Iterator[Finding]:
-    setting = os.environ.get(devices.VISIBLE)
-    if setting is None:
+    boards, hiding = devices.left()
+    if hiding is None:
         return
-    left = [board.device for board in devices.visible(devices.boards(), setting)]
+    left = [board.device for board in boards]
     advice = "" if left else "runs on GPUs will not start; unset it, or name boards of this machine"
-    found = f"{devices.VISIBLE}={setting} leaves {', '.join(left) or 'no board'} to the runs"
+    found = f"{hiding} leaves {', '.join(left) or 'no board'} to the runs"
     yield Finding(subject="visible", status="ok" if left else "note", found=found, advice=advice)
 
 
@@ -176,15 +185,17 @@ def _torch() -> Finding:
     version = machine.version("torch")
     if version is None:
         return Finding(subject="torch", status="missing", found="not installed", advice="make environment")
-    cuda = machine.torch_has_cuda()
-    idle = bool(devices.boards()) and not cuda
-    advice = "this build computes on the CPU only; install one with CUDA to use the boards" if idle else ""
-    kind = "with CUDA" if cuda else "CPU build"
+    build, boards = machine.torch_build(), devices.boards()
+    needed = meters.of_board(boards[0]).BUILD if boards else build
+    idle = build != needed
+    word = {"cuda": "CUDA", "hip": "ROCm"}
+    advice = f"this build does not compute on the boards; install one with {word[needed]}" if needed and idle else ""
+    kind = f"with {word[build]}" if build else "CPU build"
     return Finding(subject="torch", status="note" if idle else "ok", found=f"{version}, {kind}", advice=advice)
 
 
-def _cpu(zones: list[sensors.Zone]) -> Finding:
-    problem = sensors.rapl_problem()
+def _cpu(zones: list[rapl.Zone]) -> Finding:
+    problem = rapl.problem()
     if problem is None:
         ticks = {zone.device: sensors.known_tick(zone.device, zone.energy_j, afresh=True) for zone in zones}
         told = [f"{device} (moves every {tick_s:.2g} s)" if tick_s else device for device, tick_s in ticks.items()]
@@ -196,8 +207,19 @@ def _cpu(zones: list[sensors.Zone]) -> Finding:
     return Finding(subject="CPU energy", status="missing", found=problem, advice=advice)
 
 
+def _meter(name: str, settings: meters.Settings | None) -> Finding:
+    """A meter by the name of its file: its devices, or why it has none."""
+    meter = meters.load(name)
+    problem, silent = bounded.within(LIMIT_S, meter.problem, settings)
+    if problem is not None or silent is not None:
+        return Finding(subject=f"meter {name}", status="missing", found=problem or silent or "")
+    names = ", ".join(device.device for device in meter.devices(settings))
+    about = meter.__doc__.splitlines()[0].rstrip(".")
+    return Finding(subject=f"meter {name}", status="ok", found=f"{about}: {names}")
+
+
 def _surroundings(measured: bool) -> Iterator[Finding]:
-    if measured and sensors.in_container():
+    if measured and processes.in_container():
         found = "this is a container: readings are of whole boards and packages, co-tenants included"
         advice = "measure when nobody else uses the machine"
         yield Finding(subject="container", status="note", found=found, advice=advice)

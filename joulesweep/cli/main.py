@@ -14,6 +14,7 @@ from joulesweep.core.files import write_text
 from joulesweep.core.spec import RunSpec
 from joulesweep.launch.launcher import RunFailed, launch
 from joulesweep.launch.progress import end_line
+from joulesweep.measure import meters
 from joulesweep.measure.certificate import BUDGET_S, FOLDER
 from joulesweep.plan import config as config_module
 from joulesweep.plan import staleness
@@ -63,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
             "--configfile", type=Path, default=config_module.DEFAULT, help=f"default: {config_module.DEFAULT}"
         )
     look = commands.add_parser("doctor", help="say what can be measured on this machine, and what not")
+    look.add_argument("--configfile", type=Path, help="try the plug or PDU that this config names, too")
     look.add_argument("--json", action="store_true", help="as JSON")
     look.set_defaults(work=_doctor)
     prove = commands.add_parser("certify", help="measure what the joules of this machine are worth")
@@ -114,6 +116,7 @@ def _run(args: argparse.Namespace) -> int:
             exclusive=str(measure.exclusive),
             gpus=measure.gpus,
             pinned=measure.pin_boards,
+            meter_settings=meters.settings_in(config.hardware.model_dump()),
             with_snakemake=False,
         )
     except RunFailed as failure:
@@ -189,7 +192,8 @@ def _prepared(spec: RunSpec, configfile: Path) -> dict[str, Any]:
 
 
 def _doctor(args: argparse.Namespace) -> int:
-    report = doctor.examine()
+    hardware = config_module.load(args.configfile).hardware.model_dump() if args.configfile else {}
+    report = doctor.examine(meters.settings_in(hardware))
     print(json.dumps(report, indent=1, ensure_ascii=False) if args.json else doctor.screen(report))
     return 0
 

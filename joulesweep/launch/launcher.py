@@ -39,7 +39,7 @@ from joulesweep.core.outcome import (
 from joulesweep.core.places import ROOT
 from joulesweep.core.spec import RunSpec, full
 from joulesweep.launch.lease import Lease
-from joulesweep.measure import conditions, devices, machine, measurement, sensors
+from joulesweep.measure import conditions, devices, machine, measurement, meters, sensors
 from joulesweep.measure.devices import Board
 from joulesweep.measure.trace import Trace
 from joulesweep.measure.watch import Watch
@@ -119,6 +119,7 @@ def launch(
     exclusive: str = "none",
     gpus: str | Sequence[int | str] = "auto",
     pinned: bool = False,
+    meter_settings: Mapping[str, meters.Settings | None] | None = None,
     with_snakemake: bool = True,
 ) -> RunRecord:
     """Carry out a run and write its record, last of all its files.
@@ -135,6 +136,7 @@ def launch(
         exclusive: whom the run keeps out: "gpu" from its boards, "node" from the machine; see `lease.Lease`.
         gpus: the boards to choose from: "auto", or NVML indices or UUIDs.
         pinned: take the first of these boards or none, so that runs are on the same ones.
+        meter_settings: what the config's `hardware` says to single meters, by their names.
         with_snakemake: end when the job's shell or Snakemake above it dies.
 
     Returns:
@@ -165,7 +167,7 @@ def launch(
         with Lease(candidates, needed, exclusive, wanted) as lease:
             job = {"spec": full(spec), "model_folder": str(model_folder), "tokens": str(tokens), "folder": str(folder)}
             files.write_json(work / "job.json", {**job, "boards": as_json(lease.boards)})
-            outcome = _measured(spec, work, log, lease, wanted, new_weights)
+            outcome = _measured(spec, work, log, lease, meter_settings or {}, wanted, new_weights)
             if references:
                 told = [replace(one, references=list(references[one.text])) for one in outcome.summaries]
                 outcome = replace(outcome, summaries=told)
@@ -187,15 +189,21 @@ def _new_weights(spec: RunSpec, manifest: Mapping[str, Any] | None) -> list[str]
 
 
 def _measured(
-    spec: RunSpec, work: Path, log: Path | None, lease: Lease, wanted: Callable[[], None], new_weights: Sequence[str]
+    spec: RunSpec,
+    work: Path,
+    log: Path | None,
+    lease: Lease,
+    settings: Mapping[str, meters.Settings | None],
+    wanted: Callable[[], None],
+    new_weights: Sequence[str],
 ) -> Outcome:
     """Prepare the conditions, run the processes, and judge what was measured."""
-    zones, no_zones = bounded.within(bounded.LIMIT_S, sensors.zones)
-    zones = zones or []
-    before = conditions.prepare(spec, lease.boards, zones, wanted)
-    read = ([device for device in found if device.device not in before.silent] for found in (lease.boards, zones))
-    trace, no_trace = bounded.within(bounded.LIMIT_S, Trace, *read)
-    before.silent.update({name: why for name, why in (("RAPL", no_zones), ("the trace", no_trace)) if why is not None})
+    others, mute = meters.of_host(settings)
+    before = conditions.prepare(spec, lease.boards, others, wanted)
+    boards = [board for board in lease.boards if board.device not in before.silent]
+    others = [sensor for sensor in others if sensor.device not in before.silent]
+    trace, no_trace = bounded.within(bounded.LIMIT_S, Trace, boards, others)
+    before.silent.update(mute if no_trace is None else {**mute, "the trace": no_trace})
     trace, started = trace or Trace([], []), _now()
     result, seen = _supervise(spec, work, log, lease, trace, wanted)
     if isinstance(result, Stopped):
@@ -285,7 +293,7 @@ def child_environment(num_threads: int, boards: Sequence[Board]) -> dict[str, st
     """The processes' environment: this one's, plus what makes runs equal to each other."""
     threads = str(num_threads)
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {
+    environ = {
         **os.environ,
         **ALLOCATOR,
         "PYTHONPATH": os.pathsep.join(paths),
@@ -294,11 +302,11 @@ def child_environment(num_threads: int, boards: Sequence[Board]) -> dict[str, st
         "OMP_WAIT_POLICY": "PASSIVE",  # waiting ranks must not burn the core that another rank needs
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",  # everything was fetched before; a measured run does not touch the network
-        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # NVML's order
         "PYTHONUNBUFFERED": "1",
         # What the run leased and no more; nothing for a run that meters no GPU, since Zeus looks at them all the same.
-        devices.VISIBLE: devices.exported(boards),
+        **devices.exposing(boards),
     }
+    return {name: value for name, value in environ.items() if value is not None}
 
 
 def _supervise(

@@ -24,13 +24,12 @@ from joulesweep.core.outcome import (
     WholeRunEnergy,
 )
 from joulesweep.core.spec import RunSpec
-from joulesweep.measure import contention, measurement, sensors, settling, verdict, watch
+from joulesweep.measure import contention, measurement, meters, sensors, settling, verdict, watch
 from joulesweep.measure.devices import Board
 from joulesweep.measure.trace import BoardState, Trace
 from joulesweep.measure.watch import BoardLook, Watch
 
-HEADLINE_TICKS = 100  # fewer updates of the counter in the window, or less than HEADLINE_S on a GPU: flagged
-HEADLINE_S = 30.0
+HEADLINE_TICKS = 100  # fewer updates of the counter in the window: flagged
 SKIPPED = 0.01  # of the steps; a loss scale that is too high at first takes a few to come down
 PROCESS_END_S = 2.0  # a driver takes a moment to forget processes that ended
 
@@ -74,14 +73,14 @@ class Hold:
 
 
 def prepare(
-    spec: RunSpec, boards: Sequence[Board], zones: Sequence[sensors.Zone], wanted: Callable[[], None]
+    spec: RunSpec, boards: Sequence[Board], others: Sequence[meters.Sensor], wanted: Callable[[], None]
 ) -> Before:
     """Measure the counters' ticks (once per host), let the boards cool down, look for other processes."""
-    names = [*(board.device for board in boards), *(zone.device for zone in zones)]
+    names = [*(board.device for board in boards), *(sensor.device for sensor in others)]
     askers = {device: bounded.Asker() for device in names}
-    readers = [reader for board in boards if (reader := askers[board.device].ask(sensors.BoardSensor, board))]
+    readers = [reader for board in boards if (reader := askers[board.device].ask(meters.sensor, board))]
     counters = [(reader.board.device, reader.board.uuid, reader.energy_j) for reader in readers if reader.board.counts]
-    counters += [(zone.device, zone.device, zone.energy_j) for zone in zones]
+    counters += [(one.device, one.device, one.energy_j) for one in others if one.traits.method is None]
     ticks = {}
     for device, name, read in counters:
         wanted()
@@ -106,7 +105,7 @@ def prepare(
 def look_after(boards: Sequence[Board]) -> tuple[dict[str, BoardLook], dict[str, str]]:
     """Who computes on boards after the run's own processes ended, by device; and why boards do not answer."""
     askers = {board.device: bounded.Asker() for board in boards}
-    readers = [reader for board in boards if (reader := askers[board.device].ask(sensors.BoardSensor, board))]
+    readers = [reader for board in boards if (reader := askers[board.device].ask(meters.sensor, board))]
     found, deadline_s = _look(readers, askers), time.monotonic() + PROCESS_END_S
     while any(look.others for look in found.values()) and time.monotonic() < deadline_s:
         time.sleep(0.1)
@@ -114,7 +113,7 @@ def look_after(boards: Sequence[Board]) -> tuple[dict[str, BoardLook], dict[str,
     return found, {device: asker.silent for device, asker in askers.items() if asker.silent is not None}
 
 
-def _look(readers: Sequence[sensors.BoardSensor], askers: Mapping[str, bounded.Asker]) -> dict[str, BoardLook]:
+def _look(readers: Sequence[meters.BoardSensor], askers: Mapping[str, bounded.Asker]) -> dict[str, BoardLook]:
     looks = {reader.board.device: askers[reader.board.device].ask(watch.look_at, reader) for reader in readers}
     return {device: look for device, look in looks.items() if look is not None}
 
@@ -142,7 +141,7 @@ def describe(
     span = result.span
     after, silent = look_after([board for board in hold.boards if board.device not in before.silent])
     boards = [_state(board, trace, spec, span, before, after, seen) for board in hold.boards]
-    host_j = any(row.kind != "gpu" and row.energy_j is not None for row in energy)
+    host_j = any(meters.kind(row.kind).of_host and row.energy_j is not None for row in energy)
     cpu_s, num_threads = result.cpu_s * result.num_passes, spec.threads_per_device * spec.devices
     cpu = contention.describe(seen.looks.cpu, span, cpu_s, num_threads)
     conditions = Conditions(
@@ -292,9 +291,10 @@ def _nearest(states: Sequence[tuple[float, BoardState]], at_s: float) -> float |
 
 
 def _short(row: DeviceEnergy, total_s: float) -> Flag | None:
-    """A headline wants max(30 s, 100 updates of the counter) on a GPU, 100 updates of a CPU's."""
-    needed_s = max(HEADLINE_TICKS * (row.tick_s or 0.0), HEADLINE_S if row.kind == "gpu" else 0.0)
-    if row.energy_j is None or total_s >= needed_s:
+    """A headline wants 100 updates of the counter, and on a GPU 30 s."""
+    kind = meters.kind(row.kind)
+    needed_s = max(HEADLINE_TICKS * (row.tick_s or 0.0), kind.headline_s)
+    if row.energy_j is None or total_s >= needed_s or kind.contains:
         return None
     text = f"{row.device}: window of {total_s:.3g} s; a headline needs measure.min_seconds of {needed_s:.3g}"
     return Flag(flag="short_window", text=text)

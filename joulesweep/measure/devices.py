@@ -1,26 +1,18 @@
 """The boards of this machine, and which of them a run may use.
 
-Boards are told apart by UUID. NVML numbers them in the order of the PCI bus; CUDA does so only under
-CUDA_DEVICE_ORDER=PCI_BUS_ID, which every run's processes get. Indices in the config and in CUDA_VISIBLE_DEVICES are
-read in that order.
+Boards are told apart by UUID. How they are numbered and hidden is their meter's: see `joulesweep.measure.meters`.
 """
 
 # changes no number: which boards a run gets, not what they read
 from __future__ import annotations
 
-import functools
 import os
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
-from joulesweep.core import bounded
 from joulesweep.core.errors import UserError, one_of
 from joulesweep.core.spec import RunSpec
-
-VISIBLE = "CUDA_VISIBLE_DEVICES"
-START_S = 30.0  # a driver that sleeps between its users wakes all boards first
+from joulesweep.measure import meters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,12 +20,14 @@ class Board:
     """One GPU, or one slice of a GPU that is split by MIG.
 
     Attributes:
-        index: NVML's number; None for a slice named by its own UUID.
-        uuid: NVML's.
+        index: the driver's number; None for a slice named by its own UUID.
+        uuid: the driver's.
         name: of the product.
         memory_bytes: of the board or slice; None if it could not be read.
         has_counter: whether it answers how many joules it has counted.
         mig: whether only a slice of it computes: NVML has no joules for that.
+        meter: that reads it, by the name of its file.
+        no_counter: why it has no counter, where its meter knows more than that it lacks.
     """
 
     index: int | None
@@ -42,6 +36,8 @@ class Board:
     memory_bytes: int | None
     has_counter: bool
     mig: bool
+    meter: str = "nvidia"
+    no_counter: str | None = None
 
     @property
     def device(self) -> str:
@@ -58,127 +54,34 @@ class Board:
         return {"device": self.device, **asdict(self)}
 
 
-@functools.cache
-def nvml() -> Any:  # noqa: ANN401 - the module pynvml
-    """The module pynvml, initialised once per process; None where NVML does not start."""
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return None
-    return pynvml
-
-
-def nvml_problem() -> tuple[str, bool] | None:
-    """Why NVML does not start, and whether that is for want of a driver; None if it does.
-
-    A machine with no driver has no boards to measure. One whose driver does not answer (another version than the
-    library's, no permission) may have some.
-    """
-    problem, silent = bounded.within(START_S, _start_problem)
-    return problem if silent is None else (f"NVML does not start: {silent}", False)
-
-
-def _start_problem() -> tuple[str, bool] | None:
-    import pynvml
-
-    if nvml() is not None:
-        return None
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError as error:
-        failure = error
-    else:
-        return None
-    absent = {
-        pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: "no NVIDIA driver: its library NVML is not installed",
-        pynvml.NVML_ERROR_DRIVER_NOT_LOADED: "NVML is installed, but no NVIDIA driver is loaded",
-    }
-    told = absent.get(failure.value)
-    return (told, True) if told else (f"NVML does not start: {failure}", False)
-
-
-def ask(function: str, *args: Any) -> Any:  # noqa: ANN401 - whatever NVML answers
-    """The answer of an NVML function, by its name in pynvml; None where it has none."""
-    module = nvml()
-    if module is None:
-        return None
-    try:
-        return getattr(module, function)(*args)
-    except (module.NVMLError, module.NVMLLibraryMismatchError, AttributeError):  # or an older driver, an older pynvml
-        return None
-
-
 def boards() -> list[Board]:
-    """Every board that NVML reports, in its order; an empty list without driver.
-
-    A board that does not answer is left out, and said so.
+    """Every board of the first meter that has any; an empty list without driver.
 
     Raises:
-        UserError: the driver itself does not answer.
+        UserError: a driver does not answer.
     """
-    count, silent = bounded.within(START_S, ask, "nvmlDeviceGetCount")
-    if silent is not None:
-        raise UserError(f"the NVIDIA driver does not tell its boards: {silent}")
-    return [board for i in range(count or 0) if (board := _answering(i)) is not None]
+    found = (list(meter.devices(None)) for meter in meters.of_boards().values())
+    return next(filter(None, found), [])
 
 
-def _answering(index: int) -> Board | None:
-    board, silent = bounded.within(bounded.LIMIT_S, _numbered, index)
-    if silent is not None:
-        print(f"gpu:{index} is left out: {silent}", file=sys.stderr, flush=True)
-    return board
-
-
-def _numbered(index: int) -> Board | None:
-    handle = ask("nvmlDeviceGetHandleByIndex", index)
-    return None if handle is None else _board(index, handle)
-
-
-def _board(index: int | None, handle: object) -> Board:
-    memory = ask("nvmlDeviceGetMemoryInfo", handle)
-    mode = ask("nvmlDeviceGetMigMode", handle)
-    return Board(
-        index=index,
-        uuid=ask("nvmlDeviceGetUUID", handle) or f"GPU-unknown-{index}",
-        name=ask("nvmlDeviceGetName", handle) or "unknown",
-        memory_bytes=int(memory.total) if memory else None,
-        has_counter=ask("nvmlDeviceGetTotalEnergyConsumption", handle) is not None,
-        mig=bool(mode and mode[0]),
-    )
-
-
-def _slice(uuid: str) -> Board:
-    """A slice named in CUDA_VISIBLE_DEVICES."""
-    handle = ask("nvmlDeviceGetHandleByUUID", uuid)
-    memory = ask("nvmlDeviceGetMemoryInfo", handle) if handle is not None else None
-    name = ask("nvmlDeviceGetName", handle) if handle is not None else None
-    return Board(
-        index=None,
-        uuid=uuid,
-        name=name or "MIG slice",
-        memory_bytes=int(memory.total) if memory else None,
-        has_counter=False,
-        mig=True,
-    )
-
-
-def visible(all_boards: Sequence[Board], setting: str | None) -> list[Board]:
-    """The boards that CUDA_VISIBLE_DEVICES leaves, in its order.
+def visible(
+    every: Sequence[Board], setting: str | None, named: Callable[[Sequence[Board], str], Board | None]
+) -> list[Board]:
+    """The boards that a variable such as CUDA_VISIBLE_DEVICES leaves, in its order.
 
     As CUDA reads it: indices, UUIDs (their beginning is enough) or slices, up to the first entry that names nothing,
     such as -1; a board named twice leaves none at all.
 
     Args:
-        all_boards: the machine's.
+        every: the machine's.
         setting: the variable's value; None where it is not set.
+        named: finds the board of an entry.
     """
     if setting is None:
-        return list(all_boards)
+        return list(every)
     found: list[Board] = []
     for entry in (part.strip() for part in setting.split(",")):
-        board = _slice(entry) if entry.startswith("MIG-") else _named(all_boards, entry)
+        board = named(every, entry)
         if board is None:
             break
         if board in found:
@@ -187,36 +90,47 @@ def visible(all_boards: Sequence[Board], setting: str | None) -> list[Board]:
     return found
 
 
-def _named(all_boards: Sequence[Board], name: str) -> Board | None:
+def named_among(every: Sequence[Board], name: str) -> Board | None:
     """The board of an index or of the beginning of a UUID."""
     if name.isdecimal():
-        return next((board for board in all_boards if board.index == int(name)), None)
-    matches = [board for board in all_boards if name.startswith("GPU-") and board.uuid.startswith(name)]
+        return next((board for board in every if board.index == int(name)), None)
+    matches = [board for board in every if name.startswith("GPU-") and board.uuid.startswith(name)]
     return matches[0] if len(matches) == 1 else None
+
+
+def left(environment: Mapping[str, str] = os.environ) -> tuple[list[Board], str | None]:
+    """The boards that the environment does not hide, and the variable that hides some, with its value.
+
+    Raises:
+        UserError: a driver does not answer, or variables contradict each other.
+    """
+    every = boards()
+    meter = meters.of_board(every[0]) if every else meters.of_boards()["nvidia"]
+    return meter.left(every, environment)
 
 
 def pool(gpus: str | Sequence[int | str], environment: Mapping[str, str] = os.environ) -> list[Board]:
     """The boards that a run may take.
 
     Args:
-        gpus: "auto" for all that CUDA_VISIBLE_DEVICES leaves, or indices and UUIDs among them.
-        environment: has CUDA_VISIBLE_DEVICES, if a batch system or the user set it.
+        gpus: "auto" for all that the environment leaves, or indices and UUIDs among them.
+        environment: has CUDA_VISIBLE_DEVICES or the like, if a batch system or the user set it.
 
     Raises:
-        UserError: a named board is not there, not left by CUDA_VISIBLE_DEVICES, or named twice.
+        UserError: a named board is not there, hidden by the environment, or named twice.
     """
-    every, setting = boards(), environment.get(VISIBLE)
-    left = visible(every, setting)
+    allowed, hiding = left(environment)
     if isinstance(gpus, str):
-        return left
+        return allowed
+    every = boards()
     chosen = []
     for name in map(str, gpus):
-        board = next((b for b in left if name == b.uuid), None) or _named(every, name)
+        board = next((b for b in allowed if name == b.uuid), None) or named_among(every, name)
         if board is None:
             known = [*(str(b.index) for b in every), *(b.uuid for b in every)]
             raise UserError(f"measure.gpus: {one_of('GPU of this machine', name, known)}")
-        if board not in left:
-            raise UserError(f"measure.gpus: {name} is not among the GPUs that {VISIBLE}={setting} leaves")
+        if board not in allowed:
+            raise UserError(f"measure.gpus: {name} is not among the GPUs that {hiding} leaves")
         if board in chosen:
             raise UserError(f"measure.gpus: {name} is {board.device} once more; name each board once")
         chosen.append(board)
@@ -248,14 +162,31 @@ def too_few(spec: RunSpec, needed: int, found: Sequence[Board]) -> str | None:
     """
     if len(found) >= needed:
         return None
-    every, setting = boards(), os.environ.get(VISIBLE)
-    left = visible(every, setting)
-    told = [f"this machine has {len(every)}"]
-    told += [f"of which {VISIBLE}={setting} leaves {len(left)}"] if setting is not None else []
-    told += [f"and measure.gpus names {len(found)}"] if len(found) < len(left) else []
+    allowed, hiding = left()
+    told = [f"this machine has {len(boards())}"]
+    told += [f"of which {hiding} leaves {len(allowed)}"] if hiding is not None else []
+    told += [f"and measure.gpus names {len(found)}"] if len(found) < len(allowed) else []
     return f"{spec.strategy} asks for {needed} GPU{'s' if needed > 1 else ''}; {', '.join(told)}"
 
 
-def exported(chosen: Sequence[Board]) -> str:
-    """CUDA_VISIBLE_DEVICES for a run's processes: indices, since Zeus fails on UUIDs; a slice has its UUID alone."""
-    return ",".join(board.uuid if board.index is None else str(board.index) for board in chosen)
+def exposing(chosen: Sequence[Board]) -> dict[str, str | None]:
+    """Environment in which a run's processes see its boards alone; None: the variable is not set."""
+    of_none = (meter.exposing([]) for meter in meters.of_boards().values())
+    hidden = {name: value for found in of_none for name, value in found.items()}
+    return hidden | (meters.of_board(chosen[0]).exposing(chosen) if chosen else {})
+
+
+def driver() -> str | None:
+    """The version of the driver of the boards; None where there is none, or it does not answer."""
+    versions = (meter.driver() for meter in meters.of_boards().values())
+    return next(filter(None, versions), None)
+
+
+def is_board(uuid: str, board_uuid: str) -> bool:
+    """Whether PyTorch's UUID of a board is the driver's; PyTorch has AMD's letters as bytes in hexadecimal."""
+    digits = uuid.replace("-", "")
+    try:
+        letters = bytes.fromhex(digits).decode("ascii")
+    except ValueError:
+        letters = uuid
+    return uuid in board_uuid or letters in board_uuid

@@ -19,26 +19,28 @@ from joulesweep.core import bounded
 from joulesweep.core.errors import UserError
 from joulesweep.core.outcome import BoardIdentity, Environment
 from joulesweep.core.places import ROOT
-from joulesweep.measure import certificate, devices
+from joulesweep.measure import certificate, devices, meters
 
 VERSIONED = ("torch", "transformers", "tokenizers", "safetensors", "zeus", "nvidia-ml-py")
 
 
 @functools.cache
 def probe_accelerator() -> str:
-    """Say "cuda" where torch was built with CUDA and the driver reports a GPU, else "cpu".
+    """Say "cuda" where torch was built for the GPUs that a driver reports, else "cpu": a build for AMD says so too.
 
     Looks at this machine: for a sweep that runs elsewhere, set `hardware.accelerator` in the config.
 
     Raises:
         UserError: there is a driver, and it does not answer.
     """
-    if not torch_has_cuda():
+    build = torch_build()
+    name, meter = next(((name, one) for name, one in meters.of_boards().items() if build == one.BUILD), ("", None))
+    if meter is None:
         return "cpu"
-    problem, absent = devices.nvml_problem() or ("", True)
+    problem, absent = meter.start_problem() or ("", True)
     if not absent:  # there may be boards: not for a machine to decide in silence that they are not used
         raise UserError(f"hardware.accelerator: auto cannot tell whether there is a GPU ({problem}); say cpu or cuda")
-    return "cuda" if devices.boards() else "cpu"
+    return "cuda" if any(board.meter == name for board in devices.boards()) else "cpu"
 
 
 def resolve_accelerator(accelerator: str) -> str:
@@ -49,7 +51,7 @@ def resolve_accelerator(accelerator: str) -> str:
 def describe(threads_per_process: int, boards: Sequence[devices.Board] = ()) -> Environment:
     """The environment of a run on some boards, whose processes may each compute with so many threads."""
     commit, dirty = _git()
-    driver = bounded.within(bounded.LIMIT_S, devices.ask, "nvmlSystemGetDriverVersion")[0]
+    driver = bounded.within(bounded.LIMIT_S, devices.driver)[0]
     return Environment(
         hostname=socket.gethostname(),
         platform=platform.platform(),
@@ -83,13 +85,18 @@ def cpu_model() -> str:
     return {key.strip(): value.strip() for key, value in values.items()}.get("model name", platform.machine())
 
 
-def torch_has_cuda() -> bool:
-    """Whether torch was built with CUDA: read from its version file, without the second that its import takes."""
+def torch_build() -> str | None:
+    """What torch was built with: "cuda", "hip" or neither.
+
+    Read from its version file, without the second that its import takes.
+    """
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
-        return False
-    text = (Path(spec.origin).parent / "version.py").read_text(encoding="utf-8")
-    return not any(line.replace(" ", "").startswith("cuda:Optional[str]=None") for line in text.splitlines())
+        return None
+    text = (Path(spec.origin).parent / "version.py").read_text(encoding="utf-8").replace(" ", "")
+    if re.search("^hip:Optional.str.=['\"]", text, re.MULTILINE):
+        return "hip"
+    return None if re.search("^cuda:Optional.str.=None", text, re.MULTILINE) else "cuda"
 
 
 def version(package: str) -> str | None:

@@ -107,10 +107,14 @@ def finalise_energy(
     """
     window = verdict.Window(trace, result.span, result.total_window_s, result.num_passes)
     whole = {board.device for board in boards if not board.mig}
-    energy = [
-        verdict.finalise_energy(reading, window, ticks.get(reading.device), integrable=reading.device in whole)
-        for reading in result.energy
-    ]
+    by_trace = {device for device, traits in trace.traits.items() if traits.method is not None}
+    readings = [*result.energy, *(verdict.traced(device, window) for device in sorted(by_trace))]
+    energy = verdict.with_doubt_of_containers(
+        [
+            verdict.finalise_energy(one, window, ticks.get(one.device), integrable=one.device in whole | by_trace)
+            for one in readings
+        ]
+    )
     read = [row for row in energy if row.energy_j is not None]
     epochs = [
         replace(epoch, energy=[verdict.epoch_energy(epoch, window, row) for row in read]) for epoch in result.epochs

@@ -1,7 +1,4 @@
-"""What can be read of this machine's power: boards through NVML, CPU packages and DRAM through RAPL.
-
-Readings for the trace, the conditions and the doctor. A run's headline joules are Zeus's (`joulesweep.measure.window`).
-"""
+"""How often counters move, and what was found out about this host for the runs to come."""
 
 from __future__ import annotations
 
@@ -15,195 +12,15 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from joulesweep.core import files
 from joulesweep.core.outcome import DeviceEnergy
-from joulesweep.measure.devices import Board, ask
+from joulesweep.measure import devices
 
-#: Where the kernel shows RAPL, and where Zeus's documentation has containers mount it.
-RAPL = (Path("/sys/class/powercap/intel-rapl"), Path("/zeus_sys/class/powercap/intel-rapl"))
 TICK_LIMIT_S = 10.0
 TICK_STEPS = 10
 TICK_LATE_S = 0.005  # looks that are further apart, and than half the tick, may have missed a move: not kept
-POWER_INSTANT = 186  # NVML_FI_DEV_POWER_INSTANT; what nvmlDeviceGetPowerUsage gives is a mean of a second on new boards
-MIRROR_S, MIRROR_MOVES = 0.3, 10  # how long, and for how many moves, counters that may be one are watched
-MIRROR_J = 50.0  # counters further apart are two
-
-#: NVML's bits for clocks held down by something that another run would not meet (nvml.h, nvmlClocksEventReason*).
-THROTTLES = {0x8: "hardware slowdown", 0x20: "software thermal", 0x40: "hardware thermal", 0x80: "power brake"}
-
-
-class BoardSensor:
-    """One board's readings; None where the board does not say."""
-
-    def __init__(self, board: Board) -> None:
-        self.board = board
-        by_index = board.index is not None
-        self.handle = ask("nvmlDeviceGetHandleByIndex", board.index) if by_index else None
-        self.instant = self._instant_mw() is not None
-
-    def _ask(self, function: str, *args: Any) -> Any:  # noqa: ANN401 - whatever NVML answers
-        return None if self.handle is None else ask(function, self.handle, *args)
-
-    def energy_j(self) -> float | None:
-        """The counter; of a board that is split, nothing: it would be the neighbours' joules too."""
-        value = None if self.board.mig else self._ask("nvmlDeviceGetTotalEnergyConsumption")
-        return None if value is None else value / 1000
-
-    def power_w(self) -> float | None:
-        """Power now where the board says so (`instant`), else as it reports it: on new ones a mean of a second."""
-        if self.board.mig:
-            return None
-        value = self._instant_mw() if self.instant else self._ask("nvmlDeviceGetPowerUsage")
-        return None if value is None else value / 1000
-
-    def average_w(self) -> float | None:
-        """Power as the board reports it by default: on new ones a mean of a second."""
-        value = None if self.board.mig else self._ask("nvmlDeviceGetPowerUsage")
-        return None if value is None else value / 1000
-
-    def _instant_mw(self) -> int | None:
-        fields = None if self.board.mig else self._ask("nvmlDeviceGetFieldValues", [(POWER_INSTANT, 0)])
-        return int(fields[0].value.uiVal) if fields and fields[0].nvmlReturn == 0 else None
-
-    def temperature_c(self) -> float | None:
-        """Of the GPU core."""
-        value = self._ask("nvmlDeviceGetTemperature", 0)
-        return None if value is None else float(value)
-
-    def sm_clock_mhz(self) -> float | None:
-        """Of the streaming multiprocessors."""
-        value = self._ask("nvmlDeviceGetClockInfo", 1)
-        return None if value is None else float(value)
-
-    def power_limit_w(self) -> float | None:
-        """The limit in force."""
-        value = self._ask("nvmlDeviceGetEnforcedPowerLimit")
-        return None if value is None else value / 1000
-
-    def throttles(self) -> list[str] | None:
-        """Why the clocks are held down now, normal reasons (idle, power cap) apart; None where it does not say."""
-        bits = self._ask("nvmlDeviceGetCurrentClocksThrottleReasons")
-        return None if bits is None else [name for bit, name in THROTTLES.items() if bits & bit]
-
-    def process_ids(self) -> list[int] | None:
-        """Processes that compute on the board; None where it does not say."""
-        processes = self._ask("nvmlDeviceGetComputeRunningProcesses")
-        return None if processes is None else [process.pid for process in processes]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Zone:
-    """One RAPL counter.
-
-    Attributes:
-        device: `cpu:0` or `dram:0`.
-        path: its folder.
-        range_j: where the counter starts again at 0.
-    """
-
-    device: str
-    path: Path
-    range_j: float
-
-    def energy_j(self) -> float | None:
-        """The counter."""
-        try:
-            return int((self.path / "energy_uj").read_text(encoding="ascii")) / 1e6
-        except (OSError, ValueError):
-            return None
-
-
-def rapl_folder() -> Path | None:
-    """Where RAPL shows, the kernel's place first."""
-    return next((folder for folder in RAPL if folder.is_dir()), None)
-
-
-def packages() -> list[int]:
-    """Numbers of the zones that are CPU packages; others, as a laptop's whole platform (psys), hold these again."""
-    root = rapl_folder()
-    folders = sorted(root.glob("intel-rapl:*")) if root else []
-    return [int(path.name.partition(":")[2]) for path in folders if _name(path).startswith("package")]
-
-
-def zones() -> list[Zone]:
-    """The readable counters of CPU packages and their DRAM, each counter once, in however many zones it is shown."""
-    found: list[Zone] = []
-    for zone in _readable():
-        if not any(_mirrors(zone, other) for other in found if other.device[:3] == zone.device[:3]):
-            found.append(zone)
-    return found
-
-
-def _mirrors(zone: Zone, other: Zone) -> bool:
-    """Whether two zones show one counter: they read alike and go on reading alike while it moves.
-
-    Two counters are at different joules, and would not pass the same microjoules one after the other.
-    """
-    first, second = zone.energy_j(), other.energy_j()
-    if first is None or second is None or abs(first - second) > MIRROR_J:
-        return False
-    seen: tuple[set[float | None], set[float | None]] = set(), set()
-    until_s = time.monotonic() + MIRROR_S
-    while min(map(len, seen)) < MIRROR_MOVES and time.monotonic() < until_s:
-        seen[0].add(zone.energy_j())
-        seen[1].add(other.energy_j())
-        time.sleep(0.0002)
-    fewest = min(map(len, seen))
-    return fewest > 2 and len(seen[0] & seen[1]) >= fewest / 2
-
-
-def _readable() -> list[Zone]:
-    root, found = rapl_folder() or RAPL[0], []
-    for number in packages():
-        package = root / f"intel-rapl:{number}"
-        folders = [(f"cpu:{number}", package)]
-        folders += [(f"dram:{number}", sub) for sub in sorted(package.glob("intel-rapl:*")) if _name(sub) == "dram"]
-        for device, path in folders:
-            range_uj = _number(path / "max_energy_range_uj")
-            if _number(path / "energy_uj") is not None and range_uj is not None:
-                found.append(Zone(device=device, path=path, range_j=range_uj / 1e6))
-    return found
-
-
-def rapl_problem() -> str | None:
-    """Why CPU joules cannot be read, with what to do about it; None if they can."""
-    root = rapl_folder()
-    if root is None:
-        where = f"; in a container, mount /sys/class/powercap at {RAPL[1].parent}" if in_container() else ""
-        return f"no CPU energy counter (RAPL) on this machine: virtual machines and many ARM CPUs have none{where}"
-    if not packages():
-        return f"{root} names no CPU package"
-    paths = [*sorted(root.glob("intel-rapl:*/energy_uj")), *sorted(root.glob("intel-rapl:*/*/energy_uj"))]
-    closed = next((path for path in paths if not os.access(path, os.R_OK)), None)  # Zeus reads all or nothing
-    if closed is not None:
-        advice = f"run as root, or as root once: chmod a+r {root}/*/energy_uj {root}/*/*/energy_uj"
-        return f"no permission to read {closed}: {advice}"
-    return None if zones() else f"{root}: the counters could not be read"
-
-
-def _name(path: Path) -> str:
-    try:
-        return (path / "name").read_text(encoding="utf-8").strip()
-    except OSError:
-        return ""
-
-
-def _number(path: Path) -> float | None:
-    try:
-        return float(path.read_text(encoding="ascii"))
-    except (OSError, ValueError):
-        return None
-
-
-def in_container() -> bool:
-    """Whether this process lives in a container: what it reads of a board includes its co-tenants."""
-    if any(Path(path).exists() for path in ("/.dockerenv", "/run/.containerenv")):
-        return True
-    return "container" in os.environ
 
 
 def measure_tick(read: Callable[[], float | None], limit_s: float = TICK_LIMIT_S) -> float | None:
@@ -272,7 +89,7 @@ def keep_ticks(rows: Sequence[DeviceEnergy], known: Mapping[str, float | None]) 
 
 
 def _tick_key(name: str) -> str:
-    return f"{socket.gethostname()} {name} {ask('nvmlSystemGetDriverVersion')}"
+    return f"{socket.gethostname()} {name} {devices.driver()}"
 
 
 def _ticks() -> dict[str, object]:

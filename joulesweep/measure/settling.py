@@ -17,7 +17,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from joulesweep.core import bounded, files
-from joulesweep.measure.sensors import BoardSensor, cache_folder
+from joulesweep.measure.meters import BoardSensor
+from joulesweep.measure.sensors import cache_folder
 
 NEAR_C = 3.0  # of the temperature at rest
 STEADY_S = 5.0  # readings of the last seconds must be near it, and their power agree …

@@ -10,22 +10,23 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import math
 import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypedDict
 
-from joulesweep.measure import counter
+from joulesweep.measure import counter, meters
 from joulesweep.measure.devices import Board
-from joulesweep.measure.sensors import BoardSensor, Zone
+from joulesweep.measure.meters import BoardSensor, Sensor, Traits
 
 PERIOD_S = 0.1
 MAX_ROWS = 1200
 STATE_PERIOD_S = 1.0
 MAX_LOST = 0.01  # share of the power readings in a span that may have failed
 MAX_EDGE_S = 2.0  # a reading speaks for no more than that at the edges of a span
-MAX_ZONE_W = 2000.0  # more than any CPU package draws: a RAPL counter that moves faster fell by no wrap, or jumped
+AVERAGE_S = 1.0  # what a board that has no instant power averages over
 MIN_APART_S = 0.01  # readings that are closer together say nothing of power
 
 
@@ -57,7 +58,7 @@ class Series:
 
     Attributes:
         energy_j: the counter, since it was first read.
-        power_w: power as the device reports it; RAPL reports none.
+        power_w: power as the device reports it, if it does.
     """
 
     energy_j: list[float | None] = field(default_factory=list)
@@ -81,13 +82,16 @@ class Series:
 
 
 class Trace:
-    """Readings of some boards and RAPL zones. All times are of the monotonic clock, which all processes share.
+    """Readings of some devices. All times are of the monotonic clock, which all processes share.
 
     Args:
         boards: the run's.
-        zones: of the host; empty where the run does not meter it.
+        others: sensors of the host; empty where the run does not meter it.
 
     Attributes:
+        boards: sensors of the boards by device, which also have a state.
+        sensors: all sensors by device.
+        traits: what is known of their readings, by device.
         times_s: when the readings began.
         took_s: how long each took.
         series: the readings by device.
@@ -95,17 +99,18 @@ class Trace:
         spent: CPU seconds of this thread so far at each reading.
     """
 
-    def __init__(self, boards: Sequence[Board], zones: Sequence[Zone]) -> None:
-        self.sensors = {board.device: BoardSensor(board) for board in boards}
-        self.zones = {zone.device: zone for zone in zones}
+    def __init__(self, boards: Sequence[Board], others: Sequence[Sensor]) -> None:
+        self.boards: dict[str, BoardSensor] = {board.device: meters.sensor(board) for board in boards}
+        self.sensors: dict[str, Sensor] = {**self.boards, **{sensor.device: sensor for sensor in others}}
+        self.traits: dict[str, Traits] = {device: sensor.traits for device, sensor in self.sensors.items()}
         self.times_s: list[float] = []
         self.took_s: list[float] = []
-        self.series = {device: Series() for device in (*self.sensors, *self.zones)}
+        self.series = {device: Series() for device in self.sensors}
         self.states: list[tuple[float, str, BoardState]] = []
         self.spent: list[float] = []
         self._random = random.Random()
         self._slot_s = self._next_s = self._next_state_s = time.monotonic()
-        self._wrapped_j = dict.fromkeys(self.zones, 0.0)
+        self._wrapped_j = dict.fromkeys(self.sensors, 0.0)
         self._last_j: dict[str, tuple[float, float]] = {}
 
     def wait_s(self) -> float:
@@ -124,8 +129,7 @@ class Trace:
         spent_s = time.thread_time()
         self._slot_s = max(self._slot_s + PERIOD_S, now_s)
         self._next_s = self._slot_s + PERIOD_S * self._random.random()
-        read = {device: (sensor.energy_j(), sensor.power_w()) for device, sensor in self.sensors.items()}
-        read |= {device: (self._unwrapped(device, zone, now_s), None) for device, zone in self.zones.items()}
+        read = {device: (self._counted(device, now_s), sensor.power_w()) for device, sensor in self.sensors.items()}
         states = self._read_states(now_s) if now_s >= self._next_state_s else []
         took_s = time.monotonic() - now_s
         for device, (energy_j, power_w) in read.items():
@@ -136,21 +140,25 @@ class Trace:
         self.took_s.append(took_s)
         self.times_s.append(now_s)
 
-    def _unwrapped(self, device: str, zone: Zone, now_s: float) -> float | None:
-        """A zone's counter, which starts again at 0, as one that does not; it falls only where it was reset."""
-        value = zone.energy_j()
-        if value is None:
-            return None
+    def _counted(self, device: str, now_s: float) -> float | None:
+        """A counter; one that starts again at 0 as one that does not: it falls only where it was reset."""
+        value, range_j, most_w = self.sensors[device].energy_j(), self.traits[device].range_j, self._most_w(device)
+        if value is None or range_j is None:
+            return value
         last_s, last_j = self._last_j.get(device, (now_s, 0.0))
-        if value < last_j and zone.range_j - last_j + value <= MAX_ZONE_W * (now_s - last_s):
-            self._wrapped_j[device] += zone.range_j
+        if value < last_j and range_j - last_j + value <= most_w * (now_s - last_s):
+            self._wrapped_j[device] += range_j
         self._last_j[device] = now_s, value
         return value + self._wrapped_j[device]
+
+    def _most_w(self, device: str) -> float:
+        most_w = self.traits[device].kind.most_w if device in self.traits else None
+        return math.inf if most_w is None else most_w
 
     def _read_states(self, now_s: float) -> list[tuple[float, str, BoardState]]:
         self._next_state_s = now_s + STATE_PERIOD_S
         found = []
-        for device, sensor in self.sensors.items():
+        for device, sensor in self.boards.items():
             state = BoardState(
                 temperature_c=sensor.temperature_c(), sm_clock_mhz=sensor.sm_clock_mhz(), throttles=sensor.throttles()
             )
@@ -179,17 +187,18 @@ class Trace:
         return any(self.times_s[i] < end_s and self.times_s[j] > begin_s for i, j in falls if j < len(self.times_s))
 
     def jumped(self, device: str, begin_s: float, end_s: float, tick_s: float) -> bool:
-        """Whether a zone's counter rose faster between two times than any CPU draws: it was set anew, further on.
+        """Whether a counter rose faster between two times than any such device draws: it was set anew, further on.
 
         Args:
-            device: the zone.
+            device: whose.
             begin_s: of the span.
             end_s: of the span.
             tick_s: so long a counter may have stood still before it rose.
         """
+        most_w = self._most_w(device)
         late_s = max(self.took_s, default=0.0)  # how long after its time a reading may have been taken
         return any(
-            later - value > MAX_ZONE_W * (max(apart_s, tick_s, MIN_APART_S) + late_s)
+            later - value > most_w * (max(apart_s, tick_s, MIN_APART_S) + late_s)
             for apart_s, value, later in self.rises(device, begin_s, end_s)
         )
 
@@ -206,7 +215,21 @@ class Trace:
 
     def is_instant(self, device: str) -> bool:
         """Whether the device reports power as it is now, not as a mean of the last second."""
-        return device in self.sensors and self.sensors[device].instant
+        return device in self.traits and self.traits[device].instant
+
+    def averaged_s(self, device: str) -> float:
+        """Seconds of the past that a power reading also tells of."""
+        if self.is_instant(device):
+            return 0.0
+        return max(AVERAGE_S, self.traits[device].late_s if device in self.traits else 0.0)
+
+    def failure(self, device: str) -> str | None:
+        """Why the device's last reading failed, where it says so."""
+        return self.sensors[device].failure if device in self.sensors else None
+
+    def power_method(self, device: str) -> str | None:
+        """What the device's power readings are; None where it has none."""
+        return self.traits[device].power if device in self.traits else None
 
     def slope_w(self, device: str, begin_s: float, end_s: float) -> float | None:
         """Mean power by the counter over the readings between two times; None where there are fewer than two."""
@@ -282,8 +305,8 @@ class Trace:
     def rows(self, begin_s: float) -> list[dict[str, float | str | None]]:
         """The trace as rows {t_s, device, power_w, energy_j}, times and joules counted from the window's begin.
 
-        Every n-th reading, so that there are at most `MAX_ROWS` per device. A RAPL zone's power is the slope of its
-        counter.
+        Every n-th reading, so that there are at most `MAX_ROWS` per device. The power of a device that reports none is
+        the slope of its counter.
         """
         rows: list[dict[str, float | str | None]] = []
         step = -(-len(self.times_s) // MAX_ROWS) or 1
@@ -292,7 +315,7 @@ class Trace:
             for i in range(0, len(self.times_s), step):
                 at_s, value = self.times_s[i], series.energy_j[i]
                 energy_j = None if value is None or start_j is None else value - start_j
-                power_w = self._slope_w(series, i) if device in self.zones else series.power_w[i]
+                power_w = series.power_w[i] if self.power_method(device) else self._slope_w(series, i)
                 rows.append({"t_s": at_s - begin_s, "device": device, "power_w": power_w, "energy_j": energy_j})
         return rows
 

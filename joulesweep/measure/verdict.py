@@ -6,23 +6,25 @@ Every number is judged by what the run's own trace saw, never by what a counter 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from joulesweep.core.outcome import CounterReads, DeviceEnergy, DeviceTotal, Epoch, EpochEnergy, Reading, Span, Status
-from joulesweep.measure import counter
-from joulesweep.measure.trace import MAX_ZONE_W, PERIOD_S, Trace
+from joulesweep.measure import counter, meters
+from joulesweep.measure.trace import PERIOD_S, Trace
 from joulesweep.measure.window import NO_COUNTER
+from joulesweep.measure.window import reading as reading_of
 
 MIN_TICKS = 10  # fewer updates of the counter in the window: no number
 MANY_TICKS = 100  # so many in the idle span, and it needs no power readings
-INTEGRATED = "NVML power readings, integrated"
+POWER_ALONE = "it reports power alone"
+INTEGRATED = "power readings, integrated"
 RESET = "the counter was reset"
 POWER = "mean power × time"
 TICK = "the counter's update period is unknown"
 CROSS_CHECK = 0.1  # mean power times time and the counter's joules may be so far apart, beyond the errors of both
 CLOCKS = 0.002  # share of the joules that clocks and calls may cost a counter's reading,
 SAMPLES = 0.01  # and a load that keeps time with the readings the integrated power
-AVERAGE_S = 1.0  # what a board that has no instant power averages over
 TICK_OFF, TICK_OFF_S = 1.25, 0.005  # a counter that stood still for longer than its known tick: the tick has changed
 NEAR_S = 2.0  # readings so near to the window tell what power is possible at its edges
 HOLE_S = 0.5  # readings further apart leave room for anything between the lowest and the highest power
@@ -87,7 +89,7 @@ def finalise_energy(reading: Reading, window: Window, known_tick_s: float | None
         error_j=None if error_j is None else error_j / window.num_passes,
         tick_s=None if total.status == "integrated" else tick_s,
         mean_power_w=power_w,
-        power_method=_power_method(window.trace, reading.device),
+        power_method=window.trace.power_method(reading.device),
         power_ratio=power_ratio,
         ratio_reason=_unchecked(total) if power_ratio is None else None,
         idle_w=idle_w,
@@ -113,13 +115,14 @@ def was_reset(row: DeviceTotal) -> bool:
 
 def _count(reading: Reading, window: Window, seen: counter.Steps, tick_s: float | None) -> tuple[Reading, float | None]:
     """Make the counter's difference the joules of the window, or say why it is none; and the bound of the error."""
-    trace, device, zone = window.trace, reading.device, window.trace.zones.get(reading.device)
-    if zone is not None:
-        reading = _unwrapped(reading, window, zone.range_j)
+    trace, device, limit_w = window.trace, reading.device, meters.kind(reading.kind).most_w
+    traits = trace.traits.get(device)
+    if traits is not None and traits.range_j is not None:
+        reading = _unwrapped(reading, window, traits.range_j)
     total_j = reading.total_energy_j
     assert total_j is not None
-    impossible = reading.kind != "gpu" and (
-        total_j > MAX_ZONE_W * window.total_s or trace.jumped(device, *window.edges, tick_s or seen.still_s)
+    impossible = limit_w is not None and (
+        total_j > limit_w * window.total_s or trace.jumped(device, *window.edges, tick_s or seen.still_s)
     )
     if trace.was_reset(device, *window.edges) or total_j < 0 or impossible:
         return replace(reading, status="unavailable", reason=RESET, total_energy_j=None, method=None), None
@@ -129,8 +132,9 @@ def _count(reading: Reading, window: Window, seen: counter.Steps, tick_s: float 
     if tick_s is None:
         return reading, None
     most_w = _most_w(device, total_j, window, tick_s)
-    if reading.kind != "gpu" or reading.reads is None:  # late by a tick at most at the end, and at the begin early
-        return reading, counter.SLACK * tick_s * most_w + CLOCKS * total_j
+    if reading.reads is None:  # late by a tick at most at the end, and at the begin early
+        late_s = tick_s + (traits.late_s if traits is not None else 0.0)
+        return reading, counter.SLACK * late_s * most_w + CLOCKS * total_j
     own_j, error_j = _count_between_moves(device, total_j, reading.reads, window, tick_s, most_w)
     return replace(reading, total_energy_j=own_j), error_j
 
@@ -208,8 +212,11 @@ def _integrate(total: Reading, window: Window) -> tuple[Reading, float | None]:
     """Make a board's power readings over the window its joules; and the bound of their error."""
     power_w, reason = window.trace.mean_power_w(total.device, *window.edges), total.reason
     if not power_w:
-        return replace(total, reason=f"{reason}, and its power could not be read"), None
-    method = INTEGRATED if reason == NO_COUNTER else f"{INTEGRATED}: {reason}"
+        failure = window.trace.failure(total.device)
+        told = f": {failure}" if failure else ""
+        return replace(total, reason=f"{reason}, and its power could not be read{told}"), None
+    method = integrated(window.trace, total.device)
+    method = method if reason in (NO_COUNTER, POWER_ALONE) else f"{method}: {reason}"
     joules = power_w * window.total_s
     error_j = (_power_error_w(window, total.device) + SAMPLES * power_w) * window.total_s
     return replace(total, total_energy_j=joules, status="integrated", method=method, reason=None), error_j
@@ -221,13 +228,13 @@ def _power_error_w(window: Window, device: str) -> float:
     powers_w = trace.powers_w(device, begin_s, end_s)
     near_w = trace.powers_w(device, begin_s - NEAR_S, end_s + NEAR_S) or [0.0]
     spread_w = max(near_w) - min(near_w)
-    blind_s = trace.holes_s(begin_s, end_s, HOLE_S) + (0.0 if trace.is_instant(device) else AVERAGE_S)
+    blind_s = trace.holes_s(begin_s, end_s, HOLE_S) + trace.averaged_s(device)
     return counter.sampling_error_w(powers_w) + spread_w * min(1.0, blind_s / window.total_s)
 
 
 def _power_w(window: Window, device: str) -> float | None:
-    """Mean power in the window: of a board by its power readings, of a RAPL zone by its counter."""
-    if device not in window.trace.zones:
+    """Mean power in the window: by the device's power readings, or by its counter where it has none."""
+    if window.trace.power_method(device) is not None:
         return window.trace.mean_power_w(device, *window.edges)
     energy_j = window.trace.energy_between(device, *window.edges)
     return None if energy_j is None else energy_j / window.total_s
@@ -242,11 +249,10 @@ def _unchecked(total: DeviceTotal) -> str:
     return "the joules are its power's own"
 
 
-def _power_method(trace: Trace, device: str) -> str | None:
-    """How a board reports its power."""
-    if device not in trace.sensors:
-        return None
-    return "instant" if trace.is_instant(device) else "as the driver averages it"
+def integrated(trace: Trace, device: str) -> str:
+    """How a device's power readings became joules."""
+    source = f"{trace.traits[device].source} " if device in trace.traits else ""
+    return f"{source}{INTEGRATED}"
 
 
 def _net_j(
@@ -268,7 +274,7 @@ def _idle_w(window: Window, device: str, tick_s: float | None) -> tuple[float | 
     trace, (begin_s, end_s) = window.trace, window.idle
     if end_s <= begin_s:
         return None, "no idle power was measured (measure.idle_s)"
-    tail_s = AVERAGE_S if end_s - begin_s > 2 * AVERAGE_S and not trace.is_instant(device) else 0.0
+    tail_s = trace.averaged_s(device) if end_s - begin_s > 2 * trace.averaged_s(device) else 0.0
     power_w = trace.mean_power_w(device, begin_s + tail_s, end_s)  # an average's first second is of what was before
     if power_w is not None:
         return power_w, None
@@ -301,6 +307,34 @@ def _doubt(row: DeviceEnergy, window: Window) -> str | None:
     return "; ".join(doubts) or None
 
 
+def traced(device: str, window: Window) -> Reading:
+    """What the trace has of a device that it alone reads."""
+    traits, trace = window.trace.traits[device], window.trace
+    if traits.power is not None:
+        return reading_of(device, traits.kind.name, None, reason=POWER_ALONE)
+    total_j = trace.energy_between(device, *window.edges)
+    if total_j is None and not trace.was_reset(device, *window.edges):
+        failure = trace.failure(device)
+        reason = f"its counter was not read at both edges of the window{f': {failure}' if failure else ''}"
+        return reading_of(device, traits.kind.name, None, reason=reason)
+    return reading_of(device, traits.kind.name, None, total_j or 0.0, traits.method)
+
+
+def with_doubt_of_containers(rows: Sequence[DeviceEnergy]) -> list[DeviceEnergy]:
+    """The same rows, with doubt where joules are less than those of what they contain: of another machine, or wrong."""
+    return [_contradicted(row, rows) for row in rows]
+
+
+def _contradicted(row: DeviceEnergy, rows: Sequence[DeviceEnergy]) -> DeviceEnergy:
+    contents = meters.kind(row.kind).contains
+    inside = {one.device: (one.energy_j, one.error_j or 0.0) for one in rows if one.kind in contents}
+    known = {device: energy_j - error_j for device, (energy_j, error_j) in inside.items() if energy_j is not None}
+    if row.energy_j is None or row.energy_j + (row.error_j or 0.0) >= sum(known.values()):
+        return row
+    told = f"less than the joules of {', '.join(known)}, which it contains"
+    return replace(row, doubt="; ".join(filter(None, [row.doubt, told])))
+
+
 def epoch_energy(epoch: Epoch, window: Window, row: DeviceEnergy) -> EpochEnergy:
     """One device's joules from the window's begin to the end of an epoch, from the trace.
 
@@ -326,7 +360,8 @@ def epoch_energy(epoch: Epoch, window: Window, row: DeviceEnergy) -> EpochEnergy
     if power_w is None:
         return _no_joules(device, "unavailable", "the trace has no reading on both sides")
     energy_j = power_w * elapsed_s
-    return EpochEnergy(device=device, energy_j=energy_j, status="integrated", method=INTEGRATED, reason=None)
+    method = integrated(trace, device)
+    return EpochEnergy(device=device, energy_j=energy_j, status="integrated", method=method, reason=None)
 
 
 def _no_joules(device: str, status: Status, reason: str) -> EpochEnergy:

@@ -15,7 +15,7 @@ from types import TracebackType
 
 from joulesweep.core import bounded, processes
 from joulesweep.measure import contention
-from joulesweep.measure.sensors import BoardSensor
+from joulesweep.measure.meters import BoardSensor
 from joulesweep.measure.trace import Trace
 
 LOOK_PERIOD_S = 1.0
@@ -121,7 +121,7 @@ class Watch:
         if now_s >= self._next_look_s:
             self._next_look_s = now_s + LOOK_PERIOD_S
             cpu = self._cpu.read(now_s)
-            boards = [(now_s, device, look_at(sensor)) for device, sensor in self.trace.sensors.items()]
+            boards = [(now_s, device, look_at(sensor)) for device, sensor in self.trace.boards.items()]
             if self.stopped is None:
                 self.looks.cpu.append(cpu)
                 self.looks.boards += boards

@@ -16,7 +16,7 @@ from typing import Any
 from joulesweep.core import late_imports
 from joulesweep.core.outcome import CounterReads, Reading
 from joulesweep.measure.devices import Board
-from joulesweep.measure.sensors import packages, rapl_problem, zones
+from joulesweep.measure.meters import GPU, of_board, rapl
 
 WINDOW = "training"
 MIG = "MIG: NVML counts the joules of the whole board, not those of a slice"
@@ -44,9 +44,9 @@ class Meter:
     def __init__(self, boards: Mapping[int, Board], host: bool, synchronize: Callable[[], None]) -> None:
         self.boards, self.host, self.synchronize = boards, host, synchronize
         self.calls_s = self.begin_s = self.end_s = self.window_s = self.clock_step_s = 0.0
-        self.no_host = None if _daemon() else rapl_problem()  # Zeus's daemon reads for those who may not
+        self.no_host = None if _daemon() else rapl.problem()  # Zeus's daemon reads for those who may not
         self._gpus = {at: _Window(gpu=at) for at, board in boards.items() if _problem(board) is None}
-        cpus = packages() if host and self.no_host is None else []
+        cpus = rapl.packages() if host and self.no_host is None else []
         self._cpus = {number: _Window(cpu=number) for number in cpus}
 
     @contextlib.contextmanager
@@ -77,11 +77,11 @@ class Meter:
             total_j = window.joules("gpu_energy")
             reason = window.failure or (None if total_j is not None else "Zeus gave no energy for this board")
         if window is None or reason is not None:
-            return reading(board.device, "gpu", board.uuid, reason=reason)
-        return reading(board.device, "gpu", board.uuid, total_j, "Zeus: NVML energy counter", reads=window.reads)
+            return reading(board.device, GPU.name, board.uuid, reason=reason)
+        return reading(board.device, GPU.name, board.uuid, total_j, of_board(board).COUNTER, reads=window.reads)
 
     def _of_host(self, kind: str) -> list[Reading]:
-        shown = {zone.device for zone in zones()} if self._cpus and not _daemon() else None
+        shown = {zone.device for zone in rapl.devices()} if self._cpus and not _daemon() else None
         found = []
         for number, window in self._cpus.items():
             total_j, device = window.joules(f"{kind}_energy"), f"{kind}:{number}"
@@ -169,7 +169,7 @@ def _problem(board: Board) -> str | None:
     """Why Zeus has no joules of a board; None if it has."""
     if board.mig:
         return MIG
-    return None if board.has_counter else NO_COUNTER
+    return None if board.has_counter else board.no_counter or NO_COUNTER
 
 
 def reading(

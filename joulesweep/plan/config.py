@@ -35,6 +35,7 @@ from joulesweep.axes.precision import PRECISIONS
 from joulesweep.axes.strategy import STRATEGIES
 from joulesweep.axes.task import TASKS
 from joulesweep.core.errors import UserError, brief_repr, one_of
+from joulesweep.measure import meters
 from joulesweep.plan import strict
 from joulesweep.plan.strict import Location, Place
 from joulesweep.reference import footprint
@@ -411,7 +412,8 @@ class Measure(Section):
     def _boards(cls, value: Any) -> Any:  # noqa: ANN401 - whatever the YAML holds
         """Of a wrong list the union itself would say that only "auto" is allowed."""
         given = value if isinstance(value, list) else []
-        names = {one for one in given if re.match("int [0-9]|str (GPU|MIG)-", f"{type(one).__name__} {one}")}
+        uuids = "|".join(uuid for meter in meters.of_boards().values() for uuid in meter.UUIDS)
+        names = {one for one in given if re.match(f"int [0-9]|str ({uuids})", f"{type(one).__name__} {one}")}
         if value != "auto" and not 0 < len(names) == len(given):
             raise ValueError("must be auto or a list of NVML indices and UUIDs, each once")
         return value
@@ -480,11 +482,26 @@ class Energy(Section):
         return self
 
 
+class Wall(Section):
+    """A plug or PDU that the whole machine hangs on. What it measures contains all else, and is shown beside it."""
+
+    command: Annotated[
+        Line, Field(description="prints one number; run by sh -c on the machine of the run, again and again")
+    ]
+    unit: Annotated[
+        Literal["W", "J", "Wh", "kWh"],
+        Field(description="of the number: W is power now, the others are counters, which never go back"),
+    ] = "W"
+    every_s: Annotated[float, Field(ge=0.5, le=60, description="seconds from one reading to the next")] = 1.0
+    deadline_s: Annotated[float, Field(gt=0, le=60, description="the command is ended after so many seconds")] = 2.0
+
+
 class Hardware(Section):
     """The machine the runs are for."""
 
     accelerator: Annotated[Literal["auto", "cpu", "cuda"], Field(description="auto looks at this machine")] = "auto"
     name: Annotated[Line | None, Field(description="tells apart boards of one accelerator, e.g. a30")] = None
+    wall: Annotated[Wall | None, Field(description="a plug or PDU to read as well; null: none")] = None
 
 
 class Exclude(Section):
@@ -637,6 +654,7 @@ def _section_at(location: tuple[int | str, ...]) -> type[Section] | None:
         "exclude": Exclude,
         "cpu_watts": Watts,
         "carbon": Carbon,
+        "wall": Wall,
     }
     section: type[Section] | None = SweepConfig
     for i, part in enumerate(location):

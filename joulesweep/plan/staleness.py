@@ -16,6 +16,7 @@ from pathlib import Path
 from joulesweep import methods
 from joulesweep.core import places
 from joulesweep.core.spec import RunSpec
+from joulesweep.measure import meters
 from joulesweep.plan import definitions
 from joulesweep.plan.definitions import Definition
 
@@ -42,7 +43,7 @@ def run_parts(method: str, rows: dict[str, str]) -> dict[Definition, str]:
         method: the run's.
         rows: of each of `TABLES` the run's own.
     """
-    own, roots = methods.path(method), [definitions.named(*RUN)]
+    own, roots = methods.path(method), [definitions.named(*RUN), *_of_meters()]
     files: list[Path] = []
     new = [own]
     while new:  # of a method that another one builds on, all counts: its parameters are found by its name
@@ -52,6 +53,13 @@ def run_parts(method: str, rows: dict[str, str]) -> dict[Definition, str]:
         used = dict.fromkeys(one.path for one in parts if one.path.parent == own.parent and one.path.stem != "__init__")
         new = [path for path in used if path not in files]
     return parts
+
+
+def _of_meters() -> list[Definition]:
+    """What counts of the meters, which are found by name; one that is exempt as a whole changes no digest."""
+    every = [definitions.named("joulesweep.measure.meters", kind) for kind in ("GPU", "CPU", "DRAM")]
+    every += [one for path in meters.paths() for one in definitions.all_of(path)]
+    return [one for one in every if definitions.exemption(one) is None]
 
 
 @functools.cache

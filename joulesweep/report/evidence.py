@@ -13,6 +13,7 @@ import polars as pl
 from joulesweep.analyse.columns import RUNS, UNREADABLE
 from joulesweep.analyse.tables import Tables
 from joulesweep.core import quantities
+from joulesweep.measure import meters
 from joulesweep.measure.certificate import HOST
 from joulesweep.reference import cpu_estimate
 from joulesweep.reference.footprint import Footprint
@@ -261,7 +262,7 @@ def own_cost(tables: Tables, factors: Footprint | None) -> dict[str, Any] | None
     """
     ok = tables.runs.filter(pl.col("status") == "ok")
     known = ok.drop_nulls("total_energy_j")
-    apart = _apart(tables.devices)
+    apart = _apart(tables.devices) + _at_the_plug(tables.devices)
     if known.is_empty() and not apart:
         return None
     again = tables.anchors.drop_nulls("anchor_total_energy_j")
@@ -293,6 +294,16 @@ def _apart(devices: pl.DataFrame) -> list[str]:
     return [
         f"{quantities.one(math.fsum(part['total_energy_j']), 'J')} ({status}, of boards that are in no run's sum: "
         f"{_some(part['device'].unique().sort().to_list())} of {part['run'].n_unique()} runs)"
+        for (status,), part in read.group_by("status", maintain_order=True)
+    ]
+
+
+def _at_the_plug(devices: pl.DataFrame) -> list[str]:
+    """Joules of whole machines in the windows of runs, which contain those of the runs' devices."""
+    read = devices.filter(kind=meters.WALL.name).drop_nulls("total_energy_j")
+    return [
+        f"{quantities.one(math.fsum(part['total_energy_j']), 'J')} ({status}, at the plug of the machine: those of its "
+        f"devices are among them, {part['run'].n_unique()} runs)"
         for (status,), part in read.group_by("status", maintain_order=True)
     ]
 

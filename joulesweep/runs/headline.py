@@ -2,10 +2,10 @@
 
 A total is a sum of numbers of one status. A run's headline has every device that computed (each GPU of a GPU run, else
 the CPU), all measured or all integrated, and the other kinds of device whose every row has that status too. CPU and
-memory count only where the run had the machine to itself: else their joules are its neighbours' as well. Which kinds
-are in is the scope: "gpu", "gpu+cpu+dram". Where one that computed has no such number, the headline is null. Joules
-that are contradicted by what else was read of the same window are doubtful: they stay in the tables, with the reason,
-and take part in no ranking.
+memory count only where the run had the machine to itself: else their joules are its neighbours' as well. A kind that
+contains others, as a plug at the wall does, is in no sum. Which kinds are in is the scope: "gpu", "gpu+cpu+dram". Where
+one that computed has no such number, the headline is null. Joules that are contradicted by what else was read of the
+same window are doubtful: they stay in the tables, with the reason, and take part in no ranking.
 """
 
 from __future__ import annotations
@@ -15,13 +15,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from joulesweep.core.outcome import DeviceEnergy, Epoch, EpochEnergy, Status
+from joulesweep.measure import meters
 from joulesweep.reference.cpu_estimate import Asked, Estimate, estimate_cpu
 from joulesweep.runs.record import RunRecord
 
-COMPUTING = {"cuda": "gpu", "cpu": "cpu"}
-KINDS = ("gpu", "cpu", "dram")  # in the order of a scope's name
 READ = ("measured", "integrated")  # statuses of a number that was read from the machine
-HOST_KINDS = ("cpu", "dram")  # what runs of one host share
 UNTRACED = EpochEnergy(
     device="", energy_j=None, status="unavailable", reason="not every device was read after each epoch"
 )
@@ -61,6 +59,25 @@ class Headline:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AtThePlug:
+    """Joules of the whole machine as columns of the runs table; all null of a run without a plug.
+
+    Attributes:
+        wall_j: per pass; the headline's are among them.
+        wall_error_j: what wall_j may be off by at most, the plug's accuracy apart.
+        wall_method: how the plug was read.
+        wall_doubt: what contradicts wall_j.
+        wall_reason: why wall_j is null.
+    """
+
+    wall_j: float | None = None
+    wall_error_j: float | None = None
+    wall_method: str | None = None
+    wall_doubt: str | None = None
+    wall_reason: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class EpochJoules:
     """Joules up to the end of an epoch as columns of the epochs table, over the devices of the headline."""
 
@@ -77,9 +94,11 @@ def scoped(rows: Sequence[DeviceEnergy], accelerator: str, exclusive: str) -> li
         accelerator: "cuda" or "cpu": what computed.
         exclusive: "node" if the run had the machine to itself.
     """
-    kinds = [kind for kind in KINDS if exclusive == "node" or kind not in HOST_KINDS]
-    statuses = {_status(row) for row in rows if row.kind == COMPUTING[accelerator]}
-    if COMPUTING[accelerator] not in kinds or len(statuses) != 1 or not statuses <= set(READ):
+    addable = [kind for kind in meters.kinds().values() if not kind.contains]
+    kinds = [kind.name for kind in addable if exclusive == "node" or not kind.of_host]
+    computing = _computing(accelerator)
+    statuses = {_status(row) for row in rows if row.kind == computing}
+    if computing not in kinds or len(statuses) != 1 or not statuses <= set(READ):
         return []
     of_kind = [[row for row in rows if row.kind == kind] for kind in kinds]
     return [row for same in of_kind if {_status(row) for row in same} == statuses for row in same]
@@ -95,7 +114,7 @@ def headline(rows: Sequence[DeviceEnergy], accelerator: str, exclusive: str) -> 
     """
     found = scoped(rows, accelerator, exclusive)
     if not found:
-        return _no_headline([row for row in rows if row.kind == COMPUTING[accelerator]], exclusive)
+        return _no_headline([row for row in rows if row.kind == _computing(accelerator)], exclusive)
     ratios = [row.power_ratio for row in found if row.power_ratio is not None]
     return Headline(
         energy_j=_total(row.energy_j for row in found),
@@ -131,6 +150,30 @@ def estimated(record: RunRecord, asked: Asked, cpu_s: float, wall_s: float) -> E
 def joined(values: Iterable[str | None]) -> str | None:
     """Each different text once, in order; None if there is none."""
     return ", ".join(dict.fromkeys(value for value in values if value)) or None
+
+
+def beside(rows: Sequence[DeviceEnergy]) -> AtThePlug:
+    """Joules at the plug, which contain those of a run's headline.
+
+    Args:
+        rows: `energy` of a record's measurement.
+    """
+    around = [row for row in rows if row.kind == meters.WALL.name]
+    if not around:
+        return AtThePlug()
+    wall_j = _total(row.energy_j for row in around)
+    return AtThePlug(
+        wall_j=wall_j,
+        wall_error_j=_total(row.error_j for row in around),
+        wall_method=joined(row.method for row in around),
+        wall_doubt=joined(row.doubt for row in around),
+        wall_reason=joined(row.reason for row in around) if wall_j is None else None,
+    )
+
+
+def _computing(accelerator: str) -> str:
+    """The kind of device that runs of an accelerator compute on."""
+    return next(kind.name for kind in meters.kinds().values() if kind.accelerator == accelerator)
 
 
 def _status(row: DeviceEnergy) -> Status:

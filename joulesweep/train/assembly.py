@@ -19,6 +19,7 @@ from joulesweep.axes.task import TASKS
 from joulesweep.core.errors import UserError
 from joulesweep.core.outcome import Work
 from joulesweep.core.spec import RunSpec
+from joulesweep.measure import devices
 from joulesweep.measure.devices import Board
 from joulesweep.nets import flops, onednn
 from joulesweep.nets.anatomy import num_embeddings, num_positions, stacks
@@ -260,7 +261,7 @@ def measured_boards(spec: RunSpec, boards: Sequence[Board], place: Place) -> dic
     """
     for position, board in enumerate(boards[: spec.devices] if spec.accelerator == "cuda" else ()):
         found = str(getattr(torch.cuda.get_device_properties(position), "uuid", ""))
-        if found and not board.mig and found not in board.uuid:
+        if found and not board.mig and not devices.is_board(found, board.uuid):
             raise UserError(f"PyTorch computes on GPU {found}, and the run was given {board.uuid}")
     placed = list(enumerate(boards))
     if place.world == 1:

@@ -47,6 +47,7 @@ PROGRAMS = ("joulesweep", "snakemake", "make", "python", "python3")
 YOURS = {
     "config/mine.yaml",
     "joulesweep/methods/biases.py",
+    "joulesweep/measure/meters/acpi.py",
     "joulesweep/readers/tsv.py",
     "joulesweep/report/charts/startup.py",
     "joulesweep/report/sections/steadiness.py",

@@ -188,6 +188,10 @@ def told(row):
     reasons = dict.fromkeys(("idle_reason", "net_reason", "ratio_reason"), "the trace has too few readings")
     judged = {"doubt": "idle power is 2 × the run's", "power_method": "instant", **(reasons if first else {})}
     energy = [{**one, **(judged if one["kind"] == "gpu" else {})} for one in measurement["energy"]]
+    doubtful = {"doubt": "less than the joules of gpu:0, which it contains"}
+    silent = {"status": "unavailable", "method": None, "reason": "it reports power alone, and that could not be read"}
+    wall_j = sum(one["energy_j"] for one in energy if one["energy_j"]) if first else None
+    energy.append(synthetic.energy_row("wall:0", wall_j, **(doubtful if first else silent)))
     boards = [synthetic.board_state(0, throttle_reasons=["power cap"])]
     conditions = {**measurement["conditions"], "boards": boards}
     certificate = {

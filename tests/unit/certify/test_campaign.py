@@ -17,8 +17,10 @@ from virtual_board import Board
 from joulesweep.certify import campaign, readings
 from joulesweep.cli import main
 from joulesweep.core.errors import UserError
-from joulesweep.measure import certificate, devices, machine, sensors
+from joulesweep.measure import certificate, devices, machine
 from joulesweep.measure.certificate import NOT_TRIED
+from joulesweep.measure.meters import nvidia
+from joulesweep.measure.meters import rapl as rapl_meter
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left")
 IDLE_W, LOAD_W = 80, 400
@@ -59,7 +61,7 @@ def no_meters(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("JOULESWEEP_LOCKS", str(tmp_path / "locks"))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(sensors, "RAPL", (Path("/nowhere"), Path("/nowhere")))
+    monkeypatch.setattr(rapl_meter, "RAPL", (Path("/nowhere"), Path("/nowhere")))
     monkeypatch.setattr(campaign.socket, "gethostname", lambda: "node1")
 
 
@@ -70,11 +72,11 @@ def boards(monkeypatch, tmp_path):
     def put(*given):
         fake = Boards(tmp_path, [{"watts": IDLE_W, **board} for board in given])
         fake.install(monkeypatch)
-        devices.nvml.cache_clear()
+        nvidia.nvml.cache_clear()
         return fake
 
     yield put
-    devices.nvml.cache_clear()
+    nvidia.nvml.cache_clear()
 
 
 def promises(path, device=None):
@@ -134,8 +136,8 @@ def test_a_machine_without_meters_gets_a_certificate_that_says_so_and_works_noth
 def test_cpu_packages_and_their_memory_are_certified_by_their_counters(monkeypatch, tmp_path):
     monkeypatch.setattr(devices, "boards", list)
     with rapl_tree(tmp_path / "powercap", [{"name": "package-0", "watts": 40.0, "dram_watts": 5.0}]) as rapl:
-        monkeypatch.setattr(sensors, "RAPL", (rapl.folder / "intel-rapl",))
-        monkeypatch.setattr(sensors, "rapl_problem", lambda: None)
+        monkeypatch.setattr(rapl_meter, "RAPL", (rapl.folder / "intel-rapl",))
+        monkeypatch.setattr(rapl_meter, "problem", lambda: None)
         (path,) = campaign.certify(["cpu:0"], 12.0, tmp_path / "c", load=lambda board: Planned())
     made = json.loads(path.read_text())
     assert list(made["counters"]) == ["cpu:0", "dram:0"]

@@ -15,6 +15,7 @@ import pytest
 from joulesweep.cli import doctor, main
 from joulesweep.launch import lease
 from joulesweep.measure import devices, sensors
+from joulesweep.measure.meters import nvidia, rapl
 
 
 @pytest.fixture(autouse=True)
@@ -32,11 +33,11 @@ def boards(monkeypatch, tmp_path):
     def put(*given: dict[str, Any]) -> fake_meters.Boards:
         made = fake_meters.Boards(tmp_path, [{"tick_ms": 20, **board} for board in given])
         made.install(monkeypatch)
-        devices.nvml.cache_clear()
+        nvidia.nvml.cache_clear()
         return made
 
     yield put
-    devices.nvml.cache_clear()
+    nvidia.nvml.cache_clear()
 
 
 def findings() -> dict[str, dict[str, str]]:
@@ -45,8 +46,8 @@ def findings() -> dict[str, dict[str, str]]:
 
 def test_a_machine_with_nothing_is_told_so_with_what_to_do(monkeypatch, capsys):
     monkeypatch.setattr(devices, "boards", list)
-    monkeypatch.setattr(devices, "nvml", lambda: None)
-    monkeypatch.setattr(sensors, "RAPL", (Path("/nowhere"), Path("/nowhere")))
+    monkeypatch.setattr(nvidia, "nvml", lambda: None)
+    monkeypatch.setattr(rapl, "RAPL", (Path("/nowhere"), Path("/nowhere")))
     assert main.main(["doctor"]) == 0
     told = capsys.readouterr().out
     assert "no joules can be measured; they will be null" in told

@@ -27,7 +27,8 @@ from joulesweep.launch import launcher, lease
 from joulesweep.launch.launcher import RunFailed
 from joulesweep.measure import devices
 from joulesweep.measure.devices import Board
-from joulesweep.measure.sensors import BoardSensor
+from joulesweep.measure.meters import nvidia
+from joulesweep.measure.meters.nvidia import BoardSensor
 from joulesweep.measure.window import reading
 from joulesweep.plan import grid, sweep
 from joulesweep.plan.config import validate
@@ -442,7 +443,7 @@ def test_boards_that_config_or_batch_system_withhold_are_the_users_to_mend(
     script("raise SystemExit('it was started')")
     boards(2)
     if visible is not None:
-        monkeypatch.setenv(devices.VISIBLE, visible)
+        monkeypatch.setenv(nvidia.VISIBLE, visible)
     model = tmp_path / run_id(tiny_run.spec(accelerator="cuda", **changes)) / "model"
     model.mkdir(parents=True)
     with pytest.raises(UserError) as caught:
@@ -534,7 +535,7 @@ def test_what_a_run_holds_is_let_go_also_when_it_fails(
 @pytest.mark.parametrize(("changes", "visible"), [({}, ""), ({"gpus": [2, 0]}, "2"), ({"gpus": ["GPU-1"]}, "1")])
 def test_the_processes_see_what_was_leased_and_no_more(start, script, boards, monkeypatch, tmp_path, changes, visible):
     boards(3)
-    script(f"print(json.dumps(os.environ[{devices.VISIBLE!r}]), flush=True)")
+    script(f"print(json.dumps(os.environ[{nvidia.VISIBLE!r}]), flush=True)")
     with pytest.raises(RunFailed):
         start("gpu", **changes)
     (log,) = tmp_path.rglob("run.log")
@@ -563,11 +564,11 @@ def test_a_run_whose_boards_are_metered_tells_all_that_was_seen(start, monkeypat
     )
     made.install(monkeypatch)
     monkeypatch.setenv("LD_LIBRARY_PATH", made.environment()["LD_LIBRARY_PATH"])
-    devices.nvml.cache_clear()
+    nvidia.nvml.cache_clear()
     try:
         found, folder = start("node", gpus=[1, 0], min_seconds=1.5, idle_s=0.5, cooldown_s=0.2)
     finally:
-        devices.nvml.cache_clear()
+        nvidia.nvml.cache_clear()
     measured = found["measurement"]
     assert found["status"] == "ok"
     assert [gpu["index"] for gpu in found["environment"]["gpus"]] == [1, 0]

@@ -18,9 +18,10 @@ from outcomes import phase, rank
 from joulesweep.axes.strategy import on_one_device
 from joulesweep.core import bounded, processes
 from joulesweep.core.outcome import DeviceEnergy, Span, as_json
-from joulesweep.measure import conditions, contention, sensors, settling
+from joulesweep.measure import conditions, contention, meters, sensors, settling
 from joulesweep.measure.conditions import Before
 from joulesweep.measure.devices import Board
+from joulesweep.measure.meters import nvidia
 from joulesweep.measure.trace import BoardState, Series, Trace
 from joulesweep.measure.watch import BoardLook, Looks
 
@@ -58,7 +59,7 @@ def machine(monkeypatch):
         def energy_j(self):
             return 1.0
 
-    monkeypatch.setattr(sensors, "BoardSensor", Sensor)
+    monkeypatch.setattr(nvidia, "BoardSensor", Sensor)
     return pids
 
 
@@ -481,7 +482,7 @@ def prepared(monkeypatch):
 
 def test_ticks_are_looked_up_of_what_has_a_counter(prepared):
     boards = [BOARD, board(1, has_counter=False), board(2, mig=True), board(3)]
-    zone = SimpleNamespace(device="cpu:0", energy_j=lambda: 2.0)
+    zone = SimpleNamespace(device="cpu:0", energy_j=lambda: 2.0, traits=meters.Traits(kind=meters.CPU, source="RAPL"))
     found = conditions.prepare(tiny_run.spec(), boards, [zone], lambda: None)
     assert found.ticks == {"gpu:0": 0.1, "gpu:3": None, "cpu:0": 0.001}
     assert prepared[0] == [("GPU-0", 1.0), ("GPU-3", 1.0), ("cpu:0", 2.0)]
@@ -517,13 +518,13 @@ def test_a_board_that_does_not_answer_is_named_and_left_alone(prepared, monkeypa
     else:
         monkeypatch.setattr(sensors, "known_tick", lambda name, read: 0.1)
         method = {"process_ids": "process_ids", "sensor": "__init__"}[call]
-        usual = getattr(sensors.BoardSensor, method)
+        usual = getattr(nvidia.BoardSensor, method)
 
         def slow(self, *given):
             board = given[0] if given else self.board
             return hanging() if board.device == "gpu:1" else usual(self, *given)
 
-        monkeypatch.setattr(sensors.BoardSensor, method, slow)
+        monkeypatch.setattr(nvidia.BoardSensor, method, slow)
     found = conditions.prepare(tiny_run.spec(cooldown_s=1.0), [BOARD, board(1)], [], lambda: None)
     assert found.silent == {"gpu:1": "no answer within 0.1 s"}
     assert found.ticks["gpu:0"] == 0.1

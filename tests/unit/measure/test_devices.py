@@ -16,6 +16,7 @@ from joulesweep.core import bounded
 from joulesweep.core.errors import UserError
 from joulesweep.measure import devices
 from joulesweep.measure.devices import Board
+from joulesweep.measure.meters import nvidia
 
 UUIDS = ["GPU-aa11", "GPU-aa22", "GPU-bb33"]
 
@@ -33,7 +34,7 @@ def machine(tmp_path, monkeypatch):
     """A driver with boards, for the real pynvml in this process; without boards, no driver."""
 
     def made(*boards):
-        devices.nvml.cache_clear()
+        nvidia.nvml.cache_clear()
         fake = Boards(tmp_path, boards)
         fake.install(monkeypatch)
         if not boards:
@@ -41,7 +42,7 @@ def machine(tmp_path, monkeypatch):
         return fake
 
     yield made
-    devices.nvml.cache_clear()
+    nvidia.nvml.cache_clear()
 
 
 @pytest.fixture
@@ -72,6 +73,8 @@ def test_boards_are_those_of_the_driver_with_what_they_can(machine):
         "memory_bytes": 40 * 2**30,
         "has_counter": True,
         "mig": False,
+        "meter": "nvidia",
+        "no_counter": None,
     }
 
 
@@ -79,7 +82,7 @@ def test_without_driver_there_are_no_boards(machine):
     machine()
     assert devices.boards() == []
     assert devices.pool("auto", {}) == []
-    assert devices.ask("nvmlSystemGetDriverVersion") is None
+    assert nvidia.ask("nvmlSystemGetDriverVersion") is None
 
 
 def test_without_the_drivers_library_there_are_no_boards(monkeypatch):
@@ -87,9 +90,9 @@ def test_without_the_drivers_library_there_are_no_boards(monkeypatch):
         raise pynvml.NVMLError_LibraryNotFound
 
     monkeypatch.setattr(pynvml, "nvmlInit", absent)
-    devices.nvml.cache_clear()
+    nvidia.nvml.cache_clear()
     assert devices.boards() == []
-    devices.nvml.cache_clear()
+    nvidia.nvml.cache_clear()
 
 
 def test_a_lost_board_leaves_the_others_with_their_numbers(machine):
@@ -102,10 +105,10 @@ def test_what_this_pynvml_or_driver_does_not_know_is_not_there(machine, monkeypa
         raise pynvml.NVMLLibraryMismatchError("Unversioned function called")
 
     machine({})
-    assert devices.ask("nvmlDeviceGetCount") == 1
-    assert devices.ask("nvmlDeviceOfTheFuture") is None
+    assert nvidia.ask("nvmlDeviceGetCount") == 1
+    assert nvidia.ask("nvmlDeviceOfTheFuture") is None
     monkeypatch.setattr(pynvml, "nvmlSystemGetDriverVersion", mismatch)
-    assert devices.ask("nvmlSystemGetDriverVersion") is None
+    assert nvidia.ask("nvmlSystemGetDriverVersion") is None
 
 
 def test_a_new_process_sees_the_boards_and_what_is_left_of_them(tmp_path):
@@ -151,12 +154,12 @@ def test_a_new_process_sees_the_boards_and_what_is_left_of_them(tmp_path):
     ],
 )
 def test_cuda_visible_devices_is_read_as_cuda_reads_it(setting, left):
-    assert indices(devices.visible(ALL, setting)) == left
+    assert indices(devices.visible(ALL, setting, nvidia.named)) == left
 
 
 def test_a_slice_is_a_board_without_counter_named_by_its_uuid_alone(machine):
     machine({"uuid": "GPU-1", "mig": 1}, {"uuid": "MIG-77", "name": "A100 MIG 1g.5gb", "memory_mib": 4864})
-    known, unknown = devices.visible(devices.boards(), "MIG-77,MIG-GPU-1/1/0")
+    known, unknown = devices.visible(devices.boards(), "MIG-77,MIG-GPU-1/1/0", nvidia.named)
     assert (known.index, known.device, known.uuid, known.name) == (None, "gpu:MIG-77", "MIG-77", "A100 MIG 1g.5gb")
     assert (known.memory_bytes, known.has_counter, known.mig) == (4864 * 2**20, False, True)
     assert (unknown.uuid, unknown.name, unknown.memory_bytes, unknown.mig) == (
@@ -240,7 +243,7 @@ def test_when_the_boards_change_places_their_uuids_tell_them_apart(machine):
     (after,) = devices.pool(["GPU-2"], {})
     assert (before.uuid, before.index) == ("GPU-2", 1)
     assert (after.uuid, after.index) == ("GPU-2", 0)
-    assert devices.exported([after]) == "0"
+    assert nvidia.exposing([after])["CUDA_VISIBLE_DEVICES"] == "0"
 
 
 @pytest.mark.parametrize(
@@ -298,10 +301,10 @@ def test_runs_get_indices_since_zeus_fails_on_uuids(three, monkeypatch):
     from zeus.monitor import ZeusMonitor
 
     first, _, third = devices.boards()
-    assert devices.exported([third, first]) == "2,0"
-    assert devices.exported([]) == ""
-    assert devices.exported([board(None, uuid="MIG-77")]) == "MIG-77"
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", devices.exported([third, first]))
+    assert nvidia.exposing([third, first])["CUDA_VISIBLE_DEVICES"] == "2,0"
+    assert nvidia.exposing([])["CUDA_VISIBLE_DEVICES"] == ""
+    assert nvidia.exposing([board(None, uuid="MIG-77")])["CUDA_VISIBLE_DEVICES"] == "MIG-77"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", nvidia.exposing([third, first])["CUDA_VISIBLE_DEVICES"])
     forget_devices(monkeypatch)
     assert ZeusMonitor(gpu_indices=[0, 1], cpu_indices=[]).gpu_indices == [0, 1]
 
@@ -310,25 +313,25 @@ def test_runs_get_indices_since_zeus_fails_on_uuids(three, monkeypatch):
 def hanging(monkeypatch):
     """A call that comes back only when the test ends."""
     gate = threading.Event()
-    monkeypatch.setattr(devices, "START_S", 0.05)
+    monkeypatch.setattr(nvidia, "START_S", 0.05)
     monkeypatch.setattr(bounded, "LIMIT_S", 0.05)
     yield gate.wait
     gate.set()
 
 
 def test_a_driver_that_does_not_answer_is_one_line(monkeypatch, hanging):
-    monkeypatch.setattr(devices, "ask", lambda function, *args: hanging())
+    monkeypatch.setattr(nvidia, "ask", lambda function, *args: hanging())
     with pytest.raises(UserError, match=r"^the NVIDIA driver does not tell its boards: no answer within 0.05 s$"):
         devices.boards()
-    monkeypatch.setattr(devices, "nvml", hanging)
-    assert devices.nvml_problem() == ("NVML does not start: no answer within 0.05 s", False)
+    monkeypatch.setattr(nvidia, "nvml", hanging)
+    assert nvidia.start_problem() == ("NVML does not start: no answer within 0.05 s", False)
 
 
 def test_a_board_that_does_not_answer_is_named_and_left_out(monkeypatch, hanging, capfd):
     def ask(function, *args):
         return hanging() if args == (1,) else {"nvmlDeviceGetCount": 3}.get(function, "GPU-x")
 
-    monkeypatch.setattr(devices, "ask", ask)
-    monkeypatch.setattr(devices, "_board", lambda index, handle: index)
+    monkeypatch.setattr(nvidia, "ask", ask)
+    monkeypatch.setattr(nvidia, "_board", lambda index, handle: index)
     assert devices.boards() == [0, 2]
     assert capfd.readouterr().err == "gpu:1 is left out: no answer within 0.05 s\n"

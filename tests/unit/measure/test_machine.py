@@ -17,16 +17,17 @@ from fake_meters import Boards
 from joulesweep.core.errors import UserError
 from joulesweep.core.outcome import as_json
 from joulesweep.measure import devices, machine
+from joulesweep.measure.meters import nvidia
 
 
 @pytest.fixture
 def two_gpus(tmp_path, monkeypatch):
     """A driver with two GPUs."""
-    devices.nvml.cache_clear()
+    nvidia.nvml.cache_clear()
     boards = Boards(tmp_path, [{"uuid": f"GPU-{i}", "name": f"A{i}", "memory_mib": 24 * 2**10} for i in (0, 1)])
     boards.install(monkeypatch)
     yield boards
-    devices.nvml.cache_clear()
+    nvidia.nvml.cache_clear()
 
 
 @pytest.fixture
@@ -35,9 +36,9 @@ def no_driver(monkeypatch):
         raise pynvml.NVMLError_LibraryNotFound
 
     monkeypatch.setattr(pynvml, "nvmlInit", absent)
-    devices.nvml.cache_clear()
+    nvidia.nvml.cache_clear()
     yield
-    devices.nvml.cache_clear()
+    nvidia.nvml.cache_clear()
 
 
 def test_it_says_what_this_machine_is(no_driver):
@@ -72,18 +73,18 @@ def test_a_slice_has_no_index_and_perhaps_no_known_size(two_gpus):
 
 @pytest.mark.parametrize(("built", "found"), [(True, "cuda"), (False, "cpu")])
 def test_probing_needs_a_gpu_and_a_build_of_torch_for_it(two_gpus, monkeypatch, built, found):
-    monkeypatch.setattr(machine, "torch_has_cuda", lambda: built)
+    monkeypatch.setattr(machine, "torch_build", lambda: "cuda" if built else None)
     assert machine.probe_accelerator.__wrapped__() == found
 
 
 @pytest.mark.parametrize("built", [True, False])
 def test_without_a_gpu_the_cpu_is_used_whatever_torch_was_built_for(no_driver, monkeypatch, built):
-    monkeypatch.setattr(machine, "torch_has_cuda", lambda: built)
+    monkeypatch.setattr(machine, "torch_build", lambda: "cuda" if built else None)
     assert machine.probe_accelerator.__wrapped__() == "cpu"
 
 
 def test_boards_that_all_fail_are_no_gpus(two_gpus, monkeypatch):
-    monkeypatch.setattr(machine, "torch_has_cuda", lambda: True)
+    monkeypatch.setattr(machine, "torch_build", lambda: "cuda")
     for i in (0, 1):
         two_gpus.set(i, lost=1)
     assert machine.probe_accelerator.__wrapped__() == "cpu"
@@ -97,27 +98,29 @@ def test_only_auto_looks_at_the_machine(monkeypatch):
 def test_the_build_of_torch_is_read_without_importing_it():
     import torch
 
-    assert machine.torch_has_cuda() == (torch.version.cuda is not None)
+    assert machine.torch_build() == ("cuda" if torch.version.cuda else None)
 
 
 @pytest.mark.parametrize(
-    ("line", "has_cuda"),
+    ("line", "build"),
     [
-        ("cuda: Optional[str] = None", False),
-        ("cuda : Optional[str] = None", False),
-        ("cuda: Optional[str] = '13.0'", True),
+        ("cuda: Optional[str] = None", None),
+        ("cuda : Optional[str] = None", None),
+        ("cuda: Optional[str] = '13.0'", "cuda"),
+        ("cuda: Optional[str] = None\nhip: Optional[str] = '6.4.4'", "hip"),
+        ("cuda: Optional[str] = None\nhip: Optional[str] = None", None),
     ],
 )
-def test_torchs_version_file_says_whether_it_was_built_with_cuda(tmp_path, monkeypatch, line, has_cuda):
+def test_torchs_version_file_says_what_it_was_built_with(tmp_path, monkeypatch, line, build):
     (tmp_path / "version.py").write_text(f"__version__ = '2.13.0'\n{line}\n")
     spec = importlib.util.spec_from_file_location("torch", tmp_path / "__init__.py")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
-    assert machine.torch_has_cuda() == has_cuda
+    assert machine.torch_build() == build
 
 
 def test_without_torch_there_is_no_cuda(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert machine.torch_has_cuda() is False
+    assert machine.torch_build() is None
 
 
 def test_a_package_that_is_not_installed_has_no_version(monkeypatch):
@@ -176,13 +179,13 @@ def test_a_driver_that_does_not_answer_is_no_reason_to_train_on_the_cpu_in_silen
         raise pynvml.NVMLError(pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH)
 
     monkeypatch.setattr(pynvml, "nvmlInit", mismatch)
-    monkeypatch.setattr(machine, "torch_has_cuda", lambda: True)
-    devices.nvml.cache_clear()
+    monkeypatch.setattr(machine, "torch_build", lambda: "cuda")
+    nvidia.nvml.cache_clear()
     machine.probe_accelerator.cache_clear()
     try:
         with pytest.raises(UserError, match=r"hardware\.accelerator: auto cannot tell .* say cpu or cuda"):
             machine.resolve_accelerator("auto")
         assert machine.resolve_accelerator("cpu") == "cpu"
     finally:
-        devices.nvml.cache_clear()
+        nvidia.nvml.cache_clear()
         machine.probe_accelerator.cache_clear()

@@ -6,7 +6,6 @@ import copy
 import json
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from outcomes import COUNTS, phase, rank
@@ -28,7 +27,8 @@ from joulesweep.core.outcome import (
 )
 from joulesweep.measure.devices import Board
 from joulesweep.measure.measurement import finalise_energy, flags, measured, merge_ranks
-from joulesweep.measure.sensors import Zone
+from joulesweep.measure.meters import GPU, Traits
+from joulesweep.measure.meters.rapl import Zone
 from joulesweep.measure.trace import Series, Trace
 from joulesweep.measure.verdict import INTEGRATED, MIN_TICKS, RESET, TICK
 from joulesweep.measure.window import MIG, NO_COUNTER
@@ -170,7 +170,8 @@ def trace(**watts):
     a RAPL zone.
     """
     made = Trace([], [])
-    made.sensors = {name.replace("_", ":"): SimpleNamespace(instant=True) for name in watts if name.startswith("gpu")}
+    board = Traits(kind=GPU, source="NVML", power="instant")
+    made.traits = {name.replace("_", ":"): board for name in watts if name.startswith("gpu")}
     made.times_s = [85 + i / 2 for i in range(81)]
 
     def draw(idle_w, busy_w, at_s):
@@ -185,11 +186,12 @@ def trace(**watts):
         device = name.replace("_", ":")
         made.series[device] = series
         if not device.startswith("gpu"):
-            made.zones[device] = Zone(device=device, path=Path(), range_j=RANGE_J)
+            made.traits[device] = Zone(device=device, path=Path(), range_j=RANGE_J).traits
     return made
 
 
 BOTH = ("counter", "power")
+POWERS = f"NVML {INTEGRATED}"
 
 
 def judged(energy, readings=None, boards=(), ticks=None, elapsed_s=(0.0, 5.0, 20.0), total_window_s=20.0, **span):
@@ -285,7 +287,7 @@ def test_a_board_without_counter_has_its_power_integrated():
     readings = trace(gpu_0=(90.0, 300.0, "power"))
     outcome = judged(energy, readings, [board(has_counter=False)])
     (found,) = outcome["measurement"]["energy"]
-    assert (found["status"], found["method"], found["reason"]) == ("integrated", INTEGRATED, None)
+    assert (found["status"], found["method"], found["reason"]) == ("integrated", POWERS, None)
     assert found["total_energy_j"] == pytest.approx(6000.0)
     assert found["energy_j"] == pytest.approx(3000.0)
     assert found["net_energy_j"] == pytest.approx(3000.0 - 90.0 * 10.0)
@@ -332,7 +334,7 @@ def test_a_board_whose_counter_was_reset_has_its_power_integrated_and_a_flag(tot
     reset(readings, "gpu:0", 110)
     outcome = judged([row("gpu:0", "gpu", "GPU-0", total_j)], readings, [board()], {"gpu:0": 0.1})
     (found,) = outcome["measurement"]["energy"]
-    assert (found["status"], found["method"], found["reason"]) == ("integrated", f"{INTEGRATED}: {RESET}", None)
+    assert (found["status"], found["method"], found["reason"]) == ("integrated", f"{POWERS}: {RESET}", None)
     assert found["total_energy_j"] == pytest.approx(6000.0)
     assert found["net_energy_j"] == pytest.approx(3000.0 - 90.0 * 10.0)
     assert outcome["flags"] == [("counter_reset", f"gpu:0: {RESET} in the window")]
@@ -500,7 +502,7 @@ def test_a_board_whose_counter_failed_has_its_power_integrated_and_says_why(reas
     outcome = judged([row("gpu:0", "gpu", "GPU-0", reason=reason)], trace(gpu_0=(90.0, 300.0, *BOTH)), [board()])
     (found,) = outcome["measurement"]["energy"]
     assert (found["status"], found["reason"], found["total_energy_j"]) == ("integrated", None, pytest.approx(6000.0))
-    assert found["method"] == (INTEGRATED if reason == NO_COUNTER else f"{INTEGRATED}: {reason}")
+    assert found["method"] == (POWERS if reason == NO_COUNTER else f"{POWERS}: {reason}")
     assert found["error_j"] >= 0.01 * found["energy_j"]
 
 

@@ -12,9 +12,13 @@ import pytest
 from fake_meters import Boards, rapl_tree
 from synthetic import energy_row
 
+from joulesweep.core import processes
 from joulesweep.core.outcome import DeviceEnergy
 from joulesweep.measure import devices, sensors
-from joulesweep.measure.sensors import BoardSensor, Zone
+from joulesweep.measure.meters import nvidia
+from joulesweep.measure.meters import rapl as rapl_meter
+from joulesweep.measure.meters.nvidia import BoardSensor
+from joulesweep.measure.meters.rapl import Zone
 
 NOBODY = 65534
 
@@ -45,13 +49,13 @@ def machine(tmp_path, monkeypatch):
     """A driver with one board, for the real pynvml in this process: the fake and the board's sensor."""
 
     def made(**board):
-        devices.nvml.cache_clear()
+        nvidia.nvml.cache_clear()
         fake = Boards(tmp_path, [board])
         fake.install(monkeypatch)
         return fake, BoardSensor(devices.boards()[0])
 
     yield made
-    devices.nvml.cache_clear()
+    nvidia.nvml.cache_clear()
 
 
 def test_a_boards_readings_are_in_plain_units(machine):
@@ -106,7 +110,7 @@ def test_the_bits_are_those_of_nvml():
     import pynvml
 
     names = ("HwSlowdown", "SwThermalSlowdown", "HwThermalSlowdown", "HwPowerBrakeSlowdown")
-    assert list(sensors.THROTTLES) == [getattr(pynvml, f"nvmlClocksThrottleReason{name}") for name in names]
+    assert list(nvidia.THROTTLES) == [getattr(pynvml, f"nvmlClocksThrottleReason{name}") for name in names]
 
 
 def counter(clock, tick_s, watts=300.0):
@@ -185,7 +189,7 @@ def test_each_counter_host_and_driver_has_its_own_tick(clock, ticks, monkeypatch
     assert sensors.known_tick("cpu:0", counter(clock, 0.02)) == pytest.approx(0.02, rel=0.05)
     monkeypatch.setattr(sensors.socket, "gethostname", lambda: "elsewhere")
     assert sensors.known_tick("GPU-1", counter(clock, 0.05)) == pytest.approx(0.05, rel=0.05)
-    monkeypatch.setattr(sensors, "ask", lambda function: {"nvmlSystemGetDriverVersion": "600.1"}[function])
+    monkeypatch.setattr(nvidia, "driver", lambda: "600.1")
     assert sensors.known_tick("GPU-1", counter(clock, 0.025)) == pytest.approx(0.025, rel=0.05)
     assert len(json.loads(ticks.read_text())) == 4
 
@@ -220,7 +224,7 @@ def test_what_a_run_found_of_its_counters_is_kept_for_the_next(clock, ticks):
 def test_a_board_says_its_power_of_now_where_it_has_it(machine):
     _, sensor = machine(watts=100, average_s=1e6, power_error=2)
     assert (sensor.instant, sensor.power_w()) == (True, 200.0)
-    devices.nvml.cache_clear()
+    nvidia.nvml.cache_clear()
 
 
 def test_a_board_without_power_of_now_says_its_average(machine):
@@ -241,8 +245,8 @@ def test_a_board_without_power_of_now_says_its_average(machine):
 )
 def test_one_counter_that_several_zones_show_is_one_and_two_are_two(tmp_path, monkeypatch, zones, devices_seen):
     with rapl_tree(tmp_path / "rapl", zones) as tree:
-        monkeypatch.setattr(sensors, "RAPL", (tree.folder / "intel-rapl",) * 2)
-        assert [zone.device for zone in sensors.zones()] == devices_seen
+        monkeypatch.setattr(rapl_meter, "RAPL", (tree.folder / "intel-rapl",) * 2)
+        assert [zone.device for zone in rapl_meter.devices()] == devices_seen
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1, 2]", "null"])
@@ -271,7 +275,7 @@ def test_without_a_cache_folder_set_ticks_are_kept_in_the_home_folder(clock, tmp
 def rapl(tmp_path, monkeypatch):
     """The two places of RAPL, not there yet."""
     places = tmp_path / "sys" / "intel-rapl", tmp_path / "zeus_sys" / "intel-rapl"
-    monkeypatch.setattr(sensors, "RAPL", places)
+    monkeypatch.setattr(rapl_meter, "RAPL", places)
     return places
 
 
@@ -288,16 +292,16 @@ def test_packages_and_their_dram_are_zones_and_their_parts_are_not(rapl):
         package = zone(rapl[0] / f"intel-rapl:{i}", f"package-{i}", energy_uj=(i + 1) * 1_500_000)
         zone(package / f"intel-rapl:{i}:0", "core")
         zone(package / f"intel-rapl:{i}:1", "dram", energy_uj=250_000, range_uj=65_712_999_613)
-    found = sensors.zones()
+    found = rapl_meter.devices()
     assert [zone.device for zone in found] == ["cpu:0", "dram:0", "cpu:1", "dram:1"]
     assert [zone.energy_j() for zone in found] == [1.5, 0.25, 3.0, 0.25]
     assert [zone.range_j for zone in found] == [262143.32885, 65712.999613] * 2
-    assert sensors.rapl_problem() is None
+    assert rapl_meter.problem() is None
 
 
 def test_a_counter_that_has_gone_is_none(rapl):
     path = zone(rapl[0] / "intel-rapl:0", "package-0")
-    (found,) = sensors.zones()
+    (found,) = rapl_meter.devices()
     for text in ("", "no number"):
         (path / "energy_uj").write_text(text)
         assert found.energy_j() is None
@@ -308,45 +312,45 @@ def test_a_counter_that_has_gone_is_none(rapl):
 
 def test_the_kernels_place_comes_before_the_containers(rapl):
     zone(rapl[1] / "intel-rapl:0", "package-0", energy_uj=2_000_000)
-    assert sensors.rapl_folder() == rapl[1]
-    assert [zone.energy_j() for zone in sensors.zones()] == [2.0]
+    assert rapl_meter.folder() == rapl[1]
+    assert [zone.energy_j() for zone in rapl_meter.devices()] == [2.0]
     zone(rapl[0] / "intel-rapl:0", "package-0", energy_uj=3_000_000)
-    assert sensors.rapl_folder() == rapl[0]
-    assert [zone.energy_j() for zone in sensors.zones()] == [3.0]
+    assert rapl_meter.folder() == rapl[0]
+    assert [zone.energy_j() for zone in rapl_meter.devices()] == [3.0]
 
 
 def test_a_machine_without_rapl_says_so(rapl):
-    assert sensors.zones() == []
-    assert sensors.rapl_folder() is None
-    assert sensors.rapl_problem().startswith("no CPU energy counter (RAPL) on this machine")
+    assert rapl_meter.devices() == []
+    assert rapl_meter.folder() is None
+    assert rapl_meter.problem().startswith("no CPU energy counter (RAPL) on this machine")
 
 
 def test_in_a_container_without_rapl_it_is_said_where_to_mount_it(rapl, monkeypatch):
     for inside in (True, False):
-        monkeypatch.setattr(sensors, "in_container", lambda inside=inside: inside)
-        assert (f"mount /sys/class/powercap at {rapl[1].parent}" in sensors.rapl_problem()) is inside
+        monkeypatch.setattr(processes, "in_container", lambda inside=inside: inside)
+        assert (f"mount /sys/class/powercap at {rapl[1].parent}" in rapl_meter.problem()) is inside
 
 
 def test_rapl_without_a_package_or_a_readable_counter_says_so(rapl):
     rapl[0].mkdir(parents=True)
-    assert sensors.rapl_problem() == f"{rapl[0]} names no CPU package"
+    assert rapl_meter.problem() == f"{rapl[0]} names no CPU package"
     zone(rapl[0] / "intel-rapl:0", "package-0", energy_uj="")
-    assert sensors.zones() == []
-    assert sensors.rapl_problem() == f"{rapl[0]}: the counters could not be read"
+    assert rapl_meter.devices() == []
+    assert rapl_meter.problem() == f"{rapl[0]}: the counters could not be read"
 
 
 def test_the_zone_of_a_whole_laptop_is_no_package(rapl):
     zone(rapl[0] / "intel-rapl:0", "package-0")
     zone(rapl[0] / "intel-rapl:1", "psys")
-    assert sensors.packages() == [0]
-    assert [found.device for found in sensors.zones()] == ["cpu:0"]
+    assert rapl_meter.packages() == [0]
+    assert [found.device for found in rapl_meter.devices()] == ["cpu:0"]
 
 
 LOOK = """
 import json
 from joulesweep.measure import sensors
-zones = [[zone.device, str(zone.path), zone.energy_j() is not None] for zone in sensors.zones()]
-print(json.dumps([zones, sensors.rapl_problem()]))
+zones = [[zone.device, str(zone.path), zone.energy_j() is not None] for zone in rapl_meter.devices()]
+print(json.dumps([zones, rapl_meter.problem()]))
 """
 
 
@@ -379,4 +383,4 @@ def test_a_container_is_known_by_its_mark(monkeypatch, there, variable, inside):
     monkeypatch.delenv("container", raising=False)
     if variable:
         monkeypatch.setenv("container", variable)
-    assert sensors.in_container() is inside
+    assert processes.in_container() is inside

@@ -9,9 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from joulesweep.measure import trace
+from joulesweep.measure import meters, trace
 from joulesweep.measure.devices import Board
-from joulesweep.measure.sensors import Zone
+from joulesweep.measure.meters import GPU, Traits
+from joulesweep.measure.meters.rapl import Zone
 from joulesweep.measure.trace import MAX_LOST, MAX_ROWS, Trace
 
 BEGAN_S = 500.0
@@ -31,7 +32,7 @@ class Sensor:
 
     def __init__(self, clock, board):
         self.clock, self.watts, self.silent, self.held = clock, 100.0 * (board.index + 1), False, []
-        self.instant = True
+        self.traits, self.failure = Traits(kind=GPU, source="NVML", power="instant"), None
         self.offset_j = 7e6
 
     def draw(self, watts):
@@ -58,7 +59,7 @@ class Sensor:
 @pytest.fixture
 def traced(clock, monkeypatch):
     """A trace of some boards and zones."""
-    monkeypatch.setattr(trace, "BoardSensor", lambda board: Sensor(clock, board))
+    monkeypatch.setattr(meters, "sensor", lambda board: Sensor(clock, board))
 
     def traced(num_boards=1, zones=()):
         boards = [

@@ -11,15 +11,15 @@ import pytest
 from joulesweep.core.outcome import CounterReads, Span, as_json
 from joulesweep.measure import trace as trace_module
 from joulesweep.measure import verdict
+from joulesweep.measure.meters import GPU, Traits
 from joulesweep.measure.trace import Series, Trace
 from joulesweep.measure.window import NO_COUNTER, reading
 
 IDLE_S, GAP_S, AFTER_S = 5.0, 2.0, 3.0
 
 
-class Sensor:
-    def __init__(self, instant):
-        self.instant = instant
+def traits(instant):
+    return Traits(kind=GPU, source="NVML", power="instant" if instant else "as the driver averages it")
 
 
 class Simulated:
@@ -44,7 +44,7 @@ class Simulated:
         self.tick_s, self.phase_s = tick_s, chance.random() * tick_s
         self.reset_s = None if reset_s is None else self.begin_s + reset_s
         self.trace = Trace([], [])
-        self.trace.sensors = {"gpu:0": Sensor(not average_s)}
+        self.trace.traits = {"gpu:0": traits(not average_s)}
         slot_s, series = self.begin_s - GAP_S - IDLE_S - 1 + chance.random(), Series()
         while slot_s < self.end_s + AFTER_S:
             at_s = slot_s + chance.random() * trace_module.PERIOD_S

@@ -19,7 +19,7 @@ class Trace:
     """Readings that come back when the gate is open."""
 
     def __init__(self, sensors=()):
-        self.series = self.sensors = dict(sensors)
+        self.series = self.boards = dict(sensors)
         self.gate, self.read, self.last = threading.Event(), 0, 0
         self.gate.set()
         self.error = None

@@ -12,9 +12,10 @@ from zeus.device.gpu.common import ZeusGPUUnknownError
 from zeus.monitor.energy import Measurement
 
 from joulesweep.core.outcome import as_json
-from joulesweep.measure import sensors, window
+from joulesweep.measure import window
 from joulesweep.measure.devices import Board
-from joulesweep.measure.sensors import Zone
+from joulesweep.measure.meters import rapl
+from joulesweep.measure.meters.rapl import Zone
 from joulesweep.measure.window import MIG, NO_COUNTER, WINDOW, Meter
 
 KEYS = {"device", "kind", "uuid", "total_energy_j", "status", "method", "reason"}
@@ -59,10 +60,10 @@ def zeus_of(monkeypatch):
     def put(no_host=None, **measured):
         monitor = Monitor(**measured)
         monkeypatch.setattr(zeus.monitor, "ZeusMonitor", monitor)
-        monkeypatch.setattr(window, "rapl_problem", lambda: no_host)
-        monkeypatch.setattr(window, "packages", lambda: [0, 1])
+        monkeypatch.setattr(rapl, "problem", lambda: no_host)
+        monkeypatch.setattr(rapl, "packages", lambda: [0, 1])
         shown = [f"{kind}:{i}" for kind in ("cpu", "dram") for i in (0, 1)]
-        monkeypatch.setattr(window, "zones", lambda: [Zone(device=d, path=Path(), range_j=1.0) for d in shown])
+        monkeypatch.setattr(rapl, "devices", lambda: [Zone(device=d, path=Path(), range_j=1.0) for d in shown])
         return monitor
 
     return put
@@ -191,7 +192,7 @@ def test_one_devices_failure_costs_that_device_only(zeus_of, monkeypatch):
 
 def test_a_zeus_that_cannot_be_imported_costs_the_joules_only(monkeypatch):
     monkeypatch.setitem(sys.modules, "zeus.monitor", None)
-    monkeypatch.setattr(window, "rapl_problem", lambda: "none")
+    monkeypatch.setattr(rapl, "problem", lambda: "none")
     found, *_ = said(measure([board(0)], host=True))
     assert found["reason"].startswith("Zeus: ModuleNotFoundError") or found["reason"].startswith("Zeus: ImportError")
 
@@ -242,7 +243,7 @@ def test_what_a_boards_counter_said_at_the_windows_begin_is_handed_on(monkeypatc
 def test_a_counter_that_two_zones_show_is_counted_once(zeus_of, monkeypatch):
     zeus_of(cpu_energy={0: 5.0, 1: 5.0}, dram_energy={0: 1.0, 1: 2.0})
     shown = ("cpu:0", "dram:0", "dram:1")
-    monkeypatch.setattr(window, "zones", lambda: [Zone(device=d, path=Path(), range_j=1.0) for d in shown])
+    monkeypatch.setattr(rapl, "devices", lambda: [Zone(device=d, path=Path(), range_j=1.0) for d in shown])
     assert [found["device"] for found in said(measure([], host=True))] == list(shown)
 
 
@@ -282,7 +283,7 @@ def test_a_host_that_counts_no_dram_says_so(zeus_of, absent):
 
 def test_a_host_that_counts_no_dram_says_so_of_a_package_that_it_has(zeus_of, monkeypatch):
     zeus_of(cpu_energy={1: 5.0})
-    monkeypatch.setattr(window, "packages", lambda: [1])
+    monkeypatch.setattr(rapl, "packages", lambda: [1])
     assert [found["device"] for found in said(measure([], host=True))] == ["cpu:1", "dram:1"]
 
 
@@ -309,17 +310,17 @@ def test_the_real_monitor_reads_counters(monkeypatch):
     clock = iter([0.0, 7.0, 1e9])  # seconds at which board 1 is read; 0 and 2 have nothing that Zeus may count
     boards = [board(0, mig=True), board(1), board(2, has_counter=False)]
     fake_meters.gpus(monkeypatch, [100, 200, 300], tick_s=0, clock=lambda: next(clock), without_counter=[2])
-    monkeypatch.setattr(window, "rapl_problem", lambda: "no RAPL here")
+    monkeypatch.setattr(rapl, "problem", lambda: "no RAPL here")
     found = measure(boards, host=True)
     assert [r["total_energy_j"] for r in said(found)] == [None, pytest.approx(1400.0), None, None, None]
     assert found.window_s == found.end_s - found.begin_s > 0
 
 
 def test_the_real_monitor_without_any_meter_says_why_and_gives_no_zero(monkeypatch, tmp_path):
-    monkeypatch.setattr(sensors, "RAPL", (tmp_path / "none", tmp_path / "neither"))
+    monkeypatch.setattr(rapl, "RAPL", (tmp_path / "none", tmp_path / "neither"))
     fake_meters.gpus(monkeypatch, [])
     found = measure([board(0)], host=True)
     assert [r["total_energy_j"] for r in said(found)] == [None] * 3
     assert all(r["reason"] for r in said(found))
-    assert said(found)[1]["reason"] == sensors.rapl_problem()
+    assert said(found)[1]["reason"] == rapl.problem()
     assert found.window_s > 0

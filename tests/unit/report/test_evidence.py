@@ -184,6 +184,19 @@ def test_the_joules_of_a_machine_are_counted_once(tmp_path):
         assert found.runs["total_energy_j"].sum() == pytest.approx(boards_j + factor)
 
 
+def test_joules_at_the_plug_are_a_line_of_their_own(tmp_path):
+    def plugged(row):
+        row = host_joules(row, "node")
+        energy = [*row["measurement"]["energy"], synthetic.energy_row("wall:0", 900.0, status="integrated")]
+        return {**row, "measurement": {**row["measurement"], "energy": energy}}
+
+    found = collect.aggregate(*sweep(tmp_path, plugged))
+    sums, plug = evidence.own_cost(found, None)["lines"]
+    assert sums.endswith("(measured, scope gpu+cpu, 24 runs)")
+    assert plug.endswith("(integrated, at the plug of the machine: those of its devices are among them, 24 runs)")
+    assert set(found.runs["wall_j"]) == {900.0}
+
+
 def test_net_of_idle_is_a_second_column(tmp_path):
     html = page(tmp_path)
     assert (
