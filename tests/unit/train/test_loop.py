@@ -594,7 +594,9 @@ def test_gradients_that_ddp_averages_are_those_of_the_whole_batch(assets, batchi
 @pytest.mark.parametrize("strategy", ["single", "ddp", "fsdp"])
 def test_only_the_last_micro_batch_exchanges_gradients(assets, monkeypatch, strategy):
     said, core = [], LanguageModel(tiny_run.network())
-    monkeypatch.setattr(loop.strategy, "synchronise", lambda model, name, exchanges: said.append((model, name, exchanges)))
+    monkeypatch.setattr(
+        loop.strategy, "synchronise", lambda model, name, exchanges: said.append((model, name, exchanges))
+    )
     layout = data.Layout(batching="dynamic", size=7, micro=3, max_length=24, head="masked")
     corpus = load(assets.tokens, 24)
     (step,) = data.steps(corpus, mask(corpus, 0.3, 1, 1), torch.arange(7), layout)
