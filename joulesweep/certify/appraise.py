@@ -55,27 +55,27 @@ PROMISES: dict[str, str] = {
 }
 
 
-def certificate(found: Readings) -> Found:
+def certificate(readings: Readings) -> Found:
     """The certificate of a device.
 
     Args:
-        found: what was measured.
+        readings: what was measured.
 
     Returns:
         {format, version, code, made, host, device, name, identity, budget_s, took_s, complete, readings, load,
         promises, disturbed, advice, counters, sensors, idle, settling, cost, latency, blocks}; see `PROMISES` for the
         verdicts.
     """
-    header = found.header
-    counters = {device["device"]: _counter(found, device) for device in header["devices"]}
+    header = readings.header
+    counters = {device["device"]: _counter(readings, device) for device in header["devices"]}
     power = {
-        "idle": power_checks.idle(found),
-        "settling": power_checks.cooling(found),
-        "cost": power_checks.cost(found),
+        "idle": power_checks.idle(readings),
+        "settling": power_checks.cooling(readings),
+        "cost": power_checks.cost(readings),
     }
     promises = [judged for device in header["devices"] for judged in _of_counter(device, counters[device["device"]])]
-    promises += _of_power(header, counters, power, found)
-    disturbed = power_checks.disturbances(found)
+    promises += _of_power(header, counters, power, readings)
+    disturbed = power_checks.disturbances(readings)
     promises = [_alone(judged, disturbed) for judged in promises]
     order = list(PROMISES)
     promises.sort(key=lambda judged: (judged["device"] != header["device"], order.index(judged["promise"])))
@@ -84,18 +84,18 @@ def certificate(found: Readings) -> Found:
         "version": VERSION,
         "code": {"joulesweep": __version__, "digest": staleness.code_digest(__name__, "certificate")},
         **{key: header[key] for key in ("made", "host", "device", "name", "identity", "budget_s")},
-        "took_s": max((block.end_s for block in found.blocks.values()), default=0.0),
-        "complete": list(found.blocks) == list(BLOCKS),
-        "readings": {"file": found.file, "digest": found.digest},
-        "load": found.blocks["context"].more if "context" in found.blocks else {},
+        "took_s": max((block.end_s for block in readings.blocks.values()), default=0.0),
+        "complete": list(readings.blocks) == list(BLOCKS),
+        "readings": {"file": readings.file, "digest": readings.digest},
+        "load": readings.blocks["context"].more if "context" in readings.blocks else {},
         "promises": promises,
         "disturbed": disturbed,
         "advice": _advice(header, counters),
         "counters": counters,
-        "sensors": {kind: update_s(found, kind) for kind in ("instant", "average")},
+        "sensors": {kind: update_s(readings, kind) for kind in ("instant", "average")},
         **power,
-        "latency": _latency(found),
-        "blocks": [_described(block) for block in found.blocks.values()],
+        "latency": _latency(readings),
+        "blocks": [_described(block) for block in readings.blocks.values()],
     }
     return dict(_rounded(made))
 
@@ -105,8 +105,10 @@ def lines(made: Mapping[str, Any]) -> list[str]:
     names: dict[tuple[str, str, str], list[str]] = {}
     for judged in made["promises"]:
         names.setdefault((judged["device"], judged["verdict"], told(judged)), []).append(judged["promise"])
-    told_lines = [f"{device} {', '.join(some)}: {verdict}, {text}" for (device, verdict, text), some in names.items()]
-    return told_lines + [f"{made['device']} in {row['block']}: {row['says']}" for row in made["disturbed"]]
+    verdict_lines = [
+        f"{device} {', '.join(some)}: {verdict}, {text}" for (device, verdict, text), some in names.items()
+    ]
+    return verdict_lines + [f"{made['device']} in {row['block']}: {row['says']}" for row in made["disturbed"]]
 
 
 def told(judged: Mapping[str, Any]) -> str:
@@ -145,10 +147,10 @@ def _described(block: Block) -> Found:
     return {**whole, "num_readings": numbers, "num_failed": failed}
 
 
-def _latency(found: Readings) -> list[Found]:
+def _latency(readings: Readings) -> list[Found]:
     """How long each reading took, at rest and under load: median, 99th percentile and longest, in seconds."""
     rows = []
-    for block in filter(None, (found.blocks.get("idle"), found.blocks.get("steady"))):
+    for block in filter(None, (readings.blocks.get("idle"), readings.blocks.get("steady"))):
         for name, channel in block.channels.items():
             took_s = sorted(channel.took_s)
             if took_s:
@@ -157,21 +159,21 @@ def _latency(found: Readings) -> list[Found]:
     return rows
 
 
-def _counter(found: Readings, device: Mapping[str, Any]) -> Found:
+def _counter(readings: Readings, device: Mapping[str, Any]) -> Found:
     """All numbers of one device's counter, each group a mapping, or with a `reason` why there are none."""
     if device["no_counter"] is not None:
         lacking: Found = {"reason": device["no_counter"], "rows": []}
-        power = power_checks.cross_checks(found, device, lacking["reason"], math.inf)
+        power = power_checks.cross_checks(readings, device, lacking["reason"], math.inf)
         return {"falls": lacking, "tick": lacking, "windows": lacking, "lag": lacking, **power}
-    tick = counter_checks.ticks(found, device)
-    lag = counter_checks.bursts(found, device, tick)
+    tick = counter_checks.ticks(readings, device)
+    lag = counter_checks.bursts(readings, device, tick)
     late_s = abs(lag["lag_s"]) + lag["lag_error_s"] if "lag_s" in lag else math.inf
     return {
-        "falls": counter_checks.falls(found, device),
+        "falls": counter_checks.falls(readings, device),
         "tick": tick,
-        "windows": counter_checks.windows(found, device, tick),
+        "windows": counter_checks.windows(readings, device, tick),
         "lag": lag,
-        **power_checks.cross_checks(found, device, None, late_s),
+        **power_checks.cross_checks(readings, device, None, late_s),
     }
 
 
@@ -189,10 +191,10 @@ def judged(
         unit: of all three: "share", "s", "°C", or "" of a number.
         reason: why it was not tried, or a remark.
     """
-    found = NOT_TRIED if value is None else judge(value, error, bound)
-    if value is not None and found == NOT_TRIED:
+    judgement = NOT_TRIED if value is None else judge(value, error, bound)
+    if value is not None and judgement == NOT_TRIED:
         reason = "; ".join(filter(None, [reason, "the error is too large to tell"]))
-    row = {"promise": promise, "device": device, "says": PROMISES[promise], "verdict": found, "value": value}
+    row = {"promise": promise, "device": device, "says": PROMISES[promise], "verdict": judgement, "value": value}
     return {**row, "error": None if value is None else error, "bound": bound, "unit": unit, "reason": reason or None}
 
 
@@ -218,7 +220,11 @@ def _of_rows(promise: str, device: str, rows: Sequence[Found], shown: Found | No
 
 def _alone(row: Found, disturbed: Sequence[Mapping[str, str]]) -> Found:
     """A verdict, unless what disturbed the board meanwhile makes it worth nothing."""
-    by = [one for one in disturbed if one["block"] in ALONE.get(row["promise"], ()) and row["value"] is not None]
+    by = [
+        disturbance
+        for disturbance in disturbed
+        if disturbance["block"] in ALONE.get(row["promise"], ()) and row["value"] is not None
+    ]
     if not by:
         return row
     reason = "; ".join(filter(None, [f"in {by[0]['block']}: {by[0]['says']}", row["reason"]]))
@@ -244,14 +250,14 @@ def _judged_checks(name: str, checks: Found) -> Found:
     rows = [{**line, "remark": f"{line['power']} power, {line['load']}"} for line in instant or checks["rows"]]
     if not rows:
         return _untried("cross-check", name, checks["reason"], verdict.CROSS_CHECK)
-    told = [line for line in rows if judge(line["value"], line["error"], line["bound"]) != NOT_TRIED]
-    found = _of_rows("cross-check", name, told or rows)
-    steady, loads = any(line["load"] == "steady" for line in told), [line["load"] for line in told]
-    if found["verdict"] == HOLDS and not (steady and len(loads) > 1):
+    decided = [line for line in rows if judge(line["value"], line["error"], line["bound"]) != NOT_TRIED]
+    row = _of_rows("cross-check", name, decided or rows)
+    steady, loads = any(line["load"] == "steady" for line in decided), [line["load"] for line in decided]
+    if row["verdict"] == HOLDS and not (steady and len(loads) > 1):
         lacks = "no load that comes and goes" if steady else "no steady load"
-        return {**found, "verdict": NOT_TRIED, "reason": f"{found['reason']}; {lacks} could be told"}
+        return {**row, "verdict": NOT_TRIED, "reason": f"{row['reason']}; {lacks} could be told"}
     others = [line["load"] for line in rows if line["load"] not in loads]
-    return {**found, "reason": f"{found['reason']}{'; not told: ' + ', '.join(others) if others and told else ''}"}
+    return {**row, "reason": f"{row['reason']}{'; undecided: ' + ', '.join(others) if others and decided else ''}"}
 
 
 def _judged_tick(name: str, tick: Found) -> Found:
@@ -281,9 +287,9 @@ def _judged_windows(name: str, windows: Found) -> Iterable[Found]:
         yield _untried("window", name, lacks)
     else:
         yield _of_windows("window", name, windows, "bare")
-    own = [line for line in windows["rows"] if line["own"]["num"]]
-    if own:
-        yield _of_windows("bound", name, {**windows, "rows": own}, "own")
+    judgeable = [line for line in windows["rows"] if line["own"]["num"]]
+    if judgeable:
+        yield _of_windows("bound", name, {**windows, "rows": judgeable}, "own")
     else:
         yield _untried("bound", name, windows["reason"] or "no window of the log is as long as ten ticks")
 
@@ -293,7 +299,7 @@ def _of_windows(promise: str, name: str, windows: Found, key: str) -> Found:
     lines = [line for line in windows["rows"] if 2 * line[key]["num_told"] > line[key]["num"]]
     if not lines:
         return _untried(promise, name, "the counter's moves are known too coarsely to judge windows by")
-    num, beyond = (sum(line[key][one] for line in lines) for one in ("num_told", "num_beyond"))
+    num, beyond = (sum(line[key][count] for line in lines) for count in ("num_told", "num_beyond"))
     every = f"{beyond} of {num} of {lines[0]['window_s']:g} s and more beyond"
     rows = [{**line[key]["judged"], "remark": f"{_windows(line)}; {every}"} for line in lines]
     return _of_rows(promise, name, rows, shown=rows[-1])
@@ -328,27 +334,27 @@ def _relative(line: Found) -> Found:
 
 
 def _of_power(
-    header: Mapping[str, Any], counters: Mapping[str, Found], power: Found, found: Readings
+    header: Mapping[str, Any], counters: Mapping[str, Found], power: Found, readings: Readings
 ) -> Iterable[Found]:
     """The verdicts of a device as a whole."""
     name = header["device"]
-    none = header["devices"][0]["no_counter"] if not found.blocks or not any(_read(found)) else None
-    yield _judged_answers(found, none)
+    none = header["devices"][0]["no_counter"] if not readings.blocks or not any(_read(readings)) else None
+    yield _judged_answers(readings, none)
     yield _judged_idle(name, power["idle"], none)
     yield _judged_settling(name, power["settling"], none, header["devices"][0]["kind"])
     yield from _judged_cost(name, power["cost"], none)
 
 
-def _read(found: Readings) -> list[bool]:
-    return [bool(block.channels) for block in found.blocks.values()]
+def _read(readings: Readings) -> list[bool]:
+    return [bool(block.channels) for block in readings.blocks.values()]
 
 
-def _judged_answers(found: Readings, none: str | None) -> Found:
+def _judged_answers(readings: Readings, none: str | None) -> Found:
     """How many readings of what a run reads failed: of the counters and of power."""
-    header, rows = found.header, []
+    header, rows = readings.header, []
     power = "instant" if header["identity"]["instant"] else "average"
     for name in (*(device["device"] for device in header["devices"]), power):
-        values = joined(found, name).channels.get(name, Channel()).values
+        values = joined(readings, name).channels.get(name, Channel()).values
         if values:
             failed = values.count(None)
             remark = f"{failed:,} of {len(values):,} of {name}"

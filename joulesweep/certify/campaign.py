@@ -114,12 +114,12 @@ def chosen(names: Sequence[str], load: Callable[[Board | None], Load]) -> list[T
     boards = devices.pool("auto")
     known: dict[str, Board | None] = {certificate.HOST: None}
     known |= {name: board for board in boards for name in (board.uuid, board.device)}
-    found = list(dict.fromkeys(names)) or [*(board.device for board in boards), certificate.HOST]
-    for name in found:
+    requested = list(dict.fromkeys(names)) or [*(board.device for board in boards), certificate.HOST]
+    for name in requested:
         if name not in known:
             raise UserError(f"--device: {one_of('device', name, known)}")
-    wanted = dict.fromkeys(known[name] for name in found)  # a board may be named by both of its names
-    return [_host(load) if board is None else _board(board, boards, load) for board in wanted]
+    chosen_boards = dict.fromkeys(known[name] for name in requested)  # a board may be named by both of its names
+    return [_host(load) if board is None else _board(board, boards, load) for board in chosen_boards]
 
 
 def _certify(target: Target, budget_s: float, folder: Path, say: Callable[[str], None]) -> Path:
@@ -171,13 +171,13 @@ def repeat(raw: Path, folder: Path | None = None, say: Callable[[str], None] = t
     Raises:
         UserError: the readings cannot be read, or nothing be written.
     """
-    found = readings.read(raw)
+    raw_readings = readings.read(raw)
     try:
-        made = appraise.certificate(found)
+        made = appraise.certificate(raw_readings)
         name = made["name"] if made["complete"] else f"{made['name']}.partial"
         path = certificate.place(name, raw.parent if folder is None else folder, made["host"])
         path = path if folder is not None else raw.parent / path.name
-        page, lines = _page(made, found, say), appraise.lines(made)
+        page, lines = _page(made, raw_readings, say), appraise.lines(made)
         text = json.dumps(made, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
     except readings.MALFORMED as error:
         raise UserError(f"{raw}: no readings of a certificate: {type(error).__name__}: {error}") from None
@@ -193,14 +193,15 @@ def repeat(raw: Path, folder: Path | None = None, say: Callable[[str], None] = t
     return path
 
 
-def _page(made: Mapping[str, Any], found: readings.Readings, say: Callable[[str], None]) -> str | None:
+def _page(made: Mapping[str, Any], raw_readings: readings.Readings, say: Callable[[str], None]) -> str | None:
     """The page of a certificate; None where this Python cannot draw it."""
     try:
         from joulesweep.certify.page import build  # charts: a GPU host may lack what draws them
     except ImportError as error:
-        say(f"no page: this Python has no {error.name}; elsewhere, joulesweep certify --read {found.file} makes it")
+        elsewhere = f"elsewhere, joulesweep certify --read {raw_readings.file} makes it"
+        say(f"no page: this Python has no {error.name}; {elsewhere}")
         return None
-    return build(made, found)
+    return build(made, raw_readings)
 
 
 def _header(
@@ -260,13 +261,13 @@ def _board(board: Board, boards: Sequence[Board], load: Callable[[Board | None],
 
 def _asked(sensor: sensors.BoardSensor) -> dict[str, object]:
     """Limits and modes of a board; None where it does not say."""
-    found: dict[str, object] = {}
+    answers: dict[str, object] = {}
     for name, function in ASKED.items():
         value = devices.ask(function, sensor.handle)
         if name == "process_ids" and value is not None:
-            value = [one.pid for one in value]
-        found[name] = value
-    return found
+            value = [process.pid for process in value]
+        answers[name] = value
+    return answers
 
 
 def _host(load: Callable[[Board | None], Load]) -> Target:
@@ -324,11 +325,13 @@ def _calls(limit_s: float, meter: Callable[[], Meter]) -> tuple[list[float] | No
             with made.window():
                 pass
             calls_s.append(made.calls_s)
-        failed = [one.reason for one in made.readings() if one.reason is not None and one.kind != "dram"]
+        failed = [
+            reading.reason for reading in made.readings() if reading.reason is not None and reading.kind != "dram"
+        ]
         return (None, failed[0]) if failed else (calls_s, None)
 
-    found, silent = bounded.within(limit_s, windows)
-    return found or (None, silent)
+    result, silent = bounded.within(limit_s, windows)
+    return result or (None, silent)
 
 
 class Child:

@@ -164,7 +164,7 @@ def read(path: Path) -> Readings:
 
 def _lines(content: bytes) -> list[bytes]:
     """The whole lines of a file that may have been cut off."""
-    found = []
+    lines = []
     while content:
         member = zlib.decompressobj(zlib.MAX_WBITS | 16)  # with gzip's head
         try:
@@ -173,9 +173,9 @@ def _lines(content: bytes) -> list[bytes]:
             break
         if not member.eof:
             break
-        found.append(line)
+        lines.append(line)
         content = member.unused_data
-    return found
+    return lines
 
 
 def _block(line: Mapping[str, Any]) -> Block:

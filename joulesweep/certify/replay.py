@@ -66,11 +66,11 @@ class Counter:
 
         Where it stands still at the end, that is part of the span.
         """
-        found = self.moves(begin_s, end_s)
-        if len(found) < 2:
+        moves = self.moves(begin_s, end_s)
+        if len(moves) < 2:
             return None
-        first, last, read_s = found[0], found[-1], min(end_s, self.times_s[-1])
-        if read_s - last.at_s > STOOD * statistics.median(b.at_s - a.at_s for a, b in itertools.pairwise(found)):
+        first, last, read_s = moves[0], moves[-1], min(end_s, self.times_s[-1])
+        if read_s - last.at_s > STOOD * statistics.median(b.at_s - a.at_s for a, b in itertools.pairwise(moves)):
             last = Move(read_s, read_s, last.joules)
         slope_w = (last.joules - first.joules) / (last.at_s - first.at_s)
         return slope_w, abs(slope_w) * (first.error_s + last.error_s) / (last.at_s - first.at_s), first, last
@@ -128,42 +128,42 @@ def inside(span: Span) -> tuple[float, float]:
     return span.began_s + min(SKIP_S, SKIP * (span.ended_s - span.began_s)), span.ended_s
 
 
-def why(found: Readings, name: str, device: Mapping[str, Any] | None = None) -> str | None:
+def why(readings: Readings, name: str, device: Mapping[str, Any] | None = None) -> str | None:
     """Why a block says nothing, of a device's counter where one is given; None if it says something."""
-    block = found.blocks.get(name)
+    block = readings.blocks.get(name)
     if block is None:
         return "the measuring ended before"
     if block.reason is not None:
         return block.reason
-    one = counted(block, device) if device is not None else None
-    if device is not None and one is None:
+    log = counted(block, device) if device is not None else None
+    if device is not None and log is None:
         return f"the counter gave no reading ({name})" if block.silent is None else f"{block.silent} ({name})"
-    return "the counter was reset meanwhile" if one is not None and one.reset else None
+    return "the counter was reset meanwhile" if log is not None and log.reset else None
 
 
 class Replay(Trace):
     """What a run's trace would have seen of a block: readings at random moments, ten a second.
 
     Args:
-        one: the counter; None: there is none.
+        log: the counter; None: there is none.
         power: the board's power readings, empty if there are none.
         instant: whether they are of the moment.
         seed: of the moments.
     """
 
-    def __init__(self, one: Counter | None, device: str, power: Channel, instant: bool, seed: int) -> None:
+    def __init__(self, log: Counter | None, device: str, power: Channel, instant: bool, seed: int) -> None:
         super().__init__([], [])
         self.instant = instant
         chance, series = random.Random(seed), Series()
-        clock = one.times_s if one else power.times_s
-        values = _interpolated(power, clock) if one else [_number(value) for value in power.values]
+        clock = log.times_s if log else power.times_s
+        values = _interpolated(power, clock) if log else [_number(value) for value in power.values]
         slot_s = clock[0]
         while slot_s < clock[-1]:
             i = bisect.bisect_left(clock, slot_s + chance.random() * PERIOD_S)
             if i < len(clock) and (not self.times_s or clock[i] > self.times_s[-1]):
                 self.times_s.append(clock[i])
-                self.took_s.append(one.took_s[i] if one else 0.0)
-                series.energy_j.append(one.joules[i] if one else None)
+                self.took_s.append(log.took_s[i] if log else 0.0)
+                series.energy_j.append(log.joules[i] if log else None)
                 series.power_w.append(values[i])
             slot_s += PERIOD_S
         self.series = {device: series}
@@ -190,25 +190,25 @@ def power_of(block: Block, header: Mapping[str, Any]) -> Channel:
     return block.channels.get("instant" if header["identity"]["instant"] else "average", Channel())
 
 
-def measured(one: Counter, moves: Sequence[Move], trace: Replay, first: int, last: int, tick_s: float) -> Found:
+def measured(log: Counter, moves: Sequence[Move], trace: Replay, first: int, last: int, tick_s: float) -> Found:
     """A window from one reading of a counter to another, as a run would judge it.
 
     Args:
-        one: the counter.
+        log: the counter.
         moves: its moves.
         trace: what the run would have seen.
         first: the reading at the begin.
         last: that at the end.
         tick_s: what the run knows of the tick.
     """
-    begin_s, end_s = one.times_s[first] + one.took_s[first], one.times_s[last]
-    bare_j = one.joules[last] - one.joules[first]
+    begin_s, end_s = log.times_s[first] + log.took_s[first], log.times_s[last]
+    bare_j = log.joules[last] - log.joules[first]
     reads = CounterReads(
-        begin_j=one.joules[first],
-        begin_s=(one.times_s[first], begin_s),
-        end_s=(end_s, end_s + one.took_s[last]),
+        begin_j=log.joules[first],
+        begin_s=(log.times_s[first], begin_s),
+        end_s=(end_s, end_s + log.took_s[last]),
     )
-    read = reading(one.device, one.kind, None, bare_j, "counter", reads=reads)
+    read = reading(log.device, log.kind, None, bare_j, "counter", reads=reads)
     window = verdict.Window(trace, outcome.Span(begin_s=begin_s, end_s=end_s), end_s - begin_s, 1)
     judged = verdict.finalise_energy(read, window, tick_s, integrable=False)
     ends = [_corner(moves, at_s) for at_s in (begin_s, end_s)]
@@ -239,20 +239,20 @@ def mean_w(points: Sequence[tuple[float, float]]) -> float | None:
     return area_j / (points[-1][0] - points[0][0])
 
 
-def joined(found: Readings, name: str) -> Block:
+def joined(readings: Readings, name: str) -> Block:
     """All readings of a channel, from whichever block."""
     whole = Channel()
-    for channel in (block.channels[name] for block in found.blocks.values() if name in block.channels):
+    for channel in (block.channels[name] for block in readings.blocks.values() if name in block.channels):
         whole.times_s += channel.times_s
         whole.took_s += channel.took_s
         whole.values += channel.values
     return Block("all", channels={name: whole} if whole.values else {})
 
 
-def update_s(found: Readings, kind: str) -> float | None:
+def update_s(readings: Readings, kind: str) -> float | None:
     """How often a power sensor has a new value, at rest and under steady load; None where that was not seen."""
     gaps_s: list[float] = []
-    for block in (found.blocks.get(name) for name in ("idle", "context", "steady", "rest")):
+    for block in (readings.blocks.get(name) for name in ("idle", "context", "steady", "rest")):
         known = block.channels.get(kind, Channel()).numbers() if block else []
         changed_s = [b[0] for a, b in itertools.pairwise(known) if a[1] != b[1]]
         gaps_s += [after - before for before, after in itertools.pairwise(changed_s)]

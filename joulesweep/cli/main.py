@@ -134,18 +134,18 @@ def _rerun(args: argparse.Namespace) -> int:
             raise UserError(f"{one_of('status', status, STATUSES)}; runs without a record, snakemake takes up itself")
     rerun.check(args.arguments)
     sweep = Sweep(*config_module.located(args.configfile))
-    found = rerun.ended(sweep, args.status)
-    if not found:
+    records = rerun.ended(sweep, args.status)
+    if not records:
         missing = rerun.num_missing(sweep)
         rest = f"; {missing} have no record: run snakemake" if missing else ""
         print(f"{args.configfile}: no run has status {' or '.join(args.status)}{rest}")
         return 0
-    for row in found:
+    for row in records:
         print(f"{row.run} · {row.status}" + (f": {brief(row.reason)}" if row.reason else ""))
     if args.dry_run:
         return 0
     sys.stdout.flush()
-    return 1 if rerun.rerun(sweep, [row.run for row in found], args.configfile, args.arguments) else 0
+    return 1 if rerun.rerun(sweep, [row.run for row in records], args.configfile, args.arguments) else 0
 
 
 def _accept(args: argparse.Namespace) -> int:

@@ -35,7 +35,7 @@ def ended(sweep: Sweep, statuses: Collection[str]) -> list[RunRecord]:
     """
     paths = [path for path in _records(sweep, sweep.runs) if path.exists()]
     try:
-        return [found for found in map(record.read, paths) if found.status in statuses]
+        return [row for row in map(record.read, paths) if row.status in statuses]
     except UserError as error:
         raise UserError(f"{error}; delete it and run snakemake") from None
 
@@ -72,8 +72,8 @@ def rerun(sweep: Sweep, runs: Sequence[str], configfile: Path, arguments: Sequen
     Returns:
         Snakemake's exit code: the first that is not 0.
     """
-    told = any(HOW_MANY.match(word) for word in [*arguments, *_profile()])
-    common = ["--configfile", str(configfile), *([] if told else ["--cores", "all"]), *arguments]
+    has_job_limit = any(HOW_MANY.match(word) for word in [*arguments, *_profile()])
+    common = ["--configfile", str(configfile), *([] if has_job_limit else ["--cores", "all"]), *arguments]
     # The manifest by itself: while it is to be written, Snakemake overlooks that what depends on it is forced.
     code = _snakemake([f"{sweep.folder}/grid.json", *common])
     if code:
@@ -86,8 +86,8 @@ def rerun(sweep: Sweep, runs: Sequence[str], configfile: Path, arguments: Sequen
 
 def _profile() -> list[str]:
     """The options that Snakemake takes from the workflow's default profile."""
-    given = yaml.safe_load(PROFILE.read_text(encoding="utf-8")) if PROFILE.exists() else None
-    return [f"--{option}" for option in given or ()]
+    options = yaml.safe_load(PROFILE.read_text(encoding="utf-8")) if PROFILE.exists() else None
+    return [f"--{option}" for option in options or ()]
 
 
 def _analysis(sweep: Sweep) -> list[str]:

@@ -58,11 +58,11 @@ def _path(text: str) -> str:
     return text
 
 
-def _each_once(given: list[str]) -> list[str]:
-    twice = next((one for i, one in enumerate(given) if one in given[:i]), None)
+def _each_once(names: list[str]) -> list[str]:
+    twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
     if twice is not None:
         raise ValueError(f"{brief_repr(twice)} is named twice: each of its texts would count twice")
-    return given
+    return names
 
 
 Positive = Annotated[int, Field(gt=0, le=10**9)]
@@ -410,9 +410,9 @@ class Measure(Section):
     @classmethod
     def _boards(cls, value: Any) -> Any:  # noqa: ANN401 - whatever the YAML holds
         """Of a wrong list the union itself would say that only "auto" is allowed."""
-        given = value if isinstance(value, list) else []
-        names = {one for one in given if re.match("int [0-9]|str (GPU|MIG)-", f"{type(one).__name__} {one}")}
-        if value != "auto" and not 0 < len(names) == len(given):
+        boards = value if isinstance(value, list) else []
+        names = {board for board in boards if re.match("int [0-9]|str (GPU|MIG)-", f"{type(board).__name__} {board}")}
+        if value != "auto" and not 0 < len(names) == len(boards):
             raise ValueError("must be auto or a list of NVML indices and UUIDs, each once")
         return value
 
@@ -454,8 +454,8 @@ class Carbon(Section):
 
     @model_validator(mode="after")
     def _one_way(self) -> Carbon:
-        given = (self.country is not None, self.g_per_kwh is not None, self.source is not None)
-        if given not in ((True, False, False), (False, True, True)):
+        present = (self.country is not None, self.g_per_kwh is not None, self.source is not None)
+        if present not in ((True, False, False), (False, True, True)):
             raise ValueError("give either country, or g_per_kwh with its source")
         return self
 
@@ -564,8 +564,8 @@ def located(path: Path, overrides: Sequence[str] = ()) -> tuple[SweepConfig, Pla
         UserError: as in `load`.
     """
     raw, where = strict.read(path, shown(path))
-    for given in overrides:
-        key, _, text = given.partition("=")
+    for override in overrides:
+        key, _, text = override.partition("=")
         name = f"--config {brief_repr(key)[1:-1]}"
         raw, where = strict.override(raw, where, {key: _given(text, name)}, name)
     return validate(raw, where), where
@@ -595,13 +595,13 @@ def _location(error: ErrorDetails, raw: Any) -> Location:  # noqa: ANN401 - what
     """Where in the config an error is, without what pydantic adds to tell the members of unions apart."""
     kept: list[int | str] = []
     here = raw
-    given = error["loc"]
-    for i, part in enumerate(given):
-        if part in ("wheel", "hub", "local", "random") and i and given[i - 1] in ("source", "tokenizer"):
+    path = error["loc"]
+    for i, part in enumerate(path):
+        if part in ("wheel", "hub", "local", "random") and i and path[i - 1] in ("source", "tokenizer"):
             continue
         if part in (here if isinstance(here, dict) else range(len(here)) if isinstance(here, list) else ()):
             here = here[part]
-        elif error["type"] != "missing" or i < len(given) - 1:
+        elif error["type"] != "missing" or i < len(path) - 1:
             continue
         kept.append(part)
     return tuple(kept)
@@ -610,22 +610,22 @@ def _location(error: ErrorDetails, raw: Any) -> Location:  # noqa: ANN401 - what
 def _worded(error: ErrorDetails, raw: Any) -> str:  # noqa: ANN401 - whatever the YAML holds
     """One of pydantic's errors as one line."""
     path = strict.dotted(_location(error, raw))
-    given = error["input"]
+    value = error["input"]
     if error["type"] == "extra_forbidden":
         parent = _section_at(error["loc"][:-1])
         return f"{path}: {one_of('key', error['loc'][-1], parent.model_fields if parent else ())}"
     if error["type"] == "missing":
         return f"{path}: missing"
-    if error["type"] == "too_short" or (error["type"] == "string_too_short" and not given):
+    if error["type"] == "too_short" or (error["type"] == "string_too_short" and not value):
         return f"{path}: must not be empty"
     if error["type"] == "literal_error":
         allowed = re.findall(r"'([^']*)'", str(error["ctx"]["expected"]))
-        return f"{path}: {one_of('value', given, allowed)}"
+        return f"{path}: {one_of('value', value, allowed)}"
     message = error["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
-    value = "" if error["type"] in ("value_error", "source_kind") else f", got {brief_repr(given)}"
-    hint = "; quote it if it is text" if error["type"] == "string_type" and isinstance(given, int | float) else ""
-    return f"{path}: {message}{value}{hint}"
+    suffix = "" if error["type"] in ("value_error", "source_kind") else f", got {brief_repr(value)}"
+    hint = "; quote it if it is text" if error["type"] == "string_type" and isinstance(value, int | float) else ""
+    return f"{path}: {message}{suffix}{hint}"
 
 
 def _section_at(location: tuple[int | str, ...]) -> type[Section] | None:
@@ -685,7 +685,7 @@ def _excluded(when: dict[str, Any], grid: Grid) -> list[tuple[Location, str]]:
     """What `exclude` names that is not in the grid: it would exclude nothing, silently."""
     axes = {axis: getattr(grid, axis) for axis in Grid.model_fields if axis != "repeats"}
     axes["method"] = [method_parts(value)[0] for value in grid.method]
-    given = [full_method(value) for value in grid.method]
+    grid_methods = [full_method(value) for value in grid.method]
     problems: list[tuple[Location, str]] = []
     for axis, value in when.items():
         if axis not in axes:
@@ -694,24 +694,32 @@ def _excluded(when: dict[str, Any], grid: Grid) -> list[tuple[Location, str]]:
         values = value if isinstance(value, list) else [value]
         if not values:
             problems.append(((axis,), "must not be empty: it would exclude nothing"))
-        named = [one for one in values if axis == "method" and isinstance(one, dict)]
-        wrong = [one for one in values if one not in named and not any(_same(one, had) for had in axes[axis])]
-        problems += [((axis,), one_of(f"{axis} of the grid", one, axes[axis])) for one in wrong]
-        lacking = [one for one in named if len(one) != 1 or not any(is_method(one, *method) for method in given)]
-        problems += [((axis,), f"the grid has no method {one}") for one in lacking]
+        named = [choice for choice in values if axis == "method" and isinstance(choice, dict)]
+        wrong = [
+            choice
+            for choice in values
+            if choice not in named and not any(_same(choice, present) for present in axes[axis])
+        ]
+        problems += [((axis,), one_of(f"{axis} of the grid", choice, axes[axis])) for choice in wrong]
+        lacking = [
+            choice
+            for choice in named
+            if len(choice) != 1 or not any(is_method(choice, *method) for method in grid_methods)
+        ]
+        problems += [((axis,), f"the grid has no method {choice}") for choice in lacking]
     return problems
 
 
-def _same(one: Any, other: Any) -> bool:  # noqa: ANN401 - any axis value
+def _same(value: Any, other: Any) -> bool:  # noqa: ANN401 - any axis value
     """Equal, and not true for 1."""
-    return bool(one == other) and isinstance(one, bool) == isinstance(other, bool)
+    return bool(value == other) and isinstance(value, bool) == isinstance(other, bool)
 
 
-def is_method(wanted: Any, name: str, params: dict[str, Any]) -> bool:  # noqa: ANN401 - a value of `exclude`
+def is_method(choice: Any, name: str, params: dict[str, Any]) -> bool:  # noqa: ANN401 - a value of `exclude`
     """Whether a method is the wanted one: its name, or {name: {parameter: value}} with some of its parameters."""
-    if not isinstance(wanted, dict):
-        return bool(wanted == name)
-    kind, values = method_parts(wanted)
+    if not isinstance(choice, dict):
+        return bool(choice == name)
+    kind, values = method_parts(choice)
     same = isinstance(values, dict) and all(key in params and params[key] == value for key, value in values.items())
     return kind == name and same
 
@@ -722,8 +730,8 @@ def full_method(value: str | dict[str, dict[str, Any]]) -> tuple[str, dict[str, 
     Raises:
         UserError: unknown method or parameter, or a refused value.
     """
-    name, given = method_parts(value)
-    return name, asdict(methods.parameters(name, given))
+    name, params = method_parts(value)
+    return name, asdict(methods.parameters(name, params))
 
 
 def method_parts(value: str | dict[str, dict[str, Any]]) -> tuple[str, dict[str, Any]]:

@@ -81,10 +81,10 @@ def named(module: str, name: str) -> Definition:
     Raises:
         LookupError: there is none.
     """
-    found = _find(module, name)
-    if isinstance(found, str):
+    meaning = _find(module, name)
+    if isinstance(meaning, str):
         raise LookupError(f"{module} defines no {name}")
-    return found
+    return meaning
 
 
 def all_of(path: Path) -> list[Definition]:
@@ -96,7 +96,7 @@ def all_of(path: Path) -> list[Definition]:
 def _all_in(package: str) -> list[Definition]:
     """Every public definition of the modules of a package, which code that makes up their names may import."""
     folder = places.ROOT.joinpath(*package.split("."))
-    return [one for path in sorted(folder.glob("[a-z]*.py")) for one in all_of(path)]
+    return [definition for path in sorted(folder.glob("[a-z]*.py")) for definition in all_of(path)]
 
 
 def exemption(definition: Definition) -> str | None:
@@ -104,11 +104,11 @@ def exemption(definition: Definition) -> str | None:
     module = _module(definition.path)
     statement = module.bound[definition.name]
     assert isinstance(statement, ast.stmt)
-    first = min([statement.lineno, *(one.lineno for one in getattr(statement, "decorator_list", []))])
+    first = min([statement.lineno, *(decorator.lineno for decorator in getattr(statement, "decorator_list", []))])
     alone = module.lines[: module.begin] + module.lines[max(module.begin, first - 2) : first - 1]
     beside = module.lines[first - 1 : statement.lineno]
-    found = [EXEMPT.match(line) for line in alone] + [EXEMPT.search(line) for line in beside]
-    return next((one[1] for one in found if one), None)
+    matches = [EXEMPT.match(line) for line in alone] + [EXEMPT.search(line) for line in beside]
+    return next((match[1] for match in matches if match), None)
 
 
 @functools.cache
@@ -211,9 +211,9 @@ def _row(statement: ast.stmt, table: str, row: str) -> ast.expr:
     value = getattr(statement, "value", None)
     if not isinstance(value, ast.Dict):
         raise TypeError(f"{table} must be a dict literal")
-    for key, one in zip(value.keys, value.values, strict=True):
+    for key, row_value in zip(value.keys, value.values, strict=True):
         if isinstance(key, ast.Constant) and key.value == row:
-            return one
+            return row_value
     raise LookupError(f"{table} has no row {row}")
 
 
@@ -243,23 +243,23 @@ class _Encoder:
         if not isinstance(value, ast.AST):
             return repr(value)
         special = getattr(self, f"_{type(value).__name__}", None)
-        said: str | None = special(value, local) if special else None
-        return self._plain(value, local) if said is None else said
+        text: str | None = special(value, local) if special else None
+        return self._plain(value, local) if text is None else text
 
     def _plain(self, node: ast.AST, local: frozenset[str], **instead: object) -> str:
         """A node with the fields that say something; those that newer Pythons added are left out while empty."""
         inner = dict(ast.iter_fields(node)) | instead
         for name in ("ctx", "kind", "type_comment", "type_params"):
             inner.pop(name, None)
-        said = [
+        parts = [
             f"{name}={self.node(child, local)}" for name, child in inner.items() if child is not None and child != []
         ]
-        return f"{type(node).__name__}({','.join(said)})"
+        return f"{type(node).__name__}({','.join(parts)})"
 
-    def _reference(self, found: Definition | str) -> str:
-        if isinstance(found, str):
-            return found
-        self.used.append(found)
+    def _reference(self, meaning: Definition | str) -> str:
+        if isinstance(meaning, str):
+            return meaning
+        self.used.append(meaning)
         return REFERENCE
 
     def _meaning(self, node: ast.AST, local: frozenset[str]) -> Definition | str | None:
@@ -290,8 +290,8 @@ class _Encoder:
             return "module" + "".join(map(self._reference, _all_in(node.value[:-1])))
         if file_of(node.value) is None:
             return None
-        found = _find(node.value, "main")  # started as a program
-        return "module" if isinstance(found, str) else self._reference(found)
+        meaning = _find(node.value, "main")  # started as a program
+        return "module" if isinstance(meaning, str) else self._reference(meaning)
 
     def _FunctionDef(self, node: ast.FunctionDef, local: frozenset[str]) -> str:  # noqa: N802
         inside = self._enter(node.args, node.body, local)
@@ -306,14 +306,14 @@ class _Encoder:
 
     def _enter(self, args: ast.arguments, body: list[ast.stmt], local: frozenset[str]) -> frozenset[str]:
         """Names that are a function's own: arguments, and what is assigned anywhere in it."""
-        own = {arg.arg for arg in ast.walk(args) if isinstance(arg, ast.arg)}
+        names = {arg.arg for arg in ast.walk(args) if isinstance(arg, ast.arg)}
         elsewhere: set[str] = set()
         for statement in body:
-            own |= set(_assigned(statement))
+            names |= set(_assigned(statement))
             for node in _walk(statement):
                 self.imports |= _imported(node)
                 elsewhere |= set(node.names) if isinstance(node, ast.Global) else set()
-        return (local | own) - elsewhere - set(self.imports)
+        return (local | names) - elsewhere - set(self.imports)
 
     def _arg(self, node: ast.arg, local: frozenset[str]) -> str:
         return node.arg
@@ -323,16 +323,18 @@ class _Encoder:
         name = None if self._is_top(node) else node.name
         is_data = any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list)
         head = self._plain(node, local, name=name, body=[])
-        return head + "".join(self._field(one, local, is_data) for one in _body(node))
+        return head + "".join(self._field(statement, local, is_data) for statement in _body(node))
 
     def _field(self, node: ast.stmt, local: frozenset[str], is_data: bool) -> str:
         if not isinstance(node, ast.AnnAssign):
             return self.node(node, local)
-        told = not is_data or any(word in ast.unparse(node.annotation) for word in ("ClassVar", "InitVar", "KW_ONLY"))
-        return self._plain(node, local, annotation=node.annotation if told else True)
+        is_written = not is_data or any(
+            word in ast.unparse(node.annotation) for word in ("ClassVar", "InitVar", "KW_ONLY")
+        )
+        return self._plain(node, local, annotation=node.annotation if is_written else True)
 
     def _is_top(self, node: ast.stmt) -> bool:
-        return any(node is one for one in self.module.bound.values())
+        return any(node is statement for statement in self.module.bound.values())
 
     def _AnnAssign(self, node: ast.AnnAssign, local: frozenset[str]) -> str:  # noqa: N802
         """Without the annotation, and at the top of a module without the name."""

@@ -116,8 +116,8 @@ def expand(config: SweepConfig, where: Place | None = None) -> ExpandedGrid:
         _check_batch(cell, where)
         cells.setdefault(_checked_id(cell, where), cell)
     if not cells:
-        given = {entry.reason for entry in config.exclude}
-        impossible = next((entry.reason for entry in excluded.values() if entry.reason not in given), None)
+        configured = {entry.reason for entry in config.exclude}
+        impossible = next((entry.reason for entry in excluded.values() if entry.reason not in configured), None)
         if impossible is not None:
             raise where.refusal(f"nothing is left to run: {impossible}", "grid")
         raise where.refusal("nothing is left to run; every cell of the grid is excluded", "exclude")
@@ -219,7 +219,7 @@ def _matches(when: dict[str, Any], point: dict[str, Any]) -> bool:
         return is_method(value, point["method"], point["method_params"]) if axis == "method" else point[axis] == value
 
     return all(
-        any(matches(axis, one) for one in (value if isinstance(value, list) else [value]))
+        any(matches(axis, choice) for choice in (value if isinstance(value, list) else [value]))
         for axis, value in when.items()
     )
 
@@ -262,8 +262,8 @@ def _checked_id(cell: RunSpec, where: Place) -> str:
     """The id of a cell's first run, which is the name of a folder."""
     run = run_id(cell)
     if len(run) > LONGEST_RUN:
-        told = f"a run's name would have {len(run)} characters, at most {LONGEST_RUN}: shorten what it is made of"
-        raise where.refusal(f"{told}, {run[:40]}…", "grid")
+        problem = f"a run's name would have {len(run)} characters, at most {LONGEST_RUN}: shorten what it is made of"
+        raise where.refusal(f"{problem}, {run[:40]}…", "grid")
     return run
 
 

@@ -161,8 +161,8 @@ class _Reader:
             raise UserError(f"{self.name}:{line}: not YAML: {error.reason}") from None
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
-            said = " ".join(str(part) for part in (error.problem, error.context) if part)
-            raise UserError(f"{self.name}:{mark.line + 1 if mark else 1}: not YAML: {said}") from None
+            problem = " ".join(str(part) for part in (error.problem, error.context) if part)
+            raise UserError(f"{self.name}:{mark.line + 1 if mark else 1}: not YAML: {problem}") from None
 
     def refuse(self, event: Any, problem: str, location: Location = ()) -> UserError:  # noqa: ANN401 - yaml's events
         where = f"{dotted(location)}: " if location else ""
@@ -226,38 +226,38 @@ class _Reader:
             raise self.refuse(event, str(error), location) from None
 
     def sequence(self, location: Location) -> list[Any]:
-        found: list[Any] = []
+        items: list[Any] = []
         for event in self.events:
             if isinstance(event, yaml.SequenceEndEvent):
                 break
-            found.append(self.node(event, (*location, len(found))))
-        return found
+            items.append(self.node(event, (*location, len(items))))
+        return items
 
     def mapping(self, location: Location) -> dict[str, object]:
-        found: dict[str, object] = {}
+        items: dict[str, object] = {}
         merged: dict[str, object] = {}
-        given: dict[str, int] = {}
+        key_lines: dict[str, int] = {}
         for event in self.events:
             if isinstance(event, yaml.MappingEndEvent):
                 break
             key, line = self.key(event, location), event.start_mark.line + 1
-            if key in given:
-                raise self.refuse(event, f"the key is given twice, first in line {given[key]}", (*location, key))
-            given[key] = line
+            if key in key_lines:
+                raise self.refuse(event, f"the key is given twice, first in line {key_lines[key]}", (*location, key))
+            key_lines[key] = line
             self.lines[*location, key] = f"{self.name}:{line}"
             value = self.node(next(self.events), (*location, key))
             if key == "<<" and event.implicit[0]:
                 merged = self.merged(value, event, location)
             else:
-                found[key] = value
-        return {**merged, **found}
+                items[key] = value
+        return {**merged, **items}
 
     def merged(self, value: Any, event: Any, location: Location) -> dict[str, object]:  # noqa: ANN401
         """The keys that `<<: *anchor` or `<<: [*anchor, …]` brings; those of the first mapping win."""
         values = value if isinstance(value, list) else [value]
-        if not all(isinstance(one, dict) for one in values):
+        if not all(isinstance(item, dict) for item in values):
             raise self.refuse(event, "<< merges mappings, and only those", location)
-        merged = {key: one for mapping in reversed(values) for key, one in mapping.items()}
+        merged = {key: item for mapping in reversed(values) for key, item in mapping.items()}
         for key in merged:
             self.lines.setdefault((*location, key), f"{self.name}:{event.start_mark.line + 1}")
         return merged
@@ -286,9 +286,9 @@ def override(value: Any, place: Place, new: Any, where: str) -> tuple[Any, Place
     if not (isinstance(value, dict) and isinstance(new, dict)):
         return new, Place(place.name, {(): where})
     lines, result = dict(place.lines), dict(value)
-    for key, one in new.items():
+    for key, item in new.items():
         inner = {at[1:]: line for at, line in lines.items() if at[:1] == (key,)}
-        result[key], below = override(result.get(key), Place(place.name, inner), one, where)
+        result[key], below = override(result.get(key), Place(place.name, inner), item, where)
         lines = {at: line for at, line in lines.items() if at[:1] != (key,)}
         lines |= {(key, *at): line for at, line in below.lines.items()}
     return result, Place(place.name, lines)

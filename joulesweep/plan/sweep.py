@@ -178,9 +178,9 @@ def counted(rows: Sequence[RunRecord]) -> str:
     parts = [f"{math.fsum(measured.total_window_s for measured, _ in ok):.0f} s"]
     parts += [one(math.fsum(known), "J")] if known else []
     lacking = f"; {len(joules) - len(known)} without joules" if known and len(known) < len(joules) else ""
-    said = f"{len(rows)} finished run{'s' if len(rows) > 1 else ''}"
+    finished = f"{len(rows)} finished run{'s' if len(rows) > 1 else ''}"
     cost = f" ({' and '.join(parts)} of training{lacking})" if ok else ""
-    return f"{said}{cost} {'were' if len(rows) > 1 else 'was'}"
+    return f"{finished}{cost} {'were' if len(rows) > 1 else 'was'}"
 
 
 class Sweep:
@@ -256,11 +256,11 @@ class Sweep:
 
     def _own_files(self, section: str, key: str) -> list[str]:
         name = (self._models if section == "models" else self._datasets)[key]
-        found: list[Path] = []
+        files: list[Path] = []
         for _, path in self._local(section, name):
             with contextlib.suppress(OSError):  # not to be looked into: the fetch says why
-                found += [one for one in (sorted(path.iterdir()) if path.is_dir() else [path]) if one.is_file()]
-        return [str(path) for path in found]
+                files += [file for file in (sorted(path.iterdir()) if path.is_dir() else [path]) if file.is_file()]
+        return [str(path) for path in files]
 
     def missing_files(self) -> list[str]:
         """The user's own files that the grid needs and that are not there."""
@@ -316,7 +316,7 @@ class Sweep:
         )
         texts = Path("resources/datasets", self.texts(run))
         sums = (*self._checksums(f"{model}.json"), *self._checksums(f"{tokens}.json"))
-        return all(one in measured for one in sums) and not (
+        return all(checksum in measured for checksum in sums) and not (
             self._is_older("models", f"{model}.json") or self._is_older("datasets", f"{texts}.json")
         )
 
@@ -324,8 +324,8 @@ class Sweep:
         """What is to be told where finished runs were measured with other texts or models than are there now."""
         self._sums.clear()
         number = sum(not self.is_settled(run) for run in self.runs if self.record_path(run).exists())
-        had = f"{number} finished runs were measured with another model or other texts than were fetched now"
-        return f"{had}: start snakemake again, and they are repeated" if number else None
+        changed = f"{number} finished runs were measured with another model or other texts than were fetched now"
+        return f"{changed}: start snakemake again, and they are repeated" if number else None
 
     def _checksums(self, manifest: str) -> list[bytes]:
         """The checksums that a manifest names, as a record would; none where it is not there."""
@@ -335,23 +335,23 @@ class Sweep:
             except UserError:
                 row = {}
             sums = [row.get("sha256"), *row.get("files", {}).values()]
-            self._sums[manifest] = [f'"{one}"'.encode() for one in sums if one]
+            self._sums[manifest] = [f'"{checksum}"'.encode() for checksum in sums if checksum]
         return self._sums[manifest]
 
     def _is_older(self, section: str, manifest: str) -> bool:
         """Whether a manifest is older than one of the user's own files behind it."""
         if manifest not in self._older:
-            own = self._own_files(section, Path(manifest).stem)
-            made_s = Path(manifest).stat().st_mtime if own and Path(manifest).exists() else math.inf
-            self._older[manifest] = any(Path(path).stat().st_mtime > made_s for path in own)
+            sources = self._own_files(section, Path(manifest).stem)
+            made_s = Path(manifest).stat().st_mtime if sources and Path(manifest).exists() else math.inf
+            self._older[manifest] = any(Path(path).stat().st_mtime > made_s for path in sources)
         return self._older[manifest]
 
     def outdated(self) -> dict[str, RunRecord]:
         """Records that other code made than today's, and that were not accepted for it, by run in the grid's order."""
-        had = {
+        records = {
             run: self._record(run) for run in self.runs if not self._names(run, staleness.run_digest(self.spec(run)))
         }
-        return {run: row for run, row in had.items() if row}
+        return {run: row for run, row in records.items() if row}
 
     def _names(self, run: str, code: str) -> bool:
         """Whether a run has no record, or one that names a digest; no JSON is decoded for it."""
@@ -385,8 +385,8 @@ class Sweep:
 
         They repeat the first cell of the grid that was measured before today, by the code of today.
         """
-        wanted, folder = self.config.measure.anchors, Path(self.folder, "anchors")
-        if not wanted:
+        num_anchors, folder = self.config.measure.anchors, Path(self.folder, "anchors")
+        if not num_anchors:
             return []
         there = {path for path in folder.glob("*/*/record.json") if path.parent.name in self.grid.runs}
         today = datetime.datetime.now(datetime.UTC).date().isoformat()
@@ -394,7 +394,7 @@ class Sweep:
         earlier = [run for run, row in current.items() if row.finished[:10] < today]
         if earlier and len(current) < len(self.runs):
             first = [run for run in earlier if self.cell(run) == self.cell(earlier[0])]
-            there |= {folder / today / run / "record.json" for run in first[:wanted]}
+            there |= {folder / today / run / "record.json" for run in first[:num_anchors]}
         return sorted(map(str, there))
 
     def anchor_job(self, day: str, run: str) -> str:
@@ -406,8 +406,8 @@ class Sweep:
 
     def current(self) -> dict[str, RunRecord]:
         """The records that count as measured by the code of today, by run, in the grid's order."""
-        had = {run: self._record(run) for run in self.runs}
-        return {run: row for run, row in had.items() if row and staleness.run_digest(self.spec(run)) in row.codes}
+        records = {run: self._record(run) for run in self.runs}
+        return {run: row for run, row in records.items() if row and staleness.run_digest(self.spec(run)) in row.codes}
 
     def record_path(self, run: str) -> Path:
         """A run's record, there or not."""

@@ -53,7 +53,7 @@ def references(spec: RunSpec, path: Path) -> list[list[str]]:
 def _text(line: str, where: str) -> Text:
     try:
         row = json.loads(line)
-        targets, choices = ([str(one) for one in row.get(key, [])] for key in ("targets", "choices"))
+        targets, choices = ([str(item) for item in row.get(key, [])] for key in ("targets", "choices"))
         answer = int(row["answer"]) if choices else None
         return Text(text=str(row["text"]), targets=targets, choices=choices, answer=answer)
     except (ValueError, KeyError, TypeError, AttributeError):

