@@ -1,4 +1,4 @@
-"""What short weights cost in loss: `python -m benchmarks.bf16`.
+"""Measure what short weights cost in loss: `python -m benchmarks.bf16`.
 
 BERT-tiny learns VizWiz's questions (or the default config's texts) in fp32, bf16-true and bf16-kahan, from the same
 start and on the same masks and order per seed. Printed: validation loss, and its difference from fp32, paired by seed,
@@ -21,7 +21,7 @@ PRECISIONS = ("fp32", "bf16-true", "bf16-kahan")
 
 
 def main() -> None:
-    """Train them all and print the table."""
+    """Train with all precisions and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--data", type=Path, help="VizWiz annotations; without them, the default config's data set")
     parser.add_argument("--epochs", type=int, default=3)

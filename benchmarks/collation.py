@@ -1,4 +1,4 @@
-"""What laying out a step costs, and whether a thread for it pays on the CPU: `python -m benchmarks.collation`.
+"""Measure what collating a step costs, and whether a thread for it pays on the CPU: `python -m benchmarks.collation`.
 
 Texts are as short as questions: 1 to 30 tokens, 9 on average, 20,000 of them. Collation: CPU-milliseconds of this
 process per step, the least of five epochs. The thread: the same training of a small BERT with its steps laid out in
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def token_file(path: Path) -> Path:
-    """Texts of random tokens, as long as questions are."""
+    """Write texts of random tokens that are as long as questions."""
     draw = torch.Generator().manual_seed(0)
     lengths = torch.poisson(torch.full((NUM_TEXTS,), 6.5), generator=draw).long().clamp(1, LONGEST - 2)
     offsets = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
@@ -61,7 +61,7 @@ def token_file(path: Path) -> Path:
 
 
 def collation_s(corpus: Corpus, batching: str, size: int) -> float:
-    """CPU-seconds of laying out a step, the masks drawn before."""
+    """CPU-seconds of collating a step, with masks drawn beforehand."""
     layout = data.Layout(batching=batching, size=size, micro=None, max_length=64, head="masked")
     masked, found = labels.mask(corpus, 0.15, 1, 1), []
     for epoch in range(5):
@@ -73,7 +73,7 @@ def collation_s(corpus: Corpus, batching: str, size: int) -> float:
 
 
 def compared(folder: Path, tokens: Path, size: int) -> tuple[float, float]:
-    """Seconds and CPU-seconds of a training whose steps are laid out ahead, as shares of one in line."""
+    """Seconds and CPU-seconds of a training that collates ahead, as shares of one that collates in line."""
     BertConfig(
         vocab_size=VOCABULARY, hidden_size=128, num_hidden_layers=2, num_attention_heads=2, intermediate_size=512
     ).save_pretrained(folder)
@@ -82,7 +82,7 @@ def compared(folder: Path, tokens: Path, size: int) -> tuple[float, float]:
 
 
 def trained_s(folder: Path, tokens: Path, size: int, is_ahead: bool) -> tuple[float, float]:
-    """Seconds and CPU-seconds of some steps."""
+    """Seconds and CPU-seconds of some training steps."""
     given = {"model": "bert", "model_source": {"source": {"local": "bert"}}, "dataset": "texts", "repeat": 1}
     given |= {"dataset_source": {"source": {"local": "texts.txt"}, "format": "text"}, "accelerator": "cpu"}
     given |= {"batch_size": size, "lr": 1e-4, "max_steps": 12_800 // size, "batching": "packed"}
@@ -97,7 +97,7 @@ def trained_s(folder: Path, tokens: Path, size: int, is_ahead: bool) -> tuple[fl
 
 
 def made_ahead(trainer: Trainer) -> Iterator[tuple[list[data.Batch], int]]:
-    """Steps by a thread, without the pinned memory that only a GPU wants."""
+    """Collate steps in a thread, without pinned memory, which only a GPU needs."""
     return ahead.ahead(trainer._steps())
 
 

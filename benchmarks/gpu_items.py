@@ -87,7 +87,7 @@ def main() -> NoReturn:
 
 
 def judged(error: Exception) -> tuple[str, str]:
-    """Status and reason of a piece that ended with an exception."""
+    """Status and reason for a piece that ended with an exception."""
     outcome = getattr(error, "outcome", None)  # of a run that stopped with a result
     if isinstance(error, NotTried):
         return NOT_TRIED, str(error)
@@ -98,7 +98,7 @@ def judged(error: Exception) -> tuple[str, str]:
 
 
 def machine(job: Job, piece: Piece) -> dict[str, Any]:
-    """What this machine is, and what compiling would need."""
+    """Facts about this machine, and what compiling would need."""
     import torch
 
     described = as_json(describe(1, [_board(board) for board in job.boards]))
@@ -125,7 +125,7 @@ def _board(described: Mapping[str, Any]) -> devices.Board:
 
 
 def nvml_facts(board: Mapping[str, Any]) -> dict[str, Any]:
-    """What the driver says of a board, as it stands: nothing is set. None where it does not say."""
+    """The driver's facts about a board, without setting anything; None for those that it does not report."""
     handle = devices.ask("nvmlDeviceGetHandleByIndex", board["index"]) if board["index"] is not None else None
     asked = {
         "persistence": "nvmlDeviceGetPersistenceMode",
@@ -143,7 +143,7 @@ def nvml_facts(board: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def losses(job: Job, piece: Piece) -> dict[str, Any]:
-    """Four steps of a small model, beside the losses that the CPU had in fp32."""
+    """Losses of four steps of a small model, against the packed ones of the CPU in fp32."""
     spec = small_spec(piece["model"], job.accelerator, **piece["spec"])
     outcome = _train(job, spec)
     expected = json.loads(job.pack.references.read_text(encoding="utf-8")).get(piece["model"], {}).get(spec.batching)
@@ -160,13 +160,13 @@ def losses(job: Job, piece: Piece) -> dict[str, Any]:
 
 
 def allowed_apart(precision: str) -> float:
-    """How far losses in a precision may be from those in fp32, relative."""
+    """Largest allowed relative difference between losses in a precision and those in fp32."""
     row = PRECISIONS[precision]
     return AGREES["weights" if row.weights != "float32" else "tf32" if row.tf32 else row.autocast or "float32"]
 
 
 def dropout(job: Job, piece: Piece) -> dict[str, Any]:
-    """Whether each step draws its own dropout, and a second training the same one.
+    """Check that each step draws its own dropout, and that a second training draws the same.
 
     Every step has all texts and a learning rate of next to nothing: without dropout all losses were the same.
     """
@@ -180,7 +180,7 @@ def dropout(job: Job, piece: Piece) -> dict[str, Any]:
 
 
 def speed(job: Job, piece: Piece) -> dict[str, Any]:
-    """A measured training: what is written down is judged when it is read, with the trace of the meters."""
+    """Measure a training; the result is judged later, with the trace of the meters."""
     spec = measured_spec(job.scale.encoder, job.accelerator, **piece["spec"])
     outcome = _train(job, spec)
     counts = {name: sum(getattr(phase, name) for phase in outcome.training) for name in COUNTED}
@@ -196,12 +196,12 @@ def speed(job: Job, piece: Piece) -> dict[str, Any]:
 
 
 def left_out(job: Job, piece: Piece) -> dict[str, Any]:
-    """What the miniature does without."""
+    """Refuse a piece that the miniature skips."""
     raise NotTried("the miniature compiles nothing")
 
 
 def warm_cache(job: Job, piece: Piece) -> dict[str, Any]:
-    """Compile the measured model once, beside other pieces that need no quiet machine: later ones find the kernels."""
+    """Compile the measured model once, beside pieces that need no quiet machine, so that later ones reuse it."""
     spec = measured_spec(job.scale.encoder, job.accelerator, min_seconds=0.0, max_steps=2, **piece["spec"])
     began_s = time.monotonic()
     _train(job, spec)
@@ -209,7 +209,7 @@ def warm_cache(job: Job, piece: Piece) -> dict[str, Any]:
 
 
 def partial(job: Job, piece: Piece) -> dict[str, Any]:
-    """A choice of tensors: predicted against measured seconds of a step, and joules of its steps and of full ones."""
+    """Predicted and measured seconds of a step of chosen tensors, and joules of its steps and of full ones."""
     from benchmarks.partial_steps import compared, train_only
     from joulesweep.measure.window import Meter
     from joulesweep.train.adaptive import choosing
@@ -243,7 +243,7 @@ def partial(job: Job, piece: Piece) -> dict[str, Any]:
 
 
 def _kept_trainer(job: Job, spec: RunSpec) -> Any:  # noqa: ANN401 - a Trainer
-    """The trainer of a model, built once per process: objectives and shares are rated on the same one."""
+    """The trainer of a model, built once per process: objectives and shares are measured on the same one."""
     from joulesweep.train import assembly
 
     if spec.model not in _TRAINERS:
@@ -261,7 +261,7 @@ _FULL: dict[str, dict[str, Any]] = {}  # the window of full training, by model
 
 
 def _window(job: Job, trainer: Any, meter: Any, given: Sequence[Any]) -> dict[str, Any]:  # noqa: ANN401
-    """Steps without learning over and over, for the shortest window: their number, and what the meter saw."""
+    """Repeat steps without learning for the shortest window; return their number and the meter's readings."""
     from joulesweep.train import loop
 
     num_steps = 0
@@ -277,13 +277,13 @@ def _window(job: Job, trainer: Any, meter: Any, given: Sequence[Any]) -> dict[st
 
 
 def seen_by(meter: Any) -> dict[str, Any]:  # noqa: ANN401 - a Meter
-    """What a meter's window is judged from afterwards."""
+    """What is needed to judge a meter's window later."""
     span = Span(begin_s=meter.begin_s, end_s=meter.end_s)
     return {"window_s": meter.window_s, "energy": as_json(meter.readings()), "span": as_json(span)}
 
 
 def profile(job: Job, piece: Piece) -> dict[str, Any]:
-    """Where some steps' time goes: kernels, copies, waits, and how long the device had nothing to do."""
+    """Time of some steps by kernel, copy and wait, and how long the device was idle."""
     import torch
 
     from joulesweep.train import loop, memory
@@ -310,7 +310,7 @@ def profile(job: Job, piece: Piece) -> dict[str, Any]:
 
 
 def _steps_s(trainer: Any, given: Sequence[Any]) -> float:  # noqa: ANN401 - a Trainer
-    """How long some steps without learning take."""
+    """Seconds of some steps without learning."""
     from joulesweep.train import loop
 
     trainer.place.synchronize()
@@ -322,7 +322,7 @@ def _steps_s(trainer: Any, given: Sequence[Any]) -> float:  # noqa: ANN401 - a T
 
 
 def summed_up(events: Sequence[Mapping[str, Any]], seconds: float, most: int = 12) -> dict[str, Any]:
-    """What a chrome trace says of the device and of the host.
+    """Summary of a chrome trace for the device and the host.
 
     Args:
         events: of the trace; times in microseconds.
@@ -357,7 +357,7 @@ def summed_up(events: Sequence[Mapping[str, Any]], seconds: float, most: int = 1
 
 
 def _by_name(events: Sequence[Mapping[str, Any]], most: int) -> list[dict[str, Any]]:
-    """Events by name: how many, and seconds together, the longest first."""
+    """Number and total seconds of events by name, the longest first."""
     found: dict[str, list[float]] = {}
     for event in events:
         found.setdefault(str(event["name"])[:120], []).append(float(event["dur"]))
@@ -366,7 +366,7 @@ def _by_name(events: Sequence[Mapping[str, Any]], most: int) -> list[dict[str, A
 
 
 def _covered(work: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
-    """Of intervals in the order of their begin: how long any of them lasts, and from the first to the last."""
+    """Seconds covered by sorted intervals, and seconds from the first to the last."""
     covered = 0.0
     first = reached = float(work[0]["ts"])
     for event in work:
@@ -377,7 +377,7 @@ def _covered(work: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
 
 
 def _train(job: Job, spec: RunSpec) -> RankResult:
-    """A training in this process, by the product's own function."""
+    """Train in this process with our own function."""
     from joulesweep.train import loop
     from joulesweep.train.assembly import prepare_process
 
@@ -388,7 +388,7 @@ def _train(job: Job, spec: RunSpec) -> RankResult:
 
 
 def _fresh() -> None:
-    """Leave nothing of the training before: its graphs and their memory hang in a cycle, and compiled code stays."""
+    """Free everything of the previous training: its graphs form a cycle with their memory, and compiled code stays."""
     import torch
 
     if not torch.cuda.is_available():  # small models, and no graphs

@@ -55,7 +55,7 @@ SPECIAL = {"[PAD]": PAD, "[UNK]": UNK, "[CLS]": CLS, "[SEP]": SEP, "[MASK]": MAS
 
 
 def main() -> None:
-    """Build the folder, and say how large it is."""
+    """Build the folder and print its size."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("folder", type=Path, nargs="?", default=REPOSITORY / ".cache" / "gpu-pack")
     parser.add_argument("--no-wheels", action="store_true", help="for a machine whose Python has all that is needed")
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def build(folder: Path, wheels: Sequence[str] = CARRIED) -> int:
-    """Build the folder, whole or not at all; an earlier one is replaced. Returns its bytes.
+    """Build the folder, completely or not at all; an earlier one is replaced. Returns its bytes.
 
     Args:
         folder: of the pack.
@@ -120,7 +120,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 
 def download(names: Iterable[str], folder: Path) -> None:
-    """Fetch wheels for the other machine's Python, of the pinned versions.
+    """Download wheels of the pinned versions for the other machine's Python.
 
     Raises:
         UserError: one cannot be had, or wants something that is neither carried nor there.
@@ -139,7 +139,7 @@ def download(names: Iterable[str], folder: Path) -> None:
 
 
 def lacking(folder: Path) -> list[str]:
-    """What the wheels in a folder want and none of them is, apart from what is there or never imported."""
+    """Requirements of the wheels in a folder that none of them satisfies, without those present or never imported."""
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name, parse_wheel_filename
 
@@ -167,7 +167,7 @@ def write_assets(pack: Pack) -> None:
 
 
 def write_texts(path: Path, about: Texts) -> None:
-    """Make up texts, the same on every machine, and write them as a token file.
+    """Generate texts, identical on every machine, and write them as a token file.
 
     Words are drawn by Zipf's law; half of those that are not the first follow from the one before.
     """
@@ -212,7 +212,7 @@ def write_texts(path: Path, about: Texts) -> None:
 
 
 def _sentence(words: list[int], foretold: Iterable[bool], num_words: int) -> list[int]:
-    """Words as ids; some of them are a function of the one before."""
+    """Words as ids, some of which are a function of the previous one."""
     for i, follows in enumerate(itertools.islice(foretold, len(words))):
         if i and follows:
             words[i] = (31 * words[i - 1] + 7) % num_words
@@ -220,7 +220,7 @@ def _sentence(words: list[int], foretold: Iterable[bool], num_words: int) -> lis
 
 
 def write_model(folder: Path, name: str) -> None:
-    """Write a model's config, and its random weights and tokenizer where it has any."""
+    """Write a model's config, and its random weights and tokenizer if it has any."""
     import torch
     import transformers
 
@@ -238,7 +238,7 @@ def write_model(folder: Path, name: str) -> None:
 
 
 def write_tokenizer(folder: Path, vocab_size: int) -> None:
-    """Write a tokenizer whose words are the numbers of the ids: the peers' collators want one."""
+    """Write a tokenizer whose words are the numbers of the ids, which the peers' collators need."""
     words = SPECIAL | {f"w{i}": i for i in range(len(SPECIAL), vocab_size)}
     special = [
         {"id": i, "content": word, "special": True, "normalized": False}
@@ -259,7 +259,7 @@ def write_tokenizer(folder: Path, vocab_size: int) -> None:
 
 
 def references(pack: Pack) -> dict[str, dict[str, list[float]]]:
-    """Losses of the small models by batching, on this CPU, in fp32, step by step; where a model can be batched so."""
+    """Losses of the small models on this CPU in fp32, step by step, for each batching that a model supports."""
     from joulesweep.train import loop
     from joulesweep.train.trainer import Stop
 

@@ -1,4 +1,4 @@
-"""From the results of a GPU day to tables and a page: `python -m benchmarks.gpu_day --read FOLDER`."""
+"""Turn the results of a GPU day into tables and a page: `python -m benchmarks.gpu_day --read FOLDER`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ MINIATURE = "This is the miniature on a CPU: it shows that every item runs, and 
 
 
 def write(results: Results, to: Path) -> Path:
-    """Write a page with its numbers beside it as JSON. Returns the page's path.
+    """Write a page, and its numbers as JSON. Returns the page's path.
 
     Raises:
         UserError: the results are of another version.
@@ -69,7 +69,7 @@ def _write(results: Results, to: Path) -> Path:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]], num_texts: int = 1) -> str:
-    """A Markdown table, its first columns of text; a line instead where there are no rows."""
+    """A Markdown table whose first columns are text; a sentence if there are no rows."""
     lines = [[str(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
     if not lines:
         return "Nothing was measured."
@@ -140,7 +140,7 @@ def _answered(results: Results) -> str:
 
 
 def _losses(results: Results) -> str:
-    """A row per way, a column per precision: how far the losses are from the CPU's in fp32, marked where too far."""
+    """Differences of losses from the CPU's in fp32, a row per way and a column per precision, marked if too large."""
     rows = [row for row in [*results.answers("a"), *results.answers("b")] if row["piece"] != "machine"]
     ways: dict[str, dict[str, str]] = {}
     reasons = Notes()
@@ -154,13 +154,13 @@ def _losses(results: Results) -> str:
 
 
 class Notes:
-    """Reasons that stand below a table, each once, by number."""
+    """Numbered reasons below a table, each listed once."""
 
     def __init__(self) -> None:
         self.numbers: dict[str, int] = {}
 
     def mark(self, text: str | None) -> str:
-        """The number by which a reason is found below."""
+        """A reason's number in brackets."""
         return f"[{self.numbers.setdefault(text or 'no reason', len(self.numbers) + 1)}]"
 
     def below(self, text: str) -> str:

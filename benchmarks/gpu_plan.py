@@ -1,4 +1,4 @@
-"""What the GPU day consists of: items in the order of their worth, each with its time and its pieces.
+"""The plan of the GPU day: items in the order of their value, each with its time and its pieces.
 
 Why so many seconds, of 540 (estimates, made without a GPU: a process needs ten until it trains, a model three to eight
 to be built, captured and measured):
@@ -67,7 +67,7 @@ class Item:
 
 
 def named(do: str, *words: Any, **entries: Any) -> Piece:  # noqa: ANN401
-    """A piece: the function that carries it out, its name, its entries."""
+    """A piece: its function, its name and its entries."""
     return {"piece": " ".join(str(word) for word in words if word), "do": do, **entries}
 
 
@@ -86,7 +86,7 @@ def _way(precision: str, **changes: Any) -> dict[str, Any]:  # noqa: ANN401 - fi
 
 
 def conformance(accelerator: str) -> list[Piece]:
-    """Item b: what others are built on first, what compiles last; but for what takes longest, and others will need."""
+    """Item b: first what others build on, last what compiles, except what takes longest and what others need."""
     plain, compiling = ([name for name in ENGINES if ("compile" in name) is wanted] for wanted in (False, True))
     found = [*_losses(plain), *_dropout(plain)]
     for strategy, precision in itertools.product(("ddp", "fsdp"), ("fp32", "bf16-mixed")):
@@ -121,19 +121,19 @@ def _dropout(engines: Sequence[str]) -> list[Piece]:
 
 
 def _lane(piece: Piece) -> str:
-    """Small models, and nothing is timed: a process for each kind of piece, model and engine; more for a compiler."""
+    """Small models without timing: a process for each kind of piece, model and engine; more for a compiler."""
     spec = piece["spec"]
     keys = ("engine", "strategy", *(["batching"] if "compile" in spec.get("engine", "") else []))
     return " ".join([piece["do"], piece.get("model", ""), *(spec.get(key, "") for key in keys)])
 
 
 def _compile_threads(piece: Piece) -> int:
-    """Of one of many processes that compile at once; what others will need is compiled with more."""
+    """Compiler threads of one of many processes; more for code that other items need."""
     return 4 if piece["do"] in ("warm_cache", "warm_peer") else 1
 
 
 def speeds(accelerator: str) -> list[Piece]:
-    """Item d: the goals first, then what explains them, then the other precisions."""
+    """Item d: first the goals, then what explains them, then the other precisions."""
     batches = SCALES[accelerator].batches
     if accelerator == "cpu":
         wanted = [(PACKED, "bf16-mixed", batches[0]), (PLAIN, "bf16-mixed", batches[0])]
@@ -154,7 +154,7 @@ def _speed(way: dict[str, Any], precision: str, size: int) -> Piece:
 
 
 def contests(accelerator: str) -> list[Piece]:
-    """Item e: one set of processes for both batch sizes; Lightning where there is time."""
+    """Item e: one set of processes for both batch sizes; Lightning if there is time."""
     if accelerator == "cpu":
         names, sizes = ["ours-eager", "trainer", "trainer-plain"], list(SCALES[accelerator].batches)
         return [named("contest", "trainers", contestants=names, precision="fp32", sizes=sizes)]

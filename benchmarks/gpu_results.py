@@ -59,7 +59,7 @@ class Results:
             self.traces.append(gpu_trace.restored(gpu_common.rows(folder / gpu_common.POWER)))
 
     def answers(self, letter: str) -> list[Row]:
-        """What was answered of an item's pieces, each once; one that was carried out is not undone by a later call."""
+        """The answers to an item's pieces, each once; a later call does not replace one that was carried out."""
         found: dict[tuple[str, int | None], Row] = {}
         for row in self.rows:
             if row["item"] == letter and row["piece"]:
@@ -74,12 +74,12 @@ class Results:
 
     @functools.cached_property
     def machine(self) -> Row:
-        """What item a says of the machine; empty where it was not answered."""
+        """Facts about the machine from item a; empty if it was not answered."""
         return next((row for row in self.ok("a") if row["piece"] == "machine"), {})
 
     @property
     def day(self) -> Row:
-        """When and on which boards it was: the first line."""
+        """The first line of the results: date and boards."""
         return self.rows[0]
 
     @property
@@ -88,7 +88,7 @@ class Results:
         return list(self.day["boards"])
 
     def joules(self, row: Mapping[str, Any], found: Mapping[str, Any], num_passes: int = 1) -> Row:
-        """A window's joules by pass, judged: {energy_j, error_j, status, reason, doubt}.
+        """A window's joules per pass, judged: {energy_j, error_j, status, reason, doubt}.
 
         Args:
             row: the answer that the window belongs to.
@@ -171,7 +171,7 @@ def turns(results: Results) -> dict[tuple[int, str], dict[str, dict[Turn, Row]]]
 
 
 def over_peer(of_size: Mapping[str, Mapping[Turn, Row]], peer: str, key: str = "texts_per_s") -> Ratio | None:
-    """How many times as much ours does of something as a peer, over the turns that both have."""
+    """Ratio of our values to a peer's, over the turns that both have."""
     ours = next((of_size[name] for name in of_size if name.startswith("ours")), {})
     theirs = of_size.get(peer, {})
     both = [turn for turn in ours if turn in theirs and ours[turn][key] and theirs[turn][key]]
@@ -179,12 +179,12 @@ def over_peer(of_size: Mapping[str, Mapping[Turn, Row]], peer: str, key: str = "
 
 
 def left_out(results: Results) -> dict[str, str]:
-    """Why contestants took no part, or no further one, by name."""
+    """Reasons why contestants took no part or stopped, by name."""
     return {name: why for row in results.ok("e") for name, why in row.get("left_out", {}).items()}
 
 
 def said(ratio: Ratio | None) -> str:
-    """A ratio with its interval."""
+    """A ratio with its interval, as text."""
     if ratio is None:
         return "–"
     ends = "" if ratio.low is None or ratio.high is None else f" [{ratio.low:.2f}, {ratio.high:.2f}]"
@@ -193,7 +193,7 @@ def said(ratio: Ratio | None) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Goal:
-    """What was to be reached, and whether it was.
+    """A goal and whether it was reached.
 
     Attributes:
         name: of the goal.
@@ -209,7 +209,7 @@ class Goal:
 
 
 def goals(results: Results) -> list[Goal]:
-    """The goals of a GPU day, in order; on a CPU none of them is tried."""
+    """The goals of a GPU day, in order; on a CPU none is tried."""
     if not results.gpus:
         return [Goal(name=name, verdict=NOT_TRIED, found="no GPU") for name, _ in GOALS]
     found = []
@@ -224,7 +224,7 @@ Told = tuple[str, str, int | None]
 
 
 def _faster(size: int, wanted: float, results: Results) -> Told:
-    """Ours against every Trainer that was measured: the fastest decides, and who was not measured is named."""
+    """Verdict on our speed against the fastest Trainer that was measured; those not measured are named."""
     of_size = turns(results).get((size, GOAL_PRECISION), {})
     ratios = {peer: ratio for peer in TRAINERS if (ratio := over_peer(of_size, peer)) is not None}
     took_part = ratios.keys() | ({"ours"} & of_size.keys())
@@ -242,14 +242,14 @@ def _faster(size: int, wanted: float, results: Results) -> Told:
 
 
 def _absent(results: Results, name: str) -> str:
-    """Who was not measured, and why."""
+    """Reason why a contestant was not measured."""
     took_place = any(row["piece"] == "trainers" for row in results.ok("e"))
     reason = left_out(results).get(name) or (NO_TIME if took_place else why_not(results, "e", "trainers"))
     return f"{'not compiled' if name == COMPILED else f'without {name}'}: {reason}"
 
 
 def _near_floor(size: int, wanted: float, results: Results) -> Told:
-    """The best of the ways to train at a batch size."""
+    """Verdict on how close our best way to train comes to the floor at a batch size."""
     tried = [row for row in speeds(results) if row["batch_size"] == size and row["precision"] == GOAL_PRECISION]
     known = [row for row in tried if row["floor_distance"] is not None]
     if not known:
@@ -261,7 +261,7 @@ def _near_floor(size: int, wanted: float, results: Results) -> Told:
 
 
 def _metering(most: float, results: Results) -> Told:
-    """What metering took of the run by the launching parent; without one, what the certificate says of it."""
+    """Verdict on metering's share of the run by the launching parent; without a run, the certificate's."""
     measured = next((row["measurement"] for row in results.ok("i") if row["piece"] == "a whole run"), None)
     parts = [None] if measured is None else [measured["overhead"][key] for key in ("meter_s", "trace_cpu_s")]
     if None not in parts:
@@ -288,7 +288,7 @@ def _certified(results: Results) -> Told:
 
 
 def promises(results: Results) -> list[Row]:
-    """The promises of the certificate: {promise, verdict, value, …}; of the last call that left one.
+    """The promises of the certificate, {promise, verdict, value, …}, of the last call that has one.
 
     One that was made again of the readings, by `joulesweep certify --read`, goes before the one that came along.
     """
@@ -302,7 +302,7 @@ def promises(results: Results) -> list[Row]:
 
 
 def _json(path: Path) -> Row:
-    """What a file says; nothing where that is no mapping."""
+    """A file's mapping; empty if it has none."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -311,7 +311,7 @@ def _json(path: Path) -> Row:
 
 
 def why_not(results: Results, letter: str, piece: str) -> str:
-    """Why a piece has no numbers."""
+    """Reason why a piece has no numbers."""
     reasons = [row["reason"] for row in results.answers(letter) if piece in row["piece"] and row.get("reason")]
     return reasons[-1] if reasons else "no answer"
 
@@ -327,7 +327,7 @@ GOALS: tuple[tuple[str, Callable[[Results], Told]], ...] = (
 
 
 def profiled(results: Results, size: int) -> str:
-    """What the profile says of our best way at a batch size; where there is none, of the nearest one."""
+    """The profile of our best way at a batch size; if there is none, of the nearest one."""
     rows = [row for row in results.ok("h") if row["device"] and row["spec"]["batching"] == "packed"]
     if not rows:
         return "no profile"

@@ -1,4 +1,4 @@
-"""The pieces of the GPU day that start programs of their own: the certificate, runs as a sweep has them, the contest.
+"""The pieces of the GPU day that start other programs: the certificate, runs as in a sweep, and the contest.
 
 No torch here: what these measure is in other processes.
 """
@@ -45,7 +45,7 @@ MODULE = "benchmarks.gpu_contest"
 
 
 def certify(job: Job, piece: Piece) -> dict[str, Any]:
-    """What this machine's joules are worth, by the product's own command; its files come along."""
+    """Certify the machine with the product's own command, and collect the certificate's files."""
     seconds = min(job.scale.certify_s, max(1.0, job.left_s - 3 * LEAVE_S))
     folder = job.scratch / certificate.FOLDER  # where the runs of this day look for it
     command = [
@@ -86,7 +86,7 @@ def collected(folder: Path, out: Path) -> dict[str, str]:
 
 
 def run(job: Job, piece: Piece) -> dict[str, Any]:
-    """A run by the launching parent, as a sweep starts it: what its record says of joules, conditions and cost."""
+    """Carry out a run through its launching parent, as in a sweep; return its joules, conditions and cost."""
     with contextlib.chdir(job.scratch):  # certificates are looked for under the folder where a run is started
         record = launch_one(job, _run_spec(job, job.scale.run_s), job.scratch / "run")
     if record["status"] != "ok":
@@ -118,7 +118,7 @@ def _run_spec(job: Job, min_seconds: float, rests: bool = True) -> RunSpec:
 
 
 def killed(job: Job, piece: Piece) -> dict[str, Any]:
-    """A run whose launching parent is killed in the middle: when its processes and its board are free again."""
+    """Kill a run's launching parent in the middle; measure when its processes and its board are free again."""
     folder = job.scratch / "killed"
     path = job.scratch / "killed.json"
     path.write_text(
@@ -146,7 +146,7 @@ def killed(job: Job, piece: Piece) -> dict[str, Any]:
 
 
 def _trains(log: Path) -> bool:
-    """Whether a run's log shows its bar."""
+    """Whether a run's log shows its progress bar."""
     return log.exists() and "step/s" in log.read_text(encoding="utf-8", errors="replace")
 
 
@@ -158,13 +158,13 @@ def _alive(pid: int) -> bool:
 
 
 def _board_is_free(job: Job, family: Sequence[int]) -> bool:
-    """Whether the driver names none of the processes; where it names none ever, by their end alone."""
+    """Whether the driver lists none of the processes; if it never lists any, whether they have ended."""
     named = BoardSensor(Board(**{key: value for key, value in job.boards[0].items() if key != "device"})).process_ids()
     return not set(named or ()) & set(family)
 
 
 def _wait(ready: Callable[[], bool], child: subprocess.Popen[Any], seconds: float, otherwise: str) -> None:
-    """Wait until something is so.
+    """Wait until a condition holds.
 
     Raises:
         NotTried: it was not in time.
@@ -180,7 +180,7 @@ def _wait(ready: Callable[[], bool], child: subprocess.Popen[Any], seconds: floa
 
 
 def _seconds_until(ready: Callable[[], bool], began_s: float) -> float | None:
-    """Seconds since a moment until something is so; None where it is not within `GONE_S`."""
+    """Seconds since a moment until a condition holds; None if it does not within `GONE_S`."""
     while not ready():
         if time.monotonic() - began_s > GONE_S:
             return None
@@ -189,7 +189,7 @@ def _seconds_until(ready: Callable[[], bool], began_s: float) -> float | None:
 
 
 class Contestant:
-    """A process that has built its model and waits to be told to train.
+    """A process that has built its model and trains on request.
 
     Args:
         job: of the item.
@@ -210,7 +210,7 @@ class Contestant:
         )
 
     def told(self, seconds: float) -> dict[str, Any]:
-        """Its next line.
+        """The next line of its output.
 
         Raises:
             RuntimeError: it ended, or said nothing in time.
@@ -224,7 +224,7 @@ class Contestant:
         return dict(json.loads(line))
 
     def go(self, size: int) -> None:
-        """Have it train with a batch size."""
+        """Start a training with a batch size."""
         pipe: IO[str] | None = self.child.stdin
         assert pipe is not None
         with contextlib.suppress(BrokenPipeError):  # it ended: `told` says so
@@ -232,7 +232,7 @@ class Contestant:
             pipe.flush()
 
     def end(self) -> None:
-        """End it, and what compiles or collates for it."""
+        """End the process, and those that compile or collate for it."""
         assert self.child.stdout is not None
         if self.child.stdout.closed:
             return
@@ -242,7 +242,7 @@ class Contestant:
 
 
 def contest(job: Job, piece: Piece) -> dict[str, Any]:
-    """Ours and the peers, each resident in a process of its own, train by turns; each turn is answered as it ends.
+    """Let ours and the peers, each in its own process, train in turn; each turn is answered as it ends.
 
     Every round has all batch sizes, so that time which ends early leaves each size its share. Who cannot take part is
     left out with the reason, and the others go on; who is still compiling when their rounds need the time, too.
@@ -308,7 +308,7 @@ def _contestant(job: Job, name: str, piece: Piece) -> Contestant:
 
 
 def warm_peer(job: Job, piece: Piece) -> dict[str, Any]:
-    """Have a contestant compile, so that it finds its kernels when the contest begins."""
+    """Let a contestant compile, so that it finds its kernels when the contest begins."""
     began_s = time.monotonic()
     one = _contestant(job, piece["contestant"], piece)
     try:
@@ -327,7 +327,7 @@ def _if_it_can(
     ask: Callable[[], dict[str, Any]],
     keep: bool = False,
 ) -> None:
-    """Keep a contestant (or what it said) that answers; note why one does not, and end it."""
+    """Keep a contestant (or its answer) that responds; note why one does not, and end it."""
     try:
         said = ask()
     except (RuntimeError, ValueError) as error:
@@ -350,7 +350,7 @@ PIECES: dict[str, Callable[[Job, Piece], dict[str, Any]]] = {
 
 
 def main() -> int:
-    """The launching parent of the run that is killed."""
+    """Be the launching parent of the run that is killed."""
     processes.die_with_parent()
     given = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     job = Job.read(Path(given["job"]))

@@ -1,4 +1,4 @@
-"""Measured step time of chosen tensors against predicted cost: `python -m benchmarks.partial --json OUT`.
+"""Compare the measured step time of chosen tensors with the predicted cost: `python -m benchmarks.partial --json OUT`.
 
 One process, one model of 22.7 million parameters. For each objective and rho, GreenTrainer chooses tensors; then steps
 of that choice and steps of full training take turns on the same batches, each step timed in CPU-seconds (on a GPU in
@@ -31,7 +31,7 @@ OBJECTIVES = ("flops", "time")
 
 
 def main() -> None:
-    """Measure, print the table, write it as JSON if asked to."""
+    """Measure, print the table, and write it as JSON if asked to."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--model", choices=MODELS, default="minilm")
     parser.add_argument("--data", type=Path, help="VizWiz annotations; without them, the default config's data set")

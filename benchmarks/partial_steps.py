@@ -1,4 +1,4 @@
-"""Steps of chosen tensors and of full training by turns, timed: what `benchmarks.partial` and the GPU day share."""
+"""Time steps of chosen tensors and of full training in turn: shared by `benchmarks.partial` and the GPU day."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def compared(trainer: Trainer, num_steps: int) -> dict[str, Any]:
 
 
 def train_only(trainer: Trainer, names: Set[str]) -> None:
-    """Have these tensors train, and no others."""
+    """Make exactly these tensors trainable."""
     for name, parameter in trainer.core.model.named_parameters():
         parameter.requires_grad_(name in names)
 

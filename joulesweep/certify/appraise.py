@@ -1,8 +1,8 @@
-"""What raw readings say of the promises that a run's joules come with: a certificate, as a pure function of them.
+"""Judge the promises about a run's joules by raw readings: the certificate, as a pure function of the readings.
 
-Each promise gets a verdict with the number that it is judged by, that number's own error, and the bound: it holds where
-the number with its error is within the bound, fails where it is beyond without it, and else is not tried, with the
-reason. A promise of several windows or loads fails where one fails.
+Each promise gets a verdict with a number, its error, and a bound: it holds if the number plus its error is within the
+bound, fails if the number minus its error is beyond it, and is otherwise "not tried", with the reason. A promise about
+several windows or loads fails if one of them fails.
 """
 
 from __future__ import annotations
@@ -24,31 +24,31 @@ from joulesweep.plan import staleness
 
 COST = 0.005  # share of a window of HEADLINE_S that metering may take
 HEADLINE_S, HEADLINE_TICKS = 30.0, 100
-DIGITS = 6  # of a number in a certificate
-#: Promises that nothing can be said of where others use the board, or its clocks are held down; and in which blocks.
+DIGITS = 6  # significant digits of a number in a certificate
+#: Promises that cannot be judged if other processes use the board or its clocks are lowered in these blocks.
 ALONE = {
     "lag": ("bursts",),
     "steps": ("bursts",),
     "idle": ("idle", "context", "rest"),
     "settling": ("idle", "steady", "rest"),
-    "slowdown": tuple(BLOCKS),  # its own is read as runs read it
+    "slowdown": tuple(BLOCKS),  # the block `cost` itself does not read processes or clocks
 }
-RULES = {"anchor": "temperature before the load", "slope": "slope", "power": "power"}  # by which a board settles
+RULES = {"anchor": "temperature before the load", "slope": "slope", "power": "power"}  # rules of `settling`
 
 
-#: What is promised, by name: a sentence. The order is that of the certificate.
+#: The promises as sentences, by name, in the order of the certificate.
 PROMISES: dict[str, str] = {
-    "answers": "Of the readings of the counter, and of those of power, at most 1 % fail.",
-    "falls": "The counter never falls, but where its range ends.",
+    "answers": "At most 1 % of the counter's readings, and of power readings, fail.",
+    "falls": "The counter never falls, except at the end of its range.",
     "tick": "The counter moves as often under load as at rest, where a run's tick is measured; it stands still for no "
     "more than 1.25 ticks and 5 ms.",
     "window": "A window of T seconds, by the bare counter, is off by at most 2·tick/T + 0.2 %.",
     "bound": "Joules of a run are within their own error_j, by the counter and the trace's readings around the edges.",
-    "lag": "Between its moves the counter lags behind by up to a tick, and not by more.",
+    "lag": "Between its moves the counter lags by at most a tick.",
     "steps": "Joules of a window that begins at rest and ends under load are within their own error_j.",
-    "cross-check": "Mean power × time is within 10 % of the counter's joules, under loads that stay or come and go.",
-    "integrated": "Joules of integrated power, for want of a counter, are within their own error_j of all readings.",
-    "idle": "5 s of rest with the context up tell the idle power to 5 %.",
+    "cross-check": "Mean power × time is within 10 % of the counter's joules, under steady and square loads.",
+    "integrated": "Without a counter, joules of a run's power readings are within their own error_j of all readings.",
+    "idle": "5 s of rest with the context up give the idle power to 5 %.",
     "settling": "A board that counts as settled after a load is within 3 °C of its temperature before it.",
     "cost": "Metering takes less than 0.5 % of a window of 30 s: the meter's calls and the CPU time of the trace.",
     "slowdown": "Metering slows the work by less than 0.5 %.",
@@ -56,10 +56,10 @@ PROMISES: dict[str, str] = {
 
 
 def certificate(readings: Readings) -> Found:
-    """The certificate of a device.
+    """Make the certificate of a device.
 
     Args:
-        readings: what was measured.
+        readings: the raw readings.
 
     Returns:
         {format, version, code, made, host, device, name, identity, budget_s, took_s, complete, readings, load,
@@ -101,7 +101,7 @@ def certificate(readings: Readings) -> Found:
 
 
 def lines(made: Mapping[str, Any]) -> list[str]:
-    """A certificate's verdicts as text; promises of which the same is said share a line."""
+    """A certificate's verdicts as lines of text; promises with the same verdict and number share a line."""
     names: dict[tuple[str, str, str], list[str]] = {}
     for judged in made["promises"]:
         names.setdefault((judged["device"], judged["verdict"], told(judged)), []).append(judged["promise"])
@@ -112,20 +112,20 @@ def lines(made: Mapping[str, Any]) -> list[str]:
 
 
 def told(judged: Mapping[str, Any]) -> str:
-    """What a promise was judged by, or why it was not, in words."""
+    """The number and bound of a verdict as text, or the reason why there is none."""
     value, error, bound, unit = (judged[key] for key in ("value", "error", "bound", "unit"))
     if value is None:
         return str(judged["reason"])
     short = unit == "s" and max(abs(value), bound) < 1
     scale, name = (100, " %") if unit == "share" else (1000, " ms") if short else (1, f" {unit}".rstrip())
-    least = 0.001 * bound  # less than that of a bound says nothing
+    least = 0.001 * bound  # show smaller numbers as 0
     size, error = (0.0 if abs(number or 0.0) < least else number for number in (value, error))
     number = f"{scale * size:.3g}" + (f" ± {scale * error:.2g}" if error else "") + name
     return f"{number}, bound {scale * bound:.3g}{name}" + (f" ({judged['reason']})" if judged["reason"] else "")
 
 
 def _rounded(value: Any) -> Any:  # noqa: ANN401 - a part of a certificate
-    """Numbers to some digits: more say nothing, and differ between machines."""
+    """Round all numbers to `DIGITS`: further digits are noise, and differ between machines."""
     if isinstance(value, dict):
         return {key: _rounded(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -148,7 +148,7 @@ def _described(block: Block) -> Found:
 
 
 def _latency(readings: Readings) -> list[Found]:
-    """How long each reading took, at rest and under load: median, 99th percentile and longest, in seconds."""
+    """Duration of readings at rest and under load: median, 99th percentile and longest, in seconds."""
     rows = []
     for block in filter(None, (readings.blocks.get("idle"), readings.blocks.get("steady"))):
         for name, channel in block.channels.items():
@@ -160,7 +160,7 @@ def _latency(readings: Readings) -> list[Found]:
 
 
 def _counter(readings: Readings, device: Mapping[str, Any]) -> Found:
-    """All numbers of one device's counter, each group a mapping, or with a `reason` why there are none."""
+    """All numbers of one device's counter by group; a group without numbers has a `reason`."""
     if device["no_counter"] is not None:
         lacking: Found = {"reason": device["no_counter"], "rows": []}
         power = power_checks.cross_checks(readings, device, lacking["reason"], math.inf)
@@ -180,15 +180,15 @@ def _counter(readings: Readings, device: Mapping[str, Any]) -> Found:
 def judged(
     promise: str, device: str, value: float | None, error: float, bound: float, unit: str = "share", reason: str = ""
 ) -> Found:
-    """A promise's verdict.
+    """Judge a promise.
 
     Args:
         promise: its name.
-        device: of which.
-        value: the number that it is judged by, of which the size counts; None: it was not tried.
-        error: of that number.
-        bound: what it must be within.
-        unit: of all three: "share", "s", "°C", or "" of a number.
+        device: the device's name.
+        value: the number that it is judged by, whose absolute value counts; None: not tried.
+        error: error of the number.
+        bound: largest allowed absolute value.
+        unit: unit of all three: "share", "s", "°C", or "" for a count.
         reason: why it was not tried, or a remark.
     """
     judgement = NOT_TRIED if value is None else judge(value, error, bound)
@@ -199,18 +199,18 @@ def judged(
 
 
 def _untried(promise: str, device: str, reason: str, bound: float = 0.0, unit: str = "share") -> Found:
-    """The verdict of what was not tried."""
+    """The verdict "not tried" with its reason."""
     return judged(promise, device, None, 0.0, bound, unit, reason)
 
 
 def _of_rows(promise: str, device: str, rows: Sequence[Found], shown: Found | None = None) -> Found:
-    """The verdict of several windows or loads: that of the worst, which fails, else is undecided, else is next to it.
+    """The verdict on several windows or loads: that of the worst one (failed, then undecided, then nearest the bound).
 
     Args:
         promise: its name.
-        device: of which.
+        device: the device's name.
         rows: at least one {value, error, bound, remark}.
-        shown: the one whose numbers are shown where all hold; None: the worst.
+        shown: the row whose numbers are shown if all hold; None: the worst.
     """
     row = worst(rows)
     if shown is not None and judge(row["value"], row["error"], row["bound"]) == HOLDS:
@@ -219,7 +219,7 @@ def _of_rows(promise: str, device: str, rows: Sequence[Found], shown: Found | No
 
 
 def _alone(row: Found, disturbed: Sequence[Mapping[str, str]]) -> Found:
-    """A verdict, unless what disturbed the board meanwhile makes it worth nothing."""
+    """A verdict, replaced by "not tried" if a disturbance of the board invalidates it."""
     by = [
         disturbance
         for disturbance in disturbed
@@ -245,7 +245,7 @@ def _of_counter(device: Mapping[str, Any], numbers: Found) -> Iterable[Found]:
 
 
 def _judged_checks(name: str, checks: Found) -> Found:
-    """Power against the counter, by the power that runs use: that of the moment where the board tells it."""
+    """Verdict on power against the counter, with the power that runs use: instant power if the board reports it."""
     instant = [line for line in checks["rows"] if line["power"] == "instant"]
     rows = [{**line, "remark": f"{line['power']} power, {line['load']}"} for line in instant or checks["rows"]]
     if not rows:
@@ -254,14 +254,14 @@ def _judged_checks(name: str, checks: Found) -> Found:
     row = _of_rows("cross-check", name, decided or rows)
     steady, loads = any(line["load"] == "steady" for line in decided), [line["load"] for line in decided]
     if row["verdict"] == HOLDS and not (steady and len(loads) > 1):
-        lacks = "no load that comes and goes" if steady else "no steady load"
-        return {**row, "verdict": NOT_TRIED, "reason": f"{row['reason']}; {lacks} could be told"}
+        lacks = "no square load" if steady else "no steady load"
+        return {**row, "verdict": NOT_TRIED, "reason": f"{row['reason']}; {lacks} could be judged"}
     others = [line["load"] for line in rows if line["load"] not in loads]
     return {**row, "reason": f"{row['reason']}{'; undecided: ' + ', '.join(others) if others and decided else ''}"}
 
 
 def _judged_tick(name: str, tick: Found) -> Found:
-    """The counter's longest standstill, against the tick that a run would know."""
+    """Verdict on the counter's longest standstill, against the tick that a run would know."""
     rested, loaded = tick.get("idle") or tick.get("context"), tick.get("steady")
     if rested is None or loaded is None:
         return _untried("tick", name, tick["reason"] or "too few readings", unit="s")
@@ -279,7 +279,7 @@ def _judged_tick(name: str, tick: Found) -> Found:
 
 
 def _judged_windows(name: str, windows: Found) -> Iterable[Found]:
-    """The bare counter's windows against 2·tick/T + 0.2 %, and a run's joules of them against their own bound."""
+    """Verdicts on windows: the bare counter against 2·tick/T + 0.2 %, and a run's joules against their own error."""
     lacks = windows["reason"] or windows.get("varied")
     if windows.get("still_s"):
         yield judged("window", name, -1.0, 0.0, windows["bound"], reason=lacks or "")
@@ -295,7 +295,7 @@ def _judged_windows(name: str, windows: Found) -> Iterable[Found]:
 
 
 def _of_windows(promise: str, name: str, windows: Found, key: str) -> Found:
-    """Windows of all lengths whose truth is known well enough for most; where all hold, the longest is shown."""
+    """Verdict on windows of the lengths whose truth is mostly known well enough; if all hold, show the longest."""
     lines = [line for line in windows["rows"] if 2 * line[key]["num_told"] > line[key]["num"]]
     if not lines:
         return _untried(promise, name, "the counter's moves are known too coarsely to judge windows by")
@@ -311,7 +311,7 @@ def _windows(line: Found) -> str:
 
 
 def _judged_steps(name: str, lag: Found, tick: Found) -> Iterable[Found]:
-    """How late the counter is, and joules of bursts."""
+    """Verdicts on the counter's lag, and on joules of bursts."""
     bound_s, num = counter_checks.most_s(tick.get("tick_s")), len(lag["rows"])
     remark = lag["reason"] or f"bursts: {num}; ± 2 standard errors of their mean, and how well each is known"
     yield judged("lag", name, lag.get("lag_s"), lag.get("lag_error_s", 0.0), bound_s, "s", remark)
@@ -319,7 +319,7 @@ def _judged_steps(name: str, lag: Found, tick: Found) -> Iterable[Found]:
 
 
 def _judged_joules(promise: str, name: str, numbers: Found) -> Found:
-    """Joules of some windows, each against its own bound and the error of what is known of the truth."""
+    """Verdict on joules of some windows, each against its own bound and the error of the truth."""
     rows = [_relative(line) for line in numbers.get("rows", [])]
     if not rows:
         return _untried(promise, name, numbers["reason"])
@@ -350,7 +350,7 @@ def _read(readings: Readings) -> list[bool]:
 
 
 def _judged_answers(readings: Readings, none: str | None) -> Found:
-    """How many readings of what a run reads failed: of the counters and of power."""
+    """Verdict on failed readings of the counters and of the power that a run reads."""
     header, rows = readings.header, []
     power = "instant" if header["identity"]["instant"] else "average"
     for name in (*(device["device"] for device in header["devices"]), power):
@@ -393,7 +393,7 @@ def _judged_cost(name: str, cost: Found, none: str | None) -> Iterable[Found]:
         return
     parts = (cost["trace_share"], cost["calls_s"])
     if None in parts:
-        reason = cost["calls_reason"] or "the trace was too short to tell its CPU time"
+        reason = cost["calls_reason"] or "the trace was too short to measure its CPU time"
         yield _untried("cost", name, reason, COST)
     else:
         share = cost["trace_share"] + cost["calls_s"] / HEADLINE_S
@@ -407,7 +407,7 @@ def _judged_cost(name: str, cost: Found, none: str | None) -> Iterable[Found]:
 
 
 def _advice(header: Mapping[str, Any], counters: Mapping[str, Found]) -> list[str]:
-    """What follows for a config."""
+    """Advice for the keys of a config."""
     ticks = [numbers["tick"]["tick_s"] for numbers in counters.values() if numbers["tick"].get("tick_s")]
     if not ticks:
         return []

@@ -1,4 +1,4 @@
-"""What raw readings say of a counter: how often it moves, what windows by it are off by, and how late it answers."""
+"""Analyse raw readings of a counter: how often it moves, how wrong windows are, and how far it lags."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from joulesweep.measure.certificate import FAILS, NOT_TRIED, judge, worst
 from joulesweep.measure.sensors import TICK_LIMIT_S
 
 WINDOWS_S = (0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 15.0, 30.0)
-NUM_WINDOWS = 60  # of each length, at random moments of one log
-NUM_TRACES = 4  # as a run would have read it; the windows share them out
-LATE_S = 0.02  # how long a load may take to start, where no power readings tell
-CHANGED = 0.2  # a load that changes the power by less says nothing of steps, and is as good as steady
-FINE = 0.25  # share of a bound that the error of the truth may be, or the window is not judged by it
-RESOLVED = 3  # readings in a tick, or it may be shorter
+NUM_WINDOWS = 60  # windows of each length, at random moments of one log
+NUM_TRACES = 4  # replayed traces, which the windows use in turn
+LATE_S = 0.02  # how long a load may take to start, if no power readings show it
+CHANGED = 0.2  # a load that changes the power by less is steady, and shows no steps
+FINE = 0.25  # a window is judged only if the error of its truth is at most this share of the bound
+RESOLVED = 3  # least number of readings per tick; with fewer, the tick may be shorter
 
 
 def ticks(readings: Readings, device: Mapping[str, Any]) -> Found:
@@ -52,12 +52,12 @@ def ticks(readings: Readings, device: Mapping[str, Any]) -> Found:
 
 
 def most_s(tick_s: float | None) -> float:
-    """How long a counter may stand still; of one whose tick is unknown, as long as a run watches it to learn that."""
+    """How long a counter may stand still, in seconds; if its tick is unknown, as long as a run watches for one."""
     return TICK_LIMIT_S if tick_s is None else verdict.TICK_OFF * tick_s + verdict.TICK_OFF_S
 
 
 def _ticks(log: Counter | None, known_s: float | None) -> Found | None:
-    """How a counter moved in a block; its tick is null where it moved too seldom."""
+    """How a counter moved in a block; its tick is null if it moved too seldom."""
     if log is None or log.reset or len(log.times_s) < FEW:
         return None
     moves = log.moves()
@@ -81,16 +81,16 @@ def _ticks(log: Counter | None, known_s: float | None) -> Found | None:
 
 
 def falls(readings: Readings, device: Mapping[str, Any]) -> Found:
-    """How often a counter fell, in the blocks and between them; and the failed readings of all."""
+    """How often a counter fell, within blocks and between them, and the number of its readings."""
     log = counted(joined(readings, device["device"]), device)
     reason = why(readings, "idle", device) if log is None else None
     return {"reason": reason, "num": None if log is None else log.falls, "num_readings": log and len(log.times_s)}
 
 
 def windows(readings: Readings, device: Mapping[str, Any], tick: Found) -> Found:
-    """Error of windows of many lengths, all from the log under steady load, at random moments.
+    """Errors of windows of several lengths, at random moments of the log under steady load.
 
-    A standstill is a window, too: the counter counts nothing of it.
+    A long standstill counts as a window with an error of -100 %, because the counter misses all of its energy.
     """
     block = readings.blocks.get("steady")
     log, reason = counted(block, device), why(readings, "steady", device)
@@ -117,12 +117,12 @@ def windows(readings: Readings, device: Mapping[str, Any], tick: Found) -> Found
 
 
 def _bound(tick_s: float, length_s: float) -> float:
-    """What a window by the bare counter may be off by."""
+    """Largest relative error that a window of the bare counter may have."""
     return 2 * tick_s / length_s + verdict.CLOCKS
 
 
 def _varied(log: Counter, begin_s: float, end_s: float) -> str | None:
-    """Why a load was not steady, second by second; None if it was. What windows may be off by is for one that was."""
+    """Reason why a load was not steady, second by second; None if it was. The bounds hold for steady loads only."""
     powers_w = [
         slope[0] for i in range(int(end_s - begin_s)) if (slope := log.slope(begin_s + i, begin_s + i + 1)) is not None
     ]
@@ -133,7 +133,7 @@ def _varied(log: Counter, begin_s: float, end_s: float) -> str | None:
 
 @dataclass(frozen=True)
 class _Log:
-    """A counter's log, and what a run would have seen of it."""
+    """A counter's log, and the traces that a run would have recorded of it."""
 
     log: Counter
     moves: list[Move]
@@ -141,14 +141,14 @@ class _Log:
     tick_s: float
 
     def windows(self, length_s: float, begin_s: float, end_s: float) -> Found | None:
-        """Errors of windows of one length; None where the log is too short for them."""
+        """Errors of windows of one length; None if the log is too short for them."""
         least_s, most_s = max(begin_s, self.moves[0].high_s), min(end_s, self.moves[-1].low_s)
         room_s = most_s - least_s - length_s - self.tick_s
         if room_s < min(self.tick_s, length_s):
             return None
         chance = random.Random(f"{length_s}")
         all_windows = []
-        for i in range(NUM_WINDOWS):  # of whole ticks both ends would be at the same place between two moves
+        for i in range(NUM_WINDOWS):  # with whole ticks, both ends would have the same distance from a move
             at_s, longer_s = least_s + chance.random() * room_s, chance.random() * self.tick_s
             all_windows.append(self.window(at_s, length_s + longer_s, i))
         with_joules = [window for window in all_windows if window["own_j"] is not None and window["error_j"]]
@@ -168,20 +168,20 @@ class _Log:
         }
 
     def window(self, at_s: float, length_s: float, number: int) -> Found:
-        """A window that begins at about a time: joules by the bare counter, by a run's own way, and in truth."""
+        """A window that begins near a time: joules of the bare counter, of a run, and in truth."""
         first = bisect.bisect_left(self.log.times_s, at_s)
         last = min(len(self.log.times_s) - 1, bisect.bisect_left(self.log.times_s, self.log.times_s[first] + length_s))
         return measured(self.log, self.moves, self.traces[number % NUM_TRACES], first, last, self.tick_s)
 
 
 def _off(window: Found, key: str, bound: float) -> Found:
-    """What joules of a window are off by, relative to the true ones."""
+    """Error of a window's joules, relative to the true ones."""
     off_j, true_j = window[key] - window["true_j"], window["true_j"]
     return {"value": off_j / true_j, "error": window["true_error_j"] / true_j, "bound": bound}
 
 
 def _judged(offs: Sequence[Found]) -> Found:
-    """Windows of one length: how far they are off, and of those whose truth is well enough known the worst."""
+    """Summary of windows of one length: their errors, and the worst window whose truth is known well enough."""
     values = [off["value"] for off in offs]
     known = [off for off in offs if off["error"] <= FINE * off["bound"]]
     verdicts = [judge(**off) for off in known]
@@ -199,7 +199,7 @@ def _judged(offs: Sequence[Found]) -> Found:
 
 
 def bursts(readings: Readings, device: Mapping[str, Any], tick: Found) -> Found:
-    """How late the counter answers load steps, and what joules of a window between two of them are off by."""
+    """How late the counter follows load steps, and the errors of windows between two of them."""
     block = readings.blocks.get("bursts")
     log, reason = counted(block, device), why(readings, "bursts", device)
     if log is None or block is None or reason is not None or tick["tick_s"] is None:
@@ -231,7 +231,7 @@ def _lags(rows: Sequence[Found]) -> Found:
 def _burst(
     log: Counter, moves: Sequence[Move], trace: Replay, span: Span, rest_s: float, ramp_s: float, tick_s: float
 ) -> Found | None:
-    """One burst: the counter's lines at rest and under load meet when it answered; the latter's slope is the power."""
+    """One burst: the counter's lines at rest and under load cross when it responds; the second's slope is the power."""
     at_rest = log.slope(rest_s + (span.began_s - rest_s) / 2, span.began_s)
     loaded = log.slope((span.began_s + span.ended_s) / 2, span.ended_s)
     first = bisect.bisect_right(log.times_s, span.began_s) - 1
@@ -262,7 +262,7 @@ def _burst(
 
 
 def _shown_s(block: Block, power: Channel, every_s: float | None) -> float:
-    """How long the power takes from a tenth to nine tenths of a step, by its readings; infinite where none tell."""
+    """Time that power takes from a tenth to nine tenths of a step, from its readings; infinite if none show it."""
     rises_s = []
     for span in block.spans:
         known = power.numbers(span.began_s - SKIP_S, span.ended_s)
@@ -278,9 +278,9 @@ def _shown_s(block: Block, power: Channel, every_s: float | None) -> float:
 
 
 def _counted_s(block: Block, moves: Sequence[Move], tick_s: float) -> float:
-    """The same by the counter's moves: how many of them are neither at rest nor at full power, of which a step is one.
+    """The same time from the number of the counter's moves that are neither at rest nor at full power.
 
-    A mean of a second says nothing of it, moves do.
+    Averages over a second are too slow to show it, but moves show it.
     """
     nums = []
     for span in block.spans:

@@ -1,4 +1,4 @@
-"""A certificate as one page: verdicts first, then the charts and the numbers behind them."""
+"""Render a certificate as one page: verdicts first, then the charts and numbers behind them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from joulesweep.measure.certificate import FAILS, HOLDS, HOST, NOT_TRIED
 from joulesweep.report.markup import embedded, filled, vega
 from joulesweep.report.theme import COLOURS, INK, Chart, styled
 
-HEIGHT = 260  # of a chart, which is as wide as the page
-MOST_POINTS = 700  # of a line
+HEIGHT = 260  # pixels of a chart, which is as wide as the page
+MOST_POINTS = 700  # points of a line
 NUM_BURSTS = 3
 SIGNS = {HOLDS: "✓", FAILS: "✗", NOT_TRIED: "–"}
 FACTS = {
     "driver": "NVIDIA driver",
     "uuid": "UUID",
-    "instant": "tells power of the moment",
+    "instant": "reports instant power",
     "power_limit_mw": "power limit (mW)",
     "default_power_limit_mw": "default power limit (mW)",
     "power_limits_mw": "possible power limits (mW)",
@@ -43,7 +43,7 @@ def build(made: Mapping[str, Any], readings: Readings) -> str:
 
     Args:
         made: the certificate.
-        readings: the readings that it was made from.
+        readings: its raw readings.
 
     Returns:
         A self-contained HTML page.
@@ -179,7 +179,7 @@ def _latency(row: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _facts(made: Mapping[str, Any], readings: Readings) -> dict[str, str]:
-    """What the device is and how it was read, in words."""
+    """The device's properties and how it was read, in words."""
     of_board = ("driver", "instant") if made["device"] == HOST else ()
     facts = {
         word: _fact(made["identity"][key]) for key, word in FACTS.items() if key in made["identity"].keys() - of_board
@@ -212,7 +212,7 @@ def _block(row: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _charts(made: Mapping[str, Any], readings: Readings) -> dict[str, tuple[Chart, list[str]]]:
-    """The charts that say something, by name, with the notes below them."""
+    """The charts that have data, by name, with the notes below them."""
     charts = {
         "windows": _windows(made),
         "bursts": _bursts(readings),
@@ -223,7 +223,7 @@ def _charts(made: Mapping[str, Any], readings: Readings) -> dict[str, tuple[Char
 
 
 def _wide(chart: Chart, title: str, notes: list[str], height: int | alt.Step = HEIGHT) -> tuple[Chart, list[str]]:
-    """A chart as wide as the page, whose notes are the page's own: there they are not cut off."""
+    """A chart as wide as the page, with its notes apart: the page shows them in full."""
     fitted = chart.properties(
         width="container", height=height, autosize=alt.AutoSizeParams(type="fit-x", contains="padding")
     )
@@ -241,7 +241,7 @@ def _colour(names: Sequence[str], title: str | None = None) -> alt.Color:
 
 
 def _windows(made: Mapping[str, Any]) -> tuple[Chart, list[str]] | None:
-    """Error of windows against their length, with the bounds that it must be under."""
+    """Error of windows against their length, with its bounds."""
     bare, run, bound, run_bound = (
         "bare counter, worst",
         "a run's joules, worst",
@@ -356,7 +356,7 @@ def _checks(made: Mapping[str, Any]) -> tuple[Chart, list[str]] | None:
         base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q").title("Power × time ÷ counter"), x2="high:Q"),
         base.mark_point(filled=True, size=60, opacity=1).encode(x=x),
     )
-    notes = ["Shaded: the 10 % that a number may be contradicted by before it is doubtful. Bars: error of the ratio."]
+    notes = ["Shaded: deviations up to 10 %; beyond, a number is doubtful. Bars: error of the ratio."]
     return _wide(drawn, "Cross-check by load", notes, alt.Step(22))
 
 
@@ -399,7 +399,7 @@ def _numbers(block: Block, name: str) -> list[tuple[float, float]]:
 
 
 def _means(block: Block, readings: Readings) -> list[tuple[float, float]]:
-    """Mean power of each tenth of a second: by the readings, else by the counter's moves."""
+    """Mean power of each tenth of a second: from power readings, else from the counter's moves."""
     points = power_of(block, readings.header).numbers()
     if not points:
         log = counted(block, readings.header["devices"][0])

@@ -1,4 +1,4 @@
-"""What raw readings say of power: against the counter, at rest, after a load; and what metering takes."""
+"""Analyse raw power readings: against the counter, at rest and after a load; and the cost of metering."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from joulesweep.measure.window import reading
 LOADS = ("steady", *PERIODS_S)
 IDLE_S = 5.0  # measure.idle_s on a GPU
 COOLDOWN_S = 60.0  # measure.cooldown_s on a GPU
-WARMED_C, FLAT_C = 3 * settling.NEAR_C, 1.0  # a load warms a board by more, or says nothing of cooling; as it rests
+WARMED_C, FLAT_C = 3 * settling.NEAR_C, 1.0  # least warming by a load to judge cooling; most drift at rest
 
 
 def cross_checks(readings: Readings, device: Mapping[str, Any], no_counter: str | None, late_s: float) -> Found:
-    """Power readings against the counter under every load, and integrated power as a run would have it.
+    """Compare power readings with the counter under every load, and integrate power as a run would.
 
     Args:
-        readings: what was measured.
+        readings: the raw readings.
         device: a row of the header's `devices`.
         no_counter: why it has no counter, or None.
-        late_s: how late its counter may be, infinite where that is unknown.
+        late_s: how late its counter may be in seconds, infinite if unknown.
     """
     if device["kind"] != "gpu":
         reason = no_counter or "RAPL reports no power"
@@ -61,10 +61,13 @@ def cross_checks(readings: Readings, device: Mapping[str, Any], no_counter: str 
 
 
 def _checks(readings: Readings, block: Block, device: Mapping[str, Any], late_s: float) -> list[Found]:
-    """Instant and average power against the counter between its moves: ratio and error of each."""
+    """Ratios of instant and average power to the counter, between its moves, with their errors."""
     rows, log, span = [], counted(block, device), block.spans[0]
     begin_s, end_s = inside(span)
-    for kind, mean_s in (("instant", 0.0), ("average", verdict.AVERAGE_S)):  # whose first second is of what was before
+    for kind, mean_s in (
+        ("instant", 0.0),
+        ("average", verdict.AVERAGE_S),
+    ):  # the first second averages over earlier power
         every_s = update_s(readings, kind)
         slope = None if log is None or log.reset else log.slope(max(begin_s, span.began_s + mean_s), end_s)
         if slope is None or every_s is None or slope[0] <= 0:
@@ -74,7 +77,7 @@ def _checks(readings: Readings, block: Block, device: Mapping[str, Any], late_s:
         power_w, error_w = mean_w(points), mean_error_w(points, max(every_s, mean_s))
         if power_w is None or error_w is None:
             continue
-        if span.period_s is not None:  # of a turn that the span cuts, one that is late sees another part
+        if span.period_s is not None:  # at a turn that the span cuts, a late sensor sees another part
             shift_s = min(late_s + every_s + mean_s, span.period_s / 2)
             error_w += 2 * counter_w * shift_s / length_s
         ratio, error = power_w / counter_w, (error_w + counter_error_w) / counter_w
@@ -86,7 +89,7 @@ def _checks(readings: Readings, block: Block, device: Mapping[str, Any], late_s:
 
 
 def _worked(readings: Readings, block: Block) -> float | None:
-    """Share of the time in which the load worked, by what it did of what it does when steady."""
+    """Share of the time in which the load worked, from its rate relative to the steady load."""
     steady = readings.blocks.get("steady")
     rates = [
         tried.spans[0].num_products / (tried.spans[0].ended_s - tried.spans[0].began_s)
@@ -97,9 +100,9 @@ def _worked(readings: Readings, block: Block) -> float | None:
 
 
 def _integral(block: Block, header: Mapping[str, Any]) -> Found | None:
-    """Joules of a board that has no counter, by ten power readings a second, against all that were taken.
+    """Joules from ten power readings a second, as for a board without a counter, against those from all readings.
 
-    Both are of one sensor, so its own errors are in neither: those are for the cross-check.
+    Both come from the same sensor, so the comparison does not show the sensor's own errors; the cross-check does.
     """
     power, (begin_s, end_s) = power_of(block, header), inside(block.spans[0])
     points = power.numbers(begin_s, end_s)
@@ -124,7 +127,7 @@ def _integral(block: Block, header: Mapping[str, Any]) -> Found | None:
 
 
 def idle(readings: Readings) -> Found:
-    """Power at rest: before the load starts, with its context up, and after the load, with how long it took to fall."""
+    """Power at rest before the load starts, with its context up and after it; and the time that power took to fall."""
     rows: dict[str, Found | None] = {}
     device = readings.header["devices"][0]
     for name in ("idle", "context", "rest"):
@@ -153,22 +156,22 @@ def idle(readings: Readings) -> Found:
 
 
 def _lowest(*rows: Found | None) -> tuple[float | None, float | None]:
-    """The lowest mean power of some spans, with its error, as readings say, else as the counter does."""
+    """The lowest mean power of some spans, with its error."""
     return min(filter(None, (told_w(row) for row in rows if row)), default=(None, None))
 
 
 def told_w(rest: Found) -> tuple[float, float] | None:
-    """Mean power of a span with its error, by the first that tells both: power readings, the counter."""
+    """Mean power of a span with its error, from power readings, else from the counter; None if neither has both."""
     known = ((rest[f"{key}_w"], rest[f"{key}_error_w"]) for key in ("power", "counter"))
     return next((both for both in known if None not in both), None)
 
 
 def _rest_w(readings: Readings, block: Block, device: Mapping[str, Any], begin_s: float, end_s: float) -> Found:
-    """Mean power of a span at rest, by its readings and by the counter."""
+    """Mean power of a span at rest, from power readings and from the counter."""
     log, instant = counted(block, device), readings.header["identity"]["instant"]
     slope = None if log is None or log.reset else log.slope(begin_s, end_s)
     kind, mean_s = ("instant", 0.0) if instant else ("average", verdict.AVERAGE_S)
-    # A mean's first second is of what was before, as `verdict` has it.
+    # The first second of an average is skipped, as in `verdict`: it averages over earlier power.
     points = power_of(block, readings.header).numbers(
         begin_s + (mean_s if end_s - begin_s > 2 * mean_s else 0.0), end_s
     )
@@ -183,7 +186,7 @@ def _rest_w(readings: Readings, block: Block, device: Mapping[str, Any], begin_s
 
 
 def _until_rest_s(readings: Readings, rest_w: float | None) -> float | None:
-    """Seconds after the load until a second's mean power stays within 5 % of that at rest; None if it never does."""
+    """Seconds after the load until the mean power of a second stays within 5 % of rest; None if it never does."""
     block, steady = readings.blocks.get("rest"), readings.blocks.get("steady")
     if block is None or steady is None or not steady.spans or rest_w is None:
         return None
@@ -197,7 +200,7 @@ def _until_rest_s(readings: Readings, rest_w: float | None) -> float | None:
 
 
 def cooling(readings: Readings) -> Found:
-    """How the board cools after the load, and when the product's own rule calls it settled, and how warm it is then."""
+    """How the board cools after the load, when the rule of runs calls it settled, and its temperature then."""
     idle, rest, steady = (readings.blocks.get(name) for name in ("idle", "rest", "steady"))
     reason = why(readings, "idle") or why(readings, "steady") or why(readings, "rest")
     if idle is None or rest is None or steady is None or reason is not None:
@@ -206,7 +209,7 @@ def cooling(readings: Readings) -> Found:
     points = _points(rest, steady.spans[0].ended_s, power_of(rest, readings.header))
     degrees = [(at_s, c) for at_s, c, _ in points if c is not None]
     if not before or not degrees:
-        return {"reason": "the board tells no temperature"}
+        return {"reason": "the board reports no temperature"}
     before_c, loaded_c, ended_c = statistics.fmean(before), degrees[0][1], degrees[-1][1]
     if max(before) - min(before) > FLAT_C:
         reason = f"it was not at rest before the load: {min(before):g} to {max(before):g} °C"
@@ -225,7 +228,7 @@ def cooling(readings: Readings) -> Found:
 
 
 def _points(rest: Block, ended_s: float, power: Channel) -> list[settling.Point]:
-    """Readings of the rest as the wait for a board to settle takes them: (seconds, °C, W)."""
+    """Readings of the block `rest` in the form that the wait for a board to settle takes: (seconds, °C, W)."""
     degrees = rest.channels.get("temperature", Channel()).numbers()
     watts = power.numbers()
     times_s = [at_s for at_s, _ in watts]
@@ -237,7 +240,7 @@ def _points(rest: Block, ended_s: float, power: Channel) -> list[settling.Point]
 
 
 def _settled(points: Sequence[settling.Point], anchor_c: float | None) -> Found:
-    """When a wait that began with the rest would have ended, and at which temperature; None if it would not."""
+    """When a wait that began with the rest would have ended, and the temperature then; None if it would not."""
     begin_s = points[0][0]
     moved = [(at_s - begin_s, c, w) for at_s, c, w in points]
     for i in range(1, len(moved) + 1):
@@ -248,7 +251,7 @@ def _settled(points: Sequence[settling.Point], anchor_c: float | None) -> Found:
 
 
 def _tau_s(degrees: Sequence[tuple[float, float]], before_c: float) -> float | None:
-    """Time in which the board loses all but 1/e of its warmth; None where it was too little warmer to tell."""
+    """Time constant of the board's cooling, in seconds; None if it was too little warmer than at rest."""
     logs = [(at_s, math.log(c - before_c)) for at_s, c in degrees if c - before_c >= 2]
     if len(logs) < 5 or logs[0][1] - logs[-1][1] < 0.5:
         return None
@@ -257,7 +260,7 @@ def _tau_s(degrees: Sequence[tuple[float, float]], before_c: float) -> float | N
 
 
 def cost(readings: Readings) -> Found:
-    """What metering takes: CPU time of the trace and the meter's calls, and how much slower the work is."""
+    """Cost of metering: CPU time of the trace, time of the meter's calls, and slowdown of the work."""
     block, reason = readings.blocks.get("cost"), why(readings, "cost")
     if block is None or reason is not None:
         return {"reason": reason}
@@ -284,9 +287,9 @@ def cost(readings: Readings) -> Found:
 
 
 def disturbances(readings: Readings) -> list[Found]:
-    """What else was at work on a board, and what held its clocks down: {block, says}."""
+    """Other processes on a board, and reasons for lowered clocks, by block: {block, says}."""
     pids = {name: set().union(*_lists(block, "processes")) for name, block in readings.blocks.items()}
-    # A container's own number of the load is not the driver's.
+    # Do not compare with the load's own process id: in a container it differs from the driver's.
     came = pids.get("context", set()) - pids.get("idle", set())
     load = set(sorted(came & pids.get("steady", came))[:1])
     rows = []

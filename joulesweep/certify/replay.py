@@ -1,7 +1,7 @@
-"""A certificate's raw readings as a run would have seen them, and what they say of the truth.
+"""Replay a certificate's raw readings as a run would have seen them, and compare the result with the truth.
 
-The truth that windows are compared with is the counter itself, on the lines between its moves: when it moves, it has
-counted all that was drawn until then. How right its scale is, only the board's power readings can tell.
+The truth is the counter itself, interpolated between its moves: when it moves, it has counted all energy drawn so far.
+Only the board's power readings can show whether the counter's scale is right.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from joulesweep.measure import counter, verdict
 from joulesweep.measure.trace import MAX_ZONE_W, PERIOD_S, Series, Trace
 from joulesweep.measure.window import reading
 
-SKIP_S, SKIP = 1.0, 0.25  # a load's first second, or quarter where that is shorter, is not steady yet
-STOOD = 10  # so many ticks without a move, and a counter stands still
-FEW = 3  # readings or moves that a mean or a line needs
-OWN = 4  # values, none of which repeats another, that the error of a mean needs
+SKIP_S, SKIP = 1.0, 0.25  # a load's first second, or first quarter if shorter, is not steady yet
+STOOD = 10  # a counter stands still after this many ticks without a move
+FEW = 3  # least number of readings or moves for a mean or a line
+OWN = 4  # least number of independent values for the error of a mean
 Found = dict[str, Any]
 
 
@@ -33,12 +33,12 @@ class Counter:
     """A counter's readings in one block.
 
     Attributes:
-        device: whose.
+        device: the device's name.
         kind: gpu, cpu or dram.
         times_s: when each reading began.
-        took_s: how long it took.
-        joules: what it said, no wrap in it.
-        falls: how often it fell.
+        took_s: how long each reading took.
+        joules: the values, without wraps.
+        falls: how often the counter fell.
     """
 
     device: str
@@ -50,11 +50,11 @@ class Counter:
 
     @property
     def reset(self) -> bool:
-        """Whether it fell."""
+        """Whether the counter fell."""
         return self.falls > 0
 
     def moves(self, begin_s: float = float("-inf"), end_s: float = float("inf")) -> list[Move]:
-        """Its moves between two times."""
+        """The counter's moves between two times."""
         return [
             Move(self.times_s[i - 1], self.times_s[i] + self.took_s[i], self.joules[i])
             for i in range(1, len(self.joules))
@@ -64,7 +64,7 @@ class Counter:
     def slope(self, begin_s: float, end_s: float) -> tuple[float, float, Move, Move] | None:
         """Watts between the first and the last move in a span, with their error and these moves.
 
-        Where it stands still at the end, that is part of the span.
+        A standstill at the end of the span counts as part of it.
         """
         moves = self.moves(begin_s, end_s)
         if len(moves) < 2:
@@ -78,7 +78,7 @@ class Counter:
 
 @dataclass(frozen=True)
 class Move:
-    """A move of a counter: between which times, and to what. Then it has counted all that was drawn until then."""
+    """A move of a counter: the times between which it moved, and its new value."""
 
     low_s: float
     high_s: float
@@ -91,12 +91,12 @@ class Move:
 
     @property
     def error_s(self) -> float:
-        """How far it may be from there."""
+        """Half the time between them."""
         return (self.high_s - self.low_s) / 2
 
 
 def counted(block: Block | None, device: Mapping[str, Any]) -> Counter | None:
-    """A device's counter in a block; None where it was not read.
+    """A device's counter in a block; None if it was not read.
 
     Args:
         block: the block.
@@ -124,12 +124,12 @@ def counted(block: Block | None, device: Mapping[str, Any]) -> Counter | None:
 
 
 def inside(span: Span) -> tuple[float, float]:
-    """The part of a time under load in which it is steady."""
+    """The steady part of a time under load: (begin, end)."""
     return span.began_s + min(SKIP_S, SKIP * (span.ended_s - span.began_s)), span.ended_s
 
 
 def why(readings: Readings, name: str, device: Mapping[str, Any] | None = None) -> str | None:
-    """Why a block says nothing, of a device's counter where one is given; None if it says something."""
+    """Reason why a block, or a device's counter in it, has no usable readings; None if it has."""
     block = readings.blocks.get(name)
     if block is None:
         return "the measuring ended before"
@@ -142,13 +142,13 @@ def why(readings: Readings, name: str, device: Mapping[str, Any] | None = None) 
 
 
 class Replay(Trace):
-    """What a run's trace would have seen of a block: readings at random moments, ten a second.
+    """The trace that a run would have recorded of a block: readings at random moments, ten per second.
 
     Args:
         log: the counter; None: there is none.
         power: the board's power readings, empty if there are none.
-        instant: whether they are of the moment.
-        seed: of the moments.
+        instant: whether they are instantaneous.
+        seed: seed of the random moments.
     """
 
     def __init__(self, log: Counter | None, device: str, power: Channel, instant: bool, seed: int) -> None:
@@ -169,7 +169,7 @@ class Replay(Trace):
         self.series = {device: series}
 
     def is_instant(self, device: str) -> bool:
-        """Whether power is of the moment."""
+        """Whether power readings are instantaneous."""
         return self.instant
 
 
@@ -178,7 +178,7 @@ def _number(value: Any) -> float | None:  # noqa: ANN401 - a reading
 
 
 def _interpolated(power: Channel, clock: Sequence[float]) -> list[float | None]:
-    """For each moment the newest power reading by then."""
+    """The newest power reading at each moment, or None."""
     known = power.numbers()
     times_s = [at_s for at_s, _ in known]
     places = (bisect.bisect_right(times_s, at_s) - 1 for at_s in clock)
@@ -191,15 +191,15 @@ def power_of(block: Block, header: Mapping[str, Any]) -> Channel:
 
 
 def measured(log: Counter, moves: Sequence[Move], trace: Replay, first: int, last: int, tick_s: float) -> Found:
-    """A window from one reading of a counter to another, as a run would judge it.
+    """Energy of a window between two readings of a counter, as a run would report it, and in truth.
 
     Args:
         log: the counter.
         moves: its moves.
-        trace: what the run would have seen.
-        first: the reading at the begin.
-        last: that at the end.
-        tick_s: what the run knows of the tick.
+        trace: the trace that the run would have recorded.
+        first: index of the reading at the begin.
+        last: index of the reading at the end.
+        tick_s: the counter's tick, as the run knows it.
     """
     begin_s, end_s = log.times_s[first] + log.took_s[first], log.times_s[last]
     bare_j = log.joules[last] - log.joules[first]
@@ -224,7 +224,7 @@ def measured(log: Counter, moves: Sequence[Move], trace: Replay, first: int, las
 
 
 def _corner(moves: Sequence[Move], at_s: float) -> tuple[float, float]:
-    """Joules by a moment, on the line between the moves around it, with their error."""
+    """Joules at a moment, interpolated between the moves around it, with their error."""
     after = min(max(1, bisect.bisect_left(moves, at_s, key=lambda move: move.at_s)), len(moves) - 1)
     low, high = moves[after - 1], moves[after]
     power_w = (high.joules - low.joules) / max(high.at_s - low.at_s, 1e-9)
@@ -232,7 +232,7 @@ def _corner(moves: Sequence[Move], at_s: float) -> tuple[float, float]:
 
 
 def mean_w(points: Sequence[tuple[float, float]]) -> float | None:
-    """Mean over time of power readings, or None of fewer than three."""
+    """Mean over time of power readings; None for fewer than three."""
     if len(points) < FEW:
         return None
     area_j = sum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in itertools.pairwise(points))
@@ -240,7 +240,7 @@ def mean_w(points: Sequence[tuple[float, float]]) -> float | None:
 
 
 def joined(readings: Readings, name: str) -> Block:
-    """All readings of a channel, from whichever block."""
+    """All readings of a channel, from all blocks, as one block."""
     whole = Channel()
     for channel in (block.channels[name] for block in readings.blocks.values() if name in block.channels):
         whole.times_s += channel.times_s
@@ -250,7 +250,7 @@ def joined(readings: Readings, name: str) -> Block:
 
 
 def update_s(readings: Readings, kind: str) -> float | None:
-    """How often a power sensor has a new value, at rest and under steady load; None where that was not seen."""
+    """Median time between new values of a power sensor, at rest and under steady load; None if too few were seen."""
     gaps_s: list[float] = []
     for block in (readings.blocks.get(name) for name in ("idle", "context", "steady", "rest")):
         known = block.channels.get(kind, Channel()).numbers() if block else []
@@ -260,14 +260,14 @@ def update_s(readings: Readings, kind: str) -> float | None:
 
 
 def mean_error_w(points: Sequence[tuple[float, float]], apart_s: float | None) -> float | None:
-    """Error of the mean of power readings, of which those that only repeat one say nothing.
+    """Error of the mean of power readings, of which only independent ones count.
 
     Args:
         points: (time, watts).
-        apart_s: how often the sensor has a new value that depends on none before; None: unknown.
+        apart_s: seconds between independent values of the sensor; None: unknown.
 
     Returns:
-        Watts; None of fewer than `OWN` values.
+        Watts; None for fewer than `OWN` independent values.
     """
     kept: list[tuple[float, float]] = []
     for at_s, watts in points if apart_s is not None else ():

@@ -1,9 +1,8 @@
-"""Digests of code: what makes a finished run, a table or a report stale.
+"""Digests of code, which decide whether a finished run, a table or a report is stale.
 
-A digest covers the definitions that something uses, from where it begins and on through the package (see
-`definitions`): not their names or files, so moving and renaming them makes nothing stale. What counts for no run
-although runs use it says so beside it, with the reason. `python -m joulesweep.plan.staleness` lists what a run's digest
-covers, and what it leaves out.
+A digest covers every definition that an entry point uses, directly or not (see `definitions`), but not their names or
+files: moving and renaming them makes nothing stale. A definition that runs use but that changes no number has a comment
+that says so, with the reason. `python -m joulesweep.plan.staleness` lists what a run's digest covers and leaves out.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ from joulesweep.core.spec import RunSpec
 from joulesweep.plan import definitions
 from joulesweep.plan.definitions import Definition
 
-#: Tables of which only the run's own row counts: the spec's field that names it.
+#: Tables where only the run's own row counts, each with the field of the spec that names the row.
 TABLES = {"ENGINES": "engine", "PRECISIONS": "precision", "STRATEGIES": "strategy"}
-#: Where a run begins: in its parent. The processes that this one starts are found from there.
+#: Entry point of a run: its parent process, which leads to the processes that it starts.
 RUN = ("joulesweep.launch.launcher", "launch")
 
 
@@ -40,12 +39,12 @@ def run_parts(method: str, rows: dict[str, str]) -> dict[Definition, str]:
 
     Args:
         method: the run's.
-        rows: of each of `TABLES` the run's own.
+        rows: the run's own row of each table of `TABLES`.
     """
     method_file, roots = methods.path(method), [definitions.named(*RUN)]
     files: list[Path] = []
     new = [method_file]
-    while new:  # of a method that another one builds on, all counts: its parameters are found by its name
+    while new:  # if a method builds on another, all of that file counts: its parameters are looked up by name
         files += new
         roots += [definition for path in new for definition in definitions.all_of(path)]
         parts = _closure(roots, rows, is_run=True)
@@ -60,23 +59,23 @@ def run_parts(method: str, rows: dict[str, str]) -> dict[Definition, str]:
 
 @functools.cache
 def code_digest(module: str, name: str = "main", *plugins: Path) -> str:
-    """Digest of all the code that a function of a module uses, and of the numbers and templates that it reads.
+    """Digest of the code that a function uses, and of the tables of numbers and templates that it reads.
 
     Args:
-        module: dotted.
-        name: of the function.
-        plugins: files that it finds by name; of those all counts.
+        module: its dotted name.
+        name: name of the function.
+        plugins: files that it looks up by name; all of their definitions count.
     """
     plugin_definitions = [definition for path in plugins for definition in definitions.all_of(path)]
     return _hash(_closure([definitions.named(module, name), *plugin_definitions], {}, is_run=False))
 
 
 def _closure(roots: Sequence[Definition], rows: dict[str, str], is_run: bool) -> dict[Definition, str]:
-    """Everything that some definitions use, in the order in which it is met, with the numbers of what each one uses."""
+    """All definitions that the roots use, in order of discovery, each with its text and the numbers of those used."""
     numbers = {definition: i for i, definition in enumerate(dict.fromkeys(roots))}
     parts: dict[Definition, str] = {}
     files: set[Path] = set()
-    for definition in (waiting := list(numbers)):  # grows meanwhile
+    for definition in (waiting := list(numbers)):  # the list grows during the loop
         if is_run and definitions.exemption(definition) is not None:
             parts[definition] = "exempt"
             continue
@@ -91,7 +90,7 @@ def _closure(roots: Sequence[Definition], rows: dict[str, str], is_run: bool) ->
 
 
 def _read(strings: Sequence[str]) -> set[Path]:
-    """Our files that are named among some strings: tables of numbers, and all templates where one is."""
+    """Files of ours that some strings name: tables of numbers, and all templates if one is named."""
     named = {name for name in strings if name.endswith(".csv")}
     tables = {
         path
@@ -109,7 +108,7 @@ def _hash(parts: dict[Definition, str]) -> str:
 
 
 def main() -> None:
-    """Print what counts for a plain run, and what does not, with the reason."""
+    """Print which definitions count for a plain run, and which do not, with the reason."""
     parts = run_parts("full", {"ENGINES": "eager", "PRECISIONS": "fp32", "STRATEGIES": "single"})
     for definition in sorted(parts, key=lambda definition: (definition.path, definition.name)):
         reason = definitions.exemption(definition)

