@@ -32,17 +32,17 @@ def main() -> None:
     print("| lr | precision | validation loss | minus fp32's |\n|---|---|---:|---:|")
     for lr in args.lrs:
         losses = {name: [loss(args, lr, name, seed) for seed in range(1, args.seeds + 1)] for name in PRECISIONS}
-        for name, found in losses.items():
-            more = mean_interval([one - exact for one, exact in zip(found, losses["fp32"], strict=True)])
-            said = "" if name == "fp32" else f"{more.mean:+.4f} [{more.low:+.4f}, {more.high:+.4f}]"
-            print(f"| {lr:g} | {name} | {mean_interval(found).mean:.4f} | {said} |", flush=True)
+        for name, values in losses.items():
+            more = mean_interval([value - exact for value, exact in zip(values, losses["fp32"], strict=True)])
+            difference = "" if name == "fp32" else f"{more.mean:+.4f} [{more.low:+.4f}, {more.high:+.4f}]"
+            print(f"| {lr:g} | {name} | {mean_interval(values).mean:.4f} | {difference} |", flush=True)
 
 
 def loss(args: argparse.Namespace, lr: float, precision: str, seed: int) -> float:
     """Validation loss after the last epoch."""
-    given = {"batch_size": 32, "precision": precision, "epochs": args.epochs, "max_steps": None, "lr": lr}
+    settings = {"batch_size": 32, "precision": precision, "epochs": args.epochs, "max_steps": None, "lr": lr}
     assets = prepare("tiny", args.data, args.assets)
-    spec = base_spec(argparse.Namespace(model="tiny", **given), assets, "cpu")
+    spec = base_spec(argparse.Namespace(model="tiny", **settings), assets, "cpu")
     spec = from_mapping({**full(spec), **PACKED, "repeat": seed, "idle_s": 0.0})
     with tempfile.TemporaryDirectory() as folder:
         outcome = train(spec, assets.model_folder, assets.tokens, Path(folder))

@@ -43,8 +43,8 @@ def main() -> None:
         for batching in ("dynamic", "packed"):
             print(f"{batching:15}", *(f"{1e3 * collation_s(corpus, batching, size):8.3f}" for size in SIZES))
         for size in SIZES[:2] if pairs else ():
-            found = [compared(Path(folder) / "model", tokens, size) for _ in range(pairs)]
-            seconds, cpu = (statistics.median(values) for values in zip(*found, strict=True))
+            ratios = [compared(Path(folder) / "model", tokens, size) for _ in range(pairs)]
+            seconds, cpu = (statistics.median(values) for values in zip(*ratios, strict=True))
             print(f"batch {size}: ahead takes {seconds:.3f} × the seconds and {cpu:.3f} × the CPU-seconds of in line")
 
 
@@ -63,13 +63,13 @@ def token_file(path: Path) -> Path:
 def collation_s(corpus: Corpus, batching: str, size: int) -> float:
     """CPU-seconds of collating a step, with masks drawn beforehand."""
     layout = data.Layout(batching=batching, size=size, micro=None, max_length=64, head="masked")
-    masked, found = labels.mask(corpus, 0.15, 1, 1), []
+    masked, step_times_s = labels.mask(corpus, 0.15, 1, 1), []
     for epoch in range(5):
         texts = labels.order(torch.arange(NUM_TEXTS), 1, epoch)
         began_s = time.process_time()
         num_steps = sum(1 for _ in data.steps(corpus, masked, texts, layout))
-        found.append((time.process_time() - began_s) / num_steps)
-    return min(found)
+        step_times_s.append((time.process_time() - began_s) / num_steps)
+    return min(step_times_s)
 
 
 def compared(folder: Path, tokens: Path, size: int) -> tuple[float, float]:
@@ -83,11 +83,11 @@ def compared(folder: Path, tokens: Path, size: int) -> tuple[float, float]:
 
 def trained_s(folder: Path, tokens: Path, size: int, is_ahead: bool) -> tuple[float, float]:
     """Seconds and CPU-seconds of some training steps."""
-    given = {"model": "bert", "model_source": {"source": {"local": "bert"}}, "dataset": "texts", "repeat": 1}
-    given |= {"dataset_source": {"source": {"local": "texts.txt"}, "format": "text"}, "accelerator": "cpu"}
-    given |= {"batch_size": size, "lr": 1e-4, "max_steps": 12_800 // size, "batching": "packed"}
+    fields = {"model": "bert", "model_source": {"source": {"local": "bert"}}, "dataset": "texts", "repeat": 1}
+    fields |= {"dataset_source": {"source": {"local": "texts.txt"}, "format": "text"}, "accelerator": "cpu"}
+    fields |= {"batch_size": size, "lr": 1e-4, "max_steps": 12_800 // size, "batching": "packed"}
     place = Place(device=torch.device("cpu"), rank=0, world=1, local_rank=0)
-    trainer = assemble(from_mapping({**given, "max_length": 64}), folder, tokens, place)
+    trainer = assemble(from_mapping({**fields, "max_length": 64}), folder, tokens, place)
     if is_ahead:
         trainer.steps = lambda: made_ahead(trainer)  # type: ignore[method-assign]
     began_s, began_cpu_s = time.monotonic(), time.process_time()

@@ -212,8 +212,8 @@ def small_spec(model: str, accelerator: str, **changes: Any) -> RunSpec:  # noqa
 def measured_spec(model: str, accelerator: str, **changes: Any) -> RunSpec:  # noqa: ANN401 - fields
     """Spec of a measured run with few validation texts, as only its window matters."""
     length = {} if "max_steps" in changes else pass_length(model, accelerator, **changes)
-    given = {"lr": 1e-4, "max_length": 64, "min_seconds": SCALES[accelerator].window_s, **length, **changes}
-    return _spec(model, accelerator, given)
+    fields = {"lr": 1e-4, "max_length": 64, "min_seconds": SCALES[accelerator].window_s, **length, **changes}
+    return _spec(model, accelerator, fields)
 
 
 def pass_length(
@@ -282,14 +282,14 @@ class Job:
     @classmethod
     def read(cls, path: Path) -> Job:
         """Read a job file."""
-        given = json.loads(path.read_text(encoding="utf-8"))
-        folders = {name: Path(given[name]) for name in ("out", "scratch")}
-        return cls(**{**given, **folders, "pack": Pack(Path(given["pack"]))})
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        folders = {name: Path(fields[name]) for name in ("out", "scratch")}
+        return cls(**{**fields, **folders, "pack": Pack(Path(fields["pack"]))})
 
     def write(self, path: Path) -> None:
         """Write a job file."""
-        given = {**vars(self), "pack": str(self.pack.root), "out": str(self.out), "scratch": str(self.scratch)}
-        path.write_text(json.dumps(given), encoding="utf-8")
+        fields = {**vars(self), "pack": str(self.pack.root), "out": str(self.out), "scratch": str(self.scratch)}
+        path.write_text(json.dumps(fields), encoding="utf-8")
 
     @property
     def scale(self) -> Scale:
@@ -301,17 +301,17 @@ class Job:
         """Seconds until the process is ended."""
         return self.until_s - time.monotonic()
 
-    def answer(self, piece: str, status: str, **found: Any) -> None:  # noqa: ANN401 - numbers
+    def answer(self, piece: str, status: str, **numbers: Any) -> None:  # noqa: ANN401 - numbers
         """Write a result to the results' file."""
-        append(self.out / RESULTS, {"item": self.item, "piece": piece, "status": status, **found})
+        append(self.out / RESULTS, {"item": self.item, "piece": piece, "status": status, **numbers})
 
 
 def finite(value: Any) -> Any:  # noqa: ANN401 - whatever JSON holds
     """A value with null for every number that JSON cannot represent."""
     if isinstance(value, Mapping):
-        return {key: finite(one) for key, one in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [finite(one) for one in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

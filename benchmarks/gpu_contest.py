@@ -78,8 +78,8 @@ def _own_output() -> IO[str]:
     return answers
 
 
-def _say(answers: IO[str], found: dict[str, Any]) -> None:
-    answers.write(json.dumps(found) + "\n")
+def _say(answers: IO[str], answer: dict[str, Any]) -> None:
+    answers.write(json.dumps(answer) + "\n")
     answers.flush()
 
 

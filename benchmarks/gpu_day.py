@@ -187,10 +187,10 @@ def carry_out_item(item: Item, day: Day, until_s: float) -> None:
 
 def _lanes(item: Item, day: Day, pieces: Iterable[Piece]) -> list[list[Piece]]:
     """The pieces by lane; with room for one process only, a single lane, because starting costs more than the work."""
-    found: dict[str, list[Piece]] = {}
+    lanes: dict[str, list[Piece]] = {}
     for piece in pieces:
-        found.setdefault(item.lane(piece) if day.num_lanes > 1 else "", []).append(piece)
-    return list(found.values())
+        lanes.setdefault(item.lane(piece) if day.num_lanes > 1 else "", []).append(piece)
+    return list(lanes.values())
 
 
 def tend(lane: Lane, item: Item, day: Day, until_s: float, answers: Answers) -> None:
@@ -234,7 +234,7 @@ class Answers:
     def __init__(self, path: Path, letter: str) -> None:
         self.path, self.letter = path, letter
         self.read = path.stat().st_size if path.exists() else 0
-        self.found: dict[str, str] = {}
+        self.statuses: dict[str, str] = {}
 
     def take(self, lanes: Iterable[Lane]) -> bool:
         """Read new answers and remove their pieces from the lanes. Returns whether there were any for these lanes."""
@@ -246,10 +246,10 @@ class Answers:
             self.read += len(new)
             for row in whole(new):
                 if row["item"] == self.letter and row["piece"]:
-                    self.found[row["piece"]] = row["status"]
+                    self.statuses[row["piece"]] = row["status"]
         any_new = False
         for lane in lanes:
-            left = [piece for piece in lane.left if piece["piece"] not in self.found]
+            left = [piece for piece in lane.left if piece["piece"] not in self.statuses]
             any_new |= len(left) < len(lane.left)
             lane.left = left
         return any_new
@@ -257,7 +257,7 @@ class Answers:
     def counted(self) -> dict[str, int]:
         """Number of answers by status."""
         self.take([])
-        return {status: list(self.found.values()).count(status) for status in (OK, NOT_TRIED, FAILED)}
+        return {status: list(self.statuses.values()).count(status) for status in (OK, NOT_TRIED, FAILED)}
 
 
 def _end(reader: subprocess.Popen[bytes]) -> None:
@@ -281,15 +281,15 @@ def unpack(wheels: Path, site: Path) -> list[str]:
     from packaging.utils import parse_wheel_filename
     from packaging.version import Version
 
-    found = []
+    unpacked = []
     for path in sorted(wheels.glob("*.whl")):
         name, version, *_ = parse_wheel_filename(path.name)
         installed = machine.version(name)
         if installed is None or Version(installed) < version:
             with ZipFile(path) as wheel:
                 wheel.extractall(site)
-            found.append(name)
-    return found
+            unpacked.append(name)
+    return unpacked
 
 
 def prepared(args: argparse.Namespace, scratch: Path) -> Day:

@@ -71,7 +71,7 @@ def main() -> NoReturn:
             continue
         began_s = time.monotonic()
         try:
-            found = PIECES[piece["do"]](job, piece)
+            numbers = PIECES[piece["do"]](job, piece)
         except Exception as error:
             status, reason = judged(error)
             job.answer(name, status, reason=reason, took_s=time.monotonic() - began_s)
@@ -80,7 +80,7 @@ def main() -> NoReturn:
             traceback.print_exc()
             sys.stderr.flush()
             os._exit(AFTER_FAILURE)
-        job.answer(name, OK, **{key: value for key, value in piece.items() if key not in ("piece", "do")}, **found)
+        job.answer(name, OK, **{key: value for key, value in piece.items() if key not in ("piece", "do")}, **numbers)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)  # what a process group or a compiler does at the end is of no interest
@@ -137,8 +137,8 @@ def nvml_facts(board: Mapping[str, Any]) -> dict[str, Any]:
     }
     facts = {name: None if handle is None else devices.ask(function, handle) for name, function in asked.items()}
     facts["num_processes"] = None
-    if handle is not None and (found := devices.ask("nvmlDeviceGetComputeRunningProcesses", handle)) is not None:
-        facts["num_processes"] = len(found)
+    if handle is not None and (processes := devices.ask("nvmlDeviceGetComputeRunningProcesses", handle)) is not None:
+        facts["num_processes"] = len(processes)
     return {**board, **facts}
 
 
@@ -151,7 +151,7 @@ def losses(job: Job, piece: Piece) -> dict[str, Any]:
         raise NotTried(f"the pack has no losses of {piece['model']} with batching {spec.batching}")
     skipped = outcome.num_skipped_steps
     alike = 1 if skipped else len(expected)  # after a step that loss scaling left out, the rest are other steps
-    apart = max(abs(found / other - 1) for found, other in list(zip(outcome.losses, expected, strict=True))[:alike])
+    apart = max(abs(loss / other - 1) for loss, other in list(zip(outcome.losses, expected, strict=True))[:alike])
     allowed = allowed_apart(spec.precision)
     return {"losses": outcome.losses, "apart": apart, "allowed": allowed, "agrees": apart <= allowed} | {
         "num_skipped_steps": skipped,
@@ -174,9 +174,9 @@ def dropout(job: Job, piece: Piece) -> dict[str, Any]:
     spec = small_spec("gpt2-dropout", job.accelerator, **same, **piece["spec"])
     first, again = (_train(job, spec).losses for _ in range(2))
     spread = (max(first) - min(first)) / min(first)
-    apart = max(abs(found / other - 1) for found, other in zip(again, first, strict=True))
-    found = {"losses": first, "spread": spread, "repeated_apart": apart}
-    return {**found, "agrees": spread > DRAWN and apart <= SAME}
+    apart = max(abs(loss / other - 1) for loss, other in zip(again, first, strict=True))
+    numbers = {"losses": first, "spread": spread, "repeated_apart": apart}
+    return {**numbers, "agrees": spread > DRAWN and apart <= SAME}
 
 
 def speed(job: Job, piece: Piece) -> dict[str, Any]:
@@ -230,16 +230,16 @@ def partial(job: Job, piece: Piece) -> dict[str, Any]:
         trainer.selector = choosing.selector(trainer)
     except ValueError as error:
         raise NotTried(str(error)) from None
-    found = compared(trainer, job.scale.num_steps)
+    numbers = compared(trainer, job.scale.num_steps)
     boards = measured_boards(spec, [_board(board) for board in job.boards], trainer.place)
     meter = Meter(boards, host=True, synchronize=trainer.place.synchronize)
-    given = list(itertools.islice(trainer.batches(1), job.scale.num_steps))
-    train_only(trainer, set(found["chosen"]))
-    found["chosen"] = _window(job, trainer, meter, given)
+    batches = list(itertools.islice(trainer.batches(1), job.scale.num_steps))
+    train_only(trainer, set(numbers["chosen"]))
+    numbers["chosen"] = _window(job, trainer, meter, batches)
     train_only(trainer, set(trainer.selector.cost.names))  # type: ignore[union-attr]
     if spec.model not in _FULL:
-        _FULL[spec.model] = _window(job, trainer, meter, given)
-    return {**found, "full": _FULL[spec.model]}
+        _FULL[spec.model] = _window(job, trainer, meter, batches)
+    return {**numbers, "full": _FULL[spec.model]}
 
 
 def _kept_trainer(job: Job, spec: RunSpec) -> Any:  # noqa: ANN401 - a Trainer
@@ -260,13 +260,13 @@ _TRAINERS: dict[str, Any] = {}
 _FULL: dict[str, dict[str, Any]] = {}  # the window of full training, by model
 
 
-def _window(job: Job, trainer: Any, meter: Any, given: Sequence[Any]) -> dict[str, Any]:  # noqa: ANN401
+def _window(job: Job, trainer: Any, meter: Any, steps: Sequence[Any]) -> dict[str, Any]:  # noqa: ANN401
     """Repeat steps without learning for the shortest window; return their number and the meter's readings."""
     from joulesweep.train import loop
 
     num_steps = 0
     with meter.window():
-        for batches, num_predicted in itertools.cycle(given):
+        for batches, num_predicted in itertools.cycle(steps):
             loop._step(trainer, batches, num_predicted, 0.0)
             num_steps += 1
             if num_steps % LOOK_STEPS == 0:
@@ -296,26 +296,31 @@ def profile(job: Job, piece: Piece) -> dict[str, Any]:
     loop._warm_up(trainer, memory.Peaks(place.device, 1))
     trainer.core.train()
     with contextlib.closing(trainer.steps()) as steps:  # pinned, as in a training
-        given = list(itertools.islice(steps, PROFILED))
+        profiled_steps = list(itertools.islice(steps, PROFILED))
     kinds = [torch.profiler.ProfilerActivity.CPU]
     kinds += [torch.profiler.ProfilerActivity.CUDA] if place.device.type == "cuda" else []
-    seconds = min(_steps_s(trainer, given) for _ in range(2))  # before the profiler, which slows launches down
+    seconds = min(_steps_s(trainer, profiled_steps) for _ in range(2))  # before the profiler, which slows launches down
     with torch.profiler.profile(activities=kinds) as profiler:
-        profiled_s = _steps_s(trainer, given)
+        profiled_s = _steps_s(trainer, profiled_steps)
     path = job.scratch / "profile.json"
     profiler.export_chrome_trace(str(path))
     events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
     path.unlink()
-    return {"num_steps": len(given), "seconds": seconds, "profiled_s": profiled_s, **summed_up(events, seconds)}
+    return {
+        "num_steps": len(profiled_steps),
+        "seconds": seconds,
+        "profiled_s": profiled_s,
+        **summed_up(events, seconds),
+    }
 
 
-def _steps_s(trainer: Any, given: Sequence[Any]) -> float:  # noqa: ANN401 - a Trainer
+def _steps_s(trainer: Any, steps: Sequence[Any]) -> float:  # noqa: ANN401 - a Trainer
     """Seconds of some steps without learning."""
     from joulesweep.train import loop
 
     trainer.place.synchronize()
     began_s = time.monotonic()
-    for batches, num_predicted in given:
+    for batches, num_predicted in steps:
         loop._step(trainer, batches, num_predicted, 0.0)
     trainer.place.synchronize()
     return time.monotonic() - began_s
@@ -337,7 +342,7 @@ def summed_up(events: Sequence[Mapping[str, Any]], seconds: float, most: int = 1
     whole = [event for event in events if event.get("ph") == "X"]
     work = sorted((e for e in whole if e.get("cat") in DEVICE_WORK), key=lambda e: float(e["ts"]))
     runtime = [event for event in whole if event.get("cat") in ("cuda_runtime", "cuda_driver")]
-    found: dict[str, Any] = {
+    summary: dict[str, Any] = {
         "device": None,
         "waits": _by_name([event for event in runtime if event["name"] in WAITS], most),
         "num_launches": sum("Launch" in event["name"] for event in runtime),
@@ -345,7 +350,7 @@ def summed_up(events: Sequence[Mapping[str, Any]], seconds: float, most: int = 1
     }
     if work:
         busy_us, span_us = _covered(work)
-        found["device"] = {
+        summary["device"] = {
             "num_kernels": sum(event["cat"] == "kernel" for event in work),
             "num_copies": sum(event["cat"] == "gpu_memcpy" for event in work),
             "busy_s": busy_us / 1e6,
@@ -353,15 +358,15 @@ def summed_up(events: Sequence[Mapping[str, Any]], seconds: float, most: int = 1
             "idle_share": max(0.0, 1 - busy_us / 1e6 / seconds),
             "kernels": _by_name([event for event in work if event["cat"] == "kernel"], most),
         }
-    return found
+    return summary
 
 
 def _by_name(events: Sequence[Mapping[str, Any]], most: int) -> list[dict[str, Any]]:
     """Number and total seconds of events by name, the longest first."""
-    found: dict[str, list[float]] = {}
+    durations: dict[str, list[float]] = {}
     for event in events:
-        found.setdefault(str(event["name"])[:120], []).append(float(event["dur"]))
-    table = [{"name": name, "number": len(times), "seconds": sum(times) / 1e6} for name, times in found.items()]
+        durations.setdefault(str(event["name"])[:120], []).append(float(event["dur"]))
+    table = [{"name": name, "number": len(times), "seconds": sum(times) / 1e6} for name, times in durations.items()]
     return sorted(table, key=lambda row: -row["seconds"])[:most]
 
 

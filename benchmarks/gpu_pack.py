@@ -131,8 +131,8 @@ def download(names: Iterable[str], folder: Path) -> None:
     command += ["--constraint", str(REPOSITORY / "constraints.txt"), "--dest", str(folder), *names]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        said = (done.stderr.strip().splitlines() or ["no word"])[-1]
-        raise UserError(f"wheels for Python {PYTHON}: {said}")
+        reason = (done.stderr.strip().splitlines() or ["no word"])[-1]
+        raise UserError(f"wheels for Python {PYTHON}: {reason}")
     missing = lacking(folder)
     if missing:
         raise UserError(f"wheels for Python {PYTHON}: nobody brings {', '.join(missing)}")
@@ -145,7 +145,7 @@ def lacking(folder: Path) -> list[str]:
 
     here = {parse_wheel_filename(path.name)[0] for path in folder.glob("*.whl")} | THERE | UNUSED
     about = {"python_version": PYTHON, "python_full_version": f"{PYTHON}.3", "extra": "", "sys_platform": "linux"}
-    wanted = set()
+    required = set()
     for path in folder.glob("*.whl"):
         with ZipFile(path) as wheel:
             (name,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
@@ -153,8 +153,8 @@ def lacking(folder: Path) -> list[str]:
         for line in metadata.get_all("Requires-Dist", []):
             requirement = Requirement(line)
             if requirement.marker is None or requirement.marker.evaluate(about):
-                wanted.add(canonicalize_name(requirement.name))
-    return sorted(wanted - here)
+                required.add(canonicalize_name(requirement.name))
+    return sorted(required - here)
 
 
 def write_assets(pack: Pack) -> None:
@@ -263,15 +263,15 @@ def references(pack: Pack) -> dict[str, dict[str, list[float]]]:
     from joulesweep.train import loop
     from joulesweep.train.trainer import Stop
 
-    found: dict[str, dict[str, list[float]]] = {}
+    losses: dict[str, dict[str, list[float]]] = {}
     for name, batching in itertools.product(COMPARED, ("fixed", "packed")):
         spec = gpu_common.small_spec(name, "cpu", batching=batching)
         try:
             outcome = loop.train(spec, pack.model(name), pack.tokens(spec.dataset), pack.root)
         except Stop:
             continue
-        found.setdefault(name, {})[batching] = outcome.losses
-    return found
+        losses.setdefault(name, {})[batching] = outcome.losses
+    return losses
 
 
 if __name__ == "__main__":

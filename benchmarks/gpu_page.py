@@ -110,7 +110,7 @@ def _machine(results: Results) -> str:
         return "Not answered."
     place, pack = machine["environment"], machine["pack"]
     changes = " with changes" if pack["git_dirty"] else ""
-    versions = ", ".join(f"{name} {found}" for name, found in place["versions"].items() if found)
+    versions = ", ".join(f"{name} {version}" for name, version in place["versions"].items() if version)
     lines = [
         *(
             f"- {gpu['name']}, {(gpu['memory_bytes'] or 0) / 2**30:.0f} GiB, driver {place['driver']}"
@@ -149,7 +149,7 @@ def _losses(results: Results) -> str:
         (precision,) = [word for word in row["piece"].split() if word in PRECISIONS] or [""]
         ways.setdefault(" ".join(words), {})[precision] = _agreement(row, reasons)
     header = ("way", *PRECISIONS, "else")
-    cells = ((way, *(found.get(name, "") for name in (*PRECISIONS, ""))) for way, found in ways.items())
+    cells = ((way, *(agreements.get(name, "") for name in (*PRECISIONS, ""))) for way, agreements in ways.items())
     return reasons.below(table(header, cells))
 
 

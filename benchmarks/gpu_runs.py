@@ -76,13 +76,13 @@ def certify(job: Job, piece: Piece) -> dict[str, Any]:
 
 def collected(folder: Path, out: Path) -> dict[str, str]:
     """Copy the newest certificate of a folder, its page and its raw readings. Returns new names by the old ones."""
-    found = {}
+    new_names = {}
     for ending, name in CERTIFICATE.items():
         paths = sorted(folder.rglob(f"*{ending}"), key=lambda path: path.stat().st_mtime_ns)
         if paths:
             shutil.copyfile(paths[-1], out / name)
-            found[paths[-1].name] = name
-    return found
+            new_names[paths[-1].name] = name
+    return new_names
 
 
 def run(job: Job, piece: Piece) -> dict[str, Any]:
@@ -101,10 +101,10 @@ def launch_one(job: Job, spec: RunSpec, folder: Path) -> dict[str, Any]:
     exclusive = "gpu" if job.accelerator == "cuda" else "none"
     paths = {"model_folder": job.pack.model(spec.model), "tokens": job.pack.tokens(spec.dataset)}
     log = folder / "run.log"
-    found = launcher.launch(
+    record = launcher.launch(
         spec, staleness.run_digest(spec), **paths, folder=folder, log=log, exclusive=exclusive, with_snakemake=False
     )
-    row: dict[str, Any] = as_json(found)
+    row: dict[str, Any] = as_json(record)
     return row
 
 
@@ -265,15 +265,15 @@ def contest(job: Job, piece: Piece) -> dict[str, Any]:
             first = turn % max(1, len(ready))
             for one in [*ready[first:], *ready[:first]]:
                 one.go(size)
-                found: list[dict[str, Any]] = []
-                _if_it_can(one, found, left_out, lambda one=one: one.told(job.left_s - SPARE_S), keep=True)
-                if not found:
+                answers: list[dict[str, Any]] = []
+                _if_it_can(one, answers, left_out, lambda one=one: one.told(job.left_s - SPARE_S), keep=True)
+                if not answers:
                     ready.remove(one)
                     continue
                 num_turns[one.name] += 1
                 about = {"contest": piece["piece"], "contestant": one.name, "turn": turn + 1, "batch_size": size}
                 name = f"{piece['piece']} batch {size} {one.name} {turn + 1}"
-                job.answer(name, OK, **about, precision=piece["precision"], **found[0])
+                job.answer(name, OK, **about, precision=piece["precision"], **answers[0])
             longest_s = max(longest_s, time.monotonic() - began_s)
     finally:
         for one in contestants:
@@ -293,7 +293,7 @@ def _contestant(job: Job, name: str, piece: Piece) -> Contestant:
     spec = specs[piece["sizes"][0]]
     folder = job.scratch / f"contest-{name}"
     folder.mkdir(exist_ok=True)
-    given = {
+    fields = {
         "name": name,
         "specs": {size: full(one) for size, one in specs.items()},
         "model_folder": str(job.pack.model(spec.model)),
@@ -303,7 +303,7 @@ def _contestant(job: Job, name: str, piece: Piece) -> Contestant:
         "folder": str(folder),
     }
     path = folder / "job.json"
-    path.write_text(json.dumps(given), encoding="utf-8")
+    path.write_text(json.dumps(fields), encoding="utf-8")
     return Contestant(job, name, path)
 
 
@@ -312,11 +312,11 @@ def warm_peer(job: Job, piece: Piece) -> dict[str, Any]:
     began_s = time.monotonic()
     one = _contestant(job, piece["contestant"], piece)
     try:
-        said = one.told(job.left_s)
+        answer = one.told(job.left_s)
     finally:
         one.end()
-    if "left_out" in said:
-        raise NotTried(said["left_out"])
+    if "left_out" in answer:
+        raise NotTried(answer["left_out"])
     return {"compile_s": time.monotonic() - began_s}
 
 
@@ -329,15 +329,15 @@ def _if_it_can(
 ) -> None:
     """Keep a contestant (or its answer) that responds; note why one does not, and end it."""
     try:
-        said = ask()
+        answer = ask()
     except (RuntimeError, ValueError) as error:
         left_out[one.name] = str(error)
         one.end()  # what it still does would slow the others down
         return
-    if said.get("left_out"):
-        left_out[one.name] = said["left_out"]
+    if answer.get("left_out"):
+        left_out[one.name] = answer["left_out"]
         return
-    kept.append(said if keep else one)
+    kept.append(answer if keep else one)
 
 
 PIECES: dict[str, Callable[[Job, Piece], dict[str, Any]]] = {
@@ -352,9 +352,9 @@ PIECES: dict[str, Callable[[Job, Piece], dict[str, Any]]] = {
 def main() -> int:
     """Be the launching parent of the run that is killed."""
     processes.die_with_parent()
-    given = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    job = Job.read(Path(given["job"]))
-    launch_one(job, from_mapping(given["spec"]), job.scratch / "killed")
+    fields = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    job = Job.read(Path(fields["job"]))
+    launch_one(job, from_mapping(fields["spec"]), job.scratch / "killed")
     return 0
 
 

@@ -55,8 +55,8 @@ def main() -> int:
 def readings(trace: Trace, first: int, first_state: int) -> dict[str, Any]:
     """Readings of a trace after given numbers of readings and of states."""
     series = {
-        device: {"energy_j": found.energy_j[first:], "power_w": found.power_w[first:]}
-        for device, found in trace.series.items()
+        device: {"energy_j": device_series.energy_j[first:], "power_w": device_series.power_w[first:]}
+        for device, device_series in trace.series.items()
     }
     return {
         "times_s": trace.times_s[first:],
@@ -83,10 +83,10 @@ def restored(rows: Iterable[dict[str, Any]]) -> tuple[Trace, dict[str, float | N
         trace.took_s += row["took_s"]
         trace.spent += row["spent_s"]
         trace.states += [tuple(state) for state in row["states"]]
-        for device, found in row["series"].items():
+        for device, device_series in row["series"].items():
             series = trace.series.setdefault(device, Series())
-            series.energy_j += found["energy_j"]
-            series.power_w += found["power_w"]
+            series.energy_j += device_series["energy_j"]
+            series.power_w += device_series["power_w"]
     return trace, ticks
 
 

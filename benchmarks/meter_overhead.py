@@ -71,8 +71,8 @@ def measure(folder: Path, seconds: float, num_pairs: int, pair_seconds: float) -
         exclusive = "node" if metered else "none"
         log = folder / "run.log"
         record = launch(spec, "benchmark", **paths, log=log, exclusive=exclusive, with_snakemake=False)
-        found: dict[str, Any] = as_json(record.measurement)
-        return found
+        measurement: dict[str, Any] = as_json(record.measurement)
+        return measurement
 
     long = run(metered=True, min_seconds=seconds)
     overhead = long["overhead"]

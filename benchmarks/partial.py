@@ -69,11 +69,11 @@ def main() -> None:
             rows.append({"objective": objective, "rho": rho, "refused": refused.outcome.reason})
             print(refused.outcome.reason)
             continue
-        found = compared(trainer, args.steps)
-        del found["chosen"]
-        rows.append({"objective": objective, "rho": rho, **found})
-        told = "{objective:>5} rho {rho}: predicted {predicted:.3f}, measured {measured:.3f}, off by {off:+.1%}"
-        print(told.format(**rows[-1]))
+        costs = compared(trainer, args.steps)
+        del costs["chosen"]
+        rows.append({"objective": objective, "rho": rho, **costs})
+        line = "{objective:>5} rho {rho}: predicted {predicted:.3f}, measured {measured:.3f}, off by {off:+.1%}"
+        print(line.format(**rows[-1]))
     boards: list[Any] = []
     if args.json:
         about = {

@@ -31,10 +31,10 @@ def compared(trainer: Trainer, num_steps: int) -> dict[str, Any]:
     times: dict[bool, list[float]] = {True: [], False: []}
     batches = list(itertools.islice(trainer.batches(1), num_steps + 2))
     trainer.core.train()
-    for (step, given), full in itertools.product(enumerate(batches), (False, True)):
+    for (step, step_arguments), full in itertools.product(enumerate(batches), (False, True)):
         train_only(trainer, candidates if full else chosen)
         began_s = _now(trainer)
-        loop._step(trainer, *given, 0.0)
+        loop._step(trainer, *step_arguments, 0.0)
         if step >= 2:  # those before allocate
             times[full].append(_now(trainer) - began_s)
     measured = statistics.median(a / b for a, b in zip(times[False], times[True], strict=True))

@@ -265,12 +265,12 @@ class Job:
                 command, cwd=REPOSITORY, env=environ, stdout=output, stderr=subprocess.STDOUT, check=False
             ).returncode
         process_cpu_s = children_cpu_s() - before_s
-        found = json.loads(path.read_text(encoding="utf-8")) if (path := folder / "rank0.json").exists() else None
+        result = json.loads(path.read_text(encoding="utf-8")) if (path := folder / "rank0.json").exists() else None
         last = (log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["no output"])[-1]
         shutil.rmtree(folder)
-        if found is None or found["status"] != "ok":
-            return {"status": "failed", "reason": found["reason"] if found else f"exit code {code}: {last}"}
-        return {"status": "ok", "process_cpu_s": process_cpu_s, **numbers(found, self.base.accelerator)}
+        if result is None or result["status"] != "ok":
+            return {"status": "failed", "reason": result["reason"] if result else f"exit code {code}: {last}"}
+        return {"status": "ok", "process_cpu_s": process_cpu_s, **numbers(result, self.base.accelerator)}
 
 
 def children_cpu_s() -> float:
@@ -279,9 +279,9 @@ def children_cpu_s() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def numbers(found: dict[str, Any], accelerator: str) -> dict[str, Any]:
+def numbers(result: dict[str, Any], accelerator: str) -> dict[str, Any]:
     """A run's numbers from the files of its process, in the same form for ours and for peers."""
-    measured = found.get("measurement", found)  # a rank of ours leaves it at the top
+    measured = result.get("measurement", result)  # a rank of ours leaves it at the top
     if "phases" in measured:
         measured["num_texts"] = sum(one["num_texts"] for one in measured["phases"] if one["kind"] == "training")
     num_texts, num_passes, memory = measured["num_texts"], measured["num_passes"], measured["peak_memory"]
@@ -298,8 +298,8 @@ def numbers(found: dict[str, Any], accelerator: str) -> dict[str, Any]:
         "samples_per_s": num_texts / window_s,
         "j_per_sample": math.fsum(joules) / num_passes / num_texts if known else None,
         "peak_memory_bytes": memory["gpu_reserved_bytes" if kind == "gpu" else "host_rss_bytes"],
-        "first_validation_loss": found["epochs"][0]["validation_loss"],
-        "validation_loss": found["epochs"][-1]["validation_loss"],
+        "first_validation_loss": result["epochs"][0]["validation_loss"],
+        "validation_loss": result["epochs"][-1]["validation_loss"],
     }
 
 
@@ -348,8 +348,8 @@ def _interval(values: Sequence[float | None]) -> dict[str, Any] | None:
     known = [value for value in values if value is not None]
     if len(known) < len(values) or not values:
         return None
-    found = mean_interval(known)
-    return {"mean": found.mean, "low": found.low, "high": found.high}
+    interval = mean_interval(known)
+    return {"mean": interval.mean, "low": interval.low, "high": interval.high}
 
 
 def machine(boards: Sequence[Board]) -> dict[str, Any]:
@@ -381,7 +381,7 @@ HEADER = ("", "samples/CPU-s", "samples/s", "J/sample", "peak MB", "validation l
 def table(report: dict[str, Any]) -> str:
     """The report as a Markdown table with what it was measured on."""
     spec, place, settings = report["spec"], report["machine"], report["allocator_settings"]
-    versions = ", ".join(f"{name} {found}" for name, found in place["versions"].items() if found)
+    versions = ", ".join(f"{name} {version}" for name, version in place["versions"].items() if version)
     length = f"{spec['epochs']} epoch(s)" if report["whole_epochs"] else f"{spec['max_steps']} steps, not whole epochs"
     rows = [
         (

@@ -74,12 +74,12 @@ def measure(folder: Path, repeats: int) -> dict[str, Any]:
     todo: dict[str, list[str]] = {name: ["-c", code] for name, code in IMPORTS.items()}
     for name, job in jobs.items():
         todo[f"run: {name}"] = ["-m", "benchmarks.startup_probe", str(job), str(folder / "stages.json")]
-    found: dict[str, list[dict[str, list[float]]]] = {name: [] for name in todo}
+    stages_of: dict[str, list[dict[str, list[float]]]] = {name: [] for name in todo}
     for i in range(repeats + 1):  # the first time fills the disk cache
         for name in list(todo)[:: -1 if i % 2 else 1]:
             stages = _started(todo[name], folder / "stages.json")
             if i:
-                found[name].append(stages)
+                stages_of[name].append(stages)
     return {
         "date": datetime.date.today().isoformat(),
         "cpu": cpu_model(),
@@ -87,7 +87,7 @@ def measure(folder: Path, repeats: int) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("torch", "transformers", "zeus")},
         "repeats": repeats,
-        "median_cpu_s_and_wall_s": {name: _medians(rows) for name, rows in found.items()},
+        "median_cpu_s_and_wall_s": {name: _medians(rows) for name, rows in stages_of.items()},
     }
 
 
