@@ -125,7 +125,7 @@ def _ours(job: Mapping[str, Any], specs: Mapping[int, RunSpec]) -> Turn:
         phases = trainer.phases
         num_texts, num_steps = (
             sum(phase.counts["num_texts"] for phase in phases),
-            sum(one.num_steps for one in phases),
+            sum(phase.num_steps for phase in phases),
         )
         counts = {"num_texts": num_passes * num_texts, "num_steps": num_passes * num_steps}
         return {**counts, **seen_by(meter)}
@@ -259,7 +259,7 @@ def _plain(task: Any) -> Any:  # noqa: ANN401 - a Task
         def num_workers(self) -> int:
             return 0
 
-    return Plain(**{one.name: getattr(task, one.name) for one in fields(task)})
+    return Plain(**{field.name: getattr(task, field.name) for field in fields(task)})
 
 
 def _lightning(job: Mapping[str, Any], specs: Mapping[int, RunSpec]) -> Turn:

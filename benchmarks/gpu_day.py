@@ -204,8 +204,8 @@ def tend(lane: Lane, item: Item, day: Day, until_s: float, answers: Answers) -> 
         if until_s - time.monotonic() > WORTH_S:
             lane.heard_s = time.monotonic()
             threads = {"TORCHINDUCTOR_COMPILE_THREADS": str(item.compile_threads(lane.left[0]))}
-            own = replace(day, environ=day.environ | threads)
-            lane.child = _start(own, day.job(item, lane.left, until_s), item.module, item.letter)
+            lane_day = replace(day, environ=day.environ | threads)
+            lane.child = _start(lane_day, day.job(item, lane.left, until_s), item.module, item.letter)
         return
     code = lane.child.poll()
     silent_s = time.monotonic() - lane.heard_s

@@ -193,7 +193,7 @@ def write_texts(path: Path, about: Texts) -> None:
     flat = {"": bodies, **({"target_": targets} if targets else {})}
     arrays: dict[str, Any] = {"group": np.array(group, dtype="<i4")}
     for name, sentences in flat.items():
-        arrays[f"{name}ids"] = np.array([word for one in sentences for word in one], dtype="<i4")
+        arrays[f"{name}ids"] = np.array([word for sentence in sentences for word in sentence], dtype="<i4")
         arrays[f"{name}offsets"] = np.cumsum([0, *map(len, sentences)], dtype=np.int64)
     ends = {"mask_id": MASK, "pad_id": PAD, "bos_id": CLS, "eos_id": SEP, "prefix": [CLS], "suffix": [SEP]}
     counts = {"num_texts": len(bodies), "num_tokens": len(arrays["ids"]), "num_target_tokens": sum(map(len, targets))}

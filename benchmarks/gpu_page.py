@@ -126,9 +126,9 @@ def _machine(results: Results) -> str:
 def _answered(results: Results) -> str:
     rows = []
     for item in gpu_plan.PLAN:
-        own = results.answers(item.letter)
+        answers = results.answers(item.letter)
         ended = [row for row in results.rows if row["item"] == item.letter and row["piece"] is None]
-        counts = [sum(row["status"] == status for row in own) for status in (OK, NOT_TRIED, FAILED)]
+        counts = [sum(row["status"] == status for row in answers) for status in (OK, NOT_TRIED, FAILED)]
         rows.append(
             (f"{item.letter} {item.about}", " + ".join(f"{row['seconds']:.1f}" for row in ended) or "–", *counts)
         )
@@ -246,7 +246,7 @@ def _profile(results: Results) -> str:
         longest = (device["kernels"] if device else row["host"])[:6]
         tops.append(
             f"- {row['piece']}: "
-            + "; ".join(f"{one['name'][:70]} {one['seconds'] / steps * 1e3:.3f} ms" for one in longest)
+            + "; ".join(f"{kernel['name'][:70]} {kernel['seconds'] / steps * 1e3:.3f} ms" for kernel in longest)
         )
     header = ("way", "ms a step, unprofiled", "kernels", "copies", "device idle", "host waits ms")
     return "\n".join([table(header, rows), "", *tops]).strip()
@@ -260,16 +260,16 @@ def _runs(results: Results) -> str:
             flags = ", ".join(flag["flag"] for flag in measured["flags"]) or "none"
             rows = [
                 (
-                    one["device"],
-                    _number(one["energy_j"], "{:.5g}"),
-                    _number(one["error_j"], "{:.2g}"),
-                    one["status"],
-                    _number(one["tick_s"], "{:.3f}"),
-                    _number(one["power_ratio"], "{:.4f}"),
-                    _number(one["idle_w"], "{:.1f}"),
-                    one["reason"] or one["doubt"] or "",
+                    device["device"],
+                    _number(device["energy_j"], "{:.5g}"),
+                    _number(device["error_j"], "{:.2g}"),
+                    device["status"],
+                    _number(device["tick_s"], "{:.3f}"),
+                    _number(device["power_ratio"], "{:.4f}"),
+                    _number(device["idle_w"], "{:.1f}"),
+                    device["reason"] or device["doubt"] or "",
                 )
-                for one in measured["energy"]
+                for device in measured["energy"]
             ]
             lines.append(table(("device", "J", "± J", "status", "tick s", "power ratio", "idle W", ""), rows))
             lines.append(f"{row['piece']}: {measured['total_window_s']:.1f} s, flags: {flags}.")

@@ -145,7 +145,7 @@ def _floor(results: Results, spec: Row, measured: Row) -> roofline.Roofline:
         BoardIdentity(**{name: board[name] for name in ("name", "uuid", "memory_bytes")}) for board in results.gpus
     ]
     accelerator = "cuda" if boards else "cpu"
-    phases = [read_phase(one) for one in measured["phases"]]
+    phases = [read_phase(phase) for phase in measured["phases"]]
     return roofline.roofline(spec["precision"], 1, accelerator, boards, measured["window_s"], phases)
 
 

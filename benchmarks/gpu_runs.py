@@ -252,32 +252,40 @@ def contest(job: Job, piece: Piece) -> dict[str, Any]:
     num_turns, left_out = dict.fromkeys(names, 0), {}
     try:
         ready: list[Contestant] = []
-        for one in sorted(contestants, key=lambda one: one.name == COMPILED):
+        for contestant in sorted(contestants, key=lambda contestant: contestant.name == COMPILED):
             limit_s = job.left_s - SPARE_S
-            if one.name == COMPILED:
+            if contestant.name == COMPILED:
                 limit_s -= job.scale.rounds * len(sizes) * len(ready) * TURN * job.scale.contest_s
-            _if_it_can(one, ready, left_out, lambda one=one, limit_s=limit_s: one.told(limit_s))
+            _if_it_can(
+                contestant, ready, left_out, lambda contestant=contestant, limit_s=limit_s: contestant.told(limit_s)
+            )
         longest_s = 0.0
         for turn, size in itertools.product(range(job.scale.rounds), sizes):
             if job.left_s - SPARE_S < SURE * longest_s:
                 break
             began_s = time.monotonic()
             first = turn % max(1, len(ready))
-            for one in [*ready[first:], *ready[:first]]:
-                one.go(size)
+            for contestant in [*ready[first:], *ready[:first]]:
+                contestant.go(size)
                 answers: list[dict[str, Any]] = []
-                _if_it_can(one, answers, left_out, lambda one=one: one.told(job.left_s - SPARE_S), keep=True)
+                _if_it_can(
+                    contestant,
+                    answers,
+                    left_out,
+                    lambda contestant=contestant: contestant.told(job.left_s - SPARE_S),
+                    keep=True,
+                )
                 if not answers:
-                    ready.remove(one)
+                    ready.remove(contestant)
                     continue
-                num_turns[one.name] += 1
-                about = {"contest": piece["piece"], "contestant": one.name, "turn": turn + 1, "batch_size": size}
-                name = f"{piece['piece']} batch {size} {one.name} {turn + 1}"
+                num_turns[contestant.name] += 1
+                about = {"contest": piece["piece"], "contestant": contestant.name, "turn": turn + 1, "batch_size": size}
+                name = f"{piece['piece']} batch {size} {contestant.name} {turn + 1}"
                 job.answer(name, OK, **about, precision=piece["precision"], **answers[0])
             longest_s = max(longest_s, time.monotonic() - began_s)
     finally:
-        for one in contestants:
-            one.end()
+        for contestant in contestants:
+            contestant.end()
     if not any(num_turns.values()):
         reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
         raise NotTried(reasons or f"{job.left_s:.0f} s were left when the contestants were ready")
@@ -295,7 +303,7 @@ def _contestant(job: Job, name: str, piece: Piece) -> Contestant:
     folder.mkdir(exist_ok=True)
     fields = {
         "name": name,
-        "specs": {size: full(one) for size, one in specs.items()},
+        "specs": {size: full(spec) for size, spec in specs.items()},
         "model_folder": str(job.pack.model(spec.model)),
         "tokens": str(job.pack.tokens(spec.dataset)),
         "boards": job.boards,
@@ -310,18 +318,18 @@ def _contestant(job: Job, name: str, piece: Piece) -> Contestant:
 def warm_peer(job: Job, piece: Piece) -> dict[str, Any]:
     """Let a contestant compile, so that it finds its kernels when the contest begins."""
     began_s = time.monotonic()
-    one = _contestant(job, piece["contestant"], piece)
+    contestant = _contestant(job, piece["contestant"], piece)
     try:
-        answer = one.told(job.left_s)
+        answer = contestant.told(job.left_s)
     finally:
-        one.end()
+        contestant.end()
     if "left_out" in answer:
         raise NotTried(answer["left_out"])
     return {"compile_s": time.monotonic() - began_s}
 
 
 def _if_it_can(
-    one: Contestant,
+    contestant: Contestant,
     kept: list[Any],
     left_out: dict[str, str],
     ask: Callable[[], dict[str, Any]],
@@ -331,13 +339,13 @@ def _if_it_can(
     try:
         answer = ask()
     except (RuntimeError, ValueError) as error:
-        left_out[one.name] = str(error)
-        one.end()  # what it still does would slow the others down
+        left_out[contestant.name] = str(error)
+        contestant.end()  # what it still does would slow the others down
         return
     if answer.get("left_out"):
-        left_out[one.name] = answer["left_out"]
+        left_out[contestant.name] = answer["left_out"]
         return
-    kept.append(answer if keep else one)
+    kept.append(answer if keep else contestant)
 
 
 PIECES: dict[str, Callable[[Job, Piece], dict[str, Any]]] = {

@@ -283,7 +283,7 @@ def numbers(result: dict[str, Any], accelerator: str) -> dict[str, Any]:
     """A run's numbers from the files of its process, in the same form for ours and for peers."""
     measured = result.get("measurement", result)  # a rank of ours leaves it at the top
     if "phases" in measured:
-        measured["num_texts"] = sum(one["num_texts"] for one in measured["phases"] if one["kind"] == "training")
+        measured["num_texts"] = sum(phase["num_texts"] for phase in measured["phases"] if phase["kind"] == "training")
     num_texts, num_passes, memory = measured["num_texts"], measured["num_passes"], measured["peak_memory"]
     window_s = measured["total_window_s"] / num_passes
     kind = "gpu" if accelerator == "cuda" else "cpu"
@@ -319,17 +319,17 @@ def summarise(runs: Sequence[dict[str, Any]], speed: str) -> list[dict[str, Any]
     ours = by_name.get("ours")
     rows = []
     for name in (name for name in CONTESTANTS_AND_LEVERS if name in by_name):
-        own = by_name[name]
-        row: dict[str, Any] = {"contestant": name, "about": CONTESTANTS_AND_LEVERS[name].about, "n": len(own)}
+        theirs = by_name[name]
+        row: dict[str, Any] = {"contestant": name, "about": CONTESTANTS_AND_LEVERS[name].about, "n": len(theirs)}
         for key in ("samples_per_cpu_s", "samples_per_s", "j_per_sample", "peak_memory_bytes", "validation_loss"):
-            row[key] = _interval([run[key] for run in own])
-        row["process_cpu_s"] = _interval([run["process_cpu_s"] for run in own])
+            row[key] = _interval([run[key] for run in theirs])
+        row["process_cpu_s"] = _interval([run["process_cpu_s"] for run in theirs])
         row["ours_over_this"] = row["loss_minus_ours"] = None
         if ours is not None and name != "ours":
-            _check_comparable(ours, own)
-            ratio = paired_ratio([run[speed] for run in ours], [run[speed] for run in own])
+            _check_comparable(ours, theirs)
+            ratio = paired_ratio([run[speed] for run in ours], [run[speed] for run in theirs])
             row["ours_over_this"] = {"ratio": ratio.ratio, "low": ratio.low, "high": ratio.high, "n": ratio.n}
-            pairs = zip(own, ours, strict=True)
+            pairs = zip(theirs, ours, strict=True)
             row["loss_minus_ours"] = _interval([a["validation_loss"] - b["validation_loss"] for a, b in pairs])
         rows.append(row)
     return rows

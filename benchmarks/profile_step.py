@@ -119,10 +119,10 @@ def grouped(rows: list[tuple[str, float, int]]) -> tuple[dict[str, float], int]:
         rows: name, own time in any unit, and number of calls of each operator.
     """
     times = dict.fromkeys([*GROUPS, REST], 0.0)
-    for name, own, _ in rows:
-        times[next((group for group, begins in GROUPS.items() if name.startswith(begins)), REST)] += own
+    for name, taken, _ in rows:
+        times[next((group for group, begins in GROUPS.items() if name.startswith(begins)), REST)] += taken
     total = sum(times.values())
-    return {group: own / total for group, own in times.items()}, sum(count for *_, count in rows)
+    return {group: taken / total for group, taken in times.items()}, sum(count for *_, count in rows)
 
 
 def _seconds(work: Callable[[], None]) -> float:
@@ -135,9 +135,9 @@ NUM_ADDITIONS = 10_000
 
 
 def _additions(torch: Any) -> None:  # noqa: ANN401
-    one = torch.ones(1)
+    ones = torch.ones(1)
     for _ in range(NUM_ADDITIONS):
-        torch.add(one, one)
+        torch.add(ones, ones)
 
 
 def _rate(torch: Any) -> float:  # noqa: ANN401
