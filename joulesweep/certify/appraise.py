@@ -307,7 +307,7 @@ def _of_windows(promise: str, name: str, windows: Found, key: str) -> Found:
 
 def _windows(line: Found) -> str:
     apart = line["num_apart"]
-    return f"the worst of {line['num']} windows of {line['window_s']:g} s, of which the log holds {apart} side by side"
+    return f"the worst of {line['num']} windows of {line['window_s']:g} s ({apart} fit side by side)"
 
 
 def _judged_steps(name: str, lag: Found, tick: Found) -> Iterable[Found]:

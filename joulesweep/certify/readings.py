@@ -40,7 +40,7 @@ class Channel:
     took_s: list[float] = field(default_factory=list)
     values: list[Any] = field(default_factory=list)
 
-    def add(self, at_s: float, took_s: float, value: Any) -> None:  # noqa: ANN401 - whatever a device answers
+    def add(self, at_s: float, took_s: float, value: Any) -> None:  # noqa: ANN401 - any answer of a device
         """Add a reading."""
         self.times_s.append(at_s)
         self.took_s.append(took_s)

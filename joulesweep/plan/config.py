@@ -137,7 +137,7 @@ class RandomSource(Section):
         return self
 
 
-def _floats(value: Any, path: str) -> Iterator[tuple[str, float]]:  # noqa: ANN401 - whatever the YAML holds
+def _floats(value: Any, path: str) -> Iterator[tuple[str, float]]:  # noqa: ANN401 - any YAML value
     """Yield every floating-point number inside a value, with its path."""
     if isinstance(value, float):
         yield path, value
@@ -146,7 +146,7 @@ def _floats(value: Any, path: str) -> Iterator[tuple[str, float]]:  # noqa: ANN4
         yield from _floats(part, f"{path}[{key}]" if isinstance(value, list) else f"{path}.{key}")
 
 
-def _kind(value: Any) -> str | None:  # noqa: ANN401 - whatever the YAML holds
+def _kind(value: Any) -> str | None:  # noqa: ANN401 - any YAML value
     """The kind of source that a mapping or a validated section describes, by its leading key."""
     for key in ("wheel", "hub", "local", "random"):
         if (isinstance(value, dict) and key in value) or hasattr(value, key):
@@ -410,7 +410,7 @@ class Measure(Section):
 
     @field_validator("gpus", mode="before")
     @classmethod
-    def _boards(cls, value: Any) -> Any:  # noqa: ANN401 - whatever the YAML holds
+    def _boards(cls, value: Any) -> Any:  # noqa: ANN401 - any YAML value
         """Check lists here: the union's own error would say that only "auto" is allowed."""
         boards = value if isinstance(value, list) else []
         names = {board for board in boards if re.match("int [0-9]|str (GPU|MIG)-", f"{type(board).__name__} {board}")}
@@ -516,7 +516,7 @@ class SweepConfig(Section):
     exclude: list[Exclude] = []
 
 
-def validate(raw: Any, where: Place | None = None) -> SweepConfig:  # noqa: ANN401 - whatever the YAML holds
+def validate(raw: Any, where: Place | None = None) -> SweepConfig:  # noqa: ANN401 - any YAML value
     """Validate a config that was already parsed from YAML.
 
     Args:
@@ -569,7 +569,7 @@ def located(path: Path, overrides: Sequence[str] = ()) -> tuple[SweepConfig, Pla
     for override in overrides:
         key, _, text = override.partition("=")
         name = f"--config {brief_repr(key)[1:-1]}"
-        raw, where = strict.override(raw, where, {key: _given(text, name)}, name)
+        raw, where = strict.override(raw, where, {key: _parse_value(text, name)}, name)
     return validate(raw, where), where
 
 
@@ -578,7 +578,7 @@ def shown(path: Path) -> str:
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
-def _given(text: str, name: str) -> Any:  # noqa: ANN401 - whatever the YAML holds
+def _parse_value(text: str, name: str) -> Any:  # noqa: ANN401 - any YAML value
     """Parse a value of the command line; anything that is not YAML is text."""
     try:
         return strict.parse(text, name)[0]
@@ -593,7 +593,7 @@ def json_schema() -> dict[str, Any]:
     return {"title": "Joulesweep sweep", **SweepConfig.model_json_schema()}
 
 
-def _location(error: ErrorDetails, raw: Any) -> Location:  # noqa: ANN401 - whatever the YAML holds
+def _location(error: ErrorDetails, raw: Any) -> Location:  # noqa: ANN401 - any YAML value
     """Location of an error in the config, without the tags that pydantic adds for members of unions."""
     kept: list[int | str] = []
     here = raw
@@ -609,7 +609,7 @@ def _location(error: ErrorDetails, raw: Any) -> Location:  # noqa: ANN401 - what
     return tuple(kept)
 
 
-def _worded(error: ErrorDetails, raw: Any) -> str:  # noqa: ANN401 - whatever the YAML holds
+def _worded(error: ErrorDetails, raw: Any) -> str:  # noqa: ANN401 - any YAML value
     """Word one of pydantic's errors as one line."""
     path = strict.dotted(_location(error, raw))
     value = error["input"]

@@ -70,9 +70,9 @@ def fetch_model(model: ModelConfig, folder: Path, tasks: Collection[str] = ()) -
 
     Returns:
         Its manifest: format, version, source, files (name: SHA-256); for a hub source, the resolved commits
-        (revision, tokenizer_revision; else null); tasks: for each one why the model cannot learn it (reason; null if
-        it can) and which weights then begin at random (new_weights); generation: what its files say of generation,
-        which runs leave out. The same files give the same manifest, whatever the tasks.
+        (revision, tokenizer_revision; else null); tasks: for each one the reason why the model cannot learn it (null
+        if it can) and the weights that begin at random (new_weights); generation: generation settings of its files,
+        which runs ignore. The manifest depends on the files only, not on the tasks.
 
     Raises:
         UserError: it cannot be downloaded or found, cannot be loaded without running its code, lacks weights that the

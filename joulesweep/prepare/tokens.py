@@ -138,7 +138,7 @@ def load_tokenizer(folder: Path) -> Any:  # noqa: ANN401 - transformers has no t
     logging.getLogger("transformers").setLevel(logging.ERROR)
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except Exception as error:  # whatever the many tokenizer classes raise on bad files
+    except Exception as error:  # tokenizer classes raise many kinds of errors on bad files
         raise UserError(f"{folder}: the tokenizer cannot be loaded: {' '.join(str(error).split())}") from error
 
 
