@@ -226,7 +226,7 @@ def pass_length(
 ) -> dict[str, int]:
     """Length of a measured training, as a field of its spec: whole passes over the texts unless that takes too long.
 
-    Eager steps wait for the host, whatever the batch: a thousand of 32 texts would take a whole item's time.
+    Eager steps wait for the host at any batch size: a thousand of 32 texts would take a whole item's time.
     """
     scale = SCALES[accelerator]
     num_steps = math.ceil(TEXTS[MODELS[model].texts].number / batch_size)
@@ -306,7 +306,7 @@ class Job:
         append(self.out / RESULTS, {"item": self.item, "piece": piece, "status": status, **numbers})
 
 
-def finite(value: Any) -> Any:  # noqa: ANN401 - whatever JSON holds
+def finite(value: Any) -> Any:  # noqa: ANN401 - any JSON value
     """A value with null for every number that JSON cannot represent."""
     if isinstance(value, Mapping):
         return {key: finite(item) for key, item in value.items()}

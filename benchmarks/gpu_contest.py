@@ -29,7 +29,7 @@ from joulesweep.core.spec import RunSpec, from_mapping
 from joulesweep.measure.devices import Board
 
 SKIPPED = 3  # steps of a peer before its window
-TRIED = 12  # by so many steps it is found how many of Lightning's fill a window
+TRIED = 12  # steps that Lightning tries, to find how many fill a window
 MOST_STEPS = 20_000
 OURS = {
     "ours": {"batching": "packed", "head": "masked", "engine": "graph"},
@@ -161,7 +161,7 @@ def _trainer(job: Mapping[str, Any], specs: Mapping[int, RunSpec]) -> Turn:
         trainer.train()
         return watch.timed
 
-    for size in specs:  # allocator, kernels, and whatever is compiled
+    for size in specs:  # warm up allocator, kernels and compiled code
         trained(size, float("inf"), _every_length(task, size) if name == COMPILED else task.examples[: 5 * size])
     peer_trainer.check(trainer)
 
@@ -280,7 +280,7 @@ def _lightning(job: Mapping[str, Any], specs: Mapping[int, RunSpec]) -> Turn:
 
     @functools.cache
     def num_steps(size: int) -> int:
-        """As many as fill a window: found out in this one's first turn, when nobody else works."""
+        """Number of steps that fill a window, measured in this contestant's first turn, when no other one works."""
         tried = trained(size, TRIED)
         return min(MOST_STEPS, max(4, round(2 * job["seconds"] * TRIED / tried["window_s"])))
 

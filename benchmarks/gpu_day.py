@@ -337,7 +337,7 @@ def main() -> int:
     parser.add_argument("--budget", type=float, default=BUDGET_S, help="seconds, all in all")
     parser.add_argument("--items", default="".join(item.letter for item in PLAN), help="some letters: only these")
     parser.add_argument(
-        "--pack", type=Path, help="the packed folder; default: the one this lies in, or .cache/gpu-pack"
+        "--pack", type=Path, help="the packed folder; default: the one that contains this program, or .cache/gpu-pack"
     )
     parser.add_argument("--read", type=Path, nargs="+", metavar="FOLDER", help="turn results into a page instead")
     parser.add_argument("--to", type=Path, default=Path("benchmarks", "results"), help="where the page goes")

@@ -54,7 +54,7 @@ COMPILER = os.environ.get("CXX", "g++")
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
 DEVICE_WORK = ("kernel", "gpu_memcpy", "gpu_memset")
 PROFILED = 10  # steps
-LOOK_STEPS = 16  # so many steps go to the device before the clock is looked at
+LOOK_STEPS = 16  # steps between checks of the clock
 
 
 def main() -> NoReturn:

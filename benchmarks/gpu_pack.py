@@ -46,7 +46,7 @@ THERE = {"numpy"}
 UNUSED = {"pandas", "scikit-learn", "rich", "tyro", "amdsmi", "python-dateutil"}
 PYTHON = "3.12"
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
-#: How many of VizWiz's validation questions (CC BY 4.0) have so many words and marks, from 2 on.
+#: Number of VizWiz's validation questions (CC BY 4.0) by number of words and marks, from 2 on.
 LENGTHS = (
     *(8, 31, 630, 583, 501, 400, 215, 153, 117, 88, 78, 55, 43, 40, 21, 27, 23, 16, 19, 14, 8, 10, 11, 6, 6, 4, 4, 7),
     *(5, 7, 2, 4, 6, 3, 2, 2, 2, 1, 2, 3, 2, 1, 4, 2, 0, 1, 0, 1, 0, 3, 1),
@@ -184,8 +184,8 @@ def write_texts(path: Path, about: Texts) -> None:
     def made(most: int) -> list[list[int]]:
         lengths = np.minimum(draw.choice(np.arange(2, 2 + len(LENGTHS)), size=about.number, p=share), most)
         words = iter(draw.choice(num_words, size=int(lengths.sum()), p=frequency).tolist())
-        foretold = iter((draw.random(int(lengths.sum())) < 0.5).tolist())
-        return [_sentence(list(itertools.islice(words, n)), foretold, num_words) for n in lengths.tolist()]
+        predictable = iter((draw.random(int(lengths.sum())) < 0.5).tolist())
+        return [_sentence(list(itertools.islice(words, n)), predictable, num_words) for n in lengths.tolist()]
 
     bodies, targets = made(60), made(12) if about.targets else []
     groups: dict[tuple[int, ...], int] = {}
@@ -211,9 +211,9 @@ def write_texts(path: Path, about: Texts) -> None:
     files.write_json(path.with_suffix(".json"), manifest)
 
 
-def _sentence(words: list[int], foretold: Iterable[bool], num_words: int) -> list[int]:
+def _sentence(words: list[int], predictable: Iterable[bool], num_words: int) -> list[int]:
     """Words as ids, some of which are a function of the previous one."""
-    for i, follows in enumerate(itertools.islice(foretold, len(words))):
+    for i, follows in enumerate(itertools.islice(predictable, len(words))):
         if i and follows:
             words[i] = (31 * words[i - 1] + 7) % num_words
     return [len(SPECIAL) + word for word in words]

@@ -128,7 +128,7 @@ class Window:
         }
 
 
-#: Trains a task for so many steps; the window is None while it warms up.
+#: Trains a task for a number of steps; the window is None during warm-up.
 Fit = Callable[[Task, int, "Window | None"], None]
 
 

@@ -96,7 +96,7 @@ def check(trainer: Trainer) -> None:
     mixes = trainer.args.bf16 or trainer.args.fp16
     compiled = is_compiled_module(trainer.model_wrapped)
     if trainer.args.torch_compile is not compiled or mixes is not hasattr(trainer.model, WRAPPED):
-        raise RuntimeError("transformers.Trainer did not compile, or did not mix precisions, as it was told to")
+        raise RuntimeError("transformers.Trainer did not compile, or did not use mixed precision, as configured")
 
 
 if __name__ == "__main__":

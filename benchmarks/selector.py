@@ -32,7 +32,7 @@ def tensors() -> tuple[list[float], list[float], float]:
     layer += [*linear(WIDTH, WIDTH, maps), *linear(WIDTH, WIDTH), *linear(WIDTH, WIDTH), *linear(WIDTH, WIDTH), *norm]
     pairs = [*norm, *layer * LAYERS, (per_weight * WIDTH, 0.0), (head, 0.0)]  # of weight and activation gradient
     weight_costs = [weight for weight, _ in pairs]
-    # A tensor needs the activation gradients of what lies between it and the loss, not its own.
+    # A tensor needs the activation gradients of the tensors between it and the loss, not its own.
     reach = list(itertools.accumulate((activation for _, activation in pairs[:-1]), initial=head))
     return weight_costs, reach, sum(activation for _, activation in pairs) + head - LAYERS * maps / 2
 
