@@ -2,7 +2,7 @@
 
 snakemake --cores 2                                   the sweep of config/config.yaml
 snakemake --cores 2 --configfile config/yours.yaml    another one
-snakemake --cores 2 partial                           tables, charts and report of what is finished
+snakemake --cores 2 partial                           tables, charts and report of the finished runs
 """
 
 import sys
@@ -68,7 +68,7 @@ rule all:
     default_target: True
     input:
         f"{sweep.folder}/report.html",
-        # Named as well, or Snakemake would not miss what was moved aside as its report is there.
+        # Named too: otherwise Snakemake would not notice files that were moved away while the report exists.
         expand(f"{sweep.folder}/runs/{{run}}/{{file}}", run=sweep.runs, file=READ),
     message:
         f"The sweep is complete: {sweep.folder}/report.html"
@@ -78,7 +78,7 @@ rule partial:
     input:
         f"{sweep.folder}/partial/report.html",
     message:
-        f"What is finished: {sweep.folder}/partial/report.html"
+        f"The report of the finished runs: {sweep.folder}/partial/report.html"
 
 
 include: "rules/prepare.smk"

@@ -1,4 +1,4 @@
-"""What short weights cost in loss: `python -m benchmarks.bf16`.
+"""Measure what short weights cost in loss: `python -m benchmarks.bf16`.
 
 BERT-tiny learns VizWiz's questions (or the default config's texts) in fp32, bf16-true and bf16-kahan, from the same
 start and on the same masks and order per seed. Printed: validation loss, and its difference from fp32, paired by seed,
@@ -21,7 +21,7 @@ PRECISIONS = ("fp32", "bf16-true", "bf16-kahan")
 
 
 def main() -> None:
-    """Train them all and print the table."""
+    """Train with all precisions and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--data", type=Path, help="VizWiz annotations; without them, the default config's data set")
     parser.add_argument("--epochs", type=int, default=3)
@@ -32,17 +32,17 @@ def main() -> None:
     print("| lr | precision | validation loss | minus fp32's |\n|---|---|---:|---:|")
     for lr in args.lrs:
         losses = {name: [loss(args, lr, name, seed) for seed in range(1, args.seeds + 1)] for name in PRECISIONS}
-        for name, found in losses.items():
-            more = mean_interval([one - exact for one, exact in zip(found, losses["fp32"], strict=True)])
-            said = "" if name == "fp32" else f"{more.mean:+.4f} [{more.low:+.4f}, {more.high:+.4f}]"
-            print(f"| {lr:g} | {name} | {mean_interval(found).mean:.4f} | {said} |", flush=True)
+        for name, values in losses.items():
+            more = mean_interval([value - exact for value, exact in zip(values, losses["fp32"], strict=True)])
+            difference = "" if name == "fp32" else f"{more.mean:+.4f} [{more.low:+.4f}, {more.high:+.4f}]"
+            print(f"| {lr:g} | {name} | {mean_interval(values).mean:.4f} | {difference} |", flush=True)
 
 
 def loss(args: argparse.Namespace, lr: float, precision: str, seed: int) -> float:
     """Validation loss after the last epoch."""
-    given = {"batch_size": 32, "precision": precision, "epochs": args.epochs, "max_steps": None, "lr": lr}
+    settings = {"batch_size": 32, "precision": precision, "epochs": args.epochs, "max_steps": None, "lr": lr}
     assets = prepare("tiny", args.data, args.assets)
-    spec = base_spec(argparse.Namespace(model="tiny", **given), assets, "cpu")
+    spec = base_spec(argparse.Namespace(model="tiny", **settings), assets, "cpu")
     spec = from_mapping({**full(spec), **PACKED, "repeat": seed, "idle_s": 0.0})
     with tempfile.TemporaryDirectory() as folder:
         outcome = train(spec, assets.model_folder, assets.tokens, Path(folder))

@@ -1,4 +1,4 @@
-"""What laying out a step costs, and whether a thread for it pays on the CPU: `python -m benchmarks.collation`.
+"""Measure what collating a step costs, and whether a thread for it pays on the CPU: `python -m benchmarks.collation`.
 
 Texts are as short as questions: 1 to 30 tokens, 9 on average, 20,000 of them. Collation: CPU-milliseconds of this
 process per step, the least of five epochs. The thread: the same training of a small BERT with its steps laid out in
@@ -43,13 +43,13 @@ def main() -> None:
         for batching in ("dynamic", "packed"):
             print(f"{batching:15}", *(f"{1e3 * collation_s(corpus, batching, size):8.3f}" for size in SIZES))
         for size in SIZES[:2] if pairs else ():
-            found = [compared(Path(folder) / "model", tokens, size) for _ in range(pairs)]
-            seconds, cpu = (statistics.median(values) for values in zip(*found, strict=True))
+            ratios = [compared(Path(folder) / "model", tokens, size) for _ in range(pairs)]
+            seconds, cpu = (statistics.median(values) for values in zip(*ratios, strict=True))
             print(f"batch {size}: ahead takes {seconds:.3f} × the seconds and {cpu:.3f} × the CPU-seconds of in line")
 
 
 def token_file(path: Path) -> Path:
-    """Texts of random tokens, as long as questions are."""
+    """Write texts of random tokens that are as long as questions."""
     draw = torch.Generator().manual_seed(0)
     lengths = torch.poisson(torch.full((NUM_TEXTS,), 6.5), generator=draw).long().clamp(1, LONGEST - 2)
     offsets = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
@@ -61,19 +61,19 @@ def token_file(path: Path) -> Path:
 
 
 def collation_s(corpus: Corpus, batching: str, size: int) -> float:
-    """CPU-seconds of laying out a step, the masks drawn before."""
+    """CPU-seconds of collating a step, with masks drawn beforehand."""
     layout = data.Layout(batching=batching, size=size, micro=None, max_length=64, head="masked")
-    masked, found = labels.mask(corpus, 0.15, 1, 1), []
+    masked, step_times_s = labels.mask(corpus, 0.15, 1, 1), []
     for epoch in range(5):
         texts = labels.order(torch.arange(NUM_TEXTS), 1, epoch)
         began_s = time.process_time()
         num_steps = sum(1 for _ in data.steps(corpus, masked, texts, layout))
-        found.append((time.process_time() - began_s) / num_steps)
-    return min(found)
+        step_times_s.append((time.process_time() - began_s) / num_steps)
+    return min(step_times_s)
 
 
 def compared(folder: Path, tokens: Path, size: int) -> tuple[float, float]:
-    """Seconds and CPU-seconds of a training whose steps are laid out ahead, as shares of one in line."""
+    """Seconds and CPU-seconds of a training that collates ahead, as shares of one that collates in line."""
     BertConfig(
         vocab_size=VOCABULARY, hidden_size=128, num_hidden_layers=2, num_attention_heads=2, intermediate_size=512
     ).save_pretrained(folder)
@@ -82,12 +82,12 @@ def compared(folder: Path, tokens: Path, size: int) -> tuple[float, float]:
 
 
 def trained_s(folder: Path, tokens: Path, size: int, is_ahead: bool) -> tuple[float, float]:
-    """Seconds and CPU-seconds of some steps."""
-    given = {"model": "bert", "model_source": {"source": {"local": "bert"}}, "dataset": "texts", "repeat": 1}
-    given |= {"dataset_source": {"source": {"local": "texts.txt"}, "format": "text"}, "accelerator": "cpu"}
-    given |= {"batch_size": size, "lr": 1e-4, "max_steps": 12_800 // size, "batching": "packed"}
+    """Seconds and CPU-seconds of some training steps."""
+    fields = {"model": "bert", "model_source": {"source": {"local": "bert"}}, "dataset": "texts", "repeat": 1}
+    fields |= {"dataset_source": {"source": {"local": "texts.txt"}, "format": "text"}, "accelerator": "cpu"}
+    fields |= {"batch_size": size, "lr": 1e-4, "max_steps": 12_800 // size, "batching": "packed"}
     place = Place(device=torch.device("cpu"), rank=0, world=1, local_rank=0)
-    trainer = assemble(from_mapping({**given, "max_length": 64}), folder, tokens, place)
+    trainer = assemble(from_mapping({**fields, "max_length": 64}), folder, tokens, place)
     if is_ahead:
         trainer.steps = lambda: made_ahead(trainer)  # type: ignore[method-assign]
     began_s, began_cpu_s = time.monotonic(), time.process_time()
@@ -97,7 +97,7 @@ def trained_s(folder: Path, tokens: Path, size: int, is_ahead: bool) -> tuple[fl
 
 
 def made_ahead(trainer: Trainer) -> Iterator[tuple[list[data.Batch], int]]:
-    """Steps by a thread, without the pinned memory that only a GPU wants."""
+    """Collate steps in a thread, without pinned memory, which only a GPU needs."""
     return ahead.ahead(trainer._steps())
 
 

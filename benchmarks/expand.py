@@ -1,4 +1,4 @@
-"""Seconds to validate a config of 10,000 runs and to expand it: `python -m benchmarks.expand`."""
+"""Time the validation and expansion of a config of 10,000 runs: `python -m benchmarks.expand`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def config() -> SweepConfig:
 
 
 def main() -> None:
-    """Print the median and the range of several repeats, with where and when."""
+    """Print the median and the range of several repeats, with machine and date."""
     seconds = []
     for _ in range(REPEATS):
         began_s = time.perf_counter()

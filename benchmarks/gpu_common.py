@@ -1,4 +1,4 @@
-"""What the processes of the GPU day share: the packed folder, its models and texts, specs, jobs, and the results' file.
+"""Shared by the processes of the GPU day: the packed folder, its models and texts, specs, jobs, and the results' file.
 
 Standard library and `joulesweep.core.spec` only: the parent imports no torch.
 """
@@ -28,7 +28,7 @@ AFTER_FAILURE = 83  # exit code of a process that ends since a piece failed, whi
 
 
 class NotTried(Exception):  # noqa: N818 - an answer
-    """What cannot be tried here, and why, in one line."""
+    """A piece that cannot be tried here; the message is the reason in one line."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True)
 class Texts:
-    """Texts of the pack, made up: lengths of VizWiz questions, half of the words foretold by the one before.
+    """Generated texts of the pack: lengths of VizWiz questions, half of the words predictable from the previous one.
 
     Attributes:
         number: of them.
@@ -119,7 +119,7 @@ COMPARED = ("bert", "llama", "t5")
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """How large the work is.
+    """Size of the work.
 
     Attributes:
         encoder: the model that is measured.
@@ -181,7 +181,7 @@ SCALES = {
 
 @dataclass(frozen=True)
 class Pack:
-    """The folder that travels."""
+    """The folder that is copied to the GPU machine."""
 
     root: Path
 
@@ -200,20 +200,20 @@ class Pack:
 
 
 def default_pack() -> Path:
-    """The folder that this module lies in, if that was packed; else where `make gpu-pack` puts it."""
+    """This module's own folder if it was packed; else the folder where `make gpu-pack` puts the pack."""
     return REPOSITORY if (REPOSITORY / MANIFEST).exists() else REPOSITORY / ".cache" / "gpu-pack"
 
 
 def small_spec(model: str, accelerator: str, **changes: Any) -> RunSpec:  # noqa: ANN401 - fields
-    """Four steps of a small model: the run whose losses are carried."""
+    """Spec of four steps of a small model, whose losses are compared with packed references."""
     return _spec(model, accelerator, {"batch_size": 16, "lr": 1e-3, "max_steps": 4, "max_length": 32, **changes})
 
 
 def measured_spec(model: str, accelerator: str, **changes: Any) -> RunSpec:  # noqa: ANN401 - fields
-    """A run that is measured, on few held-out texts: what is asked is what its window takes."""
+    """Spec of a measured run with few validation texts, as only its window matters."""
     length = {} if "max_steps" in changes else pass_length(model, accelerator, **changes)
-    given = {"lr": 1e-4, "max_length": 64, "min_seconds": SCALES[accelerator].window_s, **length, **changes}
-    return _spec(model, accelerator, given)
+    fields = {"lr": 1e-4, "max_length": 64, "min_seconds": SCALES[accelerator].window_s, **length, **changes}
+    return _spec(model, accelerator, fields)
 
 
 def pass_length(
@@ -224,9 +224,9 @@ def pass_length(
     engine: str = "eager",
     **_: Any,  # noqa: ANN401 - fields
 ) -> dict[str, int]:
-    """How long a measured training is, as a field of its spec: whole passes over the texts where that is not too long.
+    """Length of a measured training, as a field of its spec: whole passes over the texts unless that takes too long.
 
-    Eager steps wait for the host, whatever the batch: a thousand of 32 texts would take a whole item's time.
+    Eager steps wait for the host at any batch size: a thousand of 32 texts would take a whole item's time.
     """
     scale = SCALES[accelerator]
     num_steps = math.ceil(TEXTS[MODELS[model].texts].number / batch_size)
@@ -257,7 +257,7 @@ def _spec(name: str, accelerator: str, changes: Mapping[str, Any]) -> RunSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What a child process is to do.
+    """The task of a child process.
 
     Attributes:
         item: a letter.
@@ -281,42 +281,42 @@ class Job:
 
     @classmethod
     def read(cls, path: Path) -> Job:
-        """From a job file."""
-        given = json.loads(path.read_text(encoding="utf-8"))
-        folders = {name: Path(given[name]) for name in ("out", "scratch")}
-        return cls(**{**given, **folders, "pack": Pack(Path(given["pack"]))})
+        """Read a job file."""
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        folders = {name: Path(fields[name]) for name in ("out", "scratch")}
+        return cls(**{**fields, **folders, "pack": Pack(Path(fields["pack"]))})
 
     def write(self, path: Path) -> None:
-        """To a job file."""
-        given = {**vars(self), "pack": str(self.pack.root), "out": str(self.out), "scratch": str(self.scratch)}
-        path.write_text(json.dumps(given), encoding="utf-8")
+        """Write a job file."""
+        fields = {**vars(self), "pack": str(self.pack.root), "out": str(self.out), "scratch": str(self.scratch)}
+        path.write_text(json.dumps(fields), encoding="utf-8")
 
     @property
     def scale(self) -> Scale:
-        """How large the work is."""
+        """Size of the work."""
         return SCALES[self.accelerator]
 
     @property
     def left_s(self) -> float:
-        """Seconds until it is ended."""
+        """Seconds until the process is ended."""
         return self.until_s - time.monotonic()
 
-    def answer(self, piece: str, status: str, **found: Any) -> None:  # noqa: ANN401 - numbers
-        """Write a result down for good."""
-        append(self.out / RESULTS, {"item": self.item, "piece": piece, "status": status, **found})
+    def answer(self, piece: str, status: str, **numbers: Any) -> None:  # noqa: ANN401 - numbers
+        """Write a result to the results' file."""
+        append(self.out / RESULTS, {"item": self.item, "piece": piece, "status": status, **numbers})
 
 
-def finite(value: Any) -> Any:  # noqa: ANN401 - whatever JSON holds
-    """A value with null for every number that JSON has not."""
+def finite(value: Any) -> Any:  # noqa: ANN401 - any JSON value
+    """A value with null for every number that JSON cannot represent."""
     if isinstance(value, Mapping):
-        return {key: finite(one) for key, one in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [finite(one) for one in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def append(path: Path, row: Mapping[str, Any]) -> None:
-    """Append a line of JSON, whole or not at all, whoever else appends to the same file."""
+    """Append a line of JSON atomically, even if other processes append to the same file."""
     line = (json.dumps(finite({"at_s": round(time.monotonic(), 3), **row}), allow_nan=False) + "\n").encode()
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     try:
@@ -327,13 +327,13 @@ def append(path: Path, row: Mapping[str, Any]) -> None:
 
 
 def rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a file, but for one that was cut off."""
+    """The lines of a file, without a truncated last one."""
     if path.exists():
         yield from whole(path.read_bytes())
 
 
 def whole(content: bytes) -> Iterator[dict[str, Any]]:
-    """The lines of JSON in what was read of a file; a process may have been killed while it wrote one."""
+    """The complete lines of JSON in some text; a process may have been killed while writing one."""
     for line in content.split(b"\n"):
         with contextlib.suppress(ValueError):
             yield json.loads(line)

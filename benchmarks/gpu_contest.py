@@ -1,4 +1,4 @@
-"""A contestant that stays: it builds its model once and then trains whenever it is told to, one window each time.
+"""A resident contestant: it builds its model once, then trains one window per request.
 
 `python -m benchmarks.gpu_contest JOB` says "ready" on a line of JSON, then reads lines, each a batch size, and answers
 each with the numbers of a window. All contestants have the same model, texts, optimizer, schedule and precision, and
@@ -29,7 +29,7 @@ from joulesweep.core.spec import RunSpec, from_mapping
 from joulesweep.measure.devices import Board
 
 SKIPPED = 3  # steps of a peer before its window
-TRIED = 12  # by so many steps it is found how many of Lightning's fill a window
+TRIED = 12  # steps that Lightning tries, to find how many fill a window
 MOST_STEPS = 20_000
 OURS = {
     "ours": {"batching": "packed", "head": "masked", "engine": "graph"},
@@ -50,7 +50,7 @@ Turn = Callable[[int], dict[str, Any]]  # of a batch size
 
 
 def main() -> int:
-    """Build, say so, and train at every line of the standard input."""
+    """Build, report ready, and train for every line of the standard input."""
     processes.die_with_parent()
     gc.disable()  # while things are imported and built, which then stay
     answers = _own_output()
@@ -72,19 +72,19 @@ def main() -> int:
 
 
 def _own_output() -> IO[str]:
-    """The standard output for answers alone: whatever else is printed goes to the log."""
+    """Reserve the standard output for answers: redirect all other output to the log."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     return answers
 
 
-def _say(answers: IO[str], found: dict[str, Any]) -> None:
-    answers.write(json.dumps(found) + "\n")
+def _say(answers: IO[str], answer: dict[str, Any]) -> None:
+    answers.write(json.dumps(answer) + "\n")
     answers.flush()
 
 
 def built(job: Mapping[str, Any]) -> Turn:
-    """The contestant of a job file, with everything that comes before its first window.
+    """The contestant of a job file, with everything done that comes before its first window.
 
     Args:
         job: name; specs by batch size; model_folder, tokens, folder, boards; and seconds of a window.
@@ -100,7 +100,7 @@ def _boards(job: Mapping[str, Any]) -> list[Board]:
 
 
 def _ours(job: Mapping[str, Any], specs: Mapping[int, RunSpec]) -> Turn:
-    """The product's own trainer, warmed up for each size; a turn is its training, repeated until the window is full."""
+    """Our own trainer, warmed up for each size; a turn is its training, repeated until the window is full."""
     from benchmarks.gpu_items import seen_by
     from joulesweep.measure.window import Meter
     from joulesweep.train import loop, memory
@@ -125,7 +125,7 @@ def _ours(job: Mapping[str, Any], specs: Mapping[int, RunSpec]) -> Turn:
         phases = trainer.phases
         num_texts, num_steps = (
             sum(phase.counts["num_texts"] for phase in phases),
-            sum(one.num_steps for one in phases),
+            sum(phase.num_steps for phase in phases),
         )
         counts = {"num_texts": num_passes * num_texts, "num_steps": num_passes * num_steps}
         return {**counts, **seen_by(meter)}
@@ -134,7 +134,7 @@ def _ours(job: Mapping[str, Any], specs: Mapping[int, RunSpec]) -> Turn:
 
 
 def _trainer(job: Mapping[str, Any], specs: Mapping[int, RunSpec]) -> Turn:
-    """transformers.Trainer, built once: what it has compiled for a model it would compile again for a second one."""
+    """transformers.Trainer, built once, because a second one would compile the same model again."""
     name = job["name"]
     if name == COMPILED:
         os.environ["ACCELERATE_DYNAMO_USE_DYNAMIC"] = "1"  # else every new size would be compiled for itself
@@ -161,7 +161,7 @@ def _trainer(job: Mapping[str, Any], specs: Mapping[int, RunSpec]) -> Turn:
         trainer.train()
         return watch.timed
 
-    for size in specs:  # allocator, kernels, and whatever is compiled
+    for size in specs:  # warm up allocator, kernels and compiled code
         trained(size, float("inf"), _every_length(task, size) if name == COMPILED else task.examples[: 5 * size])
     peer_trainer.check(trainer)
 
@@ -209,7 +209,7 @@ class Timed:
         return self.num_done - SKIPPED
 
     def step_done(self) -> bool:
-        """Count a step. Returns whether that was the last one."""
+        """Count a step; return whether it was the last one."""
         self.num_done += 1
         if self.seconds == float("inf"):  # nothing is measured
             return False
@@ -224,7 +224,7 @@ class Timed:
 
 
 def num_compiled() -> int:
-    """How many graphs PyTorch has compiled in this process."""
+    """Number of graphs that PyTorch has compiled in this process."""
     if "torch._dynamo" not in sys.modules:
         return 0
     from torch._dynamo.utils import counters
@@ -233,7 +233,7 @@ def num_compiled() -> int:
 
 
 def _every_length(task: Any, size: int) -> list[Any]:  # noqa: ANN401 - a Task
-    """A batch for each length that texts have."""
+    """A batch for each length of the texts."""
     by_length = {len(example["input_ids"]): example for example in task.examples}
     return [by_length[length] for length in sorted(by_length, reverse=True) for _ in range(size)]
 
@@ -251,7 +251,7 @@ def _task(job: Mapping[str, Any], specs: Mapping[int, RunSpec]) -> tuple[Any, An
 
 
 def _plain(task: Any) -> Any:  # noqa: ANN401 - a Task
-    """The same without processes that collate."""
+    """The Trainer without collating processes."""
     from benchmarks.peer_common import Task
 
     class Plain(Task):
@@ -259,11 +259,11 @@ def _plain(task: Any) -> Any:  # noqa: ANN401 - a Task
         def num_workers(self) -> int:
             return 0
 
-    return Plain(**{one.name: getattr(task, one.name) for one in fields(task)})
+    return Plain(**{field.name: getattr(task, field.name) for field in fields(task)})
 
 
 def _lightning(job: Mapping[str, Any], specs: Mapping[int, RunSpec]) -> Turn:
-    """Lightning's Trainer, built anew for each window, which holds the start of its processes: it is twice as long."""
+    """Lightning's Trainer, built for each window, which includes the start of its processes: it is twice as long."""
     from benchmarks import peer_common, peer_lightning
     from benchmarks.gpu_items import seen_by
     from joulesweep.train import memory
@@ -280,7 +280,7 @@ def _lightning(job: Mapping[str, Any], specs: Mapping[int, RunSpec]) -> Turn:
 
     @functools.cache
     def num_steps(size: int) -> int:
-        """As many as fill a window: found out in this one's first turn, when nobody else works."""
+        """Number of steps that fill a window, measured in this contestant's first turn, when no other one works."""
         tried = trained(size, TRIED)
         return min(MOST_STEPS, max(4, round(2 * job["seconds"] * TRIED / tried["window_s"])))
 

@@ -1,4 +1,4 @@
-"""The first minutes on a GPU, used fully: nine at most, in the folder that `make gpu-pack` builds.
+"""Run the plan for the first minutes on a GPU: nine at most, in the folder that `make gpu-pack` builds.
 
     timeout 40 python3 -c "import torch, transformers; torch.zeros(1, device='cuda')"
     python3 -m benchmarks.gpu_day --accelerator cuda --out FOLDER
@@ -79,7 +79,7 @@ WORTH_S = 2.0  # with less time left no process is started any more
 
 @dataclass(frozen=True, kw_only=True)
 class Day:
-    """Where and how the plan is carried out.
+    """Folder, accelerator and budget of the plan.
 
     Attributes:
         pack: the packed folder.
@@ -100,7 +100,7 @@ class Day:
     num_lanes: int
 
     def job(self, item: Item, pieces: list[Piece], until_s: float) -> Job:
-        """What a child is given."""
+        """The job of a child."""
         return Job(
             item=item.letter,
             pieces=pieces,
@@ -115,7 +115,7 @@ class Day:
 
 @dataclass(kw_only=True)
 class Lane:
-    """Pieces that are carried out one after the other, by one child at a time.
+    """Pieces that one child at a time carries out in sequence.
 
     Attributes:
         left: those that have not been answered.
@@ -128,14 +128,14 @@ class Lane:
     heard_s: float = 0.0
 
     def close(self) -> None:
-        """End its process, and whatever that has started."""
+        """End the lane's process, and all processes that it started."""
         if self.child is not None:
             processes.kill_group(self.child)
         self.child = None
 
 
 def carry_out(plan: Sequence[Item], day: Day, budget_s: float) -> None:
-    """Carry the items out within a budget; every piece of every item is answered."""
+    """Carry out the items within a budget; every piece of every item gets an answer."""
     small = day.accelerator == "cpu"
     shares = [item.small_s if small else item.seconds for item in plan]
     stretch = max(1.0, budget_s / sum(shares))  # who gives more time has a slower machine
@@ -155,7 +155,7 @@ def carry_out(plan: Sequence[Item], day: Day, budget_s: float) -> None:
 
 
 def carry_out_item(item: Item, day: Day, until_s: float) -> None:
-    """Carry an item out until its time is over, and say how that went."""
+    """Carry out an item until its time is over, and report the outcome."""
     began_s = time.monotonic()
     pieces = item.pieces(day.accelerator)
     reader = _start(day, day.job(item, [], until_s), "benchmarks.gpu_trace", "trace") if item.traced else None
@@ -186,15 +186,15 @@ def carry_out_item(item: Item, day: Day, until_s: float) -> None:
 
 
 def _lanes(item: Item, day: Day, pieces: Iterable[Piece]) -> list[list[Piece]]:
-    """The pieces by lane; where there is room for one process, one lane: starting costs more than what it does."""
-    found: dict[str, list[Piece]] = {}
+    """The pieces by lane; with room for one process only, a single lane, because starting costs more than the work."""
+    lanes: dict[str, list[Piece]] = {}
     for piece in pieces:
-        found.setdefault(item.lane(piece) if day.num_lanes > 1 else "", []).append(piece)
-    return list(found.values())
+        lanes.setdefault(item.lane(piece) if day.num_lanes > 1 else "", []).append(piece)
+    return list(lanes.values())
 
 
 def tend(lane: Lane, item: Item, day: Day, until_s: float, answers: Answers) -> None:
-    """Look after a lane: take answers, end a process that hangs, start one where there is none."""
+    """Manage a lane: take answers, end a process that hangs, start one if there is none."""
     if answers.take([lane]):
         lane.heard_s = time.monotonic()
     if not lane.left:
@@ -204,8 +204,8 @@ def tend(lane: Lane, item: Item, day: Day, until_s: float, answers: Answers) -> 
         if until_s - time.monotonic() > WORTH_S:
             lane.heard_s = time.monotonic()
             threads = {"TORCHINDUCTOR_COMPILE_THREADS": str(item.compile_threads(lane.left[0]))}
-            own = replace(day, environ=day.environ | threads)
-            lane.child = _start(own, day.job(item, lane.left, until_s), item.module, item.letter)
+            lane_day = replace(day, environ=day.environ | threads)
+            lane.child = _start(lane_day, day.job(item, lane.left, until_s), item.module, item.letter)
         return
     code = lane.child.poll()
     silent_s = time.monotonic() - lane.heard_s
@@ -224,7 +224,7 @@ def _answer(day: Day, item: Item, piece: Piece, status: str, reason: str) -> Non
 
 
 class Answers:
-    """The results' file, as far as it was read.
+    """The results' file, as far as it has been read.
 
     Args:
         path: of the file.
@@ -234,10 +234,10 @@ class Answers:
     def __init__(self, path: Path, letter: str) -> None:
         self.path, self.letter = path, letter
         self.read = path.stat().st_size if path.exists() else 0
-        self.found: dict[str, str] = {}
+        self.statuses: dict[str, str] = {}
 
     def take(self, lanes: Iterable[Lane]) -> bool:
-        """Read on, and cross out what was answered. Returns whether anything of these lanes was."""
+        """Read new answers and remove their pieces from the lanes. Returns whether there were any for these lanes."""
         if self.path.exists():
             with self.path.open("rb") as file:
                 file.seek(self.read)
@@ -246,22 +246,22 @@ class Answers:
             self.read += len(new)
             for row in whole(new):
                 if row["item"] == self.letter and row["piece"]:
-                    self.found[row["piece"]] = row["status"]
+                    self.statuses[row["piece"]] = row["status"]
         any_new = False
         for lane in lanes:
-            left = [piece for piece in lane.left if piece["piece"] not in self.found]
+            left = [piece for piece in lane.left if piece["piece"] not in self.statuses]
             any_new |= len(left) < len(lane.left)
             lane.left = left
         return any_new
 
     def counted(self) -> dict[str, int]:
-        """How many answers there are of each status."""
+        """Number of answers by status."""
         self.take([])
-        return {status: list(self.found.values()).count(status) for status in (OK, NOT_TRIED, FAILED)}
+        return {status: list(self.statuses.values()).count(status) for status in (OK, NOT_TRIED, FAILED)}
 
 
 def _end(reader: subprocess.Popen[bytes]) -> None:
-    """Let the reader of the meters write down what it has."""
+    """Let the meters' reader write its readings."""
     reader.terminate()
     with contextlib.suppress(subprocess.TimeoutExpired):
         reader.wait(READER_END_S)
@@ -269,7 +269,7 @@ def _end(reader: subprocess.Popen[bytes]) -> None:
 
 
 def _start(day: Day, job: Job, module: str, name: str) -> subprocess.Popen[bytes]:
-    """Start a program on a job, its output in the log."""
+    """Start a program on a job, with its output in the log."""
     path = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=day.scratch), "job.json")
     job.write(path)
     with (day.out / LOG).open("ab") as log:
@@ -277,23 +277,23 @@ def _start(day: Day, job: Job, module: str, name: str) -> subprocess.Popen[bytes
 
 
 def unpack(wheels: Path, site: Path) -> list[str]:
-    """Unpack the wheels that this Python lacks, or has older ones of, into a folder. Returns their names."""
+    """Unpack wheels that this Python lacks or has in older versions into a folder. Returns their names."""
     from packaging.utils import parse_wheel_filename
     from packaging.version import Version
 
-    found = []
+    unpacked = []
     for path in sorted(wheels.glob("*.whl")):
         name, version, *_ = parse_wheel_filename(path.name)
         installed = machine.version(name)
         if installed is None or Version(installed) < version:
             with ZipFile(path) as wheel:
                 wheel.extractall(site)
-            found.append(name)
-    return found
+            unpacked.append(name)
+    return unpacked
 
 
 def prepared(args: argparse.Namespace, scratch: Path) -> Day:
-    """What the plan is carried out with.
+    """Everything needed to carry out the plan.
 
     Raises:
         UserError: there is no pack, or no GPU where one was asked for.
@@ -337,7 +337,7 @@ def main() -> int:
     parser.add_argument("--budget", type=float, default=BUDGET_S, help="seconds, all in all")
     parser.add_argument("--items", default="".join(item.letter for item in PLAN), help="some letters: only these")
     parser.add_argument(
-        "--pack", type=Path, help="the packed folder; default: the one this lies in, or .cache/gpu-pack"
+        "--pack", type=Path, help="the packed folder; default: the one that contains this program, or .cache/gpu-pack"
     )
     parser.add_argument("--read", type=Path, nargs="+", metavar="FOLDER", help="turn results into a page instead")
     parser.add_argument("--to", type=Path, default=Path("benchmarks", "results"), help="where the page goes")
@@ -362,7 +362,7 @@ def _read(args: argparse.Namespace) -> int:
 
 
 def _certificate_of_readings(folders: Iterable[Path]) -> None:
-    """Make the certificate of what was read before its measurement was cut off, if anything was."""
+    """Make the certificate from the readings if the measurement was cut off."""
     from joulesweep.certify import campaign
 
     for path in (folder / CERTIFICATE[".gz"] for folder in folders):

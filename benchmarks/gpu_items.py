@@ -55,7 +55,7 @@ COMPILER = os.environ.get("CXX", "g++")
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
 DEVICE_WORK = ("kernel", "gpu_memcpy", "gpu_memset")
 PROFILED = 10  # steps
-LOOK_STEPS = 16  # so many steps go to the device before the clock is looked at
+LOOK_STEPS = 16  # steps between checks of the clock
 
 
 def main() -> NoReturn:
@@ -72,7 +72,7 @@ def main() -> NoReturn:
             continue
         began_s = time.monotonic()
         try:
-            found = PIECES[piece["do"]](job, piece)
+            numbers = PIECES[piece["do"]](job, piece)
         except Exception as error:
             status, reason = judged(error)
             job.answer(name, status, reason=reason, took_s=time.monotonic() - began_s)
@@ -81,14 +81,14 @@ def main() -> NoReturn:
             traceback.print_exc()
             sys.stderr.flush()
             os._exit(AFTER_FAILURE)
-        job.answer(name, OK, **{key: value for key, value in piece.items() if key not in ("piece", "do")}, **found)
+        job.answer(name, OK, **{key: value for key, value in piece.items() if key not in ("piece", "do")}, **numbers)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)  # what a process group or a compiler does at the end is of no interest
 
 
 def judged(error: Exception) -> tuple[str, str]:
-    """Status and reason of a piece that ended with an exception."""
+    """Status and reason for a piece that ended with an exception."""
     outcome = getattr(error, "outcome", None)  # of a run that stopped with a result
     if isinstance(error, NotTried):
         return NOT_TRIED, str(error)
@@ -99,7 +99,7 @@ def judged(error: Exception) -> tuple[str, str]:
 
 
 def machine(job: Job, piece: Piece) -> dict[str, Any]:
-    """What this machine is, and what compiling would need."""
+    """Facts about this machine, and what compiling would need."""
     import torch
 
     described = as_json(describe(1, [_board(board) for board in job.boards]))
@@ -126,7 +126,7 @@ def _board(described: Mapping[str, Any]) -> devices.Board:
 
 
 def nvml_facts(board: Mapping[str, Any]) -> dict[str, Any]:
-    """What the driver says of a board, as it stands: nothing is set. None where it does not say."""
+    """The driver's facts about a board, without setting anything; None for those that it does not report."""
     handle = nvidia.ask("nvmlDeviceGetHandleByIndex", board["index"]) if board["index"] is not None else None
     asked = {
         "persistence": "nvmlDeviceGetPersistenceMode",
@@ -138,13 +138,13 @@ def nvml_facts(board: Mapping[str, Any]) -> dict[str, Any]:
     }
     facts = {name: None if handle is None else nvidia.ask(function, handle) for name, function in asked.items()}
     facts["num_processes"] = None
-    if handle is not None and (found := nvidia.ask("nvmlDeviceGetComputeRunningProcesses", handle)) is not None:
-        facts["num_processes"] = len(found)
+    if handle is not None and (processes := nvidia.ask("nvmlDeviceGetComputeRunningProcesses", handle)) is not None:
+        facts["num_processes"] = len(processes)
     return {**board, **facts}
 
 
 def losses(job: Job, piece: Piece) -> dict[str, Any]:
-    """Four steps of a small model, beside the losses that the CPU had in fp32."""
+    """Losses of four steps of a small model, against the packed ones of the CPU in fp32."""
     spec = small_spec(piece["model"], job.accelerator, **piece["spec"])
     outcome = _train(job, spec)
     expected = json.loads(job.pack.references.read_text(encoding="utf-8")).get(piece["model"], {}).get(spec.batching)
@@ -152,7 +152,7 @@ def losses(job: Job, piece: Piece) -> dict[str, Any]:
         raise NotTried(f"the pack has no losses of {piece['model']} with batching {spec.batching}")
     skipped = outcome.num_skipped_steps
     alike = 1 if skipped else len(expected)  # after a step that loss scaling left out, the rest are other steps
-    apart = max(abs(found / other - 1) for found, other in list(zip(outcome.losses, expected, strict=True))[:alike])
+    apart = max(abs(loss / other - 1) for loss, other in list(zip(outcome.losses, expected, strict=True))[:alike])
     allowed = allowed_apart(spec.precision)
     return {"losses": outcome.losses, "apart": apart, "allowed": allowed, "agrees": apart <= allowed} | {
         "num_skipped_steps": skipped,
@@ -161,13 +161,13 @@ def losses(job: Job, piece: Piece) -> dict[str, Any]:
 
 
 def allowed_apart(precision: str) -> float:
-    """How far losses in a precision may be from those in fp32, relative."""
+    """Largest allowed relative difference between losses in a precision and those in fp32."""
     row = PRECISIONS[precision]
     return AGREES["weights" if row.weights != "float32" else "tf32" if row.tf32 else row.autocast or "float32"]
 
 
 def dropout(job: Job, piece: Piece) -> dict[str, Any]:
-    """Whether each step draws its own dropout, and a second training the same one.
+    """Check that each step draws its own dropout, and that a second training draws the same.
 
     Every step has all texts and a learning rate of next to nothing: without dropout all losses were the same.
     """
@@ -175,13 +175,13 @@ def dropout(job: Job, piece: Piece) -> dict[str, Any]:
     spec = small_spec("gpt2-dropout", job.accelerator, **same, **piece["spec"])
     first, again = (_train(job, spec).losses for _ in range(2))
     spread = (max(first) - min(first)) / min(first)
-    apart = max(abs(found / other - 1) for found, other in zip(again, first, strict=True))
-    found = {"losses": first, "spread": spread, "repeated_apart": apart}
-    return {**found, "agrees": spread > DRAWN and apart <= SAME}
+    apart = max(abs(loss / other - 1) for loss, other in zip(again, first, strict=True))
+    numbers = {"losses": first, "spread": spread, "repeated_apart": apart}
+    return {**numbers, "agrees": spread > DRAWN and apart <= SAME}
 
 
 def speed(job: Job, piece: Piece) -> dict[str, Any]:
-    """A measured training: what is written down is judged when it is read, with the trace of the meters."""
+    """Measure a training; the result is judged later, with the trace of the meters."""
     spec = measured_spec(job.scale.encoder, job.accelerator, **piece["spec"])
     outcome = _train(job, spec)
     counts = {name: sum(getattr(phase, name) for phase in outcome.training) for name in COUNTED}
@@ -197,12 +197,12 @@ def speed(job: Job, piece: Piece) -> dict[str, Any]:
 
 
 def left_out(job: Job, piece: Piece) -> dict[str, Any]:
-    """What the miniature does without."""
+    """Refuse a piece that the miniature skips."""
     raise NotTried("the miniature compiles nothing")
 
 
 def warm_cache(job: Job, piece: Piece) -> dict[str, Any]:
-    """Compile the measured model once, beside other pieces that need no quiet machine: later ones find the kernels."""
+    """Compile the measured model once, beside pieces that need no quiet machine, so that later ones reuse it."""
     spec = measured_spec(job.scale.encoder, job.accelerator, min_seconds=0.0, max_steps=2, **piece["spec"])
     began_s = time.monotonic()
     _train(job, spec)
@@ -210,7 +210,7 @@ def warm_cache(job: Job, piece: Piece) -> dict[str, Any]:
 
 
 def partial(job: Job, piece: Piece) -> dict[str, Any]:
-    """A choice of tensors: predicted against measured seconds of a step, and joules of its steps and of full ones."""
+    """Predicted and measured seconds of a step of chosen tensors, and joules of its steps and of full ones."""
     from benchmarks.partial_steps import compared, train_only
     from joulesweep.measure.window import Meter
     from joulesweep.train.adaptive import choosing
@@ -231,20 +231,20 @@ def partial(job: Job, piece: Piece) -> dict[str, Any]:
         trainer.selector = choosing.selector(trainer)
     except ValueError as error:
         raise NotTried(str(error)) from None
-    found = compared(trainer, job.scale.num_steps)
+    numbers = compared(trainer, job.scale.num_steps)
     boards = measured_boards(spec, [_board(board) for board in job.boards], trainer.place)
     meter = Meter(boards, host=True, synchronize=trainer.place.synchronize)
-    given = list(itertools.islice(trainer.batches(1), job.scale.num_steps))
-    train_only(trainer, set(found["chosen"]))
-    found["chosen"] = _window(job, trainer, meter, given)
+    batches = list(itertools.islice(trainer.batches(1), job.scale.num_steps))
+    train_only(trainer, set(numbers["chosen"]))
+    numbers["chosen"] = _window(job, trainer, meter, batches)
     train_only(trainer, set(trainer.selector.cost.names))  # type: ignore[union-attr]
     if spec.model not in _FULL:
-        _FULL[spec.model] = _window(job, trainer, meter, given)
-    return {**found, "full": _FULL[spec.model]}
+        _FULL[spec.model] = _window(job, trainer, meter, batches)
+    return {**numbers, "full": _FULL[spec.model]}
 
 
 def _kept_trainer(job: Job, spec: RunSpec) -> Any:  # noqa: ANN401 - a Trainer
-    """The trainer of a model, built once per process: objectives and shares are rated on the same one."""
+    """The trainer of a model, built once per process: objectives and shares are measured on the same one."""
     from joulesweep.train import assembly
 
     if spec.model not in _TRAINERS:
@@ -261,13 +261,13 @@ _TRAINERS: dict[str, Any] = {}
 _FULL: dict[str, dict[str, Any]] = {}  # the window of full training, by model
 
 
-def _window(job: Job, trainer: Any, meter: Any, given: Sequence[Any]) -> dict[str, Any]:  # noqa: ANN401
-    """Steps without learning over and over, for the shortest window: their number, and what the meter saw."""
+def _window(job: Job, trainer: Any, meter: Any, steps: Sequence[Any]) -> dict[str, Any]:  # noqa: ANN401
+    """Repeat steps without learning for the shortest window; return their number and the meter's readings."""
     from joulesweep.train import loop
 
     num_steps = 0
     with meter.window():
-        for batches, num_predicted in itertools.cycle(given):
+        for batches, num_predicted in itertools.cycle(steps):
             loop._step(trainer, batches, num_predicted, 0.0)
             num_steps += 1
             if num_steps % LOOK_STEPS == 0:
@@ -278,13 +278,13 @@ def _window(job: Job, trainer: Any, meter: Any, given: Sequence[Any]) -> dict[st
 
 
 def seen_by(meter: Any) -> dict[str, Any]:  # noqa: ANN401 - a Meter
-    """What a meter's window is judged from afterwards."""
+    """What is needed to judge a meter's window later."""
     span = Span(begin_s=meter.begin_s, end_s=meter.end_s)
     return {"window_s": meter.window_s, "energy": as_json(meter.readings()), "span": as_json(span)}
 
 
 def profile(job: Job, piece: Piece) -> dict[str, Any]:
-    """Where some steps' time goes: kernels, copies, waits, and how long the device had nothing to do."""
+    """Time of some steps by kernel, copy and wait, and how long the device was idle."""
     import torch
 
     from joulesweep.train import loop, memory
@@ -297,33 +297,38 @@ def profile(job: Job, piece: Piece) -> dict[str, Any]:
     loop._warm_up(trainer, memory.Peaks(place.device, 1))
     trainer.core.train()
     with contextlib.closing(trainer.steps()) as steps:  # pinned, as in a training
-        given = list(itertools.islice(steps, PROFILED))
+        profiled_steps = list(itertools.islice(steps, PROFILED))
     kinds = [torch.profiler.ProfilerActivity.CPU]
     kinds += [torch.profiler.ProfilerActivity.CUDA] if place.device.type == "cuda" else []
-    seconds = min(_steps_s(trainer, given) for _ in range(2))  # before the profiler, which slows launches down
+    seconds = min(_steps_s(trainer, profiled_steps) for _ in range(2))  # before the profiler, which slows launches down
     with torch.profiler.profile(activities=kinds) as profiler:
-        profiled_s = _steps_s(trainer, given)
+        profiled_s = _steps_s(trainer, profiled_steps)
     path = job.scratch / "profile.json"
     profiler.export_chrome_trace(str(path))
     events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
     path.unlink()
-    return {"num_steps": len(given), "seconds": seconds, "profiled_s": profiled_s, **summed_up(events, seconds)}
+    return {
+        "num_steps": len(profiled_steps),
+        "seconds": seconds,
+        "profiled_s": profiled_s,
+        **summed_up(events, seconds),
+    }
 
 
-def _steps_s(trainer: Any, given: Sequence[Any]) -> float:  # noqa: ANN401 - a Trainer
-    """How long some steps without learning take."""
+def _steps_s(trainer: Any, steps: Sequence[Any]) -> float:  # noqa: ANN401 - a Trainer
+    """Seconds of some steps without learning."""
     from joulesweep.train import loop
 
     trainer.place.synchronize()
     began_s = time.monotonic()
-    for batches, num_predicted in given:
+    for batches, num_predicted in steps:
         loop._step(trainer, batches, num_predicted, 0.0)
     trainer.place.synchronize()
     return time.monotonic() - began_s
 
 
 def summed_up(events: Sequence[Mapping[str, Any]], seconds: float, most: int = 12) -> dict[str, Any]:
-    """What a chrome trace says of the device and of the host.
+    """Summary of a chrome trace for the device and the host.
 
     Args:
         events: of the trace; times in microseconds.
@@ -338,7 +343,7 @@ def summed_up(events: Sequence[Mapping[str, Any]], seconds: float, most: int = 1
     whole = [event for event in events if event.get("ph") == "X"]
     work = sorted((e for e in whole if e.get("cat") in DEVICE_WORK), key=lambda e: float(e["ts"]))
     runtime = [event for event in whole if event.get("cat") in ("cuda_runtime", "cuda_driver")]
-    found: dict[str, Any] = {
+    summary: dict[str, Any] = {
         "device": None,
         "waits": _by_name([event for event in runtime if event["name"] in WAITS], most),
         "num_launches": sum("Launch" in event["name"] for event in runtime),
@@ -346,7 +351,7 @@ def summed_up(events: Sequence[Mapping[str, Any]], seconds: float, most: int = 1
     }
     if work:
         busy_us, span_us = _covered(work)
-        found["device"] = {
+        summary["device"] = {
             "num_kernels": sum(event["cat"] == "kernel" for event in work),
             "num_copies": sum(event["cat"] == "gpu_memcpy" for event in work),
             "busy_s": busy_us / 1e6,
@@ -354,20 +359,20 @@ def summed_up(events: Sequence[Mapping[str, Any]], seconds: float, most: int = 1
             "idle_share": max(0.0, 1 - busy_us / 1e6 / seconds),
             "kernels": _by_name([event for event in work if event["cat"] == "kernel"], most),
         }
-    return found
+    return summary
 
 
 def _by_name(events: Sequence[Mapping[str, Any]], most: int) -> list[dict[str, Any]]:
-    """Events by name: how many, and seconds together, the longest first."""
-    found: dict[str, list[float]] = {}
+    """Number and total seconds of events by name, the longest first."""
+    durations: dict[str, list[float]] = {}
     for event in events:
-        found.setdefault(str(event["name"])[:120], []).append(float(event["dur"]))
-    table = [{"name": name, "number": len(times), "seconds": sum(times) / 1e6} for name, times in found.items()]
+        durations.setdefault(str(event["name"])[:120], []).append(float(event["dur"]))
+    table = [{"name": name, "number": len(times), "seconds": sum(times) / 1e6} for name, times in durations.items()]
     return sorted(table, key=lambda row: -row["seconds"])[:most]
 
 
 def _covered(work: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
-    """Of intervals in the order of their begin: how long any of them lasts, and from the first to the last."""
+    """Seconds covered by sorted intervals, and seconds from the first to the last."""
     covered = 0.0
     first = reached = float(work[0]["ts"])
     for event in work:
@@ -378,7 +383,7 @@ def _covered(work: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
 
 
 def _train(job: Job, spec: RunSpec) -> RankResult:
-    """A training in this process, by the product's own function."""
+    """Train in this process with our own function."""
     from joulesweep.train import loop
     from joulesweep.train.assembly import prepare_process
 
@@ -389,7 +394,7 @@ def _train(job: Job, spec: RunSpec) -> RankResult:
 
 
 def _fresh() -> None:
-    """Leave nothing of the training before: its graphs and their memory hang in a cycle, and compiled code stays."""
+    """Free everything of the previous training: its graphs form a cycle with their memory, and compiled code stays."""
     import torch
 
     if not torch.cuda.is_available():  # small models, and no graphs

@@ -46,7 +46,7 @@ THERE = {"numpy"}
 UNUSED = {"pandas", "scikit-learn", "rich", "tyro", "amdsmi", "python-dateutil"}
 PYTHON = "3.12"
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
-#: How many of VizWiz's validation questions (CC BY 4.0) have so many words and marks, from 2 on.
+#: Number of VizWiz's validation questions (CC BY 4.0) by number of words and marks, from 2 on.
 LENGTHS = (
     *(8, 31, 630, 583, 501, 400, 215, 153, 117, 88, 78, 55, 43, 40, 21, 27, 23, 16, 19, 14, 8, 10, 11, 6, 6, 4, 4, 7),
     *(5, 7, 2, 4, 6, 3, 2, 2, 2, 1, 2, 3, 2, 1, 4, 2, 0, 1, 0, 1, 0, 3, 1),
@@ -55,7 +55,7 @@ SPECIAL = {"[PAD]": PAD, "[UNK]": UNK, "[CLS]": CLS, "[SEP]": SEP, "[MASK]": MAS
 
 
 def main() -> None:
-    """Build the folder, and say how large it is."""
+    """Build the folder and print its size."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("folder", type=Path, nargs="?", default=REPOSITORY / ".cache" / "gpu-pack")
     parser.add_argument("--no-wheels", action="store_true", help="for a machine whose Python has all that is needed")
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def build(folder: Path, wheels: Sequence[str] = CARRIED) -> int:
-    """Build the folder, whole or not at all; an earlier one is replaced. Returns its bytes.
+    """Build the folder, completely or not at all; an earlier one is replaced. Returns its bytes.
 
     Args:
         folder: of the pack.
@@ -120,7 +120,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 
 def download(names: Iterable[str], folder: Path) -> None:
-    """Fetch wheels for the other machine's Python, of the pinned versions.
+    """Download wheels of the pinned versions for the other machine's Python.
 
     Raises:
         UserError: one cannot be had, or wants something that is neither carried nor there.
@@ -131,21 +131,21 @@ def download(names: Iterable[str], folder: Path) -> None:
     command += ["--constraint", str(REPOSITORY / "constraints.txt"), "--dest", str(folder), *names]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        said = (done.stderr.strip().splitlines() or ["no word"])[-1]
-        raise UserError(f"wheels for Python {PYTHON}: {said}")
+        reason = (done.stderr.strip().splitlines() or ["no word"])[-1]
+        raise UserError(f"wheels for Python {PYTHON}: {reason}")
     missing = lacking(folder)
     if missing:
         raise UserError(f"wheels for Python {PYTHON}: nobody brings {', '.join(missing)}")
 
 
 def lacking(folder: Path) -> list[str]:
-    """What the wheels in a folder want and none of them is, apart from what is there or never imported."""
+    """Requirements of the wheels in a folder that none of them satisfies, without those present or never imported."""
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name, parse_wheel_filename
 
     here = {parse_wheel_filename(path.name)[0] for path in folder.glob("*.whl")} | THERE | UNUSED
     about = {"python_version": PYTHON, "python_full_version": f"{PYTHON}.3", "extra": "", "sys_platform": "linux"}
-    wanted = set()
+    required = set()
     for path in folder.glob("*.whl"):
         with ZipFile(path) as wheel:
             (name,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
@@ -153,8 +153,8 @@ def lacking(folder: Path) -> list[str]:
         for line in metadata.get_all("Requires-Dist", []):
             requirement = Requirement(line)
             if requirement.marker is None or requirement.marker.evaluate(about):
-                wanted.add(canonicalize_name(requirement.name))
-    return sorted(wanted - here)
+                required.add(canonicalize_name(requirement.name))
+    return sorted(required - here)
 
 
 def write_assets(pack: Pack) -> None:
@@ -167,7 +167,7 @@ def write_assets(pack: Pack) -> None:
 
 
 def write_texts(path: Path, about: Texts) -> None:
-    """Make up texts, the same on every machine, and write them as a token file.
+    """Generate texts, identical on every machine, and write them as a token file.
 
     Words are drawn by Zipf's law; half of those that are not the first follow from the one before.
     """
@@ -184,8 +184,8 @@ def write_texts(path: Path, about: Texts) -> None:
     def made(most: int) -> list[list[int]]:
         lengths = np.minimum(draw.choice(np.arange(2, 2 + len(LENGTHS)), size=about.number, p=share), most)
         words = iter(draw.choice(num_words, size=int(lengths.sum()), p=frequency).tolist())
-        foretold = iter((draw.random(int(lengths.sum())) < 0.5).tolist())
-        return [_sentence(list(itertools.islice(words, n)), foretold, num_words) for n in lengths.tolist()]
+        predictable = iter((draw.random(int(lengths.sum())) < 0.5).tolist())
+        return [_sentence(list(itertools.islice(words, n)), predictable, num_words) for n in lengths.tolist()]
 
     bodies, targets = made(60), made(12) if about.targets else []
     groups: dict[tuple[int, ...], int] = {}
@@ -193,7 +193,7 @@ def write_texts(path: Path, about: Texts) -> None:
     flat = {"": bodies, **({"target_": targets} if targets else {})}
     arrays: dict[str, Any] = {"group": np.array(group, dtype="<i4")}
     for name, sentences in flat.items():
-        arrays[f"{name}ids"] = np.array([word for one in sentences for word in one], dtype="<i4")
+        arrays[f"{name}ids"] = np.array([word for sentence in sentences for word in sentence], dtype="<i4")
         arrays[f"{name}offsets"] = np.cumsum([0, *map(len, sentences)], dtype=np.int64)
     ends = {"mask_id": MASK, "pad_id": PAD, "bos_id": CLS, "eos_id": SEP, "prefix": [CLS], "suffix": [SEP]}
     counts = {"num_texts": len(bodies), "num_tokens": len(arrays["ids"]), "num_target_tokens": sum(map(len, targets))}
@@ -211,16 +211,16 @@ def write_texts(path: Path, about: Texts) -> None:
     files.write_json(path.with_suffix(".json"), manifest)
 
 
-def _sentence(words: list[int], foretold: Iterable[bool], num_words: int) -> list[int]:
-    """Words as ids; some of them are a function of the one before."""
-    for i, follows in enumerate(itertools.islice(foretold, len(words))):
+def _sentence(words: list[int], predictable: Iterable[bool], num_words: int) -> list[int]:
+    """Words as ids, some of which are a function of the previous one."""
+    for i, follows in enumerate(itertools.islice(predictable, len(words))):
         if i and follows:
             words[i] = (31 * words[i - 1] + 7) % num_words
     return [len(SPECIAL) + word for word in words]
 
 
 def write_model(folder: Path, name: str) -> None:
-    """Write a model's config, and its random weights and tokenizer where it has any."""
+    """Write a model's config, and its random weights and tokenizer if it has any."""
     import torch
     import transformers
 
@@ -238,7 +238,7 @@ def write_model(folder: Path, name: str) -> None:
 
 
 def write_tokenizer(folder: Path, vocab_size: int) -> None:
-    """Write a tokenizer whose words are the numbers of the ids: the peers' collators want one."""
+    """Write a tokenizer whose words are the numbers of the ids, which the peers' collators need."""
     words = SPECIAL | {f"w{i}": i for i in range(len(SPECIAL), vocab_size)}
     special = [
         {"id": i, "content": word, "special": True, "normalized": False}
@@ -259,19 +259,19 @@ def write_tokenizer(folder: Path, vocab_size: int) -> None:
 
 
 def references(pack: Pack) -> dict[str, dict[str, list[float]]]:
-    """Losses of the small models by batching, on this CPU, in fp32, step by step; where a model can be batched so."""
+    """Losses of the small models on this CPU in fp32, step by step, for each batching that a model supports."""
     from joulesweep.train import loop
     from joulesweep.train.trainer import Stop
 
-    found: dict[str, dict[str, list[float]]] = {}
+    losses: dict[str, dict[str, list[float]]] = {}
     for name, batching in itertools.product(COMPARED, ("fixed", "packed")):
         spec = gpu_common.small_spec(name, "cpu", batching=batching)
         try:
             outcome = loop.train(spec, pack.model(name), pack.tokens(spec.dataset), pack.root)
         except Stop:
             continue
-        found.setdefault(name, {})[batching] = outcome.losses
-    return found
+        losses.setdefault(name, {})[batching] = outcome.losses
+    return losses
 
 
 if __name__ == "__main__":

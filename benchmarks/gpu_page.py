@@ -1,4 +1,4 @@
-"""From the results of a GPU day to tables and a page: `python -m benchmarks.gpu_day --read FOLDER`."""
+"""Turn the results of a GPU day into tables and a page: `python -m benchmarks.gpu_day --read FOLDER`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ MINIATURE = "This is the miniature on a CPU: it shows that every item runs, and 
 
 
 def write(results: Results, to: Path) -> Path:
-    """Write a page with its numbers beside it as JSON. Returns the page's path.
+    """Write a page, and its numbers as JSON. Returns the page's path.
 
     Raises:
         UserError: the results are of another version.
@@ -69,7 +69,7 @@ def _write(results: Results, to: Path) -> Path:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]], num_texts: int = 1) -> str:
-    """A Markdown table, its first columns of text; a line instead where there are no rows."""
+    """A Markdown table whose first columns are text; a sentence if there are no rows."""
     lines = [[str(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
     if not lines:
         return "Nothing was measured."
@@ -110,7 +110,7 @@ def _machine(results: Results) -> str:
         return "Not answered."
     place, pack = machine["environment"], machine["pack"]
     changes = " with changes" if pack["git_dirty"] else ""
-    versions = ", ".join(f"{name} {found}" for name, found in place["versions"].items() if found)
+    versions = ", ".join(f"{name} {version}" for name, version in place["versions"].items() if version)
     lines = [
         *(
             f"- {gpu['name']}, {(gpu['memory_bytes'] or 0) / 2**30:.0f} GiB, driver {place['driver']}"
@@ -126,9 +126,9 @@ def _machine(results: Results) -> str:
 def _answered(results: Results) -> str:
     rows = []
     for item in gpu_plan.PLAN:
-        own = results.answers(item.letter)
+        answers = results.answers(item.letter)
         ended = [row for row in results.rows if row["item"] == item.letter and row["piece"] is None]
-        counts = [sum(row["status"] == status for row in own) for status in (OK, NOT_TRIED, FAILED)]
+        counts = [sum(row["status"] == status for row in answers) for status in (OK, NOT_TRIED, FAILED)]
         rows.append(
             (f"{item.letter} {item.about}", " + ".join(f"{row['seconds']:.1f}" for row in ended) or "–", *counts)
         )
@@ -140,7 +140,7 @@ def _answered(results: Results) -> str:
 
 
 def _losses(results: Results) -> str:
-    """A row per way, a column per precision: how far the losses are from the CPU's in fp32, marked where too far."""
+    """Differences of losses from the CPU's in fp32, a row per way and a column per precision, marked if too large."""
     rows = [row for row in [*results.answers("a"), *results.answers("b")] if row["piece"] != "machine"]
     ways: dict[str, dict[str, str]] = {}
     reasons = Notes()
@@ -149,18 +149,18 @@ def _losses(results: Results) -> str:
         (precision,) = [word for word in row["piece"].split() if word in PRECISIONS] or [""]
         ways.setdefault(" ".join(words), {})[precision] = _agreement(row, reasons)
     header = ("way", *PRECISIONS, "else")
-    cells = ((way, *(found.get(name, "") for name in (*PRECISIONS, ""))) for way, found in ways.items())
+    cells = ((way, *(agreements.get(name, "") for name in (*PRECISIONS, ""))) for way, agreements in ways.items())
     return reasons.below(table(header, cells))
 
 
 class Notes:
-    """Reasons that stand below a table, each once, by number."""
+    """Numbered reasons below a table, each listed once."""
 
     def __init__(self) -> None:
         self.numbers: dict[str, int] = {}
 
     def mark(self, text: str | None) -> str:
-        """The number by which a reason is found below."""
+        """A reason's number in brackets."""
         return f"[{self.numbers.setdefault(text or 'no reason', len(self.numbers) + 1)}]"
 
     def below(self, text: str) -> str:
@@ -246,7 +246,7 @@ def _profile(results: Results) -> str:
         longest = (device["kernels"] if device else row["host"])[:6]
         tops.append(
             f"- {row['piece']}: "
-            + "; ".join(f"{one['name'][:70]} {one['seconds'] / steps * 1e3:.3f} ms" for one in longest)
+            + "; ".join(f"{kernel['name'][:70]} {kernel['seconds'] / steps * 1e3:.3f} ms" for kernel in longest)
         )
     header = ("way", "ms a step, unprofiled", "kernels", "copies", "device idle", "host waits ms")
     return "\n".join([table(header, rows), "", *tops]).strip()
@@ -260,16 +260,16 @@ def _runs(results: Results) -> str:
             flags = ", ".join(flag["flag"] for flag in measured["flags"]) or "none"
             rows = [
                 (
-                    one["device"],
-                    _number(one["energy_j"], "{:.5g}"),
-                    _number(one["error_j"], "{:.2g}"),
-                    one["status"],
-                    _number(one["tick_s"], "{:.3f}"),
-                    _number(one["power_ratio"], "{:.4f}"),
-                    _number(one["idle_w"], "{:.1f}"),
-                    one["reason"] or one["doubt"] or "",
+                    device["device"],
+                    _number(device["energy_j"], "{:.5g}"),
+                    _number(device["error_j"], "{:.2g}"),
+                    device["status"],
+                    _number(device["tick_s"], "{:.3f}"),
+                    _number(device["power_ratio"], "{:.4f}"),
+                    _number(device["idle_w"], "{:.1f}"),
+                    device["reason"] or device["doubt"] or "",
                 )
-                for one in measured["energy"]
+                for device in measured["energy"]
             ]
             lines.append(table(("device", "J", "± J", "status", "tick s", "power ratio", "idle W", ""), rows))
             lines.append(f"{row['piece']}: {measured['total_window_s']:.1f} s, flags: {flags}.")

@@ -1,4 +1,4 @@
-"""What the GPU day consists of: items in the order of their worth, each with its time and its pieces.
+"""The plan of the GPU day: items in the order of their value, each with its time and its pieces.
 
 Why so many seconds, of 540 (estimates, made without a GPU: a process needs ten until it trains, a model three to eight
 to be built, captured and measured):
@@ -67,7 +67,7 @@ class Item:
 
 
 def named(do: str, *words: Any, **entries: Any) -> Piece:  # noqa: ANN401
-    """A piece: the function that carries it out, its name, its entries."""
+    """A piece: its function, its name and its entries."""
     return {"piece": " ".join(str(word) for word in words if word), "do": do, **entries}
 
 
@@ -86,24 +86,24 @@ def _way(precision: str, **changes: Any) -> dict[str, Any]:  # noqa: ANN401 - fi
 
 
 def conformance(accelerator: str) -> list[Piece]:
-    """Item b: what others are built on first, what compiles last; but for what takes longest, and others will need."""
-    plain, compiling = ([name for name in ENGINES if ("compile" in name) is wanted] for wanted in (False, True))
-    found = [*_losses(plain), *_dropout(plain)]
+    """Item b: first what others build on, last what compiles, except what takes longest and what others need."""
+    plain, compiling = ([name for name in ENGINES if ("compile" in name) is compiled] for compiled in (False, True))
+    pieces = [*_losses(plain), *_dropout(plain)]
     for strategy, precision in itertools.product(("ddp", "fsdp"), ("fp32", "bf16-mixed")):
         spec = _way(precision, strategy=strategy, batching="packed")
-        found.append(named("losses", "bert", strategy, precision, model="bert", spec=spec))
+        pieces.append(named("losses", "bert", strategy, precision, model="bert", spec=spec))
     if accelerator == "cuda":
         sizes = SCALES[accelerator].batches
         spec = _way("bf16-mixed", batch_size=sizes[1], **{**PACKED, "engine": "compile-graph"})
-        found.append(named("warm_cache", "kernels of compile-graph", spec=spec))
+        pieces.append(named("warm_cache", "kernels of compile-graph", spec=spec))
         peer = {"contestant": COMPILED, "precision": "bf16-mixed", "sizes": list(sizes[:-1]), "spec": {}}
-        found.append(named("warm_peer", "kernels of", COMPILED, **peer))
-    found += [*_losses(compiling), *_dropout(compiling)]
+        pieces.append(named("warm_peer", "kernels of", COMPILED, **peer))
+    pieces += [*_losses(compiling), *_dropout(compiling)]
     if accelerator == "cpu":
-        for piece in found:
+        for piece in pieces:
             if piece["spec"].get("engine") == "compile":  # a minute of compiling shows nothing of a GPU
                 piece["do"] = "left_out"
-    return found
+    return pieces
 
 
 def _losses(engines: Sequence[str]) -> list[Piece]:
@@ -121,31 +121,31 @@ def _dropout(engines: Sequence[str]) -> list[Piece]:
 
 
 def _lane(piece: Piece) -> str:
-    """Small models, and nothing is timed: a process for each kind of piece, model and engine; more for a compiler."""
+    """Small models without timing: a process for each kind of piece, model and engine; more for a compiler."""
     spec = piece["spec"]
     keys = ("engine", "strategy", *(["batching"] if "compile" in spec.get("engine", "") else []))
     return " ".join([piece["do"], piece.get("model", ""), *(spec.get(key, "") for key in keys)])
 
 
 def _compile_threads(piece: Piece) -> int:
-    """Of one of many processes that compile at once; what others will need is compiled with more."""
+    """Compiler threads of one of many processes; more for code that other items need."""
     return 4 if piece["do"] in ("warm_cache", "warm_peer") else 1
 
 
 def speeds(accelerator: str) -> list[Piece]:
-    """Item d: the goals first, then what explains them, then the other precisions."""
+    """Item d: first the goals, then what explains them, then the other precisions."""
     batches = SCALES[accelerator].batches
     if accelerator == "cpu":
-        wanted = [(PACKED, "bf16-mixed", batches[0]), (PLAIN, "bf16-mixed", batches[0])]
-        wanted.append((GRAPH, "bf16-mixed", batches[0]))
-        return [_speed(way, precision, size) for way, precision, size in wanted]
+        trainings = [(PACKED, "bf16-mixed", batches[0]), (PLAIN, "bf16-mixed", batches[0])]
+        trainings.append((GRAPH, "bf16-mixed", batches[0]))
+        return [_speed(way, precision, size) for way, precision, size in trainings]
     small, middle, large = batches
     both, compiled = {**PACKED, "engine": "compile-graph"}, {**PACKED, "engine": "compile"}
     ways = [(GRAPH, middle), (GRAPH, large), (both, middle), (both, large), (GRAPH, small), (PLAIN, middle)]
     ways += [(PLAIN, small), (both, small), (PACKED, middle), (PACKED, small)]
-    wanted = [(way, "bf16-mixed", size) for way, size in ways]
-    wanted += [(GRAPH, name, size) for size in (middle, small) for name in PRECISIONS if name != "bf16-mixed"]
-    return [_speed(way, name, size) for way, name, size in [*wanted, (compiled, "bf16-mixed", middle)]]
+    trainings = [(way, "bf16-mixed", size) for way, size in ways]
+    trainings += [(GRAPH, name, size) for size in (middle, small) for name in PRECISIONS if name != "bf16-mixed"]
+    return [_speed(way, name, size) for way, name, size in [*trainings, (compiled, "bf16-mixed", middle)]]
 
 
 def _speed(way: dict[str, Any], precision: str, size: int) -> Piece:
@@ -154,7 +154,7 @@ def _speed(way: dict[str, Any], precision: str, size: int) -> Piece:
 
 
 def contests(accelerator: str) -> list[Piece]:
-    """Item e: one set of processes for both batch sizes; Lightning where there is time."""
+    """Item e: one set of processes for both batch sizes; Lightning if there is time."""
     if accelerator == "cpu":
         names, sizes = ["ours-eager", "trainer", "trainer-plain"], list(SCALES[accelerator].batches)
         return [named("contest", "trainers", contestants=names, precision="fp32", sizes=sizes)]

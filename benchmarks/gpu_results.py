@@ -59,14 +59,14 @@ class Results:
             self.traces.append(gpu_trace.restored(gpu_common.rows(folder / gpu_common.POWER)))
 
     def answers(self, letter: str) -> list[Row]:
-        """What was answered of an item's pieces, each once; one that was carried out is not undone by a later call."""
-        found: dict[tuple[str, int | None], Row] = {}
+        """The answers to an item's pieces, each once; a later call does not replace one that was carried out."""
+        rows: dict[tuple[str, int | None], Row] = {}
         for row in self.rows:
             if row["item"] == letter and row["piece"]:
                 key = row["piece"], row["call"] if "turn" in row else None
-                if row["status"] == OK or found.get(key, row)["status"] != OK:
-                    found[key] = row
-        return list(found.values())
+                if row["status"] == OK or rows.get(key, row)["status"] != OK:
+                    rows[key] = row
+        return list(rows.values())
 
     def ok(self, letter: str) -> list[Row]:
         """The pieces of an item that were carried out."""
@@ -74,12 +74,12 @@ class Results:
 
     @functools.cached_property
     def machine(self) -> Row:
-        """What item a says of the machine; empty where it was not answered."""
+        """Facts about the machine from item a; empty if it was not answered."""
         return next((row for row in self.ok("a") if row["piece"] == "machine"), {})
 
     @property
     def day(self) -> Row:
-        """When and on which boards it was: the first line."""
+        """The first line of the results: date and boards."""
         return self.rows[0]
 
     @property
@@ -87,21 +87,21 @@ class Results:
         """The boards that computed."""
         return list(self.day["boards"])
 
-    def joules(self, row: Mapping[str, Any], found: Mapping[str, Any], num_passes: int = 1) -> Row:
-        """A window's joules by pass, judged: {energy_j, error_j, status, reason, doubt}.
+    def joules(self, row: Mapping[str, Any], window_row: Mapping[str, Any], num_passes: int = 1) -> Row:
+        """A window's joules per pass, judged: {energy_j, error_j, status, reason, doubt}.
 
         Args:
             row: the answer that the window belongs to.
-            found: energy: the meter's rows; span; and the window's seconds as window_s.
+            window_row: energy: the meter's rows; span; and the window's seconds as window_s.
             num_passes: over which they are shared out.
         """
         kind = "gpu" if self.gpus else "cpu"
         trace, ticks = self.traces[row["call"]]
-        window = verdict.Window(trace, Span(**found["span"]), found["window_s"], num_passes)
-        read = [read_reading(**one) for one in found["energy"] if one["kind"] == kind]
+        window = verdict.Window(trace, Span(**window_row["span"]), window_row["window_s"], num_passes)
+        read = [read_reading(**energy) for energy in window_row["energy"] if energy["kind"] == kind]
         judged = [
-            as_json(verdict.finalise_energy(one, window, ticks.get(one.device), integrable=kind == "gpu"))
-            for one in read
+            as_json(verdict.finalise_energy(energy, window, ticks.get(energy.device), integrable=kind == "gpu"))
+            for energy in read
         ]
         keys = ("energy_j", "error_j", "status", "reason", "doubt")
         if len(judged) == 1:
@@ -115,14 +115,14 @@ def _names(day: Row) -> str:
 
 def speeds(results: Results) -> list[Row]:
     """Measured trainings of items d and f: a row for each, with joules per text and the distance to the floor."""
-    found = []
+    rows = []
     for row in [*results.ok("d"), *results.ok("f")]:
         measured, spec = row["measurement"], row["spec"]
         window = {"energy": measured["energy"], "span": row["span"], "window_s": measured["total_window_s"]}
         joules = results.joules(row, window, measured["num_passes"])
         texts = measured["num_texts"]
         floor = _floor(results, spec, measured)
-        found.append(
+        rows.append(
             {
                 **{key: spec.get(key) for key in ("engine", "batching", "head", "precision", "batch_size")},
                 "texts_per_s": measured["samples_per_s"],
@@ -137,7 +137,7 @@ def speeds(results: Results) -> list[Row]:
                 "startup_s": measured["startup_s"],
             }
         )
-    return found
+    return rows
 
 
 def _floor(results: Results, spec: Row, measured: Row) -> roofline.Roofline:
@@ -145,7 +145,7 @@ def _floor(results: Results, spec: Row, measured: Row) -> roofline.Roofline:
         BoardIdentity(**{name: board[name] for name in ("name", "uuid", "memory_bytes")}) for board in results.gpus
     ]
     accelerator = "cuda" if boards else "cpu"
-    phases = [read_phase(one) for one in measured["phases"]]
+    phases = [read_phase(phase) for phase in measured["phases"]]
     return roofline.roofline(spec["precision"], 1, accelerator, boards, measured["window_s"], phases)
 
 
@@ -159,19 +159,19 @@ Turn = tuple[int, str, int]  # call, contest, and which one it was
 
 def turns(results: Results) -> dict[tuple[int, str], dict[str, dict[Turn, Row]]]:
     """Windows of the contests: by batch size and precision, contestant and turn, with texts per second and joules."""
-    found: dict[tuple[int, str], dict[str, dict[Turn, Row]]] = {}
+    windows: dict[tuple[int, str], dict[str, dict[Turn, Row]]] = {}
     for row in results.ok("e"):
         if "turn" in row:
             joules = results.joules(row, row)
             numbers = {"texts_per_s": row["num_texts"] / row["window_s"], "window_s": row["window_s"]}
             numbers |= {"j_per_text": over(joules["energy_j"], row["num_texts"]), "joules": joules}
-            of_name = found.setdefault((row["batch_size"], row["precision"]), {}).setdefault(row["contestant"], {})
+            of_name = windows.setdefault((row["batch_size"], row["precision"]), {}).setdefault(row["contestant"], {})
             of_name[row["call"], row["contest"], row["turn"]] = numbers
-    return found
+    return windows
 
 
 def over_peer(of_size: Mapping[str, Mapping[Turn, Row]], peer: str, key: str = "texts_per_s") -> Ratio | None:
-    """How many times as much ours does of something as a peer, over the turns that both have."""
+    """Ratio of our values to a peer's, over the turns that both have."""
     ours = next((of_size[name] for name in of_size if name.startswith("ours")), {})
     theirs = of_size.get(peer, {})
     both = [turn for turn in ours if turn in theirs and ours[turn][key] and theirs[turn][key]]
@@ -179,12 +179,12 @@ def over_peer(of_size: Mapping[str, Mapping[Turn, Row]], peer: str, key: str = "
 
 
 def left_out(results: Results) -> dict[str, str]:
-    """Why contestants took no part, or no further one, by name."""
+    """Reasons why contestants took no part or stopped, by name."""
     return {name: why for row in results.ok("e") for name, why in row.get("left_out", {}).items()}
 
 
 def said(ratio: Ratio | None) -> str:
-    """A ratio with its interval."""
+    """A ratio with its interval, as text."""
     if ratio is None:
         return "–"
     ends = "" if ratio.low is None or ratio.high is None else f" [{ratio.low:.2f}, {ratio.high:.2f}]"
@@ -193,7 +193,7 @@ def said(ratio: Ratio | None) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Goal:
-    """What was to be reached, and whether it was.
+    """A goal and whether it was reached.
 
     Attributes:
         name: of the goal.
@@ -209,22 +209,22 @@ class Goal:
 
 
 def goals(results: Results) -> list[Goal]:
-    """The goals of a GPU day, in order; on a CPU none of them is tried."""
+    """The goals of a GPU day, in order; on a CPU none is tried."""
     if not results.gpus:
         return [Goal(name=name, verdict=NOT_TRIED, found="no GPU") for name, _ in GOALS]
-    found = []
+    reached = []
     for name, judge in GOALS:
-        told, text, size = judge(results)
-        cause = profiled(results, size) if told == FAILS and size is not None else ""
-        found.append(Goal(name=name, verdict=told, found=text, cause=cause))
-    return found
+        outcome, text, size = judge(results)
+        cause = profiled(results, size) if outcome == FAILS and size is not None else ""
+        reached.append(Goal(name=name, verdict=outcome, found=text, cause=cause))
+    return reached
 
 
 Told = tuple[str, str, int | None]
 
 
-def _faster(size: int, wanted: float, results: Results) -> Told:
-    """Ours against every Trainer that was measured: the fastest decides, and who was not measured is named."""
+def _faster(size: int, least: float, results: Results) -> Told:
+    """Verdict on our speed against the fastest Trainer that was measured; those not measured are named."""
     of_size = turns(results).get((size, GOAL_PRECISION), {})
     ratios = {peer: ratio for peer in TRAINERS if (ratio := over_peer(of_size, peer)) is not None}
     took_part = ratios.keys() | ({"ours"} & of_size.keys())
@@ -234,22 +234,22 @@ def _faster(size: int, wanted: float, results: Results) -> Told:
     fastest = min(ratios, key=lambda peer: ratios[peer].ratio)
     text = "; ".join([f"{said(ratios[fastest])}, against {fastest}", *absent])
     ends = [(ratio.low, ratio.high) for ratio in ratios.values()]
-    if any(high is not None and high < wanted for _, high in ends):
+    if any(high is not None and high < least for _, high in ends):
         return FAILS, text, size
     if any(low is None for low, _ in ends):
         return UNTOLD, f"{text}; one turn", size
-    return HOLDS if all(low is not None and low >= wanted for low, _ in ends) else UNTOLD, text, size
+    return HOLDS if all(low is not None and low >= least for low, _ in ends) else UNTOLD, text, size
 
 
 def _absent(results: Results, name: str) -> str:
-    """Who was not measured, and why."""
+    """Reason why a contestant was not measured."""
     took_place = any(row["piece"] == "trainers" for row in results.ok("e"))
     reason = left_out(results).get(name) or (NO_TIME if took_place else why_not(results, "e", "trainers"))
     return f"{'not compiled' if name == COMPILED else f'without {name}'}: {reason}"
 
 
-def _near_floor(size: int, wanted: float, results: Results) -> Told:
-    """The best of the ways to train at a batch size."""
+def _near_floor(size: int, least: float, results: Results) -> Told:
+    """Verdict on how close our best way to train comes to the floor at a batch size."""
     tried = [row for row in speeds(results) if row["batch_size"] == size and row["precision"] == GOAL_PRECISION]
     known = [row for row in tried if row["floor_distance"] is not None]
     if not known:
@@ -257,11 +257,11 @@ def _near_floor(size: int, wanted: float, results: Results) -> Told:
         return NOT_TRIED, reason, size
     best = max(known, key=lambda row: row["floor_distance"])
     text = f"{best['floor_distance']:.3f} ({best['engine']}, {best['batching']})"
-    return HOLDS if best["floor_distance"] >= wanted else FAILS, text, size
+    return HOLDS if best["floor_distance"] >= least else FAILS, text, size
 
 
 def _metering(most: float, results: Results) -> Told:
-    """What metering took of the run by the launching parent; without one, what the certificate says of it."""
+    """Verdict on metering's share of the run by the launching parent; without a run, the certificate's."""
     measured = next((row["measurement"] for row in results.ok("i") if row["piece"] == "a whole run"), None)
     parts = [None] if measured is None else [measured["overhead"][key] for key in ("meter_s", "trace_cpu_s")]
     if None not in parts:
@@ -278,40 +278,40 @@ def _metering(most: float, results: Results) -> Told:
 def _certified(results: Results) -> Told:
     """Every promise of the certificate that was tried."""
     rows = promises(results)
-    by_verdict = {told: [row["promise"] for row in rows if row["verdict"] == told] for told in VERDICTS}
+    by_verdict = {outcome: [row["promise"] for row in rows if row["verdict"] == outcome] for outcome in VERDICTS}
     if not by_verdict[HOLDS] and not by_verdict[FAILS]:
         return NOT_TRIED, why_not(results, "c", "certificate"), None
-    text = ", ".join(f"{len(names)} {told}" for told, names in by_verdict.items() if names)
+    text = ", ".join(f"{len(names)} {outcome}" for outcome, names in by_verdict.items() if names)
     if by_verdict[FAILS]:
         return FAILS, f"{text}: {'; '.join(by_verdict[FAILS])}", None
     return HOLDS, text, None
 
 
 def promises(results: Results) -> list[Row]:
-    """The promises of the certificate: {promise, verdict, value, …}; of the last call that left one.
+    """The promises of the certificate, {promise, verdict, value, …}, of the last call that has one.
 
     One that was made again of the readings, by `joulesweep certify --read`, goes before the one that came along.
     """
     for folder in reversed(results.folders):
         paths = sorted(folder.glob("*.json"), key=lambda path: path.name == gpu_common.CERTIFICATE[".json"])
         for path in paths:
-            found = _json(path)
-            if found.get("format") == certificate.FORMAT:
-                return list(found["promises"])
+            made = _json(path)
+            if made.get("format") == certificate.FORMAT:
+                return list(made["promises"])
     return []
 
 
 def _json(path: Path) -> Row:
-    """What a file says; nothing where that is no mapping."""
+    """A file's mapping; empty if it has none."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return value if isinstance(value, dict) else {}
 
 
 def why_not(results: Results, letter: str, piece: str) -> str:
-    """Why a piece has no numbers."""
+    """Reason why a piece has no numbers."""
     reasons = [row["reason"] for row in results.answers(letter) if piece in row["piece"] and row.get("reason")]
     return reasons[-1] if reasons else "no answer"
 
@@ -327,7 +327,7 @@ GOALS: tuple[tuple[str, Callable[[Results], Told]], ...] = (
 
 
 def profiled(results: Results, size: int) -> str:
-    """What the profile says of our best way at a batch size; where there is none, of the nearest one."""
+    """The profile of our best way at a batch size; if there is none, of the nearest one."""
     rows = [row for row in results.ok("h") if row["device"] and row["spec"]["batching"] == "packed"]
     if not rows:
         return "no profile"
@@ -347,7 +347,7 @@ def against_fp32(rows: Sequence[Row]) -> list[Row]:
     """Plain trainings in each precision over fp32, by batch size: ratios of speed, joules per text and peak memory."""
     plain = [row for row in rows if (row["engine"], row["batching"], row["head"]) == ("eager", "dynamic", "dense")]
     base = {row["batch_size"]: row for row in plain if row["precision"] == "fp32"}
-    found = []
+    ratios = []
     for row in sorted(plain, key=lambda row: row["batch_size"]):
         other = base.get(row["batch_size"])
         if other is not None and row is not other:
@@ -355,7 +355,7 @@ def against_fp32(rows: Sequence[Row]) -> list[Row]:
                 row["joules"]["doubt"] or other["joules"]["doubt"]
             )
             known = same and row["j_per_text"] and other["j_per_text"]
-            found.append(
+            ratios.append(
                 {
                     "batch_size": row["batch_size"],
                     "precision": row["precision"],
@@ -364,4 +364,4 @@ def against_fp32(rows: Sequence[Row]) -> list[Row]:
                     "memory": row["peak_bytes"] / other["peak_bytes"],
                 }
             )
-    return found
+    return ratios

@@ -1,4 +1,4 @@
-"""The pieces of the GPU day that start programs of their own: the certificate, runs as a sweep has them, the contest.
+"""The pieces of the GPU day that start other programs: the certificate, runs as in a sweep, and the contest.
 
 No torch here: what these measure is in other processes.
 """
@@ -35,8 +35,8 @@ GRAPH = {"batching": "packed", "head": "masked", "engine": "graph"}
 POLL_S = 0.02
 LEAVE_S = 2.0  # of an item's time, for keeping what there is
 SPARE_S = 0.5  # for answering
-GONE_S = 20.0  # what died and its board may take so long to be gone
-TURN = 1.5  # a turn takes so many times its window
+GONE_S = 20.0  # longest wait for killed processes to end and free their board
+TURN = 1.5  # length of a turn, in windows
 SURE = 1.1  # as long as the longest block of turns may take the next one, and some more
 KEPT = ("flags", "conditions", "overhead", "energy", "window_s", "total_window_s", "num_passes", "startup_s")
 KEPT += ("samples_per_s", "peak_memory", "num_texts", "num_steps", "phases")
@@ -44,7 +44,7 @@ MODULE = "benchmarks.gpu_contest"
 
 
 def certify(job: Job, piece: Piece) -> dict[str, Any]:
-    """What this machine's joules are worth, by the product's own command; its files come along."""
+    """Certify the machine with the product's own command, and collect the certificate's files."""
     seconds = min(job.scale.certify_s, max(1.0, job.left_s - 3 * LEAVE_S))
     folder = job.scratch / certificate.FOLDER  # where the runs of this day look for it
     command = [
@@ -75,17 +75,17 @@ def certify(job: Job, piece: Piece) -> dict[str, Any]:
 
 def collected(folder: Path, out: Path) -> dict[str, str]:
     """Copy the newest certificate of a folder, its page and its raw readings. Returns new names by the old ones."""
-    found = {}
+    new_names = {}
     for ending, name in CERTIFICATE.items():
         paths = sorted(folder.rglob(f"*{ending}"), key=lambda path: path.stat().st_mtime_ns)
         if paths:
             shutil.copyfile(paths[-1], out / name)
-            found[paths[-1].name] = name
-    return found
+            new_names[paths[-1].name] = name
+    return new_names
 
 
 def run(job: Job, piece: Piece) -> dict[str, Any]:
-    """A run by the launching parent, as a sweep starts it: what its record says of joules, conditions and cost."""
+    """Carry out a run through its launching parent, as in a sweep; return its joules, conditions and cost."""
     with contextlib.chdir(job.scratch):  # certificates are looked for under the folder where a run is started
         record = launch_one(job, _run_spec(job, job.scale.run_s), job.scratch / "run")
     if record["status"] != "ok":
@@ -100,10 +100,10 @@ def launch_one(job: Job, spec: RunSpec, folder: Path) -> dict[str, Any]:
     exclusive = "gpu" if job.accelerator == "cuda" else "none"
     paths = {"model_folder": job.pack.model(spec.model), "tokens": job.pack.tokens(spec.dataset)}
     log = folder / "run.log"
-    found = launcher.launch(
+    record = launcher.launch(
         spec, staleness.run_digest(spec), **paths, folder=folder, log=log, exclusive=exclusive, with_snakemake=False
     )
-    row: dict[str, Any] = as_json(found)
+    row: dict[str, Any] = as_json(record)
     return row
 
 
@@ -117,7 +117,7 @@ def _run_spec(job: Job, min_seconds: float, rests: bool = True) -> RunSpec:
 
 
 def killed(job: Job, piece: Piece) -> dict[str, Any]:
-    """A run whose launching parent is killed in the middle: when its processes and its board are free again."""
+    """Kill a run's launching parent in the middle; measure when its processes and its board are free again."""
     folder = job.scratch / "killed"
     path = job.scratch / "killed.json"
     path.write_text(
@@ -145,7 +145,7 @@ def killed(job: Job, piece: Piece) -> dict[str, Any]:
 
 
 def _trains(log: Path) -> bool:
-    """Whether a run's log shows its bar."""
+    """Whether a run's log shows its progress bar."""
     return log.exists() and "step/s" in log.read_text(encoding="utf-8", errors="replace")
 
 
@@ -157,7 +157,7 @@ def _alive(pid: int) -> bool:
 
 
 def _board_is_free(job: Job, family: Sequence[int]) -> bool:
-    """Whether the driver names none of the processes; where it names none ever, by their end alone."""
+    """Whether the driver lists none of the processes; if it never lists any, whether they have ended."""
     named = meters.sensor(
         Board(**{key: value for key, value in job.boards[0].items() if key != "device"})
     ).process_ids()
@@ -165,7 +165,7 @@ def _board_is_free(job: Job, family: Sequence[int]) -> bool:
 
 
 def _wait(ready: Callable[[], bool], child: subprocess.Popen[Any], seconds: float, otherwise: str) -> None:
-    """Wait until something is so.
+    """Wait until a condition holds.
 
     Raises:
         NotTried: it was not in time.
@@ -181,7 +181,7 @@ def _wait(ready: Callable[[], bool], child: subprocess.Popen[Any], seconds: floa
 
 
 def _seconds_until(ready: Callable[[], bool], began_s: float) -> float | None:
-    """Seconds since a moment until something is so; None where it is not within `GONE_S`."""
+    """Seconds since a moment until a condition holds; None if it does not within `GONE_S`."""
     while not ready():
         if time.monotonic() - began_s > GONE_S:
             return None
@@ -190,7 +190,7 @@ def _seconds_until(ready: Callable[[], bool], began_s: float) -> float | None:
 
 
 class Contestant:
-    """A process that has built its model and waits to be told to train.
+    """A process that has built its model and trains on request.
 
     Args:
         job: of the item.
@@ -211,7 +211,7 @@ class Contestant:
         )
 
     def told(self, seconds: float) -> dict[str, Any]:
-        """Its next line.
+        """The next line of its output.
 
         Raises:
             RuntimeError: it ended, or said nothing in time.
@@ -225,7 +225,7 @@ class Contestant:
         return dict(json.loads(line))
 
     def go(self, size: int) -> None:
-        """Have it train with a batch size."""
+        """Start a training with a batch size."""
         pipe: IO[str] | None = self.child.stdin
         assert pipe is not None
         with contextlib.suppress(BrokenPipeError):  # it ended: `told` says so
@@ -233,7 +233,7 @@ class Contestant:
             pipe.flush()
 
     def end(self) -> None:
-        """End it, and what compiles or collates for it."""
+        """End the process, and those that compile or collate for it."""
         assert self.child.stdout is not None
         if self.child.stdout.closed:
             return
@@ -243,7 +243,7 @@ class Contestant:
 
 
 def contest(job: Job, piece: Piece) -> dict[str, Any]:
-    """Ours and the peers, each resident in a process of its own, train by turns; each turn is answered as it ends.
+    """Let ours and the peers, each in its own process, train in turn; each turn is answered as it ends.
 
     Every round has all batch sizes, so that time which ends early leaves each size its share. Who cannot take part is
     left out with the reason, and the others go on; who is still compiling when their rounds need the time, too.
@@ -253,32 +253,40 @@ def contest(job: Job, piece: Piece) -> dict[str, Any]:
     num_turns, left_out = dict.fromkeys(names, 0), {}
     try:
         ready: list[Contestant] = []
-        for one in sorted(contestants, key=lambda one: one.name == COMPILED):
+        for contestant in sorted(contestants, key=lambda contestant: contestant.name == COMPILED):
             limit_s = job.left_s - SPARE_S
-            if one.name == COMPILED:
+            if contestant.name == COMPILED:
                 limit_s -= job.scale.rounds * len(sizes) * len(ready) * TURN * job.scale.contest_s
-            _if_it_can(one, ready, left_out, lambda one=one, limit_s=limit_s: one.told(limit_s))
+            _if_it_can(
+                contestant, ready, left_out, lambda contestant=contestant, limit_s=limit_s: contestant.told(limit_s)
+            )
         longest_s = 0.0
         for turn, size in itertools.product(range(job.scale.rounds), sizes):
             if job.left_s - SPARE_S < SURE * longest_s:
                 break
             began_s = time.monotonic()
             first = turn % max(1, len(ready))
-            for one in [*ready[first:], *ready[:first]]:
-                one.go(size)
-                found: list[dict[str, Any]] = []
-                _if_it_can(one, found, left_out, lambda one=one: one.told(job.left_s - SPARE_S), keep=True)
-                if not found:
-                    ready.remove(one)
+            for contestant in [*ready[first:], *ready[:first]]:
+                contestant.go(size)
+                answers: list[dict[str, Any]] = []
+                _if_it_can(
+                    contestant,
+                    answers,
+                    left_out,
+                    lambda contestant=contestant: contestant.told(job.left_s - SPARE_S),
+                    keep=True,
+                )
+                if not answers:
+                    ready.remove(contestant)
                     continue
-                num_turns[one.name] += 1
-                about = {"contest": piece["piece"], "contestant": one.name, "turn": turn + 1, "batch_size": size}
-                name = f"{piece['piece']} batch {size} {one.name} {turn + 1}"
-                job.answer(name, OK, **about, precision=piece["precision"], **found[0])
+                num_turns[contestant.name] += 1
+                about = {"contest": piece["piece"], "contestant": contestant.name, "turn": turn + 1, "batch_size": size}
+                name = f"{piece['piece']} batch {size} {contestant.name} {turn + 1}"
+                job.answer(name, OK, **about, precision=piece["precision"], **answers[0])
             longest_s = max(longest_s, time.monotonic() - began_s)
     finally:
-        for one in contestants:
-            one.end()
+        for contestant in contestants:
+            contestant.end()
     if not any(num_turns.values()):
         reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
         raise NotTried(reasons or f"{job.left_s:.0f} s were left when the contestants were ready")
@@ -294,9 +302,9 @@ def _contestant(job: Job, name: str, piece: Piece) -> Contestant:
     spec = specs[piece["sizes"][0]]
     folder = job.scratch / f"contest-{name}"
     folder.mkdir(exist_ok=True)
-    given = {
+    fields = {
         "name": name,
-        "specs": {size: full(one) for size, one in specs.items()},
+        "specs": {size: full(spec) for size, spec in specs.items()},
         "model_folder": str(job.pack.model(spec.model)),
         "tokens": str(job.pack.tokens(spec.dataset)),
         "boards": job.boards,
@@ -304,41 +312,41 @@ def _contestant(job: Job, name: str, piece: Piece) -> Contestant:
         "folder": str(folder),
     }
     path = folder / "job.json"
-    path.write_text(json.dumps(given), encoding="utf-8")
+    path.write_text(json.dumps(fields), encoding="utf-8")
     return Contestant(job, name, path)
 
 
 def warm_peer(job: Job, piece: Piece) -> dict[str, Any]:
-    """Have a contestant compile, so that it finds its kernels when the contest begins."""
+    """Let a contestant compile, so that it finds its kernels when the contest begins."""
     began_s = time.monotonic()
-    one = _contestant(job, piece["contestant"], piece)
+    contestant = _contestant(job, piece["contestant"], piece)
     try:
-        said = one.told(job.left_s)
+        answer = contestant.told(job.left_s)
     finally:
-        one.end()
-    if "left_out" in said:
-        raise NotTried(said["left_out"])
+        contestant.end()
+    if "left_out" in answer:
+        raise NotTried(answer["left_out"])
     return {"compile_s": time.monotonic() - began_s}
 
 
 def _if_it_can(
-    one: Contestant,
+    contestant: Contestant,
     kept: list[Any],
     left_out: dict[str, str],
     ask: Callable[[], dict[str, Any]],
     keep: bool = False,
 ) -> None:
-    """Keep a contestant (or what it said) that answers; note why one does not, and end it."""
+    """Keep a contestant (or its answer) that responds; note why one does not, and end it."""
     try:
-        said = ask()
+        answer = ask()
     except (RuntimeError, ValueError) as error:
-        left_out[one.name] = str(error)
-        one.end()  # what it still does would slow the others down
+        left_out[contestant.name] = str(error)
+        contestant.end()  # what it still does would slow the others down
         return
-    if said.get("left_out"):
-        left_out[one.name] = said["left_out"]
+    if answer.get("left_out"):
+        left_out[contestant.name] = answer["left_out"]
         return
-    kept.append(said if keep else one)
+    kept.append(answer if keep else contestant)
 
 
 PIECES: dict[str, Callable[[Job, Piece], dict[str, Any]]] = {
@@ -351,11 +359,11 @@ PIECES: dict[str, Callable[[Job, Piece], dict[str, Any]]] = {
 
 
 def main() -> int:
-    """The launching parent of the run that is killed."""
+    """Be the launching parent of the run that is killed."""
     processes.die_with_parent()
-    given = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    job = Job.read(Path(given["job"]))
-    launch_one(job, from_mapping(given["spec"]), job.scratch / "killed")
+    fields = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    job = Job.read(Path(fields["job"]))
+    launch_one(job, from_mapping(fields["spec"]), job.scratch / "killed")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Readings of the meters beside an item of the GPU day: `python -m benchmarks.gpu_trace JOB`, until it is killed.
+"""Record the meters during an item of the GPU day: `python -m benchmarks.gpu_trace JOB`, until it is killed.
 
 The product's own trace in a process of its own, as a run's launching parent keeps it. Readings are written down once a
 second: `restored` makes a trace of them again, by which windows are judged whenever the results are read.
@@ -25,7 +25,7 @@ WRITE_S = 1.0
 
 
 def main() -> int:
-    """Read until the parent is gone, or tells this process to end; what was read last is written down then."""
+    """Record until the parent exits or ends this process; then write the last readings."""
     processes.die_with_parent()
     stopped = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopped.set())
@@ -53,10 +53,10 @@ def main() -> int:
 
 
 def readings(trace: Trace, first: int, first_state: int) -> dict[str, Any]:
-    """What a trace read since the reading of a number, and since the state of a number."""
+    """Readings of a trace after given numbers of readings and of states."""
     series = {
-        device: {"energy_j": found.energy_j[first:], "power_w": found.power_w[first:]}
-        for device, found in trace.series.items()
+        device: {"energy_j": device_series.energy_j[first:], "power_w": device_series.power_w[first:]}
+        for device, device_series in trace.series.items()
     }
     return {
         "times_s": trace.times_s[first:],
@@ -68,7 +68,7 @@ def readings(trace: Trace, first: int, first_state: int) -> dict[str, Any]:
 
 
 def restored(rows: Iterable[dict[str, Any]]) -> tuple[Trace, dict[str, float | None]]:
-    """The trace of what was written down, and the counters' update periods by device."""
+    """The trace rebuilt from its lines, and the counters' update periods by device."""
     trace, ticks = Trace([], []), {}
     for row in rows:
         if "ticks_s" in row:
@@ -88,10 +88,10 @@ def restored(rows: Iterable[dict[str, Any]]) -> tuple[Trace, dict[str, float | N
         trace.took_s += row["took_s"]
         trace.spent += row["spent_s"]
         trace.states += [tuple(state) for state in row["states"]]
-        for device, found in row["series"].items():
+        for device, device_series in row["series"].items():
             series = trace.series.setdefault(device, Series())
-            series.energy_j += found["energy_j"]
-            series.power_w += found["power_w"]
+            series.energy_j += device_series["energy_j"]
+            series.power_w += device_series["power_w"]
     return trace, ticks
 
 

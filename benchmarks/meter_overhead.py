@@ -1,4 +1,4 @@
-"""What metering costs a run: `python -m benchmarks.meter_overhead`.
+"""Measure what metering costs a run: `python -m benchmarks.meter_overhead`.
 
 First the share of a 30 s window that goes into the meter's calls and the CPU of the tracing parent; then pairs of
 equal runs, metered and not, in alternating order, and the ratio of their speeds with its interval. On a machine
@@ -30,7 +30,7 @@ NUM_BOARDS, TICK_MS = 2, 100
 
 
 def main() -> None:
-    """Print both measurements and write them as JSON if asked to."""
+    """Print both measurements, and write them as JSON if asked to."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=30.0, help="of the long window")
     parser.add_argument("--pairs", type=int, default=20)
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def _restart_with_fake_boards(folder: Path) -> None:
-    """Run this benchmark again where NVML is the fake one; does not return."""
+    """Run this benchmark again with the fake NVML; does not return."""
     import fake_meters
 
     boards = fake_meters.Boards(folder, [{"watts": 300, "tick_ms": TICK_MS}] * NUM_BOARDS)
@@ -59,7 +59,7 @@ def _restart_with_fake_boards(folder: Path) -> None:
 
 
 def measure(folder: Path, seconds: float, num_pairs: int, pair_seconds: float) -> dict[str, Any]:
-    """Both measurements, with where and when."""
+    """Both measurements, with machine and date."""
     import tiny_run
 
     assets = tiny_run.assets(folder)
@@ -71,8 +71,8 @@ def measure(folder: Path, seconds: float, num_pairs: int, pair_seconds: float) -
         exclusive = "node" if metered else "none"
         log = folder / "run.log"
         record = launch(spec, "benchmark", **paths, log=log, exclusive=exclusive, with_snakemake=False)
-        found: dict[str, Any] = as_json(record.measurement)
-        return found
+        measurement: dict[str, Any] = as_json(record.measurement)
+        return measurement
 
     long = run(metered=True, min_seconds=seconds)
     overhead = long["overhead"]

@@ -1,4 +1,4 @@
-"""A run of ours whose matrix products stay PyTorch's: `python -m benchmarks.ours_without_onednn JOB`."""
+"""Run ours with PyTorch's own matrix products: `python -m benchmarks.ours_without_onednn JOB`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from joulesweep.train import worker
 
 
 def main() -> int:
-    """As `joulesweep.train.worker`."""
+    """Run `joulesweep.train.worker` without oneDNN's products."""
     onednn.available = lambda: False
     return worker.main()
 

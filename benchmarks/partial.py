@@ -1,4 +1,4 @@
-"""Measured step time of chosen tensors against predicted cost: `python -m benchmarks.partial --json OUT`.
+"""Compare the measured step time of chosen tensors with the predicted cost: `python -m benchmarks.partial --json OUT`.
 
 One process, one model of 22.7 million parameters. For each objective and rho, GreenTrainer chooses tensors; then steps
 of that choice and steps of full training take turns on the same batches, each step timed in CPU-seconds (on a GPU in
@@ -31,7 +31,7 @@ OBJECTIVES = ("flops", "time")
 
 
 def main() -> None:
-    """Measure, print the table, write it as JSON if asked to."""
+    """Measure, print the table, and write it as JSON if asked to."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--model", choices=MODELS, default="minilm")
     parser.add_argument("--data", type=Path, help="VizWiz annotations; without them, the default config's data set")
@@ -69,11 +69,11 @@ def main() -> None:
             rows.append({"objective": objective, "rho": rho, "refused": refused.outcome.reason})
             print(refused.outcome.reason)
             continue
-        found = compared(trainer, args.steps)
-        del found["chosen"]
-        rows.append({"objective": objective, "rho": rho, **found})
-        told = "{objective:>5} rho {rho}: predicted {predicted:.3f}, measured {measured:.3f}, off by {off:+.1%}"
-        print(told.format(**rows[-1]))
+        costs = compared(trainer, args.steps)
+        del costs["chosen"]
+        rows.append({"objective": objective, "rho": rho, **costs})
+        line = "{objective:>5} rho {rho}: predicted {predicted:.3f}, measured {measured:.3f}, off by {off:+.1%}"
+        print(line.format(**rows[-1]))
     boards: list[Any] = []
     if args.json:
         about = {

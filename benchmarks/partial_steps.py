@@ -1,4 +1,4 @@
-"""Steps of chosen tensors and of full training by turns, timed: what `benchmarks.partial` and the GPU day share."""
+"""Time steps of chosen tensors and of full training in turn: shared by `benchmarks.partial` and the GPU day."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def compared(trainer: Trainer, num_steps: int) -> dict[str, Any]:
     times: dict[bool, list[float]] = {True: [], False: []}
     batches = list(itertools.islice(trainer.batches(1), num_steps + 2))
     trainer.core.train()
-    for (step, given), full in itertools.product(enumerate(batches), (False, True)):
+    for (step, step_arguments), full in itertools.product(enumerate(batches), (False, True)):
         train_only(trainer, candidates if full else chosen)
         began_s = _now(trainer)
-        loop._step(trainer, *given, 0.0)
+        loop._step(trainer, *step_arguments, 0.0)
         if step >= 2:  # those before allocate
             times[full].append(_now(trainer) - began_s)
     measured = statistics.median(a / b for a, b in zip(times[False], times[True], strict=True))
@@ -51,7 +51,7 @@ def compared(trainer: Trainer, num_steps: int) -> dict[str, Any]:
 
 
 def train_only(trainer: Trainer, names: Set[str]) -> None:
-    """Have these tensors train, and no others."""
+    """Make exactly these tensors trainable."""
     for name, parameter in trainer.core.model.named_parameters():
         parameter.requires_grad_(name in names)
 

@@ -1,4 +1,4 @@
-"""Models and texts of the comparison with peers, fetched once, as the sweep's own rules fetch them."""
+"""Fetch the models and texts of the comparison with peers once, with the sweep's own functions."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ MODELS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Assets:
-    """What the runs read, and how their specs name it."""
+    """Paths that the runs read, and how their specs name them."""
 
     model_folder: Path
     tokens: Path
@@ -88,7 +88,7 @@ class Assets:
 
 
 def prepare(model: str, annotations: Path | None, folder: Path) -> Assets:
-    """Fetch a model and texts into a folder, unless they are there, and tokenise.
+    """Fetch a model and texts into a folder if they are missing, and tokenise.
 
     Args:
         model: a key of `MODELS`.
@@ -131,7 +131,7 @@ def _dataset(annotations: Path | None) -> tuple[str, DatasetConfig]:
 
 
 def _give_head(folder: Path) -> None:
-    """A head whose transform is the identity: it begins better than a random one."""
+    """Add a head whose transform is the identity: it starts better than a random one."""
     import torch
     from transformers import AutoModelForMaskedLM
 

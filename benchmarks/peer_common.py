@@ -1,4 +1,4 @@
-"""What the peers' programs share: the same model, texts, optimizer and schedule as ours, and one measured window.
+"""Shared by the peers' programs: the same model, texts, optimizer and schedule as ours, and one measured window.
 
 A program is started with the same job file as a run of ours (`joulesweep.train.worker`) and leaves the same
 `rank0.json`:
@@ -42,7 +42,7 @@ from joulesweep.train.trainer import Place, learning_rate
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What a peer trains.
+    """The model, texts and settings that a peer trains with.
 
     Attributes:
         spec: the inputs of our run that it is compared with.
@@ -62,12 +62,12 @@ class Task:
 
     @property
     def lengths(self) -> list[int]:
-        """Tokens of each training text."""
+        """Number of tokens of each training text."""
         return [len(example["input_ids"]) for example in self.examples]
 
     @property
     def num_workers(self) -> int:
-        """Processes that collate: on a GPU they keep up with it, on the CPU they cost what is compared."""
+        """Number of collating processes: on a GPU they keep up with it, on the CPU they would cost CPU time."""
         return 4 if self.spec.accelerator == "cuda" else 0
 
     @property
@@ -82,7 +82,7 @@ class Task:
 
     @property
     def num_texts(self) -> int:
-        """Texts of all steps, repeated ones counted again."""
+        """Number of texts in all steps, counting repeats."""
         epochs, steps = divmod(self.num_steps, self.steps_per_epoch)
         return epochs * len(self.examples) + min(steps * self.spec.global_batch_size, len(self.examples))
 
@@ -99,26 +99,26 @@ class Task:
 
 
 class Window:
-    """The measured span of a peer: from before its first batch until its last step is done."""
+    """The measured span of a peer: from before its first batch until its last step has finished."""
 
     def __init__(self, meter: Meter, device: torch.device) -> None:
         self.meter, self.stack, self.cpu_s = meter, ExitStack(), 0.0
         self.peaks = memory.Peaks(device, 1)
 
     def begin(self) -> None:
-        """Open it."""
+        """Open the window."""
         self.stack.enter_context(self.meter.window())
         self.cpu_s = -time.process_time()
 
     def end(self) -> None:
-        """Wait for the device and close it."""
+        """Wait for the device and close the window."""
         self.meter.synchronize()
         self.cpu_s += time.process_time()
         self.stack.close()
         self.peaks.note([])
 
     def measurement(self) -> dict[str, Any]:
-        """What was measured, under the names of a run's measurement."""
+        """The measured values, under the names of a run's measurement."""
         return {
             "total_window_s": self.meter.window_s,
             "num_passes": 1,
@@ -128,12 +128,12 @@ class Window:
         }
 
 
-#: Trains a task for so many steps; the window is None while it warms up.
+#: Trains a task for a number of steps; the window is None during warm-up.
 Fit = Callable[[Task, int, "Window | None"], None]
 
 
 def main(fits: dict[str, Fit]) -> None:
-    """Carry out the job file named on the command line with the program that it names."""
+    """Carry out the job file on the command line with a peer's program."""
     path = Path(sys.argv[1])
     job = json.loads(path.read_text(encoding="utf-8"))
     spec, model_folder, tokens = from_mapping(job["spec"]), Path(job["model_folder"]), Path(job["tokens"])
@@ -154,7 +154,7 @@ def main(fits: dict[str, Fit]) -> None:
 
 
 def _task(spec: RunSpec, model_folder: Path, tokens: Path, place: Place, folder: Path) -> Task:
-    """The model and the texts that our split gives to the training."""
+    """The model and the training texts of our split."""
     model = _model(model_folder, spec.task).to(place.device)
     corpus = load(tokens, spec.max_length, spec.task)
     source = spec.dataset_source
@@ -177,14 +177,14 @@ def _task(spec: RunSpec, model_folder: Path, tokens: Path, place: Place, folder:
 
 
 def _score(task: Task, model_folder: Path, tokens: Path) -> Quality:
-    """What our scorer says of the model's weights, in a model of ours that is gone afterwards."""
+    """Our scorer's loss for the model's weights, in a temporary model of ours."""
     spec = replace(task.spec, batching="dynamic", head="masked", engine="eager")
     judge = assemble(spec, model_folder, tokens, task.place)
     return score(judge, {f"model.{name}": value for name, value in memory.copy_weights(task.model, []).items()})
 
 
 def _model(folder: Path, task: str) -> torch.nn.Module:
-    """The model as transformers builds it; random weights where the folder has none, the same as ours by the seed."""
+    """The model as transformers builds it; if the folder has no weights, random ones with the same seed as ours."""
     auto: Any = getattr(transformers, TASKS[task].auto_class)
     model: torch.nn.Module
     if any(folder.glob("*.safetensors")):
@@ -202,7 +202,7 @@ def _example(corpus: Corpus, task: str, text: int) -> dict[str, list[int]]:
 
 
 def _warm_up(task: Task, fit: Fit) -> None:
-    """As many undone steps as ours take; with a compiler a whole epoch, so that no compilation is in the window."""
+    """Undo as many steps as ours do; with a compiler a whole epoch, so that no compilation is in the window."""
     weights = memory.copy_weights(task.model, [])
     task.model.train()
     fit(task, task.steps_per_epoch if task.spec.engine == "compile" else task.spec.warmup_steps, None)

@@ -1,4 +1,4 @@
-"""Lightning on the task of one of our runs: its Trainer, stripped by `barebones`, and Fabric around a plain loop.
+"""Train the task of one of our runs with Lightning: its Trainer with `barebones`, and Fabric with a plain loop.
 
 Both get the collator, the sampler of like lengths and the fused AdamW that `transformers.Trainer` gets.
 """
@@ -43,7 +43,7 @@ class _Module(lightning.LightningModule):  # type: ignore[misc]  # not installed
 
 
 def fit(task: Task, num_steps: int, window: Window | None) -> None:
-    """Train for so many steps by Lightning's Trainer."""
+    """Train for a number of steps with Lightning's Trainer."""
     trainer = lightning.Trainer(
         barebones=True, max_epochs=-1, max_steps=num_steps, use_distributed_sampler=False, **_where(task)
     )
@@ -52,7 +52,7 @@ def fit(task: Task, num_steps: int, window: Window | None) -> None:
 
 
 def fit_fabric(task: Task, num_steps: int, window: Window | None) -> None:
-    """Train for so many steps by a plain loop on Fabric."""
+    """Train for a number of steps with a plain loop on Fabric."""
     fabric = Fabric(**_where(task))
     optimizer, schedule = task.optimizer()
     model, optimizer = fabric.setup(task.model, optimizer)

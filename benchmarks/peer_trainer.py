@@ -1,4 +1,4 @@
-"""`transformers.Trainer` on the task of one of our runs, with its best documented settings for short texts.
+"""Train the task of one of our runs with `transformers.Trainer`, with its best documented settings for short texts.
 
 Dynamic padding by transformers' collator, fused AdamW, nothing clipped (it computes the norm all the same), logged or
 saved; batches of like lengths, or random ones, which pad more and learn better. Two ways without padding, or less work:
@@ -43,7 +43,7 @@ class _Watch(TrainerCallback):  # type: ignore[misc]  # transformers ships no co
 def fit(
     task: Task, num_steps: int, window: Window | None, sampling: str = "group_by_length", way: str = "padded"
 ) -> None:
-    """Train for so many steps; the way is "padded", "flattened" or "sparse"."""
+    """Train for a number of steps; the way is "padded", "flattened" or "sparse"."""
     trainer = built(task, num_steps, _Watch(window), sampling, way)
     trainer.train()
     check(trainer)
@@ -53,7 +53,7 @@ def fit(
 
 
 def built(task: Task, num_steps: int, watch: TrainerCallback, sampling: str, way: str = "padded") -> Trainer:
-    """A Trainer of so many steps, which may train more than once."""
+    """A Trainer for a number of steps, which may train more than once."""
     spec = task.spec
     task.model.sparse_prediction = way == "sparse"  # read by ModernBERT alone
     arguments = TrainingArguments(
@@ -88,7 +88,7 @@ def built(task: Task, num_steps: int, watch: TrainerCallback, sampling: str, way
 
 
 def check(trainer: Trainer) -> None:
-    """Make sure that what has trained was compiled and mixed precisions as told.
+    """Check that the trained model was compiled and used mixed precision as requested.
 
     Raises:
         RuntimeError: it was not.
@@ -96,7 +96,7 @@ def check(trainer: Trainer) -> None:
     mixes = trainer.args.bf16 or trainer.args.fp16
     compiled = is_compiled_module(trainer.model_wrapped)
     if trainer.args.torch_compile is not compiled or mixes is not hasattr(trainer.model, WRAPPED):
-        raise RuntimeError("transformers.Trainer did not compile, or did not mix precisions, as it was told to")
+        raise RuntimeError("transformers.Trainer did not compile, or did not use mixed precision, as configured")
 
 
 if __name__ == "__main__":

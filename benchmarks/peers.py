@@ -1,4 +1,4 @@
-"""Ours against transformers.Trainer and Lightning: `make bench-peers`, or `python -m benchmarks.peers --model tiny`.
+"""Compare ours with transformers.Trainer and Lightning: `make bench-peers`, or `python -m benchmarks.peers`.
 
 Every contestant trains the same model on the same texts for the same whole epochs: batch size, learning rate,
 schedule, weight decay, dropout, optimizer (fused AdamW), mask shares and precision are the same, texts are tokenised
@@ -7,7 +7,7 @@ their turn, and another one begins each time. Measured: CPU-seconds of the proce
 from before the first batch to the end of the last step, after two steps that are undone (a compiler: an epoch).
 Everyone's weights are scored by our scorer on the same masked validation texts. Where ours is done within
 `SHORTEST_S`, it is repeated from the same start inside its window, and its numbers are per pass: a window of three
-seconds is at the mercy of whatever else the machine does.
+seconds is dominated by noise from other processes.
 
 What differs is what is compared: how texts are ordered and batched, where the head is computed, by which kernels, and
 the loop around it. Masks are everyone's own draw, dropout too: validation losses differ by chance, hence the seeds.
@@ -115,7 +115,7 @@ LEVERS = {
 
 
 def main() -> None:
-    """Run the comparison, print its table, write it as JSON if asked to."""
+    """Run the comparison, print its table, and write it as JSON if asked to."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--model", choices=MODELS, default="tiny")
     parser.add_argument("--data", type=Path, help="VizWiz annotations; without them, the default config's data set")
@@ -141,7 +141,7 @@ def main() -> None:
 
 
 def compare(args: argparse.Namespace) -> dict[str, Any]:
-    """Run every contestant once per seed, and sum up."""
+    """Run every contestant once per seed, and summarise."""
     accelerator = resolve_accelerator(args.accelerator)
     assets = prepare(args.model, args.data, args.assets)
     base = base_spec(args, assets, accelerator)
@@ -180,19 +180,19 @@ CONTESTANTS_AND_LEVERS = {**CONTESTANTS, **LEVERS}
 
 
 def contestants(peers: Sequence[str], levers: bool, accelerator: str) -> list[str]:
-    """Who takes part: ours first, which all others are compared with."""
+    """The contestants: ours first, which all others are compared with."""
     graph = ["ours-graph"] if accelerator == "cuda" else []
     return ["ours", *graph, *peers, *(LEVERS if levers else ())]
 
 
 def turns(names: Sequence[str], seed: int) -> list[str]:
-    """The contestants in the order of this seed: each time another one begins."""
+    """The contestants in the order of this seed, which starts with a different one each time."""
     first = (seed - 1) % len(names)
     return [*names[first:], *names[:first]]
 
 
 def lacking(contestant: Contestant) -> str | None:
-    """Say which package is missing, or None."""
+    """Reason why a contestant cannot run here, or None."""
     missing = [name for name in contestant.needs if importlib.util.find_spec(name) is None]
     if missing and missing[0] in ON_GPUS:
         return ON_GPUS[missing[0]]
@@ -200,7 +200,7 @@ def lacking(contestant: Contestant) -> str | None:
 
 
 def base_spec(args: argparse.Namespace, assets: Assets, accelerator: str) -> RunSpec:
-    """What all contestants have in common."""
+    """The spec that all contestants share."""
     length = {"max_steps": args.max_steps} if args.max_steps else {"epochs": args.epochs}
     return from_mapping(
         {
@@ -218,7 +218,7 @@ def base_spec(args: argparse.Namespace, assets: Assets, accelerator: str) -> Run
 
 
 def shared_environment(spec: RunSpec, boards: Sequence[Board], plain: bool) -> dict[str, str]:
-    """The environment of every process: that of a sweep's runs, or that without its allocator settings."""
+    """The environment of every process: that of a sweep's runs, with or without its allocator settings."""
     environ = launcher.child_environment(spec.threads_per_device, boards)
     return {name: value for name, value in environ.items() if not (plain and name in launcher.ALLOCATOR)}
 
@@ -236,16 +236,16 @@ class Job:
 
     @property
     def contestant(self) -> Contestant:
-        """Who trains."""
+        """The contestant that trains."""
         return CONTESTANTS_AND_LEVERS[self.name]
 
     def spec(self) -> RunSpec:
-        """The common spec with this contestant's way and seed."""
+        """The shared spec with this contestant's way and seed."""
         again = {"min_seconds": SHORTEST_S} if self.contestant.program == "ours" else {}
         return from_mapping({**full(self.base), **self.contestant.changes, **again, "repeat": self.seed})
 
     def run(self, environ: dict[str, str]) -> dict[str, Any]:
-        """Train in a fresh process; what was measured, or status and reason of the failure."""
+        """Train in a fresh process; return the measurements, or status and reason of the failure."""
         folder = self.folder / f"{self.name}-{self.seed}"
         folder.mkdir(parents=True)
         log = folder / "log"
@@ -265,12 +265,12 @@ class Job:
                 command, cwd=REPOSITORY, env=environ, stdout=output, stderr=subprocess.STDOUT, check=False
             ).returncode
         process_cpu_s = children_cpu_s() - before_s
-        found = json.loads(path.read_text(encoding="utf-8")) if (path := folder / "rank0.json").exists() else None
+        result = json.loads(path.read_text(encoding="utf-8")) if (path := folder / "rank0.json").exists() else None
         last = (log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["no output"])[-1]
         shutil.rmtree(folder)
-        if found is None or found["status"] != "ok":
-            return {"status": "failed", "reason": found["reason"] if found else f"exit code {code}: {last}"}
-        return {"status": "ok", "process_cpu_s": process_cpu_s, **numbers(found, self.base.accelerator)}
+        if result is None or result["status"] != "ok":
+            return {"status": "failed", "reason": result["reason"] if result else f"exit code {code}: {last}"}
+        return {"status": "ok", "process_cpu_s": process_cpu_s, **numbers(result, self.base.accelerator)}
 
 
 def children_cpu_s() -> float:
@@ -279,11 +279,11 @@ def children_cpu_s() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def numbers(found: dict[str, Any], accelerator: str) -> dict[str, Any]:
-    """A run's numbers, from what its process left behind: the same form for ours and for peers."""
-    measured = found.get("measurement", found)  # a rank of ours leaves it at the top
+def numbers(result: dict[str, Any], accelerator: str) -> dict[str, Any]:
+    """A run's numbers from the files of its process, in the same form for ours and for peers."""
+    measured = result.get("measurement", result)  # a rank of ours leaves it at the top
     if "phases" in measured:
-        measured["num_texts"] = sum(one["num_texts"] for one in measured["phases"] if one["kind"] == "training")
+        measured["num_texts"] = sum(phase["num_texts"] for phase in measured["phases"] if phase["kind"] == "training")
     num_texts, num_passes, memory = measured["num_texts"], measured["num_passes"], measured["peak_memory"]
     window_s = measured["total_window_s"] / num_passes
     kind = "gpu" if accelerator == "cuda" else "cpu"
@@ -298,8 +298,8 @@ def numbers(found: dict[str, Any], accelerator: str) -> dict[str, Any]:
         "samples_per_s": num_texts / window_s,
         "j_per_sample": math.fsum(joules) / num_passes / num_texts if known else None,
         "peak_memory_bytes": memory["gpu_reserved_bytes" if kind == "gpu" else "host_rss_bytes"],
-        "first_validation_loss": found["epochs"][0]["validation_loss"],
-        "validation_loss": found["epochs"][-1]["validation_loss"],
+        "first_validation_loss": result["epochs"][0]["validation_loss"],
+        "validation_loss": result["epochs"][-1]["validation_loss"],
     }
 
 
@@ -319,17 +319,17 @@ def summarise(runs: Sequence[dict[str, Any]], speed: str) -> list[dict[str, Any]
     ours = by_name.get("ours")
     rows = []
     for name in (name for name in CONTESTANTS_AND_LEVERS if name in by_name):
-        own = by_name[name]
-        row: dict[str, Any] = {"contestant": name, "about": CONTESTANTS_AND_LEVERS[name].about, "n": len(own)}
+        theirs = by_name[name]
+        row: dict[str, Any] = {"contestant": name, "about": CONTESTANTS_AND_LEVERS[name].about, "n": len(theirs)}
         for key in ("samples_per_cpu_s", "samples_per_s", "j_per_sample", "peak_memory_bytes", "validation_loss"):
-            row[key] = _interval([run[key] for run in own])
-        row["process_cpu_s"] = _interval([run["process_cpu_s"] for run in own])
+            row[key] = _interval([run[key] for run in theirs])
+        row["process_cpu_s"] = _interval([run["process_cpu_s"] for run in theirs])
         row["ours_over_this"] = row["loss_minus_ours"] = None
         if ours is not None and name != "ours":
-            _check_comparable(ours, own)
-            ratio = paired_ratio([run[speed] for run in ours], [run[speed] for run in own])
+            _check_comparable(ours, theirs)
+            ratio = paired_ratio([run[speed] for run in ours], [run[speed] for run in theirs])
             row["ours_over_this"] = {"ratio": ratio.ratio, "low": ratio.low, "high": ratio.high, "n": ratio.n}
-            pairs = zip(own, ours, strict=True)
+            pairs = zip(theirs, ours, strict=True)
             row["loss_minus_ours"] = _interval([a["validation_loss"] - b["validation_loss"] for a, b in pairs])
         rows.append(row)
     return rows
@@ -348,12 +348,12 @@ def _interval(values: Sequence[float | None]) -> dict[str, Any] | None:
     known = [value for value in values if value is not None]
     if len(known) < len(values) or not values:
         return None
-    found = mean_interval(known)
-    return {"mean": found.mean, "low": found.low, "high": found.high}
+    interval = mean_interval(known)
+    return {"mean": interval.mean, "low": interval.low, "high": interval.high}
 
 
 def machine(boards: Sequence[Board]) -> dict[str, Any]:
-    """Where and when, without the machine's name."""
+    """Machine and date, without the machine's name."""
     return {
         "date": datetime.date.today().isoformat(),
         "cpu": cpu_model(),
@@ -381,7 +381,7 @@ HEADER = ("", "samples/CPU-s", "samples/s", "J/sample", "peak MB", "validation l
 def table(report: dict[str, Any]) -> str:
     """The report as a Markdown table with what it was measured on."""
     spec, place, settings = report["spec"], report["machine"], report["allocator_settings"]
-    versions = ", ".join(f"{name} {found}" for name, found in place["versions"].items() if found)
+    versions = ", ".join(f"{name} {version}" for name, version in place["versions"].items() if version)
     length = f"{spec['epochs']} epoch(s)" if report["whole_epochs"] else f"{spec['max_steps']} steps, not whole epochs"
     rows = [
         (
@@ -411,7 +411,7 @@ def table(report: dict[str, Any]) -> str:
 
 
 def _said(value: dict[str, Any] | None, digits: int, unit: float = 1, key: str = "mean", bare: bool = False) -> str:
-    """A mean with its interval, as a cell says it."""
+    """A mean with its interval, as text of a cell."""
     if value is None:
         return "–"
     text = f"{value[key] / unit:.{digits}f}"

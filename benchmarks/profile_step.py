@@ -1,4 +1,4 @@
-"""Where a training step's time goes on the CPU, and what it takes at least: `python -m benchmarks.profile_step`.
+"""Profile a training step on the CPU and compute its floor: `python -m benchmarks.profile_step`.
 
 A step of ours as `benchmarks.peers` runs it (packed rows, masked head, fp32), first timed as it is, then under
 torch.profiler, which says how its operators share the time. Their shares are scaled to the step as it is: a profiled
@@ -45,7 +45,7 @@ REST = "all other operators"
 
 
 def main() -> None:
-    """Profile, print the table, write it as JSON if asked to."""
+    """Profile, print the table, and write it as JSON if asked to."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--model", choices=MODELS, default="tiny")
     parser.add_argument("--data", type=Path, help="VizWiz annotations; without them, the default config's data set")
@@ -119,10 +119,10 @@ def grouped(rows: list[tuple[str, float, int]]) -> tuple[dict[str, float], int]:
         rows: name, own time in any unit, and number of calls of each operator.
     """
     times = dict.fromkeys([*GROUPS, REST], 0.0)
-    for name, own, _ in rows:
-        times[next((group for group, begins in GROUPS.items() if name.startswith(begins)), REST)] += own
+    for name, taken, _ in rows:
+        times[next((group for group, begins in GROUPS.items() if name.startswith(begins)), REST)] += taken
     total = sum(times.values())
-    return {group: own / total for group, own in times.items()}, sum(count for *_, count in rows)
+    return {group: taken / total for group, taken in times.items()}, sum(count for *_, count in rows)
 
 
 def _seconds(work: Callable[[], None]) -> float:
@@ -135,9 +135,9 @@ NUM_ADDITIONS = 10_000
 
 
 def _additions(torch: Any) -> None:  # noqa: ANN401
-    one = torch.ones(1)
+    ones = torch.ones(1)
     for _ in range(NUM_ADDITIONS):
-        torch.add(one, one)
+        torch.add(ones, ones)
 
 
 def _rate(torch: Any) -> float:  # noqa: ANN401
@@ -159,7 +159,7 @@ def _bandwidth(torch: Any) -> float:  # noqa: ANN401
 
 
 def table(report: dict[str, Any]) -> str:
-    """The report as a Markdown table with what it was measured on."""
+    """The report as a Markdown table, with the machine and date."""
     step_s, place = report["step_s"], report["machine"]
     dispatch_s = report["num_operators"] * report["operator_s"]
     rows = [(group, share * step_s, share) for group, share in report["shares"].items()]

@@ -1,4 +1,4 @@
-"""Milliseconds to choose among the 516 tensors of OPT-2.7B, and the certified gaps: `python -m benchmarks.selector`."""
+"""Time the choice among the 516 tensors of OPT-2.7B, and certify its gaps: `python -m benchmarks.selector`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROWS, LENGTH = 4, 512
 
 
 def tensors() -> tuple[list[float], list[float], float]:
-    """FLOPs of OPT-2.7B: weight costs and reach of its tensors, the tied embedding last, and of the forward pass."""
+    """FLOPs of OPT-2.7B: weight costs and reach of its tensors (the tied embedding last), and of the forward pass."""
     per_weight = 2.0 * ROWS * LENGTH
 
     def linear(inputs: int, outputs: int, attention: float = 0.0) -> list[tuple[float, float]]:
@@ -32,19 +32,19 @@ def tensors() -> tuple[list[float], list[float], float]:
     layer += [*linear(WIDTH, WIDTH, maps), *linear(WIDTH, WIDTH), *linear(WIDTH, WIDTH), *linear(WIDTH, WIDTH), *norm]
     pairs = [*norm, *layer * LAYERS, (per_weight * WIDTH, 0.0), (head, 0.0)]  # of weight and activation gradient
     weight_costs = [weight for weight, _ in pairs]
-    # A tensor needs the activation gradients of what lies between it and the loss, not its own.
+    # A tensor needs the activation gradients of the tensors between it and the loss, not its own.
     reach = list(itertools.accumulate((activation for _, activation in pairs[:-1]), initial=head))
     return weight_costs, reach, sum(activation for _, activation in pairs) + head - LAYERS * maps / 2
 
 
 def budget(rho: float) -> float:
-    """What a ratio to the FLOPs of full training leaves for the backward pass."""
+    """FLOPs that a ratio to full training leaves for the backward pass."""
     weight_costs, reach, forward = tensors()
     return rho * (forward + sum(weight_costs) + reach[-1]) - forward
 
 
 def importances(seed: int) -> dict[str, list[float]]:
-    """Made-up importances of several kinds, a tenth of them negative."""
+    """Generated importances of several kinds, a tenth of them negative."""
     draw = random.Random(seed)
     weight_costs = tensors()[0]
     kinds = {
@@ -57,7 +57,7 @@ def importances(seed: int) -> dict[str, list[float]]:
 
 
 def main() -> None:
-    """Print median and largest milliseconds and the largest gap for each kind of importances, with where and when."""
+    """Print median and largest milliseconds and the largest gap for each kind of importances, with machine and date."""
     weight_costs, reach, _ = tensors()
     print(f"{datetime.date.today()} · {cpu_model()} · Python {platform.python_version()} · {len(reach)} tensors")
     for kind, values in importances(seed=1).items():

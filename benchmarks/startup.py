@@ -1,4 +1,4 @@
-"""What a run's process spends before its first step: `python -m benchmarks.startup --repeats 7 --json OUT`.
+"""Measure what a run's process spends before its first step: `python -m benchmarks.startup --repeats 7 --json OUT`.
 
 Each repeat starts fresh processes, every other time in the opposite order: Python alone, torch alone, the libraries
 as anyone would import them, and a run's process (`benchmarks.startup_probe`): `joulesweep.train.worker` with the
@@ -54,7 +54,7 @@ STAGES = {
 
 
 def main() -> None:
-    """Print the table and write it as JSON if asked to."""
+    """Print the table, and write it as JSON if asked to."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--json", type=Path, help="JSON file")
@@ -69,17 +69,17 @@ def main() -> None:
 
 
 def measure(folder: Path, repeats: int) -> dict[str, Any]:
-    """Medians over the repeats, with where and when: {what: {stage: [CPU-seconds, seconds]}}."""
+    """Medians over the repeats, with machine and date: {what: {stage: [CPU-seconds, seconds]}}."""
     jobs = _jobs(folder)
     todo: dict[str, list[str]] = {name: ["-c", code] for name, code in IMPORTS.items()}
     for name, job in jobs.items():
         todo[f"run: {name}"] = ["-m", "benchmarks.startup_probe", str(job), str(folder / "stages.json")]
-    found: dict[str, list[dict[str, list[float]]]] = {name: [] for name in todo}
+    stages_of: dict[str, list[dict[str, list[float]]]] = {name: [] for name in todo}
     for i in range(repeats + 1):  # the first time fills the disk cache
         for name in list(todo)[:: -1 if i % 2 else 1]:
             stages = _started(todo[name], folder / "stages.json")
             if i:
-                found[name].append(stages)
+                stages_of[name].append(stages)
     return {
         "date": datetime.date.today().isoformat(),
         "cpu": cpu_model(),
@@ -87,12 +87,12 @@ def measure(folder: Path, repeats: int) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("torch", "transformers", "zeus")},
         "repeats": repeats,
-        "median_cpu_s_and_wall_s": {name: _medians(rows) for name, rows in found.items()},
+        "median_cpu_s_and_wall_s": {name: _medians(rows) for name, rows in stages_of.items()},
     }
 
 
 def _jobs(folder: Path) -> dict[str, Path]:
-    """Job files as `launch.launcher` writes them: a tiny random model and, where it was fetched, the default one."""
+    """Job files as `launch.launcher` writes them: a tiny random model and, if it was fetched, the default one."""
     import tiny_run
 
     assets = tiny_run.assets(folder)
@@ -115,7 +115,7 @@ def _job(folder: Path, spec: RunSpec, model: Path, tokens: Path) -> Path:
 
 
 def _started(arguments: list[str], output: Path) -> dict[str, list[float]]:
-    """One process: its stages, where it writes them, and CPU-seconds and seconds of the whole."""
+    """Run one process; return its stages, if it writes them, and its CPU-seconds and seconds."""
     output.unlink(missing_ok=True)
     began_s = time.monotonic()
     child = subprocess.Popen(

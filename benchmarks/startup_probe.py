@@ -1,4 +1,4 @@
-"""One run's process, timed by stage: `python -m benchmarks.startup_probe JOB OUTPUT BEGAN`, for `benchmarks.startup`.
+"""Time a run's process by stage: `python -m benchmarks.startup_probe JOB OUTPUT BEGAN`, for `benchmarks.startup`.
 
 It carries out the job as `joulesweep.train.worker` does. OUTPUT gets {stage: [CPU-seconds, seconds]} up to the first
 optimizer step, each without what it spends in another one.
@@ -19,12 +19,12 @@ Times = tuple[float, float]
 
 
 def now() -> Times:
-    """CPU-seconds of this process since it began, and the monotonic clock."""
+    """CPU-seconds of this process since its start, and the monotonic clock."""
     return time.process_time(), time.monotonic()
 
 
 class Stages:
-    """Time by stage; a stage within another one counts as itself alone."""
+    """Time by stage; a nested stage counts only as itself."""
 
     def __init__(self, began_s: float) -> None:
         self.began: Times = (0.0, began_s)
@@ -32,7 +32,7 @@ class Stages:
         self.inner = [[0.0, 0.0]]
 
     def add(self, stage: str, begin: Times, inner: list[float]) -> None:
-        """Count the time since `begin`, less what stages within it took."""
+        """Add the time since `begin`, without that of nested stages."""
         whole = [b - a for a, b in zip(begin, now(), strict=True)]
         row = self.spent.setdefault(stage, [0.0, 0.0])
         for i, value in enumerate(whole):
@@ -40,7 +40,7 @@ class Stages:
             self.inner[-1][i] += value
 
     def timed(self, stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, its calls counted."""
+        """Wrap a function and count its calls."""
 
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as the function itself
@@ -54,14 +54,14 @@ class Stages:
         return call
 
     def first_step(self, path: Path) -> None:
-        """Write what was spent."""
+        """Write the times."""
         before = [b - a - c for a, b, c in zip(self.began, now(), self.spent["score"], strict=True)]
         rest = [before[i] - sum(row[i] for stage, row in self.spent.items() if stage != "score") for i in range(2)]
         path.write_text(json.dumps({**self.spent, "rest": rest, "before": before}), encoding="utf-8")
 
 
 def main(argv: list[str]) -> int:
-    """Wrap what leads from stage to stage, then run the worker."""
+    """Wrap the functions that lead from stage to stage, then run the worker."""
     job, output, began_s = argv[1], Path(argv[2]), float(argv[3])
     stages = Stages(began_s)
     stages.add("interpreter", stages.began, [0.0, 0.0])

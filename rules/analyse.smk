@@ -1,11 +1,11 @@
-"""Records to tables, tables to charts, all of it to one report. Imports no torch.
+"""Turn records into tables, tables into charts, and both into one report. Imports no torch.
 
-in:   results/<sweep>/grid.json and the records that it names (never a glob); anchors of earlier days, and today's
+in:   results/<sweep>/grid.json and the records that it names (never a glob); anchor records of earlier days and of today
 out:  results/<sweep>/tables/*.parquet, charts/*.svg, *.html and *.rst, report.html;
-      the same under results/<sweep>/partial/ from whatever is finished
+      the same under results/<sweep>/partial/ from the finished runs
 """
 
-CHARTS = charts.names()  # a file of joulesweep/report/charts each
+CHARTS = charts.names()  # one file of joulesweep/report/charts each
 
 
 rule aggregate:

@@ -2,7 +2,7 @@
 
 in:   the config's sources
 out:  resources/models/<model>/, resources/datasets/<dataset>.jsonl, resources/tokens/<dataset>/<model>.safetensors,
-      each with a .json beside it that says what it is; results/<sweep>/grid.json
+      each with a manifest (.json) next to it; results/<sweep>/grid.json
 """
 
 
@@ -14,7 +14,7 @@ rule grid:
     conda:
         "../envs/reporting.yaml"
     params:
-        # A function's value is taken as it is; in a plain string a prompt's {source} would be a wildcard.
+        # A function, because in a plain string a prompt's {source} would be a wildcard.
         config=lambda wildcards: sweep.config_json(),
         code=staleness.code_digest("scripts.grid"),
         runs=sweep.runs_digest(),
@@ -35,7 +35,7 @@ rule fetch_model:
     conda:
         "../envs/training.yaml"
     resources:
-        # No param: a task more would fetch the model again.
+        # Not a param: adding a task would fetch the model again.
         tasks=lambda wildcards: sweep.tasks(wildcards.model),
     params:
         source=lambda wildcards: sweep.model_json(wildcards.model),

@@ -1,15 +1,16 @@
 """One job per run: the only rule that measures.
 
-in:   the run's model and tokens, and the texts for their references; what makes it stale is its one param: the spec and
-      the digest of the code it uses. Inputs marked ancient are read but do not make a run stale: the manifests of model
-      and tokens stand for them.
-out:  results/<sweep>/runs/<run>/: record.json, spec.json, steps.jsonl, epochs.jsonl, power.jsonl, summaries.jsonl (what
-      it generated, with references); model/ where it is kept. Anchors, likewise, in results/<sweep>/anchors/<day>/<run>/.
+in:   the run's model and tokens, and the texts for their references. Its one param makes it stale: the spec and the
+      digest of the code it uses. Inputs marked ancient are read but do not make a run stale: the manifests of model and
+      tokens represent them.
+out:  results/<sweep>/runs/<run>/: record.json, spec.json, steps.jsonl, epochs.jsonl, power.jsonl, summaries.jsonl (the
+      generated texts, with references); model/ if it is kept. Anchors have the same files in
+      results/<sweep>/anchors/<day>/<run>/.
 """
 
 
 def settled(run, manifest):
-    """A manifest that makes a run stale, unless the run was measured with what it stands for."""
+    """A manifest that makes a run stale, unless the run was measured with the files it describes."""
     return ancient(manifest) if sweep.is_settled(run) else manifest
 
 
@@ -59,8 +60,8 @@ rule train:
         " --gpus {resources.gpu}"
 
 
-# The first cell once more on a later day: how far do the days differ?
-# What was measured on a day stays what it was: no input makes it stale.
+# Repeat the first cell on a later day, to see how much days differ.
+# No input makes an anchor stale: its measurement belongs to its day.
 use rule train as anchor with:
     input:
         grid=ancient(f"{sweep.folder}/grid.json"),

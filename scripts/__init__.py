@@ -1,4 +1,4 @@
-"""Entry points of the rules: parse arguments, call the package once, write."""
+"""Entry points of the rules: each parses its arguments, calls the package once, and writes files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from joulesweep.measure.machine import too_new
 
 
 def run_script(work: Callable[[], None]) -> None:
-    """Run a script's work; a mistake of the user's is one line on stderr and exit code 2, without a traceback."""
+    """Run a script's work; bad input gives one line on stderr and exit code 2, without a traceback."""
     try:
         work()
     except UserError as error:
@@ -19,10 +19,10 @@ def run_script(work: Callable[[], None]) -> None:
 
 
 def note_versions() -> None:
-    """Say which libraries of the training are newer than tested.
+    """Print which libraries of the training are newer than tested.
 
     Raises:
-        UserError: one is too old.
+        UserError: a library is too old.
     """
     for line in too_new():
         print(f"note: {line}", file=sys.stderr)

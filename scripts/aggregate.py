@@ -1,4 +1,4 @@
-"""Make a sweep's tables from its records."""
+"""Build a sweep's tables from its records."""
 
 import argparse
 from pathlib import Path

@@ -15,7 +15,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--source", required=True, help="the data set's section of the config, as JSON")
     parser.add_argument("--output", type=Path, required=True, help="where the texts go")
-    parser.add_argument("--manifest", type=Path, required=True, help="where their description goes")
+    parser.add_argument("--manifest", type=Path, required=True, help="where their manifest goes")
     arguments = parser.parse_args()
     lines, manifest = dataset.fetch_dataset(sources.read_section(DatasetConfig, arguments.source))
     files.write_text(arguments.output, lines)

@@ -16,8 +16,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--source", required=True, help="the model's section of the config, as JSON")
     parser.add_argument("--folder", type=Path, required=True, help="where the model's files go")
-    parser.add_argument("--manifest", type=Path, required=True, help="where its description goes")
-    parser.add_argument("--tasks", default="", help="what it must be ready for, with commas between; else any task")
+    parser.add_argument("--manifest", type=Path, required=True, help="where its manifest goes")
+    parser.add_argument(
+        "--tasks", default="", help="tasks that it must be able to learn, separated by commas; by default any one"
+    )
     arguments = parser.parse_args()
     note_versions()
     tasks = [task for task in arguments.tasks.split(",") if task]

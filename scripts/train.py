@@ -1,4 +1,4 @@
-"""Carry out one run: `python -m scripts.train --job JSON …`; the job holds the spec and the code digest."""
+"""Carry out one run: `python -m scripts.train --job JSON …`; the job has the spec and the code digest."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     for name in ("--job", "--model-folder", "--tokens", "--texts", "--grid", "--folder", "--log"):
         parser.add_argument(name, required=True, type=str if name == "--job" else Path)
-    parser.add_argument("--gpus", required=True, type=int, help="as many as Snakemake grants")
+    parser.add_argument("--gpus", required=True, type=int, help="number of GPUs that Snakemake grants")
     args = parser.parse_args()
     note_versions()
     job, grid, runs = json.loads(args.job), read_json(args.grid, "grid"), args.folder.parent

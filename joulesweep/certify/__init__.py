@@ -1,1 +1,1 @@
-"""Certificates: what a machine's joules are worth, measured."""
+"""Certificates: measurements of how accurate a machine's joules are."""

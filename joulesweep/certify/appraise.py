@@ -1,8 +1,8 @@
-"""What raw readings say of the promises that a run's joules come with: a certificate, as a pure function of them.
+"""Judge the promises about a run's joules by raw readings: the certificate, as a pure function of the readings.
 
-Each promise gets a verdict with the number that it is judged by, that number's own error, and the bound: it holds where
-the number with its error is within the bound, fails where it is beyond without it, and else is not tried, with the
-reason. A promise of several windows or loads fails where one fails.
+Each promise gets a verdict with a number, its error, and a bound: it holds if the number plus its error is within the
+bound, fails if the number minus its error is beyond it, and is otherwise "not tried", with the reason. A promise about
+several windows or loads fails if one of them fails.
 """
 
 from __future__ import annotations
@@ -24,58 +24,58 @@ from joulesweep.plan import staleness
 
 COST = 0.005  # share of a window of HEADLINE_S that metering may take
 HEADLINE_S, HEADLINE_TICKS = 30.0, 100
-DIGITS = 6  # of a number in a certificate
-#: Promises that nothing can be said of where others use the board, or its clocks are held down; and in which blocks.
+DIGITS = 6  # significant digits of a number in a certificate
+#: Promises that cannot be judged if other processes use the board or its clocks are lowered in these blocks.
 ALONE = {
     "lag": ("bursts",),
     "steps": ("bursts",),
     "idle": ("idle", "context", "rest"),
     "settling": ("idle", "steady", "rest"),
-    "slowdown": tuple(BLOCKS),  # its own is read as runs read it
+    "slowdown": tuple(BLOCKS),  # the block `cost` itself does not read processes or clocks
 }
-RULES = {"anchor": "temperature before the load", "slope": "slope", "power": "power"}  # by which a board settles
+RULES = {"anchor": "temperature before the load", "slope": "slope", "power": "power"}  # rules of `settling`
 
 
-#: What is promised, by name: a sentence. The order is that of the certificate.
+#: The promises as sentences, by name, in the order of the certificate.
 PROMISES: dict[str, str] = {
-    "answers": "Of the readings of the counter, and of those of power, at most 1 % fail.",
-    "falls": "The counter never falls, but where its range ends.",
+    "answers": "At most 1 % of the counter's readings, and of power readings, fail.",
+    "falls": "The counter never falls, except at the end of its range.",
     "tick": "The counter moves as often under load as at rest, where a run's tick is measured; it stands still for no "
     "more than 1.25 ticks and 5 ms.",
     "window": "A window of T seconds, by the bare counter, is off by at most 2·tick/T + 0.2 %.",
     "bound": "Joules of a run are within their own error_j, by the counter and the trace's readings around the edges.",
-    "lag": "Between its moves the counter lags behind by up to a tick, and not by more.",
+    "lag": "Between its moves the counter lags by at most a tick.",
     "steps": "Joules of a window that begins at rest and ends under load are within their own error_j.",
-    "cross-check": "Mean power × time is within 10 % of the counter's joules, under loads that stay or come and go.",
-    "integrated": "Joules of integrated power, for want of a counter, are within their own error_j of all readings.",
-    "idle": "5 s of rest with the context up tell the idle power to 5 %.",
+    "cross-check": "Mean power × time is within 10 % of the counter's joules, under steady and square loads.",
+    "integrated": "Without a counter, joules of a run's power readings are within their own error_j of all readings.",
+    "idle": "5 s of rest with the context up give the idle power to 5 %.",
     "settling": "A board that counts as settled after a load is within 3 °C of its temperature before it.",
     "cost": "Metering takes less than 0.5 % of a window of 30 s: the meter's calls and the CPU time of the trace.",
     "slowdown": "Metering slows the work by less than 0.5 %.",
 }
 
 
-def certificate(found: Readings) -> Found:
-    """The certificate of a device.
+def certificate(readings: Readings) -> Found:
+    """Make the certificate of a device.
 
     Args:
-        found: what was measured.
+        readings: the raw readings.
 
     Returns:
         {format, version, code, made, host, device, name, identity, budget_s, took_s, complete, readings, load,
         promises, disturbed, advice, counters, sensors, idle, settling, cost, latency, blocks}; see `PROMISES` for the
         verdicts.
     """
-    header = found.header
-    counters = {device["device"]: _counter(found, device) for device in header["devices"]}
+    header = readings.header
+    counters = {device["device"]: _counter(readings, device) for device in header["devices"]}
     power = {
-        "idle": power_checks.idle(found),
-        "settling": power_checks.cooling(found),
-        "cost": power_checks.cost(found),
+        "idle": power_checks.idle(readings),
+        "settling": power_checks.cooling(readings),
+        "cost": power_checks.cost(readings),
     }
     promises = [judged for device in header["devices"] for judged in _of_counter(device, counters[device["device"]])]
-    promises += _of_power(header, counters, power, found)
-    disturbed = power_checks.disturbances(found)
+    promises += _of_power(header, counters, power, readings)
+    disturbed = power_checks.disturbances(readings)
     promises = [_alone(judged, disturbed) for judged in promises]
     order = list(PROMISES)
     promises.sort(key=lambda judged: (judged["device"] != header["device"], order.index(judged["promise"])))
@@ -84,46 +84,48 @@ def certificate(found: Readings) -> Found:
         "version": VERSION,
         "code": {"joulesweep": __version__, "digest": staleness.code_digest(__name__, "certificate")},
         **{key: header[key] for key in ("made", "host", "device", "name", "identity", "budget_s")},
-        "took_s": max((block.end_s for block in found.blocks.values()), default=0.0),
-        "complete": list(found.blocks) == list(BLOCKS),
-        "readings": {"file": found.file, "digest": found.digest},
-        "load": found.blocks["context"].more if "context" in found.blocks else {},
+        "took_s": max((block.end_s for block in readings.blocks.values()), default=0.0),
+        "complete": list(readings.blocks) == list(BLOCKS),
+        "readings": {"file": readings.file, "digest": readings.digest},
+        "load": readings.blocks["context"].more if "context" in readings.blocks else {},
         "promises": promises,
         "disturbed": disturbed,
         "advice": _advice(header, counters),
         "counters": counters,
-        "sensors": {kind: update_s(found, kind) for kind in ("instant", "average")},
+        "sensors": {kind: update_s(readings, kind) for kind in ("instant", "average")},
         **power,
-        "latency": _latency(found),
-        "blocks": [_described(block) for block in found.blocks.values()],
+        "latency": _latency(readings),
+        "blocks": [_described(block) for block in readings.blocks.values()],
     }
     return dict(_rounded(made))
 
 
 def lines(made: Mapping[str, Any]) -> list[str]:
-    """A certificate's verdicts as text; promises of which the same is said share a line."""
+    """A certificate's verdicts as lines of text; promises with the same verdict and number share a line."""
     names: dict[tuple[str, str, str], list[str]] = {}
     for judged in made["promises"]:
         names.setdefault((judged["device"], judged["verdict"], told(judged)), []).append(judged["promise"])
-    told_lines = [f"{device} {', '.join(some)}: {verdict}, {text}" for (device, verdict, text), some in names.items()]
-    return told_lines + [f"{made['device']} in {row['block']}: {row['says']}" for row in made["disturbed"]]
+    verdict_lines = [
+        f"{device} {', '.join(some)}: {verdict}, {text}" for (device, verdict, text), some in names.items()
+    ]
+    return verdict_lines + [f"{made['device']} in {row['block']}: {row['says']}" for row in made["disturbed"]]
 
 
 def told(judged: Mapping[str, Any]) -> str:
-    """What a promise was judged by, or why it was not, in words."""
+    """The number and bound of a verdict as text, or the reason why there is none."""
     value, error, bound, unit = (judged[key] for key in ("value", "error", "bound", "unit"))
     if value is None:
         return str(judged["reason"])
     short = unit == "s" and max(abs(value), bound) < 1
     scale, name = (100, " %") if unit == "share" else (1000, " ms") if short else (1, f" {unit}".rstrip())
-    least = 0.001 * bound  # less than that of a bound says nothing
+    least = 0.001 * bound  # show smaller numbers as 0
     size, error = (0.0 if abs(number or 0.0) < least else number for number in (value, error))
     number = f"{scale * size:.3g}" + (f" ± {scale * error:.2g}" if error else "") + name
     return f"{number}, bound {scale * bound:.3g}{name}" + (f" ({judged['reason']})" if judged["reason"] else "")
 
 
 def _rounded(value: Any) -> Any:  # noqa: ANN401 - a part of a certificate
-    """Numbers to some digits: more say nothing, and differ between machines."""
+    """Round all numbers to `DIGITS`: further digits are noise, and differ between machines."""
     if isinstance(value, dict):
         return {key: _rounded(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -145,10 +147,10 @@ def _described(block: Block) -> Found:
     return {**whole, "num_readings": numbers, "num_failed": failed}
 
 
-def _latency(found: Readings) -> list[Found]:
-    """How long each reading took, at rest and under load: median, 99th percentile and longest, in seconds."""
+def _latency(readings: Readings) -> list[Found]:
+    """Duration of readings at rest and under load: median, 99th percentile and longest, in seconds."""
     rows = []
-    for block in filter(None, (found.blocks.get("idle"), found.blocks.get("steady"))):
+    for block in filter(None, (readings.blocks.get("idle"), readings.blocks.get("steady"))):
         for name, channel in block.channels.items():
             took_s = sorted(channel.took_s)
             if took_s:
@@ -157,58 +159,58 @@ def _latency(found: Readings) -> list[Found]:
     return rows
 
 
-def _counter(found: Readings, device: Mapping[str, Any]) -> Found:
-    """All numbers of one device's counter, each group a mapping, or with a `reason` why there are none."""
+def _counter(readings: Readings, device: Mapping[str, Any]) -> Found:
+    """All numbers of one device's counter by group; a group without numbers has a `reason`."""
     if device["no_counter"] is not None:
         lacking: Found = {"reason": device["no_counter"], "rows": []}
-        power = power_checks.cross_checks(found, device, lacking["reason"], math.inf)
+        power = power_checks.cross_checks(readings, device, lacking["reason"], math.inf)
         return {"falls": lacking, "tick": lacking, "windows": lacking, "lag": lacking, **power}
-    tick = counter_checks.ticks(found, device)
-    lag = counter_checks.bursts(found, device, tick)
+    tick = counter_checks.ticks(readings, device)
+    lag = counter_checks.bursts(readings, device, tick)
     late_s = abs(lag["lag_s"]) + lag["lag_error_s"] if "lag_s" in lag else math.inf
     return {
-        "falls": counter_checks.falls(found, device),
+        "falls": counter_checks.falls(readings, device),
         "tick": tick,
-        "windows": counter_checks.windows(found, device, tick),
+        "windows": counter_checks.windows(readings, device, tick),
         "lag": lag,
-        **power_checks.cross_checks(found, device, None, late_s),
+        **power_checks.cross_checks(readings, device, None, late_s),
     }
 
 
 def judged(
     promise: str, device: str, value: float | None, error: float, bound: float, unit: str = "share", reason: str = ""
 ) -> Found:
-    """A promise's verdict.
+    """Judge a promise.
 
     Args:
         promise: its name.
-        device: of which.
-        value: the number that it is judged by, of which the size counts; None: it was not tried.
-        error: of that number.
-        bound: what it must be within.
-        unit: of all three: "share", "s", "°C", or "" of a number.
+        device: the device's name.
+        value: the number that it is judged by, whose absolute value counts; None: not tried.
+        error: error of the number.
+        bound: largest allowed absolute value.
+        unit: unit of all three: "share", "s", "°C", or "" for a count.
         reason: why it was not tried, or a remark.
     """
-    found = NOT_TRIED if value is None else judge(value, error, bound)
-    if value is not None and found == NOT_TRIED:
+    judgement = NOT_TRIED if value is None else judge(value, error, bound)
+    if value is not None and judgement == NOT_TRIED:
         reason = "; ".join(filter(None, [reason, "the error is too large to tell"]))
-    row = {"promise": promise, "device": device, "says": PROMISES[promise], "verdict": found, "value": value}
+    row = {"promise": promise, "device": device, "says": PROMISES[promise], "verdict": judgement, "value": value}
     return {**row, "error": None if value is None else error, "bound": bound, "unit": unit, "reason": reason or None}
 
 
 def _untried(promise: str, device: str, reason: str, bound: float = 0.0, unit: str = "share") -> Found:
-    """The verdict of what was not tried."""
+    """The verdict "not tried" with its reason."""
     return judged(promise, device, None, 0.0, bound, unit, reason)
 
 
 def _of_rows(promise: str, device: str, rows: Sequence[Found], shown: Found | None = None) -> Found:
-    """The verdict of several windows or loads: that of the worst, which fails, else is undecided, else is next to it.
+    """The verdict on several windows or loads: that of the worst one (failed, then undecided, then nearest the bound).
 
     Args:
         promise: its name.
-        device: of which.
+        device: the device's name.
         rows: at least one {value, error, bound, remark}.
-        shown: the one whose numbers are shown where all hold; None: the worst.
+        shown: the row whose numbers are shown if all hold; None: the worst.
     """
     row = worst(rows)
     if shown is not None and judge(row["value"], row["error"], row["bound"]) == HOLDS:
@@ -217,8 +219,12 @@ def _of_rows(promise: str, device: str, rows: Sequence[Found], shown: Found | No
 
 
 def _alone(row: Found, disturbed: Sequence[Mapping[str, str]]) -> Found:
-    """A verdict, unless what disturbed the board meanwhile makes it worth nothing."""
-    by = [one for one in disturbed if one["block"] in ALONE.get(row["promise"], ()) and row["value"] is not None]
+    """A verdict, replaced by "not tried" if a disturbance of the board invalidates it."""
+    by = [
+        disturbance
+        for disturbance in disturbed
+        if disturbance["block"] in ALONE.get(row["promise"], ()) and row["value"] is not None
+    ]
     if not by:
         return row
     reason = "; ".join(filter(None, [f"in {by[0]['block']}: {by[0]['says']}", row["reason"]]))
@@ -239,23 +245,23 @@ def _of_counter(device: Mapping[str, Any], numbers: Found) -> Iterable[Found]:
 
 
 def _judged_checks(name: str, checks: Found) -> Found:
-    """Power against the counter, by the power that runs use: that of the moment where the board tells it."""
+    """Verdict on power against the counter, with the power that runs use: instant power if the board reports it."""
     instant = [line for line in checks["rows"] if line["power"] == "instant"]
     rows = [{**line, "remark": f"{line['power']} power, {line['load']}"} for line in instant or checks["rows"]]
     if not rows:
         return _untried("cross-check", name, checks["reason"], verdict.CROSS_CHECK)
-    told = [line for line in rows if judge(line["value"], line["error"], line["bound"]) != NOT_TRIED]
-    found = _of_rows("cross-check", name, told or rows)
-    steady, loads = any(line["load"] == "steady" for line in told), [line["load"] for line in told]
-    if found["verdict"] == HOLDS and not (steady and len(loads) > 1):
-        lacks = "no load that comes and goes" if steady else "no steady load"
-        return {**found, "verdict": NOT_TRIED, "reason": f"{found['reason']}; {lacks} could be told"}
+    decided = [line for line in rows if judge(line["value"], line["error"], line["bound"]) != NOT_TRIED]
+    row = _of_rows("cross-check", name, decided or rows)
+    steady, loads = any(line["load"] == "steady" for line in decided), [line["load"] for line in decided]
+    if row["verdict"] == HOLDS and not (steady and len(loads) > 1):
+        lacks = "no square load" if steady else "no steady load"
+        return {**row, "verdict": NOT_TRIED, "reason": f"{row['reason']}; {lacks} could be judged"}
     others = [line["load"] for line in rows if line["load"] not in loads]
-    return {**found, "reason": f"{found['reason']}{'; not told: ' + ', '.join(others) if others and told else ''}"}
+    return {**row, "reason": f"{row['reason']}{'; undecided: ' + ', '.join(others) if others and decided else ''}"}
 
 
 def _judged_tick(name: str, tick: Found) -> Found:
-    """The counter's longest standstill, against the tick that a run would know."""
+    """Verdict on the counter's longest standstill, against the tick that a run would know."""
     rested, loaded = tick.get("idle") or tick.get("context"), tick.get("steady")
     if rested is None or loaded is None:
         return _untried("tick", name, tick["reason"] or "too few readings", unit="s")
@@ -273,7 +279,7 @@ def _judged_tick(name: str, tick: Found) -> Found:
 
 
 def _judged_windows(name: str, windows: Found) -> Iterable[Found]:
-    """The bare counter's windows against 2·tick/T + 0.2 %, and a run's joules of them against their own bound."""
+    """Verdicts on windows: the bare counter against 2·tick/T + 0.2 %, and a run's joules against their own error."""
     lacks = windows["reason"] or windows.get("varied")
     if windows.get("still_s"):
         yield judged("window", name, -1.0, 0.0, windows["bound"], reason=lacks or "")
@@ -281,19 +287,19 @@ def _judged_windows(name: str, windows: Found) -> Iterable[Found]:
         yield _untried("window", name, lacks)
     else:
         yield _of_windows("window", name, windows, "bare")
-    own = [line for line in windows["rows"] if line["own"]["num"]]
-    if own:
-        yield _of_windows("bound", name, {**windows, "rows": own}, "own")
+    judgeable = [line for line in windows["rows"] if line["own"]["num"]]
+    if judgeable:
+        yield _of_windows("bound", name, {**windows, "rows": judgeable}, "own")
     else:
         yield _untried("bound", name, windows["reason"] or "no window of the log is as long as ten ticks")
 
 
 def _of_windows(promise: str, name: str, windows: Found, key: str) -> Found:
-    """Windows of all lengths whose truth is known well enough for most; where all hold, the longest is shown."""
+    """Verdict on windows of the lengths whose truth is mostly known well enough; if all hold, show the longest."""
     lines = [line for line in windows["rows"] if 2 * line[key]["num_told"] > line[key]["num"]]
     if not lines:
         return _untried(promise, name, "the counter's moves are known too coarsely to judge windows by")
-    num, beyond = (sum(line[key][one] for line in lines) for one in ("num_told", "num_beyond"))
+    num, beyond = (sum(line[key][count] for line in lines) for count in ("num_told", "num_beyond"))
     every = f"{beyond} of {num} of {lines[0]['window_s']:g} s and more beyond"
     rows = [{**line[key]["judged"], "remark": f"{_windows(line)}; {every}"} for line in lines]
     return _of_rows(promise, name, rows, shown=rows[-1])
@@ -301,11 +307,11 @@ def _of_windows(promise: str, name: str, windows: Found, key: str) -> Found:
 
 def _windows(line: Found) -> str:
     apart = line["num_apart"]
-    return f"the worst of {line['num']} windows of {line['window_s']:g} s, of which the log holds {apart} side by side"
+    return f"the worst of {line['num']} windows of {line['window_s']:g} s ({apart} fit side by side)"
 
 
 def _judged_steps(name: str, lag: Found, tick: Found) -> Iterable[Found]:
-    """How late the counter is, and joules of bursts."""
+    """Verdicts on the counter's lag, and on joules of bursts."""
     bound_s, num = counter_checks.most_s(tick.get("tick_s")), len(lag["rows"])
     remark = lag["reason"] or f"bursts: {num}; ± 2 standard errors of their mean, and how well each is known"
     yield judged("lag", name, lag.get("lag_s"), lag.get("lag_error_s", 0.0), bound_s, "s", remark)
@@ -313,7 +319,7 @@ def _judged_steps(name: str, lag: Found, tick: Found) -> Iterable[Found]:
 
 
 def _judged_joules(promise: str, name: str, numbers: Found) -> Found:
-    """Joules of some windows, each against its own bound and the error of what is known of the truth."""
+    """Verdict on joules of some windows, each against its own bound and the error of the truth."""
     rows = [_relative(line) for line in numbers.get("rows", [])]
     if not rows:
         return _untried(promise, name, numbers["reason"])
@@ -328,27 +334,27 @@ def _relative(line: Found) -> Found:
 
 
 def _of_power(
-    header: Mapping[str, Any], counters: Mapping[str, Found], power: Found, found: Readings
+    header: Mapping[str, Any], counters: Mapping[str, Found], power: Found, readings: Readings
 ) -> Iterable[Found]:
     """The verdicts of a device as a whole."""
     name = header["device"]
-    none = header["devices"][0]["no_counter"] if not found.blocks or not any(_read(found)) else None
-    yield _judged_answers(found, none)
+    none = header["devices"][0]["no_counter"] if not readings.blocks or not any(_read(readings)) else None
+    yield _judged_answers(readings, none)
     yield _judged_idle(name, power["idle"], none)
     yield _judged_settling(name, power["settling"], none, header["devices"][0]["kind"])
     yield from _judged_cost(name, power["cost"], none)
 
 
-def _read(found: Readings) -> list[bool]:
-    return [bool(block.channels) for block in found.blocks.values()]
+def _read(readings: Readings) -> list[bool]:
+    return [bool(block.channels) for block in readings.blocks.values()]
 
 
-def _judged_answers(found: Readings, none: str | None) -> Found:
-    """How many readings of what a run reads failed: of the counters and of power."""
-    header, rows = found.header, []
+def _judged_answers(readings: Readings, none: str | None) -> Found:
+    """Verdict on failed readings of the counters and of the power that a run reads."""
+    header, rows = readings.header, []
     power = "instant" if header["identity"]["instant"] else "average"
     for name in (*(device["device"] for device in header["devices"]), power):
-        values = joined(found, name).channels.get(name, Channel()).values
+        values = joined(readings, name).channels.get(name, Channel()).values
         if values:
             failed = values.count(None)
             remark = f"{failed:,} of {len(values):,} of {name}"
@@ -387,7 +393,7 @@ def _judged_cost(name: str, cost: Found, none: str | None) -> Iterable[Found]:
         return
     parts = (cost["trace_share"], cost["calls_s"])
     if None in parts:
-        reason = cost["calls_reason"] or "the trace was too short to tell its CPU time"
+        reason = cost["calls_reason"] or "the trace was too short to measure its CPU time"
         yield _untried("cost", name, reason, COST)
     else:
         share = cost["trace_share"] + cost["calls_s"] / HEADLINE_S
@@ -401,7 +407,7 @@ def _judged_cost(name: str, cost: Found, none: str | None) -> Iterable[Found]:
 
 
 def _advice(header: Mapping[str, Any], counters: Mapping[str, Found]) -> list[str]:
-    """What follows for a config."""
+    """Advice for the keys of a config."""
     ticks = [numbers["tick"]["tick_s"] for numbers in counters.values() if numbers["tick"].get("tick_s")]
     if not ticks:
         return []

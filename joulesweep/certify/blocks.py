@@ -1,10 +1,10 @@
-"""What a certificate measures, block by block, in a given time: the most telling first.
+"""Measure the blocks of a certificate within a time budget, the most informative first.
 
     idle | load starts | context | steady | rest | bursts | square loads | cost
     at rest, no context  at rest   all on   all off  off and on, seconds   17 ms … 0.8 s  with the trace and without
 
-Every block is handed over when it ends. Devices are asked in a thread of its own: one that hangs costs what comes
-after, not what was read.
+Each block is written when it ends. A separate thread reads the devices: if one hangs, the later blocks are lost, but
+not the earlier ones.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from joulesweep.core import bounded
 from joulesweep.measure import counter
 from joulesweep.measure.trace import Cost
 
-PAUSE_S = 0.001  # between looks at what is due
-FAST_S, SLOW_S = 0.002, 0.5  # between two readings of counters and instant power, of temperatures and the like
-#: Seconds of each block in a budget of `BUDGET_S`, which leaves some for the load's start; and the fewest that tell.
+PAUSE_S = 0.001  # between checks for due readings
+FAST_S, SLOW_S = 0.002, 0.5  # between two readings: of counters and instant power; of temperatures and the like
+#: Seconds of each block in a budget of `BUDGET_S` (which leaves time to start the load), and its least useful length.
 BLOCKS: dict[str, tuple[float, float]] = {
     "idle": (7.0, 1.0),
     "context": (9.0, 1.0),
@@ -35,28 +35,28 @@ BLOCKS: dict[str, tuple[float, float]] = {
     "square 0.83 s": (5.0, 2.0),
     "cost": (16.0, 4.0),
 }
-ENOUGH_S, EARLY = {"context": 5.1}, 0.25  # what tells all, if it is no more than this share of what is left
-SPARE = 0.02  # of a budget, for what comes between the blocks
-#: Of loads that come and go, on average: no sensor keeps time with turns of which none is as long as the other.
+ENOUGH_S, EARLY = {"context": 5.1}, 0.25  # a sufficient length, used if it is at most this share of the time left
+SPARE = 0.02  # share of the budget for the time between blocks
+#: Mean periods of square loads; turns vary in length, so that no sensor is in step with them.
 PERIODS_S = {"square 17 ms": 0.017, "square 73 ms": 0.073, "square 0.83 s": 0.83}
-BURST_S, BURST_TICKS = 2.0, 12  # a burst, and the rest before it, lasts so long, and so many ticks
-PAIRS = 4  # of spans with metering and without
-CALLS = 0.6  # of the time for those, Zeus may take to start
-ANSWER_S = 5.0  # a load may be late by so much
+BURST_S, BURST_TICKS = 2.0, 12  # least length of a burst, and of the rest before it, in seconds and in ticks
+PAIRS = 4  # pairs of spans with and without metering
+CALLS = 0.6  # share of the block `cost` that the start of Zeus may take
+ANSWER_S = 5.0  # how late a load may answer
 
 
 class Clock(Protocol):
-    """The monotonic clock: the module `time`, or what a test has for it."""
+    """The monotonic clock: the module `time`, or a fake clock in a test."""
 
     def monotonic(self) -> float:
-        """Seconds."""
+        """The time in seconds."""
 
     def sleep(self, seconds: float, /) -> None:
-        """Let time pass."""
+        """Wait for some seconds."""
 
 
 class Done(TypedDict):
-    """When a load worked, on the monotonic clock, and how much."""
+    """Begin and end of a load on the monotonic clock, and the work done."""
 
     began_s: float
     ended_s: float
@@ -64,45 +64,45 @@ class Done(TypedDict):
 
 
 class Used(Cost):
-    """What reading as a run reads took, and why it stopped, if it did."""
+    """Cost of metering, and why it stopped early, or None."""
 
     stopped: str | None
 
 
 class Load(Protocol):
-    """What makes a device work. One that cannot raises RuntimeError."""
+    """A program that loads a device. It raises RuntimeError if it cannot."""
 
     def described(self) -> Mapping[str, object]:
-        """What computes what; waits until it is ready."""
+        """The device and its work; waits until the load is ready."""
 
     def begin(self, seconds: float, period_s: float | None) -> None:
-        """Let it work for some seconds, or in turns of `turns` for half of each."""
+        """Start to work for some seconds; with a period, for half of each turn of `turns`."""
 
     def end(self, limit_s: float) -> Done:
-        """Wait for the end, and tell what was done."""
+        """Wait for the end of the work, and return what was done."""
 
     def close(self) -> None:
-        """End it."""
+        """Stop the program."""
 
 
 class Metering(Protocol):
-    """A context in which a device is read as a run reads it."""
+    """A context in which a device is metered as in a run."""
 
     def used(self, began_s: float, ended_s: float) -> Used:
-        """What that took in a span."""
+        """Cost of metering in a span."""
 
 
 @dataclass
 class Subject:
-    """What is certified.
+    """A device to certify, as functions that read and load it.
 
     Attributes:
-        counters: devices that have a counter, each with the joules at which it begins again at 0, or None.
-        channels: how each quantity is read, and how often; a counter has the name of its device.
-        load: starts what makes it work.
-        metering: reads it as a run does.
-        calls_s: how long the calls of a run's meter take around a window, by some windows; or why that is unknown.
-            Is given the seconds that finding out may take.
+        counters: devices that have a counter, each with the joules at which it wraps to 0, or None.
+        channels: function and period in seconds of each quantity to read; a counter has the name of its device.
+        load: starts the load.
+        metering: starts metering as in a run.
+        calls_s: measures within a number of seconds how long the calls of a run's meter take around a window; returns
+            the seconds of some windows, or the reason why they are unknown.
     """
 
     counters: dict[str, float | None]
@@ -114,16 +114,16 @@ class Subject:
 
 @dataclass
 class Session:
-    """A measuring under way.
+    """A measurement in progress.
 
     Attributes:
-        subject: what is measured.
-        clock: its time.
+        subject: the device.
+        clock: the clock.
         zero_s: the moment from which times are counted.
-        silent: why nothing is asked any more, or None.
-        load: what makes it work, once it has started.
-        no_load: why nothing does, or None.
-        tick_s: of its slowest counter, as far as that is known.
+        silent: why devices are no longer read, or None.
+        load: the load, once it has started.
+        no_load: why there is no load, or None.
+        tick_s: tick of its slowest counter, 0 if unknown.
     """
 
     subject: Subject
@@ -136,7 +136,7 @@ class Session:
     _random: random.Random = field(default_factory=random.Random)
 
     def now_s(self) -> float:
-        """Seconds since the measuring began."""
+        """Seconds since the measurement began."""
         return self.clock.monotonic() - self.zero_s
 
     def read(self, block: Block, seconds: float) -> None:
@@ -159,10 +159,10 @@ class Session:
                     continue
                 began_s = self.now_s()
                 value = ask()
-                if block.silent is not None:  # it came back too late: the block is written
+                if block.silent is not None:  # the answer came too late: the block is already written
                     return
                 channels[name].add(began_s, self.now_s() - began_s, value)
-                # At random moments: a load that repeats itself as often cannot hide between them.
+                # Random moments, so that a periodic load cannot hide between readings.
                 due_s[name] = now_s + period_s * (0.5 + self._random.random())
             self.clock.sleep(PAUSE_S)
 
@@ -175,7 +175,7 @@ class Session:
             self.no_load = str(error)
 
     def work(self, block: Block, seconds: float, period_s: float | None = None) -> None:
-        """Let the device work for some seconds, and read it."""
+        """Load the device for some seconds, and read it."""
         if self.load is not None:
             self.load.begin(seconds, period_s)
             self.read(block, seconds)
@@ -189,7 +189,7 @@ class Session:
         return Span(round(began_s, 6), round(ended_s, 6), period_s, done["num_products"], **more)
 
     def compare(self, block: Block, seconds: float, pair: int, metered: bool) -> None:
-        """Let the device work, read as a run reads it or not at all."""
+        """Load the device, metered as in a run or not at all."""
         if self.load is None:
             return
         if not metered:
@@ -206,7 +206,7 @@ class Session:
 
 
 def turns(seconds: float, period_s: float, chance: random.Random) -> Iterator[tuple[float, float]]:
-    """When a load that comes and goes works: from and until, for half of each turn; turns take 0.5 to 1.5 periods."""
+    """Yield when a square load works, (from, until): the first half of each turn, which takes 0.5 to 1.5 periods."""
     begin_s = 0.0
     while begin_s < seconds:
         turn_s = (0.5 + chance.random()) * period_s
@@ -215,7 +215,7 @@ def turns(seconds: float, period_s: float, chance: random.Random) -> Iterator[tu
 
 
 def _whole(channel: Channel) -> Channel:
-    """The readings that are whole, of a channel to which a thread that hangs might still add."""
+    """A copy of a channel's complete readings, as a hanging thread might still add to it."""
     number = min(len(channel.times_s), len(channel.took_s), len(channel.values))
     return Channel(channel.times_s[:number], channel.took_s[:number], channel.values[:number])
 
@@ -231,12 +231,12 @@ def measure(
     """Measure all blocks and write each as it ends.
 
     Args:
-        subject: what to measure.
-        budget_s: seconds for all.
-        write: takes the line of each block.
-        clock: its time; the budget began at the moment of the call.
-        say: told what begins.
-        chance: of the moments of readings; None: another every time.
+        subject: the device to measure.
+        budget_s: seconds for all blocks.
+        write: writes the line of each block.
+        clock: the clock; the budget starts with the call.
+        say: reports which block begins.
+        chance: random generator for the moments of readings; None: a new one.
     """
     session = Session(subject, clock, clock.monotonic(), _random=chance or random.Random())
     waiting, left_s = list(BLOCKS), budget_s
@@ -247,7 +247,7 @@ def measure(
                 say("starts the load")
                 session.start()
             seconds = _share(waiting, min(left_s, budget_s - session.now_s()), SPARE * budget_s)
-            left_s = left_s if seconds else 0.0  # the next would have less to go by
+            left_s = left_s if seconds else 0.0  # skip the later blocks too: they build on this one
             write(_measured(session, name, seconds, say).line())
             waiting.pop(0)
     finally:
@@ -256,7 +256,7 @@ def measure(
 
 
 def _share(waiting: list[str], left_s: float, spare_s: float) -> float:
-    """Seconds of the next block; 0 where too little is left for it."""
+    """Seconds for the next block; 0 if too little time is left for it."""
     (weight, least_s), later = BLOCKS[waiting[0]], [BLOCKS[name] for name in waiting[1:]]
     share_s = weight / (weight + sum(other for other, _ in later)) * (left_s - spare_s)
     spared_s = left_s - spare_s - sum(least for _, least in later)
@@ -282,7 +282,7 @@ def _measured(session: Session, name: str, seconds: float, say: Callable[[str], 
 
 
 def _reason(session: Session, name: str, seconds: float) -> str | None:
-    """Why a block is not tried, or None."""
+    """Reason why a block is not tried, or None."""
     if not session.subject.channels:
         return "there is no meter to read"
     if session.silent is not None:
@@ -310,14 +310,14 @@ def _bursts(session: Session, block: Block, seconds: float) -> None:
     """Rest and load in turn, each for many ticks."""
     half_s = min(max(min(BURST_S, seconds / 4), BURST_TICKS * session.tick_s), 0.45 * seconds)
     after_s = min(0.1 * seconds, 4 * session.tick_s)
-    for _ in range(max(1, int((seconds - after_s) / 2 / half_s))):  # of one that just fits, rounding leaves none
+    for _ in range(max(1, int((seconds - after_s) / 2 / half_s))):  # at least one, despite rounding
         session.read(block, half_s)
         session.work(block, half_s)
     session.read(block, after_s)
 
 
 def _cost(session: Session, block: Block, seconds: float) -> None:
-    """How long the meter's calls take; then the same work with metering and without, in turn."""
+    """Time the meter's calls; then do the same work with and without metering, in turn."""
     calls, reason = session.subject.calls_s(CALLS * seconds)
     left_s = max(seconds - (session.now_s() - block.begin_s), (1 - CALLS) * seconds)
     for pair in range(PAIRS):
@@ -332,5 +332,5 @@ def _tick_s(block: Block, device: str) -> float:
     return steps.tick_s or 0.0
 
 
-#: The clock that all processes share.
+#: The monotonic clock, which all processes share.
 MONOTONIC: Clock = time

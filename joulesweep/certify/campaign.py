@@ -1,7 +1,7 @@
-"""`joulesweep certify`: measure what the joules of this machine are worth, board by board, and of its CPU packages.
+"""`joulesweep certify`: measure how accurate the joules of each board and of the CPU packages are.
 
-For each device: raw readings (`readings`), the certificate that follows from them (`appraise`), and a page. The
-readings are written while they are taken, the rest when all are there; from the readings both can be made again.
+Each device gets raw readings (`readings`), the certificate computed from them (`appraise`), and a page. Readings are
+written while they are taken; the certificate and the page can be rebuilt from them.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from joulesweep.measure.watch import Watch
 from joulesweep.measure.window import MIG, NO_COUNTER, Meter
 from joulesweep.plan import staleness
 
-START_S = 120.0  # to import torch and to wake a board
-NUM_CALLS = 5
+START_S = 120.0  # limit for importing torch and waking a board
+NUM_CALLS = 5  # empty windows that time the meter's calls
 VERSIONED = ("torch", "zeus", "nvidia-ml-py")
-#: What is asked of a board once: pynvml's functions by what they tell.
+#: What a board is asked once, with pynvml's functions.
 ASKED = {
     "power_limit_mw": "nvmlDeviceGetEnforcedPowerLimit",
     "default_power_limit_mw": "nvmlDeviceGetPowerManagementDefaultLimit",
@@ -54,11 +54,11 @@ class Target:
     """A device to certify.
 
     Attributes:
-        device: `gpu:0`; `cpu:0` stands for all CPU packages and their memory.
-        name: of its files.
-        board: of a GPU.
-        header: first line of the readings, but for the time.
-        subject: how it is read.
+        device: `gpu:0`; `cpu:0` means all CPU packages and their memory.
+        name: name of its files.
+        board: the board, None for the CPU.
+        header: first line of the readings, without the time and budget.
+        subject: functions that read and load it.
     """
 
     device: str
@@ -69,7 +69,7 @@ class Target:
 
 
 def tell(line: str) -> None:
-    """Say how it goes, at once."""
+    """Print progress at once."""
     print(line, flush=True)
 
 
@@ -84,15 +84,15 @@ def certify(
     """Certify devices of this machine, one after the other.
 
     Args:
-        names: of the devices: `gpu:0`, a UUID or `cpu:0`; none: all.
-        budget_s: seconds for all together, of which those that have a meter get equal parts; None:
-            `certificate.BUDGET_S` for each of them.
-        folder: of all certificates.
-        load: makes what loads a board, or the CPU; None: a process that multiplies matrices.
-        say: told how it goes.
+        names: names of the devices: `gpu:0`, a UUID or `cpu:0`; empty: all.
+        budget_s: seconds for all devices, divided equally among those with a meter; None: `certificate.BUDGET_S` for
+            each of these.
+        folder: folder of all certificates.
+        load: creates the load of a board, or of the CPU; None: a process that multiplies matrices.
+        say: reports progress.
 
     Returns:
-        The certificates.
+        Paths of the certificates.
 
     Raises:
         UserError: there is no such device.
@@ -102,25 +102,25 @@ def certify(
     each_s = certificate.BUDGET_S if budget_s is None else budget_s / max(1, num_read)
     made = [_certify(target, each_s, folder, say) for target in targets]
     if folder.resolve() != certificate.FOLDER.resolve():
-        say(f"runs that are started here cite what lies under {certificate.FOLDER}, not under {folder}")
+        say(f"runs that are started here cite certificates under {certificate.FOLDER}, not under {folder}")
     return made
 
 
 def chosen(names: Sequence[str], load: Callable[[Board | None], Load]) -> list[Target]:
-    """The devices of these names; all without any.
+    """The devices with these names; without names, all.
 
     Raises:
-        UserError: one is not there.
+        UserError: there is no such device.
     """
     boards = devices.pool("auto")
     known: dict[str, Board | None] = {certificate.HOST: None}
     known |= {name: board for board in boards for name in (board.uuid, board.device)}
-    found = list(dict.fromkeys(names)) or [*(board.device for board in boards), certificate.HOST]
-    for name in found:
+    requested = list(dict.fromkeys(names)) or [*(board.device for board in boards), certificate.HOST]
+    for name in requested:
         if name not in known:
             raise UserError(f"--device: {one_of('device', name, known)}")
-    wanted = dict.fromkeys(known[name] for name in found)  # a board may be named by both of its names
-    return [_host(load) if board is None else _board(board, boards, load) for board in wanted]
+    chosen_boards = dict.fromkeys(known[name] for name in requested)  # a board may be named twice, by index and by UUID
+    return [_host(load) if board is None else _board(board, boards, load) for board in chosen_boards]
 
 
 def _certify(target: Target, budget_s: float, folder: Path, say: Callable[[str], None]) -> Path:
@@ -149,12 +149,12 @@ def _certify(target: Target, budget_s: float, folder: Path, say: Callable[[str],
 
 
 def _raw(path: Path) -> Path:
-    """The readings beside a certificate."""
+    """Path of the readings of a certificate."""
     return path.with_name(f"{path.stem}.readings.jsonl.gz")
 
 
 def _alone(target: Target) -> contextlib.AbstractContextManager[Any]:
-    """Nobody else measures there meanwhile; waits for the end of runs that do."""
+    """Exclusive access to a device; waits for the end of runs that use it."""
     if not target.subject.channels:
         return contextlib.nullcontext()
     boards = [] if target.board is None else [target.board]
@@ -162,27 +162,27 @@ def _alone(target: Target) -> contextlib.AbstractContextManager[Any]:
 
 
 def repeat(raw: Path, folder: Path | None = None, say: Callable[[str], None] = tell) -> Path:
-    """Make a certificate and its page from raw readings. One of readings that were cut off replaces no whole one.
+    """Make a certificate and its page from raw readings. Truncated readings never replace a complete certificate.
 
     Args:
-        raw: the readings.
-        folder: of all certificates; None: both go where the readings lie.
-        say: told the verdicts.
+        raw: path of the readings.
+        folder: folder of all certificates; None: write next to the readings.
+        say: reports the verdicts.
 
     Raises:
-        UserError: the readings cannot be read, or nothing be written.
+        UserError: the readings cannot be read, or the files cannot be written.
     """
-    found = readings.read(raw)
+    raw_readings = readings.read(raw)
     try:
-        made = appraise.certificate(found)
+        made = appraise.certificate(raw_readings)
         name = made["name"] if made["complete"] else f"{made['name']}.partial"
         path = certificate.place(name, raw.parent if folder is None else folder, made["host"])
         path = path if folder is not None else raw.parent / path.name
-        page, lines = _page(made, found, say), appraise.lines(made)
+        page, lines = _page(made, raw_readings, say), appraise.lines(made)
         text = json.dumps(made, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
     except readings.MALFORMED as error:
         raise UserError(f"{raw}: no readings of a certificate: {type(error).__name__}: {error}") from None
-    kept = path.with_name(f"{name}.{certificate.digest(text.encode())}.json")  # what records cite is not replaced
+    kept = path.with_name(f"{name}.{certificate.digest(text.encode())}.json")  # records cite this file: keep it
     try:
         for place, content in ((kept, text), (path, text), (path.with_suffix(".html"), page)):
             if content is not None:
@@ -194,14 +194,15 @@ def repeat(raw: Path, folder: Path | None = None, say: Callable[[str], None] = t
     return path
 
 
-def _page(made: Mapping[str, Any], found: readings.Readings, say: Callable[[str], None]) -> str | None:
-    """The page of a certificate; None where this Python cannot draw it."""
+def _page(made: Mapping[str, Any], raw_readings: readings.Readings, say: Callable[[str], None]) -> str | None:
+    """The page of a certificate; None if this Python lacks the packages for charts."""
     try:
-        from joulesweep.certify.page import build  # charts: a GPU host may lack what draws them
+        from joulesweep.certify.page import build  # a GPU host may lack the packages for charts
     except ImportError as error:
-        say(f"no page: this Python has no {error.name}; elsewhere, joulesweep certify --read {found.file} makes it")
+        elsewhere = f"elsewhere, joulesweep certify --read {raw_readings.file} makes it"
+        say(f"no page: this Python has no {error.name}; {elsewhere}")
         return None
-    return build(made, found)
+    return build(made, raw_readings)
 
 
 def _header(
@@ -232,7 +233,7 @@ def _counter(device: str, kind: str, range_j: float | None, reason: str | None) 
 
 
 def _board(board: Board, boards: Sequence[Board], load: Callable[[Board | None], Load]) -> Target:
-    """A GPU. What it does not answer is left out of what is read, and why is said."""
+    """A GPU as a target; quantities that it does not report are left out, with the reason in the header."""
     sensor, silent = bounded.within(bounded.LIMIT_S, meters.sensor, board)
     reason = MIG if board.mig else None if board.has_counter else NO_COUNTER
     channels: dict[str, tuple[Callable[[], Any], float]] = {}
@@ -262,18 +263,18 @@ def _board(board: Board, boards: Sequence[Board], load: Callable[[Board | None],
 
 
 def _asked(sensor: nvidia.BoardSensor) -> dict[str, object]:
-    """Limits and modes of a board; None where it does not say."""
-    found: dict[str, object] = {}
+    """Limits and modes of a board; None for those that it does not report."""
+    answers: dict[str, object] = {}
     for name, function in ASKED.items():
         value = nvidia.ask(function, sensor.handle)
         if name == "process_ids" and value is not None:
-            value = [one.pid for one in value]
-        found[name] = value
-    return found
+            value = [process.pid for process in value]
+        answers[name] = value
+    return answers
 
 
 def _host(load: Callable[[Board | None], Load]) -> Target:
-    """The CPU packages and their memory, as far as RAPL counts them."""
+    """The CPU packages and their memory as a target, as far as RAPL counts them."""
     zones, silent = bounded.within(bounded.LIMIT_S, rapl.devices)
     problem, _ = bounded.within(bounded.LIMIT_S, rapl.problem)
     counters = [_counter(zone.device, zone.device.partition(":")[0], zone.range_j, None) for zone in zones or []]
@@ -296,8 +297,8 @@ class Metering:
     """A context in which devices are read as the launching parent of a run reads them.
 
     Args:
-        boards: to read.
-        zones: to read.
+        boards: boards to read.
+        zones: RAPL zones to read.
     """
 
     def __init__(self, boards: Sequence[Board], zones: Sequence[rapl.Zone]) -> None:
@@ -319,7 +320,7 @@ class Metering:
 
 
 def _calls(limit_s: float, meter: Callable[[], Meter]) -> tuple[list[float] | None, str | None]:
-    """How long the calls of a run's meter take around some empty windows; or why that is unknown."""
+    """Seconds that the calls of a run's meter take around some empty windows, or the reason why they are unknown."""
 
     def windows() -> tuple[list[float] | None, str | None]:
         made, calls_s = meter(), []
@@ -327,18 +328,20 @@ def _calls(limit_s: float, meter: Callable[[], Meter]) -> tuple[list[float] | No
             with made.window():
                 pass
             calls_s.append(made.calls_s)
-        failed = [one.reason for one in made.readings() if one.reason is not None and one.kind != "dram"]
+        failed = [
+            reading.reason for reading in made.readings() if reading.reason is not None and reading.kind != "dram"
+        ]
         return (None, failed[0]) if failed else (calls_s, None)
 
-    found, silent = bounded.within(limit_s, windows)
-    return found or (None, silent)
+    result, silent = bounded.within(limit_s, windows)
+    return result or (None, silent)
 
 
 class Child:
     """A load in a process of its own: `joulesweep.certify.load`.
 
     Args:
-        board: that it works on; None: the CPU.
+        board: the board to load; None: the CPU.
     """
 
     def __init__(self, board: Board | None) -> None:
@@ -355,10 +358,10 @@ class Child:
         self._described: Mapping[str, Any] | None = None
 
     def described(self) -> Mapping[str, object]:
-        """What computes what; waits until it is ready.
+        """The device and its work; waits until the load is ready.
 
         Raises:
-            RuntimeError: it cannot, or computes on another board.
+            RuntimeError: it cannot start, or computes on another board.
         """
         if self._described is None:
             self._described = self._answer(START_S)
@@ -368,7 +371,7 @@ class Child:
         return self._described
 
     def begin(self, seconds: float, period_s: float | None) -> None:
-        """Let it work."""
+        """Start to work."""
         if self._process.stdin is None:
             raise RuntimeError("the load has no input")
         try:
@@ -378,7 +381,7 @@ class Child:
             raise RuntimeError("the load has ended") from None
 
     def end(self, limit_s: float) -> blocks.Done:
-        """Wait for the end of the work."""
+        """Wait for the end of the work, and return what was done."""
         done = self._answer(limit_s)
         return {"began_s": done["began_s"], "ended_s": done["ended_s"], "num_products": done["num_products"]}
 
@@ -394,7 +397,7 @@ class Child:
         return answer
 
     def close(self) -> None:
-        """End it."""
+        """Stop the process."""
         processes.kill_group(self._process)
         for pipe in filter(None, (self._process.stdin, self._process.stdout)):
             with contextlib.suppress(OSError):

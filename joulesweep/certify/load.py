@@ -1,8 +1,8 @@
 """The load of a certificate: products of matrices on one board, or on the CPU.
 
-`python -m joulesweep.certify.load cuda|cpu` says when it is ready. Then it does what each line of its input asks for,
-{seconds, period_s}: products for so long, or, with a period, in turns of about as long for half of each. It answers
-when it began and ended, on the monotonic clock, and how many products it did. Lines are JSON.
+`python -m joulesweep.certify.load cuda|cpu` prints a line when it is ready. Each line of its input,
+{seconds, period_s}, starts a load of that length; with a period, it works for half of each turn. It answers with the
+begin, the end (on the monotonic clock) and the number of products. Lines are JSON.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import torch
 
 from joulesweep.certify.blocks import turns
 
-SIZE = {"cuda": 4096, "cpu": 512}  # of the square matrices
-CHUNK_S = 0.002  # products that are waited for together: a board with short ones would idle between them
-TIMED = 20
+SIZE = {"cuda": 4096, "cpu": 512}  # rows of the square matrices
+CHUNK_S = 0.002  # length of a group of products to wait for: a board would idle between single ones
+TIMED = 20  # products timed at the start
 
 
 class Products:
-    """Products of two matrices of random numbers: zeros would draw less.
+    """Products of two matrices of random numbers (zeros would draw less power).
 
     Args:
         accelerator: "cuda" or "cpu".
@@ -42,7 +42,7 @@ class Products:
         self.chunk = max(1, round(CHUNK_S / self.product_s))
 
     def described(self) -> dict[str, object]:
-        """What computes what."""
+        """The device and the product that it computes."""
         board = torch.cuda.get_device_properties(0) if self.cuda else None
         return {
             "torch": torch.__version__,
@@ -63,7 +63,7 @@ class Products:
         return {"began_s": began_s, "ended_s": time.monotonic(), "num_products": number}
 
     def _until(self, until_s: float) -> int:
-        """Products until a time, one chunk ahead of the one that is waited for."""
+        """Do products until a time, one chunk ahead of the one being waited for; return their number."""
         number, before = 0, None
         while time.monotonic() < until_s:
             self._multiply(self.chunk)
@@ -87,7 +87,7 @@ class Products:
 
 
 def main(argv: list[str]) -> int:
-    """Do what the lines of the input ask for, until there are no more."""
+    """Do what each line of the input asks for, until the input ends."""
     try:
         products = Products(argv[1])
     except (RuntimeError, AssertionError) as error:  # the latter: a build without CUDA

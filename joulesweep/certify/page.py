@@ -1,4 +1,4 @@
-"""A certificate as one page: verdicts first, then the charts and the numbers behind them."""
+"""Render a certificate as one page: verdicts first, then the charts and numbers behind them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from joulesweep.measure.certificate import FAILS, HOLDS, HOST, NOT_TRIED
 from joulesweep.report.markup import embedded, filled, vega
 from joulesweep.report.theme import COLOURS, INK, Chart, styled
 
-HEIGHT = 260  # of a chart, which is as wide as the page
-MOST_POINTS = 700  # of a line
+HEIGHT = 260  # pixels of a chart, which is as wide as the page
+MOST_POINTS = 700  # points of a line
 NUM_BURSTS = 3
 SIGNS = {HOLDS: "✓", FAILS: "✗", NOT_TRIED: "–"}
 FACTS = {
     "driver": "NVIDIA driver",
     "uuid": "UUID",
-    "instant": "tells power of the moment",
+    "instant": "reports instant power",
     "power_limit_mw": "power limit (mW)",
     "default_power_limit_mw": "default power limit (mW)",
     "power_limits_mw": "possible power limits (mW)",
@@ -38,17 +38,17 @@ FACTS = {
 }
 
 
-def build(made: Mapping[str, Any], found: Readings) -> str:
+def build(made: Mapping[str, Any], readings: Readings) -> str:
     """Render a certificate.
 
     Args:
         made: the certificate.
-        found: the readings that it was made from.
+        readings: its raw readings.
 
     Returns:
         A self-contained HTML page.
     """
-    charts = _charts(made, found)
+    charts = _charts(made, readings)
     reasons = {row["reason"] for row in made["promises"]}
     page = filled(
         "certificate.html.j2",
@@ -63,7 +63,7 @@ def build(made: Mapping[str, Any], found: Readings) -> str:
         ticks=_ticks(made),
         rests=_rests(made),
         latency=[_latency(row) for row in made["latency"]],
-        facts=_facts(made, found),
+        facts=_facts(made, readings),
         versions=made["identity"]["versions"],
         load=made["load"],
         blocks=[_block(row) for row in made["blocks"]],
@@ -100,7 +100,7 @@ def _percent(share: float | None, signed: bool = False) -> str:
 
 
 def _window(device: str, row: Mapping[str, Any]) -> dict[str, str]:
-    bare, own = row["bare"], row["own"]
+    bare, run = row["bare"], row["own"]
     return {
         "device": device,
         "window": quantities.one(row["window_s"], "s"),
@@ -108,10 +108,10 @@ def _window(device: str, row: Mapping[str, Any]) -> dict[str, str]:
         "bias": _percent(bare["bias"], signed=True),
         "worst": _percent(bare["worst"], signed=True),
         "bound": _percent(row["bound"]),
-        "own_bias": _percent(own.get("bias"), signed=True),
-        "own_worst": _percent(own.get("worst"), signed=True),
-        "own_bound": _percent(own["bound"]),
-        "beyond": f"{own['num_beyond']} of {own['num_told']}" if own["num"] else "no joules",
+        "own_bias": _percent(run.get("bias"), signed=True),
+        "own_worst": _percent(run.get("worst"), signed=True),
+        "own_bound": _percent(run["bound"]),
+        "beyond": f"{run['num_beyond']} of {run['num_told']}" if run["num"] else "no joules",
     }
 
 
@@ -178,8 +178,8 @@ def _latency(row: Mapping[str, Any]) -> dict[str, str]:
     return {"reading": row["reading"], "block": row["block"], "num": str(row["num"]), **ends}
 
 
-def _facts(made: Mapping[str, Any], found: Readings) -> dict[str, str]:
-    """What the device is and how it was read, in words."""
+def _facts(made: Mapping[str, Any], readings: Readings) -> dict[str, str]:
+    """The device's properties and how it was read, in words."""
     of_board = ("driver", "instant") if made["device"] == HOST else ()
     facts = {
         word: _fact(made["identity"][key]) for key, word in FACTS.items() if key in made["identity"].keys() - of_board
@@ -187,7 +187,7 @@ def _facts(made: Mapping[str, Any], found: Readings) -> dict[str, str]:
     for kind, every_s in made["sensors"].items():
         if every_s is not None:
             facts[f"{kind} power has a new value every"] = quantities.one(1000 * every_s, "ms")
-    ranges = {device["device"]: device["range_j"] for device in found.header["devices"] if device["range_j"]}
+    ranges = {device["device"]: device["range_j"] for device in readings.header["devices"] if device["range_j"]}
     return facts | {
         f"{device} begins again at 0 after": quantities.one(range_j, "J") for device, range_j in ranges.items()
     }
@@ -211,14 +211,19 @@ def _block(row: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _charts(made: Mapping[str, Any], found: Readings) -> dict[str, tuple[Chart, list[str]]]:
-    """The charts that say something, by name, with the notes below them."""
-    charts = {"windows": _windows(made), "bursts": _bursts(found), "checks": _checks(made), **_cooling(made, found)}
+def _charts(made: Mapping[str, Any], readings: Readings) -> dict[str, tuple[Chart, list[str]]]:
+    """The charts that have data, by name, with the notes below them."""
+    charts = {
+        "windows": _windows(made),
+        "bursts": _bursts(readings),
+        "checks": _checks(made),
+        **_cooling(made, readings),
+    }
     return {name: chart for name, chart in charts.items() if chart is not None}
 
 
 def _wide(chart: Chart, title: str, notes: list[str], height: int | alt.Step = HEIGHT) -> tuple[Chart, list[str]]:
-    """A chart as wide as the page, whose notes are the page's own: there they are not cut off."""
+    """A chart as wide as the page, with its notes apart: the page shows them in full."""
     fitted = chart.properties(
         width="container", height=height, autosize=alt.AutoSizeParams(type="fit-x", contains="padding")
     )
@@ -236,8 +241,8 @@ def _colour(names: Sequence[str], title: str | None = None) -> alt.Color:
 
 
 def _windows(made: Mapping[str, Any]) -> tuple[Chart, list[str]] | None:
-    """Error of windows against their length, with the bounds that it must be under."""
-    bare, own, bound, own_bound = (
+    """Error of windows against their length, with its bounds."""
+    bare, run, bound, run_bound = (
         "bare counter, worst",
         "a run's joules, worst",
         "2·tick/T + 0.2 %",
@@ -251,8 +256,8 @@ def _windows(made: Mapping[str, Any]) -> tuple[Chart, list[str]] | None:
         values = {
             bare: abs(row["bare"]["worst"]),
             bound: row["bound"],
-            own: row["own"].get("worst"),
-            own_bound: row["own"]["bound"],
+            run: row["own"].get("worst"),
+            run_bound: row["own"]["bound"],
         }
         rows += [
             {"x": row["window_s"], "y": 100 * max(abs(value), 1e-5), "what": what}
@@ -261,7 +266,7 @@ def _windows(made: Mapping[str, Any]) -> tuple[Chart, list[str]] | None:
         ]
     if not rows:
         return None
-    names = [bare, bound, own, own_bound]
+    names = [bare, bound, run, run_bound]
     colours = [COLOURS[1], COLOURS[1], COLOURS[0], COLOURS[0]]
     colour = (
         alt.Color("what:N")
@@ -284,22 +289,22 @@ def _windows(made: Mapping[str, Any]) -> tuple[Chart, list[str]] | None:
     return _wide(drawn, "Error of a window against its length", notes)
 
 
-def _bursts(found: Readings) -> tuple[Chart, list[str]] | None:
+def _bursts(readings: Readings) -> tuple[Chart, list[str]] | None:
     """Joules above rest over the first bursts: by the counter, by integrated power, and when the load was on."""
-    block, device = found.blocks.get("bursts"), found.header["devices"][0]
-    one = counted(block, device)
-    if block is None or one is None or one.reset or not block.spans:
+    block, device = readings.blocks.get("bursts"), readings.header["devices"][0]
+    log = counted(block, device)
+    if block is None or log is None or log.reset or not block.spans:
         return None
     spans = block.spans[:NUM_BURSTS]
     begin_s, end_s = block.begin_s, min(block.end_s, spans[-1].ended_s + spans[0].began_s - block.begin_s)
-    slope = one.slope(begin_s + (spans[0].began_s - begin_s) / 2, spans[0].began_s)
+    slope = log.slope(begin_s + (spans[0].began_s - begin_s) / 2, spans[0].began_s)
     if slope is None:
         return None
-    rest_w, start_j = slope[0], one.joules[0]
-    zipped = zip(one.times_s, one.joules, strict=True)
-    by_counter = [(t - begin_s, j - start_j - rest_w * (t - one.times_s[0])) for t, j in zipped if t <= end_s]
+    rest_w, start_j = slope[0], log.joules[0]
+    zipped = zip(log.times_s, log.joules, strict=True)
+    by_counter = [(t - begin_s, j - start_j - rest_w * (t - log.times_s[0])) for t, j in zipped if t <= end_s]
     rows = _line(by_counter, what="counter")
-    points = [point for point in power_of(block, found.header).numbers() if point[0] <= end_s]
+    points = [point for point in power_of(block, readings.header).numbers() if point[0] <= end_s]
     if points:
         areas = itertools.accumulate(
             (b[0] - a[0]) * ((a[1] + b[1]) / 2 - rest_w) for a, b in itertools.pairwise(points)
@@ -344,24 +349,24 @@ def _checks(made: Mapping[str, Any]) -> tuple[Chart, list[str]] | None:
         color=_colour(names).legend(orient="bottom", labelLimit=0),
     )
     band = alt.Chart(alt.InlineData(values=[{"low": 0.9, "high": 1.1}])).mark_rect(color="#000000", opacity=0.05)
-    one = alt.Chart(alt.InlineData(values=[{}])).mark_rule(color=INK, strokeDash=[4, 3]).encode(x=alt.datum(1))
+    unity = alt.Chart(alt.InlineData(values=[{}])).mark_rule(color=INK, strokeDash=[4, 3]).encode(x=alt.datum(1))
     drawn = alt.layer(
         band.encode(x=alt.X("low:Q").title("Power × time ÷ counter"), x2="high:Q"),
-        one,
+        unity,
         base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q").title("Power × time ÷ counter"), x2="high:Q"),
         base.mark_point(filled=True, size=60, opacity=1).encode(x=x),
     )
-    notes = ["Shaded: the 10 % that a number may be contradicted by before it is doubtful. Bars: error of the ratio."]
+    notes = ["Shaded: deviations up to 10 %; beyond, a number is doubtful. Bars: error of the ratio."]
     return _wide(drawn, "Cross-check by load", notes, alt.Step(22))
 
 
-def _cooling(made: Mapping[str, Any], found: Readings) -> dict[str, tuple[Chart, list[str]]]:
+def _cooling(made: Mapping[str, Any], readings: Readings) -> dict[str, tuple[Chart, list[str]]]:
     """Power and temperature after the load."""
-    block, steady = found.blocks.get("rest"), found.blocks.get("steady")
+    block, steady = readings.blocks.get("rest"), readings.blocks.get("steady")
     if block is None or steady is None or not steady.spans or block.reason is not None:
         return {}
     ended_s = steady.spans[0].ended_s
-    power = [(at_s - ended_s, w) for at_s, w in _means(block, found)]
+    power = [(at_s - ended_s, w) for at_s, w in _means(block, readings)]
     degrees = [(at_s - ended_s, c) for at_s, c in _numbers(block, "temperature")]
     fell_s = made["idle"].get("fell_after_s")
     fell = [] if fell_s is None else [f"Within 5 % of the power at rest after {quantities.one(fell_s, 's')}."]
@@ -393,12 +398,12 @@ def _numbers(block: Block, name: str) -> list[tuple[float, float]]:
     return channel.numbers() if channel else []
 
 
-def _means(block: Block, found: Readings) -> list[tuple[float, float]]:
-    """Mean power of each tenth of a second: by the readings, else by the counter's moves."""
-    points = power_of(block, found.header).numbers()
+def _means(block: Block, readings: Readings) -> list[tuple[float, float]]:
+    """Mean power of each tenth of a second: from power readings, else from the counter's moves."""
+    points = power_of(block, readings.header).numbers()
     if not points:
-        one = counted(block, found.header["devices"][0])
-        moves = [] if one is None or one.reset else one.moves()[:: max(1, len(one.moves()) // MOST_POINTS)]
+        log = counted(block, readings.header["devices"][0])
+        moves = [] if log is None or log.reset else log.moves()[:: max(1, len(log.moves()) // MOST_POINTS)]
         return [(b.at_s, (b.joules - a.joules) / (b.at_s - a.at_s)) for a, b in itertools.pairwise(moves)]
     groups = itertools.groupby(points, key=lambda point: int(point[0] * 10))
     return [(tenth / 10, sum(values) / len(values)) for tenth, group in groups if (values := [w for _, w in group])]

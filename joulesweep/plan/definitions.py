@@ -1,11 +1,11 @@
-"""Definitions of the package as text that only a change of behaviour changes, and which others each of them uses.
+"""Encode each definition of the package as text that only a change of behaviour changes, and list those it uses.
 
-A definition is a function, a class or an assignment at the top of a module. Its text has no name of its own and no
-address: a name that stands for another definition of the package becomes a mark, so moving, splitting or renaming
-modules and definitions changes nothing. Comments, docstrings, formatting, type annotations outside of classes, imports,
-what is raised as a sentence and what is printed do not count. A text with a dot at its end, such as
-"joulesweep.report.charts.", begins names that are made up later: all of that package counts. The syntax tree is walked
-here rather than by `ast.dump`, whose output changes between versions of Python.
+A definition is a function, a class or an assignment at the top of a module. Its text contains neither its own name nor
+its module: references to other definitions of the package become marks, so moving, splitting or renaming modules and
+definitions changes nothing. Comments, docstrings, formatting, type annotations outside of classes, imports, error
+sentences and printed text do not count. A string that ends with a dot, such as "joulesweep.report.charts.", is the
+prefix of module names built at run time: all of that package counts. This module walks the syntax tree itself, because
+the output of `ast.dump` changes between versions of Python.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from pathlib import Path
 from joulesweep.core import places
 
 PACKAGES = (places.PACKAGE.name, "scripts")
-#: Nodes that give their name a meaning.
+#: Nodes that bind a name.
 NAMING = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.ExceptHandler, ast.MatchAs, ast.MatchStar)
-REFERENCE = "\x01"  # in a definition's text: here stands one that it uses
+REFERENCE = "\x01"  # marks a used definition in a definition's text
 SENTENCE = re.compile(r"[A-Za-z]{2,}(\W+[A-Za-z]{2,}){2}")
-SAYING = {"print", "warn", "debug", "info", "warning"}  # calls that only tell somebody something
-SAID = {"about", "peak_rate"}  # keywords that are for the documentation and the analysis: no run does anything by them
-#: Before or beside a definition, or before a module's first statement for all of it: it counts for no run, and why.
+SAYING = {"print", "warn", "debug", "info", "warning"}  # calls that only print or log
+SAID = {"about", "peak_rate"}  # keywords for the documentation and the analysis, which do not affect a run
+#: Comment that exempts a definition (before or beside it) or a module (before its first statement), with the reason.
 EXEMPT = re.compile(r"# changes no number: (\S.*)")
 
 
 @dataclass(frozen=True)
 class Definition:
-    """Where a definition stands: the file of its module, and its name there."""
+    """A definition's address: the file of its module, and its name there."""
 
     path: Path
     name: str
@@ -40,7 +40,7 @@ class Definition:
 
 @dataclass(frozen=True)
 class Encoded:
-    """A definition's text and what stands at each of its marks, in order; the constants that it holds."""
+    """A definition's text, the definitions that its marks refer to, in order, and the strings that it holds."""
 
     text: str
     used: tuple[Definition, ...]
@@ -53,9 +53,9 @@ class _Module:
 
     Attributes:
         path: its file.
-        lines: of it.
-        begin: how many of them are before the first statement.
-        bound: what each name means: the statement that defines it, or an import: (module, name) or (module, None).
+        lines: the file's lines.
+        begin: number of lines before the first statement.
+        bound: meaning of each name: the statement that defines it, or an import: (module, name) or (module, None).
         effects: statements that define nothing.
     """
 
@@ -67,7 +67,7 @@ class _Module:
 
 
 def file_of(module: str) -> Path | None:
-    """The file of one of our modules, by its dotted name."""
+    """The file of one of our modules, by its dotted name; None for other modules."""
     parts = module.split(".")
     if parts[0] not in PACKAGES:
         return None
@@ -81,34 +81,34 @@ def named(module: str, name: str) -> Definition:
     Raises:
         LookupError: there is none.
     """
-    found = _find(module, name)
-    if isinstance(found, str):
+    meaning = _find(module, name)
+    if isinstance(meaning, str):
         raise LookupError(f"{module} defines no {name}")
-    return found
+    return meaning
 
 
 def all_of(path: Path) -> list[Definition]:
-    """Every definition of a file that has a public name, by name."""
+    """Every public definition of a file, sorted by name."""
     bound = _module(path).bound
     return [Definition(path, name) for name in sorted(bound) if isinstance(bound[name], ast.stmt) and name[0] != "_"]
 
 
 def _all_in(package: str) -> list[Definition]:
-    """Every public definition of the modules of a package, which code that makes up their names may import."""
+    """Every public definition of a package's modules, which code may import by names built at run time."""
     folder = places.ROOT.joinpath(*package.split("."))
-    return [one for path in sorted(folder.glob("[a-z]*.py")) for one in all_of(path)]
+    return [definition for path in sorted(folder.glob("[a-z]*.py")) for definition in all_of(path)]
 
 
 def exemption(definition: Definition) -> str | None:
-    """Why a definition counts for no run, or None where it counts."""
+    """Reason why a definition counts for no run, or None if it counts."""
     module = _module(definition.path)
     statement = module.bound[definition.name]
     assert isinstance(statement, ast.stmt)
-    first = min([statement.lineno, *(one.lineno for one in getattr(statement, "decorator_list", []))])
+    first = min([statement.lineno, *(decorator.lineno for decorator in getattr(statement, "decorator_list", []))])
     alone = module.lines[: module.begin] + module.lines[max(module.begin, first - 2) : first - 1]
     beside = module.lines[first - 1 : statement.lineno]
-    found = [EXEMPT.match(line) for line in alone] + [EXEMPT.search(line) for line in beside]
-    return next((one[1] for one in found if one), None)
+    matches = [EXEMPT.match(line) for line in alone] + [EXEMPT.search(line) for line in beside]
+    return next((match[1] for match in matches if match), None)
 
 
 @functools.cache
@@ -122,7 +122,7 @@ def _module(path: Path) -> _Module:
 
 
 def _bind(module: _Module, statement: ast.stmt) -> None:
-    """Note what a statement at the top of a module defines, or imports, perhaps under a condition."""
+    """Note what a statement at the top of a module defines or imports, even under a condition."""
     for node in _walk(statement):
         module.bound |= _imported(node)
     if isinstance(statement, ast.Import | ast.ImportFrom | ast.Pass):
@@ -136,12 +136,12 @@ def _bind(module: _Module, statement: ast.stmt) -> None:
 
 
 def _is_aside(test: ast.expr) -> bool:
-    """Whether a block at the top of a module is for type checkers, or for its own command line."""
+    """Whether a block at the top of a module is for type checkers or for the command line."""
     return "TYPE_CHECKING" in ast.unparse(test) or "__name__" in ast.unparse(test)
 
 
 def _imported(node: ast.AST) -> dict[str, ast.stmt | tuple[str, str | None]]:
-    """What an import binds: {name: (module, name there or None)}."""
+    """Names that an import binds: {name: (module, name there or None)}."""
     if isinstance(node, ast.Import):
         named = {alias.asname: (alias.name, None) for alias in node.names if alias.asname}
         firsts = [alias.name.split(".")[0] for alias in node.names if not alias.asname]
@@ -152,7 +152,7 @@ def _imported(node: ast.AST) -> dict[str, ast.stmt | tuple[str, str | None]]:
 
 
 def _assigned(statement: ast.stmt) -> Iterator[str]:
-    """Names that a statement gives a meaning to, at the level where it stands."""
+    """Yield the names that a statement binds at its own level."""
     if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         yield statement.name
         return
@@ -166,7 +166,7 @@ def _assigned(statement: ast.stmt) -> Iterator[str]:
 
 
 def _walk(node: ast.AST) -> Iterator[ast.AST]:
-    """A node and those below, but not into functions and classes."""
+    """Yield a node and its descendants, without entering functions and classes."""
     yield node
     if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda):
         for child in ast.iter_child_nodes(node):
@@ -174,7 +174,7 @@ def _walk(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def _find(module: str, name: str | None) -> Definition | str:
-    """What a name of a module means: a definition of the package, or the dotted name of anything else."""
+    """Resolve a name of a module: a definition of the package, or the dotted name of anything else."""
     dotted = module if name is None else f"{module}.{name}"
     path = file_of(module)
     if path is None or name is None or file_of(dotted):
@@ -187,16 +187,16 @@ def _find(module: str, name: str | None) -> Definition | str:
 
 @functools.cache
 def encoded(definition: Definition, row: str | None = None, wording: bool = True) -> Encoded:
-    """A definition's text.
+    """Encode a definition.
 
     Args:
-        definition: which.
-        row: of a table, which must be a dict literal, this row alone.
-        wording: whether sentences that a function returns count.
+        definition: the definition.
+        row: encode only this row of a table, which must be a dict literal.
+        wording: whether returned and printed sentences count.
 
     Raises:
-        TypeError: a table is no dict literal.
-        LookupError: it has no such row.
+        TypeError: the table is not a dict literal.
+        LookupError: the table has no such row.
     """
     module = _module(definition.path)
     statement = module.bound[definition.name]
@@ -211,14 +211,14 @@ def _row(statement: ast.stmt, table: str, row: str) -> ast.expr:
     value = getattr(statement, "value", None)
     if not isinstance(value, ast.Dict):
         raise TypeError(f"{table} must be a dict literal")
-    for key, one in zip(value.keys, value.values, strict=True):
+    for key, row_value in zip(value.keys, value.values, strict=True):
         if isinstance(key, ast.Constant) and key.value == row:
-            return one
+            return row_value
     raise LookupError(f"{table} has no row {row}")
 
 
 def _body(node: ast.AST) -> list[ast.stmt]:
-    """Statements of a block without its docstring."""
+    """Statements of a block, without its docstring."""
     body: list[ast.stmt] = list(getattr(node, "body", []))
     match body:
         case [ast.Expr(value=ast.Constant(value=str())), *rest]:
@@ -227,43 +227,43 @@ def _body(node: ast.AST) -> list[ast.stmt]:
 
 
 class _Encoder:
-    """Writes the nodes of one definition, and collects what they use."""
+    """Writes the nodes of one definition as text, and collects what they use."""
 
     def __init__(self, module: _Module, wording: bool) -> None:
         self.module = module
         self.wording = wording
         self.used: list[Definition] = []
         self.strings: list[str] = []
-        self.imports: dict[str, ast.stmt | tuple[str, str | None]] = {}  # those within functions
+        self.imports: dict[str, ast.stmt | tuple[str, str | None]] = {}  # imports within functions
 
     def node(self, value: object, local: frozenset[str]) -> str:
-        """A node as text; `local` are the names that mean something of the function's own."""
+        """A node as text; `local` are the function's local names."""
         if isinstance(value, list):
             return "[" + ",".join(filter(None, (self.node(item, local) for item in value))) + "]"
         if not isinstance(value, ast.AST):
             return repr(value)
         special = getattr(self, f"_{type(value).__name__}", None)
-        said: str | None = special(value, local) if special else None
-        return self._plain(value, local) if said is None else said
+        text: str | None = special(value, local) if special else None
+        return self._plain(value, local) if text is None else text
 
     def _plain(self, node: ast.AST, local: frozenset[str], **instead: object) -> str:
-        """A node with the fields that say something; those that newer Pythons added are left out while empty."""
+        """A node with its non-empty fields; empty ones would differ between versions of Python."""
         inner = dict(ast.iter_fields(node)) | instead
         for name in ("ctx", "kind", "type_comment", "type_params"):
             inner.pop(name, None)
-        said = [
+        parts = [
             f"{name}={self.node(child, local)}" for name, child in inner.items() if child is not None and child != []
         ]
-        return f"{type(node).__name__}({','.join(said)})"
+        return f"{type(node).__name__}({','.join(parts)})"
 
-    def _reference(self, found: Definition | str) -> str:
-        if isinstance(found, str):
-            return found
-        self.used.append(found)
+    def _reference(self, meaning: Definition | str) -> str:
+        if isinstance(meaning, str):
+            return meaning
+        self.used.append(meaning)
         return REFERENCE
 
     def _meaning(self, node: ast.AST, local: frozenset[str]) -> Definition | str | None:
-        """What a name, or a name of a module, means beyond the function."""
+        """What a name, or a module's attribute, means outside the function."""
         if isinstance(node, ast.Name):
             bound = self.imports.get(node.id) or (None if node.id in local else self.module.bound.get(node.id))
             if isinstance(bound, tuple):
@@ -290,8 +290,8 @@ class _Encoder:
             return "module" + "".join(map(self._reference, _all_in(node.value[:-1])))
         if file_of(node.value) is None:
             return None
-        found = _find(node.value, "main")  # started as a program
-        return "module" if isinstance(found, str) else self._reference(found)
+        meaning = _find(node.value, "main")  # started as a program
+        return "module" if isinstance(meaning, str) else self._reference(meaning)
 
     def _FunctionDef(self, node: ast.FunctionDef, local: frozenset[str]) -> str:  # noqa: N802
         inside = self._enter(node.args, node.body, local)
@@ -305,37 +305,39 @@ class _Encoder:
         return self._plain(node, self._enter(node.args, [], local))
 
     def _enter(self, args: ast.arguments, body: list[ast.stmt], local: frozenset[str]) -> frozenset[str]:
-        """Names that are a function's own: arguments, and what is assigned anywhere in it."""
-        own = {arg.arg for arg in ast.walk(args) if isinstance(arg, ast.arg)}
+        """A function's local names: its arguments, and all names that it assigns."""
+        names = {arg.arg for arg in ast.walk(args) if isinstance(arg, ast.arg)}
         elsewhere: set[str] = set()
         for statement in body:
-            own |= set(_assigned(statement))
+            names |= set(_assigned(statement))
             for node in _walk(statement):
                 self.imports |= _imported(node)
                 elsewhere |= set(node.names) if isinstance(node, ast.Global) else set()
-        return (local | own) - elsewhere - set(self.imports)
+        return (local | names) - elsewhere - set(self.imports)
 
     def _arg(self, node: ast.arg, local: frozenset[str]) -> str:
         return node.arg
 
     def _ClassDef(self, node: ast.ClassDef, local: frozenset[str]) -> str:  # noqa: N802
-        """Of a dataclass's fields it counts that they are annotated, of any other class's how."""
+        """A class; annotations of a dataclass's fields count as present, those of other classes in full."""
         name = None if self._is_top(node) else node.name
         is_data = any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list)
         head = self._plain(node, local, name=name, body=[])
-        return head + "".join(self._field(one, local, is_data) for one in _body(node))
+        return head + "".join(self._field(statement, local, is_data) for statement in _body(node))
 
     def _field(self, node: ast.stmt, local: frozenset[str], is_data: bool) -> str:
         if not isinstance(node, ast.AnnAssign):
             return self.node(node, local)
-        told = not is_data or any(word in ast.unparse(node.annotation) for word in ("ClassVar", "InitVar", "KW_ONLY"))
-        return self._plain(node, local, annotation=node.annotation if told else True)
+        is_written = not is_data or any(
+            word in ast.unparse(node.annotation) for word in ("ClassVar", "InitVar", "KW_ONLY")
+        )
+        return self._plain(node, local, annotation=node.annotation if is_written else True)
 
     def _is_top(self, node: ast.stmt) -> bool:
-        return any(node is one for one in self.module.bound.values())
+        return any(node is statement for statement in self.module.bound.values())
 
     def _AnnAssign(self, node: ast.AnnAssign, local: frozenset[str]) -> str:  # noqa: N802
-        """Without the annotation, and at the top of a module without the name."""
+        """An assignment without its annotation; at the top of a module also without the name."""
         target = None if self._is_top(node) else node.target
         return f"Assign({self.node(target, local)}={self.node(node.value, local)})"
 
@@ -380,7 +382,7 @@ class _Encoder:
 
 
 def _is_sentence(node: ast.AST | None) -> bool:
-    """Whether an expression is a text of several words."""
+    """Whether an expression is a string of several words."""
     if isinstance(node, ast.BinOp):
         return _is_sentence(node.left) or _is_sentence(node.right)
     if isinstance(node, ast.IfExp):

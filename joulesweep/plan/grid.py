@@ -1,4 +1,4 @@
-"""From a config to its runs: the product of the axes, less what is excluded or impossible."""
+"""Expand a config into runs: the product of the axes, without excluded and impossible cells."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ UNLABELLED = (
 
 @dataclass(frozen=True, kw_only=True)
 class Excluded:
-    """A cell that the grid names and the sweep leaves out."""
+    """A cell of the grid that the sweep leaves out."""
 
     label: str
     reason: str
@@ -63,10 +63,11 @@ class Excluded:
 
 @dataclass(frozen=True, kw_only=True)
 class ExpandedGrid:
-    """Attributes.
+    """The runs of a config, and the cells that are left out.
 
-    runs: every run by its id, in the order of the axes, repeats slowest: a first look at all cells comes early.
-    excluded: what `exclude:` removed, and what is impossible on any machine.
+    Attributes:
+        runs: every run by its id, in the order of the axes; repeats vary slowest, so that all cells run early.
+        excluded: cells that `exclude:` removes, and cells that no machine can run.
     """
 
     runs: dict[str, RunSpec]
@@ -78,10 +79,10 @@ def expand(config: SweepConfig, where: Place | None = None) -> ExpandedGrid:
 
     Args:
         config: the config.
-        where: its values stand.
+        where: the place of its values, for errors.
 
     Raises:
-        UserError: a combination that cannot mean anything (a batch that does not divide, nothing left to run).
+        UserError: a meaningless combination (a batch that does not divide, nothing left to run).
     """
     where = where or Place()
     _check_size(config, where)
@@ -96,7 +97,7 @@ def expand(config: SweepConfig, where: Place | None = None) -> ExpandedGrid:
         point = dict(zip(AXES, values, strict=True))
         point["method"], point["method_params"] = point["method"]
         if not STRATEGIES[point["strategy"]].multi_device:
-            point["devices"] = 1  # the axis `devices` is for the strategies that spread
+            point["devices"] = 1  # the axis `devices` is for multi-device strategies
         if point["devices"] == 1:
             point["batch_size_scope"] = "global"  # one device: both scopes are the same run
         point["micro_batch_size"] = micro_batch(point["micro_batch_size"], point)
@@ -116,8 +117,8 @@ def expand(config: SweepConfig, where: Place | None = None) -> ExpandedGrid:
         _check_batch(cell, where)
         cells.setdefault(_checked_id(cell, where), cell)
     if not cells:
-        given = {entry.reason for entry in config.exclude}
-        impossible = next((entry.reason for entry in excluded.values() if entry.reason not in given), None)
+        configured = {entry.reason for entry in config.exclude}
+        impossible = next((entry.reason for entry in excluded.values() if entry.reason not in configured), None)
         if impossible is not None:
             raise where.refusal(f"nothing is left to run: {impossible}", "grid")
         raise where.refusal("nothing is left to run; every cell of the grid is excluded", "exclude")
@@ -130,9 +131,9 @@ def expand(config: SweepConfig, where: Place | None = None) -> ExpandedGrid:
 
 
 def manifest(config: SweepConfig, where: Place | None = None) -> dict[str, Any]:
-    """What the analysis needs to know of a sweep: `results/<sweep>/grid.json`.
+    """The manifest of a sweep, which the analysis reads: `results/<sweep>/grid.json`.
 
-    `runs` maps each id to its cell's id, its label and its axis values; the config rides along for the report.
+    `runs` maps each id to its cell's id, its label and its axis values; the report shows the config.
     """
     grid = expand(config, where)
     telling = _telling(config)
@@ -156,22 +157,22 @@ def manifest(config: SweepConfig, where: Place | None = None) -> dict[str, Any]:
 
 
 def model_source(model: ModelConfig) -> dict[str, Any]:
-    """A model's place in the spec."""
+    """A model's source, as the spec holds it."""
     return strip_source(model.model_dump(mode="json"))
 
 
 def dataset_source(dataset: DatasetConfig) -> dict[str, Any]:
-    """A data set's place in the spec."""
+    """A data set's source, as the spec holds it."""
     return strip_source(dataset.model_dump(mode="json"))
 
 
 def model_key(name: str, source: dict[str, Any]) -> str:
-    """Folder name of a fetched model: its name and a hash of where it comes from."""
+    """Folder name of a fetched model: its name and a hash of its source."""
     return f"{name}-{short_hash(source)}"
 
 
 def text_source(source: dict[str, Any]) -> dict[str, Any]:
-    """What of a data set's place in the spec describes its texts; how it is split does not change them."""
+    """The part of a data set's source that determines its texts, without the split."""
     keys = ("source", "format", "field", "target", "choices", "answer", "prompt")
     return {key: source[key] for key in keys if key in source}
 
@@ -182,7 +183,7 @@ def dataset_key(name: str, source: dict[str, Any]) -> str:
 
 
 def _shared(config: SweepConfig, where: Place) -> dict[str, Any]:
-    """The fields that every run of the sweep has in common."""
+    """The fields of the spec that all runs of the sweep share."""
     accelerator = resolve_accelerator(config.hardware.accelerator)
     measure = config.measure.resolved(accelerator)
     least_s = (measure.min_seconds or 0.0) + (measure.idle_s or 0.0)
@@ -191,7 +192,7 @@ def _shared(config: SweepConfig, where: Place) -> dict[str, Any]:
         raise where.refusal(f"{config.train.timeout_s:g} is too short: {took}", "train", "timeout_s")
     sections = {**config.train.model_dump(), **measure.model_dump()}
     if accelerator == "cuda":
-        sections["gpus"] = OMISSION["gpus"]  # which of a machine's boards a run got is no part of what it is
+        sections["gpus"] = OMISSION["gpus"]  # the boards that a run gets do not change its id
     return {
         **{name: value for name, value in sections.items() if name in FIELDS},
         "accelerator": accelerator,
@@ -200,7 +201,7 @@ def _shared(config: SweepConfig, where: Place) -> dict[str, Any]:
 
 
 def _meaningless(task: str) -> dict[str, Any]:
-    """What the task makes no use of, at its omission value: else it would tell equal runs apart."""
+    """Fields that the task ignores, at their omission values, so that equal runs have equal ids."""
     return {name: OMISSION[name] for name in TASKS[task].unused}
 
 
@@ -219,23 +220,23 @@ def _matches(when: dict[str, Any], point: dict[str, Any]) -> bool:
         return is_method(value, point["method"], point["method_params"]) if axis == "method" else point[axis] == value
 
     return all(
-        any(matches(axis, one) for one in (value if isinstance(value, list) else [value]))
+        any(matches(axis, choice) for choice in (value if isinstance(value, list) else [value]))
         for axis, value in when.items()
     )
 
 
 def _telling(config: SweepConfig) -> list[str]:
-    """The axes beyond the usual ones that a label has to name."""
+    """The axes of `UNLABELLED` that vary, so that a label must name them."""
     return [axis for axis in UNLABELLED if len(set(getattr(config.grid, axis))) > 1]
 
 
 def _label(spec: RunSpec, telling: list[str]) -> str:
-    """What tells a cell from the others of its sweep."""
+    """A label that tells a cell from the others of its sweep."""
     return " ".join([*(_word(axis, getattr(spec, axis)) for axis in telling), label(spec)])
 
 
 def _word(axis: str, value: Any) -> str:  # noqa: ANN401 - any axis value
-    """A value of an axis as a label says it."""
+    """A value of an axis, as a label shows it."""
     if axis == "head":
         return f"{value}-head"
     if axis == "micro_batch_size":
@@ -248,7 +249,7 @@ def _word(axis: str, value: Any) -> str:  # noqa: ANN401 - any axis value
 
 
 def _check_size(config: SweepConfig, where: Place) -> None:
-    """Refuse a grid that nobody can run before it is expanded."""
+    """Refuse a grid that is too large, before it is expanded."""
     num_cells = math.prod(len(getattr(config.grid, axis)) for axis in AXES)
     num_runs = num_cells * config.grid.repeats
     if num_runs > MOST_RUNS:
@@ -259,11 +260,11 @@ def _check_size(config: SweepConfig, where: Place) -> None:
 
 
 def _checked_id(cell: RunSpec, where: Place) -> str:
-    """The id of a cell's first run, which is the name of a folder."""
+    """The id of a cell's first run; refused if it is too long for the name of a folder."""
     run = run_id(cell)
     if len(run) > LONGEST_RUN:
-        told = f"a run's name would have {len(run)} characters, at most {LONGEST_RUN}: shorten what it is made of"
-        raise where.refusal(f"{told}, {run[:40]}…", "grid")
+        problem = f"a run's name would have {len(run)} characters, at most {LONGEST_RUN}: shorten what it is made of"
+        raise where.refusal(f"{problem}, {run[:40]}…", "grid")
     return run
 
 

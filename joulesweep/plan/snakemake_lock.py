@@ -1,4 +1,4 @@
-"""Clear the lock that a killed Snakemake leaves behind."""
+"""Remove the lock that a killed Snakemake leaves behind."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ _owned: list[int] = []  # descriptors that hold the claim until this process end
 
 
 def clear_dead_lock(folder: Path) -> bool:
-    """Remove the lock of a workflow that was killed; leave that of a living one alone.
+    """Remove the lock of a workflow that was killed; keep that of a running one.
 
-    Snakemake's lock files do not say whose they are. So every Joulesweep workflow also holds a kernel file lock,
-    which the kernel drops when the process ends, however it ends. All the living share it; whoever gets it alone
-    knows that no other one lives.
+    Snakemake's lock files do not name their process. So every Joulesweep workflow also holds a shared file lock, which
+    the kernel releases when the process exits. A workflow that gets this lock exclusively knows that no other one runs.
 
     Args:
         folder: the working directory's `.snakemake`.
@@ -27,7 +26,7 @@ def clear_dead_lock(folder: Path) -> bool:
     descriptor = os.open(folder / "joulesweep.lock", os.O_RDWR | os.O_CREAT, 0o666)
     _owned.append(descriptor)
     stale: list[Path] = []
-    with contextlib.suppress(OSError):  # somebody lives, or the file system has no locks: Snakemake's own decides
+    with contextlib.suppress(OSError):  # another workflow is alive, or locking is unsupported: leave it to Snakemake
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         stale = list((folder / "locks").glob("*.lock"))
         for path in stale:

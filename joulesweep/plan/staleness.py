@@ -1,9 +1,8 @@
-"""Digests of code: what makes a finished run, a table or a report stale.
+"""Digests of code, which decide whether a finished run, a table or a report is stale.
 
-A digest covers the definitions that something uses, from where it begins and on through the package (see
-`definitions`): not their names or files, so moving and renaming them makes nothing stale. What counts for no run
-although runs use it says so beside it, with the reason. `python -m joulesweep.plan.staleness` lists what a run's digest
-covers, and what it leaves out.
+A digest covers every definition that an entry point uses, directly or not (see `definitions`), but not their names or
+files: moving and renaming them makes nothing stale. A definition that runs use but that changes no number has a comment
+that says so, with the reason. `python -m joulesweep.plan.staleness` lists what a run's digest covers and leaves out.
 """
 
 from __future__ import annotations
@@ -20,9 +19,9 @@ from joulesweep.measure import meters
 from joulesweep.plan import definitions
 from joulesweep.plan.definitions import Definition
 
-#: Tables of which only the run's own row counts: the spec's field that names it.
+#: Tables where only the run's own row counts, each with the field of the spec that names the row.
 TABLES = {"ENGINES": "engine", "PRECISIONS": "precision", "STRATEGIES": "strategy"}
-#: Where a run begins: in its parent. The processes that this one starts are found from there.
+#: Entry point of a run: its parent process, which leads to the processes that it starts.
 RUN = ("joulesweep.launch.launcher", "launch")
 
 
@@ -41,16 +40,20 @@ def run_parts(method: str, rows: dict[str, str]) -> dict[Definition, str]:
 
     Args:
         method: the run's.
-        rows: of each of `TABLES` the run's own.
+        rows: the run's own row of each table of `TABLES`.
     """
-    own, roots = methods.path(method), [definitions.named(*RUN), *_of_meters()]
+    method_file, roots = methods.path(method), [definitions.named(*RUN), *_of_meters()]
     files: list[Path] = []
-    new = [own]
-    while new:  # of a method that another one builds on, all counts: its parameters are found by its name
+    new = [method_file]
+    while new:  # if a method builds on another, all of that file counts: its parameters are looked up by name
         files += new
-        roots += [one for path in new for one in definitions.all_of(path)]
+        roots += [definition for path in new for definition in definitions.all_of(path)]
         parts = _closure(roots, rows, is_run=True)
-        used = dict.fromkeys(one.path for one in parts if one.path.parent == own.parent and one.path.stem != "__init__")
+        used = dict.fromkeys(
+            definition.path
+            for definition in parts
+            if definition.path.parent == method_file.parent and definition.path.stem != "__init__"
+        )
         new = [path for path in used if path not in files]
     return parts
 
@@ -64,46 +67,46 @@ def _of_meters() -> list[Definition]:
 
 @functools.cache
 def code_digest(module: str, name: str = "main", *plugins: Path) -> str:
-    """Digest of all the code that a function of a module uses, and of the numbers and templates that it reads.
+    """Digest of the code that a function uses, and of the tables of numbers and templates that it reads.
 
     Args:
-        module: dotted.
-        name: of the function.
-        plugins: files that it finds by name; of those all counts.
+        module: its dotted name.
+        name: name of the function.
+        plugins: files that it looks up by name; all of their definitions count.
     """
-    found = [one for path in plugins for one in definitions.all_of(path)]
-    return _hash(_closure([definitions.named(module, name), *found], {}, is_run=False))
+    plugin_definitions = [definition for path in plugins for definition in definitions.all_of(path)]
+    return _hash(_closure([definitions.named(module, name), *plugin_definitions], {}, is_run=False))
 
 
 def _closure(roots: Sequence[Definition], rows: dict[str, str], is_run: bool) -> dict[Definition, str]:
-    """Everything that some definitions use, in the order in which it is met, with the numbers of what each one uses."""
-    numbers = {one: i for i, one in enumerate(dict.fromkeys(roots))}
+    """All definitions that the roots use, in order of discovery, each with its text and the numbers of those used."""
+    numbers = {definition: i for i, definition in enumerate(dict.fromkeys(roots))}
     parts: dict[Definition, str] = {}
     files: set[Path] = set()
-    for one in (waiting := list(numbers)):  # grows meanwhile
-        if is_run and definitions.exemption(one) is not None:
-            parts[one] = "exempt"
+    for definition in (waiting := list(numbers)):  # the list grows during the loop
+        if is_run and definitions.exemption(definition) is not None:
+            parts[definition] = "exempt"
             continue
-        found = definitions.encoded(one, rows.get(one.name), wording=not is_run)
-        for used in found.used:
+        encoding = definitions.encoded(definition, rows.get(definition.name), wording=not is_run)
+        for used in encoding.used:
             if used not in numbers:
                 numbers[used] = len(numbers)
                 waiting.append(used)
-        files |= set() if is_run else _read(found.strings)
-        parts[one] = found.text + " ".join(str(numbers[used]) for used in found.used)
+        files |= set() if is_run else _read(encoding.strings)
+        parts[definition] = encoding.text + " ".join(str(numbers[used]) for used in encoding.used)
     return parts | {Definition(path, ""): path.read_text(encoding="utf-8") for path in sorted(files)}
 
 
 def _read(strings: Sequence[str]) -> set[Path]:
-    """Our files that are named among some strings: tables of numbers, and all templates where one is."""
+    """Files of ours that some strings name: tables of numbers, and all templates if one is named."""
     named = {name for name in strings if name.endswith(".csv")}
-    found = {
+    tables = {
         path
         for name in named
         for path in (places.RESOURCES / name, places.RESOURCES / "published" / name)
         if path.is_file()
     }
-    return found | (
+    return tables | (
         set(places.PACKAGE.rglob("templates/*.*")) if any(name.endswith(".j2") for name in strings) else set()
     )
 
@@ -113,11 +116,14 @@ def _hash(parts: dict[Definition, str]) -> str:
 
 
 def main() -> None:
-    """Print what counts for a plain run, and what does not, with the reason."""
+    """Print which definitions count for a plain run, and which do not, with the reason."""
     parts = run_parts("full", {"ENGINES": "eager", "PRECISIONS": "fp32", "STRATEGIES": "single"})
-    for one in sorted(parts, key=lambda one: (one.path, one.name)):
-        reason = definitions.exemption(one)
-        print(f"{one.path.relative_to(places.ROOT)}:{one.name}" + (f" does not count: {reason}" if reason else ""))
+    for definition in sorted(parts, key=lambda definition: (definition.path, definition.name)):
+        reason = definitions.exemption(definition)
+        print(
+            f"{definition.path.relative_to(places.ROOT)}:{definition.name}"
+            + (f" does not count: {reason}" if reason else "")
+        )
 
 
 if __name__ == "__main__":

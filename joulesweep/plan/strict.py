@@ -1,7 +1,7 @@
-"""Read a config file strictly: what readers of YAML disagree about is refused, in one line with file and line number.
+"""Read a config file strictly: refuse what YAML readers disagree about, in one line with file and line number.
 
 Values are text, true or false, null and decimal numbers, in lists and mappings. Octal numbers, 1:30, dates, yes and no,
-keys given twice, tags and what is absurdly large or deep are told rather than guessed. Quoted, anything is text.
+duplicate keys, tags, and files that are too large or too deep are errors. A quoted value is always text.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from joulesweep.core.errors import UserError, brief_repr
 MOST_BYTES = 200_000  # of a file
 MOST_VALUES = 100_000  # of a file, with every alias written out
 MOST_DEPTH = 40
-LARGEST = 2**63 - 1  # what a 64-bit machine counts to
+LARGEST = 2**63 - 1  # largest 64-bit integer
 
 NULLS = ("", "~", "null", "Null", "NULL")
 TRUTHS = {word: word.lower() == "true" for word in ("true", "True", "TRUE", "false", "False", "FALSE")}
 WHOLE = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 REAL = re.compile(r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+")
 OCTAL = re.compile(r"0o[0-7]+")  # YAML 1.2's
-#: What YAML 1.1 makes of a plain word, which YAML 1.2 and people may read otherwise.
+#: Types that YAML 1.1 gives to plain words that YAML 1.2 and people may read as something else.
 KINDS = {
     "bool": "yes, no, on and off are true or false to some readers of YAML; write true or false, or quote it as text",
     "int": "some readers of YAML take this for another number; write it in plain decimals, or quote it as text",
@@ -40,11 +40,11 @@ Location = tuple[int | str, ...]  #: ("grid", "lr", 0)
 
 @dataclass(frozen=True)
 class Place:
-    """Where a config comes from.
+    """File and line of each value of a config, for errors.
 
     Attributes:
-        name: of the whole, for an error.
-        lines: where each value stands ("my.yaml:12"), by its location.
+        name: the whole config, as errors name it.
+        lines: file and line of each value ("my.yaml:12"), by its location.
     """
 
     name: str = "config"
@@ -54,7 +54,7 @@ class Place:
         return self.name
 
     def at(self, *location: int | str) -> str:
-        """Where a value stands, or else what is around it."""
+        """File and line of a value, or else of what contains it."""
         here: Location = ()
         for part in location:
             if (*here, part) in self.lines:
@@ -62,7 +62,7 @@ class Place:
         return self.lines.get(here, self.name)
 
     def refusal(self, problem: str, *location: int | str) -> UserError:
-        """The error that says what is wrong with a value."""
+        """The error to raise for a value."""
         return UserError(f"{self.at(*location)}: {dotted(location)}: {problem}")
 
 
@@ -71,13 +71,13 @@ def read(path: Path, name: str | None = None) -> tuple[Any, Place]:
 
     Args:
         path: the file.
-        name: what errors call it; its path without this.
+        name: its name in errors; its path by default.
 
     Returns:
-        Its value, of mappings, lists, text, numbers, booleans and None; and where each part stands.
+        Its value, made of mappings, lists, text, numbers, booleans and None; and the place of each part.
 
     Raises:
-        UserError: it cannot be read, is no YAML, or holds what is ambiguous or absurd.
+        UserError: it cannot be read, is not YAML, or holds an ambiguous or absurd value.
     """
     name = name or str(path)
     try:
@@ -95,9 +95,9 @@ def read(path: Path, name: str | None = None) -> tuple[Any, Place]:
 
 
 def parse(text: str, name: str) -> tuple[Any, Place]:
-    """Read a text: see `read`."""
+    """Parse a text, as `read` does."""
     if text.lstrip().startswith("{"):
-        text = text.replace("\t", " ")  # JSON may be indented so, YAML may not
+        text = text.replace("\t", " ")  # JSON allows tabs as indentation, YAML does not
     return _Reader(text, name).document()
 
 
@@ -105,7 +105,7 @@ def scalar(text: str) -> Any:  # noqa: ANN401 - any scalar
     """The value of a plain word.
 
     Raises:
-        ValueError: it is ambiguous or absurd; the text says why.
+        ValueError: it is ambiguous or absurd; the message says why.
     """
     if text in NULLS:
         return None
@@ -134,7 +134,7 @@ def _real(text: str) -> float:
 
 
 def _kind(text: str) -> str:
-    """What PyYAML, a reader of YAML 1.1, takes a plain word for."""
+    """The type that PyYAML, a reader of YAML 1.1, gives to a plain word."""
     if OCTAL.fullmatch(text):
         return "int"
     resolvers = yaml.SafeLoader.yaml_implicit_resolvers.get(text[0], [])
@@ -143,7 +143,7 @@ def _kind(text: str) -> str:
 
 
 class _Reader:
-    """Builds the value from YAML's events; their nesting is bounded here, so nothing recurses far."""
+    """Builds the value from YAML's events, and limits their nesting and number."""
 
     def __init__(self, text: str, name: str) -> None:
         self.name = name
@@ -161,8 +161,8 @@ class _Reader:
             raise UserError(f"{self.name}:{line}: not YAML: {error.reason}") from None
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
-            said = " ".join(str(part) for part in (error.problem, error.context) if part)
-            raise UserError(f"{self.name}:{mark.line + 1 if mark else 1}: not YAML: {said}") from None
+            problem = " ".join(str(part) for part in (error.problem, error.context) if part)
+            raise UserError(f"{self.name}:{mark.line + 1 if mark else 1}: not YAML: {problem}") from None
 
     def refuse(self, event: Any, problem: str, location: Location = ()) -> UserError:  # noqa: ANN401 - yaml's events
         where = f"{dotted(location)}: " if location else ""
@@ -219,45 +219,45 @@ class _Reader:
         if not event.implicit[0]:
             return event.value
         if location[-1:] == ("revision",) and re.fullmatch(r"[0-9]+[eE][0-9]+", event.value):
-            return event.value  # a short commit, which YAML 1.1 takes for text as well
+            return event.value  # a short commit, which is text in YAML 1.1 as well
         try:
             return scalar(event.value)
         except ValueError as error:
             raise self.refuse(event, str(error), location) from None
 
     def sequence(self, location: Location) -> list[Any]:
-        found: list[Any] = []
+        items: list[Any] = []
         for event in self.events:
             if isinstance(event, yaml.SequenceEndEvent):
                 break
-            found.append(self.node(event, (*location, len(found))))
-        return found
+            items.append(self.node(event, (*location, len(items))))
+        return items
 
     def mapping(self, location: Location) -> dict[str, object]:
-        found: dict[str, object] = {}
+        items: dict[str, object] = {}
         merged: dict[str, object] = {}
-        given: dict[str, int] = {}
+        key_lines: dict[str, int] = {}
         for event in self.events:
             if isinstance(event, yaml.MappingEndEvent):
                 break
             key, line = self.key(event, location), event.start_mark.line + 1
-            if key in given:
-                raise self.refuse(event, f"the key is given twice, first in line {given[key]}", (*location, key))
-            given[key] = line
+            if key in key_lines:
+                raise self.refuse(event, f"the key is given twice, first in line {key_lines[key]}", (*location, key))
+            key_lines[key] = line
             self.lines[*location, key] = f"{self.name}:{line}"
             value = self.node(next(self.events), (*location, key))
             if key == "<<" and event.implicit[0]:
                 merged = self.merged(value, event, location)
             else:
-                found[key] = value
-        return {**merged, **found}
+                items[key] = value
+        return {**merged, **items}
 
     def merged(self, value: Any, event: Any, location: Location) -> dict[str, object]:  # noqa: ANN401
-        """The keys that `<<: *anchor` or `<<: [*anchor, …]` brings; those of the first mapping win."""
+        """The keys that `<<: *anchor` or `<<: [*anchor, …]` adds; those of the first mapping win."""
         values = value if isinstance(value, list) else [value]
-        if not all(isinstance(one, dict) for one in values):
+        if not all(isinstance(item, dict) for item in values):
             raise self.refuse(event, "<< merges mappings, and only those", location)
-        merged = {key: one for mapping in reversed(values) for key, one in mapping.items()}
+        merged = {key: item for mapping in reversed(values) for key, item in mapping.items()}
         for key in merged:
             self.lines.setdefault((*location, key), f"{self.name}:{event.start_mark.line + 1}")
         return merged
@@ -272,13 +272,13 @@ class _Reader:
 
 
 def override(value: Any, place: Place, new: Any, where: str) -> tuple[Any, Place]:  # noqa: ANN401
-    """Lay a value over a config, as Snakemake's `--config` does: mappings key by key, all else whole.
+    """Override parts of a config, as Snakemake's `--config` does: mappings key by key, other values whole.
 
     Args:
         value: the config.
-        place: where its values stand.
-        new: what goes over it.
-        where: that comes from.
+        place: the place of its values.
+        new: the overriding value.
+        where: where the overriding value comes from.
 
     Returns:
         The new config and its place.
@@ -286,9 +286,9 @@ def override(value: Any, place: Place, new: Any, where: str) -> tuple[Any, Place
     if not (isinstance(value, dict) and isinstance(new, dict)):
         return new, Place(place.name, {(): where})
     lines, result = dict(place.lines), dict(value)
-    for key, one in new.items():
+    for key, item in new.items():
         inner = {at[1:]: line for at, line in lines.items() if at[:1] == (key,)}
-        result[key], below = override(result.get(key), Place(place.name, inner), one, where)
+        result[key], below = override(result.get(key), Place(place.name, inner), item, where)
         lines = {at: line for at, line in lines.items() if at[:1] != (key,)}
         lines |= {(key, *at): line for at, line in below.lines.items()}
     return result, Place(place.name, lines)

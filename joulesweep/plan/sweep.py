@@ -1,4 +1,4 @@
-"""What the Snakefile asks of the package: one object that knows the sweep's runs, paths and digests."""
+"""The interface of the Snakefile to the package: an object with the sweep's runs, paths and digests."""
 
 from __future__ import annotations
 
@@ -38,20 +38,19 @@ from joulesweep.runs.headline import headline
 from joulesweep.runs.identity import cell_id
 from joulesweep.runs.record import RunRecord
 
-#: What the analysis reads of a run.
+#: Files of a run that the analysis reads.
 READ = ("record.json", "power.jsonl", "summaries.jsonl")
 
 
-#: What makes a path a pattern to Snakemake: {wildcard} and <pathvar>, and what it takes for the address of a storage.
+#: Parts of a path that have a meaning to Snakemake: {wildcard}, <pathvar> and storage addresses.
 MARKS = re.compile(r"[{}<>]|://")
 
 
 def load(workflow: Any) -> Sweep:  # noqa: ANN401 - Snakemake's Workflow
-    """Read the config file that Snakemake was given, or else the default one, and expand it.
+    """Read the config file passed to Snakemake, or else the default one, and expand it.
 
-    The file is read again here: Snakemake lets the last of two equal keys win, and merges a file that is no sweep into
-    another. Also readies this process for the jobs it will start (see `_prepare_jobs`), and clears a dead workflow's
-    lock.
+    The file is read again here, because Snakemake accepts duplicate keys and merges files. This also prepares the
+    process for its jobs (see `_prepare_jobs`), and removes the lock of a workflow that was killed.
 
     Args:
         workflow: Snakemake's `workflow`.
@@ -71,7 +70,7 @@ def load(workflow: Any) -> Sweep:  # noqa: ANN401 - Snakemake's Workflow
             raise UserError("hardware.accelerator: auto looks at this machine, the jobs run elsewhere; say cpu or cuda")
         sweep = Sweep(config, where)
         if workflow.is_main_process and not workflow.dryrun:
-            sweep.set_aside()  # where a workflow before was killed
+            sweep.set_aside()  # if an earlier workflow was killed
         if workflow.is_main_process and (warning := sweep.outdated_warning()):
             print(warning, file=sys.stderr)
         return sweep
@@ -80,10 +79,10 @@ def load(workflow: Any) -> Sweep:  # noqa: ANN401 - Snakemake's Workflow
 
 
 def _configfile(workflow: Any) -> Path:  # noqa: ANN401 - Snakemake's Workflow
-    """The one file that is the sweep.
+    """The config file of the sweep.
 
     Raises:
-        UserError: several were given.
+        UserError: there are several.
     """
     files = list(dict.fromkeys(map(Path, workflow.config_settings.configfiles)))
     if len(files) > 1:
@@ -93,18 +92,18 @@ def _configfile(workflow: Any) -> Path:  # noqa: ANN401 - Snakemake's Workflow
 
 
 def refused(reason: str, workflow: Any) -> WorkflowError:  # noqa: ANN401 - Snakemake's Workflow
-    """The error to raise; its line is printed here where `--quiet all` keeps Snakemake from saying it."""
+    """The error to raise; its line is printed here if `--quiet all` keeps Snakemake from printing it."""
     if _is_silent(workflow):
         print(reason, file=sys.stderr)
-        _said.append(reason)
+        _printed.append(reason)
     return WorkflowError(reason)
 
 
-_said: list[str] = []  # reasons that are not to be printed again
+_printed: list[str] = []  # reasons that were already printed
 
 
 def _is_silent(workflow: Any) -> bool:  # noqa: ANN401 - Snakemake's Workflow
-    """Whether Snakemake says nothing at all, not even why it ends."""
+    """Whether Snakemake prints nothing at all, not even why it ends."""
     shown = workflow.output_settings
     return Quietness.ALL in (shown.quiet or ()) and not shown.dryrun
 
@@ -118,21 +117,21 @@ class _Errors(logging.Handler):
             print(f"Error in rule {rule}; its output: {', '.join(map(str, logs))}", file=sys.stderr)
             return
         message = record.getMessage()
-        if not any(reason in message for reason in _said):
+        if not any(reason in message for reason in _printed):
             print(message, file=sys.stderr)
 
 
 def _tell_errors(workflow: Any) -> None:  # noqa: ANN401 - Snakemake's Workflow
-    """Let `--quiet all` be quiet about all but why Snakemake fails."""
+    """Print Snakemake's errors even with `--quiet all`."""
     handlers = snakemake_logger.handlers
     if _is_silent(workflow) and not any(isinstance(handler, _Errors) for handler in handlers):
         snakemake_logger.addHandler(_Errors(logging.ERROR))
 
 
 def _prepare_jobs(basedir: str) -> None:
-    """Let `python -m scripts.x` in a rule find this checkout, whatever the working directory, and this interpreter.
+    """Set PYTHONPATH and PATH so that `python -m scripts.x` in a rule uses this checkout and this interpreter.
 
-    An activated conda environment puts its own python first again.
+    An activated conda environment puts its own Python first again.
     """
     for variable, first in (("PYTHONPATH", basedir), ("PATH", str(Path(sys.executable).parent))):
         rest = [part for part in os.environ.get(variable, "").split(os.pathsep) if part and part != first]
@@ -150,17 +149,17 @@ def output_folder(wildcards: Any, output: Any) -> str:  # noqa: ANN401 - Snakema
 
 
 def anchors_folder(wildcards: Any, input: Any) -> str:  # noqa: ANN401 - Snakemake's names and types
-    """The folder of the anchors, beside the grid's manifest."""
+    """The folder of the anchors, next to the grid's manifest."""
     return str(Path(input.grid).parent / "anchors")
 
 
 def runs_folder(wildcards: Any, input: Any) -> str:  # noqa: ANN401 - Snakemake's names and types
-    """The folder of the runs, beside the grid's manifest."""
+    """The folder of the runs, next to the grid's manifest."""
     return str(Path(input.grid).parent / "runs")
 
 
 def _lacking(path: Path) -> str | None:
-    """Why a path cannot be looked at."""
+    """Reason why a path cannot be read, or None."""
     try:
         return None if path.exists() else "no such file or folder"
     except OSError as error:
@@ -168,7 +167,7 @@ def _lacking(path: Path) -> str | None:
 
 
 def counted(rows: Sequence[RunRecord]) -> str:
-    """`12 finished runs (340 s and 3.4 kJ of training; 2 without joules) were`: how many, and what they cost."""
+    """Number and cost of runs: `12 finished runs (340 s and 3.4 kJ of training; 2 without joules) were`."""
     ok = [(row.measurement, row.spec.accelerator) for row in rows if row.measurement is not None]
     joules = [
         headline(measured.energy, accelerator, measured.conditions.exclusive).total_energy_j
@@ -178,26 +177,26 @@ def counted(rows: Sequence[RunRecord]) -> str:
     parts = [f"{math.fsum(measured.total_window_s for measured, _ in ok):.0f} s"]
     parts += [one(math.fsum(known), "J")] if known else []
     lacking = f"; {len(joules) - len(known)} without joules" if known and len(known) < len(joules) else ""
-    said = f"{len(rows)} finished run{'s' if len(rows) > 1 else ''}"
+    finished = f"{len(rows)} finished run{'s' if len(rows) > 1 else ''}"
     cost = f" ({' and '.join(parts)} of training{lacking})" if ok else ""
-    return f"{said}{cost} {'were' if len(rows) > 1 else 'was'}"
+    return f"{finished}{cost} {'were' if len(rows) > 1 else 'was'}"
 
 
 class Sweep:
-    """A validated sweep and its place on disk.
+    """A validated sweep and its folder.
 
     Args:
         config: the validated config.
-        where: its values stand.
+        where: the place of its values, for errors.
 
     Attributes:
-        name: of the sweep.
+        name: the sweep's name.
         folder: `results/<name>`.
         grid: the expanded runs.
     """
 
     def __init__(self, config: config_module.SweepConfig, where: Place | None = None) -> None:
-        accelerator = resolve_accelerator(config.hardware.accelerator)  # once, for all that follows
+        accelerator = resolve_accelerator(config.hardware.accelerator)  # once, so that all parts agree
         hardware = config.hardware.model_copy(update={"accelerator": accelerator})
         config = config.model_copy(update={"hardware": hardware, "measure": config.measure.resolved(accelerator)})
         self.config = config
@@ -217,53 +216,53 @@ class Sweep:
         return list(self.grid.runs)
 
     def config_json(self) -> str:
-        """The validated config, as the manifest's script takes it."""
+        """The validated config as JSON, for the manifest's script."""
         return canonical(self.config.model_dump(mode="json"))
 
     def runs_digest(self) -> str:
-        """A digest of the run ids: the manifest is written again when any of them changes."""
+        """A digest of the run ids: the manifest is rewritten when any of them changes."""
         return short_hash(self.runs)
 
     def model_json(self, key: str) -> str:
-        """Where the model of a key comes from, for its script."""
+        """The source of a key's model as JSON, for its script."""
         return canonical(model_source(self.config.models[self._models[key]]))
 
     def tasks(self, key: str) -> str:
-        """The tasks that the runs of a model's key learn, with commas between."""
+        """The tasks of all runs with a key's model, separated by commas."""
         name = self._models[key]
         return ",".join(sorted({spec.task for spec in self.grid.runs.values() if spec.model == name}))
 
     def dataset_json(self, key: str) -> str:
-        """Where the texts of a key come from, for their script."""
+        """The source of a key's texts as JSON, for their script."""
         return canonical(text_source(dataset_source(self.config.datasets[self._datasets[key]])))
 
     def dataset_code(self, key: str) -> str:
-        """Digest of the code that fetches the texts of a key: of all readers, that of their format alone."""
+        """Digest of the code that fetches a key's texts; it covers only the reader of their format."""
         reader = readers.path(self.config.datasets[self._datasets[key]].format)
         return staleness.code_digest("scripts.fetch_dataset", "main", reader)
 
     def local_files(self, section: str, key: str) -> list[str]:
-        """The user's own files behind a model or a data set that are there: changing one fetches it again.
+        """The user's own files of a model or a data set that exist: changing one fetches it again.
 
-        A missing one is no input: the dry run of a config shows its plan before the data was downloaded. Nor is one
-        with a name that means something to Snakemake: see `marked_files`.
+        Missing files are no inputs, so that a dry run works before the data is downloaded. Files whose names have a
+        meaning to Snakemake are in `marked_files`.
         """
         return [path for path in self._own_files(section, key) if not MARKS.search(path)]
 
     def marked_files(self, section: str, key: str) -> list[list[str]]:
-        """Those of the files whose names Snakemake takes for patterns, each with its SHA-256, to follow as a param."""
+        """The user's own files whose names Snakemake takes for patterns, each with its SHA-256, as a rule's param."""
         return [[path, sha256_of(Path(path))] for path in self._own_files(section, key) if MARKS.search(path)]
 
     def _own_files(self, section: str, key: str) -> list[str]:
         name = (self._models if section == "models" else self._datasets)[key]
-        found: list[Path] = []
+        files: list[Path] = []
         for _, path in self._local(section, name):
-            with contextlib.suppress(OSError):  # not to be looked into: the fetch says why
-                found += [one for one in (sorted(path.iterdir()) if path.is_dir() else [path]) if one.is_file()]
-        return [str(path) for path in found]
+            with contextlib.suppress(OSError):  # unreadable: the fetch reports why
+                files += [file for file in (sorted(path.iterdir()) if path.is_dir() else [path]) if file.is_file()]
+        return [str(path) for path in files]
 
     def missing_files(self) -> list[str]:
-        """The user's own files that the grid needs and that are not there."""
+        """The user's own files that the grid needs and that do not exist, a line each."""
         grid = self.config.grid
         named = [("models", name) for name in grid.model] + [("datasets", name) for name in grid.dataset]
         return [
@@ -274,7 +273,7 @@ class Sweep:
         ]
 
     def _local(self, section: str, name: str) -> list[tuple[str, Path]]:
-        """The user's own files and folders behind a model or a data set, each with the key that names it."""
+        """The user's own files and folders of a model or a data set, each with the key that names it."""
         entry = getattr(self.config, section)[name]
         sources = [("source", entry.source), ("tokenizer", getattr(entry, "tokenizer", None))]
         return [(key, path) for key, source in sources if isinstance(source, LocalSource) for path in source.paths]
@@ -287,14 +286,14 @@ class Sweep:
         return self.grid.runs[run]
 
     def job(self, run: str) -> str:
-        """All that makes a run what it is, as one JSON string: Snakemake repeats the run when it changes.
+        """A run's spec and code digest as one JSON string: Snakemake repeats the run when it changes.
 
         One string, because Snakemake compares the params of a job as a set without names.
         """
         return self._job(run, self._code(run))
 
     def _code(self, run: str) -> str:
-        """Digest of today's code; where the run's record was accepted for it, of the code that measured the run."""
+        """Digest of the current code, or of the code that measured the run if its record was accepted."""
         today = staleness.run_digest(self.spec(run))
         with contextlib.suppress(OSError):
             if b'"accepted"' in self.record_path(run).read_bytes():
@@ -303,9 +302,9 @@ class Sweep:
         return today
 
     def is_settled(self, run: str) -> bool:
-        """Whether a finished run was measured with the model and the tokens that are there, from files that are older.
+        """Whether a finished run was measured with the current model and tokens, and their source files are unchanged.
 
-        Then nothing that only fetches or tokenises them again, such as a change of the code that does, repeats it.
+        Then fetching or tokenising them again, for example after a change of that code, does not repeat the run.
         """
         try:
             measured = self.record_path(run).read_bytes()
@@ -316,52 +315,52 @@ class Sweep:
         )
         texts = Path("resources/datasets", self.texts(run))
         sums = (*self._checksums(f"{model}.json"), *self._checksums(f"{tokens}.json"))
-        return all(one in measured for one in sums) and not (
+        return all(checksum in measured for checksum in sums) and not (
             self._is_older("models", f"{model}.json") or self._is_older("datasets", f"{texts}.json")
         )
 
     def unsettled(self) -> str | None:
-        """What is to be told where finished runs were measured with other texts or models than are there now."""
+        """A notice if finished runs were measured with other texts or models than the current ones, else None."""
         self._sums.clear()
         number = sum(not self.is_settled(run) for run in self.runs if self.record_path(run).exists())
-        had = f"{number} finished runs were measured with another model or other texts than were fetched now"
-        return f"{had}: start snakemake again, and they are repeated" if number else None
+        changed = f"{number} finished runs were measured with another model or other texts than were fetched now"
+        return f"{changed}: start snakemake again, and they are repeated" if number else None
 
     def _checksums(self, manifest: str) -> list[bytes]:
-        """The checksums that a manifest names, as a record would; none where it is not there."""
+        """The checksums in a manifest, in the form that records have; none if it does not exist."""
         if manifest not in self._sums:
             try:
                 row = read_json(Path(manifest), "manifest")
             except UserError:
                 row = {}
             sums = [row.get("sha256"), *row.get("files", {}).values()]
-            self._sums[manifest] = [f'"{one}"'.encode() for one in sums if one]
+            self._sums[manifest] = [f'"{checksum}"'.encode() for checksum in sums if checksum]
         return self._sums[manifest]
 
     def _is_older(self, section: str, manifest: str) -> bool:
-        """Whether a manifest is older than one of the user's own files behind it."""
+        """Whether a manifest is older than one of the user's own files that it describes."""
         if manifest not in self._older:
-            own = self._own_files(section, Path(manifest).stem)
-            made_s = Path(manifest).stat().st_mtime if own and Path(manifest).exists() else math.inf
-            self._older[manifest] = any(Path(path).stat().st_mtime > made_s for path in own)
+            sources = self._own_files(section, Path(manifest).stem)
+            made_s = Path(manifest).stat().st_mtime if sources and Path(manifest).exists() else math.inf
+            self._older[manifest] = any(Path(path).stat().st_mtime > made_s for path in sources)
         return self._older[manifest]
 
     def outdated(self) -> dict[str, RunRecord]:
-        """Records that other code made than today's, and that were not accepted for it, by run in the grid's order."""
-        had = {
+        """Records that older code made and that were not accepted for the current code, by run in the grid's order."""
+        records = {
             run: self._record(run) for run in self.runs if not self._names(run, staleness.run_digest(self.spec(run)))
         }
-        return {run: row for run, row in had.items() if row}
+        return {run: row for run, row in records.items() if row}
 
     def _names(self, run: str, code: str) -> bool:
-        """Whether a run has no record, or one that names a digest; no JSON is decoded for it."""
+        """Whether a run has no record, or one that contains a code digest, without decoding JSON."""
         try:
             return f'"{code}"'.encode() in self.record_path(run).read_bytes()
         except OSError:
             return True
 
     def outdated_warning(self) -> str | None:
-        """What measuring outdated runs again would cost, and how to keep them; None where there are none."""
+        """A warning with the cost of repeating outdated runs and how to keep them; None if there are none."""
         rows = list(self.outdated().values())
         if not rows:
             return None
@@ -374,19 +373,19 @@ class Sweep:
         return json.dumps({"spec": strip(self.spec(run)), "code": code}, sort_keys=True)
 
     def priority(self, run: str) -> int:
-        """Snakemake's priority: repeat by repeat, shuffled within each, so that drift hits all cells alike.
+        """Snakemake's priority: repeat by repeat, shuffled within each, so that drift affects all cells alike.
 
-        The order of the runs that were there before does not change when runs are added.
+        Adding runs does not change the order of the existing ones.
         """
         return self._priorities[run]
 
     def anchors(self) -> list[str]:
-        """Records of the anchors: those of earlier days, and today's where runs are measured on a later day.
+        """Paths of anchor records: those of earlier days, and today's if runs are added on a later day.
 
-        They repeat the first cell of the grid that was measured before today, by the code of today.
+        They repeat the first cell of the grid that the current code measured before today.
         """
-        wanted, folder = self.config.measure.anchors, Path(self.folder, "anchors")
-        if not wanted:
+        num_anchors, folder = self.config.measure.anchors, Path(self.folder, "anchors")
+        if not num_anchors:
             return []
         there = {path for path in folder.glob("*/*/record.json") if path.parent.name in self.grid.runs}
         today = datetime.datetime.now(datetime.UTC).date().isoformat()
@@ -394,23 +393,23 @@ class Sweep:
         earlier = [run for run, row in current.items() if row.finished[:10] < today]
         if earlier and len(current) < len(self.runs):
             first = [run for run in earlier if self.cell(run) == self.cell(earlier[0])]
-            there |= {folder / today / run / "record.json" for run in first[:wanted]}
+            there |= {folder / today / run / "record.json" for run in first[:num_anchors]}
         return sorted(map(str, there))
 
     def anchor_job(self, day: str, run: str) -> str:
-        """An anchor's job: what was measured stays, whatever became of the code since."""
+        """An anchor's job: a measured anchor is kept even if the code has changed since."""
         path, code = Path(self.folder, "anchors", day, run, "record.json"), staleness.run_digest(self.spec(run))
         with contextlib.suppress(UserError, KeyError):
             code = read_json(path, "run record")["code_digest"]
         return self._job(run, code)
 
     def current(self) -> dict[str, RunRecord]:
-        """The records that count as measured by the code of today, by run, in the grid's order."""
-        had = {run: self._record(run) for run in self.runs}
-        return {run: row for run, row in had.items() if row and staleness.run_digest(self.spec(run)) in row.codes}
+        """The records that count as measured by the current code, by run, in the grid's order."""
+        records = {run: self._record(run) for run in self.runs}
+        return {run: row for run, row in records.items() if row and staleness.run_digest(self.spec(run)) in row.codes}
 
     def record_path(self, run: str) -> Path:
-        """A run's record, there or not."""
+        """Path of a run's record, which may not exist."""
         return Path(self.folder, "runs", run, "record.json")
 
     def _record(self, run: str) -> RunRecord | None:
@@ -429,7 +428,7 @@ class Sweep:
         return model_key(spec.model, spec.model_source)
 
     def tokens(self, run: str) -> str:
-        """Path of a run's tokens under resources/tokens, without its ending."""
+        """Path of a run's tokens under resources/tokens, without its suffix."""
         return f"{self.texts(run)}/{self.model(run)}"
 
     def texts(self, run: str) -> str:
@@ -438,11 +437,11 @@ class Sweep:
         return dataset_key(spec.dataset, spec.dataset_source)
 
     def gpus(self, run: str) -> int:
-        """GPUs that a run takes: to compute on, or on the CPU to be metered."""
+        """Number of GPUs that a run takes: to compute on, or to meter while it runs on the CPU."""
         return devices.num_boards(self.spec(run), str(self.config.measure.exclusive))
 
     def threads(self, run: str, cores: int | None) -> int:
-        """CPU cores that a run takes: its own, or all of the machine's when it must be alone there.
+        """Number of CPU cores that a run takes: its own, or all of the machine if it must run alone.
 
         Args:
             run: the run.
@@ -453,26 +452,26 @@ class Sweep:
         return max(needed, cores) if self.config.measure.exclusive == "node" and cores else needed
 
     def runtime_min(self, run: str) -> int:
-        """Minutes to ask a batch system for: the run's time limit and its start and scoring."""
+        """Minutes to request from a batch system: the run's time limit, its start and its scoring."""
         spec = self.spec(run)
         return math.ceil((spec.timeout_s + spec.cooldown_s) / 60) + 10
 
     def slurm_extra(self) -> str:
-        """For Slurm: a run that must be alone has a node of its own, rather than wait there while its time runs."""
+        """Slurm's extra options: a run that must be alone requests a node of its own."""
         return "--exclusive" if self.config.measure.exclusive == "node" else ""
 
     def set_aside(self) -> None:
-        """Move files aside that the aggregation found corrupt."""
+        """Move away the files that the aggregation marked as corrupt."""
         record.set_aside(Path(self.folder, "runs"))
 
     def failures(self) -> list[str]:
-        """A line per run that was started and has no record, with the log that says why."""
+        """A line with the log for each run that was started and has no record."""
         folders = [Path(self.folder, "runs", run) for run in self.grid.runs]
         logs = [folder / "run.log" for folder in folders if not (folder / "record.json").exists()]
         return [f"FAILED {log.parent.name}; its output: {log}" for log in logs if log.exists()]
 
     def finished(self) -> str:
-        """A digest of the records that are there now: the target `partial` follows it."""
+        """A digest of the existing records: the target `partial` is remade when it changes."""
         records = [self.record_path(run) for run in self.grid.runs]
         records += map(Path, self.anchors())
         return short_hash([[str(path), path.stat().st_mtime_ns] for path in records if path.exists()])

@@ -1,4 +1,4 @@
-"""Fetch a data set: find its files, let the reader of its format read them, describe what was read."""
+"""Fetch a data set: locate its files, read them with the reader of its format, and write a manifest."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def fetch_dataset(dataset: DatasetConfig) -> tuple[str, dict[str, Any]]:
         are any. Of a multiple-choice set it has "choices" and "answer" too: the texts, and the index of the target.
 
     Raises:
-        UserError: it cannot be had or read; the line says which file and, where there is one, which line.
+        UserError: it cannot be downloaded, found or read; the message names the file and, if possible, the line.
     """
     reader, revision = readers.load(dataset.format), None
     fields = Fields(text=dataset.field, target=dataset.target, choices=dataset.choices, answer=dataset.answer)
@@ -67,7 +67,7 @@ def fetch_dataset(dataset: DatasetConfig) -> tuple[str, dict[str, Any]]:
 
 
 def _is_empty(row: Row) -> bool:
-    """Whether there is nothing to read, to write or to choose."""
+    """Whether the text, the targets or a choice of a row are empty."""
     return not row["text"].strip() or row.get("targets") == [] or not all(map(str.strip, row.get("choices", [])))
 
 
@@ -81,7 +81,7 @@ def _files(source: WheelSource | LocalSource, scratch: Path) -> list[InputFile]:
 
 
 def _hub_files(source: HubDataSource, folder: Path) -> list[InputFile]:
-    """The data files of a snapshot, which may also hold what others once wanted of it."""
+    """The data files of a cached snapshot, which may contain more than this run requested."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and matches(path.name, DATA_FILES))
     if not paths:
         raise UserError(f"{describe(source)}: no data files; expected {', '.join(DATA_FILES)}")
@@ -103,7 +103,7 @@ def _local_file(path: Path) -> InputFile:
 
 
 def _each_once(files: list[InputFile]) -> list[InputFile]:
-    """The files, if none is there under two names."""
+    """Return the files; refuse a file that has two names."""
     named: dict[Path, str] = {}
     for file in files:
         other = named.setdefault(file.path.resolve(), file.name)

@@ -1,4 +1,4 @@
-"""The texts of a data set as they were fetched: a row of JSON each."""
+"""Read the texts of a fetched data set, one JSON object per line."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class Text:
     """A row of a fetched data set.
 
     Attributes:
-        text: what is read.
-        targets: what is to be written, the first one in training; empty where the data set has no targets.
-        choices: of a multiple-choice set, else empty.
+        text: the input.
+        targets: reference outputs, the first of which is trained on; empty if the data set has no targets.
+        choices: options of a multiple-choice set, else empty.
         answer: index of the right choice, or None.
     """
 
@@ -31,10 +31,10 @@ def read_texts(path: Path) -> list[Text]:
     """Read the rows that `scripts.fetch_dataset` wrote.
 
     Raises:
-        UserError: the file is missing or corrupt; the line is named.
+        UserError: the file is missing or corrupt; the message names the line.
     """
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines: U+2028 may stand inside a text
+        lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines: a text may contain U+2028
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; expected a fetched data set") from None
     return [_text(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line]
@@ -42,7 +42,7 @@ def read_texts(path: Path) -> list[Text]:
 
 # changes no number: references are the texts' own, and are compared in the analysis
 def references(spec: RunSpec, path: Path) -> list[list[str]]:
-    """Read what a run's summaries are compared with: of each text its targets; nothing where the run writes none.
+    """Read the targets of each text, which a run's summaries are scored against; empty if the run writes none.
 
     Raises:
         UserError: as `read_texts`.
@@ -53,7 +53,7 @@ def references(spec: RunSpec, path: Path) -> list[list[str]]:
 def _text(line: str, where: str) -> Text:
     try:
         row = json.loads(line)
-        targets, choices = ([str(one) for one in row.get(key, [])] for key in ("targets", "choices"))
+        targets, choices = ([str(item) for item in row.get(key, [])] for key in ("targets", "choices"))
         answer = int(row["answer"]) if choices else None
         return Text(text=str(row["text"]), targets=targets, choices=choices, answer=answer)
     except (ValueError, KeyError, TypeError, AttributeError):

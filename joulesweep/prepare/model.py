@@ -1,4 +1,4 @@
-"""Fetch a model: config, weights and tokenizer in one folder, checked to load without running anyone's code."""
+"""Fetch a model's config, weights and tokenizer into one folder, and check that it loads without running its code."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FORMAT = "joulesweep-model"
 VERSION = 1
 
 INDEX = "model.safetensors.index.json"
-#: Of these a model has at least one, by transformers' common names.
+#: Keys that count at least 1, by transformers' common names.
 SIZES = ("num_hidden_layers", "num_attention_heads", "hidden_size", "vocab_size", "max_position_embeddings")
 MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors", "model-*-of-*.safetensors", INDEX)
 #: Any one of these holds a vocabulary; without one, transformers would silently build an empty tokenizer.
@@ -44,8 +44,8 @@ TOKENIZER_FILES = (
     "added_tokens.json",
 )
 BYTE_ORDER_MARK = "\ufeff"
-UNBUILT = 10**9  #: as many unfit weights has a model that cannot be built
-#: Of what a model's files say of generation: its tokens, and what changes no output.
+UNBUILT = 10**9  #: number of unfit weights of a model that cannot be built
+#: Keys of a model's generation config that are kept: its tokens, and keys that change no output.
 KEPT = (
     "bos_token_id",
     "eos_token_id",
@@ -61,24 +61,24 @@ KEPT = (
 
 
 def fetch_model(model: ModelConfig, folder: Path, tasks: Collection[str] = ()) -> dict[str, object]:
-    """Fetch a model's config, weights and tokenizer into a folder, which is there afterwards whole or not at all.
+    """Fetch a model's config, weights and tokenizer into a folder, which is written completely or not at all.
 
     Args:
         model: where it comes from.
         folder: where it goes; an existing one is replaced.
-        tasks: those that it must be ready for, of `axes.task.TASKS`; one of them where none is named.
+        tasks: tasks of `axes.task.TASKS` that it must be able to learn; without any, one task is enough.
 
     Returns:
         Its manifest: format, version, source, files (name: SHA-256); for a hub source, the resolved commits
-        (revision, tokenizer_revision; else null); tasks: for each one why the model cannot learn it (reason; null if
-        it can) and which weights then begin at random (new_weights); generation: what its files say of generation,
-        which runs leave out. The same files give the same manifest, whatever the tasks.
+        (revision, tokenizer_revision; else null); tasks: for each one the reason why the model cannot learn it (null
+        if it can) and the weights that begin at random (new_weights); generation: generation settings of its files,
+        which runs ignore. The manifest depends on the files only, not on the tasks.
 
     Raises:
-        UserError: it cannot be had, or it is not a model that can be loaded without running its code, or its files
-            are not the weights that the tasks need, or have too few embeddings for its tokenizer.
+        UserError: it cannot be downloaded or found, cannot be loaded without running its code, lacks weights that the
+            tasks need, or has too few embeddings for its tokenizer.
     """
-    # A fixed name, so that a killed fetch leaves one folder behind at most, and the next fetch removes it.
+    # A fixed name: a killed fetch leaves at most one folder, which the next fetch removes.
     work = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(work, ignore_errors=True)
     result = work / "model"
@@ -88,9 +88,11 @@ def fetch_model(model: ModelConfig, folder: Path, tasks: Collection[str] = ()) -
         tokenizer_revision = None
         if model.tokenizer is not None:
             tokenizer_revision = copy_files(model.tokenizer, TOKENIZER_FILES, result, work / "tokenizer")
-        found = _tasks(result, model)
-        _check_tasks(found, tasks, describe(model.source))
-        _check_tokenizer(result, model, next(row["num_embeddings"] for row in found.values() if row["reason"] is None))
+        fitness = _tasks(result, model)
+        _check_tasks(fitness, tasks, describe(model.source))
+        _check_tokenizer(
+            result, model, next(row["num_embeddings"] for row in fitness.values() if row["reason"] is None)
+        )
         if folder.exists():
             folder.replace(work / "replaced")
         result.replace(folder)
@@ -103,25 +105,25 @@ def fetch_model(model: ModelConfig, folder: Path, tasks: Collection[str] = ()) -
         "files": {path.name: sha256_of(path) for path in sorted(folder.iterdir())},
         "revision": revision,
         "tokenizer_revision": tokenizer_revision,
-        "tasks": {task: {key: row[key] for key in ("reason", "new_weights")} for task, row in found.items()},
+        "tasks": {task: {key: row[key] for key in ("reason", "new_weights")} for task, row in fitness.items()},
         "generation": _generation(folder),
     }
 
 
 def _fetch_weights(model: ModelConfig, result: Path, work: Path) -> str | None:
-    """Put the config and the weights (none with random ones) into the folder; the commit if from the hub."""
+    """Put the config and the weights (unless random) into the folder; return the commit of a hub source."""
     if isinstance(model.source, RandomSource):
         (result / "config.json").write_text(_random_config(model.source.random), encoding="utf-8")
         return None
-    wanted = MODEL_FILES if model.tokenizer is not None else MODEL_FILES + TOKENIZER_FILES
-    revision = copy_files(model.source, wanted, result, work / "source")
+    patterns = MODEL_FILES if model.tokenizer is not None else MODEL_FILES + TOKENIZER_FILES
+    revision = copy_files(model.source, patterns, result, work / "source")
     _check_config(result, describe(model.source))
     _check_weights(result, model.source)
     return revision
 
 
 def _random_config(mapping: dict[str, object]) -> str:
-    """The config.json of a model with random weights."""
+    """The text of config.json for a model with random weights."""
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
@@ -129,9 +131,9 @@ def _random_config(mapping: dict[str, object]) -> str:
     model_type = str(keys.pop("model_type"))
     _check_model_type(model_type, "random")
     default = AutoConfig.for_model(model_type)
-    own = {*default.to_dict(), *default.attribute_map}
+    known_keys = {*default.to_dict(), *default.attribute_map}
     for key in keys:
-        meant = _meant(key, model_type, own)
+        meant = _meant(key, model_type, known_keys)
         if meant is not None:
             raise UserError(f"random: unknown key of a {model_type} config {key!r} (did you mean {meant!r}?)")
     for key, value in keys.items():
@@ -145,25 +147,25 @@ def _random_config(mapping: dict[str, object]) -> str:
 
 
 def _least(key: str, default: Any) -> int | None:  # noqa: ANN401 - a config of transformers
-    """The smallest whole number that a config's key may be, where its default says that it counts something."""
+    """The smallest value of a config's key that counts something, as its default shows; None for other keys."""
     usual = getattr(default, key, None)
     if isinstance(usual, bool) or not isinstance(usual, int) or usual < 1 or key.endswith("_id"):
         return None
     return 1 if default.attribute_map.get(key, key) in {default.attribute_map.get(name, name) for name in SIZES} else 0
 
 
-def _meant(key: str, model_type: str, own: Collection[str]) -> str | None:
-    """The key that a config's key was probably meant to be, or None.
+def _meant(key: str, model_type: str, known_keys: Collection[str]) -> str | None:
+    """The known key that the user probably meant by an unknown one; None for a known key.
 
-    transformers takes every key and reads what the model's code asks for: other families' words for a size are ignored
-    without a word, as misspellings are.
+    transformers accepts every key and silently ignores those that the model's code does not read, such as
+    misspellings and other families' names for a size.
 
     Args:
-        key: in question.
-        model_type: of the config.
-        own: keys that the config has without being told.
+        key: the key of the config.
+        model_type: the model type of the config.
+        known_keys: keys of the default config.
     """
-    if key in own:
+    if key in known_keys:
         return None
     library = Path(str(importlib.util.find_spec("transformers").origin)).parent  # type: ignore[union-attr]
     families = library / "models"
@@ -172,7 +174,7 @@ def _meant(key: str, model_type: str, own: Collection[str]) -> str | None:
     if key in _asked_for([*common, *families.glob(f"{family}/*.py")]):
         return None
     elsewhere = key in _asked_for(families.glob("*/configuration_*.py"))
-    return next(iter(difflib.get_close_matches(key, sorted(own), n=1, cutoff=0.6 if elsewhere else 0.85)), None)
+    return next(iter(difflib.get_close_matches(key, sorted(known_keys), n=1, cutoff=0.6 if elsewhere else 0.85)), None)
 
 
 def _family(model_type: str) -> str:
@@ -182,10 +184,10 @@ def _family(model_type: str) -> str:
 
 
 def _asked_for(sources: Iterable[Path]) -> set[str]:
-    """Keys that source asks a config for: `self.key`, `config.key`, `getattr(config, "key"`, `key: int`."""
+    """Keys that source files read from a config: `self.key`, `config.key`, `getattr(config, "key"`, `key: int`."""
     words = re.compile(r'(?:self|config)\.(\w+)|[(,] ?"(\w+)"|^    (\w+):', re.MULTILINE)
-    found = (words.findall(path.read_text(encoding="utf-8")) for path in sources)
-    return {word for rows in found for row in rows for word in row if word}
+    matches = (words.findall(path.read_text(encoding="utf-8")) for path in sources)
+    return {word for rows in matches for row in rows for word in row if word}
 
 
 def _check_config(folder: Path, name: str) -> None:
@@ -198,21 +200,21 @@ def _check_config(folder: Path, name: str) -> None:
 
 
 def _read(path: Path, what: str, name: str) -> dict[str, object]:
-    """Read a model's JSON file as generously as the tools that write them: with NaN, and behind a byte order mark.
+    """Read a model's JSON file; accept NaN and a byte order mark, as the tools that write such files do.
 
-    The mark goes, since transformers does not read it. An error names the source, not where the file lies for now.
+    The mark is removed, because transformers does not accept it. An error names the source, not the temporary file.
     """
     try:
         text = path.read_text(encoding="utf-8")
         if text.startswith(BYTE_ORDER_MARK):
             text = text.removeprefix(BYTE_ORDER_MARK)
             path.write_text(text, encoding="utf-8")
-        found = json.loads(text)
+        value = json.loads(text)
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{name}: {path.name}: corrupt {what}: {' '.join(str(error).split())}") from None
-    if not isinstance(found, dict):
+    if not isinstance(value, dict):
         raise UserError(f"{name}: {path.name}: corrupt {what}: not a JSON object")
-    return found
+    return value
 
 
 def _check_model_type(model_type: str, where: str) -> None:
@@ -262,9 +264,9 @@ class Fitness(TypedDict):
 
     Attributes:
         reason: why not, or None.
-        new_weights: names of those that are not in its files.
-        num_embeddings: rows of its table of embeddings, None where it has none.
-        num_unfit: how much of it does not fit.
+        new_weights: names of the weights that its files lack.
+        num_embeddings: rows of its embedding table, None if it has none.
+        num_unfit: number of weights that do not fit.
     """
 
     reason: str | None
@@ -274,10 +276,10 @@ class Fitness(TypedDict):
 
 
 def _tasks(folder: Path, model: ModelConfig) -> dict[str, Fitness]:
-    """For each task whether the folder's model can learn it: reason, new_weights and num_embeddings."""
+    """Whether the folder's model can learn each task."""
     from joulesweep.nets.build import NoModel, tried
 
-    found: dict[str, Fitness] = {}
+    fitness: dict[str, Fitness] = {}
     for task in TASKS:
         row: Fitness = {"reason": None, "new_weights": [], "num_embeddings": None, "num_unfit": UNBUILT}
         try:
@@ -288,37 +290,37 @@ def _tasks(folder: Path, model: ModelConfig) -> dict[str, Fitness]:
             reason = fit.refusal(model.new_weights)
             row["reason"] = reason and f"task {task}: {reason}"
             row |= {"new_weights": [*fit.missing], "num_unfit": fit.num_unfit}
-        found[task] = row
-    return found
+        fitness[task] = row
+    return fitness
 
 
-def _check_tasks(found: Mapping[str, Fitness], wanted: Collection[str], name: str) -> None:
-    """Refuse a model that one of the tasks cannot have; where none is named, one that no task can have."""
-    reasons = [found[task]["reason"] for task in wanted]
-    if not wanted and all(row["reason"] for row in found.values()):
-        # The one that is meant: it lacks least, and of BART, which can learn hidden words too, it is seq2seq.
+def _check_tasks(fitness: Mapping[str, Fitness], tasks: Collection[str], name: str) -> None:
+    """Refuse a model that cannot learn all of the tasks; without tasks, one that can learn none at all."""
+    reasons = [fitness[task]["reason"] for task in tasks]
+    if not tasks and all(row["reason"] for row in fitness.values()):
+        # Report the most likely task: the one that lacks least; for BART, which also fits mlm, seq2seq.
         order = {
             task: (row["num_unfit"], row["num_unfit"] < UNBUILT and not TASKS[task].encoder_decoder)
-            for task, row in found.items()
+            for task, row in fitness.items()
         }
-        reasons = [found[min(order, key=order.__getitem__)]["reason"]]
+        reasons = [fitness[min(order, key=order.__getitem__)]["reason"]]
     for reason in filter(None, reasons):
         raise UserError(f"{name}: {reason}")
 
 
 def _generation(folder: Path) -> dict[str, object]:
-    """What the model's own files say of generation and runs leave out: they generate as the config of the sweep says.
+    """Generation settings of the model's files that runs ignore: they generate as the sweep's config says.
 
-    Which tokens begin, end and fill a text is the tokenizer's and the model's own, and kept.
+    The tokens that begin, end and pad a text are kept, so they are not listed.
     """
     from transformers import GenerationConfig
 
     usual = GenerationConfig().to_dict()
-    found: dict[str, object] = {}
+    settings: dict[str, object] = {}
     for file in ("config.json", "generation_config.json"):
-        said = _read(folder / file, "model config", folder.name) if (folder / file).is_file() else {}
-        found |= {key: said[key] for key in said if key in usual and key not in KEPT and said[key] is not None}
-    return {key: value for key, value in found.items() if value != usual[key]}
+        config = _read(folder / file, "model config", folder.name) if (folder / file).is_file() else {}
+        settings |= {key: config[key] for key in config if key in usual and key not in KEPT and config[key] is not None}
+    return {key: value for key, value in settings.items() if value != usual[key]}
 
 
 def _check_tokenizer(folder: Path, model: ModelConfig, num_embeddings: int | None) -> None:

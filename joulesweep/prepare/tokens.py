@@ -1,4 +1,4 @@
-"""Tokenise a data set once per tokenizer: flat ids and offsets, which the training process maps into memory."""
+"""Tokenise a data set once per tokenizer, into flat ids and offsets that the training process maps into memory."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from joulesweep.prepare.fetched import Text, read_texts
 
 FORMAT = "joulesweep-tokens"
 VERSION = 1
-MAX_TRIES = 1000  #: words of its own that a tokenizer is tried with
-BATCH = 1000  #: texts at a time: what the tokenizer says of each token takes far more memory than its id
+MAX_TRIES = 1000  #: tokens of its vocabulary that a tokenizer is tried with
+BATCH = 1000  #: texts at a time: the tokenizer's output takes far more memory per token than the id
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenSet:
-    """A data set's tokens, without the special tokens that a model wants around each text.
+    """A data set's tokens, without the special tokens that a model expects around each text.
 
     Attributes:
         ids: token ids of all texts, one after another; int32, (num_tokens,).
@@ -36,9 +36,9 @@ class TokenSet:
         choice_ids: token ids of all choices of all texts, one after another; int32, (num_choice_tokens,).
         choice_offsets: as `offsets`, of `choice_ids`; int64, (num_choices + 1,).
         choice_text: the text that each choice belongs to; int32, (num_choices,), ascending.
-        answer: which of a text's choices is right, counted from 0; int32, (num_texts,).
+        answer: index of each text's right choice, from 0; int32, (num_texts,).
 
-    What a data set without targets or without choices does not have is None.
+    The arrays of targets or choices are None if the data set has none.
     """
 
     ids: np.ndarray[Any, np.dtype[np.int32]]
@@ -54,30 +54,30 @@ class TokenSet:
 
 
 def tokenise(texts_file: Path, model_folder: Path, prompt: str = "{source}") -> TokenSet:
-    """Tokenise every text of a fetched data set, its target and its choices, uncut.
+    """Tokenise every text of a fetched data set, its target and its choices, without truncation.
 
     Args:
         texts_file: JSON lines as `scripts.fetch_dataset` writes them.
         model_folder: a fetched model.
-        prompt: what stands around a text before its target, with {source} in the place of the text.
+        prompt: the text before a target, with {source} in the place of the input.
 
     Returns:
         The tokens with their manifest: format, version, num_texts, num_tokens; num_without_tokens (texts that the
         tokenizer reduces to nothing; they stay, with no ids); num_target_tokens; vocab_size (highest id + 1); mask_id,
         pad_id, bos_id and eos_id (null where the tokenizer has none; where it has cls and sep, these begin and end a
-        text); prefix and suffix (ids that the model wants before and after each text); prompt_before and prompt_after
-        (ids of the prompt's parts); special_ids; sha256 of `ids` as little-endian int32, followed by what else there is
-        of targets and choices, in the order above.
+        text); prefix and suffix (ids that the model expects before and after each text); prompt_before and prompt_after
+        (ids of the prompt's parts); special_ids; sha256 of `ids` as little-endian int32, followed by the arrays of
+        targets and choices in the order above.
 
     Raises:
-        UserError: no such files, texts without a single token, targets of some texts only, or a tokenizer that cannot
-            be loaded.
+        UserError: a file is missing, no text has a token, only some texts have targets, or the tokenizer cannot be
+            loaded.
     """
     rows = read_texts(texts_file)
     _check_alike(rows, texts_file)
     tokenizer = load_tokenizer(model_folder)
-    # A space at a prompt's end moves to the front of what follows: to byte-level BPE " word" is one token, and a space
-    # alone before "word" is two that models hardly ever saw side by side.
+    # A space at a prompt's end moves to the front of what follows: in byte-level BPE " word" is one token, while a
+    # space and "word" are two, which models have rarely seen side by side.
     before, after = prompt.split("{source}")
     to_text, to_target = (part[len(part.rstrip()) :] for part in (before, after))
     ids, offsets = _tokens(tokenizer, [to_text + row.text for row in rows])
@@ -111,7 +111,7 @@ def tokenise(texts_file: Path, model_folder: Path, prompt: str = "{source}") -> 
 
 
 def write(path: Path, tokens: TokenSet) -> None:
-    """Write tokens as safetensors, whole or not at all; the file's metadata has the manifest as JSON in `manifest`."""
+    """Write tokens as safetensors, completely or not at all, with the manifest as JSON in the file's metadata."""
     from safetensors.numpy import save
 
     arrays = {field.name: getattr(tokens, field.name) for field in fields(tokens) if field.name != "manifest"}
@@ -125,7 +125,7 @@ def write(path: Path, tokens: TokenSet) -> None:
 
 
 def load_tokenizer(folder: Path) -> Any:  # noqa: ANN401 - transformers has no type that fits all
-    """Load the tokenizer of a fetched model, from its files alone.
+    """Load the tokenizer of a fetched model from its files, without network.
 
     Raises:
         UserError: it cannot be loaded.
@@ -134,16 +134,16 @@ def load_tokenizer(folder: Path) -> Any:  # noqa: ANN401 - transformers has no t
         raise UserError(f"{folder}: no such folder; expected a fetched model")
     from transformers import AutoTokenizer
 
-    # What it warns of (texts longer than the model's limit, code it was not allowed to run) does not matter here.
+    # Its warnings (texts longer than the model's limit, code that it may not run) do not matter here.
     logging.getLogger("transformers").setLevel(logging.ERROR)
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except Exception as error:  # whatever the many tokenizer classes raise on bad files
+    except Exception as error:  # tokenizer classes raise many kinds of errors on bad files
         raise UserError(f"{folder}: the tokenizer cannot be loaded: {' '.join(str(error).split())}") from error
 
 
 def vocabulary_size(tokenizer: Any) -> int:  # noqa: ANN401
-    """One more than the highest id: what `len(tokenizer)` is where ids have no holes."""
+    """One more than the highest id, which equals `len(tokenizer)` if ids have no gaps."""
     return int(max(tokenizer.get_vocab().values(), default=-1)) + 1
 
 
@@ -165,10 +165,10 @@ def _tokens(
 
 
 def _encode(tokenizer: Any, texts: list[str], special: bool = False) -> list[list[int]]:  # noqa: ANN401
-    """The ids of each text, with the special tokens around it if wanted."""
+    """The ids of each text, with or without special tokens around it."""
     try:
         encoded = tokenizer(texts, add_special_tokens=special, return_attention_mask=False, verbose=False)
-    except Exception as error:  # of the tokenizers library: some know no token for an unknown word
+    except Exception as error:  # of the tokenizers library: some tokenizers have no token for unknown words
         raise UserError(f"the tokenizer fails on a text: {' '.join(str(error).split())}") from None
     return list(encoded["input_ids"])
 
@@ -188,7 +188,7 @@ def _describe_tokenizer(tokenizer: Any, folder: Path) -> dict[str, object]:  # n
 
 
 def _own_words(tokenizer: Any) -> Iterator[str]:  # noqa: ANN401
-    """Single tokens of the tokenizer as texts: it may know neither letters nor a word for what it does not know."""
+    """Yield single tokens as texts, for tokenizers that know neither letters nor an unknown-word token."""
     special = set(tokenizer.all_special_ids)
     known = sorted((index, token) for token, index in tokenizer.get_vocab().items() if index not in special)
     for _, token in known[:MAX_TRIES]:
@@ -196,7 +196,7 @@ def _own_words(tokenizer: Any) -> Iterator[str]:  # noqa: ANN401
 
 
 def _around(tokenizer: Any, folder: Path) -> tuple[list[int], list[int]]:  # noqa: ANN401
-    """The ids that the tokenizer puts before and after a text, found by comparing a text with and without."""
+    """The ids that the tokenizer puts before and after a text, by comparing encodings with and without them."""
     for text in itertools.chain(["a b"], _own_words(tokenizer)):
         try:
             (bare,), (whole,) = (_encode(tokenizer, [text], special) for special in (False, True))

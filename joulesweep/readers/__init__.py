@@ -1,15 +1,15 @@
-"""How a file becomes rows of text: one file per format, found by its name.
+"""Readers that turn files into rows of text: one module per format, looked up by name.
 
 A reader is a module `joulesweep/readers/<format>.py` (underscores for the hyphens of its name) with
 
 * a docstring, whose first line says what it reads;
-* `READER`: a `Reader`, which says once what the format can do and how it is read.
+* `READER`: a `Reader`, which declares what the format can do and how it is read.
 
-A text is what the file says: a reader looks at the fields that are asked for, and guesses nothing from other columns or
-rows. What it cannot read is a `UserError` that says which file, which line, and what was allowed.
+A reader reads only the fields that the config names, and guesses nothing from other columns or rows. Bad input raises a
+`UserError` with the file, the line, and what is allowed.
 
-A config is validated with these files, so none imports anything heavy at module level. Nothing else needs to be edited:
-the config, its schema, the documentation and the digest of the code find a new one.
+Validating a config imports these modules, so they import nothing heavy at module level. A new module needs no other
+edit: the config, its schema, the documentation and the digest of the code pick it up.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any, NotRequired, TypedDict
 
 from joulesweep.core.errors import UserError, one_of
 
-#: Keys of a data set's config that name a field beside that of the text; a format says which of them it takes.
+#: Keys of a data set's config that name further fields; a format declares which of them it accepts.
 OPTIONS = ("target", "choices", "answer")
 
 
@@ -33,10 +33,10 @@ class Row(TypedDict):
     """A text of a data set.
 
     Attributes:
-        text: what is read.
-        targets: of a text with targets, the one to be trained on, then other references if there are any.
-        choices: of a multiple-choice text, all of them.
-        answer: the index of the right one, which is the target.
+        text: the input.
+        targets: the target to train on, then other references, if there are any.
+        choices: all choices of a multiple-choice text.
+        answer: index of the right choice, which is the target.
     """
 
     text: str
@@ -47,7 +47,7 @@ class Row(TypedDict):
 
 @dataclass(frozen=True, kw_only=True)
 class InputFile:
-    """A file to read: the name that errors and the manifest give it, and where it lies now."""
+    """A file to read: its name in errors and in the manifest, and its current path."""
 
     name: str
     path: Path
@@ -58,11 +58,11 @@ class Snapshot:
     """A data set of the hub.
 
     Attributes:
-        name: what errors call it.
-        folder: its files.
+        name: its name in errors.
+        folder: the folder of its files.
         subset: the name of its configuration, or None.
-        splits: to be pooled; a part of one is `train[:10%]`.
-        scratch: a folder for what is made meanwhile.
+        splits: the splits to pool; a part of one is `train[:10%]`.
+        scratch: a folder for temporary files.
     """
 
     name: str
@@ -74,7 +74,7 @@ class Snapshot:
 
 @dataclass(frozen=True, kw_only=True)
 class Fields:
-    """Names of the fields that a config asks for; None where it names none."""
+    """Names of the fields that a config selects; None for those that it does not name."""
 
     text: str | None = None
     target: str | None = None
@@ -83,20 +83,20 @@ class Fields:
 
     @property
     def named(self) -> list[str]:
-        """Those that are named, the text's first."""
+        """The names that are set, the text's first."""
         return [name for name in dataclasses.astuple(self) if name is not None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reader:
-    """What a format can do, and how it is read; exactly one of the two functions is given.
+    """What a format can do, and how it is read; exactly one of the two functions is set.
 
     Attributes:
-        needs_field: whether the config names the field of the text (key `field`); otherwise it may not.
-        options: which of `OPTIONS` the config may name.
-        has_targets: whether texts have targets although the config names no field for them.
-        read: makes the rows of one file.
-        read_snapshot: makes the rows of a data set of the hub.
+        needs_field: whether the config must name the field of the text (key `field`); otherwise it may not.
+        options: the keys of `OPTIONS` that the config may set.
+        has_targets: whether texts always have targets, without a field in the config.
+        read: returns the rows of one file.
+        read_snapshot: returns the rows of a data set of the hub.
     """
 
     needs_field: bool = False
@@ -107,12 +107,12 @@ class Reader:
 
 
 def names() -> list[str]:
-    """Every format there is, sorted."""
+    """Names of all formats, sorted."""
     return sorted(path.stem.replace("_", "-") for path in Path(__file__).parent.glob("[a-z]*.py"))
 
 
 def path(name: str) -> Path:
-    """The file of a reader."""
+    """The path of a reader's file."""
     return Path(__file__).parent / f"{name.replace('-', '_')}.py"
 
 
@@ -138,19 +138,19 @@ def load(name: str) -> Reader:
 
 
 def of_hub() -> list[str]:
-    """The formats in which data sets of the hub are read."""
+    """The formats that read data sets of the hub."""
     return [name for name in names() if load(name).read_snapshot is not None]
 
 
 class BadRowError(UserError):
-    """What is wrong with a row; who reads the file adds where it stands."""
+    """A problem of a row; the code that reads the file adds its name and line."""
 
 
 def decoded(file: InputFile) -> str:
     """The text of a file in UTF-8, without a byte order mark.
 
     Raises:
-        UserError: it cannot be read, or is not UTF-8; the line says where.
+        UserError: it cannot be read, or is not UTF-8; the message says where.
     """
     try:
         content = file.path.read_bytes()
@@ -164,10 +164,10 @@ def decoded(file: InputFile) -> str:
 
 
 def row(values: Mapping[str, Any], fields: Fields) -> Row:
-    """A row from the values of the fields that are asked for.
+    """A row from the values of the selected fields.
 
     Raises:
-        BadRowError: a field is missing or holds something else.
+        BadRowError: a field is missing or has the wrong type.
     """
     text = checked(values, str(fields.text), "text", is_text)
     if fields.target is not None:
@@ -184,21 +184,21 @@ def row(values: Mapping[str, Any], fields: Fields) -> Row:
 
 
 def with_targets(text: str, targets: list[str]) -> Row:
-    """A row with those of its targets that say something."""
+    """A row with those targets that are not blank."""
     return {"text": text, "targets": [target for target in targets if target.strip()]}
 
 
 def checked(values: Mapping[str, Any], field: str, expected: str, is_good: Callable[[Any], bool]) -> Any:  # noqa: ANN401
-    """The value of a field of a row.
+    """The value of a field of a row, if it has the right type.
 
     Args:
-        values: of the row, by field.
-        field: which.
-        expected: what it must be, in words.
-        is_good: whether a value is that.
+        values: the row's values by field.
+        field: the field's name.
+        expected: the expected type, in words.
+        is_good: whether a value has that type.
 
     Raises:
-        BadRowError: there is no such field, or its value is something else.
+        BadRowError: there is no such field, or its value has another type.
     """
     if field not in values:
         raise BadRowError(one_of("field", field, values))
@@ -221,7 +221,7 @@ def are_texts(value: object) -> bool:
 
 
 def is_unicode(text: str) -> bool:
-    """Whether a text has no half of a surrogate pair, which JSON can write and UTF-8 cannot."""
+    """Whether a text has no lone surrogate, which JSON can write and UTF-8 cannot."""
     return re.search("[\ud800-\udfff]", text) is None
 
 
@@ -238,9 +238,9 @@ def _is_whole(value: object) -> bool:
 
 
 def _kind(value: object) -> str:
-    """What an error calls a value."""
+    """The name of a value's type in errors."""
     if isinstance(value, list):
-        others = [one for one in value if not is_text(one)]
+        others = [item for item in value if not is_text(item)]
         return f"a list with {_kind(others[0])}" if others else "a list"
     kinds = {bool: "true or false", int: "a number", float: "a number", dict: "an object", str: "text"}
     return kinds.get(type(value), "null" if value is None else f"a {type(value).__name__}")

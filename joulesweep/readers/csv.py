@@ -12,10 +12,10 @@ from joulesweep.readers import Fields, InputFile, Reader, Row, decoded, row
 
 
 def read(file: InputFile, fields: Fields, delimiter: str = ",") -> list[Row]:
-    """The rows of a file whose cells the delimiter separates.
+    """The rows of a file with delimited cells.
 
     Raises:
-        UserError: it is no such file, or has not each field once.
+        UserError: it is not such a file, or a field is missing or occurs twice.
     """
     rows = _cells(file, delimiter)
     header = next(rows, [])
@@ -36,9 +36,9 @@ READER = Reader(needs_field=True, options=("target",), read=read)
 
 
 def _cells(file: InputFile, delimiter: str) -> Iterator[list[str]]:
-    """The header and the rows of a CSV file, all of as many cells; lines without any character do not count."""
+    """Yield the header and the rows of a CSV file, which have equally many cells; empty lines are skipped."""
     text = decoded(file)
-    # A text may be longer than the 128 KiB that the module allows; the limit is the process's, so it only ever grows.
+    # A text may be longer than the module's limit of 128 KiB, which is global to the process: never lower it.
     csv.field_size_limit(max(csv.field_size_limit(), len(text) + 1))
     rows = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
     num_cells = 0

@@ -1,4 +1,4 @@
-"""DialogSum as it is published: dialogues with a summary; in the test file, with three."""
+"""DialogSum as published: dialogues, each with one summary, or three in the test file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SUMMARIES = ("summary1", "summary2", "summary3")  # of the test file
 
 
 def read(file: InputFile, _: Fields) -> list[Row]:
-    """The rows of the lines `{"dialogue": …, "summary": …, …}`; in the test file, summary1 to summary3."""
+    """The rows of the lines `{"dialogue": …, "summary": …, …}`; the test file has summary1 to summary3."""
     return objects(file, _row, ["dialogue", "summary", *SUMMARIES])
 
 

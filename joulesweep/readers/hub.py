@@ -1,7 +1,7 @@
 """A data set of the Hugging Face hub.
 
-`datasets` finds the files of each split and reads those with types of their own (Parquet, Arrow). CSV and JSON are read
-as files of this machine are, so that a file gives the same texts whichever way it comes.
+`datasets` locates the files of each split, and reads typed ones (Parquet, Arrow). CSV and JSON files are read like
+local files, so that a file yields the same texts from either source.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ HARMLESS = ("name", "version", "data_dir", "data_files", "description", "sep", "
 
 
 def read_snapshot(snapshot: Snapshot, fields: Fields) -> list[Row]:
-    """The rows of the splits that are asked for.
+    """The rows of the requested splits.
 
     Raises:
         UserError: there is no such subset, split or field, or a file cannot be read.
@@ -34,10 +34,10 @@ def read_snapshot(snapshot: Snapshot, fields: Fields) -> list[Row]:
     cache = str(snapshot.scratch / "datasets")
     try:
         builder = datasets.load_dataset_builder(str(snapshot.folder), snapshot.subset, cache_dir=cache)
-    except Exception as error:  # its own, and those of what it reads
+    except Exception as error:  # errors of `datasets` and of the file formats
         raise UserError(f"{snapshot.name}: {' '.join(str(error).split())}") from error
     parts = (part.strip() for split in snapshot.splits for part in split.split("+"))
-    return [one for part in parts for one in _part(snapshot, builder, part, fields)]
+    return [row for part in parts for row in _part(snapshot, builder, part, fields)]
 
 
 READER = Reader(needs_field=True, options=OPTIONS, read_snapshot=read_snapshot)
@@ -55,12 +55,12 @@ def _part(snapshot: Snapshot, builder: Any, part: str, fields: Fields) -> list[R
         rows = _rows(_load(builder, split, fields.named, where), fields, where)
     else:
         files = [InputFile(name=f"{snapshot.name}: {_below(path, snapshot.folder)}", path=path) for path in paths]
-        rows = [one for file in files for one in read(file, fields)]
+        rows = [row for file in files for row in read(file, fields)]
     return _sliced(rows, part, snapshot.name)
 
 
 def _own_reader(builder: Any, paths: list[Path]) -> Callable[[InputFile, Fields], list[Row]] | None:  # noqa: ANN401
-    """The reader here for a split of a hub data set; None for files that have types, are packed, or need options."""
+    """Our own reader for a split of a hub data set; None for files that are typed, compressed, or need options."""
     from datasets.packaged_modules.csv.csv import Csv
     from datasets.packaged_modules.json.json import Json
 
@@ -79,7 +79,7 @@ def _below(path: Path, folder: Path) -> str:
 
 
 def _sliced(rows: list[Row], part: str, name: str) -> list[Row]:
-    """What `train[:10%]` leaves of a split's rows."""
+    """The part of a split's rows that a name such as `train[:10%]` selects."""
     import datasets
 
     if "[" not in part:
@@ -103,10 +103,10 @@ def _rows(columns: dict[str, list[Any]], fields: Fields, name: str) -> list[Row]
 
 
 def _load(builder: Any, split: str, fields: list[str], name: str) -> dict[str, list[Any]]:  # noqa: ANN401
-    """The values of the fields of a split, by `datasets`.
+    """The values of a split's fields, read by `datasets`.
 
     Raises:
-        UserError: there is no such field, or it cannot be read.
+        UserError: there is no such field, or the split cannot be read.
     """
     try:
         builder.download_and_prepare()

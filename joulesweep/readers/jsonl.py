@@ -21,15 +21,15 @@ READER = Reader(needs_field=True, options=OPTIONS, read=read)
 
 
 def objects(file: InputFile, make: Callable[[dict[str, Any]], Row], fields: Sequence[str]) -> list[Row]:
-    """The rows of a file of JSON lines, of which empty ones do not count, or of one JSON array.
+    """The rows of a file of JSON lines (empty ones are skipped) or of one JSON array.
 
     Args:
-        file: to read.
-        make: makes a row of an object, or raises `BadRowError`.
-        fields: that an object may have once only.
+        file: the file to read.
+        make: turns an object into a row, or raises `BadRowError`.
+        fields: names that an object may contain only once.
 
     Raises:
-        UserError: what is wrong with the first bad line.
+        UserError: the problem of the first bad line.
     """
     text = decoded(file)
     decoder = json.JSONDecoder(object_pairs_hook=partial(_object, fields=fields), parse_int=whole)
@@ -45,10 +45,10 @@ def objects(file: InputFile, make: Callable[[dict[str, Any]], Row], fields: Sequ
 
 
 def parsed(decoder: json.JSONDecoder, text: str, name: str, line: int = 1) -> Any:  # noqa: ANN401 - any JSON value
-    """The value of a JSON text that begins in a line of a file.
+    """The value of a JSON text that begins at a line of a file.
 
     Raises:
-        UserError: it is no JSON; the line says where.
+        UserError: it is not JSON; the message says where.
     """
     try:
         return decoder.decode(text)
@@ -62,7 +62,7 @@ def parsed(decoder: json.JSONDecoder, text: str, name: str, line: int = 1) -> An
 
 
 def whole(digits: str) -> int | float:
-    """A number; more digits than Python reads are never asked for."""
+    """A whole number; infinity if it has more digits than Python parses."""
     return int(digits) if len(digits) < 4000 else float("inf")
 
 
@@ -76,7 +76,7 @@ def _made(value: object, make: Callable[[dict[str, Any]], Row], where: str) -> R
 
 
 def _object(pairs: list[tuple[str, Any]], fields: Sequence[str]) -> dict[str, Any]:
-    """An object that has the asked-for fields once; else the last would win, silently."""
+    """An object that has each of the fields at most once; `json` would silently keep the last."""
     values = dict(pairs)
     if len(values) < len(pairs):
         keys = [key for key, _ in pairs]

@@ -1,4 +1,4 @@
-"""SciTLDR as it is published: abstracts, each with one or several summaries."""
+"""SciTLDR as published: abstracts, each with one or several summaries."""
 
 from __future__ import annotations
 

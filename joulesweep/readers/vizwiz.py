@@ -1,4 +1,4 @@
-"""The questions of an annotation file of VizWiz-VQA, as it is published."""
+"""The questions of a VizWiz-VQA annotation file as published."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def read(file: InputFile, _: Fields) -> list[Row]:
     """The questions of `[{"image": …, "question": …}, …]`.
 
     Raises:
-        UserError: it is something else.
+        UserError: the file has another form.
     """
     annotations = parsed(json.JSONDecoder(parse_int=whole), decoded(file), file.name)
     if not isinstance(annotations, list):

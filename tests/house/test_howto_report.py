@@ -107,7 +107,7 @@ def test_a_study_is_one_file(copy):
     begin, end = after.index('<section id="steadiness">'), after.index('<section id="conditions">')
     assert after[:begin] + after[end:] == page, "nothing else changed"
     own = after[begin:end]
-    assert "<h2>How far repeats lie apart</h2>" in own and own.count("<tr>") == 1 + 8
+    assert "<h2>Spread of repeats</h2>" in own and own.count("<tr>") == 1 + 8
     assert re.search(r'<td class="text">ddp2 fp32 bs32</td><td>[\d.]+ %</td><td>3</td>', own)
 
 

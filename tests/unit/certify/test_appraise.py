@@ -259,8 +259,8 @@ def test_a_load_that_comes_and_goes_does_so_for_half_of_turns_of_many_lengths():
 @pytest.mark.parametrize(
     ("budget_s", "given", "lacks"),
     [
-        (10.0, {"tick_s": 0.05}, "no load that comes and goes"),
-        (150.0, {"update_s": 0.1}, "no load that comes and goes"),
+        (10.0, {"tick_s": 0.05}, "no square load"),
+        (150.0, {"update_s": 0.1}, "no square load"),
     ],
 )
 def test_power_is_not_checked_by_a_steady_load_alone(certify, budget_s, given, lacks):

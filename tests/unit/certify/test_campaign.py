@@ -103,7 +103,7 @@ def test_a_board_is_certified_in_20_seconds_by_the_real_library(boards, tmp_path
     assert set(promises(path)) == set(campaign.appraise.PROMISES)
     told = capsys.readouterr().out
     assert "gpu:0: steady" in told and "gpu:0 " in told and str(path) in told
-    assert "cite what lies under results/certificates, not under" in told
+    assert "cite certificates under results/certificates, not under" in told
     page = path.with_suffix(".html").read_text()
     assert "Fake &lt;H200&gt;" in page and "Fake <H200>" not in page and "http://" not in words(page)
     assert 'id="chart-cooling"' in page and "This chart failed" in page

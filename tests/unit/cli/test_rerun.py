@@ -155,7 +155,7 @@ def test_a_run_that_left_the_grid_is_left_alone(sweep, started, capsys):
     ("arguments", "said"),
     [
         (["--status", "tiemout"], "unknown status 'tiemout'; .*did you mean 'timeout'"),
-        (["--status", "failed"], "unknown status 'failed'; .*runs without a record, snakemake takes up itself"),
+        (["--status", "failed"], "unknown status 'failed'; .*runs without a record need no rerun: run snakemake"),
         (["--status", "oom", "other.yaml"], "other.yaml: a config follows --configfile"),
         (["--status", "oom", "--cores", "2"], "unknown argument --cores; Snakemake's follow --: "),
         (["--status", "oom", "-c2"], "unknown argument -c2; Snakemake's follow --: "),

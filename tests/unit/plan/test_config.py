@@ -226,9 +226,9 @@ MISTAKES = [
     ({"datasets__texts__field": "x"}, "datasets.texts: field: has no meaning with format text"),
     (
         {"datasets__texts__source": {"hub": "x"}},
-        "datasets.texts: format: a hub source is read with format hub, and only that",
+        "datasets.texts: format: a hub source needs format hub, other sources another one",
     ),
-    (HUB, "datasets.texts: format: a hub source is read with format hub, and only that"),
+    (HUB, "datasets.texts: format: a hub source needs format hub, other sources another one"),
     # targets
     ({"datasets__texts__target": "t"}, "datasets.texts: target: has no meaning with format text"),
     (
@@ -245,7 +245,7 @@ MISTAKES = [
     ({**JSONL, "datasets__texts__choices": "c"}, "datasets.texts: choices and answer go together"),
     (
         {**JSONL, **CHOICES, "datasets__texts__target": "t"},
-        "datasets.texts: target: has no meaning with choices, of which the answer is the target",
+        "datasets.texts: target: has no meaning with choices, where the answer is the target",
     ),
     ({**JSONL, "datasets__texts__prompt": "{source} A: "}, "datasets.texts: prompt: has no meaning without targets"),
     *(
@@ -510,7 +510,7 @@ ABSURD = [
         {"models": {"m" * 300: {"source": {"hub": "x"}}}},
         f"models.{'m' * 300}: string should have at most 100 characters",
     ),
-    ({"datasets__texts__source": {"local": "d" * 300}}, "datasets.texts.source.local: a path that long no system"),
+    ({"datasets__texts__source": {"local": "d" * 300}}, "datasets.texts.source.local: the path is too long"),
     ({"datasets__texts__source": {"local": "a\nb"}}, "datasets.texts.source.local: must be one line without control"),
     ({**JSONL, "datasets__texts__field": "a\nb"}, "datasets.texts.field: must be one line without control"),
     ({"hardware__name": "a\rb"}, "hardware.name: must be one line without control"),
