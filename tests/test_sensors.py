@@ -348,9 +348,9 @@ def test_the_zone_of_a_whole_laptop_is_no_package(rapl):
 
 LOOK = """
 import json
-from joulesweep.measure import sensors
-zones = [[zone.device, str(zone.path), zone.energy_j() is not None] for zone in rapl_meter.devices()]
-print(json.dumps([zones, rapl_meter.problem()]))
+from joulesweep.measure.meters import rapl
+zones = [[zone.device, str(zone.path), zone.energy_j() is not None] for zone in rapl.devices()]
+print(json.dumps([zones, rapl.problem()]))
 """
 
 
@@ -379,7 +379,7 @@ def test_a_process_finds_rapl_where_linux_or_a_container_has_it(tmp_path, locati
     ("there", "variable", "inside"), [(True, None, True), (False, "podman", True), (False, None, False)]
 )
 def test_a_container_is_known_by_its_mark(monkeypatch, there, variable, inside):
-    monkeypatch.setattr(sensors, "Path", lambda path: SimpleNamespace(exists=lambda: there and path == "/.dockerenv"))
+    monkeypatch.setattr(processes, "Path", lambda path: SimpleNamespace(exists=lambda: there and path == "/.dockerenv"))
     monkeypatch.delenv("container", raising=False)
     if variable:
         monkeypatch.setenv("container", variable)
