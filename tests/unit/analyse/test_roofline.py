@@ -232,7 +232,7 @@ def test_a_new_precision_has_a_rate_when_the_table_has_its_column(monkeypatch, t
     record = ok_on_gpus(precision="new")
     name, memory_bytes = record["environment"]["gpus"][0]["name"], record["environment"]["gpus"][0]["memory_bytes"]
     gpu = roofline.find(name, memory_bytes)
-    assert roofline.columns(record)["floor_reason"] == f"resources/gpus.csv has no fp8 rate of {gpu.name}"
+    assert columns(record).floor_reason == f"resources/gpus.csv has no fp8 rate of {gpu.name}"
     lines = roofline.GPU_FILE.read_text(encoding="utf-8").splitlines()
     head = next(i for i, line in enumerate(lines) if line.startswith("name,"))
     new = [line + ((",fp8_tflops" if i == head else ",1979") if i >= head else "") for i, line in enumerate(lines)]
@@ -240,12 +240,12 @@ def test_a_new_precision_has_a_rate_when_the_table_has_its_column(monkeypatch, t
     monkeypatch.setattr(roofline, "GPU_FILE", tmp_path / "gpus.csv")
     roofline.gpus.cache_clear()
     try:
-        found = roofline.columns(record)
+        found = columns(record)
     finally:
         roofline.gpus.cache_clear()
-    assert found["floor_reason"] is None
+    assert found.floor_reason is None
     window_s = record["measurement"]["window_s"]
-    assert found["mfu"] == pytest.approx(found["useful_flops"] / (window_s * 1979e12 * record["spec"]["devices"]))
+    assert found.mfu == pytest.approx(found.useful_flops / (window_s * 1979e12 * record["spec"]["devices"]))
 
 
 def test_an_older_record_has_no_flops_and_says_why():
