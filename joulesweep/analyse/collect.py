@@ -1,4 +1,4 @@
-"""Collect the records of a sweep in tables.
+"""Combine the records of a sweep into tables.
 
 Runs of different hardware, driver or versions never share a cell's mean: `environment` is part of a cell's key.
 """

@@ -444,10 +444,8 @@ RUNS = _table(
     Column("cpu_model", TEXT, None, "name of the processor"),
     Column("cpu_cores", WHOLE, None, "hardware threads that the run was allowed to use"),
     Column("host_memory_bytes", WHOLE, "bytes", "memory of the machine"),
-    Column(
-        "gpus", TEXT, None, "kinds of the run's boards, whether they computed or were metered", "if the run had none"
-    ),
-    Column("gpu_uuids", TEXT, None, "UUIDs of the run's boards", "if the run had none"),
+    Column("gpus", TEXT, None, "kinds of the run's boards, whether they computed or were metered", "without boards"),
+    Column("gpu_uuids", TEXT, None, "UUIDs of the run's boards", "without boards"),
     Column("driver", TEXT, None, "version of the NVIDIA driver", "where there is none, or it did not answer"),
     Column("torch_version", TEXT, None, "version of PyTorch", "where it is not installed"),
     Column("transformers_version", TEXT, None, "version of transformers", "where it is not installed"),

@@ -134,7 +134,7 @@ def flops(phase: Phase, which: int, prefix: str = "") -> float:
 
 
 def floor_s(flops: float, num_bytes: float, flops_per_s: float, bytes_per_s: float) -> float:
-    """Lower bound in seconds: compute at peak rate plus memory traffic at peak bandwidth."""
+    """Estimated least seconds: compute at peak rate plus memory traffic at peak bandwidth."""
     return flops / flops_per_s + num_bytes / bytes_per_s
 
 

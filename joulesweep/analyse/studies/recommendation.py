@@ -43,7 +43,7 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """The recommended one of comparable configurations.
+    """A recommendation among comparable configurations.
 
     Attributes:
         panel: model, data set and environment; empty if the sweep has one of each.

@@ -48,9 +48,8 @@ def _means(selections: pl.DataFrame) -> pl.DataFrame:
     same = pl.col("name", "panel", "objective", "rho").first()
     costs = ("floor", "predicted_cost", "counted_cost", "rating_s", "step_s")
     quantities = pl.col(*costs, "trained_share", "importance_share")
-    means = pl.when(quantities.null_count() == 0).then(
-        quantities.mean()
-    )  # a mean over some would look like one over all
+    # No mean over only some rows: it would look like one over all.
+    means = pl.when(quantities.null_count() == 0).then(quantities.mean())
     numbers = pl.col("num_chosen", "num_candidates").mean()
     groups = selections.group_by("cell", "environment", maintain_order=True)
     return groups.agg(same, means, numbers, pl.col("gap").max(), runs=pl.col("run").n_unique(), choices=pl.len())
