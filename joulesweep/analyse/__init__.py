@@ -1,1 +1,1 @@
-"""From records to tables and findings. Nothing here imports torch."""
+"""Turn records into tables and findings. Nothing here imports torch."""

@@ -1,4 +1,4 @@
-"""The cells of a sweep: means over repeats, speed-up paired by seed, and what may be compared with what."""
+"""The cells of a sweep: means over repeats, speed-up paired by seed, and which cells are comparable."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from joulesweep.measure import meters
 from joulesweep.runs.headline import joined
 from joulesweep.runs.identity import method_label, parameter_words
 
-#: The axes that say how the same training is computed, beside strategy, devices and precision.
+#: The axes, besides strategy, devices and precision, that change how a training is computed and not what it learns.
 LAYOUT = ("batching", "head", "engine", "micro_batch_size", "checkpoint_activations")
-#: What a baseline shares with the first configuration of the grid, beside the micro-batch size.
+#: Axes on which a baseline equals the first configuration of the grid, as it does on the micro-batch size.
 WAY = ("method", "method_params", "strategy", "precision", "batching", "head", "engine", "checkpoint_activations")
-#: What a cell shares with its baseline; one device has both scopes of the batch size in one.
+#: Axes on which a cell equals its baseline. The batch size's scope is not one: on one device both mean the same.
 TRAINED = ("model", "dataset", "task", "batch_size", "lr", "max_grad_norm", "environment")
 
-#: What cells share that differ in their methods alone.
+#: Axes shared by cells that differ in their methods alone.
 BUT_METHOD = (
     "panel",
     "environment",
@@ -62,7 +62,7 @@ def tabulate(runs: pl.DataFrame, axes: Mapping[str, Any]) -> pl.DataFrame:
 
 
 def _energy(group: pl.DataFrame) -> Row:
-    """Which kind of joules the repeats of a cell have (several, if they differ), and what makes them doubtful."""
+    """Scope, status and doubts of the joules of a cell's repeats, and their flags; different values are joined."""
     flagged = [flags for flags in map(doubts, group["flags"], group["energy_scope"]) if flags]
     return {
         "energy_scope": joined(group["energy_scope"]),
@@ -74,21 +74,21 @@ def _energy(group: pl.DataFrame) -> Row:
 
 
 def doubts(flags: str | None, scope: str | None) -> list[str]:
-    """The flags of a run that concern its numbers: not a shared host where CPU and memory are in no total."""
+    """The flags that concern a run's numbers: all but a shared host, unless CPU or memory is in its joules."""
     in_total = set((scope or "").split("+")) & meters.host_kinds()
     return [flag for flag in (flags or "").split(", ") if flag and (in_total or flag != "shared_host")]
 
 
 def _means(group: pl.DataFrame) -> dict[str, float | None]:
-    """Means over the repeats of a cell; null unless every repeat has the number, joules of one scope and status."""
+    """Means over a cell's repeats; null if a repeat lacks the number, or its joules differ in scope or status."""
     row: dict[str, float | None] = {}
     one_kind = group.select("energy_scope", "energy_status").n_unique() == 1
     for quantity in columns.QUANTITIES:
         values = group[quantity].to_list()
         if None in values or (columns.RUNS[quantity].of_joules and not one_kind):
             continue
-        found = mean_interval(values)
-        row |= {f"{quantity}_mean": found.mean, f"{quantity}_low": found.low, f"{quantity}_high": found.high}
+        interval = mean_interval(values)
+        row |= {f"{quantity}_mean": interval.mean, f"{quantity}_low": interval.low, f"{quantity}_high": interval.high}
     # The method's range, not a confidence interval.
     for column in (*columns.ESTIMATED, "estimated_co2e_g", *(["energy_error_j"] if one_kind else [])):
         if group[column].null_count() == 0:
@@ -97,7 +97,7 @@ def _means(group: pl.DataFrame) -> dict[str, float | None]:
 
 
 def undoubted(cells: pl.DataFrame) -> pl.DataFrame:
-    """The cells of which no run's joules are doubtful."""
+    """The cells without doubtful joules."""
     return cells.filter(pl.col("energy_doubt").is_null())
 
 
@@ -108,16 +108,16 @@ def doubtful(cells: pl.DataFrame) -> list[str]:
 
 
 def unranked(cells: pl.DataFrame) -> str | None:
-    """Why finished cells are not ranked by their joules; None if they may be: all measured, in one scope.
+    """The reason not to rank finished cells by their joules; None if all are measured, in one scope.
 
-    Those with doubtful joules do not count: where the others may be ranked, they are left out.
+    Cells with doubtful joules are ignored, unless there are no others.
 
     Args:
         cells: finished cells of one panel.
     """
-    cells, every = undoubted(cells), cells
-    if cells.is_empty() and len(every):
-        return f"the joules of every configuration are doubtful ({doubtful(every)[0]})"
+    cells, all_cells = undoubted(cells), cells
+    if cells.is_empty() and len(all_cells):
+        return f"the joules of every configuration are doubtful ({doubtful(all_cells)[0]})"
     known = cells.drop_nulls("energy_j_mean")
     if known.is_empty():
         return "energy was not measured"
@@ -133,9 +133,8 @@ def unranked(cells: pl.DataFrame) -> str | None:
 def _compare(rows: list[Row], runs: pl.DataFrame, axes: Mapping[str, Any]) -> None:
     """Fill in each cell's baseline and its speed-up over it.
 
-    The baseline trains by the method of the grid's first configuration and computes as that does, with the same model,
-    texts, batch size and learning rate. It is the same way for all: where it did not finish there is no speed-up,
-    rather than one over something else.
+    The baseline trains and computes as the grid's first configuration does, with the cell's own model, texts, batch
+    size and learning rate. If the baseline did not finish, the cell has no speed-up: none is taken over another way.
     """
     ok = runs.filter(pl.col("status") == "ok").select("cell", "environment", "repeat", "samples_per_s")
     speeds: dict[tuple[str, str], dict[int, float]] = {}
@@ -143,24 +142,24 @@ def _compare(rows: list[Row], runs: pl.DataFrame, axes: Mapping[str, Any]) -> No
         speeds.setdefault((cell, environment), {})[repeat] = speed
     baselines: dict[tuple[object, ...], list[Row]] = {}
     for row in rows:
-        micro = micro_batch(axes["micro_batch_size"][0], row)  # None where the batch is no larger
+        micro = micro_batch(axes["micro_batch_size"][0], row)  # None if the batch is not larger
         if row["num_ok"] and row["micro_batch_size"] == micro and all(row[axis] == rows[0][axis] for axis in WAY):
             baselines.setdefault(_trained(row), []).append(row)
     for row in rows if ok.height else ():
         choices = baselines.get(_trained(row), [])
         if not row["num_ok"] or not choices:
             continue
-        same = _nearest(row, choices)
-        row |= {"baseline": same["name"], "is_baseline": same is row}
-        if same is row:
+        baseline = _nearest(row, choices)
+        row |= {"baseline": baseline["name"], "is_baseline": baseline is row}
+        if baseline is row:
             row |= {"speedup": 1.0, "speedup_verdict": "baseline"}
             continue
-        mine, theirs = (speeds.get((cell["cell"], cell["environment"]), {}) for cell in (row, same))
+        mine, theirs = (speeds.get((cell["cell"], cell["environment"]), {}) for cell in (row, baseline))
         common = sorted(mine.keys() & theirs.keys())
         if common:
-            found = paired_ratio([mine[seed] for seed in common], [theirs[seed] for seed in common])
-            row |= {"speedup": found.ratio, "speedup_low": found.low, "speedup_high": found.high}
-            row |= {"speedup_n": found.n, "speedup_verdict": found.verdict}
+            ratio = paired_ratio([mine[seed] for seed in common], [theirs[seed] for seed in common])
+            row |= {"speedup": ratio.ratio, "speedup_low": ratio.low, "speedup_high": ratio.high}
+            row |= {"speedup_n": ratio.n, "speedup_verdict": ratio.verdict}
 
 
 def _trained(row: Row) -> tuple[object, ...]:
@@ -168,7 +167,7 @@ def _trained(row: Row) -> tuple[object, ...]:
 
 
 def _nearest(row: Row, choices: list[Row]) -> Row:
-    """Of several baselines the one with the row's own number of devices and scope of the batch size."""
+    """The baseline that matches the row's number of devices, then its scope of the batch size."""
     axes = ("devices", "batch_size_scope")
     return max(choices, key=lambda choice: [choice[axis] == row[axis] for axis in axes])
 
@@ -194,13 +193,13 @@ def paired_values(
 
 
 def ratio_of(runs: pl.DataFrame, a: Row, b: Row, quantity: str) -> Ratio | None:
-    """How many times larger a quantity is in one cell than in another; None where no seed has it in both.
+    """The ratio of a quantity in one cell to that in another, paired by seed; None if they share no seed.
 
     Args:
         runs: the runs table.
         a: a row of the cells table.
         b: another.
-        quantity: a numeric column of the runs; pairs with a number that is not positive are left out.
+        quantity: a numeric column of the runs; pairs with a zero or negative number are left out.
     """
     first, second = ((row["cell"], row["environment"]) for row in (a, b))
     pairs = [pair for pair in paired_values(runs, first, second, quantity) if min(pair) > 0]
@@ -208,14 +207,14 @@ def ratio_of(runs: pl.DataFrame, a: Row, b: Row, quantity: str) -> Ratio | None:
 
 
 def same_joules(a: Row, b: Row) -> bool:
-    """Whether both cells have measured joules of the same devices, none of them doubtful."""
+    """Whether both cells have measured joules of the same kinds of device, without doubts."""
     read = all(row["energy_j_mean"] is not None and row["energy_doubt"] is None for row in (a, b))
     measured = read and a["energy_status"] == b["energy_status"] == "measured"
     return measured and a["energy_scope"] == b["energy_scope"]
 
 
 def by_method(cells: pl.DataFrame) -> list[tuple[str, pl.DataFrame]]:
-    """The sets of cells that differ in their methods alone, and in words what they share.
+    """Sets of cells that differ in their methods alone, each with a text of what they share.
 
     Args:
         cells: finished cells.
@@ -225,28 +224,28 @@ def by_method(cells: pl.DataFrame) -> list[tuple[str, pl.DataFrame]]:
 
 
 def method_words(row: Row) -> str:
-    """The method of a row of the runs or cells table as labels say it: `greentrainer(rho=0.7)`."""
+    """The label of the method of a row of the runs or cells table: `greentrainer(rho=0.7)`."""
     return method_label(row["method"], json.loads(row["method_params"]))
 
 
 def _shared(row: Row) -> str:
-    """A cell's panel, and its name without its method; a plain full training has none in its name."""
+    """A cell's panel, and its name without the method, which names of plain full training lack anyway."""
     method = " ".join([row["method"], *parameter_words(row["method"], json.loads(row["method_params"]))])
     return " · ".join(filter(None, [row["panel"], row["name"].removeprefix(f"{method} ")]))
 
 
 def finished(cells: pl.DataFrame, needed: str) -> pl.DataFrame:
-    """Cells with a finished run that have the needed number."""
+    """Cells with a finished run and a value in the needed column."""
     return cells.filter(pl.col("num_ok") > 0).drop_nulls(needed)
 
 
 def panels(frame: pl.DataFrame) -> list[tuple[str, pl.DataFrame]]:
-    """What may be compared, apart: one part per model, data set and environment; the name is empty if there is one."""
+    """Groups of comparable rows, by model, data set and environment; the name is empty if there is one group."""
     return [(str(name), part) for (name,), part in frame.group_by("panel", maintain_order=True)]
 
 
 def front(cells: pl.DataFrame, cost: str, value: str) -> list[str]:
-    """Ids of the cells that no other beats in both columns (lower is better), cheapest first."""
+    """Ids of the cells on the Pareto front of two columns (lower is better), cheapest first."""
     best, kept = float("inf"), []
     for row in cells.sort(cost, value).iter_rows(named=True):
         if row[value] < best:

@@ -1,4 +1,4 @@
-"""From records to tables.
+"""Combine the records of a sweep into tables.
 
 Runs of different hardware, driver or versions never share a cell's mean: `environment` is part of a cell's key.
 """
@@ -27,19 +27,19 @@ from joulesweep.runs.headline import READ
 from joulesweep.runs.identity import parameter_words
 
 MISSING = "no record: not run yet, or it failed"
-#: The axes of how far a step goes.
+#: The axes that set the size of a step.
 RATES = ("lr", "max_grad_norm")
-#: What the boards of compared runs should share: flag, column, unit, and by how much it may differ.
+#: Conditions that compared runs should share: flag, column, unit, and the largest difference allowed.
 UNLIKE = (
     ("limits_differ", "power_limit_w", "W", 1.0),
     ("temperatures_differ", "temperature_start_c", "°C at the start", 5.0),
 )
-#: What the manifest says of a run in the very words of the table.
+#: Columns whose names are also keys of a run in the manifest.
 IN_MANIFEST = (
     *named(RUNS, "cell label repeat model dataset task method strategy devices precision batching head engine"),
     *named(RUNS, "batch_size batch_size_scope micro_batch_size checkpoint_activations lr max_grad_norm"),
 )
-#: What the rows of another table have from their run, those of these columns that the table has.
+#: Columns that rows of other tables copy from their run, where the table has them.
 OF_RUN = named(RUNS, "run cell name setup panel batch environment batch_size repeat")
 
 
@@ -47,7 +47,7 @@ def read_grid(path: Path) -> Mapping[str, Any]:
     """Read a sweep's `grid.json`.
 
     Raises:
-        UserError: missing, corrupt, or something else.
+        UserError: the file is missing, corrupt, or not a grid manifest.
     """
     grid = read_json(path, "grid manifest")
     if grid.get("format") != "joulesweep-grid" or grid.get("version") != 1:
@@ -61,10 +61,10 @@ def aggregate(
     anchors_folder: Path | None = None,
     lost: Callable[[Path], None] = lambda path: None,
 ) -> Tables:
-    """Tabulate the runs of the present grid; other folders beside them are ignored.
+    """Tabulate the runs of the present grid, ignoring other folders beside them.
 
-    A run without record is a row of status "missing", one whose record cannot be read of status "unreadable". Of a run
-    whose trace or summaries cannot be read the numbers of its record stay, with a flag.
+    A run without a record becomes a row of status "missing", one with an unreadable record a row of status
+    "unreadable". A run with an unreadable trace or summaries keeps the numbers of its record, and gets a flag.
 
     Args:
         grid: the manifest, as `joulesweep.plan.grid.manifest` makes it.
@@ -73,55 +73,56 @@ def aggregate(
         lost: called with each file of a run that is corrupt or foreign.
     """
     asked, factors = cpu_estimate.asked(grid["config"]["energy"]), footprint(grid["config"]["energy"])
-    found: list[Row] = []
-    beside: dict[str, list[list[Row]]] = {"epochs": [], "selections": [], "devices": []}
+    rows: list[Row] = []
+    other_rows: dict[str, list[list[Row]]] = {"epochs": [], "selections": [], "devices": []}
     traces = {}
     for run, entry in grid["runs"].items():
-        row, further = _read(runs_folder / run, asked, factors, lost)
+        row, others = _read(runs_folder / run, asked, factors, lost)
         ok = row["status"] == "ok"
         files = _beside(runs_folder / run, row, lost) if ok else {}
         if (trace := files.pop("power", None)) is not None:
             traces[run] = trace
         row = combined(RUNS, _identity(run, entry), row, files)
-        found.append(row if ok else {**dict.fromkeys(RUNS), **row})
-        for name, made in beside.items():
-            made.append(further.get(name, []))
-    names = _names(found)
-    for row in found:
+        rows.append(row if ok else {**dict.fromkeys(RUNS), **row})
+        for name, per_run in other_rows.items():
+            per_run.append(others.get(name, []))
+    names = _names(rows)
+    for row in rows:
         row.update(names[row["cell"], row["environment"]])
-    finished = [row for row in found if row["status"] == "ok"]
-    flag_shared_hosts(finished, _with_host_joules(found, beside["devices"]))
+    finished = [row for row in rows if row["status"] == "ok"]
+    flag_shared_hosts(finished, _with_host_joules(rows, other_rows["devices"]))
     flag_unlike_boards(finished)
-    runs = frame(found, RUNS)
+    runs = frame(rows, RUNS)
     return Tables(
         runs=runs,
         cells=cells.tabulate(runs, grid["config"]["grid"]),
         power=power_traces.tabulate(runs, traces),
         anchors=drift.tabulate(runs, asked, factors, anchors_folder) if anchors_folder else frame([], ANCHORS),
-        **{name: _tabulated(name, found, made) for name, made in beside.items()},
+        **{name: _tabulated(name, rows, per_run) for name, per_run in other_rows.items()},
     )
 
 
-def _tabulated(name: str, runs: list[Row], made: list[list[Row]]) -> pl.DataFrame:
-    """A table with rows of every run, each with what its run is called."""
+def _tabulated(name: str, runs: list[Row], per_run: list[list[Row]]) -> pl.DataFrame:
+    """Build a table from the rows of every run, each with the columns `OF_RUN` of its run."""
     table = TABLES[name]
-    same = [{key: row[key] for key in OF_RUN if key in table} for row in runs]
-    return frame([combined(table, own, of_run) for of_run, of in zip(same, made, strict=True) for own in of], table)
+    of_runs = [{key: row[key] for key in OF_RUN if key in table} for row in runs]
+    pairs = zip(of_runs, per_run, strict=True)
+    return frame([combined(table, row, of_run) for of_run, rows in pairs for row in rows], table)
 
 
 def _with_host_joules(runs: list[Row], devices: list[list[Row]]) -> set[str]:
-    """The runs of which CPU or DRAM joules were read."""
+    """The runs with measured CPU or DRAM joules."""
     return {
         row["run"]
-        for row, of in zip(runs, devices, strict=True)
-        if any(one["kind"] in meters.host_kinds() and one["status"] in READ for one in of)
+        for row, run_devices in zip(runs, devices, strict=True)
+        if any(device["kind"] in meters.host_kinds() and device["status"] in READ for device in run_devices)
     }
 
 
 def _read(
     folder: Path, asked: Asked, factors: Footprint | None, lost: Callable[[Path], None]
 ) -> tuple[Row, dict[str, list[Row]]]:
-    """A run's row of the runs table and its rows of others, whatever became of its record."""
+    """A run's row of the runs table and its rows of the others, also for a missing or unreadable record."""
     path = folder / "record.json"
     if not path.exists():
         return {"status": "missing", "reason": MISSING}, {}
@@ -134,35 +135,35 @@ def _read(
 
 
 def _beside(folder: Path, row: Row, lost: Callable[[Path], None]) -> Row:
-    """What the files beside a record hold: columns of the runs table, and the trace as `power`."""
-    found: Row = {}
+    """Read the files beside a record: columns of the runs table, and the trace as `power`."""
+    contents: Row = {}
     for read in (rouge.columns, lambda folder: {"power": power_traces.read(folder)}):
         try:
-            found |= read(folder)
+            contents |= read(folder)
         except UserError as error:
             if isinstance(error, Corrupt):
                 lost(error.path)
             run_rows.add_flag(row, "unreadable_file", str(error))
-    return found
+    return contents
 
 
 def _identity(run: str, entry: Mapping[str, Any]) -> Row:
-    """What the manifest says of a run."""
+    """The columns that come from the manifest."""
     batch = f"{entry['batch_size']}" + ("/device" if entry["batch_size_scope"] == "per_device" else "")
     params = json.dumps(entry["method_params"], sort_keys=True)
-    # A manifest of before an axis lacks it.
+    # A manifest older than an axis lacks it.
     return {"run": run, "batch": batch, "method_params": params, **{key: entry.get(key) for key in IN_MANIFEST}}
 
 
 def flag_shared_hosts(ok: list[Row], with_host_joules: Set[str]) -> None:
-    """Flag the runs whose CPU or DRAM joules hold another run's share: their windows overlap on one host.
+    """Flag the runs whose CPU or DRAM joules include another run's share, since their windows overlap on one host.
 
-    A run sees those that overlap when it ends; here also those that began later are seen. Runs that were alone on
-    their node by arrangement are left as they are.
+    A run itself flags the overlaps that it sees when it ends; this also finds runs that began later. Runs with
+    exclusive use of their node are not flagged.
 
     Args:
         ok: rows of the finished runs.
-        with_host_joules: the runs that have such joules.
+        with_host_joules: the runs with CPU or DRAM joules.
     """
     by_host: dict[str, list[Row]] = {}
     for row in ok:
@@ -173,10 +174,10 @@ def flag_shared_hosts(ok: list[Row], with_host_joules: Set[str]) -> None:
         latest = same_host[0]
         for row in same_host[1:]:
             if row["window_begin"] < latest["window_end"]:
-                for one, other in ((row, latest), (latest, row)):
-                    if one["run"] in with_host_joules and one["exclusive"] != "node":
-                        _flag_shared(one, other)
-            latest = max(latest, row, key=lambda one: one["window_end"])
+                for run, other in ((row, latest), (latest, row)):
+                    if run["run"] in with_host_joules and run["exclusive"] != "node":
+                        _flag_shared(run, other)
+            latest = max(latest, row, key=lambda run: run["window_end"])
 
 
 def _flag_shared(row: Row, other: Row) -> None:
@@ -185,38 +186,40 @@ def _flag_shared(row: Row, other: Row) -> None:
 
 
 def flag_unlike_boards(ok: list[Row]) -> None:
-    """Flag the runs of a panel whose boards' joules are compared across boards, limits or temperatures that differ.
+    """Flag the runs of a panel that compares joules across different boards, power limits or temperatures.
 
-    Boards of one kind differ by some percent in what their sensors say, which no interval over seeds holds. Runs on one
-    board and on several may be compared if the one is among the several.
+    The sensors of equal boards differ by some percent, which no interval over seeds covers. Runs on one board and on
+    several are comparable if the one is among the several.
     """
     panels: dict[tuple[str, str], list[Row]] = {}
     for row in ok:
         if "gpu" in (row.get("energy_scope") or "").split("+"):
             panels.setdefault((row["panel"], row["environment"]), []).append(row)
-    for same in panels.values():
-        boards = sorted({row["gpu_uuids"] for row in same if row["gpu_uuids"]}, key=lambda one: (len(one), one))
+    for compared in panels.values():
+        boards = sorted(
+            {row["gpu_uuids"] for row in compared if row["gpu_uuids"]}, key=lambda uuids: (len(uuids), uuids)
+        )
         sets = [set(uuids.split(", ")) for uuids in boards]
-        nested = all(one <= other for one, other in itertools.pairwise(sets))
-        found = {"boards_differ": "" if nested else f"runs on {'; '.join(boards)}"}
+        nested = all(smaller <= larger for smaller, larger in itertools.pairwise(sets))
+        differences = {"boards_differ": "" if nested else f"runs on {'; '.join(boards)}"}
         for flag, column, unit, most in UNLIKE:
-            values = [row[column] for row in same if row[column] is not None]
+            values = [row[column] for row in compared if row[column] is not None]
             apart = bool(values) and max(values) - min(values) > most
-            found[flag] = f"{min(values):g} to {max(values):g} {unit}" if apart else ""
-        for row, (flag, text) in itertools.product(same, found.items()):
+            differences[flag] = f"{min(values):g} to {max(values):g} {unit}" if apart else ""
+        for row, (flag, text) in itertools.product(compared, differences.items()):
             if text:
                 run_rows.add_flag(row, flag, f"compared with others: {text}")
 
 
-def _names(found: list[Row]) -> dict[tuple[str, str | None], dict[str, str]]:
-    """`name`, `setup` and `panel` of every (cell, environment): what varies is named, what does not is left out."""
+def _names(runs: list[Row]) -> dict[tuple[str, str | None], dict[str, str]]:
+    """`name`, `setup` and `panel` of every (cell, environment), from the axes that vary in the sweep."""
     axes = ("model", "dataset", "task", "environment", *cells.LAYOUT, *RATES)
-    values = {axis: {row.get(axis) for row in found} for axis in axes}
-    # A run without numbers makes no environment of its own: it may have found none of its boards.
-    values["environment"] = {row["environment"] for row in found if row["status"] == "ok"}
+    values = {axis: {row.get(axis) for row in runs} for axis in axes}
+    # Only ok runs count as environments: a failed run may have seen none of its boards.
+    values["environment"] = {row["environment"] for row in runs if row["status"] == "ok"}
     varying = [axis for axis in axes if len(values[axis]) > 1]
     names = {}
-    for row in found:
+    for row in runs:
         words = {axis: _word(axis, row.get(axis)) for axis in varying}
         extra = [words[axis] for axis in (*cells.LAYOUT, *RATES) if axis in varying]
         setup = " ".join([_setup(row), *extra])
@@ -227,7 +230,7 @@ def _names(found: list[Row]) -> dict[tuple[str, str | None], dict[str, str]]:
 
 
 def _word(axis: str, value: Any) -> str:  # noqa: ANN401 - of any axis
-    """A value in a name: those that do not speak for themselves say what they are."""
+    """A value as names show it, with its axis if the value alone would be unclear."""
     if axis == "micro_batch_size":
         return f"micro{value}" if value else "whole"
     if axis == "max_grad_norm":

@@ -1,8 +1,8 @@
-"""The columns of every table of a sweep: name, dtype, unit, what the number is, and when it is null.
+"""The columns of every table of a sweep: name, dtype, unit, meaning, and when a value is null.
 
-One row here is one column: `tables.write` puts its unit and words into the parquet file, `tables.frame` refuses a row
-that names another. In the words, a pass is one whole training: all epochs, all devices. A window holds one pass, or
-several where a training is shorter than `measure.min_seconds`.
+Each column is one row here: `tables.write` puts its unit and description into the parquet file, and `tables.frame`
+refuses rows with other columns. A pass is one whole training: all epochs, all devices. A window holds one pass, or
+several if a training is shorter than `measure.min_seconds`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-#: Names of Polars' dtypes: the Snakefile knows the tables without importing Polars.
+#: Names of Polars' dtypes, so that the Snakefile knows the tables without importing Polars.
 TEXT, WHOLE, REAL, FLAG, TEXTS = "String", "Int64", "Float64", "Boolean", "List(String)"
 
 
@@ -19,16 +19,16 @@ class Column:
     """A column of a table.
 
     Attributes:
-        name: of the column; its last part is its unit where it has one: window_s.
-        dtype: of its values, whatever the sweep holds: `TEXT`, `WHOLE`, `REAL`, `FLAG` or `TEXTS`.
-        unit: of its numbers; None where they have none.
-        about: what the number is, and per what, in a line.
-        null: when a row of an ok run has none, in words that go on after "null"; None: it always has one.
-        mean: whether the cells have its mean over the repeats, with an interval.
-        of_joules: whether it is joules or made from them: no mean over different scopes or statuses.
-        heading: of its means in the report's table of configurations; None: they are not there. A column that may be
-            null is left out there where no cell has it.
-        show: how a mean is shown there: a key of `numbers.FORMATS`.
+        name: of the column; ends with its unit if it has one: window_s.
+        dtype: of its values, in every sweep: `TEXT`, `WHOLE`, `REAL`, `FLAG` or `TEXTS`.
+        unit: of its numbers; None if they have none.
+        about: what the number is, and per what, in one line.
+        null: when a row of an ok run lacks a value, in words that follow "null"; None: never.
+        mean: whether the cells table has its mean over the repeats, with an interval.
+        of_joules: whether it is joules or computed from them: no mean over different scopes or statuses.
+        heading: of its means in the report's table of configurations; None: not shown. A column that may be null is
+            left out there if no cell has a value.
+        show: how the report formats a mean: a key of `numbers.FORMATS`.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Column:
     unit: str | None
     about: str
     null: str | None = None
-    # What the analysis does with it; it is not in the file.
+    # For the analysis; not written to the file.
     mean: bool = field(default=False, compare=False, kw_only=True)
     of_joules: bool = field(default=False, compare=False, kw_only=True)
     heading: str | None = field(default=None, compare=False, kw_only=True)
@@ -47,19 +47,19 @@ Table = dict[str, Column]  # by name, in the order of the file
 
 
 def _table(*columns: Column) -> Table:
-    found = {column.name: column for column in columns}
-    if len(found) < len(columns):
+    table = {column.name: column for column in columns}
+    if len(table) < len(columns):
         raise ValueError(f"a table has a column twice: {' '.join(column.name for column in columns)}")
-    return found
+    return table
 
 
 def _of(table: Table, names: str) -> Iterator[Column]:
-    """Columns that another table has as well."""
+    """Columns that this table shares with another."""
     return (table[name] for name in names.split())
 
 
 def named(table: Table, names: str) -> tuple[str, ...]:
-    """Names of columns, for code that fills them.
+    """Names of columns, checked, for code that fills them.
 
     Raises:
         KeyError: the table has no such column.
@@ -67,15 +67,15 @@ def named(table: Table, names: str) -> tuple[str, ...]:
     return tuple(column.name for column in _of(table, names))
 
 
-#: What each ROUGE compares a generated summary and its references by.
+#: What each ROUGE counts in a generated summary and its references.
 ROUGE = {"rouge1": "words", "rouge2": "pairs of words", "rougeL": "the longest common subsequence of words"}
-#: The middle, the lower and the upper end of an estimate: `_estimated` describes them.
+#: The middle, lower and upper end of an estimate: `_estimated` describes them.
 ESTIMATED = ("estimated_energy_j", "estimated_energy_low_j", "estimated_energy_high_j")
 NOT_ESTIMATED = "unless the run was on the CPU and the config asks for estimates"
 
 
 def _quality(after: str) -> tuple[Column, ...]:
-    """Held-out quality, as it is after some part of the training."""
+    """The columns of held-out quality, after some part of the training."""
     of_texts = f"of the validation texts after {after}"
     choice = f"share of the multiple-choice texts whose right choice has the lowest loss per token, after {after}"
     return (
@@ -124,7 +124,7 @@ def _estimated(of: str, null: str = NOT_ESTIMATED) -> tuple[Column, ...]:
 
 
 def _interval(column: Column) -> tuple[Column, ...]:
-    """Mean of a quantity of the runs over the repeats of a cell, and the ends of its interval."""
+    """The columns of the mean of a quantity over the repeats of a cell, and of the ends of its interval."""
     kind = ", of one scope and status" if column.of_joules else ""
     null, of = f"unless every ok run has the number{kind}", f"end of the 95 % t interval of {column.name}_mean"
     alone = f"{null}, and of a single run"
@@ -135,7 +135,7 @@ def _interval(column: Column) -> tuple[Column, ...]:
     )
 
 
-#: What names a cell.
+#: The columns that identify a cell.
 IDENTITY = _table(
     Column("cell", TEXT, None, "id of the configuration: the same in all its repeats"),
     Column("name", TEXT, None, "setup and batch size: how charts and report name the cell"),
@@ -152,18 +152,20 @@ IDENTITY = _table(
     Column("precision", TEXT, None, "number formats of the weights and of the arithmetic"),
     Column("batching", TEXT, None, "how texts become rows: dynamic or fixed padding, or packed into full rows"),
     Column("head", TEXT, None, "where the output layer is computed: masked at predicted positions, dense everywhere"),
-    Column("engine", TEXT, None, "how a step is executed: as PyTorch comes, compiled, captured"),
+    Column("engine", TEXT, None, "how a step is executed: eager, compiled or captured"),
     Column(
         "batch_size", WHOLE, None, "texts per optimizer step: on all devices together, or on each (batch_size_scope)"
     ),
     Column("batch_size_scope", TEXT, None, "what batch_size counts: global all devices, per_device each"),
-    Column("batch", TEXT, None, "batch_size as names say it: 32, or 32/device"),
+    Column("batch", TEXT, None, "batch_size as names show it: 32, or 32/device"),
     Column(
         "micro_batch_size", WHOLE, None, "texts per forward pass on each device", "where a batch is computed at once"
     ),
-    Column("checkpoint_activations", FLAG, None, "whether activations are computed again instead of kept"),
+    Column("checkpoint_activations", FLAG, None, "whether activations are recomputed instead of kept"),
     Column("lr", REAL, None, "peak learning rate"),
-    Column("max_grad_norm", REAL, None, "norm to which longer gradients of a step are cut", "where none is cut"),
+    Column(
+        "max_grad_norm", REAL, None, "norm to which larger gradients of a step are clipped", "where none is clipped"
+    ),
 )
 RUNS = _table(
     Column("run", TEXT, None, "id of the run, and the name of its folder"),
@@ -192,7 +194,11 @@ RUNS = _table(
         heading="Energy",
     ),
     Column(
-        "energy_error_j", REAL, "J", "what energy_j may be off by at most, the boards' accuracy apart", "where unknown"
+        "energy_error_j",
+        REAL,
+        "J",
+        "largest possible error of energy_j, not counting the boards' accuracy",
+        "where unknown",
     ),
     Column(
         "net_energy_j",
@@ -263,27 +269,39 @@ RUNS = _table(
         "(seconds of meter calls + CPU-seconds of trace) / total_window_s",
         "where unknown",
     ),
-    Column("flags", TEXT, None, "names of what to know before comparing the run", "where there is none"),
+    Column("flags", TEXT, None, "names of the flags: what to know before comparing the run", "where there is none"),
     Column("flag_texts", TEXT, None, "a line of text for each of the flags", "where there is none"),
     Column(
         "temperature_start_c",
         REAL,
         "°C",
         "temperature of the hottest board as the window begins",
-        "where no board tells",
+        "where no board reports it",
     ),
     Column(
-        "temperature_end_c", REAL, "°C", "temperature of the hottest board as the window ends", "where no board tells"
+        "temperature_end_c",
+        REAL,
+        "°C",
+        "temperature of the hottest board as the window ends",
+        "where no board reports it",
     ),
-    Column("sm_clock_mean_mhz", REAL, "MHz", "clock in the window, mean over time and boards", "where no board tells"),
-    Column("power_limit_w", REAL, "W", "power limit of a board in the window: the highest", "where no board tells"),
     Column(
-        "throttle_reasons", TEXT, None, "what held clocks down in the window", "where nothing did, or no board tells"
+        "sm_clock_mean_mhz", REAL, "MHz", "clock in the window, mean over time and boards", "where no board reports it"
+    ),
+    Column(
+        "power_limit_w", REAL, "W", "power limit of a board in the window: the highest", "where no board reports it"
+    ),
+    Column(
+        "throttle_reasons",
+        TEXT,
+        None,
+        "what limited the clocks in the window",
+        "where nothing did, or no board reports it",
     ),
     Column("cooldown_s", REAL, "s", "seconds that the run waited for boards to settle", "without boards to wait for"),
     Column("idle_s", REAL, "s", "seconds of the idle baseline before the window"),
-    Column("settled", FLAG, None, "whether the boards did settle before the run", "without boards to wait for"),
-    Column("exclusive", TEXT, None, "what the run had to itself: node the whole machine; gpu, none its boards alone"),
+    Column("settled", FLAG, None, "whether the boards settled before the run", "without boards to wait for"),
+    Column("exclusive", TEXT, None, "what only the run used: node the whole machine; gpu, none its boards alone"),
     Column("window_begin", TEXT, None, "when the window began: UTC, ISO 8601"),
     Column("window_end", TEXT, None, "when the window ended: UTC, ISO 8601"),
     Column(
@@ -356,7 +374,7 @@ RUNS = _table(
         "executed_flops",
         REAL,
         "FLOP",
-        "FLOPs of one pass: padding, recomputing, rating too",
+        "FLOPs of one pass: with padding, recomputing and rating",
         "where useful_flops is",
         mean=True,
     ),
@@ -418,8 +436,8 @@ RUNS = _table(
         )
         for name, what in ROUGE.items()
     ),
-    Column("num_validation_texts", WHOLE, None, "texts that are held out"),
-    Column("num_masked", WHOLE, None, "tokens that are predicted in them"),
+    Column("num_validation_texts", WHOLE, None, "held-out texts"),
+    Column("num_masked", WHOLE, None, "tokens predicted in the held-out texts"),
     Column("num_summaries", WHOLE, None, "texts that the trained model wrote", "where there are none"),
     Column(
         "environment", TEXT, None, "hash of CPU, memory, kinds of board, driver and versions: runs of one mean share it"
@@ -431,8 +449,8 @@ RUNS = _table(
     Column("cpu_model", TEXT, None, "name of the processor"),
     Column("cpu_cores", WHOLE, None, "hardware threads that the run was allowed to use"),
     Column("host_memory_bytes", WHOLE, "bytes", "memory of the machine"),
-    Column("gpus", TEXT, None, "kinds of the run's boards, whether they computed or were metered", "where it had none"),
-    Column("gpu_uuids", TEXT, None, "UUIDs of the run's boards", "where it had none"),
+    Column("gpus", TEXT, None, "kinds of the run's boards, whether they computed or were metered", "without boards"),
+    Column("gpu_uuids", TEXT, None, "UUIDs of the run's boards", "without boards"),
     Column("driver", TEXT, None, "version of the NVIDIA driver", "where there is none, or it did not answer"),
     Column("torch_version", TEXT, None, "version of PyTorch", "where it is not installed"),
     Column("transformers_version", TEXT, None, "version of transformers", "where it is not installed"),
@@ -448,8 +466,10 @@ RUNS = _table(
         "why there is no certificate, or what speaks against it",
         "where there is one and nothing does",
     ),
-    Column("code_digest", TEXT, None, "digest of the code that the run was measured by"),
-    Column("accepted_codes", TEXT, None, "digests of other code that its user accepted it for", "where there is none"),
+    Column("code_digest", TEXT, None, "digest of the code that measured the run"),
+    Column(
+        "accepted_codes", TEXT, None, "digests of other code for which the user accepted the run", "where there is none"
+    ),
     Column("accepted_reasons", TEXT, None, "why the user accepted them", "where there is none"),
     Column("git_commit", TEXT, None, "commit of the checkout", "outside a checkout"),
     Column("git_dirty", FLAG, None, "whether files differed from that commit", "outside a checkout"),
@@ -474,8 +494,8 @@ EPOCHS = _table(
 SELECTIONS = _table(
     *_of(RUNS, "run cell name setup panel batch environment batch_size repeat"),
     Column("epoch", WHOLE, None, "first epoch that trained the chosen tensors"),
-    Column("num_chosen", WHOLE, None, "tensors that were chosen"),
-    Column("num_candidates", WHOLE, None, "tensors that could have been"),
+    Column("num_chosen", WHOLE, None, "chosen tensors"),
+    Column("num_candidates", WHOLE, None, "tensors that could be chosen"),
     Column("trained_share", REAL, None, "share of the model's parameters that trained"),
     Column("importance_share", REAL, None, "share of the candidates' importance that was chosen", "where none has any"),
     Column("gap", REAL, None, "share of the best importance within the budget that the choice misses at most"),
@@ -494,7 +514,7 @@ SELECTIONS = _table(
     ),
     Column("step_s", REAL, "s", "mean seconds of a step until the next choice", "where no step followed"),
     Column("chosen", TEXTS, None, "names of the tensors that trained, from the output to the input"),
-    Column("candidates", TEXTS, None, "names of all that could have, from the output to the input"),
+    Column("candidates", TEXTS, None, "names of all candidates, from the output to the input"),
 )
 DEVICES = _table(
     *_of(RUNS, "run name setup panel batch batch_size repeat"),
@@ -509,7 +529,7 @@ DEVICES = _table(
     Column("net_reason", TEXT, None, "why net_energy_j is null", "where it is not"),
     Column("ratio_reason", TEXT, None, "why power_ratio is null", "where it is not"),
     Column(
-        "power_method", TEXT, None, "how a board tells its power: instant or averaged", "of CPU and DRAM, or unread"
+        "power_method", TEXT, None, "how a board reports its power: instant or averaged", "of CPU and DRAM, or unread"
     ),
     Column("certificate", TEXT, None, "digest of the device's certificate", "where certificate_reason says why"),
     Column("certificate_made", TEXT, None, "when the certificate was made: UTC, ISO 8601", "where certificate is"),
@@ -523,7 +543,7 @@ DEVICES = _table(
     *_of(RUNS, "certificate_reason"),
     Column("energy_j", REAL, "J", "joules of one pass", "where reason says why"),
     Column(
-        "error_j", REAL, "J", "what energy_j may be off by at most, the board's own accuracy apart", "where unknown"
+        "error_j", REAL, "J", "largest possible error of energy_j, not counting the board's accuracy", "where unknown"
     ),
     Column("total_energy_j", REAL, "J", "joules of the whole window: all passes", "where energy_j is"),
     Column("net_energy_j", REAL, "J", "energy_j less what idle_w makes in one pass", "where net_reason says why"),
@@ -544,13 +564,13 @@ DEVICES = _table(
 POWER = _table(
     *_of(RUNS, "run name setup panel batch batch_size repeat"),
     Column("device", TEXT, None, "gpu:0, cpu:0, dram:0, …: its kind and number"),
-    Column("t_s", REAL, "s", "seconds since the window's begin; before it they are negative"),
+    Column("t_s", REAL, "s", "seconds since the window's begin; negative before it"),
     Column(
-        "power_w", REAL, "W", "power then; of CPU and DRAM the mean since the sample before", "where it was not read"
+        "power_w", REAL, "W", "power at t_s; of CPU and DRAM the mean since the sample before", "where it was not read"
     ),
     Column("window_s", REAL, "s", "seconds of the whole window: all passes"),
 )
-UNREADABLE = "unreadable"  # status of a run or an anchor whose record cannot be read; no record has it
+UNREADABLE = "unreadable"  # status of a run or an anchor with an unreadable record; no record has it
 ANCHORS = _table(
     Column("day", TEXT, None, "when the run was measured again: YYYY-MM-DD"),
     *_of(RUNS, "run name panel"),
@@ -572,13 +592,13 @@ ANCHORS = _table(
     Column("same_code", FLAG, None, "whether both count as measured by one code", "where one of them is unknown"),
     Column("same_scope", FLAG, None, "whether both have joules of one scope and status", "where one has no joules"),
 )
-#: Each has `_mean`, `_low` and `_high` in the cells: mean and 95 % t interval over repeats.
+#: Each has `_mean`, `_low` and `_high` in the cells table: mean and 95 % t interval over repeats.
 QUANTITIES = tuple(column.name for column in RUNS.values() if column.mean)
 CELLS = _table(
     *IDENTITY.values(),
     Column("environment", TEXT, None, "environment of the runs whose means these are", "of a cell without ok run"),
-    Column("num_ok", WHOLE, None, "ok runs of the cell in this environment: what the means are over"),
-    Column("num_runs", WHOLE, None, "runs of the cell, whatever became of them, in all environments"),
+    Column("num_ok", WHOLE, None, "ok runs of the cell in this environment, over which means are taken"),
+    Column("num_runs", WHOLE, None, "runs of the cell, of every status, in all environments"),
     Column("statuses", TEXT, None, "how many runs of the cell have each status: 1 oom, 2 ok"),
     Column("num_flagged", WHOLE, None, "ok runs with a flag that concerns their numbers"),
     Column("flags", TEXT, None, "the flags of its runs that concern their numbers", "where there is none"),
@@ -591,14 +611,14 @@ CELLS = _table(
         "energy_error_j",
         REAL,
         "J",
-        "mean over the repeats: what energy_j may be off by",
+        "mean over the repeats of the largest possible error of energy_j",
         "where a run has none, or scopes differ",
     ),
     *(column for name in QUANTITIES for column in _interval(RUNS[name])),
     *_estimated("of one pass, mean over the repeats"),
     *_of(RUNS, "estimated_co2e_g"),
-    Column("baseline", TEXT, None, "name of the cell that speedup is over", "where there is no finished one"),
-    Column("is_baseline", FLAG, None, "whether the cell is that one itself", "where there is none"),
+    Column("baseline", TEXT, None, "name of the baseline, over which speedup is taken", "where no baseline finished"),
+    Column("is_baseline", FLAG, None, "whether the cell is the baseline", "where there is none"),
     Column(
         "speedup",
         REAL,
@@ -608,16 +628,18 @@ CELLS = _table(
     ),
     Column("speedup_low", REAL, None, "lower end of the 95 % interval of speedup", "with fewer than two pairs"),
     Column("speedup_high", REAL, None, "upper end of the 95 % interval of speedup", "with fewer than two pairs"),
-    Column("speedup_n", WHOLE, None, "pairs by seed that speedup is over", "where speedup is, and of the baseline"),
+    Column(
+        "speedup_n", WHOLE, None, "pairs by seed that speedup is the mean of", "where speedup is, and of the baseline"
+    ),
     Column(
         "speedup_verdict",
         TEXT,
         None,
-        "baseline, or on which side of 1 the interval of speedup lies",
+        "baseline, or on which side of 1 the interval of speedup is",
         "where speedup is",
     ),
 )
-#: The tables by the names of their files, and what a row of each is.
+#: The tables, by the names of their files.
 TABLES: dict[str, Table] = {
     "runs": RUNS,
     "cells": CELLS,
@@ -632,7 +654,7 @@ ABOUT = {
     "cells": "A row per cell and environment. Without an ok run a cell has one row, and its numbers are null.",
     "epochs": "A row per ok run and epoch, epoch 0 being the untrained model. Joules and seconds are cumulative.",
     "selections": "A row per ok run and choice of tensors.",
-    "devices": "A row per ok run and device that was read or should have been.",
+    "devices": "A row per ok run and device that was read, or could not be.",
     "power": "The power traces of the ok runs: a row per sample and device.",
     "anchors": "A row per run that was measured again on a later day.",
 }

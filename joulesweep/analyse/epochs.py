@@ -1,4 +1,4 @@
-"""Which epochs have joules that may be drawn or compared together."""
+"""Select the epochs whose joules are comparable."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ GROUP = ("cell", "environment", "epoch")
 
 
 def with_joules(epochs: pl.DataFrame) -> tuple[pl.DataFrame, str]:
-    """The epochs that every repeat of a cell has joules of, and why there are none.
+    """The epochs for which every repeat of a cell has joules, and why there are none.
 
     Args:
         epochs: the epochs table.
 
     Returns:
-        Rows whose joules are of one scope and status, with the untrained model's; or no rows and the reason.
+        Rows with joules of one scope and status, and those of the untrained model; or no rows and the reason.
     """
     trained = epochs.filter(pl.col("epoch") > 0)
     whole = (pl.col("energy_j").is_null() | pl.col("energy_scope").is_null()).sum().over(GROUP) == 0

@@ -1,21 +1,21 @@
-"""How near a run comes to what its GPUs could do: useful FLOPs, model FLOPs utilisation, distance to the floor.
+"""How close a run gets to the hardware limit: useful FLOPs, model FLOPs utilisation, distance to the floor.
 
-    useful_flops       of training on the tokens that are there and predicted: no padding, nothing computed twice
-    executed_flops     what was computed: with padding, recomputed activations, and the rating of tensors
-    rating_flops       of these, what a method spent on rating tensors
-    padded_macs        multiply-adds of training with padding, without what was recomputed or rated: half its FLOPs, and
-                       what papers that count padded positions call FLOPs
-    padded_flop_share  1 - useful / (executed without what was recomputed or rated)
+    useful_flops       of training on real tokens and their predictions: no padding, nothing computed twice
+    executed_flops     all computed: with padding, recomputed activations, and the rating of tensors
+    rating_flops       the part of them that a method spent on rating tensors
+    padded_macs        multiply-adds of training with padding, without recomputing and rating: half its FLOPs. Papers
+                       that count padded positions call this FLOPs
+    padded_flop_share  1 - useful / (executed without recomputing and rating)
     mfu                useful_flops / (seconds × devices × peak rate of the precision)
-    floor_distance     t_floor / seconds: near 1, little is left to gain
+    floor_distance     t_floor / seconds: near 1, there is little left to gain
 
     t_floor = useful_flops / (peak rate × devices) + steps × bytes_per_step / memory bandwidth
     (both over the training phases)
 
-t_floor is an estimate of the least time. Its two terms are added: AdamW moves its state when the backward pass is over
-and has next to nothing to compute meanwhile. With the larger of the two, small and large batches would both look up to
-twice as far from the floor. A run that overlaps the two, or whose state stays in a cache, can be faster than that.
-Peak rates are those of `resources/gpus.csv`; what is not in there has no floor. The counts come from the record.
+t_floor estimates the least possible time. Its two terms are added, since AdamW moves its state after the backward pass
+and computes almost nothing meanwhile. With their maximum, small and large batches would both look up to twice as far
+from the floor. A run that overlaps the two, or whose state stays in a cache, can be faster than t_floor.
+Peak rates come from `resources/gpus.csv`; a GPU that is not listed has no floor. The counts come from the record.
 Standard library only.
 """
 
@@ -33,8 +33,8 @@ from joulesweep.core.work import COMPUTED, UNITS, USEFUL
 from joulesweep.runs.record import RunRecord
 
 GPU_FILE = RESOURCES / "gpus.csv"
-RATE = "_tflops"  # ends the names of the columns of peak rates
-#: NVML's bytes may be so far from the memory's nominal size: error correction takes a sixteenth of GDDR.
+RATE = "_tflops"  # suffix of the columns of peak rates
+#: Tolerance between NVML's bytes and the nominal size of memory: error correction takes a sixteenth of GDDR.
 MEMORY_TOLERANCE = 0.1
 UNCOUNTED = "the record was written before FLOPs were counted"
 
@@ -46,11 +46,11 @@ class Gpu:
     Attributes:
         name: NVML's, without its maker.
         memory_gib: nominal size of its memory.
-        flops_per_s: peak rate of dense matrix products by format; None where there is none or none is known.
+        flops_per_s: peak rate of dense matrix products by format; None if it does not exist or is unknown.
         bytes_per_s: peak bandwidth of its memory.
-        status: "verified" or "recalled": whether the numbers were read in a copy of the source; or "unsupported: "
-            and why.
-        source: where they are from.
+        status: "verified" if the numbers were read in a copy of the source, else "recalled"; or "unsupported: " and
+            why.
+        source: of the numbers.
     """
 
     name: str
@@ -66,7 +66,7 @@ def gpus() -> dict[tuple[str, float], Gpu]:
     """The rows of `resources/gpus.csv`, by name and size of memory."""
     lines = GPU_FILE.read_text(encoding="utf-8").splitlines()
     rows = csv.DictReader(line for line in lines if not line.startswith("#"))
-    found = [
+    boards = [
         Gpu(
             name=row["name"],
             memory_gib=float(row["memory_gib"]),
@@ -79,7 +79,7 @@ def gpus() -> dict[tuple[str, float], Gpu]:
         )
         for row in rows
     ]
-    return {(gpu.name, gpu.memory_gib): gpu for gpu in found}
+    return {(gpu.name, gpu.memory_gib): gpu for gpu in boards}
 
 
 def _number(text: str, unit: float) -> float | None:
@@ -89,30 +89,30 @@ def _number(text: str, unit: float) -> float | None:
 def find(name: str, memory_bytes: int | None) -> Gpu | None:
     """The row of a board, or None.
 
-    The whole name must be the same, but for "NVIDIA " before it, which older drivers leave out: a part of a name
-    would take an A10 for an A100. Boards of one name differ in memory, and a slice of a board has less of it.
+    The whole name must match, apart from a leading "NVIDIA ", which older drivers leave out: part of a name would
+    confuse an A10 with an A100. Boards of one name differ in memory, and a slice of a board has less of it.
     """
     if memory_bytes is None:
         return None
     size = memory_bytes / 2**30
-    same = [gpu for gpu in gpus().values() if gpu.name == name.removeprefix("NVIDIA ")]
-    return next((gpu for gpu in same if abs(size / gpu.memory_gib - 1) <= MEMORY_TOLERANCE), None)
+    same_name = [gpu for gpu in gpus().values() if gpu.name == name.removeprefix("NVIDIA ")]
+    return next((gpu for gpu in same_name if abs(size / gpu.memory_gib - 1) <= MEMORY_TOLERANCE), None)
 
 
 def totals(phases: Sequence[Phase]) -> dict[str, float]:
-    """Work of a pass over the training: useful_flops, executed_flops, rating_flops, padded_macs, padded_flop_share.
+    """Work of one pass: useful_flops, executed_flops, rating_flops, padded_macs, padded_flop_share.
 
     Args:
-        phases: a measurement's.
+        phases: of a measurement.
     """
     trained = [phase for phase in phases if phase.kind == "training"]
     useful, computed = (sum(flops(phase, which) for phase in trained) for which in (USEFUL, COMPUTED))
-    again = sum(recomputed(phase, COMPUTED) for phase in trained)
+    repeated = sum(recomputed(phase, COMPUTED) for phase in trained)
     rated = [phase for phase in phases if phase.kind == "rating"]
     rating = sum(flops(phase, COMPUTED) + recomputed(phase, COMPUTED) for phase in rated)
     return {
         "useful_flops": useful,
-        "executed_flops": computed + again + rating,
+        "executed_flops": computed + repeated + rating,
         "rating_flops": rating,
         "padded_macs": computed / 2,
         "padded_flop_share": 1 - useful / computed,
@@ -120,12 +120,12 @@ def totals(phases: Sequence[Phase]) -> dict[str, float]:
 
 
 def recomputed(phase: Phase, which: int) -> float:
-    """FLOPs that checkpointing adds to a phase, on its `USEFUL` or its `COMPUTED` counts."""
+    """FLOPs that checkpointing adds to a phase, for its `USEFUL` or `COMPUTED` counts."""
     return flops(phase, which, "recomputed_")
 
 
 def flops(phase: Phase, which: int, prefix: str = "") -> float:
-    """FLOPs of a phase, which are known, on its `USEFUL` or its `COMPUTED` counts."""
+    """FLOPs of a phase, which must be known, for its `USEFUL` or `COMPUTED` counts."""
     coefficients = phase.flop_coefficients or {}
     return sum(
         float(coefficients.get(prefix + unit, 0.0)) * float(getattr(phase, counts[which]))
@@ -134,19 +134,19 @@ def flops(phase: Phase, which: int, prefix: str = "") -> float:
 
 
 def floor_s(flops: float, num_bytes: float, flops_per_s: float, bytes_per_s: float) -> float:
-    """Seconds for so many FLOPs at the peak rate, and then so many bytes to and from memory."""
+    """Estimated least seconds: compute at peak rate plus memory traffic at peak bandwidth."""
     return flops / flops_per_s + num_bytes / bytes_per_s
 
 
 @dataclass(frozen=True, kw_only=True)
 class Roofline:
-    """A run's columns of the runs table: what the head of this module defines, and reasons for nulls.
+    """A run's columns of the runs table: the quantities that the module's docstring defines, and reasons for nulls.
 
     Attributes:
-        flop_reason: why its FLOPs are not known, or None.
+        flop_reason: why its FLOPs are unknown, or None.
         floor_reason: why mfu and floor_distance are null, or None.
-        bytes_per_step: null also where phases differ.
-        peak_status: of the peak rates, see `Gpu.status`.
+        bytes_per_step: also null if phases differ.
+        peak_status: status of the peak rates, as in `Gpu.status`.
     """
 
     useful_flops: float | None = None
@@ -162,17 +162,17 @@ class Roofline:
     peak_status: str | None = None
 
 
-def columns(found: RunRecord, measured: Measurement) -> Roofline:
+def columns(record: RunRecord, measured: Measurement) -> Roofline:
     """A finished run's columns of the runs table.
 
     Args:
-        found: the run's record.
+        record: of the run.
         measured: its measurement.
     """
     phases = measured.phases
     if phases is None:
         return Roofline(flop_reason=UNCOUNTED, floor_reason=UNCOUNTED)
-    spec, boards = found.spec, found.environment.gpus
+    spec, boards = record.spec, record.environment.gpus
     return roofline(spec.precision, spec.devices, spec.accelerator, boards, measured.window_s, phases)
 
 
@@ -184,15 +184,15 @@ def roofline(
     window_s: float,
     phases: Sequence[Phase],
 ) -> Roofline:
-    """How near a training comes to what its boards could do.
+    """How close a training gets to the limit of its boards.
 
     Args:
         precision: a row of `precision.PRECISIONS`.
-        num_devices: that it computed on.
+        num_devices: number that it computed on.
         accelerator: "cuda" or "cpu".
-        boards: that it was given.
+        boards: of the run.
         window_s: seconds of a pass.
-        phases: of it.
+        phases: of the pass.
     """
     reason = next((phase.flop_reason for phase in phases if phase.flop_reason), None)
     if reason is not None:
@@ -220,7 +220,7 @@ def roofline(
 
 
 def _gpu(accelerator: str, boards: Sequence[BoardIdentity]) -> tuple[Gpu | None, str | None]:
-    """The one kind of board that computed, or why it is not known."""
+    """The kind of board that computed, or why it is unknown."""
     if accelerator != "cuda":
         return None, "peak rates are known of GPUs only; this run used the CPU"
     kinds = {(board.name, board.memory_bytes) for board in boards}

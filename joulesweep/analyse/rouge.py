@@ -1,10 +1,10 @@
-"""ROUGE of the summaries that a run generated, from its `summaries.jsonl`: {text, summary, references} in each line.
+"""Score a run's generated summaries with ROUGE, from its `summaries.jsonl`: {text, summary, references} per line.
 
     rouge1, rouge2   F-measure of shared words and of shared pairs of words, after Porter's stemmer
     rougeL           of the longest common subsequence of words
 
-Scores are those of the library rouge-score (Google Research), shares in 0..1: of several references the best for each
-metric by itself, and the mean over texts.
+The library rouge-score (Google Research) computes the scores, 0 to 1. Of several references the best counts, for each
+metric separately; scores are means over texts.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ METRICS = ("rouge1", "rouge2", "rougeL")
 
 
 def columns(folder: Path) -> dict[str, float]:
-    """A run's columns of the runs table: rouge1, rouge2, rougeL and num_summaries; none where it has no summaries.
+    """A run's columns of the runs table: rouge1, rouge2, rougeL and num_summaries; empty if it has no summaries.
 
     Args:
         folder: of the run.
@@ -32,16 +32,16 @@ def columns(folder: Path) -> dict[str, float]:
     summaries = _read(folder / FILE)
     if not summaries:
         return {}
-    from rouge_score.rouge_scorer import RougeScorer  # a second that sweeps without summaries do not pay
+    from rouge_score.rouge_scorer import RougeScorer  # takes a second, which sweeps without summaries save
 
     scorer = RougeScorer(METRICS, use_stemmer=True)
-    scores = [scorer.score_multi(one.references, one.summary) for one in summaries]
+    scores = [scorer.score_multi(text.references, text.summary) for text in summaries]
     means = {metric: math.fsum(score[metric].fmeasure for score in scores) / len(scores) for metric in METRICS}
     return {**means, "num_summaries": len(scores)}
 
 
 def _read(path: Path) -> list[Summary]:
-    """The rows of the file; none if it is not there."""
+    """The rows of the file; empty if it does not exist."""
     try:
         lines = path.read_bytes().splitlines()
     except FileNotFoundError:

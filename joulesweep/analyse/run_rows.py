@@ -1,4 +1,4 @@
-"""From a run's record to its row of the runs table, and to its rows of the tables of epochs and selections."""
+"""Turn a run's record into its row of the runs table and its rows of the other tables."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from joulesweep.runs import record
 from joulesweep.runs.headline import beside, by_epoch, estimated, headline, joined, scoped
 from joulesweep.runs.record import RunRecord
 
-#: What the parts of a record say in the very words of the tables.
+#: Columns whose names are also attributes of a part of the record.
 RECORDED = named(RUNS, "status reason oom_bytes started finished code_digest")
 MACHINE = named(
     RUNS,
@@ -55,10 +55,10 @@ OF_DEVICE = (
     *named(DEVICES, "device kind uuid status method reason energy_j total_energy_j net_energy_j idle_w tick_s"),
     *named(DEVICES, "mean_power_w power_ratio error_j doubt idle_reason net_reason ratio_reason power_method"),
 )
-NOT_TRACED = "the trace has no readings of it"
-UNRATED = "nothing was counted of a step that trains every tensor"
+NOT_TRACED = "the trace has no readings of this device"
+UNRATED = "no step that trains every tensor was counted"
 UNCITED = "the run is older than certificates"
-#: What a record says of a certificate, and the column that has it.
+#: Attributes of a citation of a certificate, and their columns.
 CITED = {
     "digest": "certificate",
     "made": "certificate_made",
@@ -74,64 +74,64 @@ def read(path: Path, asked: Asked, factors: Footprint | None) -> tuple[Row, dict
 
     Args:
         path: of the record.
-        asked: what the config says of estimates.
-        factors: what turns joules into emissions and cost.
+        asked: the config's settings for estimates.
+        factors: convert joules into emissions and cost.
 
     Returns:
-        Its row of the runs table without what the manifest and the files beside the record say, and its rows of the
-        tables `epochs`, `selections` and `devices`, without what is the run's.
+        The row of the runs table, without the columns from the manifest and from the files beside the record; and the
+        rows of the tables `epochs`, `selections` and `devices`, without the columns of the run itself.
 
     Raises:
-        UserError: missing, or of another version; the line names the file.
-        Corrupt: corrupt or foreign, or a number that cannot be.
-        ColumnError: what fills a row names what is no column, or names one twice.
+        UserError: the record is missing, or of another version; the line names the file.
+        Corrupt: the record is corrupt or foreign, or has an impossible number.
+        ColumnError: the code fills an unknown column, or one column twice.
     """
-    found = record.read(path)
+    run_record = record.read(path)
     try:
-        row = check(_run(found, asked, factors), RUNS)
-        if found.measurement is None:
+        row = check(_run(run_record, asked, factors), RUNS)
+        if run_record.measurement is None:
             return row, {"epochs": [], "selections": [], "devices": []}
         return row, {
-            "epochs": list(_epochs(row, found, found.measurement, asked)),
-            "selections": list(_selections(found.measurement)),
-            "devices": list(_devices(found, found.measurement)),
+            "epochs": list(_epochs(row, run_record, run_record.measurement, asked)),
+            "selections": list(_selections(run_record.measurement)),
+            "devices": list(_devices(run_record, run_record.measurement)),
         }
-    except (ArithmeticError, ValueError) as error:  # a window of no seconds, a number beyond the largest
+    except (ArithmeticError, ValueError) as error:  # a window of 0 s, a number beyond the largest
         raise Corrupt(path, f"corrupt run record: {type(error).__name__}: {error}") from None
 
 
 def _taken(source: object, keys: Iterable[str]) -> Row:
-    """Columns that have the names of attributes."""
+    """Attributes, as columns of the same names."""
     return {key: getattr(source, key) for key in keys}
 
 
-def _run(found: RunRecord, asked: Asked, factors: Footprint | None) -> Row:
-    accepted, accelerator = found.accepted or [], found.spec.accelerator
+def _run(run_record: RunRecord, asked: Asked, factors: Footprint | None) -> Row:
+    accepted, accelerator = run_record.accepted or [], run_record.spec.accelerator
     row = combined(
         RUNS,
-        _taken(found, RECORDED),
+        _taken(run_record, RECORDED),
         {
             "accelerator": accelerator,
-            "accepted_codes": " ".join(one.code_digest for one in accepted) or None,
-            "accepted_reasons": joined(one.reason for one in accepted),
+            "accepted_codes": " ".join(entry.code_digest for entry in accepted) or None,
+            "accepted_reasons": joined(entry.reason for entry in accepted),
         },
-        _environment(found.environment),
-        _certificate(found.environment, accelerator),
+        _environment(run_record.environment),
+        _certificate(run_record.environment, accelerator),
     )
-    if found.measurement is None:
+    if run_record.measurement is None:
         return row
-    return combined(RUNS, row, *_measured(found, found.measurement, asked, factors))
+    return combined(RUNS, row, *_measured(run_record, run_record.measurement, asked, factors))
 
 
-def _measured(found: RunRecord, measured: Measurement, asked: Asked, factors: Footprint | None) -> Iterator[Row]:
-    """The columns of a run that is ok, in parts."""
-    accelerator = found.spec.accelerator
-    guess = estimated(found, asked, measured.cpu_s, measured.window_s)
+def _measured(run_record: RunRecord, measured: Measurement, asked: Asked, factors: Footprint | None) -> Iterator[Row]:
+    """The columns of an ok run, in parts."""
+    accelerator = run_record.spec.accelerator
+    guess = estimated(run_record, asked, measured.cpu_s, measured.window_s)
     joules = headline(measured.energy, accelerator, measured.conditions.exclusive)
-    work = roofline.columns(found, measured)
+    work = roofline.columns(run_record, measured)
     yield _taken(measured, MEASURED)
     yield {key: getattr(measured.peak_memory, key.removeprefix("peak_")) for key in PEAKS}
-    yield _taken(found.quality, SCORED)
+    yield _taken(run_record.quality, SCORED)
     yield vars(joules)
     yield vars(beside(measured.energy))
     yield vars(work)
@@ -155,16 +155,17 @@ def _environment(environment: Environment) -> Row:
 
 
 def _certificate(environment: Environment, accelerator: str) -> dict[str, str | None]:
-    """Digests of the certificates of what computed, and why there are none."""
-    cited = [one for one in _cited(environment) if (one.name == certificate.HOST) == (accelerator == "cpu")]
+    """Digests of the certificates of the devices that computed, or why there is none."""
+    of_cpu = accelerator == "cpu"
+    cited = [citation for citation in _cited(environment) if (citation.name == certificate.HOST) == of_cpu]
     return {
-        "certificate": joined(one.digest for one in cited),
-        "certificate_reason": joined(one.reason for one in cited),
+        "certificate": joined(citation.digest for citation in cited),
+        "certificate_reason": joined(citation.reason for citation in cited),
     }
 
 
 def _cited(environment: Environment) -> list[Citation]:
-    """What a record says of certificates."""
+    """The certificates that a record cites."""
     if environment.certificates is not None:
         return environment.certificates
     names = [*(gpu.uuid for gpu in environment.gpus), certificate.HOST]
@@ -172,7 +173,7 @@ def _cited(environment: Environment) -> list[Citation]:
 
 
 def fingerprint(environment: Environment) -> str:
-    """Hash of what must agree for two runs to share a mean: kinds of board, driver, versions.
+    """Hash of the facts on which runs that share a mean agree: kinds of board, driver, versions.
 
     Host names, board UUIDs and the cores granted to one job may differ: a cluster spreads equal jobs over equal nodes.
     So may the number of boards: a record lists those of its run, and one board is compared with two.
@@ -191,7 +192,7 @@ def fingerprint(environment: Environment) -> str:
 
 
 def _footprint(energy_j: float | None, guess: Estimate | None, factors: Footprint | None) -> Row:
-    """Emissions and cost of the joules that were read; emissions of estimated ones in a column of their own."""
+    """Emissions and cost of measured joules; emissions of estimated joules have their own column."""
     if factors is None:
         return {}
     return {
@@ -202,18 +203,18 @@ def _footprint(energy_j: float | None, guess: Estimate | None, factors: Footprin
 
 
 def _flags(flags: Sequence[Flag]) -> dict[str, str | None]:
-    """Names of the flags, and a line of text for each of them."""
+    """Names of the flags, and one line of text for each."""
     texts: dict[str, list[str]] = {}
-    for one in flags:
-        if not one.flag.isidentifier():
-            raise ValueError(f"flag is {one.flag!r}")
-        texts.setdefault(one.flag, []).append(" ".join(one.text.split()))
-    lines = ["; ".join(dict.fromkeys(said)) for said in texts.values()]
+    for flag in flags:
+        if not flag.flag.isidentifier():
+            raise ValueError(f"flag is {flag.flag!r}")
+        texts.setdefault(flag.flag, []).append(" ".join(flag.text.split()))
+    lines = ["; ".join(dict.fromkeys(sentences)) for sentences in texts.values()]
     return {"flags": ", ".join(texts) or None, "flag_texts": "\n".join(lines) or None}
 
 
 def add_flag(row: Row, flag: str, text: str) -> None:
-    """Add a flag to a row of the runs table unless it is there."""
+    """Add a flag to a row of the runs table that does not have it yet."""
     if flag not in (row["flags"] or "").split(", "):
         row["flags"] = ", ".join(filter(None, [row["flags"], flag]))
         row["flag_texts"] = "\n".join(filter(None, [row["flag_texts"], text]))
@@ -242,7 +243,7 @@ def _ratio(flops: float | None, energy_j: float | None) -> float | None:
 
 
 def _overhead(overhead: Overhead, total_window_s: float) -> float | None:
-    """What measuring took, as a share of the window: time in the meter's calls and CPU time of the trace."""
+    """Share of the window that measuring took: time in the meter's calls and CPU time of the trace."""
     if overhead.trace_cpu_s is None:
         return None
     return (overhead.meter_s + overhead.trace_cpu_s) / total_window_s
@@ -253,23 +254,23 @@ def _estimate_columns(guess: Estimate | None) -> Row:
     return dict(zip(ESTIMATED, values, strict=True))
 
 
-def _epochs(row: Row, found: RunRecord, measured: Measurement, asked: Asked) -> Iterator[Row]:
-    """Rows of the epochs table, without the run's name; joules are cumulative, and of the untrained model none."""
-    headed = scoped(measured.energy, found.spec.accelerator, measured.conditions.exclusive)
-    devices = [one.device for one in headed]
-    for epoch in found.epochs:
-        guess = estimated(found, asked, epoch.cpu_s, epoch.elapsed_s) if epoch.epoch else None
+def _epochs(row: Row, run_record: RunRecord, measured: Measurement, asked: Asked) -> Iterator[Row]:
+    """Rows of the epochs table, without the run's name. Joules are cumulative; the untrained model has none."""
+    headed = scoped(measured.energy, run_record.spec.accelerator, measured.conditions.exclusive)
+    devices = [device_energy.device for device_energy in headed]
+    for epoch in run_record.epochs:
+        guess = estimated(run_record, asked, epoch.cpu_s, epoch.elapsed_s) if epoch.epoch else None
         joules, scope = vars(by_epoch(epoch, devices)), {"energy_scope": row.get("energy_scope")}
         part = check(combined(EPOCHS, _taken(epoch, OF_EPOCH), joules, scope), EPOCHS)
         yield combined(EPOCHS, part, _estimate_columns(guess))
 
 
-def _devices(found: RunRecord, measured: Measurement) -> Iterator[Row]:
+def _devices(run_record: RunRecord, measured: Measurement) -> Iterator[Row]:
     """Rows of the devices table, without the run's name."""
-    headed = scoped(measured.energy, found.spec.accelerator, measured.conditions.exclusive)
-    in_scope = {one.device for one in headed}
-    whole = {one.device: one for one in measured.overhead.whole_run_energy}
-    cited = {one.name: one for one in _cited(found.environment)}
+    headed = scoped(measured.energy, run_record.spec.accelerator, measured.conditions.exclusive)
+    in_scope = {entry.device for entry in headed}
+    whole = {entry.device: entry for entry in measured.overhead.whole_run_energy}
+    cited = {entry.name: entry for entry in _cited(run_record.environment)}
     for row in measured.energy:
         run = whole.get(row.device, WholeRunEnergy(device=row.device, energy_j=None, reason=NOT_TRACED))
         of_host = meters.kind(row.kind) in (meters.CPU, meters.DRAM)  # no certificate is of any other kind without UUID
@@ -289,18 +290,18 @@ def _text(value: str | list[str] | None) -> str | None:
 
 
 def _selections(measured: Measurement) -> Iterator[Row]:
-    """Rows of the selections table, without the run's name: one per phase whose tensors a method chose."""
+    """Rows of the selections table, without the run's name: one per phase in which a method chose the tensors."""
     rating: Phase | None = None
     for phase in measured.phases or ():
         if phase.kind == "rating":
             rating = phase
         elif isinstance(phase, ChosenPhase):
-            own = {"num_chosen": len(phase.chosen), **_counted(phase, rating), **_timed(phase, rating)}
-            yield check(combined(SELECTIONS, _taken(phase, OF_CHOICE), own), SELECTIONS)
+            derived = {"num_chosen": len(phase.chosen), **_counted(phase, rating), **_timed(phase, rating)}
+            yield check(combined(SELECTIONS, _taken(phase, OF_CHOICE), derived), SELECTIONS)
 
 
 def _timed(phase: Phase, rating: Phase | None) -> dict[str, float | None]:
-    """Seconds that rating and choosing took, and a step of training what was chosen."""
+    """Seconds of rating and choosing, and of a step that trains the chosen tensors."""
     return {
         "rating_s": None if rating is None else rating.elapsed_s,
         "step_s": phase.elapsed_s / phase.num_steps if phase.num_steps else None,
@@ -308,14 +309,14 @@ def _timed(phase: Phase, rating: Phase | None) -> dict[str, float | None]:
 
 
 def _counted(phase: Phase, rating: Phase | None) -> Row:
-    """What the chosen tensors cost, as a share of all: FLOPs of the phase over those had each tensor been trained.
+    """Cost of the chosen tensors: FLOPs of the phase, as a share of those with every tensor trained.
 
-    While tensors are rated each of them needs its gradient, so that phase has the coefficients of training them all.
+    Rating needs the gradient of every tensor, so the rating phase has the coefficients of training them all.
     """
     reason = UNRATED if rating is None else phase.flop_reason or rating.flop_reason
     if rating is None or reason:
         return {"counted_cost": None, "cost_reason": reason}
-    mixed = (phase, dataclasses.replace(phase, flop_coefficients=rating.flop_coefficients))
-    # With what checkpointing computes again: the prediction has that too.
-    chosen, every = (roofline.flops(one, USEFUL) + roofline.recomputed(one, USEFUL) for one in mixed)
+    variants = (phase, dataclasses.replace(phase, flop_coefficients=rating.flop_coefficients))
+    # Including what checkpointing recomputes, as the prediction does.
+    chosen, every = (roofline.flops(variant, USEFUL) + roofline.recomputed(variant, USEFUL) for variant in variants)
     return {"counted_cost": chosen / every, "cost_reason": None}

@@ -1,4 +1,4 @@
-"""Intervals of a few repeats, and comparisons paired by seed."""
+"""Confidence intervals from few repeats, and comparisons paired by seed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Interval:
 
 @dataclass(frozen=True, kw_only=True)
 class Ratio:
-    """How many times larger one quantity is than another, over paired seeds. Has no unit.
+    """The ratio of one quantity to another, over paired seeds. Has no unit.
 
     Attributes:
         ratio: geometric mean of the pairs' ratios.
@@ -50,7 +50,7 @@ class Ratio:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference(Interval):
-    """How much larger one quantity is than another, over paired seeds, in their unit: an interval of n pairs.
+    """The difference of two quantities over paired seeds, in their unit, with its interval; n counts pairs.
 
     Attributes:
         verdict: "higher", "lower", "no difference shown" (the interval spans 0) or "n=1, no interval".
@@ -60,7 +60,7 @@ class Difference(Interval):
 
 
 def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
-    """Mean with Student's t interval: independent, roughly normal values.
+    """Mean with Student's t interval, which assumes independent, roughly normal values.
 
     Args:
         values: at least one.
@@ -75,7 +75,7 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval
     mean = math.fsum(values) / n
     if n == 1:
         return Interval(mean=mean, low=None, high=None, n=1)
-    # No square is formed, which would be beyond a float where the values themselves are not.
+    # hypot: squares could overflow a float where the values do not.
     half = t_quantile(n - 1, confidence) * math.hypot(*(value - mean for value in values)) / math.sqrt((n - 1) * n)
     return Interval(mean=mean, low=mean - half, high=mean + half, n=n)
 
@@ -89,7 +89,7 @@ def paired_ratio(a: Sequence[float], b: Sequence[float], confidence: float = 0.9
         confidence: coverage, between 0 and 1.
 
     Raises:
-        ValueError: lengths differ, no pairs, or a value that has no logarithm.
+        ValueError: lengths differ, no pairs, or a value is not positive.
     """
     logs = mean_interval([math.log(x) - math.log(y) for x, y in zip(a, b, strict=True)], confidence)
     low, high = (None if end is None else _exp(end) for end in (logs.low, logs.high))
@@ -97,7 +97,7 @@ def paired_ratio(a: Sequence[float], b: Sequence[float], confidence: float = 0.9
 
 
 def _exp(log: float) -> float:
-    """The ratio of a logarithm; one beyond 1e±300 is given as that."""
+    """The ratio with this logarithm, limited to 1e±300."""
     return math.exp(min(max(log, -LARGEST_LOG), LARGEST_LOG))
 
 
@@ -112,20 +112,20 @@ def paired_difference(a: Sequence[float], b: Sequence[float], confidence: float 
     Raises:
         ValueError: lengths differ, or no pairs.
     """
-    found = mean_interval([x - y for x, y in zip(a, b, strict=True)], confidence)
-    return Difference(**asdict(found), verdict=_verdict(found))
+    interval = mean_interval([x - y for x, y in zip(a, b, strict=True)], confidence)
+    return Difference(**asdict(interval), verdict=_verdict(interval))
 
 
-def _verdict(found: Interval) -> str:
-    """Which side of 0 an interval lies on."""
-    if found.low is None or found.high is None:
+def _verdict(interval: Interval) -> str:
+    """Which side of 0 an interval is on."""
+    if interval.low is None or interval.high is None:
         return NO_INTERVAL
-    return NO_DIFFERENCE if found.low <= 0 <= found.high else "higher" if found.low > 0 else "lower"
+    return NO_DIFFERENCE if interval.low <= 0 <= interval.high else "higher" if interval.low > 0 else "lower"
 
 
 @functools.cache
 def t_quantile(degrees: int, confidence: float = 0.95) -> float:
-    """Two-sided quantile of Student's t distribution, by bisection: hosts with GPUs may lack SciPy."""
+    """Two-sided quantile of Student's t distribution, by bisection, since hosts with GPUs may lack SciPy."""
     low, high = 0.0, 1.0
     while _t_coverage(high, degrees) < confidence:
         low, high = high, 2 * high
@@ -135,7 +135,7 @@ def t_quantile(degrees: int, confidence: float = 0.95) -> float:
 
 
 def _t_coverage(t: float, degrees: int) -> float:
-    """How probable it is that Student's t is within ±t (Abramowitz & Stegun 1964, 26.7.3 and 26.7.4)."""
+    """Probability that Student's t is within ±t (Abramowitz & Stegun 1964, 26.7.3 and 26.7.4)."""
     angle = math.atan(t / math.sqrt(degrees))
     cosine, odd = math.cos(angle), degrees % 2
     term, total = (cosine if odd else 1.0), 0.0

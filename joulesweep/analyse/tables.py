@@ -1,6 +1,6 @@
-"""The tables of a sweep: how their rows are checked, and how they are written and read.
+"""Check the rows of a sweep's tables, and write and read the tables.
 
-Missing is null, never 0 or NaN. Every column has one dtype, whatever the sweep holds. Estimated joules have columns of
+A missing value is null, never 0 or NaN. A column has the same dtype in every sweep. Estimated joules have columns of
 their own. `columns` has a row for each column.
 """
 
@@ -18,8 +18,8 @@ import polars as pl
 from joulesweep.analyse.columns import ABOUT, FLAG, REAL, TABLES, TEXT, TEXTS, WHOLE, Column, Table
 from joulesweep.core.errors import UserError, brief_repr, one_of
 
-LARGEST = 1e300  # of all numbers: what is made from them is finite as well
-#: A number whose name has such an end cannot be negative.
+LARGEST = 1e300  # of all numbers, so that results computed from them are finite too
+#: Numbers whose names end like this cannot be negative.
 COUNTS = ("_s", "_j", "_w", "_bytes", "_flops", "_macs", "loss", "perplexity", "accuracy")
 DTYPES: dict[str, pl.DataType] = {
     TEXT: pl.String(),
@@ -35,17 +35,17 @@ PYTHON_TYPES: dict[str, tuple[type, ...]] = {
     FLAG: (bool,),
     TEXTS: (list,),
 }
-Row = dict[str, Any]  # of a table or a part of one: values by the names of its columns
-DESCRIPTION = "joulesweep"  # key of the parquet file's metadata under which its columns are described
+Row = dict[str, Any]  # a row of a table or a part of one: values by column
+DESCRIPTION = "joulesweep"  # key of the column descriptions in a parquet file's metadata
 
 
 class ColumnError(Exception):
-    """What fills a row and the columns of its table do not agree: a mistake in the code, whatever was read."""
+    """A row does not fit the columns of its table: a bug in the code, whatever the input."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tables:
-    """The tables of a sweep: `columns.ABOUT` says what a row of each is, `columns.TABLES` what its columns are."""
+    """The tables of a sweep. `columns.ABOUT` describes the rows of each, `columns.TABLES` its columns."""
 
     runs: pl.DataFrame
     cells: pl.DataFrame
@@ -60,9 +60,9 @@ NAMES = tuple(field.name for field in fields(Tables))
 
 
 def write(tables: Tables, folder: Path) -> None:
-    """Write every table as `<name>.parquet`, each whole or not at all; equal tables, equal bytes.
+    """Write every table as `<name>.parquet`, atomically; equal tables give equal bytes.
 
-    The file's metadata say what its columns are: `described` reads them.
+    The file's metadata describe its columns: `described` reads them.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for name in NAMES:
@@ -82,17 +82,17 @@ def _description(name: str) -> str:
 
 
 def described(path: Path) -> Table:
-    """The columns of a parquet file as its metadata describe them.
+    """The columns of a parquet file, from its metadata.
 
     Args:
         path: of a file that `write` wrote.
 
     Raises:
-        UserError: it cannot be read, or describes no columns.
+        UserError: the file cannot be read, or does not describe its columns.
     """
     try:
-        dtypes, found = pl.read_parquet_schema(path), pl.read_parquet_metadata(path)
-        columns = json.loads(found[DESCRIPTION])["columns"]
+        dtypes, metadata = pl.read_parquet_schema(path), pl.read_parquet_metadata(path)
+        columns = json.loads(metadata[DESCRIPTION])["columns"]
         return {name: Column(name, str(dtype), **columns[name]) for name, dtype in dtypes.items()}
     except (OSError, pl.exceptions.PolarsError) as error:
         raise UserError(f"{path}: no table of a sweep: {str(error).splitlines()[0]}") from None
@@ -104,7 +104,7 @@ def read(folder: Path) -> Tables:
     """Read back what `write` wrote.
 
     Raises:
-        UserError: a table is missing or no parquet file.
+        UserError: a table is missing, or is not a parquet file.
     """
     frames = {}
     for name in NAMES:
@@ -117,10 +117,10 @@ def read(folder: Path) -> Tables:
 
 
 def combined(table: Table, *parts: Row) -> Row:
-    """One row of a table, or a part of one, from parts that name different columns.
+    """Merge parts with different columns into one row of a table, or a part of one.
 
     Raises:
-        ColumnError: a part names what is no column, or two name the same.
+        ColumnError: a part names an unknown column, or two parts name the same one.
     """
     row: Row = {}
     for key, value in (item for part in parts for item in part.items()):
@@ -136,9 +136,9 @@ def check(row: Row, table: Table) -> Row:
     """Return a row of a table unchanged if its values fit.
 
     Raises:
-        ColumnError: it names what is no column.
-        TypeError: a value of another type.
-        ValueError: a number that cannot be: NaN, beyond `LARGEST`, or negative where it counts something.
+        ColumnError: the row names an unknown column.
+        TypeError: a value has the wrong type.
+        ValueError: a number is impossible: NaN, beyond `LARGEST`, or negative where it counts something.
     """
     for key, value in combined(table, row).items():
         if value is None:
@@ -149,23 +149,23 @@ def check(row: Row, table: Table) -> Row:
         if dtype in (REAL, WHOLE) and not _possible(key, value, LARGEST if dtype == REAL else 2**63 - 1):
             raise ValueError(f"{key} is {brief_repr(value)}")
         if dtype == TEXT:
-            value.encode()  # half a surrogate pair is no text
+            value.encode()  # raises on half a surrogate pair
         if dtype == TEXTS and not all(isinstance(text, str) for text in value):
             raise TypeError(f"{key} is {brief_repr(value)}")
     return row
 
 
 def _possible(key: str, value: float, largest: float) -> bool:
-    """Whether a quantity of that name can have the value; NaN compares as false."""
+    """Whether a quantity of this name can have the value; NaN fails every comparison."""
     smallest = 0 if key.endswith(COUNTS) or key.startswith("num_") else -largest
     return smallest <= value <= largest
 
 
 def frame(rows: list[Row], table: Table) -> pl.DataFrame:
-    """A table with exactly its columns; what a row lacks is null.
+    """Build a table with all its columns; a column that a row lacks is null.
 
     Raises:
-        ColumnError: a row names what is no column, or lacks one that always has a value.
+        ColumnError: a row names an unknown column, or lacks one that always has a value.
     """
     always = {column.name for column in table.values() if column.null is None}
     for row in rows:

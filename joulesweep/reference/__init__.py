@@ -1,1 +1,1 @@
-"""Numbers that others published, each with its source."""
+"""Published numbers, each with its source."""

@@ -1,9 +1,9 @@
-"""Joules of a CPU run where no meter exists: a range from CPU-seconds, always labelled as estimated.
+"""Estimate the joules of a CPU run without a meter: a range from CPU-seconds, always labelled as estimated.
 
     mid = n · Wmin · T + cpu_s · (Wmax − Wmin)      n hardware threads, T wall seconds, watts per thread
 
-The watts are the user's own, else Cloud Carbon Footprint's by microarchitecture (`resources/cpu_watts.csv`).
-Memory and GPUs are not guessed. Standard library only: the progress line calls this too.
+The watts come from the user, or from Cloud Carbon Footprint by microarchitecture (`resources/cpu_watts.csv`). Memory
+and GPUs are not estimated. Standard library only: the progress line calls this too.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from joulesweep.core.places import RESOURCES
 
 WATTS_FILE = RESOURCES / "cpu_watts.csv"
 
-#: The range is never narrower than mid ± 40 %: coefficients of a fleet say no more about one machine.
+#: The range is at least mid ± 40 %: averages over a fleet are no more exact for one machine.
 MARGIN = 0.4
 
 
 @dataclass(frozen=True, kw_only=True)
 class Coefficient:
-    """One row of the table.
+    """One row of `resources/cpu_watts.csv`.
 
     Attributes:
         microarchitecture: its name.
         family: EPYC or Xeon.
         min_w: watts per hardware thread, idle.
         max_w: watts per hardware thread, fully busy.
-        pattern: regular expression that finds it in a processor's name.
+        pattern: regular expression that matches processors' names.
     """
 
     microarchitecture: str
@@ -49,10 +49,10 @@ class Estimate:
 
     Attributes:
         low_j: lower end of the range, in joules.
-        mid_j: its middle value.
+        mid_j: middle value.
         high_j: upper end.
         method: one line that says where the watts came from.
-        inputs: every number that went in.
+        inputs: every number that was used.
     """
 
     low_j: float
@@ -64,11 +64,11 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Asked:
-    """What a config asks of estimates.
+    """A config's settings for estimates.
 
     Attributes:
-        estimate: whether it wants any.
-        cpu_watts: {min_w, max_w} of the whole CPU, or None: published coefficients.
+        estimate: whether to estimate.
+        cpu_watts: {min_w, max_w} of the whole CPU; None: published coefficients.
     """
 
     estimate: bool
@@ -76,7 +76,7 @@ class Asked:
 
 
 def asked(energy: Mapping[str, Any]) -> Asked:
-    """What a config's section `energy` asks of estimates."""
+    """The settings for estimates in a config's section `energy`."""
     return Asked(estimate=energy["estimate"], cpu_watts=energy["cpu_watts"] if energy["estimate"] else None)
 
 
@@ -97,14 +97,14 @@ def coefficients() -> tuple[Coefficient, ...]:
 
 
 def source() -> str:
-    """Where the coefficients come from: the comment at the head of their file."""
+    """The source of the coefficients, from the comment at the head of their file."""
     lines = WATTS_FILE.read_text(encoding="utf-8").splitlines()
     return " ".join(line.removeprefix("#").strip() for line in lines if line.startswith("#"))
 
 
 @functools.cache
 def candidates(cpu_model: str) -> tuple[Coefficient, ...]:
-    """The coefficients that may apply: one row if the name tells the generation, else its family's, else all."""
+    """The coefficients that may apply: one row if the name shows the generation, else its family's rows, else all."""
     exact = tuple(row for row in coefficients() if re.search(row.pattern, cpu_model, re.IGNORECASE))
     family = tuple(row for row in coefficients() if row.family.lower() in cpu_model.lower())
     return exact[:1] or family or coefficients()
@@ -113,17 +113,17 @@ def candidates(cpu_model: str) -> tuple[Coefficient, ...]:
 def estimate_cpu(
     cpu_s: float, wall_s: float, cpu_model: str, num_cores: int, watts: Mapping[str, float] | None
 ) -> Estimate:
-    """Estimate what a CPU used.
+    """Estimate the joules that a CPU used.
 
     Args:
         cpu_s: CPU seconds of all processes of the run.
-        wall_s: seconds that it took.
-        cpu_model: the processor's name as the kernel gives it.
+        wall_s: duration of the run, in seconds.
+        cpu_model: the processor's name as the kernel reports it.
         num_cores: hardware threads that the run may use.
         watts: the user's {min_w, max_w} of the whole CPU, idle and fully busy; or None.
 
     Returns:
-        Low, middle and high joules. An unknown generation spans all that it may be, around their median.
+        Low, middle and high joules: the median and range over all generations that the CPU may be.
     """
     if watts is not None:
         pairs = [(watts["min_w"] / num_cores, watts["max_w"] / num_cores)]

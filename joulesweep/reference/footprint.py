@@ -1,4 +1,4 @@
-"""CO2 equivalents and cost of joules: the factors, where they come from, and the sentences that name them.
+"""Convert joules to CO2 equivalents and cost: the factors, their sources, and sentences that name them.
 
     g CO2e = kWh · PUE · g_per_kwh      cost = kWh · PUE · price_per_kwh      1 kWh = 3,600,000 J
 
@@ -18,7 +18,7 @@ from joulesweep.core.errors import UserError, one_of
 from joulesweep.core.places import RESOURCES
 
 INTENSITY_FILE = RESOURCES / "carbon_intensity.csv"
-#: Whose the numbers of that file are; its head says it in full.
+#: Source of the numbers in that file; its head has the full reference.
 ORIGIN = "Our World in Data/Ember, CC BY 4.0"
 J_PER_KWH = 3_600_000.0
 
@@ -35,11 +35,11 @@ class Intensity:
 
 @dataclass(frozen=True, kw_only=True)
 class Footprint:
-    """The factors of a sweep. What was not asked for is None.
+    """The factors of a sweep; None for those that the config does not ask for.
 
     Attributes:
         g_per_kwh: grams of CO2 equivalent per kilowatt-hour.
-        carbon_source: where that factor comes from, with its year.
+        carbon_source: source of that factor, with its year.
         price_per_kwh: price of a kilowatt-hour, in `currency`.
         currency: ISO 4217 code.
         pue: power usage effectiveness of the building; multiplies both.
@@ -52,11 +52,11 @@ class Footprint:
     pue: float
 
     def co2e_g(self, energy_j: float | None) -> float | None:
-        """Grams of CO2 equivalent of so many joules; None where either is missing."""
+        """Grams of CO2 equivalent of these joules; None if the joules or the factor is missing."""
         return self._times(self.g_per_kwh, energy_j)
 
     def cost(self, energy_j: float | None) -> float | None:
-        """Price of so many joules, in `currency`; None where either is missing."""
+        """Price of these joules, in `currency`; None if the joules or the price is missing."""
         return self._times(self.price_per_kwh, energy_j)
 
     def _times(self, per_kwh: float | None, energy_j: float | None) -> float | None:
@@ -68,12 +68,12 @@ def intensities() -> dict[str, Intensity]:
     """The rows of `resources/carbon_intensity.csv`, by country code."""
     lines = INTENSITY_FILE.read_text(encoding="utf-8").splitlines()
     rows = csv.DictReader(line for line in lines if not line.startswith("#"))
-    found = [Intensity(row["country"], row["name"], float(row["g_per_kwh"]), int(row["year"])) for row in rows]
-    return {row.country: row for row in found}
+    countries = [Intensity(row["country"], row["name"], float(row["g_per_kwh"]), int(row["year"])) for row in rows]
+    return {row.country: row for row in countries}
 
 
 def footprint(energy: Mapping[str, Any]) -> Footprint | None:
-    """The factors that the section `energy` of a config (as JSON) asks for; None if it asks for none.
+    """The factors that the section `energy` of a config (as JSON) asks for; None if it asks for neither.
 
     Raises:
         UserError: no factor is known for the country.
@@ -102,14 +102,14 @@ def described(factors: Footprint) -> list[str]:
 
 
 def _factor(carbon: Mapping[str, Any]) -> tuple[float, str]:
-    """Grams of CO2 equivalent per kWh, and where the number comes from."""
+    """Grams of CO2 equivalent per kWh, and the source of the number."""
     code = carbon["country"]
     if code is None:
         return carbon["g_per_kwh"], f"{carbon['source']}; number given in the config"
     if code not in intensities():
         problem = one_of("country", code, intensities())
-        # GER is the mistake to expect, and its nearest code is Peru's
+        # GER is a likely mistake, and its nearest code is Peru's
         named = [f"{row.country} is {row.name}" for row in intensities().values() if row.name.upper().startswith(code)]
         raise UserError("; ".join([f"energy.carbon.country: {problem}", *named, "or give g_per_kwh with its source"]))
-    found = intensities()[code]
-    return found.g_per_kwh, f"{found.name}, {found.year}; {ORIGIN}"
+    intensity = intensities()[code]
+    return intensity.g_per_kwh, f"{intensity.name}, {intensity.year}; {ORIGIN}"

@@ -1,1 +1,1 @@
-"""From findings to charts and one page."""
+"""Turn tables and findings into charts and one page."""

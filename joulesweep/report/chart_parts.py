@@ -1,4 +1,4 @@
-"""What several charts share: bars and points of configurations, the columns of joules, and notes."""
+"""Parts that several charts share: bars and points of configurations, columns of joules, and notes."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from joulesweep.report import theme
 from joulesweep.report.theme import Chart, values
 
 NO_INTERVAL = "One repeat: no interval."
-MAX_TRACES = 36  # configurations with a plot of their own: nobody looks at more
+MAX_TRACES = 36  # configurations that get their own plot: nobody looks at more
 ENERGY = "energy_j_mean energy_j_low energy_j_high"
 ESTIMATED_ENERGY = "estimated_energy_j estimated_energy_low_j estimated_energy_high_j"
 
 
 def joules_title(cells: pl.DataFrame) -> str:
-    """Axis title of joules that all have one status and scope."""
+    """Axis title of joules of one status and scope."""
     return f"Energy of a run (J), {cells['energy_status'][0]}, scope {cells['energy_scope'][0]}"
 
 
 def renamed(cells: pl.DataFrame, columns: str) -> pl.DataFrame:
-    """Three columns of the cells as value, low and high."""
+    """Copy three columns of the cells to value, low and high."""
     names = dict(zip(columns.split(), ("value", "low", "high"), strict=True))
     return cells.with_columns(pl.col(column).alias(name) for column, name in names.items())
 
@@ -38,7 +38,7 @@ def by_batch_size(
     whisker_colour: object = None,
     above: Sequence[Chart] = (),
 ) -> Chart:
-    """One line per configuration, those of one batch size together; the columns value, low and high are drawn."""
+    """Draw value, low and high: one line per configuration, grouped by batch size."""
     colour = alt.Color("setup:N").scale(theme.setup_scale(tables.cells)).legend(None)
     intervals = whiskers.transform_filter("isValid(datum.low)").encode(x="low:Q", x2="high:Q")
     layers = [marks.encode(color=colour), *above, intervals.encode(color=whisker_colour or colour)]
@@ -67,5 +67,5 @@ def doubtful_note(cells: pl.DataFrame) -> list[str]:
 
 
 def some(names: Sequence[str]) -> str:
-    """The first names of several, and how many more there are."""
+    """The first three names, and how many more there are."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

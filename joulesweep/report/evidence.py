@@ -1,4 +1,4 @@
-"""Where a sweep's numbers come from: machines, meters, conditions, flags, drift, and what the sweep itself cost."""
+"""Collect the evidence behind a sweep's numbers: machines, meters, conditions, flags, drift, and its own cost."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ KIND = ("energy_status", "energy_scope")
 MAX_NAMED = 8  # boards in one line
 MAX_REASONS = 3
 
-#: What the runs table says of a machine, and how the report calls it.
+#: Columns of the runs table about a machine, with their names in the report.
 HARDWARE = {
     "cpu_model": "CPU",
     "cpu_cores": "hardware threads granted",
@@ -39,47 +39,47 @@ HARDWARE = {
     "hostname": "hosts",
 }
 
-#: What a flag of a run means.
+#: The meaning of each flag.
 FLAGS = {
-    "short_window": "The window is too short for a headline number: single steps of the counter weigh in it.",
+    "short_window": "The window is too short for a headline number: single steps of the counter matter in it.",
     "power_disagrees": "Mean power × time and the counter's joules are further apart than 10 % and the errors of both: "
     "they are in no ranking.",
     "tick_unknown": "How often a counter moves is unknown, and so is the error of its joules: they are in no ranking.",
     "counter_reset": "A counter was reset in the window: a board's power readings were integrated instead; a CPU has "
     "none, and no joules.",
     "clock_stepped": "The wall clock was stepped in the window, or the machine slept; seconds are monotonic.",
-    "throttled": "Something held a board's clocks down.",
+    "throttled": "Something limited a board's clocks.",
     "other_processes": "Other processes computed on a board of the run, before, during or after it.",
-    "shared_host": "Another run used the host at the same time: CPU and DRAM joules hold its share. "
-    "Where they are in no total (see the scope), a configuration is not marked for it.",
-    "contended": "Others used the CPU, or the run's threads waited for a core: it may have been slower for that. CPU "
-    "joules, where they are counted, hold the others' share.",
-    "trace_stopped": "A meter stopped answering before or in the run: its readings lack from then on.",
+    "shared_host": "Another run used the host at the same time: CPU and DRAM joules include its share. "
+    "A configuration is marked only if such joules are in its scope.",
+    "contended": "Other processes used the CPU, or the run's threads waited for a core, which may have slowed it. "
+    "CPU joules, if counted, include the others' share.",
+    "trace_stopped": "A meter stopped answering before or in the run: its readings are missing from then on.",
     "not_settled": "Temperature or power still moved when the cool-down ended.",
-    "skipped_steps": "Loss scaling left out more than 1 % of the steps, since their gradients overflowed: nothing was "
-    "learned in them. A few at the start are normal; in a short training they weigh.",
+    "skipped_steps": "Loss scaling skipped more than 1 % of the steps, since their gradients overflowed: nothing was "
+    "learned in them. A few at the start are normal; in a short training they matter.",
     "unreadable_file": "A file beside the run's record could not be read; the next snakemake repeats the run.",
     "boards_differ": "Runs that are compared used different boards. Boards of one kind differ by about ±5 % in what "
-    "their sensors say, which no interval over repeats holds; measure.pin_boards keeps a sweep on the same ones.",
+    "their sensors say, which no interval over repeats covers; measure.pin_boards keeps a sweep on the same ones.",
     "limits_differ": "Runs that are compared had different power limits.",
     "temperatures_differ": "Boards of runs that are compared began more than 5 °C apart.",
-    "new_weights": "A part of the model was not in its files and began at random, as the config allows: what it can "
-    "do, it learned in the run.",
-    "one_device": "A strategy for several devices ran on one: what it shows is the overhead of its wrapper.",
+    "new_weights": "A part of the model was not in its files and began at random, as the config allows: it learned "
+    "everything in the run.",
+    "one_device": "A strategy for several devices ran on one: it shows only the overhead of its wrapper.",
 }
 
 
-#: What the columns mean of what a run reached of what was possible.
+#: Meaning of the columns that relate a run to the hardware limit.
 WORK = {
     "padded_flop_share": (
-        "the share of the computed matrix arithmetic that went into filled-up places, into attention between texts of "
-        "one packed row, which the mask discards, or into predictions nobody asked for."
+        "the share of the computed matrix arithmetic that was spent on padding, on attention between texts of one "
+        "packed row, which the mask discards, or on predictions that no loss uses."
     ),
     "mfu": (
         "useful arithmetic (no padding, nothing computed twice) per second, of the GPUs' peak rate in that precision."
     ),
     "floor_distance": (
-        "an estimate of the least time of a step, of the time it took. The estimate is the useful arithmetic at the "
+        "an estimate of the least time of a step, as a share of its time. The estimate is the useful arithmetic at the "
         "peak rate plus one trip of weights, gradients and optimizer state through the memory at its peak bandwidth "
         "(resources/gpus.csv); a run that does both at once, or keeps the state in a cache, can be faster than that."
     ),
@@ -87,7 +87,7 @@ WORK = {
 
 
 def work(tables: Tables) -> list[str]:
-    """What the columns of work mean, of those that are shown; and why numbers are missing where others are there."""
+    """The meaning of the shown columns of `WORK`, and why some of their numbers are missing."""
     shown = [quantity for quantity in WORK if tables.cells[f"{quantity}_mean"].count()]
     lines = [f"{RUNS[quantity].heading}: {WORK[quantity]}" for quantity in shown]
     for quantity, column in (("padded_flop_share", "flop_reason"), ("floor_distance", "floor_reason")):
@@ -100,7 +100,7 @@ def work(tables: Tables) -> list[str]:
 
 
 def problems(runs: pl.DataFrame) -> list[dict[str, Any]]:
-    """Runs that are not ok, those of one configuration and status together, with the memory that they asked for."""
+    """Runs that are not ok, grouped by configuration and status, with the memory that they asked for."""
     keys = ["name", "panel", "status"]
     groups = runs.filter(pl.col("status") != "ok").group_by(keys, maintain_order=True)
     order = {cell: i for i, cell in enumerate(runs.select("name", "panel").unique(maintain_order=True).rows())}
@@ -116,7 +116,7 @@ def problems(runs: pl.DataFrame) -> list[dict[str, Any]]:
 
 
 def _kinds(reasons: Iterable[str]) -> list[str]:
-    """The reasons in short, one of those that differ in bytes and boards alone."""
+    """The reasons in short, merging those that differ in bytes and boards alone."""
     kinds: dict[str, str] = {}
     for reason in map(record.brief, reasons):
         kinds.setdefault(re.sub(r"[\d.]+ ([KMGT]iB|bytes)\b|GPU \d+", "", reason), reason)
@@ -124,14 +124,14 @@ def _kinds(reasons: Iterable[str]) -> list[str]:
 
 
 def retries(runs: pl.DataFrame) -> list[tuple[int, str, str]]:
-    """For every status but ok that is there: how many runs have it, and the command that takes them up again."""
+    """For every status but ok in the sweep: the number of runs, and the command that re-runs them."""
     counts = runs.filter(pl.col("status") != "ok").group_by("status", maintain_order=True).len().rows()
     rerun = {status: f"joulesweep rerun --status {status}" for status in record.STATUSES}
     return [(number, status, rerun.get(status, "snakemake --cores 2")) for status, number in counts]
 
 
 def environments(runs: pl.DataFrame) -> list[dict[str, Any]]:
-    """Every environment with what is known of it; several values are listed."""
+    """Every environment with its facts; different values of one fact are listed."""
     parts = runs.drop_nulls("environment").group_by("environment", maintain_order=True)
     shown: dict[str, Callable[[Any], str]] = {"host_memory_bytes": lambda value: quantities.one(value, "B")}
     return [
@@ -149,7 +149,7 @@ def environments(runs: pl.DataFrame) -> list[dict[str, Any]]:
 
 
 def energy(runs: pl.DataFrame) -> list[dict[str, Any]]:
-    """How the joules of the finished runs came about: status, scope, method or reason, tick and boards."""
+    """How the joules of the finished runs were obtained: status, scope, method or reason, tick and boards."""
     keys = ["energy_status", "energy_scope", "energy_method", "energy_reason"]
     groups = runs.filter(pl.col("status") == "ok").group_by(keys, maintain_order=True)
     return [
@@ -169,7 +169,7 @@ def _some(names: list[str], between: str = ", ", most: int = MAX_NAMED) -> str:
 
 
 def estimates(grid: Mapping[str, Any], runs: pl.DataFrame) -> dict[str, Any] | None:
-    """How the estimated joules came about, or None if the config asked for none."""
+    """How the estimated joules were obtained; None if the config asks for none."""
     if not grid["config"]["energy"]["estimate"]:
         return None
     methods = runs.drop_nulls("estimated_energy_method").group_by("estimated_energy_method", maintain_order=True)
@@ -181,7 +181,7 @@ def estimates(grid: Mapping[str, Any], runs: pl.DataFrame) -> dict[str, Any] | N
 
 
 def certificates(devices: pl.DataFrame) -> dict[str, Any]:
-    """What certificates say of the devices that runs read, those of a host together; and which have none, and why."""
+    """The certificates of the devices that runs read, merged for a host, and the devices without one, with reasons."""
     of_host = pl.col("uuid").fill_null(pl.lit(HOST)).alias("name")
     keys = ["name", *(column for column in devices.columns if column.startswith("certificate"))]
     groups = devices.with_columns(of_host).group_by(keys, maintain_order=True).agg(num_runs=pl.col("run").n_unique())
@@ -194,28 +194,28 @@ def certificates(devices: pl.DataFrame) -> dict[str, Any]:
 
 
 def code(runs: pl.DataFrame) -> list[dict[str, Any]]:
-    """Which code made the records."""
+    """The versions of the code that made the records."""
     keys = ["git_commit", "git_dirty", "code_digest", "accepted_reasons"]
     return runs.drop_nulls("code_digest").group_by(keys, maintain_order=True).len("num_runs").to_dicts()
 
 
 def flags(runs: pl.DataFrame) -> list[dict[str, Any]]:
-    """Every flag with its meaning, how many runs have it, of which configurations, and one run's own words."""
-    found: dict[str, dict[str, Any]] = {}
+    """Every flag with its meaning, its number of runs, their configurations, and the text of one run."""
+    entries: dict[str, dict[str, Any]] = {}
     for row in runs.drop_nulls("flags").iter_rows(named=True):
         for flag, text in zip(row["flags"].split(", "), row["flag_texts"].split("\n"), strict=True):
             example = f"{row['name']} r{row['repeat']}: {text}"
             first = {"flag": flag, "meaning": FLAGS.get(flag, ""), "num_runs": 0, "names": {}, "example": example}
-            entry = found.setdefault(flag, first)
+            entry = entries.setdefault(flag, first)
             entry["num_runs"] += 1
             entry["names"][row["name"]] = None
-    return [{**entry, "names": _some(list(entry["names"]))} for entry in found.values()]
+    return [{**entry, "names": _some(list(entry["names"]))} for entry in entries.values()]
 
 
 def conditions(runs: pl.DataFrame) -> dict[str, str]:
-    """Under which conditions the finished runs were measured: smallest and largest value of what is known."""
+    """The conditions under which finished runs were measured: smallest and largest known values."""
     ok = runs.filter(pl.col("status") == "ok")
-    found = {
+    facts = {
         "passes over the training in a window": _counts(ok["num_passes"].drop_nulls().to_list()),
         "length of a window": quantities.span(ok["total_window_s"], "s"),
         "temperature of the hottest board at the start": quantities.span(ok["temperature_start_c"], "°C"),
@@ -224,11 +224,11 @@ def conditions(runs: pl.DataFrame) -> dict[str, str]:
         "power limit": quantities.span(ok["power_limit_w"], "W"),
         "idle power, all boards of a run": quantities.span(ok["idle_w"], "W"),
         "waited for boards to settle": quantities.span(ok["cooldown_s"], "s"),
-        "measuring took, of a window": _at_most(ok["meter_overhead_fraction"].drop_nulls().to_list()),
-        "mean power × time, of the counter's joules": cross_check(ok),
-        "joules of a run may be off by": _largest_error(ok),
+        "share of a window spent on measuring": _at_most(ok["meter_overhead_fraction"].drop_nulls().to_list()),
+        "mean power × time ÷ the counter's joules": cross_check(ok),
+        "largest error of joules": _largest_error(ok),
     }
-    return {word: text for word, text in found.items() if text is not None}
+    return {word: text for word, text in facts.items() if text is not None}
 
 
 def _counts(values: list[int]) -> str | None:
@@ -236,7 +236,7 @@ def _counts(values: list[int]) -> str | None:
 
 
 def _largest_error(ok: pl.DataFrame) -> str | None:
-    """The largest error of a run's joules, as a share of them: of counter, window and method, not of the sensor."""
+    """The largest relative error of a run's joules, from counter, window and method, without the sensor's."""
     known = ok.filter(pl.col("energy_j") > 0).select(pl.col("energy_error_j") / pl.col("energy_j"))
     return _at_most(known.to_series().drop_nulls().to_list())
 
@@ -246,7 +246,7 @@ def _at_most(fractions: list[float]) -> str | None:
 
 
 def cross_check(ok: pl.DataFrame) -> str | None:
-    """How mean power times time compares with the counters' joules."""
+    """Compare mean power times time with the counters' joules."""
     ratios = ok["power_ratio"].drop_nulls().to_list()
     if not ratios:
         return None
@@ -255,28 +255,28 @@ def cross_check(ok: pl.DataFrame) -> str | None:
 
 
 def own_cost(tables: Tables, factors: Footprint | None) -> dict[str, Any] | None:
-    """What the sweep itself used: every joule of the finished runs' windows, one line per status and scope.
+    """The joules that the sweep itself used in the finished runs' windows, one line per status and scope.
 
-    None is counted twice: a run leases its boards, and CPU and memory are in the scope only of runs that keep others
-    from the machine. `whole` says what finished runs used from start-up to end.
+    No joule is counted twice: runs hold exclusive leases on their GPUs, and CPU and memory are in scope only for runs
+    with the machine to themselves. `whole` has the joules of finished runs from start-up to end.
     """
     ok = tables.runs.filter(pl.col("status") == "ok")
     known = ok.drop_nulls("total_energy_j")
-    apart = _apart(tables.devices) + _at_the_plug(tables.devices)
-    if known.is_empty() and not apart:
+    unsummed = _apart(tables.devices) + _at_the_plug(tables.devices)
+    if known.is_empty() and not unsummed:
         return None
-    again = tables.anchors.drop_nulls("anchor_total_energy_j")
-    again = again.rename({f"anchor_{key}": key for key in KIND} | {"anchor_total_energy_j": "total_energy_j"})
+    repeated = tables.anchors.drop_nulls("anchor_total_energy_j")
+    repeated = repeated.rename({f"anchor_{key}": key for key in KIND} | {"anchor_total_energy_j": "total_energy_j"})
     lines = [
         _used(math.fsum(part["total_energy_j"]), f"{status}, scope {scope}, {part.height} {what}", factors)
-        for frame, what in ((known, "runs"), (again, "anchors"))
+        for frame, what in ((known, "runs"), (repeated, "anchors"))
         for (status, scope), part in frame.group_by(KIND, maintain_order=True)
     ]
-    return {"lines": lines + apart, "whole": _whole(tables.devices), "num_lacking": ok.height - known.height}
+    return {"lines": lines + unsummed, "whole": _whole(tables.devices), "num_lacking": ok.height - known.height}
 
 
 def _whole(devices: pl.DataFrame) -> str | None:
-    """Joules of the finished runs from start-up to end, of those whose every device in the scope was read so long."""
+    """Joules from start-up to end, of the finished runs whose devices in scope were all read that long."""
     runs = (
         devices.filter("in_scope")
         .group_by("run")
@@ -289,7 +289,7 @@ def _whole(devices: pl.DataFrame) -> str | None:
 
 
 def _apart(devices: pl.DataFrame) -> list[str]:
-    """Joules of boards that are in no run's sum: a run on the CPU metered them. Never added to those that are."""
+    """Joules of boards that runs on the CPU metered: they are in no run's sum, and never added to others."""
     read = devices.filter(~pl.col("in_scope"), kind="gpu").drop_nulls("total_energy_j")
     return [
         f"{quantities.one(math.fsum(part['total_energy_j']), 'J')} ({status}, of boards that are in no run's sum: "
@@ -319,7 +319,7 @@ def _used(energy_j: float, kind: str, factors: Footprint | None) -> str:
 
 
 def drift(anchors: pl.DataFrame) -> list[dict[str, Any]]:
-    """By day, how the runs that were measured again compare with the first time: ratios and their mean."""
+    """By day, the ratios of repeated measurements to the first, and their means."""
     return [
         {
             "day": day,
@@ -333,11 +333,11 @@ def drift(anchors: pl.DataFrame) -> list[dict[str, Any]]:
 
 
 def _ratios(ratios: pl.Series) -> numbers.Words:
-    """The mean, and the single ratios where there are several."""
+    """The mean ratio, and the single ratios if there are several."""
     known = ratios.drop_nulls().to_list()
     if not known:
         return numbers.ABSENT
-    return f"{statistics.fmean(known):.3f}×", ", ".join(f"{one:.3f}" for one in known) if len(known) > 1 else ""
+    return f"{statistics.fmean(known):.3f}×", ", ".join(f"{ratio:.3f}" for ratio in known) if len(known) > 1 else ""
 
 
 def _warnings(part: pl.DataFrame) -> str:

@@ -1,4 +1,4 @@
-"""Pieces of a page: templates that are filled in, tables, and what stands inside script elements."""
+"""Build the pieces of a page: filled templates, tables, and the contents of script elements."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 def filled(name: str, /, **data: object) -> Markup:
-    """A template with its data.
+    """Fill in a template.
 
     Args:
         name: of a file in the folder `templates`.
-        data: what the template names; a name that lacks is an error.
+        data: values for the names in the template; a missing name is an error.
     """
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
@@ -35,24 +35,24 @@ def filled(name: str, /, **data: object) -> Markup:
 
 
 def table(headings: Mapping[str, str], rows: Iterable[Sequence[str | Words]]) -> Markup:
-    """A table that scrolls where the page is too narrow.
+    """Render a table that scrolls on narrow pages.
 
     Args:
-        headings: each with the class of its column: "" of numbers, "text", or "text wrap" of long texts.
-        rows: an entry per heading: a text, or a number and below it its interval or a remark.
+        headings: each with the class of its column: "" for numbers, "text", or "text wrap" for long texts.
+        rows: an entry per heading: a text, or a number with its interval or remark.
     """
-    entries = [[(one, "") if isinstance(one, str) else one for one in row] for row in rows]
+    entries = [[(cell, "") if isinstance(cell, str) else cell for cell in row] for row in rows]
     return filled("table.html.j2", headings=headings, kinds=list(headings.values()), rows=entries)
 
 
 @functools.cache
 def vega() -> Markup:
-    """Vega-Lite of the version that Altair writes for, with all it needs, for a script element."""
+    """Vega-Lite in the version that Altair targets, with its dependencies, for a script element."""
     version = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
     bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", version)
     return Markup(bundle.replace("</script", "<\\/script"))
 
 
 def embedded(value: object) -> Markup:
-    """JSON that may stand inside a script element: no "<" is left that could end it."""
+    """Encode a value as JSON for a script element; "<" is escaped, so nothing ends the element early."""
     return Markup(json.dumps(value, allow_nan=False).replace("<", "\\u003c"))

@@ -1,4 +1,4 @@
-"""Numbers as text: three digits, a unit with its prefix, an interval, and a word for what is not there."""
+"""Format numbers for the report: three significant digits, SI prefix, interval, placeholder for missing values."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from joulesweep.analyse.tables import Row, Tables
 from joulesweep.core.quantities import one, scaled
 from joulesweep.core.spec import OMISSION
 
-Words = tuple[str, str]  # a number, and below it its interval or a remark
+Words = tuple[str, str]  # a number, and the interval or remark shown below it
 
 ABSENT: Words = ("–", "")
 
 
 def interval(row: Row, quantity: str, unit: str) -> Words:
-    """Mean of a cell and its interval, or the word that there is none; a dash for what is not there."""
+    """A cell's mean with its interval; "n=1, no interval" for one repeat, "–" if missing."""
     ends = [row[f"{quantity}_{end}"] for end in ("mean", "low", "high")]
     if ends[0] is None:
         return ABSENT
@@ -27,13 +27,13 @@ def interval(row: Row, quantity: str, unit: str) -> Words:
 
 
 def percent(row: Row, quantity: str) -> Words:
-    """Mean share of a cell and its interval, in percent."""
+    """A cell's mean share with its interval, in percent."""
     ends = {f"{quantity}_{end}": row[f"{quantity}_{end}"] for end in ("mean", "low", "high")}
     return interval({name: value and 100 * value for name, value in ends.items()}, quantity, "%")
 
 
 def points(row: Row, quantity: str) -> Words:
-    """Mean share of a cell and its interval, times 100 and to one decimal, as ROUGE is usually given."""
+    """A cell's mean share with its interval, times 100 and to one decimal, as is usual for ROUGE."""
     ends = [row[f"{quantity}_{end}"] for end in ("mean", "low", "high")]
     texts = [f"{100 * value:.1f}" for value in ends if value is not None]
     if not texts:
@@ -42,19 +42,19 @@ def points(row: Row, quantity: str) -> Words:
 
 
 def _number(row: Row, quantity: str) -> Words:
-    """Mean of a cell and its interval in the unit of the column; that of a rate or per token is in the heading."""
+    """A cell's mean with its interval, in the column's unit; units with a slash are left to the heading."""
     unit = RUNS[quantity].unit or ""
     return interval(row, quantity, "" if "/" in unit else {"bytes": "B"}.get(unit, unit))
 
 
-#: How a mean may be shown, by the name that a column of the runs table gives.
+#: Formats of a mean, by the names that columns of the runs table use.
 FORMATS: dict[str, Callable[[Row, str], Words]] = {"number": _number, "percent": percent, "points": points}
-#: What is known of quality beside the loss.
+#: Measures of quality other than the loss.
 QUALITIES = tuple(column for column in (RUNS[name] for name in (*QUALITY[1:], *ROUGE)) if column.heading is not None)
 
 
 def shown(row: Row, column: Column) -> Words:
-    """Mean of a cell and its interval as the column's row says.
+    """A cell's mean with its interval, in the format of its column.
 
     Args:
         row: of the cells table.
@@ -64,24 +64,24 @@ def shown(row: Row, column: Column) -> Words:
 
 
 def heading(column: Column, tables: Tables) -> str:
-    """How a column is called in the report: where more than hidden tokens was learned, accuracy is that of tokens."""
+    """A column's heading in the report; accuracy is named after masked tokens only if every task hides tokens."""
     if column.name == "masked_accuracy" and not set(tables.runs["task"]) <= {OMISSION["task"]}:
         return "Token accuracy"
     return column.heading or column.name
 
 
 def memory_quantity(row: Row) -> str:
-    """Which peak memory says most of a cell: the GPUs' where they were used, else the host's."""
+    """The column of a cell's peak memory: of the GPUs if they were used, else of the host."""
     return "peak_host_rss_bytes" if row["peak_gpu_allocated_bytes_mean"] is None else "peak_gpu_allocated_bytes"
 
 
 def memory(row: Row) -> Words:
-    """Mean peak memory of a cell and its interval."""
+    """A cell's mean peak memory with its interval."""
     return interval(row, memory_quantity(row), "B")
 
 
 def joules(row: Row) -> Words:
-    """Mean joules of a cell, with what they may be off by; where there are none, what kept them from being known."""
+    """A cell's mean joules with interval and largest error; if there are none, the reason."""
     if row["energy_j_mean"] is not None:
         mean, between = interval(row, "energy_j", "J")
         error_j, doubt = row["energy_error_j"], "doubtful" if row["energy_doubt"] else ""
@@ -96,7 +96,7 @@ def joules(row: Row) -> Words:
 
 
 def estimated_joules(row: Row) -> Words:
-    """Middle and range of a cell's estimate."""
+    """Middle and range of a cell's estimated joules."""
     ends = [row[f"estimated_energy{end}_j"] for end in ("", "_low", "_high")]
     if ends[0] is None:
         return ABSENT

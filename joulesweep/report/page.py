@@ -1,4 +1,4 @@
-"""The report: one HTML file that answers first, opens from disk, and asks the network for nothing."""
+"""Build the report: one HTML file that starts with the answer, opens from disk, and needs no network."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from joulesweep.report.sections import Results
 
 
 def build(manifest: Mapping[str, Any], tables: Tables) -> str:
-    """Render the report: the sections that have something to say, each with its charts.
+    """Render the report: every section with content, and its charts.
 
     Args:
         manifest: of the sweep.
-        tables: what `aggregate` made of its runs.
+        tables: of the sweep, from `aggregate`.
 
     Returns:
         A self-contained HTML page.
 
     Raises:
-        LookupError: a chart names a section that does not exist.
+        LookupError: a chart names an unknown section.
     """
     results, of_section = Results(manifest, tables), charts.by_section()
     for section, names in of_section.items():
         if section not in sections.names():
             raise LookupError(f"{', '.join(names)}: {one_of('section', section, sections.names())}")
-    parts = [(name, one, of_section.get(name, [])) for name, one in sections.made(results).items()]
+    parts = [(name, section, of_section.get(name, [])) for name, section in sections.made(results).items()]
     page = filled(
         "report.html.j2",
         sweep=manifest["sweep"],
         num_ok=results.num_ok,
         num_runs=results.num_runs,
         statuses=tables.runs["status"].value_counts(sort=True, name="runs").rows(),
-        sections=[(name.replace("_", "-"), one, drawn) for name, one, drawn in parts],
+        sections=[(name.replace("_", "-"), section, drawn) for name, section, drawn in parts],
         charts={name: embedded(charts.draw(name, tables).to_dict()) for _, _, drawn in parts for name in drawn},
         bundle=vega(),
     )

@@ -1,4 +1,4 @@
-"""One look for all charts: colours, shapes, titles, and how an estimate differs from a measurement."""
+"""The look of all charts: colours, shapes, titles, and the difference between estimates and measurements."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import polars as pl
 
 from joulesweep.analyse.tables import Tables
 
-Chart = Any  # Altair has a type of its own for every composition of charts
+Chart = Any  # Altair has one type per kind of composition
 
-#: Okabe and Ito's colours, told apart with any colour vision; their yellow is too light for lines on white.
+#: Okabe and Ito's colours, distinct with any colour vision, without their yellow, too light for lines on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#5A5A5A", "#8C510A")
-#: Vega's own shapes, then SVG paths of ours: saltire, hourglass, bow tie, half disc.
+#: Vega's shapes, then our SVG paths: saltire, hourglass, bow tie, half disc.
 SHAPES = (
     *("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left"),
     "M-1,-.6L-.6,-1L0,-.4L.6,-1L1,-.6L.4,0L1,.6L.6,1L0,.4L-.6,1L-1,.6L-.4,0Z",
@@ -24,11 +24,11 @@ SHAPES = (
     "M-1,.5A1,1,0,0,1,1,.5Z",
 )
 STATUSES: Sequence[str] = ("measured", "estimated")
-LINE = 130  # letters of a note that are as wide as a plot
+LINE = 130  # characters of a note as wide as a plot
 LOSS = "Validation loss (nats)"
 INK, FAINT, GRID = "#333333", "#9A9A9A", "#ECECEC"
 
-#: Stripes for a number that is a guess. Vega has no hatching; a gradient with hard edges draws the same.
+#: Stripes for estimated numbers. Vega has no hatching, so a gradient with hard edges draws them.
 HATCH = {
     "gradient": "linear",
     "x1": 0,
@@ -44,13 +44,13 @@ HATCH = {
 
 
 def setup_scale(cells: pl.DataFrame) -> alt.Scale:
-    """One colour per configuration, the same in every chart of a sweep: give it all the cells."""
+    """One colour per configuration, the same in every chart if called with all cells of the sweep."""
     domain = list(dict.fromkeys(cells["setup"]))
     return alt.Scale(domain=domain, range=_cycle(COLOURS, domain))
 
 
 def batch_order(cells: pl.DataFrame) -> list[str]:
-    """The batch sizes as they are shown, smallest first."""
+    """The batch sizes as shown, smallest first."""
     return list(dict.fromkeys(cells.sort("batch_size", maintain_order=True)["batch"]))
 
 
@@ -61,39 +61,39 @@ def batch_shape(cells: pl.DataFrame) -> alt.Shape:
 
 
 def dash(statuses: Sequence[str]) -> alt.StrokeDash:
-    """Solid lines for measured numbers, dashed ones for estimated; a legend where a chart has both."""
+    """Solid lines for measured numbers, dashed for estimated, with a legend if a chart has both."""
     legend = alt.Legend(symbolType="stroke", symbolStrokeColor=INK, symbolStrokeWidth=2, symbolSize=220)
     scale = alt.Scale(domain=list(statuses), range=[[4, 3] if status == "estimated" else [1, 0] for status in statuses])
     return alt.StrokeDash("status:N").scale(scale).title("Cost is").legend(legend if len(statuses) > 1 else None)
 
 
 def si(costs: pl.Series) -> alt.Axis:
-    """An axis with few ticks, in k and M where plain numbers would be long."""
+    """An axis with few ticks, in k and M if plain numbers would be long."""
     return alt.Axis(tickCount=6, format="~s") if max(costs.to_list()) >= 1e5 else alt.Axis(tickCount=6)
 
 
 def values(frame: pl.DataFrame, columns: str) -> alt.InlineData:
-    """Rows as plain values: no limit on their number, no type left to guess, and only the columns that are drawn."""
-    shown = frame.select(columns.split()).with_columns(pl.col(pl.Float64).round_sig_figs(6))
-    return alt.InlineData(values=shown.to_dicts())
+    """Rows of the drawn columns as plain values, without a limit on their number or inferred types."""
+    drawn = frame.select(columns.split()).with_columns(pl.col(pl.Float64).round_sig_figs(6))
+    return alt.InlineData(values=drawn.to_dicts())
 
 
 def reach(points: pl.Series, *ends: pl.Series) -> alt.Scale:
-    """How far an axis goes: over all points, and over their intervals to half the spread of the points beyond.
+    """The scale of an axis: all points, and their intervals up to half the points' spread beyond the points.
 
     The interval of two repeats can be ten times as long as everything else together.
     """
     centre = points.to_list()
     spread = max(centre) - min(centre)
     beyond = 0.5 * spread if spread else float("inf")
-    every = [*centre, *(end for series in ends for end in series.drop_nulls())]
-    low, high = max(min(every), min(centre) - beyond), min(max(every), max(centre) + beyond)
+    extent = [*centre, *(end for series in ends for end in series.drop_nulls())]
+    low, high = max(min(extent), min(centre) - beyond), min(max(extent), max(centre) + beyond)
     padding = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
     return alt.Scale(domain=[low - padding, high + padding], zero=False)
 
 
 def tooltip(*fields: str) -> list[alt.Tooltip]:
-    """The configuration's name, then numbers to four digits; a field is given as `column=Title (unit)`."""
+    """The configuration's name, then numbers to four digits; a field has the form `column=Title (unit)`."""
     pairs = (field.split("=", 1) for field in fields)
     numbers = [alt.Tooltip(f"{column}:Q", title=title, format=".4~g") for column, title in pairs]
     return [alt.Tooltip("name:N", title="Configuration"), *numbers]
@@ -105,7 +105,7 @@ def panel_title(name: str) -> alt.TitleParams:
 
 
 def styled(chart: Chart, title: str, notes: Iterable[str]) -> Chart:
-    """Add the title, the notes below it, and the look of every chart; no label is cut, since its end may matter."""
+    """Add the title, the notes below it, and the common look; labels are never cut, since their ends may matter."""
     lines = [line for note in notes for line in textwrap.wrap(note, LINE)]
     heading = alt.TitleParams(
         title, subtitle=lines, anchor="start", fontSize=15, subtitleFontSize=11, subtitleColor=INK, offset=14

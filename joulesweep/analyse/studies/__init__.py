@@ -1,1 +1,1 @@
-"""Findings: one file per study."""
+"""Studies: one file for each finding."""

@@ -1,11 +1,11 @@
-"""Which method has the lower validation loss at equal cost.
+"""Compare the validation losses of methods at equal cost.
 
-Methods are compared where all else is the same. For each seed the curve of validation loss against cumulative cost,
-from the untrained model at cost 0 on, is read at the smaller of the two runs' final costs, linearly between the ends
-of epochs: nothing is extrapolated. The losses are then paired by seed.
+Methods are compared where all else is the same. For each seed, both curves of validation loss against cumulative cost
+are read at the smaller of the two final costs, linearly between the ends of epochs; the untrained model has cost 0, and
+nothing is extrapolated. The losses are then paired by seed.
 
-Cost is joules where all compared runs have measured ones of the same devices, and joules after every epoch; else
-CPU-seconds on the CPU and seconds on GPUs. Estimated joules take no part.
+The cost is joules if all compared runs have measured joules of the same kinds of device after every epoch; else
+CPU-seconds on the CPU and seconds on GPUs. Estimated joules are never used.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from joulesweep.analyse.epochs import with_joules
 from joulesweep.analyse.statistics import NO_DIFFERENCE, NO_INTERVAL, Difference, mean_interval, paired_difference
 from joulesweep.analyse.tables import Tables
 
-#: How a sentence says a verdict on the losses a - b.
+#: Words for a verdict on the losses a - b.
 SHOWN = {"higher": "worse than", "lower": "better than"}
 NOT_SHOWN = {NO_DIFFERENCE: "no difference is shown against", NO_INTERVAL: "one common seed cannot tell it from"}
 TURNED = {"higher": "lower", "lower": "higher"}
@@ -36,8 +36,8 @@ class Pair:
     Attributes:
         a: the first, with its parameters.
         b: the second.
-        cost: at which they are compared, mean over seeds: joules or seconds.
-        loss_a: validation loss of the first there, mean over seeds.
+        cost: joules or seconds at which they are compared, mean over seeds.
+        loss_a: validation loss of the first at that cost, mean over seeds.
         loss_b: of the second.
         difference: loss_a - loss_b, paired by seed.
     """
@@ -52,15 +52,15 @@ class Pair:
 
 @dataclass(frozen=True, kw_only=True)
 class EqualCost:
-    """The methods of cells that are otherwise the same.
+    """Comparisons of the methods of otherwise equal cells.
 
     Attributes:
         name: what the cells share, and their panel.
-        by: "energy_j", "cpu_s" or "elapsed_s": what the cost is, a column of the epochs table.
+        by: the cost, a column of the epochs table: "energy_j", "cpu_s" or "elapsed_s".
         scope: of the joules, or None.
         unranked: why the cost is not joules; None if it is.
         pairs: the comparisons.
-        sentences: what they show, one for each method that is compared with the others.
+        sentences: the results in words, one for each method that is compared with the others.
     """
 
     name: str
@@ -72,17 +72,17 @@ class EqualCost:
 
 
 def comparisons(tables: Tables) -> list[EqualCost]:
-    """One comparison for each set of finished cells that differ in their methods alone.
+    """Compare the methods in each set of finished cells that differ in their methods alone.
 
-    Methods that choose tensors are compared with every other; where none does, the first of the sweep is.
+    Each method that chooses tensors is compared with every other; if none does, the first of the sweep is.
     """
     choosing = set(tables.selections["cell"])
-    found = []
+    groups = []
     for name, cells in by_method(finished(tables.cells, "validation_loss_mean")):
         labels = {row["cell"]: method_words(row) for row in cells.iter_rows(named=True)}
         references = [cell for cell in labels if cell in choosing] or [next(iter(labels))]
-        found.append(_compared(tables, name, cells, labels, references))
-    return [one for one in found if one.pairs]
+        groups.append(_compared(tables, name, cells, labels, references))
+    return [group for group in groups if group.pairs]
 
 
 def _compared(
@@ -95,7 +95,7 @@ def _compared(
     pairs = [
         (a, b, pair)
         for a, b in itertools.product(references, labels)
-        # Two that both choose are compared once, whichever comes first.
+        # Compare each pair of references only once.
         if a != b and not (b in references and references.index(b) < references.index(a))
         if (pair := _pair(labels[a], labels[b], curves[a], curves[b])) is not None
     ]
@@ -105,12 +105,12 @@ def _compared(
         scope=first["energy_scope"] if by == "energy_j" else None,
         unranked=reason,
         pairs=[pair for _, _, pair in pairs],
-        sentences=[_sentence(labels[one], _verdicts(one, pairs, labels)) for one in references],
+        sentences=[_sentence(labels[reference], _verdicts(reference, pairs, labels)) for reference in references],
     )
 
 
 def _cost(tables: Tables, cells: pl.DataFrame, epochs: pl.DataFrame) -> tuple[str, str | None]:
-    """Which column of the epochs is the cost, and why it is not the joules; None if it is."""
+    """The column of the epochs table that is the cost, and why it is not joules; None if it is."""
     reason = unranked(cells)
     if reason is None and (doubts := doubtful(cells)):
         reason = f"doubtful joules: {doubts[0]}"
@@ -124,7 +124,7 @@ def _cost(tables: Tables, cells: pl.DataFrame, epochs: pl.DataFrame) -> tuple[st
 
 
 def _curves(epochs: pl.DataFrame, by: str) -> dict[int, Curve]:
-    """The curve of every repeat of a cell; the untrained model has cost nothing."""
+    """The curve of every repeat of a cell; the untrained model has cost 0."""
     cost = pl.when(epoch=0).then(0.0).otherwise(by)
     known = epochs.select("repeat", cost=cost, loss="validation_loss").drop_nulls().sort("repeat", "cost", "loss")
     parts = known.group_by("repeat", maintain_order=True)
@@ -132,14 +132,14 @@ def _curves(epochs: pl.DataFrame, by: str) -> dict[int, Curve]:
 
 
 def loss_at(curve: Curve, cost: float) -> float:
-    """The loss at a cost, linearly between the points of a curve.
+    """The loss at a cost, interpolated linearly on a curve.
 
     Args:
         curve: points by cost.
-        cost: between the first and the last point's.
+        cost: between those of the first and the last point.
 
     Raises:
-        ValueError: it lies outside: nothing is extrapolated.
+        ValueError: the cost is outside the curve.
     """
     if not curve or not curve[0][0] <= cost <= curve[-1][0]:
         raise ValueError(f"the curve does not reach {cost}")
@@ -150,7 +150,7 @@ def loss_at(curve: Curve, cost: float) -> float:
 
 
 def _pair(a: str, b: str, curves_a: dict[int, Curve], curves_b: dict[int, Curve]) -> Pair | None:
-    """Two methods over the seeds that both have; None if there is none."""
+    """Compare two methods over their common seeds; None if there is none."""
     seeds = sorted(curves_a.keys() & curves_b.keys())
     if not seeds:
         return None
@@ -165,15 +165,15 @@ def _pair(a: str, b: str, curves_a: dict[int, Curve], curves_b: dict[int, Curve]
 
 
 def _verdicts(cell: str, pairs: Sequence[tuple[str, str, Pair]], labels: dict[str, str]) -> list[tuple[str, str]]:
-    """The verdicts on one method's loss, with the other's name, in the order of the sweep."""
-    found = {b: pair.difference.verdict for a, b, pair in pairs if a == cell}
+    """The verdicts on one method's loss, each with the other method's label, in the order of the sweep."""
+    verdicts = {b: pair.difference.verdict for a, b, pair in pairs if a == cell}
     turned = {a: pair.difference.verdict for a, b, pair in pairs if b == cell}
-    found |= {other: TURNED.get(verdict, verdict) for other, verdict in turned.items()}
-    return [(found[other], label) for other, label in labels.items() if other in found]
+    verdicts |= {other: TURNED.get(verdict, verdict) for other, verdict in turned.items()}
+    return [(verdicts[other], label) for other, label in labels.items() if other in verdicts]
 
 
 def _sentence(label: str, verdicts: Sequence[tuple[str, str]]) -> str:
-    """What is shown of a method, good or bad: "lora(r=8) is shown worse than full; no difference is shown …"."""
+    """The verdicts on a method as a sentence: "lora(r=8) is shown worse than full; no difference is shown …"."""
     others: dict[str, list[str]] = {}
     for verdict, other in verdicts:
         others.setdefault(verdict, []).append(other)

@@ -1,9 +1,9 @@
-"""Published figures beside the ratios that a sweep measured, where it has the same configurations.
+"""Compare a sweep's ratios with published ones, where it has the same configurations.
 
-Models, texts and machines differ, so that ratios are compared, never seconds or FLOPs themselves.
+Models, texts and machines differ, so only ratios are compared, never seconds or FLOPs.
 
 GreenTrainer (resources/published/greentrainer.csv): a method's cost over full training's. Maina et al.
-(resources/published/maina.csv): headlines, beside how much faster DDP is than DP and AMP-FP16 than fp32.
+(resources/published/maina.csv): headlines on how much faster DDP is than DP, and AMP-FP16 than fp32.
 """
 
 from __future__ import annotations
@@ -22,30 +22,30 @@ from joulesweep.analyse.tables import Row, Tables
 from joulesweep.core.places import RESOURCES
 
 FOLDER = RESOURCES / "published"
-#: Parameters with which a method is the paper's; those that are not named here may be any.
+#: The paper's parameters of each method; parameters not listed may have any value.
 PAPERS: dict[str, dict[str, Any]] = {
     "last-k": {"layers": 2},
     "prefix": {"tokens": 20},
     "lora": {"r": 8, "alpha": 32, "targets": None},
     "greentrainer": {"objective": "flops", "lora": None},
 }
-#: What is compared of Maina et al.: words, and (strategy, precision) of both, None for any that both share.
+#: Comparisons of Maina et al.: words, and (strategy, precision) of both cells; None: any that both share.
 FASTER = (
     ("ddp over dp", ("ddp", None), ("dp", None)),
     ("fp16-mixed over fp32", (None, "fp16-mixed"), (None, "fp32")),
     ("ddp with fp16-mixed over dp with fp32", ("ddp", "fp16-mixed"), ("dp", "fp32")),
 )
-#: What two cells share of which one is faster.
+#: Axes on which two cells agree whose speeds are compared.
 SHARED = ("panel", "environment", "devices", *LAYOUT, "batch_size", "batch_size_scope", "lr", "max_grad_norm")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """A method's published costs over full training's, smallest and largest. No units.
+    """A method's published costs relative to full training, smallest and largest. No units.
 
     Attributes:
-        compute: of multiply-adds.
-        hours: of time.
+        compute: ratios of multiply-adds.
+        hours: ratios of time.
         num_settings: pairs of a model and a data set behind them.
     """
 
@@ -56,15 +56,15 @@ class Published:
 
 @dataclass(frozen=True, kw_only=True)
 class Beside:
-    """A method of the sweep, its costs over full training's as published and as measured, paired by seed.
+    """A method of the sweep, and its published and measured costs relative to full training, paired by seed.
 
     Attributes:
         name: what the two cells share, and their panel.
-        method: with its parameters.
-        published: the paper's.
-        measured_compute: of multiply-adds with padding, as the paper counts; None where they were not counted.
-        measured_time: of the window's seconds.
-        measured_joules: of measured joules of the same devices, or None.
+        method: its label, with parameters.
+        published: the paper's ratios.
+        measured_compute: ratio of multiply-adds with padding, as the paper counts; None if not counted.
+        measured_time: ratio of the window's seconds.
+        measured_joules: ratio of measured joules of the same kinds of device, or None.
     """
 
     name: str
@@ -77,14 +77,14 @@ class Beside:
 
 @dataclass(frozen=True, kw_only=True)
 class Faster:
-    """How much faster one way of training is than another, over all pairs of cells that share the rest.
+    """How much faster one way of training is than another, over all pairs of cells that are otherwise the same.
 
     Attributes:
         words: what is compared.
-        num_pairs: of cells.
+        num_pairs: pairs of cells.
         lowest: the smallest ratio of texts per second, paired by seed.
         highest: the largest.
-        where: the faster cell of the largest.
+        where: name of the faster cell of the largest ratio.
     """
 
     words: str
@@ -95,53 +95,53 @@ class Faster:
 
 
 def source(file: str) -> str:
-    """What the head of a published table says of where it is from."""
+    """The source of a published table, from the comment at its head."""
     lines = (FOLDER / file).read_text(encoding="utf-8").splitlines()
     return " ".join(line.removeprefix("# ") for line in lines if line.startswith("#"))
 
 
 def rows(file: str) -> list[dict[str, str]]:
-    """The rows of a published table, as text; what is not known is empty."""
+    """The rows of a published table, as text; unknown values are empty."""
     lines = (FOLDER / file).read_text(encoding="utf-8").splitlines()
     return list(csv.DictReader(line for line in lines if not line.startswith("#")))
 
 
 @functools.cache
 def greentrainer() -> dict[tuple[str, float | None], Published]:
-    """GreenTrainer's table, by method and rho: what costs are known of, as ratios to full training."""
+    """GreenTrainer's table of known costs, by method and rho, as ratios to full training."""
     known = [row for row in rows("greentrainer.csv") if row["pmacs"] and row["hours"]]
     full = {(row["model"], row["dataset"]): row for row in known if row["method"] == "full"}
-    found: dict[tuple[str, float | None], list[tuple[float, float]]] = {}
+    settings: dict[tuple[str, float | None], list[tuple[float, float]]] = {}
     for row in known:
         whole = full[row["model"], row["dataset"]]
         ratios = (float(row["pmacs"]) / float(whole["pmacs"]), float(row["hours"]) / float(whole["hours"]))
-        found.setdefault((row["method"], float(row["rho"]) if row["rho"] else None), []).append(ratios)
+        settings.setdefault((row["method"], float(row["rho"]) if row["rho"] else None), []).append(ratios)
     return {
         method: Published(
             compute=(min(compute), max(compute)), hours=(min(hours), max(hours)), num_settings=len(compute)
         )
-        for method, ratios in found.items()
+        for method, ratios in settings.items()
         for compute, hours in [tuple(zip(*ratios, strict=True))]
     }
 
 
 def beside(tables: Tables) -> list[Beside]:
-    """The methods of GreenTrainer's table that the sweep has too, beside full training where all else is the same."""
-    found = []
+    """Compare the sweep's methods that are in GreenTrainer's table with otherwise equal full training."""
+    comparisons = []
     for name, cells in by_method(finished(tables.cells, "window_s_mean")):
         full = cells.filter(method="full").to_dicts()
         for row in cells.to_dicts() if full else ():
             published = _published(row)
             if published is not None:
-                found.append(_beside(tables.runs, name, row, full[0], published))
-    return found
+                comparisons.append(_beside(tables.runs, name, row, full[0], published))
+    return comparisons
 
 
 def _published(row: Row) -> Published | None:
-    """What is published of a cell's method; None where the paper has no such row."""
+    """The published ratios of a cell's method; None if the paper has no such row."""
     params = json.loads(row["method_params"])
-    wanted = PAPERS.get(row["method"])
-    if wanted is None or any(params.get(key) != value for key, value in wanted.items()):
+    paper_params = PAPERS.get(row["method"])
+    if paper_params is None or any(params.get(key) != value for key, value in paper_params.items()):
         return None
     return greentrainer().get((row["method"], params.get("rho")))
 
@@ -158,23 +158,23 @@ def _beside(runs: pl.DataFrame, name: str, row: Row, full: Row, published: Publi
 
 
 def faster(tables: Tables) -> list[Faster]:
-    """The comparisons of Maina et al. that the sweep has pairs for: full training on masked tokens."""
+    """Repeat the comparisons of Maina et al. that the sweep has pairs for: full training on masked tokens."""
     cells = finished(tables.cells, "samples_per_s_mean").filter(method="full", task="mlm")
     groups = [part.to_dicts() for _, part in cells.group_by(SHARED, maintain_order=True)]
-    found = []
+    comparisons = []
     for words, first, second in FASTER:
         pairs = [(a, b) for group in groups for a in group for b in group if _is(a, b, first, second)]
         ratios = [
-            (one, a["name"]) for a, b in pairs if (one := ratio_of(tables.runs, a, b, "samples_per_s")) is not None
+            (ratio, a["name"]) for a, b in pairs if (ratio := ratio_of(tables.runs, a, b, "samples_per_s")) is not None
         ]
         if ratios:
             ratios.sort(key=lambda pair: pair[0].ratio)
             (lowest, _), (highest, where) = ratios[0], ratios[-1]
-            found.append(Faster(words=words, num_pairs=len(ratios), lowest=lowest, highest=highest, where=where))
-    return found
+            comparisons.append(Faster(words=words, num_pairs=len(ratios), lowest=lowest, highest=highest, where=where))
+    return comparisons
 
 
 def _is(a: Row, b: Row, first: tuple[str | None, ...], second: tuple[str | None, ...]) -> bool:
-    """Whether two cells have the strategies and precisions that are compared, or share what is not."""
+    """Whether two cells have the compared strategies and precisions, and share the axes not compared."""
     axes = zip(("strategy", "precision"), first, second, strict=True)
     return all((a[axis], b[axis]) == (x, y) if x else a[axis] == b[axis] for axis, x, y in axes)

@@ -1,9 +1,9 @@
-"""Which configuration to use, by a stated rule, and the comparisons that say how sure that is.
+"""Recommend a configuration by a stated rule, with comparisons that show how sure the choice is.
 
 The rule: of the configurations whose validation loss is within `MARGIN` of the lowest (upper end of the paired 95 %
-interval), the one that costs least: joules where every configuration has measured ones of the same devices, else
-seconds. Integrated and estimated joules take no part; where joules decide, a configuration with doubtful ones is left
-out.
+interval), take the cheapest: in joules if every configuration has measured joules of the same kinds of device, else in
+seconds. Integrated and estimated joules are never used; where joules decide, configurations with doubtful joules are
+left out.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from joulesweep.analyse.tables import Row, Tables
 
 MARGIN = 0.01  # of the validation loss: what counts as "no worse"
 
-#: What is compared: column, words for the ratio a/b, and its name when no difference is shown.
+#: Compared quantities: column, words for the ratio a/b, and the name where no difference is shown.
 COMPARED = (
     ("samples_per_s", "as fast", "speed"),
     ("energy_j", "the measured energy", "measured energy"),
@@ -30,11 +30,11 @@ COMPARED = (
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """One quantity of the chosen configuration against that of another.
+    """One quantity of the chosen configuration relative to another configuration.
 
     Attributes:
         text: a statement with ratio, interval and number of pairs.
-        shown: whether the interval excludes "equal".
+        shown: whether the interval excludes 1.
     """
 
     text: str
@@ -43,18 +43,18 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What to use, among configurations that may be compared.
+    """A recommendation among comparable configurations.
 
     Attributes:
-        panel: which model, data set and environment; empty where the sweep has one of each.
-        chosen: the row of the cells table.
-        by: "energy_j" or "window_s": what was least.
-        unranked: why it was not joules; None if it was.
-        doubtful: lines with the name of a configuration that is left out, and why its joules are doubtful.
-        ties: names of the others within the margin whose cost is not shown to differ from the chosen one's.
+        panel: model, data set and environment; empty if the sweep has one of each.
+        chosen: its row of the cells table.
+        by: the cost that was minimised: "energy_j" or "window_s".
+        unranked: why the cost is not joules; None if it is.
+        doubtful: a line per configuration left out: its name, and why its joules are doubtful.
+        ties: names of others within the margin whose cost is not shown to be higher than the chosen one's.
         num_within: configurations within the margin of the lowest loss.
         num_cells: configurations that finished.
-        against: comparisons, by the other configuration and what it is.
+        against: comparisons, by name and role of the other configuration.
     """
 
     panel: str
@@ -79,7 +79,7 @@ def _answer(runs: pl.DataFrame, panel: str, cells: pl.DataFrame) -> Answer:
     left_out = doubtful(cells)
     cells = cells if reason else undoubted(cells)
     complete = cells.filter(pl.col("num_ok") == pl.col("num_runs"))
-    rows = (complete if len(complete) else cells).to_dicts()  # what diverged or ran out of memory is no advice
+    rows = (complete if len(complete) else cells).to_dicts()  # never recommend what diverged or ran out of memory
     lowest = min(rows, key=lambda row: row["validation_loss_mean"])
     within = [row for row in rows if row is lowest or _within(runs, row, lowest)]
     chosen = min(within, key=lambda row: row[f"{by}_mean"])
@@ -106,13 +106,13 @@ def _answer(runs: pl.DataFrame, panel: str, cells: pl.DataFrame) -> Answer:
 
 
 def _within(runs: pl.DataFrame, row: Row, lowest: Row) -> bool:
-    """Whether a cell's loss is no worse than the lowest by more than the margin; one pair has its ratio alone."""
+    """Whether a cell's loss is within the margin of the lowest, by the upper end of the ratio if it has one."""
     ratio = ratio_of(runs, row, lowest, "validation_loss")
     return ratio is not None and (ratio.ratio if ratio.high is None else ratio.high) <= 1 + MARGIN
 
 
 def compare(runs: pl.DataFrame, a: Row, b: Row) -> list[Comparison]:
-    """Statements on a relative to b, for every quantity that both were measured in.
+    """Compare a with b in every quantity that both have.
 
     Args:
         runs: the runs table.
@@ -120,8 +120,8 @@ def compare(runs: pl.DataFrame, a: Row, b: Row) -> list[Comparison]:
         b: another.
     """
     columns = [compared for compared in COMPARED if compared[0] != "energy_j" or same_joules(a, b)]
-    found = [(ratio_of(runs, a, b, column), words, name) for column, words, name in columns]
-    return [_comparison(ratio, words, name) for ratio, words, name in found if ratio is not None]
+    ratios = [(ratio_of(runs, a, b, column), words, name) for column, words, name in columns]
+    return [_comparison(ratio, words, name) for ratio, words, name in ratios if ratio is not None]
 
 
 def _comparison(ratio: Ratio, words: str, name: str) -> Comparison:
@@ -134,5 +134,5 @@ def _comparison(ratio: Ratio, words: str, name: str) -> Comparison:
 
 
 def _times(ratio: float) -> str:
-    """Near 1 the third decimal matters."""
+    """A ratio to three digits; near 1 to three decimals."""
     return f"{ratio:.3f}" if 0.9 < ratio < 1.1 else f"{ratio:.3g}"

@@ -1,14 +1,14 @@
-"""Charts of a sweep: one file per chart, found by its name.
+"""Charts of a sweep: one file per chart, discovered by name.
 
 A chart is a module `joulesweep/report/charts/<name>.py` with
 
 * a docstring, which is its caption in Snakemake's report;
 * `draw(tables)`: an Altair chart; `theme.empty` says why there is nothing to draw;
-* perhaps `PLACE`: charts with a lower one come first, those without one last;
-* perhaps `SECTION`: the section of the report that it opens, without it, `charts`. It is left out where
-  the section is.
+* optionally `PLACE`: charts with a lower one come first, those without one last;
+* optionally `SECTION`: the section of the report that shows the chart, `charts` by default. If the report omits that
+  section, it omits the chart.
 
-Nothing else needs to be edited. Names and captions are known without importing Altair.
+No other file needs an edit. Names and captions are available without importing Altair.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
     from joulesweep.analyse.tables import Tables
     from joulesweep.report.theme import Chart
 
-LAST = 1000  # the place of a chart without one
+LAST = 1000  # PLACE of a chart without one
 
 
 def names() -> list[str]:
-    """Every chart there is, sorted."""
+    """The names of all charts, sorted."""
     return sorted(path.stem for path in Path(__file__).parent.glob("[a-z]*.py"))
 
 
 def caption(name: str) -> str:
-    """What a chart shows, in sentences: its file's docstring."""
+    """A chart's caption: the docstring of its file."""
     source = Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8")
     return ast.get_docstring(ast.parse(source)) or ""
 
@@ -48,7 +48,7 @@ def draw(name: str, tables: Tables) -> Chart:
 
 
 def by_section() -> dict[str, list[str]]:
-    """The charts of each section of the report, in the order in which they are shown."""
+    """The charts of each section of the report, in the order of the page."""
     sections: dict[str, list[str]] = {}
     for name in sorted(names(), key=lambda name: getattr(load(name), "PLACE", LAST)):
         sections.setdefault(getattr(load(name), "SECTION", "charts"), []).append(name)
@@ -56,7 +56,7 @@ def by_section() -> dict[str, list[str]]:
 
 
 def save_all(tables: Tables, folder: Path) -> None:
-    """Write every chart as `<name>.svg`, as `<name>.html` that needs no network, and its caption as `<name>.rst`."""
+    """Write every chart as `<name>.svg` and as self-contained `<name>.html`, and its caption as `<name>.rst`."""
     folder.mkdir(parents=True, exist_ok=True)
     actions = {"export": True, "source": False, "compiled": False, "editor": False}
     for name in names():

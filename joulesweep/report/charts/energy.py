@@ -1,8 +1,8 @@
 """Joules of a run by configuration.
 
-Full bars with 95 % intervals where they were measured, pale ones where power readings were integrated, one plot per
-scope (which devices are in); hatched bars with the range of the estimate where no meter was readable and the config
-asks for an estimate.
+Full bars with 95 % intervals are measured, pale ones integrated from power readings, with one plot per scope (the
+devices included). Hatched bars show the range of the estimate, if no meter was readable and the config asks for
+estimates.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PLACE = 20
 
 
 def draw(tables: Tables) -> Chart:
-    """Joules of a run: full bars measured, pale ones integrated, each kind and scope apart; hatched ones estimated."""
+    """Draw joules of runs, one plot per status and scope: full bars measured, pale integrated, hatched estimated."""
     cells = finished(tables.cells, "window_s_mean")
     known = cells.drop_nulls("energy_j_mean")
     if known.is_empty():
@@ -47,7 +47,7 @@ def draw(tables: Tables) -> Chart:
 
 
 def _joules(tables: Tables, cells: pl.DataFrame) -> Chart:
-    """Bars of cells whose joules have one status and scope."""
+    """Bars of cells with joules of one status and scope."""
     x = alt.X("value:Q").title(joules_title(cells))
     nets = cells["net_energy_j_mean"].count() > 0
     numbers = tooltip("value=Energy (J)", *(["net=Net of idle (J)"] if nets else []))

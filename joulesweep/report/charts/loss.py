@@ -1,7 +1,7 @@
 """Validation loss after each epoch against elapsed time and against joules since the window began.
 
-Where no joules were read and the config asks for it, against estimated joules. Thick lines are means over repeats, thin
-ones single runs.
+If no joules were measured and the config asks for estimates, against estimated joules. Thick lines are means over
+repeats, thin ones single runs.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from joulesweep.report.theme import LOSS, Chart, empty, styled, tooltip, values
 TITLE = "Validation loss while training"
 PLACE = 40
 CURVE = "run name setup batch status epoch cost loss mean_cost mean_loss"
-MAX_THIN = 500  # runs: more thin lines than that are a smear, and megabytes
+MAX_THIN = 500  # runs: more thin lines are a smear, and megabytes
 
 
 def draw(tables: Tables) -> Chart:
-    """How the validation loss falls with seconds, and with joules: read ones, else estimated ones if there are any."""
+    """Draw validation loss against seconds, and against joules: measured ones, or else estimated ones."""
     epochs = tables.epochs
     if epochs.is_empty():
         return empty(tables, TITLE)
@@ -53,8 +53,8 @@ def draw(tables: Tables) -> Chart:
 def _curves(
     tables: Tables, epochs: pl.DataFrame, across: str, title: str, statuses: Sequence[str], status: str
 ) -> Chart:
-    """Loss against a cumulative cost: thin lines for runs, a thick one for their mean, apart by batch size."""
-    begun = pl.when(pl.col("epoch") == 0).then(0.0).otherwise(across)  # the window's begin: nothing was used yet
+    """Loss against a cumulative cost: thin lines for runs, a thick one for their mean, one plot per batch size."""
+    begun = pl.when(pl.col("epoch") == 0).then(0.0).otherwise(across)  # at the window's begin nothing is used yet
     epochs = epochs.with_columns(cost=begun, loss="validation_loss", status=pl.lit(status))
     epochs = epochs.with_columns(pl.col("cost", "loss").mean().over(GROUP).name.prefix("mean_"))
     x, mean_x = (alt.X(f"{column}:Q").title(title).axis(theme.si(epochs["cost"])) for column in ("cost", "mean_cost"))

@@ -1,6 +1,6 @@
 """Peak memory of each configuration.
 
-It is allocated by PyTorch on GPUs, else resident on the host, with 95 % intervals over repeats.
+Memory that PyTorch allocated on the GPUs, else resident memory of the host, with 95 % intervals over repeats.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ GIB = 2**30
 
 
 def draw(tables: Tables) -> Chart:
-    """Peak memory of each configuration: of the GPUs where they were used, else of the host."""
+    """Draw the peak memory of each configuration: of the GPUs if they were used, else of the host."""
     gpu = finished(tables.cells, "peak_gpu_allocated_bytes_mean")
     quantity = "peak_host_rss_bytes" if gpu.is_empty() else "peak_gpu_allocated_bytes"
     cells = finished(tables.cells, f"{quantity}_mean")

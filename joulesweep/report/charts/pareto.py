@@ -1,7 +1,7 @@
-"""What a run costs against the validation loss it reaches.
+"""The cost of a run against the validation loss that it reaches.
 
-The black line is the Pareto front: no other configuration is better in both. It is drawn over joules where all were
-measured on the same kinds of device, else over time; integrated joules and estimated ones (hollow) are not ranked.
+The black line is the Pareto front: no other configuration is better in both. The cost is joules if all were measured on
+the same kinds of device, else time; integrated joules and estimated ones (hollow) are not ranked.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ LOSS_MEAN = "validation_loss_mean"
 POINT = f"name setup batch batch_size batch_size_scope status num_ok cost cost_low cost_high {LOSS_MEAN}"
 POINT += " validation_loss_low validation_loss_high"
 TIME = "window_s_mean window_s_low window_s_high"
-MAX_NAMED = 14  # of a front: more would run off the chart; the report's table has all
+MAX_NAMED = 14  # of a front: more do not fit on the chart; the report's table has all
 
 
 def draw(tables: Tables) -> Chart:
-    """What a run costs against the loss it reaches, with the Pareto front where the cost was measured."""
+    """Draw the cost of a run against the loss that it reaches, with the Pareto front if the cost was measured."""
     cells = finished(tables.cells, "validation_loss_mean")
     if cells.is_empty():
         return empty(tables, TITLE)
@@ -70,7 +70,7 @@ def _costs(
     statuses: Sequence[str] = theme.STATUSES[:1],
     status: str = "measured",
 ) -> Chart:
-    """One scatter per panel: cost across, loss up; the front and its key only where the cost is measured."""
+    """One scatter per panel: cost across, loss up; the front and its key only if the cost is measured."""
     names = dict(zip(columns.split(), ("cost", "cost_low", "cost_high"), strict=True))
     cells = cells.with_columns(pl.col(column).alias(name) for column, name in names.items())
     cells = cells.with_columns(status=pl.lit(status))

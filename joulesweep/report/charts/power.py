@@ -1,6 +1,6 @@
 """Power of each device against seconds, for the first repeat of each configuration.
 
-The measured window is grey. Readings are averaged to at most 200 points a line.
+The measured window is grey. Each line has at most 200 points, averages of readings.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from joulesweep.report.theme import Chart, empty, styled, tooltip, values
 TITLE = "Power while training"
 PLACE = 60
 TRACE = "name setup device t_s power_w window_s"
-MAX_POINTS = 200  # of one power trace: more than its plot has pixels
+MAX_POINTS = 200  # of one trace: its plot has fewer pixels
 
 
 def draw(tables: Tables) -> Chart:
-    """Power against seconds for the first traced repeat of each configuration, with the measured window marked."""
+    """Draw power against seconds for the first traced repeat of each configuration, with the measured window marked."""
     traced = tables.power.drop_nulls("power_w")
     if traced.is_empty():
         any_run = "ok" in tables.runs["status"]
@@ -36,7 +36,7 @@ def draw(tables: Tables) -> Chart:
 
 
 def _thinned(traced: pl.DataFrame) -> pl.DataFrame:
-    """At most `MAX_POINTS` per line: means over equal stretches of time."""
+    """Reduce each line to at most `MAX_POINTS`: means over equal stretches of time."""
     line = ("panel", "name", "run", "device")
     begin_s, end_s = (getattr(pl.col("t_s"), end)().over(line) for end in ("min", "max"))
     place = ((pl.col("t_s") - begin_s) / (end_s - begin_s) * MAX_POINTS).fill_nan(0).floor().clip(0, MAX_POINTS - 1)

@@ -1,4 +1,4 @@
-"""Texts per second of each configuration over those of the baseline, with 95 % intervals over pairs of equal seed.
+"""Texts per second of each configuration relative to the baseline, with 95 % intervals over pairs of equal seed.
 
 The baseline trains and computes as the first configuration of the grid does (method, strategy, precision, batching,
 head, engine, micro-batch size, checkpointing); model, data set, learning rate and batch size are the same.
@@ -19,7 +19,7 @@ PLACE = 30
 
 
 def draw(tables: Tables) -> Chart:
-    """Texts per second relative to the baseline that trains the same, paired by seed."""
+    """Draw texts per second relative to the baseline that trains the same, paired by seed."""
     cells = finished(tables.cells, "speedup").filter(~pl.col("is_baseline"))
     if cells.is_empty():
         no_peer_reason = "no other configuration finished beside its baseline"

@@ -1,7 +1,7 @@
-"""Which tensors trained, of methods that choose them: by layer, and by choice.
+"""Which tensors trained, for methods that choose them: by layer, and by choice.
 
-The input is at the bottom, the output at the top. The darker, the larger the share of the layer's tensors that trained,
-over the repeats.
+The input is at the bottom, the output at the top. Darker means that a larger share of the layer's tensors trained, over
+the repeats.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from joulesweep.report.theme import Chart, empty, styled, tooltip, values
 
 TITLE = "Which tensors trained"
 PLACE = 70
-SECTION = "selections"  # of the report: it opens that one
+SECTION = "selections"  # of the report, which shows this chart
 SHARE = "name title epoch layer share num_tensors num_runs"
-TITLE_WIDTH = 44  # letters above one plot; longer names are broken
+TITLE_WIDTH = 44  # characters above one plot; longer names are wrapped
 
 
 def draw(tables: Tables) -> Chart:
-    """Which tensors a method that chooses them trained: by layer, from the input (bottom) to the output."""
+    """Draw which tensors trained, for methods that choose them, by layer from the input (bottom) to the output."""
     chosen = tables.selections
     if chosen.is_empty():
         return empty(tables, TITLE, "no method chose tensors" if "ok" in tables.runs["status"] else None)
     names = chosen.select("panel", "name").unique(maintain_order=True)
-    found = shares(chosen.join(names.head(MAX_TRACES), on=["panel", "name"], maintain_order="left"))
-    parts: dict[tuple[str, ...], list[pl.DataFrame]] = {}  # models of different layers share no axis
-    for (panel, _), part in found.group_by("panel", "name", maintain_order=True):
+    layer_shares = shares(chosen.join(names.head(MAX_TRACES), on=["panel", "name"], maintain_order="left"))
+    parts: dict[tuple[str, ...], list[pl.DataFrame]] = {}  # models with different layers share no axis
+    for (panel, _), part in layer_shares.group_by("panel", "name", maintain_order=True):
         parts.setdefault((panel, *part["layer"].unique(maintain_order=True)), []).append(part)
     plots = [_layers(panel, layers, pl.concat(same)) for (panel, *layers), same in parts.items()]
     notes = ["By layer and choice, mean over the repeats. Output at the top. A choice holds until the next one."]
@@ -41,20 +41,19 @@ def draw(tables: Tables) -> Chart:
 
 
 def shares(selections: pl.DataFrame) -> pl.DataFrame:
-    """Which share of a layer's tensors trained, by configuration and choice, over the repeats; from the output down.
+    """The share of each layer's tensors that trained, by configuration and choice, over repeats, from the output down.
 
-    A layer is what a tensor's name says up to its first number; a tensor outside of the numbered ones counts to its
-    module.
+    A layer is a tensor's name up to its first number; a tensor outside the numbered layers belongs to its module.
 
     Args:
-        selections: rows of that table.
+        selections: rows of the selections table.
     """
     name = pl.col("candidates")
     layer = pl.coalesce(name.str.extract(r"^((?:.*?\.)?\d+)\."), name.str.replace(r"\.[^.]*$", ""))
     trained = selections.select("run", "epoch", pl.col("chosen").alias("candidates"), trained=1.0).explode("candidates")
-    every = selections.select("panel", "name", "run", "epoch", "candidates").explode("candidates")
-    every = every.join(trained, on=["run", "epoch", "candidates"], how="left", maintain_order="left")
-    layers = every.group_by("panel", "name", "epoch", layer.alias("layer"), maintain_order=True)
+    candidates = selections.select("panel", "name", "run", "epoch", "candidates").explode("candidates")
+    candidates = candidates.join(trained, on=["run", "epoch", "candidates"], how="left", maintain_order="left")
+    layers = candidates.group_by("panel", "name", "epoch", layer.alias("layer"), maintain_order=True)
     num_runs, share = pl.col("run").n_unique(), pl.col("trained").fill_null(0.0).mean()
     return layers.agg(share=share, num_tensors=pl.len() / num_runs, num_runs=num_runs)
 
@@ -77,4 +76,4 @@ def _layers(panel: str, layers: Sequence[str], part: pl.DataFrame) -> Chart:
     facet = alt.Facet("title:N").sort(list(titles.values())).title(None).header(header)
     plots = cells.properties(width=240, height=alt.Step(13))
     facets = plots.facet(facet, columns=3, title=theme.panel_title(panel), spacing=14)
-    return facets.resolve_scale(x="independent")  # one choice for the whole training is as wide as several
+    return facets.resolve_scale(x="independent")  # a single choice is as wide as several

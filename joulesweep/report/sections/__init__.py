@@ -1,12 +1,12 @@
-"""Sections of the report: one file per section, found by its name.
+"""Sections of the report: one file per section, discovered by name.
 
 A section is a module `joulesweep/report/sections/<name>.py` with
 
-* `section(results)`: a `Section`, or None where the sweep has nothing for it;
-* perhaps `PLACE`: sections with a lower one come first, those without one last.
+* `section(results)`: a `Section`, or None if the sweep has nothing to show in it;
+* optionally `PLACE`: sections with a lower one come first, those without one last.
 
-A study is a section whose module compares what the tables have. Its address on the page is its name, with hyphens. The
-charts that name it as their `SECTION` stand below its heading. Nothing else needs to be edited.
+A study is a section whose module makes comparisons from the tables. A section's anchor on the page is its name, with
+hyphens. Charts that name it as their `SECTION` appear below its heading. No other file needs an edit.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from markupsafe import Markup
 from joulesweep.analyse.tables import Tables
 from joulesweep.reference.footprint import Footprint, footprint
 
-LAST = 1000  # the place of a section without one
+LAST = 1000  # PLACE of a section without one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class Section:
 
     Attributes:
         title: its heading.
-        html: what stands below the heading and its charts.
+        html: the content below the heading and the charts.
     """
 
     title: str
@@ -43,11 +43,11 @@ class Section:
 
 @dataclass(frozen=True)
 class Results:
-    """What a section is made from.
+    """The input of every section.
 
     Attributes:
         manifest: of the sweep, with its config.
-        tables: what `aggregate` made of its runs.
+        tables: of the sweep, from `aggregate`.
     """
 
     manifest: Mapping[str, Any]
@@ -55,22 +55,22 @@ class Results:
 
     @functools.cached_property
     def factors(self) -> Footprint | None:
-        """What turns joules into emissions and cost, where the config asks for one of them."""
+        """Factors from joules to emissions and cost; None if the config asks for neither."""
         return footprint(self.manifest["config"]["energy"])
 
     @property
     def num_runs(self) -> int:
-        """Runs of the sweep, whatever became of them."""
+        """Number of runs of the sweep, of every status."""
         return self.tables.runs.height
 
     @property
     def num_ok(self) -> int:
-        """Finished runs."""
+        """Number of finished runs."""
         return self.tables.runs.filter(pl.col("status") == "ok").height
 
 
 def names() -> list[str]:
-    """Every section there is, sorted."""
+    """The names of all sections, sorted."""
     return sorted(path.stem for path in Path(__file__).parent.glob("[a-z]*.py"))
 
 
@@ -80,7 +80,7 @@ def load(name: str) -> ModuleType:
 
 
 def made(results: Results) -> dict[str, Section]:
-    """The sections that have something to say, by name, in the order of the page."""
+    """Make the sections that have content, by name, in the order of the page."""
     order = sorted(names(), key=lambda name: getattr(load(name), "PLACE", LAST))
     sections = {name: load(name).section(results) for name in order}
     return {name: section for name, section in sections.items() if section is not None}

@@ -1,4 +1,4 @@
-"""Which configuration to use, in a sentence and tiles."""
+"""The recommended configuration, in a sentence and tiles."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Tile = tuple[str, Words, str]  # label, (number, interval), class
 
 
 def section(results: Results) -> Section:
-    """The answers, one for each model and data set, or that there is none yet."""
+    """One answer per model and data set, or a sentence that there is none yet."""
     html = filled(
         "answer.html.j2",
         answers=[_worded(answer, results) for answer in answers(results.tables)],
@@ -56,7 +56,7 @@ def _worded(answer: Answer, results: Results) -> dict[str, Any]:
 
 
 def _quality_tiles(row: dict[str, Any], results: Results) -> list[Tile]:
-    """What is known of quality beside the loss."""
+    """Tiles of the measures of quality other than the loss."""
     return [
         (numbers.heading(column, results.tables), numbers.shown(row, column), "")
         for column in numbers.QUALITIES
@@ -69,7 +69,7 @@ def _memory_place(row: dict[str, Any]) -> str:
 
 
 def _energy_tiles(row: dict[str, Any], factors: Footprint | None) -> list[Tile]:
-    """Joules and what follows from them; estimated ones, if no joules were read, in tiles of their own look."""
+    """Tiles of joules and what follows from them; estimates, used if no joules were read, look different."""
     known = row["energy_j_mean"] is not None
     integrated = ", integrated" if known and row["energy_status"] == "integrated" else ""
     scope = f" ({row['energy_scope']})" if known else ""

@@ -1,4 +1,4 @@
-"""The charts that belong to no other section."""
+"""The charts that no other section shows."""
 
 from markupsafe import Markup
 

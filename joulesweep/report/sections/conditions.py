@@ -1,4 +1,4 @@
-"""Under which conditions the runs were measured, and what their joules are worth."""
+"""The conditions under which runs were measured, and what their joules are worth."""
 
 from __future__ import annotations
 

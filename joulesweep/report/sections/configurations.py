@@ -1,4 +1,4 @@
-"""The table of all configurations: every column that has a heading in `joulesweep.analyse.columns`."""
+"""The table of all configurations, with every column that has a heading in `joulesweep.analyse.columns`."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Entries(NamedTuple):
     """A column of the table on the page.
 
     Attributes:
-        heading: above it.
-        kind: its class: "" of numbers, "text" or "estimated".
-        text: of a row of the cells table: a number and its interval or a remark.
-        value: of a row: what the column is sorted by, or None.
+        heading: of the column.
+        kind: its class: "" for numbers, "text" or "estimated".
+        text: from a row of the cells table: a number with its interval or remark.
+        value: from such a row: the key to sort by, or None.
     """
 
     heading: str
@@ -35,7 +35,7 @@ class Entries(NamedTuple):
 
 
 def section(results: Results) -> Section:
-    """The table, and what its columns mean."""
+    """The table, with notes on its columns."""
     tables = results.tables
     columns = list(_columns(results))
     html = filled(
@@ -66,7 +66,7 @@ def _columns(results: Results) -> Iterator[Entries]:
 
 
 def _is_needed(column: Column, results: Results) -> bool:
-    """Whether a finished run always has a number there, the config asks for it, or some cell has it."""
+    """Whether the table shows a column: never null, asked for by the config, or known of some cell."""
     factors = results.factors
     asked = {
         "energy_j": True,
@@ -78,13 +78,13 @@ def _is_needed(column: Column, results: Results) -> bool:
 
 
 def _plain(column: Column, results: Results) -> Entries:
-    """A mean and its interval, shown as the column's row says."""
+    """A mean with its interval, in the format of its column."""
     title = numbers.heading(column, results.tables)
     return Entries(title, "", lambda row: numbers.shown(row, column), lambda row: row[f"{column.name}_mean"])
 
 
 def _own(column: Column, results: Results) -> Entries | None:
-    """Quantities with words of their own: joules, estimates, memory, money."""
+    """Quantities with a special format: joules, estimates, memory, money."""
     title = column.heading or ""
     match column.name:
         case "energy_j":
@@ -102,7 +102,7 @@ def _own(column: Column, results: Results) -> Entries | None:
 
 
 def _energy(cells: pl.DataFrame) -> Entries:
-    """Joules with status and scope: in the heading where all share them, else in the entries."""
+    """Joules with status and scope: in the heading if all share them, else in the entries."""
     kinds = cells.drop_nulls("energy_j_mean").select("energy_status", "energy_scope").unique(maintain_order=True).rows()
 
     def text(row: Row) -> Words:

@@ -1,4 +1,4 @@
-"""Which method has the lower validation loss at equal cost: `joulesweep.analyse.studies.equal_cost` in words."""
+"""The validation losses of methods at equal cost, from `joulesweep.analyse.studies.equal_cost`."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ VERDICTS = {"lower": "A lower", "higher": "B lower", NO_INTERVAL: "–"}
 
 
 def section(results: Results) -> Section | None:
-    """The comparisons; None where no two methods can be compared."""
-    parts = [_worded(one) for one in comparisons(results.tables)]
+    """The comparisons; None if no two methods are comparable."""
+    parts = [_worded(comparison) for comparison in comparisons(results.tables)]
     return Section(title="At equal cost", html=filled("equal_cost.html.j2", parts=parts)) if parts else None
 
 
 def _worded(comparison: EqualCost) -> dict[str, Any]:
-    """The methods of cells that are otherwise the same, as text."""
+    """The comparisons of one set of methods, as text."""
     scope = f"joules, scope {comparison.scope}"
     return {
         "name": comparison.name,

@@ -1,4 +1,4 @@
-"""What the config leaves out on purpose, with its reasons."""
+"""The configurations that the config excludes, with its reasons."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ PLACE = 80
 
 
 def section(results: Results) -> Section | None:
-    """The excluded configurations; None where there are none."""
+    """The excluded configurations; None if there are none."""
     lines = [f"{entry['label']}: {entry['reason']}" for entry in results.manifest["excluded"]]
     items = Markup().join(Markup("<li>{}</li>").format(line) for line in lines)
     return Section(title="Left out on purpose", html=Markup("<ul>{}</ul>").format(items)) if lines else None

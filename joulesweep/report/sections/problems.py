@@ -1,4 +1,4 @@
-"""The runs without numbers, with their reasons and what takes them up again."""
+"""The runs without numbers, with the reasons and the commands that re-run them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ PLACE = 70
 
 
 def section(results: Results) -> Section | None:
-    """Runs that are not ok; None where all are."""
+    """The runs that are not ok; None if all are."""
     runs = results.tables.runs
     problems = evidence.problems(runs)
     if not problems:

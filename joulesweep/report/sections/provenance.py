@@ -1,4 +1,4 @@
-"""Where the numbers come from: meters, factors, machines, code, config."""
+"""The sources of the numbers: meters, factors, machines, code, config."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PLACE = 100
 
 
 def section(results: Results) -> Section:
-    """Everything that stands behind the numbers."""
+    """The sources of all numbers."""
     tables, config = results.tables, results.manifest["config"]
     html = filled(
         "provenance.html.j2",

@@ -1,4 +1,4 @@
-"""What two papers published beside what the sweep measured: `joulesweep.analyse.studies.published` in words."""
+"""The ratios of two papers beside the sweep's, from `joulesweep.analyse.studies.published`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HEADINGS = {
 
 
 def section(results: Results) -> Section | None:
-    """Methods and speeds beside the papers'; None where the sweep has neither."""
+    """Methods and speeds beside the papers'; None if the sweep has neither."""
     methods, speeds = beside(results.tables), faster(results.tables)
     if not methods and not speeds:
         return None
@@ -37,20 +37,20 @@ def section(results: Results) -> Section | None:
 
 
 def _methods(methods: list[Beside]) -> Markup:
-    """The costs of methods over full training's; joules and what the cells share only where they tell something."""
+    """The costs of methods relative to full training, without columns that would be empty or constant."""
     entries: dict[str, tuple[str, list[str | numbers.Words]]] = {
-        "Method": ("text", [one.method for one in methods]),
-        "Otherwise": ("text", [one.name for one in methods]),
-        "Published compute": ("", [_range(one.published.compute) for one in methods]),
-        "Compute here, counted": ("", [_times(one.measured_compute) for one in methods]),
-        "Published hours": ("", [_range(one.published.hours) for one in methods]),
-        "Time here": ("", [_times(one.measured_time) for one in methods]),
-        "Measured joules here": ("", [_times(one.measured_joules) for one in methods]),
-        "Published settings": ("", [str(one.published.num_settings) for one in methods]),
+        "Method": ("text", [row.method for row in methods]),
+        "Otherwise": ("text", [row.name for row in methods]),
+        "Published compute": ("", [_range(row.published.compute) for row in methods]),
+        "Compute here, counted": ("", [_times(row.measured_compute) for row in methods]),
+        "Published hours": ("", [_range(row.published.hours) for row in methods]),
+        "Time here": ("", [_times(row.measured_time) for row in methods]),
+        "Measured joules here": ("", [_times(row.measured_joules) for row in methods]),
+        "Published settings": ("", [str(row.published.num_settings) for row in methods]),
     }
-    if len({one.name for one in methods}) == 1:
+    if len({row.name for row in methods}) == 1:
         del entries["Otherwise"]
-    if all(one.measured_joules is None for one in methods):
+    if all(row.measured_joules is None for row in methods):
         del entries["Measured joules here"]
     headings = {heading: kind for heading, (kind, _) in entries.items()}
     return table(headings, zip(*(column for _, column in entries.values()), strict=True))
@@ -66,7 +66,7 @@ def _range(ends: tuple[float, float]) -> str:
 
 
 def _times(ratio: Ratio | None) -> numbers.Words:
-    """A ratio, and its interval with the number of pairs."""
+    """A ratio with its interval and the number of pairs."""
     if ratio is None:
         return numbers.ABSENT
     if ratio.low is None or ratio.high is None:

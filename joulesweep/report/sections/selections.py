@@ -1,4 +1,4 @@
-"""Which tensors trained, of methods that choose them, and what the choices cost."""
+"""The tensors that trained, for methods that choose them, and the cost of the choices."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ HEADINGS = {
 
 
 def section(results: Results) -> Section | None:
-    """The choices of each configuration; None where no method chose."""
+    """The choices of each configuration; None if no method chose."""
     selections = results.tables.selections
     if selections.is_empty():
         return None
@@ -48,7 +48,8 @@ def _means(selections: pl.DataFrame) -> pl.DataFrame:
     same = pl.col("name", "panel", "objective", "rho").first()
     costs = ("floor", "predicted_cost", "counted_cost", "rating_s", "step_s")
     quantities = pl.col(*costs, "trained_share", "importance_share")
-    means = pl.when(quantities.null_count() == 0).then(quantities.mean())  # some would pass for all
+    # No mean over only some rows: it would look like one over all.
+    means = pl.when(quantities.null_count() == 0).then(quantities.mean())
     numbers = pl.col("num_chosen", "num_candidates").mean()
     groups = selections.group_by("cell", "environment", maintain_order=True)
     return groups.agg(same, means, numbers, pl.col("gap").max(), runs=pl.col("run").n_unique(), choices=pl.len())

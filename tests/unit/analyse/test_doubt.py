@@ -88,7 +88,7 @@ def test_the_error_of_the_joules_is_in_tables_and_report(tmp_path):
     assert (found.cells["energy_error_j"] / found.cells["energy_j_mean"]).round(6).unique().to_list() == [0.01]
     html = rendered(grid, found)
     assert "off by at most 1.00 %" in html
-    assert "joules of a run may be off by" in html
+    assert "largest error of joules" in html
     assert html.count("±5 %") == 1 and "cancels in ratios on\none board" in html
 
 

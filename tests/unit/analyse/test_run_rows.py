@@ -186,7 +186,7 @@ def test_a_choice_without_rating_before_it_is_not_counted(tmp_path):
         return row
 
     first, second = selections(tmp_path, change, GREEN).to_dicts()
-    assert first["counted_cost"] is None and "nothing was counted" in first["cost_reason"]
+    assert first["counted_cost"] is None and "every tensor was counted" in first["cost_reason"]
     assert second["counted_cost"] > 0
 
 

@@ -45,7 +45,7 @@ def test_flags_by_kind_with_an_example(tmp_path):
     text = shown(html)
     assert "16 of 24 finished runs are flagged" in text
     assert re.search(r"short_window 8 The window is too short .* single fp32 bs32 r1: gpu:0: window of 12 s", text)
-    assert re.search(r"throttled 12 Something held .* ddp2 fp32 bs32 r1: hot <b>", text)
+    assert re.search(r"throttled 12 Something limited .* ddp2 fp32 bs32 r1: hot <b>", text)
     assert "hot &lt;b&gt;" in html and "hot <b>" not in html
 
 
@@ -108,7 +108,7 @@ def test_conditions_and_the_cross_check(tmp_path):
     assert (
         "passes over the training in a window 2 to 5" in text or "passes over the training in a window 2 to 4" in text
     )
-    assert re.search(r"measuring took, of a window at most 0\.0\d+ %", text)
+    assert re.search(r"share of a window spent on measuring at most 0\.0\d+ %", text)
 
 
 def test_what_is_unknown_has_no_line(tmp_path):
@@ -224,7 +224,7 @@ def test_emissions_of_estimates_are_marked(tmp_path):
     text = shown(rendered(grid, collect.aggregate(grid, runs)))
     assert re.search(r"CO2e of a run, of estimated joules ≈ [\d.]+ m?g estimated", text)
     assert "Estimated CO2e" in text and "CO2e of a run ≈" not in text
-    assert "The joules hold no share for cooling: PUE multiplies emissions and cost only." in text
+    assert "The joules include no share for cooling: PUE multiplies emissions and cost only." in text
 
 
 def drifted(tmp_path, *anchors):
