@@ -1,1 +1,1 @@
-"""The values of each axis: a row of plain data per value."""
+"""Values of each axis of a sweep, one row of plain data per value."""

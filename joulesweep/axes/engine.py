@@ -1,4 +1,4 @@
-"""How the steps of a training are issued: one table row per engine.
+"""Engines, which issue the steps of a training: one table row per engine.
 
 The table holds plain data so that a config is validated without importing torch.
 """
@@ -30,7 +30,7 @@ class Engine:
     Attributes:
         about: one line for the documentation.
         compiles: whether forward and backward pass are compiled.
-        captures: whether the whole step is captured in a CUDA graph, which the CPU has not.
+        captures: whether the whole step is captured in a CUDA graph, which needs a GPU.
     """
 
     about: str
@@ -59,7 +59,7 @@ ENGINES: dict[str, Engine] = {
 
 
 def impossible(spec: RunSpec) -> str | None:
-    """Say why a run can mean nothing on any machine, or None if it can."""
+    """Return the reason why a run is invalid on every machine, or None."""
     row = ENGINES[spec.engine]
     under = [
         name for name, other in STRATEGIES.items() if row.compiles <= other.compiles and row.captures <= other.captures
@@ -75,13 +75,13 @@ def impossible(spec: RunSpec) -> str | None:
 
 
 def num_compilations() -> int:
-    """How many pieces of code this process has handed to PyTorch's compiler so far, whatever came of it."""
+    """Return how often this process has called PyTorch's compiler so far, successfully or not."""
     utils = sys.modules.get("torch._dynamo.utils")
     return int(utils.counters["frames"]["total"]) if utils else 0
 
 
 def refusal(engine: str, accelerator: str, compute_capability: tuple[int, int] | None = None) -> str | None:
-    """Say why this machine cannot run the engine, or None if it can.
+    """Return the reason why this machine cannot run the engine, or None.
 
     Args:
         engine: a key of `ENGINES`.
@@ -94,14 +94,14 @@ def refusal(engine: str, accelerator: str, compute_capability: tuple[int, int] |
     if not row.compiles:
         return None
     if compute_capability is not None and compute_capability < (7, 0):
-        found = ".".join(map(str, compute_capability))
-        return f"engine {engine} needs compute capability 7.0 or newer; this GPU has {found}"
+        present = ".".join(map(str, compute_capability))
+        return f"engine {engine} needs compute capability 7.0 or newer; this GPU has {present}"
     lacking = _lacking_for_compilation(accelerator)
     return f"engine {engine} needs {lacking}" if lacking else None
 
 
 def _lacking_for_compilation(accelerator: str) -> str | None:
-    """What PyTorch's compiler needs and this machine has not: to compile for a GPU, Triton builds a module of C."""
+    """Return what PyTorch's compiler needs and this machine lacks; for a GPU, Triton builds a C module."""
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:
         return f"a C++ compiler; no {compiler} found"
@@ -117,7 +117,7 @@ def _lacking_for_compilation(accelerator: str) -> str | None:
     return None
 
 
-HEADERS = Path(sysconfig.get_paths()["include"])  #: of Python's interface for C
+HEADERS = Path(sysconfig.get_paths()["include"])  #: of Python's C API
 Inputs = Sequence[Sequence["torch.Tensor | None"]]
 Shapes = tuple[tuple[int, ...], ...]
 
@@ -125,11 +125,11 @@ Shapes = tuple[tuple[int, ...], ...]
 class GraphedStep:
     """A step that is captured in a CUDA graph the first time its shapes appear, and replayed afterwards.
 
-    What it trains on while it warms up and captures is real: call it for every shape before the measured window, and
-    undo that. Follows PyTorch's notes on CUDA graphs, "Whole-network capture".
+    Warming up and capturing change the weights: call it for every shape before the measured window, and restore the
+    weights afterwards. Follows PyTorch's notes on CUDA graphs, "Whole-network capture".
 
     Args:
-        step: takes the micro-batches' tensors and the factor of the loss (a tensor of no dimension), returns the loss.
+        step: takes the micro-batches' tensors and the factor of the loss (a 0-d tensor), returns the loss.
         device: the GPU.
     """
 
@@ -140,7 +140,7 @@ class GraphedStep:
         self.pool: Any = None
 
     def __call__(self, inputs: Inputs, factor: float) -> torch.Tensor:
-        """Copy the inputs, which may lie in host memory, to where the graph reads them, and replay it."""
+        """Copy the inputs, from the host or the device, to where the graph reads them, and replay it."""
         if shapes(inputs) not in self.graphs:
             self._capture(inputs, factor)
         graph, places, place_of_factor, loss = self.graphs[shapes(inputs)]
@@ -162,7 +162,7 @@ class GraphedStep:
                 self.step(static, static_factor)
         torch.cuda.current_stream(self.device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        # What another thread does meanwhile, be it to pin memory, is no part of the capture and does not break it.
+        # thread_local: calls of other threads, such as pinning memory, do not enter or break the capture.
         with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
             loss = self.step(static, static_factor)
         self.pool = graph.pool()
@@ -174,5 +174,5 @@ def _flat(inputs: Inputs) -> list[torch.Tensor]:
 
 
 def shapes(inputs: Inputs) -> Shapes:
-    """What a graph is captured for, and a compiled step may be specialised to."""
+    """Return the shapes for which a graph is captured, or a compiled step may be specialised."""
     return tuple(tuple(tensor.shape) for tensor in _flat(inputs))

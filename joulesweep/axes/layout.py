@@ -1,4 +1,4 @@
-"""How texts are laid out in a batch, and where the output layer is computed: one table row per value of both axes."""
+"""Values of the axes batching (layout of texts in rows) and head (where the output layer is computed)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ class Batching:
 
     Attributes:
         about: one line for the documentation.
-        packs: whether several texts share a row, and do not see each other.
-        pads_fully: whether a row has one text and is filled up to `max_length`; otherwise to the longest of its batch.
+        packs: whether several texts share a row without attending to each other.
+        pads_fully: whether each text is padded to `max_length`; otherwise to the longest of its batch.
     """
 
     about: str
@@ -21,7 +21,7 @@ class Batching:
 
     @property
     def few_shapes(self) -> bool:
-        """Whether batches come in few shapes."""
+        """Whether batches have only a few different shapes."""
         return self.packs or self.pads_fully
 
 

@@ -1,11 +1,10 @@
 """Number formats of training: one table row per precision, in PyTorch's terms.
 
-Names say what they do: `-mixed` is autocast over fp32 weights, `-true` holds the weights themselves in that format,
-`-kahan` too, with what rounding takes from them kept beside them. dtypes are names, so validating a config imports no
-torch.
+`-mixed` is autocast over fp32 weights, `-true` stores the weights in that format, and `-kahan` does so too but keeps
+the rounding error of each weight beside it. dtypes are names, so validating a config does not import torch.
 
-With `bf16-true` changes below about 2^-8 of a number are lost in AdamW's state too: its second moment, of which a step
-takes a thousandth, does not decay and stays near the largest gradients that were seen. With `-kahan` it is in float32.
+With `bf16-true`, changes below about 2^-8 of a number are lost in AdamW's state too: its second moment should decay by
+a thousandth per step, but stays near the largest gradients so far. With `-kahan` it is in float32.
 """
 
 from __future__ import annotations
@@ -25,15 +24,15 @@ class Precision:
 
     Attributes:
         about: one line for the documentation.
-        peak_rate: what bounds the matrix products: the column `<peak_rate>_tflops` of `resources/gpus.csv`.
-        weights: dtype of parameters, gradients and optimizer state (with kahan but for the second moment).
+        peak_rate: upper bound for matrix products: the column `<peak_rate>_tflops` of `resources/gpus.csv`.
+        weights: dtype of parameters, gradients and optimizer state (except the second moment if kahan).
         autocast: dtype of `torch.autocast`, or None for no autocast.
         scale_loss: whether a GradScaler guards against fp16 underflow.
         tf32: whether fp32 matrix products and convolutions may use TF32 (Ampere or newer).
-        kahan: whether what rounding takes from a weight is kept beside it: see `joulesweep.train.kahan`.
-        cpu: whether it exists on the CPU.
-        min_capability: the least compute capability of a GPU that computes in it; None for any.
-        convert: replaces modules of the model, in place, or None: see `convert`.
+        kahan: whether the rounding error of a weight is kept beside it, see `joulesweep.train.kahan`.
+        cpu: whether the CPU supports it.
+        min_capability: lowest compute capability of a GPU that supports it; None for any.
+        convert: replaces modules of the model, in place, see `convert`; None for no replacement.
     """
 
     about: str
@@ -63,7 +62,7 @@ PRECISIONS: dict[str, Precision] = {
         autocast="float16",
         scale_loss=True,
     ),
-    # Before Ampere PyTorch computes bfloat16 too, through float32: slower, and not what the name says.
+    # Before Ampere, PyTorch emulates bfloat16 through float32: slower, and not what the name says.
     "bf16-mixed": Precision(
         about="fp32 weights, bfloat16 autocast",
         peak_rate="bf16",
@@ -87,7 +86,7 @@ PRECISIONS: dict[str, Precision] = {
 
 
 def refusal(precision: str, accelerator: str, compute_capability: tuple[int, int] | None) -> str | None:
-    """Say why this device cannot compute in the precision, or None if it can.
+    """Return the reason why this device cannot compute in the precision, or None.
 
     Args:
         precision: a key of `PRECISIONS`.
@@ -98,16 +97,16 @@ def refusal(precision: str, accelerator: str, compute_capability: tuple[int, int
     if accelerator == "cpu" or compute_capability is None:
         return None if row.cpu else f"{precision} exists on NVIDIA GPUs only; this run uses the CPU"
     if row.min_capability is not None and compute_capability < row.min_capability:
-        needed, present = (".".join(map(str, one)) for one in (row.min_capability, compute_capability))
+        needed, present = (".".join(map(str, capability)) for capability in (row.min_capability, compute_capability))
         return f"{precision} needs compute capability {needed} or newer; this GPU has {present}"
     return None
 
 
 def cast(model: torch.nn.Module, precision: str) -> torch.nn.Module:
-    """Bring the weights to the row's dtype, in place, and let the process use TF32 or not.
+    """Cast the weights to the row's dtype, in place, and allow or forbid TF32 for the process.
 
-    Buffers keep theirs, as they do where transformers loads a model in that dtype: rotary frequencies in bfloat16 would
-    turn a late token by a wrong angle, and a saved model, which holds none, would be read back with the right ones.
+    Buffers keep their dtype, as when transformers loads a model in that dtype: rotary frequencies in bfloat16 would
+    give late tokens wrong angles, and a saved model, which contains no buffers, would be loaded with the right ones.
     """
     import torch
 
@@ -121,9 +120,9 @@ def cast(model: torch.nn.Module, precision: str) -> torch.nn.Module:
 
 
 def convert(model: torch.nn.Module, precision: str) -> None:
-    """Let the row replace modules, in place, after the weights have its dtype and before anything wraps the model.
+    """Let the row replace modules, in place, after the weights are cast and before the model is wrapped.
 
-    A converter keeps the names of parameters: a kept model is saved under them.
+    A converter keeps the names of parameters, under which a model is saved.
     """
     row = PRECISIONS[precision]
     if row.convert is not None:
@@ -131,9 +130,9 @@ def convert(model: torch.nn.Module, precision: str) -> None:
 
 
 def allow_tf32(allowed: bool) -> None:
-    """Say for the whole process whether fp32 matrix products and convolutions may be computed in TF32.
+    """Allow or forbid TF32 for fp32 matrix products and convolutions in the whole process.
 
-    PyTorch allows it to convolutions on its own accord.
+    By default PyTorch allows it for convolutions.
     """
     import torch
 
@@ -142,13 +141,13 @@ def allow_tf32(allowed: bool) -> None:
 
 
 def computes_in_fp32(precision: str) -> bool:
-    """Whether matrix products take and give float32."""
+    """Whether matrix products have float32 inputs and outputs."""
     row = PRECISIONS[precision]
     return row.weights == "float32" and row.autocast is None and row.convert is None
 
 
 def autocast(precision: str, accelerator: str) -> contextlib.AbstractContextManager[object]:
-    """The context in which a forward pass runs."""
+    """Return the context in which a forward pass runs."""
     import torch
 
     name = PRECISIONS[precision].autocast
@@ -158,7 +157,7 @@ def autocast(precision: str, accelerator: str) -> contextlib.AbstractContextMana
 
 
 def scaler(precision: str, accelerator: str) -> torch.amp.GradScaler:
-    """The gradient scaler; a disabled one passes everything through unchanged."""
+    """Return the gradient scaler; a disabled one changes nothing."""
     import torch
 
     return torch.amp.GradScaler(accelerator, enabled=PRECISIONS[precision].scale_loss)

@@ -1,4 +1,4 @@
-"""How a model is spread over devices: one table row per strategy, one transform.
+"""Strategies, which spread a model over devices: one table row and one transform per strategy.
 
 The table holds plain data so that a config is validated without importing torch.
 """
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What a strategy must know of a run and of this process.
+    """Facts about a run and this process that a strategy needs.
 
     Attributes:
-        devices: how many the run has.
+        devices: number of devices of the run.
         accelerator: "cpu" or "cuda".
         local_rank: of this process on its machine.
         accumulates: whether a step has several micro-batches.
-        layers: of the model, each of which is sharded apart, so that it is gathered when it is needed.
+        layers: of the model; each is sharded separately, so that it is gathered only when needed.
     """
 
     devices: int
@@ -39,17 +39,16 @@ class Strategy:
 
     Attributes:
         about: one line for the documentation.
-        wrap: puts something around a model that is already on its device, or shards it in place; None leaves it bare.
-        synchronise: says whether the next backward pass exchanges gradients; None where no process has others.
+        wrap: wraps a model that is already on its device, or shards it in place; None leaves it bare.
+        synchronise: sets whether the next backward pass exchanges gradients; None if there is a single process.
         multi_device: whether the axis `devices` applies (otherwise one device is used).
-        multi_process: one process per device under torchrun; otherwise one process owns all devices.
-        ranks_per_text: of several processes, how many compute a text together, 1 or None for all of them; the others
-            compute other texts.
-        shards_state: whether each process holds its part of gradients and optimizer state, and of tensors that train.
-        synced_generation: whether processes write texts in step, since a forward pass of one needs the others.
+        multi_process: whether torchrun starts one process per device; otherwise one process owns all devices.
+        ranks_per_text: number of processes that compute a text together; None for all of them.
+        shards_state: whether gradients, optimizer state and trained tensors are sharded over the processes.
+        synced_generation: whether processes generate texts in step, because each forward pass needs all of them.
         compiles: whether an engine may compile forward and backward pass.
         captures: whether an engine may capture the whole step in a CUDA graph.
-        cpu: whether the strategy means anything on CPU processes.
+        cpu: whether the strategy supports CPU processes.
     """
 
     about: str
@@ -78,8 +77,8 @@ def _copy(model: torch.nn.Module, setting: Setting) -> torch.nn.Module:
         model,
         device_ids=[setting.local_rank] if setting.accelerator == "cuda" else None,
         gradient_as_bucket_view=True,  # saves one copy of the gradients
-        static_graph=not setting.accumulates,  # the same parameters in every step; it cannot leave out an exchange
-        broadcast_buffers=False,  # these models' buffers are constants; sending them costs a collective per step
+        static_graph=not setting.accumulates,  # the same parameters in every step; incompatible with skipped exchanges
+        broadcast_buffers=False,  # buffers of these models are constant; sending them costs a collective per step
     )
 
 
@@ -88,7 +87,7 @@ def _synchronise_copies(model: torch.nn.Module, exchanges: bool) -> None:
 
 
 def _shard(model: torch.nn.Module, setting: Setting) -> torch.nn.Module:
-    """Shard each layer apart; then the rest."""
+    """Shard each layer separately, then the rest."""
     import torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -96,7 +95,7 @@ def _shard(model: torch.nn.Module, setting: Setting) -> torch.nn.Module:
     mesh = init_device_mesh(setting.accelerator, (dist.get_world_size(),))
     for layer in setting.layers:
         fully_shard(layer, mesh=mesh, reshard_after_forward=True)
-    # The root too is resharded after its forward: scoring changes the shards behind the back of a gathered copy.
+    # Reshard the root too after its forward: scoring changes the shards, and a gathered copy would be stale.
     fully_shard(model, mesh=mesh, reshard_after_forward=True)
     return model
 
@@ -141,11 +140,11 @@ STRATEGIES: dict[str, Strategy] = {
 
 
 def refusal(strategy: str, devices: int, accelerator: str, num_gpus: int) -> str | None:
-    """Say why this machine cannot run the strategy, or None if it can.
+    """Return the reason why this machine cannot run the strategy, or None.
 
     Args:
         strategy: a key of `STRATEGIES`.
-        devices: how many devices the run asks for.
+        devices: number of devices that the run requests.
         accelerator: "cpu" or "cuda".
         num_gpus: GPUs that the process can see.
     """
@@ -160,12 +159,12 @@ def refusal(strategy: str, devices: int, accelerator: str, num_gpus: int) -> str
 
 
 def on_one_device(strategy: str, devices: int) -> bool:
-    """Whether a strategy for several devices has one: then a run shows what the wrapper costs."""
+    """Whether a multi-device strategy runs on one device, which shows the cost of its wrapper."""
     return STRATEGIES[strategy].multi_device and devices == 1
 
 
 def ranks_per_text(strategy: str, num_ranks: int) -> int:
-    """How many of a run's processes compute a text together."""
+    """Return how many of a run's processes compute a text together."""
     return STRATEGIES[strategy].ranks_per_text or num_ranks
 
 
@@ -173,7 +172,7 @@ def wrap(model: torch.nn.Module, strategy: str, setting: Setting) -> torch.nn.Mo
     """Wrap a model that is already on its device; process groups exist before this call.
 
     Args:
-        model: to be wrapped, or to be sharded in place.
+        model: the model to wrap, or to shard in place.
         strategy: a key of `STRATEGIES`.
         setting: of this process.
     """
@@ -183,9 +182,9 @@ def wrap(model: torch.nn.Module, strategy: str, setting: Setting) -> torch.nn.Mo
 
 @contextlib.contextmanager
 def gathered(model: torch.nn.Module) -> Iterator[None]:
-    """While a part of the model is called and not the model itself: FSDP's weights that lie in no layer are whole.
+    """Gather FSDP's weights outside the layers, so that a part of the model can be called instead of the whole.
 
-    All ranks come here together. Weights must not be changed meanwhile.
+    All ranks enter the context together. Weights must not change inside it.
     """
     divided = hasattr(model, "unshard")
     if divided:
@@ -198,7 +197,7 @@ def gathered(model: torch.nn.Module) -> Iterator[None]:
 
 
 def synchronise(model: torch.nn.Module, strategy: str, exchanges: bool) -> None:
-    """Say whether the next backward pass exchanges gradients: of several micro-batches only the last one does."""
+    """Set whether the next backward pass exchanges gradients; only the last micro-batch of a step does."""
     how = STRATEGIES[strategy].synchronise
     if how is not None:
         how(model, exchanges)

@@ -1,4 +1,4 @@
-"""What is learned: one table row per task."""
+"""Tasks, which define what a model learns: one table row per task."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ class Task:
 
     Attributes:
         about: one line for the documentation.
-        auto_class: of transformers, which builds a model for the task.
-        special_tokens: what a tokenizer must have: "mask", "pad".
-        unused: fields of a spec that mean nothing; a run has them at their omission value.
-        hides: whether tokens are hidden, anew in each epoch, and predicted; otherwise a text is written token by token.
-        causal: whether a position sees earlier ones alone and predicts the next one.
-        encoder_decoder: whether a text is read by one stack of layers and its target written by another.
+        auto_class: class of transformers that builds a model for the task.
+        special_tokens: tokens that a tokenizer must have: "mask", "pad".
+        unused: fields of a spec that the task ignores; they stay at their omission value.
+        hides: whether tokens are hidden, newly drawn in each epoch, and predicted; otherwise text is generated.
+        causal: whether a position sees only earlier ones and predicts the next one.
+        encoder_decoder: whether one stack of layers reads the text and another writes its target.
     """
 
     about: str

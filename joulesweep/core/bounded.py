@@ -1,7 +1,7 @@
-"""Calls that may never come back: a driver, or a file of the kernel, in trouble hangs rather than answers.
+"""Calls with a time limit, for drivers and kernel files that may hang instead of returning an error.
 
-Such a call is made in a thread of its own. A thread that hangs cannot be ended, so it is left alone; it ends with the
-process, which it does not keep from ending.
+Each call runs in its own daemon thread. A thread that hangs cannot be stopped, so it is abandoned; it does not keep
+the process from exiting.
 """
 
 # changes no number: how long a call is waited for
@@ -17,7 +17,7 @@ LIMIT_S = 10.0
 
 
 def within(limit_s: float, call: Callable[..., T], *args: object) -> tuple[T | None, str | None]:
-    """What a call returns, or why it did not: it took too long, or raised an exception.
+    """Call a function with a time limit.
 
     Args:
         limit_s: how long it may take.
@@ -25,39 +25,39 @@ def within(limit_s: float, call: Callable[..., T], *args: object) -> tuple[T | N
         args: its arguments.
 
     Returns:
-        (the answer, None), or (None, the reason in one line).
+        (its result, None); or (None, why it failed: it took too long, or it raised), in one line.
     """
-    found: list[tuple[T | None, str | None]] = []
+    outcomes: list[tuple[T | None, str | None]] = []
 
     def answer() -> None:
         try:
-            found.append((call(*args), None))
+            outcomes.append((call(*args), None))
         except Exception as error:
-            found.append((None, said(error)))
+            outcomes.append((None, said(error)))
 
     thread = threading.Thread(target=answer, daemon=True)
     thread.start()
     thread.join(limit_s)
-    return found[0] if found else (None, f"no answer within {limit_s:g} s")
+    return outcomes[0] if outcomes else (None, f"no answer within {limit_s:g} s")
 
 
 def said(error: Exception) -> str:
-    """An exception in one line."""
+    """Format an exception in one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 class Asker:
-    """Asks one meter several things; once it has not answered in time, it is not asked again.
+    """Calls to one meter; after the first one that fails, no more are made.
 
     Attributes:
-        silent: why it is not asked any more; None while it answers.
+        silent: why it is not called any more; None while it answers.
     """
 
     def __init__(self) -> None:
         self.silent: str | None = None
 
     def ask(self, call: Callable[..., T], *args: object, more_s: float = 0.0) -> T | None:
-        """What a call returns, or None if that takes more than `LIMIT_S` and the seconds that it needs itself."""
+        """Return the result of a call, or None if it takes longer than `LIMIT_S` plus the `more_s` that it needs."""
         if self.silent is not None:
             return None
         answer, self.silent = within(LIMIT_S + more_s, call, *args)

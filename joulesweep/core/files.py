@@ -1,4 +1,4 @@
-"""Files written whole or not at all, read with suspicion, and their checksums."""
+"""Write files atomically, read and check JSON files, and compute checksums."""
 
 # changes no number: how files are written and read
 from __future__ import annotations
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 MOST_DEPTH = 64  # of a JSON file
 
 
-CORRUPT = ".corrupt"  # ending of a file that was moved aside
+CORRUPT = ".corrupt"  # suffix of a file that was moved aside
 
 
-#: What reading something of another shape than expected raises.
+#: Exceptions that reading a value of an unexpected shape can raise.
 MALFORMED = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file so that it is there whole or not at all: temporary file, fsync, rename."""
+    """Write a file atomically: temporary file, fsync, rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -53,7 +53,7 @@ def write_json(path: Path, value: Any) -> None:  # noqa: ANN401 - any JSON value
     """Write JSON atomically. NaN and infinity are refused: missing is null.
 
     Raises:
-        ValueError: a number that JSON does not have.
+        ValueError: the value contains NaN or infinity.
     """
     write_text(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
 
@@ -71,8 +71,8 @@ def read_json(path: Path, what: str) -> Mapping[str, Any]:
         what: what it should be, for the error.
 
     Raises:
-        UserError: it cannot be read.
-        Corrupt: it holds no JSON object.
+        UserError: the file cannot be read.
+        Corrupt: the file does not contain a JSON object.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
@@ -92,7 +92,7 @@ def read_json(path: Path, what: str) -> Mapping[str, Any]:
 
 
 def is_text(value: object) -> bool:
-    """Whether all texts in a JSON value can be written; JSON can name halves of surrogate pairs, UTF-8 has none."""
+    """Whether all strings of a JSON value can be encoded in UTF-8, which excludes halves of surrogate pairs."""
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
@@ -101,14 +101,14 @@ def is_text(value: object) -> bool:
 
 
 def is_deep(value: object) -> bool:
-    """Whether lists and objects are nested deeper than what works with them would bear."""
+    """Whether lists and objects are nested more than `MOST_DEPTH` levels deep."""
     level = [value]
     for _ in range(MOST_DEPTH):
         level = [
             inner
-            for one in level
-            if isinstance(one, dict | list)
-            for inner in (one.values() if isinstance(one, dict) else one)
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
         ]
         if not level:
             return False
@@ -116,9 +116,9 @@ def is_deep(value: object) -> bool:
 
 
 def mark_corrupt(path: Path) -> None:
-    """Give a corrupt file a second name, `NAME.corrupt`, and say so; `set_aside` takes its first one away.
+    """Link a corrupt file to `NAME.corrupt` and print its name; `set_aside` removes the original later.
 
-    Not at once: Snakemake, which named it as an input, would end with an error though all else is well.
+    Removing it at once would make Snakemake, which has it as an input, fail although all other files are good.
     """
     second = path.with_name(f"{path.name}{CORRUPT}")
     print(f"corrupt: {path}", file=sys.stderr)
@@ -134,6 +134,6 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, as 64 hexadecimal digits."""
+    """Return the SHA-256 of a file, as 64 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,9 +1,9 @@
-"""Imports that a run's process would pay for and never use, put off until something calls for them.
+"""Defer slow imports that a training process rarely needs until something calls them.
 
 A sweep starts hundreds of processes. transformers imports `scipy.optimize` for the matching of detected objects, and
 Zeus `sklearn.metrics` (with it pandas, pyarrow and scipy.stats) for the area under a curve that ZeusMonitor computes
 on boards without an energy counter only: one function each. transformers reads all its source files when it is
-imported, and all again for its package `models`. `python -m benchmarks.startup` shows what is left.
+imported, and again for its package `models`. `python -m benchmarks.startup` shows how much time is left.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from typing import Any
 
 @contextlib.contextmanager
 def put_off(module: str, *functions: str) -> Iterator[None]:
-    """What is imported in the block gets these functions of a module as stand-ins, which import it when called.
+    """Replace functions of a module, inside the block, by stand-ins that import the module when they are called.
 
-    Any other name that the block wants of the module imports it at once. After the block, and where it was imported
-    before, the module is what it always was.
+    Any other name that the block takes from the module imports it at once. After the block the module is the real
+    one; if it was imported before, the block changes nothing.
     """
     if module in sys.modules:
         yield
@@ -54,23 +54,23 @@ def _late(module: str, name: str) -> Callable[..., Any]:
 
 
 def transformers() -> ModuleType:
-    """The library with the base of its models imported, at the least cost.
+    """Import the library and the base class of its models, as cheaply as possible.
 
-    Its package `models` comes without its own code, which lists all files once more: what is asked of it and is no
-    module of it is taken from the library, which has the same names.
+    The code of its package `models`, which lists all files once more, is not executed: names that are not modules of
+    the package are taken from the library, which has the same names.
     """
     library, name = importlib.import_module("transformers"), "transformers.models"
     spec = None if name in sys.modules else importlib.util.find_spec(name)
     if spec is not None:
         package = importlib.util.module_from_spec(spec)
-        vars(package)["__getattr__"] = lambda wanted: getattr(library, wanted)
+        vars(package)["__getattr__"] = lambda name: getattr(library, name)
         sys.modules[name] = package
         vars(library)["models"] = package
-    if "accelerate" not in sys.modules:  # peft needs it installed; what transformers does must not depend on that
+    if "accelerate" not in sys.modules:  # peft needs it installed; transformers must behave the same without it
         for utilities in ("transformers.utils", "transformers.utils.import_utils"):
             vars(importlib.import_module(utilities))["is_accelerate_available"] = lambda *_: False
     with put_off("scipy.optimize", "linear_sum_assignment"):
         importlib.import_module("transformers.modeling_utils")
-    with put_off("sklearn.metrics", "roc_curve"):  # 5.17 wants it when it is imported, later ones when they call it
+    with put_off("sklearn.metrics", "roc_curve"):  # 5.17 needs it at import, later versions when they call it
         importlib.import_module("transformers.generation.candidate_generator")  # every model's class does
     return library

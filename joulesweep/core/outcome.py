@@ -1,8 +1,8 @@
-"""What came of a run, as types: from a meter's `Reading` to a record's `Measurement`. Standard library only.
+"""Types of a run's results, from a meter's `Reading` to a record's `Measurement`. Standard library only.
 
-Each type is a JSON object of a rank's file or of a record, its fields the keys; `as_json` writes it. A record is read
-back, and checked, by `joulesweep.runs.record`. Seconds of a span are those of the monotonic clock. What a device did
-not say is null, and beside it stands a reason. A field with a default is missing in older records, or in those of
+Each type is a JSON object of a rank's file or of a record, with its fields as keys; `as_json` writes it.
+`joulesweep.runs.record` reads and checks records. Spans are in seconds of the monotonic clock. A value that a device
+does not report is null, with a reason beside it. A field with a default is missing in older records, or in those of
 other runs.
 """
 
@@ -15,25 +15,25 @@ from typing import Any, Literal
 
 from joulesweep.core.work import COUNTED
 
-#: Of a device's joules: counted; the integral of its power; a guess; no number, too few updates of the counter; none.
+#: Status of a device's joules: counted; integrated from its power; estimated; too few counter updates; no number.
 Status = Literal["measured", "integrated", "estimated", "below_resolution", "unavailable"]
-#: Of a run that ended early with a result.
+#: Status of a run that ended early with a result.
 Ending = Literal["oom", "diverged", "unsupported", "timeout"]
-#: Of a field: where it is None, its key is left out of the JSON; its entries are keys of the object that it belongs to.
+#: Metadata of a field: leave its key out of the JSON if it is None; write its entries as keys of the containing object.
 MISSING, FLAT = {"missing": True}, {"flat": True}
 
 
 def as_json(value: object) -> Any:  # noqa: ANN401 - any JSON value
-    """A value as JSON has it: of dataclasses and mappings objects, of lists and tuples lists."""
+    """Convert a value to JSON types: dataclasses and mappings to objects, lists and tuples to lists."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        found: dict[str, object] = {}
-        for one in dataclasses.fields(value):
-            item = getattr(value, one.name)
-            if one.metadata == FLAT:
-                found |= as_json(item)
-            elif item is not None or one.metadata != MISSING:
-                found[one.name] = as_json(item)
-        return found
+        entries: dict[str, object] = {}
+        for attribute in dataclasses.fields(value):
+            item = getattr(value, attribute.name)
+            if attribute.metadata == FLAT:
+                entries |= as_json(item)
+            elif item is not None or attribute.metadata != MISSING:
+                entries[attribute.name] = as_json(item)
+        return entries
     if isinstance(value, Mapping):
         return {key: as_json(item) for key, item in value.items()}
     return [as_json(item) for item in value] if isinstance(value, list | tuple) else value
@@ -45,12 +45,12 @@ class DeviceTotal:
 
     Attributes:
         device: `gpu:0`, `cpu:0`, `dram:0`.
-        kind: of device: the part of its name before the colon, "gpu" of a slice of a board.
-        uuid: of a board; None of any other device.
-        total_energy_j: joules of the window; None where there is no number.
+        kind: the part of the device's name before the colon; "gpu" for a slice of a board.
+        uuid: of a board; None for any other device.
+        total_energy_j: joules of the window; None if there is no number.
         status: of the number.
-        method: how it came about.
-        reason: why there is none; None where there is one.
+        method: how the number was obtained.
+        reason: why there is no number; None if there is one.
     """
 
     device: str
@@ -67,8 +67,8 @@ class CounterReads:
     """When and how a board's counter was read at the edges of a window.
 
     Attributes:
-        begin_j: what it said at the begin.
-        begin_s: before and after the call that read it at the begin.
+        begin_j: value of the counter at the begin.
+        begin_s: times before and after the call that read it at the begin.
         end_s: the same at the end.
     """
 
@@ -79,10 +79,10 @@ class CounterReads:
 
 @dataclass(frozen=True, kw_only=True)
 class Reading(DeviceTotal):
-    """What a meter says of one device, before the trace is asked.
+    """A meter's reading of one device, before the trace is taken into account.
 
     Attributes:
-        reads: of a board whose counter was read; None of any other device.
+        reads: of a board whose counter was read; None for any other device.
     """
 
     reads: CounterReads | None = field(default=None, metadata=MISSING)
@@ -90,21 +90,21 @@ class Reading(DeviceTotal):
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceEnergy(DeviceTotal):
-    """A device's joules after the trace was asked: per pass of the training, each number with its status.
+    """Joules of one device per pass of the training, after the trace is taken into account.
 
     Attributes:
         energy_j: joules per pass.
-        tick_s: time between two moves of its counter; None where there is none, or it is unknown.
-        mean_power_w: in the window: of a board by its power readings, of the host by its counter.
-        power_ratio: mean power times time over the counter's joules; None where they were not compared.
+        tick_s: time between two updates of its counter; None if it has no counter, or the time is unknown.
+        mean_power_w: in the window: of a board from its power readings, of the host from its counter.
+        power_ratio: mean power times time over the counter's joules; None if they were not compared.
         idle_w: power of the idle baseline.
         net_energy_j: energy_j without idle_w.
-        error_j: what energy_j may be off by at most, the sensor's own accuracy apart.
-        power_method: "instant", or "as the driver averages it"; None of what is no board.
+        error_j: largest error of energy_j, apart from the sensor's accuracy.
+        power_method: "instant", or "as the driver averages it"; None for a device that is not a board.
         ratio_reason: why power_ratio is null.
         idle_reason: why idle_w is null.
         net_reason: why net_energy_j is null.
-        doubt: what contradicts the joules: they take part in no ranking; None where nothing does.
+        doubt: what contradicts the joules, which excludes them from rankings; None if nothing does.
     """
 
     energy_j: float | None
@@ -134,15 +134,15 @@ class EpochEnergy:
 
 @dataclass(frozen=True, kw_only=True)
 class Span:
-    """A window and what lay before it, on the monotonic clock.
+    """A window and the idle baseline before it, on the monotonic clock.
 
     Attributes:
         begin_s: of the window.
-        end_s: of it.
-        idle_begin_s: of the idle baseline; as idle_end_s where there was none.
-        idle_end_s: of it.
+        end_s: of the window.
+        idle_begin_s: of the idle baseline; equals idle_end_s if there was none.
+        idle_end_s: of the idle baseline.
         meter_s: time inside the meter's calls.
-        clock_step_s: how much further the wall clock went than the monotonic one meanwhile.
+        clock_step_s: how much more the wall clock advanced than the monotonic one during the window.
         weights_s: seconds of the window in which weights were copied, to be scored later.
     """
 
@@ -156,13 +156,13 @@ class Span:
 
     @property
     def window_s(self) -> float:
-        """Length of the window."""
+        """Length of the window in seconds."""
         return self.end_s - self.begin_s
 
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """What batches count, see `work.UNITS`: padded counts are of what was computed, the others of what is useful."""
+    """Counts of the work in batches, see `work.UNITS`: padded counts are computed units, the others useful ones."""
 
     num_texts: int
     num_tokens: int
@@ -179,26 +179,26 @@ class Counts:
     num_padded_cross_pairs: int
 
     def counts(self) -> dict[str, int]:
-        """The counts alone, by name."""
+        """Return the counts alone, by name."""
         return {name: getattr(self, name) for name in COUNTED}
 
 
 @dataclass(frozen=True, kw_only=True)
 class TensorChoice:
-    """Which tensors a method chose to train, and what that should cost.
+    """Which tensors a method chose to train, and their predicted cost.
 
     Attributes:
         chosen: names of the tensors that train.
-        candidates: names of all that it chose from.
-        num_candidates: how many.
-        trained_share: of the model's parameters, those that train.
-        importance_share: of the importance of all candidates, that of the chosen ones; None where there is none.
-        objective: what the budget is of.
+        candidates: names of all tensors that it chose from.
+        num_candidates: number of candidates.
+        trained_share: share of the model's parameters that train.
+        importance_share: share of the candidates' importance that the chosen ones have; None if it is undefined.
+        objective: unit of the budget: "flops" or "time".
         rho: the budget: cost of a step over that of training every candidate.
-        predicted_cost: the same as the choice has it.
-        floor: the least that a choice costs.
-        gap: how far at most the choice is from the best one, relative; None where that is not known.
-        rates: what the costs were computed with; None where nothing was measured for it.
+        predicted_cost: cost of the choice, in the same terms.
+        floor: cost of the cheapest choice.
+        gap: upper bound on the relative distance from the best choice; None if unknown.
+        rates: measured rates that the costs were computed with; None if nothing was measured.
     """
 
     chosen: list[str]
@@ -216,12 +216,12 @@ class TensorChoice:
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What a step should cost by the model's shapes.
+    """Predicted work of a step, from the model's shapes.
 
     Attributes:
         flop_coefficients: FLOPs per unit of work, see `flops.coefficients`; None with a reason.
         bytes_per_step: see `flops.bytes_per_step`; None with a reason.
-        flop_reason: why the work is not known, or None.
+        flop_reason: why the work is unknown, or None.
     """
 
     flop_coefficients: dict[str, float] | None
@@ -236,15 +236,15 @@ class Work:
 
 @dataclass(frozen=True, kw_only=True)
 class Phase(Counts, Work):
-    """A span of the training in which the same tensors trained, or were rated.
+    """A span of the training in which the set of trained tensors does not change, or in which tensors are rated.
 
     Attributes:
         kind: "training" or "rating".
-        epoch: that it began with.
-        elapsed_s: seconds that it took, without those of copying weights.
+        epoch: with which it began.
+        elapsed_s: duration in seconds, without the copying of weights.
         num_steps: optimizer steps.
-        num_skipped_steps: of these, left out by loss scaling.
-        facts: what the method says of itself, see `methods.described`; written, and not read back.
+        num_skipped_steps: steps that loss scaling skipped.
+        facts: the method's facts about itself, see `methods.described`; written, but not read back.
     """
 
     kind: str
@@ -257,7 +257,7 @@ class Phase(Counts, Work):
 
 @dataclass(frozen=True, kw_only=True)
 class PlainPhase(Phase):
-    """A phase before which nothing was chosen."""
+    """A phase whose tensors were not chosen by a method."""
 
     chosen: None = field(default=None, metadata=MISSING)
 
@@ -269,7 +269,7 @@ class ChosenPhase(Phase, TensorChoice):
 
 @dataclass(frozen=True, kw_only=True)
 class PeakMemory:
-    """Peak memory in bytes: of the host over all processes, of the GPU of the fullest one; None on a run without."""
+    """Peak memory in bytes: of the host, summed over processes; of the fullest GPU, or None if the run uses none."""
 
     host_rss_bytes: int | None
     gpu_allocated_bytes: int | None
@@ -278,15 +278,15 @@ class PeakMemory:
 
 @dataclass(frozen=True, kw_only=True)
 class Quality:
-    """How good weights are on the validation texts.
+    """Quality of weights on the validation texts.
 
     Attributes:
         validation_loss: nats per predicted token.
-        perplexity: its exponential; None beyond 1e300.
-        masked_accuracy: share of right tokens among the predicted ones, whatever the task.
-        choice_accuracy: share of texts whose right choice is the likeliest; None but for multiple choice.
-        num_validation_texts: how many were scored.
-        num_masked: how many tokens were predicted.
+        perplexity: exponential of the loss; None beyond 1e300.
+        masked_accuracy: share of predicted tokens that are right, for every task.
+        choice_accuracy: share of texts whose right choice is the likeliest; None unless the data is multiple choice.
+        num_validation_texts: number of scored texts.
+        num_masked: number of predicted tokens.
     """
 
     validation_loss: float
@@ -299,16 +299,16 @@ class Quality:
 
 @dataclass(frozen=True, kw_only=True)
 class Epoch:
-    """Where the training stood when an epoch ended; epoch 0 is the untrained model.
+    """State of the training at the end of an epoch; epoch 0 is the untrained model.
 
     Attributes:
-        epoch: its number.
-        elapsed_s: since the window began.
+        epoch: number of the epoch.
+        elapsed_s: seconds since the window began.
         cpu_s: CPU-seconds of all processes since then.
         num_steps: optimizer steps since then.
-        train_loss: mean of its steps; None of epoch 0.
-        validation_loss: and the next three, as in `Quality`.
-        energy: joules since the window began, of each device that has any.
+        train_loss: mean over its steps; None for epoch 0.
+        validation_loss: as in `Quality`, like the next three.
+        energy: joules since the window began, of each device that has a number.
     """
 
     epoch: int
@@ -325,12 +325,12 @@ class Epoch:
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """What the trained model wrote for a held-out text.
+    """The trained model's output for a held-out text.
 
     Attributes:
-        text: its place in the data set.
-        summary: what was written.
-        references: what it is scored against; missing where the data set has none.
+        text: index of the text in the data set.
+        summary: the generated text.
+        references: texts that it is scored against; missing if the data set has none.
     """
 
     text: int
@@ -340,27 +340,27 @@ class Summary:
 
 @dataclass(frozen=True, kw_only=True)
 class RankResult:
-    """What one process of a run saw; of all of them together, see `measurement.merge_ranks`, the same.
+    """Result of one process of a run, or of all of them merged by `measurement.merge_ranks`.
 
     Attributes:
-        total_window_s: length of its window.
-        num_passes: over the training in it.
-        span: of it.
-        energy: what the meter said of each device that it counts.
-        cpu_s: its CPU-seconds per pass.
-        startup_s: seconds from its begin to the end of the warm-up.
+        total_window_s: length of the window in seconds.
+        num_passes: number of times that the training was repeated in the window.
+        span: of the window.
+        energy: readings of each device that this process meters.
+        cpu_s: CPU-seconds per pass.
+        startup_s: seconds from the start of the process to the end of the warm-up.
         peak_memory: of the training.
         phases: of the first pass, in order.
         num_steps: optimizer steps of a pass.
         products: see `onednn.choose`.
         attention: see `assembly.attention`.
-        num_compilations_in_window: 0 unless a compiler met something new there.
+        num_compilations_in_window: 0 unless a new shape or branch was compiled there.
         epochs: with their quality, but without joules.
         quality: after the last epoch.
         losses: of every step.
-        summaries: that it wrote.
+        summaries: that this process generated.
         num_train_texts: of the whole data set.
-        status: of a run that went well; see `Stopped` for the others.
+        status: of a successful run; see `Stopped` for the others.
     """
 
     total_window_s: float
@@ -384,7 +384,7 @@ class RankResult:
 
     @property
     def window_s(self) -> float:
-        """Seconds per pass."""
+        """Seconds of the window per pass."""
         return self.total_window_s / self.num_passes
 
     @property
@@ -394,7 +394,7 @@ class RankResult:
 
     @property
     def num_skipped_steps(self) -> int:
-        """Steps of a pass that loss scaling left out."""
+        """Steps of a pass that loss scaling skipped."""
         return sum(phase.num_skipped_steps for phase in self.training)
 
 
@@ -403,9 +403,9 @@ class Stopped:
     """A run that ended early with a result.
 
     Attributes:
-        status: why.
-        reason: in one line.
-        oom_bytes: bytes asked for when memory ran out; None where they are not known.
+        status: how it ended.
+        reason: why, in one line.
+        oom_bytes: bytes requested when memory ran out; None if unknown.
     """
 
     status: Ending
@@ -415,7 +415,7 @@ class Stopped:
 
 @dataclass(frozen=True, kw_only=True)
 class BadInput:
-    """A rank that could not begin since the user's input is at fault: no result, and no record."""
+    """A rank that could not start because the user's input is wrong: no result and no record."""
 
     reason: str
     status: Literal["error"] = "error"
@@ -426,8 +426,8 @@ class Flag:
     """A condition that weakens a comparison.
 
     Attributes:
-        flag: its name.
-        text: what was seen, in a line.
+        flag: name of the condition.
+        text: what was observed, in one line.
     """
 
     flag: str
@@ -436,15 +436,15 @@ class Flag:
 
 @dataclass(frozen=True, kw_only=True)
 class CpuUse:
-    """What a run got of the CPU in its window; None where unknown.
+    """CPU time that a run got in its window; None where unknown.
 
     Attributes:
-        cpu_share: CPU time of its processes, of the window times their threads.
-        cpu_pressure_share: of the time, in which some process of the machine waited for a core.
-        cpu_wait_share: of the time that the run's threads were ready, in which they waited.
-        foreign_cpu_s: CPU-seconds of others.
+        cpu_share: CPU time of the run's processes over the window times their threads.
+        cpu_pressure_share: share of the time in which some process of the machine waited for a core.
+        cpu_wait_share: share of the run's runnable time in which its threads waited for a core.
+        foreign_cpu_s: CPU-seconds of other processes.
         cpu_steal_s: CPU-seconds that a hypervisor took.
-        cpu_unknown: why some of these are None, by name.
+        cpu_unknown: by name, why some of these are None.
     """
 
     cpu_share: float | None = None
@@ -457,21 +457,21 @@ class CpuUse:
 
 @dataclass(frozen=True, kw_only=True)
 class BoardConditions:
-    """One board in the window.
+    """Conditions of one board in the window.
 
     Attributes:
         device: `gpu:0`.
         uuid: of the board.
         temperature_start_c: at the window's begin.
-        temperature_end_c: at its end.
-        sm_clock_mean_mhz: in it.
-        sm_clock_min_mhz: in it.
-        throttle_reasons: what held its clocks down; None where it did not always tell.
-        settled_by: see `settling.Rest`, as the next two.
-        slope_c_per_min: of its temperature when the wait ended.
-        anchor_c: temperature at rest that it was compared with.
+        temperature_end_c: at the window's end.
+        sm_clock_mean_mhz: in the window.
+        sm_clock_min_mhz: in the window.
+        throttle_reasons: what reduced its clocks; None unless the board always reported it.
+        settled_by: see `settling.Rest`, like the next two.
+        slope_c_per_min: slope of its temperature when the wait ended.
+        anchor_c: temperature at rest with which it was compared.
         power_limit_w: in force in the window.
-        other_processes: when others computed on it: "before", "during", "after"; None where that is not known.
+        other_processes: when other processes used it: "before", "during", "after"; None if unknown.
     """
 
     device: str
@@ -490,17 +490,17 @@ class BoardConditions:
 
 @dataclass(frozen=True, kw_only=True)
 class Conditions(CpuUse):
-    """Under which conditions a run was measured.
+    """The conditions under which a run was measured.
 
     Attributes:
         boards: each board of the run.
-        cooldown_s: seconds waited for them to settle; None where there was nothing to wait for.
-        settled: whether they did; None where that is not known.
-        settled_by: by which rules.
+        cooldown_s: seconds waited for the boards to settle; None if there was nothing to wait for.
+        settled: whether they settled; None if unknown.
+        settled_by: the rules by which they settled.
         idle_s: length of the idle baseline.
-        exclusive: whom the run kept out, see `lease.Lease`.
+        exclusive: what the run reserved for itself, see `lease.Lease`.
         window_begin: UTC, ISO 8601.
-        window_end: the same.
+        window_end: likewise.
     """
 
     boards: list[BoardConditions]
@@ -515,7 +515,7 @@ class Conditions(CpuUse):
 
 @dataclass(frozen=True, kw_only=True)
 class WholeRunEnergy:
-    """Joules of one device from the trace's first to its last reading; None with a reason."""
+    """Joules of one device from the first to the last reading of the trace; None with a reason."""
 
     device: str
     energy_j: float | None
@@ -524,15 +524,15 @@ class WholeRunEnergy:
 
 @dataclass(frozen=True, kw_only=True)
 class Overhead:
-    """What measuring cost.
+    """The cost of measuring.
 
     Attributes:
         meter_s: seconds of the window inside the meter's calls.
         weights_s: seconds of the window in which weights were copied, to be scored later.
-        trace_cpu_s: CPU-seconds of the trace in the window; None where it was read less than twice.
-        num_samples: how often it was read there.
-        whole_run_s: from the trace's first to its last reading: start-up, idling, window and scoring.
-        whole_run_energy: joules of that time.
+        trace_cpu_s: CPU-seconds of the trace in the window; None if it has fewer than two readings there.
+        num_samples: readings of the trace in the window.
+        whole_run_s: from the first to the last reading of the trace: start-up, idling, window and scoring.
+        whole_run_energy: joules over that time.
     """
 
     meter_s: float
@@ -545,29 +545,29 @@ class Overhead:
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement(Counts):
-    """What was measured of a run: per pass of the training unless it says otherwise; counts are of the training phases.
+    """Measurement of a run, per pass of the training unless stated otherwise; counts are of the training phases.
 
     Attributes:
-        window_s: seconds.
+        window_s: seconds of the window.
         num_passes: in the window.
         total_window_s: seconds of the whole window.
-        startup_s: seconds from the begin of the processes to the end of the warm-up.
+        startup_s: seconds from the start of the processes to the end of the warm-up.
         cpu_s: CPU-seconds of all processes.
-        energy: a row per device, as `verdict.finalise_energy` judges it.
+        energy: a row per device, from `verdict.finalise_energy`.
         peak_memory: of the training.
         num_steps: optimizer steps.
-        num_skipped_steps: of these, left out by loss scaling.
-        phases: of the training; missing in records of before they were counted.
-        products: which library computed the matrix products of the CPU, with the times of both.
-        attention: whose implementation, and PyTorch's kernels that it may take.
-        num_compilations_in_window: 0 unless a compiler met something new there.
+        num_skipped_steps: steps that loss scaling skipped.
+        phases: of the training; missing in older records.
+        products: which library computed the CPU's matrix products, with the times of both.
+        attention: the implementation, and the kernels that PyTorch may use.
+        num_compilations_in_window: 0 unless a new shape or branch was compiled there.
         samples_per_s: texts.
         tokens_per_s: real tokens, read and written.
-        padded_tokens_per_s: with padding.
+        padded_tokens_per_s: tokens with padding.
         epochs_per_minute: passes over the training texts.
-        flags: what to know before comparing.
-        conditions: of the measuring.
-        overhead: of it.
+        flags: conditions that weaken a comparison.
+        conditions: of the measurement.
+        overhead: cost of the measurement.
     """
 
     window_s: float
@@ -594,7 +594,7 @@ class Measurement(Counts):
 
 @dataclass(frozen=True, kw_only=True)
 class BoardIdentity:
-    """Which board it was; index and mig are missing in some older records."""
+    """Identity of a board; index and mig are missing in some older records."""
 
     index: int | None = None
     name: str
@@ -605,17 +605,17 @@ class BoardIdentity:
 
 @dataclass(frozen=True, kw_only=True)
 class Citation:
-    """What a record says of the certificate of a board or of its host.
+    """A record's reference to the certificate of a board or of the host.
 
     Attributes:
         device: `gpu:0`, `cpu:0`.
         name: of the certificate: a board's UUID, or `certificate.HOST`.
-        digest: of the certificate; None where there is none, as of the next four.
-        made: when.
+        digest: of the certificate; None if there is none, like the next four.
+        made: when it was made.
         holds: names of the promises that hold.
-        fails: of those that do not.
-        not_tried: of those that nobody can tell.
-        reason: why there is no certificate, or what weakens it; None where there is nothing to say.
+        fails: names of those that do not hold.
+        not_tried: names of those that cannot be checked.
+        reason: why there is no certificate, or what weakens it; None otherwise.
     """
 
     device: str
@@ -630,22 +630,22 @@ class Citation:
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
-    """What a number was measured on.
+    """The machine and the software of a measurement.
 
     Attributes:
         hostname: of the machine.
         platform: kernel and C library.
-        python: its version.
+        python: version of Python.
         cpu_model: as the kernel names it.
-        cpu_cores: that the processes may use.
+        cpu_cores: number that the processes may use.
         host_memory_bytes: of the machine.
         gpus: the run's boards.
-        driver: NVIDIA's.
-        versions: of the libraries, None where one is not installed.
-        git_commit: of the checkout; None outside of one.
-        git_dirty: whether tracked files differed from it.
-        threads_per_process: that each process may compute with.
-        certificates: of the boards and the host; missing in records of before there were any.
+        driver: version of NVIDIA's driver.
+        versions: of the libraries; None for one that is not installed.
+        git_commit: of the checkout; None outside a checkout.
+        git_dirty: whether tracked files differed from the commit.
+        threads_per_process: number of threads that each process may use.
+        certificates: of the boards and the host; missing in older records.
     """
 
     hostname: str
@@ -664,25 +664,25 @@ class Environment:
 
 
 def read_rank(row: Mapping[str, Any]) -> RankResult | Stopped | BadInput:
-    """What a rank left, from its JSON."""
+    """Decode the result of a rank from its JSON."""
     if row["status"] != "ok":
         return BadInput(**row) if row["status"] == "error" else Stopped(**row)
     return RankResult(
         **{
             **row,
             "span": Span(**row["span"]),
-            "energy": [read_reading(**one) for one in row["energy"]],
+            "energy": [read_reading(**item) for item in row["energy"]],
             "peak_memory": PeakMemory(**row["peak_memory"]),
-            "phases": [read_phase(one) for one in row["phases"]],
-            "epochs": [Epoch(**one) for one in row["epochs"]],  # without joules, which no rank knows
+            "phases": [read_phase(item) for item in row["phases"]],
+            "epochs": [Epoch(**item) for item in row["epochs"]],  # without joules, which no rank knows
             "quality": Quality(**row["quality"]),
-            "summaries": [Summary(**one) for one in row["summaries"]],
+            "summaries": [Summary(**item) for item in row["summaries"]],
         }
     )
 
 
 def read_reading(reads: Mapping[str, Any] | None = None, **of_device: Any) -> Reading:  # noqa: ANN401 - its fields
-    """A reading from the keys of its JSON."""
+    """Decode a reading from the keys of its JSON."""
     if reads is None:
         return Reading(**of_device)
     begin_s, end_s = tuple(reads["begin_s"]), tuple(reads["end_s"])
@@ -690,8 +690,8 @@ def read_reading(reads: Mapping[str, Any] | None = None, **of_device: Any) -> Re
 
 
 def read_phase(row: Mapping[str, Any]) -> PlainPhase | ChosenPhase:
-    """A phase from its JSON; what is none of its fields are facts of the method."""
+    """Decode a phase from its JSON; keys that are not fields are facts of the method."""
     kind = ChosenPhase if "chosen" in row else PlainPhase
-    names = {one.name for one in dataclasses.fields(kind)}
+    names = {item.name for item in dataclasses.fields(kind)}
     facts = {name: value for name, value in row.items() if name not in names}
     return kind(facts=facts, **{name: value for name, value in row.items() if name in names})

@@ -1,6 +1,6 @@
-"""Where the package, its checkout and its resources lie."""
+"""Paths of the package, its checkout and its resources."""
 
-# changes no number: what is read there counts by itself
+# changes no number: files that are read there enter the digest themselves
 from __future__ import annotations
 
 from pathlib import Path
@@ -8,7 +8,7 @@ from pathlib import Path
 import joulesweep
 
 PACKAGE = Path(joulesweep.__file__).parent
-#: The checkout; of an installed package the folder that it is installed in.
+#: The checkout; for an installed package, the folder that it is installed in.
 ROOT = PACKAGE.parent
-#: Numbers that others published. An installed package has them inside.
+#: Numbers that others published. An installed package contains them.
 RESOURCES = ROOT / "resources" if (ROOT / "resources").is_dir() else PACKAGE / "resources"

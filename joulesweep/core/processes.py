@@ -1,4 +1,4 @@
-"""Processes that end when they should: with their parent, whole groups at a time."""
+"""Start processes that end with their parent, and end them with their whole group."""
 
 # changes no number: how processes begin and end
 from __future__ import annotations
@@ -15,11 +15,11 @@ from pathlib import Path
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 PR_SET_CHILD_SUBREAPER = 36
-#: Found before any thread: between fork and exec nothing may be looked up, since a thread may hold the loader's lock.
+#: Loaded before any thread starts: between fork and exec a thread may hold the loader's lock.
 LIBC = ctypes.CDLL(None)
-KILL_S = 10.0  # a process that hangs in the kernel, as in a driver in trouble, dies when it comes back, if ever
-PID_NAMESPACE = 0xEFFFFFFC  # linux/proc_ns.h: PROC_PID_INIT_INO, the machine's own
-#: Where the kernel counts its out-of-memory kills, cgroup v2 and v1: the place of the groups, and the file in each.
+KILL_S = 10.0  # a process that hangs in the kernel, as in a faulty driver, dies when the call returns, if ever
+PID_NAMESPACE = 0xEFFFFFFC  # linux/proc_ns.h: PROC_PID_INIT_INO, the namespace of the machine
+#: Where the kernel counts its out-of-memory kills, cgroup v2 and v1: root of the groups, and the file in each.
 OOM_COUNTS = (("/sys/fs/cgroup", "memory.events"), ("/sys/fs/cgroup/memory", "memory.oom_control"))
 
 
@@ -29,7 +29,7 @@ def die_with_parent() -> None:
 
 
 def adopt(orphans: bool) -> None:
-    """Ask the kernel to make this process the parent of whatever its children leave behind, or no longer (Linux)."""
+    """Ask the kernel to make this process the parent of its descendants' orphans, or to stop doing so (Linux)."""
     _prctl(PR_SET_CHILD_SUBREAPER, int(orphans))
 
 
@@ -41,12 +41,12 @@ def _prctl(option: int, value: int) -> None:
 def start(
     command: list[str], environment: dict[str, str], log: int | None, inherited: Sequence[int] = ()
 ) -> subprocess.Popen[bytes]:
-    """Start a command as the leader of a process group of its own.
+    """Start a command as the leader of a new process group.
 
     Args:
         command: program and arguments.
         environment: the whole environment.
-        log: file descriptor for stdout and stderr, or None for this process's own.
+        log: file descriptor for stdout and stderr, or None to inherit this process's.
         inherited: further descriptors that the command keeps open.
     """
     return subprocess.Popen(
@@ -62,7 +62,7 @@ def start(
 
 
 def kill_group(child: subprocess.Popen[bytes]) -> None:
-    """Kill a command started by `start` and its process group; one that hangs in the kernel is left behind."""
+    """Kill a command started by `start` with its process group; do not wait for one that hangs in the kernel."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
     try:
@@ -72,24 +72,24 @@ def kill_group(child: subprocess.Popen[bytes]) -> None:
 
 
 def children() -> set[int]:
-    """This process's children, dead ones that nobody waited for included."""
+    """Return the pids of this process's children, zombies included."""
     return {pid for pid in _pids() if _parent_of(pid) == os.getpid()}
 
 
 def kill_children(but: set[int]) -> None:
-    """Kill this process's children, and what they leave behind if orphans are adopted.
+    """Kill this process's children and, if orphans are adopted, their descendants.
 
-    A rank leads a group of its own, and so may what it starts: compiling takes helpers in sessions of their own.
+    Killing one process group is not enough: each rank leads its own, and compilation starts helpers in new sessions.
 
     Args:
-        but: those to spare.
+        but: pids to spare.
     """
     until_s = time.monotonic() + KILL_S
-    while (found := children() - but) and time.monotonic() < until_s:
-        for pid in found:
+    while (pids := children() - but) and time.monotonic() < until_s:
+        for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        reaped = [pid for pid in found if _reaped(pid)]
+        reaped = [pid for pid in pids if _reaped(pid)]
         if not reaped:
             time.sleep(0.01)
 
@@ -102,15 +102,15 @@ def _reaped(pid: int) -> bool:
 
 
 def oom_kills() -> int | None:
-    """How often the kernel's out-of-memory killer struck in this process's control group; None where it is not told."""
-    # In a container the group's path may be the host's, and the group itself lies at the root.
+    """Return the number of OOM kills in this process's control group, or None if the kernel does not report it."""
+    # In a container the path may be the one that the host sees, while the group itself is mounted at the root.
     paths = [Path(root, group, file) for root, file in OOM_COUNTS for group in (*_groups(), "")]
     counts = (_count(path) for path in paths)
     return next((count for count in counts if count is not None), None)
 
 
 def _groups() -> list[str]:
-    """Paths of this process's control groups that may count memory."""
+    """Return the paths of this process's control groups that may count memory."""
     try:
         lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -131,13 +131,13 @@ def _pids() -> list[int]:
 
 
 def ancestry() -> tuple[int, int]:
-    """This process's parent and the parent's parent: under Snakemake, the job's shell and Snakemake itself."""
+    """Return the pids of the parent and the grandparent: under Snakemake, the job's shell and Snakemake itself."""
     parent = os.getppid()
     return parent, _parent_of(parent)
 
 
 def still_wanted(with_snakemake: bool) -> Callable[[], None]:
-    """A check to be called while waiting: it ends this process when the workflow that started it is gone.
+    """Return a check to call while waiting: it ends this process when the workflow that started it is gone.
 
     Args:
         with_snakemake: whether there is a workflow; otherwise the check never ends anything.
@@ -152,14 +152,14 @@ def still_wanted(with_snakemake: bool) -> Callable[[], None]:
 
 
 def is_below(pid: int, ancestor: int) -> bool:
-    """Whether a process is another one or descends from it."""
+    """Whether a process is `ancestor` or descends from it."""
     while pid > 1 and pid != ancestor:
         pid = _parent_of(pid)
     return pid == ancestor
 
 
 def sees_whole_machine() -> bool:
-    """Whether this process sees the machine's processes under their own ids: it is in no container of its own."""
+    """Whether this process sees all processes of the machine, which it does not inside a container."""
     try:
         return Path("/proc/self/ns/pid").stat().st_ino == PID_NAMESPACE
     except OSError:

@@ -1,4 +1,4 @@
-"""Quantities as text: three digits, and a unit with its prefix."""
+"""Format quantities: three significant digits and a unit with its prefix."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ PREFIXES: dict[str, tuple[tuple[float, str], ...]] = {
 
 
 def scaled(values: Sequence[float], unit: str) -> tuple[list[str], str]:
-    """Numbers to three digits in the prefix that suits the first.
+    """Format numbers to three digits, all with the prefix that suits the first.
 
     Args:
         values: at least one, in the unit.
-        unit: "s", "J", "g", "B" (prefixes are powers of 1024), or any other, which has no prefixes.
+        unit: "s", "J", "g" or "B" (powers of 1024); any other unit has no prefixes.
 
     Returns:
         The numbers as text, and the unit with its prefix.
@@ -31,7 +31,7 @@ def scaled(values: Sequence[float], unit: str) -> tuple[list[str], str]:
 
 
 def digits(value: float) -> str:
-    """Three digits, and no exponent where anybody would count the zeros."""
+    """Format a number to three digits, without an exponent between 1e-12 and 1e15."""
     if abs(value) >= 1e15 or 0 < abs(value) < 1e-12:
         return f"{value:.3g}"
     if abs(value) >= 1000:
@@ -42,13 +42,13 @@ def digits(value: float) -> str:
 
 
 def one(value: float, unit: str) -> str:
-    """A number with its unit."""
+    """Format a number with its unit."""
     (text,), name = scaled([value], unit)
     return f"{text} {name}".strip()
 
 
 def span(values: Iterable[float | None], unit: str) -> str | None:
-    """Smallest and largest of the values that are there, or None."""
+    """Format the smallest and the largest of the known values, or None if there are none."""
     known = [value for value in values if value is not None]
     if not known:
         return None

@@ -1,6 +1,6 @@
-"""RunSpec: all inputs of one run, its identity, and the JSON handed to it."""
+"""RunSpec: all inputs of one run, its identity, and the JSON from which it starts."""
 
-# changes no number: the spec itself is part of what a run is compared by
+# changes no number: a run is compared by the spec itself
 from __future__ import annotations
 
 import hashlib
@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 from joulesweep.core.errors import UserError, one_of
 
 #: What a field means when a spec leaves it out. FROZEN: an entry never changes its value, or every finished run
-#: of every user would silently mean something else. A better recommendation goes into config/config.yaml;
-#: a new field gets its entry here on the day it is added, with the value that reproduces the runs of before.
+#: of every user would silently mean something else. A better recommendation goes into config/config.yaml.
+#: A new field gets its entry when it is added, with the value that reproduces all earlier runs.
 OMISSION: dict[str, Any] = {
     "task": "mlm",
     "method": "full",
@@ -48,7 +48,7 @@ OMISSION: dict[str, Any] = {
     "idle_s": 0.0,
 }
 
-#: The same for the keys of the two nested mappings that describe where things come from.
+#: The same for the keys of `model_source` and `dataset_source`, at every level.
 SOURCE_OMISSION: dict[str, Any] = {
     "tokenizer": None,
     "new_weights": [],
@@ -76,7 +76,7 @@ class RunSpec:
         dataset: name of the data set.
         dataset_source: where it comes from and how it is split: `config.DatasetConfig` likewise.
         task: what is learned: "mlm" hidden tokens, "clm" the next token, "seq2seq" to write a text's target.
-        method: which parameters train, a module of `joulesweep.methods`.
+        method: a module of `joulesweep.methods`, which says what parameters train.
         method_params: its parameters.
         strategy: a row of `joulesweep.axes.strategy.STRATEGIES`.
         devices: number of devices (GPUs, or processes on CPU).
@@ -87,33 +87,33 @@ class RunSpec:
         engine: a row of `joulesweep.axes.engine.ENGINES`.
         batch_size: texts per optimizer step, over all devices or on each (`batch_size_scope`).
         batch_size_scope: "global" or "per_device".
-        micro_batch_size: texts per forward pass on each device, gradients being accumulated; None for all at once.
-        checkpoint_activations: compute a layer's activations again in the backward pass instead of keeping them.
+        micro_batch_size: texts per forward pass on each device, with gradients accumulated; None for all at once.
+        checkpoint_activations: recompute a layer's activations in the backward pass instead of keeping them.
         lr: peak learning rate.
         repeat: 1, 2, …; the seed of everything random in the run.
         epochs: passes over the training texts, or None.
-        max_steps: optimizer steps, or None; exactly one of the two is given.
-        schedule: learning-rate schedule after its warm-up.
+        max_steps: optimizer steps, or None; exactly one of the two is set.
+        schedule: learning-rate schedule after the learning rate's warm-up.
         lr_warmup_fraction: share of the steps in which the rate rises linearly.
-        weight_decay: AdamW's.
-        max_grad_norm: longer gradients of a step, all of them as one vector, are cut to this norm; None for none.
+        weight_decay: of AdamW.
+        max_grad_norm: gradients of a step are clipped to this norm, as one vector; None for no clipping.
         mask_probability: share of tokens that are predicted.
         max_length: tokens per text, special tokens included; longer texts are cut.
-        max_target_length: tokens per target, what ends it included; task clm counts them within max_length.
-        generate: `config.Generate` as a mapping: how targets are written after the training; None for not at all.
+        max_target_length: tokens per target, end token included; task clm counts them within max_length.
+        generate: `config.Generate` as a mapping: how targets are generated after the training; None for no generation.
         threads_per_device: CPU threads of each process.
         timeout_s: seconds after which the run is stopped and recorded as timeout.
         keep_model: "none", "best" (by validation loss) or "last".
         warmup_steps: steps before the measured window; their effect is undone.
         accelerator: "cpu" or "cuda".
         hardware_name: the user's name for the kind of board, or None.
-        gpus: of a run on the CPU, the boards that it meters (NVML indices or UUIDs); else "auto".
-        min_seconds: a shorter training is repeated inside its window until so many seconds are full.
+        gpus: boards that a run on the CPU meters (NVML indices or UUIDs); "auto" otherwise.
+        min_seconds: a shorter training is repeated inside its window until the window is this long.
         cooldown_s: longest wait before the run for temperature and power to settle.
         idle_s: length of the idle baseline before the window.
     """
 
-    #: For whoever decodes it: an unknown field is an error, as it is to `from_mapping`.
+    #: For pydantic, which decodes records: an unknown field is an error, as in `from_mapping`.
     __pydantic_config__: ClassVar[dict[str, object]] = {"strict": True, "allow_inf_nan": False, "extra": "forbid"}
 
     model: str
@@ -167,22 +167,22 @@ class RunSpec:
         return self.global_batch_size // self.devices
 
 
-FIELDS = tuple(one.name for one in fields(RunSpec))
+FIELDS = tuple(item.name for item in fields(RunSpec))
 
 
-def micro_batch(wanted: int | None, axes: Mapping[str, Any]) -> int | None:
-    """The micro-batch size that a run has: None where each device has no more texts than that, and so no second pass.
+def micro_batch(requested: int | None, axes: Mapping[str, Any]) -> int | None:
+    """Return the micro-batch size that a run uses: None if a device's whole batch fits into one micro-batch.
 
     Args:
-        wanted: a value of the axis.
+        requested: a value of the axis.
         axes: with the run's batch_size, batch_size_scope and devices.
     """
     texts = axes["batch_size"] / (axes["devices"] if axes["batch_size_scope"] == "global" else 1)
-    return wanted if wanted is not None and wanted < texts else None
+    return requested if requested is not None and requested < texts else None
 
 
 def strip(spec: RunSpec) -> dict[str, Any]:
-    """The spec as a mapping without the fields at their omission value: what is hashed and handed on."""
+    """Return the spec as a mapping without fields at their omission value: this is hashed and given to the run."""
     kept = {}
     for name in FIELDS:
         value = getattr(spec, name)
@@ -192,27 +192,27 @@ def strip(spec: RunSpec) -> dict[str, Any]:
 
 
 def full(spec: RunSpec) -> dict[str, Any]:
-    """The spec as a mapping with every field, as records hold it."""
+    """Return the spec as a mapping with every field, as records contain it."""
     return {name: getattr(spec, name) for name in FIELDS}
 
 
-def from_mapping(given: dict[str, Any]) -> RunSpec:
+def from_mapping(values: dict[str, Any]) -> RunSpec:
     """Build a spec from a stripped or a full mapping.
 
     Raises:
-        UserError: unknown or missing field.
+        UserError: a field is unknown or missing.
     """
-    for key in given:
+    for key in values:
         if key not in FIELDS:
             raise UserError(f"spec: {one_of('field', key, FIELDS)}")
-    missing = [name for name in FIELDS if name not in given and name not in OMISSION]
+    missing = [name for name in FIELDS if name not in values and name not in OMISSION]
     if missing:
         raise UserError(f"spec: missing {', '.join(missing)}")
-    return RunSpec(**given)
+    return RunSpec(**values)
 
 
 def strip_source(section: dict[str, Any]) -> dict[str, Any]:
-    """A source mapping without the keys at their omission value, at every level."""
+    """Return a source mapping without the keys at their omission value, at every level."""
     return {
         key: strip_source(value) if isinstance(value, dict) else value
         for key, value in section.items()
@@ -221,10 +221,10 @@ def strip_source(section: dict[str, Any]) -> dict[str, Any]:
 
 
 def canonical(value: object) -> str:
-    """JSON with sorted keys and no spaces: equal values give equal text."""
+    """Encode a value as JSON with sorted keys and no spaces: equal values give equal text."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def short_hash(value: object) -> str:
-    """The first ten hexadecimal digits (40 bits) of the SHA-256 of a value's canonical JSON."""
+    """Return the first ten hexadecimal digits (40 bits) of the SHA-256 of a value's canonical JSON."""
     return hashlib.sha256(canonical(value).encode()).hexdigest()[:10]

@@ -1,23 +1,24 @@
-"""Which parameters train, and how: one file per method, found by its name.
+"""Training methods, which choose the parameters that train: one file per method, loaded by its name.
 
 A method is a module `joulesweep/methods/<name>.py` (underscores for the hyphens of its name) with
 
 * a docstring, whose first line describes it;
 * `Params`: a frozen dataclass of its parameters (raise ValueError in `__post_init__` for a bad value);
 * `apply(model, params)`: changes the model in place or returns another one, before it is wrapped;
-* perhaps `importances(rating, params, parameters)`: a number for each tensor that may train. The method then chooses
-  tensors every few epochs, see `joulesweep.train.adaptive.choosing`; `Rating` is what it may ask about the run;
-* perhaps `merge(model)`: takes out again what `apply` added, before the trained model is saved; or, where that cannot
-  be, `save(model, state, folder)`: saves it with these weights;
-* perhaps `described(model)`: what a record says of it in each phase of the training, such as its frozen layers;
-* perhaps `impossible(spec)`: why the method does not fit the rest of a spec, in one line, or None.
+* optionally `importances(rating, params, parameters)`: a number for each tensor that may train. The method then
+  chooses tensors every few epochs, see `joulesweep.train.adaptive.choosing`; `Rating` gives it facts about the run;
+* optionally `merge(model)`: removes what `apply` added, before the trained model is saved; or, if that is impossible,
+  `save(model, state, folder)`: saves the model with these weights;
+* optionally `described(model)`: facts for the record of each phase of the training, such as the frozen layers;
+* optionally `impossible(spec)`: why the method does not fit the rest of a spec, in one line, or None.
 
-Every parameter has a default: the conformance test trains each method with them, on a decoder if no encoder will do.
+Every parameter has a default: the conformance test trains each method with the defaults, on a decoder if the method
+does not support an encoder.
 
-No method file imports torch at module level: a config is validated without it. Nothing else needs to be edited.
+A method file does not import torch at module level: a config is validated without it. No other file needs a change.
 """
 
-# changes no number: how a method is found; its own file counts
+# changes no number: how a method is loaded; its file enters the digest itself
 from __future__ import annotations
 
 import dataclasses
@@ -35,15 +36,15 @@ if TYPE_CHECKING:
 
     from joulesweep.core.spec import RunSpec
 
-#: What a parameter of a plain type may be given as; YAML writes a whole float without its dot.
+#: Types of value that a parameter of a plain type accepts; YAML reads a float without a dot as int.
 KINDS: dict[type, tuple[type, ...]] = {float: (float, int), int: (int,), str: (str,), bool: (bool,)}
 
 
 class Rating(Protocol):
-    """What a method may ask about the run whose tensors it rates, before an epoch.
+    """Facts about the run that a method can use when it rates tensors before an epoch.
 
     Attributes:
-        learning_rate: with which the epoch begins.
+        learning_rate: at the begin of the epoch.
         weight_decay: of the run's AdamW.
     """
 
@@ -56,19 +57,19 @@ class Rating(Protocol):
         ...
 
     def gradients(self, parameters: Mapping[str, torch.nn.Parameter], num_steps: int) -> dict[str, torch.Tensor]:
-        """Gradients of the loss on the epoch's first texts, float32, summed over ranks, without dropout.
+        """Compute gradients of the loss on the epoch's first texts: float32, summed over ranks, without dropout.
 
         Args:
-            parameters: of which, by name.
-            num_steps: how many optimizer steps' worth of texts.
+            parameters: of which gradients are computed, by name.
+            num_steps: number of optimizer steps whose texts are used.
         """
 
     def generator(self, name: str) -> torch.Generator:
-        """Random numbers for one use, from the run's seed and the epoch: the same on every rank and machine."""
+        """Return a generator for one use, seeded by run and epoch: the same on every rank and machine."""
 
 
 class Method(Protocol):
-    """What the module of a method has; all but `Params` and `apply` may be missing.
+    """Interface of a method's module; everything but `Params` and `apply` is optional.
 
     Attributes:
         Params: a frozen dataclass of its parameters.
@@ -85,28 +86,28 @@ class Method(Protocol):
         params: Any,  # noqa: ANN401 - as above
         parameters: Mapping[str, torch.nn.Parameter],
     ) -> Sequence[float]:
-        """A number for each tensor that may train: the method then chooses tensors every few epochs."""
+        """Rate each tensor that may train by a number: the method then chooses tensors every few epochs."""
 
     def merge(self, model: torch.nn.Module) -> None:
-        """Take out again what `apply` added, before the trained model is saved."""
+        """Remove what `apply` added, before the trained model is saved."""
 
     def save(self, model: torch.nn.Module, state: dict[str, torch.Tensor], folder: Path) -> None:
-        """Save the model with these weights, where nothing can be merged."""
+        """Save the model with these weights, if it cannot be merged."""
 
     def described(self, model: torch.nn.Module) -> dict[str, Any]:
-        """What a record says of it in each phase of the training."""
+        """Return facts for the record of each phase of the training."""
 
     def impossible(self, spec: RunSpec) -> str | None:
-        """Why the method does not fit the rest of a spec, in one line, or None."""
+        """Return why the method does not fit the rest of a spec, in one line, or None."""
 
 
 def names() -> list[str]:
-    """Every method there is, sorted."""
+    """Return the names of all methods, sorted."""
     return sorted(path.stem.replace("_", "-") for path in Path(__file__).parent.glob("[a-z]*.py"))
 
 
 def path(name: str) -> Path:
-    """The file of a method."""
+    """Return the file of a method."""
     return Path(__file__).parent / f"{name.replace('-', '_')}.py"
 
 
@@ -114,7 +115,7 @@ def load(name: str) -> ModuleType:
     """Import one method's module.
 
     Raises:
-        UserError: no such method.
+        UserError: the method does not exist.
     """
     if name not in names():
         raise UserError(one_of("method", name, names()))
@@ -127,7 +128,7 @@ def chooses(name: str) -> bool:
 
 
 def impossible(spec: RunSpec) -> str | None:
-    """Say why a run's method cannot be combined with the rest of its spec, or None if it can."""
+    """Return the reason why a run's method does not fit the rest of its spec, or None."""
     method = load(spec.method)
     if hasattr(method, "impossible"):
         reason: str | None = method.impossible(spec)
@@ -144,26 +145,26 @@ def impossible(spec: RunSpec) -> str | None:
 
 
 def described(name: str, model: torch.nn.Module) -> dict[str, object]:
-    """What a record says of a method, applied to a model."""
-    found: dict[str, object] = getattr(load(name), "described", lambda model: {})(model)
-    return found
+    """Return the facts about a method, applied to a model, for the record."""
+    facts: dict[str, object] = getattr(load(name), "described", lambda model: {})(model)
+    return facts
 
 
-def parameters(name: str, given: dict[str, Any]) -> Any:  # noqa: ANN401 - each method has its own dataclass
+def parameters(name: str, values: dict[str, Any]) -> Any:  # noqa: ANN401 - each method has its own dataclass
     """Build a method's `Params` from a mapping.
 
     Raises:
-        UserError: unknown method, unknown parameter, a missing or a refused value.
+        UserError: the method or a parameter is unknown, or a value is missing or invalid.
     """
     params = load(name).Params
     allowed = {field.name: field for field in dataclasses.fields(params)}
-    for key in given:
+    for key in values:
         if key not in allowed:
             raise UserError(one_of(f"parameter of method {name}", key, allowed))
     for key, kind in get_type_hints(params).items():
-        if kind in KINDS and key in given and type(given[key]) not in KINDS[kind]:
-            raise UserError(f"parameter {key} of method {name}: must be of type {kind.__name__}, got {given[key]!r}")
+        if kind in KINDS and key in values and type(values[key]) not in KINDS[kind]:
+            raise UserError(f"parameter {key} of method {name}: must be of type {kind.__name__}, got {values[key]!r}")
     try:
-        return params(**given)
+        return params(**values)
     except (TypeError, ValueError) as error:
         raise UserError(f"method {name}: {error}") from None

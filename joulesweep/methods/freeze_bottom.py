@@ -28,23 +28,23 @@ class Params:
 
 
 def apply(model: torch.nn.Module, params: Params) -> torch.nn.Module:
-    """Freeze the input embeddings and the first `fraction` of the layers, an encoder's first; see `freeze_below`.
+    """Freeze the input embeddings and the first `fraction` of the layers, encoder before decoder; see `freeze_below`.
 
     Raises:
-        UserError: the model has no layers that can be told apart, or one alone.
+        UserError: the layers of the model cannot be told apart, or it has only one.
     """
     from joulesweep.nets.freezing import freeze_below, layers_of
 
     layers = layers_of(model, "freeze-bottom")
     if len(layers) < 2:
         raise UserError("method freeze-bottom: the model has one layer; a share of it cannot be frozen")
-    num_frozen = math.floor(params.fraction * len(layers) + 0.5)  # `round` takes halves to the even number
+    num_frozen = math.floor(params.fraction * len(layers) + 0.5)  # `round` rounds halves to the even number
     freeze_below(model, layers, min(max(num_frozen, 1), len(layers) - 1))
     return model
 
 
 def described(model: torch.nn.Module) -> dict[str, int]:
-    """What a record says of it: see `freezing.frozen_layers`."""
+    """Return the numbers of layers and of frozen layers; see `freezing.frozen_layers`."""
     from joulesweep.nets.freezing import frozen_layers
 
     return frozen_layers(model)

@@ -22,11 +22,11 @@ NOISE = 1e-6  # of the largest importance; sums in float32
 class Params:
     """Attributes.
 
-    rho: what a step may cost, as a share of full training's forward and backward pass, in (0, 1].
-    objective: "flops", or "time": FLOPs at the rate, and AdamW's bytes at the bandwidth, that the device shows.
-    reselect_epochs: choose anew every so many epochs; 0 chooses once.
-    importance_batches: optimizer steps' worth of texts that the importances are evaluated on.
-    lora: parameters of method lora, whose adapters are then what is chosen from; null for the model's own tensors.
+    rho: largest cost of a step, as a share of full training's forward and backward pass, in (0, 1].
+    objective: unit of that cost: "flops", or "time" at the rate and bandwidth measured on the device.
+    reselect_epochs: number of epochs between choices; 0 chooses once.
+    importance_batches: number of optimizer steps whose texts the importances are evaluated on.
+    lora: parameters of method lora, to choose among its adapters; null to choose among the model's tensors.
     """
 
     rho: float = 0.7
@@ -50,31 +50,31 @@ class Params:
 
 
 def apply(model: torch.nn.Module, params: Params) -> torch.nn.Module:
-    """Leave every parameter trainable, or every adapter; `joulesweep.train.adaptive.choosing` chooses among them."""
+    """Leave all parameters, or all adapters, trainable; `joulesweep.train.adaptive.choosing` chooses among them."""
     return model if params.lora is None else lora.apply(model, methods.parameters("lora", params.lora))
 
 
 def described(model: torch.nn.Module) -> dict[str, list[str]]:
-    """What a record says of the adapters, if there are any; see `lora.described`."""
+    """Return the layers that have adapters, if there are any; see `lora.described`."""
     return lora.described(model)
 
 
 def merge(model: torch.nn.Module) -> None:
-    """Take adapters out again, if there are any; see `lora.merge`."""
+    """Merge the adapters, if there are any; see `lora.merge`."""
     lora.merge(model)
 
 
 def importances(rating: Rating, params: Params, parameters: Mapping[str, torch.nn.Parameter]) -> list[float]:
-    """How much the loss falls by each tensor's part of one optimizer step: I = -sum(dw · g), g after the step.
+    """Estimate how much each tensor's part of an optimizer step lowers the loss: I = -sum(dw · g), g after the step.
 
-    Huang et al. 2024 (arXiv 2309.13192), section 3.2, as a share of the largest. The step is that of a fresh AdamW
-    at the learning rate that the epoch begins with, dropout is off, and the epoch's first texts are used, of all ranks.
-    Weights, gradients, optimizer and random state are afterwards as they were.
+    Huang et al. 2024 (arXiv 2309.13192), section 3.2, as a share of the largest. The step is the first one of AdamW
+    at the epoch's first learning rate, without dropout, on the epoch's first texts of all ranks. Weights, gradients,
+    optimizer and random state are restored.
 
     Args:
-        rating: what the run tells, before an epoch.
+        rating: facts about the run before an epoch.
         params: of the method.
-        parameters: the tensors to be rated, all requiring a gradient.
+        parameters: the tensors to rate, all of which require a gradient.
     """
     import torch
 
@@ -84,14 +84,14 @@ def importances(rating: Rating, params: Params, parameters: Mapping[str, torch.n
     with torch.no_grad():
         for name, parameter in parameters.items():
             decay = rating.weight_decay if parameter.ndim > 1 else 0.0
-            # AdamW's first step: both moments are the gradient's own, so it moves by lr in the gradient's direction.
+            # AdamW's first step: both moments come from this gradient alone, so each weight moves by lr.
             first[name] = -lr * (first[name] / (first[name].abs() + 1e-8) + decay * parameter.float())
             parameter.add_(first[name].to(parameter.dtype))
     second = rating.gradients(parameters, params.importance_batches)
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(before[name])
-    found = torch.stack([-(first[name] * second[name]).sum() for name in parameters]).double()
-    found /= found.abs().max().clamp_min(1e-300)
-    # What is nothing but rounding has no sign: an attention's key biases would be chosen by lot.
-    return found.masked_fill(found.abs() < NOISE, 0.0).tolist()
+    shares = torch.stack([-(first[name] * second[name]).sum() for name in parameters]).double()
+    shares /= shares.abs().max().clamp_min(1e-300)
+    # Zero out values at rounding level; otherwise attention key biases would be selected at random.
+    return shares.masked_fill(shares.abs() < NOISE, 0.0).tolist()

@@ -27,10 +27,10 @@ class Params:
 
 
 def apply(model: torch.nn.Module, params: Params) -> torch.nn.Module:
-    """Freeze everything before the last `layers` layers, of an encoder-decoder the decoder's; see `freeze_below`.
+    """Freeze everything before the last `layers` layers; see `freeze_below`.
 
     Raises:
-        UserError: the model has no layers that can be told apart, or not so many.
+        UserError: the layers of the model cannot be told apart, or it has fewer.
     """
     from joulesweep.nets.freezing import freeze_below, layers_of
 
@@ -42,7 +42,7 @@ def apply(model: torch.nn.Module, params: Params) -> torch.nn.Module:
 
 
 def described(model: torch.nn.Module) -> dict[str, int]:
-    """What a record says of it: see `freezing.frozen_layers`."""
+    """Return the numbers of layers and of frozen layers; see `freezing.frozen_layers`."""
     from joulesweep.nets.freezing import frozen_layers
 
     return frozen_layers(model)

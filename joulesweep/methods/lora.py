@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
 
 
-#: How families call what makes queries and values, or both in one.
+#: Names of the layers that compute queries and values, or both in one, by family.
 USUAL = (
     ("query", "value"),
     ("q_proj", "v_proj"),
@@ -38,8 +38,8 @@ class Params:
     r: rank of the addition.
     alpha: the addition is scaled by alpha / r.
     dropout: of the addition's input.
-    targets: names of the linear layers that get one; null for those that peft knows for the model, or that are called
-        as queries and values usually are, or else all in the model's layers.
+    targets: names of the linear layers that get one; null for peft's defaults for the model, or else the layers with
+        usual names of queries and values, or else all linear layers in the model's layers.
     """
 
     r: int = 8
@@ -59,10 +59,10 @@ class Params:
 
 
 def apply(model: torch.nn.Module, params: Params) -> torch.nn.Module:
-    """Add the adapters in place, the rest of the model being frozen.
+    """Freeze the model and add the adapters, in place.
 
     Raises:
-        UserError: a target that the model has not, or whose matrix is also another module's; or no linear layer at all.
+        UserError: the model lacks a target or has no linear layer, or a target shares its matrix with another module.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -70,41 +70,41 @@ def apply(model: torch.nn.Module, params: Params) -> torch.nn.Module:
     shared = _shared(model, layers)
     targets = params.targets or _usual_targets(model, [name for name in layers if name not in shared])
     for target in targets:
-        found = [name for name in layers if f".{name}".endswith(f".{target}")]
-        if not found:
+        matches = [name for name in layers if f".{name}".endswith(f".{target}")]
+        if not matches:
             raise UserError(one_of("target of method lora", target, sorted({_last(name) for name in layers})))
-        other = next((shared[name] for name in found if name in shared), None)
+        other = next((shared[name] for name in matches if name in shared), None)
         if other is not None:
-            raise UserError(f"target {found[0]} of method lora: its matrix is also that of {other}")
+            raise UserError(f"target {matches[0]} of method lora: its matrix is also that of {other}")
     dropout = params.dropout
     config = LoraConfig(r=params.r, lora_alpha=params.alpha, lora_dropout=dropout, target_modules=list(targets))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # peft sees which way round a matrix is, and says so
+        warnings.simplefilter("ignore")  # peft warns when it detects a transposed matrix
         inject_adapter_in_model(config, model)
     return model
 
 
 def described(model: torch.nn.Module) -> dict[str, list[str]]:
-    """What a record says of it: `lora_targets`, the names of the layers that have an adapter; nothing without any."""
+    """Return `lora_targets`, the names of the layers that have an adapter, or nothing if there are none."""
     names = [name for name, _ in model.named_parameters() if ".lora_A." in name]
     adapted = sorted({_last(name.partition(".lora_A.")[0]) for name in names})
     return {"lora_targets": adapted} if adapted else {}
 
 
 def _linear(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
-    """The linear layers of a model, by name."""
+    """Return the linear layers of a model, by name."""
     import torch
-    from transformers.pytorch_utils import Conv1D  # GPT-2's linear layer, whose matrix is the other way round
+    from transformers.pytorch_utils import Conv1D  # GPT-2's linear layer, whose matrix is transposed
 
     return {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear | Conv1D)}
 
 
 def _shared(model: torch.nn.Module, layers: dict[str, torch.nn.Module]) -> dict[str, str]:
-    """Of layers whose matrix is also another module's: the name of that one."""
+    """Return, for each layer that shares its matrix with another module, the name of that module."""
     holders: dict[int, list[str]] = {}
     for name, module in model.named_modules():
         holders.setdefault(id(getattr(module, "weight", None)), []).append(name)
-    others = {name: [one for one in holders[id(part.weight)] if one != name] for name, part in layers.items()}
+    others = {name: [other for other in holders[id(part.weight)] if other != name] for name, part in layers.items()}
     return {name: names[0] for name, names in others.items() if names}
 
 
@@ -113,11 +113,11 @@ def _last(name: str) -> str:
 
 
 def _usual_targets(model: Any, names: list[str]) -> list[str]:  # noqa: ANN401 - of any family
-    """The layers that get an adapter where none are named: peft's, by their usual names, or all of the model's layers.
+    """Return the default targets: peft's, or layers with usual names, or all linear layers in the model's layers.
 
     Args:
-        model: of Hugging Face.
-        names: of its linear layers with matrices of their own.
+        model: a Hugging Face model.
+        names: of its linear layers that share their matrix with no other module.
     """
     from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
 
@@ -127,19 +127,19 @@ def _usual_targets(model: Any, names: list[str]) -> list[str]:  # noqa: ANN401 -
     halves = [model.config, getattr(model.config, "encoder", None), getattr(model.config, "decoder", None)]
     known = [KNOWN.get(getattr(half, "model_type", "")) for half in halves]
     # A few kinds have a pattern instead of names.
-    of_peft = tuple(dict.fromkeys(name for one in known if isinstance(one, list) for name in one))
+    of_peft = tuple(dict.fromkeys(name for listed in known if isinstance(listed, list) for name in listed))
     for usual in (of_peft, *USUAL):
         if usual and last.issuperset(usual):
             return list(usual)
     inside = {id(part) for _, stack in stacks(model) for layer in stack for part in layer.modules()}
-    found = [name for name in names if id(model.get_submodule(name)) in inside]
-    if not found:
+    targets = [name for name in names if id(model.get_submodule(name)) in inside]
+    if not targets:
         raise UserError("method lora: the model has no linear layer of its own in its layers")
-    return found
+    return targets
 
 
 def merge(model: torch.nn.Module) -> None:
-    """Add the adapters to the matrices they belong to and take them out: the model's own form again, in place."""
+    """Merge the adapters into their matrices and remove them, in place, so that the model has its original form."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     for name, module in list(model.named_modules()):

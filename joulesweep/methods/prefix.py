@@ -1,4 +1,4 @@
-"""Prefix tuning: freeze the model and train keys and values that every layer of a decoder sees before the text."""
+"""Prefix tuning: freeze the model and train keys and values that each layer of a decoder sees before the text."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class Params:
     tokens: int = 20
 
     def __post_init__(self) -> None:
-        """Refuse no prefix at all."""
+        """Refuse an empty prefix."""
         if self.tokens < 1:
             raise ValueError(f"tokens must be at least 1, got {self.tokens}")
 
 
 def impossible(spec: RunSpec) -> str | None:
-    """Say why the prefix cannot be combined with the rest of a spec, or None if it can."""
+    """Return the reason why the prefix does not fit the rest of a spec, or None."""
     if TASKS[spec.task].hides:
         return f"method prefix: an encoder {NOTHING_EARLIER}"
     if BATCHINGS[spec.batching].packs:
@@ -49,12 +49,12 @@ def impossible(spec: RunSpec) -> str | None:
 
 
 def apply(model: torch.nn.Module, params: Params) -> torch.nn.Module:
-    """Freeze the model and wrap it with a prefix, through peft: before a decoder, also before that of an encoder.
+    """Freeze the model and wrap it with peft's prefix for its decoder.
 
-    Positions of the text are counted from behind the prefix.
+    Positions of the text are counted from the end of the prefix.
 
     Raises:
-        UserError: the model keeps no keys and values, or not the same number of them in every layer.
+        UserError: the model does not cache keys and values, or their shape differs between layers.
     """
     import torch
     from peft import PrefixTuningConfig
@@ -69,16 +69,16 @@ def apply(model: torch.nn.Module, params: Params) -> torch.nn.Module:
         token_dim=heads * width,
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # peft asks for what transformers is about to rename
-        found: torch.nn.Module = _wrapper(model.config)(model, config)
-    if isinstance(getattr(found, "word_embeddings", None), torch.nn.Module):
-        del found.word_embeddings  # not read here; `torch.func.functional_call` cannot swap a module in two places
-    found.num_virtual_tokens = params.tokens  # type: ignore[assignment]
-    return found
+        warnings.simplefilter("ignore")  # peft uses names that transformers deprecates
+        prefixed: torch.nn.Module = _wrapper(model.config)(model, config)
+    if isinstance(getattr(prefixed, "word_embeddings", None), torch.nn.Module):
+        del prefixed.word_embeddings  # not read here; `torch.func.functional_call` cannot swap a module in two places
+    prefixed.num_virtual_tokens = params.tokens  # type: ignore[assignment]
+    return prefixed
 
 
 def _shape(model: Any) -> tuple[int, int, int]:  # noqa: ANN401 - of any family
-    """Layers, heads and width of a head of the keys and values that a model keeps for the next token."""
+    """Return layers, heads and width of a head of the keys and values that a model caches for the next token."""
     import inspect
 
     import torch
@@ -86,17 +86,17 @@ def _shape(model: Any) -> tuple[int, int, int]:  # noqa: ANN401 - of any family
     kind = model.config.model_type
     if "past_key_values" not in inspect.signature(model.forward).parameters:
         raise UserError(f"method prefix: a {kind} {NOTHING_EARLIER}")
-    one = torch.zeros((1, 1), dtype=torch.long, device=model.device)
+    token = torch.zeros((1, 1), dtype=torch.long, device=model.device)
     more = "decoder_input_ids" if model.config.is_encoder_decoder else "attention_mask"
-    given: dict[str, Any] = {"input_ids": one, "use_cache": True, more: torch.ones_like(one)}
+    inputs: dict[str, Any] = {"input_ids": token, "use_cache": True, more: torch.ones_like(token)}
     training = model.training
     model.eval()
     with torch.no_grad():
-        kept = model(**given).past_key_values
+        kept = model(**inputs).past_key_values
     model.train(training)
     kept = getattr(kept, "self_attention_cache", kept)
     pairs = [(layer.keys, layer.values) for layer in getattr(kept, "layers", ()) if hasattr(layer, "values")]
-    shapes = {tuple(one.shape) for pair in pairs for one in pair if one is not None}
+    shapes = {tuple(tensor.shape) for pair in pairs for tensor in pair if tensor is not None}
     if not shapes:
         raise UserError(f"method prefix: a {kind} {NOTHING_EARLIER}")
     if len(shapes) > 1 or len(pairs) < len(kept.layers):
@@ -111,7 +111,7 @@ def _wrapper(config: Any) -> type[Any]:  # noqa: ANN401 - of any model
     kind: type[Any] = PeftModelForSeq2SeqLM if config.is_encoder_decoder else PeftModelForCausalLM
 
     class Prefixed(kind):  # type: ignore[misc]
-        """With a prefix in the dtype that it has: a replica of DataParallel cannot say which one its model has."""
+        """A model whose prefix keeps its dtype: in a replica of DataParallel, peft cannot look up the model's."""
 
         base_model_torch_dtype = None
 
@@ -119,12 +119,12 @@ def _wrapper(config: Any) -> type[Any]:  # noqa: ANN401 - of any model
 
 
 def save(model: Any, state: dict[str, torch.Tensor], folder: Path) -> None:  # noqa: ANN401 - as `apply` returns it
-    """Save the model, which is as it was, and in `prefix/` what was trained, in peft's form; it cannot be merged.
+    """Save the unchanged model, and the trained prefix in `prefix/` in peft's format; they cannot be merged.
 
     Args:
         model: as `apply` returned it.
-        state: its weights, whole and in host memory.
-        folder: where to.
+        state: its whole weights, in host memory.
+        folder: to save it in.
     """
     from safetensors.torch import save_file
 

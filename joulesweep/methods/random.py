@@ -1,4 +1,4 @@
-"""Random tensors within a share of full training's cost: what GreenTrainer's importances must beat."""
+"""Random tensors within a share of full training's cost: the baseline for GreenTrainer's importances."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def apply(model: torch.nn.Module, params: Params) -> torch.nn.Module:
 
 
 def importances(rating: Rating, params: Params, parameters: Mapping[str, torch.nn.Parameter]) -> list[float]:
-    """A number between 0 and 1 for each tensor, drawn from seed and epoch: the same on every rank and machine."""
+    """Draw a number between 0 and 1 for each tensor, from seed and epoch: the same on every rank and machine."""
     import torch
 
     return torch.rand(len(parameters), generator=rating.generator("random")).tolist()

@@ -1,4 +1,4 @@
-"""Models of the library, built from a folder: their weights read, begun at random, or only imagined."""
+"""Build models of transformers from a folder: with its weights, with random ones, or with shapes only."""
 
 from __future__ import annotations
 
@@ -18,31 +18,29 @@ from joulesweep.nets import weights
 from joulesweep.nets.anatomy import num_embeddings
 from joulesweep.nets.weights import Fit
 
-#: The class of transformers that a task trains.
 
-
-class NoModel(UserError):  # noqa: N818 - says what there is not
+class NoModel(UserError):  # noqa: N818 - says what is missing
     """transformers has no model of a config's family for a task."""
 
 
-#: Loads a model of an automatic class of the library, and says how its files fit it.
+#: Loads a model by an auto class of the library; also returns how its files fit it.
 Load = Callable[[Any, Any], tuple[Any, Fit]]
 
 
 def build(folder: Path, task: str = "mlm", new_weights: Collection[str] = ()) -> torch.nn.Module:
-    """Build the Hugging Face model that lies in a folder.
+    """Build the Hugging Face model in a folder.
 
-    Weights are read from safetensors only. A folder with a config and no weights gives random ones: seed first.
-    An encoder alone is trained for seq2seq as both halves of an encoder-decoder, both beginning with its weights
-    (Rothe et al. 2020, arXiv 1907.12461); the attention between them begins at random.
+    Weights are read from safetensors only. A folder with a config and no weights gives random weights: seed first.
+    For seq2seq, an encoder becomes both halves of an encoder-decoder, both initialised with its weights (Rothe et al.
+    2020, arXiv 1907.12461); the attention between them is initialised at random.
 
     Args:
         folder: of the model.
         task: a row of `axes.task.TASKS`.
-        new_weights: parts that may begin at random, of `weights.PARTS`.
+        new_weights: parts that may be initialised at random, of `weights.PARTS`.
 
     Raises:
-        UserError: transformers has no such model for the task, or the folder has not all of its weights.
+        UserError: transformers has no such model for the task, or the folder lacks some of its weights.
     """
     model: torch.nn.Module
     model, fit = _assembled(folder, task, functools.partial(_loaded, folder))
@@ -53,16 +51,16 @@ def build(folder: Path, task: str = "mlm", new_weights: Collection[str] = ()) ->
 
 
 def tried(folder: Path, task: str) -> tuple[Fit, int | None]:
-    """Try `build` without reading weights: how the files fit the model, and how many tokens it has embeddings for.
+    """Try `build` without reading weights; return how the files fit the model, and its number of token embeddings.
 
     Raises:
-        UserError: it cannot be built.
+        UserError: the model cannot be built.
     """
     try:
         model, fit = _assembled(folder, task, functools.partial(_imagined, folder))
     except UserError:
         raise
-    except Exception as error:  # whatever a family's classes make of a config that does not suit them
+    except Exception as error:  # a family's classes raise anything for a config that does not suit them
         raise UserError(f"task {task}: the model cannot be built: {' '.join(str(error).split())}") from None
     return fit, num_embeddings(model)
 
@@ -72,10 +70,10 @@ def _assembled(folder: Path, task: str, load: Load) -> tuple[Any, Fit]:
     library.logging.disable_progress_bar()
     config = library.AutoConfig.from_pretrained(folder, local_files_only=True)
     auto = getattr(library, TASKS[task].auto_class)
-    both = (library.AutoModelForMaskedLM, library.AutoModelForCausalLM)  # what an encoder has that can be a decoder
+    both = (library.AutoModelForMaskedLM, library.AutoModelForCausalLM)  # an encoder that can be a decoder has both
     if type(config) in auto._model_mapping:
         model, fit = load(auto, config)
-    elif TASKS[task].encoder_decoder and all(type(config) in one._model_mapping for one in both):
+    elif TASKS[task].encoder_decoder and all(type(config) in other._model_mapping for other in both):
         model, fit = _warm_started(config, load)
     else:
         raise NoModel(f"task {task}: transformers has no {config.model_type} for it; choose another model or task")
@@ -85,7 +83,7 @@ def _assembled(folder: Path, task: str, load: Load) -> tuple[Any, Fit]:
 
 
 def _loaded(folder: Path, auto: Any, config: Any) -> tuple[Any, Fit]:  # noqa: ANN401 - of any family
-    """A model of one of the library's automatic classes, in float32, with the folder's weights or random ones."""
+    """Load a model by an auto class of the library, in float32, with the folder's weights or random ones."""
     if not any(folder.glob("*.safetensors")):
         return auto.from_config(config).float(), Fit(missing={})
     model, info = auto.from_pretrained(
@@ -101,11 +99,11 @@ def _loaded(folder: Path, auto: Any, config: Any) -> tuple[Any, Fit]:  # noqa: A
 
 
 def _imagined(folder: Path, auto: Any, config: Any) -> tuple[Any, Fit]:  # noqa: ANN401 - of any family
-    """The same without content: it takes neither memory nor time."""
+    """Build the same model without data, which takes neither memory nor time."""
     if not any(folder.glob("*.safetensors")):
         with torch.device("meta"):
             return auto.from_config(config), Fit(missing={})
-    late_imports.transformers().logging.set_verbosity_error()  # what it says of its loading, `Fit` says
+    late_imports.transformers().logging.set_verbosity_error()  # `Fit` reports how the loading went
     known = importlib.import_module("transformers.models.auto.auto_factory")._get_model_class(
         config, auto._model_mapping
     )

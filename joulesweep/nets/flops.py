@@ -1,13 +1,13 @@
-"""What a training costs at least, counted from the model: arithmetic per token and memory traffic per step.
+"""Count the least work of a training from the model: arithmetic per token and memory traffic per step.
 
 One multiply-add is 2 FLOPs. Only matrix products count: embeddings, normalisation, activations, softmax and the
-optimizer count 0. The backward pass of a product is one more product for each operand that needs a gradient, so frozen
-weights cost what they should: no gradient of their own, and none for their input unless something below still trains.
-Which operands do is asked of autograd: the model is run once on the meta device, where nothing is computed.
-`torch.utils.flop_counter` counts the same (tests/unit/nets/test_flops.py); it knows no units, and 0 for a CPU's fused
-attention.
-A count is whole or there is none: what PyTorch executes of each call is compared with what was noted of it, and where a
-weight goes into an operator that is not known to be harmless, nothing is counted.
+optimizer count 0. The backward pass of a product is one more product for each operand that needs a gradient. A frozen
+weight therefore has no gradient, and its input has one only if something below still trains. Autograd reports which
+operands need one: the model runs once on the meta device, where nothing is computed.
+`torch.utils.flop_counter` counts the same (tests/unit/nets/test_flops.py), but without units, and counts 0 for a CPU's
+fused attention.
+A count is complete or absent: what PyTorch executes in each call is compared with what was noted of it, and nothing is
+counted if a weight enters an operator that is not known to contain no product.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from joulesweep.nets.products import Product, traced
 
 
 def described(core: LanguageModel, shards: int = 1) -> Work:
-    """What a record says of the work of a training; nulls with a reason where unknown.
+    """Return the work of a training for the record; nulls with a reason where unknown.
 
     Call it before the strategy wraps the model (FSDP's hooks would run). It draws no random number.
 
     Args:
-        core: the module, its method applied and its weights in the dtype that trains.
-        shards: over how many devices gradients and optimizer state are divided.
+        core: the module after its method was applied, its weights in the dtype of the training.
+        shards: number of devices over which gradients and optimizer state are sharded.
     """
     try:
         trace = traced(core)
@@ -40,58 +40,58 @@ def described(core: LanguageModel, shards: int = 1) -> Work:
             bytes_per_step=bytes_per_step(core, products, shards),
             flop_reason=None,
         )
-    except Exception as error:  # whatever a foreign model does: a count is not worth a training
+    except Exception as error:  # foreign models raise anything; a missing count must not stop a training
         return Work(flop_coefficients=None, bytes_per_step=None, flop_reason=uncounted(error))
 
 
 def uncounted(error: Exception) -> str:
-    """Why `traced` failed, in one line."""
+    """Return why `traced` failed, in one line."""
     if "nonzero" in str(error) or "data-dependent" in str(error):
         return "the model's products cannot be counted: which ones there are depends on the texts"
     return f"the model's products cannot be counted: {type(error).__name__}: {str(error).splitlines()[0][:200]}"
 
 
 def coefficients(products: list[Product], trained: Set[int | None] = frozenset()) -> dict[str, float]:
-    """FLOPs of forward and backward pass per unit.
+    """Sum FLOPs of forward and backward pass per unit.
 
     Args:
         products: of the forward pass.
-        trained: checkpointed layers with a parameter that trains: computed again even if no product needs it.
+        trained: checkpointed layers with a parameter that trains: recomputed even if no product needs it.
 
     Returns:
-        For each of `work.UNITS` that has any: FLOPs of one; of a pair, over all layers and heads. By the name with
-        `recomputed_` before it, what checkpointing computes a second time: executed, and never useful.
+        FLOPs per unit, for each of `work.UNITS` that has any; of a pair, over all layers and heads. Under the name
+        prefixed with `recomputed_`: FLOPs that checkpointing repeats, which are executed but never useful.
     """
-    # A layer is computed again if its backward pass is computed at all.
+    # A layer is recomputed if its backward pass is computed at all.
     needed = ({product.layer for product in products if product.num_gradients} | trained) - {None}
-    found = dict.fromkeys((product.unit for product in products), 0.0)
-    again = {f"recomputed_{unit}": 0.0 for unit in found}
+    per_unit = dict.fromkeys((product.unit for product in products), 0.0)
+    recomputed = {f"recomputed_{unit}": 0.0 for unit in per_unit}
     for product in products:
-        found[product.unit] += product.flops * (1 + product.num_gradients)
+        per_unit[product.unit] += product.flops * (1 + product.num_gradients)
         if product.layer in needed:
-            again[f"recomputed_{product.unit}"] += product.flops
-    return {**found, **{name: flops for name, flops in again.items() if flops}}
+            recomputed[f"recomputed_{product.unit}"] += product.flops
+    return {**per_unit, **{name: flops for name, flops in recomputed.items() if flops}}
 
 
 def bytes_per_step(core: LanguageModel, products: list[Product], shards: int = 1) -> int:
-    """Least traffic between memory and one device for weights, gradients and AdamW's states in an optimizer step.
+    """Count the least memory traffic of one device for weights, gradients and AdamW's states in an optimizer step.
 
     With s the bytes of a stored weight and c those of the number that is multiplied (the copy that autocast makes):
 
-        weight of a product   c for the forward pass; c again where the backward pass needs it
-        that trains           s for writing its gradient; 7 s for AdamW: it reads weight, gradient and two moments and
+        weight of a product   c for the forward pass; c again if the backward pass needs it
+        trained weight        s for writing its gradient; 7 s for AdamW: it reads weight, gradient and two moments and
                               writes weight and moments; with Kahan summation 8 bytes more: 2 s for the
                               compensation, and 8 instead of 2 s for the second moment, which is in fp32; c for
                               writing the copy, if there is one
 
     Full training takes 40 bytes per weight in fp32 and tf32, 38 in 16-bit autocast, 20 in bf16-true, 28 in bf16-kahan.
-    It is a floor: activations, the rows read of embeddings, biases and normalisation count nothing, a copy is made
-    while the weight is at hand (PyTorch reads it once more), and several micro-batches count as one.
+    It is a floor: it leaves out activations, rows of embeddings, biases and normalisation, assumes that a copy is made
+    while the weight is in cache (PyTorch reads it once more), and counts several micro-batches as one.
 
     Args:
         core: the module.
-        products: of it.
-        shards: over how many devices gradients and optimizer state are divided.
+        products: its matrix products.
+        shards: number of devices over which gradients and optimizer state are sharded.
     """
     row = precision.PRECISIONS[core.precision_name]
     autocast = row.autocast

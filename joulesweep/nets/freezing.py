@@ -1,4 +1,4 @@
-"""Layers that do not train: which they are, and what is computed before them."""
+"""Freeze the lowest layers of a model and what is computed before them."""
 
 from __future__ import annotations
 
@@ -10,22 +10,26 @@ from joulesweep.nets.language_model import LanguageModel
 
 
 def layers_of(model: torch.nn.Module, method: str) -> list[torch.nn.Module]:
-    """The layers of a model in order of execution: of an encoder-decoder the encoder's, then the decoder's.
+    """Return the layers of a model in order of execution, those of an encoder before those of a decoder.
 
     Args:
-        model: of Hugging Face.
-        method: that wants them, for the message.
+        model: a Hugging Face model.
+        method: name of the calling method, for the message.
 
     Raises:
-        UserError: it has none, or they cannot be told apart: several places share one, or one lies in several lists.
+        UserError: the model has no list of layers, a layer is executed several times, or layers are in several lists.
     """
     layers = [layer for _, stack in stacks(model) for layer in stack]
     if not layers:
         raise UserError(f"method {method}: the model has no list of layers")
     parents = {id(part): parent for parent in model.modules() for part in parent.children()}
-    lists = [one for one in model.modules() if isinstance(one, torch.nn.ModuleList) and len(one) == len(layers) > 1]
-    homes = [id(parents.get(id(one))) for one in lists if not isinstance(parents.get(id(one)), torch.nn.ModuleList)]
-    if layers[0] in {part for one in lists for part in one} and len(set(homes)) < len(homes):
+    lists = [
+        entry for entry in model.modules() if isinstance(entry, torch.nn.ModuleList) and len(entry) == len(layers) > 1
+    ]
+    homes = [
+        id(parents.get(id(entry))) for entry in lists if not isinstance(parents.get(id(entry)), torch.nn.ModuleList)
+    ]
+    if layers[0] in {part for entry in lists for part in entry} and len(set(homes)) < len(homes):
         raise UserError(f"method {method}: each layer of this model lies in several lists; choose another method")
     most = max(_num_executions(model, layers), default=1)
     if most > 1:
@@ -36,7 +40,7 @@ def layers_of(model: torch.nn.Module, method: str) -> list[torch.nn.Module]:
 
 
 def _num_executions(model: torch.nn.Module, layers: list[torch.nn.Module]) -> list[int]:
-    """How often each layer is executed in a forward pass; nothing where that cannot be found out."""
+    """Return how often each layer is executed in a forward pass; nothing if the model cannot be traced."""
     executed: list[int] = []
     handles = [layer.register_forward_pre_hook(lambda *_, i=i: executed.append(i)) for i, layer in enumerate(layers)]
     try:
@@ -50,16 +54,16 @@ def _num_executions(model: torch.nn.Module, layers: list[torch.nn.Module]) -> li
 def freeze_below(model: torch.nn.Module, layers: list[torch.nn.Module], num_frozen: int) -> None:
     """Freeze the input embeddings and the lowest layers, with what is computed between them.
 
-    What comes after the last frozen layer trains, final normalisation and output layer too; but for the input
-    embeddings of either half, what leads from them to its first layer, and a matrix that the output layer shares with
-    them.
+    Everything after the last frozen layer trains, final normalisation and output layer included. Exceptions are the
+    input embeddings of either half, what leads from them to the first layer, and a matrix that the output layer shares
+    with them.
 
     Args:
-        model: of Hugging Face.
-        layers: see `layers_of`.
-        num_frozen: how many of them.
+        model: a Hugging Face model.
+        layers: from `layers_of`.
+        num_frozen: number of layers to freeze.
     """
-    # What lies below the layers: a module of that name, or tables of tokens and of positions side by side.
+    # Below the layers: a module named embeddings, or separate tables of tokens and positions.
     named = [getattr(getattr(model, "base_model", model), "embeddings", None)]
     inside = {module for layer in layers for module in layer.modules()}
     tables = [table for table in model.modules() if isinstance(table, torch.nn.Embedding) and table not in inside]
@@ -70,7 +74,7 @@ def freeze_below(model: torch.nn.Module, layers: list[torch.nn.Module], num_froz
 
 
 def frozen_layers(model: torch.nn.Module) -> dict[str, int]:
-    """How many layers a model has, and how many of them do not train at all."""
+    """Return the number of layers of a model, and of those in which no parameter trains."""
     layers = [layer for _, stack in stacks(model) for layer in stack]
     trains = [any(parameter.requires_grad for parameter in layer.parameters()) for layer in layers]
     return {"num_layers": len(layers), "num_frozen_layers": trains.count(False)}
@@ -80,12 +84,12 @@ def _freeze_before(model: torch.nn.Module, places: list[tuple[torch.nn.Module, t
     """Freeze what is computed before a layer, such as a projection of the embeddings to the layers' width.
 
     Args:
-        model: of Hugging Face.
-        places: parts of it, each with the layer before which what is computed of that part is frozen.
+        model: a Hugging Face model.
+        places: parts of the model, each with the layer before which its parameters are frozen.
     """
     order = _order(model)
     if not order:
-        return  # a model that cannot be traced has been told apart by its names alone
+        return  # a model that cannot be traced is frozen by the names of its modules only
     use = {name: place for place, name in enumerate(order)}
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     for part, layer in places:
@@ -96,11 +100,11 @@ def _freeze_before(model: torch.nn.Module, places: list[tuple[torch.nn.Module, t
 
 
 def _order(model: torch.nn.Module) -> list[str]:
-    """Names of a model's parameters by their first use; none where it cannot be run without data."""
+    """Return the names of a model's parameters in order of first use; none if it cannot run without data."""
     from joulesweep.nets import products
 
     try:
         core = LanguageModel(model, task="seq2seq" if is_encoder_decoder(model) else "mlm")
         return list(products.followed(core).reached_by)
-    except Exception:  # whatever a foreign model does
+    except Exception:  # foreign models raise anything
         return []

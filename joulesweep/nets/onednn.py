@@ -1,10 +1,10 @@
-"""Matrix products of fp32 training on CPUs: PyTorch's own, or oneDNN's where these are faster on this machine.
+"""Choose the faster library for fp32 matrix products on this CPU: PyTorch's default or oneDNN.
 
-PyTorch hands fp32 products on x86 to MKL, which keeps to AVX2 on chips that are not Intel's: 86 against 200 GFLOP/s on
-one core of an AMD EPYC with AVX-512 (measured 2026-11-21, 384 × 384 × 1536). oneDNN, which PyTorch carries too and
-uses for bf16, chooses by what the chip can do; but on an Intel Xeon with AMX it made whole steps 7 % slower. So both
-are timed before the window, once per run and shape, and the faster one computes. The arithmetic is the same IEEE fp32;
-only the order of sums differs.
+On x86 PyTorch calls MKL for fp32 products, which uses only AVX2 on chips not made by Intel: 86 against 200 GFLOP/s on
+one core of an AMD EPYC with AVX-512 (measured 2026-11-21, 384 × 384 × 1536). oneDNN, which PyTorch includes and uses
+for bf16, uses what the chip supports; but on an Intel Xeon with AMX it made whole steps 7 % slower. So both are timed
+before the window, once per run and shape, and the faster one computes. The arithmetic is the same IEEE fp32; only the
+order of sums differs.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from typing import Any
 
 import torch
 
-MOST_MACS = 2**25  # multiply-adds of a product that is timed: half a millisecond or so of one core
-BUDGET_S = 0.15  # no round begins later
+MOST_MACS = 2**25  # multiply-adds of a timed product: about half a millisecond on one core
+BUDGET_S = 0.15  # after which no round begins
 LEAST_ROUNDS, MOST_ROUNDS = 3, 9
-TIE = 0.03  # oneDNN has to be faster by so much: below, rounds differ by as much
+TIE = 0.03  # relative margin by which oneDNN must be faster: rounds differ by as much
 UNTIMED = {"pytorch_s": None, "onednn_s": None}
 
 
 def clock() -> float:
-    """Seconds: of this thread's own work where it is alone, so that what else the machine does is not in them."""
+    """Read a clock in seconds: the CPU time of a single thread, which excludes other load; else wall time."""
     return time.thread_time() if torch.get_num_threads() == 1 else time.perf_counter()
 
 
 def product(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """`left @ right.T + bias` for fp32 tensors on the CPU, of any strides: [..., k] and [n, k] give [..., n]."""
+    """Compute `left @ right.T + bias` for fp32 CPU tensors of any strides: [..., k] and [n, k] give [..., n]."""
     result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(left, right, bias, "none", [], "")
     return result
 
 
 class _Product(torch.autograd.Function):
-    """The same with its gradients, of [positions, k]."""
+    """`product` with gradients, for a left factor of [positions, k]."""
 
     @staticmethod
     def forward(ctx: Any, left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:  # noqa: ANN401
@@ -57,23 +57,23 @@ class _Product(torch.autograd.Function):
 
 
 class Linear(torch.nn.Linear):
-    """`torch.nn.Linear` for fp32 on the CPU, its products by oneDNN."""
+    """`torch.nn.Linear` for fp32 on the CPU, computed by oneDNN."""
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """[..., in_features] to [..., out_features], both float32."""
+        """Map [..., in_features] to [..., out_features], both float32."""
         flat = inputs.reshape(-1, inputs.shape[-1])
-        # A view is taken outside: what leaves a custom function as one cannot be changed in place, and some models do.
+        # Reshape out here: a view returned by a custom function cannot be changed in place, which some models do.
         result: torch.Tensor = _Product.apply(flat, self.weight, self.bias)  # type: ignore[no-untyped-call]
         return result.view(*inputs.shape[:-1], result.shape[-1])
 
 
 def available() -> bool:
-    """Whether this build of PyTorch has the product."""
+    """Whether this build of PyTorch has oneDNN's product."""
     return bool(torch.backends.mkldnn.is_available()) and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # type: ignore[no-untyped-call]
 
 
 def adopt(modules: Iterable[torch.nn.Module]) -> None:
-    """Let every plain linear layer among some modules compute by oneDNN, in place."""
+    """Let oneDNN compute every plain linear layer among the modules, in place."""
     for module in modules:
         if type(module) is torch.nn.Linear:
             module.__class__ = Linear
@@ -81,14 +81,14 @@ def adopt(modules: Iterable[torch.nn.Module]) -> None:
 
 @dataclass(frozen=True, order=True, kw_only=True)
 class Shape:
-    """Layers whose products are alike enough for one library to be the faster one for all of them.
+    """Rounded shape of linear layers, so similar that the same library is the faster one for all of them.
 
     Attributes:
-        rows: positions, as the nearest power of two; of a large product its sizes are halved down to `MOST_MACS`.
-        inputs: features of them, likewise.
-        outputs: of the result, likewise.
-        bias: whether one is added.
-        trains: whether the weight does, which costs a product more.
+        rows: positions, as the nearest power of two; sizes of a large product are halved down to `MOST_MACS`.
+        inputs: features of a position, likewise.
+        outputs: features of the result, likewise.
+        bias: whether a bias is added.
+        trains: whether the weight trains, which costs one more product.
     """
 
     rows: int
@@ -99,7 +99,7 @@ class Shape:
 
     @classmethod
     def of(cls, layer: torch.nn.Linear, rows: int) -> Shape:
-        """The shape of a layer that is given so many rows."""
+        """Return the shape of a layer for a number of rows."""
         exact = (rows, layer.in_features, layer.out_features)
         sizes = [2 ** round(math.log2(max(1, size))) for size in exact]
         while math.prod(sizes) > MOST_MACS:
@@ -111,18 +111,18 @@ class Shape:
 def choose(
     model: torch.nn.Module, rows: Callable[[str], int], agreed: Callable[[torch.Tensor], torch.Tensor]
 ) -> dict[str, object]:
-    """Time both libraries on the shapes of a model, and let each plain linear layer compute by the faster one.
+    """Time both libraries on the shapes of a model, and let the faster one compute each plain linear layer.
 
-    The random state is left as it was.
+    The random state does not change.
 
     Args:
         model: in float32, on the CPU; changed in place.
-        rows: how many positions the layer of a name is given in a step, the same on every rank.
-        agreed: makes of this rank's seconds the slowest one's, float64 [shapes, 2], the same on every rank.
+        rows: returns the number of positions in a step for the layer of a name, the same on every rank.
+        agreed: reduces seconds, float64 [shapes, 2], to those of the slowest rank, the same on every rank.
 
     Returns:
-        What a record says of it. shapes: a row for each `Shape` with its num_layers, the library that computes them,
-        "pytorch" or "onednn", and seconds of a forward and a backward pass by either: medians, null where not timed.
+        Facts for the record. shapes: a row for each `Shape` with its num_layers, the library that computes them,
+        "pytorch" or "onednn", and seconds of a forward and a backward pass by either: medians, null if not timed.
         num_rounds, spent_s: of this rank. reason: why nothing was timed, or null.
     """
     if not available():
@@ -134,47 +134,47 @@ def choose(
             layers.setdefault(Shape.of(module, rows(name)), []).append(module)
     shapes = sorted(layers)
     with torch.random.fork_rng([]):
-        own, num_rounds = _medians(shapes, began_s)
-    found = []
-    for shape, seconds in zip(shapes, agreed(torch.tensor(own, dtype=torch.float64)).tolist(), strict=True):
+        medians, num_rounds = _medians(shapes, began_s)
+    records = []
+    for shape, seconds in zip(shapes, agreed(torch.tensor(medians, dtype=torch.float64)).tolist(), strict=True):
         pytorch_s, onednn_s = seconds
         library = "onednn" if onednn_s < (1 - TIE) * pytorch_s else "pytorch"
         if library == "onednn":
             adopt(layers[shape])
-        told = {"pytorch_s": pytorch_s, "onednn_s": onednn_s} if math.isfinite(pytorch_s) else UNTIMED
-        found.append({**asdict(shape), "num_layers": len(layers[shape]), "library": library, **told})
-    return {"shapes": found, "num_rounds": num_rounds, "spent_s": clock() - began_s, "reason": None}
+        times = {"pytorch_s": pytorch_s, "onednn_s": onednn_s} if math.isfinite(pytorch_s) else UNTIMED
+        records.append({**asdict(shape), "num_layers": len(layers[shape]), "library": library, **times})
+    return {"shapes": records, "num_rounds": num_rounds, "spent_s": clock() - began_s, "reason": None}
 
 
 def unchosen(reason: str) -> dict[str, object]:
-    """What a record says where nothing is timed, and PyTorch computes as it does."""
+    """Return the facts for the record if nothing is timed and PyTorch's default library computes."""
     return {"shapes": [], "num_rounds": 0, "spent_s": 0.0, "reason": reason}
 
 
 def _medians(shapes: list[Shape], began_s: float) -> tuple[list[list[float]], int]:
-    """Median seconds of each shape by PyTorch and by oneDNN, infinite where time was short; and how many rounds.
+    """Return median seconds of each shape by PyTorch and oneDNN, infinite if time ran out; and the number of rounds.
 
-    The two take turns within a round, and rounds go over all shapes: what slows the machine for a while slows all.
+    The two alternate within a round, and a round covers all shapes: a temporary slowdown affects all of them.
     """
     tries = [(_Try(shape, torch.nn.Linear), _Try(shape, Linear)) for shape in shapes]
-    for pair in tries:  # kernels are made when a shape is first met
-        for one in pair:
-            one.seconds()
-    taken: list[tuple[list[float], list[float]]] = [([], []) for _ in shapes]
+    for pair in tries:  # kernels are built at the first call for a shape
+        for attempt in pair:
+            attempt.seconds()
+    durations: list[tuple[list[float], list[float]]] = [([], []) for _ in shapes]
     num_rounds = 0
     while num_rounds < MOST_ROUNDS and (num_rounds < LEAST_ROUNDS or clock() - began_s < BUDGET_S):
-        for pair, both in zip(tries, taken, strict=True):
-            for one, seconds in zip(pair, both, strict=True):
-                seconds.append(one.seconds())
+        for pair, both in zip(tries, durations, strict=True):
+            for attempt, seconds in zip(pair, both, strict=True):
+                seconds.append(attempt.seconds())
         num_rounds += 1
-        if clock() - began_s > 3 * BUDGET_S:  # a machine so slow, or so busy, that this would tell nothing
+        if clock() - began_s > 3 * BUDGET_S:  # the machine is too slow or too busy for a useful comparison
             break
     enough = num_rounds >= LEAST_ROUNDS
-    return [[statistics.median(seconds) if enough else math.inf for seconds in both] for both in taken], num_rounds
+    return [[statistics.median(seconds) if enough else math.inf for seconds in both] for both in durations], num_rounds
 
 
 class _Try:
-    """A layer of a shape, and what goes in forwards and backwards."""
+    """A layer of a shape, with inputs of its forward and its backward pass."""
 
     def __init__(self, shape: Shape, kind: type[torch.nn.Linear]) -> None:
         self.layer = torch.nn.Linear(shape.inputs, shape.outputs, shape.bias)
@@ -184,7 +184,7 @@ class _Try:
         self.upstream = torch.randn(shape.rows, shape.outputs)
 
     def seconds(self) -> float:
-        """Of a forward and a backward pass."""
+        """Time a forward and a backward pass."""
         for tensor in (self.inputs, *self.layer.parameters()):
             tensor.grad = None
         begin_s = clock()

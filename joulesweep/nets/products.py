@@ -1,4 +1,4 @@
-"""The matrix products that a model's forward pass executes, and what is computed from what."""
+"""Trace the matrix products of a model's forward pass, and the parameters that each operand depends on."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from joulesweep.axes.task import TASKS
 from joulesweep.nets import onednn
 from joulesweep.nets.language_model import LanguageModel, attributes_kept
 
-#: Of the one row that is traced, and of what is written to it by an encoder-decoder: primes that are no model's width.
+#: Tokens of the row that is traced, and of its target for an encoder-decoder: primes, which no model has as a width.
 LENGTH, TARGET_LENGTH = 13, 11
 
 
-#: What a product is computed for, by its number of positions and, in attention, of those that they are paired with.
+#: Unit of a product, by its number of positions and, in attention, of the positions that they are paired with.
 UNIT_OF: dict[tuple[int, ...], str] = {
     (LENGTH,): "token",
     (TARGET_LENGTH,): "target_token",
@@ -34,8 +34,8 @@ UNIT_OF: dict[tuple[int, ...], str] = {
 }
 
 
-#: Operators without a matrix product that weights go into; besides those that PyTorch marks as element by element, as
-#: reductions, or as views.
+#: Operators on weights that contain no matrix product, besides those that PyTorch marks as pointwise, reductions or
+#: views.
 HARMLESS = {
     "_fused_rms_norm",
     "_softmax",
@@ -59,7 +59,7 @@ HARMLESS = {
 }
 
 
-#: Where the two factors of a product stand among the arguments.
+#: Index of the first of the two factors of a product among the arguments.
 FACTORS = {
     **dict.fromkeys((torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__), 0),
     **dict.fromkeys((torch.bmm, torch.Tensor.bmm, torch.mm, torch.Tensor.mm), 0),
@@ -67,15 +67,15 @@ FACTORS = {
 }
 
 
-#: What models ask of masks and ids, which hold nothing on the meta device: no token is padding, all are to be seen.
+#: Answers to questions about masks and ids, which have no data on the meta device: no token is padding or masked.
 ASKED = {torch.Tensor.__bool__: True, torch.Tensor.item: True, torch.Tensor.__contains__: False}
 
 
-#: Products of rows with the experts that these were sorted by, in PyTorch and transformers.
+#: Names of products of rows with the experts that the rows are sorted by, in PyTorch and transformers.
 GROUPED = ("grouped_mm", "grouped_mm_fallback")
 
 
-#: What the factors of a product are called where they are given by name.
+#: Names of the factors of a product as keyword arguments.
 NAMES = ("other", "mat1", "mat2", "batch1", "batch2")
 
 
@@ -84,15 +84,15 @@ class Product:
     """A matrix product of the forward pass.
 
     Attributes:
-        unit: what it is computed for: one of `work.UNITS`.
+        unit: one of `work.UNITS`.
         flops: of the forward pass, per unit.
-        num_gradients: how many of its two factors need a gradient: so many products more in the backward pass.
-        behind: for each of these that is no weight, the latest trained parameter that it was computed from, as
-            `Trace.reached_by` places it: no gradient is needed where only earlier ones train.
+        num_gradients: number of its two factors that need a gradient, each with one more product in the backward pass.
+        behind: for each such factor that is not a weight, the latest trained parameter that it depends on, as a value
+            of `Trace.reached_by`: it needs no gradient if only earlier parameters train.
         weight: name of the parameter that is a factor, or None.
         weight_read_again: whether the backward pass needs that weight, for the gradient of the other factor.
-        layer: which checkpointed layer it is in, or None.
-        share: of the weight that is read at least: of experts, those that one token takes.
+        layer: index of its checkpointed layer, or None.
+        share: least share of the weight that is read: of experts, those that one token uses.
     """
 
     unit: str
@@ -107,14 +107,14 @@ class Product:
 
 @dataclass(frozen=True, kw_only=True)
 class Trace:
-    """A forward pass.
+    """Trace of a forward pass.
 
     Attributes:
         products: in order of execution.
-        reached_by: for each parameter that is used, how many products come before its first use. If it is the first
-            in this order that trains, gradients are needed of the operands that have it or a later one behind them.
-        layers: for each of them, the checkpointed layer that it is in, or None.
-        uncounted: why the products are not all, or None.
+        reached_by: for each used parameter, the number of products before its first use. If it is the first trained
+            parameter in this order, operands that depend on it or on a later one need gradients.
+        layers: for each used parameter, the index of its checkpointed layer, or None.
+        uncounted: why products are missing, or None.
     """
 
     products: list[Product]
@@ -124,10 +124,10 @@ class Trace:
 
 
 def traced(core: LanguageModel) -> Trace:
-    """The products of one forward pass, in order of execution, and where parameters first come in.
+    """Trace one forward pass: its products in order of execution, and the first use of each parameter.
 
     Raises:
-        ValueError: they cannot all be counted.
+        ValueError: some products cannot be counted.
     """
     trace = followed(core)
     if trace.uncounted is not None:
@@ -136,7 +136,7 @@ def traced(core: LanguageModel) -> Trace:
 
 
 def followed(core: LanguageModel) -> Trace:
-    """As `traced`, for the order of the parameters alone: the products may not be all."""
+    """Trace as `traced` does, for the order of the parameters alone: products may be missing."""
     model = core.model
     weights = {
         name: torch.nn.Parameter(torch.empty(p.shape, dtype=p.dtype, device="meta"), requires_grad=p.requires_grad)
@@ -148,16 +148,16 @@ def followed(core: LanguageModel) -> Trace:
     trace.num_earlier = getattr(model, "num_virtual_tokens", 0)
     if TASKS[core.task].encoder_decoder and trace.num_earlier == LENGTH - TARGET_LENGTH:
         raise ValueError(f"with {trace.num_earlier} virtual tokens a target is as long as a text")
-    given: dict[str, Any] = {"input_ids": torch.empty((1, LENGTH), dtype=torch.long, device="meta")}
+    inputs: dict[str, Any] = {"input_ids": torch.empty((1, LENGTH), dtype=torch.long, device="meta")}
     if TASKS[core.task].encoder_decoder:
-        given["decoder_input_ids"] = torch.empty((1, TARGET_LENGTH), dtype=torch.long, device="meta")
-    for tensor in (*buffers.values(), *given.values()):
+        inputs["decoder_input_ids"] = torch.empty((1, TARGET_LENGTH), dtype=torch.long, device="meta")
+    for tensor in (*buffers.values(), *inputs.values()):
         tensor.bare = True  # for as long as the tensor lives
     if not TASKS[core.task].hides:
-        given["use_cache"] = False  # as `LanguageModel.inputs` says
+        inputs["use_cache"] = False  # as `LanguageModel.inputs` says
     try:
         with _hooked(core, trace), torch.enable_grad(), executed, trace:
-            torch.func.functional_call(model, {**weights, **buffers}, kwargs=given)
+            torch.func.functional_call(model, {**weights, **buffers}, kwargs=inputs)
     except Exception as error:
         if trace.uncounted is None:
             raise
@@ -167,7 +167,7 @@ def followed(core: LanguageModel) -> Trace:
 
 @contextlib.contextmanager
 def _hooked(core: LanguageModel, trace: _Trace) -> Iterator[None]:
-    """Tell the trace which layer is being computed and when the head begins; nothing is dropped or checkpointed."""
+    """Notify the trace of each layer and of the head; dropout and checkpointing are off."""
     model = core.model
     layers = [module for module in model.modules() if is_checkpointed(module)]
     handles = []
@@ -191,20 +191,22 @@ def _hooked(core: LanguageModel, trace: _Trace) -> Iterator[None]:
 
 
 def is_checkpointed(module: torch.nn.Module) -> bool:
-    """Whether a module computes its forward pass again in the backward pass, while it trains."""
+    """Whether a module in training mode recomputes its forward pass in the backward pass."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     return isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing
 
 
 class _Executed(TorchDispatchMode):
-    """What PyTorch executes while it is active: FLOPs by its own table, and operators that may hide some."""
+    """Counts what PyTorch executes while active: FLOPs by its own table, and operators that may hide some."""
 
     def __init__(self, weights: Iterable[torch.Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.flops = 0
         self.unknown: str | None = None
-        self.kept = list(weights)  # they and what is computed of them alone; alive, so that their storages are known
+        self.kept = list(
+            weights
+        )  # and tensors computed from them alone; kept alive, so that their storages stay unique
         self.storages = {_storage(weight) for weight in self.kept}
 
     def __torch_dispatch__(
@@ -218,18 +220,18 @@ class _Executed(TorchDispatchMode):
         if func._overloadpacket in flop_registry:
             self.flops += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=result)
             return result
-        given = [one for one in tree_leaves((args, kwargs)) if isinstance(one, torch.Tensor) and one.ndim]
-        own = [one for one in given if _storage(one) in self.storages]
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor) and leaf.ndim]
+        from_weights = [leaf for leaf in tensors if _storage(leaf) in self.storages]
         if (
-            (not _is_harmless(func) and any(one.ndim > 1 for one in own))
+            (not _is_harmless(func) and any(leaf.ndim > 1 for leaf in from_weights))
             or func.namespace != "aten"
             or func._overloadpacket.__name__.startswith("_fft")
         ):
             self.unknown = func._overloadpacket.__name__
-        if own and len(own) == len(given):
-            made = [one for one in tree_leaves(result) if isinstance(one, torch.Tensor)]
-            self.kept += made
-            self.storages |= set(map(_storage, made))
+        if from_weights and len(from_weights) == len(tensors):
+            results = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+            self.kept += results
+            self.storages |= set(map(_storage, results))
         return result
 
 
@@ -239,12 +241,12 @@ def _storage(tensor: torch.Tensor) -> int:
 
 def _is_harmless(func: Any) -> bool:  # noqa: ANN401 - an operator of PyTorch
     marks = {torch.Tag.pointwise, getattr(torch.Tag, "reduction", torch.Tag.pointwise)}
-    is_view = any(one.alias_info is not None for one in func._schema.returns)
+    is_view = any(value.alias_info is not None for value in func._schema.returns)
     return is_view or not marks.isdisjoint(func.tags) or func._overloadpacket.__name__ in HARMLESS
 
 
 class _Trace(TorchFunctionMode):
-    """Takes note of every matrix product while it is active."""
+    """Records every matrix product while active."""
 
     def __init__(self, names: dict[int, str], executed: _Executed) -> None:
         super().__init__()
@@ -255,7 +257,7 @@ class _Trace(TorchFunctionMode):
         self.products: list[Product] = []
         self.reached_by: dict[str, int] = {}
         self.layers: dict[str, int | None] = {}
-        self.num_earlier = 0  # virtual tokens, of which keys and values stand before those of the text
+        self.num_earlier = 0  # virtual tokens, whose keys and values precede those of the text
         self.in_head = False
         self.layer: int | None = None
         self.num_layers = 0
@@ -280,35 +282,39 @@ class _Trace(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in ASKED:
             return ASKED[func]
-        given = [one for one in tree_leaves((args, kwargs)) if isinstance(one, torch.Tensor)]
-        is_bare = all(getattr(one, "bare", False) for one in given)  # angles of positions, masks: no part of the model
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        is_bare = all(
+            getattr(leaf, "bare", False) for leaf in tensors
+        )  # masks, angles of positions: not part of the model
         noted, executed = self.noted, self.executed.flops
         if not is_bare:
             self._note_products(func, args, kwargs)
         if getattr(func, "__name__", "").endswith(GROUPED):
-            result = args[0].to(args[1].dtype) @ args[1][0]  # as many products; on the meta device it takes few dtypes
+            result = (
+                args[0].to(args[1].dtype) @ args[1][0]
+            )  # the same product; the meta device supports few dtypes for the grouped one
         else:
             result = func(*args, **kwargs)
         differ = not is_bare and self.noted - noted != self.executed.flops - executed
         if self.executed.unknown is not None or differ:
             self._miss(f"{self.executed.unknown or getattr(func, '__name__', func)} is not counted")
         is_view = isinstance(result, torch.Tensor) and id(result._base) in self.names
-        if not is_view:  # of a weight, which is no use of it yet
-            self._follow(given, result)
-            for one in tree_leaves(result) if is_bare else ():
-                if isinstance(one, torch.Tensor):
-                    one.bare = True  # type: ignore[attr-defined]
+        if not is_view:  # a view of a weight does not use it yet
+            self._follow(tensors, result)
+            for leaf in tree_leaves(result) if is_bare else ():
+                if isinstance(leaf, torch.Tensor):
+                    leaf.bare = True  # type: ignore[attr-defined]
         return result
 
     def _miss(self, why: str) -> None:
-        """The products are not all: go on for the parameters' order alone."""
+        """Note that a product is missing, and continue for the order of the parameters alone."""
         self.uncounted = self.uncounted or why
 
     def _note_products(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ANN401
-        """Add the products of a function, if it is known to have any."""
+        """Add the products of a function that is known to have some."""
         if func is functional.linear:
-            given = {**dict(zip(("input", "weight"), args, strict=False)), **kwargs}
-            self._add(given["input"], given["weight"], given["weight"].shape[0])
+            arguments = {**dict(zip(("input", "weight"), args, strict=False)), **kwargs}
+            self._add(arguments["input"], arguments["weight"], arguments["weight"].shape[0])
         elif func is functional.scaled_dot_product_attention:
             self._add_attention(
                 *(args[i] if len(args) > i else kwargs[n] for i, n in enumerate(("query", "key", "value")))
@@ -320,25 +326,25 @@ class _Trace(TorchFunctionMode):
         elif getattr(func, "__name__", "").endswith(GROUPED):
             self._add(args[0], args[1], args[1].shape[-1])
 
-    def _follow(self, given: list[torch.Tensor], result: Any) -> None:  # noqa: ANN401 - of any function
-        """Take note of the parameters that come in, and of what the results were computed from."""
-        for tensor in given:
+    def _follow(self, tensors: list[torch.Tensor], result: Any) -> None:  # noqa: ANN401 - of any function
+        """Note the parameters that are used, and what the results depend on."""
+        for tensor in tensors:
             name = self._name(tensor)
             if name is not None:
                 self.reached_by.setdefault(name, len(self.products))
                 self.layers.setdefault(name, self.layer)
-        latest = max(map(self._behind, given), default=-1)
-        for one in tree_leaves(result) if result is not None else given[:1]:  # assignment to a part returns nothing
-            if isinstance(one, torch.Tensor) and one.requires_grad:
-                one.behind = latest  # type: ignore[attr-defined] # for as long as the tensor lives
+        latest = max(map(self._behind, tensors), default=-1)
+        for output in tree_leaves(result) if result is not None else tensors[:1]:  # item assignment returns None
+            if isinstance(output, torch.Tensor) and output.requires_grad:
+                output.behind = latest  # type: ignore[attr-defined] # for as long as the tensor lives
 
     def _name(self, tensor: torch.Tensor) -> str | None:
         return self.names.get(id(tensor)) or self.names.get(id(tensor._base))
 
     def _behind(self, tensor: torch.Tensor) -> int:
-        """The latest trained parameter that a tensor was computed from, or is; -1 if there is none.
+        """Return the latest trained parameter that a tensor is or depends on; -1 if there is none.
 
-        Of what a function without a name in PyTorch has made it could be any.
+        For the result of a function that PyTorch does not report, it could be any.
         """
         name = self._name(tensor)
         if not tensor.requires_grad:
@@ -348,14 +354,14 @@ class _Trace(TorchFunctionMode):
         return int(getattr(tensor, "behind", max(self.reached_by.values(), default=-1)))
 
     def _add(self, left: torch.Tensor, right: torch.Tensor, width: int) -> None:
-        """[…, m, k] times a matrix of this width: of attention, its scores or its weighted values."""
+        """Add the product of [..., m, k] and a matrix of this width: in attention, scores or weighted values."""
         lengths, inner = (LENGTH, TARGET_LENGTH), left.shape[-1]
         behind_earlier = self.num_earlier > 0 and inner not in lengths and width == left.shape[-2] + self.num_earlier
         paired = width if width in lengths or behind_earlier else inner
         self._note(2.0 * left.numel() * width, [left.requires_grad, right.requires_grad], (left, right), paired)
 
     def _add_attention(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
-        """Scores and weighted values, softmax between them; query [..., length, width]."""
+        """Add the products of attention, scores and weighted values; query [..., length, width]."""
         length = key.shape[-2]
         self._note(2.0 * query.numel() * length, [query.requires_grad, key.requires_grad], (query, key), length)
         values = 2.0 * query.numel() // query.shape[-1] * length * value.shape[-1]
@@ -373,11 +379,11 @@ class _Trace(TorchFunctionMode):
         """Add a product.
 
         Args:
-            flops: of all of it.
+            flops: of the whole product.
             needs: whether each factor needs a gradient.
-            factors: the tensors that these gradients are handed on to.
-            paired: of a product without weight, with how many positions each one is paired.
-            rows: has as many positions as the product; None if the left factor has.
+            factors: the tensors that receive these gradients.
+            paired: in a product without weight, the number of positions with which each one is paired.
+            rows: a tensor with the product's positions; None for the left factor.
         """
         left, right = rows if rows is not None else factors[0], factors[1]
         name = self._name(right)
@@ -386,14 +392,14 @@ class _Trace(TorchFunctionMode):
         if not torch.is_grad_enabled():
             self._miss("what is computed without gradients, or with a backward pass of its own, is not counted")
         if not name and self.num_earlier and paired == positions + self.num_earlier:
-            # Pairs of the text's own positions; and those with virtual tokens, as many for each position.
+            # Pairs within the text, and pairs with virtual tokens, which are equally many for each position.
             earlier = flops * self.num_earlier / paired
             self._add_product(flops - earlier, (positions, positions), needs, factors, None)
             self._add_product(earlier, (positions,), needs, factors, None)
             return
         share = 1.0
         if name and right.ndim == 3:  # experts: each position takes several of them
-            length = next((one for one in (LENGTH, TARGET_LENGTH) if positions % one == 0), positions)
+            length = next((size for size in (LENGTH, TARGET_LENGTH) if positions % size == 0), positions)
             share, positions = min(1.0, positions / length / len(right)), length
         size = (positions,) if name else (positions, paired)
         if size not in UNIT_OF:
@@ -418,7 +424,7 @@ class _Trace(TorchFunctionMode):
             unit=unit,
             flops=flops / math.prod(size),
             num_gradients=sum(needs),
-            behind=tuple(self._behind(one) for one, needed in factor_needs if needed and self._name(one) is None),
+            behind=tuple(self._behind(factor) for factor, need in factor_needs if need and self._name(factor) is None),
             weight=name,
             weight_read_again=name is not None and needs[0],
             layer=self.layer,

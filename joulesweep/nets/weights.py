@@ -1,7 +1,7 @@
-"""Whether a model's weights are those of its files: all loaded, in the shapes of its config, and none left over.
+"""Check that a model's weights are those of its files: all loaded, in the shapes of its config, and none left over.
 
-transformers begins at random what it does not find, and says so in a log. Here that is a refusal, unless the config
-names the part that has to be new.
+transformers initialises missing weights at random and only logs it. Here that is an error, unless the config names the
+part that is new.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ if TYPE_CHECKING:
 
     import torch
 
-#: What a task may need new: the output layer, and the attention between two halves that both were encoders.
+#: Parts that a task may need to initialise: the output layer, and the attention between two former encoders.
 PARTS = ("head", "cross_attention")
-#: What nothing of a language model reads: an encoder's output for whole texts.
+#: Weights that a language model never reads: an encoder's output for whole texts.
 UNREAD = re.compile(r"(^|\.)pooler\.")
 CROSS_ATTENTION = re.compile(r"cross_?att")
-MAX_NAMES = 3  #: in one line
+MAX_NAMES = 3  #: in an error
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """How a model's files fit it.
+    """Differences between a model and its files.
 
     Attributes:
-        missing: weights that begin at random, by name, each with what it belongs to: one of `PARTS`, or None.
-        misshapen: weights of another shape in the files than by the config: name, the one and the other.
+        missing: weights that are initialised at random, by name, each with its part: one of `PARTS`, or None.
+        misshapen: weights whose shapes differ: name, shape in the files, shape by the config.
         surplus: weights of layers that the model does not have.
-        wrapper: what the files put before the names, as wrappers of a module do, or "".
+        wrapper: prefix of the names in the files, left by a wrapper of the module, or "".
     """
 
     missing: Mapping[str, str | None]
@@ -45,7 +45,7 @@ class Fit:
 
     @classmethod
     def of(cls, model: torch.nn.Module, info: Mapping[str, Any]) -> Fit:
-        """Read what transformers says of a loading (`output_loading_info`)."""
+        """Build from what transformers reports about loading (`output_loading_info`)."""
         missing = {name: _part(model, name) for name in sorted(info["missing_keys"]) if not UNREAD.search(name)}
         unexpected = sorted(info["unexpected_keys"])
         wrappers = (key.removesuffix(name) for key in unexpected for name in missing if key.endswith(f".{name}"))
@@ -60,7 +60,7 @@ class Fit:
 
     @classmethod
     def both(cls, encoder: Fit, decoder: Fit) -> Fit:
-        """Of the halves of an encoder-decoder."""
+        """Combine the fits of the halves of an encoder-decoder."""
         halves = {"encoder": encoder, "decoder": decoder}
         return cls(
             missing={f"{half}.{name}": part for half, fit in halves.items() for name, part in fit.missing.items()},
@@ -71,15 +71,15 @@ class Fit:
 
     @property
     def num_unfit(self) -> int:
-        """How many weights are not those of the files, or not those of the model."""
+        """Number of weights that differ between the files and the model."""
         return len(self.missing) + len(self.misshapen) + len(self.surplus)
 
     def refusal(self, new_weights: Collection[str]) -> str | None:
-        """Say why this is not the model of the files, or None if it is but for the parts that may be new."""
+        """Return the reason why the model is not that of the files, apart from parts that may be new, or None."""
         if self.misshapen:
-            name, found, wanted = self.misshapen[0]
+            name, in_files, by_config = self.misshapen[0]
             more = f", and {len(self.misshapen) - 1} more" if len(self.misshapen) > 1 else ""
-            return f"{name} has shape {found} in the files and {wanted} by config.json{more}"
+            return f"{name} has shape {in_files} in the files and {by_config} by config.json{more}"
         lacking = {name: part for name, part in self.missing.items() if part not in new_weights}
         if lacking:
             remedy = ""
@@ -87,7 +87,7 @@ class Fit:
                 remedy = f"; the files have names that begin with {self.wrapper!r}: save the model without its wrapper"
             elif all(lacking.values()):
                 parts = ", ".join(part for part in PARTS if part in {*self.missing.values()})
-                remedy = f"; if they shall begin at random, say new_weights: [{parts}] beside the model's source"
+                remedy = f"; to initialise them at random, add new_weights: [{parts}] beside the model's source"
             return f"not in the files: {some(lacking)}{remedy}"
         if self.surplus:
             return f"the files have layers that config.json leaves out: {some(self.surplus)}"
@@ -95,7 +95,7 @@ class Fit:
 
 
 def some(names: Collection[str]) -> str:
-    """The first names, and how many there are."""
+    """Return the first names, and how many there are."""
     shown = ", ".join([*names][:MAX_NAMES])
     return shown if len(names) <= MAX_NAMES else f"{shown}, … ({len(names)} weights)"
 
@@ -105,7 +105,7 @@ def _numberless(name: str) -> str:
 
 
 def _part(model: torch.nn.Module, name: str) -> str | None:
-    """Which of `PARTS` a weight belongs to, or None."""
+    """Return which of `PARTS` a weight belongs to, or None."""
     if CROSS_ATTENTION.search(name):
         return "cross_attention"
     base = str(getattr(model, "base_model_prefix", ""))
@@ -117,12 +117,12 @@ def _part(model: torch.nn.Module, name: str) -> str | None:
 
 
 def load_imagined(folder: Path, known: Any, config: Any) -> tuple[Any, Fit]:  # noqa: ANN401 - of any family
-    """Load a model from the names and shapes of a folder's weights alone: it takes neither memory nor time.
+    """Load a model from the names and shapes of a folder's weights alone, which takes neither memory nor time.
 
     Args:
-        folder: with *.safetensors, of which the headers are read.
+        folder: with *.safetensors, whose headers are read.
         known: the model's class.
-        config: the model's.
+        config: the model's config.
     """
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
@@ -130,16 +130,16 @@ def load_imagined(folder: Path, known: Any, config: Any) -> tuple[Any, Fit]:  # 
     for mode in (FakeTensorMode(allow_non_fake_inputs=True), nullcontext()):
         try:
             with mode, _in_one_thread():
-                one = torch.zeros(())
+                zero = torch.zeros(())
                 model, info = known.from_pretrained(
                     None,
                     config=config,
-                    state_dict={name: one.expand(shape) for name, shape in _shapes(folder).items()},
+                    state_dict={name: zero.expand(shape) for name, shape in _shapes(folder).items()},
                     dtype=torch.float32,
                     output_loading_info=True,
                     ignore_mismatched_sizes=True,
                 )
-        except Exception:  # some families look at the numbers that they draw for what is missing
+        except Exception:  # some families read the random numbers that they draw for missing weights
             if isinstance(mode, nullcontext):
                 raise
         else:
@@ -150,17 +150,17 @@ def load_imagined(folder: Path, known: Any, config: Any) -> tuple[Any, Fit]:  # 
 def _shapes(folder: Path) -> dict[str, list[int]]:
     from safetensors import safe_open
 
-    whole = folder / "model.safetensors"  # what transformers takes where there are shards too
-    found: dict[str, list[int]] = {}
+    whole = folder / "model.safetensors"  # transformers prefers it to shards
+    shapes: dict[str, list[int]] = {}
     for path in [whole] if whole.is_file() else sorted(folder.glob("*.safetensors")):
         with safe_open(path, "numpy") as opened:
-            found |= {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118 - no mapping
-    return found
+            shapes |= {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118 - no mapping
+    return shapes
 
 
 @contextmanager
 def _in_one_thread() -> Iterator[None]:
-    """Transformers loads in threads, which know nothing of a mode of this one."""
+    """Let transformers load in this thread: other threads do not inherit its modes."""
     name = "HF_DEACTIVATE_ASYNC_LOAD"
     before = os.environ.get(name)
     os.environ[name] = "1"

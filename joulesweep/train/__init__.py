@@ -1,1 +1,1 @@
-"""The training process: torch, transformers, Zeus and nothing else."""
+"""The training process, which imports torch, transformers and Zeus, and nothing of analysis and report."""

@@ -1,4 +1,4 @@
-"""Build what the training loop needs: process, model, data, optimizer."""
+"""Build everything that the training loop needs: process, model, data, optimizer."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ from joulesweep.train.corpus import Corpus, load, split
 from joulesweep.train.kahan import KahanAdamW
 from joulesweep.train.trainer import Place, Stop, Trainer, layout, wrapped
 
-#: PyTorch's kernels of attention.
+#: PyTorch's attention kernels.
 KERNELS = ("flash", "mem_efficient", "cudnn", "math")
 
 
 def prepare_process(spec: RunSpec) -> Place:
-    """Threads, seed, kernels, device and process group; refuse what this machine cannot do.
+    """Set up threads, seed, kernels, device and process group; refuse a spec that this machine cannot run.
 
-    Attention is not computed by cuDNN, which on Hopper and Blackwell comes first in PyTorch for 16-bit numbers: it
-    makes a plan for every shape that a thread meets, and batches come in many shapes; and with a mask its gradients may
-    be NaN on H100 and H200 (https://github.com/pytorch/pytorch/issues/196678, since torch 2.11).
+    cuDNN's attention is disabled, although PyTorch prefers it for 16-bit numbers on Hopper and Blackwell: it makes a
+    plan for every shape per thread, and batches have many shapes; and with a mask its gradients may be NaN on H100 and
+    H200 (https://github.com/pytorch/pytorch/issues/196678, since torch 2.11).
 
     Raises:
-        Stop: it cannot.
+        Stop: this machine cannot run the spec.
     """
     rank, world, local_rank = (
         int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
@@ -59,7 +59,7 @@ def prepare_process(spec: RunSpec) -> Place:
     reason = reason or engine.refusal(spec.engine, spec.accelerator, capability)
     if reason:
         raise Stop("unsupported", reason)
-    precision.allow_tf32(False)  # the model is tried in fp32; the spec's own is set when its weights are cast
+    precision.allow_tf32(False)  # the model is tried in fp32; `cast` sets it as the spec says
     if hasattr(torch.backends.cuda, "enable_cudnn_sdp"):
         torch.backends.cuda.enable_cudnn_sdp(False)
     device = torch.device("cuda", local_rank) if num_gpus else torch.device("cpu")
@@ -76,18 +76,18 @@ def _join(device: torch.device, world: int) -> None:
     backend, device_id = ("nccl", device) if device.type == "cuda" else ("gloo", None)
     if world > 1:
         dist.init_process_group(backend, device_id=device_id)
-    else:  # torchrun starts no single rank
+    else:  # a single rank is started without torchrun
         dist.init_process_group(
             backend, device_id=device_id, store=torch._C._distributed_c10d.HashStore(), rank=0, world_size=1
         )
 
 
 def assemble(spec: RunSpec, model_folder: Path, tokens: Path, place: Place) -> Trainer:
-    """Model, data and optimizer. The transforms come in this order, since each one fixes what the next one sees.
+    """Build model, data and optimizer. The order of the transforms matters: each sees the result of the one before.
 
     Raises:
-        Stop: the model cannot be trained as the spec wants.
-        UserError: nothing is left to train or to hold out.
+        Stop: the model cannot be trained as the spec requires.
+        UserError: no parameter is left to train, or there are too few texts to hold some out.
     """
     try:
         corpus, core = _learning(spec, model_folder, tokens)
@@ -129,14 +129,14 @@ def assemble(spec: RunSpec, model_folder: Path, tokens: Path, place: Place) -> T
 
 
 def _compile(core: LanguageModel) -> None:
-    """Compile in place, so that names of weights stay. What is not compiled is an error, and never run as it is."""
+    """Compile in place, which keeps the names of weights. Code that cannot be compiled raises an error."""
     config: Any = importlib.import_module("torch._dynamo.config")
     config.fail_on_recompile_limit_hit, config.suppress_errors = True, False
     core.compile(dynamic=True)
 
 
 def attention(model: Any) -> dict[str, object]:  # noqa: ANN401 - of any family
-    """What a record says of attention: transformers' implementation (null if unknown), PyTorch's allowed kernels."""
+    """Return facts about attention: transformers' implementation (null if unknown), PyTorch's allowed kernels."""
     switches = {name: getattr(torch.backends.cuda, f"{name}_sdp_enabled", bool) for name in KERNELS}
     return {
         "implementation": getattr(getattr(model, "config", None), "_attn_implementation", None),
@@ -145,10 +145,10 @@ def attention(model: Any) -> dict[str, object]:  # noqa: ANN401 - of any family
 
 
 def _prepare(core: LanguageModel, corpus: Corpus, spec: RunSpec, place: Place) -> tuple[Work, dict[str, object]]:
-    """Try the model, on its device, and bring it into the form that trains. Returns its work and its products.
+    """Try the model on its device and convert it to the form that trains. Returns its work and its products.
 
     Raises:
-        Unfit: it cannot be trained so.
+        Unfit: the model cannot be trained as the spec requires.
     """
     core.to(place.device)
     laid = replace(layout(spec), parts=1)  # tried on one device
@@ -160,21 +160,21 @@ def _prepare(core: LanguageModel, corpus: Corpus, spec: RunSpec, place: Place) -
         with fit.foreign("checkpoint_activations"):
             enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
             enable({"use_reentrant": False})
-            model.disable_input_require_grads()  # else frozen layers are walked back through
+            model.disable_input_require_grads()  # else the backward pass goes through frozen layers
     work = flops.described(core, spec.devices if strategy.STRATEGIES[spec.strategy].shards_state else 1)
-    precision.convert(core, spec.precision)  # after the count: what it puts in computes the same products
+    precision.convert(core, spec.precision)  # after the count: converted modules compute the same products
     products = _products(core, corpus, spec, place)
     _check(fit.step_refusal(core, corpus, laid))
     return work, products
 
 
 def _products(core: LanguageModel, corpus: Corpus, spec: RunSpec, place: Place) -> dict[str, object]:
-    """Choose the library of the CPU's products by the sizes of a step; all ranks take the same, by rank 0's texts."""
+    """Choose the library for the CPU's products by the sizes of a step of rank 0, the same on all ranks."""
     if spec.accelerator != "cpu" or spec.engine != "eager" or not precision.computes_in_fp32(spec.precision):
-        return onednn.unchosen("there is a choice for fp32 with engine eager on the CPU alone")
-    shown = labels.labelled(corpus, spec.task, spec.mask_probability, spec.repeat, 1)
+        return onednn.unchosen("the library is chosen only for fp32 with engine eager on the CPU")
+    labelled_texts = labels.labelled(corpus, spec.task, spec.mask_probability, spec.repeat, 1)
     texts = labels.order(torch.arange(len(corpus.group)), spec.repeat, 1)
-    (batch, *_), _ = next(data.steps(corpus, shown, texts, layout(spec), 0, place.data_parallel))
+    (batch, *_), _ = next(data.steps(corpus, labelled_texts, texts, layout(spec), 0, place.data_parallel))
 
     def rows(name: str) -> int:
         if core.head_name is not None and f"{name}.".startswith(f"{core.head_name}."):
@@ -191,7 +191,7 @@ def _check(reason: str | None) -> None:
 
 
 def _learning(spec: RunSpec, model_folder: Path, tokens: Path) -> tuple[Corpus, LanguageModel]:
-    """The texts and the model that learns from them, its method applied."""
+    """Return the texts and the model that learns from them, after its method was applied."""
     with fit.foreign(f"task {spec.task}"):
         model: Any = build(model_folder, spec.task, spec.model_source.get("new_weights", ()))
     start_id = getattr(model.config, "decoder_start_token_id", None) if TASKS[spec.task].encoder_decoder else None
@@ -201,7 +201,7 @@ def _learning(spec: RunSpec, model_folder: Path, tokens: Path) -> tuple[Corpus, 
         raise UserError(f"the tokenizer has {corpus.vocab_size} tokens, the model embeddings for {rows}")
     if spec.generate is not None and corpus.targets is None and corpus.prompts is None:
         raise UserError(f"generate: data set {spec.dataset} has no targets; name their field, or leave generate out")
-    if TASKS[spec.task].encoder_decoder:  # what was chosen goes along with a saved model
+    if TASKS[spec.task].encoder_decoder:  # a saved model keeps these ids
         for config in (model.config, model.generation_config):
             config.decoder_start_token_id = corpus.start_id
             config.pad_token_id = corpus.pad_id if config.pad_token_id is None else config.pad_token_id
@@ -218,18 +218,18 @@ def _learning(spec: RunSpec, model_folder: Path, tokens: Path) -> tuple[Corpus, 
 
 
 def _too_long(spec: RunSpec, corpus: Corpus, model: Any) -> str | None:  # noqa: ANN401 - of any family
-    """Say which texts a model has too few positions for, or None if it has enough: it would fail in a later step."""
+    """Return for which texts a model has too few positions, or None: a later step would fail."""
     fixed, generates = BATCHINGS[spec.batching].pads_fully, spec.generate is not None
     every = [corpus, *filter(None, [corpus.choices])]
-    needed = {"max_length": spec.max_length if fixed else max(int(one.lengths.max()) for one in every)}
+    needed = {"max_length": spec.max_length if fixed else max(int(part.lengths.max()) for part in every)}
     if corpus.targets is not None:
-        longest = max(int(one.written.lengths.max()) for one in every)
+        longest = max(int(part.written.lengths.max()) for part in every)
         needed["max_target_length"] = spec.max_target_length if fixed or generates else longest
     elif corpus.prompts is not None and generates:
         whole = int(corpus.prompts.max()) + spec.max_target_length
         needed = {"max_length or max_target_length": max(whole, *needed.values())}
-    num_virtual = getattr(model, "num_virtual_tokens", 0)  # before what a decoder reads or writes
-    # Of one text both halves see the same: as of BART, where it learns hidden words.
+    num_virtual = getattr(model, "num_virtual_tokens", 0)  # before the text of a decoder
+    # With one length both halves see the same text, as in BART when it learns hidden words.
     for (half, _), (name, length) in zip(stacks(model), needed.items(), strict=False):
         most, earlier = num_positions(half), num_virtual if name == list(needed)[-1] else 0
         if most is not None and earlier + length > most:
@@ -239,7 +239,7 @@ def _too_long(spec: RunSpec, corpus: Corpus, model: Any) -> str | None:  # noqa:
 
 
 def _optimizer(core: torch.nn.Module, spec: RunSpec, device: torch.device) -> torch.optim.AdamW:
-    """AdamW, fused but for Kahan summation; biases and normalisation weights (one dimension) do not decay."""
+    """Build AdamW, fused except with Kahan summation; biases and normalisation weights (1-d) do not decay."""
     trained = [parameter for parameter in core.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": spec.weight_decay},
@@ -254,17 +254,17 @@ def _optimizer(core: torch.nn.Module, spec: RunSpec, device: torch.device) -> to
 
 
 def measured_boards(spec: RunSpec, boards: Sequence[Board], place: Place) -> dict[int, Board]:
-    """The boards that this process counts, by position: its own, and the first one those left over; of one process all.
+    """Return the boards that this process meters, by position: its own; the first process also meters those left over.
 
     Raises:
-        UserError: PyTorch computes on another board than the one to be metered.
+        UserError: PyTorch computes on another board than the one that is metered.
     """
     for position, board in enumerate(boards[: spec.devices] if spec.accelerator == "cuda" else ()):
-        found = str(getattr(torch.cuda.get_device_properties(position), "uuid", ""))
-        if found and not board.mig and not devices.is_board(found, board.uuid):
-            raise UserError(f"PyTorch computes on GPU {found}, and the run was given {board.uuid}")
+        uuid = str(getattr(torch.cuda.get_device_properties(position), "uuid", ""))
+        if uuid and not board.mig and not devices.is_board(uuid, board.uuid):
+            raise UserError(f"PyTorch computes on GPU {uuid}, and the run was given {board.uuid}")
     placed = list(enumerate(boards))
     if place.world == 1:
         return dict(placed)
-    own = placed[place.local_rank : place.local_rank + 1]
-    return dict(own + (placed[place.world :] if place.local_rank == 0 else []))
+    assigned = placed[place.local_rank : place.local_rank + 1]
+    return dict(assigned + (placed[place.world :] if place.local_rank == 0 else []))

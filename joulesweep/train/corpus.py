@@ -1,4 +1,4 @@
-"""The texts of a data set as tokens in one tensor, and which of them are held out."""
+"""Load the texts of a data set as tokens in one tensor, and split off those that are held out."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ class Corpus:
     Attributes:
         ids: int64 [tokens], all texts one after another.
         offsets: int64 [texts + 1], where each text begins.
-        learned: bool [tokens], what may be predicted: in masked language modelling a text without special tokens, be
-            they around it or inside, as for an unknown word; else a text and what ends it, and of a text with a target
-            the target alone.
+        learned: bool [tokens], whether a token may be predicted: in masked language modelling all tokens but special
+            ones, around a text or inside (as for an unknown word); else a text with its end token, or only the target
+            of a text that has one.
         group: int64 [texts], equal for equal texts.
-        mask_id: the token that stands for a hidden one, or None.
-        pad_id: the token that fills a row up.
+        mask_id: the token that replaces a hidden one, or None.
+        pad_id: the padding token.
         vocab_size: number of tokens in the vocabulary.
-        targets: what an encoder-decoder writes, a corpus of as many texts; None with other tasks.
-        start_id: the token that writing begins with.
-        end_id: the token that ends what is written, or None.
+        targets: targets of an encoder-decoder, one per text; None with other tasks.
+        start_id: the token with which generation begins.
+        end_id: the token that ends generation, or None.
         prompts: int64 [texts], with task clm and targets: tokens of each text before its target; else None.
-        choices: of a multiple-choice set, every text with each of its choices, one after another; else None.
-        choice_text: int64 [choices], the text that each belongs to.
+        choices: for multiple choice, every text with each of its choices, in order; else None.
+        choice_text: int64 [choices], the text of each choice.
         answer: int64 [texts], which of a text's choices is right.
     """
 
@@ -59,18 +59,18 @@ class Corpus:
         return self.offsets.diff()
 
     def lengths_of(self, texts: torch.Tensor) -> torch.Tensor:
-        """Tokens of some texts, int64 as they are."""
+        """Return the numbers of tokens of some texts, int64, in the shape of `texts`."""
         return self.offsets[texts + 1] - self.offsets[texts]
 
     @property
     def written(self) -> Corpus:
-        """The corpus in which tokens are predicted: the targets, if they are texts of their own."""
+        """The corpus whose tokens are predicted: the targets of an encoder-decoder, else the texts."""
         return self.targets or self
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Texts:
-    """Token ids of several texts, one after another."""
+    """Token ids of several texts, concatenated."""
 
     ids: torch.Tensor
     offsets: torch.Tensor
@@ -80,11 +80,11 @@ class _Texts:
         return self.offsets.diff()
 
     def take(self, texts: torch.Tensor) -> _Texts:
-        """Some of them, each perhaps several times."""
+        """Select texts by index, with repetition."""
         return self._laid(self.offsets[texts], self.lengths[texts])
 
     def cut(self, length: int | torch.Tensor) -> _Texts:
-        """The beginning of each: at most so many tokens, of all or of each."""
+        """Truncate texts to a length, the same for all or one for each."""
         most = torch.as_tensor(length).clamp(min=0)
         return self._laid(self.offsets[:-1], torch.minimum(self.lengths, most))
 
@@ -99,16 +99,16 @@ def load(
     """Read a token file written by `joulesweep.prepare.tokens`.
 
     Args:
-        path: the `.safetensors` file; its description lies beside it as `.json`.
-        max_length: tokens per text, special tokens included; longer texts are cut. With task clm prompt and target
-            count, and the text between is cut.
+        path: the `.safetensors` file; its description is the `.json` file beside it.
+        max_length: tokens per text, special tokens included; longer texts are cut. With task clm it includes prompt
+            and target, and the text between them is cut.
         task: a row of `axes.task.TASKS`.
-        max_target_length: tokens per target, what ends it included.
-        start_id: what an encoder-decoder begins to write with; None for the tokenizer's first token, or padding.
+        max_target_length: tokens per target, end token included.
+        start_id: first token of an encoder-decoder's targets; None for the tokenizer's first token, or padding.
 
     Raises:
-        UserError: the tokenizer lacks a token that the task needs, the texts have no targets, or what stands around
-            them leaves no room.
+        UserError: the tokenizer lacks a token that the task needs, the texts have no targets, or prompt and special
+            tokens alone exceed max_length.
     """
     about: dict[str, Any] = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     row = TASKS[task]
@@ -126,12 +126,12 @@ def load(
     bodies, choices = texts(""), texts("choice_")
     assert bodies is not None
     max_lengths = max_length, max_target_length
-    found = _corpus(about, task, max_lengths, bodies, texts("target_"), tensors["group"])
+    corpus = _corpus(about, task, max_lengths, bodies, texts("target_"), tensors["group"])
     if row.hides or choices is None:
-        return found
+        return corpus
     text = tensors["choice_text"]
     with_choices = _corpus(about, task, max_lengths, bodies.take(text), choices, tensors["group"][text])
-    return replace(found, choices=with_choices, choice_text=text, answer=tensors["answer"])
+    return replace(corpus, choices=with_choices, choice_text=text, answer=tensors["answer"])
 
 
 def _corpus(
@@ -142,13 +142,13 @@ def _corpus(
     targets: _Texts | None,
     group: torch.Tensor,
 ) -> Corpus:
-    """Put together what the model reads, and what it writes."""
+    """Build the corpus that the model reads, with the targets that it writes."""
     prefix, suffix = about["prefix"], about["suffix"]
     before, after = about.get("prompt_before", []), about.get("prompt_after", [])
     end = about.get("eos_id")
     pad = next(i for i in (about["pad_id"], end, 0) if i is not None)
     start = pad if about["start_id"] is None else about["start_id"]
-    # A tokenizer's end of text, where it adds one, comes once, at the very end.
+    # The tokenizer's end token is added once, at the very end.
     ending = suffix + ([end] if end is not None and suffix[-1:] != [end] else [])
 
     def joined(parts: list[list[int] | _Texts], max_length: int, learned: tuple[int, ...] = ()) -> Corpus:
@@ -169,18 +169,18 @@ def _corpus(
         )
 
     if TASKS[task].hides:
-        found = joined([prefix, bodies, suffix], max_lengths[0], learned=(1,))
+        corpus = joined([prefix, bodies, suffix], max_lengths[0], learned=(1,))
         special = torch.tensor(about.get("special_ids", []), dtype=torch.int64)
-        return replace(found, learned=found.learned & ~torch.isin(found.ids, special))
+        return replace(corpus, learned=corpus.learned & ~torch.isin(corpus.ids, special))
     if TASKS[task].causal and targets is None:
         return joined([prefix, bodies, ending], max_lengths[0], learned=(1, 2))
     assert targets is not None
     if TASKS[task].causal:
         room = max_lengths[0] - len(prefix + before + after + ending)
         answers = targets.cut(min(max_lengths[1] - len(ending), room))
-        found = joined([prefix + before, bodies, after, answers, ending], max_lengths[0], learned=(3, 4))
-        return replace(found, prompts=found.lengths - offsets_of(found.learned.long())[found.offsets].diff())
-    opening = [] if prefix == [start] else prefix  # what the writing starts with is not written again
+        corpus = joined([prefix + before, bodies, after, answers, ending], max_lengths[0], learned=(3, 4))
+        return replace(corpus, prompts=corpus.lengths - offsets_of(corpus.learned.long())[corpus.offsets].diff())
+    opening = [] if prefix == [start] else prefix  # the start token is not repeated
     written = joined([opening, targets, ending], max_lengths[1], learned=(0, 1, 2))
     return replace(joined([prefix + before, bodies, after + suffix], max_lengths[0]), targets=written)
 
@@ -188,15 +188,15 @@ def _corpus(
 def _joined(
     parts: list[list[int] | _Texts], max_length: int, learned: tuple[int, ...]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Texts put together of parts: the first of several texts is cut so that each whole has at most max_length tokens.
+    """Join parts into texts, and cut the first part that differs between texts to fit max_length tokens.
 
     Args:
-        parts: ids that are the same in every text, or of each text its own.
-        max_length: of the whole.
-        learned: places of the parts that are learned.
+        parts: ids that are the same in every text, or a part per text.
+        max_length: of the joined text.
+        learned: indices of the parts that are learned.
 
     Returns:
-        ids, offsets and learned, as of `Corpus`.
+        ids, offsets and learned, as in `Corpus`.
     """
     num_texts = next(len(part.lengths) for part in parts if isinstance(part, _Texts))
     texts = [part if isinstance(part, _Texts) else _repeated(part, num_texts) for part in parts]
@@ -220,12 +220,12 @@ def _repeated(ids: list[int], num_texts: int) -> _Texts:
 
 
 def offsets_of(lengths: torch.Tensor) -> torch.Tensor:
-    """Where each of some texts begins and ends in a row of all their tokens, int64 [texts + 1]."""
+    """Return where each text begins in the concatenation of all, and where it ends: int64 [texts + 1]."""
     return torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
 
 
 def texts_and_positions(lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of every token of texts of these lengths, one text after another: which text, and where in it."""
+    """Return, for every token of concatenated texts of these lengths, its text and its position in the text."""
     text = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
     return text, torch.arange(len(text)) - (lengths.cumsum(0) - lengths)[text]
 
@@ -235,9 +235,9 @@ def split(corpus: Corpus, kind: str, validation_fraction: float, seed: int) -> t
 
     Args:
         corpus: the texts.
-        kind: "random" draws texts one by one; "unique" draws distinct texts, all copies going to the same side.
+        kind: "random" draws single texts; "unique" draws distinct texts, so that all copies are on the same side.
         validation_fraction: share of the texts (or of the distinct texts) held out.
-        seed: of the draw.
+        seed: for the random draw.
 
     Returns:
         Indices of the training and of the validation texts, both int64 and sorted.

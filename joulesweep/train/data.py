@@ -1,9 +1,8 @@
-"""Token files to training batches: the split, the masks, the order, the padding or packing.
+"""Make training batches from texts: steps, shares of ranks, padding or packing.
 
-Masks and order are functions of (seed, epoch), of a text's place in the token file and of the texts as `max_length`
-cuts them: not of the batch size, the number of devices, the batching, the precision or the method. Runs of one seed
-therefore see the same words masked, and their differences are paired. Two sweeps whose lengths cut different texts do
-not: their masks differ.
+Masks and order depend on (seed, epoch), on a text's index in the token file and on the texts as `max_length` cuts
+them, but not on batch size, number of devices, batching, precision or method. Runs with the same seed therefore mask
+the same words, and their differences are paired. Sweeps whose lengths cut different texts have different masks.
 """
 
 from __future__ import annotations
@@ -22,24 +21,24 @@ from joulesweep.train.corpus import Corpus, offsets_of, texts_and_positions
 from joulesweep.train.labels import Labelled
 from joulesweep.train.packing import pack, round_up
 
-CHOSEN_MULTIPLE = 16  # of predicted positions, at least
+CHOSEN_MULTIPLE = 16  # to which numbers of predicted positions are rounded up, at least
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """How the texts of an optimizer step are laid out.
+    """Layout of the texts of an optimizer step.
 
     Attributes:
-        batching: "fixed" pads every text to max_length, "dynamic" to the longest one of the micro-batch; "packed" puts
-            several texts into each row of max_length tokens.
+        batching: "fixed" pads every text to max_length, "dynamic" to the longest text of the micro-batch; "packed"
+            puts several texts into each row of max_length tokens.
         size: texts per optimizer step over all ranks.
-        micro: texts of a rank per forward pass, or None for all of them at once.
+        micro: texts of a rank per forward pass, or None for all at once.
         max_length: tokens per text at most.
         max_target_length: tokens per target of an encoder-decoder at most.
         head: "masked" computes the head at predicted positions only, "dense" everywhere.
-        parts: GPUs over which DataParallel will scatter the rows: predicted places are then those of each part.
-        few_shapes: packed rows are filled up with empty ones, see `round_up`; and the micro-batches of a step to equal
-            numbers of rows and of predicted places.
+        parts: GPUs over which DataParallel scatters the rows; predicted positions are then those of each part.
+        few_shapes: whether empty rows are added to packed ones, see `round_up`, and the micro-batches of a step are
+            padded to equal numbers of rows and of predicted positions.
     """
 
     batching: str
@@ -57,25 +56,25 @@ class Layout:
         return BATCHINGS[self.batching].packs
 
 
-#: Of a batch, in the order of the arguments of `language_model.LanguageModel.forward`.
+#: Tensors of a batch, in the order of the arguments of `language_model.LanguageModel.forward`.
 TENSORS = ("input_ids", "segments", "answers", "position_ids", "chosen", "target_ids")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """What one forward pass on one rank gets.
+    """Input of one forward pass on one rank.
 
     Attributes:
         input_ids: int64 [rows, length].
-        segments: int64 [rows, length], the number of the text, from 1; 0 where a row is filled up.
-        position_ids: int64 [rows, length], counted from 0 in each text; None where each row is one text.
-        answers: int64 [rows, length], of an encoder-decoder [rows, target length]: `IGNORED` where nothing is
-            predicted; or as many as positions were chosen.
-        chosen: int64 [chosen], places in the flattened rows that are predicted; filled up (`round_up`)
-            with places whose answer is `IGNORED`. None with a dense head. Of rows that will be scattered
-            [rows, chosen per row], see `_choose_in_parts`.
-        target_ids: int64 [rows, target length], what an encoder-decoder writes; else None.
-        counts: what the pass computes; see `work.COUNTED`.
+        segments: int64 [rows, length], number of the text, from 1; 0 at padding.
+        position_ids: int64 [rows, length], counted from 0 in each text; None if each row is one text.
+        answers: int64 [rows, length], for an encoder-decoder [rows, target length], or the shape of `chosen` if that
+            is not None; `IGNORED` where nothing is predicted.
+        chosen: int64 [chosen], predicted positions in the flattened rows, padded (`round_up`) with positions whose
+            answer is `IGNORED`. None with a dense head. [rows, chosen per row] if DataParallel scatters the rows, see
+            `_choose_in_parts`.
+        target_ids: int64 [rows, target length], targets of an encoder-decoder; else None.
+        counts: work of the pass, see `work.COUNTED`.
     """
 
     input_ids: torch.Tensor
@@ -88,17 +87,17 @@ class Batch:
 
     @property
     def tensors(self) -> list[torch.Tensor | None]:
-        """What `TENSORS` names."""
+        """The tensors, in the order of `TENSORS`."""
         return [getattr(self, name) for name in TENSORS]
 
     def pinned(self) -> Batch:
-        """The same in host memory from which a GPU copies by itself, while the host goes on."""
+        """Return a copy in pinned host memory, from which a GPU copies while the host continues."""
         tensors = zip(TENSORS, self.tensors, strict=True)
         pinned: dict[str, Any] = {name: tensor.pin_memory() for name, tensor in tensors if tensor is not None}
         return replace(self, **pinned)
 
     def on(self, device: torch.device) -> list[Any]:
-        """The same on a device."""
+        """Return the tensors on a device."""
         return [None if tensor is None else tensor.to(device, non_blocking=True) for tensor in self.tensors]
 
 
@@ -108,41 +107,40 @@ def steps(
     """Cut texts into optimizer steps and give each rank its share; the last step may be smaller.
 
     Args:
-        corpus: the texts.
-        shown: what is seen of them and predicted.
-        texts: which texts, in which order, int64 [n].
-        layout: how to lay them out.
-        rank: this process.
+        corpus: all texts.
+        shown: their inputs and labels.
+        texts: indices of the texts, in order, int64 [n].
+        layout: of the texts.
+        rank: of this process.
         world: number of processes.
 
     Yields:
-        The rank's micro-batches, as many on every rank, and the number of predicted tokens of the whole step over all
-        ranks, at least 1: every micro-batch's summed loss is divided by it.
+        The rank's micro-batches, the same number on every rank, and the number of predicted tokens of the whole step
+        over all ranks, at least 1: every micro-batch's summed loss is divided by it.
     """
     per_text = _num_predicted(corpus, shown)
     for whole, parts in _shares(texts, layout, rank, world):
         least = [NO_OUTLINE] * len(parts)
         if layout.few_shapes and len(parts) > 1:
             least = _outlines(corpus, per_text, parts, layout)
-        batches = [_collate(corpus, shown, *part, layout, own) for part, own in zip(parts, least, strict=True)]
+        batches = [_collate(corpus, shown, *part, layout, outline) for part, outline in zip(parts, least, strict=True)]
         yield batches, max(1, int(per_text[whole].sum()))
 
 
-#: Sizes of a batch: rows, their length, that of targets, and places that the head computes: 0 where there are none, or
-#: they are not known.
+#: Sizes of a batch: rows, their length, length of targets, positions that the head computes; 0 for none or unknown.
 Outline = tuple[int, int, int, int]
 NO_OUTLINE = (0, 0, 0, 0)
-#: Texts of a micro-batch, and whether they count.
+#: Texts of a micro-batch, and whether they are counted.
 Part = tuple[torch.Tensor, bool]
 
 
 def outlines(
     corpus: Corpus, shown: Labelled | None, texts: torch.Tensor, layout: Layout, rank: int = 0, world: int = 1
 ) -> Iterator[tuple[Outline, ...]]:
-    """The sizes of each step's micro-batches, which are not laid out for that; arguments as of `steps`.
+    """Yield the sizes of each step's micro-batches without building them; arguments as in `steps`.
 
-    Batches of equal outlines have tensors of equal shapes, and others have not: but for the head's places, which are
-    not counted without `shown`, with a dense head, or of rows that will be scattered.
+    Batches have tensors of equal shapes if and only if their outlines are equal; except for the head's positions, which
+    are not counted without `shown`, with a dense head, or if DataParallel scatters the rows.
     """
     per_text = None if shown is None else _num_predicted(corpus, shown)
     for _, parts in _shares(texts, layout, rank, world):
@@ -150,8 +148,8 @@ def outlines(
 
 
 def _outlines(corpus: Corpus, per_text: torch.Tensor | None, parts: Sequence[Part], layout: Layout) -> list[Outline]:
-    """Of the micro-batches of a step; see `Layout.few_shapes`."""
-    found = []
+    """Return the outlines of the micro-batches of a step; see `Layout.few_shapes`."""
+    sizes = []
     for texts, counted in parts:
         num_rows, length = _placed(corpus.lengths_of(texts), layout, layout.max_length)[2]
         target_length = num_chosen = 0
@@ -159,34 +157,34 @@ def _outlines(corpus: Corpus, per_text: torch.Tensor | None, parts: Sequence[Par
             target_length = _placed(corpus.targets.lengths_of(texts), layout, layout.max_target_length)[2][1]
         if per_text is not None and not HEADS[layout.head].everywhere and layout.parts == 1:
             num_chosen = round_up(int(per_text[texts].sum()) * counted, CHOSEN_MULTIPLE)
-        found.append((num_rows, length, target_length, num_chosen))
+        sizes.append((num_rows, length, target_length, num_chosen))
     if not layout.few_shapes:
-        return found
-    most_rows, *_, most_chosen = (max(sizes) for sizes in zip(*found, strict=True))
-    # Padded rows are as they are: an empty one would see nothing.
-    return [(most_rows if layout.packs else rows, length, target, most_chosen) for rows, length, target, _ in found]
+        return sizes
+    most_rows, *_, most_chosen = (max(values) for values in zip(*sizes, strict=True))
+    # No rows are added to padded ones: an empty row would attend to nothing.
+    return [(most_rows if layout.packs else rows, length, target, most_chosen) for rows, length, target, _ in sizes]
 
 
 def _num_predicted(corpus: Corpus, shown: Labelled) -> torch.Tensor:
-    """Predicted tokens of each text, int64 [texts]."""
+    """Count the predicted tokens of each text, int64 [texts]."""
     predicted = offsets_of((shown.labels != IGNORED).long())
     offsets = corpus.written.offsets
     return predicted[offsets[1:]] - predicted[offsets[:-1]]
 
 
 def _shares(texts: torch.Tensor, layout: Layout, rank: int, world: int) -> Iterator[tuple[torch.Tensor, list[Part]]]:
-    """The texts of each step, and the micro-batches of a rank."""
+    """Yield the texts of each step, and the micro-batches of a rank."""
     for whole in torch.split(texts, layout.size):
         num_micro = math.ceil(math.ceil(len(whole) / world) / layout.micro) if layout.micro else 1
         parts = whole[rank::world].tensor_split(num_micro)
-        # A rank without a text computes on one that does not count: the others wait for its gradients.
+        # A rank with no texts runs a dummy one (not counted), so that collectives stay in step.
         yield whole, [(part, True) if len(part) else (whole[:1], False) for part in parts]
 
 
 def _placed(
     lengths: torch.Tensor, layout: Layout, max_length: int
 ) -> tuple[torch.Tensor, torch.Tensor, tuple[int, int]]:
-    """Row and first column of texts of these lengths, int64 [texts] each, and the shape of the rows."""
+    """Return row and first column of texts of these lengths, int64 [texts] each, and the shape of the rows."""
     if layout.packs:
         row, column = pack(lengths, max_length)
         num_rows = int(row.max()) + 1
@@ -196,7 +194,7 @@ def _placed(
 
 
 class _Rows:
-    """Where the tokens of some texts stand in rows: one text each, padded, or several, packed."""
+    """Positions of the tokens of some texts in padded or packed rows."""
 
     def __init__(
         self, corpus: Corpus, texts: torch.Tensor, layout: Layout, max_length: int, least_rows: int = 0
@@ -204,20 +202,20 @@ class _Rows:
         self.lengths = corpus.lengths_of(texts)
         row, column, (num_rows, length) = _placed(self.lengths, layout, max_length)
         self.shape = (max(num_rows, least_rows), length)
-        # Of each token: which of the texts and where in it; its place in the corpus, and in the flattened rows.
+        # For each token: its text and position in the text; its index in the corpus and in the flattened rows.
         self.text, self.position = texts_and_positions(self.lengths)
         self.source = corpus.offsets[texts][self.text] + self.position
         self.target = (row * self.shape[1] + column)[self.text] + self.position
 
     def fill(self, values: torch.Tensor, filler: int) -> torch.Tensor:
-        """[tokens] to rows, [rows, length]."""
+        """Place values, [tokens], in rows, [rows, length]."""
         return torch.full((self.shape[0] * self.shape[1],), filler).index_put_((self.target,), values).view(self.shape)
 
 
 def _collate(
     corpus: Corpus, shown: Labelled, texts: torch.Tensor, counted: bool, layout: Layout, least: Outline
 ) -> Batch:
-    """Lay out a micro-batch, with rows and places of the head as many as its outline says, or more."""
+    """Build a micro-batch, with at least as many rows and positions of the head as its outline says."""
     rows = _Rows(corpus, texts, layout, layout.max_length, least[0])
     written = rows if corpus.targets is None else _Rows(corpus.targets, texts, layout, layout.max_target_length)
     labels = written.fill(shown.labels[written.source], IGNORED) if counted else torch.full(written.shape, IGNORED)
@@ -253,7 +251,7 @@ def _collate(
 
 
 def _choose(labels: torch.Tensor, parts: int, least: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The predicted places of flattened rows and their answers, filled up to few different lengths."""
+    """Return the predicted positions of flattened rows and their answers, padded to a few different lengths."""
     if parts > 1:
         return _choose_in_parts(labels, parts)
     chosen = torch.nonzero(labels.flatten() != IGNORED).flatten()
@@ -261,21 +259,21 @@ def _choose(labels: torch.Tensor, parts: int, least: int) -> tuple[torch.Tensor,
 
 
 def _choose_in_parts(labels: torch.Tensor, parts: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same for rows that DataParallel scatters, which cuts every tensor along its rows.
+    """Choose positions for rows that DataParallel scatters: it splits every tensor along its rows.
 
-    Each part's places, counted in the part, stand in as many rows as the part has, [rows, width]: else every replica
-    would have to look for them, and wait for its GPU to know how many there are.
+    The positions, counted within each part, are laid out in as many rows as the part has, [rows, width]: otherwise
+    every replica would have to find them, and wait for its GPU to know how many there are.
     """
     shares = labels.chunk(parts)
     places = [torch.nonzero(share.flatten() != IGNORED).flatten() for share in shares]
-    width = max(1, *(math.ceil(len(own) / len(share)) for own, share in zip(places, shares, strict=True)))
-    filled = [_filled(share, own, len(share) * width) for own, share in zip(places, shares, strict=True)]
+    width = max(1, *(math.ceil(len(predicted) / len(share)) for predicted, share in zip(places, shares, strict=True)))
+    filled = [_filled(share, predicted, len(share) * width) for predicted, share in zip(places, shares, strict=True)]
     chosen, answers = (torch.cat(tensors).view(-1, width) for tensors in zip(*filled, strict=True))
     return chosen, answers
 
 
 def _filled(labels: torch.Tensor, chosen: torch.Tensor, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Places and their answers, filled up to a number of them."""
+    """Pad positions and their answers to a number of positions."""
     missing = number - len(chosen)
     answers = torch.nn.functional.pad(labels.flatten()[chosen], (0, missing), value=IGNORED)
     return torch.nn.functional.pad(chosen, (0, missing)), answers

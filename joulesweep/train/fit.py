@@ -1,11 +1,11 @@
-"""Whether a model can be trained as a spec wants: tried on a few texts before anything is measured.
+"""Check on a few texts, before anything is measured, that a model can be trained as its spec requires.
 
-Hugging Face's models differ in what their interfaces do not say: some count positions over a whole row, some mix in
-what a row is filled up with, some cannot be checkpointed. Each try leaves the module as it was, and says in one line
-why not. Forward passes are in float32, in which results that should agree do.
+Hugging Face's models differ in ways that their interfaces do not show: some count positions over a whole row, some
+attend to padding, some cannot be checkpointed. Each check restores the module and returns a reason in one line.
+Forward passes are in float32, in which results that should agree do.
 
-What a model is proven to do, its first layers are proven to do, as long as every kind of layer is among them: the rest
-is left out of the proof, and asked only where that fails.
+A check runs on the first layers of a model, with every kind of layer among them; only if it fails there, it runs on
+the whole model.
 """
 
 from __future__ import annotations
@@ -32,26 +32,26 @@ from joulesweep.train import data, labels, memory
 from joulesweep.train.corpus import Corpus
 
 TORCH = Path(torch.__file__).parent
-AGREE = 2e-5  #: of the largest hidden state: what different sizes of a batch may change
-#: How a config calls the number of tokens that a local attention sees.
+AGREE = 2e-5  #: tolerance for batches of different sizes, relative to the largest hidden state
+#: Names in a config for the number of tokens that a local attention sees.
 WINDOWS = ("sliding_window", "local_attention", "window_size", "attention_window", "attention_window_size")
-LEAST_LAYERS = 2  #: of a stack that are tried: what a layer gives is also what the next one is given
-#: How modules call the number of the layer that they lie in, by which layers of one kind differ.
+LEAST_LAYERS = 2  #: of a stack to check: one passes its output to the next
+#: Names of attributes with the index of a module's layer, in which layers of one kind differ.
 PLACES = re.compile(r"((layer|block)_?)?(id|idx|index|number|num)")
 Refusal = Callable[[LanguageModel, Corpus, data.Layout], str | None]
 
 
 @contextlib.contextmanager
 def foreign(what: str) -> Iterator[None]:
-    """Turn an error of the model's own code into the reason why it cannot be trained so.
+    """Convert an error in the model's code to `Unfit`, with the reason why the model cannot be trained.
 
-    What arises in this package is a bug and stays one; out of memory is an outcome of its own.
+    Other errors pass through: those of this package are bugs, and out of memory is a separate outcome.
 
     Args:
-        what: was tried.
+        what: name of the attempted thing, for the message.
 
     Raises:
-        Unfit: the model cannot do it.
+        Unfit: the model's code failed.
     """
     try:
         yield
@@ -64,28 +64,28 @@ def foreign(what: str) -> Iterator[None]:
 
 
 def in_one_line(error: Exception) -> str:
-    """Kind and first line of an error."""
-    said = " ".join(next(iter(str(error).strip().splitlines()), "").split())[:200]
-    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+    """Format the class and the first line of an error."""
+    line = " ".join(next(iter(str(error).strip().splitlines()), "").split())[:200]
+    return f"{type(error).__name__}: {line}" if line else type(error).__name__
 
 
 def _is_ours(error: Exception) -> bool:
-    """Whether an error arose where PyTorch was called from this package, or in the machine, and not within a model."""
+    """Whether an error arose in this package's calls of PyTorch, or in the machine, and not within a model."""
     if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")) or "captur" in str(error):
-        return False  # a model that cannot be compiled, or captured
+        return False  # the model cannot be compiled, or captured
     if isinstance(error, TypeError) and ".forward() " in str(error):
-        return False  # a model of another interface
+        return False  # the model has another interface
     if any(word in str(error) for word in ("CUDA error", "NCCL", "gloo")):
-        return True  # the machine's, of a kernel that cannot be told, or of a rank whose peer has gone
+        return True  # of the machine, of an unknown kernel, or of a rank whose peer is gone
     frames = [(Path(frame.filename), frame.name) for frame in traceback.extract_tb(error.__traceback__)]
-    # A backward pass is the model's, called by us.
-    telling = [path for path, name in frames if TORCH not in path.parents or name == "_engine_run_backward"]
-    return PACKAGE in telling[-1].parents
+    # A backward pass runs the model's code, although this package starts it.
+    ours_or_model = [path for path, name in frames if TORCH not in path.parents or name == "_engine_run_backward"]
+    return PACKAGE in ours_or_model[-1].parents
 
 
 @contextlib.contextmanager
 def _unchanged(core: LanguageModel) -> Iterator[None]:
-    """Leave the module, its buffers and the random state as they were."""
+    """Restore the module, its buffers and the random state after the block."""
     device = _device(core)
     buffers = {name: buffer.clone() for name, buffer in core.named_buffers()}
     try:
@@ -99,7 +99,7 @@ def _unchanged(core: LanguageModel) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _plain(core: LanguageModel) -> Iterator[None]:
-    """The same, without dropout, gradients and autocast."""
+    """Like `_unchanged`, and without dropout, gradients and autocast."""
     with _unchanged(core), torch.no_grad():
         core.eval()
         core.precision_name = "fp32"
@@ -107,12 +107,12 @@ def _plain(core: LanguageModel) -> Iterator[None]:
 
 
 def refusal(core: LanguageModel, corpus: Corpus, layout: data.Layout) -> str | None:
-    """Say why a model's results are not those that a run supposes, or None if they are.
+    """Return the reason why a model's results are not those that a run assumes, or None.
 
     Args:
-        core: the module, its method applied, in float32.
+        core: the module after its method was applied, in float32.
         corpus: the texts.
-        layout: how they will be laid out.
+        layout: of the texts.
     """
     with _shortened(core) as is_shorter:
         if is_shorter and _passes(_refusal, core, corpus, layout):
@@ -121,7 +121,7 @@ def refusal(core: LanguageModel, corpus: Corpus, layout: data.Layout) -> str | N
 
 
 def _passes(refusal: Refusal, core: LanguageModel, corpus: Corpus, layout: data.Layout) -> bool:
-    """Whether nothing is refused. Whatever fails, the whole model fails at, or it does not matter."""
+    """Whether a check finds no reason. An error counts as a failure: the whole model decides then."""
     try:
         return refusal(core, corpus, layout) is None
     except Exception:
@@ -136,27 +136,27 @@ def _refusal(core: LanguageModel, corpus: Corpus, layout: data.Layout) -> str | 
 
 @contextlib.contextmanager
 def _shortened(core: LanguageModel) -> Iterator[bool]:
-    """Keep of each stack its first layers, so many that every kind is among them. Yields whether any are left out."""
-    lists = [one for one in core.model.modules() if isinstance(one, torch.nn.ModuleList)]
-    whole: dict[torch.nn.ModuleList, dict[str, torch.nn.Module]] = {}
+    """Shorten each stack to its first layers, with every kind of layer among them. Yields whether any are left out."""
+    lists = [module_list for module_list in core.model.modules() if isinstance(module_list, torch.nn.ModuleList)]
+    replaced: dict[torch.nn.ModuleList, dict[str, torch.nn.Module]] = {}
     for half, layers in stacks(core.model):
         kinds = _kinds(half, layers)
         num_kept = max([LEAST_LAYERS, *(kinds.index(kind) + 1 for kind in kinds)])
-        for one in lists:
-            if list(one) == layers and num_kept < len(layers):
-                whole[one] = one._modules
-                one._modules = dict(list(one._modules.items())[:num_kept])
+        for module_list in lists:
+            if list(module_list) == layers and num_kept < len(layers):
+                replaced[module_list] = module_list._modules
+                module_list._modules = dict(list(module_list._modules.items())[:num_kept])
     try:
-        yield bool(whole)
+        yield bool(replaced)
     finally:
-        for one, parts in whole.items():
-            one._modules = parts
+        for module_list, parts in replaced.items():
+            module_list._modules = parts
 
 
 def _kinds(half: torch.nn.Module, layers: list[torch.nn.Module]) -> list[str]:
-    """What each layer is made of, apart from the values of its weights and from its place.
+    """Describe each layer by its structure, apart from the values of its weights and its index.
 
-    What a config lists layer by layer belongs to them, since a model may read it there in its forward pass.
+    Values that the config lists per layer are included: a model may read them in its forward pass.
     """
     about = getattr(getattr(half, "config", None), "__dict__", {})
     listed = [value for value in about.values() if isinstance(value, list | tuple) and len(value) == len(layers)]
@@ -164,77 +164,82 @@ def _kinds(half: torch.nn.Module, layers: list[torch.nn.Module]) -> list[str]:
 
 
 def _made_of(layer: torch.nn.Module) -> list[object]:
-    """Of each module in a layer: name, class, plain attributes, shapes of weights, contents of buffers, hooks."""
+    """Describe each module in a layer: name, class, plain attributes, shapes of weights, buffers, hooks."""
     return [
         (
             name,
             f"{type(module).__module__}.{type(module).__qualname__}",
-            [(key, _told(value)) for key, value in vars(module).items() if key[0] != "_" and not PLACES.fullmatch(key)],
-            [(key, _told(value.shape)) for key, value in module.named_parameters(recurse=False)],
-            [(key, _told(value)) for key, value in module.named_buffers(recurse=False)],
+            [
+                (key, _comparable(value))
+                for key, value in vars(module).items()
+                if key[0] != "_" and not PLACES.fullmatch(key)
+            ],
+            [(key, _comparable(value.shape)) for key, value in module.named_parameters(recurse=False)],
+            [(key, _comparable(value)) for key, value in module.named_buffers(recurse=False)],
             [id(hook) for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values())],
         )
         for name, module in layer.named_modules()
     ]
 
 
-def _told(value: object) -> object:
-    """Something that is equal for equal values; of what cannot be compared, only for the same object."""
+def _comparable(value: object) -> object:
+    """Return an object that is equal for equal values; for values that cannot be compared, their identity."""
     if isinstance(value, torch.Tensor):
         return tuple(value.shape), str(value.dtype), float(value.double().sum())
     if isinstance(value, functools.partial):
-        return _told(value.func), repr(value.args), repr(value.keywords)
+        return _comparable(value.func), repr(value.args), repr(value.keywords)
     named = getattr(value, "__qualname__", "<")
-    if "<" not in named:  # a function or class that lies in a module, or a method of one
+    if "<" not in named:  # a function or class of a module, or a method of such a class
         return getattr(value, "__module__", ""), named
     is_plain = value is None or isinstance(value, bool | int | float | str | list | tuple | set | dict | torch.dtype)
     return repr(value) if is_plain else id(value)
 
 
 def is_causal(core: LanguageModel, corpus: Corpus) -> bool:
-    """Whether a model predicts a token from those before it alone: the last token of a text changes no other's state.
+    """Whether a model predicts a token only from those before it: the last token of a text changes no other's state.
 
-    An encoder built as a decoder by transformers sees all of them unless its config says otherwise, and learns nothing.
+    An encoder that transformers builds as a decoder sees all tokens unless its config says otherwise, and learns
+    nothing.
     """
     ids = corpus.ids[None, : min(16, len(corpus.ids))].to(_device(core))
     other = torch.cat((ids[:, :-1], (ids[:, -1:] + 1) % corpus.vocab_size), 1)
     with _plain(core), foreign("task clm"):
-        found = [_hidden(core, core.inputs(some, torch.ones_like(some), None))[:, :-1] for some in (ids, other)]
-    return _agree(*found)
+        states = [_hidden(core, core.inputs(some, torch.ones_like(some), None))[:, :-1] for some in (ids, other)]
+    return _agree(*states)
 
 
 def mask_form(core: LanguageModel, corpus: Corpus, layout: data.Layout) -> str:
-    """The first of `MASK_FORMS` under which a model computes of padded texts what it does under the last one.
+    """Return the first of `MASK_FORMS` with which a model's results for padded texts equal those with the last one.
 
     Args:
-        core: the module, its method applied, in float32.
+        core: the module after its method was applied, in float32.
         corpus: the texts.
-        layout: how they will be laid out.
+        layout: of the texts.
     """
     corpus = replace(corpus, pad_id=int(corpus.ids.max()))
     layout = replace(layout, batching="dynamic" if layout.packs else layout.batching)
     texts = corpus.lengths.argsort(stable=True)[[0, -1]]
     *whole, last = MASK_FORMS
     if getattr(core.model, "num_virtual_tokens", 0):
-        return last  # peft puts those of its prefix before it
-    with _plain(core), contextlib.suppress(Unfit):  # what cannot be tried at all is said elsewhere
+        return last  # peft prepends its prefix to this form only
+    with _plain(core), contextlib.suppress(Unfit):  # `refusal` reports a model that fails here
         core.mask_form = last
         with foreign(f"task {core.task}"):
             expected = _states(core, corpus, texts, layout)
         for form in whole:
             core.mask_form = form
             with contextlib.suppress(Unfit), foreign(f"a mask of {form}"):
-                found = _states(core, corpus, texts, layout)
-                if all(bool(one.isfinite().all()) for one in found) and all(map(_agree, found, expected)):
+                states = _states(core, corpus, texts, layout)
+                if all(bool(state.isfinite().all()) for state in states) and all(map(_agree, states, expected)):
                     return form
     return last
 
 
 def layout_refusal(core: LanguageModel, corpus: Corpus, layout: data.Layout) -> str | None:
-    """Say why texts do not come out of a batch as they do alone, or None if they do.
+    """Return the reason why results for texts in a batch differ from those for single texts, or None.
 
-    Tried with the shortest texts, of which many share a packed row, and the longest, which a sliding window of
-    attention does not see whole. Rows are filled up with a token that occurs, since padding may be all zeros so far.
+    Uses the shortest texts, many of which share a packed row, and the longest, which may exceed a sliding window of
+    attention. Rows are padded with a token that occurs, since the embedding of the padding token may still be zero.
     """
     corpus = replace(corpus, pad_id=int(corpus.ids.max()))
     by_length = corpus.lengths.argsort(stable=True)
@@ -243,17 +248,19 @@ def layout_refusal(core: LanguageModel, corpus: Corpus, layout: data.Layout) -> 
     with _plain(core):
         numbers = _numbers(core)
         with foreign(f"task {core.task}"):
-            alone = [_states(core, corpus, one, replace(layout, batching="dynamic"))[0] for one in texts[:, None]]
+            alone = [_states(core, corpus, text, replace(layout, batching="dynamic"))[0] for text in texts[:, None]]
         changed = [name for name, value in _numbers(core).items() if numbers.get(name, value) != value]
         noted = sorted({name.rpartition(".")[2] for name in changed})
         if noted:
-            return f"this model notes {', '.join(noted)} in a forward pass: its results depend on the texts before"
+            return f"this model stores {', '.join(noted)} in a forward pass: its results depend on earlier texts"
         try:
             with foreign(f"batching {layout.batching}"):
                 together = _states(core, corpus, texts, layout)
         except Unfit as unfit:
             return f"{unfit}; use batching: [dynamic]"
-        differ = [i for i, (one, other) in enumerate(zip(alone, together, strict=True)) if not _agree(other, one)]
+        differ = [
+            i for i, (state, expected) in enumerate(zip(together, alone, strict=True)) if not _agree(state, expected)
+        ]
         if not differ:
             return None
         if not layout.packs:
@@ -262,7 +269,7 @@ def layout_refusal(core: LanguageModel, corpus: Corpus, layout: data.Layout) -> 
 
 
 def _numbers(core: LanguageModel) -> dict[str, float]:
-    """Plain numbers that modules hold."""
+    """Return the plain numbers among the attributes of modules."""
     return {
         f"{name}.{key}": value
         for name, module in core.named_modules()
@@ -279,19 +286,19 @@ def _packed_reason(
     alone: list[torch.Tensor],
     differ: list[int],
 ) -> str:
-    """Why some texts come out of packed rows otherwise, found by packing one alone, and beside other words."""
+    """Return why results differ in packed rows: pack a text alone, and beside other words."""
     first = differ[0]
     (single,) = _states(core, corpus, texts[first : first + 1], layout)
     other = replace(corpus, pad_id=int(corpus.ids.min()))
     if not _agree(single, _states(core, other, texts[first : first + 1], layout)[0]):
-        return "this model does not keep to the mask that keeps packed texts apart"
+        return "this model ignores the mask that separates packed texts"
     if not _agree(single, alone[first]):
         length = int(corpus.lengths[texts[first]])
         config = getattr(core.model, "config", None)
         sizes = [size for name in WINDOWS if isinstance(size := getattr(config, name, None), int)]
-        if any(size < 2 * length for size in sizes):  # some count both sides
+        if any(size < 2 * length for size in sizes):  # some windows count both sides
             return f"texts of {length} tokens exceed this model's window of {min(sizes)}, which packed rows do not have"
-        return f"this model's result for a text of {length} tokens is another one in a longer row"
+        return f"this model's result for a text of {length} tokens differs in a longer row"
     changed = corpus.ids.clone()
     for i, text in enumerate(texts.tolist()):
         if i != first:
@@ -304,7 +311,7 @@ def _packed_reason(
 
 
 def _head_refusal(core: LanguageModel, corpus: Corpus, layout: data.Layout) -> str | None:
-    """Say why the output layer at chosen places is not what it is there among all, or None if it is."""
+    """Return the reason why the output layer at chosen positions differs from that at all, or None."""
     if HEADS[core.head].everywhere:
         return None
     batch = _batch(corpus, _shortest_and_longest(corpus), layout, core.task)
@@ -313,25 +320,25 @@ def _head_refusal(core: LanguageModel, corpus: Corpus, layout: data.Layout) -> s
     with _plain(core):
         try:
             with foreign("head masked"):
-                found, _, places = core.logits(*tensors)
+                logits, _, places = core.logits(*tensors)
         except Unfit as unfit:
             return f"{unfit}; use head: [dense]"
         core.head = "dense"
         with foreign("head dense"):
             every, _, _ = core.logits(ids, segments, answers, positions, None, targets)
     assert places is not None
-    if len(every) > int(places.max()) and _agree(found, every[places]):
+    if len(every) > int(places.max()) and _agree(logits, every[places]):
         return None
-    return "head masked: this model's output layer does not stand on each position alone; use head: [dense]"
+    return "head masked: this model's output layer depends on other positions; use head: [dense]"
 
 
 def step_refusal(core: LanguageModel, corpus: Corpus, layout: data.Layout) -> str | None:
-    """Take a step without the optimizer, as the run will. Say why a model cannot be trained so, or None if it can.
+    """Take a step as in the run, without the optimizer. Returns the reason why the model cannot be trained, or None.
 
     Args:
-        core: the module, in the dtype that trains, on its device.
+        core: the module, in the dtype of the training, on its device.
         corpus: the texts.
-        layout: how they will be laid out.
+        layout: of the texts.
     """
     with _shortened(core) as is_shorter:
         if is_shorter and _passes(_step_refusal, core, corpus, layout):
@@ -347,7 +354,7 @@ def _step_refusal(core: LanguageModel, corpus: Corpus, layout: data.Layout) -> s
             core.train()
             torch.autograd.backward(core(*batch)[0, 0])
         if not any(bool(p.grad.any()) for p in trained if p.grad is not None):
-            return "no parameter that is to be trained has a part in the loss of this model"
+            return "the loss of this model depends on no parameter that trains"
     except Unfit as unfit:
         return str(unfit)
     finally:
@@ -361,16 +368,16 @@ def _shortest_and_longest(corpus: Corpus) -> torch.Tensor:
 
 
 def _batch(corpus: Corpus, texts: torch.Tensor, layout: data.Layout, task: str) -> data.Batch:
-    """A few texts in one batch, half of their words hidden if words are hidden."""
+    """Build one batch of a few texts; a task that hides words hides half of them."""
     shown = labels.labelled(corpus, task, 0.5, "tried")
     (batch,), _ = next(data.steps(corpus, shown, texts, replace(layout, size=len(texts), micro=None)))
     return batch
 
 
 def _states(core: LanguageModel, corpus: Corpus, texts: torch.Tensor, layout: data.Layout) -> list[torch.Tensor]:
-    """What is computed of each text, [its length, width]: of an encoder-decoder of its target.
+    """Compute the states of each text, [its length, width]; for an encoder-decoder, of its target.
 
-    The last hidden states, of which the output layer is tried apart; or logits, if it is computed everywhere.
+    States are the last hidden states, since the output layer is checked separately; or logits if the head is dense.
     """
     shown = labels.Labelled(inputs=corpus.ids, labels=corpus.written.ids)
     layout = replace(layout, size=len(texts), micro=None, head="dense")
@@ -382,15 +389,15 @@ def _states(core: LanguageModel, corpus: Corpus, texts: torch.Tensor, layout: da
     if corpus.targets is not None:
         return [row[:length] for row, length in zip(hidden, lengths, strict=True)]
     text = segments.flatten()
-    order = text.argsort(stable=True)[int((text == 0).sum()) :]  # within a row, a text's tokens stand in order
+    order = text.argsort(stable=True)[int((text == 0).sum()) :]  # within a row, a text's tokens are in order
     return list(torch.split(hidden.flatten(0, 1)[order], lengths))
 
 
 def _hidden(core: LanguageModel, inputs: Mapping[str, object]) -> torch.Tensor:
-    """The last hidden states, [rows, length, width]."""
+    """Return the last hidden states, [rows, length, width]."""
     inner: Any = core.model.base_model
     if "input_ids" not in inspect.signature(inner.forward).parameters:
-        inner = core.model  # Perceiver's inner model is no language model: its logits will do
+        inner = core.model  # Perceiver's inner model does not read ids: use its logits
     hidden: torch.Tensor = inner(**inputs)[0]
     return hidden
 
@@ -399,9 +406,9 @@ def _device(core: torch.nn.Module) -> torch.device:
     return next(core.parameters()).device
 
 
-def _agree(found: torch.Tensor, expected: torch.Tensor) -> bool:
-    """Whether results are the same but for rounding. Of what is no number nothing can be told: that diverges later."""
-    if found.shape != expected.shape:
+def _agree(result: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Whether results are equal up to rounding. NaN and infinity pass: the training diverges later."""
+    if result.shape != expected.shape:
         return False
-    difference = (found - expected).abs().max()
+    difference = (result - expected).abs().max()
     return not bool(difference.isfinite()) or bool(difference <= AGREE * expected.abs().max())

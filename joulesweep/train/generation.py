@@ -1,7 +1,7 @@
-"""Targets of held-out texts, written by the trained model outside the measured window; the analysis scores them.
+"""Generate targets of held-out texts with the trained model, outside the measured window; the analysis scores them.
 
-What a model's own files say of generation (a least length, forced tokens, penalties) is left out, so that models are
-compared by one rule; the record has it in the manifest of the model, under `generation`.
+Generation settings in a model's files (minimum length, forced tokens, penalties) are ignored, so that models are
+compared by one rule; the record has them in the manifest of the model, under `generation`.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from joulesweep.train.corpus import Corpus
 from joulesweep.train.memory import Weights, load_weights
 from joulesweep.train.trainer import Trainer
 
-BATCH = 16  #: texts that a rank writes at a time
+BATCH = 16  #: texts per rank and call
 
 
 @torch.no_grad()
 def generate(trainer: Trainer, weights: Weights, model_folder: Path) -> list[Summary]:
-    """Write the targets of some validation texts, each rank those of its share.
+    """Generate the targets of some validation texts, each rank for its share.
 
     Args:
-        trainer: its spec says how; the module is left with the weights.
+        trainer: its spec has the settings; its module keeps the weights afterwards.
         weights: of this rank, from `memory.copy_weights`.
-        model_folder: where the tokenizer is.
+        model_folder: folder with the tokenizer.
 
     Returns:
-        What this rank wrote; nothing if the spec asks for none.
+        The targets of this rank; empty if the spec has no generation.
     """
     spec, core, place = trainer.spec, trainer.core, trainer.place
     if spec.generate is None:
@@ -48,23 +48,23 @@ def generate(trainer: Trainer, weights: Weights, model_folder: Path) -> list[Sum
     texts = texts[: spec.generate["texts"]]
     share, num_shares = place.data_rank, place.data_parallel
     num_own = len(texts[share::num_shares])
-    # Sharded weights are gathered for each forward pass by all ranks together: each writes as many.
-    own = torch.cat((texts[share::num_shares], texts[:1]))[: -(-len(texts) // num_shares)]
+    # All ranks gather sharded weights together for each forward pass, so each rank generates equally many.
+    indices = torch.cat((texts[share::num_shares], texts[:1]))[: -(-len(texts) // num_shares)]
     tokenizer = late_imports.transformers().AutoTokenizer.from_pretrained(model_folder, local_files_only=True)
     written: list[str] = []
     with strategy.gathered(core):
-        for part in torch.split(own, BATCH):
+        for part in torch.split(indices, BATCH):
             written += tokenizer.batch_decode(_written(trainer, part), skip_special_tokens=True)
-    rows = zip(own[:num_own].tolist(), written, strict=False)
+    rows = zip(indices[:num_own].tolist(), written, strict=False)
     return [Summary(text=text, summary=summary.strip()) for text, summary in rows]
 
 
 def _written(trainer: Trainer, texts: torch.Tensor) -> torch.Tensor:
-    """What the model writes to some texts: token ids, int64 [texts, at most max_target_length and a start]."""
+    """Generate the targets of some texts: token ids, int64 [texts, at most max_target_length and a start]."""
     spec, corpus, core, place = trainer.spec, trainer.corpus, trainer.core, trainer.place
     model: Any = core.model
     ids = [_read(corpus, text) for text in texts.tolist()]
-    side = "right" if TASKS[spec.task].encoder_decoder else "left"  # a decoder goes on where its prompt ends
+    side = "right" if TASKS[spec.task].encoder_decoder else "left"  # a decoder continues at the end of its prompt
     input_ids, attention_mask = (
         torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=filler, padding_side=side).to(
             place.device
@@ -76,22 +76,22 @@ def _written(trainer: Trainer, texts: torch.Tensor) -> torch.Tensor:
         precision.autocast(spec.precision, place.device.type),
         _generating_by(model, _settings(spec, corpus, start_id)),
     ):
-        found: torch.Tensor = model.generate(
+        tokens: torch.Tensor = model.generate(
             input_ids=input_ids,
             attention_mask=attention_mask,
             synced_gpus=strategy.STRATEGIES[spec.strategy].synced_generation and place.world > 1,
         )
-    return found if TASKS[spec.task].encoder_decoder else found[:, input_ids.shape[1] :]
+    return tokens if TASKS[spec.task].encoder_decoder else tokens[:, input_ids.shape[1] :]
 
 
 def _settings(spec: RunSpec, corpus: Corpus, start_id: int | None) -> Any:  # noqa: ANN401 - of transformers
-    """All that decides what is written: the spec's, the tokenizer's tokens, and transformers' defaults."""
-    wanted = spec.generate or {}
+    """Build the generation settings: of the spec, tokens of the tokenizer, and transformers' defaults."""
+    options = spec.generate or {}
     return late_imports.transformers().GenerationConfig(
         do_sample=False,
-        num_beams=wanted["beams"],
-        length_penalty=wanted["length_penalty"],
-        no_repeat_ngram_size=wanted["no_repeat_ngram"],
+        num_beams=options["beams"],
+        length_penalty=options["length_penalty"],
+        no_repeat_ngram_size=options["no_repeat_ngram"],
         max_new_tokens=spec.max_target_length,
         bos_token_id=corpus.start_id,
         pad_token_id=corpus.pad_id,
@@ -102,20 +102,20 @@ def _settings(spec: RunSpec, corpus: Corpus, start_id: int | None) -> Any:  # no
 
 @contextlib.contextmanager
 def _generating_by(model: torch.nn.Module, settings: Any) -> Iterator[None]:  # noqa: ANN401 - of transformers
-    """While it writes, a model knows these settings and none of its own, such as a least length or forced tokens."""
+    """Replace a model's generation settings, such as a minimum length or forced tokens, inside the block."""
     owners = [module for module in model.modules() if "generation_config" in vars(module)]
-    own = [module.generation_config for module in owners]
+    originals = [module.generation_config for module in owners]
     for module in owners:
         module.generation_config = settings
     try:
         yield
     finally:
-        for module, its_own in zip(owners, own, strict=True):
-            module.generation_config = its_own
+        for module, original in zip(owners, originals, strict=True):
+            module.generation_config = original
 
 
 def _read(corpus: Corpus, text: int) -> torch.Tensor:
-    """What of a text the model reads before it writes; a decoder writes nothing after nothing."""
+    """Return the tokens that the model reads before it generates; an empty prompt becomes the start token."""
     length = int(corpus.lengths[text] if corpus.prompts is None else corpus.prompts[text])
-    found = corpus.ids[corpus.offsets[text] :][:length]
-    return found if length else found.new_tensor([corpus.start_id])
+    tokens = corpus.ids[corpus.offsets[text] :][:length]
+    return tokens if length else tokens.new_tensor([corpus.start_id])

@@ -1,11 +1,11 @@
-"""AdamW for weights in bfloat16 that loses no small step: what rounding took from a weight is kept beside it.
+"""AdamW for weights in bfloat16 that keeps small steps: the rounding error of each weight is stored beside it.
 
-A weight of 1 in bfloat16 has its neighbours 2^-8 below and 2^-7 above: steps of a usual learning rate round to none.
+A weight of 1 in bfloat16 has its neighbours 2^-8 below and 2^-7 above: steps of a usual learning rate round to zero.
 Kahan summation (Kahan 1965, Communications of the ACM 8(1); for optimizers Zamirai et al. 2020, arXiv 2010.06192,
-section 4.2) adds them to a compensation until they move the weight. Weight and compensation together hold 16 bits of
-mantissa, for 2 bytes more per weight. The second moment is kept in float32: a thousandth of it, by which a step lets it
-decay, is less than bfloat16 can take from it, so it would stay at the largest gradients ever seen. Weight, gradient
-and state take 12 bytes per weight where fp32 takes 16, and bfloat16 alone 8.
+section 4.2) adds them to a compensation until they move the weight. Weight and compensation together have 16 bits of
+mantissa, for 2 bytes more per weight. The second moment is in float32: a step lets it decay by a thousandth, which
+bfloat16 rounds away, so it would stay at the largest gradient so far. Weight, gradient and state take 12 bytes per
+weight; fp32 takes 16, and bfloat16 alone 8.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ import torch
 
 from joulesweep.train.memory import local
 
-MOST = 2**24  #: numbers of the weights that are updated together: what is computed of them in float32 takes memory
+MOST = 2**24  #: elements of weights that are updated together, to limit the memory of float32 intermediates
 
 Tensors = list[torch.Tensor]
 
 
 class KahanAdamW(torch.optim.AdamW):
-    """`torch.optim.AdamW` on weights and gradients of a short format; each step is computed in float32.
+    """`torch.optim.AdamW` for 16-bit weights and gradients; each step is computed in float32.
 
-    Its state: `exp_avg` and `compensation`, to be added to the weight, of the weight's dtype; `exp_avg_sq` in float32;
-    `step`, a counter on the device that weights which took the same steps share. Operations go over many weights at
-    once. Nothing waits for the device; with `capturable` and a learning rate on the device a step can be captured.
+    State: `exp_avg` and `compensation`, to be added to the weight, in the weight's dtype; `exp_avg_sq` in float32;
+    `step`, a counter on the device that weights with the same steps share. Operations process many weights at once.
+    Nothing waits for the device; with `capturable` and a learning rate on the device, a step can be captured.
     """
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Take a step with the gradients that are there."""
+        """Update all weights that have a gradient."""
         if closure is not None:
             raise ValueError("a step of KahanAdamW takes no closure")
         for group in self.param_groups:
@@ -43,32 +43,32 @@ class KahanAdamW(torch.optim.AdamW):
                     _update(some, [self.state[weight] for weight in some], counter, group)
 
     def _by_counter(self, weights: Tensors) -> list[Tensors]:
-        """The weights that have gradients; together those that share a counter, which no other weight does."""
+        """Group the weights that have gradients by counter, which weights without a gradient no longer share."""
         moved = [weight for weight in weights if weight.grad is not None]
         fresh = [weight for weight in moved if not self.state[weight]]
         counter = torch.zeros((), dtype=torch.float32, device=fresh[0].device) if fresh else None
         for weight in fresh:
             self.state[weight].update(_fresh(weight), step=counter)
-        found: dict[int, Tensors] = {}
+        groups: dict[int, Tensors] = {}
         for weight in moved:
-            found.setdefault(id(self.state[weight]["step"]), []).append(weight)
+            groups.setdefault(id(self.state[weight]["step"]), []).append(weight)
         left = {id(self.state[weight]["step"]) for weight in weights if weight.grad is None and weight in self.state}
-        for some in (found[shared] for shared in left & found.keys()):
-            own = self.state[some[0]]["step"].clone()
+        for some in (groups[shared] for shared in left & groups.keys()):
+            counter_copy = self.state[some[0]]["step"].clone()
             for weight in some:
-                self.state[weight]["step"] = own
-        return list(found.values())
+                self.state[weight]["step"] = counter_copy
+        return list(groups.values())
 
 
 def _fresh(weight: torch.Tensor) -> dict[str, torch.Tensor]:
-    """What a weight's state begins with, its counter apart; of a divided weight that of this rank's part."""
-    own = local(weight)
-    state = {name: torch.zeros_like(own) for name in ("exp_avg", "compensation")}
-    return {**state, "exp_avg_sq": torch.zeros_like(own, dtype=torch.float32)}
+    """Return the initial state of a weight, without its counter; of a sharded weight, for this rank's part."""
+    part = local(weight)
+    state = {name: torch.zeros_like(part) for name in ("exp_avg", "compensation")}
+    return {**state, "exp_avg_sq": torch.zeros_like(part, dtype=torch.float32)}
 
 
 def _portions(weights: Tensors) -> Iterator[Tensors]:
-    """Weights in order, few enough together for `MOST`."""
+    """Yield weights in order, in portions of at most `MOST` elements where possible."""
     some: Tensors = []
     size = 0
     for weight in weights:
@@ -81,11 +81,11 @@ def _portions(weights: Tensors) -> Iterator[Tensors]:
 
 
 def _update(
-    given: Tensors, states: list[dict[str, torch.Tensor]], counter: torch.Tensor, group: Mapping[str, Any]
+    parameters: Tensors, states: list[dict[str, torch.Tensor]], counter: torch.Tensor, group: Mapping[str, Any]
 ) -> None:
-    """A step of several weights, with decoupled decay: Loshchilov & Hutter 2019, arXiv 1711.05101, algorithm 2."""
-    weights = [local(weight) for weight in given]
-    gradients = _float([local(weight.grad) for weight in given if weight.grad is not None])
+    """Update several weights, with decoupled decay: Loshchilov & Hutter 2019, arXiv 1711.05101, algorithm 2."""
+    weights = [local(weight) for weight in parameters]
+    gradients = _float([local(weight.grad) for weight in parameters if weight.grad is not None])
     means, squares, rests = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "compensation"))
     (beta1, beta2), lr = group["betas"], group["lr"]
     steps = _float(means)
@@ -93,7 +93,7 @@ def _update(
     torch._foreach_copy_(means, steps)
     torch._foreach_mul_(squares, beta2)
     torch._foreach_addcmul_(squares, gradients, gradients, 1 - beta2)
-    torch._foreach_copy_(gradients, squares)  # which are needed no more: the scales of the steps take their place
+    torch._foreach_copy_(gradients, squares)  # reuse the gradients' memory for the scales of the steps
     torch._foreach_div_(gradients, 1 - beta2**counter)
     torch._foreach_sqrt_(gradients)
     torch._foreach_add_(gradients, group["eps"])
@@ -110,7 +110,7 @@ def _update(
 
 
 def _float(tensors: Tensors) -> Tensors:
-    """Copies in float32."""
+    """Return copies in float32."""
     copies = [torch.empty_like(tensor, dtype=torch.float32) for tensor in tensors]
     torch._foreach_copy_(copies, tensors)
     return copies

@@ -3,16 +3,16 @@
     process   | imports · model · data | idle | score | warm-up, undone | training, perhaps repeated | score, save |
     window    |                        |      |       |                 |############################|             |
 
-What else happens in the window is copying weights: after each epoch but the last one, to be scored later, and back
-before a repetition. It is done in memory that was set aside before, and counted apart (`weights_s`).
+The window also contains copies of weights: after each epoch but the last, to be scored later, and back before a
+repetition. They go to memory that was allocated before, and their time is counted separately (`weights_s`).
 
-The first pass through the training is the real one. Where it is shorter than the spec's min_seconds it is repeated
-inside the window, from the same start, and what the repetitions learn is thrown away: joules are per pass.
+The first pass through the training is the real one. If it is shorter than the spec's min_seconds, it is repeated
+inside the window from the same start, and the repeated weights are discarded: joules are per pass.
 
 The same loop serves every method, strategy, precision, batching and engine: those are transforms of the model, rows
 of tables, and the layout of a batch.
-Started by `launch.launcher` through `train.worker`, once, or once per rank under torchrun; each process leaves
-`rank<r>.json` behind.
+`launch.launcher` starts it through `train.worker`, once, or once per rank under torchrun; each process writes
+`rank<r>.json`.
 This process imports torch, transformers and zeus, nothing of the reporting side.
 """
 
@@ -50,21 +50,21 @@ from joulesweep.train.data import Batch
 from joulesweep.train.scoring import save, score
 from joulesweep.train.trainer import Place, Start, Stop, Trainer, read_counters
 
-ROOMS_AHEAD = 16  # epochs whose weights have their memory before the window; a training of more may well end early
+ROOMS_AHEAD = 16  # epochs whose copies are allocated before the window; a longer training may end early
 
 
 def train(spec: RunSpec, model_folder: Path, tokens: Path, folder: Path, boards: Sequence[Board] = ()) -> RankResult:
-    """Carry out one run and return what this rank saw.
+    """Carry out one run and return the result of this rank.
 
     Args:
         spec: the run's inputs.
         model_folder: a Hugging Face model folder.
         tokens: the token file.
-        folder: the run's folder; a kept model is saved in its `model/`.
+        folder: the run's folder; the model, if kept, is saved in its `model/`.
         boards: the run's boards in the order of CUDA_VISIBLE_DEVICES.
 
     Raises:
-        Stop: the run is a result, but not a training.
+        Stop: the run ends early with a result.
     """
     began_s = time.monotonic()
     place = prepare_process(spec)
@@ -72,7 +72,7 @@ def train(spec: RunSpec, model_folder: Path, tokens: Path, folder: Path, boards:
     meter = Meter(
         measured_boards(spec, boards, place), host=place.local_rank == 0, synchronize=trainer.place.synchronize
     )
-    gc.freeze()  # what was imported and built stays; the collector, off until now, need not walk it again
+    gc.freeze()  # the collector, off until now, skips what is imported and built so far
     gc.enable()
     idle_begin_s, idle_end_s = _idle(spec, place)
     untrained = score(trainer)
@@ -107,7 +107,7 @@ def train(spec: RunSpec, model_folder: Path, tokens: Path, folder: Path, boards:
             num_passes += 1
         place.barrier()
     num_compilations += engine.num_compilations()
-    if num_passes == 1:  # the last weights are there still: copying them is no part of the window
+    if num_passes == 1:  # the module still has the last weights: copy them outside the window
         _keep(trainer, kept[-1])
     cpu_s = (time.process_time() - began_cpu_s) / num_passes
     read_counters(tallies)
@@ -150,7 +150,7 @@ def train(spec: RunSpec, model_folder: Path, tokens: Path, folder: Path, boards:
 
 @dataclass(frozen=True, kw_only=True)
 class _End:
-    """When an epoch ended, from the window's begin, and the steps taken by then."""
+    """Time of an epoch's end since the window began, and the steps taken by then."""
 
     epoch: int = 0
     elapsed_s: float = 0.0
@@ -172,7 +172,7 @@ def _epoch(before: _End, end: _End, quality: Quality, losses: Sequence[float]) -
 
 
 def _run_epochs(trainer: Trainer) -> Generator[tuple[int, int], None, None]:
-    """The training loop. Yields (epoch, steps so far) after each epoch, the device being idle."""
+    """Run the training loop. Yields (epoch, steps so far) after each epoch, while the device is idle."""
     num_steps, step = trainer.num_steps, 0
     trainer.phases = []
     trainer.core.train()
@@ -194,7 +194,7 @@ def _run_epochs(trainer: Trainer) -> Generator[tuple[int, int], None, None]:
 
 
 def _begin(trainer: Trainer, epoch: int) -> None:
-    """Open the phase of an epoch, if it is another one; a method that chooses tensors does so first."""
+    """Open a phase if one begins with this epoch; a method that chooses tensors does so first."""
     if trainer.selector is None:
         if epoch == 1:
             trainer.open_phase("training", epoch)
@@ -209,7 +209,7 @@ def _begin(trainer: Trainer, epoch: int) -> None:
 
 
 def _step(trainer: Trainer, batches: Sequence[Batch], num_predicted: int, lr: float) -> torch.Tensor:
-    """One optimizer step. Returns this rank's part of the loss (the parts add up), still on the device."""
+    """Take one optimizer step. Returns this rank's part of the loss (the parts add up), still on the device."""
     for group in trainer.optimizer.param_groups:
         if isinstance(group["lr"], torch.Tensor):
             group["lr"].fill_(lr)
@@ -224,12 +224,12 @@ def _step(trainer: Trainer, batches: Sequence[Batch], num_predicted: int, lr: fl
 
 
 def _forward_backward_update(trainer: Trainer, inputs: engine.Inputs, factor: torch.Tensor) -> torch.Tensor:
-    """The work of a step, on tensors that lie on the device. Gradients of micro-batches add up."""
+    """Do the work of a step, on tensors on the device. Gradients of micro-batches add up."""
     loss = torch.zeros_like(factor)
     for i, tensors in enumerate(inputs):
         strategy.synchronise(trainer.model, trainer.spec.strategy, exchanges=i == len(inputs) - 1)
         part = trainer.model(*tensors)[:, 0].sum() * factor
-        # DDP and FSDP average the gradients over the ranks; the sum over the shares of the texts is meant.
+        # DDP and FSDP average the gradients over the ranks, but the sum over the shares of the texts is needed.
         torch.autograd.backward(trainer.scaler.scale(part * trainer.place.data_parallel))
         loss += part.detach()
     if trainer.spec.max_grad_norm is not None:
@@ -242,23 +242,23 @@ def _forward_backward_update(trainer: Trainer, inputs: engine.Inputs, factor: to
 
 
 def _clip(trainer: Trainer, max_norm: float) -> None:
-    """Cut the step's gradient to a norm, that of all tensors and shards together, without waiting for the device."""
+    """Clip the step's gradient, of all tensors and shards together, without waiting for the device."""
     torch.nn.utils.clip_grad_norm_(trainer.core.parameters(), max_norm, foreach=True)
 
 
 def _check_finite(place: Place, losses: Sequence[torch.Tensor], step: int) -> None:
-    """Of an epoch's losses, the device being idle. All ranks stop together."""
+    """Stop all ranks if a loss of the epoch is not finite; call while the device is idle."""
     bad = (~torch.isfinite(torch.stack(list(losses)))).any().to(torch.float32)
     if place.reduced(bad, largest=True).item():
         raise Stop("diverged", f"the loss was not finite by step {step}")
 
 
 def _warm_up(trainer: Trainer, peaks: memory.Peaks) -> Start | None:
-    """A few whole steps (allocator, caches, compilation, capture), undone. Returns the start, if needed again."""
+    """Take a few whole steps (allocator, caches, compilation, capture) and undo them. Returns the start, if reused."""
     start = Start.of(trainer)
     trainer.core.train()
     _begin(trainer, epoch=1)
-    # Without an engine to prepare, what a step of the model can fail at was tried before: the rest are bugs, and peers.
+    # With eager, the model was tried before: errors of a step are bugs, or of peers.
     with _prepared_by(trainer.spec.engine) if trainer.spec.engine != "eager" else contextlib.nullcontext():
         with contextlib.closing(trainer.steps()) as steps:
             for batches, num_predicted in itertools.islice(steps, trainer.spec.warmup_steps):
@@ -274,7 +274,7 @@ def _warm_up(trainer: Trainer, peaks: memory.Peaks) -> Start | None:
 
 @contextlib.contextmanager
 def _prepared_by(name: str) -> Iterator[None]:
-    """A model that an engine can neither compile nor capture is a result, not a bug."""
+    """Turn a failure to compile or capture the model into a result of the run."""
     try:
         with fit.foreign(f"engine {name}"):
             yield
@@ -283,10 +283,10 @@ def _prepared_by(name: str) -> Iterator[None]:
 
 
 def _meet_every_shape(trainer: Trainer) -> None:
-    """A step for each shape of the training, so that what it takes to meet one is not in the window.
+    """Take a step for each shape of the training, so that the window contains no first step of a shape.
 
-    That is to compile, or to capture; of a GPU that is given its operations one by one, to load kernels and to find
-    memory, for which the head's many sizes do not matter. No other thread is at work meanwhile.
+    A first step compiles or captures; eagerly on a GPU it loads kernels and allocates memory, which do not depend on
+    the head's many sizes. No other thread works meanwhile.
     """
     captures = engine.ENGINES[trainer.spec.engine].captures
     if captures:
@@ -297,7 +297,7 @@ def _meet_every_shape(trainer: Trainer) -> None:
     new: list[bool] = []
     of_head = trainer.spec.engine != "eager"
     for outlines in itertools.chain.from_iterable(trainer.outlines(i + 1, of_head) for i in range(trainer.num_epochs)):
-        shapes = {outlines} if captures else set(outlines)  # a graph is of a whole step
+        shapes = {outlines} if captures else set(outlines)  # a graph contains a whole step
         new.append(not shapes <= met)
         met |= shapes
     flags = torch.tensor(new[: trainer.num_steps], dtype=torch.float32, device=trainer.place.device)
@@ -307,13 +307,13 @@ def _meet_every_shape(trainer: Trainer) -> None:
 
 
 def _is_short(trainer: Trainer, elapsed_s: float) -> bool:
-    """Whether the window still lacks seconds; all ranks agree, by the slowest."""
+    """Whether the window is still too short; all ranks agree, by the slowest."""
     seconds = torch.tensor([elapsed_s], dtype=torch.float64, device=trainer.place.device)
     return trainer.place.reduced(seconds, largest=True).item() < trainer.spec.min_seconds
 
 
 def _keep(trainer: Trainer, weights: memory.Weights) -> float:
-    """Copy the weights to where they are kept, the device being idle. Returns the seconds, which are no phase's."""
+    """Copy the weights while the device is idle. Returns the seconds, which count to no phase."""
     began_s = time.monotonic()
     memory.fill(weights, trainer.core)
     trainer.place.synchronize()
@@ -323,7 +323,7 @@ def _keep(trainer: Trainer, weights: memory.Weights) -> float:
 
 
 def _repeat(trainer: Trainer, start: Start) -> float:
-    """The same training once more, from the same start; nothing of it is kept. Returns seconds of going back there."""
+    """Repeat the training from the same start and discard its results. Returns the seconds of restoring the start."""
     began_s = time.monotonic()
     start.restore(trainer)
     trainer.place.synchronize()
@@ -334,7 +334,7 @@ def _repeat(trainer: Trainer, start: Start) -> float:
 
 
 def _idle(spec: RunSpec, place: Place) -> tuple[float, float]:
-    """Rest, all ranks at once, with the context up and the model resident. Returns when that began and ended."""
+    """Idle on all ranks at once, with the model on the device. Returns when this began and ended."""
     if not spec.idle_s:
         return 0.0, 0.0
     place.barrier()
@@ -345,7 +345,7 @@ def _idle(spec: RunSpec, place: Place) -> tuple[float, float]:
 
 
 def main(argv: list[str]) -> int:
-    """Run the job described in a file and leave `rank<r>.json` beside it; 3 if the run stopped with a result."""
+    """Run the job in a file and write `rank<r>.json` beside it; return 0, or 3 if the run ended early."""
     job_path = Path(argv[1])
     job = json.loads(job_path.read_text(encoding="utf-8"))
     rank = os.environ.get("RANK", "0")

@@ -1,4 +1,4 @@
-"""Fill rows of a fixed length with several texts."""
+"""Pack several texts into rows of a fixed length."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ import torch
 
 
 def round_up(number: int, multiple: int = 1) -> int:
-    """Round a size up to one of few, eight between a power of two and the next: each shape is prepared apart.
-
-    By oneDNN, for one, and by CUDA graphs.
+    """Round a size up to one of eight between two powers of two, because oneDNN and CUDA graphs prepare each shape.
 
     Args:
-        number: that is needed; at most an eighth is added, apart from what makes it a multiple.
-        multiple: of which the result is one, and not none.
+        number: size to round up; grows by at most an eighth, apart from rounding to a multiple.
+        multiple: of which the result is a positive multiple.
     """
     step = max(multiple, (1 << max(number - 1, 0).bit_length()) // 16)
     return max(step, -(-number // step) * step)
@@ -38,14 +36,14 @@ def pack(lengths: torch.Tensor, capacity: int) -> tuple[torch.Tensor, torch.Tens
     for size, left in sorted(collections.Counter(lengths.tolist()).items(), reverse=True):
         while left:
             room = next((room for room in range(size, capacity) if rows_by_room[room]), capacity)
-            # While a row has room for another text of this size it stays the fullest one: it takes as many as go in.
+            # While a row has room for another text of this size it stays the fullest one, so fill it completely.
             each = room // size if size else left
-            wanted = -(-left // each)
+            num_needed = -(-left // each)
             if room == capacity:
-                taken, num_rows = list(range(num_rows, num_rows + wanted)), num_rows + wanted
+                taken, num_rows = list(range(num_rows, num_rows + num_needed)), num_rows + num_needed
             else:
-                taken = rows_by_room[room][: -wanted - 1 : -1]
-                del rows_by_room[room][-wanted:]
+                taken = rows_by_room[room][: -num_needed - 1 : -1]
+                del rows_by_room[room][-num_needed:]
             placed = min(left, each * len(taken))
             rows += [row for row in taken for _ in range(each)][:placed]
             columns += ([capacity - room + size * i for i in range(each)] * len(taken))[:placed]

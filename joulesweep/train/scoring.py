@@ -1,4 +1,4 @@
-"""Quality of weights on held-out texts, outside the measured window, and saving them."""
+"""Score weights on held-out texts, outside the measured window, and save them."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from joulesweep.train.memory import Weights, copy_weights, load_weights
 from joulesweep.train.trainer import Stop, Trainer
 
 BATCH = 128  #: texts per forward pass and rank, at most
-LOGITS = 2**28  #: numbers that the logits of a forward pass have at most: in float32 a GiB
-LARGEST_LOSS = math.log(1e300)  #: beyond it the perplexity is no number
-ROUNDING = 1e-5  #: by which a loss may differ with the batch that it is computed in, relative
+LOGITS = 2**28  #: largest number of logits in a forward pass: 1 GiB in float32
+LARGEST_LOSS = math.log(1e300)  #: beyond it the perplexity is null
+ROUNDING = 1e-5  #: relative difference of a loss between batches of different sizes
 
 
 @torch.no_grad()
 def score(trainer: Trainer, weights: Weights | None = None) -> Quality:
-    """Loss and accuracy on the validation texts, under fixed masks if any, each rank taking its share.
+    """Compute loss and accuracy on the validation texts, with fixed masks if any; each rank takes its share.
 
     Args:
-        trainer: its module is left as it was.
-        weights: of this rank, from `memory.copy_weights`; None for those that the module has.
+        trainer: its module has the same weights afterwards.
+        weights: of this rank, from `memory.copy_weights`; None for the current weights of the module.
 
     Returns:
-        The same on every rank.
+        The quality, the same on every rank.
 
     Raises:
         Stop: the loss is not finite.
-        UserError: nothing was predicted.
+        UserError: the validation texts have no token to predict.
     """
     core, spec, place = trainer.core, trainer.spec, trainer.place
     before = copy_weights(core, []) if weights is not None else None
@@ -49,7 +49,7 @@ def score(trainer: Trainer, weights: Weights | None = None) -> Quality:
     core.eval()
     forward: Callable[..., torch.Tensor] = (
         core.forward if ENGINES[spec.engine].compiles else core
-    )  # no second compilation, for evaluation
+    )  # avoids a second compilation for evaluation
     key = ("validation", spec.dataset_source.get("split_seed", 0))
     shown = labels.labelled(trainer.corpus, spec.task, spec.mask_probability, *key)
     by_length = trainer.validation_texts[trainer.corpus.lengths[trainer.validation_texts].argsort(stable=True)]
@@ -79,7 +79,7 @@ def score(trainer: Trainer, weights: Weights | None = None) -> Quality:
 
 
 def _layout(trainer: Trainer, corpus: Corpus) -> data.Layout:
-    """Texts by length, as many in a forward pass as their logits leave room for, whatever the head."""
+    """Return a padded layout whose batches keep the logits of a dense head within `LOGITS`."""
     spec = trainer.spec
     most = LOGITS // (max(1, int(corpus.written.lengths.max())) * corpus.vocab_size)
     return data.Layout(
@@ -93,23 +93,24 @@ def _layout(trainer: Trainer, corpus: Corpus) -> data.Layout:
 
 
 def _choice_accuracy(trainer: Trainer) -> float | None:
-    """Share of the validation texts whose right choice has the lowest loss per token of all their choices.
+    """Compute the share of validation texts whose right choice has the lowest loss per token of all their choices.
 
-    One of several with that loss counts for its part: a model that cannot tell choices apart is as good as chance.
+    If several choices share the lowest loss, the text counts as a fraction, so that a model that cannot distinguish
+    choices scores at chance.
     """
     corpus, place = trainer.corpus, trainer.place
     choices, choice_text, answer = corpus.choices, corpus.choice_text, corpus.answer
     if choices is None or choice_text is None or answer is None:
         return None
-    wanted = torch.nonzero(torch.isin(choice_text, trainer.validation_texts)).flatten()
-    wanted = wanted[choices.lengths[wanted].argsort(stable=True)]
+    indices = torch.nonzero(torch.isin(choice_text, trainer.validation_texts)).flatten()
+    indices = indices[choices.lengths[indices].argsort(stable=True)]
     layout = _layout(trainer, choices)
     losses = torch.zeros(len(choice_text), dtype=torch.float64, device=place.device)
     steps = data.steps(
-        choices, labels.labelled(choices, trainer.spec.task, 0.0), wanted, layout, place.data_rank, place.data_parallel
+        choices, labels.labelled(choices, trainer.spec.task, 0.0), indices, layout, place.data_rank, place.data_parallel
     )
-    for whole, ((batch,), _) in zip(torch.split(wanted, layout.size), steps, strict=True):
-        own = whole[place.data_rank :: place.data_parallel].to(place.device)
+    for whole, ((batch,), _) in zip(torch.split(indices, layout.size), steps, strict=True):
+        own_indices = whole[place.data_rank :: place.data_parallel].to(place.device)
         with strategy.gathered(trainer.core):
             logits, answers, places = trainer.core.logits(*batch.on(place.device))
         each = functional.cross_entropy(logits, answers, reduction="none", ignore_index=language_model.IGNORED).double()
@@ -117,25 +118,27 @@ def _choice_accuracy(trainer: Trainer) -> float | None:
         row = (torch.arange(len(each), device=place.device) if places is None else places) // length
         sums = torch.zeros(2, len(batch.input_ids), dtype=torch.float64, device=place.device)
         sums.index_add_(1, row, torch.stack((each, (answers != language_model.IGNORED).double())))
-        losses[own] = (sums[0] / sums[1].clamp(min=1))[: len(own)]
-    found = place.reduced(losses).cpu()
-    best = torch.full((len(answer),), math.inf, dtype=torch.float64).scatter_reduce(0, choice_text, found, "amin")
-    right = found[torch.searchsorted(choice_text, torch.arange(len(answer))) + answer]
+        losses[own_indices] = (sums[0] / sums[1].clamp(min=1))[: len(own_indices)]
+    choice_losses = place.reduced(losses).cpu()
+    best = torch.full((len(answer),), math.inf, dtype=torch.float64).scatter_reduce(
+        0, choice_text, choice_losses, "amin"
+    )
+    right = choice_losses[torch.searchsorted(choice_text, torch.arange(len(answer))) + answer]
     most = best * (1 + ROUNDING)
-    num_best = torch.zeros_like(best).index_add_(0, choice_text, (found <= most[choice_text]).double())
+    num_best = torch.zeros_like(best).index_add_(0, choice_text, (choice_losses <= most[choice_text]).double())
     return float(((right <= most) / num_best.clamp(min=1))[trainer.validation_texts].mean())
 
 
 def save(trainer: Trainer, weights: Weights, model_folder: Path, folder: Path) -> None:
-    """Save the adapted model in the Hugging Face form, tokenizer files included; all ranks call this, rank 0 writes.
+    """Save the trained model in Hugging Face format, with tokenizer files; all ranks call this, rank 0 writes.
 
-    What a method added is merged into the model, or saved beside it.
+    Parameters that a method added are merged into the model, or saved beside it.
     """
     load_weights(trainer.core, weights)
     method = methods.load(trainer.spec.method)
     if hasattr(method, "merge"):
         method.merge(trainer.core.model)
-    state = trainer.core.model.state_dict(keep_vars=True)  # tied weights are one object here, and in the file
+    state = trainer.core.model.state_dict(keep_vars=True)  # tied weights stay one object, also in the file
     copies = {
         key: (value.full_tensor() if hasattr(value, "full_tensor") else value).detach().cpu()
         for key, value in {id(value): value for value in state.values()}.items()

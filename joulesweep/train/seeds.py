@@ -1,4 +1,4 @@
-"""Random numbers that depend on what they are for, and not on the rank or the machine."""
+"""Random generators seeded by their purpose, not by rank or machine."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ import torch
 
 
 def generator(*key: str | int) -> torch.Generator:
-    """A CPU generator whose stream is fixed by the key, the same on every machine."""
+    """Return a CPU generator seeded by the key, the same on every machine."""
     digest = hashlib.sha256(repr(key).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)

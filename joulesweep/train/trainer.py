@@ -1,4 +1,4 @@
-"""What the training loop needs, built once per process: device, model, data, optimizer; and where it began."""
+"""State of the training loop: process, model, data, optimizer, phases, and the start to restore."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from joulesweep.train.memory import copy_weights, load_weights
 
 
 class Stop(Exception):  # noqa: N818 - an outcome, not an error
-    """A run that ends early with a result: unsupported, oom or diverged."""
+    """The run ends early with a result: unsupported, oom or diverged."""
 
     def __init__(self, status: Ending, reason: str, oom_bytes: int | None = None) -> None:
         super().__init__(reason)
@@ -34,14 +34,14 @@ class Stop(Exception):  # noqa: N818 - an outcome, not an error
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Which process this is, and where it computes.
+    """Rank and device of this process.
 
     Attributes:
         device: of this process; with DataParallel, the first of several.
         rank: of this process, from 0.
         world: number of processes.
         local_rank: of this process on its machine.
-        ranks_per_text: how many processes compute a text together; the others compute other texts.
+        ranks_per_text: number of processes that compute a text together; the others compute other texts.
     """
 
     device: torch.device
@@ -52,12 +52,12 @@ class Place:
 
     @property
     def data_parallel(self) -> int:
-        """Over how many shares the processes divide the texts of a step."""
+        """Number of shares into which the processes divide the texts of a step."""
         return self.world // self.ranks_per_text
 
     @property
     def data_rank(self) -> int:
-        """Which of these shares is this process's, from 0."""
+        """Index of this process's share, from 0."""
         return self.rank // self.ranks_per_text
 
     def barrier(self) -> None:
@@ -71,26 +71,26 @@ class Place:
             torch.cuda.synchronize(self.device)
 
     def reduced(self, values: torch.Tensor, largest: bool = False) -> torch.Tensor:
-        """The sum over the shares of the texts, or the largest of a rank, in place: every rank gets the same."""
+        """Reduce values in place to the sum over shares of the texts, or the maximum over ranks, on every rank."""
         if self.world > 1:
             dist.all_reduce(values, op=dist.ReduceOp.MAX if largest else dist.ReduceOp.SUM)
         return values if largest or self.ranks_per_text == 1 else values.div_(self.ranks_per_text)
 
 
-#: Parameters, and how many optimizer steps each has taken, one tensor [parameters].
+#: Parameters, and the number of optimizer steps of each, one tensor [parameters].
 Counters = tuple[list[torch.Tensor], torch.Tensor]
 
 
 @dataclass(kw_only=True)
 class Tally:
-    """A phase of the training while it is counted.
+    """Counters of a phase of the training.
 
     Attributes:
-        kind: and the others as in `outcome.Phase`.
+        kind: as in `outcome.Phase`, like all attributes that are not listed here.
         choice: of the tensors that train in it, or None.
         counts: of its batches, by name.
-        begun: AdamW's counters when it began.
-        ended: the same when its last epoch so far ended.
+        begun: AdamW's counters at its begin.
+        ended: AdamW's counters at the end of its last epoch so far.
     """
 
     kind: str
@@ -104,7 +104,7 @@ class Tally:
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTED, 0))
 
     def phase(self, work: Work, facts: dict[str, object]) -> PlainPhase | ChosenPhase:
-        """As a record has it, with what a step should cost and what the method says of itself."""
+        """Return the phase for the record, with the work of a step and the method's facts."""
         same: dict[str, Any] = {
             **{name: getattr(self, name) for name in ("kind", "epoch", "elapsed_s", "num_steps", "num_skipped_steps")},
             **self.counts,
@@ -119,7 +119,7 @@ class Tally:
 
 @dataclass(kw_only=True)
 class Trainer:
-    """Everything the loop needs.
+    """Everything that the training loop needs.
 
     Attributes:
         spec: the run's inputs.
@@ -129,16 +129,16 @@ class Trainer:
         corpus: all texts.
         train_texts: indices of the training texts.
         validation_texts: indices of the validation texts.
-        optimizer: AdamW over what the method trains.
+        optimizer: AdamW over the parameters that the method trains.
         scaler: of the loss, for float16.
-        work: what a step should cost by the model's shapes, from `flops.described`.
-        facts: what a record says of the method, from `methods.described`.
-        products: what a record says of the library of matrix products, from `onednn.choose`.
-        selector: of a method that chooses tensors while it trains, else None.
+        work: predicted work of a step, from `flops.described`.
+        facts: facts about the method for the record, from `methods.described`.
+        products: facts about the library of matrix products for the record, from `onednn.choose`.
+        selector: for a method that chooses tensors while it trains, else None.
         phases: of the training, in order: spans in which the same tensors trained or were rated.
-        began_s: when the present phase began, on the monotonic clock, and since when weights were copied the later.
+        began_s: begin of the current phase on the monotonic clock, moved later by the time of copying weights.
         graphed: replays the step, with an engine that captures it.
-        losses: loss of every step on this rank's share, kept on the device until the window has closed.
+        losses: loss of every step on this rank's share, on the device until the window is closed.
     """
 
     spec: RunSpec
@@ -171,15 +171,15 @@ class Trainer:
 
     @property
     def num_epochs(self) -> int:
-        """Passes over the training texts that the training begins."""
+        """Number of passes over the training texts, including one that ends early."""
         return math.ceil(self.num_steps / self.steps_per_epoch)
 
     def learning_rate(self, step: int) -> float:
-        """Learning rate of a step, counted from 0."""
+        """Return the learning rate of a step, counted from 0."""
         return learning_rate(self.spec, step, self.num_steps)
 
     def batches(self, epoch: int) -> Iterator[tuple[list[data.Batch], int]]:
-        """The steps of an epoch, as `data.steps` gives them."""
+        """Yield the steps of an epoch, from `data.steps`."""
         place = self.place
         return data.steps(
             self.corpus, self._labelled(epoch), self._order(epoch), self.layout, place.data_rank, place.data_parallel
@@ -192,21 +192,21 @@ class Trainer:
         return labels.order(self.train_texts, self.spec.repeat, epoch)
 
     def outlines(self, epoch: int, of_head: bool) -> Iterator[tuple[data.Outline, ...]]:
-        """The sizes of an epoch's batches, as `data.outlines` gives them, with those of the head or without."""
+        """Yield the sizes of an epoch's batches, from `data.outlines`, with or without those of the head."""
         shown, place = self._labelled(epoch) if of_head else None, self.place
         return data.outlines(self.corpus, shown, self._order(epoch), self.layout, place.data_rank, place.data_parallel)
 
     def some_steps(self, numbers: Iterable[int]) -> Iterator[tuple[list[data.Batch], int]]:
-        """Steps of the training by their numbers from 0, ascending. This thread lays them out; nothing is pinned."""
+        """Yield steps of the training by ascending numbers from 0, prepared in this thread and not pinned."""
         place, layout = self.place, self.layout
         for before, some in itertools.groupby(numbers, lambda number: number // self.steps_per_epoch):
             shown, texts = self._labelled(before + 1), torch.split(self._order(before + 1), layout.size)
             for number in some:
-                own = texts[number % self.steps_per_epoch]
-                yield next(data.steps(self.corpus, shown, own, layout, place.data_rank, place.data_parallel))
+                step_texts = texts[number % self.steps_per_epoch]
+                yield next(data.steps(self.corpus, shown, step_texts, layout, place.data_rank, place.data_parallel))
 
     def steps(self) -> Generator[tuple[list[data.Batch], int], None, None]:
-        """The steps of the whole training. To be closed: on a GPU a thread lays them out ahead, see `ahead`."""
+        """Yield the steps of the whole training. Close it: on a GPU a thread prepares them ahead, see `ahead`."""
         return ahead.ahead(self._pinned_steps()) if self.place.device.type == "cuda" else self._steps()
 
     def _steps(self) -> Generator[tuple[list[data.Batch], int], None, None]:
@@ -214,23 +214,23 @@ class Trainer:
         yield from itertools.islice(every, self.num_steps)
 
     def _pinned_steps(self) -> Generator[tuple[list[data.Batch], int], None, None]:
-        torch.cuda.set_device(self.place.device)  # each thread has its own, and begins with the first
-        torch.set_num_threads(1)  # else this one would have as many beside it as the one that trains
+        torch.cuda.set_device(self.place.device)  # each thread has its own current device, initially the first
+        torch.set_num_threads(1)  # else this thread would start as many more as the training one
         for batches, num_predicted in self._steps():
             yield [batch.pinned() for batch in batches], num_predicted
 
     def wrap(self) -> None:
-        """Put the strategy's wrapper around the module, for the tensors that train now."""
+        """Wrap the module by the strategy, for the tensors that train now."""
         self.model = wrapped(self.core, self.spec, self.place)
 
     def open_phase(self, kind: str, epoch: int, choice: TensorChoice | None = None) -> None:
-        """Count into a new phase from here on."""
+        """Begin a new phase."""
         taken = self._steps_taken()
         self.phases.append(Tally(kind=kind, epoch=epoch, choice=choice, begun=taken, ended=taken))
         self.began_s = time.monotonic()
 
     def count(self, batches: Sequence[data.Batch]) -> None:
-        """Add a step's batches to the present phase."""
+        """Add the counts of a step's batches to the current phase."""
         phase = self.phases[-1]
         phase.num_steps += 1
         for batch in batches:
@@ -238,26 +238,26 @@ class Trainer:
                 phase.counts[name] += batch.counts[name]
 
     def close_epoch(self) -> None:
-        """Note the seconds of the present phase so far, the device being idle, and the steps that were taken."""
+        """Note the seconds and the steps of the current phase so far; call while the device is idle."""
         self.phases[-1].elapsed_s = time.monotonic() - self.began_s
         self.phases[-1].ended = self._steps_taken()
 
     def _steps_taken(self) -> Counters:
-        """AdamW's counters now, left on the device; none where no step is left out."""
+        """Return AdamW's current counters, on the device; none without loss scaling, which alone skips steps."""
         states = self.optimizer.state if self.scaler.is_enabled() else {}
         counters = [state["step"] for state in states.values()]
         return list(states), torch.stack(counters) if counters else torch.empty(0)
 
     @property
     def layout(self) -> data.Layout:
-        """How this process's texts are laid out."""
+        """Layout of this process's texts."""
         return layout(self.spec)
 
 
 def read_counters(phases: Sequence[Tally]) -> None:
-    """Turn AdamW's counters at the begin and the end of each phase into num_skipped_steps, once the window has closed.
+    """Compute num_skipped_steps from AdamW's counters at the begin and end of each phase, after the window.
 
-    They do not advance in steps that loss scaling leaves out.
+    The counters do not advance in steps that loss scaling skips.
     """
     for phase in phases:
         before, after = (dict(zip(names, steps.tolist(), strict=True)) for names, steps in (phase.begun, phase.ended))
@@ -267,7 +267,7 @@ def read_counters(phases: Sequence[Tally]) -> None:
 
 
 def layout(spec: RunSpec) -> data.Layout:
-    """How a process's texts are laid out."""
+    """Return the layout of a process's texts."""
     row = strategy.STRATEGIES[spec.strategy]
     num_devices = 1 if row.multi_process else spec.devices  # of this process
     return data.Layout(
@@ -283,7 +283,7 @@ def layout(spec: RunSpec) -> data.Layout:
 
 
 def learning_rate(spec: RunSpec, step: int, num_steps: int) -> float:
-    """Learning rate of a step, counted from 0, out of num_steps."""
+    """Return the learning rate of a step, counted from 0, out of num_steps."""
     num_warmup = round(spec.lr_warmup_fraction * num_steps)
     if step < num_warmup:
         return spec.lr * (step + 1) / num_warmup
@@ -296,7 +296,7 @@ def learning_rate(spec: RunSpec, step: int, num_steps: int) -> float:
 
 
 def wrapped(core: LanguageModel, spec: RunSpec, place: Place) -> torch.nn.Module:
-    """The module in the wrapper of the run's strategy."""
+    """Wrap the module by the run's strategy."""
     setting = strategy.Setting(
         devices=spec.devices,
         accelerator=spec.accelerator,
@@ -309,9 +309,9 @@ def wrapped(core: LanguageModel, spec: RunSpec, place: Place) -> torch.nn.Module
 
 @dataclass(kw_only=True)
 class Start:
-    """Weights, optimizer, loss scale and random state before the first step.
+    """Weights, loss scale and random state before the first step, when the optimizer has no state.
 
-    Everything is restored in place: a captured graph goes on reading and writing the same memory.
+    Everything is restored in place: a captured graph keeps reading and writing the same memory.
     """
 
     weights: dict[str, torch.Tensor]
@@ -321,7 +321,7 @@ class Start:
 
     @classmethod
     def of(cls, trainer: Trainer) -> Start:
-        """Take note of where a trainer stands that has not taken a step."""
+        """Copy the state of a trainer that has not taken a step."""
         return cls(
             weights=copy_weights(trainer.core, []),
             scale=trainer.scaler.state_dict(),
@@ -330,13 +330,13 @@ class Start:
         )
 
     def restore(self, trainer: Trainer) -> None:
-        """Put the trainer back to where it was."""
+        """Restore the trainer to its start."""
         load_weights(trainer.core, self.weights)
         if trainer.selector is not None:
-            trainer.optimizer.state.clear()  # only what is chosen has any
+            trainer.optimizer.state.clear()  # only chosen tensors have any
         for state in trainer.optimizer.state.values():
             for value in state.values():
-                value.zero_()  # what AdamW begins with: no steps, no moments
+                value.zero_()  # AdamW's initial state: no steps, no moments
         if trainer.scaler.is_enabled():
             trainer.scaler.load_state_dict(self.scale)
         torch.set_rng_state(self.rng)

@@ -1,8 +1,8 @@
-"""The process of one rank: `python -m joulesweep.train.worker JOB`. Starts fast, trains, ends fast.
+"""Run the process of one rank, with a fast start and a fast exit: `python -m joulesweep.train.worker JOB`.
 
-Python's cycle collector walks every object of torch and transformers several times while they are imported, and once
-more at exit: 2.6 of 7.6 s of a short run. So it is off until the model stands (`loop.train` turns it on again for
-the training), and at the end everything is declared permanent.
+Python's cycle collector visits every object of torch and transformers several times while they are imported, and once
+more at exit: 2.6 of 7.6 s of a short run. So it is off until the model is built (`loop.train` turns it on for the
+training), and at the end all objects are frozen.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from joulesweep.core import processes
 
 
 def main() -> int:
-    """Carry out the job file named on the command line; the exit code is that of `loop.main`, or 1 for a bug.
+    """Carry out the job file of the command line; return the exit code of `loop.main`, or 1 for a bug.
 
-    A rank that stops or fails leaves at once. Its peers wait for it in a collective until it is gone, and an orderly
-    end may take for ever when its GPU or its connections are in no order.
+    A rank that stops or fails exits at once: its peers wait for it in a collective until it is gone, and an orderly
+    exit may hang if its GPU or its connections are broken.
     """
-    processes.die_with_parent()  # before the seconds of imports: torchrun's ranks lead process groups of their own
+    processes.die_with_parent()  # before the slow imports: each rank of torchrun leads its own process group
     gc.disable()
     try:
         from joulesweep.train import loop
@@ -38,7 +38,7 @@ def main() -> int:
     return code
 
 
-if __name__ == "__mp_main__":  # a helper process that Zeus starts for a RAPL counter, and that imports this module
+if __name__ == "__mp_main__":  # in the helper process that Zeus starts for a RAPL counter
     processes.die_with_parent()
 if __name__ == "__main__":
     sys.exit(main())

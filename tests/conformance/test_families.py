@@ -174,7 +174,7 @@ def test_a_family_learns_as_by_its_own_forward_or_says_why_not(family, tokens, r
     elif family == "seq2seq-umt5" and transformers.__version__ < "5.20":  # there its result depends on padding
         assert all(one == "ok" or "depends on how far a text is padded" in one for one in outcomes)
     elif family in KEEPS_SOMETHING:
-        assert all("in a forward pass: its results depend on the texts before" in one for one in outcomes)
+        assert all("in a forward pass: its results depend on earlier texts" in one for one in outcomes)
     elif family in NO_DECODER:
         assert all("sees the tokens that it is to predict" in one for one in outcomes)
     else:

@@ -1,4 +1,4 @@
-"""Measure how many seconds the parts of a training step take."""
+"""Measure the seconds of the parts of a training step."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 
 def calibrate(trainer: Trainer, deepest: str) -> Rates:
-    """Seconds of a step's parts, each the least of five, on the run's own model, batches and device.
+    """Measure the parts of a step, each as the minimum of five, on the run's model, batches and device.
 
-    Weights and random state are left as they were, the optimizer without state.
+    Weights and random state do not change; the optimizer has no state afterwards.
 
     Args:
         trainer: before its first step.
-        deepest: a tensor whose gradient needs every activation gradient, and next to nothing else.
+        deepest: a tensor whose gradient needs every activation gradient, and hardly more.
     """
     core, place = trainer.core, trainer.place
     parameters = {name: parameter for name, parameter in core.model.named_parameters() if parameter.requires_grad}
@@ -31,7 +31,7 @@ def calibrate(trainer: Trainer, deepest: str) -> Rates:
     batches, num_predicted = next(trainer.batches(epoch=1))
     inputs = [batch.on(place.device) for batch in batches]
     core.train()
-    found: dict[bool, list[list[float]]] = {True: [], False: []}
+    rounds: dict[bool, list[list[float]]] = {True: [], False: []}
     with torch.random.fork_rng(range(torch.cuda.device_count()) if place.device.type == "cuda" else []):
         for _, whole in itertools.product(range(6), (True, False)):
             for name, parameter in parameters.items():
@@ -47,11 +47,11 @@ def calibrate(trainer: Trainer, deepest: str) -> Rates:
             trainer.optimizer.step()
             marks[2] += _now(place)
             trainer.optimizer.zero_grad(set_to_none=True)
-            found[whole].append(marks)
+            rounds[whole].append(marks)
     for parameter in parameters.values():
         parameter.requires_grad_(True)
     trainer.optimizer.state.clear()
-    least = torch.tensor([[min(values) for values in zip(*found[whole][1:], strict=True)] for whole in (True, False)])
+    least = torch.tensor([[min(values) for values in zip(*rounds[whole][1:], strict=True)] for whole in (True, False)])
     least = place.reduced(least.to(place.device)) / place.data_parallel  # every rank predicts the same
     (forward_s, backward_s, optimizer_s), (_, chain_s, _) = least.tolist()
     return Rates(

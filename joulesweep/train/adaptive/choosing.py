@@ -1,13 +1,13 @@
-"""Training under a budget: every few epochs a method rates the tensors, and the best ones that fit are trained.
+"""Train under a budget: every few epochs a method rates the tensors, and the best ones that fit are trained.
 
-Adaptive backpropagation of GreenTrainer (Huang et al. 2024, arXiv 2309.13192, section 3). What a choice costs is
+Adaptive backpropagation of GreenTrainer (Huang et al. 2024, arXiv 2309.13192, section 3). The cost of a choice is
 
-    forward + activation gradients down to its deepest tensor + the chosen tensors' own gradients
+    forward + activation gradients down to its deepest tensor + the chosen tensors' weight gradients
 
-taken from the products that the model's forward pass really executes (`products.traced`), in their order, and
-counted for the numbers of tokens of the run's own batches. Tensors form a chain in that order: a gradient counts
-where the deepest chosen tensor or any later one stands behind its operand. What is trained costs as much or, if no such
-one was chosen, a little less. A method takes part by a function `importances` beside its `apply`.
+computed from the products that the model's forward pass really executes (`products.traced`), in their order, for the
+numbers of tokens of the run's batches. Tensors form a chain in that order: an activation gradient counts if its operand
+depends on the deepest chosen tensor or on any later one. The real cost is the same, or a little less if the operand
+depends only on tensors that were not chosen. A method takes part if it has a function `importances` beside `apply`.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from joulesweep.train.adaptive.cost import Selector, cost
 if TYPE_CHECKING:
     from joulesweep.train.trainer import Tally, Trainer
 
-#: Of the first epoch, for the mean numbers of tokens that costs are counted for.
+#: Steps of the first epoch whose mean numbers of tokens are used for costs.
 STEPS = 16
 
 
 class Diverged(ArithmeticError):  # noqa: N818 - an outcome, not an error
-    """What is computed of a model is no number any more."""
+    """The importances of the tensors are not finite."""
 
 
 def selector(trainer: Trainer) -> Selector | None:
-    """The selector of a run's method, or None if the method does not choose. Objective "time" is calibrated here.
+    """Return the selector of a run's method, or None if the method does not choose. Calibrates objective "time".
 
     Raises:
         ValueError: the model's products cannot be counted, or every choice costs more than the method's rho allows.
@@ -52,18 +52,18 @@ def selector(trainer: Trainer) -> Selector | None:
     params = methods.parameters(spec.method, spec.method_params)
     steps = [batches for batches, _ in itertools.islice(trainer.batches(epoch=1), STEPS)]
     counts = [names[USEFUL] for names in UNITS.values()]
-    own = [sum(batch.counts[name] for step in steps for batch in step) / len(steps) for name in counts]
-    of_all_ranks = trainer.place.reduced(torch.tensor(own, dtype=torch.float64, device=trainer.place.device))
-    found, rates = cost(trainer.core, dict(zip(UNITS, of_all_ranks.tolist(), strict=True))), None
+    means = [sum(batch.counts[name] for step in steps for batch in step) / len(steps) for name in counts]
+    of_all_ranks = trainer.place.reduced(torch.tensor(means, dtype=torch.float64, device=trainer.place.device))
+    costs, rates = cost(trainer.core, dict(zip(UNITS, of_all_ranks.tolist(), strict=True))), None
     if params.objective == "time":
         num_bytes = {name: parameter.nbytes for name, parameter in trainer.core.model.named_parameters()}
-        cheap = [(own, num_bytes[n], n) for n, own, r in found.rows() if r == found.reach[-1]]
-        rates = calibrate(trainer, min(cheap)[2])
-        found = found.in_seconds(rates, num_bytes)
-    if params.rho < found.floor:
-        floor_text = f"the forward pass and the cheapest tensor of this model take {found.floor:.3f} of full training"
+        deepest = [(weight_cost, num_bytes[n], n) for n, weight_cost, r in costs.rows() if r == costs.reach[-1]]
+        rates = calibrate(trainer, min(deepest)[2])
+        costs = costs.in_seconds(rates, num_bytes)
+    if params.rho < costs.floor:
+        floor_text = f"the forward pass and the cheapest tensor of this model take {costs.floor:.3f} of full training"
         raise ValueError(f"method {spec.method}: rho {params.rho} is below the floor: {floor_text}")
-    return Selector(method=methods.load(spec.method), params=params, cost=found, rates=rates)
+    return Selector(method=methods.load(spec.method), params=params, cost=costs, rates=rates)
 
 
 def choose(trainer: Trainer, epoch: int) -> TensorChoice:
@@ -71,7 +71,7 @@ def choose(trainer: Trainer, epoch: int) -> TensorChoice:
     selector, core = trainer.selector, trainer.core
     assert selector is not None
     trainer.model = core
-    gc.collect()  # DDP's hooks on the parameters end with their wrapper, which has cycles
+    gc.collect()  # DDP's hooks on the parameters live as long as their wrapper, which has reference cycles
     named = dict(core.model.named_parameters())
     parameters = {name: named[name] for name in selector.cost.names}
     for parameter in parameters.values():
@@ -82,8 +82,8 @@ def choose(trainer: Trainer, epoch: int) -> TensorChoice:
     choice = selector.cost.choose(importances, selector.params.rho)
     chosen = torch.tensor(choice.chosen, dtype=torch.uint8, device=trainer.place.device)
     if trainer.place.world > 1:
-        torch.distributed.broadcast(chosen, src=0)  # one choice, whatever the ranks' rounding
-    taken = [bool(one) for one in chosen.tolist()]
+        torch.distributed.broadcast(chosen, src=0)  # ranks may round differently
+    taken = [bool(flag) for flag in chosen.tolist()]
     for parameter, trains in zip(parameters.values(), taken, strict=True):
         parameter.requires_grad_(trains)
         parameter.grad = None
@@ -109,11 +109,11 @@ def choose(trainer: Trainer, epoch: int) -> TensorChoice:
 
 @dataclass(frozen=True)
 class Rating:
-    """What a run tells the method that rates its tensors: `methods.Rating`.
+    """Facts about a run for the method that rates its tensors; implements `methods.Rating`.
 
     Args:
         trainer: of the run.
-        epoch: that is about to begin, from 1.
+        epoch: the one that is about to begin, from 1.
     """
 
     trainer: Trainer
@@ -121,54 +121,54 @@ class Rating:
 
     @property
     def learning_rate(self) -> float:
-        """With which the epoch begins."""
+        """Learning rate at the begin of the epoch."""
         return self.trainer.learning_rate((self.epoch - 1) * self.trainer.steps_per_epoch)
 
     @property
     def weight_decay(self) -> float:
-        """Of the run's AdamW."""
+        """Weight decay of the run's AdamW."""
         return self.trainer.spec.weight_decay
 
     def gradients(self, parameters: Mapping[str, torch.nn.Parameter], num_steps: int) -> dict[str, torch.Tensor]:
-        """See the function of that name."""
+        """Compute gradients for this epoch, see the function `gradients`."""
         return gradients(self.trainer, parameters, self.epoch, num_steps)
 
     def generator(self, name: str) -> torch.Generator:
-        """Random numbers from the run's seed and the epoch."""
+        """Return a generator seeded by the run's seed and the epoch."""
         return seeds.generator(name, self.trainer.spec.repeat, self.epoch)
 
 
 def gradients(
     trainer: Trainer, parameters: Mapping[str, torch.nn.Parameter], epoch: int, num_steps: int
 ) -> dict[str, torch.Tensor]:
-    """Gradients of the loss on the texts that an epoch begins with, float32, summed over ranks, without dropout.
+    """Compute gradients of the loss on an epoch's first texts: float32, summed over ranks, without dropout.
 
     Args:
-        trainer: its module is not wrapped now; its batches are counted into the present phase.
-        parameters: of which.
-        epoch: whose texts, from 1.
-        num_steps: how many optimizer steps' worth of them.
+        trainer: its module is not wrapped; the batches are counted into the current phase.
+        parameters: of which gradients are computed, by name.
+        epoch: whose texts are used, from 1.
+        num_steps: number of optimizer steps whose texts are used.
     """
     core, place = trainer.core, trainer.place
     scale = trainer.scaler.get_scale()  # 1 unless it is enabled
     core.eval()
     for module in core.modules():
         if products.is_checkpointed(module):
-            module.training = True  # its own, by which it checkpoints; its dropout stays off
+            module.training = True  # makes it checkpoint; dropout, in its children, stays off
     while True:
         for batches, num_predicted in itertools.islice(trainer.batches(epoch), num_steps):
             for batch in batches:
                 loss = core(*batch.on(place.device))[:, 0].sum()
                 torch.autograd.backward(loss * (scale / (num_predicted * num_steps)))
             trainer.count(batches)
-        found = {name: _taken(parameter, scale) for name, parameter in parameters.items()}
-        for gradient in found.values():
+        sums = {name: _taken(parameter, scale) for name, parameter in parameters.items()}
+        for gradient in sums.values():
             place.reduced(gradient)
-        if scale <= 1 or all(bool(gradient.isfinite().all()) for gradient in found.values()):
+        if scale <= 1 or all(bool(gradient.isfinite().all()) for gradient in sums.values()):
             break
         scale /= 16  # float16 overflowed; a step would have been skipped
     core.train()
-    return found
+    return sums
 
 
 def _taken(parameter: torch.nn.Parameter, scale: float) -> torch.Tensor:
@@ -178,15 +178,15 @@ def _taken(parameter: torch.nn.Parameter, scale: float) -> torch.Tensor:
 
 
 def phases(trainer: Trainer, tallies: Sequence[Tally]) -> list[PlainPhase | ChosenPhase]:
-    """The phases of a training with what is known of their work; after the window, since this is bookkeeping."""
+    """Return the phases of a training with their work; call after the window, since this takes time."""
     selector = trainer.selector
     if selector is None:
         return [tally.phase(trainer.work, trainer.facts) for tally in tallies]
     named = dict(trainer.core.model.named_parameters())
-    found = []
+    complete = []
     for tally in tallies:
         trained = selector.cost.names if tally.choice is None else tally.choice.chosen
         for name in selector.cost.names:
             named[name].requires_grad_(name in trained)
-        found.append(tally.phase(flops.described(trainer.core), trainer.facts))
-    return found
+        complete.append(tally.phase(flops.described(trainer.core), trainer.facts))
+    return complete

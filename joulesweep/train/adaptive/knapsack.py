@@ -1,11 +1,11 @@
-"""Which tensors to train: the most importance for a given cost of the backward pass.
+"""Choose the tensors to train that maximise importance within a cost of the backward pass.
 
 The problem is GreenTrainer's (Huang et al., ICLR 2024, arXiv 2309.13192). Its published dynamic programme is not used:
-it was sub-optimal in 126 of 600 cases that were compared with brute force. With the deepest chosen tensor fixed, what
-is left is a 0/1 knapsack of the shallower ones, and one table over the prefixes solves it for every deepest tensor in
-O(tensors * levels). Its costs are multiples of a quantum, rounded up, so that the budget is never exceeded. What that
-leaves over is spent greedily at the real costs, and an upper bound on every choice tells how far from the best one the
-result may be.
+it was sub-optimal in 126 of 600 cases compared with brute force. With the deepest chosen tensor fixed, the problem is a
+0/1 knapsack of the shallower ones, and one table over the prefixes solves it for every deepest tensor in
+O(tensors * levels). Costs are rounded up to multiples of a quantum, so that the budget is never exceeded. The rest of
+the budget is spent greedily at the real costs, and an upper bound on every choice limits how far the result may be from
+the best one.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-GAP = 0.01  # a larger one is worth a finer table
-CELLS = 2**23  # of the first table: some milliseconds
+GAP = 0.01  # a larger gap is worth a finer table
+CELLS = 2**23  # of the first table: a few milliseconds
 MOST_CELLS = 2**25  # of the finest table: a byte or two each
-MOST_LEVELS = 2**17  # of the first table: a few tensors need no more
+MOST_LEVELS = 2**17  # of the first table: enough for few tensors
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """Which tensors train.
+    """A choice of tensors to train.
 
     Attributes:
         chosen: one truth value per tensor.
@@ -43,7 +43,7 @@ class Choice:
 
     @property
     def gap(self) -> float:
-        """The share of the best importance that is missed at most; below 1e-11 it is only rounding."""
+        """Largest share of the best importance that the choice may miss; below 1e-11 it is only rounding."""
         return 1 - self.importance / self.bound if self.bound else 0.0
 
 
@@ -61,14 +61,14 @@ def select(
 
     Args:
         importances: one per tensor, from the output to the input; only positive ones are ever chosen.
-        weight_costs: of each tensor's own gradient, paid if it is chosen; in FLOPs, seconds or any one unit.
-        reach: of the activation gradients from the output down to each tensor; never decreases; same unit.
-        budget: for both together, without the forward pass; same unit. Where nothing fits, nothing is chosen.
+        weight_costs: cost of each tensor's weight gradient, paid if it is chosen; in FLOPs, seconds or any other unit.
+        reach: cost of the activation gradients from the output down to each tensor; never decreases; same unit.
+        budget: for both together, without the forward pass; same unit. If nothing fits, nothing is chosen.
         levels: least number of quanta in the budget; raised while the gap exceeds 1 % and the table stays small.
-            None: as many as take some milliseconds.
+            None: as many as take a few milliseconds.
 
     Raises:
-        ValueError: lengths differ, a number is not finite, a cost is negative, the reach decreases, or levels < 1.
+        ValueError: lengths differ, a number is not finite, a cost is negative, reach decreases, or levels < 1.
     """
     _check(weight_costs=weight_costs, reach=reach, importances=importances)
     num = len(reach)
@@ -76,14 +76,14 @@ def select(
     if levels < 1 or not math.isfinite(budget):
         raise ValueError(f"levels must be at least 1 and the budget finite, not {levels} and {budget}")
     whole_budget, step, *whole = _integers([budget, math.ulp(budget), *weight_costs, *reach])
-    whole_budget += (step - 1) // 2  # the largest exact sum that is the budget after rounding: as math.fsum sees it
+    whole_budget += (step - 1) // 2  # the largest exact sum that math.fsum rounds to the budget
     rooms = [whole_budget - cost for cost in whole[num:]]
     useful = [k for k in range(num) if importances[k] > 0 and whole[k] <= rooms[k]]
     if not useful:
         return Choice(chosen=(False,) * num, cost=0.0, importance=0.0, bound=0.0)
     values = [float(importances[k]) for k in useful]
-    found, bound = _search(values, [whole[k] for k in useful], [rooms[k] for k in useful], levels)
-    chosen = {useful[k] for k in found}
+    picks, bound = _search(values, [whole[k] for k in useful], [rooms[k] for k in useful], levels)
+    chosen = {useful[k] for k in picks}
     importance = math.fsum(importances[k] for k in chosen)
     return Choice(
         chosen=tuple(k in chosen for k in range(num)),
@@ -94,10 +94,10 @@ def select(
 
 
 def floor(weight_costs: Sequence[float], reach: Sequence[float]) -> float:
-    """Cost of the cheapest choice that is not empty, in the unit of the costs: a smaller budget trains nothing.
+    """Return the cost of the cheapest choice that is not empty, in the unit of the costs.
 
     Raises:
-        ValueError: no tensors, lengths that differ, a cost that is not finite or negative, or a reach that decreases.
+        ValueError: there are no tensors, lengths differ, a cost is not finite or negative, or reach decreases.
     """
     _check(weight_costs=weight_costs, reach=reach)
     if len(reach) == 0:
@@ -106,30 +106,30 @@ def floor(weight_costs: Sequence[float], reach: Sequence[float]) -> float:
 
 
 def _check(**inputs: Sequence[float]) -> None:
-    """Refuse what is no instance of the problem."""
+    """Refuse inputs that do not define the problem."""
     lengths = {name: len(numbers) for name, numbers in inputs.items()}
     if len(set(lengths.values())) > 1:
-        raise ValueError(f"one number per tensor is needed everywhere, not {lengths}")
+        raise ValueError(f"inputs must have one number per tensor, not {lengths}")
     for name, numbers in inputs.items():
         if not math.isfinite(sum(map(abs, numbers))):
-            raise ValueError(f"{name} must be finite, and so must be their sum")
+            raise ValueError(f"{name} must be finite, and their sum too")
         if name != "importances" and min(numbers, default=0) < 0:
-            raise ValueError(f"{name} must not be negative, and one is {min(numbers)}")
+            raise ValueError(f"{name} must not be negative, got {min(numbers)}")
     if any(deeper < shallower for shallower, deeper in itertools.pairwise(inputs["reach"])):
         raise ValueError("reach must not decrease from the output to the input")
 
 
 def _integers(numbers: list[float]) -> list[int]:
-    """The same numbers in a unit in which all are whole, so that no sum of costs is rounded."""
+    """Express numbers in a unit in which all are whole, so that sums of costs are exact."""
     ratios = [float(number).as_integer_ratio() for number in numbers]
     scale = max(denominator for _, denominator in ratios)  # all are powers of two
     return [numerator * (scale // denominator) for numerator, denominator in ratios]
 
 
 def _search(values: list[float], costs: list[int], rooms: list[int], levels: int) -> tuple[list[int], float]:
-    """The tensors found, and the bound. Values are positive, and each tensor alone fits its room."""
+    """Return the best tensors found and the bound. Values are positive, and each tensor alone fits its room."""
     bounds, by_ratio = _fractional(values, costs, rooms)
-    found: list[int] = []
+    solution: list[int] = []
     while True:
         # A quantum that divides the larger costs rounds only biases and the like.
         divisor = math.gcd(*(cost for cost in costs if cost >= rooms[0] // levels)) or 1
@@ -141,15 +141,15 @@ def _search(values: list[float], costs: list[int], rooms: list[int], levels: int
         bounds = np.minimum(bounds, ceilings)
         for deepest, first in itertools.product((int(best.argmax()), int(bounds.argmax())), (picks, [])):
             filled = _fill(costs, rooms[deepest], [k for k in dict.fromkeys(first + by_ratio) if k <= deepest])
-            found = max(found, filled, key=lambda tensors: math.fsum(values[k] for k in tensors))
+            solution = max(solution, filled, key=lambda tensors: math.fsum(values[k] for k in tensors))
         bound = float(bounds.max()) * (1 + 8 * len(values) * sys.float_info.epsilon)  # the sums in it are rounded
         levels *= 4
-        if math.fsum(values[k] for k in found) >= (1 - GAP) * bound or levels * len(values) > MOST_CELLS:
-            return found, bound
+        if math.fsum(values[k] for k in solution) >= (1 - GAP) * bound or levels * len(values) > MOST_CELLS:
+            return solution, bound
 
 
 def _fill(costs: list[int], room: int, candidates: list[int]) -> list[int]:
-    """Those candidates that fit the room, the first ones first."""
+    """Take candidates in order while they fit the room."""
     taken = []
     for k in candidates:
         if costs[k] <= room:
@@ -159,12 +159,12 @@ def _fill(costs: list[int], room: int, candidates: list[int]) -> list[int]:
 
 
 def _table(values: list[float], costs: list[int], rooms: list[int]) -> tuple[NDArray[np.float64], list[int]]:
-    """For each tensor the best value without any deeper one, and the tensors of the best of these."""
+    """Return, for each tensor, the best value without any deeper one; and the tensors of the best of these."""
     best = np.zeros(len(values))
     row = np.zeros(rooms[0] + 1)  # best value by room
     takes = np.zeros((len(values), len(row)), dtype=bool)
     for k, (value, cost, room) in enumerate(zip(values, costs, rooms, strict=True)):
-        row = row[: room + 1]  # deeper tensors have no more
+        row = row[: room + 1]  # deeper tensors have no more room
         if cost <= room:
             with_it = row[: room + 1 - cost] + value
             np.greater(with_it, row[cost:], out=takes[k, cost : room + 1])
@@ -180,7 +180,7 @@ def _table(values: list[float], costs: list[int], rooms: list[int]) -> tuple[NDA
 
 
 def _fractional(values: list[float], costs: list[int], rooms: list[int]) -> tuple[NDArray[np.float64], list[int]]:
-    """For each tensor Dantzig's bound (parts count) on the value without any deeper one, and all by value per cost."""
+    """Return Dantzig's fractional bound on the value without tensors deeper than each, and all by value per cost."""
     scale = max(rooms[0], 1)
     value, cost = np.array(values), np.array([whole / scale for whole in costs])
     bounds = np.empty(len(values))
@@ -191,6 +191,6 @@ def _fractional(values: list[float], costs: list[int], rooms: list[int]) -> tupl
             room = whole / scale
             allowed = order <= k
             before = np.cumsum(cost * allowed) - cost
-            part = np.fmin(np.maximum(room - before, 0) / cost, 1)  # 0 / 0 is a tensor that costs nothing: all of it
+            part = np.fmin(np.maximum(room - before, 0) / cost, 1)  # 0 / 0: a tensor that costs nothing is taken whole
             bounds[k] = (part * allowed) @ value
     return bounds, order.tolist()

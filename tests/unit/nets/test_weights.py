@@ -140,7 +140,7 @@ def test_a_head_may_be_new_where_the_config_says_so(saved, tmp_path):
 def test_an_encoder_writes_texts_with_an_attention_that_may_be_new(saved, tmp_path):
     folder = saved("bert")
     manifest = fetch(folder, tmp_path)
-    line = "say new_weights: [cross_attention] beside the model's source"
+    line = "add new_weights: [cross_attention] beside the model's source"
     assert manifest["tasks"]["seq2seq"]["reason"].endswith(line)
     assert manifest["tasks"]["mlm"]["reason"] is None
     with pytest.raises(UserError, match=re.escape(line)):

@@ -86,8 +86,8 @@ def test_the_order_is_that_of_execution_and_a_shared_matrix_lies_where_it_is_fir
     assert "word_embeddings" in found.names[-1] or "embeddings" in found.names[-1]
     word = place("bert.embeddings.word_embeddings.weight")
     assert found.reach[word] == found.reach[-1]
-    assert found.own[word] > 0  # as the output layer
-    assert found.own[place("bert.embeddings.LayerNorm.weight")] == 0
+    assert found.weight_costs[word] > 0  # as the output layer
+    assert found.weight_costs[place("bert.embeddings.LayerNorm.weight")] == 0
 
 
 @pytest.mark.parametrize("name", ["fp32", "bf16-true"])
@@ -95,7 +95,7 @@ def test_experts_cost_what_a_token_takes_of_them(name):
     """Two of four: each of the two matrices in one is 16 × 24, and so is the third."""
     core = precision.cast(LanguageModel(families.network("clm-qwen3_moe"), name, task="clm"), name)
     found = cost.cost(core, UNITS)
-    own = {name: work for name, work in zip(found.names, found.own, strict=True) if ".experts." in name}
+    own = {name: work for name, work in zip(found.names, found.weight_costs, strict=True) if ".experts." in name}
     one = UNITS["token"] * 2 * (2 * 16 * 24)
     assert own == {
         f"model.layers.{i}.mlp.experts.{name}": times * one
@@ -195,7 +195,7 @@ def test_seconds_are_the_parts_of_a_step_divided():
     assert found.full == pytest.approx(3.0 + 9.0 + 2.0)
     bias = found.names.index("cls.predictions.transform.dense.bias")
     share = sizes["cls.predictions.transform.dense.bias"] / sum(sizes[name] for name in found.names)
-    assert found.own[bias] == pytest.approx(2.0 * share)  # its gradient is no product
+    assert found.weight_costs[bias] == pytest.approx(2.0 * share)  # its gradient is no product
     assert found.reach[bias] / 4.0 == pytest.approx(plain.reach[bias] / plain.reach[-1])
 
 

@@ -118,13 +118,13 @@ def test_texts_of_one_length_need_no_padding(corpus):
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
-        ("mlm-mpnet", "this model does not keep to the mask that keeps packed texts apart"),
+        ("mlm-mpnet", "this model ignores the mask that separates packed texts"),
         ("mlm-deberta-v2", "this model fails: RuntimeError: The size of tensor a"),
         ("clm-gemma3_text", "texts of 22 tokens exceed this model's window of 8, which packed rows do not have"),
         ("clm-jamba", "this model's result depends on the other texts of a row"),
         ("clm-gpt_neo", "this model's result depends on the other texts of a row"),
-        ("clm-gpt_oss", "this model does not keep to the mask that keeps packed texts apart"),
-        ("clm-gptj", "this model does not keep to the mask that keeps packed texts apart"),
+        ("clm-gpt_oss", "this model ignores the mask that separates packed texts"),
+        ("clm-gptj", "this model ignores the mask that separates packed texts"),
     ],
 )
 def test_a_model_that_cannot_pack_says_why(corpus, kind, reason):
@@ -167,7 +167,7 @@ def test_positions_that_do_not_begin_anew_are_found_out(corpus):
     core = LanguageModel(tiny_run.network("roberta"))
     assert packed(core, corpus) is None
     core.first_position += 1
-    assert "is another one in a longer row" in packed(core, corpus)
+    assert "differs in a longer row" in packed(core, corpus)
 
 
 @pytest.mark.parametrize(("window", "exact"), [(48, True), (36, False)])
@@ -291,7 +291,7 @@ def test_a_method_whose_parameters_have_no_part_in_the_loss_is_unsupported(corpu
         out.logits = out.logits + module.unread.sum() * 0
 
     core.model.register_forward_hook(read)
-    assert "has a part in the loss" in fit.step_refusal(core, corpus, layout())
+    assert "depends on no parameter that trains" in fit.step_refusal(core, corpus, layout())
 
 
 def test_a_head_that_mixes_positions_is_found_out(corpus):
@@ -299,7 +299,7 @@ def test_a_head_that_mixes_positions_is_found_out(corpus):
     core = LanguageModel(tiny_run.network())
     core.model.cls.predictions.transform.register_forward_hook(lambda module, args, out: out - out.mean(-2, True))
     reason = fit.refusal(core, corpus, layout())
-    assert reason == "head masked: this model's output layer does not stand on each position alone; use head: [dense]"
+    assert reason == "head masked: this model's output layer depends on other positions; use head: [dense]"
     dense = LanguageModel(core.model, head="dense")
     assert fit._head_refusal(dense, corpus, layout(head="dense")) is None
 
@@ -335,7 +335,7 @@ def test_a_model_that_keeps_something_of_a_text_for_the_next_is_found_out(tmp_pa
     corpus = load(files, 24, "seq2seq", 12)
     core = LanguageModel(families.network("seq2seq-nllb-moe"), task="seq2seq")
     reason = fit.refusal(core, corpus, layout(max_target_length=12))
-    assert reason == "this model notes expert_capacity in a forward pass: its results depend on the texts before"
+    assert reason == "this model stores expert_capacity in a forward pass: its results depend on earlier texts"
     assert {part.expert_capacity for part in core.modules() if hasattr(part, "expert_capacity")} == {64}
 
 

@@ -372,7 +372,7 @@ def test_a_model_whose_activations_cannot_be_computed_again_is_unsupported(assem
     assert "does not support" in reason and "\n" not in reason
 
 
-PACKED = "batching packed: this model does not keep to the mask that keeps packed texts apart; use batching: [dynamic]"
+PACKED = "batching packed: this model ignores the mask that separates packed texts; use batching: [dynamic]"
 NO_HEAD = "head masked: the head of this model cannot be told from the rest; use head: [dense]"
 
 

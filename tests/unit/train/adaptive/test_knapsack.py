@@ -249,13 +249,13 @@ def test_floor_is_where_choices_begin():
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"importances": [1.0]}, "one number per tensor is needed everywhere"),
-        ({"weight_costs": [1.0, 1.0, 1.0]}, "one number per tensor is needed everywhere"),
+        ({"importances": [1.0]}, "inputs must have one number per tensor"),
+        ({"weight_costs": [1.0, 1.0, 1.0]}, "inputs must have one number per tensor"),
         ({"importances": [1.0, math.nan]}, "importances must be finite"),
         ({"weight_costs": [math.inf, 1.0]}, "weight_costs must be finite"),
         ({"reach": [0.0, math.inf]}, "reach must be finite"),
-        ({"weight_costs": [1.0, -1.0]}, "weight_costs must not be negative, and one is -1.0"),
-        ({"reach": [-1.0, 0.0]}, "reach must not be negative, and one is -1.0"),
+        ({"weight_costs": [1.0, -1.0]}, "weight_costs must not be negative, got -1.0"),
+        ({"reach": [-1.0, 0.0]}, "reach must not be negative, got -1.0"),
         ({"reach": [2.0, 1.0]}, "reach must not decrease from the output to the input"),
         ({"budget": math.nan}, "the budget finite, not 1 and nan"),
         ({"budget": math.inf}, "the budget finite"),
