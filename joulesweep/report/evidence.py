@@ -187,7 +187,7 @@ def certificates(devices: pl.DataFrame) -> dict[str, Any]:
     groups = devices.with_columns(of_host).group_by(keys, maintain_order=True).agg(num_runs=pl.col("run").n_unique())
     lacking = groups.filter(pl.col("certificate").is_null())
     return {
-        "found": groups.filter(pl.col("certificate").is_not_null()).to_dicts(),
+        "certified": groups.filter(pl.col("certificate").is_not_null()).to_dicts(),
         "lacking": _some(lacking["name"].unique(maintain_order=True).to_list()),
         "reasons": _some(lacking["certificate_reason"].unique(maintain_order=True).to_list(), "; ", 1),
     }
