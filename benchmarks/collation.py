@@ -24,7 +24,7 @@ from joulesweep.core.spec import from_mapping
 from joulesweep.train import ahead, data, labels, loop
 from joulesweep.train.assembly import assemble
 from joulesweep.train.corpus import Corpus, load
-from joulesweep.train.trainer import Place, Trainer
+from joulesweep.train.trainer import RankContext, Trainer
 
 NUM_TEXTS, VOCABULARY, LONGEST = 20_000, 8_000, 32
 SIZES = (32, 256, 1024)
@@ -62,7 +62,7 @@ def token_file(path: Path) -> Path:
 
 def collation_s(corpus: Corpus, batching: str, size: int) -> float:
     """CPU-seconds of collating a step, with masks drawn beforehand."""
-    layout = data.Layout(batching=batching, size=size, micro=None, max_length=64, head="masked")
+    layout = data.BatchLayout(batching=batching, size=size, micro=None, max_length=64, head="masked")
     masked, step_times_s = labels.mask(corpus, 0.15, 1, 1), []
     for epoch in range(5):
         texts = labels.order(torch.arange(NUM_TEXTS), 1, epoch)
@@ -86,7 +86,7 @@ def trained_s(folder: Path, tokens: Path, size: int, is_ahead: bool) -> tuple[fl
     fields = {"model": "bert", "model_source": {"source": {"local": "bert"}}, "dataset": "texts", "repeat": 1}
     fields |= {"dataset_source": {"source": {"local": "texts.txt"}, "format": "text"}, "accelerator": "cpu"}
     fields |= {"batch_size": size, "lr": 1e-4, "max_steps": 12_800 // size, "batching": "packed"}
-    place = Place(device=torch.device("cpu"), rank=0, world=1, local_rank=0)
+    place = RankContext(device=torch.device("cpu"), rank=0, world=1, local_rank=0)
     trainer = assemble(from_mapping({**fields, "max_length": 64}), folder, tokens, place)
     if is_ahead:
         trainer.steps = lambda: made_ahead(trainer)  # type: ignore[method-assign]

@@ -127,7 +127,7 @@ def _board(described: Mapping[str, Any]) -> devices.Board:
 
 def nvml_facts(board: Mapping[str, Any]) -> dict[str, Any]:
     """The driver's facts about a board, without setting anything; None for those that it does not report."""
-    handle = nvidia.ask("nvmlDeviceGetHandleByIndex", board["index"]) if board["index"] is not None else None
+    handle = nvidia.nvml_call("nvmlDeviceGetHandleByIndex", board["index"]) if board["index"] is not None else None
     asked = {
         "persistence": "nvmlDeviceGetPersistenceMode",
         "limit_mw": "nvmlDeviceGetEnforcedPowerLimit",
@@ -136,9 +136,12 @@ def nvml_facts(board: Mapping[str, Any]) -> dict[str, Any]:
         "ecc": "nvmlDeviceGetEccMode",
         "architecture": "nvmlDeviceGetArchitecture",
     }
-    facts = {name: None if handle is None else nvidia.ask(function, handle) for name, function in asked.items()}
+    facts = {name: None if handle is None else nvidia.nvml_call(function, handle) for name, function in asked.items()}
     facts["num_processes"] = None
-    if handle is not None and (processes := nvidia.ask("nvmlDeviceGetComputeRunningProcesses", handle)) is not None:
+    if (
+        handle is not None
+        and (processes := nvidia.nvml_call("nvmlDeviceGetComputeRunningProcesses", handle)) is not None
+    ):
         facts["num_processes"] = len(processes)
     return {**board, **facts}
 

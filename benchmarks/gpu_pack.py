@@ -261,14 +261,14 @@ def write_tokenizer(folder: Path, vocab_size: int) -> None:
 def references(pack: Pack) -> dict[str, dict[str, list[float]]]:
     """Losses of the small models on this CPU in fp32, step by step, for each batching that a model supports."""
     from joulesweep.train import loop
-    from joulesweep.train.trainer import Stop
+    from joulesweep.train.trainer import RunEnded
 
     losses: dict[str, dict[str, list[float]]] = {}
     for name, batching in itertools.product(COMPARED, ("fixed", "packed")):
         spec = gpu_common.small_spec(name, "cpu", batching=batching)
         try:
             outcome = loop.train(spec, pack.model(name), pack.tokens(spec.dataset), pack.root)
-        except Stop:
+        except RunEnded:
             continue
         losses.setdefault(name, {})[batching] = outcome.losses
     return losses

@@ -38,7 +38,7 @@ def main() -> int:
     header = {
         "instant": {device: sensor.traits.instant for device, sensor in trace.boards.items()},
         "ranges_j": {zone.device: zone.range_j for zone in zones},
-        "ticks_s": {device: sensors.known_tick(name, read) for device, name, read in counters},
+        "ticks_s": {device: sensors.cached_tick(name, read) for device, name, read in counters},
     }
     append(job.out / POWER, header)
     written, states = 0, 0

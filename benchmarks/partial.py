@@ -24,7 +24,7 @@ from joulesweep.core.spec import from_mapping
 from joulesweep.launch import launcher
 from joulesweep.measure.machine import resolve_accelerator
 from joulesweep.train.assembly import assemble, prepare_process
-from joulesweep.train.trainer import Stop
+from joulesweep.train.trainer import RunEnded
 
 RHOS = (0.4, 0.45, 0.5, 0.7)
 OBJECTIVES = ("flops", "time")
@@ -65,7 +65,7 @@ def main() -> None:
         spec = replace(base, method="greentrainer", method_params={"rho": rho, "objective": objective})
         try:
             trainer = assemble(spec, assets.model_folder, assets.tokens, place)
-        except Stop as refused:
+        except RunEnded as refused:
             rows.append({"objective": objective, "rho": rho, "refused": refused.outcome.reason})
             print(refused.outcome.reason)
             continue

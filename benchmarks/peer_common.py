@@ -37,7 +37,7 @@ from joulesweep.train import memory
 from joulesweep.train.assembly import assemble, attention, measured_boards, prepare_process
 from joulesweep.train.corpus import Corpus, load, split
 from joulesweep.train.scoring import score
-from joulesweep.train.trainer import Place, learning_rate
+from joulesweep.train.trainer import RankContext, learning_rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ class Task:
     """
 
     spec: RunSpec
-    place: Place
+    place: RankContext
     model: torch.nn.Module
     collator: DataCollatorForLanguageModeling
     examples: list[dict[str, list[int]]]
@@ -153,7 +153,7 @@ def main(fits: dict[str, Fit]) -> None:
     write_json(path.parent / "rank0.json", as_json(left))
 
 
-def _task(spec: RunSpec, model_folder: Path, tokens: Path, place: Place, folder: Path) -> Task:
+def _task(spec: RunSpec, model_folder: Path, tokens: Path, place: RankContext, folder: Path) -> Task:
     """The model and the training texts of our split."""
     model = _model(model_folder, spec.task).to(place.device)
     corpus = load(tokens, spec.max_length, spec.task)

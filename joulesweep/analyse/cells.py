@@ -14,7 +14,7 @@ from joulesweep.analyse.statistics import Ratio, mean_interval, paired_ratio
 from joulesweep.analyse.tables import Row
 from joulesweep.core.spec import micro_batch
 from joulesweep.measure import meters
-from joulesweep.runs.headline import joined
+from joulesweep.runs.headline import join_unique
 from joulesweep.runs.identity import method_label, parameter_words
 
 #: The axes, besides strategy, devices and precision, that change how a training is computed and not what it learns.
@@ -63,17 +63,17 @@ def tabulate(runs: pl.DataFrame, axes: Mapping[str, Any]) -> pl.DataFrame:
 
 def _energy(group: pl.DataFrame) -> Row:
     """Scope, status and doubts of the joules of a cell's repeats, and their flags; different values are joined."""
-    flagged = [flags for flags in map(doubts, group["flags"], group["energy_scope"]) if flags]
+    flagged = [flags for flags in map(relevant_flags, group["flags"], group["energy_scope"]) if flags]
     return {
-        "energy_scope": joined(group["energy_scope"]),
-        "energy_status": joined(group["energy_status"]),
-        "energy_doubt": joined(group["energy_doubt"]),
+        "energy_scope": join_unique(group["energy_scope"]),
+        "energy_status": join_unique(group["energy_status"]),
+        "energy_doubt": join_unique(group["energy_doubt"]),
         "num_flagged": len(flagged),
-        "flags": joined(flag for flags in flagged for flag in flags),
+        "flags": join_unique(flag for flags in flagged for flag in flags),
     }
 
 
-def doubts(flags: str | None, scope: str | None) -> list[str]:
+def relevant_flags(flags: str | None, scope: str | None) -> list[str]:
     """The flags that concern a run's numbers: all but a shared host, unless CPU or memory is in its joules."""
     in_total = set((scope or "").split("+")) & meters.host_kinds()
     return [flag for flag in (flags or "").split(", ") if flag and (in_total or flag != "shared_host")]
@@ -107,7 +107,7 @@ def doubtful(cells: pl.DataFrame) -> list[str]:
     return [f"{name}: {doubt}" for name, doubt in doubted.rows()]
 
 
-def unranked(cells: pl.DataFrame) -> str | None:
+def why_not_ranked(cells: pl.DataFrame) -> str | None:
     """The reason not to rank finished cells by their joules; None if all are measured, in one scope.
 
     Cells with doubtful joules are ignored, unless there are no others.
@@ -239,12 +239,12 @@ def finished(cells: pl.DataFrame, needed: str) -> pl.DataFrame:
     return cells.filter(pl.col("num_ok") > 0).drop_nulls(needed)
 
 
-def panels(frame: pl.DataFrame) -> list[tuple[str, pl.DataFrame]]:
+def comparable_groups(frame: pl.DataFrame) -> list[tuple[str, pl.DataFrame]]:
     """Groups of comparable rows, by model, data set and environment; the name is empty if there is one group."""
     return [(str(name), part) for (name,), part in frame.group_by("panel", maintain_order=True)]
 
 
-def front(cells: pl.DataFrame, cost: str, value: str) -> list[str]:
+def pareto_front(cells: pl.DataFrame, cost: str, value: str) -> list[str]:
     """Ids of the cells on the Pareto front of two columns (lower is better), cheapest first."""
     best, kept = float("inf"), []
     for row in cells.sort(cost, value).iter_rows(named=True):

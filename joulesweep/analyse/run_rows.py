@@ -28,7 +28,7 @@ from joulesweep.measure import certificate, meters
 from joulesweep.reference.cpu_estimate import Asked, Estimate
 from joulesweep.reference.footprint import Footprint
 from joulesweep.runs import record
-from joulesweep.runs.headline import beside, by_epoch, estimated, headline, joined, scoped
+from joulesweep.runs.headline import beside, by_epoch, estimated, headline, headline_rows, join_unique
 from joulesweep.runs.record import RunRecord
 
 #: Columns whose names are also attributes of a part of the record.
@@ -113,7 +113,7 @@ def _run(run_record: RunRecord, asked: Asked, factors: Footprint | None) -> Row:
         {
             "accelerator": accelerator,
             "accepted_codes": " ".join(entry.code_digest for entry in accepted) or None,
-            "accepted_reasons": joined(entry.reason for entry in accepted),
+            "accepted_reasons": join_unique(entry.reason for entry in accepted),
         },
         _environment(run_record.environment),
         _certificate(run_record.environment, accelerator),
@@ -147,8 +147,8 @@ def _environment(environment: Environment) -> Row:
     versions = environment.versions
     return {
         **_taken(environment, MACHINE),
-        "gpus": joined(gpu.name for gpu in environment.gpus),
-        "gpu_uuids": joined(gpu.uuid for gpu in environment.gpus),
+        "gpus": join_unique(gpu.name for gpu in environment.gpus),
+        "gpu_uuids": join_unique(gpu.uuid for gpu in environment.gpus),
         **{f"{name}_version": versions.get(name) for name in ("torch", "transformers", "zeus")},
         "environment": fingerprint(environment),
     }
@@ -159,8 +159,8 @@ def _certificate(environment: Environment, accelerator: str) -> dict[str, str | 
     of_cpu = accelerator == "cpu"
     cited = [citation for citation in _cited(environment) if (citation.name == certificate.HOST) == of_cpu]
     return {
-        "certificate": joined(citation.digest for citation in cited),
-        "certificate_reason": joined(citation.reason for citation in cited),
+        "certificate": join_unique(citation.digest for citation in cited),
+        "certificate_reason": join_unique(citation.reason for citation in cited),
     }
 
 
@@ -229,7 +229,7 @@ def _conditions(conditions: Conditions) -> Row:
     return {
         **largest,
         "sm_clock_mean_mhz": statistics.fmean(clocks) if clocks else None,
-        "throttle_reasons": joined(_all(board.throttle_reasons or () for board in boards)),
+        "throttle_reasons": join_unique(_all(board.throttle_reasons or () for board in boards)),
         **_taken(conditions, CONDITIONS),
     }
 
@@ -256,7 +256,7 @@ def _estimate_columns(guess: Estimate | None) -> Row:
 
 def _epochs(row: Row, run_record: RunRecord, measured: Measurement, asked: Asked) -> Iterator[Row]:
     """Rows of the epochs table, without the run's name. Joules are cumulative; the untrained model has none."""
-    headed = scoped(measured.energy, run_record.spec.accelerator, measured.conditions.exclusive)
+    headed = headline_rows(measured.energy, run_record.spec.accelerator, measured.conditions.exclusive)
     devices = [device_energy.device for device_energy in headed]
     for epoch in run_record.epochs:
         guess = estimated(run_record, asked, epoch.cpu_s, epoch.elapsed_s) if epoch.epoch else None
@@ -267,7 +267,7 @@ def _epochs(row: Row, run_record: RunRecord, measured: Measurement, asked: Asked
 
 def _devices(run_record: RunRecord, measured: Measurement) -> Iterator[Row]:
     """Rows of the devices table, without the run's name."""
-    headed = scoped(measured.energy, run_record.spec.accelerator, measured.conditions.exclusive)
+    headed = headline_rows(measured.energy, run_record.spec.accelerator, measured.conditions.exclusive)
     in_scope = {entry.device for entry in headed}
     whole = {entry.device: entry for entry in measured.overhead.whole_run_energy}
     cited = {entry.name: entry for entry in _cited(run_record.environment)}
@@ -286,7 +286,7 @@ def _devices(run_record: RunRecord, measured: Measurement) -> Iterator[Row]:
 
 
 def _text(value: str | list[str] | None) -> str | None:
-    return joined(value) if isinstance(value, list) else value
+    return join_unique(value) if isinstance(value, list) else value
 
 
 def _selections(measured: Measurement) -> Iterator[Row]:

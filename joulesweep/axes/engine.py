@@ -58,7 +58,7 @@ ENGINES: dict[str, Engine] = {
 }
 
 
-def impossible(spec: RunSpec) -> str | None:
+def incompatible_reason(spec: RunSpec) -> str | None:
     """Return the reason why a run is invalid on every machine, or None."""
     row = ENGINES[spec.engine]
     under = [
@@ -80,7 +80,7 @@ def num_compilations() -> int:
     return int(utils.counters["frames"]["total"]) if utils else 0
 
 
-def refusal(engine: str, accelerator: str, compute_capability: tuple[int, int] | None = None) -> str | None:
+def unsupported_reason(engine: str, accelerator: str, compute_capability: tuple[int, int] | None = None) -> str | None:
     """Return the reason why this machine cannot run the engine, or None.
 
     Args:

@@ -85,7 +85,7 @@ PRECISIONS: dict[str, Precision] = {
 }
 
 
-def refusal(precision: str, accelerator: str, compute_capability: tuple[int, int] | None) -> str | None:
+def unsupported_reason(precision: str, accelerator: str, compute_capability: tuple[int, int] | None) -> str | None:
     """Return the reason why this device cannot compute in the precision, or None.
 
     Args:

@@ -139,7 +139,7 @@ STRATEGIES: dict[str, Strategy] = {
 }
 
 
-def refusal(strategy: str, devices: int, accelerator: str, num_gpus: int) -> str | None:
+def unsupported_reason(strategy: str, devices: int, accelerator: str, num_gpus: int) -> str | None:
     """Return the reason why this machine cannot run the strategy, or None.
 
     Args:

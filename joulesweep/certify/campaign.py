@@ -266,7 +266,7 @@ def _asked(sensor: nvidia.BoardSensor) -> dict[str, object]:
     """Limits and modes of a board; None for those that it does not report."""
     answers: dict[str, object] = {}
     for name, function in ASKED.items():
-        value = nvidia.ask(function, sensor.handle)
+        value = nvidia.nvml_call(function, sensor.handle)
         if name == "process_ids" and value is not None:
             value = [process.pid for process in value]
         answers[name] = value

@@ -93,7 +93,7 @@ def _board(board: devices.Board) -> dict[str, Any]:
     sensor = meters.sensor(board)
     return {
         **board.described(),
-        "tick_s": sensors.known_tick(board.uuid, sensor.energy_j, afresh=True) if board.counts else None,
+        "tick_s": sensors.cached_tick(board.uuid, sensor.energy_j, afresh=True) if board.counts else None,
         "power_w": sensor.power_w(),
         "instant": sensor.traits.instant,
         "power_limit_w": sensor.power_limit_w(),
@@ -197,7 +197,7 @@ def _torch() -> Finding:
 def _cpu(zones: list[rapl.Zone]) -> Finding:
     problem = rapl.problem()
     if problem is None:
-        ticks = {zone.device: sensors.known_tick(zone.device, zone.energy_j, afresh=True) for zone in zones}
+        ticks = {zone.device: sensors.cached_tick(zone.device, zone.energy_j, afresh=True) for zone in zones}
         told = [f"{device} (moves every {tick_s:.2g} s)" if tick_s else device for device, tick_s in ticks.items()]
         return Finding(subject="CPU energy", status="ok", found=f"RAPL: {', '.join(told)}")
     model = machine.cpu_model()

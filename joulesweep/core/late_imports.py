@@ -18,7 +18,7 @@ from typing import Any
 
 
 @contextlib.contextmanager
-def put_off(module: str, *functions: str) -> Iterator[None]:
+def defer_import(module: str, *functions: str) -> Iterator[None]:
     """Replace functions of a module, inside the block, by stand-ins that import the module when they are called.
 
     Any other name that the block takes from the module imports it at once. After the block the module is the real
@@ -69,8 +69,8 @@ def transformers() -> ModuleType:
     if "accelerate" not in sys.modules:  # peft needs it installed; transformers must behave the same without it
         for utilities in ("transformers.utils", "transformers.utils.import_utils"):
             vars(importlib.import_module(utilities))["is_accelerate_available"] = lambda *_: False
-    with put_off("scipy.optimize", "linear_sum_assignment"):
+    with defer_import("scipy.optimize", "linear_sum_assignment"):
         importlib.import_module("transformers.modeling_utils")
-    with put_off("sklearn.metrics", "roc_curve"):  # 5.17 needs it at import, later versions when they call it
+    with defer_import("sklearn.metrics", "roc_curve"):  # 5.17 needs it at import, later versions when they call it
         importlib.import_module("transformers.generation.candidate_generator")  # every model's class does
     return library

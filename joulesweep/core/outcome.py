@@ -244,7 +244,7 @@ class Phase(Counts, Work):
         elapsed_s: duration in seconds, without the copying of weights.
         num_steps: optimizer steps.
         num_skipped_steps: steps that loss scaling skipped.
-        facts: the method's facts about itself, see `methods.described`; written, but not read back.
+        facts: the method's facts about itself, see `methods.describe`; written, but not read back.
     """
 
     kind: str

@@ -136,7 +136,7 @@ def ancestry() -> tuple[int, int]:
     return parent, _parent_of(parent)
 
 
-def still_wanted(with_snakemake: bool) -> Callable[[], None]:
+def parent_watch(with_snakemake: bool) -> Callable[[], None]:
     """Return a check to call while waiting: it ends this process when the workflow that started it is gone.
 
     Args:

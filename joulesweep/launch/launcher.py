@@ -147,7 +147,7 @@ def launch(
         RunFailed: a process died without a result; nothing is written.
     """
     signal.signal(signal.SIGTERM, _terminate)
-    wanted = processes.still_wanted(with_snakemake)
+    wanted = processes.parent_watch(with_snakemake)
     needed = devices.num_boards(spec, exclusive)
     candidates = devices.pool(gpus if spec.gpus == "auto" else spec.gpus) if needed else []
     lacking = devices.too_few(spec, needed, candidates)

@@ -84,7 +84,7 @@ def prepare(
     ticks = {}
     for device, name, read in counters:
         wanted()
-        ticks[device] = askers[device].ask(sensors.known_tick, name, read, more_s=sensors.TICK_LIMIT_S)
+        ticks[device] = askers[device].ask(sensors.cached_tick, name, read, more_s=sensors.TICK_LIMIT_S)
     readers = [reader for reader in readers if askers[reader.board.device].silent is None]
     rest = settling.settle(readers, spec.cooldown_s, wanted) if readers and spec.cooldown_s else None
     silent = {device: asker.silent for device, asker in askers.items() if asker.silent is not None}

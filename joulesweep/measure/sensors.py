@@ -50,7 +50,7 @@ def _watch(read: Callable[[], float | None], limit_s: float) -> tuple[float | No
     return statistics.median(later - earlier for earlier, later in itertools.pairwise(changes)), False
 
 
-def known_tick(name: str, read: Callable[[], float | None], afresh: bool = False) -> float | None:
+def cached_tick(name: str, read: Callable[[], float | None], afresh: bool = False) -> float | None:
     """A counter's update period on this host: measured once, then read from the user's cache folder.
 
     Args:

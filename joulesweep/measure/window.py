@@ -111,7 +111,7 @@ class _Window:
         self._monitor: Any = None
         self._measured: Any = None
         with self._noting_failure():
-            with late_imports.put_off(
+            with late_imports.defer_import(
                 "sklearn.metrics", "auc"
             ):  # of the fall-back for boards without a counter, never ours
                 from zeus.monitor import ZeusMonitor

@@ -9,8 +9,8 @@ A method is a module `joulesweep/methods/<name>.py` (underscores for the hyphens
   chooses tensors every few epochs, see `joulesweep.train.adaptive.choosing`; `Rating` gives it facts about the run;
 * optionally `merge(model)`: removes what `apply` added, before the trained model is saved; or, if that is impossible,
   `save(model, state, folder)`: saves the model with these weights;
-* optionally `described(model)`: facts for the record of each phase of the training, such as the frozen layers;
-* optionally `impossible(spec)`: why the method does not fit the rest of a spec, in one line, or None.
+* optionally `describe(model)`: facts for the record of each phase of the training, such as the frozen layers;
+* optionally `incompatible_reason(spec)`: why the method does not fit the rest of a spec, in one line, or None.
 
 Every parameter has a default: the conformance test trains each method with the defaults, on a decoder if the method
 does not support an encoder.
@@ -94,10 +94,10 @@ class Method(Protocol):
     def save(self, model: torch.nn.Module, state: dict[str, torch.Tensor], folder: Path) -> None:
         """Save the model with these weights, if it cannot be merged."""
 
-    def described(self, model: torch.nn.Module) -> dict[str, Any]:
+    def describe(self, model: torch.nn.Module) -> dict[str, Any]:
         """Return facts for the record of each phase of the training."""
 
-    def impossible(self, spec: RunSpec) -> str | None:
+    def incompatible_reason(self, spec: RunSpec) -> str | None:
         """Return why the method does not fit the rest of a spec, in one line, or None."""
 
 
@@ -127,11 +127,11 @@ def chooses(name: str) -> bool:
     return hasattr(load(name), "importances")
 
 
-def impossible(spec: RunSpec) -> str | None:
+def incompatible_reason(spec: RunSpec) -> str | None:
     """Return the reason why a run's method does not fit the rest of its spec, or None."""
     method = load(spec.method)
-    if hasattr(method, "impossible"):
-        reason: str | None = method.impossible(spec)
+    if hasattr(method, "incompatible_reason"):
+        reason: str | None = method.incompatible_reason(spec)
         return reason
     if not chooses(spec.method):
         return None
@@ -144,9 +144,9 @@ def impossible(spec: RunSpec) -> str | None:
     return None
 
 
-def described(name: str, model: torch.nn.Module) -> dict[str, object]:
+def describe(name: str, model: torch.nn.Module) -> dict[str, object]:
     """Return the facts about a method, applied to a model, for the record."""
-    facts: dict[str, object] = getattr(load(name), "described", lambda model: {})(model)
+    facts: dict[str, object] = getattr(load(name), "describe", lambda model: {})(model)
     return facts
 
 

@@ -54,9 +54,9 @@ def apply(model: torch.nn.Module, params: Params) -> torch.nn.Module:
     return model if params.lora is None else lora.apply(model, methods.parameters("lora", params.lora))
 
 
-def described(model: torch.nn.Module) -> dict[str, list[str]]:
-    """Return the layers that have adapters, if there are any; see `lora.described`."""
-    return lora.described(model)
+def describe(model: torch.nn.Module) -> dict[str, list[str]]:
+    """Return the layers that have adapters, if there are any; see `lora.describe`."""
+    return lora.describe(model)
 
 
 def merge(model: torch.nn.Module) -> None:

@@ -41,7 +41,7 @@ def apply(model: torch.nn.Module, params: Params) -> torch.nn.Module:
     return model
 
 
-def described(model: torch.nn.Module) -> dict[str, int]:
+def describe(model: torch.nn.Module) -> dict[str, int]:
     """Return the numbers of layers and of frozen layers; see `freezing.frozen_layers`."""
     from joulesweep.nets.freezing import frozen_layers
 

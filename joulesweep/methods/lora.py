@@ -84,7 +84,7 @@ def apply(model: torch.nn.Module, params: Params) -> torch.nn.Module:
     return model
 
 
-def described(model: torch.nn.Module) -> dict[str, list[str]]:
+def describe(model: torch.nn.Module) -> dict[str, list[str]]:
     """Return `lora_targets`, the names of the layers that have an adapter, or nothing if there are none."""
     names = [name for name, _ in model.named_parameters() if ".lora_A." in name]
     adapted = sorted({_last(name.partition(".lora_A.")[0]) for name in names})

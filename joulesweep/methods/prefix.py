@@ -35,7 +35,7 @@ class Params:
             raise ValueError(f"tokens must be at least 1, got {self.tokens}")
 
 
-def impossible(spec: RunSpec) -> str | None:
+def incompatible_reason(spec: RunSpec) -> str | None:
     """Return the reason why the prefix does not fit the rest of a spec, or None."""
     if TASKS[spec.task].hides:
         return f"method prefix: an encoder {NOTHING_EARLIER}"

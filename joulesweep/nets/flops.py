@@ -22,7 +22,7 @@ from joulesweep.nets.language_model import LanguageModel
 from joulesweep.nets.products import Product, traced
 
 
-def described(core: LanguageModel, shards: int = 1) -> Work:
+def model_work(core: LanguageModel, shards: int = 1) -> Work:
     """Return the work of a training for the record; nulls with a reason where unknown.
 
     Call it before the strategy wraps the model (FSDP's hooks would run). It draws no random number.

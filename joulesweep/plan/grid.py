@@ -109,7 +109,7 @@ def expand(config: SweepConfig, where: Place | None = None) -> ExpandedGrid:
             dataset_source=datasets[point["dataset"]],
         )
         reason = next((entry.reason for entry in config.exclude if _matches(entry.when, point)), None)
-        reason = reason or engine.impossible(cell) or _impossible(cell, config.datasets[cell.dataset])
+        reason = reason or engine.incompatible_reason(cell) or _incompatible_reason(cell, config.datasets[cell.dataset])
         if reason is not None:
             name = _label(cell, telling)
             excluded[name] = Excluded(label=name, reason=reason)
@@ -205,7 +205,7 @@ def _meaningless(task: str) -> dict[str, Any]:
     return {name: OMISSION[name] for name in TASKS[task].unused}
 
 
-def _impossible(spec: RunSpec, dataset: DatasetConfig) -> str | None:
+def _incompatible_reason(spec: RunSpec, dataset: DatasetConfig) -> str | None:
     if not TASKS[spec.task].encoder_decoder:
         return None
     if not dataset.has_targets:

@@ -90,7 +90,7 @@ def footprint(energy: Mapping[str, Any]) -> Footprint | None:
     )
 
 
-def described(factors: Footprint) -> list[str]:
+def describe_factors(factors: Footprint) -> list[str]:
     """One sentence per factor, with its number, unit, source and PUE."""
     pue = f"× PUE {float(factors.pue)}"
     sentences = []

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import altair as alt
 import polars as pl
 
-from joulesweep.analyse.cells import panels
+from joulesweep.analyse.cells import comparable_groups
 from joulesweep.analyse.tables import Tables
 from joulesweep.report import theme
 from joulesweep.report.theme import Chart, values
@@ -44,7 +44,7 @@ def by_batch_size(
     layers = [marks.encode(color=colour), *above, intervals.encode(color=whisker_colour or colour)]
     columns = "name setup value low high" + (" net" if "net" in cells.columns else "")
     rows = []
-    for name, part in panels(cells):
+    for name, part in comparable_groups(cells):
         y = alt.Y("name:N").title(None).scale(domain=_grouped(part)).axis(ticks=False, domain=False, labelPadding=6)
         drawn = alt.layer(*below, *(layer.encode(y=y) for layer in layers), data=values(part, columns))
         rows.append(drawn.properties(width=600, height=alt.Step(19), title=theme.panel_title(name)))

@@ -254,7 +254,7 @@ def cross_check(ok: pl.DataFrame) -> str | None:
     return f"median {statistics.median(ratios):.3f} of {len(ratios)} runs; {refuted} refuted by it"
 
 
-def own_cost(tables: Tables, factors: Footprint | None) -> dict[str, Any] | None:
+def sweep_energy(tables: Tables, factors: Footprint | None) -> dict[str, Any] | None:
     """The joules that the sweep itself used in the finished runs' windows, one line per status and scope.
 
     No joule is counted twice: runs hold exclusive leases on their GPUs, and CPU and memory are in scope only for runs
@@ -332,7 +332,7 @@ def drift(anchors: pl.DataFrame) -> list[dict[str, Any]]:
     ]
 
 
-def _ratios(ratios: pl.Series) -> numbers.Words:
+def _ratios(ratios: pl.Series) -> numbers.FormattedNumber:
     """The mean ratio, and the single ratios if there are several."""
     known = ratios.drop_nulls().to_list()
     if not known:

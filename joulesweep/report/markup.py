@@ -12,7 +12,7 @@ import vl_convert
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from joulesweep.report.numbers import Words
+from joulesweep.report.numbers import FormattedNumber
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -34,7 +34,7 @@ def filled(name: str, /, **data: object) -> Markup:
     return Markup(environment.get_template(name).render(data))
 
 
-def table(headings: Mapping[str, str], rows: Iterable[Sequence[str | Words]]) -> Markup:
+def table(headings: Mapping[str, str], rows: Iterable[Sequence[str | FormattedNumber]]) -> Markup:
     """Render a table that scrolls on narrow pages.
 
     Args:

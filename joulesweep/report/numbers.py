@@ -10,12 +10,12 @@ from joulesweep.analyse.tables import Row, Tables
 from joulesweep.core.quantities import one, scaled
 from joulesweep.core.spec import OMISSION
 
-Words = tuple[str, str]  # a number, and the interval or remark shown below it
+FormattedNumber = tuple[str, str]  # a number, and the interval or remark shown below it
 
-ABSENT: Words = ("–", "")
+ABSENT: FormattedNumber = ("–", "")
 
 
-def interval(row: Row, quantity: str, unit: str) -> Words:
+def interval(row: Row, quantity: str, unit: str) -> FormattedNumber:
     """A cell's mean with its interval; "n=1, no interval" for one repeat, "–" if missing."""
     ends = [row[f"{quantity}_{end}"] for end in ("mean", "low", "high")]
     if ends[0] is None:
@@ -26,13 +26,13 @@ def interval(row: Row, quantity: str, unit: str) -> Words:
     return f"{mean} {name}".strip(), f"[{low}, {high}]"
 
 
-def percent(row: Row, quantity: str) -> Words:
+def percent(row: Row, quantity: str) -> FormattedNumber:
     """A cell's mean share with its interval, in percent."""
     ends = {f"{quantity}_{end}": row[f"{quantity}_{end}"] for end in ("mean", "low", "high")}
     return interval({name: value and 100 * value for name, value in ends.items()}, quantity, "%")
 
 
-def points(row: Row, quantity: str) -> Words:
+def points(row: Row, quantity: str) -> FormattedNumber:
     """A cell's mean share with its interval, times 100 and to one decimal, as is usual for ROUGE."""
     ends = [row[f"{quantity}_{end}"] for end in ("mean", "low", "high")]
     texts = [f"{100 * value:.1f}" for value in ends if value is not None]
@@ -41,19 +41,19 @@ def points(row: Row, quantity: str) -> Words:
     return texts[0], f"[{', '.join(texts[1:])}]" if len(texts) > 1 else NO_INTERVAL
 
 
-def _number(row: Row, quantity: str) -> Words:
+def _number(row: Row, quantity: str) -> FormattedNumber:
     """A cell's mean with its interval, in the column's unit; units with a slash are left to the heading."""
     unit = RUNS[quantity].unit or ""
     return interval(row, quantity, "" if "/" in unit else {"bytes": "B"}.get(unit, unit))
 
 
 #: Formats of a mean, by the names that columns of the runs table use.
-FORMATS: dict[str, Callable[[Row, str], Words]] = {"number": _number, "percent": percent, "points": points}
+FORMATS: dict[str, Callable[[Row, str], FormattedNumber]] = {"number": _number, "percent": percent, "points": points}
 #: Measures of quality other than the loss.
 QUALITIES = tuple(column for column in (RUNS[name] for name in (*QUALITY[1:], *ROUGE)) if column.heading is not None)
 
 
-def shown(row: Row, column: Column) -> Words:
+def shown(row: Row, column: Column) -> FormattedNumber:
     """A cell's mean with its interval, in the format of its column.
 
     Args:
@@ -75,12 +75,12 @@ def memory_quantity(row: Row) -> str:
     return "peak_host_rss_bytes" if row["peak_gpu_allocated_bytes_mean"] is None else "peak_gpu_allocated_bytes"
 
 
-def memory(row: Row) -> Words:
+def memory(row: Row) -> FormattedNumber:
     """A cell's mean peak memory with its interval."""
     return interval(row, memory_quantity(row), "B")
 
 
-def joules(row: Row) -> Words:
+def joules(row: Row) -> FormattedNumber:
     """A cell's mean joules with interval and largest error; if there are none, the reason."""
     if row["energy_j_mean"] is not None:
         mean, between = interval(row, "energy_j", "J")
@@ -95,7 +95,7 @@ def joules(row: Row) -> Words:
     return "not averaged", row["energy_status"] if ", " in row["energy_status"] else f"scopes {row['energy_scope']}"
 
 
-def estimated_joules(row: Row) -> Words:
+def estimated_joules(row: Row) -> FormattedNumber:
     """Middle and range of a cell's estimated joules."""
     ends = [row[f"estimated_energy{end}_j"] for end in ("", "_low", "_high")]
     if ends[0] is None:
@@ -104,13 +104,13 @@ def estimated_joules(row: Row) -> Words:
     return f"≈ {mid} {name}", f"estimated, [{low}, {high}]"
 
 
-def estimated_co2e(row: Row) -> Words:
+def estimated_co2e(row: Row) -> FormattedNumber:
     """Emissions of a cell's estimated joules."""
     grams = row["estimated_co2e_g"]
     return ABSENT if grams is None else (f"≈ {one(grams, 'g')}", "estimated")
 
 
-def speedup(row: Row) -> Words:
+def speedup(row: Row) -> FormattedNumber:
     """A cell's speed-up over its baseline."""
     if row["speedup"] is None:
         return ABSENT

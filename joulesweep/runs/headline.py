@@ -86,7 +86,7 @@ class EpochJoules:
     energy_reason: str | None
 
 
-def scoped(rows: Sequence[DeviceEnergy], accelerator: str, exclusive: str) -> list[DeviceEnergy]:
+def headline_rows(rows: Sequence[DeviceEnergy], accelerator: str, exclusive: str) -> list[DeviceEnergy]:
     """The energy rows whose sum is a run's headline; none where there is no headline.
 
     Args:
@@ -112,7 +112,7 @@ def headline(rows: Sequence[DeviceEnergy], accelerator: str, exclusive: str) -> 
         accelerator: "cuda" or "cpu": what computed.
         exclusive: "node" if the run had the machine to itself.
     """
-    found = scoped(rows, accelerator, exclusive)
+    found = headline_rows(rows, accelerator, exclusive)
     if not found:
         return _no_headline([row for row in rows if row.kind == _computing(accelerator)], exclusive)
     ratios = [row.power_ratio for row in found if row.power_ratio is not None]
@@ -126,9 +126,9 @@ def headline(rows: Sequence[DeviceEnergy], accelerator: str, exclusive: str) -> 
         power_ratio=max(ratios, key=lambda ratio: abs(ratio - 1), default=None),
         energy_scope="+".join(dict.fromkeys(row.kind for row in found)),
         energy_status=found[0].status,
-        energy_method=joined(row.method for row in found),
+        energy_method=join_unique(row.method for row in found),
         energy_reason=None,
-        energy_doubt=joined(f"{row.device}: {row.doubt}" for row in found if row.doubt),
+        energy_doubt=join_unique(f"{row.device}: {row.doubt}" for row in found if row.doubt),
     )
 
 
@@ -147,7 +147,7 @@ def estimated(record: RunRecord, asked: Asked, cpu_s: float, wall_s: float) -> E
     return estimate_cpu(cpu_s, wall_s, machine.cpu_model, machine.cpu_cores, asked.cpu_watts)
 
 
-def joined(values: Iterable[str | None]) -> str | None:
+def join_unique(values: Iterable[str | None]) -> str | None:
     """Each different text once, in order; None if there is none."""
     return ", ".join(dict.fromkeys(value for value in values if value)) or None
 
@@ -165,9 +165,9 @@ def beside(rows: Sequence[DeviceEnergy]) -> AtThePlug:
     return AtThePlug(
         wall_j=wall_j,
         wall_error_j=_total(row.error_j for row in around),
-        wall_method=joined(row.method for row in around),
-        wall_doubt=joined(row.doubt for row in around),
-        wall_reason=joined(row.reason for row in around) if wall_j is None else None,
+        wall_method=join_unique(row.method for row in around),
+        wall_doubt=join_unique(row.doubt for row in around),
+        wall_reason=join_unique(row.reason for row in around) if wall_j is None else None,
     )
 
 
@@ -197,8 +197,8 @@ def _no_headline(computing: Sequence[DeviceEnergy], exclusive: str) -> Headline:
     elif computing and not lacking:
         reasons = [f"measure.exclusive is {exclusive}: joules of the CPU may be those of other runs as well"]
     return Headline(
-        energy_status=joined(_status(row) for row in lacking) or "unavailable",
-        energy_method=joined(row.method for row in lacking),
+        energy_status=join_unique(_status(row) for row in lacking) or "unavailable",
+        energy_method=join_unique(row.method for row in lacking),
         energy_reason="; ".join(reasons) or "the record names no energy meter",
     )
 
@@ -208,7 +208,7 @@ def by_epoch(epoch: Epoch, devices: Sequence[str]) -> EpochJoules:
 
     Args:
         epoch: of a record.
-        devices: of `scoped`; none where the run has no joules.
+        devices: of `headline_rows`; none where the run has no joules.
     """
     rows = {row.device: row for row in epoch.energy}
     found = [rows.get(device, UNTRACED) for device in devices]
@@ -217,8 +217,8 @@ def by_epoch(epoch: Epoch, devices: Sequence[str]) -> EpochJoules:
         reason = "a total is of one status only"
         return EpochJoules(energy_j=None, energy_status="unavailable", energy_reason=reason)
     if not found or lacking:
-        status = joined(row.status for row in lacking) or "unavailable"
-        reason = joined(row.reason for row in lacking) or "the run has no joules"
+        status = join_unique(row.status for row in lacking) or "unavailable"
+        reason = join_unique(row.reason for row in lacking) or "the run has no joules"
         return EpochJoules(energy_j=None, energy_status=status, energy_reason=reason)
     joules = _total(row.energy_j for row in found)
     return EpochJoules(energy_j=joules, energy_status=found[0].status, energy_reason=None)

@@ -29,13 +29,13 @@ from joulesweep.train import data, fit, labels
 from joulesweep.train.adaptive import choosing
 from joulesweep.train.corpus import Corpus, load, split
 from joulesweep.train.kahan import KahanAdamW
-from joulesweep.train.trainer import Place, Stop, Trainer, layout, wrapped
+from joulesweep.train.trainer import RankContext, RunEnded, Trainer, layout, wrapped
 
 #: PyTorch's attention kernels.
 KERNELS = ("flash", "mem_efficient", "cudnn", "math")
 
 
-def prepare_process(spec: RunSpec) -> Place:
+def prepare_process(spec: RunSpec) -> RankContext:
     """Set up threads, seed, kernels, device and process group; refuse a spec that this machine cannot run.
 
     cuDNN's attention is disabled, although PyTorch prefers it for 16-bit numbers on Hopper and Blackwell: it makes a
@@ -51,14 +51,14 @@ def prepare_process(spec: RunSpec) -> Place:
     torch.set_num_threads(spec.threads_per_device)
     num_gpus = torch.cuda.device_count() if spec.accelerator == "cuda" else 0
     if spec.accelerator == "cuda" and num_gpus == 0:
-        raise Stop("unsupported", "accelerator cuda: PyTorch sees no GPU here")
+        raise RunEnded("unsupported", "accelerator cuda: PyTorch sees no GPU here")
     capability = torch.cuda.get_device_capability(0) if num_gpus else None
-    reason = strategy.refusal(spec.strategy, spec.devices, spec.accelerator, num_gpus)
-    reason = reason or precision.refusal(spec.precision, spec.accelerator, capability)
-    reason = reason or engine.impossible(spec) or methods.impossible(spec)
-    reason = reason or engine.refusal(spec.engine, spec.accelerator, capability)
+    reason = strategy.unsupported_reason(spec.strategy, spec.devices, spec.accelerator, num_gpus)
+    reason = reason or precision.unsupported_reason(spec.precision, spec.accelerator, capability)
+    reason = reason or engine.incompatible_reason(spec) or methods.incompatible_reason(spec)
+    reason = reason or engine.unsupported_reason(spec.engine, spec.accelerator, capability)
     if reason:
-        raise Stop("unsupported", reason)
+        raise RunEnded("unsupported", reason)
     precision.allow_tf32(False)  # the model is tried in fp32; `cast` sets it as the spec says
     if hasattr(torch.backends.cuda, "enable_cudnn_sdp"):
         torch.backends.cuda.enable_cudnn_sdp(False)
@@ -69,7 +69,7 @@ def prepare_process(spec: RunSpec) -> Place:
         _join(device, world)
     torch.manual_seed(spec.repeat)
     together = strategy.ranks_per_text(spec.strategy, world)
-    return Place(device=device, rank=rank, world=world, local_rank=local_rank, ranks_per_text=together)
+    return RankContext(device=device, rank=rank, world=world, local_rank=local_rank, ranks_per_text=together)
 
 
 def _join(device: torch.device, world: int) -> None:
@@ -82,7 +82,7 @@ def _join(device: torch.device, world: int) -> None:
         )
 
 
-def assemble(spec: RunSpec, model_folder: Path, tokens: Path, place: Place) -> Trainer:
+def assemble(spec: RunSpec, model_folder: Path, tokens: Path, place: RankContext) -> Trainer:
     """Build model, data and optimizer. The order of the transforms matters: each sees the result of the one before.
 
     Raises:
@@ -92,9 +92,9 @@ def assemble(spec: RunSpec, model_folder: Path, tokens: Path, place: Place) -> T
     try:
         corpus, core = _learning(spec, model_folder, tokens)
         work, products = _prepare(core, corpus, spec, place)
-        facts = methods.described(spec.method, core.model)
+        facts = methods.describe(spec.method, core.model)
     except Unfit as unfit:
-        raise Stop("unsupported", str(unfit)) from unfit
+        raise RunEnded("unsupported", str(unfit)) from unfit
     if engine.ENGINES[spec.engine].compiles:
         _compile(core)
     torch.manual_seed(spec.repeat * 1000 + place.data_rank)  # each share of the texts has its own dropout
@@ -124,7 +124,7 @@ def assemble(spec: RunSpec, model_folder: Path, tokens: Path, place: Place) -> T
     try:
         trainer.selector = choosing.selector(trainer)
     except ValueError as error:
-        raise Stop("unsupported", str(error)) from None
+        raise RunEnded("unsupported", str(error)) from None
     return trainer
 
 
@@ -144,7 +144,7 @@ def attention(model: Any) -> dict[str, object]:  # noqa: ANN401 - of any family
     }
 
 
-def _prepare(core: LanguageModel, corpus: Corpus, spec: RunSpec, place: Place) -> tuple[Work, dict[str, object]]:
+def _prepare(core: LanguageModel, corpus: Corpus, spec: RunSpec, place: RankContext) -> tuple[Work, dict[str, object]]:
     """Try the model on its device and convert it to the form that trains. Returns its work and its products.
 
     Raises:
@@ -153,7 +153,7 @@ def _prepare(core: LanguageModel, corpus: Corpus, spec: RunSpec, place: Place) -
     core.to(place.device)
     laid = replace(layout(spec), parts=1)  # tried on one device
     core.mask_form = fit.mask_form(core, corpus, laid)
-    _check(fit.refusal(core, corpus, laid))
+    _check(fit.unsupported_reason(core, corpus, laid))
     precision.cast(core, spec.precision)
     if spec.checkpoint_activations:
         model: Any = core.model
@@ -161,14 +161,14 @@ def _prepare(core: LanguageModel, corpus: Corpus, spec: RunSpec, place: Place) -
             enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
             enable({"use_reentrant": False})
             model.disable_input_require_grads()  # else the backward pass goes through frozen layers
-    work = flops.described(core, spec.devices if strategy.STRATEGIES[spec.strategy].shards_state else 1)
+    work = flops.model_work(core, spec.devices if strategy.STRATEGIES[spec.strategy].shards_state else 1)
     precision.convert(core, spec.precision)  # after the count: converted modules compute the same products
     products = _products(core, corpus, spec, place)
-    _check(fit.step_refusal(core, corpus, laid))
+    _check(fit.step_unsupported_reason(core, corpus, laid))
     return work, products
 
 
-def _products(core: LanguageModel, corpus: Corpus, spec: RunSpec, place: Place) -> dict[str, object]:
+def _products(core: LanguageModel, corpus: Corpus, spec: RunSpec, place: RankContext) -> dict[str, object]:
     """Choose the library for the CPU's products by the sizes of a step of rank 0, the same on all ranks."""
     if spec.accelerator != "cpu" or spec.engine != "eager" or not precision.computes_in_fp32(spec.precision):
         return onednn.unchosen("the library is chosen only for fp32 with engine eager on the CPU")
@@ -253,7 +253,7 @@ def _optimizer(core: torch.nn.Module, spec: RunSpec, device: torch.device) -> to
     return torch.optim.AdamW(groups, lr=lr, fused=True, capturable=captured)
 
 
-def measured_boards(spec: RunSpec, boards: Sequence[Board], place: Place) -> dict[int, Board]:
+def measured_boards(spec: RunSpec, boards: Sequence[Board], place: RankContext) -> dict[int, Board]:
     """Return the boards that this process meters, by position: its own; the first process also meters those left over.
 
     Raises:

@@ -18,14 +18,14 @@ from joulesweep.axes.layout import BATCHINGS, HEADS
 from joulesweep.core.work import COUNTED
 from joulesweep.nets.language_model import IGNORED
 from joulesweep.train.corpus import Corpus, offsets_of, texts_and_positions
-from joulesweep.train.labels import Labelled
+from joulesweep.train.labels import MaskedInputs
 from joulesweep.train.packing import pack, round_up
 
 CHOSEN_MULTIPLE = 16  # to which numbers of predicted positions are rounded up, at least
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class BatchLayout:
     """Layout of the texts of an optimizer step.
 
     Attributes:
@@ -102,7 +102,7 @@ class Batch:
 
 
 def steps(
-    corpus: Corpus, shown: Labelled, texts: torch.Tensor, layout: Layout, rank: int = 0, world: int = 1
+    corpus: Corpus, shown: MaskedInputs, texts: torch.Tensor, layout: BatchLayout, rank: int = 0, world: int = 1
 ) -> Iterator[tuple[list[Batch], int]]:
     """Cut texts into optimizer steps and give each rank its share; the last step may be smaller.
 
@@ -135,7 +135,7 @@ Part = tuple[torch.Tensor, bool]
 
 
 def outlines(
-    corpus: Corpus, shown: Labelled | None, texts: torch.Tensor, layout: Layout, rank: int = 0, world: int = 1
+    corpus: Corpus, shown: MaskedInputs | None, texts: torch.Tensor, layout: BatchLayout, rank: int = 0, world: int = 1
 ) -> Iterator[tuple[Outline, ...]]:
     """Yield the sizes of each step's micro-batches without building them; arguments as in `steps`.
 
@@ -147,7 +147,9 @@ def outlines(
         yield tuple(_outlines(corpus, per_text, parts, layout))
 
 
-def _outlines(corpus: Corpus, per_text: torch.Tensor | None, parts: Sequence[Part], layout: Layout) -> list[Outline]:
+def _outlines(
+    corpus: Corpus, per_text: torch.Tensor | None, parts: Sequence[Part], layout: BatchLayout
+) -> list[Outline]:
     """Return the outlines of the micro-batches of a step; see `Layout.few_shapes`."""
     sizes = []
     for texts, counted in parts:
@@ -165,14 +167,16 @@ def _outlines(corpus: Corpus, per_text: torch.Tensor | None, parts: Sequence[Par
     return [(most_rows if layout.packs else rows, length, target, most_chosen) for rows, length, target, _ in sizes]
 
 
-def _num_predicted(corpus: Corpus, shown: Labelled) -> torch.Tensor:
+def _num_predicted(corpus: Corpus, shown: MaskedInputs) -> torch.Tensor:
     """Count the predicted tokens of each text, int64 [texts]."""
     predicted = offsets_of((shown.labels != IGNORED).long())
     offsets = corpus.written.offsets
     return predicted[offsets[1:]] - predicted[offsets[:-1]]
 
 
-def _shares(texts: torch.Tensor, layout: Layout, rank: int, world: int) -> Iterator[tuple[torch.Tensor, list[Part]]]:
+def _shares(
+    texts: torch.Tensor, layout: BatchLayout, rank: int, world: int
+) -> Iterator[tuple[torch.Tensor, list[Part]]]:
     """Yield the texts of each step, and the micro-batches of a rank."""
     for whole in torch.split(texts, layout.size):
         num_micro = math.ceil(math.ceil(len(whole) / world) / layout.micro) if layout.micro else 1
@@ -182,7 +186,7 @@ def _shares(texts: torch.Tensor, layout: Layout, rank: int, world: int) -> Itera
 
 
 def _placed(
-    lengths: torch.Tensor, layout: Layout, max_length: int
+    lengths: torch.Tensor, layout: BatchLayout, max_length: int
 ) -> tuple[torch.Tensor, torch.Tensor, tuple[int, int]]:
     """Return row and first column of texts of these lengths, int64 [texts] each, and the shape of the rows."""
     if layout.packs:
@@ -197,7 +201,7 @@ class _Rows:
     """Positions of the tokens of some texts in padded or packed rows."""
 
     def __init__(
-        self, corpus: Corpus, texts: torch.Tensor, layout: Layout, max_length: int, least_rows: int = 0
+        self, corpus: Corpus, texts: torch.Tensor, layout: BatchLayout, max_length: int, least_rows: int = 0
     ) -> None:
         self.lengths = corpus.lengths_of(texts)
         row, column, (num_rows, length) = _placed(self.lengths, layout, max_length)
@@ -213,7 +217,7 @@ class _Rows:
 
 
 def _collate(
-    corpus: Corpus, shown: Labelled, texts: torch.Tensor, counted: bool, layout: Layout, least: Outline
+    corpus: Corpus, shown: MaskedInputs, texts: torch.Tensor, counted: bool, layout: BatchLayout, least: Outline
 ) -> Batch:
     """Build a micro-batch, with at least as many rows and positions of the head as its outline says."""
     rows = _Rows(corpus, texts, layout, layout.max_length, least[0])

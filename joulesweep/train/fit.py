@@ -38,7 +38,7 @@ WINDOWS = ("sliding_window", "local_attention", "window_size", "attention_window
 LEAST_LAYERS = 2  #: of a stack to check: one passes its output to the next
 #: Names of attributes with the index of a module's layer, in which layers of one kind differ.
 PLACES = re.compile(r"((layer|block)_?)?(id|idx|index|number|num)")
-Refusal = Callable[[LanguageModel, Corpus, data.Layout], str | None]
+Refusal = Callable[[LanguageModel, Corpus, data.BatchLayout], str | None]
 
 
 @contextlib.contextmanager
@@ -106,7 +106,7 @@ def _plain(core: LanguageModel) -> Iterator[None]:
         yield
 
 
-def refusal(core: LanguageModel, corpus: Corpus, layout: data.Layout) -> str | None:
+def unsupported_reason(core: LanguageModel, corpus: Corpus, layout: data.BatchLayout) -> str | None:
     """Return the reason why a model's results are not those that a run assumes, or None.
 
     Args:
@@ -120,7 +120,7 @@ def refusal(core: LanguageModel, corpus: Corpus, layout: data.Layout) -> str | N
     return _refusal(core, corpus, layout)
 
 
-def _passes(refusal: Refusal, core: LanguageModel, corpus: Corpus, layout: data.Layout) -> bool:
+def _passes(refusal: Refusal, core: LanguageModel, corpus: Corpus, layout: data.BatchLayout) -> bool:
     """Whether a check finds no reason. An error counts as a failure: the whole model decides then."""
     try:
         return refusal(core, corpus, layout) is None
@@ -128,7 +128,7 @@ def _passes(refusal: Refusal, core: LanguageModel, corpus: Corpus, layout: data.
         return False
 
 
-def _refusal(core: LanguageModel, corpus: Corpus, layout: data.Layout) -> str | None:
+def _refusal(core: LanguageModel, corpus: Corpus, layout: data.BatchLayout) -> str | None:
     if TASKS[core.task].causal and not is_causal(core, corpus):
         return "task clm: this model sees the tokens that it is to predict; choose a decoder, or task mlm"
     return layout_refusal(core, corpus, layout) or _head_refusal(core, corpus, layout)
@@ -208,7 +208,7 @@ def is_causal(core: LanguageModel, corpus: Corpus) -> bool:
     return _agree(*states)
 
 
-def mask_form(core: LanguageModel, corpus: Corpus, layout: data.Layout) -> str:
+def mask_form(core: LanguageModel, corpus: Corpus, layout: data.BatchLayout) -> str:
     """Return the first of `MASK_FORMS` with which a model's results for padded texts equal those with the last one.
 
     Args:
@@ -222,7 +222,7 @@ def mask_form(core: LanguageModel, corpus: Corpus, layout: data.Layout) -> str:
     *whole, last = MASK_FORMS
     if getattr(core.model, "num_virtual_tokens", 0):
         return last  # peft prepends its prefix to this form only
-    with _plain(core), contextlib.suppress(Unfit):  # `refusal` reports a model that fails here
+    with _plain(core), contextlib.suppress(Unfit):  # `unsupported_reason` reports a model that fails here
         core.mask_form = last
         with foreign(f"task {core.task}"):
             expected = _states(core, corpus, texts, layout)
@@ -235,7 +235,7 @@ def mask_form(core: LanguageModel, corpus: Corpus, layout: data.Layout) -> str:
     return last
 
 
-def layout_refusal(core: LanguageModel, corpus: Corpus, layout: data.Layout) -> str | None:
+def layout_refusal(core: LanguageModel, corpus: Corpus, layout: data.BatchLayout) -> str | None:
     """Return the reason why results for texts in a batch differ from those for single texts, or None.
 
     Uses the shortest texts, many of which share a packed row, and the longest, which may exceed a sliding window of
@@ -282,7 +282,7 @@ def _packed_reason(
     core: LanguageModel,
     corpus: Corpus,
     texts: torch.Tensor,
-    layout: data.Layout,
+    layout: data.BatchLayout,
     alone: list[torch.Tensor],
     differ: list[int],
 ) -> str:
@@ -310,7 +310,7 @@ def _packed_reason(
     return "this model's result depends on the other texts of a row"
 
 
-def _head_refusal(core: LanguageModel, corpus: Corpus, layout: data.Layout) -> str | None:
+def _head_refusal(core: LanguageModel, corpus: Corpus, layout: data.BatchLayout) -> str | None:
     """Return the reason why the output layer at chosen positions differs from that at all, or None."""
     if HEADS[core.head].everywhere:
         return None
@@ -332,7 +332,7 @@ def _head_refusal(core: LanguageModel, corpus: Corpus, layout: data.Layout) -> s
     return "head masked: this model's output layer depends on other positions; use head: [dense]"
 
 
-def step_refusal(core: LanguageModel, corpus: Corpus, layout: data.Layout) -> str | None:
+def step_unsupported_reason(core: LanguageModel, corpus: Corpus, layout: data.BatchLayout) -> str | None:
     """Take a step as in the run, without the optimizer. Returns the reason why the model cannot be trained, or None.
 
     Args:
@@ -346,7 +346,7 @@ def step_refusal(core: LanguageModel, corpus: Corpus, layout: data.Layout) -> st
     return _step_refusal(core, corpus, layout)
 
 
-def _step_refusal(core: LanguageModel, corpus: Corpus, layout: data.Layout) -> str | None:
+def _step_refusal(core: LanguageModel, corpus: Corpus, layout: data.BatchLayout) -> str | None:
     batch = _batch(corpus, _shortest_and_longest(corpus), layout, core.task).on(_device(core))
     trained = [parameter for parameter in core.parameters() if parameter.requires_grad]
     try:
@@ -367,19 +367,19 @@ def _shortest_and_longest(corpus: Corpus) -> torch.Tensor:
     return by_length[[0, -1]]
 
 
-def _batch(corpus: Corpus, texts: torch.Tensor, layout: data.Layout, task: str) -> data.Batch:
+def _batch(corpus: Corpus, texts: torch.Tensor, layout: data.BatchLayout, task: str) -> data.Batch:
     """Build one batch of a few texts; a task that hides words hides half of them."""
     shown = labels.labelled(corpus, task, 0.5, "tried")
     (batch,), _ = next(data.steps(corpus, shown, texts, replace(layout, size=len(texts), micro=None)))
     return batch
 
 
-def _states(core: LanguageModel, corpus: Corpus, texts: torch.Tensor, layout: data.Layout) -> list[torch.Tensor]:
+def _states(core: LanguageModel, corpus: Corpus, texts: torch.Tensor, layout: data.BatchLayout) -> list[torch.Tensor]:
     """Compute the states of each text, [its length, width]; for an encoder-decoder, of its target.
 
     States are the last hidden states, since the output layer is checked separately; or logits if the head is dense.
     """
-    shown = labels.Labelled(inputs=corpus.ids, labels=corpus.written.ids)
+    shown = labels.MaskedInputs(inputs=corpus.ids, labels=corpus.written.ids)
     layout = replace(layout, size=len(texts), micro=None, head="dense")
     (batch,), _ = next(data.steps(corpus, shown, texts, layout))
     ids, segments, _, positions, _, targets = batch.on(_device(core))

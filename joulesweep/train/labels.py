@@ -13,7 +13,7 @@ from joulesweep.train.seeds import generator
 
 
 @dataclass(frozen=True, kw_only=True)
-class Labelled:
+class MaskedInputs:
     """Inputs and labels of a corpus.
 
     Attributes:
@@ -26,7 +26,7 @@ class Labelled:
     labels: torch.Tensor
 
 
-def labelled(corpus: Corpus, task: str, probability: float, *key: str | int) -> Labelled:
+def labelled(corpus: Corpus, task: str, probability: float, *key: str | int) -> MaskedInputs:
     """Return inputs and labels of a task; in masked language modelling, the key (seed and epoch) fixes the mask."""
     if TASKS[task].hides:
         return mask(corpus, probability, *key)
@@ -35,10 +35,10 @@ def labelled(corpus: Corpus, task: str, probability: float, *key: str | int) -> 
     if TASKS[task].causal:
         labels = labels.roll(-1)
         labels[corpus.offsets[1:] - 1] = IGNORED  # the next token is of another text
-    return Labelled(inputs=corpus.ids, labels=labels)
+    return MaskedInputs(inputs=corpus.ids, labels=labels)
 
 
-def mask(corpus: Corpus, probability: float, *key: str | int) -> Labelled:
+def mask(corpus: Corpus, probability: float, *key: str | int) -> MaskedInputs:
     """Hide tokens of every text: 80 % as the mask token, 10 % as a random token, 10 % as themselves.
 
     The shares are BERT's (Devlin et al. 2019, arXiv 1810.04805, section 3.1). The key (seed and epoch) fixes the mask.
@@ -52,7 +52,7 @@ def mask(corpus: Corpus, probability: float, *key: str | int) -> Labelled:
     inputs[chosen & (fate < 0.8)] = corpus.mask_id  # type: ignore[assignment] # `load` checks that there is one
     swapped = chosen & (fate >= 0.9) & (other != corpus.pad_id)  # RoBERTa skips padding tokens when it counts positions
     inputs[swapped] = other[swapped]
-    return Labelled(inputs=inputs, labels=corpus.ids.masked_fill(~chosen, IGNORED))
+    return MaskedInputs(inputs=inputs, labels=corpus.ids.masked_fill(~chosen, IGNORED))
 
 
 def order(indices: torch.Tensor, seed: int, epoch: int) -> torch.Tensor:

@@ -48,7 +48,7 @@ from joulesweep.train.adaptive import choosing
 from joulesweep.train.assembly import assemble, attention, measured_boards, prepare_process
 from joulesweep.train.data import Batch
 from joulesweep.train.scoring import save, score
-from joulesweep.train.trainer import Place, Start, Stop, Trainer, read_counters
+from joulesweep.train.trainer import InitialState, RankContext, RunEnded, Trainer, read_counters
 
 ROOMS_AHEAD = 16  # epochs whose copies are allocated before the window; a longer training may end early
 
@@ -203,7 +203,7 @@ def _begin(trainer: Trainer, epoch: int) -> None:
         try:
             chosen = choosing.choose(trainer, epoch)
         except choosing.Diverged as error:
-            raise Stop("diverged", str(error)) from None
+            raise RunEnded("diverged", str(error)) from None
         trainer.close_epoch()
         trainer.open_phase("training", epoch, chosen)
 
@@ -246,16 +246,16 @@ def _clip(trainer: Trainer, max_norm: float) -> None:
     torch.nn.utils.clip_grad_norm_(trainer.core.parameters(), max_norm, foreach=True)
 
 
-def _check_finite(place: Place, losses: Sequence[torch.Tensor], step: int) -> None:
+def _check_finite(place: RankContext, losses: Sequence[torch.Tensor], step: int) -> None:
     """Stop all ranks if a loss of the epoch is not finite; call while the device is idle."""
     bad = (~torch.isfinite(torch.stack(list(losses)))).any().to(torch.float32)
     if place.reduced(bad, largest=True).item():
-        raise Stop("diverged", f"the loss was not finite by step {step}")
+        raise RunEnded("diverged", f"the loss was not finite by step {step}")
 
 
-def _warm_up(trainer: Trainer, peaks: memory.Peaks) -> Start | None:
+def _warm_up(trainer: Trainer, peaks: memory.Peaks) -> InitialState | None:
     """Take a few whole steps (allocator, caches, compilation, capture) and undo them. Returns the start, if reused."""
-    start = Start.of(trainer)
+    start = InitialState.of(trainer)
     trainer.core.train()
     _begin(trainer, epoch=1)
     # With eager, the model was tried before: errors of a step are bugs, or of peers.
@@ -279,7 +279,7 @@ def _prepared_by(name: str) -> Iterator[None]:
         with fit.foreign(f"engine {name}"):
             yield
     except Unfit as unfit:
-        raise Stop("unsupported", str(unfit)) from unfit
+        raise RunEnded("unsupported", str(unfit)) from unfit
 
 
 def _meet_every_shape(trainer: Trainer) -> None:
@@ -322,7 +322,7 @@ def _keep(trainer: Trainer, weights: memory.Weights) -> float:
     return copied_s
 
 
-def _repeat(trainer: Trainer, start: Start) -> float:
+def _repeat(trainer: Trainer, start: InitialState) -> float:
     """Repeat the training from the same start and discard its results. Returns the seconds of restoring the start."""
     began_s = time.monotonic()
     start.restore(trainer)
@@ -333,7 +333,7 @@ def _repeat(trainer: Trainer, start: Start) -> float:
     return restored_s
 
 
-def _idle(spec: RunSpec, place: Place) -> tuple[float, float]:
+def _idle(spec: RunSpec, place: RankContext) -> tuple[float, float]:
     """Idle on all ranks at once, with the model on the device. Returns when this began and ended."""
     if not spec.idle_s:
         return 0.0, 0.0
@@ -355,7 +355,7 @@ def main(argv: list[str]) -> int:
         outcome: RankResult | Stopped | BadInput = train(
             from_mapping(job["spec"]), paths[0], paths[1], paths[2], boards
         )
-    except Stop as stop:
+    except RunEnded as stop:
         outcome = stop.outcome
     except UserError as error:
         outcome = BadInput(reason=str(error))

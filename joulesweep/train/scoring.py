@@ -19,7 +19,7 @@ from joulesweep.nets import language_model
 from joulesweep.train import data, labels
 from joulesweep.train.corpus import Corpus
 from joulesweep.train.memory import Weights, copy_weights, load_weights
-from joulesweep.train.trainer import Stop, Trainer
+from joulesweep.train.trainer import RunEnded, Trainer
 
 BATCH = 128  #: texts per forward pass and rank, at most
 LOGITS = 2**28  #: largest number of logits in a forward pass: 1 GiB in float32
@@ -67,7 +67,7 @@ def score(trainer: Trainer, weights: Weights | None = None) -> Quality:
         raise UserError(f"the validation texts have no token to predict; use more texts{remedy}")
     loss = loss_sum / num_masked
     if not math.isfinite(loss):
-        raise Stop("diverged", "the validation loss was not finite")
+        raise RunEnded("diverged", "the validation loss was not finite")
     return Quality(
         validation_loss=loss,
         perplexity=math.exp(loss) if loss < LARGEST_LOSS else None,
@@ -78,11 +78,11 @@ def score(trainer: Trainer, weights: Weights | None = None) -> Quality:
     )
 
 
-def _layout(trainer: Trainer, corpus: Corpus) -> data.Layout:
+def _layout(trainer: Trainer, corpus: Corpus) -> data.BatchLayout:
     """Return a padded layout whose batches keep the logits of a dense head within `LOGITS`."""
     spec = trainer.spec
     most = LOGITS // (max(1, int(corpus.written.lengths.max())) * corpus.vocab_size)
-    return data.Layout(
+    return data.BatchLayout(
         batching="dynamic",
         size=max(1, min(BATCH, most)) * trainer.place.data_parallel,
         micro=None,

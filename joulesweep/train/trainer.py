@@ -24,7 +24,7 @@ from joulesweep.train.corpus import Corpus
 from joulesweep.train.memory import copy_weights, load_weights
 
 
-class Stop(Exception):  # noqa: N818 - an outcome, not an error
+class RunEnded(Exception):  # noqa: N818 - an outcome, not an error
     """The run ends early with a result: unsupported, oom or diverged."""
 
     def __init__(self, status: Ending, reason: str, oom_bytes: int | None = None) -> None:
@@ -33,7 +33,7 @@ class Stop(Exception):  # noqa: N818 - an outcome, not an error
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class RankContext:
     """Rank and device of this process.
 
     Attributes:
@@ -131,8 +131,8 @@ class Trainer:
         validation_texts: indices of the validation texts.
         optimizer: AdamW over the parameters that the method trains.
         scaler: of the loss, for float16.
-        work: predicted work of a step, from `flops.described`.
-        facts: facts about the method for the record, from `methods.described`.
+        work: predicted work of a step, from `flops.model_work`.
+        facts: facts about the method for the record, from `methods.describe`.
         products: facts about the library of matrix products for the record, from `onednn.choose`.
         selector: for a method that chooses tensors while it trains, else None.
         phases: of the training, in order: spans in which the same tensors trained or were rated.
@@ -142,7 +142,7 @@ class Trainer:
     """
 
     spec: RunSpec
-    place: Place
+    place: RankContext
     core: LanguageModel
     model: torch.nn.Module
     corpus: Corpus
@@ -185,7 +185,7 @@ class Trainer:
             self.corpus, self._labelled(epoch), self._order(epoch), self.layout, place.data_rank, place.data_parallel
         )
 
-    def _labelled(self, epoch: int) -> labels.Labelled:
+    def _labelled(self, epoch: int) -> labels.MaskedInputs:
         return labels.labelled(self.corpus, self.spec.task, self.spec.mask_probability, self.spec.repeat, epoch)
 
     def _order(self, epoch: int) -> torch.Tensor:
@@ -249,7 +249,7 @@ class Trainer:
         return list(states), torch.stack(counters) if counters else torch.empty(0)
 
     @property
-    def layout(self) -> data.Layout:
+    def layout(self) -> data.BatchLayout:
         """Layout of this process's texts."""
         return layout(self.spec)
 
@@ -266,11 +266,11 @@ def read_counters(phases: Sequence[Tally]) -> None:
             phase.num_skipped_steps = phase.num_steps - int(advanced)
 
 
-def layout(spec: RunSpec) -> data.Layout:
+def layout(spec: RunSpec) -> data.BatchLayout:
     """Return the layout of a process's texts."""
     row = strategy.STRATEGIES[spec.strategy]
     num_devices = 1 if row.multi_process else spec.devices  # of this process
-    return data.Layout(
+    return data.BatchLayout(
         batching=spec.batching,
         size=spec.global_batch_size,
         micro=spec.micro_batch_size and spec.micro_batch_size * num_devices,
@@ -295,7 +295,7 @@ def learning_rate(spec: RunSpec, step: int, num_steps: int) -> float:
     return spec.lr
 
 
-def wrapped(core: LanguageModel, spec: RunSpec, place: Place) -> torch.nn.Module:
+def wrapped(core: LanguageModel, spec: RunSpec, place: RankContext) -> torch.nn.Module:
     """Wrap the module by the run's strategy."""
     setting = strategy.Setting(
         devices=spec.devices,
@@ -308,7 +308,7 @@ def wrapped(core: LanguageModel, spec: RunSpec, place: Place) -> torch.nn.Module
 
 
 @dataclass(kw_only=True)
-class Start:
+class InitialState:
     """Weights, loss scale and random state before the first step, when the optimizer has no state.
 
     Everything is restored in place: a captured graph keeps reading and writing the same memory.
@@ -320,7 +320,7 @@ class Start:
     cuda_rng: list[torch.Tensor]
 
     @classmethod
-    def of(cls, trainer: Trainer) -> Start:
+    def of(cls, trainer: Trainer) -> InitialState:
         """Copy the state of a trainer that has not taken a step."""
         return cls(
             weights=copy_weights(trainer.core, []),

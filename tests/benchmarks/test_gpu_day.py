@@ -340,12 +340,12 @@ def test_runs_find_the_certificate_of_the_day(job, monkeypatch):
 
 def test_batches_of_peers_are_padded_to_their_longest_text_on_a_gpu_too(tmp_path):
     from benchmarks.peer_common import _task
-    from joulesweep.train.trainer import Place
+    from joulesweep.train.trainer import RankContext
 
     pack = Pack(tmp_path)
     gpu_pack.write_texts(pack.tokens("tiny"), gpu_common.TEXTS["tiny"])
     gpu_pack.write_model(pack.model("bert"), "bert")
-    place = Place(device=torch.device("cpu"), rank=0, world=1, local_rank=0)
+    place = RankContext(device=torch.device("cpu"), rank=0, world=1, local_rank=0)
     task = _task(gpu_common.small_spec("bert", "cuda"), pack.model("bert"), pack.tokens("tiny"), place, tmp_path)
     shapes = task.collator([one for one in task.examples if len(one["input_ids"]) == 10][:1])["input_ids"].shape
     assert shapes == (1, 10)

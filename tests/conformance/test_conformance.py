@@ -44,7 +44,7 @@ WRITERS = [
     {"model": "bert", "task": "seq2seq", "max_target_length": 8},
 ]
 #: What a method is tried on that does not fit hidden words.
-ON = {m: {} if methods.impossible(tiny_run.spec(method=m)) is None else WRITERS[0] for m in methods.names()}
+ON = {m: {} if methods.incompatible_reason(tiny_run.spec(method=m)) is None else WRITERS[0] for m in methods.names()}
 MASKED = [
     {"method": method, **ON[method], **DROPPED.get(method, {})}
     | {"precision": precision, "batching": batching, "head": head}
@@ -117,7 +117,7 @@ def plain_of(case):
 
 def impossible(case):
     """Why a method does not fit the rest of a case, or None."""
-    return methods.impossible(tiny_run.spec(**case))
+    return methods.incompatible_reason(tiny_run.spec(**case))
 
 
 def twin(number):

@@ -24,7 +24,7 @@ from joulesweep.nets.language_model import IGNORED
 from joulesweep.train import assembly, data, loop, scoring
 from joulesweep.train.corpus import load, split
 from joulesweep.train.labels import labelled, order
-from joulesweep.train.trainer import Stop
+from joulesweep.train.trainer import RunEnded
 
 pytestmark = [pytest.mark.usefixtures("torch_as_it_was"), pytest.mark.filterwarnings("ignore")]
 
@@ -80,7 +80,7 @@ def trained(family, tokens, spec, monkeypatch):
         for _ in loop._run_epochs(found):
             pass
         assert math.isfinite(scoring.score(found).validation_loss)
-    except Stop as stop:
+    except RunEnded as stop:
         assert stop.outcome.status == "unsupported"
         return said(str(stop))
     except UserError as error:
@@ -116,7 +116,9 @@ def plain_losses(family, tokens, spec):
     given = [{"params": group, "weight_decay": decay} for group, decay in decays if group]
     optimizer = torch.optim.AdamW(given, lr=spec.lr)
     texts, _ = split(corpus, "random", 0.2, 0)
-    layout = data.Layout(batching="dynamic", size=16, micro=None, max_length=24, max_target_length=12, head="dense")
+    layout = data.BatchLayout(
+        batching="dynamic", size=16, micro=None, max_length=24, max_target_length=12, head="dense"
+    )
     shown = labelled(corpus, task, spec.mask_probability, spec.repeat, 1)
     losses = []
     for (batch,), _ in itertools.islice(data.steps(corpus, shown, order(texts, spec.repeat, 1), layout), STEPS):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from joulesweep.train.trainer import Place
+from joulesweep.train.trainer import RankContext
 
 CPU = torch.device("cpu")
-ALONE = Place(device=CPU, rank=0, world=1, local_rank=0)
+ALONE = RankContext(device=CPU, rank=0, world=1, local_rank=0)
 
 
-def place_of(rank: int, world: int) -> Place:
+def place_of(rank: int, world: int) -> RankContext:
     """Of one rank among so many."""
-    return Place(device=CPU, rank=rank, world=world, local_rank=rank)
+    return RankContext(device=CPU, rank=rank, world=world, local_rank=rank)

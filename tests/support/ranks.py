@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from joulesweep.train import loop
-from joulesweep.train.trainer import Stop
+from joulesweep.train.trainer import RunEnded
 
 Outcome = dict[str, Any]
 
@@ -31,7 +31,7 @@ def trained(on: tiny_run.Assets, folder: Path, **changes: Any) -> Outcome:
     try:
         spec = tiny_run.spec(**{"max_steps": 2, "warmup_steps": 0, **changes})
         outcome = loop.train(spec, on.model_folder, on.tokens, folder)
-    except Stop as stop:
+    except RunEnded as stop:
         return {"status": stop.outcome.status, "reason": stop.outcome.reason}
     finally:
         hook.remove()

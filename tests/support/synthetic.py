@@ -21,7 +21,7 @@ from joulesweep.runs import record
 
 T = TypeVar("T")
 LOCAL = {"local": "some/folder"}
-#: Of a BERT with 2 layers, 128 wide, as `flops.described` would give it.
+#: Of a BERT with 2 layers, 128 wide, as `flops.model_work` would give it.
 WORK: dict[str, Any] = {
     "flop_coefficients": {
         "token": 2359296.0,

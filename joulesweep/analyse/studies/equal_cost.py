@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from joulesweep.analyse.cells import by_method, doubtful, finished, method_words, unranked
+from joulesweep.analyse.cells import by_method, doubtful, finished, method_words, why_not_ranked
 from joulesweep.analyse.epochs import with_joules
 from joulesweep.analyse.statistics import NO_DIFFERENCE, NO_INTERVAL, Difference, mean_interval, paired_difference
 from joulesweep.analyse.tables import Tables
@@ -111,7 +111,7 @@ def _compared(
 
 def _cost(tables: Tables, cells: pl.DataFrame, epochs: pl.DataFrame) -> tuple[str, str | None]:
     """The column of the epochs table that is the cost, and why it is not joules; None if it is."""
-    reason = unranked(cells)
+    reason = why_not_ranked(cells)
     if reason is None and (doubts := doubtful(cells)):
         reason = f"doubtful joules: {doubts[0]}"
     if reason is None:

@@ -125,7 +125,7 @@ def greentrainer() -> dict[tuple[str, float | None], Published]:
     }
 
 
-def beside(tables: Tables) -> list[Beside]:
+def greentrainer_ratios(tables: Tables) -> list[Beside]:
     """Compare the sweep's methods that are in GreenTrainer's table with otherwise equal full training."""
     comparisons = []
     for name, cells in by_method(finished(tables.cells, "window_s_mean")):
@@ -157,7 +157,7 @@ def _beside(runs: pl.DataFrame, name: str, row: Row, full: Row, published: Publi
     )
 
 
-def faster(tables: Tables) -> list[Faster]:
+def speed_ratios(tables: Tables) -> list[Faster]:
     """Repeat the comparisons of Maina et al. that the sweep has pairs for: full training on masked tokens."""
     cells = finished(tables.cells, "samples_per_s_mean").filter(method="full", task="mlm")
     groups = [part.to_dicts() for _, part in cells.group_by(SHARED, maintain_order=True)]

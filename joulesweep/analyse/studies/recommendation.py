@@ -12,7 +12,15 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from joulesweep.analyse.cells import doubtful, finished, panels, ratio_of, same_joules, undoubted, unranked
+from joulesweep.analyse.cells import (
+    comparable_groups,
+    doubtful,
+    finished,
+    ratio_of,
+    same_joules,
+    undoubted,
+    why_not_ranked,
+)
 from joulesweep.analyse.statistics import NO_DIFFERENCE, Ratio
 from joulesweep.analyse.tables import Row, Tables
 
@@ -70,11 +78,14 @@ class Answer:
 
 def answers(tables: Tables) -> list[Answer]:
     """One answer per panel that has a finished run."""
-    return [_answer(tables.runs, name, part) for name, part in panels(finished(tables.cells, "validation_loss_mean"))]
+    return [
+        _answer(tables.runs, name, part)
+        for name, part in comparable_groups(finished(tables.cells, "validation_loss_mean"))
+    ]
 
 
 def _answer(runs: pl.DataFrame, panel: str, cells: pl.DataFrame) -> Answer:
-    reason = unranked(cells)
+    reason = why_not_ranked(cells)
     by = "window_s" if reason else "energy_j"
     left_out = doubtful(cells)
     cells = cells if reason else undoubted(cells)

@@ -33,13 +33,13 @@ class BoardSensor:
     def __init__(self, board: Board) -> None:
         self.board, self.device = board, board.device
         by_index = board.index is not None
-        self.handle = ask("nvmlDeviceGetHandleByIndex", board.index) if by_index else None
+        self.handle = nvml_call("nvmlDeviceGetHandleByIndex", board.index) if by_index else None
         self.instant = self._instant_mw() is not None
         power = "instant" if self.instant else "as the driver averages it"
         self.traits = Traits(kind=GPU, source="NVML", power=power)
 
     def _ask(self, function: str, *args: Any) -> Any:  # noqa: ANN401 - whatever NVML answers
-        return None if self.handle is None else ask(function, self.handle, *args)
+        return None if self.handle is None else nvml_call(function, self.handle, *args)
 
     def energy_j(self) -> float | None:
         """The counter; of a board that is split, nothing: it would be the neighbours' joules too."""
@@ -107,7 +107,7 @@ def nvml() -> Any:  # noqa: ANN401 - the module pynvml
 
 
 # changes no number: how the driver is reached
-def ask(function: str, *args: Any) -> Any:  # noqa: ANN401 - whatever NVML answers
+def nvml_call(function: str, *args: Any) -> Any:  # noqa: ANN401 - whatever NVML answers
     """The answer of an NVML function, by its name in pynvml; None where it has none."""
     module = nvml()
     if module is None:
@@ -167,7 +167,7 @@ def devices(settings: Settings | None = None) -> list[Board]:
     Raises:
         UserError: the driver itself does not answer.
     """
-    count, silent = bounded.within(START_S, ask, "nvmlDeviceGetCount")
+    count, silent = bounded.within(START_S, nvml_call, "nvmlDeviceGetCount")
     if silent is not None:
         raise UserError(f"the NVIDIA driver does not tell its boards: {silent}")
     return [board for i in range(count or 0) if (board := _answering(i)) is not None]
@@ -183,20 +183,20 @@ def _answering(index: int) -> Board | None:
 
 # changes no number: which boards there are
 def _numbered(index: int) -> Board | None:
-    handle = ask("nvmlDeviceGetHandleByIndex", index)
+    handle = nvml_call("nvmlDeviceGetHandleByIndex", index)
     return None if handle is None else _board(index, handle)
 
 
 # changes no number: which boards there are
 def _board(index: int | None, handle: object) -> Board:
-    memory = ask("nvmlDeviceGetMemoryInfo", handle)
-    mode = ask("nvmlDeviceGetMigMode", handle)
+    memory = nvml_call("nvmlDeviceGetMemoryInfo", handle)
+    mode = nvml_call("nvmlDeviceGetMigMode", handle)
     return Board(
         index=index,
-        uuid=ask("nvmlDeviceGetUUID", handle) or f"GPU-unknown-{index}",
-        name=ask("nvmlDeviceGetName", handle) or "unknown",
+        uuid=nvml_call("nvmlDeviceGetUUID", handle) or f"GPU-unknown-{index}",
+        name=nvml_call("nvmlDeviceGetName", handle) or "unknown",
         memory_bytes=int(memory.total) if memory else None,
-        has_counter=ask("nvmlDeviceGetTotalEnergyConsumption", handle) is not None,
+        has_counter=nvml_call("nvmlDeviceGetTotalEnergyConsumption", handle) is not None,
         mig=bool(mode and mode[0]),
     )
 
@@ -204,9 +204,9 @@ def _board(index: int | None, handle: object) -> Board:
 # changes no number: which boards there are
 def _slice(uuid: str) -> Board:
     """A slice named in CUDA_VISIBLE_DEVICES."""
-    handle = ask("nvmlDeviceGetHandleByUUID", uuid)
-    memory = ask("nvmlDeviceGetMemoryInfo", handle) if handle is not None else None
-    name = ask("nvmlDeviceGetName", handle) if handle is not None else None
+    handle = nvml_call("nvmlDeviceGetHandleByUUID", uuid)
+    memory = nvml_call("nvmlDeviceGetMemoryInfo", handle) if handle is not None else None
+    name = nvml_call("nvmlDeviceGetName", handle) if handle is not None else None
     return Board(
         index=None,
         uuid=uuid,
@@ -243,5 +243,5 @@ def exposing(boards: Sequence[Board]) -> dict[str, str | None]:
 # changes no number: told beside the numbers
 def driver() -> str | None:
     """The driver's version."""
-    version: str | None = ask("nvmlSystemGetDriverVersion")
+    version: str | None = nvml_call("nvmlSystemGetDriverVersion")
     return version

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import altair as alt
 import polars as pl
 
-from joulesweep.analyse.cells import panels
+from joulesweep.analyse.cells import comparable_groups
 from joulesweep.analyse.epochs import GROUP, with_joules
 from joulesweep.analyse.tables import Tables
 from joulesweep.report import theme
@@ -78,6 +78,6 @@ def _curves(
             .properties(width=330 if part["batch"].n_unique() <= 2 else 240, height=210)
             .facet(facet, columns=3, title=theme.panel_title(name))
             .resolve_scale(x="independent")
-            for name, part in panels(epochs)
+            for name, part in comparable_groups(epochs)
         )
     )

@@ -12,7 +12,7 @@ from typing import Any
 import altair as alt
 import polars as pl
 
-from joulesweep.analyse.cells import finished, front, panels, undoubted, unranked
+from joulesweep.analyse.cells import comparable_groups, finished, pareto_front, undoubted, why_not_ranked
 from joulesweep.analyse.tables import Tables
 from joulesweep.report import theme
 from joulesweep.report.chart_parts import ENERGY, ESTIMATED_ENERGY, NO_INTERVAL, doubtful_note, joules_title
@@ -34,7 +34,7 @@ def draw(tables: Tables) -> Chart:
         return empty(tables, TITLE)
     note = "Black line: the Pareto front, beaten by no other configuration in both. "
     note += "Bars: 95 % interval over repeats, cut at the frame." if cells["window_s_low"].count() else NO_INTERVAL
-    why = next(filter(None, (unranked(part) for _, part in panels(cells))), None)
+    why = next(filter(None, (why_not_ranked(part) for _, part in comparable_groups(cells))), None)
     doubts = doubtful_note(cells)
     if why is None:
         cells = undoubted(cells)
@@ -75,14 +75,14 @@ def _costs(
     cells = cells.with_columns(pl.col(column).alias(name) for column, name in names.items())
     cells = cells.with_columns(status=pl.lit(status))
     rows = []
-    for name, part in panels(cells):
+    for name, part in comparable_groups(cells):
         losses = [part["validation_loss_low"], part["validation_loss_high"]] if status != "estimated" else []
         across = theme.reach(part["cost"], part["cost_low"], part["cost_high"])
         x = alt.X("cost:Q").title(title).scale(across).axis(theme.si(cells["cost"]))
         y = alt.Y("validation_loss_mean:Q").title(LOSS).scale(theme.reach(part[LOSS_MEAN], *losses))
         layers, key = _points(tables, part, x, y, title, statuses), []
         if status == "measured":
-            best = part.filter(pl.col("cell").is_in(front(part, "cost", LOSS_MEAN))).sort("cost")
+            best = part.filter(pl.col("cell").is_in(pareto_front(part, "cost", LOSS_MEAN))).sort("cost")
             layers, key = [*_front(best, part, x, y), *layers], [_key(best["name"].to_list())]
         plot = alt.layer(*layers).properties(width=460, height=300, title=theme.panel_title(name))
         rows.append(alt.hconcat(plot, *key, spacing=12))

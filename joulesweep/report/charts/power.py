@@ -8,7 +8,7 @@ from __future__ import annotations
 import altair as alt
 import polars as pl
 
-from joulesweep.analyse.cells import panels
+from joulesweep.analyse.cells import comparable_groups
 from joulesweep.analyse.tables import Tables
 from joulesweep.report import theme
 from joulesweep.report.chart_parts import MAX_TRACES
@@ -32,7 +32,7 @@ def draw(tables: Tables) -> Chart:
     traced = traced.join(names.head(MAX_TRACES), on=["panel", "name"])
     notes = ["First repeat of each configuration, one line per device. Grey: the measured window."]
     notes += [f"The first {MAX_TRACES} of {names.height} configurations."] if names.height > MAX_TRACES else []
-    return styled(alt.vconcat(*(_traces(tables, *part) for part in panels(traced))), TITLE, notes)
+    return styled(alt.vconcat(*(_traces(tables, *part) for part in comparable_groups(traced))), TITLE, notes)
 
 
 def _thinned(traced: pl.DataFrame) -> pl.DataFrame:

@@ -8,12 +8,12 @@ from joulesweep.analyse.studies.recommendation import MARGIN, Answer, answers
 from joulesweep.reference.footprint import Footprint
 from joulesweep.report import numbers
 from joulesweep.report.markup import filled
-from joulesweep.report.numbers import Words
+from joulesweep.report.numbers import FormattedNumber
 from joulesweep.report.sections import Results, Section
 
 PLACE = 10
 MAX_TIES = 6  # names in one sentence
-Tile = tuple[str, Words, str]  # label, (number, interval), class
+Tile = tuple[str, FormattedNumber, str]  # label, (number, interval), class
 
 
 def section(results: Results) -> Section:

@@ -22,6 +22,6 @@ def section(results: Results) -> Section | None:
         conditions=evidence.conditions(tables.runs),
         certificates=evidence.certificates(tables.devices),
         drift=evidence.drift(tables.anchors),
-        own_cost=evidence.own_cost(tables, results.factors),
+        own_cost=evidence.sweep_energy(tables, results.factors),
     )
     return Section(title="Under which conditions", html=html)

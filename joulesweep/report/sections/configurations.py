@@ -11,7 +11,7 @@ from markupsafe import Markup
 from joulesweep.analyse.columns import RUNS, Column
 from joulesweep.report import evidence, numbers
 from joulesweep.report.markup import filled
-from joulesweep.report.numbers import Words
+from joulesweep.report.numbers import FormattedNumber
 from joulesweep.report.sections import Results, Section
 
 PLACE = 30
@@ -30,7 +30,7 @@ class Entries(NamedTuple):
 
     heading: str
     kind: str
-    text: Callable[[Row], Words]
+    text: Callable[[Row], FormattedNumber]
     value: Callable[[Row], float | None] = lambda row: None
 
 
@@ -105,7 +105,7 @@ def _energy(cells: pl.DataFrame) -> Entries:
     """Joules with status and scope: in the heading if all share them, else in the entries."""
     kinds = cells.drop_nulls("energy_j_mean").select("energy_status", "energy_scope").unique(maintain_order=True).rows()
 
-    def text(row: Row) -> Words:
+    def text(row: Row) -> FormattedNumber:
         number, remark = numbers.joules(row)
         kind = f"{row['energy_status']}, {row['energy_scope']}" if row["energy_j_mean"] and len(kinds) > 1 else ""
         return number, " ".join(filter(None, [remark, kind]))

@@ -45,7 +45,7 @@ def _worded(comparison: EqualCost) -> dict[str, Any]:
     }
 
 
-def _row(pair: Pair, unit: str) -> list[str | numbers.Words]:
+def _row(pair: Pair, unit: str) -> list[str | numbers.FormattedNumber]:
     losses = (f"{loss:.3f}" for loss in (pair.loss_a, pair.loss_b))
     verdict = VERDICTS.get(pair.difference.verdict, NO_DIFFERENCE)
     return [
@@ -54,7 +54,7 @@ def _row(pair: Pair, unit: str) -> list[str | numbers.Words]:
     ]
 
 
-def _signed(difference: Difference) -> numbers.Words:
+def _signed(difference: Difference) -> numbers.FormattedNumber:
     """A difference of losses and its interval, with signs, to as many decimals as the losses."""
     ends = (difference.mean, difference.low, difference.high)
     mean, *interval = (f"{value:+.3f}".replace("-", "−") for value in ends if value is not None)

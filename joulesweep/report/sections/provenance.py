@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import yaml
 
-from joulesweep.reference.footprint import described
+from joulesweep.reference.footprint import describe_factors
 from joulesweep.report import evidence
 from joulesweep.report.markup import filled
 from joulesweep.report.sections import Results, Section
@@ -19,7 +19,7 @@ def section(results: Results) -> Section:
         "provenance.html.j2",
         energy=evidence.energy(tables.runs),
         boards_read=tables.devices.filter(kind="gpu").drop_nulls("energy_j").height > 0,
-        factors=described(results.factors) if results.factors else [],
+        factors=describe_factors(results.factors) if results.factors else [],
         estimates=evidence.estimates(results.manifest, tables.runs),
         environments=evidence.environments(tables.runs),
         code=evidence.code(tables.runs),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from markupsafe import Markup
 
 from joulesweep.analyse.statistics import Ratio
-from joulesweep.analyse.studies.published import Beside, Faster, beside, faster, rows, source
+from joulesweep.analyse.studies.published import Beside, Faster, greentrainer_ratios, rows, source, speed_ratios
 from joulesweep.report import numbers
 from joulesweep.report.markup import filled, table
 from joulesweep.report.sections import Results, Section
@@ -22,7 +22,7 @@ HEADINGS = {
 
 def section(results: Results) -> Section | None:
     """Methods and speeds beside the papers'; None if the sweep has neither."""
-    methods, speeds = beside(results.tables), faster(results.tables)
+    methods, speeds = greentrainer_ratios(results.tables), speed_ratios(results.tables)
     if not methods and not speeds:
         return None
     html = filled(
@@ -38,7 +38,7 @@ def section(results: Results) -> Section | None:
 
 def _methods(methods: list[Beside]) -> Markup:
     """The costs of methods relative to full training, without columns that would be empty or constant."""
-    entries: dict[str, tuple[str, list[str | numbers.Words]]] = {
+    entries: dict[str, tuple[str, list[str | numbers.FormattedNumber]]] = {
         "Method": ("text", [row.method for row in methods]),
         "Otherwise": ("text", [row.name for row in methods]),
         "Published compute": ("", [_range(row.published.compute) for row in methods]),
@@ -56,7 +56,7 @@ def _methods(methods: list[Beside]) -> Markup:
     return table(headings, zip(*(column for _, column in entries.values()), strict=True))
 
 
-def _speed(row: Faster) -> list[str | numbers.Words]:
+def _speed(row: Faster) -> list[str | numbers.FormattedNumber]:
     return [row.words, str(row.num_pairs), _times(row.lowest), _times(row.highest), row.where]
 
 
@@ -65,7 +65,7 @@ def _range(ends: tuple[float, float]) -> str:
     return f"{low}×" if low == high else f"{low} to {high}×"
 
 
-def _times(ratio: Ratio | None) -> numbers.Words:
+def _times(ratio: Ratio | None) -> numbers.FormattedNumber:
     """A ratio with its interval and the number of pairs."""
     if ratio is None:
         return numbers.ABSENT

@@ -11,7 +11,7 @@ import torch
 from joulesweep.train.adaptive.cost import Rates
 
 if TYPE_CHECKING:
-    from joulesweep.train.trainer import Place, Trainer
+    from joulesweep.train.trainer import RankContext, Trainer
 
 
 def calibrate(trainer: Trainer, deepest: str) -> Rates:
@@ -63,6 +63,6 @@ def calibrate(trainer: Trainer, deepest: str) -> Rates:
     )
 
 
-def _now(place: Place) -> float:
+def _now(place: RankContext) -> float:
     place.synchronize()
     return time.perf_counter()

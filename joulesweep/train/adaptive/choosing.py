@@ -188,5 +188,5 @@ def phases(trainer: Trainer, tallies: Sequence[Tally]) -> list[PlainPhase | Chos
         trained = selector.cost.names if tally.choice is None else tally.choice.chosen
         for name in selector.cost.names:
             named[name].requires_grad_(name in trained)
-        complete.append(tally.phase(flops.described(trainer.core), trainer.facts))
+        complete.append(tally.phase(flops.model_work(trainer.core), trainer.facts))
     return complete

@@ -81,7 +81,7 @@ def _install(fault):
     if fault == "refuse":
         from joulesweep.axes import strategy
 
-        strategy.refusal = lambda *given: "this rank cannot"
+        strategy.unsupported_reason = lambda *given: "this rank cannot"
         return
     if fault in CLOCKS:
         from joulesweep.train import loop

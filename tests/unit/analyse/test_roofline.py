@@ -165,7 +165,7 @@ def test_floor_of_bert_base_on_an_h200(batch_size, expected_ms):
     """The figures of knowledge/training.md: 11 tokens, 1.35 of them masked; 788 TFLOP/s bf16, 4.3 TB/s."""
     with torch.device("meta"):
         core = LanguageModel(AutoModelForMaskedLM.from_config(AutoConfig.for_model("bert")), "bf16-mixed")
-    work = flops.described(core)
+    work = flops.model_work(core)
     counts = {"num_tokens": 11, "num_predicted": 1.35, "num_token_pairs": 121}
     padded = {"num_padded_tokens": 11, "num_head_positions": 1.35, "num_padded_token_pairs": 121}
     per_text = roofline.totals([phase(**vars(work), **counts, **padded)])["useful_flops"]

@@ -16,23 +16,23 @@ from safetensors.torch import load_file
 from joulesweep.axes import engine
 from joulesweep.axes.strategy import STRATEGIES, Strategy
 from joulesweep.train import assembly, data, loop, memory, trainer
-from joulesweep.train.trainer import Place, Start
+from joulesweep.train.trainer import InitialState, RankContext
 
 
 @pytest.mark.parametrize("name", engine.ENGINES)
 def test_each_engine_is_described_and_works_under_some_strategy(name):
     assert engine.ENGINES[name].about
     fixed = {"engine": name, "batching": "fixed"}
-    assert any(engine.impossible(tiny_run.spec(**fixed, strategy=strategy)) is None for strategy in STRATEGIES)
+    assert any(engine.incompatible_reason(tiny_run.spec(**fixed, strategy=strategy)) is None for strategy in STRATEGIES)
 
 
 def test_pytorchs_own_way_works_under_every_strategy_a_new_one_too(monkeypatch):
     row = Strategy(about="a new one", multi_device=True, multi_process=True)
     monkeypatch.setitem(STRATEGIES, "new", row)
-    assert all(engine.impossible(tiny_run.spec(strategy=strategy)) is None for strategy in STRATEGIES)
-    assert engine.impossible(tiny_run.spec(strategy="new", engine="compile")) == COMPILE_UNDER
+    assert all(engine.incompatible_reason(tiny_run.spec(strategy=strategy)) is None for strategy in STRATEGIES)
+    assert engine.incompatible_reason(tiny_run.spec(strategy="new", engine="compile")) == COMPILE_UNDER
     monkeypatch.setitem(STRATEGIES, "new", replace(row, compiles=True))
-    assert engine.impossible(tiny_run.spec(strategy="new", engine="compile")) is None
+    assert engine.incompatible_reason(tiny_run.spec(strategy="new", engine="compile")) is None
 
 
 COMPILE_UNDER = "engine compile works under strategy single and ddp only"
@@ -65,7 +65,7 @@ GRAPH_STATE = "checkpoint_activations reads the random state in the step, which 
     ],
 )  # fmt: skip
 def test_what_means_nothing_on_any_machine_is_said(changes, reason):
-    assert engine.impossible(tiny_run.spec(**changes)) == reason
+    assert engine.incompatible_reason(tiny_run.spec(**changes)) == reason
 
 
 @pytest.fixture
@@ -83,12 +83,12 @@ def compiler(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("name", engine.ENGINES)
 def test_a_gpu_and_a_compiler_are_all_that_is_needed(compiler, name):
-    assert engine.refusal(name, "cuda") is None
+    assert engine.unsupported_reason(name, "cuda") is None
 
 
 def test_graphs_need_a_gpu(compiler):
-    assert engine.refusal("graph", "cpu") == "engine graph needs an NVIDIA GPU; this run uses the CPU"
-    assert engine.refusal("compile", "cpu") is None
+    assert engine.unsupported_reason("graph", "cpu") == "engine graph needs an NVIDIA GPU; this run uses the CPU"
+    assert engine.unsupported_reason("compile", "cpu") is None
 
 
 @pytest.mark.parametrize(
@@ -102,40 +102,46 @@ def test_graphs_need_a_gpu(compiler):
 @pytest.mark.parametrize("name", ["compile", "compile-graph"])
 def test_compilation_for_a_gpu_needs_triton_and_what_triton_needs(compiler, monkeypatch, name, lacks, said):
     compiler.remove(lacks)
-    assert engine.refusal(name, "cuda", (9, 0)) == f"engine {name} {said}"
+    assert engine.unsupported_reason(name, "cuda", (9, 0)) == f"engine {name} {said}"
     if lacks == "gcc":
         compiler.add("clang")
-        assert engine.refusal(name, "cuda", (9, 0)) is None
+        assert engine.unsupported_reason(name, "cuda", (9, 0)) is None
         monkeypatch.setenv("CC", "icx")
-        assert engine.refusal(name, "cuda", (9, 0)) == f"engine {name} needs a C compiler for Triton; no icx found"
+        assert (
+            engine.unsupported_reason(name, "cuda", (9, 0))
+            == f"engine {name} needs a C compiler for Triton; no icx found"
+        )
     if lacks != "g++":
-        assert engine.refusal("compile", "cpu") is None
-    assert engine.refusal("graph", "cuda", (9, 0)) is None
+        assert engine.unsupported_reason("compile", "cpu") is None
+    assert engine.unsupported_reason("graph", "cuda", (9, 0)) is None
 
 
 @pytest.mark.parametrize("accelerator", ["cpu", "cuda"])
 def test_compilation_needs_pythons_headers(compiler, tmp_path, accelerator):
     (tmp_path / "Python.h").unlink()
     said = f"engine compile needs Python's headers; no Python.h in {tmp_path}: install them (python3-dev)"
-    assert engine.refusal("compile", accelerator) == said
-    assert engine.refusal("eager", accelerator) is engine.refusal("graph", "cuda") is None
+    assert engine.unsupported_reason("compile", accelerator) == said
+    assert engine.unsupported_reason("eager", accelerator) is engine.unsupported_reason("graph", "cuda") is None
 
 
 def test_compilation_and_graphs_together_need_what_both_need(compiler):
-    assert engine.refusal("compile-graph", "cpu") == "engine compile-graph needs an NVIDIA GPU; this run uses the CPU"
+    assert (
+        engine.unsupported_reason("compile-graph", "cpu")
+        == "engine compile-graph needs an NVIDIA GPU; this run uses the CPU"
+    )
     found = "engine compile-graph needs compute capability 7.0 or newer; this GPU has 6.1"
-    assert engine.refusal("compile-graph", "cuda", (6, 1)) == found
+    assert engine.unsupported_reason("compile-graph", "cuda", (6, 1)) == found
 
 
 @pytest.mark.parametrize("accelerator", ["cpu", "cuda"])
 def test_compilation_needs_the_compiler_that_it_will_call(compiler, monkeypatch, accelerator):
     compiler.remove("g++")
-    assert engine.refusal("compile", accelerator) == "engine compile needs a C++ compiler; no g++ found"
-    assert engine.refusal("eager", accelerator) is None
+    assert engine.unsupported_reason("compile", accelerator) == "engine compile needs a C++ compiler; no g++ found"
+    assert engine.unsupported_reason("eager", accelerator) is None
     monkeypatch.setenv("CXX", "clang++")
-    assert engine.refusal("compile", accelerator) == "engine compile needs a C++ compiler; no clang++ found"
+    assert engine.unsupported_reason("compile", accelerator) == "engine compile needs a C++ compiler; no clang++ found"
     compiler.add("clang++")
-    assert engine.refusal("compile", accelerator) is None
+    assert engine.unsupported_reason("compile", accelerator) is None
 
 
 class FakeGraphs:
@@ -277,7 +283,7 @@ def compilations(monkeypatch):
     monkeypatch.setattr(
         torch.nn.Module, "compile", lambda self, **given: compile_module(self, backend=backend, **given)
     )
-    monkeypatch.setattr(engine, "refusal", lambda name, accelerator, capability: None)
+    monkeypatch.setattr(engine, "unsupported_reason", lambda name, accelerator, capability: None)
     torch._dynamo.reset()
     with torch._dynamo.config.patch(fail_on_recompile_limit_hit=False, suppress_errors=False):  # a training sets them
         yield made
@@ -295,9 +301,9 @@ def compilations(monkeypatch):
     ids=["packed", "one-row", "square"],
 )
 def test_a_compiled_training_has_the_losses_of_an_eager_one(tmp_path, monkeypatch, compilations, shapes):
-    assets, step, restore, num_made = tiny_run.assets(tmp_path), loop._step, Start.restore, []
+    assets, step, restore, num_made = tiny_run.assets(tmp_path), loop._step, InitialState.restore, []
     monkeypatch.setattr(loop, "_step", lambda *given: (step(*given), num_made.append(len(compilations)))[0])
-    monkeypatch.setattr(Start, "restore", lambda *given: (restore(*given), num_made.clear())[0])
+    monkeypatch.setattr(InitialState, "restore", lambda *given: (restore(*given), num_made.clear())[0])
 
     def losses(name):
         spec = tiny_run.spec(engine=name, lr=0.05, keep_model="last", **shapes)
@@ -323,7 +329,7 @@ def test_a_model_that_pytorch_gives_up_compiling_is_not_trained_as_it_is(tmp_pat
     assets = tiny_run.assets(tmp_path)
     spec = tiny_run.spec(engine="compile", batching="packed", batch_size=2)
     said = "engine compile: this model fails: FailOnRecompileLimitHit"
-    with torch._dynamo.config.patch(recompile_limit=1), pytest.raises(trainer.Stop, match=said) as stopped:
+    with torch._dynamo.config.patch(recompile_limit=1), pytest.raises(trainer.RunEnded, match=said) as stopped:
         trained(spec, assets.model_folder, assets.tokens, tmp_path)
     assert stopped.value.outcome.status == "unsupported"
     assert compilations
@@ -360,7 +366,9 @@ def test_every_rank_takes_the_steps_that_another_one_needs(tmp_path, monkeypatch
     assets, met = tiny_run.assets(tmp_path), []
     built = assembly.assemble(tiny_run.spec(batching="fixed", batch_size=20), assets.model_folder, assets.tokens, ALONE)
     needed = [bool(number == 1) for number in range(built.num_steps)]
-    monkeypatch.setattr(Place, "reduced", lambda self, flags, largest: flags.maximum(torch.tensor(needed).float()))
+    monkeypatch.setattr(
+        RankContext, "reduced", lambda self, flags, largest: flags.maximum(torch.tensor(needed).float())
+    )
     monkeypatch.setattr(loop, "_step", lambda trainer, batches, *_: met.append(len(batches[0].input_ids)))
     loop._meet_every_shape(built)
     assert met == [20, 20, 8], "the second is as the first one"
@@ -377,7 +385,7 @@ def test_shapes_are_met_before_the_window_but_on_a_cpu_that_prepares_nothing(
     assets, met = tiny_run.assets(tmp_path), []
     spec = tiny_run.spec(engine=name, batching="packed", warmup_steps=0)
     built = assembly.assemble(spec, assets.model_folder, assets.tokens, ALONE)
-    built.place = Place(device=torch.device(device), rank=0, world=1, local_rank=0)
+    built.place = RankContext(device=torch.device(device), rank=0, world=1, local_rank=0)
     monkeypatch.setattr(built, "steps", built._steps)
     monkeypatch.setattr(torch.cuda, "get_rng_state_all", list)
     monkeypatch.setattr(loop, "_meet_every_shape", met.append)
@@ -389,7 +397,7 @@ def test_shapes_are_met_before_the_window_but_on_a_cpu_that_prepares_nothing(
 def test_shapes_that_an_eager_training_meets_leave_nothing_behind(tmp_path, monkeypatch, batching):
     tiny_run.model(tmp_path / "model", dropout=0.3)
     tokens = tiny_run.token_file(tmp_path / "tokens.safetensors")
-    spec, restore, met = tiny_run.spec(epochs=2, batching=batching), Start.restore, []
+    spec, restore, met = tiny_run.spec(epochs=2, batching=batching), InitialState.restore, []
     plain = trained(spec, tmp_path / "model", tokens, tmp_path)["losses"]
 
     def meet_first(start, trainer):
@@ -397,7 +405,7 @@ def test_shapes_that_an_eager_training_meets_leave_nothing_behind(tmp_path, monk
         met.append(trainer)
         restore(start, trainer)
 
-    monkeypatch.setattr(Start, "restore", meet_first)
+    monkeypatch.setattr(InitialState, "restore", meet_first)
     assert trained(spec, tmp_path / "model", tokens, tmp_path)["losses"] == plain
     assert len(met) == 1
 
@@ -459,7 +467,7 @@ def test_a_captured_step_of_equal_micro_batches_has_the_losses_of_an_eager_one(t
         return [*found["losses"], *(row["validation_loss"] for row in found["epochs"])]
 
     monkeypatch.setattr(engine, "GraphedStep", GraphedStep)
-    monkeypatch.setattr(engine, "refusal", lambda name, accelerator, capability: None)
+    monkeypatch.setattr(engine, "unsupported_reason", lambda name, accelerator, capability: None)
     eager = outcome("eager")
     assert shapes == []
     assert outcome("graph") == pytest.approx(eager, rel=1e-5)

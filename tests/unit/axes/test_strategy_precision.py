@@ -61,7 +61,7 @@ def test_fsdp_runs_where_ddp_does():
     ],
 )
 def test_a_machine_that_cannot_run_a_strategy_says_why(name, devices, accelerator, num_gpus, reason):
-    assert strategy.refusal(name, devices, accelerator, num_gpus) == reason
+    assert strategy.unsupported_reason(name, devices, accelerator, num_gpus) == reason
 
 
 def test_one_device_is_not_wrapped():
@@ -229,7 +229,7 @@ def test_names_say_what_the_rows_do(name):
     ],
 )
 def test_a_device_that_cannot_compute_in_a_precision_says_why(name, accelerator, capability, reason):
-    assert precision.refusal(name, accelerator, capability) == reason
+    assert precision.unsupported_reason(name, accelerator, capability) == reason
 
 
 def test_a_row_says_which_gpu_it_needs_and_what_it_converts(monkeypatch):
@@ -238,9 +238,12 @@ def test_a_row_says_which_gpu_it_needs_and_what_it_converts(monkeypatch):
         about="eight bits", peak_rate="fp8", cpu=False, min_capability=(8, 9), convert=seen.append
     )
     monkeypatch.setitem(precision.PRECISIONS, "fp8", row)
-    assert precision.refusal("fp8", "cuda", (8, 6)) == "fp8 needs compute capability 8.9 or newer; this GPU has 8.6"
-    assert precision.refusal("fp8", "cuda", (10, 0)) is None
-    assert precision.refusal("fp8", "cpu", None) == "fp8 exists on NVIDIA GPUs only; this run uses the CPU"
+    assert (
+        precision.unsupported_reason("fp8", "cuda", (8, 6))
+        == "fp8 needs compute capability 8.9 or newer; this GPU has 8.6"
+    )
+    assert precision.unsupported_reason("fp8", "cuda", (10, 0)) is None
+    assert precision.unsupported_reason("fp8", "cpu", None) == "fp8 exists on NVIDIA GPUs only; this run uses the CPU"
     assert not precision.computes_in_fp32("fp8"), "or oneDNN would take the place of what was converted"
     for name in precision.PRECISIONS:
         precision.convert("model", name)

@@ -29,7 +29,7 @@ def heavy(tmp_path, monkeypatch):
 
 
 def test_a_function_that_is_put_off_imports_its_module_when_it_is_called(heavy):
-    with late_imports.put_off("heavy_thing", "twice"):
+    with late_imports.defer_import("heavy_thing", "twice"):
         import wants_a_function
     assert sys.heavy_imports == 0
     assert "heavy_thing" not in sys.modules
@@ -39,7 +39,7 @@ def test_a_function_that_is_put_off_imports_its_module_when_it_is_called(heavy):
 
 
 def test_another_name_of_the_module_imports_it_at_once(heavy):
-    with late_imports.put_off("heavy_thing", "twice"):
+    with late_imports.defer_import("heavy_thing", "twice"):
         import wants_a_number
     assert (wants_a_number.LIMIT, wants_a_number.twice(4), sys.heavy_imports) == (7, 8, 1)
     assert sys.modules["heavy_thing"].LIMIT == 7
@@ -48,14 +48,14 @@ def test_another_name_of_the_module_imports_it_at_once(heavy):
 def test_a_module_that_is_there_stays_itself(heavy):
     import heavy_thing
 
-    with late_imports.put_off("heavy_thing", "twice"):
+    with late_imports.defer_import("heavy_thing", "twice"):
         import wants_a_function
     assert wants_a_function.twice is heavy_thing.twice
     assert sys.modules["heavy_thing"] is heavy_thing
 
 
 def test_a_failed_import_leaves_no_stand_in(heavy):
-    with pytest.raises(ZeroDivisionError), late_imports.put_off("heavy_thing", "twice"):
+    with pytest.raises(ZeroDivisionError), late_imports.defer_import("heavy_thing", "twice"):
         raise ZeroDivisionError
     assert "heavy_thing" not in sys.modules
 

@@ -475,7 +475,7 @@ def prepared(monkeypatch):
         rest = settling.Rest(settled_by=None, slope_c_per_min=-9.0, anchor_c=None)
         return settling.Settled(waited_s=2.5, settled=False, boards={"gpu:0": rest})
 
-    monkeypatch.setattr(sensors, "known_tick", known_tick)
+    monkeypatch.setattr(sensors, "cached_tick", known_tick)
     monkeypatch.setattr(settling, "settle", settle)
     return looked_up, waited
 
@@ -510,13 +510,13 @@ def test_others_are_looked_for_before_the_run(prepared, machine):
 @pytest.mark.parametrize("call", ["known_tick", "settle", "process_ids", "sensor"])
 def test_a_board_that_does_not_answer_is_named_and_left_alone(prepared, monkeypatch, hanging, call):
     if call == "known_tick":
-        monkeypatch.setattr(sensors, "known_tick", lambda name, read: hanging() if name == "GPU-1" else 0.1)
+        monkeypatch.setattr(sensors, "cached_tick", lambda name, read: hanging() if name == "GPU-1" else 0.1)
     elif call == "settle":
         rest = settling.Settled(waited_s=10.0, settled=None, boards={}, silent={"gpu:1": "no answer within 0.1 s"})
         monkeypatch.setattr(settling, "settle", lambda *given: rest)
-        monkeypatch.setattr(sensors, "known_tick", lambda name, read: 0.1)
+        monkeypatch.setattr(sensors, "cached_tick", lambda name, read: 0.1)
     else:
-        monkeypatch.setattr(sensors, "known_tick", lambda name, read: 0.1)
+        monkeypatch.setattr(sensors, "cached_tick", lambda name, read: 0.1)
         method = {"process_ids": "process_ids", "sensor": "__init__"}[call]
         usual = getattr(nvidia.BoardSensor, method)
 

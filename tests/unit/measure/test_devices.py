@@ -82,7 +82,7 @@ def test_without_driver_there_are_no_boards(machine):
     machine()
     assert devices.boards() == []
     assert devices.pool("auto", {}) == []
-    assert nvidia.ask("nvmlSystemGetDriverVersion") is None
+    assert nvidia.nvml_call("nvmlSystemGetDriverVersion") is None
 
 
 def test_without_the_drivers_library_there_are_no_boards(monkeypatch):
@@ -105,10 +105,10 @@ def test_what_this_pynvml_or_driver_does_not_know_is_not_there(machine, monkeypa
         raise pynvml.NVMLLibraryMismatchError("Unversioned function called")
 
     machine({})
-    assert nvidia.ask("nvmlDeviceGetCount") == 1
-    assert nvidia.ask("nvmlDeviceOfTheFuture") is None
+    assert nvidia.nvml_call("nvmlDeviceGetCount") == 1
+    assert nvidia.nvml_call("nvmlDeviceOfTheFuture") is None
     monkeypatch.setattr(pynvml, "nvmlSystemGetDriverVersion", mismatch)
-    assert nvidia.ask("nvmlSystemGetDriverVersion") is None
+    assert nvidia.nvml_call("nvmlSystemGetDriverVersion") is None
 
 
 def test_a_new_process_sees_the_boards_and_what_is_left_of_them(tmp_path):
@@ -320,7 +320,7 @@ def hanging(monkeypatch):
 
 
 def test_a_driver_that_does_not_answer_is_one_line(monkeypatch, hanging):
-    monkeypatch.setattr(nvidia, "ask", lambda function, *args: hanging())
+    monkeypatch.setattr(nvidia, "nvml_call", lambda function, *args: hanging())
     with pytest.raises(UserError, match=r"^the NVIDIA driver does not tell its boards: no answer within 0.05 s$"):
         devices.boards()
     monkeypatch.setattr(nvidia, "nvml", hanging)
@@ -331,7 +331,7 @@ def test_a_board_that_does_not_answer_is_named_and_left_out(monkeypatch, hanging
     def ask(function, *args):
         return hanging() if args == (1,) else {"nvmlDeviceGetCount": 3}.get(function, "GPU-x")
 
-    monkeypatch.setattr(nvidia, "ask", ask)
+    monkeypatch.setattr(nvidia, "nvml_call", ask)
     monkeypatch.setattr(nvidia, "_board", lambda index, handle: index)
     assert devices.boards() == [0, 2]
     assert capfd.readouterr().err == "gpu:1 is left out: no answer within 0.05 s\n"

@@ -265,7 +265,7 @@ def test_a_run_with_a_plug_has_its_joules_beside_the_sum(tmp_path, monkeypatch, 
     assert row.energy_j == pytest.approx(250 * measured.window_s, rel=1e-6)
     assert row.net_energy_j == pytest.approx(0.0, abs=1e-6)  # it draws as much when it idles
     assert 0 < row.error_j < 0.5 * row.energy_j
-    assert "wall" not in {one.kind for one in headline.scoped(measured.energy, "cpu", "node")}
+    assert "wall" not in {one.kind for one in headline.headline_rows(measured.energy, "cpu", "node")}
     assert made.run == identity.run_id(a_spec), "a plug is no part of a run's identity"
     written = (tmp_path / "run" / "power.jsonl").read_text(encoding="utf-8").splitlines()
     assert any(json.loads(line)["power_w"] == 250 for line in written)

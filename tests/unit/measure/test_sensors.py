@@ -176,28 +176,28 @@ def never():
 
 
 def test_a_tick_is_measured_once_per_host_and_then_known(clock, ticks):
-    first = sensors.known_tick("GPU-1", counter(clock, 0.1))
+    first = sensors.cached_tick("GPU-1", counter(clock, 0.1))
     assert first == pytest.approx(0.1, rel=0.05)
-    assert sensors.known_tick("GPU-1", never) == first
+    assert sensors.cached_tick("GPU-1", never) == first
     (key,) = kept = json.loads(ticks.read_text())
     assert kept[key]["tick_s"] == first
     assert kept[key]["measured"].endswith("+00:00")
 
 
 def test_each_counter_host_and_driver_has_its_own_tick(clock, ticks, monkeypatch):
-    assert sensors.known_tick("GPU-1", counter(clock, 0.1)) == pytest.approx(0.1, rel=0.05)
-    assert sensors.known_tick("cpu:0", counter(clock, 0.02)) == pytest.approx(0.02, rel=0.05)
+    assert sensors.cached_tick("GPU-1", counter(clock, 0.1)) == pytest.approx(0.1, rel=0.05)
+    assert sensors.cached_tick("cpu:0", counter(clock, 0.02)) == pytest.approx(0.02, rel=0.05)
     monkeypatch.setattr(sensors.socket, "gethostname", lambda: "elsewhere")
-    assert sensors.known_tick("GPU-1", counter(clock, 0.05)) == pytest.approx(0.05, rel=0.05)
+    assert sensors.cached_tick("GPU-1", counter(clock, 0.05)) == pytest.approx(0.05, rel=0.05)
     monkeypatch.setattr(nvidia, "driver", lambda: "600.1")
-    assert sensors.known_tick("GPU-1", counter(clock, 0.025)) == pytest.approx(0.025, rel=0.05)
+    assert sensors.cached_tick("GPU-1", counter(clock, 0.025)) == pytest.approx(0.025, rel=0.05)
     assert len(json.loads(ticks.read_text())) == 4
 
 
 def test_a_tick_that_could_not_be_measured_is_not_kept(clock, ticks):
-    assert sensors.known_tick("GPU-1", lambda: None) is None
+    assert sensors.cached_tick("GPU-1", lambda: None) is None
     assert not ticks.exists()
-    assert sensors.known_tick("GPU-1", counter(clock, 0.1)) is not None
+    assert sensors.cached_tick("GPU-1", counter(clock, 0.1)) is not None
 
 
 def test_a_tick_that_was_measured_while_the_machine_was_busy_is_not_kept(clock, ticks):
@@ -207,7 +207,7 @@ def test_a_tick_that_was_measured_while_the_machine_was_busy_is_not_kept(clock, 
         clock.now_s += next(late, 0.0)
         return read()
 
-    assert sensors.known_tick("cpu:0", disturbed) > 0.01
+    assert sensors.cached_tick("cpu:0", disturbed) > 0.01
     assert not ticks.exists()
 
 
@@ -216,8 +216,8 @@ def test_what_a_run_found_of_its_counters_is_kept_for_the_next(clock, ticks):
     found = (("gpu:0", "GPU-0", 0.5), ("cpu:0", None, 0.001), ("gpu:1", "GPU-1", 1.5), ("gpu:2", None, None))
     rows = [DeviceEnergy(**energy_row(device, 1.0, uuid=uuid, tick_s=tick_s)) for device, uuid, tick_s in found]
     sensors.keep_ticks(rows, known)
-    assert sensors.known_tick("GPU-0", never) == 0.5
-    assert sensors.known_tick("GPU-1", never) == 1.5
+    assert sensors.cached_tick("GPU-0", never) == 0.5
+    assert sensors.cached_tick("GPU-1", never) == 1.5
     assert len(json.loads(ticks.read_text())) == 2
 
 
@@ -253,21 +253,21 @@ def test_one_counter_that_several_zones_show_is_one_and_two_are_two(tmp_path, mo
 def test_a_damaged_file_of_ticks_is_written_anew(clock, ticks, text):
     ticks.parent.mkdir(parents=True)
     ticks.write_text(text)
-    assert sensors.known_tick("GPU-1", counter(clock, 0.1)) == pytest.approx(0.1, rel=0.05)
-    assert sensors.known_tick("GPU-1", never) == pytest.approx(0.1, rel=0.05)
+    assert sensors.cached_tick("GPU-1", counter(clock, 0.1)) == pytest.approx(0.1, rel=0.05)
+    assert sensors.cached_tick("GPU-1", never) == pytest.approx(0.1, rel=0.05)
 
 
 def test_where_nothing_can_be_kept_the_tick_is_measured_each_time(clock, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))  # no folder, so nothing can be written below it
     for tick_s in (0.1, 0.05):
-        assert sensors.known_tick("GPU-1", counter(clock, tick_s)) == pytest.approx(tick_s, rel=0.05)
+        assert sensors.cached_tick("GPU-1", counter(clock, tick_s)) == pytest.approx(tick_s, rel=0.05)
 
 
 def test_without_a_cache_folder_set_ticks_are_kept_in_the_home_folder(clock, tmp_path, monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    sensors.known_tick("GPU-1", counter(clock, 0.1))
+    sensors.cached_tick("GPU-1", counter(clock, 0.1))
     assert (tmp_path / ".cache" / "joulesweep" / "ticks.json").exists()
 
 

@@ -52,7 +52,7 @@ class TestEveryMethod:
         assert not [node for node in imports if "torch" in ast.unparse(node)]
 
     def test_leaves_parameters_that_train(self, name):
-        decodes = methods.impossible(tiny_run.spec(method=name)) is not None
+        decodes = methods.incompatible_reason(tiny_run.spec(method=name)) is not None
         network = tiny_run.writer("opt") if decodes else tiny_run.network()
         model = methods.load(name).apply(network, methods.parameters(name, {}))
         wrapped = LanguageModel(model)
@@ -94,7 +94,7 @@ def test_freeze_bottom_freezes_the_embeddings_and_the_lowest_layers(fraction, nu
     expected = {name for name, _ in model.named_parameters() if name.startswith(("bert.embeddings.", *below))}
     assert len(expected) > 10
     assert frozen(model) == expected
-    assert methods.described("freeze-bottom", model) == {"num_layers": num_layers, "num_frozen_layers": num_frozen}
+    assert methods.describe("freeze-bottom", model) == {"num_layers": num_layers, "num_frozen_layers": num_frozen}
 
 
 def test_of_one_layer_no_share_can_be_frozen():
@@ -119,7 +119,7 @@ def test_layers_that_cannot_be_told_apart_are_refused(name):
 def test_groups_of_albert_that_share_nothing_are_layers():
     model = tiny_run.network("albert", num_hidden_groups=2)
     methods.load("freeze-bottom").apply(model, methods.parameters("freeze-bottom", {}))
-    assert methods.described("freeze-bottom", model) == {"num_layers": 2, "num_frozen_layers": 1}
+    assert methods.describe("freeze-bottom", model) == {"num_layers": 2, "num_frozen_layers": 1}
     assert trains(model.albert.encoder.albert_layer_groups[0]) == {False}
     assert trains(model.albert.encoder.albert_layer_groups[1]) == {True}
 
@@ -128,13 +128,13 @@ def test_layers_in_blocks_are_counted_one_by_one():
     """Funnel's lie in lists of lists."""
     model = families.network("mlm-funnel")
     methods.load("last-k").apply(model, methods.parameters("last-k", {"layers": 1}))
-    assert methods.described("last-k", model) == {"num_layers": 2, "num_frozen_layers": 1}
+    assert methods.describe("last-k", model) == {"num_layers": 2, "num_frozen_layers": 1}
 
 
 def test_what_leads_to_the_layers_is_frozen_also_where_products_are_not_counted():
     """The order of the parameters needs no count."""
     model = families.network("mlm-convbert")
-    assert flops.described(LanguageModel(model)).flop_reason is not None
+    assert flops.model_work(LanguageModel(model)).flop_reason is not None
     model = families.network("mlm-big_bird")
     model.bert.encoder.project = torch.nn.Linear(16, 16)
     model.bert.embeddings.register_forward_hook(lambda module, args, out: model.bert.encoder.project(out))
@@ -422,9 +422,9 @@ def test_lora_finds_targets_by_their_usual_names_where_peft_knows_none(family, t
     model, module = families.network(family), methods.load("lora")
     module.apply(model, methods.parameters("lora", {}))
     assert trained(model) and all("lora_" in name for name in trained(model))
-    assert methods.described("lora", model) == {"lora_targets": targets}
+    assert methods.describe("lora", model) == {"lora_targets": targets}
     module.merge(model)
-    assert methods.described("greentrainer", model) == {}
+    assert methods.describe("greentrainer", model) == {}
 
 
 def test_lora_takes_every_linear_layer_of_a_model_with_names_of_its_own():
@@ -433,7 +433,7 @@ def test_lora_takes_every_linear_layer_of_a_model_with_names_of_its_own():
     inside = {name for name, part in other.rwkv.blocks.named_modules() if isinstance(part, torch.nn.Linear)}
     adapted = {name.partition(".lora_")[0].removeprefix("rwkv.blocks.") for name in trained(model)}
     assert adapted == inside  # and not the output layer
-    assert methods.described("lora", model) == {"lora_targets": sorted({name.rpartition(".")[2] for name in inside})}
+    assert methods.describe("lora", model) == {"lora_targets": sorted({name.rpartition(".")[2] for name in inside})}
 
 
 def test_lora_refuses_a_model_without_linear_layers():

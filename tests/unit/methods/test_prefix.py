@@ -140,13 +140,13 @@ def test_a_head_as_wide_as_prefix_and_traced_text_are_long_is_not_taken_for_them
 
 def test_where_a_target_would_be_traced_as_long_as_a_text_nothing_is_counted():
     core = LanguageModel(prefixed("t5", tokens=products.LENGTH - products.TARGET_LENGTH), task="seq2seq")
-    assert "a target is as long as a text" in flops.described(core).flop_reason
-    assert flops.described(LanguageModel(prefixed("opt", tokens=2), task="clm")).flop_reason is None
+    assert "a target is as long as a text" in flops.model_work(core).flop_reason
+    assert flops.model_work(LanguageModel(prefixed("opt", tokens=2), task="clm")).flop_reason is None
 
 
 def test_a_real_model_is_left_as_it_was_by_counting():
     core = LanguageModel(prefixed("opt"), task="clm")
-    assert flops.described(core).flop_reason is None
+    assert flops.model_work(core).flop_reason is None
     every = [*core.named_parameters(remove_duplicate=False), *core.named_buffers()]
     assert {tensor.device.type for _, tensor in every} == {"cpu"}
 
@@ -184,10 +184,10 @@ def test_a_replica_of_dataparallel_learns_the_same():
 )
 def test_what_a_prefix_cannot_be_combined_with_is_known_beforehand(changes, words):
     given = {"method": "prefix", "task": "clm", "batching": "dynamic"}
-    assert methods.impossible(tiny_run.spec(**given)) is None
+    assert methods.incompatible_reason(tiny_run.spec(**given)) is None
     for engine in ("compile", "eager"):
-        assert methods.impossible(tiny_run.spec(**given, engine=engine)) is None
-    reason = methods.impossible(tiny_run.spec(**{**given, **changes}))
+        assert methods.incompatible_reason(tiny_run.spec(**given, engine=engine)) is None
+    reason = methods.incompatible_reason(tiny_run.spec(**{**given, **changes}))
     assert reason.startswith("method prefix: ")
     assert words in reason
     assert "\n" not in reason
@@ -249,7 +249,7 @@ def test_a_whole_training_learns_is_counted_and_is_saved_beside_the_untouched_mo
     assert (tmp_path / "model" / "tokenizer.json").is_file()
     adapted = PeftModel.from_pretrained(saved, tmp_path / "model" / "prefix")
 
-    place = trainer.Place(device=torch.device("cpu"), rank=0, world=1, local_rank=0)
+    place = trainer.RankContext(device=torch.device("cpu"), rank=0, world=1, local_rank=0)
     given = {"method": "prefix", "task": "clm", "batching": "dynamic", "epochs": 5}
     fresh = assembly.assemble(tiny_run.spec(**given), assets.model_folder, assets.tokens, place)
     with torch.no_grad():
@@ -270,7 +270,7 @@ def test_more_positions_than_a_model_has_are_refused(run):
 
 def test_what_it_is_to_write_counts_too(assets):
     """Behind a prefix the longest prompt has fewer positions left for its target."""
-    place = trainer.Place(device=torch.device("cpu"), rank=0, world=1, local_rank=0)
+    place = trainer.RankContext(device=torch.device("cpu"), rank=0, world=1, local_rank=0)
     generate = {"texts": 1, "beams": 1, "length_penalty": 1.0, "no_repeat_ngram": 0}
     given = {"task": "clm", "batching": "dynamic", "generate": generate, "max_target_length": 30}
     tokens = tiny_run.token_file(assets.tokens.with_name("targets.safetensors"), targets=True, **tiny_run.PROMPT)

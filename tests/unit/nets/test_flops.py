@@ -120,7 +120,7 @@ def test_a_real_model_is_left_as_it_was():
     before = {name: (p.data_ptr(), p.device) for name, p in core.named_parameters()}
     modes, state = [module.training for module in core.modules()], torch.get_rng_state()
     hooks = [(len(module._forward_hooks), len(module._forward_pre_hooks)) for module in core.modules()]
-    found = flops.described(core)
+    found = flops.model_work(core)
     assert found.flop_reason is None and found.flop_coefficients["token"] == 6 * 2 * (4 * 16 * 16 + 2 * 16 * 32)
     assert {name: (p.data_ptr(), p.device) for name, p in core.named_parameters()} == before
     assert [module.training for module in core.modules()] == modes
@@ -135,7 +135,7 @@ def test_what_cannot_be_counted_is_null_with_a_reason_and_not_zero():
 
     model = tiny_run.network()
     model.bert.encoder.layer[0].intermediate.dense = Strange()
-    found = flops.described(LanguageModel(model))
+    found = flops.model_work(LanguageModel(model))
     assert found.flop_coefficients is None and found.bytes_per_step is None
     assert found.flop_reason == "the model's products cannot be counted: ValueError: einsum is not counted"
 
@@ -147,15 +147,15 @@ def test_a_product_with_rows_of_its_own_is_refused():
 
     model = tiny_run.network()
     model.bert.encoder.layer[0].attention.self.key = Wider(16, 16)
-    assert "is not per position or pair" in flops.described(LanguageModel(model)).flop_reason
+    assert "is not per position or pair" in flops.model_work(LanguageModel(model)).flop_reason
 
 
 @pytest.mark.skipif(not onednn.available(), reason="this PyTorch has no oneDNN products")
 def test_linear_layers_with_products_of_their_own_count_as_the_plain_ones():
     core = LanguageModel(tiny_run.network())
-    plain = flops.described(core)
+    plain = flops.model_work(core)
     onednn.adopt(core.modules())
-    assert flops.described(core) == plain and plain.flop_coefficients["token"] > 0
+    assert flops.model_work(core) == plain and plain.flop_coefficients["token"] > 0
     assert not any("forward" in vars(module) for module in core.modules())
 
 
@@ -236,7 +236,7 @@ def test_every_family_that_is_counted_is_counted_as_pytorch_counts_it(family):
 
 @pytest.mark.parametrize("family", sorted(NOT_COUNTED))
 def test_a_family_with_products_that_are_not_known_has_no_count_and_says_why(family):
-    found = flops.described(LanguageModel(families.network(family), task=family.partition("-")[0]))
+    found = flops.model_work(LanguageModel(families.network(family), task=family.partition("-")[0]))
     assert found.flop_coefficients is None and found.bytes_per_step is None
     assert found.flop_reason.startswith("the model's products cannot be counted: ")
     assert "\n" not in found.flop_reason
@@ -290,7 +290,7 @@ def test_a_weight_that_goes_into_an_unknown_function_leaves_no_count(strange, na
 
     model = tiny_run.network()
     model.bert.encoder.layer[0].attention.self.key = Strange(16, 16)
-    reason = flops.described(LanguageModel(model)).flop_reason
+    reason = flops.model_work(LanguageModel(model)).flop_reason
     assert reason == f"the model's products cannot be counted: ValueError: {name} is not counted"
 
 
@@ -310,20 +310,20 @@ def test_what_is_made_of_a_weight_element_by_element_is_no_reason(harmless):
 
     model = tiny_run.network()
     model.bert.encoder.layer[0].attention.self.key = Scaled(16, 16)
-    reason = flops.described(LanguageModel(model)).flop_reason
+    reason = flops.model_work(LanguageModel(model)).flop_reason
     assert reason is None or "is not per position" in reason  # a weight made anew is no parameter
 
 
 def test_a_product_in_which_the_model_has_no_part_is_skipped():
     """As older rotary models compute their angles: frequencies times positions, of inner size one."""
-    model, plain = tiny_run.network(), flops.described(LanguageModel(tiny_run.network()))
+    model, plain = tiny_run.network(), flops.model_work(LanguageModel(tiny_run.network()))
 
     def angles(module, args, out):
         frequencies = module.position_ids[:, :8, None].float()
         return out + 0 * (frequencies @ torch.arange(13.0, device=out.device)[None, None]).sum()
 
     model.bert.embeddings.register_forward_hook(angles)
-    assert flops.described(LanguageModel(model)) == plain
+    assert flops.model_work(LanguageModel(model)) == plain
     assert plain.flop_reason is None
 
 
@@ -332,4 +332,4 @@ def test_products_without_gradients_of_their_own_leave_no_count():
     model = tiny_run.network()
     dense = model.bert.encoder.layer[0].intermediate.dense
     dense.forward = torch.no_grad()(dense.forward)
-    assert "without gradients" in flops.described(LanguageModel(model)).flop_reason
+    assert "without gradients" in flops.model_work(LanguageModel(model)).flop_reason

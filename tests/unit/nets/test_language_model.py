@@ -36,7 +36,7 @@ def batch_of(corpus, batching="dynamic", head="masked", texts=range(20), probabi
     """The first batch of some texts."""
     given = {"batching": batching, "size": len(texts), "micro": None, "max_length": 24, "head": head, **changes}
     masked = labels.mask(corpus, probability, 1, 1)
-    (batch,), _ = next(data.steps(corpus, masked, torch.tensor(texts), data.Layout(**given)))
+    (batch,), _ = next(data.steps(corpus, masked, torch.tensor(texts), data.BatchLayout(**given)))
     return batch
 
 

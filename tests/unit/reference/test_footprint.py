@@ -7,7 +7,7 @@ import pytest
 from joulesweep.core.errors import UserError
 from joulesweep.plan.config import Energy
 from joulesweep.reference import footprint as module
-from joulesweep.reference.footprint import INTENSITY_FILE, described, footprint, intensities
+from joulesweep.reference.footprint import INTENSITY_FILE, describe_factors, footprint, intensities
 
 OWN = {"g_per_kwh": 100.0, "source": "our supplier, 2025"}
 
@@ -21,7 +21,7 @@ def test_nothing_asked_for_is_nothing_and_no_country_is_assumed():
     assert footprint(energy(pue=1.5)) is None
     only_price = footprint(energy(price_per_kwh=0.3, currency="EUR"))
     assert only_price.g_per_kwh is None and only_price.carbon_source is None
-    assert only_price.co2e_g(3.6e6) is None and len(described(only_price)) == 1
+    assert only_price.co2e_g(3.6e6) is None and len(describe_factors(only_price)) == 1
 
 
 def test_units_by_hand():
@@ -50,12 +50,12 @@ def test_country_takes_its_row_and_names_year_source_and_pue():
     found = footprint(energy(carbon={"country": "DEU"}))
     assert found.g_per_kwh == row.g_per_kwh and found.cost(1.0) is None
     expected = f"1 kWh = {row.g_per_kwh:g} g CO2e (Germany, {row.year}; Our World in Data/Ember, CC BY 4.0) × PUE 1.0"
-    assert described(found) == [expected]
+    assert describe_factors(found) == [expected]
 
 
 def test_own_number_is_described_with_its_source_and_the_price_with_its_currency():
     found = footprint(energy(carbon=OWN, price_per_kwh=0.31234567, currency="CHF", pue=1.25))
-    assert described(found) == [
+    assert describe_factors(found) == [
         "1 kWh = 100 g CO2e (our supplier, 2025; number given in the config) × PUE 1.25",
         "1 kWh = 0.31234567 CHF (price given in the config) × PUE 1.25",
     ]

@@ -9,7 +9,7 @@ import synthetic
 from pages import drawn, text_of
 
 from joulesweep.analyse import tables
-from joulesweep.analyse.cells import front
+from joulesweep.analyse.cells import pareto_front
 from joulesweep.report import charts
 
 
@@ -19,7 +19,7 @@ def build(*given, **sections):
 
 def test_front_by_hand():
     cells = pl.DataFrame({"cell": list("abcde"), "cost": [1, 2, 3, 4, 2], "loss": [9.0, 5.0, 7.0, 1.0, 6.0]})
-    assert front(cells, "cost", "loss") == ["a", "b", "d"]
+    assert pareto_front(cells, "cost", "loss") == ["a", "b", "d"]
 
 
 def test_unmeasured_energy_is_said_and_estimates_are_labelled(tmp_path):

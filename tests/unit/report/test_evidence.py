@@ -178,7 +178,7 @@ def test_the_joules_of_a_machine_are_counted_once(tmp_path):
             for one in files.read_json(runs / run / "record.json", "record")["measurement"]["energy"]
             if one["kind"] == "gpu"
         )
-        (line,) = evidence.own_cost(found, None)["lines"]
+        (line,) = evidence.sweep_energy(found, None)["lines"]
         scope = "gpu" if exclusive == "gpu" else "gpu+cpu"
         assert line.endswith(f"(measured, scope {scope}, 24 runs)")
         assert found.runs["total_energy_j"].sum() == pytest.approx(boards_j + factor)
@@ -191,7 +191,7 @@ def test_joules_at_the_plug_are_a_line_of_their_own(tmp_path):
         return {**row, "measurement": {**row["measurement"], "energy": energy}}
 
     found = collect.aggregate(*sweep(tmp_path, plugged))
-    sums, plug = evidence.own_cost(found, None)["lines"]
+    sums, plug = evidence.sweep_energy(found, None)["lines"]
     assert sums.endswith("(measured, scope gpu+cpu, 24 runs)")
     assert plug.endswith("(integrated, at the plug of the machine: those of its devices are among them, 24 runs)")
     assert set(found.runs["wall_j"]) == {900.0}

@@ -10,7 +10,7 @@ import synthetic
 from outcomes import epoch
 
 from joulesweep.core.outcome import DeviceEnergy, EpochEnergy
-from joulesweep.runs.headline import EpochJoules, by_epoch, headline, scoped
+from joulesweep.runs.headline import EpochJoules, by_epoch, headline, headline_rows
 
 
 def energy_row(*given, **changes):
@@ -48,7 +48,7 @@ def test_the_sum_and_its_scope(accelerator, rows, joules, scope, status):
     found = headline(rows, accelerator, "node")
     assert found.energy_j == pytest.approx(joules)
     assert (found.energy_scope, found.energy_status, found.energy_reason) == (scope, status, None)
-    assert sum(row.energy_j for row in scoped(rows, accelerator, "node")) == pytest.approx(joules)
+    assert sum(row.energy_j for row in headline_rows(rows, accelerator, "node")) == pytest.approx(joules)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_the_sum_and_its_scope(accelerator, rows, joules, scope, status):
 )
 def test_no_sum_and_why(accelerator, rows, status, reason):
     found = headline(rows, accelerator, "node")
-    assert found.energy_j is None and scoped(rows, accelerator, "node") == []
+    assert found.energy_j is None and headline_rows(rows, accelerator, "node") == []
     assert (found.energy_status, found.energy_reason) == (status, reason)
 
 
@@ -89,7 +89,7 @@ def test_cpu_and_memory_of_a_run_with_neighbours_are_in_no_total(exclusive):
     assert (found.energy_j, found.energy_scope) == (pytest.approx(120.0), "gpu")
     for meters in ([CPU], rows):
         found = headline(meters, "cpu", exclusive)
-        assert found.energy_j is None and found.energy_scope is None and scoped(meters, "cpu", exclusive) == []
+        assert found.energy_j is None and found.energy_scope is None and headline_rows(meters, "cpu", exclusive) == []
         assert found.energy_status == "unavailable"
         assert found.energy_reason.startswith(f"measure.exclusive is {exclusive}: joules of the CPU may be those of")
     assert headline(rows, "cpu", "node").energy_j == pytest.approx(123.5)

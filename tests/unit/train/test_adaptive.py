@@ -390,10 +390,10 @@ def test_a_rho_below_the_floor_is_refused_with_the_floor(run):
 @pytest.mark.parametrize("changes", [{"strategy": "fsdp", "devices": 2}, {"engine": "compile"}, {"engine": "graph"}])
 @pytest.mark.parametrize("name", CHOOSING)
 def test_what_a_choice_cannot_be_combined_with_is_known_beforehand(name, changes):
-    reason = methods.impossible(tiny_run.spec(method=name, **changes))
+    reason = methods.incompatible_reason(tiny_run.spec(method=name, **changes))
     assert reason.startswith(f"method {name}: ")
-    assert methods.impossible(tiny_run.spec(**changes)) is None
-    assert methods.impossible(tiny_run.spec(method=name, strategy="ddp", devices=2)) is None
+    assert methods.incompatible_reason(tiny_run.spec(**changes)) is None
+    assert methods.incompatible_reason(tiny_run.spec(method=name, strategy="ddp", devices=2)) is None
 
 
 def test_adapters_can_be_chosen_among(run):
@@ -442,7 +442,7 @@ def test_a_checkpointed_layer_is_computed_again_as_a_whole():
         train_only(core, {name})
         real = counted(core) / whole
         assert found.share([other == name for other in found.names]) == pytest.approx(real, rel=0.05)
-        work = flops.described(core).flop_coefficients
+        work = flops.model_work(core).flop_coefficients
         total = sum(
             (work.get(unit, 0.0) + work.get(f"recomputed_{unit}", 0.0)) * number for unit, number in units(core).items()
         )

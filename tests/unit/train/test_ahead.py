@@ -12,7 +12,7 @@ from places import ALONE
 
 from joulesweep.axes import engine
 from joulesweep.train import ahead, assembly, data, loop, memory
-from joulesweep.train.trainer import Place
+from joulesweep.train.trainer import RankContext
 
 pytestmark = pytest.mark.usefixtures("torch_as_it_was")
 
@@ -158,7 +158,7 @@ def test_only_a_gpu_has_its_steps_laid_out_ahead(on_gpu, monkeypatch):
     assert pinned == []
     began = []
     monkeypatch.setattr(ahead, "ahead", lambda made: began.append(made) or made)
-    built.place = Place(device=torch.device("cuda", 0), rank=0, world=1, local_rank=0)
+    built.place = RankContext(device=torch.device("cuda", 0), rank=0, world=1, local_rank=0)
     built.steps()
     assert [made.__name__ for made in began] == ["_pinned_steps"]
 

@@ -38,7 +38,7 @@ def texts_of(corpus):
 
 
 def layout(batching="dynamic", size=8, micro=None, head="dense", parts=1):
-    return data.Layout(batching=batching, size=size, micro=micro, max_length=24, head=head, parts=parts)
+    return data.BatchLayout(batching=batching, size=size, micro=micro, max_length=24, head=head, parts=parts)
 
 
 def all_steps(corpus, masked, texts, layout, world=1):
@@ -551,7 +551,7 @@ def test_sizes_are_rounded_up_to_few(multiple):
 
 
 def test_rows_are_filled_up_where_few_shapes_are_wanted(corpus):
-    layout = data.Layout(batching="packed", size=30, micro=None, max_length=24, head="masked")
+    layout = data.BatchLayout(batching="packed", size=30, micro=None, max_length=24, head="masked")
     masked = mask(corpus, 0.15, "test")
     texts = torch.arange(30)
     (((plain,), _),) = data.steps(corpus, masked, texts, layout)

@@ -14,7 +14,7 @@ import tiny_run
 import torch
 
 from joulesweep.axes import strategy
-from joulesweep.train.trainer import Place
+from joulesweep.train.trainer import RankContext
 
 #: A rank of a strategy whose two processes compute each text together.
 TOGETHER = """
@@ -34,7 +34,7 @@ CASES = ({}, {"max_grad_norm": 0.01, "micro_batch_size": 3}, {"method": "greentr
 )
 def test_ranks_that_compute_a_text_together_have_one_share(world, ranks_per_text, shares):
     places = [
-        Place(device=torch.device("cpu"), rank=rank, world=world, local_rank=rank, ranks_per_text=ranks_per_text)
+        RankContext(device=torch.device("cpu"), rank=rank, world=world, local_rank=rank, ranks_per_text=ranks_per_text)
         for rank in range(world)
     ]
     assert [place.data_rank for place in places] == shares

@@ -27,7 +27,7 @@ def corpus(tmp_path_factory):
 
 
 def layout(batching="dynamic", head="masked", **changes):
-    return data.Layout(batching=batching, size=16, micro=None, max_length=24, head=head, **changes)
+    return data.BatchLayout(batching=batching, size=16, micro=None, max_length=24, head=head, **changes)
 
 
 def packed(core, corpus):
@@ -38,8 +38,8 @@ def packed(core, corpus):
 @pytest.mark.parametrize("kind", PACKABLE)
 def test_families_that_compute_each_text_as_alone_pass(corpus, kind, batching):
     core = LanguageModel(tiny_run.network(kind))
-    assert fit.refusal(core, corpus, layout(batching)) is None
-    assert fit.step_refusal(core, corpus, layout(batching)) is None
+    assert fit.unsupported_reason(core, corpus, layout(batching)) is None
+    assert fit.step_unsupported_reason(core, corpus, layout(batching)) is None
 
 
 @pytest.mark.parametrize("batching", ["dynamic", "fixed"])
@@ -87,7 +87,7 @@ def test_an_encoder_is_no_decoder_by_the_mask_that_it_is_given(corpus):
     core = LanguageModel(families.network("mlm-bert"), task="clm")
     core.mask_form = fit.mask_form(core, corpus, layout())
     assert core.mask_form == "padding"
-    assert fit.refusal(core, corpus, layout()).startswith("task clm: this model sees the tokens")
+    assert fit.unsupported_reason(core, corpus, layout()).startswith("task clm: this model sees the tokens")
 
 
 def test_a_whole_mask_that_gives_no_numbers_is_none(corpus, monkeypatch):
@@ -215,8 +215,8 @@ def test_trying_leaves_the_module_as_it_was(corpus, task, training):
     before = {name: value.clone() for name, value in core.state_dict().items()}
     state = torch.get_rng_state()
     for batching in ("dynamic", "fixed", "packed"):
-        assert fit.refusal(core, corpus, layout(batching)) is None
-        assert fit.step_refusal(core, corpus, layout(batching)) is None
+        assert fit.unsupported_reason(core, corpus, layout(batching)) is None
+        assert fit.step_unsupported_reason(core, corpus, layout(batching)) is None
     assert {module.training for module in core.modules()} == {training}
     assert (core.precision_name, core.head) == ("bf16-mixed", "masked")
     assert torch.equal(torch.get_rng_state(), state)
@@ -241,10 +241,16 @@ class Failing(torch.autograd.Function):
 def test_a_model_that_fails_forwards_or_backwards_is_unsupported_in_one_line(corpus):
     core = LanguageModel(tiny_run.network())
     handle = core.model.bert.register_forward_hook(lambda module, args, out: out["no such state"])
-    assert fit.step_refusal(core, corpus, layout()) == "a training step: this model fails: KeyError: 'no such state'"
+    assert (
+        fit.step_unsupported_reason(core, corpus, layout())
+        == "a training step: this model fails: KeyError: 'no such state'"
+    )
     handle.remove()
     core.model.bert.encoder.layer[1].register_forward_hook(lambda module, args, out: Failing.apply(out))
-    assert fit.step_refusal(core, corpus, layout()) == "a training step: this model fails: RuntimeError: no gradient"
+    assert (
+        fit.step_unsupported_reason(core, corpus, layout())
+        == "a training step: this model fails: RuntimeError: no gradient"
+    )
     assert all(parameter.grad is None for parameter in core.parameters())
 
 
@@ -252,16 +258,16 @@ def test_a_mistake_of_this_package_stays_one(corpus, monkeypatch):
     core = LanguageModel(tiny_run.network())
     monkeypatch.setattr(data, "_collate", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        fit.step_refusal(core, corpus, layout())
+        fit.step_unsupported_reason(core, corpus, layout())
     monkeypatch.undo()
     monkeypatch.setattr(core, "first_position", "0")
     with pytest.raises(TypeError):
-        fit.step_refusal(core, corpus, layout("packed"))
+        fit.step_unsupported_reason(core, corpus, layout("packed"))
     monkeypatch.undo()
     onednn.adopt(core.modules())
     monkeypatch.setattr(onednn, "product", None)
     with pytest.raises(TypeError):
-        fit.step_refusal(core, corpus, layout())
+        fit.step_unsupported_reason(core, corpus, layout())
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
@@ -272,7 +278,7 @@ def test_out_of_memory_is_an_outcome_of_its_own(corpus, error):
     core = LanguageModel(tiny_run.network())
     core.model.bert.register_forward_hook(fail)
     with pytest.raises(type(error)):
-        fit.step_refusal(core, corpus, layout())
+        fit.step_unsupported_reason(core, corpus, layout())
 
 
 def test_what_the_user_can_mend_stays_the_users():
@@ -291,14 +297,14 @@ def test_a_method_whose_parameters_have_no_part_in_the_loss_is_unsupported(corpu
         out.logits = out.logits + module.unread.sum() * 0
 
     core.model.register_forward_hook(read)
-    assert "depends on no parameter that trains" in fit.step_refusal(core, corpus, layout())
+    assert "depends on no parameter that trains" in fit.step_unsupported_reason(core, corpus, layout())
 
 
 def test_a_head_that_mixes_positions_is_found_out(corpus):
     """Computed at chosen places alone, it would be another loss."""
     core = LanguageModel(tiny_run.network())
     core.model.cls.predictions.transform.register_forward_hook(lambda module, args, out: out - out.mean(-2, True))
-    reason = fit.refusal(core, corpus, layout())
+    reason = fit.unsupported_reason(core, corpus, layout())
     assert reason == "head masked: this model's output layer depends on other positions; use head: [dense]"
     dense = LanguageModel(core.model, head="dense")
     assert fit._head_refusal(dense, corpus, layout(head="dense")) is None
@@ -309,14 +315,14 @@ def test_heads_that_do_not_fit_are_refused(tmp_path, kind):
     corpus = load(tiny_run.token_file(tmp_path / "t.safetensors", targets=True, eos_id=3, prefix=[]), 24, "seq2seq", 12)
     model = families.network(f"seq2seq-{kind}")
     core = LanguageModel(model, task="seq2seq")
-    reason = core.refusal(packed=False) or fit.refusal(core, corpus, layout(max_target_length=12))
+    reason = core.refusal(packed=False) or fit.unsupported_reason(core, corpus, layout(max_target_length=12))
     assert reason.startswith("head masked: ") and reason.endswith("; use head: [dense]")
     core = LanguageModel(model, head="dense", task="seq2seq")
-    assert fit.refusal(core, corpus, layout(head="dense", max_target_length=12)) is None
+    assert fit.unsupported_reason(core, corpus, layout(head="dense", max_target_length=12)) is None
     # ProphetNet's logits depend on how far targets are padded, which its hidden states do not show.
-    reason = fit.refusal(core, corpus, layout("fixed", "dense", max_target_length=12))
+    reason = fit.unsupported_reason(core, corpus, layout("fixed", "dense", max_target_length=12))
     assert reason == (PADDED.replace("dynamic", "fixed") if kind == "prophetnet" else None)
-    assert fit.step_refusal(core, corpus, layout(head="dense", max_target_length=12)) is None
+    assert fit.step_unsupported_reason(core, corpus, layout(head="dense", max_target_length=12)) is None
 
 
 @pytest.mark.parametrize("kind", ["mlm-deberta", "mlm-longformer"])
@@ -326,7 +332,7 @@ def test_models_that_change_what_a_linear_layer_gives_train_with_onednn(corpus, 
     if not onednn.available():
         pytest.skip("this build of PyTorch has no oneDNN")
     onednn.adopt(core.modules())
-    assert fit.step_refusal(core, corpus, layout()) is None
+    assert fit.step_unsupported_reason(core, corpus, layout()) is None
 
 
 def test_a_model_that_keeps_something_of_a_text_for_the_next_is_found_out(tmp_path):
@@ -334,7 +340,7 @@ def test_a_model_that_keeps_something_of_a_text_for_the_next_is_found_out(tmp_pa
     files = tiny_run.token_file(tmp_path / "t.safetensors", targets=True, eos_id=3, prefix=[])
     corpus = load(files, 24, "seq2seq", 12)
     core = LanguageModel(families.network("seq2seq-nllb-moe"), task="seq2seq")
-    reason = fit.refusal(core, corpus, layout(max_target_length=12))
+    reason = fit.unsupported_reason(core, corpus, layout(max_target_length=12))
     assert reason == "this model stores expert_capacity in a forward pass: its results depend on earlier texts"
     assert {part.expert_capacity for part in core.modules() if hasattr(part, "expert_capacity")} == {64}
 
@@ -343,9 +349,9 @@ def test_trying_does_not_turn_sparse_attention_off(corpus):
     """BigBird's, which short texts do not need, is taken out of the model for good by the first of them."""
     core = LanguageModel(families.network("mlm-big_bird"))
     before = [type(part).__name__ for part in core.modules()]
-    assert fit.refusal(core, corpus, layout()) is None
-    assert fit.step_refusal(core, corpus, layout()) is None
-    flops.described(core)
+    assert fit.unsupported_reason(core, corpus, layout()) is None
+    assert fit.step_unsupported_reason(core, corpus, layout()) is None
+    flops.model_work(core)
     assert [type(part).__name__ for part in core.modules()] == before
     assert any("Sparse" in name for name in before)
 
@@ -414,7 +420,7 @@ def test_two_of_equal_layers_are_tried_and_all_are_back_afterwards(corpus, monke
         fit, "_states", lambda *given: (seen.add(len(core.model.bert.encoder.layer)), states(*given))[1]
     )
     assert kept(core) == (True, 2)
-    assert fit.refusal(core, corpus, layout("packed")) is None
+    assert fit.unsupported_reason(core, corpus, layout("packed")) is None
     assert seen == {2}
     assert list(core.model.bert.encoder.layer) == layers
     assert {name: id(value) for name, value in core.state_dict(keep_vars=True).items()} == before
@@ -427,7 +433,7 @@ def test_a_layer_of_another_kind_is_among_those_that_are_tried(corpus, place):
     output = core.model.bert.encoder.layer[place].output
     output.dropout = torch.nn.Sequential(output.dropout, Mixing())
     assert kept(core) == (place < 5, max(2, place + 1))
-    reason = fit.refusal(core, corpus, layout("packed"))
+    reason = fit.unsupported_reason(core, corpus, layout("packed"))
     assert reason == fit._refusal(core, corpus, layout("packed")) is not None
 
 
@@ -480,19 +486,19 @@ def test_where_the_first_layers_fail_the_whole_model_is_asked(corpus, monkeypatc
         return forward(*given, **named)
 
     monkeypatch.setattr(core.model.bert.encoder, "forward", numbered)
-    assert fit.refusal(core, corpus, layout("packed")) is None
+    assert fit.unsupported_reason(core, corpus, layout("packed")) is None
     core.first_position += 1
-    assert "packed" in fit.refusal(core, corpus, layout("packed"))
+    assert "packed" in fit.unsupported_reason(core, corpus, layout("packed"))
 
 
 def test_a_step_is_tried_on_the_first_layers_unless_none_of_them_trains(corpus):
     core, seen = deep(), []
     core.model.bert.encoder.register_forward_hook(lambda module, *_: seen.append(len(module.layer)))
-    assert fit.step_refusal(core, corpus, layout()) is None
+    assert fit.step_unsupported_reason(core, corpus, layout()) is None
     assert seen == [2]
     core.requires_grad_(False)
     core.model.bert.encoder.layer[5].requires_grad_(True)
-    assert fit.step_refusal(core, corpus, layout()) is None
+    assert fit.step_unsupported_reason(core, corpus, layout()) is None
     assert seen == [2, 2, 6]
     assert all(parameter.grad is None for parameter in core.parameters())
 
@@ -500,4 +506,7 @@ def test_a_step_is_tried_on_the_first_layers_unless_none_of_them_trains(corpus):
 def test_a_layer_of_its_own_kind_that_has_no_gradient_is_found_out(corpus):
     core = deep()
     core.model.bert.encoder.layer[4].register_forward_hook(lambda module, args, out: Failing.apply(out))
-    assert fit.step_refusal(core, corpus, layout()) == "a training step: this model fails: RuntimeError: no gradient"
+    assert (
+        fit.step_unsupported_reason(core, corpus, layout())
+        == "a training step: this model fails: RuntimeError: no gradient"
+    )

@@ -99,7 +99,7 @@ def test_groups_have_rates_and_decays_of_their_own():
 
 
 def test_a_state_of_zeros_is_a_fresh_start():
-    """As `trainer.Start` restores it, in place."""
+    """As `trainer.InitialState` restores it, in place."""
     weight, gradients = draws(5)
     found = []
     parameter = torch.nn.Parameter(weight.clone())

@@ -23,7 +23,7 @@ from joulesweep.nets.language_model import IGNORED, LanguageModel
 from joulesweep.train import data, loop
 from joulesweep.train.corpus import load, split
 from joulesweep.train.labels import mask, order
-from joulesweep.train.trainer import Start, learning_rate
+from joulesweep.train.trainer import InitialState, learning_rate
 
 pytestmark = pytest.mark.usefixtures("torch_as_it_was")
 
@@ -501,7 +501,7 @@ def test_nothing_but_training_happens_in_the_window(run, monkeypatch):
 @pytest.mark.parametrize(("changes", "num_copies"), [({"epochs": 1}, 0), ({"epochs": 3}, 2), (LONG, 2 + 2)])
 def test_seconds_of_copying_weights_in_the_window_are_told(run, three_passes, monkeypatch, changes, num_copies):
     """A repeated training's last weights too, and two ways back to the start."""
-    fill, restore, clock, inside = loop.memory.fill, Start.restore, [0.0], []
+    fill, restore, clock, inside = loop.memory.fill, InitialState.restore, [0.0], []
 
     def slow(inner, seconds):
         def copy(*given):
@@ -520,7 +520,7 @@ def test_seconds_of_copying_weights_in_the_window_are_told(run, three_passes, mo
 
     monkeypatch.setattr(loop, "Meter", Meter)
     monkeypatch.setattr(loop.memory, "fill", slow(fill, 100.0))
-    monkeypatch.setattr(Start, "restore", slow(restore, 100.0))
+    monkeypatch.setattr(InitialState, "restore", slow(restore, 100.0))
     monotonic = loop.time.monotonic
     monkeypatch.setattr(loop.time, "monotonic", lambda: monotonic() + clock[0])
     measured = run(**changes)["measurement"]
@@ -582,7 +582,7 @@ def test_gradients_that_ddp_averages_are_those_of_the_whole_batch(assets, batchi
         given = {"batching": "dynamic", "size": 7, "micro": None, "max_length": 24, "head": "masked", **changes}
         trainer = SimpleNamespace(spec=tiny_run.spec(), model=core, place=place_of(rank, world), graphed=None,
                                   optimizer=optimizer, scaler=scaler)  # fmt: skip
-        (step,) = data.steps(corpus, masked, texts, data.Layout(**given), rank, world)
+        (step,) = data.steps(corpus, masked, texts, data.BatchLayout(**given), rank, world)
         loss = loop._step(trainer, *step, lr=0.0)
         return loss.item(), kept
 
@@ -601,7 +601,7 @@ def test_only_the_last_micro_batch_exchanges_gradients(assets, monkeypatch, stra
     monkeypatch.setattr(
         loop.strategy, "synchronise", lambda model, name, exchanges: said.append((model, name, exchanges))
     )
-    layout = data.Layout(batching="dynamic", size=7, micro=3, max_length=24, head="masked")
+    layout = data.BatchLayout(batching="dynamic", size=7, micro=3, max_length=24, head="masked")
     corpus = load(assets.tokens, 24)
     (step,) = data.steps(corpus, mask(corpus, 0.3, 1, 1), torch.arange(7), layout)
     trainer = SimpleNamespace(
@@ -631,7 +631,7 @@ def graphs(monkeypatch):
             return self.step(inputs, torch.tensor(factor))
 
     monkeypatch.setattr(engine, "GraphedStep", GraphedStep)
-    monkeypatch.setattr(engine, "refusal", lambda name, accelerator, capability: None)
+    monkeypatch.setattr(engine, "unsupported_reason", lambda name, accelerator, capability: None)
     return captured, replayed
 
 

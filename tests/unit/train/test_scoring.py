@@ -17,7 +17,7 @@ from joulesweep.nets.language_model import IGNORED
 from joulesweep.train import assembly, scoring, trainer
 from joulesweep.train.labels import mask
 from joulesweep.train.memory import copy_weights
-from joulesweep.train.trainer import Place, Stop
+from joulesweep.train.trainer import RankContext, RunEnded
 
 pytestmark = pytest.mark.usefixtures("torch_as_it_was")
 
@@ -145,9 +145,9 @@ def test_dropout_is_off(tmp_path, assets):
 def test_the_ranks_share_the_texts_and_their_sums_are_the_whole(assemble, monkeypatch, world):
     whole, shares = scoring.score(assemble()), []
     built = assemble()
-    monkeypatch.setattr(Place, "reduced", lambda self, values: (shares.append(values), values)[1])
+    monkeypatch.setattr(RankContext, "reduced", lambda self, values: (shares.append(values), values)[1])
     for rank in range(world):
-        built.place = Place(device=CPU, rank=rank, world=world, local_rank=rank)
+        built.place = RankContext(device=CPU, rank=rank, world=world, local_rank=rank)
         try:
             scoring.score(built)
         except UserError:  # nothing was masked in this share; the sum has what the others have
@@ -160,7 +160,7 @@ def test_the_ranks_share_the_texts_and_their_sums_are_the_whole(assemble, monkey
 
 def test_every_rank_gets_the_score_of_the_whole(assemble, monkeypatch):
     built = assemble()
-    built.place = Place(device=CPU, rank=1, world=2, local_rank=1)
+    built.place = RankContext(device=CPU, rank=1, world=2, local_rank=1)
     monkeypatch.setattr(trainer.dist, "all_reduce", lambda values, op: values.copy_(torch.tensor([10.0, 2.0, 5.0])))
     found = scoring.score(built)
     assert (found.validation_loss, found.masked_accuracy, found.num_masked) == (2.0, 0.4, 5)
@@ -194,7 +194,7 @@ def test_a_loss_that_is_not_finite_is_diverged(assemble):
     built = assemble()
     weights = other_weights(built)
     weights["model.cls.predictions.bias"].fill_(math.nan)
-    with pytest.raises(Stop) as stopped:
+    with pytest.raises(RunEnded) as stopped:
         scoring.score(built, weights)
     reason = "the validation loss was not finite"
     assert stopped.value.outcome == Stopped(status="diverged", reason=reason)
@@ -292,7 +292,7 @@ def test_one_rank_writes_what_all_gather(assemble, assets, tmp_path, monkeypatch
 
     for rank, writes in ((1, False), (0, True)):
         built = assemble()
-        built.place = Place(device=CPU, rank=rank, world=2, local_rank=rank)
+        built.place = RankContext(device=CPU, rank=rank, world=2, local_rank=rank)
         weights = copy_weights(built.core, [])
         whole = {name: value.as_subclass(Sharded) for name, value in built.core.model.state_dict().items()}
         monkeypatch.setattr(scoring, "load_weights", lambda core, given: None)

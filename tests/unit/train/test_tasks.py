@@ -31,7 +31,7 @@ from joulesweep.train.corpus import load
 from joulesweep.train.fit import is_causal, layout_refusal
 from joulesweep.train.labels import labelled
 from joulesweep.train.memory import copy_weights
-from joulesweep.train.trainer import Place, Stop
+from joulesweep.train.trainer import RankContext, RunEnded
 
 pytestmark = [
     pytest.mark.usefixtures("torch_as_it_was"),
@@ -204,7 +204,7 @@ def test_rows_are_filled_up_with_what_there_is(files, tokenizer, pad):
 
 
 def layout(batching="dynamic", size=60, head="dense", **changes):
-    return data.Layout(
+    return data.BatchLayout(
         batching=batching, size=size, micro=None, max_length=24, max_target_length=8, head=head, **changes
     )
 
@@ -451,7 +451,7 @@ def test_the_work_of_every_family_is_counted_as_pytorch_counts_it(kind):
         if hasattr(part, "config"):
             part.config._attn_implementation = "eager"
     core = LanguageModel(model, head="dense", task=task)
-    found = flops.described(core)
+    found = flops.model_work(core)
     assert found.flop_reason is None
     rows, read, written = 3, 10, 6
     given = {"input_ids": torch.full((rows, read), 9)}
@@ -617,13 +617,13 @@ def test_the_ranks_shares_of_the_choices_are_the_whole(assemble, monkeypatch, ki
     built = assemble(kind, **CHOICES)
     whole, shares = scoring._choice_accuracy(built), []
     for rank in range(world):
-        built.place = Place(device=CPU, rank=rank, world=world, local_rank=rank)
+        built.place = RankContext(device=CPU, rank=rank, world=world, local_rank=rank)
         with monkeypatch.context() as patched:
-            patched.setattr(Place, "reduced", lambda self, values: (shares.append(values.clone()), values)[1])
+            patched.setattr(RankContext, "reduced", lambda self, values: (shares.append(values.clone()), values)[1])
             scoring._choice_accuracy(built)
     assert all(bool((share > 0).any()) for share in shares[:2])
     assert ((torch.stack(shares) > 0).sum(0) <= 1).all()  # no choice twice
-    monkeypatch.setattr(Place, "reduced", lambda self, values: sum(shares))
+    monkeypatch.setattr(RankContext, "reduced", lambda self, values: sum(shares))
     assert scoring._choice_accuracy(built) == whole
 
 
@@ -661,7 +661,7 @@ def test_it_learns_and_counts(assets, tmp_path, kind):
 
 def test_a_model_that_sees_what_it_predicts_is_refused(assets):
     on = assets("bert")
-    with pytest.raises(Stop) as stopped:
+    with pytest.raises(RunEnded) as stopped:
         assembly.assemble(tiny_run.spec(task="clm"), on.model_folder, on.tokens, ALONE)
     reason = "task clm: this model sees the tokens that it is to predict; choose a decoder, or task mlm"
     assert stopped.value.outcome == Stopped(status="unsupported", reason=reason)
@@ -747,7 +747,7 @@ def test_the_ranks_write_together_what_one_writes(assemble, assets, kind, world,
     whole = generation.generate(built, weights, folder)
     assert len(whole) == min(wanted, len(built.validation_texts))
     for rank in range(world):
-        built.place = Place(device=CPU, rank=rank, world=world, local_rank=rank)
+        built.place = RankContext(device=CPU, rank=rank, world=world, local_rank=rank)
         shares.append(generation.generate(built, weights, folder))
     rows = [row for share in shares for row in share]
     assert sorted(rows, key=lambda row: row.text) == sorted(whole, key=lambda row: row.text)
@@ -851,14 +851,14 @@ def test_what_a_model_says_of_generation_changes_nothing_that_is_written(assets,
             "opt",
             {},
             {"max_target_length": 60},
-            Stop,
+            RunEnded,
             r"^8\d tokens of a text are more than the 64 positions of this model; use a smaller max_length or ",
         ),
         (
             "bert",
             {},
             {"max_target_length": 41},
-            Stop,
+            RunEnded,
             r"^41 tokens of a text are more than the 40 positions of this model; use a smaller max_target_length$",
         ),
     ],
@@ -868,7 +868,7 @@ def test_generation_that_would_fail_after_the_training_fails_before_it(assets, k
     spec = tiny_run.spec(task=TASK_OF[kind], generate=GENERATE, **changes)
     with pytest.raises(refusal, match=said):
         assembly.assemble(spec, on.model_folder, on.tokens, ALONE)
-    if refusal is Stop:  # less will do, and without anything to write the texts alone count
+    if refusal is RunEnded:  # less will do, and without anything to write the texts alone count
         for more in ({"max_target_length": 8}, {"generate": None}):
             assembly.assemble(dataclasses.replace(spec, **more), on.model_folder, on.tokens, ALONE)
 

@@ -22,7 +22,7 @@ from joulesweep.nets import onednn
 from joulesweep.train import assembly, data, labels, trainer
 from joulesweep.train.corpus import load, split
 from joulesweep.train.kahan import KahanAdamW
-from joulesweep.train.trainer import Place, Start
+from joulesweep.train.trainer import InitialState, RankContext
 
 pytestmark = pytest.mark.usefixtures("torch_as_it_was")
 
@@ -78,7 +78,7 @@ def test_what_this_machine_cannot_run_is_unsupported_with_the_reason(monkeypatch
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setattr(engine.shutil, "which", lambda name: None)
     monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(trainer.Stop) as stopped:
+    with pytest.raises(trainer.RunEnded) as stopped:
         assembly.prepare_process(tiny_run.spec(**changes))
     assert stopped.value.outcome == Stopped(status="unsupported", reason=reason)
 
@@ -91,7 +91,7 @@ def test_what_this_machine_cannot_run_is_unsupported_with_the_reason(monkeypatch
     ],
 )
 def test_what_these_gpus_cannot_run_is_unsupported_with_the_reason(gpus, changes, reason):
-    with pytest.raises(trainer.Stop, match=reason):
+    with pytest.raises(trainer.RunEnded, match=reason):
         assembly.prepare_process(tiny_run.spec(accelerator="cuda", **changes))
     assert gpus == []
 
@@ -156,7 +156,7 @@ def test_each_of_several_ranks_has_its_device_in_the_group_that_torchrun_describ
     monkeypatch.setattr(dist, "init_process_group", lambda *args, **kwargs: seen.append((args, kwargs)))
     environment(monkeypatch, rank=3, world=4, local_rank=1)
     found = assembly.prepare_process(tiny_run.spec(strategy="ddp", devices=2, accelerator=accelerator))
-    assert found == Place(device=device, rank=3, world=4, local_rank=1)
+    assert found == RankContext(device=device, rank=3, world=4, local_rank=1)
     ((args, kwargs),) = seen
     assert (*args, kwargs.get("device_id")) == given
     assert not {"store", "rank", "world_size"} & kwargs.keys()  # from the environment
@@ -183,7 +183,7 @@ def test_only_a_gpu_is_waited_for(monkeypatch):
     monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
     ALONE.synchronize()
     gpu = torch.device("cuda", 1)
-    Place(device=gpu, rank=1, world=2, local_rank=1).synchronize()
+    RankContext(device=gpu, rank=1, world=2, local_rank=1).synchronize()
     assert waited == [gpu]
 
 
@@ -364,7 +364,7 @@ def test_a_model_whose_activations_cannot_be_computed_again_is_unsupported(assem
     monkeypatch.setattr(assembly, "build", lambda *_: families.network(f"mlm-{kind}"))
     monkeypatch.setattr(assembly.fit, "refusal", lambda *_: None)  # Funnel's results depend on padding
     assemble()
-    with pytest.raises(trainer.Stop) as stopped:
+    with pytest.raises(trainer.RunEnded) as stopped:
         assemble(checkpoint_activations=True)
     assert stopped.value.outcome.status == "unsupported"
     reason = stopped.value.outcome.reason
@@ -378,7 +378,7 @@ NO_HEAD = "head masked: the head of this model cannot be told from the rest; use
 
 @pytest.mark.parametrize("kind", ["mpnet"])
 def test_a_model_that_would_mix_packed_texts_is_unsupported(assemble, kind):
-    with pytest.raises(trainer.Stop) as stopped:
+    with pytest.raises(trainer.RunEnded) as stopped:
         assemble(kind=kind, batching="packed")
     assert stopped.value.outcome == Stopped(status="unsupported", reason=PACKED)
     assert assemble(kind=kind).num_steps == 3  # unpacked it trains
@@ -387,7 +387,7 @@ def test_a_model_that_would_mix_packed_texts_is_unsupported(assemble, kind):
 def test_a_model_whose_head_is_not_found_is_unsupported_but_for_a_dense_one(assemble, monkeypatch):
     monkeypatch.setattr("joulesweep.nets.language_model.head_name", lambda model: None)
     for batching in ("dynamic", "packed"):
-        with pytest.raises(trainer.Stop) as stopped:
+        with pytest.raises(trainer.RunEnded) as stopped:
             assemble(batching=batching)
         assert stopped.value.outcome == Stopped(status="unsupported", reason=NO_HEAD)
     assert assemble(head="dense").num_steps == 3
@@ -406,7 +406,7 @@ def test_longer_texts_than_a_model_has_positions_for_are_unsupported(assemble, a
         if positions == most:
             assembly.assemble(tiny_run.spec(**changes), tmp_path, assets.tokens, ALONE)
             continue
-        with pytest.raises(trainer.Stop) as stopped:
+        with pytest.raises(trainer.RunEnded) as stopped:
             assembly.assemble(tiny_run.spec(**changes), tmp_path, assets.tokens, ALONE)
         reason = f"{most} tokens of a text are more than the {positions} positions of this model"
         assert stopped.value.outcome.reason == f"{reason}; use a smaller max_length"
@@ -479,7 +479,7 @@ def places(built):
 def test_a_restored_start_is_the_start_in_the_same_memory(assets, assemble, tmp_path, precision):
     folder = tiny_run.model(tmp_path / "model", dropout=0.3)
     built = assembly.assemble(tiny_run.spec(precision=precision), folder, assets.tokens, ALONE)
-    start, weights = Start.of(built), {name: value.clone() for name, value in built.core.state_dict().items()}
+    start, weights = InitialState.of(built), {name: value.clone() for name, value in built.core.state_dict().items()}
     rng = torch.get_rng_state()
     losses = take_steps(built, 3)
     built.scaler.update(2.0)  # as after many overflows
@@ -502,7 +502,7 @@ def test_a_restored_start_is_the_start_in_the_same_memory(assets, assemble, tmp_
 
 def test_a_start_is_not_what_became_of_it(assemble):
     built = assemble()
-    start = Start.of(built)
+    start = InitialState.of(built)
     with torch.no_grad():
         for parameter in built.core.parameters():
             parameter.zero_()
@@ -514,10 +514,10 @@ def test_the_random_state_of_gpus_is_put_back_too(assemble, monkeypatch):
     built, found = assemble(), []
     monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: ["first", "second"])
     monkeypatch.setattr(torch.cuda, "set_rng_state_all", found.append)
-    Start.of(built).restore(built)
+    InitialState.of(built).restore(built)
     assert found == []
-    built.place = Place(device=torch.device("cuda", 0), rank=0, world=1, local_rank=0)
-    Start.of(built).restore(built)
+    built.place = RankContext(device=torch.device("cuda", 0), rank=0, world=1, local_rank=0)
+    InitialState.of(built).restore(built)
     assert found == [["first", "second"]]
 
 

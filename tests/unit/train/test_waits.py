@@ -186,7 +186,7 @@ def test_a_replica_of_dataparallel_is_told_its_places(assets):
     masked, core = labels.mask(corpus, 0.3, 1, 1), LanguageModel(tiny_run.network())
     core.mask_form = "bool"
     for parts, size in ((2, 7), (4, 5), (3, 2)):  # four GPUs have three parts of five rows, three have two of two
-        layout = data.Layout(batching="dynamic", size=size, micro=None, max_length=24, head="masked", parts=parts)
+        layout = data.BatchLayout(batching="dynamic", size=size, micro=None, max_length=24, head="masked", parts=parts)
         (batch,), _ = next(data.steps(corpus, masked, torch.arange(size), layout))
         shares = zip(*(t.chunk(parts) if t is not None else [None] * parts for t in batch.tensors), strict=False)
         with Asked() as asked:

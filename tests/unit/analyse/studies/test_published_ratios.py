@@ -55,7 +55,7 @@ def test_published_ratios_by_hand():
 
 
 def test_only_methods_with_the_papers_parameters_stand_beside_it(tmp_path):
-    found = published.beside(build(tmp_path, {**ONE, "method": METHODS}))
+    found = published.greentrainer_ratios(build(tmp_path, {**ONE, "method": METHODS}))
     assert [one.method for one in found] == [
         "last-k(layers=2)",
         "lora(r=8)",
@@ -66,7 +66,7 @@ def test_only_methods_with_the_papers_parameters_stand_beside_it(tmp_path):
 
 
 def test_measured_ratios_are_paired_by_seed(tmp_path):
-    found = {one.method: one for one in published.beside(build(tmp_path, {**ONE, "method": METHODS}))}
+    found = {one.method: one for one in published.greentrainer_ratios(build(tmp_path, {**ONE, "method": METHODS}))}
     for method, seconds in (("last-k(layers=2)", 0.5), ("lora(r=8)", 0.6), ("greentrainer(rho=0.5)", 0.75)):
         one = found[method]
         for ratio in (one.measured_compute, one.measured_time):  # each seed's own speed cancels
@@ -78,19 +78,21 @@ def test_joules_are_compared_where_both_were_measured(tmp_path):
     def change(row):
         return row if row["spec"]["method"] == "lora" else synthetic.measured(row)
 
-    found = {one.method: one for one in published.beside(build(tmp_path, {**ONE, "method": METHODS}, change))}
+    found = {
+        one.method: one for one in published.greentrainer_ratios(build(tmp_path, {**ONE, "method": METHODS}, change))
+    }
     assert found["last-k(layers=2)"].measured_joules.ratio == pytest.approx(0.5)
     assert found["lora(r=8)"].measured_joules is None
 
 
 def test_without_full_training_there_is_nothing_to_compare(tmp_path):
-    assert published.beside(build(tmp_path / "none", {**ONE, "method": METHODS[1:]})) == []
+    assert published.greentrainer_ratios(build(tmp_path / "none", {**ONE, "method": METHODS[1:]})) == []
     failed = build(
         tmp_path / "failed",
         {**ONE, "method": METHODS},
         lambda row: synthetic.failed(row, "oom", "full") if row["spec"]["method"] == "full" else row,
     )
-    assert published.beside(failed) == []
+    assert published.greentrainer_ratios(failed) == []
 
 
 def test_uncounted_flops_leave_the_time(tmp_path):
@@ -98,7 +100,7 @@ def test_uncounted_flops_leave_the_time(tmp_path):
         phases = [{**phase, "flop_reason": "einsum is not counted"} for phase in row["measurement"]["phases"]]
         return {**row, "measurement": {**row["measurement"], "phases": phases}}
 
-    (one, *_) = published.beside(build(tmp_path, {**ONE, "method": METHODS}, change))
+    (one, *_) = published.greentrainer_ratios(build(tmp_path, {**ONE, "method": METHODS}, change))
     assert one.measured_compute is None and one.measured_time.ratio == pytest.approx(0.5)
 
 
@@ -112,7 +114,7 @@ def speeds(row):
 
 def test_speeds_are_compared_where_the_rest_is_the_same(tmp_path):
     axes = {"strategy": ["single", "dp", "ddp"], "precision": ["fp32", "fp16-mixed"], "batch_size": [32, 64]}
-    found = {one.words: one for one in published.faster(build(tmp_path, axes, speeds))}
+    found = {one.words: one for one in published.speed_ratios(build(tmp_path, axes, speeds))}
     spread, narrow, both = found.values()
     assert [one.num_pairs for one in (spread, narrow, both)] == [4, 6, 2]
     assert (spread.lowest.ratio, spread.highest.ratio) == pytest.approx((1.5, 1.8))
@@ -123,7 +125,7 @@ def test_speeds_are_compared_where_the_rest_is_the_same(tmp_path):
 
 def test_a_sweep_without_such_pairs_has_no_comparison(tmp_path):
     axes = {"strategy": ["single", "ddp"], "precision": ["fp32", "bf16-mixed"]}
-    assert published.faster(build(tmp_path, axes)) == []
+    assert published.speed_ratios(build(tmp_path, axes)) == []
 
 
 def test_headlines_have_a_status_and_a_source():
