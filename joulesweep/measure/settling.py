@@ -1,4 +1,4 @@
-"""When a run may begin: its boards are as cool as they are at rest, or stand still.
+"""Wait until a run's boards are near their temperature at rest, or it no longer changes.
 
 A board is settled near the temperature at which it came to rest on this host before, or, without one, when its
 temperature moves by less than a degree in a minute. Whole degrees show so slow a slope only over half a minute or
@@ -163,7 +163,7 @@ def _at_rest(points: Sequence[Point], rest: Rest) -> float | None:
 
 
 def known_anchors(uuids: Sequence[str]) -> dict[str, float]:
-    """Temperatures at rest of boards of this host, by UUID, as far as some wait has temperatures them."""
+    """Temperatures at rest of boards of this host, by UUID, as far as they are known."""
     kept = _kept()
     rows = {uuid: kept.get(_key(uuid)) for uuid in uuids}
     temperatures = {uuid: row.get("idle_c") for uuid, row in rows.items() if isinstance(row, dict)}

@@ -1,4 +1,4 @@
-"""A run's power over time, read by its launching parent while the run's processes work.
+"""Sample power and energy counters while a run is training.
 
 Ten readings a second, each at a random moment of its tenth: a load that repeats itself as often cannot hide between
 them. From them come joules per epoch, mean power for the cross-check, the idle baseline, the edges of the window, and

@@ -1,4 +1,4 @@
-"""What a device's joules are worth: number, bound of the error, status, and what contradicts it.
+"""Evaluate a device's joules: number, error bound, status, and contradictions.
 
 Every number is judged by what the run's own trace saw, never by what a counter of its kind ought to do.
 """
@@ -150,7 +150,7 @@ def _unwrapped(reading: Reading, window: Window, range_j: float) -> Reading:
 
 
 def _too_slow(total_j: float, window: Window, device: str, seen: counter.Steps, tick_s: float | None) -> str | None:
-    """Why a counter's reading is no measurement of this window; None if it is one."""
+    """Reason why the counter is too coarse for this window, or None."""
     if tick_s is not None and window.total_s < MIN_TICKS * tick_s:
         return (
             f"the window of {window.total_s:.3g} s is shorter than {MIN_TICKS} updates of the counter "

@@ -1,4 +1,4 @@
-"""The measured window of one process: Zeus's ZeusMonitor, read with suspicion.
+"""Measure the window of one process with Zeus's ZeusMonitor, and check what it returns.
 
 Zeus reports a missing meter as an empty result whose total is 0. Here every device is a row of its own with a status:
 what could not be read is null, with the reason. The boards that are metered are one thing, the device that trains
@@ -51,7 +51,7 @@ class Meter:
 
     @contextlib.contextmanager
     def window(self) -> Iterator[None]:
-        """The measured span; what ends early by an exception is not measured. A meter that fails stops no training."""
+        """Measure the block. If it raises, nothing is recorded; if a meter fails, training goes on, with the reason."""
         windows = [*self._cpus.values(), *self._gpus.values()]
         self.synchronize()
         called_s = time.monotonic()
@@ -67,7 +67,7 @@ class Meter:
         self.calls_s = (self.begin_s - called_s) + (time.monotonic() - self.end_s)
 
     def readings(self) -> list[Reading]:
-        """What there is of each device over the whole window."""
+        """The readings of each device over the whole window."""
         of_boards = [self._of_board(position, board) for position, board in self.boards.items()]
         return of_boards + (self._of_host("cpu") + self._of_host("dram") if self.host else [])
 
