@@ -1,6 +1,6 @@
-"""What can be measured on this machine, what not, why, and what to do about it. Trains nothing.
+"""Report what can be measured on this machine, and how to fix what cannot. Does not train.
 
-Each counter's tick is measured afresh and kept for the runs to come.
+Each counter's tick is measured again and kept for later runs.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from joulesweep.reference import cpu_estimate
 
 GIB = 2**30
 MIN_FREE_GIB = 5.0
-LIMIT_S = 60.0  # for a meter to say what is wrong with it
-#: What each status looks like at the head of a line.
+LIMIT_S = 60.0  # for a meter to report its problem
+#: The sign of each status at the start of a line.
 SIGNS = {"ok": "+", "note": "!", "missing": "-"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
-        subject: what.
+        subject: what was checked.
         status: "ok", "note" (works, with something to know) or "missing" (cannot be measured or done here).
-        found: what was found.
-        advice: what to do about it; empty where nothing is to be done.
+        found: the state of the subject.
+        advice: what to do about it; empty if nothing.
     """
 
     subject: str
@@ -46,14 +46,14 @@ class Finding:
 
 
 def examine(settings: Mapping[str, meters.Settings | None] | None = None) -> dict[str, Any]:
-    """Look at the machine.
+    """Examine this machine.
 
     Args:
-        settings: what a config's `hardware` says to single meters, by their names.
+        settings: the config's `hardware` settings of single meters, by meter name.
 
     Returns:
-        host; measured: what runs here get joules for; findings: rows {subject, status, found, advice}; boards: rows
-        of every board's readings, null where it does not say.
+        host; measured: devices that runs here get joules of; findings: rows {subject, status, found, advice}; boards:
+        rows of every board's readings, null where it gives none.
     """
     rows = [_board(board) for board in devices.boards()]
     zones = rapl.devices()
@@ -77,7 +77,7 @@ def examine(settings: Mapping[str, meters.Settings | None] | None = None) -> dic
 
 
 def screen(report: dict[str, Any]) -> str:
-    """The examination as text of at most 100 columns."""
+    """Format a report as text of at most 100 columns."""
     measured = ", ".join(report["measured"])
     verdict = f"joules can be measured of {measured}" if measured else "no joules can be measured; they will be null"
     lines = [f"{report['host']}: {verdict}", ""]
@@ -121,26 +121,26 @@ def _driver(rows: list[dict[str, Any]]) -> Iterator[Finding]:
         maker = {"nvidia": "NVIDIA", "amd": "AMD"}.get(made_by, made_by)
         yield Finding(subject="driver", status="ok", found=f"{maker} {version}, {len(rows)} boards")
         return
-    found, absent = makers["nvidia"].start_problem() or ("the NVIDIA driver reports no board", True)
+    problem, absent = makers["nvidia"].start_problem() or ("the NVIDIA driver reports no board", True)
     advice = "runs go to the CPU. In a container, start it with --gpus all"
     advice = advice if absent else "put that right first: nvidia-smi would say the same"
-    yield Finding(subject="GPU", status="missing", found=found, advice=advice)
+    yield Finding(subject="GPU", status="missing", found=problem, advice=advice)
 
 
 def _board_finding(row: dict[str, Any]) -> Finding:
-    """A board's line; the first thing that is wrong with it decides."""
-    said = {
+    """A board's finding; its first problem decides the status."""
+    forms = {
         "power_w": "{:.0f} W now",
         "power_limit_w": "limit {:.0f} W",
         "temperature_c": "{:.0f} °C",
         "sm_clock_mhz": "{:.0f} MHz",
         "tick_s": "counter moves every {:.3g} s",
     }
-    facts = [form.format(row[key]) for key, form in said.items() if row[key] is not None]
+    facts = [form.format(row[key]) for key, form in forms.items() if row[key] is not None]
     facts += ["no list of its processes"] if row["process_ids"] is None else []
     status, advice = _board_advice(row)
-    found = ", ".join([row["name"], *facts, row["uuid"]])
-    return Finding(subject=row["device"], status=status, found=found, advice=advice)
+    text = ", ".join([row["name"], *facts, row["uuid"]])
+    return Finding(subject=row["device"], status=status, found=text, advice=advice)
 
 
 def _board_advice(row: dict[str, Any]) -> tuple[str, str]:
@@ -177,8 +177,8 @@ def _visible() -> Iterator[Finding]:
         return
     left = [board.device for board in boards]
     advice = "" if left else "runs on GPUs will not start; unset it, or name boards of this machine"
-    found = f"{hiding} leaves {', '.join(left) or 'no board'} to the runs"
-    yield Finding(subject="visible", status="ok" if left else "note", found=found, advice=advice)
+    text = f"{hiding} leaves {', '.join(left) or 'no board'} to the runs"
+    yield Finding(subject="visible", status="ok" if left else "note", found=text, advice=advice)
 
 
 def _torch() -> Finding:
@@ -198,8 +198,8 @@ def _cpu(zones: list[rapl.Zone]) -> Finding:
     problem = rapl.problem()
     if problem is None:
         ticks = {zone.device: sensors.cached_tick(zone.device, zone.energy_j, afresh=True) for zone in zones}
-        told = [f"{device} (moves every {tick_s:.2g} s)" if tick_s else device for device, tick_s in ticks.items()]
-        return Finding(subject="CPU energy", status="ok", found=f"RAPL: {', '.join(told)}")
+        counters = [f"{device} (moves every {tick_s:.2g} s)" if tick_s else device for device, tick_s in ticks.items()]
+        return Finding(subject="CPU energy", status="ok", found=f"RAPL: {', '.join(counters)}")
     model = machine.cpu_model()
     rows = cpu_estimate.candidates(model)
     known = rows[0].microarchitecture if len(rows) == 1 else f"one of {len(rows)} microarchitectures"
@@ -208,7 +208,7 @@ def _cpu(zones: list[rapl.Zone]) -> Finding:
 
 
 def _meter(name: str, settings: meters.Settings | None) -> Finding:
-    """A meter by the name of its file: its devices, or why it has none."""
+    """The finding of a meter: its devices, or why it has none."""
     meter = meters.load(name)
     problem, silent = bounded.within(LIMIT_S, meter.problem, settings)
     if problem is not None or silent is not None:
@@ -220,24 +220,24 @@ def _meter(name: str, settings: meters.Settings | None) -> Finding:
 
 def _surroundings(measured: bool) -> Iterator[Finding]:
     if measured and processes.in_container():
-        found = "this is a container: readings are of whole boards and packages, co-tenants included"
+        text = "this is a container: readings are of whole boards and packages, co-tenants included"
         advice = "measure when nobody else uses the machine"
-        yield Finding(subject="container", status="note", found=found, advice=advice)
+        yield Finding(subject="container", status="note", found=text, advice=advice)
     daemon = [name for name in os.environ if name.startswith("ZEUSD_")]
     if daemon:
-        found = f"{', '.join(daemon)} is set: Zeus asks its daemon instead of the driver"
-        yield Finding(subject="zeusd", status="note", found=found, advice="unset it if energy comes out as unavailable")
+        text = f"{', '.join(daemon)} is set: Zeus asks its daemon instead of the driver"
+        yield Finding(subject="zeusd", status="note", found=text, advice="unset it if energy comes out as unavailable")
     if _held("node"):
-        found = "a measured run is on this machine now"
-        yield Finding(subject="runs", status="note", found=found, advice="other measured runs may wait for its end")
+        text = "a measured run is on this machine now"
+        yield Finding(subject="runs", status="note", found=text, advice="other measured runs may wait for its end")
 
 
 def _disk() -> Finding:
     here, locks = Path.cwd(), lease.folder()
     free_gib = shutil.disk_usage(here).free / GIB
     if not os.access(here, os.W_OK) or not os.access(locks, os.W_OK):
-        found = f"{here if not os.access(here, os.W_OK) else locks} cannot be written"
-        return Finding(subject="disk", status="missing", found=found, advice="results and the GPUs' locks go there")
+        text = f"{here if not os.access(here, os.W_OK) else locks} cannot be written"
+        return Finding(subject="disk", status="missing", found=text, advice="results and the GPUs' locks go there")
     low = free_gib < MIN_FREE_GIB
     advice = "models, texts and kept models need room" if low else ""
     return Finding(subject="disk", status="note" if low else "ok", found=f"{free_gib:.0f} GiB free here", advice=advice)

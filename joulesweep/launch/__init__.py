@@ -1,1 +1,1 @@
-"""The parent of a run: it leases boards, starts the ranks and writes the record."""
+"""Launch runs: lease boards, start the ranks and write the record."""

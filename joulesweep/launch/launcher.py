@@ -1,8 +1,8 @@
-"""The launching parent of a run: starts its processes, watches them, and alone writes its record.
+"""Launch a run: lease its boards, start and watch its processes, and write its record.
 
-The parent imports no torch, and its main thread asks no meter: one that hangs stops no deadline and no signal. A rank
-that fails takes its peers with it, a run over its time is stopped, and when this process or Snakemake above it dies,
-every process of the run dies too.
+The parent does not import torch, and its main thread never calls a meter, so that a meter that hangs blocks neither the
+deadline nor signals. If a rank fails, its peers are stopped; a run over its time limit is stopped; and if this process
+or Snakemake above it dies, every process of the run dies too.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ from joulesweep.runs import record
 from joulesweep.runs.identity import run_id
 from joulesweep.runs.record import Inputs, RunRecord
 
-# changes no number: how often the parent looks whether the processes have ended
-POLL_S = 0.1  # each waking costs CPU
-#: glibc keeps the big buffers of a step for the next one. Else it returns them to the kernel and every step pays for
-#: mapping and clearing them anew, the more the larger the buffers: partial training would look better than it is.
+# changes no number: how often the parent checks whether the processes have ended
+POLL_S = 0.1  # each check costs CPU
+#: Make glibc keep the big buffers of a step for the next one. By default it returns them to the kernel, and every step
+#: pays for mapping and clearing them again, more for larger buffers: partial training would look better than it is.
 ALLOCATOR = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(2**40),
@@ -63,17 +63,17 @@ SIGKILLED = "Signal 9 (SIGKILL)"  # torchrun's words for a rank that was killed;
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a run leaves, whatever came of it.
+    """The result of a run, successful or not.
 
     Attributes:
         status: "ok", or as in `Stopped`.
         started: UTC, ISO 8601.
-        reason: why it is not ok; None where it is.
+        reason: why it is not ok; None if it is.
         oom_bytes: bytes asked for when memory ran out, or None.
         measurement: None unless ok, as the quality.
         quality: after the last epoch.
-        epochs: those that ended.
-        losses: of every step.
+        epochs: the completed epochs.
+        losses: the training loss of every step.
         summaries: what the trained model wrote.
         power: the power trace, rows of `Trace.rows`.
     """
@@ -91,11 +91,11 @@ class Outcome:
 
 
 class RunFailed(Exception):  # noqa: N818 - says what happened
-    """A process of the run ended without a result: a bug, or a kill. The log says why."""
+    """A process of the run ended without a result: it failed or was killed. The log says why."""
 
 
 def check_granted(spec: RunSpec, exclusive: str, num_gpus: int) -> None:
-    """Refuse Snakemake's silent cap: under --resources gpu=1 a run that needs two is started as if it needed one.
+    """Check that Snakemake granted enough GPUs: with --resources gpu=1 it also starts runs that need two.
 
     Raises:
         UserError: fewer GPUs are granted than the run needs.
@@ -122,7 +122,7 @@ def launch(
     meter_settings: Mapping[str, meters.Settings | None] | None = None,
     with_snakemake: bool = True,
 ) -> RunRecord:
-    """Carry out a run and write its record, last of all its files.
+    """Execute a run and write its files, the record last.
 
     Args:
         spec: the run's inputs.
@@ -132,11 +132,11 @@ def launch(
         folder: the run's folder: record.json, spec.json, steps.jsonl, epochs.jsonl, power.jsonl, summaries.jsonl (and
             model/ if kept) go here.
         log: where the processes' output goes; None for the terminal.
-        references: of each text, what its generated summary is scored against; none where nothing is generated.
-        exclusive: whom the run keeps out: "gpu" from its boards, "node" from the machine; see `lease.Lease`.
+        references: for each text, the summaries to score the generated one against; empty if nothing is generated.
+        exclusive: what other runs may not use meanwhile: "gpu" the boards, "node" the machine; see `lease.Lease`.
         gpus: the boards to choose from: "auto", or NVML indices or UUIDs.
-        pinned: take the first of these boards or none, so that runs are on the same ones.
-        meter_settings: what the config's `hardware` says to single meters, by their names.
+        pinned: always take the first of these boards, so that all runs use the same ones.
+        meter_settings: the config's `hardware` settings of single meters, by meter name.
         with_snakemake: end when the job's shell or Snakemake above it dies.
 
     Returns:
@@ -147,7 +147,7 @@ def launch(
         RunFailed: a process died without a result; nothing is written.
     """
     signal.signal(signal.SIGTERM, _terminate)
-    wanted = processes.parent_watch(with_snakemake)
+    ensure_parent_alive = processes.parent_watch(with_snakemake)
     needed = devices.num_boards(spec, exclusive)
     candidates = devices.pool(gpus if spec.gpus == "auto" else spec.gpus) if needed else []
     lacking = devices.too_few(spec, needed, candidates)
@@ -164,20 +164,20 @@ def launch(
         if lacking:
             outcome = Outcome(status="unsupported", reason=lacking, started=_now())
             return _write(spec, code_digest, model_folder, tokens, folder, outcome, candidates)
-        with Lease(candidates, needed, exclusive, wanted) as lease:
+        with Lease(candidates, needed, exclusive, ensure_parent_alive) as lease:
             job = {"spec": full(spec), "model_folder": str(model_folder), "tokens": str(tokens), "folder": str(folder)}
             files.write_json(work / "job.json", {**job, "boards": as_json(lease.boards)})
-            outcome = _measured(spec, work, log, lease, meter_settings or {}, wanted, new_weights)
+            outcome = _measured(spec, work, log, lease, meter_settings or {}, ensure_parent_alive, new_weights)
             if references:
-                told = [replace(one, references=list(references[one.text])) for one in outcome.summaries]
-                outcome = replace(outcome, summaries=told)
+                summaries = [replace(row, references=list(references[row.text])) for row in outcome.summaries]
+                outcome = replace(outcome, summaries=summaries)
             return _write(spec, code_digest, model_folder, tokens, folder, outcome, lease.boards)
     finally:
         shutil.rmtree(work)
 
 
 def _new_weights(spec: RunSpec, manifest: Mapping[str, Any] | None) -> list[str]:
-    """Weights that are not in the model's files and begin at random.
+    """Names of the weights that are missing from the model's files and start at random values.
 
     Raises:
         UserError: the model cannot learn the task.
@@ -194,18 +194,18 @@ def _measured(
     log: Path | None,
     lease: Lease,
     settings: Mapping[str, meters.Settings | None],
-    wanted: Callable[[], None],
+    ensure_parent_alive: Callable[[], None],
     new_weights: Sequence[str],
 ) -> Outcome:
-    """Prepare the conditions, run the processes, and judge what was measured."""
+    """Prepare the conditions, run the processes, and evaluate the measurement."""
     others, mute = meters.of_host(settings)
-    before = conditions.prepare(spec, lease.boards, others, wanted)
+    before = conditions.prepare(spec, lease.boards, others, ensure_parent_alive)
     boards = [board for board in lease.boards if board.device not in before.silent]
     others = [sensor for sensor in others if sensor.device not in before.silent]
     trace, no_trace = bounded.within(bounded.LIMIT_S, Trace, boards, others)
     before.silent.update(mute if no_trace is None else {**mute, "the trace": no_trace})
     trace, started = trace or Trace([], []), _now()
-    result, seen = _supervise(spec, work, log, lease, trace, wanted)
+    result, seen = _supervise(spec, work, log, lease, trace, ensure_parent_alive)
     if isinstance(result, Stopped):
         return Outcome(status=result.status, reason=result.reason, oom_bytes=result.oom_bytes, started=started)
     energy, epochs = measurement.finalise_energy(result, trace, lease.boards, before.ticks)
@@ -216,13 +216,15 @@ def _measured(
         shared_host=lease.shared_host(),
         one_device=on_one_device(spec.strategy, spec.devices),
     )
-    found, flags = conditions.describe(result, energy, spec, before, trace, hold, seen)
+    run_conditions, flags = conditions.describe(result, energy, spec, before, trace, hold, seen)
     if new_weights:
         flags.append(Flag(flag="new_weights", text=f"not in the model's files: {some(new_weights)}"))
     return Outcome(
         status="ok",
         started=started,
-        measurement=measurement.measured(result, energy, flags, found, conditions.overhead(result.span, trace)),
+        measurement=measurement.measured(
+            result, energy, flags, run_conditions, conditions.overhead(result.span, trace)
+        ),
         quality=result.quality,
         epochs=epochs,
         losses=result.losses,
@@ -272,7 +274,7 @@ def _write(
 
 
 def _manifest(path: Path) -> dict[str, object] | None:
-    """What was fetched or made, as the preparing rules wrote it down."""
+    """A manifest that the preparing rules wrote; None if there is none."""
     return dict(files.read_json(path, "manifest")) if path.exists() else None
 
 
@@ -281,7 +283,7 @@ def _now() -> str:
 
 
 def _command(num_ranks: int, work: Path) -> list[str]:
-    """One process, or one per rank under torchrun."""
+    """The command that starts one process, or one per rank under torchrun."""
     module = ["-m", "joulesweep.train.worker", str(work / "job.json")]
     if num_ranks == 1:
         return [sys.executable, *module]
@@ -290,7 +292,7 @@ def _command(num_ranks: int, work: Path) -> list[str]:
 
 
 def child_environment(num_threads: int, boards: Sequence[Board]) -> dict[str, str]:
-    """The processes' environment: this one's, plus what makes runs equal to each other."""
+    """The environment of a run's processes: this one's, plus the settings that make runs comparable."""
     threads = str(num_threads)
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environ = {
@@ -299,20 +301,20 @@ def child_environment(num_threads: int, boards: Sequence[Board]) -> dict[str, st
         "PYTHONPATH": os.pathsep.join(paths),
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
-        "OMP_WAIT_POLICY": "PASSIVE",  # waiting ranks must not burn the core that another rank needs
+        "OMP_WAIT_POLICY": "PASSIVE",  # a waiting rank must not occupy the core that another rank needs
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",  # everything was fetched before; a measured run does not touch the network
         "PYTHONUNBUFFERED": "1",
-        # What the run leased and no more; nothing for a run that meters no GPU, since Zeus looks at them all the same.
+        # Only the leased boards; none for a run that meters no GPU, because Zeus opens every visible board.
         **devices.exposing(boards),
     }
     return {name: value for name, value in environ.items() if value is not None}
 
 
 def _supervise(
-    spec: RunSpec, work: Path, log: Path | None, lease: Lease, trace: Trace, wanted: Callable[[], None]
+    spec: RunSpec, work: Path, log: Path | None, lease: Lease, trace: Trace, ensure_parent_alive: Callable[[], None]
 ) -> tuple[RankResult | Stopped, Watch]:
-    """Run the processes to their end. Returns what came of them, and what was seen meanwhile."""
+    """Run the processes until they end. Returns their result, and the watch that observed them."""
     descriptor = None
     if log is not None:
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -322,23 +324,23 @@ def _supervise(
     others, kills = processes.children(), processes.oom_kills()
     processes.adopt(orphans=True)
     child = processes.start(_command(num_ranks, work), environ, descriptor, lease.descriptors)
-    with Watch(trace) as seen:  # begins after the process: a thread that is there when it forks may hold a lock
+    with Watch(trace) as seen:  # starts after the fork: a thread that exists then may hold a lock
         try:
-            timed_out = _wait(child, spec.timeout_s, seen, wanted)
+            timed_out = _wait(child, spec.timeout_s, seen, ensure_parent_alive)
         finally:
             processes.kill_group(child)
             processes.kill_children(but=others)
             processes.adopt(orphans=False)
             if descriptor is not None:
                 os.close(descriptor)
-    found = _outcome(work, num_ranks)
-    if found is not None:
-        return found, seen
+    result = _outcome(work, num_ranks)
+    if result is not None:
+        return result, seen
     if timed_out:
         return Stopped(status="timeout", reason=f"stopped after timeout_s = {spec.timeout_s:g} s"), seen
     kills_now = processes.oom_kills()
-    struck = kills is not None and kills_now is not None and kills_now > kills
-    if struck and _killed(num_ranks, child.returncode, log):
+    was_oom = kills is not None and kills_now is not None and kills_now > kills
+    if was_oom and _killed(num_ranks, child.returncode, log):
         return Stopped(status="oom", reason="killed by the kernel's out-of-memory killer"), seen
     raise RunFailed(f"a process of the run ended with exit code {child.returncode} and left no result")
 
@@ -347,13 +349,15 @@ def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
     raise SystemExit(128 + signum)  # unwinds through the `finally` that kills the processes
 
 
-def _wait(child: subprocess.Popen[bytes], timeout_s: float, seen: Watch, wanted: Callable[[], None]) -> bool:
-    """Wait for the end of the processes. Returns whether time ran out."""
+def _wait(
+    child: subprocess.Popen[bytes], timeout_s: float, seen: Watch, ensure_parent_alive: Callable[[], None]
+) -> bool:
+    """Wait until the processes end. Returns whether they timed out."""
     deadline_s = time.monotonic() + timeout_s
     while child.poll() is None:
         if time.monotonic() > deadline_s:
             return True
-        wanted()
+        ensure_parent_alive()
         seen.check()
         time.sleep(POLL_S)
     return False
@@ -372,7 +376,7 @@ def _outcome(work: Path, num_ranks: int) -> RankResult | Stopped | None:
         What all of them saw, or why one stopped; None where a rank left no result and none stopped with a reason.
 
     Raises:
-        UserError: a rank found the input at fault.
+        UserError: a rank reported that the input is at fault.
     """
     stopped = _stopped(work)
     if isinstance(stopped, BadInput):
@@ -391,7 +395,7 @@ def _rank(path: Path) -> RankResult | Stopped | BadInput:
 
 
 def _killed(num_ranks: int, exit_code: int, log: Path | None) -> bool:
-    """Whether a process was killed: the one, torchrun itself, or a rank of which torchrun says so in the log."""
+    """Whether a process was killed: the only one, torchrun itself, or a rank that torchrun reports in the log."""
     if exit_code == -signal.SIGKILL:
         return True
     if num_ranks == 1 or log is None:
@@ -402,7 +406,7 @@ def _killed(num_ranks: int, exit_code: int, log: Path | None) -> bool:
 def _stopped(work: Path) -> Stopped | BadInput | None:
     """The result of the first rank that stopped with a reason, or None.
 
-    What happens to its peers afterwards follows from that: they lose their connection, and fail without a result.
+    Its peers then lose their connection and fail without a result.
     """
     paths = sorted(work.glob("rank*.json"), key=lambda path: path.stat().st_mtime_ns)
     return next((rank for rank in map(_rank, paths) if not isinstance(rank, RankResult)), None)

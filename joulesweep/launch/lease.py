@@ -1,11 +1,11 @@
-"""Who gets which GPU, and who has the machine to itself: kernel file locks, released however a process ends.
+"""Exclusive access to GPUs and to the machine, by file locks that the kernel releases when the process exits.
 
-Snakemake counts GPUs and never says which (its issue 281). So a run locks one file per board, named by UUID; runs of
-several sweeps and several users of one machine see the same files. A run that must be alone holds the node's lock
-exclusively, all others share it.
+Snakemake counts GPUs but does not assign them (its issue 281). So a run locks one file per board, named by UUID; all
+sweeps and users of a machine share these files. A run that must be alone holds the node's lock exclusively, all others
+share it.
 
-Who comes first is served first. Every run has a ticket, a numbered file that it keeps locked while it waits, and takes
-nothing that a run ahead of it could use. A ticket that nobody has locked is a dead process's, and is removed.
+Runs are served in order of arrival. Every run has a ticket, a numbered file that it keeps locked while it waits, and
+takes nothing that a run ahead of it could use. An unlocked ticket belongs to a dead process and is removed.
 """
 
 # changes no number: which boards a run gets, and when
@@ -31,22 +31,22 @@ from joulesweep.measure.devices import Board
 POLL_S = 0.2
 EXCLUSIVE, SHARED = fcntl.LOCK_EX, fcntl.LOCK_SH
 DEFAULT = "/tmp/joulesweep-locks"
-TURN_POLL_S = 0.002  # whoever has the allocator has it for a moment
-PLAIN = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # no symbolic link is followed, no pipe is waited for
-MAX_TRIES = 100  # a file that vanishes so often while it is opened is being removed on purpose
+TURN_POLL_S = 0.002  # the allocator's lock is held only briefly
+PLAIN = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # do not follow symbolic links, do not wait for pipes
+MAX_TRIES = 100  # a file that vanishes this often while it is opened is being removed on purpose
 MAX_CLAIM_BYTES = 65536
 
 
 def folder() -> Path:
-    """Where the lock files lie: one place for all users of a machine, wherever their TMPDIR is.
+    """The folder of the lock files: the same for all users of a machine, independent of TMPDIR.
 
     Raises:
-        UserError: there can be no such folder.
+        UserError: the folder cannot be created.
     """
-    given = os.environ.get("JOULESWEEP_LOCKS")
-    path = Path(given or DEFAULT)
+    configured = os.environ.get("JOULESWEEP_LOCKS")
+    path = Path(configured or DEFAULT)
     try:
-        if not given and path.is_symlink():
+        if not configured and path.is_symlink():
             raise UserError(f"{path}: a symbolic link where the lock files' folder should be; remove it")
         if not path.is_dir():
             path.mkdir(parents=True, exist_ok=True)
@@ -64,24 +64,24 @@ def _path(name: str) -> Path:
 
 
 def open_lock(name: str) -> int:
-    """A descriptor of a lock file, made if it is not there.
+    """Open a lock file, creating it if it is missing, and return its descriptor.
 
     An existing file is opened without O_CREAT: the kernel (fs.protected_regular) refuses it for another user's file.
-    One that was deleted while somebody holds its lock is opened all the same.
+    A file that was deleted while a process holds its lock is opened through that process.
 
     Raises:
-        UserError: what lies there is no plain file, or cannot be opened.
+        UserError: the path is not a plain file, or cannot be opened.
     """
     return _open_lock(name)[0]
 
 
 def _open_lock(name: str) -> tuple[int, bool]:
-    """A descriptor of a lock file, and whether the file was deleted while somebody holds its lock."""
+    """A descriptor of a lock file, and whether the file was deleted while a process holds its lock."""
     path = _path(name)
     for _ in range(MAX_TRIES):
         with contextlib.suppress(FileNotFoundError):
             descriptor = _open_plain(path, os.O_RDWR)
-            os.utime(descriptor)  # what cleans /tmp takes old files
+            os.utime(descriptor)  # keep it fresh, or tmp cleaners remove it
             return descriptor, False
         held = _held_though_deleted(path)
         if held is not None:
@@ -94,11 +94,11 @@ def _open_lock(name: str) -> tuple[int, bool]:
 
 
 def _open_plain(path: Path, flags: int) -> int:
-    """Open a file that is one.
+    """Open a plain file.
 
     Raises:
         FileNotFoundError, FileExistsError: as `os.open` does.
-        UserError: it is no plain file, or cannot be opened.
+        UserError: it is not a plain file, or cannot be opened.
     """
     try:
         descriptor = os.open(path, flags | PLAIN, 0o666)
@@ -114,7 +114,7 @@ def _open_plain(path: Path, flags: int) -> int:
 
 
 def _held_though_deleted(path: Path) -> int | None:
-    """A descriptor of the file that lay here, was deleted, and whose lock a process holds that this user may see."""
+    """A descriptor of the deleted file of this path, if a visible process still holds its lock; else None."""
     name = f"{path.parent.resolve() / path.name} (deleted)"
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -129,7 +129,7 @@ def _held_though_deleted(path: Path) -> int | None:
 
 
 def try_lock(descriptor: int, kind: int) -> bool:
-    """Take a lock (fcntl.LOCK_EX or LOCK_SH) if it is free; otherwise hold none."""
+    """Take a lock (fcntl.LOCK_EX or LOCK_SH) if it is free. Returns whether it was taken."""
     try:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -138,7 +138,7 @@ def try_lock(descriptor: int, kind: int) -> bool:
 
 
 def acquire(name: str, kind: int) -> int | None:
-    """A descriptor that holds a lock, and whose file is the one that others find; None if somebody else has it."""
+    """Take a named lock if it is free. Returns the descriptor that holds it, or None if another process has it."""
     for _ in range(MAX_TRIES):
         descriptor, deleted = _open_lock(name)
         if not try_lock(descriptor, kind):
@@ -159,7 +159,7 @@ def _lies_at(descriptor: int, path: Path) -> bool:
 
 @contextlib.contextmanager
 def _alone(name: str) -> Iterator[int]:
-    """Hold a lock for a moment, once it is free; gives its descriptor."""
+    """Wait for a lock and hold it in the block; yields its descriptor."""
     while (descriptor := acquire(name, EXCLUSIVE)) is None:
         time.sleep(TURN_POLL_S)
     try:
@@ -170,7 +170,7 @@ def _alone(name: str) -> Iterator[int]:
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """What a waiting run wants.
+    """The resources that a waiting run asks for.
 
     Attributes:
         node: how it wants the machine: EXCLUSIVE, SHARED, or 0 if it does not ask.
@@ -182,7 +182,7 @@ class Claim:
 
 
 class Ticket:
-    """A place in the queue of those that wait. To be made, and asked for those ahead, by one process at a time."""
+    """A place in the queue of waiting runs. Create it and call `ahead` only under the allocator's lock."""
 
     def __init__(self, claim: Claim) -> None:
         while True:
@@ -196,7 +196,7 @@ class Ticket:
         os.pwrite(self.descriptor, json.dumps({"node": claim.node, "boards": sorted(claim.boards)}).encode(), 0)
 
     def ahead(self) -> list[Claim]:
-        """The claims of living runs that came before."""
+        """The claims of live runs ahead in the queue."""
         return [claim for number, path in _tickets() if number < self.number and (claim := _claim(path)) is not None]
 
     def give_up(self) -> None:
@@ -212,18 +212,18 @@ def _tickets() -> list[tuple[int, Path]]:
 
 
 def _claim(path: Path) -> Claim | None:
-    """A waiting run's claim. None if nobody waits with it, after which it is removed, or it is no claim."""
+    """A waiting run's claim; None if it is malformed or its process is dead. A dead process's ticket is removed."""
     try:
         descriptor = _open_plain(path, os.O_RDONLY)
     except (OSError, UserError):
         return None
     try:
         if try_lock(descriptor, SHARED):
-            with contextlib.suppress(OSError):  # another user's, in a folder where each removes his own
+            with contextlib.suppress(OSError):  # another user's file in a sticky folder
                 path.unlink()
             return None
-        found = json.loads(os.pread(descriptor, MAX_CLAIM_BYTES, 0))
-        return Claim(node=int(found["node"]), boards=frozenset(map(str, found["boards"])))
+        content = json.loads(os.pread(descriptor, MAX_CLAIM_BYTES, 0))
+        return Claim(node=int(content["node"]), boards=frozenset(map(str, content["boards"])))
     except (ValueError, TypeError, LookupError, RecursionError):
         return None
     finally:
@@ -231,22 +231,29 @@ def _claim(path: Path) -> Claim | None:
 
 
 class Lease:
-    """A context in which a run has its boards, and the machine if it asked for it.
+    """Context manager that holds a run's boards, and the machine if requested.
 
     Args:
         boards: those to choose from, best first.
         needed: how many; all or none are taken.
-        exclusive: "gpu": nobody else has the boards; "node": nor the machine; "none": as "gpu", but it does not wait
-            for runs that want the machine alone, nor they for it.
-        wanted: called while waiting; raises when nobody wants the run any more.
+        exclusive: "gpu": the boards are exclusive; "node": the machine too; "none": as "gpu", but it and runs that want
+            the machine alone do not wait for each other.
+        ensure_parent_alive: called while waiting; raises if the run's parent has died.
 
     Attributes:
         boards: those taken.
         descriptors: of the locks; processes that inherit them keep the boards locked.
     """
 
-    def __init__(self, boards: Sequence[Board], needed: int, exclusive: str, wanted: Callable[[], None]) -> None:
-        self.candidates, self.needed, self.exclusive, self.wanted = boards, needed, exclusive, wanted
+    def __init__(
+        self, boards: Sequence[Board], needed: int, exclusive: str, ensure_parent_alive: Callable[[], None]
+    ) -> None:
+        self.candidates, self.needed, self.exclusive, self.ensure_parent_alive = (
+            boards,
+            needed,
+            exclusive,
+            ensure_parent_alive,
+        )
         self.boards: list[Board] = []
         self.descriptors: list[int] = []
         self._running: int | None = None  # not inherited: it counts launching parents
@@ -279,7 +286,7 @@ class Lease:
         return self._met_others or _count_start(0) != self._starts
 
     def _queue(self) -> None:
-        """Wait for the run's turn, and take all that it wants."""
+        """Wait for the run's turn and take what it claims."""
         kind = {"node": EXCLUSIVE, "gpu": SHARED}.get(self.exclusive, 0)
         claim = Claim(node=kind, boards=frozenset(board.uuid for board in self.candidates if self.needed))
         with _alone("allocator"):
@@ -290,8 +297,8 @@ class Lease:
             ticket.give_up()
 
     def _take(self, claim: Claim, ticket: Ticket) -> str | None:
-        """Take the machine and the boards, as far as nobody ahead could use them. Returns what lacks, then has none."""
-        with _alone("allocator"):  # else two that want two boards each could take one each, again and again
+        """Take the machine and boards that no run ahead could use. Returns what is missing; then it holds nothing."""
+        with _alone("allocator"):  # else two runs that need two boards each could take one each forever
             ahead = ticket.ahead()
             if not self._take_node(claim.node, {other.node for other in ahead}):
                 return "the machine to be free"
@@ -301,7 +308,7 @@ class Lease:
         return None
 
     def _take_node(self, kind: int, ahead: set[int]) -> bool:
-        """Take the node's lock, if one is wanted and no run ahead wants it in a way that does not go with this one."""
+        """Take the node's lock, if it is requested and does not conflict with the request of a run ahead."""
         if not kind:
             return True
         kept_for_others = EXCLUSIVE in ahead or (kind == EXCLUSIVE and SHARED in ahead)
@@ -319,7 +326,7 @@ class Lease:
         return len(self.boards) == self.needed
 
     def _join_the_running(self) -> None:
-        """Note whether others are at work, and be counted by them."""
+        """Record whether other runs are active, and register as active."""
         self._running = acquire("running", EXCLUSIVE)
         self._met_others = self._running is None
         self._starts = _count_start(1)
@@ -333,21 +340,21 @@ class Lease:
         return "the other runs" if self._running is None else None
 
     def _until(self, attempt: Callable[[], str | None]) -> None:
-        """Try until nothing lacks; say once what is waited for."""
-        told: set[str] = set()
-        while (lacking := attempt()) is not None:
-            if lacking not in told:
-                print(f"waiting for {lacking}", file=sys.stderr, flush=True)
-            told.add(lacking)
-            self.wanted()
+        """Retry until nothing is missing; print once what it waits for."""
+        printed: set[str] = set()
+        while (missing := attempt()) is not None:
+            if missing not in printed:
+                print(f"waiting for {missing}", file=sys.stderr, flush=True)
+            printed.add(missing)
+            self.ensure_parent_alive()
             time.sleep(POLL_S)
 
 
 def _count_start(step: int) -> int:
-    """The number of leases so far, this one added: shows a run that came and went meanwhile."""
+    """Add to the count of leases and return it: reveals runs that started and ended meanwhile."""
     with _alone("starts") as descriptor:
-        found = os.pread(descriptor, 20, 0).strip()
-        count = int(found if re.fullmatch(rb"[0-9]{1,15}", found) else 0) + step  # garbage is no count
+        digits = os.pread(descriptor, 20, 0).strip()
+        count = int(digits if re.fullmatch(rb"[0-9]{1,15}", digits) else 0) + step  # garbage is no count
         if step:
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, b"%d" % count, 0)

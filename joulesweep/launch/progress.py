@@ -1,4 +1,4 @@
-"""One line when a run starts and one when it ends, for the person who watches."""
+"""The progress lines that are printed when a run starts and ends."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def _num_finished(grid: Mapping[str, Any], runs_folder: Path) -> int:
 
 
 def _joules(record: RunRecord, measured: Measurement, grid: Mapping[str, Any]) -> str | None:
-    """The run's joules by the rule of the tables, else estimated ones if the config asks for them, else nothing."""
-    found = headline(measured.energy, record.spec.accelerator, measured.conditions.exclusive)
-    if found.energy_j is not None:
-        return one(found.energy_j, "J") + (" int." if found.energy_status == "integrated" else "")
+    """The run's headline energy; else the estimate, if the config asks for one; else None."""
+    energy = headline(measured.energy, record.spec.accelerator, measured.conditions.exclusive)
+    if energy.energy_j is not None:
+        return one(energy.energy_j, "J") + (" int." if energy.energy_status == "integrated" else "")
     guess = estimated(record, asked(grid["config"]["energy"]), measured.cpu_s, measured.window_s)
     return f"{one(guess.mid_j, 'J')} est." if guess else None

@@ -1,1 +1,1 @@
-"""The machine and its meters. Nothing here imports torch."""
+"""Read the machine and its meters. Nothing here imports torch."""

@@ -1,7 +1,7 @@
-"""Certificates of machines: where they lie, and how a run's record cites those of its boards and its host.
+"""Locate certificates of devices, and cite those of a run's boards and host in its record.
 
-A certificate says what the joules of one device are worth, as `joulesweep certify` measured it. Its file has the name
-of the device, a board's UUID or `cpu:0`, in a folder named like the host. Standard library only.
+A certificate states how accurate the joules of one device are, as `joulesweep certify` measured it. Its file is named
+after the device, a board's UUID or `cpu:0`, in a folder named after the host. Standard library only.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from typing import Any
 from joulesweep.core.outcome import Citation
 
 FORMAT, VERSION = "joulesweep-certificate", 2
-FOLDER = Path("results/certificates")  # seen from where a run is started
+FOLDER = Path("results/certificates")  # relative to where a run is started
 HOST = "cpu:0"  # names the certificate of a host's CPU packages and their memory
 HOLDS, FAILS, NOT_TRIED = "holds", "fails", "not tried"
 VERDICTS = (HOLDS, FAILS, NOT_TRIED)
-BUDGET_S = 150.0  # in which everything is tried
+BUDGET_S = 150.0  # enough to try everything
 MALFORMED = (AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
 
 def place(name: str, folder: Path = FOLDER, host: str | None = None) -> Path:
-    """The file of a device's certificate.
+    """The path of a device's certificate.
 
     Args:
         name: a board's UUID, or `HOST`.
         folder: of all certificates.
-        host: whose; this one unless given.
+        host: the host's name; None: this host.
 
     Raises:
         ValueError: name or host would lead to another folder.
@@ -42,12 +42,12 @@ def place(name: str, folder: Path = FOLDER, host: str | None = None) -> Path:
 
 
 def judge(value: float, error: float, bound: float) -> str:
-    """Whether a number is within a bound: with its error it holds, beyond without it fails; else nobody can tell.
+    """Verdict on a bound: it holds if value plus error is within, fails if value minus error is beyond; else unknown.
 
     Args:
-        value: the number, of which the size counts.
-        error: of it.
-        bound: of its size.
+        value: the number; its absolute value is compared.
+        error: bound of its error.
+        bound: of the absolute value.
     """
     if abs(value) + error <= bound:
         return HOLDS
@@ -55,59 +55,59 @@ def judge(value: float, error: float, bound: float) -> str:
 
 
 def worst(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """Of rows {value, error, bound} the one that fails most, else that is undecided most, else is next to its bound."""
+    """The worst of rows {value, error, bound}: fails most, else is most undecided, else is nearest to its bound."""
 
     def badness(row: Mapping[str, Any]) -> tuple[int, float]:
-        found = judge(row["value"], row["error"], row["bound"])
-        size = abs(row["value"]) + (-row["error"] if found == FAILS else row["error"])
-        return (HOLDS, NOT_TRIED, FAILS).index(found), size / max(row["bound"], 1e-12)
+        verdict = judge(row["value"], row["error"], row["bound"])
+        size = abs(row["value"]) + (-row["error"] if verdict == FAILS else row["error"])
+        return (HOLDS, NOT_TRIED, FAILS).index(verdict), size / max(row["bound"], 1e-12)
 
     return max(rows, key=badness)
 
 
 def digest(content: bytes) -> str:
-    """What a certificate or its readings are cited by."""
+    """The digest that cites a certificate or its readings."""
     return hashlib.sha256(content).hexdigest()[:16]
 
 
 def cited(
     boards: Mapping[str, str], driver: str | None, folder: Path = FOLDER, cpu_model: str | None = None
 ) -> list[Citation]:
-    """What a record says of the certificates of a run's boards and of its host.
+    """Citations of the certificates of a run's boards and host, for its record.
 
     Args:
         boards: UUIDs of the run's boards, by device.
-        driver: the one that the run had.
+        driver: the run's driver version.
         folder: of all certificates.
         cpu_model: of the run's host; None: not compared.
 
     Returns:
-        The boards' and, last, the host's. Where there is both a certificate and a reason, it is of another driver or
-        CPU, or was made in less time than it takes to try everything.
+        The boards' citations, then the host's. A citation with both a digest and a reason is of another driver or
+        CPU, or was made in less time than is needed to try everything.
     """
-    found = [_cited(device, uuid, {"driver": driver}, folder) for device, uuid in boards.items()]
-    return [*found, _cited(HOST, HOST, {"cpu_model": cpu_model}, folder)]
+    citations = [_cited(device, uuid, {"driver": driver}, folder) for device, uuid in boards.items()]
+    return [*citations, _cited(HOST, HOST, {"cpu_model": cpu_model}, folder)]
 
 
-def _cited(device: str, name: str, had: Mapping[str, str | None], folder: Path) -> Citation:
+def _cited(device: str, name: str, run_identity: Mapping[str, str | None], folder: Path) -> Citation:
     path = place(name, folder)
     try:
         content = path.read_bytes()
-        found = json.loads(content)
-        if found["format"] != FORMAT or found["name"] != name:
+        certificate = json.loads(content)
+        if certificate["format"] != FORMAT or certificate["name"] != name:
             raise ValueError("another file")
-        if found["version"] != VERSION:
+        if certificate["version"] != VERSION:
             reason = f"{path} is of another version of joulesweep; joulesweep certify makes a new one"
             return Citation(device=device, name=name, reason=reason)
         return Citation(
             device=device,
             name=name,
             digest=digest(content),
-            made=str(found["made"]),
-            holds=names(found, HOLDS),
-            fails=names(found, FAILS),
-            not_tried=names(found, NOT_TRIED),
-            reason=_weakened(found, had),
+            made=str(certificate["made"]),
+            holds=names(certificate, HOLDS),
+            fails=names(certificate, FAILS),
+            not_tried=names(certificate, NOT_TRIED),
+            reason=_weakened(certificate, run_identity),
         )
     except FileNotFoundError:
         reason = f"no certificate: there is no {path}; joulesweep certify makes one"
@@ -116,11 +116,11 @@ def _cited(device: str, name: str, had: Mapping[str, str | None], folder: Path) 
     return Citation(device=device, name=name, reason=reason)
 
 
-def _weakened(certificate: Mapping[str, Any], had: Mapping[str, str | None]) -> str | None:
-    """Why a certificate says less of a run than it does of its device."""
+def _weakened(certificate: Mapping[str, Any], run_identity: Mapping[str, str | None]) -> str | None:
+    """Why a certificate applies to a run only in part; None if it applies fully."""
     doubts = [
         f"the certificate is of {key.replace('_', ' ')} {certificate['identity'].get(key)}, the run had {value}"
-        for key, value in had.items()
+        for key, value in run_identity.items()
         if value not in (None, certificate["identity"].get(key))
     ]
     budget_s = float(certificate["budget_s"])
@@ -130,8 +130,8 @@ def _weakened(certificate: Mapping[str, Any], had: Mapping[str, str | None]) -> 
 
 
 def names(certificate: Mapping[str, Any], verdict: str) -> list[str]:
-    """The promises of a certificate that have a verdict, each once; of another device than its own with its name."""
+    """The promises of a certificate with this verdict, without repeats; those of another device name it."""
     rows = [row for row in certificate["promises"] if row["verdict"] == verdict]
-    own = certificate["device"]
-    named = (f"{row['promise']}{'' if row['device'] == own else ' of ' + row['device']}" for row in rows)
+    own_device = certificate["device"]
+    named = (f"{row['promise']}{'' if row['device'] == own_device else ' of ' + row['device']}" for row in rows)
     return list(dict.fromkeys(named))

@@ -1,6 +1,6 @@
-"""The conditions of a measurement: what was looked at before, during and after it, and the flags that follow.
+"""Check the conditions of a measurement before, during and after it, and derive its flags.
 
-A flag does not make a number invalid; it says what a reader should know before comparing it.
+A flag does not invalidate a number; it tells what to know before comparing it.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ PROCESS_END_S = 2.0  # a driver takes a moment to forget processes that ended
 
 @dataclass(frozen=True, kw_only=True)
 class Before:
-    """What was found before the run's processes started.
+    """The state of the machine before the run's processes started.
 
     Attributes:
         ticks: update period of each device's counter in seconds, None where unknown.
-        cooldown_s: seconds waited for the boards to settle, or None where there was nothing to wait for.
-        settled: whether they did, or None.
+        cooldown_s: seconds waited for the boards to settle, or None if there was nothing to wait for.
+        settled: whether they settled; None if unknown.
         rests: how the wait for each board ended, by device.
-        looks: who computed on each board, and its limit, by device.
-        silent: why devices did not answer, by device: they are not read.
+        looks: processes on each board, and its power limit, by device.
+        silent: why devices did not answer, by device; they are not read.
     """
 
     ticks: dict[str, float | None]
@@ -57,13 +57,13 @@ class Before:
 
 @dataclass(frozen=True, kw_only=True)
 class Hold:
-    """What a run had of the machine.
+    """The part of the machine that a run held.
 
     Attributes:
-        boards: its own.
-        exclusive: what it had alone: "gpu" its boards, "node" the machine, "none" no more than its boards.
-        shared_host: whether other runs worked on the machine meanwhile.
-        one_device: whether a strategy for several devices had one.
+        boards: the leased boards.
+        exclusive: what it held alone: "gpu" its boards, "node" the machine, "none" only its boards.
+        shared_host: whether other runs used the machine meanwhile.
+        one_device: whether a strategy for several devices ran on one.
     """
 
     boards: Sequence[Board]
@@ -73,20 +73,20 @@ class Hold:
 
 
 def prepare(
-    spec: RunSpec, boards: Sequence[Board], others: Sequence[meters.Sensor], wanted: Callable[[], None]
+    spec: RunSpec, boards: Sequence[Board], others: Sequence[meters.Sensor], ensure_parent_alive: Callable[[], None]
 ) -> Before:
-    """Measure the counters' ticks (once per host), let the boards cool down, look for other processes."""
+    """Measure the counters' ticks (once per host), let the boards cool down, and look for other processes."""
     names = [*(board.device for board in boards), *(sensor.device for sensor in others)]
     askers = {device: bounded.Asker() for device in names}
     readers = [reader for board in boards if (reader := askers[board.device].ask(meters.sensor, board))]
     counters = [(reader.board.device, reader.board.uuid, reader.energy_j) for reader in readers if reader.board.counts]
-    counters += [(one.device, one.device, one.energy_j) for one in others if one.traits.method is None]
+    counters += [(sensor.device, sensor.device, sensor.energy_j) for sensor in others if sensor.traits.method is None]
     ticks = {}
     for device, name, read in counters:
-        wanted()
+        ensure_parent_alive()
         ticks[device] = askers[device].ask(sensors.cached_tick, name, read, more_s=sensors.TICK_LIMIT_S)
     readers = [reader for reader in readers if askers[reader.board.device].silent is None]
-    rest = settling.settle(readers, spec.cooldown_s, wanted) if readers and spec.cooldown_s else None
+    rest = settling.settle(readers, spec.cooldown_s, ensure_parent_alive) if readers and spec.cooldown_s else None
     silent = {device: asker.silent for device, asker in askers.items() if asker.silent is not None}
     silent |= rest.silent if rest else {}
     readers = [reader for reader in readers if reader.board.device not in silent]
@@ -103,14 +103,14 @@ def prepare(
 
 
 def look_after(boards: Sequence[Board]) -> tuple[dict[str, BoardLook], dict[str, str]]:
-    """Who computes on boards after the run's own processes ended, by device; and why boards do not answer."""
+    """Look at boards after the run's processes ended, by device; also returns why boards do not answer."""
     askers = {board.device: bounded.Asker() for board in boards}
     readers = [reader for board in boards if (reader := askers[board.device].ask(meters.sensor, board))]
-    found, deadline_s = _look(readers, askers), time.monotonic() + PROCESS_END_S
-    while any(look.others for look in found.values()) and time.monotonic() < deadline_s:
+    looks, deadline_s = _look(readers, askers), time.monotonic() + PROCESS_END_S
+    while any(look.others for look in looks.values()) and time.monotonic() < deadline_s:
         time.sleep(0.1)
-        found = _look(readers, askers)
-    return found, {device: asker.silent for device, asker in askers.items() if asker.silent is not None}
+        looks = _look(readers, askers)
+    return looks, {device: asker.silent for device, asker in askers.items() if asker.silent is not None}
 
 
 def _look(readers: Sequence[meters.BoardSensor], askers: Mapping[str, bounded.Asker]) -> dict[str, BoardLook]:
@@ -133,10 +133,10 @@ def describe(
         result: of all ranks.
         energy: the final joules of each device.
         spec: the run's.
-        before: what was found before its processes started.
+        before: the state before its processes started.
         trace: the readings of the run.
-        hold: what the run has of the machine.
-        seen: what was looked at besides.
+        hold: the part of the machine that the run holds.
+        seen: the watch of the run.
     """
     span = result.span
     after, silent = look_after([board for board in hold.boards if board.device not in before.silent])
@@ -179,7 +179,7 @@ def describe(
 
 
 def overhead(span: Span, trace: Trace) -> Overhead:
-    """What measuring cost, and what the run used from the trace's first to its last reading."""
+    """The cost of measuring, and the run's joules from the trace's first to its last reading."""
     return Overhead(
         meter_s=span.meter_s,
         weights_s=span.weights_s,
@@ -204,7 +204,7 @@ def whole_run(trace: Trace) -> list[WholeRunEnergy]:
 
 
 def _gained_j(counter: Sequence[float | None]) -> float | None:
-    """What a counter gained from its first to its last reading; None where one lacks, or it fell."""
+    """The rise of a counter from its first to its last reading; None if one is missing or the counter fell."""
     if len(counter) < 2 or counter[0] is None or counter[-1] is None:
         return None
     known = [value for value in counter if value is not None]
@@ -227,16 +227,16 @@ def _state(
     after: Mapping[str, BoardLook],
     seen: Watch,
 ) -> BoardConditions:
-    """One board's temperatures at the edges of the window, its clocks and limit in it, what held it down, and others.
+    """One board's conditions: temperatures, clocks, power limit, throttling and other processes.
 
     Args:
-        board: which.
+        board: the board.
         trace: the readings of the run.
         spec: the run's.
         span: its window.
-        before: what was found before the run.
-        after: what was seen of each board after it.
-        seen: what was looked at in it.
+        before: the state before the run.
+        after: the look at each board after it.
+        seen: the watch of the run.
     """
     of_board = [(at_s, state) for at_s, device, state in trace.states if device == board.device]
     inside = [state for at_s, state in of_board if span.begin_s <= at_s <= span.end_s]
@@ -261,27 +261,27 @@ def _state(
 
 
 def _reasons(looks: Sequence[Sequence[str] | None]) -> list[str] | None:
-    """All reasons that were seen; None where the board did not always tell, or was not looked at."""
+    """All observed throttle reasons; None if the board did not always report them, or was not read."""
     if not looks or None in looks:
         return None
     return sorted({reason for reasons in looks for reason in reasons or ()})
 
 
 def _company(looks: Mapping[str, Sequence[BoardLook | None]], spec: RunSpec) -> list[str] | None:
-    """When others computed on a board; None where that is not known of every time."""
+    """When other processes computed on a board; None if unknown for any of the times."""
     whole = processes.sees_whole_machine()
-    found = {
+    by_time = {
         when: watch.others(
             [look for look in of if look is not None], when == "during" and spec.accelerator == "cuda", whole
         )
         for when, of in looks.items()
     }
-    seen_when = [when for when, others in found.items() if others]
-    return seen_when if seen_when or None not in found.values() else None
+    seen_when = [when for when, others in by_time.items() if others]
+    return seen_when if seen_when or None not in by_time.values() else None
 
 
 def _within(at_s: float, span: Span) -> bool:
-    """Whether a look belongs to the window: it is in it, or no further away than the next look."""
+    """Whether a look belongs to the window: it is inside, or at most one look period before it."""
     return span.begin_s - watch.LOOK_PERIOD_S <= at_s <= span.end_s
 
 
@@ -291,7 +291,7 @@ def _nearest(states: Sequence[tuple[float, BoardState]], at_s: float) -> float |
 
 
 def _short(row: DeviceEnergy, total_s: float) -> Flag | None:
-    """A headline wants 100 updates of the counter, and on a GPU 30 s."""
+    """Flag a window that is too short for a headline: 100 updates of the counter, and 30 s on a GPU."""
     kind = meters.kind(row.kind)
     needed_s = max(HEADLINE_TICKS * (row.tick_s or 0.0), kind.headline_s)
     if row.energy_j is None or total_s >= needed_s or kind.contains:
@@ -325,9 +325,9 @@ def _others(boards: Sequence[BoardConditions]) -> Flag | None:
         when: [board.device for board in boards if when in (board.other_processes or ())]
         for when in ("before", "during", "after")
     }
-    told = [f"{', '.join(devices)} {when}" for when, devices in by_time.items() if devices]
-    text = f"other processes computed on {' and '.join(told)} the run: its joules hold their share too"
-    return Flag(flag="other_processes", text=text) if told else None
+    phrases = [f"{', '.join(devices)} {when}" for when, devices in by_time.items() if devices]
+    text = f"other processes computed on {' and '.join(phrases)} the run: its joules hold their share too"
+    return Flag(flag="other_processes", text=text) if phrases else None
 
 
 def _shared(hold: Hold, host_j: bool) -> Flag | None:

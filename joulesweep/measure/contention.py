@@ -1,6 +1,6 @@
-"""Whether a run had the CPU to itself: what others used of it, and how long its own threads waited for a core.
+"""Detect CPU contention: CPU time used by other processes, and time that the run's threads waited for a core.
 
-Of Linux's own counts: /proc/stat (all processes), /proc/PID/stat and schedstat (the run's), /proc/pressure/cpu. What a
+From Linux's counts: /proc/stat (all processes), /proc/PID/stat and schedstat (the run's), /proc/pressure/cpu. What the
 machine does not count is unknown, with the reason.
 """
 
@@ -16,25 +16,25 @@ from joulesweep.core.outcome import CpuUse, Span
 
 PROC = Path("/proc")
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
-FOREIGN = 0.1  # CPU-seconds of others per second of the window that make no difference …
-FOREIGN_SHARE = 0.05  # … nor do fewer than this share of the run's own
+FOREIGN = 0.1  # CPU-seconds of others per second of the window that are negligible …
+FOREIGN_SHARE = 0.05  # … as is less than this share of the run's own
 WAITING = 0.1  # share of their time that the run's threads may be ready and wait for a core
-FULL = 0.75  # of the cores' time: a run that uses as much and waits, with nobody else there, waits for itself
-GOT = 0.9  # CPU-seconds per second of the window: less, and a run on the CPU stood still
-LOST = 0.9  # a machine's count that lacks more of the run's own time is not of this machine
+FULL = 0.75  # of the cores' time: a run that uses more and waits without other processes waits for itself
+GOT = 0.9  # CPU-seconds per second of the window: with less, a run on the CPU was stopped at times
+LOST = 0.9  # a machine's count below this share of the run's own time is not of this machine
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """CPU times until a moment, in seconds; None where they are not told.
+    """CPU times until a moment, in seconds; None where the kernel does not report them.
 
     Attributes:
         at_s: the moment, on the monotonic clock.
         busy_s: of all processes, interrupts included.
-        steal_s: that a hypervisor took.
+        steal_s: taken by the hypervisor.
         pressure_s: in which some process was ready and had no core.
         own_s: of this process and all below it.
-        ran_s, waited_s: that the living threads of these ran, and were ready and had no core.
+        ran_s, waited_s: in which threads of these ran, and were ready but had no core.
     """
 
     at_s: float
@@ -47,13 +47,13 @@ class Reading:
 
 
 class Reader:
-    """Takes readings for a process and all below it; threads that have ended keep what they had when last seen."""
+    """Reads CPU times of this process and its descendants; ended threads keep their last values."""
 
     def __init__(self) -> None:
         self._threads: dict[str, tuple[float, float]] = {}
 
     def read(self, at_s: float) -> Reading:
-        """A reading now.
+        """Take a reading.
 
         Args:
             at_s: the moment, on the monotonic clock.
@@ -83,20 +83,20 @@ class Reader:
 
 
 def descendants(pid: int) -> list[int]:
-    """A process and all below it; empty where the kernel does not tell whose children are whose."""
-    found, left = [], [pid]
-    while left:
-        parent = left.pop()
-        found.append(parent)
+    """Ids of a process and its descendants; empty if the kernel does not list children."""
+    pids, unvisited = [], [pid]
+    while unvisited:
+        parent = unvisited.pop()
+        pids.append(parent)
         try:
             tasks = list((PROC / str(parent) / "task").iterdir())
-            left += [int(word) for task in tasks for word in _words(task / "children")]
+            unvisited += [int(word) for task in tasks for word in _words(task / "children")]
         except FileNotFoundError:
             if parent == pid:
                 return []  # a kernel without these files; else the process has ended meanwhile
         except (OSError, ValueError):
             continue
-    return found
+    return pids
 
 
 def _words(path: Path) -> list[str]:
@@ -104,7 +104,7 @@ def _words(path: Path) -> list[str]:
 
 
 def _used(pid: int) -> float:
-    """CPU-seconds of a process and of those below it that have ended; 0 of one that has ended itself."""
+    """CPU-seconds of a process and its ended children; 0 if it has ended itself."""
     try:
         fields = (PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
         return sum(map(int, fields[11:15])) / TICKS_PER_S  # proc(5): utime, stime, cutime, cstime
@@ -113,7 +113,7 @@ def _used(pid: int) -> float:
 
 
 def _machine() -> tuple[float, float] | tuple[None, None]:
-    """CPU-seconds that the machine was busy, and that a hypervisor took."""
+    """CPU-seconds that the machine was busy, and that the hypervisor took."""
     try:
         label, *fields = _words(PROC / "stat")[:9]
         user, nice, system, _idle, _iowait, irq, softirq, steal = (int(field) / TICKS_PER_S for field in fields)
@@ -132,25 +132,25 @@ def _pressure() -> float | None:
 
 
 def describe(readings: Sequence[Reading], span: Span, cpu_s: float, num_threads: int) -> CpuUse:
-    """What the readings around a window say of it.
+    """The CPU use of a window, from the readings around it.
 
     Args:
         readings: in their order.
         span: begin_s and end_s of the window.
         cpu_s: CPU-seconds of the run's processes in the window.
-        num_threads: that they may compute with.
+        num_threads: threads that they may compute with.
     """
     window_s = span.window_s
     around = _around(readings, span)
-    found: dict[str, tuple[float | None, str]] = {
+    shares: dict[str, tuple[float | None, str]] = {
         "cpu_share": (cpu_s / (window_s * num_threads) if window_s > 0 else None, "the window has no length"),
         "cpu_pressure_share": _pressure_share(around),
         "cpu_wait_share": _wait_share(around),
         "foreign_cpu_s": _foreign_s(around, window_s),
         "cpu_steal_s": _steal_s(around, window_s),
     }
-    unknown = {name: reason for name, (value, reason) in found.items() if value is None}
-    return CpuUse(**{name: value for name, (value, _) in found.items()}, cpu_unknown=unknown)
+    unknown = {name: reason for name, (value, reason) in shares.items() if value is None}
+    return CpuUse(**{name: value for name, (value, _) in shares.items()}, cpu_unknown=unknown)
 
 
 def _around(readings: Sequence[Reading], span: Span) -> tuple[Reading, Reading] | None:
@@ -207,26 +207,26 @@ def _steal_s(around: tuple[Reading, Reading] | None, window_s: float) -> Share:
 
 
 def causes(cpu: CpuUse, window_s: float, cpu_s: float, on_cpu: bool) -> list[str]:
-    """Why a run was contended, each in a few words; empty if it was not, as far as is known.
+    """Why a run was contended, each cause in a few words; empty if no cause is known.
 
     Args:
         cpu: of `describe`.
         window_s: length of the window.
         cpu_s: CPU-seconds of the run's processes in it.
-        on_cpu: whether it trains on the CPU: then at least one of its threads always has something to do.
+        on_cpu: whether it trains on the CPU: then at least one of its threads is always busy.
     """
-    told = []
+    reasons = []
     much_s = max(FOREIGN * window_s, FOREIGN_SHARE * cpu_s)
     if (cpu.foreign_cpu_s or 0.0) > much_s:
-        told.append(f"other processes used {cpu.foreign_cpu_s:.3g} CPU-seconds (it used {cpu_s:.3g})")
+        reasons.append(f"other processes used {cpu.foreign_cpu_s:.3g} CPU-seconds (it used {cpu_s:.3g})")
     if (cpu.cpu_steal_s or 0.0) > much_s:
-        told.append(f"the hypervisor took {cpu.cpu_steal_s:.3g} CPU-seconds")
+        reasons.append(f"the hypervisor took {cpu.cpu_steal_s:.3g} CPU-seconds")
     # A run with more threads than cores waits for itself: then the cores are full of its own work.
     itself = cpu.foreign_cpu_s is not None and cpu_s > FULL * window_s * len(os.sched_getaffinity(0))
     if (cpu.cpu_wait_share or 0.0) > WAITING and not itself:
-        told.append(f"its threads waited for a core {cpu.cpu_wait_share:.0%} of the time that they were ready")
+        reasons.append(f"its threads waited for a core {cpu.cpu_wait_share:.0%} of the time that they were ready")
     elif cpu.cpu_wait_share is None and (cpu.cpu_pressure_share or 0.0) > WAITING:
-        told.append(f"some process waited for a core {cpu.cpu_pressure_share:.0%} of the time")
+        reasons.append(f"some process waited for a core {cpu.cpu_pressure_share:.0%} of the time")
     if on_cpu and cpu_s < GOT * window_s:
-        told.append(f"its processes got {cpu_s:.3g} CPU-seconds in {window_s:.3g} s")
-    return told
+        reasons.append(f"its processes got {cpu_s:.3g} CPU-seconds in {window_s:.3g} s")
+    return reasons

@@ -1,4 +1,4 @@
-"""What a counter that moves in steps says of the energy between two moments, and how wrong that may be.
+"""Estimate the energy between two moments from a counter that moves in steps, with an error bound.
 
 Between its moves a counter lags behind: at most by the energy of one tick. A window begins and ends somewhere within a
 tick, so what it counts holds some of what was drawn before it and lacks some of what was drawn in it:
@@ -7,8 +7,7 @@ tick, so what it counts holds some of what was drawn before it and lacks some of
     moves         τ0   ^begin          τ1  ^end
                   |<-->| drawn before, counted inside      |<-->| drawn inside, not counted
 
-Both parts are worked out from what the trace saw around the edge; a bound that holds whatever the device drew there
-goes with them.
+Both parts are estimated from the trace around the edge, with a bound that holds whatever the device drew there.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-SLACK = 1.1  # a tick, or a highest power, may be larger than what was seen of it
+SLACK = 1.1  # margin: a tick, or a highest power, may be larger than observed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,9 +26,9 @@ class Steps:
     """How a counter moved in a span.
 
     Attributes:
-        num_moves: that were seen.
-        still_s: the longest time that it was seen to stand still: no tick is shorter.
-        tick_s: the time between two moves; None where fewer than three were seen.
+        num_moves: observed moves.
+        still_s: the longest observed time without a move: a lower bound of the tick.
+        tick_s: the time between two moves; None if fewer than three were observed.
     """
 
     num_moves: int
@@ -40,7 +39,7 @@ class Steps:
 def steps(
     times_s: Sequence[float], values: Sequence[float | None], took_s: Sequence[float], begin_s: float, end_s: float
 ) -> Steps:
-    """Look at how a counter moved.
+    """Analyse how a counter moved in a span.
 
     Args:
         times_s: when each reading began.
@@ -66,7 +65,7 @@ def steps(
 
 @dataclass(frozen=True, kw_only=True)
 class Lag:
-    """What a counter had not counted yet at a moment, with the bound of its error; both in joules."""
+    """Energy that a counter had not counted yet at a moment, with the bound of its error; both in joules."""
 
     energy_j: float
     error_j: float
@@ -89,11 +88,11 @@ def lag(
         times_s: when the trace read the counter.
         values: what it read, in joules; None where that failed.
         at_s: the moment.
-        read_s: between which times the counter was read for it, at about that moment.
-        reading_j: what it said.
+        read_s: the times between which the counter was read for it.
+        reading_j: that reading.
         tick_s: time between its moves.
-        power_w: the device's just before the moment.
-        most_w: the highest that it may have been around it.
+        power_w: the device's power just before the moment.
+        most_w: the highest possible power around it.
     """
     low_s, high_s, next_j = _around(times_s, values, at_s, reading_j)
     low_s = max(low_s, read_s[0] - SLACK * tick_s)
@@ -110,7 +109,7 @@ def lag(
 def _around(
     times_s: Sequence[float], values: Sequence[float | None], at_s: float, reading_j: float
 ) -> tuple[float, float, float | None]:
-    """Between which times a counter moved to a reading, and what it said after its next move, if that was seen."""
+    """The times between which a counter moved to a reading, and its value after the next move, or None."""
     after = bisect.bisect_left(times_s, at_s)
     low_s, high_s, newest_j = float("-inf"), float("inf"), float("inf")
     for i in range(after - 1, -1, -1):
@@ -127,9 +126,9 @@ def _around(
 
 
 def sampling_error_w(powers_w: Sequence[float]) -> float:
-    """Bound of the error of the mean of power readings, from how far neighbours are apart: three standard errors.
+    """Bound of the error of mean power: three standard errors, from the differences of neighbouring readings.
 
-    The readings come at random moments, so a load that repeats itself is no different from one that does not.
+    The readings are at random moments, so a periodic load needs no other treatment.
     """
     apart = [(after - before) ** 2 for before, after in itertools.pairwise(powers_w)]
     if not apart:

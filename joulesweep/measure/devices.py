@@ -1,6 +1,6 @@
-"""The boards of this machine, and which of them a run may use.
+"""List the boards of this machine, and choose those that a run may use.
 
-Boards are told apart by UUID. How they are numbered and hidden is their meter's: see `joulesweep.measure.meters`.
+Boards are identified by UUID. Their meter defines how they are numbered and hidden: see `joulesweep.measure.meters`.
 """
 
 # changes no number: which boards a run gets, not what they read
@@ -24,10 +24,10 @@ class Board:
         uuid: the driver's.
         name: of the product.
         memory_bytes: of the board or slice; None if it could not be read.
-        has_counter: whether it answers how many joules it has counted.
-        mig: whether only a slice of it computes: NVML has no joules for that.
-        meter: that reads it, by the name of its file.
-        no_counter: why it has no counter, where its meter knows more than that it lacks.
+        has_counter: whether it has an energy counter that answers.
+        mig: whether it is split by MIG: NVML has no joules for a slice.
+        meter: name of the meter that reads it.
+        no_counter: why it has no counter, if its meter knows the reason.
     """
 
     index: int | None
@@ -46,7 +46,7 @@ class Board:
 
     @property
     def counts(self) -> bool:
-        """Whether its counter gives the joules of a run: it has one, and no other slice shares it."""
+        """Whether its counter gives the joules of a run: it has one, which no other slice shares."""
         return self.has_counter and not self.mig
 
     def described(self) -> dict[str, str | int | bool | None]:
@@ -55,13 +55,13 @@ class Board:
 
 
 def boards() -> list[Board]:
-    """Every board of the first meter that has any; an empty list without driver.
+    """All boards of the first meter that has any; empty without a driver.
 
     Raises:
         UserError: a driver does not answer.
     """
-    found = (list(meter.devices(None)) for meter in meters.of_boards().values())
-    return next(filter(None, found), [])
+    by_meter = (list(meter.devices(None)) for meter in meters.of_boards().values())
+    return next(filter(None, by_meter), [])
 
 
 def visible(
@@ -75,23 +75,23 @@ def visible(
     Args:
         every: the machine's.
         setting: the variable's value; None where it is not set.
-        named: finds the board of an entry.
+        named: returns the board of an entry, or None.
     """
     if setting is None:
         return list(every)
-    found: list[Board] = []
+    shown: list[Board] = []
     for entry in (part.strip() for part in setting.split(",")):
         board = named(every, entry)
         if board is None:
             break
-        if board in found:
+        if board in shown:
             return []
-        found.append(board)
-    return found
+        shown.append(board)
+    return shown
 
 
 def named_among(every: Sequence[Board], name: str) -> Board | None:
-    """The board of an index or of the beginning of a UUID."""
+    """The board with an index or a UUID prefix; None if there is none."""
     if name.isdecimal():
         return next((board for board in every if board.index == int(name)), None)
     matches = [board for board in every if name.startswith("GPU-") and board.uuid.startswith(name)]
@@ -117,7 +117,7 @@ def pool(gpus: str | Sequence[int | str], environment: Mapping[str, str] = os.en
         environment: has CUDA_VISIBLE_DEVICES or the like, if a batch system or the user set it.
 
     Raises:
-        UserError: a named board is not there, hidden by the environment, or named twice.
+        UserError: a named board does not exist, is hidden by the environment, or is named twice.
     """
     allowed, hiding = left(environment)
     if isinstance(gpus, str):
@@ -138,7 +138,7 @@ def pool(gpus: str | Sequence[int | str], environment: Mapping[str, str] = os.en
 
 
 def num_boards(spec: RunSpec, exclusive: str) -> int:
-    """How many boards a run takes: on GPUs those it computes on; on the CPU those it is to meter.
+    """The number of boards that a run takes: GPU runs compute on them, CPU runs only meter them.
 
     Args:
         spec: the run's inputs.
@@ -152,38 +152,38 @@ def num_boards(spec: RunSpec, exclusive: str) -> int:
     return len(spec.gpus) if exclusive == "node" else spec.devices
 
 
-def too_few(spec: RunSpec, needed: int, found: Sequence[Board]) -> str | None:
-    """Why a run cannot have its boards here: one line, or None if it can.
+def too_few(spec: RunSpec, needed: int, candidates: Sequence[Board]) -> str | None:
+    """Why this machine has too few boards for a run, in one line; None if it has enough.
 
     Args:
         spec: the run's inputs.
         needed: boards that it takes.
-        found: those of its pool.
+        candidates: those of its pool.
     """
-    if len(found) >= needed:
+    if len(candidates) >= needed:
         return None
     allowed, hiding = left()
-    told = [f"this machine has {len(boards())}"]
-    told += [f"of which {hiding} leaves {len(allowed)}"] if hiding is not None else []
-    told += [f"and measure.gpus names {len(found)}"] if len(found) < len(allowed) else []
-    return f"{spec.strategy} asks for {needed} GPU{'s' if needed > 1 else ''}; {', '.join(told)}"
+    counts = [f"this machine has {len(boards())}"]
+    counts += [f"of which {hiding} leaves {len(allowed)}"] if hiding is not None else []
+    counts += [f"and measure.gpus names {len(candidates)}"] if len(candidates) < len(allowed) else []
+    return f"{spec.strategy} asks for {needed} GPU{'s' if needed > 1 else ''}; {', '.join(counts)}"
 
 
 def exposing(chosen: Sequence[Board]) -> dict[str, str | None]:
-    """Environment in which a run's processes see its boards alone; None: the variable is not set."""
+    """The environment that shows a run's processes only its boards; None: the variable is not set."""
     of_none = (meter.exposing([]) for meter in meters.of_boards().values())
-    hidden = {name: value for found in of_none for name, value in found.items()}
+    hidden = {name: value for environment in of_none for name, value in environment.items()}
     return hidden | (meters.of_board(chosen[0]).exposing(chosen) if chosen else {})
 
 
 def driver() -> str | None:
-    """The version of the driver of the boards; None where there is none, or it does not answer."""
+    """The version of the boards' driver; None if there is none or it does not answer."""
     versions = (meter.driver() for meter in meters.of_boards().values())
     return next(filter(None, versions), None)
 
 
 def is_board(uuid: str, board_uuid: str) -> bool:
-    """Whether PyTorch's UUID of a board is the driver's; PyTorch has AMD's letters as bytes in hexadecimal."""
+    """Whether PyTorch's UUID of a board matches the driver's; PyTorch writes AMD's letters as hexadecimal bytes."""
     digits = uuid.replace("-", "")
     try:
         letters = bytes.fromhex(digits).decode("ascii")

@@ -1,6 +1,6 @@
-"""What a number was measured on: hardware, driver, versions, code. Nothing here imports torch."""
+"""Describe the environment of a measurement: hardware, driver, versions, code. Does not import torch."""
 
-# changes no number: what is told beside the numbers
+# changes no number: reported beside the numbers
 from __future__ import annotations
 
 import functools
@@ -26,30 +26,32 @@ VERSIONED = ("torch", "transformers", "tokenizers", "safetensors", "zeus", "nvid
 
 @functools.cache
 def probe_accelerator() -> str:
-    """Say "cuda" where torch was built for the GPUs that a driver reports, else "cpu": a build for AMD says so too.
+    """Return "cuda" if torch was built for the GPUs of this machine, NVIDIA's or AMD's, else "cpu".
 
-    Looks at this machine: for a sweep that runs elsewhere, set `hardware.accelerator` in the config.
+    For a sweep that runs elsewhere, set `hardware.accelerator` in the config.
 
     Raises:
-        UserError: there is a driver, and it does not answer.
+        UserError: there is a driver, but it does not answer.
     """
     build = torch_build()
-    name, meter = next(((name, one) for name, one in meters.of_boards().items() if build == one.BUILD), ("", None))
+    name, meter = next(
+        ((name, meter) for name, meter in meters.of_boards().items() if build == meter.BUILD), ("", None)
+    )
     if meter is None:
         return "cpu"
     problem, absent = meter.start_problem() or ("", True)
-    if not absent:  # there may be boards: not for a machine to decide in silence that they are not used
+    if not absent:  # there may be boards: do not silently ignore them
         raise UserError(f"hardware.accelerator: auto cannot tell whether there is a GPU ({problem}); say cpu or cuda")
     return "cuda" if any(board.meter == name for board in devices.boards()) else "cpu"
 
 
 def resolve_accelerator(accelerator: str) -> str:
-    """The config's `hardware.accelerator`, with "auto" decided by a look at this machine."""
+    """The config's `hardware.accelerator`, with "auto" resolved by probing this machine."""
     return probe_accelerator() if accelerator == "auto" else accelerator
 
 
 def describe(threads_per_process: int, boards: Sequence[devices.Board] = ()) -> Environment:
-    """The environment of a run on some boards, whose processes may each compute with so many threads."""
+    """The environment of a run on these boards."""
     commit, dirty = _git()
     driver = bounded.within(bounded.LIMIT_S, devices.driver)[0]
     return Environment(
@@ -86,9 +88,9 @@ def cpu_model() -> str:
 
 
 def torch_build() -> str | None:
-    """What torch was built with: "cuda", "hip" or neither.
+    """The platform that torch was built for: "cuda", "hip" or None.
 
-    Read from its version file, without the second that its import takes.
+    Read from its version file, because its import takes a second.
     """
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
@@ -108,7 +110,7 @@ def version(package: str) -> str | None:
 
 
 def _tested() -> dict[str, list[str]]:
-    """The oldest and the newest version of each library; none where the package lies without its checkout."""
+    """The oldest and newest tested version of each library; empty if the package is used without its checkout."""
     path = ROOT / "pyproject.toml"
     if not path.exists():
         return {}
@@ -117,35 +119,35 @@ def _tested() -> dict[str, list[str]]:
 
 
 def too_new() -> list[str]:
-    """Look whether the libraries of the training are of versions that Joulesweep is tested with.
+    """Check that the training libraries are of versions that Joulesweep is tested with.
 
-    The range stands in pyproject.toml, under tool.joulesweep.tested.
+    The range is in pyproject.toml, under tool.joulesweep.tested.
 
     Returns:
-        A line for each that is newer.
+        A line for each library that is newer.
 
     Raises:
-        UserError: one is missing, or older: it lacks what the training uses.
+        UserError: a library is missing or older.
     """
     notes = []
     for package, (oldest, newest) in _tested().items():
-        found = version(package)
-        if found is None or _release(found) < _release(oldest):
-            has = f"{package} {found}" if found else f"no {package}"
+        installed = version(package)
+        if installed is None or _release(installed) < _release(oldest):
+            has = f"{package} {installed}" if installed else f"no {package}"
             remedy = f'pip install "{package}>={oldest}"'
             raise UserError(f"this Python has {has}; Joulesweep works with {oldest} to {newest}: {remedy}")
-        if _release(found) > _release(newest):
-            notes.append(f"{package} {found} is newer than what Joulesweep was tested with, {oldest} to {newest}")
+        if _release(installed) > _release(newest):
+            notes.append(f"{package} {installed} is newer than what Joulesweep was tested with, {oldest} to {newest}")
     return notes
 
 
-def _release(found: str) -> tuple[int, ...]:
+def _release(text: str) -> tuple[int, ...]:
     """The first two numbers of a version: `2.13.0+cu130` is 2.13."""
-    return tuple(int(number) for number in re.findall(r"\d+", found)[:2])
+    return tuple(int(number) for number in re.findall(r"\d+", text)[:2])
 
 
 def _git() -> tuple[str | None, bool | None]:
-    """The commit of the checkout this package lies in, and whether tracked files differ from it."""
+    """The commit of this package's checkout, and whether tracked files differ from it."""
     commands = (["git", "rev-parse", "HEAD"], ["git", "status", "--porcelain", "--untracked-files=no"])
     try:
         commit, changes = (

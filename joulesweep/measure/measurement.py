@@ -1,9 +1,9 @@
-"""From what the ranks and the trace saw to a run's measurement: joules per pass with their status, and the flags.
+"""Combine rank results and the power trace into one measurement: joules per pass with their status, and flags.
 
-Sums over ranks, one row per device, each judged by itself: a counter that moved too few times in the window has no
-number (`below_resolution`); a board without a counter, or with one that failed or was reset, has its power readings
-integrated (`integrated`). Each number comes with the bound of its error, and, where something contradicts it, with a
-doubt. Nothing here changes what it is given.
+Sums over ranks; each device has a row, evaluated independently: a counter that moved too few times in the window has no
+number (`below_resolution`); for a board without a counter, or with one that failed or was reset, the power readings are
+integrated (`integrated`). Each number has a bound of its error and, if another reading contradicts it, a doubt. The
+functions do not change their arguments.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ CLOCK_STEP_S, CLOCK_STEP = 0.1, 0.005  # wall and monotonic clock may differ by 
 
 
 def merge_ranks(ranks: Sequence[RankResult]) -> RankResult:
-    """What a run's processes saw as if they were one: energy, CPU time and counts are sums, the window the longest.
+    """Merge the results of a run's ranks: energy, CPU time and counts are summed, the window is the longest.
 
-    Host memory is the sum over the processes, GPU memory that of the fullest; the idle baseline is when all rested.
+    Host memory is the sum over the processes, GPU memory the maximum; the idle baseline is when all ranks were idle.
 
     Args:
-        ranks: in order.
+        ranks: the results in order of rank.
     """
     first = ranks[0]
     return replace(
@@ -53,7 +53,7 @@ def merge_ranks(ranks: Sequence[RankResult]) -> RankResult:
         phases=[_phase(of_ranks) for of_ranks in zip(*(rank.phases for rank in ranks), strict=True)],
         num_compilations_in_window=sum(rank.num_compilations_in_window for rank in ranks),
         epochs=[_epoch(of_ranks) for of_ranks in zip(*(rank.epochs for rank in ranks), strict=True)],
-        summaries=sorted((one for rank in ranks for one in rank.summaries), key=lambda one: one.text),
+        summaries=sorted((summary for rank in ranks for summary in rank.summaries), key=lambda summary: summary.text),
     )
 
 
@@ -80,7 +80,7 @@ def _peak_memory(peaks: Sequence[PeakMemory]) -> PeakMemory:
 
 
 def _phase(of_ranks: Sequence[PlainPhase | ChosenPhase]) -> PlainPhase | ChosenPhase:
-    """A phase of all ranks: their counts summed, the rest the first one's."""
+    """A phase of all ranks: counts are summed, the rest is rank 0's."""
     return replace(of_ranks[0], **_counts(of_ranks))  # type: ignore[arg-type]
 
 
@@ -97,7 +97,7 @@ def _epoch(of_ranks: Sequence[Epoch]) -> Epoch:
 def finalise_energy(
     result: RankResult, trace: Trace, boards: Sequence[Board], ticks: Mapping[str, float | None]
 ) -> tuple[list[DeviceEnergy], list[Epoch]]:
-    """Final joules of each device, and the epochs with joules of their own.
+    """Compute the final joules of each device, and add joules to the epochs.
 
     Args:
         result: of all ranks.
@@ -111,8 +111,8 @@ def finalise_energy(
     readings = [*result.energy, *(verdict.traced(device, window) for device in sorted(by_trace))]
     energy = verdict.with_doubt_of_containers(
         [
-            verdict.finalise_energy(one, window, ticks.get(one.device), integrable=one.device in whole | by_trace)
-            for one in readings
+            verdict.finalise_energy(row, window, ticks.get(row.device), integrable=row.device in whole | by_trace)
+            for row in readings
         ]
     )
     read = [row for row in energy if row.energy_j is not None]
@@ -129,14 +129,14 @@ def measured(
     conditions: Conditions,
     overhead: Overhead,
 ) -> Measurement:
-    """A run's measurement, per pass, from what its ranks saw and what was made of it.
+    """Build a run's measurement, per pass.
 
     Args:
         result: of all ranks.
         energy: the final joules of each device.
-        flags: what to know before comparing.
-        conditions: of the measuring.
-        overhead: of it.
+        flags: all flags of the run.
+        conditions: of the measurement.
+        overhead: of the measurement.
     """
     counts, window_s = _counts(result.training), result.window_s
     return Measurement(
@@ -165,7 +165,7 @@ def measured(
 
 
 def flags(result: RankResult, energy: Sequence[DeviceEnergy]) -> list[Flag]:
-    """What counters and clocks of a run give rise to.
+    """The flags of a run's counters and clocks.
 
     Args:
         result: of all ranks.

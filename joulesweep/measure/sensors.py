@@ -1,4 +1,4 @@
-"""How often counters move, and what was found out about this host for the runs to come."""
+"""Measure how often counters update, and cache it on this host for later runs."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def _ticks() -> dict[str, object]:
 
 
 def cache_folder() -> Path:
-    """Where what was found out about this host is kept for the runs to come."""
+    """The folder that caches measured facts about this host for later runs."""
     try:
         home = Path.home()
     except RuntimeError:  # a user without home

@@ -1,6 +1,6 @@
-"""When a run may begin: its boards are as cool as they are at rest, or stand still.
+"""Wait until a run's boards are near their temperature at rest, or it no longer changes.
 
-A board is settled near the temperature at which it came to rest on this host before, or, for want of that, when its
+A board is settled near the temperature at which it came to rest on this host before, or, without one, when its
 temperature moves by less than a degree in a minute. Whole degrees show so slow a slope only over half a minute or
 more: five seconds without a change say nothing, a big heat sink moves less than a degree in them at its hottest.
 """
@@ -68,7 +68,7 @@ Point = tuple[float, float | None, float | None]  # seconds since the wait began
 def settle(
     sensors: Sequence[BoardSensor],
     limit_s: float,
-    wanted: Callable[[], None],
+    ensure_parent_alive: Callable[[], None],
     *,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], object] = time.sleep,
@@ -78,7 +78,7 @@ def settle(
     Args:
         sensors: of the run's boards.
         limit_s: bound of the wait.
-        wanted: called meanwhile; raises when nobody wants the run any more.
+        ensure_parent_alive: called while waiting; raises if the run's parent has died.
         clock: gives seconds.
         sleep: waits for some.
     """
@@ -86,34 +86,34 @@ def settle(
     askers = {sensor.board.device: bounded.Asker() for sensor in sensors}
     history: dict[str, list[Point]] = {sensor.board.device: [] for sensor in sensors}
     while True:
-        wanted()
+        ensure_parent_alive()
         now_s = clock() - began_s
         for sensor in sensors:
             degrees, watts = askers[sensor.board.device].ask(_read, sensor) or (None, None)
             history[sensor.board.device].append((now_s, degrees, watts))
-        found = {
+        rests = {
             sensor.board.device: rested(history[sensor.board.device], anchors.get(sensor.board.uuid), limit_s)
             for sensor in sensors
         }
-        answering = [rest for device, rest in found.items() if askers[device].silent is None]
+        answering = [rest for device, rest in rests.items() if askers[device].silent is None]
         if now_s >= limit_s or all(rest.settled_by for rest in answering):
             break
         sleep(min(PERIOD_S, limit_s - now_s))
-    at_rest = {s.board.uuid: _at_rest(history[s.board.device], found[s.board.device]) for s in sensors}
+    at_rest = {s.board.uuid: _at_rest(history[s.board.device], rests[s.board.device]) for s in sensors}
     keep_anchors({uuid: idle_c for uuid, idle_c in at_rest.items() if idle_c is not None})
     silent = {device: asker.silent for device, asker in askers.items() if asker.silent is not None}
-    return Settled(waited_s=now_s, settled=_all(history, found), boards=found, silent=silent)
+    return Settled(waited_s=now_s, settled=_all(history, rests), boards=rests, silent=silent)
 
 
 def _read(sensor: BoardSensor) -> tuple[float | None, float | None]:
     return sensor.temperature_c(), sensor.power_w()
 
 
-def _all(history: Mapping[str, Sequence[Point]], found: Mapping[str, Rest]) -> bool | None:
-    if all(rest.settled_by for rest in found.values()):
+def _all(history: Mapping[str, Sequence[Point]], rests: Mapping[str, Rest]) -> bool | None:
+    if all(rest.settled_by for rest in rests.values()):
         return True
     mute = [device for device, points in history.items() if points[-1][1:] == (None, None)]
-    return None if any(found[device].settled_by is None for device in mute) else False
+    return None if any(rests[device].settled_by is None for device in mute) else False
 
 
 def rested(points: Sequence[Point], anchor_c: float | None, limit_s: float) -> Rest:
@@ -163,20 +163,20 @@ def _at_rest(points: Sequence[Point], rest: Rest) -> float | None:
 
 
 def known_anchors(uuids: Sequence[str]) -> dict[str, float]:
-    """Temperatures at rest of boards of this host, by UUID, as far as some wait has found them."""
+    """Temperatures at rest of boards of this host, by UUID, as far as they are known."""
     kept = _kept()
     rows = {uuid: kept.get(_key(uuid)) for uuid in uuids}
-    found = {uuid: row.get("idle_c") for uuid, row in rows.items() if isinstance(row, dict)}
-    return {uuid: float(idle_c) for uuid, idle_c in found.items() if isinstance(idle_c, int | float)}
+    temperatures = {uuid: row.get("idle_c") for uuid, row in rows.items() if isinstance(row, dict)}
+    return {uuid: float(idle_c) for uuid, idle_c in temperatures.items() if isinstance(idle_c, int | float)}
 
 
-def keep_anchors(found: Mapping[str, float]) -> None:
+def keep_anchors(idle_temperatures_c: Mapping[str, float]) -> None:
     """Keep temperatures at rest, by UUID, for the runs to come."""
-    if not found:
+    if not idle_temperatures_c:
         return
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    rows = {_key(uuid): {"idle_c": idle_c, "measured": now} for uuid, idle_c in found.items()}
-    with contextlib.suppress(OSError):  # no place to keep them: found again next time
+    rows = {_key(uuid): {"idle_c": idle_c, "measured": now} for uuid, idle_c in idle_temperatures_c.items()}
+    with contextlib.suppress(OSError):  # no place to keep them: idle_temperatures_c again next time
         files.write_json(cache_folder() / "temperatures.json", {**_kept(), **rows})
 
 

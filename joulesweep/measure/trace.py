@@ -1,4 +1,4 @@
-"""A run's power over time, read by its launching parent while the run's processes work.
+"""Sample power and energy counters while a run is training.
 
 Ten readings a second, each at a random moment of its tenth: a load that repeats itself as often cannot hide between
 them. From them come joules per epoch, mean power for the cross-check, the idle baseline, the edges of the window, and
@@ -157,13 +157,13 @@ class Trace:
 
     def _read_states(self, now_s: float) -> list[tuple[float, str, BoardState]]:
         self._next_state_s = now_s + STATE_PERIOD_S
-        found = []
+        states = []
         for device, sensor in self.boards.items():
             state = BoardState(
                 temperature_c=sensor.temperature_c(), sm_clock_mhz=sensor.sm_clock_mhz(), throttles=sensor.throttles()
             )
-            found.append((now_s, device, state))
-        return found
+            states.append((now_s, device, state))
+        return states
 
     def cost(self, begin_s: float, end_s: float) -> Cost:
         """What the readings of a span cost."""
@@ -210,8 +210,8 @@ class Trace:
     def powers_w(self, device: str, begin_s: float, end_s: float) -> list[float]:
         """The power readings between two times that did not fail."""
         first, last = bisect.bisect_left(self.times_s, begin_s), bisect.bisect_right(self.times_s, end_s)
-        found = self.series[device].power_w[first:last] if device in self.series else []
-        return [power_w for power_w in found if power_w is not None]
+        readings_w = self.series[device].power_w[first:last] if device in self.series else []
+        return [power_w for power_w in readings_w if power_w is not None]
 
     def is_instant(self, device: str) -> bool:
         """Whether the device reports power as it is now, not as a mean of the last second."""

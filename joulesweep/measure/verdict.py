@@ -1,4 +1,4 @@
-"""What a device's joules are worth: number, bound of the error, status, and what contradicts it.
+"""Evaluate a device's joules: number, error bound, status, and contradictions.
 
 Every number is judged by what the run's own trace saw, never by what a counter of its kind ought to do.
 """
@@ -30,7 +30,7 @@ NEAR_S = 2.0  # readings so near to the window tell what power is possible at it
 HOLE_S = 0.5  # readings further apart leave room for anything between the lowest and the highest power
 IDLE_DOUBT = 3.0  # a board that idles at more than so many times the run's power: one of the two is wrong
 IDLE_ERROR = 0.05  # a counter whose error in the idle span is larger says nothing of the idle power
-TOTAL = tuple(one.name for one in dataclasses.fields(DeviceTotal))
+TOTAL = tuple(field.name for field in dataclasses.fields(DeviceTotal))
 
 
 @dataclass(frozen=True)
@@ -135,8 +135,8 @@ def _count(reading: Reading, window: Window, seen: counter.Steps, tick_s: float 
     if reading.reads is None:  # late by a tick at most at the end, and at the begin early
         late_s = tick_s + (traits.late_s if traits is not None else 0.0)
         return reading, counter.SLACK * late_s * most_w + CLOCKS * total_j
-    own_j, error_j = _count_between_moves(device, total_j, reading.reads, window, tick_s, most_w)
-    return replace(reading, total_energy_j=own_j), error_j
+    corrected_j, error_j = _count_between_moves(device, total_j, reading.reads, window, tick_s, most_w)
+    return replace(reading, total_energy_j=corrected_j), error_j
 
 
 def _unwrapped(reading: Reading, window: Window, range_j: float) -> Reading:
@@ -150,7 +150,7 @@ def _unwrapped(reading: Reading, window: Window, range_j: float) -> Reading:
 
 
 def _too_slow(total_j: float, window: Window, device: str, seen: counter.Steps, tick_s: float | None) -> str | None:
-    """Why a counter's reading is no measurement of this window; None if it is one."""
+    """Reason why the counter is too coarse for this window, or None."""
     if tick_s is not None and window.total_s < MIN_TICKS * tick_s:
         return (
             f"the window of {window.total_s:.3g} s is shorter than {MIN_TICKS} updates of the counter "
@@ -194,8 +194,8 @@ def _count_between_moves(
             (end_s, reads.end_s, reads.begin_j + total_j),
         )
     )
-    own_j = total_j + end.energy_j - begin.energy_j
-    return own_j, begin.error_j + end.error_j + CLOCKS * own_j
+    corrected_j = total_j + end.energy_j - begin.energy_j
+    return corrected_j, begin.error_j + end.error_j + CLOCKS * corrected_j
 
 
 def _power_at(device: str, total_j: float, window: Window, at_s: float, tick_s: float) -> float:
@@ -213,8 +213,8 @@ def _integrate(total: Reading, window: Window) -> tuple[Reading, float | None]:
     power_w, reason = window.trace.mean_power_w(total.device, *window.edges), total.reason
     if not power_w:
         failure = window.trace.failure(total.device)
-        told = f": {failure}" if failure else ""
-        return replace(total, reason=f"{reason}, and its power could not be read{told}"), None
+        detail = f": {failure}" if failure else ""
+        return replace(total, reason=f"{reason}, and its power could not be read{detail}"), None
     method = integrated(window.trace, total.device)
     method = method if reason in (NO_COUNTER, POWER_ALONE) else f"{method}: {reason}"
     joules = power_w * window.total_s
@@ -327,12 +327,12 @@ def with_doubt_of_containers(rows: Sequence[DeviceEnergy]) -> list[DeviceEnergy]
 
 def _contradicted(row: DeviceEnergy, rows: Sequence[DeviceEnergy]) -> DeviceEnergy:
     contents = meters.kind(row.kind).contains
-    inside = {one.device: (one.energy_j, one.error_j or 0.0) for one in rows if one.kind in contents}
+    inside = {other.device: (other.energy_j, other.error_j or 0.0) for other in rows if other.kind in contents}
     known = {device: energy_j - error_j for device, (energy_j, error_j) in inside.items() if energy_j is not None}
     if row.energy_j is None or row.energy_j + (row.error_j or 0.0) >= sum(known.values()):
         return row
-    told = f"less than the joules of {', '.join(known)}, which it contains"
-    return replace(row, doubt="; ".join(filter(None, [row.doubt, told])))
+    contradiction = f"less than the joules of {', '.join(known)}, which it contains"
+    return replace(row, doubt="; ".join(filter(None, [row.doubt, contradiction])))
 
 
 def epoch_energy(epoch: Epoch, window: Window, row: DeviceEnergy) -> EpochEnergy:

@@ -1,4 +1,4 @@
-"""The readings of a run while it works, taken in a thread of their own.
+"""Read the meters of a run in a separate thread while it works.
 
 The launching parent's main thread keeps the deadline, hears signals and watches the processes. It never asks a meter:
 one that hangs costs the readings, not the run. What was read until then stays.

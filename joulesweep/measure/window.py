@@ -1,4 +1,4 @@
-"""The measured window of one process: Zeus's ZeusMonitor, read with suspicion.
+"""Measure the window of one process with Zeus's ZeusMonitor, and check what it returns.
 
 Zeus reports a missing meter as an empty result whose total is 0. Here every device is a row of its own with a status:
 what could not be read is null, with the reason. The boards that are metered are one thing, the device that trains
@@ -51,7 +51,7 @@ class Meter:
 
     @contextlib.contextmanager
     def window(self) -> Iterator[None]:
-        """The measured span; what ends early by an exception is not measured. A meter that fails stops no training."""
+        """Measure the block. If it raises, nothing is recorded; if a meter fails, training goes on, with the reason."""
         windows = [*self._cpus.values(), *self._gpus.values()]
         self.synchronize()
         called_s = time.monotonic()
@@ -67,9 +67,9 @@ class Meter:
         self.calls_s = (self.begin_s - called_s) + (time.monotonic() - self.end_s)
 
     def readings(self) -> list[Reading]:
-        """What there is of each device over the whole window."""
-        found = [self._of_board(position, board) for position, board in self.boards.items()]
-        return found + (self._of_host("cpu") + self._of_host("dram") if self.host else [])
+        """The readings of each device over the whole window."""
+        of_boards = [self._of_board(position, board) for position, board in self.boards.items()]
+        return of_boards + (self._of_host("cpu") + self._of_host("dram") if self.host else [])
 
     def _of_board(self, position: int, board: Board) -> Reading:
         window, reason, total_j = self._gpus.get(position), _problem(board), None
@@ -82,15 +82,15 @@ class Meter:
 
     def _of_host(self, kind: str) -> list[Reading]:
         shown = {zone.device for zone in rapl.devices()} if self._cpus and not _daemon() else None
-        found = []
+        rows = []
         for number, window in self._cpus.items():
             total_j, device = window.joules(f"{kind}_energy"), f"{kind}:{number}"
             if total_j is not None and (shown is None or device in shown):  # else a counter that another zone shows too
-                found.append(reading(device, kind, None, total_j, "Zeus: RAPL counter"))
+                rows.append(reading(device, kind, None, total_j, "Zeus: RAPL counter"))
             elif window.failure is not None:
-                found.append(reading(device, kind, None, reason=window.failure))
-        if found:
-            return found
+                rows.append(reading(device, kind, None, reason=window.failure))
+        if rows:
+            return rows
         reason = self.no_host or f"RAPL of this machine counts no {kind.upper()} energy"
         return [reading(f"{kind}:{min(self._cpus, default=0)}", kind, None, reason=reason)]
 

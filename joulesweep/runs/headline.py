@@ -1,11 +1,13 @@
-"""The rule for a run's joules, one for the progress line and the tables. Standard library only.
+"""How a run's headline energy is derived; shared by the progress line and the tables.
 
-A total is a sum of numbers of one status. A run's headline has every device that computed (each GPU of a GPU run, else
-the CPU), all measured or all integrated, and the other kinds of device whose every row has that status too. CPU and
-memory count only where the run had the machine to itself: else their joules are its neighbours' as well. A kind that
-contains others, as a plug at the wall does, is in no sum. Which kinds are in is the scope: "gpu", "gpu+cpu+dram". Where
-one that computed has no such number, the headline is null. Joules that are contradicted by what else was read of the
-same window are doubtful: they stay in the tables, with the reason, and take part in no ranking.
+Standard library only. A total sums numbers of one status only. A run's headline has every device that computed (each
+GPU of a GPU run, else the CPU), all measured or all integrated, and the other kinds of device whose every row has that
+status too. CPU and memory count only if the run had the machine to itself: else their joules include those of other
+runs. A kind that contains others, such as a plug at the wall, is in no sum. The scope names the kinds in the sum:
+"gpu", "gpu+cpu+dram".
+
+If a device that computed has no such number, the headline is null. Joules that other readings of the same window
+contradict are doubtful: they stay in the tables, with the reason, but are not ranked.
 """
 
 from __future__ import annotations
@@ -27,19 +29,19 @@ UNTRACED = EpochEnergy(
 
 @dataclass(frozen=True, kw_only=True)
 class Headline:
-    """A run's joules as columns of the runs table; null where a device of the scope lacks the number.
+    """A run's joules as columns of the runs table; null if a device of the scope has no number.
 
     Attributes:
         energy_j: per pass.
-        energy_error_j: what it may be off by at most, the boards' own accuracy apart.
+        energy_error_j: bound of its error, without the accuracy of the boards' sensors.
         total_energy_j: of the whole window.
         net_energy_j: energy_j without idle power.
         idle_w: idle power.
         energy_tick_s: the slowest counter's.
         power_ratio: the one furthest from 1.
         energy_scope: kinds of device whose joules these are; None where there are none.
-        energy_status: of the number; of several devices without one all their statuses.
-        energy_method: how it came about.
+        energy_status: of the number; without one, the statuses of all devices.
+        energy_method: how it was measured.
         energy_reason: null if and only if energy_j is a number.
         energy_doubt: why the joules are doubtful; null where they are not.
     """
@@ -60,11 +62,11 @@ class Headline:
 
 @dataclass(frozen=True, kw_only=True)
 class AtThePlug:
-    """Joules of the whole machine as columns of the runs table; all null of a run without a plug.
+    """Joules of the whole machine as columns of the runs table; all null for a run without a plug.
 
     Attributes:
         wall_j: per pass; the headline's are among them.
-        wall_error_j: what wall_j may be off by at most, the plug's accuracy apart.
+        wall_error_j: bound of the error of wall_j, without the accuracy of the plug.
         wall_method: how the plug was read.
         wall_doubt: what contradicts wall_j.
         wall_reason: why wall_j is null.
@@ -87,7 +89,7 @@ class EpochJoules:
 
 
 def headline_rows(rows: Sequence[DeviceEnergy], accelerator: str, exclusive: str) -> list[DeviceEnergy]:
-    """The energy rows whose sum is a run's headline; none where there is no headline.
+    """The energy rows whose sum is a run's headline; empty if there is no headline.
 
     Args:
         rows: `energy` of a record's measurement.
@@ -105,39 +107,39 @@ def headline_rows(rows: Sequence[DeviceEnergy], accelerator: str, exclusive: str
 
 
 def headline(rows: Sequence[DeviceEnergy], accelerator: str, exclusive: str) -> Headline:
-    """A run's joules.
+    """The headline of a run.
 
     Args:
         rows: `energy` of a record's measurement.
         accelerator: "cuda" or "cpu": what computed.
         exclusive: "node" if the run had the machine to itself.
     """
-    found = headline_rows(rows, accelerator, exclusive)
-    if not found:
+    addends = headline_rows(rows, accelerator, exclusive)
+    if not addends:
         return _no_headline([row for row in rows if row.kind == _computing(accelerator)], exclusive)
-    ratios = [row.power_ratio for row in found if row.power_ratio is not None]
+    ratios = [row.power_ratio for row in addends if row.power_ratio is not None]
     return Headline(
-        energy_j=_total(row.energy_j for row in found),
-        energy_error_j=_total(row.error_j for row in found),
-        total_energy_j=_total(row.total_energy_j for row in found),
-        net_energy_j=_total(row.net_energy_j for row in found),
-        idle_w=_total(row.idle_w for row in found),
-        energy_tick_s=max((row.tick_s for row in found if row.tick_s is not None), default=None),
+        energy_j=_total(row.energy_j for row in addends),
+        energy_error_j=_total(row.error_j for row in addends),
+        total_energy_j=_total(row.total_energy_j for row in addends),
+        net_energy_j=_total(row.net_energy_j for row in addends),
+        idle_w=_total(row.idle_w for row in addends),
+        energy_tick_s=max((row.tick_s for row in addends if row.tick_s is not None), default=None),
         power_ratio=max(ratios, key=lambda ratio: abs(ratio - 1), default=None),
-        energy_scope="+".join(dict.fromkeys(row.kind for row in found)),
-        energy_status=found[0].status,
-        energy_method=join_unique(row.method for row in found),
+        energy_scope="+".join(dict.fromkeys(row.kind for row in addends)),
+        energy_status=addends[0].status,
+        energy_method=join_unique(row.method for row in addends),
         energy_reason=None,
-        energy_doubt=join_unique(f"{row.device}: {row.doubt}" for row in found if row.doubt),
+        energy_doubt=join_unique(f"{row.device}: {row.doubt}" for row in addends if row.doubt),
     )
 
 
 def estimated(record: RunRecord, asked: Asked, cpu_s: float, wall_s: float) -> Estimate | None:
-    """Estimated joules where the config asks for them; of CPU runs alone, since nothing is guessed of a GPU.
+    """Estimated joules of a CPU run, if the config asks for them; None for GPU runs, which are never estimated.
 
     Args:
         record: the run's.
-        asked: what the config says of estimates.
+        asked: the config's settings of estimates.
         cpu_s: CPU seconds of all processes.
         wall_s: seconds that they took.
     """
@@ -148,7 +150,7 @@ def estimated(record: RunRecord, asked: Asked, cpu_s: float, wall_s: float) -> E
 
 
 def join_unique(values: Iterable[str | None]) -> str | None:
-    """Each different text once, in order; None if there is none."""
+    """Join the distinct texts, in order; None if there are none."""
     return ", ".join(dict.fromkeys(value for value in values if value)) or None
 
 
@@ -177,18 +179,18 @@ def _computing(accelerator: str) -> str:
 
 
 def _status(row: DeviceEnergy) -> Status:
-    """A row's status; one that claims a number and has none is no reading."""
+    """A row's status; "unavailable" if it claims a number but has none."""
     return "unavailable" if row.status in READ and row.energy_j is None else row.status
 
 
 def _total(values: Iterable[float | None]) -> float | None:
-    """The sum over the devices, None if one lacks the number."""
+    """The sum over the devices; None if one has no number."""
     known = list(values)
     return None if None in known else math.fsum(value for value in known if value is not None)
 
 
 def _no_headline(computing: Sequence[DeviceEnergy], exclusive: str) -> Headline:
-    """Why there are no joules."""
+    """A headline without joules, with the reason."""
     lacking = [row for row in computing if _status(row) not in READ]
     reasons = [f"{row.device}: {row.reason}" for row in lacking if row.reason]
     if computing and not lacking and len({_status(row) for row in computing}) > 1:
@@ -208,17 +210,17 @@ def by_epoch(epoch: Epoch, devices: Sequence[str]) -> EpochJoules:
 
     Args:
         epoch: of a record.
-        devices: of `headline_rows`; none where the run has no joules.
+        devices: of `headline_rows`; empty if the run has no joules.
     """
     rows = {row.device: row for row in epoch.energy}
-    found = [rows.get(device, UNTRACED) for device in devices]
-    lacking = [row for row in found if row.energy_j is None]
-    if found and not lacking and len({row.status for row in found}) > 1:
+    addends = [rows.get(device, UNTRACED) for device in devices]
+    lacking = [row for row in addends if row.energy_j is None]
+    if addends and not lacking and len({row.status for row in addends}) > 1:
         reason = "a total is of one status only"
         return EpochJoules(energy_j=None, energy_status="unavailable", energy_reason=reason)
-    if not found or lacking:
+    if not addends or lacking:
         status = join_unique(row.status for row in lacking) or "unavailable"
         reason = join_unique(row.reason for row in lacking) or "the run has no joules"
         return EpochJoules(energy_j=None, energy_status=status, energy_reason=reason)
-    joules = _total(row.energy_j for row in found)
-    return EpochJoules(energy_j=joules, energy_status=found[0].status, energy_reason=None)
+    joules = _total(row.energy_j for row in addends)
+    return EpochJoules(energy_j=joules, energy_status=addends[0].status, energy_reason=None)

@@ -1,4 +1,4 @@
-"""Names and ids of runs and cells: what a person reads, and what files are called."""
+"""Labels and ids of runs and cells."""
 
 # changes no number: the spec itself is part of what a run is compared by
 from __future__ import annotations
@@ -12,10 +12,10 @@ from joulesweep.core.spec import OMISSION, RunSpec, short_hash, strip
 
 
 def label(spec: RunSpec) -> str:
-    """What a person reads in a progress line or a chart: `ddp2 bf16-mixed bs32`, without the repeat."""
+    """The label of a cell in progress lines and charts: `ddp2 bf16-mixed bs32`, without the repeat."""
     spread = spec.strategy if spec.devices == 1 else f"{spec.strategy}{spec.devices}"
     size = f"bs{spec.batch_size}" + ("/device" if spec.batch_size_scope == "per_device" else "")
-    # Whatever the method: parameters that are no mapping are refused here.
+    # For every method, so that parameters that are not a mapping are refused here.
     method = method_label(spec.method, spec.method_params)
     shown = [] if spec.method == OMISSION["method"] else [method]
     return " ".join([*shown, spread, spec.precision, size])
@@ -23,17 +23,17 @@ def label(spec: RunSpec) -> str:
 
 def method_label(method: str, params: dict[str, Any]) -> str:
     """A method with its parameters: `greentrainer(rho=0.7)`."""
-    given = ",".join(parameter_words(method, params))
-    return method + (f"({given})" if given else "")
+    words = ",".join(parameter_words(method, params))
+    return method + (f"({words})" if words else "")
 
 
 def parameter_words(method: str, params: dict[str, Any]) -> list[str]:
-    """A method's parameters as names say them: the first one always, others where they are not the default."""
+    """A method's parameters as `name=value`: always the first one, others if they differ from the default."""
     defaults = {field.name: field.default for field in fields(methods.load(method).Params)}
     first = next(iter(defaults), None)
-    given = dict(params.items())
-    kept = (name for name in defaults if name in given and (name == first or given[name] != defaults[name]))
-    return [f"{name}={given[name]}" for name in kept]
+    values = dict(params.items())
+    kept = (name for name in defaults if name in values and (name == first or values[name] != defaults[name]))
+    return [f"{name}={values[name]}" for name in kept]
 
 
 def cell_id(spec: RunSpec) -> str:

@@ -1,13 +1,13 @@
-"""RunRecord: all outputs of one run, written once, atomically, and read back with suspicion.
+"""RunRecord: all outputs of one run, written once and atomically, and validated when read.
 
 A record is one JSON object, `record.json`:
 
     format, version   "joulesweep-record", 3
     run, status, …    the fields of `RunRecord` and of the types of `joulesweep.core.outcome` within it
 
-Beside it lie `power.jsonl`: the power trace, one row per sample and device; t_s counts from the window's begin; and
-`summaries.jsonl`: what the trained model wrote, a row {text, summary, references} per held-out text that the spec's
-`generate` asked for, the text by its place in the data set; empty where it asked for none.
+Its folder also has `power.jsonl`: the power trace, one row per sample and device, where t_s counts from the window's
+begin; and `summaries.jsonl`: one row {text, summary, references} per held-out text that the spec's `generate` asks for,
+where text is its index in the data set; empty if it asks for none.
 """
 
 # changes no number: how files are written and read
@@ -46,7 +46,7 @@ class Inputs:
 
 @dataclass(frozen=True, kw_only=True)
 class Accepted:
-    """A change of code over which its user kept the run: digest of the new code, why, and when."""
+    """A change of code across which the user kept the run: digest of the new code, why, and when."""
 
     code_digest: str
     reason: str
@@ -66,17 +66,17 @@ class RunRecord:
         oom_bytes: bytes asked for when memory ran out, or None.
         spec: the inputs; their hash is checked against the id.
         code_digest: digest of the code that the run used.
-        accepted: changes of code over which its user kept it, the newest last; missing where there are none.
-        inputs: what it was made from.
+        accepted: changes of code across which the user kept it, the newest last; missing if there are none.
+        inputs: manifests of its inputs.
         started: UTC, ISO 8601.
         finished: the same.
         environment: what it was measured on.
         measurement: None unless ok.
         quality: after the last epoch; None unless ok.
-        epochs: those that ended, epoch 0 being the untrained model.
+        epochs: the completed epochs; epoch 0 is the untrained model.
     """
 
-    #: For whoever decodes it, and all within it: a number is not written as a text, and NaN is none.
+    #: Decoding, nested types included: a number must not be a string, and NaN is not a number.
     __pydantic_config__: ClassVar[dict[str, object]] = {"strict": True, "allow_inf_nan": False}
 
     format: Literal["joulesweep-record"]
@@ -97,18 +97,18 @@ class RunRecord:
     epochs: list[Epoch]
 
     def __post_init__(self) -> None:
-        """Refuse a run that went well of which nothing was measured, and the other way round."""
+        """Refuse an ok run without a measurement, and a failed run with one."""
         if {self.status == "ok"} != {self.measurement is not None, self.quality is not None}:
             raise ValueError(f"status is {self.status}: measurement and quality belong to status ok, and to no other")
 
     @property
     def codes(self) -> set[str]:
-        """Digests of the code that it counts as measured by: that of its run, and those it was accepted for."""
-        return {self.code_digest, *(one.code_digest for one in self.accepted or ())}
+        """Digests of the code that the record is valid for: that of its run, and those it was accepted for."""
+        return {self.code_digest, *(entry.code_digest for entry in self.accepted or ())}
 
 
 def brief(reason: str) -> str:
-    """A reason without what follows in PyTorch's message when memory ran out: process ids, and advice on its allocator.
+    """A reason without the tail of PyTorch's out-of-memory message: process ids, and advice on its allocator.
 
     The run's log has the whole message.
     """
@@ -117,7 +117,7 @@ def brief(reason: str) -> str:
 
 
 def set_aside(folder: Path) -> None:
-    """Take the first name from the corrupt files in a folder's folders, so that Snakemake makes them again."""
+    """Remove the original name of corrupt files in a folder's subfolders, so that Snakemake makes them again."""
     for second in sorted(folder.glob(f"*/*{CORRUPT}")):
         first = second.with_name(second.name.removesuffix(CORRUPT))
         with contextlib.suppress(OSError):
@@ -127,24 +127,24 @@ def set_aside(folder: Path) -> None:
 
 
 def accept(path: Path, code_digest: str, reason: str) -> None:
-    """Let a record count as measured by other code, too.
+    """Accept a record for other code: append that code's digest to it.
 
     Raises:
         UserError: the record cannot be read.
     """
     read(path)
-    record = read_json(path, "run record")  # as it is: no key is added to what another version wrote
+    record = read_json(path, "run record")  # the raw JSON: add no key to a record of another version
     when = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     accepted = {"code_digest": code_digest, "reason": reason, "accepted": when}
     write_json(path, {**record, "accepted": [*record.get("accepted", []), accepted]})
 
 
 def read(path: Path) -> RunRecord:
-    """Read a record and check that it is one, of this version, and of the run whose folder it lies in.
+    """Read a record and check its format, its version, and that it belongs to the run of its folder.
 
     Raises:
         UserError: missing, or of another version; the line names the file.
-        Corrupt: no record, or a foreign one; the line names what is wrong, and where in it.
+        Corrupt: not a record, or one of another run; the line names what is wrong and where.
     """
     from pydantic import ValidationError
 
@@ -159,7 +159,7 @@ def read(path: Path) -> RunRecord:
     try:
         if run_id(record.spec) == record.run:
             return record
-        spec = from_mapping(read_json(path, "run record")["spec"])  # as it was hashed: 3 where decoding makes 3.0
+        spec = from_mapping(read_json(path, "run record")["spec"])  # as it was hashed: 3 where decoding gives 3.0
         expected = run_id(spec)
     except (UserError, *MALFORMED) as error:
         raise Corrupt(path, f"corrupt run record: {error}") from None
@@ -170,14 +170,14 @@ def read(path: Path) -> RunRecord:
 
 @functools.cache
 def _adapter() -> TypeAdapter[RunRecord]:
-    """What decodes and checks a record; pydantic is only there where records are read."""
+    """The decoder and validator of records; imports pydantic only where records are read."""
     from pydantic import TypeAdapter
 
     return TypeAdapter(RunRecord)
 
 
 def _mistake(path: Path, error: ValidationError) -> UserError:
-    """What is wrong with a file that is no record of this version: the first that a reader should know, in one line."""
+    """Why a file is not a record of this version: the most important mistake, in one line."""
     try:
         record = read_json(path, "run record")
     except UserError as unreadable:

@@ -109,16 +109,16 @@ def start_problem() -> tuple[str, bool] | None:
     if importlib.util.find_spec("amdsmi") is None:
         return "AMD SMI is not installed: pip install amdsmi, of the version of the installed ROCm", False
     answer, silent = bounded.within(START_S, _gpus)
-    told = silent or (answer[1] if answer else None)
-    return (told, False) if told else None
+    reason = silent or (answer[1] if answer else None)
+    return (reason, False) if reason else None
 
 
 # changes no number: why there are no boards
 def problem(settings: Settings | None = None) -> str | None:
     """Why no board answers; None where one does."""
-    told = start_problem()
-    if told is not None:
-        return told[0]
+    reason = start_problem()
+    if reason is not None:
+        return reason[0]
     return None if devices() else "the AMD driver reports no board"
 
 
@@ -131,10 +131,10 @@ def devices(settings: Settings | None = None) -> list[Board]:
     """
     if not any(place.exists() for place in PLACES):
         return []
-    found, silent = bounded.within(START_S, lambda: [_board(gpu) for gpu in _gpus()[0]])
+    boards, silent = bounded.within(START_S, lambda: [_board(gpu) for gpu in _gpus()[0]])
     if silent is not None:
         raise UserError(f"the AMD driver does not tell its boards: {silent}")
-    return found or []
+    return boards or []
 
 
 # changes no number: which boards there are
@@ -158,11 +158,11 @@ def _board(gpu: Any) -> Board:  # noqa: ANN401 - Zeus's
 # changes no number: which boards there are
 def _uuid(gpu: Any, amdsmi: Any) -> str:  # noqa: ANN401 - Zeus's, and the module
     """HIP's UUID, as PyTorch has it; of a board without one, which HIP calls GPU-XX, that of AMD SMI."""
-    told = _told(lambda: amdsmi.amdsmi_get_gpu_enumeration_info(gpu.handle)["hip_uuid"])
-    if isinstance(told, str) and told.startswith("GPU-") and told != "GPU-XX":
-        return told
-    own = _told(amdsmi.amdsmi_get_gpu_device_uuid, gpu.handle)
-    return f"GPU-{own}" if own else f"GPU-unknown-{gpu.gpu_index}"
+    hip_uuid = _told(lambda: amdsmi.amdsmi_get_gpu_enumeration_info(gpu.handle)["hip_uuid"])
+    if isinstance(hip_uuid, str) and hip_uuid.startswith("GPU-") and hip_uuid != "GPU-XX":
+        return hip_uuid
+    amdsmi_uuid = _told(amdsmi.amdsmi_get_gpu_device_uuid, gpu.handle)
+    return f"GPU-{amdsmi_uuid}" if amdsmi_uuid else f"GPU-unknown-{gpu.gpu_index}"
 
 
 # changes no number: why a board is not counted

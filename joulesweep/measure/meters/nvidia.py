@@ -145,16 +145,16 @@ def _start_problem() -> tuple[str, bool] | None:
         pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: "no NVIDIA driver: its library NVML is not installed",
         pynvml.NVML_ERROR_DRIVER_NOT_LOADED: "NVML is installed, but no NVIDIA driver is loaded",
     }
-    told = absent.get(failure.value)
-    return (told, True) if told else (f"NVML does not start: {failure}", False)
+    reason = absent.get(failure.value)
+    return (reason, True) if reason else (f"NVML does not start: {failure}", False)
 
 
 # changes no number: why there are no boards
 def problem(settings: Settings | None = None) -> str | None:
     """Why no board answers; None where one does."""
-    told = start_problem()
-    if told is not None:
-        return told[0]
+    reason = start_problem()
+    if reason is not None:
+        return reason[0]
     return None if devices() else "the NVIDIA driver reports no board"
 
 

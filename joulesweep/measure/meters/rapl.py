@@ -63,11 +63,11 @@ def packages() -> list[int]:
 
 def devices(settings: Settings | None = None) -> list[Zone]:
     """The readable counters of CPU packages and their DRAM, each counter once, in however many zones it is shown."""
-    found: list[Zone] = []
+    zones: list[Zone] = []
     for zone in _readable():
-        if not any(_mirrors(zone, other) for other in found if other.device[:3] == zone.device[:3]):
-            found.append(zone)
-    return found
+        if not any(_mirrors(zone, other) for other in zones if other.device[:3] == zone.device[:3]):
+            zones.append(zone)
+    return zones
 
 
 def _mirrors(zone: Zone, other: Zone) -> bool:
@@ -89,7 +89,7 @@ def _mirrors(zone: Zone, other: Zone) -> bool:
 
 
 def _readable() -> list[Zone]:
-    root, found = folder() or RAPL[0], []
+    root, zones = folder() or RAPL[0], []
     for number in packages():
         package = root / f"intel-rapl:{number}"
         folders = [(f"cpu:{number}", package)]
@@ -97,8 +97,8 @@ def _readable() -> list[Zone]:
         for device, path in folders:
             range_uj = _number(path / "max_energy_range_uj")
             if _number(path / "energy_uj") is not None and range_uj is not None:
-                found.append(Zone(device=device, path=path, range_j=range_uj / 1e6))
-    return found
+                zones.append(Zone(device=device, path=path, range_j=range_uj / 1e6))
+    return zones
 
 
 def problem(settings: Settings | None = None) -> str | None:

@@ -43,12 +43,12 @@ class Wall:
     def __init__(self, command: str, unit: str, every_s: float, deadline_s: float) -> None:
         self.command, self.every_s, self.deadline_s = command, every_s, deadline_s
         self.joules = UNITS[unit]
-        told = "meter at the wall"
+        source = "meter at the wall"
         self.traits = Traits(
             kind=WALL,
-            source=told,
-            power=f"as the {told} averages it" if self.joules is None else None,
-            method=f"{told}: {'power' if self.joules is None else f'counter in {unit}'}",
+            source=source,
+            power=f"as the {source} averages it" if self.joules is None else None,
+            method=f"{source}: {'power' if self.joules is None else f'counter in {unit}'}",
             late_s=every_s + deadline_s,
         )
         self.failure: str | None = None
@@ -114,8 +114,8 @@ def _printed(command: str, deadline_s: float) -> str:
         child.communicate()
         raise ValueError(f"the command took longer than {deadline_s:g} s") from None
     if child.returncode:
-        said = err[-MOST_BYTES:].decode(errors="replace").strip().splitlines()
-        raise ValueError(f"the command ended with exit code {child.returncode}{f': {said[-1]}' if said else ''}")
+        lines = err[-MOST_BYTES:].decode(errors="replace").strip().splitlines()
+        raise ValueError(f"the command ended with exit code {child.returncode}{f': {lines[-1]}' if lines else ''}")
     return out[-MOST_BYTES:].decode(errors="replace")
 
 

@@ -507,9 +507,9 @@ def test_others_are_looked_for_before_the_run(prepared, machine):
     assert conditions.prepare(tiny_run.spec(), [BOARD], [], lambda: None).looks["gpu:0"].others == []
 
 
-@pytest.mark.parametrize("call", ["known_tick", "settle", "process_ids", "sensor"])
+@pytest.mark.parametrize("call", ["cached_tick", "settle", "process_ids", "sensor"])
 def test_a_board_that_does_not_answer_is_named_and_left_alone(prepared, monkeypatch, hanging, call):
-    if call == "known_tick":
+    if call == "cached_tick":
         monkeypatch.setattr(sensors, "cached_tick", lambda name, read: hanging() if name == "GPU-1" else 0.1)
     elif call == "settle":
         rest = settling.Settled(waited_s=10.0, settled=None, boards={}, silent={"gpu:1": "no answer within 0.1 s"})

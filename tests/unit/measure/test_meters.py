@@ -215,7 +215,7 @@ rows = [SimpleNamespace(kind=kind, energy_j=1.0, status="measured") for kind in 
 print(json.dumps({
     "read": trace.series["server:0"].power_w,
     "kinds": list(meters.kinds()),
-    "sum": [row.kind for row in headline.scoped(rows, "cpu", "node")],
+    "sum": [row.kind for row in headline.headline_rows(rows, "cpu", "node")],
     "doctor": [row["found"] for row in doctor.examine()["findings"] if row["subject"] == "meter acpi"],
     "digest": staleness.run_digest(spec.from_mapping(json.loads(sys.argv[1]))),
 }))

@@ -261,7 +261,7 @@ def test_a_whole_training_learns_is_counted_and_is_saved_beside_the_untouched_mo
 
 def test_more_positions_than_a_model_has_are_refused(run):
     assert run(max_length=44, max_steps=1, batching="fixed")["status"] == "ok"
-    with pytest.raises(loop.Stop) as stopped:
+    with pytest.raises(loop.RunEnded) as stopped:
         run(max_length=45, max_steps=1, batching="fixed")
     both = "20 virtual tokens and 45 of a text are more than the 64 positions of this model"
     assert stopped.value.outcome.status == "unsupported"
@@ -275,5 +275,5 @@ def test_what_it_is_to_write_counts_too(assets):
     given = {"task": "clm", "batching": "dynamic", "generate": generate, "max_target_length": 30}
     tokens = tiny_run.token_file(assets.tokens.with_name("targets.safetensors"), targets=True, **tiny_run.PROMPT)
     assembly.assemble(tiny_run.spec(**given), assets.model_folder, tokens, place)
-    with pytest.raises(loop.Stop, match=r"20 virtual tokens and \d\d of a text are more than the 64 positions"):
+    with pytest.raises(loop.RunEnded, match=r"20 virtual tokens and \d\d of a text are more than the 64 positions"):
         assembly.assemble(tiny_run.spec(method="prefix", **given), assets.model_folder, tokens, place)

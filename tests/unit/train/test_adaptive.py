@@ -376,13 +376,13 @@ def test_importances_that_are_no_numbers_are_a_divergence(run, monkeypatch):
     real = module.importances
     broken = lambda rating, *args: real(rating, *args) if rating.epoch < 3 else [math.nan] * len(args[1])  # noqa: E731
     monkeypatch.setattr(module, "importances", broken)
-    with pytest.raises(loop.Stop, match="the importances of the tensors were not finite before epoch 3") as stopped:
+    with pytest.raises(loop.RunEnded, match="the importances of the tensors were not finite before epoch 3") as stopped:
         run(epochs=4)
     assert stopped.value.outcome.status == "diverged"
 
 
 def test_a_rho_below_the_floor_is_refused_with_the_floor(run):
-    with pytest.raises(loop.Stop, match=r"rho 0.2 is below the floor: .* take 0.\d+ of full training") as stopped:
+    with pytest.raises(loop.RunEnded, match=r"rho 0.2 is below the floor: .* take 0.\d+ of full training") as stopped:
         run(method_params={"rho": 0.2})
     assert stopped.value.outcome.status == "unsupported"
 
@@ -466,5 +466,5 @@ def test_a_model_that_cannot_be_counted_is_unsupported(assemble, monkeypatch):
         raise RuntimeError("Tensor.item() cannot be called on meta tensors")
 
     monkeypatch.setattr(products, "traced", broken)
-    with pytest.raises(loop.Stop, match=r"cannot be counted: RuntimeError: Tensor\.item"):
+    with pytest.raises(loop.RunEnded, match=r"cannot be counted: RuntimeError: Tensor\.item"):
         assemble()

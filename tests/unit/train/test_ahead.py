@@ -179,7 +179,7 @@ def test_a_training_ahead_has_the_losses_of_one_in_line(on_gpu):
 def test_a_training_that_stops_leaves_no_thread(on_gpu, monkeypatch):
     build, _, _ = on_gpu
     built = build(epochs=3, lr=1e30)
-    with pytest.raises(loop.Stop, match="the loss was not finite"):
+    with pytest.raises(loop.RunEnded, match="the loss was not finite"):
         for _ in loop._run_epochs(built):
             pass
     assert threads() == []

@@ -211,7 +211,7 @@ def test_ranks_stop_together_when_the_loss_of_one_is_not_finite(monkeypatch, own
         bad.fill_(max(bad.item(), others))
 
     monkeypatch.setattr(loop.dist, "all_reduce", all_reduce)
-    with pytest.raises(loop.Stop) if stops else contextlib.nullcontext():
+    with pytest.raises(loop.RunEnded) if stops else contextlib.nullcontext():
         loop._check_finite(place_of(0, 2), [torch.tensor(1.0), torch.tensor(own)], 2)
 
 
@@ -657,7 +657,7 @@ def test_every_shape_is_captured_before_the_window_and_nothing_learned_of_it(run
 
 
 def test_a_loss_that_is_not_finite_is_diverged(run):
-    with pytest.raises(loop.Stop) as stopped:
+    with pytest.raises(loop.RunEnded) as stopped:
         run(lr=1e30)
     assert stopped.value.outcome == Stopped(status="diverged", reason=f"the loss was not finite by step {NUM_STEPS}")
 
@@ -666,7 +666,7 @@ def test_a_model_that_is_not_finite_is_diverged(run, tmp_path, assets):
     model = tiny_run.network()
     model.cls.predictions.bias.data.fill_(math.nan)
     model.save_pretrained(tmp_path / "broken")
-    with pytest.raises(loop.Stop, match="the validation loss was not finite"):
+    with pytest.raises(loop.RunEnded, match="the validation loss was not finite"):
         run(tiny_run.Assets(model_folder=tmp_path / "broken", tokens=assets.tokens))
 
 
@@ -757,7 +757,7 @@ def test_a_model_that_an_engine_cannot_prepare_is_unsupported_and_a_bug_stays_on
     from torch._dynamo.exc import Unsupported
 
     for error in (Unsupported("graph break", case_name="x"), RuntimeError("not permitted when stream is capturing")):
-        with pytest.raises(loop.Stop) as stopped, loop._prepared_by("compile"):
+        with pytest.raises(loop.RunEnded) as stopped, loop._prepared_by("compile"):
             raise error
         assert stopped.value.outcome.status == "unsupported"
         assert str(stopped.value).startswith("engine compile: this model fails: ")

@@ -362,7 +362,7 @@ def test_older_versions_call_it_gradient_checkpointing(assemble, monkeypatch):
 @pytest.mark.parametrize("kind", ["albert", "mpnet", "funnel"])
 def test_a_model_whose_activations_cannot_be_computed_again_is_unsupported(assemble, monkeypatch, kind):
     monkeypatch.setattr(assembly, "build", lambda *_: families.network(f"mlm-{kind}"))
-    monkeypatch.setattr(assembly.fit, "refusal", lambda *_: None)  # Funnel's results depend on padding
+    monkeypatch.setattr(assembly.fit, "unsupported_reason", lambda *_: None)  # Funnel's results depend on padding
     assemble()
     with pytest.raises(trainer.RunEnded) as stopped:
         assemble(checkpoint_activations=True)
