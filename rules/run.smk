@@ -9,21 +9,16 @@ out:  results/<sweep>/runs/<run>/: record.json, spec.json, steps.jsonl, epochs.j
 """
 
 
-def settled(run, manifest):
-    """A manifest that makes a run stale, unless the run was measured with the files it describes."""
-    return ancient(manifest) if sweep.is_settled(run) else manifest
-
-
 rule train:
     input:
         grid=ancient(f"{sweep.folder}/grid.json"),
-        model_manifest=lambda wildcards: settled(
+        model_manifest=lambda wildcards: sweep.settled(
             wildcards.run, f"resources/models/{sweep.model(wildcards.run)}.json"
         ),
         model_folder=lambda wildcards: ancient(
             f"resources/models/{sweep.model(wildcards.run)}"
         ),
-        tokens_manifest=lambda wildcards: settled(
+        tokens_manifest=lambda wildcards: sweep.settled(
             wildcards.run, f"resources/tokens/{sweep.tokens(wildcards.run)}.json"
         ),
         tokens=lambda wildcards: ancient(

@@ -319,6 +319,12 @@ class Sweep:
             self._is_older("models", f"{model}.json") or self._is_older("datasets", f"{texts}.json")
         )
 
+    def settled(self, run: str, manifest: str) -> Any:  # noqa: ANN401 - a path, perhaps with Snakemake's mark
+        """A manifest as an input that makes a run stale, unless the run was measured with what it stands for."""
+        from snakemake.io import ancient
+
+        return ancient(manifest) if self.is_settled(run) else manifest
+
     def unsettled(self) -> str | None:
         """A notice if finished runs were measured with other texts or models than the current ones, else None."""
         self._sums.clear()
