@@ -644,7 +644,7 @@ gpu_day.unpack(Path("wheels"), Path(sys.argv[1]))
 sys.path.insert(0, sys.argv[1])
 from joulesweep.cli import main
 from joulesweep.core import late_imports
-with late_imports.put_off("sklearn.metrics", "auc"):
+with late_imports.defer_import("sklearn.metrics", "auc"):
     from zeus.monitor import ZeusMonitor
 import pynvml
 print(*sorted({name for name in ("pandas", "sklearn", "torch") if name in sys.modules}), "imported")

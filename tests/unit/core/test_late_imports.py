@@ -76,7 +76,7 @@ assert "scipy.optimize" not in sys.modules
 assert [list(map(int, found)) for found in linear_sum_assignment([[4, 1], [2, 3]])] == [[0, 1], [1, 0]]
 import scipy.optimize
 assert scipy.optimize.linear_sum_assignment is not linear_sum_assignment
-with lazy.put_off("sklearn.metrics", "auc"):
+with lazy.defer_import("sklearn.metrics", "auc"):
     import zeus.monitor
 import zeus.monitor.power
 assert "sklearn" not in sys.modules
