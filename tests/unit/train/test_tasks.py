@@ -938,5 +938,5 @@ def test_two_ranks_write_what_one_writes(launched, kind):
     generate = {**GENERATE, "beams": 2}
     alone, divided = (launched(kind, generate=generate, **more) for more in ({}, {"strategy": "fsdp", "devices": 2}))
     assert len(alone) == 7
-    assert len({len(row.summary.split()) for row in alone}) > 1
+    assert len({len(row["summary"].split()) for row in alone}) > 1
     assert divided == alone
