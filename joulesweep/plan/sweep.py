@@ -209,6 +209,7 @@ class Sweep:
         self._datasets = {dataset_key(name, dataset_source(data)): name for name, data in config.datasets.items()}
         self._sums: dict[str, list[bytes]] = {}
         self._older: dict[str, bool] = {}
+        self._settled: dict[str, bool] = {}
 
     @property
     def runs(self) -> list[str]:
@@ -301,36 +302,35 @@ class Sweep:
                 return row.code_digest if row and today in row.codes else today
         return today
 
-    def is_settled(self, run: str) -> bool:
-        """Whether a finished run was measured with the current model and tokens, and their source files are unchanged.
+    def settled(self, run: str, manifest: str) -> Any:  # noqa: ANN401 - a path, perhaps with Snakemake's mark
+        """A manifest as an input that makes a run stale, unless the run was measured with what it stands for.
 
-        Then fetching or tokenising them again, for example after a change of that code, does not repeat the run.
+        Fetching or tokenising the same again, for example after a change of that code, does not repeat the run. Where
+        the user's own files are newer than their manifests, Snakemake decides.
         """
+        from snakemake.io import ancient
+
+        if run not in self._settled:
+            model, texts = (f"resources/models/{self.model(run)}.json", f"resources/datasets/{self.texts(run)}.json")
+            is_newer = self._is_older("models", model) or self._is_older("datasets", texts)
+            self._settled[run] = self._names_current_inputs(run) and not is_newer
+        return ancient(manifest) if self._settled[run] else manifest
+
+    def unsettled(self) -> str | None:
+        """A notice if finished runs were measured with other texts or models than the current ones, else None."""
+        self._sums.clear()  # what was fetched meanwhile counts
+        number = sum(not self._names_current_inputs(run) for run in self.runs if self.record_path(run).exists())
+        changed = f"{number} finished runs were measured with another model or other texts than were fetched now"
+        return f"{changed}: start snakemake again, and they are repeated" if number else None
+
+    def _names_current_inputs(self, run: str) -> bool:
+        """Whether a run has a record with every checksum of the current model and tokens; decodes no JSON for it."""
         try:
             measured = self.record_path(run).read_bytes()
         except OSError:
             return False
-        model, tokens = (
-            Path("resources", path) for path in (f"models/{self.model(run)}", f"tokens/{self.tokens(run)}")
-        )
-        texts = Path("resources/datasets", self.texts(run))
-        sums = (*self._checksums(f"{model}.json"), *self._checksums(f"{tokens}.json"))
-        return all(checksum in measured for checksum in sums) and not (
-            self._is_older("models", f"{model}.json") or self._is_older("datasets", f"{texts}.json")
-        )
-
-    def settled(self, run: str, manifest: str) -> Any:  # noqa: ANN401 - a path, perhaps with Snakemake's mark
-        """A manifest as an input that makes a run stale, unless the run was measured with what it stands for."""
-        from snakemake.io import ancient
-
-        return ancient(manifest) if self.is_settled(run) else manifest
-
-    def unsettled(self) -> str | None:
-        """A notice if finished runs were measured with other texts or models than the current ones, else None."""
-        self._sums.clear()
-        number = sum(not self.is_settled(run) for run in self.runs if self.record_path(run).exists())
-        changed = f"{number} finished runs were measured with another model or other texts than were fetched now"
-        return f"{changed}: start snakemake again, and they are repeated" if number else None
+        manifests = (f"resources/models/{self.model(run)}.json", f"resources/tokens/{self.tokens(run)}.json")
+        return all(checksum in measured for manifest in manifests for checksum in self._checksums(manifest))
 
     def _checksums(self, manifest: str) -> list[bytes]:
         """The checksums in a manifest, in the form that records have; none if it does not exist."""

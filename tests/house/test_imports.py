@@ -41,7 +41,7 @@ def test_a_whole_training_imports_torch_transformers_and_zeus_and_nothing_of_the
     job = {"spec": spec, "boards": [], **{name: str(path) for name, path in paths.items()}}
     (tmp_path / "job.json").write_text(json.dumps(job))
     found = imported(
-        "from joulesweep.train import loop as train; assert train.main(sys.argv) == 0",
+        "from joulesweep.train import loop; assert loop.main(sys.argv) == 0",
         *("torch", "transformers", "zeus", "datasets", "polars", "altair", "snakemake"),
         *("scipy", "sklearn", "pandas", "pyarrow", "accelerate", "peft"),  # seconds of CPU that no training needs
         *(

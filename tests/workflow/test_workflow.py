@@ -258,6 +258,11 @@ def test_a_changed_text_file_trains_again(sweep: Checkout) -> None:
     assert planned["train"] == 2
     file.write_bytes(before)
     assert sweep.planned() == {}, "the same bytes again, written later, change nothing"
+    (sweep.folder / "results" / "tiny" / "report.html").unlink()
+    assert "start snakemake again" not in sweep.run()
+    file.write_bytes(before + b'{"text": "one more line"}\n')
+    assert "start snakemake again" not in sweep.run(), "this start has repeated the runs"
+    assert sweep.planned() == {}
 
 
 def test_a_killed_run_leaves_no_record_and_is_the_only_one_repeated(sweep: Checkout) -> None:

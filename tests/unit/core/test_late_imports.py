@@ -62,11 +62,11 @@ def test_a_failed_import_leaves_no_stand_in(heavy):
 
 FRESH = """
 import importlib.util, sys
-from joulesweep.core import late_imports as lazy
-library = lazy.transformers()
+from joulesweep.core import late_imports
+library = late_imports.transformers()
 import transformers, transformers.models
 assert library is transformers and library.models is transformers.models
-assert transformers.models is lazy.transformers().models
+assert transformers.models is late_imports.transformers().models
 assert importlib.util.find_spec("transformers.models.bert.modeling_bert")
 from transformers.models import bert, DistilBertConfig
 assert bert.BertConfig is transformers.BertConfig and DistilBertConfig is transformers.DistilBertConfig
@@ -76,7 +76,7 @@ assert "scipy.optimize" not in sys.modules
 assert [list(map(int, found)) for found in linear_sum_assignment([[4, 1], [2, 3]])] == [[0, 1], [1, 0]]
 import scipy.optimize
 assert scipy.optimize.linear_sum_assignment is not linear_sum_assignment
-with lazy.defer_import("sklearn.metrics", "auc"):
+with late_imports.defer_import("sklearn.metrics", "auc"):
     import zeus.monitor
 import zeus.monitor.power
 assert "sklearn" not in sys.modules

@@ -696,12 +696,13 @@ import sys
 from pathlib import Path
 sys.path.insert(0, "tests/support")
 import tiny_run
-from joulesweep.launch import launcher as launch; from joulesweep.core import bounded
+from joulesweep.core import bounded
+from joulesweep.launch import launcher
 folder, bounded.LIMIT_S = Path(sys.argv[1]), 0.5
 work = "print('works', flush=True); import time; time.sleep(600)"
-launch._command = lambda num_ranks, place: [sys.executable, "-c", work, str(place)]
+launcher._command = lambda num_ranks, place: [sys.executable, "-c", work, str(place)]
 spec = tiny_run.spec(gpus=[0], timeout_s=float(sys.argv[2]))
-found = launch.launch(
+found = launcher.launch(
     spec, "c0de", model_folder=folder / "model", tokens=folder / "tokens.arrow", folder=folder / "run",
     log=folder / "run.log", exclusive="gpu", with_snakemake=False,
 )

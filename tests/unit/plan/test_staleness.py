@@ -459,13 +459,13 @@ def interpreters() -> dict[str, str]:
 #: Run by a bare interpreter: without site-packages, so that the import itself proves that digests need none.
 UNDER_ANOTHER_PYTHON = """
 import json, pathlib, sys
-from joulesweep.plan import definitions; from joulesweep.plan import staleness as digest
+from joulesweep.plan import definitions, staleness
 path = pathlib.Path(sys.argv[1])
 bound = definitions._module(path).bound
 roots = [definitions.Definition(path, name) for name, meaning in bound.items() if not isinstance(meaning, tuple)]
-codes = [digest.code_digest("scripts." + script) for script in sys.argv[2:]]
-codes.append(digest._run_digest("lora", ("ENGINES", "eager"), ("PRECISIONS", "fp32"), ("STRATEGIES", "single")))
-print(json.dumps([digest._hash(digest._closure(roots, {}, False)), codes]))
+codes = [staleness.code_digest("scripts." + script) for script in sys.argv[2:]]
+codes.append(staleness._run_digest("lora", ("ENGINES", "eager"), ("PRECISIONS", "fp32"), ("STRATEGIES", "single")))
+print(json.dumps([staleness._hash(staleness._closure(roots, {}, False)), codes]))
 """
 
 
