@@ -33,7 +33,7 @@ class BoardSensor:
 
     def __init__(self, board: Board) -> None:
         self.board, self.device = board, board.device
-        self._gpu = next((gpu for gpu in _gpus()[0] if gpu.gpu_index == board.index), None)
+        self._gpu = next((gpu for gpu in _gpus() if gpu.gpu_index == board.index), None)
         power = "instant" if self._milli("get_instant_power_usage") is not None else "as the driver averages it"
         self.traits = Traits(kind=GPU, source="AMD SMI", power=power)
 
@@ -89,16 +89,26 @@ def _told(call: Callable[..., Any], *args: object) -> Any:  # noqa: ANN401 - wha
 
 # changes no number: how the driver is reached
 @functools.cache
-def _gpus() -> tuple[list[Any], str | None]:
-    """Zeus's boards, and why there are none; asked once per process: Zeus takes half a second to try the counters."""
+def _started() -> tuple[Any, str | None]:
+    """Zeus's view of AMD SMI, and why there is none; asked once per process: Zeus takes 0.5 s to try the counters.
+
+    Kept for as long as the process lives: Zeus shuts AMD SMI down with it, and its boards answer no more.
+    """
     try:
         from zeus.device.gpu import amd
 
         if not amd.amdsmi_is_available():
-            return [], "AMD SMI does not start: amdsmi must be of the version of the installed ROCm"
-        return list(amd.AMDGPUs().gpus), None
+            return None, "AMD SMI does not start: amdsmi must be of the version of the installed ROCm"
+        return amd.AMDGPUs(), None
     except Exception as error:  # as above
-        return [], f"AMD SMI does not tell its boards: {bounded.said(error)}"
+        return None, f"AMD SMI does not tell its boards: {bounded.said(error)}"
+
+
+# changes no number: how the driver is reached
+def _gpus() -> Sequence[Any]:
+    """Zeus's boards; none where AMD SMI does not start."""
+    view, _ = _started()
+    return view.gpus if view is not None else []
 
 
 # changes no number: why there is no driver
@@ -108,7 +118,7 @@ def start_problem() -> tuple[str, bool] | None:
         return f"no AMD driver: {' and '.join(map(str, PLACES))} are not there", True
     if importlib.util.find_spec("amdsmi") is None:
         return "AMD SMI is not installed: pip install amdsmi, of the version of the installed ROCm", False
-    answer, silent = bounded.within(START_S, _gpus)
+    answer, silent = bounded.within(START_S, _started)
     reason = silent or (answer[1] if answer else None)
     return (reason, False) if reason else None
 
@@ -131,7 +141,7 @@ def devices(settings: Settings | None = None) -> list[Board]:
     """
     if not any(place.exists() for place in PLACES):
         return []
-    boards, silent = bounded.within(START_S, lambda: [_board(gpu) for gpu in _gpus()[0]])
+    boards, silent = bounded.within(START_S, lambda: [_board(gpu) for gpu in _gpus()])
     if silent is not None:
         raise UserError(f"the AMD driver does not tell its boards: {silent}")
     return boards or []
@@ -205,7 +215,7 @@ def exposing(boards: Sequence[Board]) -> dict[str, str | None]:
 # changes no number: told beside the numbers
 def driver() -> str | None:
     """The driver's version."""
-    gpus = _gpus()[0] if any(place.exists() for place in PLACES) else []
+    gpus = _gpus() if any(place.exists() for place in PLACES) else []
     if not gpus:
         return None
     from zeus.device.gpu.amd import amdsmi

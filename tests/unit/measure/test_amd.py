@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import threading
 import types
@@ -42,7 +43,7 @@ class Smi(types.ModuleType):
 
     def __init__(self, *boards):
         super().__init__("amdsmi")
-        self.boards, self.now_s, self.broken = [*boards], 1000.0, False
+        self.boards, self.now_s, self.broken, self.started = [*boards], 1000.0, False, False
 
     def sleep(self, seconds):
         self.now_s += seconds
@@ -50,9 +51,16 @@ class Smi(types.ModuleType):
     def amdsmi_init(self, flags):
         if self.broken:
             raise SmiError
+        self.started = True
 
     def amdsmi_shut_down(self):
-        pass
+        self.started = False
+
+    def __getattribute__(self, name):
+        """Refuse every question before the start and after the shutdown, as the library does."""
+        if name.startswith("amdsmi_get_") and not self.started:
+            raise SmiError
+        return super().__getattribute__(name)
 
     def amdsmi_get_processor_handles(self):
         return list(range(len(self.boards)))
@@ -96,7 +104,7 @@ def boards_of(monkeypatch, tmp_path):
     for name in (*amd.VISIBLE, amd.ROCR):
         monkeypatch.delenv(name, raising=False)
 
-    caches = (amd._gpus, zeus_amd._hip_to_amdsmi_handle, zeus_amd.amdsmi_is_available)
+    caches = (amd._started, zeus_amd._hip_to_amdsmi_handle, zeus_amd.amdsmi_is_available)
 
     def cleared():
         for cached in caches:
@@ -116,6 +124,7 @@ def boards_of(monkeypatch, tmp_path):
 
     yield made
     cleared()
+    gc.collect()  # Zeus shuts AMD SMI down as its objects go, which must be while the fake is there
 
 
 TWO = ({"hip": 1, "watts": 300}, {"hip": 0, "watts": 100})
@@ -231,7 +240,7 @@ def test_processes_see_the_leased_boards_alone(boards_of):
 def test_without_a_driver_nothing_is_set_or_imported(boards_of, monkeypatch):
     boards_of(*TWO)
     monkeypatch.setattr(amd, "PLACES", ())
-    monkeypatch.setattr(amd, "_gpus", lambda: pytest.fail("AMD SMI was asked"))
+    monkeypatch.setattr(amd, "_started", lambda: pytest.fail("AMD SMI was asked"))
     assert (devices.boards(), devices.driver()) == ([], None)
     assert set(devices.exposing([])) == {"CUDA_DEVICE_ORDER", "CUDA_VISIBLE_DEVICES"}
     assert amd.problem().startswith("no AMD driver")
@@ -256,13 +265,15 @@ def test_a_library_that_does_not_start_is_said_not_the_cpu_used(boards_of, monke
 
 def test_an_amd_driver_that_hangs_is_one_line(boards_of, monkeypatch):
     smi = boards_of(*TWO)
-    gate = threading.Event()
+    gate, before = threading.Event(), set(threading.enumerate())
     monkeypatch.setattr(amd, "START_S", 0.05)
     monkeypatch.setattr(smi, "amdsmi_init", lambda flags: gate.wait(), raising=False)
     with pytest.raises(UserError, match=r"^the AMD driver does not tell its boards: no answer within 0.05 s$"):
         amd.devices()
     assert amd.start_problem() == ("no answer within 0.05 s", False)
     gate.set()
+    for asking in set(threading.enumerate()) - before:
+        asking.join()  # what it learns late must not meet the next test's driver
 
 
 def test_pytorchs_uuid_is_known_in_both_ways_of_writing_it():
