@@ -17,6 +17,7 @@ import yaml
 from joulesweep.core import processes
 from joulesweep.core.errors import UserError
 from joulesweep.plan.sweep import Sweep
+from joulesweep.report import exports
 from joulesweep.runs import record
 from joulesweep.runs.record import RunRecord
 
@@ -24,7 +25,7 @@ from joulesweep.runs.record import RunRecord
 HOW_MANY = re.compile(r"--(cores|jobs|profile|workflow-profile|executor)\b|-[cje]")
 OTHER_CONFIG = re.compile(r"--config|-C")
 PROFILE = Path("profiles/default/profile.yaml")  # Snakemake loads it by itself
-ANALYSIS = ("grid", "aggregate", "charts", "report")  # rules
+ANALYSIS = ("grid", "aggregate", "charts", "exports", "report")  # rules
 
 
 def ended(sweep: Sweep, statuses: Collection[str]) -> list[RunRecord]:
@@ -94,7 +95,8 @@ def _analysis(sweep: Sweep) -> list[str]:
     """Snakemake's arguments for the report of the existing records; no rule that trains is allowed."""
     if len(sweep.current()) < len(sweep.runs) or not all(Path(path).exists() for path in sweep.anchors()):
         return ["partial"]
-    return [f"{sweep.folder}/report.html", "--allowed-rules", *ANALYSIS]
+    targets = (f"{sweep.folder}/report.html", f"{sweep.folder}/exports/{exports.names()[0]}")
+    return [*targets, "--allowed-rules", *ANALYSIS]
 
 
 def _records(sweep: Sweep, runs: Sequence[str]) -> list[Path]:

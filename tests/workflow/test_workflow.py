@@ -25,7 +25,7 @@ from patience import PATIENCE_S, wait_for
 from tiny_run import REPOSITORY, SUPPORT
 
 FINISHED = SUPPORT / "golden" / "finished.tar.gz"
-ANALYSIS = {"aggregate", "charts", "report", "all"}
+ANALYSIS = {"aggregate", "charts", "exports", "report", "all"}
 
 
 def finish(folder: Path) -> None:
@@ -162,7 +162,7 @@ def test_a_new_axis_at_its_omission_value_leaves_finished_runs_valid(sweep: Chec
 
 def test_an_edited_chart_redraws_and_trains_nothing(sweep: Checkout) -> None:
     sweep.edit("joulesweep/report/charts/pareto.py", "def draw(", "def draw(_=1, *")
-    assert set(sweep.planned()) == {"charts", "report", "all"}
+    assert set(sweep.planned()) == {"charts", "exports", "report", "all"}
 
 
 def test_an_edited_comment_in_the_training_loop_runs_nothing(sweep: Checkout) -> None:
