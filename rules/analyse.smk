@@ -2,6 +2,7 @@
 
 in:   results/<sweep>/grid.json and the records that it names (never a glob); anchor records of earlier days and of today
 out:  results/<sweep>/tables/*.parquet, charts/*.svg, *.html and *.rst, report.html, exports/;
+      README.md and passport.json in the folders of kept models;
       the same under results/<sweep>/partial/ from the finished runs
 """
 
@@ -44,6 +45,7 @@ rule charts:
                 f"{sweep.folder}/charts/{chart}.svg",
                 caption=Path(f"{sweep.folder}/charts/{chart}.rst").absolute(),
                 category="Charts",
+                labels={"chart": chart},
             )
             for chart in CHARTS
         ],
@@ -74,7 +76,8 @@ rule report:
         report(
             f"{sweep.folder}/report.html",
             caption="../joulesweep/report/templates/captions/report.rst",
-            category="Report",
+            category="Answer",
+            labels={"page": "report"},
         ),
     log:
         f"{sweep.folder}/logs/report.log",
@@ -103,13 +106,14 @@ rule exports:
         "../envs/reporting.yaml"
     params:
         code=staleness.code_digest("scripts.exports"),
+        runs=runs_folder,
         tables=input_folder,
         charts=lambda wildcards, input: str(Path(input.charts[0]).parent),
         output=output_folder,
     message:
         "Export tables, charts and emissions"
     shell:
-        "python -m scripts.exports --grid {input.grid:q} --tables {params.tables:q}"
+        "python -m scripts.exports --grid {input.grid:q} --runs {params.runs:q} --tables {params.tables:q}"
         " --charts {params.charts:q} --output {params.output:q} 2>&1 | tee {log:q} >&2"
 
 
@@ -169,6 +173,7 @@ use rule exports as exports_partial with:
         f"{sweep.folder}/partial/logs/exports.log",
     params:
         code=staleness.code_digest("scripts.exports"),
+        runs=runs_folder,
         tables=input_folder,
         charts=lambda wildcards, input: str(Path(input.charts[0]).parent),
         output=output_folder,

@@ -34,11 +34,12 @@ def names() -> list[str]:
     return [*(file for made in FILES.values() for file in made), *drawn]
 
 
-def save_all(results: Results, charts_folder: Path, folder: Path) -> None:
-    """Write every export.
+def save_all(results: Results, runs_folder: Path, charts_folder: Path, folder: Path) -> None:
+    """Write every export, and a card and a passport into the folder of each kept model.
 
     Args:
         results: of the sweep.
+        runs_folder: with a folder per run.
         charts_folder: with the charts as SVG.
         folder: where the exports go.
     """
@@ -48,6 +49,7 @@ def save_all(results: Results, charts_folder: Path, folder: Path) -> None:
             content = contents[name]
             files.write_bytes(folder / name, content if isinstance(content, bytes) else content.encode())
     _save_charts(results, charts_folder, folder / "charts")
+    importlib.import_module("joulesweep.report.exports.cards").save_all(results, runs_folder)
 
 
 def _save_charts(results: Results, charts_folder: Path, folder: Path) -> None:

@@ -218,7 +218,7 @@ def test_doubtful_joules_are_no_emissions(tmp_path):
 def test_every_file_that_is_named_is_written(tmp_path):
     made = results(tmp_path, **GPU)
     charts.save_all(made.tables, tmp_path / "charts")
-    exports.save_all(made, tmp_path / "charts", tmp_path / "exports")
+    exports.save_all(made, tmp_path / "runs", tmp_path / "charts", tmp_path / "exports")
     written = {str(path.relative_to(tmp_path / "exports")) for path in (tmp_path / "exports").rglob("*.*")}
     assert written == set(exports.names())
     for name in charts.names():
