@@ -85,7 +85,12 @@ def _emissions(model: Kept) -> dict[str, object] | None:
 def _hardware(model: Kept) -> str:
     if model.spec.accelerator == "cuda":
         return f"{model.spec.devices} × {model.run['gpus']}"
-    return f"{model.run['cpu_model']}, {model.spec.devices * model.spec.threads_per_device} threads"
+    threads = model.spec.devices * model.spec.threads_per_device
+    return f"{model.run['cpu_model']}, {_counted(threads, 'thread')}"
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' if number > 1 else ''}"
 
 
 def _text(model: Kept) -> str:
@@ -97,7 +102,7 @@ def _text(model: Kept) -> str:
         "## Licence": ["Unknown. The licences of the base model and of the texts apply; ask their authors."],
         "## Reproduce": _reproduce(model),
     }
-    return "\n".join(f"{head}\n\n{chr(10).join(lines)}\n" for head, lines in parts.items())
+    return "\n".join("\n".join([head, "", *lines, ""]) for head, lines in parts.items())
 
 
 def _summary(model: Kept) -> Iterator[str]:
@@ -113,9 +118,9 @@ def _summary(model: Kept) -> Iterator[str]:
 
 def _quality(model: Kept) -> Iterator[str]:
     quality, cell = model.record.quality, model.cell
-    which = "of least validation loss" if model.spec.keep_model == "best" else "last"
-    texts = f" on {quality.num_validation_texts:,} held-out texts" if quality else ""
-    yield f"After epoch {model.epoch.epoch}, the {which}{texts}:"
+    which = "that of least validation loss" if model.spec.keep_model == "best" else "the last"
+    texts = f", on {quality.num_validation_texts:,} held-out texts" if quality else ""
+    yield f"After epoch {model.epoch.epoch}, {which}{texts}:"
     yield ""
     yield "| | this model |"
     yield "|---|---:|"
@@ -135,25 +140,32 @@ def _energy(model: Kept) -> Iterator[str]:
     if model.energy_j is None:
         yield f"The energy of this training is not known: {model.no_energy_reason}."
     else:
-        error_j = run["energy_error_j"]
-        bound = "an unknown error" if error_j is None else f"an error of at most {one(error_j, 'J')}"
-        yield (
-            f"The training took **{one(model.energy_j, 'J')}** ({run['energy_status']}, {run['energy_method']}) in "
-            f"{one(run['window_s'], 's')}, with {bound}. Devices: {run['energy_scope']}."
-        )
-        if "gpu" in run["energy_scope"].split("+"):
-            yield SENSOR
-        if run["num_passes"] > 1:
-            yield f"Its window held {run['num_passes']} such trainings, so as to be measured well; this is their mean."
-        yield from _grams(model)
+        yield " ".join(_measured(model, model.energy_j))
     if run["estimated_energy_j"] is not None:
         low, high = run["estimated_energy_low_j"], run["estimated_energy_high_j"]
+        yield ""
         yield (
             f"An estimate, not a measurement: {one(run['estimated_energy_j'], 'J')}, between {one(low, 'J')} and "
-            f"{one(high, 'J')} ({run['estimated_energy_method']})."
+            f"{one(high, 'J')}; {run['estimated_energy_method']}."
         )
     if run["flags"]:
+        yield ""
         yield f"What weakens these numbers: {run['flags']}."
+
+
+def _measured(model: Kept, energy_j: float) -> Iterator[str]:
+    """Sentences on joules that were read."""
+    run, error_j = model.run, model.run["energy_error_j"]
+    bound = "an unknown error" if error_j is None else f"an error of at most {one(error_j, 'J')}"
+    yield (
+        f"The training took **{one(energy_j, 'J')}** ({run['energy_status']}, {run['energy_method']}) in "
+        f"{one(run['window_s'], 's')}, with {bound}. Devices: {run['energy_scope']}."
+    )
+    if "gpu" in run["energy_scope"].split("+"):
+        yield SENSOR
+    if run["num_passes"] > 1:
+        yield f"Its window held {run['num_passes']} such trainings, so as to be measured well; this is their mean."
+    yield from _grams(model)
 
 
 def _grams(model: Kept) -> Iterator[str]:
@@ -169,13 +181,13 @@ def _grams(model: Kept) -> Iterator[str]:
 
 def _training(model: Kept) -> Iterator[str]:
     spec, run = model.spec, model.run
-    length = f"{spec.epochs} epochs" if spec.epochs is not None else f"{spec.max_steps} steps"
+    length = "" if spec.epochs is None else f"{_counted(spec.epochs, 'epoch')}, "
     facts = {
         "hardware": _hardware(model),
-        "strategy": f"{spec.strategy}, {spec.devices} device{'s' if spec.devices > 1 else ''}",
+        "strategy": f"{spec.strategy}, {_counted(spec.devices, 'device')}",
         "precision": spec.precision,
         "batch size": f"{run['batch']}, {spec.batching} rows of up to {spec.max_length} tokens",
-        "length": f"{length}, {run['num_steps']:,} steps, {run['num_texts']:,} texts",
+        "length": f"{length}{_counted(run['num_steps'], 'step')}, {run['num_texts']:,} texts",
         "learning rate": f"{spec.lr:g}, {spec.schedule}",
         "seed": str(spec.repeat),
         "kept": f"{spec.keep_model} epoch",
