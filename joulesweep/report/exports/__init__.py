@@ -1,13 +1,12 @@
 """Exports of a sweep: files for papers, spreadsheets and other tools, in `results/<sweep>/exports/`.
 
-An export is a module `joulesweep/report/exports/<name>.py` with `contents(results)`: the content of each of its files
-in `FILES`, as text, or as bytes of a binary file. Charts are exported beside them. `names` imports no such module, so
-that the Snakefile can ask for it.
+Their names are known without importing a module that makes them, so that the Snakefile can ask for them.
 """
 
 from __future__ import annotations
 
-import importlib
+import math
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,18 +19,19 @@ if TYPE_CHECKING:
 
 #: Its power table has a row per reading: by far the most, and the file is compressed.
 COMPRESSED = ("power",)
-#: What each module writes; of `data` also a file per table.
-FILES = {
-    "data": ("columns.csv", "columns.md", *(f"tables/{name}.csv" + ".gz" * (name in COMPRESSED) for name in TABLES)),
-    "paper": ("cells.csv", "cells.tex"),
-    "emissions": ("emissions.csv", "emissions-estimated.csv"),
-}
+#: Of a PNG: a viewer needs 4 bytes for each.
+MOST_PIXELS = 40e6
+#: The files of the modules `data`, `paper` and `emissions`.
+FILES = (
+    *("columns.csv", "columns.md", "cells.csv", "cells.tex", "emissions.csv", "emissions-estimated.csv"),
+    *(f"tables/{name}.csv" + ".gz" * (name in COMPRESSED) for name in TABLES),
+)
 
 
 def names() -> list[str]:
     """The names of all files that `save_all` writes into the folder of exports."""
     drawn = [f"charts/{name}.{kind}" for name in charts.names() for kind in ("png", "json")]
-    return [*(file for made in FILES.values() for file in made), *drawn]
+    return [*FILES, *drawn]
 
 
 def save_all(results: Results, runs_folder: Path, charts_folder: Path, folder: Path) -> None:
@@ -43,20 +43,27 @@ def save_all(results: Results, runs_folder: Path, charts_folder: Path, folder: P
         charts_folder: with the charts as SVG.
         folder: where the exports go.
     """
-    for module, named in FILES.items():
-        contents = importlib.import_module(f"joulesweep.report.exports.{module}").contents(results)
-        for name in named:
-            content = contents[name]
-            files.write_bytes(folder / name, content if isinstance(content, bytes) else content.encode())
+    from joulesweep.report.exports import cards, data, emissions, paper
+
+    contents = {**data.contents(results), **paper.contents(results), **emissions.contents(results)}
+    for name in FILES:
+        content = contents[name]
+        files.write_bytes(folder / name, content if isinstance(content, bytes) else content.encode())
     _save_charts(results, charts_folder, folder / "charts")
-    importlib.import_module("joulesweep.report.exports.cards").save_all(results, runs_folder)
+    cards.save_all(results, runs_folder)
 
 
 def _save_charts(results: Results, charts_folder: Path, folder: Path) -> None:
-    """Write each chart as PNG, at twice the size of its SVG, and as Vega-Lite JSON with its data."""
+    """Write each chart as PNG, at twice the size of its SVG if that is not huge, and as Vega-Lite JSON with its data."""
     import vl_convert
 
     for name in charts.names():
         svg = (charts_folder / f"{name}.svg").read_text(encoding="utf-8")
-        files.write_bytes(folder / f"{name}.png", vl_convert.svg_to_png(svg, scale=2))
+        files.write_bytes(folder / f"{name}.png", vl_convert.svg_to_png(svg, scale=_scale(svg)))
         files.write_json(folder / f"{name}.json", charts.draw(name, results.tables).to_dict())
+
+
+def _scale(svg: str) -> float:
+    """How much larger than its SVG a PNG is: twice, but at most `MOST_PIXELS`."""
+    width, height = re.findall(r' (?:width|height)="([\d.]+)', svg)[:2]
+    return min(2.0, math.sqrt(MOST_PIXELS / (float(width) * float(height))))

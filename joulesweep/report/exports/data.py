@@ -25,12 +25,20 @@ def contents(results: Results) -> dict[str, str | bytes]:
     dictionary = pl.DataFrame(list(_dictionary()))
     made: dict[str, str | bytes] = {"columns.csv": csv_text(dictionary), "columns.md": _markdown()}
     for name in TABLES:
-        text = csv_text(getattr(results.tables, name))
+        table = getattr(results.tables, name)
         if name in COMPRESSED:
-            made[f"tables/{name}.csv.gz"] = gzip.compress(text.encode(), compresslevel=1, mtime=0)
+            made[f"tables/{name}.csv.gz"] = _compressed(table)
         else:
-            made[f"tables/{name}.csv"] = text
+            made[f"tables/{name}.csv"] = csv_text(table)
     return made
+
+
+def _compressed(frame: pl.DataFrame) -> bytes:
+    """A table without lists as compressed CSV, never whole in memory as text."""
+    buffer = io.BytesIO()
+    with gzip.GzipFile(fileobj=buffer, mode="wb", compresslevel=1, mtime=0) as stream:
+        frame.write_csv(stream)
+    return buffer.getvalue()
 
 
 def csv_text(frame: pl.DataFrame) -> str:
