@@ -54,7 +54,7 @@ def save_all(results: Results, runs_folder: Path, charts_folder: Path, folder: P
 
 
 def _save_charts(results: Results, charts_folder: Path, folder: Path) -> None:
-    """Write each chart as PNG, at twice the size of its SVG if that is not huge, and as Vega-Lite JSON with its data."""
+    """Write each chart as PNG, and as Vega-Lite JSON with its data."""
     import vl_convert
 
     for name in charts.names():

@@ -5,7 +5,6 @@ In a CSV file a missing value is empty, a text that is empty is `""`, true and f
 
 from __future__ import annotations
 
-import gzip
 import io
 import json
 from collections.abc import Iterator
@@ -36,8 +35,7 @@ def contents(results: Results) -> dict[str, str | bytes]:
 def _compressed(frame: pl.DataFrame) -> bytes:
     """A table without lists as compressed CSV, never whole in memory as text."""
     buffer = io.BytesIO()
-    with gzip.GzipFile(fileobj=buffer, mode="wb", compresslevel=1, mtime=0) as stream:
-        frame.write_csv(stream)
+    frame.write_csv(buffer, compression="gzip", compression_level=1)
     return buffer.getvalue()
 
 
