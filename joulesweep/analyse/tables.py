@@ -54,6 +54,7 @@ class Tables:
     devices: pl.DataFrame
     power: pl.DataFrame
     anchors: pl.DataFrame
+    attempts: pl.DataFrame
 
 
 NAMES = tuple(field.name for field in fields(Tables))

@@ -10,6 +10,7 @@ from typing import Any
 from joulesweep.cli import add_config
 from joulesweep.core.errors import UserError, one_of
 from joulesweep.core.spec import RunSpec
+from joulesweep.launch.attempts import Attempt
 from joulesweep.launch.launcher import RunFailed, launch
 from joulesweep.launch.progress import end_line
 from joulesweep.measure import meters
@@ -41,18 +42,20 @@ def work(args: argparse.Namespace) -> int:
     (folder / "record.json").unlink(missing_ok=True)
     try:
         measure = config.measure.resolved(spec.accelerator)
-        record = launch(
-            spec,
-            staleness.run_digest(spec),
-            **paths,
-            folder=folder,
-            log=None,
-            exclusive=str(measure.exclusive),
-            gpus=measure.gpus,
-            pinned=measure.pin_boards,
-            meter_settings=meters.settings_in(config.hardware.model_dump()),
-            with_snakemake=False,
-        )
+        with Attempt(folder) as attempt:
+            record = launch(
+                spec,
+                staleness.run_digest(spec),
+                **paths,
+                folder=folder,
+                log=None,
+                exclusive=str(measure.exclusive),
+                gpus=measure.gpus,
+                pinned=measure.pin_boards,
+                meter_settings=meters.settings_in(config.hardware.model_dump()),
+                with_snakemake=False,
+            )
+            attempt.ended(record)
     except RunFailed as failure:
         print(f"FAILED {args.run_id}: {failure}", file=sys.stderr)
         return 1
