@@ -65,6 +65,28 @@ def of_record(job: Job, record: Mapping[str, Any], asked: Asked) -> Past:
     )
 
 
+def of_row(row: Mapping[str, Any]) -> Past:
+    """What a run took, by its row of the runs table; joules around the window are in another table, and left out."""
+    job = Job(run=row["run"], cell=row["cell"], label=row["name"], axes=row)
+    took_s = _seconds(row["started"], row["finished"])
+    if row["status"] != "ok":
+        return Past(job=job, status=row["status"], around_s=max(took_s, LEAST_S))
+    before_s = (row["cooldown_s"] or 0.0) + took_s
+    estimated_j = row["estimated_energy_j"]
+    joules: dict[str, Any] = {}
+    if row["energy_j"] is not None and not row["energy_doubt"]:
+        joules = {key: row[key] for key in ("energy_j", "energy_status", "energy_scope")}
+    elif estimated_j:
+        joules = {"energy_j": estimated_j, "energy_status": "estimated"}
+    return Past(
+        job=job,
+        status="ok",
+        window_s=row["window_s"],
+        around_s=max(before_s - row["total_window_s"], row["startup_s"], LEAST_S),
+        **joules,
+    )
+
+
 def _read(measured: Mapping[str, Any], accelerator: str) -> dict[str, Any]:
     """The joules that meters read, as fields of `Past`; empty where there are none, or where they are doubtful."""
     rows = [DeviceEnergy(**{key: row[key] for key in row.keys() & FIELDS}) for row in measured["energy"]]

@@ -9,6 +9,7 @@ None, with the reason. Pure functions; no torch, no tables.
 from __future__ import annotations
 
 import math
+import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -165,6 +166,77 @@ def predict(past: Sequence[Past], jobs: Sequence[Job], expected: Expected) -> Pl
         joules=_joules(predictions, max(energy.sd, around_j.sd)),
         num_timeless=sum(one.seconds is None for one in predictions),
         num_powerless=sum(one.joules is None for one in predictions),
+    )
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """A run that ended, and what was to be expected of it before it began."""
+
+    past: Past
+    prediction: Prediction
+
+
+def replay(past: Sequence[Past], growth: float = 1.0) -> list[Replayed]:
+    """Predict each finished run from those that ended before it, as if it had been planned then.
+
+    Args:
+        past: the runs that ended, the latest last.
+        growth: 1: each run is predicted from all before it. More: the model is fitted again when so many times as many
+            runs have ended, and not in between.
+
+    Returns:
+        The finished runs that anything told of, in the same order.
+    """
+    replayed: list[Replayed] = []
+    begin = 1
+    while begin < len(past):
+        end = min(max(begin + 1, math.floor(begin * growth)), len(past))
+        asked = [row for row in past[begin:end] if row.status == "ok"]
+        plan = predict(past[:begin], [row.job for row in asked], Expected(status=None))
+        pairs = zip(asked, plan.predictions, strict=True)
+        replayed += [Replayed(row, one) for row, one in pairs if one.window_s is not None]
+        begin = end
+    return replayed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accuracy:
+    """How near predictions were.
+
+    Attributes:
+        num: of runs.
+        median: of the relative errors: 0.1 is 10 % too long or too short.
+        covered: share of the runs within their range.
+    """
+
+    num: int
+    median: float
+    covered: float
+
+
+def accuracy(replayed: Iterable[Replayed], name: str, seen: bool) -> Accuracy | None:
+    """How near the predictions of a quantity were; None without any.
+
+    Args:
+        replayed: the runs.
+        name: "window_s" or "energy_j".
+        seen: of the runs whose cell had a finished run then, or of the others.
+    """
+    pairs = [
+        (predicted, value)
+        for row in replayed
+        if (row.prediction.num_own > 0) == seen
+        and (predicted := getattr(row.prediction, name)) is not None
+        and (value := getattr(row.past, name))
+        and (name != "energy_j" or row.prediction.energy_status == row.past.energy_status)
+    ]
+    if not pairs:
+        return None
+    return Accuracy(
+        num=len(pairs),
+        median=statistics.median(abs(predicted.mid / value - 1) for predicted, value in pairs),
+        covered=sum(predicted.low <= value <= predicted.high for predicted, value in pairs) / len(pairs),
     )
 
 
