@@ -19,7 +19,7 @@ import numpy as np
 from joulesweep.analyse.estimator import SPREAD, UNKNOWN_SD, Estimator, Job, Range, words_of
 
 LATEST = 4  # finished runs that tell how busy the machine is
-BUSY_SD = 0.25  # of the log of how much longer the next run takes on a machine that others use
+BUSY_SD = 0.35  # of the log of how much longer the next run takes on a machine that others use
 MOST_WAITED = 0.95  # beyond that, next to nothing is known of how long a run takes alone
 STOPPED_SD = 0.3  # a run that stops early may stop earlier or later
 
