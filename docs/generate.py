@@ -343,7 +343,9 @@ def limits() -> str:
     named = {
         "measure.conditions": ("HEADLINE_S", "HEADLINE_TICKS", "SKIPPED"),
         "measure.verdict": ("CROSS_CHECK", "CLOCKS"),
-        "analyse.studies.recommendation": ("MARGIN",),
+        "analyse.comparisons": ("MARGIN",),
+        "analyse.studies.decision": ("TIE",),
+        "analyse.statistics": ("FALSE_ALARM",),
         "analyse.roofline": ("MEMORY_TOLERANCE",),
     }
     rows = []

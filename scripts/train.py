@@ -9,6 +9,7 @@ from pathlib import Path
 
 from joulesweep.core.files import read_json
 from joulesweep.core.spec import from_mapping
+from joulesweep.launch import stage
 from joulesweep.launch.attempts import Attempt
 from joulesweep.launch.launcher import RunFailed, check_granted, launch
 from joulesweep.launch.progress import end_line, start_line
@@ -28,10 +29,14 @@ def main() -> None:
     job, grid, runs = json.loads(args.job), read_json(args.grid, "grid"), args.folder.parent
     spec, measure = from_mapping(job["spec"]), grid["config"]["measure"]
     check_granted(spec, measure["exclusive"], args.gpus)
-    print(start_line(run_id(spec), grid, runs), file=sys.stderr, flush=True)
+
+    def tell(begun: str) -> None:
+        if begun == "settles":  # whatever it waited for is its own now
+            print(start_line(run_id(spec), grid, runs), file=sys.stderr, flush=True)
+
     paths = {name: getattr(args, name) for name in ("model_folder", "tokens", "folder", "log")}
     try:
-        with Attempt(args.folder) as attempt:
+        with stage.telling(args.folder, tell), Attempt(args.folder) as attempt:
             record = launch(
                 spec,
                 job["code"],

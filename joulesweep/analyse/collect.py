@@ -13,8 +13,9 @@ from typing import Any
 
 import polars as pl
 
-from joulesweep.analyse import cells, drift, ledger, power_traces, rouge, run_rows
+from joulesweep.analyse import cells, drift, effects, ledger, power_traces, rouge, run_rows
 from joulesweep.analyse.columns import ANCHORS, RUNS, TABLES, UNREADABLE, named
+from joulesweep.analyse.comparisons import Comparisons
 from joulesweep.analyse.tables import Row, Tables, combined, frame
 from joulesweep.core.errors import Corrupt, UserError
 from joulesweep.core.files import read_json
@@ -94,9 +95,12 @@ def aggregate(
     flag_shared_hosts(finished, _with_host_joules(rows, other_rows["devices"]))
     flag_unlike_boards(finished)
     runs = frame(rows, RUNS)
+    comparisons = Comparisons(runs)
+    tabulated_cells = cells.tabulate(runs, grid["config"], comparisons)
     return Tables(
         runs=runs,
-        cells=cells.tabulate(runs, grid["config"]["grid"]),
+        cells=tabulated_cells,
+        effects=frame(effects.tabulate(tabulated_cells, grid["config"], comparisons), TABLES["effects"]),
         power=power_traces.tabulate(runs, traces),
         anchors=drift.tabulate(runs, asked, factors, anchors_folder) if anchors_folder else frame([], ANCHORS),
         attempts=ledger.tabulate(grid, runs_folder.parent, asked, recorded),

@@ -126,12 +126,29 @@ def _estimated(of: str, null: str = NOT_ESTIMATED) -> tuple[Column, ...]:
 def _interval(column: Column) -> tuple[Column, ...]:
     """The columns of the mean of a quantity over the repeats of a cell, and of the ends of its interval."""
     kind = ", of one scope and status" if column.of_joules else ""
-    null, of = f"unless every ok run has the number{kind}", f"end of the 95 % t interval of {column.name}_mean"
+    null, of = (
+        f"unless every ok run has the number{kind}",
+        f"end of the 95 % t interval of {column.name}_mean, from logs",
+    )
     alone = f"{null}, and of a single run"
     return (
         Column(f"{column.name}_mean", REAL, column.unit, f"mean over the repeats: {column.about}", null),
         Column(f"{column.name}_low", REAL, column.unit, f"lower {of} over the repeats", alone),
         Column(f"{column.name}_high", REAL, column.unit, f"upper {of} over the repeats", alone),
+    )
+
+
+def _ratio(name: str, of: str) -> tuple[Column, ...]:
+    """The columns of a cell's ratio to the baseline of its panel."""
+    null, noise = (
+        "of the baseline, without a common seed, and of joules that do not compare",
+        "where nothing tells the noise",
+    )
+    words = f"{of} / that of compared_with, paired by seed"
+    return (
+        Column(f"{name}_ratio", REAL, None, words, null),
+        Column(f"{name}_ratio_low", REAL, None, f"lower end of the 95 % interval of {name}_ratio", noise),
+        Column(f"{name}_ratio_high", REAL, None, f"upper end of the 95 % interval of {name}_ratio", noise),
     )
 
 
@@ -628,6 +645,7 @@ QUANTITIES = tuple(column.name for column in RUNS.values() if column.mean)
 CELLS = _table(
     *IDENTITY.values(),
     Column("environment", TEXT, None, "environment of the runs whose means these are", "of a cell without ok run"),
+    Column("gpus", TEXT, None, "kinds of the boards of its runs", "without boards, and of a cell without ok run"),
     Column("num_ok", WHOLE, None, "ok runs of the cell in this environment, over which means are taken"),
     Column("num_runs", WHOLE, None, "runs of the cell, of every status, in all environments"),
     Column("statuses", TEXT, None, "how many runs of the cell have each status: 1 oom, 2 ok"),
@@ -648,19 +666,72 @@ CELLS = _table(
     *(column for name in QUANTITIES for column in _interval(RUNS[name])),
     *_estimated("of one pass, mean over the repeats"),
     *_of(RUNS, "estimated_co2e_g"),
-    Column("baseline", TEXT, None, "name of the baseline, over which speedup is taken", "where no baseline finished"),
-    Column("is_baseline", FLAG, None, "whether the cell is the baseline", "where there is none"),
+    Column(
+        "compared_with",
+        TEXT,
+        None,
+        "name of the panel's baseline, which energy_ratio, time_ratio, … compare with",
+        "of a cell without ok run",
+    ),
+    Column(
+        "compared_why",
+        TEXT,
+        None,
+        "why compared_with is not the grid's first configuration",
+        "where it is, and of a cell without ok run",
+    ),
+    *(
+        column
+        for name, of in {
+            "energy": "measured joules",
+            "time": "window_s",
+            "memory": "peak memory, of the GPUs if they computed, else of the host",
+            "loss": "validation_loss",
+        }.items()
+        for column in _ratio(name, of)
+    ),
+    Column(
+        "above_best",
+        REAL,
+        None,
+        "by how much the cell's quality is worse than the best of its panel, as a fraction of it",
+        "where no run has the measure of quality",
+    ),
+    Column("above_best_low", REAL, None, "with 95 % above_best is at least this", "where nothing tells the noise"),
+    Column("above_best_high", REAL, None, "with 95 % above_best is at most this", "where nothing tells the noise"),
+    Column(
+        "quality_verdict",
+        TEXT,
+        None,
+        "within the margin of the best, beyond it, or cannot be told yet",
+        "where above_best is",
+    ),
+    Column(
+        "baseline",
+        TEXT,
+        None,
+        "name of the baseline of the same batch size, over which speedup is taken",
+        "of a cell without ok run",
+    ),
+    Column(
+        "baseline_why",
+        TEXT,
+        None,
+        "why another baseline stands in for the one that computes as the grid's first configuration does",
+        "where none does",
+    ),
+    Column("is_baseline", FLAG, None, "whether the cell is the baseline", "of a cell without ok run"),
     Column(
         "speedup",
         REAL,
         None,
-        "samples_per_s / the baseline's, geometric mean over pairs by seed",
+        "samples_per_s / the baseline's, geometric mean, paired by seed",
         "without a common seed",
     ),
-    Column("speedup_low", REAL, None, "lower end of the 95 % interval of speedup", "with fewer than two pairs"),
-    Column("speedup_high", REAL, None, "upper end of the 95 % interval of speedup", "with fewer than two pairs"),
+    Column("speedup_low", REAL, None, "lower end of the 95 % interval of speedup", "where nothing tells the noise"),
+    Column("speedup_high", REAL, None, "upper end of the 95 % interval of speedup", "where nothing tells the noise"),
     Column(
-        "speedup_n", WHOLE, None, "pairs by seed that speedup is the mean of", "where speedup is, and of the baseline"
+        "speedup_n", WHOLE, None, "seeds that the cell and its baseline share", "where speedup is, and of the baseline"
     ),
     Column(
         "speedup_verdict",
@@ -669,6 +740,38 @@ CELLS = _table(
         "baseline, or on which side of 1 the interval of speedup is",
         "where speedup is",
     ),
+)
+EFFECTS = _table(
+    RUNS["panel"],
+    Column(
+        "kind", TEXT, None, "effect, interaction (an effect at one value of another axis), or share of the variance"
+    ),
+    Column("axis", TEXT, None, "the axis that changes; of a share also rest (three axes or more), seed or noise"),
+    Column("from_value", TEXT, None, "the value before the change", "of a share"),
+    Column("to_value", TEXT, None, "the value after it", "of a share"),
+    Column(
+        "other_axis", TEXT, None, "the axis on which the effect depends, or that shares the variance", "of an effect"
+    ),
+    Column(
+        "other_value", TEXT, None, "the value of the other axis at which the effect is this", "unless an interaction"
+    ),
+    Column("quantity", TEXT, None, "what changes: a column of the runs table"),
+    Column(
+        "ratio",
+        REAL,
+        None,
+        "quantity after / before, geometric mean over the pairs; of a share its part of the variance of logs",
+    ),
+    Column(
+        "low", REAL, None, "lower end of the 95 % interval of ratio", "where nothing tells the noise, and of a share"
+    ),
+    Column(
+        "high", REAL, None, "upper end of the 95 % interval of ratio", "where nothing tells the noise, and of a share"
+    ),
+    Column("smallest", REAL, None, "ratio of the pair with the smallest", "of a share"),
+    Column("largest", REAL, None, "ratio of the pair with the largest", "of a share"),
+    Column("num_pairs", WHOLE, None, "pairs of cells that differ in the axis alone", "of a share"),
+    Column("text", TEXT, None, "the interaction in words", "unless an interaction"),
 )
 #: The tables, by the names of their files.
 TABLES: dict[str, Table] = {
@@ -680,6 +783,7 @@ TABLES: dict[str, Table] = {
     "power": POWER,
     "anchors": ANCHORS,
     "attempts": ATTEMPTS,
+    "effects": EFFECTS,
 }
 ABOUT = {
     "runs": "A row per run of the manifest, in its order. What is measured is null unless status is ok.",
@@ -690,4 +794,5 @@ ABOUT = {
     "power": "The power traces of the ok runs: a row per sample and device.",
     "anchors": "A row per run that was measured again on a later day.",
     "attempts": "A row per attempt at a run of the sweep, at an anchor or by hand: all that the sweep itself took.",
+    "effects": "A row per change of an axis and quantity, per value of another axis that it depends on, and per share.",
 }

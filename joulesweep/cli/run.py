@@ -10,6 +10,7 @@ from typing import Any
 from joulesweep.cli import add_config
 from joulesweep.core.errors import UserError, one_of
 from joulesweep.core.spec import RunSpec
+from joulesweep.launch import stage
 from joulesweep.launch.attempts import Attempt
 from joulesweep.launch.launcher import RunFailed, launch
 from joulesweep.launch.progress import end_line
@@ -42,7 +43,7 @@ def work(args: argparse.Namespace) -> int:
     (folder / "record.json").unlink(missing_ok=True)
     try:
         measure = config.measure.resolved(spec.accelerator)
-        with Attempt(folder) as attempt:
+        with stage.telling(folder, lambda begun: None), Attempt(folder) as attempt:
             record = launch(
                 spec,
                 staleness.run_digest(spec),

@@ -18,11 +18,13 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
     Tag,
     ValidationError,
+    WithJsonSchema,
     field_validator,
     model_validator,
 )
@@ -506,6 +508,30 @@ class Hardware(Section):
     wall: Annotated[Wall | None, Field(description="a plug or PDU to read as well; null: none")] = None
 
 
+def _fraction(value: object) -> object:
+    """A fraction from text like 1%; any other value as it is."""
+    percent = re.fullmatch(r"\s*([0-9.]+)\s*%\s*", value) if isinstance(value, str) else None
+    try:
+        return float(percent[1]) / 100 if percent else value
+    except ValueError:
+        return value
+
+
+class Answer(Section):
+    """What decides which configuration is recommended. Nothing is measured anew when it changes."""
+
+    margin: Annotated[
+        float,
+        BeforeValidator(_fraction),
+        Field(gt=0, lt=1, description="how much worse than the best still counts as no worse: 0.01, or 1%"),
+        WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "string", "pattern": "%$"}], "default": 0.01}),
+    ] = 0.01
+    quality: Annotated[
+        Literal["validation_loss", "masked_accuracy", "choice_accuracy", "rouge1", "rouge2", "rougeL"],
+        Field(description="the measure of quality that the margin is of"),
+    ] = "validation_loss"
+
+
 class Exclude(Section):
     """Cells to leave out, with the reason that the report shows."""
 
@@ -530,6 +556,7 @@ class SweepConfig(Section):
     measure: Measure = Measure()
     energy: Energy = Energy()
     hardware: Hardware = Hardware()
+    answer: Answer = Answer()
     exclude: list[Exclude] = []
 
 

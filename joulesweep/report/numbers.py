@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from joulesweep.analyse.columns import QUALITY, ROUGE, RUNS, Column
+from joulesweep.analyse.comparisons import memory_quantity
 from joulesweep.analyse.statistics import NO_INTERVAL
 from joulesweep.analyse.tables import Row, Tables
 from joulesweep.core.quantities import one, scaled
@@ -68,11 +69,6 @@ def heading(column: Column, tables: Tables) -> str:
     if column.name == "masked_accuracy" and not set(tables.runs["task"]) <= {OMISSION["task"]}:
         return "Token accuracy"
     return column.heading or column.name
-
-
-def memory_quantity(row: Row) -> str:
-    """The column of a cell's peak memory: of the GPUs if they were used, else of the host."""
-    return "peak_host_rss_bytes" if row["peak_gpu_allocated_bytes_mean"] is None else "peak_gpu_allocated_bytes"
 
 
 def memory(row: Row) -> FormattedNumber:

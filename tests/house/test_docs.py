@@ -430,7 +430,7 @@ def test_the_reader_of_the_guide_is_one_file(tmp_path):
     (tmp_path / "mine.yaml").write_text(json.dumps(tiny_run.config(datasets__texts=source)), encoding="utf-8")
     assert run(tmp_path, "-m", "joulesweep.cli.main", "check", "mine.yaml") == (0, "")
     fetch = ("-m", "scripts.fetch_dataset", "--output", "out.jsonl", "--manifest", "out.json", "--source")
-    assert run(tmp_path, *fetch, json.dumps(source)) == (0, "")
+    assert run(tmp_path, *fetch, json.dumps(source)) == (0, "fetching texts out\n")
     text = (tmp_path / "out.jsonl").read_text(encoding="utf-8")
     assert json.loads(text) == {"text": "What is it?", "targets": ["This, that."]}
     told = "datasets.texts: choices: has no meaning with format tsv"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from joulesweep.analyse.studies.recommendation import MARGIN, Answer, answers
+from joulesweep.analyse.comparisons import memory_quantity
+from joulesweep.analyse.studies.decision import Decision, decisions, sentence
 from joulesweep.reference.footprint import Footprint
 from joulesweep.report import numbers
 from joulesweep.report.markup import filled
@@ -17,32 +18,38 @@ Tile = tuple[str, FormattedNumber, str]  # label, (number, interval), class
 
 
 def section(results: Results) -> Section:
-    """One answer per model and data set, or a sentence that there is none yet."""
+    """One answer per model, data set and hardware, or a sentence that there is none yet."""
+    decided = decisions(results.tables, results.manifest["config"])
     html = filled(
         "answer.html.j2",
-        answers=[_worded(answer, results) for answer in answers(results.tables)],
-        margin=f"{MARGIN:.0%}",
+        answers=[_worded(decision, results) for decision in decided],
         num_ok=results.num_ok,
         num_runs=results.num_runs,
     )
     return Section(title="Which configuration, and what does it cost?", html=html)
 
 
-def _worded(answer: Answer, results: Results) -> dict[str, Any]:
-    """An answer in words and tiles."""
-    row = answer.chosen
+def _worded(decision: Decision, results: Results) -> dict[str, Any]:
+    """A decision in words and tiles."""
+    pick = decision.recommended
+    assert pick is not None  # without limits there is one
+    row = pick.row
     return {
-        "panel": answer.panel,
+        "panel": decision.panel,
+        "sentence": sentence(decision),
         "name": row["name"],
-        "superlative": "least measured energy" if answer.by == "energy_j" else "least time",
-        "cost": "measured energy" if answer.by == "energy_j" else "time",
-        "unranked": answer.unranked,
-        "doubtful": answer.doubtful[:MAX_TIES],
-        "num_doubtful": len(answer.doubtful),
-        "ties": ", ".join(answer.ties[:MAX_TIES]) + (" and others" if len(answer.ties) > MAX_TIES else ""),
-        "num_within": answer.num_within,
-        "num_cells": answer.num_cells,
-        "num_ok": row["num_ok"],
+        "cost": "measured energy" if decision.by == "energy_j" else "time",
+        "unranked": decision.unranked,
+        "doubtful": decision.doubtful[:MAX_TIES],
+        "num_doubtful": len(decision.doubtful),
+        "ties": ", ".join(decision.ties[:MAX_TIES]) + (" and others" if len(decision.ties) > MAX_TIES else ""),
+        "verdicts": decision.verdicts,
+        "margin": f"{100 * decision.margin:g} %",
+        "told": decision.told,
+        "resolution": decision.resolution,
+        "settle": decision.settle,
+        "sure": decision.sure,
+        "baseline_why": decision.baseline_why,
         "flags": row["flags"],
         "tiles": [
             ("Time of a run", numbers.interval(row, "window_s", "s"), ""),
@@ -51,7 +58,6 @@ def _worded(answer: Answer, results: Results) -> dict[str, Any]:
             ("Validation loss", numbers.interval(row, "validation_loss", ""), ""),
             *_quality_tiles(row, results),
         ],
-        "against": answer.against,
     }
 
 
@@ -65,7 +71,7 @@ def _quality_tiles(row: dict[str, Any], results: Results) -> list[Tile]:
 
 
 def _memory_place(row: dict[str, Any]) -> str:
-    return "host" if numbers.memory_quantity(row) == "peak_host_rss_bytes" else "GPU"
+    return "host" if memory_quantity(row) == "peak_host_rss_bytes" else "GPU"
 
 
 def _energy_tiles(row: dict[str, Any], factors: Footprint | None) -> list[Tile]:

@@ -9,6 +9,7 @@ import polars as pl
 from markupsafe import Markup
 
 from joulesweep.analyse.columns import RUNS, Column
+from joulesweep.analyse.comparisons import memory_quantity
 from joulesweep.report import evidence, numbers
 from joulesweep.report.markup import filled
 from joulesweep.report.numbers import FormattedNumber
@@ -97,7 +98,7 @@ def _own(column: Column, results: Results) -> Entries | None:
             currency = (results.factors.currency if results.factors else None) or ""
             return Entries(title, "", lambda row: numbers.interval(row, "cost", currency), lambda row: row["cost_mean"])
         case "peak_host_rss_bytes":
-            return Entries(title, "", numbers.memory, lambda row: row[f"{numbers.memory_quantity(row)}_mean"])
+            return Entries(title, "", numbers.memory, lambda row: row[f"{memory_quantity(row)}_mean"])
     return None
 
 

@@ -226,6 +226,16 @@ ATTEMPT = [
 ]
 
 
+def without_the_first(row):
+    """The same run; the first cell out of memory, and two values that slow each other down."""
+    spec = row["spec"]
+    if (spec["strategy"], spec["precision"], spec["batch_size"]) == ("single", "fp32", 32):
+        return synthetic.failed(row, "oom", "asked for 2 GiB")
+    factor = 2 if (spec["strategy"], spec["precision"]) == ("ddp", "bf16-mixed") else 1
+    measurement = row["measurement"]
+    return {**row, "measurement": {**measurement, "window_s": factor * measurement["window_s"]}}
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """The tables of a sweep on GPUs whose records tell all that they can, and of one on the CPU."""
@@ -243,6 +253,8 @@ def made(tmp_path_factory):
         files.write_lines(sweep[1] / run / "attempts.jsonl", ATTEMPT)
         synthetic.write_anchors(sweep, folder, "2026-03-01", 2, 1.01)
         found.append(aggregate(*sweep, folder / "anchors"))
+    sweep = synthetic.write_sweep(tmp_path_factory.mktemp("first"), synthetic.raw_config(), without_the_first)
+    found.append(aggregate(*sweep))
     return found
 
 
