@@ -71,6 +71,7 @@ def named(table: Table, names: str) -> tuple[str, ...]:
 ROUGE = {"rouge1": "words", "rouge2": "pairs of words", "rougeL": "the longest common subsequence of words"}
 #: The middle, lower and upper end of an estimate: `_estimated` describes them.
 ESTIMATED = ("estimated_energy_j", "estimated_energy_low_j", "estimated_energy_high_j")
+UNTOLD = "and where it does not tell its jobs"
 NOT_ESTIMATED = "unless the run was on the CPU and the config asks for estimates"
 
 
@@ -461,6 +462,11 @@ RUNS = _table(
     ),
     Column("accelerator", TEXT, None, "what computed: cuda or cpu"),
     Column("hostname", TEXT, None, "name of the machine"),
+    Column("batch_system", TEXT, None, "slurm, pbs, lsf, sge or htcondor", "outside a batch system"),
+    Column("job_id", TEXT, None, "id of the batch system's job", "outside a batch system"),
+    Column("node", TEXT, None, "the batch system's name of the node", f"outside a batch system, {UNTOLD}"),
+    Column("account", TEXT, None, "account or project that the job is charged to", f"outside a batch system, {UNTOLD}"),
+    Column("partition", TEXT, None, "partition or queue of the job", f"outside a batch system, {UNTOLD}"),
     Column("platform", TEXT, None, "operating system, kernel and processor type"),
     Column("python", TEXT, None, "version of Python"),
     Column("cpu_model", TEXT, None, "name of the processor"),

@@ -202,10 +202,11 @@ def told(row):
         "not_tried": ["clock"],
     }
     certificates = [{**certificate, "device": "gpu:0", "name": "GPU-0", "reason": "of another driver"}]
+    batch = {"system": "slurm", "job": "4711", "node": "n1", "account": "green", "partition": "gpu"}
     return {
         **row,
         "measurement": {**measurement, "energy": energy, "conditions": conditions},
-        "environment": {**row["environment"], "certificates": certificates},
+        "environment": {**row["environment"], "certificates": certificates, "batch": batch},
         "accepted": [{"code_digest": "0ther", "reason": "wording alone", "accepted": "2026-01-03"}],
         "quality": {**row["quality"], "choice_accuracy": 0.5},
         "epochs": [{**epoch, "choice_accuracy": 0.5} for epoch in row["epochs"]],
