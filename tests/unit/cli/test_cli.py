@@ -94,6 +94,14 @@ def test_a_mistake_is_one_line_on_stderr_and_exit_code_2(configfile, capsys, nam
     assert re.fullmatch(r"error: my\.yaml:16: grid\.precision\[0\]: unknown .*'fp16-mixed'\?\)\n", err)
 
 
+def test_several_mistakes_are_a_line_each(configfile, capsys):
+    configfile.write_text(yaml.safe_dump(tiny_run.config(grid__precision=["fp16"], grid__batch_size=8)))
+    assert command("check", "--configfile", configfile) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert all(line.startswith("error: my.yaml:") for line in lines)
+
+
 def test_a_missing_config_is_one_line(capsys):
     assert command("check", "--configfile", "nowhere.yaml") == 2
     assert capsys.readouterr().err == "error: nowhere.yaml: No such file or directory\n"
