@@ -36,7 +36,7 @@ def main() -> None:
 
     paths = {name: getattr(args, name) for name in ("model_folder", "tokens", "folder", "log")}
     try:
-        with stage.telling(args.folder, tell), Attempt(args.folder) as attempt:
+        with Attempt(args.folder) as attempt, stage.telling(args.folder, tell):
             record = launch(
                 spec,
                 job["code"],

@@ -788,8 +788,8 @@ TABLES: dict[str, Table] = {
     "devices": DEVICES,
     "power": POWER,
     "anchors": ANCHORS,
-    "attempts": ATTEMPTS,
     "effects": EFFECTS,
+    "attempts": ATTEMPTS,
 }
 ABOUT = {
     "runs": "A row per run of the manifest, in its order. What is measured is null unless status is ok.",
@@ -799,6 +799,6 @@ ABOUT = {
     "devices": "A row per ok run and device that was read, or could not be.",
     "power": "The power traces of the ok runs: a row per sample and device.",
     "anchors": "A row per run that was measured again on a later day.",
-    "attempts": "A row per attempt at a run of the sweep, at an anchor or by hand: all that the sweep itself took.",
     "effects": "A row per change of an axis and quantity, per value of another axis that it depends on, and per share.",
+    "attempts": "A row per attempt at a run of the sweep, at an anchor or by hand: all that the sweep itself took.",
 }

@@ -54,8 +54,8 @@ class Tables:
     devices: pl.DataFrame
     power: pl.DataFrame
     anchors: pl.DataFrame
-    attempts: pl.DataFrame
     effects: pl.DataFrame
+    attempts: pl.DataFrame
 
 
 NAMES = tuple(field.name for field in fields(Tables))

@@ -43,7 +43,7 @@ def work(args: argparse.Namespace) -> int:
     (folder / "record.json").unlink(missing_ok=True)
     try:
         measure = config.measure.resolved(spec.accelerator)
-        with stage.telling(folder, lambda begun: None), Attempt(folder) as attempt:
+        with Attempt(folder) as attempt, stage.telling(folder, lambda begun: None):
             record = launch(
                 spec,
                 staleness.run_digest(spec),

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import polars as pl
 
 from joulesweep.analyse import cells
+from joulesweep.analyse.comparisons import memory_quantity
 from joulesweep.analyse.tables import Row
 from joulesweep.core.quantities import PREFIXES
 from joulesweep.report.exports.data import csv_text
-from joulesweep.report.numbers import memory_quantity
 from joulesweep.report.sections import Results
 
 #: Columns of the cells table in `cells.csv`: what a cell is, what it cost, how good it is, and against what.

@@ -220,13 +220,6 @@ def not_all_well(row):
     return synthetic.failed(row, "oom", "asked for 2 GiB") if row["spec"]["repeat"] == 3 else row
 
 
-#: An attempt that failed, in its two lines.
-ATTEMPT = [
-    {"attempt": "1", "began": "2026-01-02T03:04:05", "cpu_model": "AMD EPYC 7763", "cpu_cores": 2},
-    {"attempt": "1", "ended": "2026-01-02T03:05:05", "status": "failed", "waited_s": 1.0, "held_s": 2.0, "cpu_s": 1.0},
-]
-
-
 def without_the_first(row):
     """The same run; the first cell out of memory, and two values that slow each other down."""
     spec = row["spec"]
@@ -235,6 +228,13 @@ def without_the_first(row):
     factor = 2 if (spec["strategy"], spec["precision"]) == ("ddp", "bf16-mixed") else 1
     measurement = row["measurement"]
     return {**row, "measurement": {**measurement, "window_s": factor * measurement["window_s"]}}
+
+
+#: An attempt that failed, in its two lines.
+ATTEMPT = [
+    {"attempt": "1", "began": "2026-01-02T03:04:05", "cpu_model": "AMD EPYC 7763", "cpu_cores": 2},
+    {"attempt": "1", "ended": "2026-01-02T03:05:05", "status": "failed", "waited_s": 1.0, "held_s": 2.0, "cpu_s": 1.0},
+]
 
 
 @pytest.fixture(scope="module")
