@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -261,7 +262,12 @@ def by_method(cells: pl.DataFrame) -> list[tuple[str, pl.DataFrame]]:
 
 def method_words(row: Row) -> str:
     """The label of the method of a row of the runs or cells table: `greentrainer(rho=0.7)`."""
-    return method_label(row["method"], json.loads(row["method_params"]))
+    return _method_words(row["method"], row["method_params"])
+
+
+@functools.cache
+def _method_words(method: str, params_json: str) -> str:
+    return method_label(method, json.loads(params_json))
 
 
 def _shared(row: Row) -> str:
