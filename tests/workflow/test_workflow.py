@@ -163,7 +163,7 @@ def test_a_new_axis_at_its_omission_value_leaves_finished_runs_valid(sweep: Chec
 
 
 def test_an_edited_chart_redraws_and_trains_nothing(sweep: Checkout) -> None:
-    sweep.edit("joulesweep/report/charts/pareto.py", "def draw(", "def draw(_=1, *")
+    sweep.edit("joulesweep/report/charts/quality.py", "def draw(", "def draw(_=1, *")
     assert set(sweep.planned()) == {"charts", "exports", "report", "all"}
 
 
@@ -366,7 +366,7 @@ def test_snakemakes_own_report_is_made(sweep: Checkout) -> None:
     sweep.run("--report", "snakemake-report.html")
     report = sweep.folder / "snakemake-report.html"
     page = report.read_text(encoding="utf-8")
-    assert "pareto.svg" in page and "The black line is the Pareto front" in page
+    assert "quality.svg" in page and "A ring marks the recommended configuration" in page
     assert 0 < page.index('"Answer": {') < page.index('"Charts": {')
     report.unlink()
 

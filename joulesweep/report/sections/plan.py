@@ -11,7 +11,7 @@ from joulesweep.core.quantities import one
 from joulesweep.report.markup import filled, table
 from joulesweep.report.sections import Results, Section
 
-PLACE = 95
+PLACE = 65
 BEFORE = {False: "before its configuration had run", True: "afterwards"}
 
 
