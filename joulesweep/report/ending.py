@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from joulesweep.analyse import collect, tables
+from joulesweep.analyse import collect, ledger, tables
 from joulesweep.analyse.comparisons import BEYOND, OPEN, WITHIN, key_of
 from joulesweep.analyse.statistics import Ratio
 from joulesweep.analyse.studies.decision import Decision, Pick, decisions, sentence
+from joulesweep.analyse.studies.payback import payback, words
 from joulesweep.analyse.tables import Row
 from joulesweep.core.errors import UserError
+from joulesweep.core.quantities import one
 from joulesweep.report import numbers
 from joulesweep.report.numbers import FormattedNumber
 
@@ -24,7 +26,7 @@ COLUMNS: tuple[tuple[str, Callable[[Row], FormattedNumber]], ...] = (
 
 
 def lines(folder: Path) -> list[str]:
-    """A sentence per group of comparable configurations.
+    """A sentence per group of comparable configurations, and one on what the sweep itself took.
 
     Args:
         folder: results/<sweep>, or its folder `partial`.
@@ -32,7 +34,16 @@ def lines(folder: Path) -> list[str]:
     Raises:
         UserError: the tables or the manifest cannot be read.
     """
-    return [sentence(decision) for decision in made(folder)] or [NOTHING]
+    decided = made(folder)
+    return [*(sentence(decision) for decision in decided), *paid_back(decided, folder)] or [NOTHING]
+
+
+def paid_back(decided: Sequence[Decision], folder: Path) -> list[str]:
+    """When a sweep with one group of comparable configurations is paid back; nothing where that is unknown."""
+    if len(decided) != 1:
+        return []
+    paid = payback(decided[0], ledger.spent(tables.read(folder / "tables").attempts))
+    return [] if paid is None else [words(paid, one(paid.spent, paid.unit))]
 
 
 def made(folder: Path, **changes: object) -> list[Decision]:
