@@ -52,8 +52,10 @@ def test_a_finished_sweep_has_all_its_files(sweep: Checkout) -> None:
     assert (results / "report.html").stat().st_size > 10_000
     assert sorted(path.name for path in (results / "tables").iterdir()) == [
         "anchors.parquet",
+        "attempts.parquet",
         "cells.parquet",
         "devices.parquet",
+        "effects.parquet",
         "epochs.parquet",
         "power.parquet",
         "runs.parquet",
@@ -71,6 +73,7 @@ def test_a_finished_sweep_has_all_its_files(sweep: Checkout) -> None:
             "power.jsonl",
             "summaries.jsonl",
             "run.log",
+            "attempts.jsonl",
         }
 
 
@@ -318,6 +321,33 @@ def test_the_lock_of_a_living_snakemake_is_respected(sweep: Checkout) -> None:
     assert "LockException" in second.stdout + second.stderr
     output, _ = first.communicate(timeout=PATIENCE_S)
     assert first.returncode == 0, output
+
+
+def test_status_and_report_work_beside_a_living_snakemake(sweep: Checkout) -> None:
+    victim = sorted(sweep.records())[0]
+    (sweep.runs / victim / "record.json").unlink()
+    with sweep.held():
+        first = sweep.start("--until", "train")
+        wait_for(sweep.workers, "the run's process")
+        state = json.loads(joulesweep(sweep, "status", "results/tiny", "--json"))
+        page = joulesweep(sweep, "report", "results/tiny").splitlines()[-1].removeprefix("Report: ")
+    assert (state["states"][victim], state["counts"]) == ("running", {"ok": 1, "running": 1})
+    (living,) = state["living"]
+    assert (living["run"], living["stage"], living["here"]) == (victim, "trains", True)
+    assert [holder["run"] for holder in state["machine"] if holder["what"] == "node"] == [victim]
+    assert "1 of 2 runs finished" in Path(page).read_text(encoding="utf-8")
+    output, _ = first.communicate(timeout=PATIENCE_S)
+    assert first.returncode == 0, output
+    assert not (sweep.runs / victim / ".stage.json").exists()
+    assert "2 of 2 runs done (2 ok)" in joulesweep(sweep, "status", "results/tiny")
+
+
+def joulesweep(sweep: Checkout, *arguments: str) -> str:
+    line = [sys.executable, "-m", "joulesweep.cli.main", *arguments]
+    environ = {**sweep.environ, "PYTHONPATH": os.pathsep.join([".", sweep.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(line, cwd=sweep.folder, env=environ, capture_output=True, text=True, timeout=PATIENCE_S)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_partial_reports_what_is_finished_and_runs_nothing(sweep: Checkout) -> None:
