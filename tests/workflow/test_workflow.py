@@ -54,6 +54,7 @@ def test_a_finished_sweep_has_all_its_files(sweep: Checkout) -> None:
         "anchors.parquet",
         "cells.parquet",
         "devices.parquet",
+        "effects.parquet",
         "epochs.parquet",
         "power.parquet",
         "runs.parquet",
@@ -367,6 +368,7 @@ def test_snakemakes_own_report_is_made(sweep: Checkout) -> None:
     report = sweep.folder / "snakemake-report.html"
     page = report.read_text(encoding="utf-8")
     assert "pareto.svg" in page and "The black line is the Pareto front" in page
+    assert "sweep <em>tiny</em>" in page and "System Message" not in page  # a caption that is no reStructuredText
     assert 0 < page.index('"Answer": {') < page.index('"Charts": {')
     report.unlink()
 

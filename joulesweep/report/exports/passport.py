@@ -86,7 +86,7 @@ def _file(name: str, checksum: str) -> dict[str, Any]:
 
 
 def checksums(folder: Path) -> dict[str, str]:
-    """SHA-256 of each file of weights. One that is older than the present passport, which names it, is not read again."""
+    """SHA-256 of each file of weights. One that is older than the passport which names it is not read again."""
     present = folder / "passport.json"
     known: dict[str, str] = {}
     with contextlib.suppress(UserError, *files.MALFORMED):
