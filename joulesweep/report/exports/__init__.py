@@ -18,6 +18,6 @@ FILES = (
 
 
 def names() -> list[str]:
-    """The names of all files that `saving.save_all` writes into the folder of exports."""
+    """The names of all files that `writing.save_all` writes into the folder of exports."""
     drawn = [f"charts/{name}.{kind}" for name in charts.names() for kind in ("png", "json")]
     return [*FILES, *drawn]

@@ -1,4 +1,4 @@
-"""Write the exports of a sweep."""
+"""Write a sweep's exports."""
 
 from __future__ import annotations
 
