@@ -10,6 +10,7 @@ from pathlib import Path
 from joulesweep.core.files import read_json
 from joulesweep.core.spec import from_mapping
 from joulesweep.launch import stage
+from joulesweep.launch.attempts import Attempt
 from joulesweep.launch.launcher import RunFailed, check_granted, launch
 from joulesweep.launch.progress import end_line, start_line
 from joulesweep.measure.meters import settings_in
@@ -35,7 +36,7 @@ def main() -> None:
 
     paths = {name: getattr(args, name) for name in ("model_folder", "tokens", "folder", "log")}
     try:
-        with stage.telling(args.folder, tell):
+        with Attempt(args.folder) as attempt, stage.telling(args.folder, tell):
             record = launch(
                 spec,
                 job["code"],
@@ -46,6 +47,7 @@ def main() -> None:
                 meter_settings=settings_in(grid["config"].get("hardware", {})),
                 **paths,
             )
+            attempt.ended(record)
     except RunFailed as failure:
         sys.exit(f"{run_id(spec)}: {failure}; its output: {args.log}")
     print(end_line(record, grid, runs), file=sys.stderr, flush=True)

@@ -14,7 +14,7 @@ from typing import Any
 
 import polars as pl
 
-from joulesweep.analyse import cells, drift, effects, power_traces, rouge, run_rows
+from joulesweep.analyse import cells, drift, effects, ledger, power_traces, rouge, run_rows
 from joulesweep.analyse.columns import ANCHORS, RUNS, TABLES, UNREADABLE, named
 from joulesweep.analyse.comparisons import Comparisons
 from joulesweep.analyse.tables import Row, Tables, combined, frame
@@ -90,6 +90,7 @@ def aggregate(
     for row in rows:
         row.update(names[row["cell"], row["environment"]])
     finished = [row for row in rows if row["status"] == "ok"]
+    recorded = {row["run"]: (row, devices) for row, devices in zip(rows, other_rows["devices"], strict=True)}
     flag_shared_hosts(finished, _with_host_joules(rows, other_rows["devices"]))
     flag_unlike_boards(finished)
     runs = frame(rows, RUNS)
@@ -101,6 +102,7 @@ def aggregate(
         effects=frame(effects.tabulate(tabulated_cells, grid["config"], comparisons), TABLES["effects"]),
         power=power_traces.tabulate(runs, traces),
         anchors=drift.tabulate(runs, asked, factors, anchors_folder) if anchors_folder else frame([], ANCHORS),
+        attempts=ledger.tabulate(grid, runs_folder.parent, asked, recorded),
         **{name: _tabulated(name, rows, per_run) for name, per_run in other_rows.items()},
     )
 

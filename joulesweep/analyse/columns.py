@@ -71,6 +71,7 @@ def named(table: Table, names: str) -> tuple[str, ...]:
 ROUGE = {"rouge1": "words", "rouge2": "pairs of words", "rougeL": "the longest common subsequence of words"}
 #: The middle, lower and upper end of an estimate: `_estimated` describes them.
 ESTIMATED = ("estimated_energy_j", "estimated_energy_low_j", "estimated_energy_high_j")
+UNTOLD = "and where it does not tell its jobs"
 NOT_ESTIMATED = "unless the run was on the CPU and the config asks for estimates"
 
 
@@ -461,6 +462,11 @@ RUNS = _table(
     ),
     Column("accelerator", TEXT, None, "what computed: cuda or cpu"),
     Column("hostname", TEXT, None, "name of the machine"),
+    Column("batch_system", TEXT, None, "slurm, pbs, lsf, sge or htcondor", "outside a batch system"),
+    Column("job_id", TEXT, None, "id of the batch system's job", "outside a batch system"),
+    Column("node", TEXT, None, "the batch system's name of the node", f"outside a batch system, {UNTOLD}"),
+    Column("account", TEXT, None, "account or project that the job is charged to", f"outside a batch system, {UNTOLD}"),
+    Column("partition", TEXT, None, "partition or queue of the job", f"outside a batch system, {UNTOLD}"),
     Column("platform", TEXT, None, "operating system, kernel and processor type"),
     Column("python", TEXT, None, "version of Python"),
     Column("cpu_model", TEXT, None, "name of the processor"),
@@ -609,6 +615,37 @@ ANCHORS = _table(
     Column("same_code", FLAG, None, "whether both count as measured by one code", "where one of them is unknown"),
     Column("same_scope", FLAG, None, "whether both have joules of one scope and status", "where one has no joules"),
 )
+ATTEMPTS = _table(
+    Column("kind", TEXT, None, "run: of the sweep itself; anchor: measured again on a later day; by hand"),
+    *_of(RUNS, "run cell label"),
+    Column("began", TEXT, None, "when the attempt began: UTC, ISO 8601"),
+    Column("ended", TEXT, None, "when it ended: UTC, ISO 8601", "where it was killed, or still runs"),
+    Column(
+        "status",
+        TEXT,
+        None,
+        "as of a run; failed: no record; stopped: ended from outside; open: killed without a word, or still running",
+    ),
+    Column("reason", TEXT, None, "why it is not ok, in a line", "where it is ok, and where nobody knows"),
+    Column("is_kept", FLAG, None, "whether its record is the present one: its numbers are those of the run"),
+    Column("waited_s", REAL, "s", "seconds until it had its boards or the machine", "where they were not noted"),
+    Column("held_s", REAL, "s", "seconds in which it had them", "where it never had them, or nobody noted"),
+    Column("window_s", REAL, "s", "seconds of its whole window: all passes", "unless it is kept and ok"),
+    Column(
+        "energy_j", REAL, "J", "joules of the whole attempt: around the window, too", "where energy_reason says why"
+    ),
+    Column("window_energy_j", REAL, "J", "joules of its whole window", "unless it is kept, ok and has joules"),
+    Column("energy_status", TEXT, None, "measured or integrated", "where energy_j is"),
+    Column("energy_scope", TEXT, None, "kinds of device in energy_j", "where energy_j is"),
+    Column("energy_reason", TEXT, None, "why energy_j is null, or is of the window alone", "where it is the whole"),
+    Column(
+        "estimated_energy_j",
+        REAL,
+        "J",
+        "estimated joules of the whole attempt, or of its window where nothing else is known",
+        NOT_ESTIMATED,
+    ),
+)
 #: Each has `_mean`, `_low` and `_high` in the cells table: mean and 95 % t interval over repeats.
 QUANTITIES = tuple(column.name for column in RUNS.values() if column.mean)
 CELLS = _table(
@@ -752,6 +789,7 @@ TABLES: dict[str, Table] = {
     "power": POWER,
     "anchors": ANCHORS,
     "effects": EFFECTS,
+    "attempts": ATTEMPTS,
 }
 ABOUT = {
     "runs": "A row per run of the manifest, in its order. What is measured is null unless status is ok.",
@@ -762,4 +800,5 @@ ABOUT = {
     "power": "The power traces of the ok runs: a row per sample and device.",
     "anchors": "A row per run that was measured again on a later day.",
     "effects": "A row per change of an axis and quantity, per value of another axis that it depends on, and per share.",
+    "attempts": "A row per attempt at a run of the sweep, at an anchor or by hand: all that the sweep itself took.",
 }

@@ -55,6 +55,7 @@ class Tables:
     power: pl.DataFrame
     anchors: pl.DataFrame
     effects: pl.DataFrame
+    attempts: pl.DataFrame
 
 
 NAMES = tuple(field.name for field in fields(Tables))

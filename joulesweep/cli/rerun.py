@@ -20,6 +20,7 @@ from joulesweep.cli import Parser, add_config
 from joulesweep.core import processes
 from joulesweep.core.errors import UserError, one_of
 from joulesweep.plan import config as config_module
+from joulesweep.report import exports
 from joulesweep.runs import record
 from joulesweep.runs.record import STATUSES, RunRecord, brief
 
@@ -36,7 +37,7 @@ EXAMPLES = (
 HOW_MANY = re.compile(r"--(cores|jobs|profile|workflow-profile|executor)\b|-[cje]")
 OTHER_CONFIG = re.compile(r"--config|-C")
 PROFILE = Path("profiles/default/profile.yaml")  # Snakemake loads it by itself
-ANALYSIS = ("grid", "aggregate", "charts", "report")  # rules
+ANALYSIS = ("grid", "aggregate", "charts", "exports", "report")  # rules
 
 
 def arguments(parser: Parser) -> None:
@@ -140,7 +141,8 @@ def _analysis(sweep: Sweep) -> list[str]:
     """Snakemake's arguments for the report of the existing records; no rule that trains is allowed."""
     if len(sweep.current()) < len(sweep.runs) or not all(Path(path).exists() for path in sweep.anchors()):
         return ["partial"]
-    return [f"{sweep.folder}/report.html", "--allowed-rules", *ANALYSIS]
+    targets = (f"{sweep.folder}/report.html", f"{sweep.folder}/exports/{exports.names()[0]}")
+    return [*targets, "--allowed-rules", *ANALYSIS]
 
 
 def _records(sweep: Sweep, runs: Sequence[str]) -> list[Path]:

@@ -11,6 +11,7 @@ from joulesweep.cli import add_config
 from joulesweep.core.errors import UserError, one_of
 from joulesweep.core.spec import RunSpec
 from joulesweep.launch import stage
+from joulesweep.launch.attempts import Attempt
 from joulesweep.launch.launcher import RunFailed, launch
 from joulesweep.launch.progress import end_line
 from joulesweep.measure import meters
@@ -42,7 +43,7 @@ def work(args: argparse.Namespace) -> int:
     (folder / "record.json").unlink(missing_ok=True)
     try:
         measure = config.measure.resolved(spec.accelerator)
-        with stage.telling(folder, lambda begun: None):
+        with Attempt(folder) as attempt, stage.telling(folder, lambda begun: None):
             record = launch(
                 spec,
                 staleness.run_digest(spec),
@@ -55,6 +56,7 @@ def work(args: argparse.Namespace) -> int:
                 meter_settings=meters.settings_in(config.hardware.model_dump()),
                 with_snakemake=False,
             )
+            attempt.ended(record)
     except RunFailed as failure:
         print(f"FAILED {args.run_id}: {failure}", file=sys.stderr)
         return 1

@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import ClassVar
 
 from joulesweep.core import processes
 from joulesweep.core.errors import UserError
@@ -312,7 +313,10 @@ class Lease:
     Attributes:
         boards: those taken.
         descriptors: of the locks; processes that inherit them keep the boards locked.
+        watchers: called with the lease, and whether its hold begins or is about to end.
     """
+
+    watchers: ClassVar[list[Callable[[Lease, bool], None]]] = []
 
     def __init__(
         self, boards: Sequence[Board], needed: int, exclusive: str, ensure_parent_alive: Callable[[], None]
@@ -338,9 +342,13 @@ class Lease:
         except BaseException:
             self.__exit__(None, None, None)
             raise
+        for watcher in self.watchers:
+            watcher(self, True)
         return self
 
     def __exit__(self, *error: type[BaseException] | BaseException | TracebackType | None) -> None:
+        for watcher in self.watchers:
+            watcher(self, False)
         self._let_go()
         if self._running is not None:
             os.close(self._running)

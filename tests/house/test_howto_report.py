@@ -85,7 +85,16 @@ def test_a_chart_is_one_file(copy):
     )
     assert "startup" in copy.python("-c", listed).split()
     folder = copy.sweep / "charts"
-    copy.python("-m", "scripts.charts", "--grid", str(copy.sweep / "grid.json"), "--tables", str(copy.sweep / "tables"), "--output", str(folder))
+    copy.python(
+        "-m",
+        "scripts.charts",
+        "--grid",
+        str(copy.sweep / "grid.json"),
+        "--tables",
+        str(copy.sweep / "tables"),
+        "--output",
+        str(folder),
+    )
     assert (folder / "startup.svg").read_text().startswith("<svg") and (folder / "startup.html").exists()
     assert (folder / "startup.rst").read_text().startswith("Seconds before the first step, by configuration.\n\nLo")
     drawn = re.findall(r'id="figure-(\w+)"', copy.report())
@@ -105,7 +114,7 @@ def test_a_study_is_one_file(copy):
     sections = re.findall(r'<section id="([\w-]+)"', after := copy.report())
     assert sections == [
         *("answer", "quality", "ladder", "effects", "budget", "configurations", "steadiness", "training"),
-        *("conditions", "provenance"),
+        *("conditions", "plan", "provenance"),
     ]
     begin, end = after.index('<section id="steadiness"'), after.index('<section id="training"')
     link = '<li><a href="#steadiness">Spread of repeats</a></li>\n'

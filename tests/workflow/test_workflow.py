@@ -25,7 +25,7 @@ from patience import PATIENCE_S, wait_for
 from tiny_run import REPOSITORY, SUPPORT
 
 FINISHED = SUPPORT / "golden" / "finished.tar.gz"
-ANALYSIS = {"aggregate", "charts", "report", "all"}
+ANALYSIS = {"aggregate", "charts", "exports", "report", "all"}
 
 
 def finish(folder: Path) -> None:
@@ -59,6 +59,8 @@ def test_a_finished_sweep_has_all_its_files(sweep: Checkout) -> None:
         "runs.parquet",
         "selections.parquet",
     ]
+    exported = {path.name for path in (results / "exports").iterdir()}
+    assert exported >= {"cells.csv", "cells.tex", "columns.csv", "emissions.csv", "tables", "charts"}
     for run in sweep.records():
         names = {path.name for path in (results / "runs" / run).iterdir()}
         assert names == {
@@ -162,7 +164,13 @@ def test_a_new_axis_at_its_omission_value_leaves_finished_runs_valid(sweep: Chec
 
 def test_an_edited_chart_redraws_and_trains_nothing(sweep: Checkout) -> None:
     sweep.edit("joulesweep/report/charts/quality.py", "def draw(", "def draw(_=1, *")
-    assert set(sweep.planned()) == {"charts", "report", "all"}
+    assert set(sweep.planned()) == {"charts", "exports", "report", "all"}
+
+
+def test_a_carbon_factor_makes_tables_and_exports_again_and_trains_nothing(sweep: Checkout) -> None:
+    sweep.config["energy"] = {"estimate": True, "carbon": {"country": "DEU"}}
+    sweep.write_config()
+    assert set(sweep.planned()) == {"grid", *ANALYSIS}
 
 
 def test_an_edited_comment_in_the_training_loop_runs_nothing(sweep: Checkout) -> None:
@@ -359,6 +367,7 @@ def test_snakemakes_own_report_is_made(sweep: Checkout) -> None:
     report = sweep.folder / "snakemake-report.html"
     page = report.read_text(encoding="utf-8")
     assert "quality.svg" in page and "A ring marks the recommended configuration" in page
+    assert 0 < page.index('"Answer": {') < page.index('"Charts": {')
     report.unlink()
 
 
