@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import polars as pl
@@ -41,6 +41,20 @@ BUT_METHOD = (
     "max_grad_norm",
 )
 
+#: Columns of which cells have the mean without an interval: the estimates have the range of their method instead.
+MEANS_ALONE = (*columns.ESTIMATED, "estimated_co2e_g", "energy_error_j")
+#: Columns of the runs that cells are made of.
+NEEDED = tuple(
+    dict.fromkeys(
+        [
+            *columns.IDENTITY,
+            *("status", "environment", "gpus", "flags", "energy_scope", "energy_status", "energy_doubt"),
+            *columns.QUANTITIES,
+            *MEANS_ALONE,
+        ]
+    )
+)
+
 
 def tabulate(runs: pl.DataFrame, config: Mapping[str, Any], comparisons: Comparisons) -> pl.DataFrame:
     """Build the cells table: one row per cell and environment, in the order of the manifest.
@@ -51,28 +65,32 @@ def tabulate(runs: pl.DataFrame, config: Mapping[str, Any], comparisons: Compari
         comparisons: of the same runs.
     """
     rows = []
-    for _, in_cell in runs.group_by("cell", maintain_order=True):
-        num_runs = in_cell.height
-        statuses = ", ".join(f"{n} {status}" for status, n in Counter(in_cell["status"].to_list()).items())
-        ok = in_cell.filter(pl.col("status") == "ok")
-        groups = [group for _, group in ok.group_by("environment", maintain_order=True)]
+    for in_cell in _grouped(runs.select(NEEDED).iter_rows(named=True), "cell"):
+        statuses = ", ".join(f"{n} {status}" for status, n in Counter(run["status"] for run in in_cell).items())
+        groups = _grouped((run for run in in_cell if run["status"] == "ok"), "environment")
         for group in groups or [in_cell]:
-            first = group.row(0, named=True)
-            row = {key: first[key] for key in columns.IDENTITY}
-            row |= {"environment": first["environment"] if groups else None, "statuses": statuses, "num_runs": num_runs}
-            row["gpus"] = join_unique(group["gpus"].drop_nulls()) if groups else None
-            rows.append({**row, "num_ok": group.height if groups else 0, **_energy(group), **_means(group)})
+            row = {key: group[0][key] for key in columns.IDENTITY}
+            row |= {"statuses": statuses, "num_runs": len(in_cell), "num_ok": len(group) if groups else 0}
+            row["environment"] = group[0]["environment"] if groups else None
+            row["gpus"] = join_unique(run["gpus"] for run in group) if groups else None
+            rows.append({**row, **_energy(group), **_means(group)})
     _compare(rows, comparisons, config)
     return tables.frame(rows, columns.CELLS)
 
 
-def _energy(group: pl.DataFrame) -> Row:
+def _grouped(runs: Iterable[Row], key: str) -> list[list[Row]]:
+    """Rows by the value of a column, in the order of its first."""
+    groups: dict[object, list[Row]] = {}
+    for run in runs:
+        groups.setdefault(run[key], []).append(run)
+    return list(groups.values())
+
+
+def _energy(group: Sequence[Row]) -> Row:
     """Scope, status and doubts of the joules of a cell's repeats, and their flags; different values are joined."""
-    flagged = [flags for flags in map(relevant_flags, group["flags"], group["energy_scope"]) if flags]
+    flagged = [flags for run in group if (flags := relevant_flags(run["flags"], run["energy_scope"]))]
     return {
-        "energy_scope": join_unique(group["energy_scope"]),
-        "energy_status": join_unique(group["energy_status"]),
-        "energy_doubt": join_unique(group["energy_doubt"]),
+        **{key: join_unique(run[key] for run in group) for key in ("energy_scope", "energy_status", "energy_doubt")},
         "num_flagged": len(flagged),
         "flags": join_unique(flag for flags in flagged for flag in flags),
     }
@@ -84,20 +102,20 @@ def relevant_flags(flags: str | None, scope: str | None) -> list[str]:
     return [flag for flag in (flags or "").split(", ") if flag and (in_total or flag != "shared_host")]
 
 
-def _means(group: pl.DataFrame) -> dict[str, float | None]:
+def _means(group: Sequence[Row]) -> dict[str, float | None]:
     """Means over a cell's repeats; null if a repeat lacks the number, or its joules differ in scope or status."""
     row: dict[str, float | None] = {}
-    one_kind = group.select("energy_scope", "energy_status").n_unique() == 1
+    one_kind = len({(run["energy_scope"], run["energy_status"]) for run in group}) == 1
     for quantity in columns.QUANTITIES:
-        values = group[quantity].to_list()
+        values = [run[quantity] for run in group]
         if None in values or (columns.RUNS[quantity].of_joules and not one_kind):
             continue
         interval = _interval(quantity, values)
         row |= {f"{quantity}_mean": interval.mean, f"{quantity}_low": interval.low, f"{quantity}_high": interval.high}
-    # The method's range, not a confidence interval.
-    for column in (*columns.ESTIMATED, "estimated_co2e_g", *(["energy_error_j"] if one_kind else [])):
-        if group[column].null_count() == 0:
-            row[column] = mean_interval(group[column].to_list()).mean
+    for column in MEANS_ALONE:
+        values = [run[column] for run in group]
+        if None not in values and (one_kind or not column.startswith("energy_")):
+            row[column] = mean_interval(values).mean
     return row
 
 

@@ -19,7 +19,7 @@ from joulesweep.cli import add_config
 from joulesweep.core import bounded
 from joulesweep.core.errors import UserError, one_of
 from joulesweep.core.files import MALFORMED
-from joulesweep.core.quantities import scaled
+from joulesweep.core.quantities import digits, scaled
 from joulesweep.core.spec import RunSpec
 from joulesweep.measure import devices, machine, meters
 from joulesweep.plan import config as config_module
@@ -53,6 +53,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def work(args: argparse.Namespace) -> int:
     """Plan, and print it."""
+    for option in ("cores", "gpus"):
+        number = getattr(args, option)
+        if number is not None and number < 1:
+            raise UserError(f"--{option}: must be 1 or more, got {number}")
     config = config_module.load(args.configfile)
     accelerator = machine.resolve_accelerator(config.hardware.accelerator)
     hardware = config.hardware.model_copy(update={"accelerator": accelerator})
@@ -335,7 +339,8 @@ def _totals(made: Made) -> list[str]:
     for status, joules in plan.joules.items():
         word = "" if status in ("measured", "integrated") else f", {status}"
         unknown = f"; {plan.num_powerless} runs unknown" if plan.num_powerless else ""
-        rows.append(("Energy", f"{_shown(joules.times(1 / J_PER_KWH), 'kWh')}{word}{unknown}"))
+        kwh = f" = {digits(joules.mid / J_PER_KWH)} kWh"
+        rows.append(("Energy", f"{_shown(joules, 'J')}{kwh}{word}{unknown}"))
         rows += [(name, f"{_shown(amount, unit)}{word}") for name, amount, unit in _footprints(made.config, joules)]
     if not plan.joules:
         rows.append(("Energy", f"unknown: {plan.predictions[0].energy_basis}"))
@@ -348,8 +353,8 @@ def _footprints(config: SweepConfig, joules: Range) -> list[tuple[str, Range, st
     factors = footprint(config.energy.model_dump(mode="json"))
     if factors is None:
         return []
-    found = [("CO2e", factors.co2e_g(1.0), "g"), ("Cost", factors.cost(1.0), factors.currency or "")]
-    return [(name, joules.times(per_j), unit) for name, per_j, unit in found if per_j is not None]
+    amounts = [("CO2e", factors.co2e_g(1.0), "g"), ("Cost", factors.cost(1.0), factors.currency or "")]
+    return [(name, joules.times(per_j), unit) for name, per_j, unit in amounts if per_j is not None]
 
 
 def _shown(amount: Range, unit: str) -> str:

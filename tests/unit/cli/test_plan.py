@@ -195,6 +195,13 @@ def test_boards_share_the_work(capsys):
     assert 1.5 < walls[2] / walls[4] < 2.1
 
 
+@pytest.mark.parametrize("option", ["--cores", "--gpus"])
+def test_less_than_one_slot_is_refused(capsys, option):
+    sweep()
+    assert command(option, "0") == 2
+    assert capsys.readouterr().err == f"error: {option}: must be 1 or more, got 0\n"
+
+
 def test_it_needs_neither_torch_nor_tables():
     heavy = "('torch', 'polars', 'snakemake')"
     code = f"import sys; from joulesweep.cli import plan; print([m for m in {heavy} if m in sys.modules])"

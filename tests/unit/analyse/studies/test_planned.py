@@ -101,13 +101,24 @@ def test_later_runs_change_no_earlier_plan(tmp_path):
 def test_the_section_says_how_near_the_plans_were(tmp_path):
     manifest, tables = pages.build(tmp_path, one_after_the_other)
     text = pages.words(plan.section(Results(manifest, tables)).html)
-    assert text.startswith("23 windows were planned to take")
+    assert "23 windows were planned to take" in text
     assert "Time, before its configuration had run" in text
     assert "Estimated energy, afterwards" in text
 
 
-def test_without_plans_there_is_no_section(tmp_path):
-    manifest, tables = pages.build(tmp_path, failing)
+def test_the_section_says_what_the_sweep_itself_took(tmp_path):
+    def with_notes(change):
+        manifest, tables = pages.build(tmp_path, change)
+        return pages.words(plan.section(Results(manifest, tables)).html)
+
+    assert "in 24 attempts. Attempts without a meter took an estimated" in with_notes(one_after_the_other)
+    assert "read from meters" in with_notes(measured)
+    assert "Of 24 attempts only the window was read." in with_notes(measured)
+    assert with_notes(failing).endswith("What 24 of them took is unknown.")
+
+
+def test_before_anything_was_tried_there_is_no_section(tmp_path):
+    manifest, tables = pages.build(tmp_path, lambda row: None)
     assert plan.section(Results(manifest, tables)) is None
 
 
