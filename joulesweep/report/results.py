@@ -9,8 +9,10 @@ from typing import Any
 
 import polars as pl
 
+from joulesweep.analyse import ledger
 from joulesweep.analyse.cells import comparable_groups
 from joulesweep.analyse.comparisons import Comparisons
+from joulesweep.analyse.ledger import Spent
 from joulesweep.analyse.studies.decision import Decision, decisions
 from joulesweep.analyse.tables import Row, Tables
 from joulesweep.reference.footprint import Footprint, footprint
@@ -50,6 +52,11 @@ class Results:
     def comparisons(self) -> Comparisons:
         """Ratios of configurations."""
         return Comparisons(self.tables.runs)
+
+    @functools.cached_property
+    def spent(self) -> Spent:
+        """What the sweep itself took: every attempt of every run."""
+        return ledger.spent(self.tables.attempts)
 
     @functools.cached_property
     def looks(self) -> Looks:

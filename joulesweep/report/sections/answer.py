@@ -7,6 +7,7 @@ from typing import Any
 from joulesweep.analyse.comparisons import memory_quantity
 from joulesweep.analyse.statistics import Ratio
 from joulesweep.analyse.studies.decision import Decision, Pick, configuration, sentence
+from joulesweep.analyse.studies.payback import payback, words
 from joulesweep.analyse.tables import Row
 from joulesweep.core import quantities
 from joulesweep.report import numbers
@@ -46,6 +47,7 @@ def _worded(decision: Decision, results: Results) -> dict[str, Any]:
         "sentence": sentence(decision),
         "cards": [_card(pick, decision, results) for pick in decision.picks],
         "row": _summary(decision, results),
+        "payback": _payback(decision, results),
         "sure": decision.sure,
         "resolved": _resolved(decision),
         "settle": decision.settle,
@@ -57,6 +59,12 @@ def _worded(decision: Decision, results: Results) -> dict[str, Any]:
         "margin": f"{100 * decision.margin:g} %",
         "ties": some(decision.ties),
     }
+
+
+def _payback(decision: Decision, results: Results) -> str | None:
+    """When the sweep is paid back, if it has one set of comparable configurations."""
+    paid = payback(decision, results.spent) if len(results.decisions) == 1 else None
+    return None if paid is None else words(paid, quantities.one(paid.spent, paid.unit))
 
 
 def _card(pick: Pick, decision: Decision, results: Results) -> dict[str, Any]:

@@ -17,6 +17,7 @@ def section(results: Results) -> Section:
     tables, config = results.tables, results.manifest["config"]
     html = filled(
         "provenance.html.j2",
+        exported=not {"missing", "unreadable"} & set(tables.runs["status"]),
         factors=describe_factors(results.factors) if results.factors else [],
         environments=evidence.environments(tables.runs),
         code=evidence.code(tables.runs),
