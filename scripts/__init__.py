@@ -30,7 +30,7 @@ def run_script(work: Callable[[], None], begins: str = "") -> None:
     try:
         work()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print("\n".join(f"error: {line}" for line in str(error).splitlines()), file=sys.stderr)
         sys.exit(2)
 
 

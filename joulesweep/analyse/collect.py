@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Set
 from pathlib import Path
 from typing import Any
@@ -224,15 +225,40 @@ def _names(runs: list[Row]) -> dict[tuple[str, str | None], dict[str, str]]:
     # Only ok runs count as environments: a failed run may have seen none of its boards.
     values["environment"] = {row["environment"] for row in runs if row["status"] == "ok"}
     varying = [axis for axis in axes if len(values[axis]) > 1]
-    names = {}
+    machines, names = _machines([row for row in runs if row["status"] == "ok"]), {}
     for row in runs:
         words = {axis: _word(axis, row.get(axis)) for axis in varying}
+        words |= {"environment": machines.get(row.get("environment"), "")} if "environment" in varying else {}
         extra = [words[axis] for axis in (*cells.LAYOUT, *RATES) if axis in varying]
         setup = " ".join([_setup(row), *extra])
         panel = " · ".join(words[axis] for axis in axes[:4] if words.get(axis))
         name = f"{setup} bs{row['batch']}"
         names[row["cell"], row.get("environment")] = {"setup": setup, "panel": panel, "name": name}
     return names
+
+
+#: What tells environments apart, in the order in which names take it up: column, and its word before the value.
+TELLING = (("driver", "driver "), ("torch_version", "torch "), ("transformers_version", "transformers "))
+
+
+def _machines(ok: list[Row]) -> dict[str | None, str]:
+    """Environments in words: the boards or the processor, and what else tells them apart."""
+    rows = {row["environment"]: row for row in ok}
+    words = {env: _hardware(row) for env, row in rows.items()}
+    for column, before in TELLING:
+        alike, longer = Counter(words.values()), {}
+        for env in [env for env, word in words.items() if alike[word] > 1]:
+            same = {rows[other][column] for other, word in words.items() if word == words[env]}
+            told = f"{words[env]}, {before}{rows[env][column] or 'unknown'}"
+            longer[env] = told if len(same) > 1 else words[env]
+        words |= longer
+    alike = Counter(words.values())
+    return {env: word if alike[word] == 1 else f"{word}, {env!s:.4}" for env, word in words.items()}
+
+
+def _hardware(row: Row) -> str:
+    """The boards of a run, else its processor."""
+    return str(row["gpus"] or row["cpu_model"]).removeprefix("NVIDIA ")
 
 
 def _word(axis: str, value: Any) -> str:  # noqa: ANN401 - of any axis
@@ -245,7 +271,6 @@ def _word(axis: str, value: Any) -> str:  # noqa: ANN401 - of any axis
         return ""
     return {
         "lr": f"lr{value}",
-        "environment": f"environment {value!s:.4}",
         "head": f"{value}-head",
         "checkpoint_activations": "checkpointed" if value else "stored",
     }.get(axis, str(value))

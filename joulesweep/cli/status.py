@@ -232,4 +232,8 @@ def _ending(state: State) -> list[str]:
     page = Path(state.folder, "report.html")
     if not page.exists():
         return ["All runs are done; the report is being made, or the next snakemake makes it."]
-    return [*ending.lines(Path(state.folder)), f"Report: {page.resolve()}"]
+    try:
+        answer = ending.lines(Path(state.folder))
+    except UserError as error:
+        answer = [f"No answer can be read: {error}"]
+    return [*answer, f"Report: {page.resolve()}"]

@@ -16,10 +16,9 @@ from pathlib import Path
 from statistics import fmean, variance
 
 import polars as pl
-from scipy.special import stdtrit
 
 from joulesweep.analyse.columns import IDENTITY, RUNS, named
-from joulesweep.analyse.statistics import NO_DIFFERENCE, NO_INTERVAL, Ratio, paired_ratio
+from joulesweep.analyse.statistics import NO_DIFFERENCE, NO_INTERVAL, Ratio, paired_ratio, t_quantile
 from joulesweep.analyse.tables import Row
 from joulesweep.core.errors import UserError
 
@@ -286,7 +285,7 @@ def unpaired_ratio(a: Sequence[float], b: Sequence[float], confidence: float = 0
     half = 0.0
     if sum(parts) > 0:
         degrees = sum(parts) ** 2 / sum(part**2 / (len(of) - 1) for part, of in zip(parts, logs, strict=True))
-        half = float(stdtrit(degrees, (1 + confidence) / 2)) * math.sqrt(sum(parts))
+        half = t_quantile(degrees, confidence) * math.sqrt(sum(parts))
     low, high = log - half, log + half
     verdict = NO_DIFFERENCE if low <= 0 <= high else "higher" if low > 0 else "lower"
     return Ratio(ratio=math.exp(log), low=math.exp(low), high=math.exp(high), n=n, verdict=verdict)

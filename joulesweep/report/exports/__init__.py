@@ -23,7 +23,7 @@ COMPRESSED = ("power",)
 MOST_PIXELS = 40e6
 #: The files of the modules `data`, `paper` and `emissions`.
 FILES = (
-    *("columns.csv", "columns.md", "cells.csv", "cells.tex", "emissions.csv", "emissions-estimated.csv"),
+    *("columns.csv", "columns.md", "cells.csv", "cells.tex", "effects.tex", "emissions.csv", "emissions-estimated.csv"),
     *(f"tables/{name}.csv" + ".gz" * (name in COMPRESSED) for name in TABLES),
 )
 

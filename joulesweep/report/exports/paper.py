@@ -1,4 +1,4 @@
-"""The configurations for a paper: chosen columns as CSV, and a LaTeX table with units, intervals and a caption.
+"""Configurations and effects for a paper: chosen columns as CSV, and LaTeX tables with units, intervals and captions.
 
 The LaTeX needs the package booktabs. A number has as many digits as its interval allows: two of the half-width.
 """
@@ -12,16 +12,17 @@ from dataclasses import dataclass
 import polars as pl
 
 from joulesweep.analyse import cells
-from joulesweep.analyse.comparisons import memory_quantity
+from joulesweep.analyse.comparisons import asked, memory_quantity
 from joulesweep.analyse.tables import Row
 from joulesweep.core.quantities import PREFIXES
 from joulesweep.report.exports.data import csv_text
+from joulesweep.report.numbers import QUALITIES
 from joulesweep.report.sections import Results
 
 #: Columns of the cells table in `cells.csv`: what a cell is, what it cost, how good it is, and against what.
 IDENTITY = (
     *("panel", "name", "model", "dataset", "task", "method", "method_params", "strategy", "devices", "precision"),
-    *("batch_size", "batch_size_scope", "lr", "num_ok", "num_runs", "statuses", "num_flagged", "flags"),
+    *("batch_size", "batch_size_scope", "lr", "gpus", "num_ok", "num_runs", "statuses", "num_flagged", "flags"),
 )
 JOULES = ("energy_status", "energy_scope", "energy_error_j", "energy_doubt")
 MEANS = (
@@ -29,7 +30,12 @@ MEANS = (
     *("peak_host_rss_bytes", "tokens_per_s", "co2e_g"),
 )
 ESTIMATES = ("estimated_energy_j", "estimated_energy_low_j", "estimated_energy_high_j")
-COMPARED = ("baseline", "speedup", "speedup_low", "speedup_high", "speedup_n", "speedup_verdict")
+RATIOS = ("energy_ratio", "time_ratio", "memory_ratio", "loss_ratio")
+COMPARED = (
+    *("compared_with", "compared_why"),
+    *(f"{name}{end}" for name in (*RATIOS, "above_best") for end in ("", "_low", "_high")),
+    "quality_verdict",
+)
 CHOSEN = (
     *IDENTITY,
     *JOULES,
@@ -37,6 +43,16 @@ CHOSEN = (
     *ESTIMATES,
     *COMPARED,
 )
+#: Columns of the effects table that say which change it is.
+CHANGE = ("kind", "axis", "from_value", "to_value", "other_axis", "other_value")
+#: Heads of the effects' columns, by quantity.
+QUANTITIES = {
+    "energy_j": "Energy",
+    "window_s": "Time",
+    **dict.fromkeys(("peak_gpu_allocated_bytes", "peak_host_rss_bytes"), "Peak memory"),
+    **{column.name: column.heading or column.name for column in QUALITIES},
+    "validation_loss": "Validation loss",
+}
 #: Characters with a meaning in LaTeX, and characters that its fonts may lack.
 ESCAPES = {
     **{sign: f"\\{sign}" for sign in "&%$#_{}"},
@@ -57,12 +73,18 @@ ESCAPES = {
 }
 MISSING = "--"
 DOUBTFUL = r"$^{\dagger}$"
+#: Marks of a verdict on quality; of `within` none.
+VERDICTS = {"beyond": r"$^{\times}$", "cannot be told yet": "$^{?}$"}
 
 
 def contents(results: Results) -> dict[str, str]:
-    """Both files."""
+    """The three files."""
     table = results.tables.cells
-    return {"cells.csv": csv_text(table.select(CHOSEN)), "cells.tex": _cells_tex(results)}
+    return {
+        "cells.csv": csv_text(table.select(CHOSEN)),
+        "cells.tex": _cells_tex(results),
+        "effects.tex": _effects_tex(results),
+    }
 
 
 def escaped(text: str) -> str:
@@ -116,19 +138,35 @@ def _mean(title: str, unit: str, quantity: Callable[[Row], str], mark: Callable[
     )
 
 
+def _ratio(title: str, name: str) -> Shown:
+    """A column of ratios to the baseline with their intervals."""
+    return Shown(title=title, unit="", ends=lambda row: tuple(row[f"{name}{end}"] for end in ("", "_low", "_high")))
+
+
+def _above_best(row: Row) -> tuple[float | None, ...]:
+    """By how many percent a cell is worse than the best, with its interval."""
+    values = (row[f"above_best{end}"] for end in ("", "_low", "_high"))
+    return tuple(None if value is None else 100 * value for value in values)
+
+
 def _shown(results: Results) -> Iterator[Shown]:
     """The columns that some cell has a value for."""
-    table = results.tables.cells
+    rows = results.tables.cells.rows(named=True)
     every = (
         _mean("Energy", "J", lambda row: "energy_j", lambda row: DOUBTFUL if row["energy_doubt"] else ""),
         Shown(title="Estimated energy", unit="J", ends=lambda row: tuple(row[name] for name in ESTIMATES)),
+        _ratio("Energy ratio", "energy_ratio"),
         _mean("Time", "s", lambda row: "window_s"),
+        _ratio("Time ratio", "time_ratio"),
         _mean("Peak memory", "B", memory_quantity),
         _mean("Validation loss", "nat/token", lambda row: "validation_loss"),
-        _mean("CO$_2$e", "g", lambda row: "co2e_g"),
-        Shown(title="Speed-up", unit="", ends=lambda row: (row["speedup"], row["speedup_low"], row["speedup_high"])),
+        Shown(
+            title=r"Worse than best (\%)",
+            unit="",
+            ends=_above_best,
+            mark=lambda row: VERDICTS.get(row["quality_verdict"], ""),
+        ),
     )
-    rows = table.rows(named=True)
     return (column for column in every if any(column.ends(row)[0] is not None for row in rows))
 
 
@@ -147,16 +185,23 @@ def _cells_tex(results: Results) -> str:
     heads = [
         column.title + (f" ({escaped(name)})" if name else "") for column, (_, name) in zip(columns, units, strict=True)
     ]
+    head = _line(["Configuration", "$n$", *heads])
+    body = _body(results, columns, [size for size, _ in units])
+    return _table(results, "cells", _caption(results), f"l{'r' * (1 + len(columns))}", head, body)
+
+
+def _table(results: Results, name: str, caption: str, columns: str, head: str, body: Iterable[str]) -> str:
+    """A table as a float; the body begins each of its groups with a rule."""
     lines = [
         "% Made by Joulesweep; needs \\usepackage{booktabs}.",
         r"\begin{table}",
         r"\centering\footnotesize",
-        rf"\caption{{{_caption(results)}}}",
-        rf"\label{{tab:{results.manifest['sweep']}}}",
-        rf"\begin{{tabular}}{{l{'r' * (1 + len(columns))}}}",
+        rf"\caption{{{caption}}}",
+        rf"\label{{tab:{results.manifest['sweep']}-{name}}}",
+        rf"\begin{{tabular}}{{{columns}}}",
         r"\toprule",
-        _line(["Configuration", "$n$", *heads]),
-        *_body(results, columns, [size for size, _ in units]),
+        head,
+        *body,
         r"\bottomrule",
         r"\end{tabular}",
         r"\end{table}",
@@ -193,11 +238,12 @@ def _caption(results: Results) -> str:
         "in brackets 95\\,\\% confidence intervals over the seeds" + (", none where $n = 1$" if 1 in counts else ""),
     ]
     text = "; ".join(sentences) + ". A number is of one training. "
-    return text + " ".join(_remarks(table))
+    return text + " ".join(_remarks(results))
 
 
-def _remarks(table: pl.DataFrame) -> Iterator[str]:
+def _remarks(results: Results) -> Iterator[str]:
     """A sentence for each thing that the numbers need."""
+    table, (margin, measure) = results.tables.cells, asked(results.manifest["config"])
     known = table.drop_nulls("energy_j_mean")
     for status, scope in known.select("energy_status", "energy_scope").unique(maintain_order=True).rows():
         share = known.filter(energy_status=status, energy_scope=scope).select(
@@ -217,6 +263,49 @@ def _remarks(table: pl.DataFrame) -> Iterator[str]:
         yield f"{DOUBTFUL}Contradicted by its own cross-check."
     if table["estimated_energy_j"].count():
         yield "Estimated energy is a range from CPU-seconds and the processor's watts, not a confidence interval."
-    if baselines := table["baseline"].drop_nulls().unique(maintain_order=True).to_list():
-        against = escaped(baselines[0]) if len(baselines) == 1 else "the baseline of the same batch size"
-        yield f"Speed-up is texts per second over {against}, paired by seed."
+    if table["energy_ratio"].count() or table["time_ratio"].count():
+        baselines = table["compared_with"].drop_nulls().unique(maintain_order=True).to_list()
+        against = escaped(baselines[0]) if len(baselines) == 1 else "the baseline of the group"
+        yield f"A ratio is to {against}, paired by seed."
+    if table["above_best"].count():
+        yield f"{QUANTITIES[measure]}: in percent worse than the group's best. The margin is {100 * margin:.3g}\\,\\%;"
+        yield rf"a mark says {VERDICTS['beyond']}beyond it, {VERDICTS['cannot be told yet']}cannot be told yet."
+
+
+def _effects_tex(results: Results) -> str:
+    """A row per change of an axis, and below it the values of other axes on which it depends."""
+    effects = results.tables.effects.filter(pl.col("kind") != "share")
+    quantities = effects["quantity"].unique(maintain_order=True).to_list()
+    head = _line(["Change", "Pairs", *(QUANTITIES[name] for name in quantities)])
+    caption = (
+        f"Sweep {escaped(results.manifest['sweep'])}: what a change does, all else equal: after / before, the "
+        "geometric mean over the pairs of configurations that differ in it alone; in brackets 95\\,\\% confidence "
+        "intervals."
+    )
+    return _table(
+        results, "effects", caption, f"l{'r' * (1 + len(quantities))}", head, _effect_body(effects, quantities)
+    )
+
+
+def _effect_body(effects: pl.DataFrame, quantities: Sequence[str]) -> Iterator[str]:
+    panels = cells.comparable_groups(effects)
+    for panel, part in panels:
+        yield r"\midrule"
+        if len(panels) > 1:
+            yield _line([rf"\multicolumn{{{2 + len(quantities)}}}{{l}}{{\textit{{{escaped(panel)}}}}}"])
+        for _, rows in part.group_by(*CHANGE, maintain_order=True):
+            by_quantity = {row["quantity"]: row for row in rows.iter_rows(named=True)}
+            one = rows.row(0, named=True)
+            numbers = [
+                number([row["ratio"], row["low"], row["high"]]) if (row := by_quantity.get(name)) else MISSING
+                for name in quantities
+            ]
+            counts = rows["num_pairs"].to_list()  # fewer where not every cell has joules
+            pairs = "--".join(map(str, sorted({min(counts), max(counts)})))
+            yield _line([_change(one), pairs, *numbers])
+
+
+def _change(row: Row) -> str:
+    """A change in words; one that depends on another axis stands below the change itself."""
+    words = escaped(f"{row['from_value']} → {row['to_value']}")
+    return words if row["kind"] == "effect" else rf"\quad {words}, at {escaped(row['other_value'])}"

@@ -494,3 +494,37 @@ def test_a_thousand_runs_are_tabulated(tmp_path):
     grid, runs = synthetic.write_sweep(tmp_path, synthetic.raw_config(axes))
     assert len(grid["runs"]) == 1000
     assert aggregate(grid, runs).runs.height == 1000
+
+
+@pytest.mark.parametrize(
+    ("other", "panels"),
+    [
+        (
+            {"gpus": [{**synthetic.board(0), "name": "NVIDIA A30"}]},
+            {"H200", "A30"},
+        ),
+        ({"driver": "580.1"}, {"H200, driver 570.86", "H200, driver 580.1"}),
+        (
+            {"versions": {"torch": "2.13.0", "transformers": "4.57.0", "zeus": "0.16.0"}},
+            {"H200, torch 2.9.0", "H200, torch 2.13.0"},
+        ),
+    ],
+)
+def test_machines_are_named_by_what_tells_them_apart(tmp_path, other, panels):
+    def change(row):
+        row = synthetic.on_gpus(row)
+        changes = other if row["spec"]["precision"] == "fp32" else {}
+        return {**row, "environment": {**row["environment"], **changes}}
+
+    axes = {"strategy": ["single"]}
+    grid, runs = synthetic.write_sweep(tmp_path, synthetic.raw_config(axes, **synthetic.GPU_CONFIG), change)
+    assert set(aggregate(grid, runs).cells["panel"]) == panels
+
+
+def test_machines_that_words_do_not_tell_apart_have_a_number(tmp_path):
+    def change(row):  # the same board, and less memory in the host
+        less = {"host_memory_bytes": 2**30} if row["spec"]["precision"] == "fp32" else {}
+        return {**row, "environment": {**row["environment"], **less}}
+
+    panels = set(make(tmp_path, change).cells["panel"])
+    assert len(panels) == 2 and all(panel.startswith("AMD EPYC 7763 64-Core Processor, ") for panel in panels)

@@ -74,6 +74,18 @@ def test_check_takes_the_default_config_of_the_working_directory(configfile, tmp
     assert capsys.readouterr().out == "config/config.yaml: 1 cell, 2 runs, 0 cells excluded\n"
 
 
+def test_check_says_what_a_fetched_model_cannot_learn(configfile, prepared, capsys):
+    configfile.write_text(yaml.safe_dump(tiny_run.config(grid__repeats=2, train__max_length=24, grid__task=["clm"])))
+    assert command("check", "--configfile", configfile) == 0
+    found = config.load(configfile)
+    key = model_key("bert", model_source(found.models["bert"]))
+    tasks = {"mlm": {"reason": None}, "clm": {"reason": "task clm: it is an encoder"}}
+    files.write_json(configfile.parent / "resources" / "models" / f"{key}.json", {"tasks": tasks})
+    assert command("check", "--configfile", configfile) == 2
+    err = capsys.readouterr().err
+    assert re.fullmatch(r"error: my\.yaml:\d+: grid\.task\[0\]: model bert: task clm: it is an encoder\n", err)
+
+
 def test_runs_lists_one_id_a_line(configfile, runs, capsys):
     assert command("runs", "--configfile", configfile) == 0
     assert capsys.readouterr().out.splitlines() == runs
@@ -92,6 +104,14 @@ def test_a_mistake_is_one_line_on_stderr_and_exit_code_2(configfile, capsys, nam
     out, err = capsys.readouterr()
     assert out == ""
     assert re.fullmatch(r"error: my\.yaml:16: grid\.precision\[0\]: unknown .*'fp16-mixed'\?\)\n", err)
+
+
+def test_several_mistakes_are_a_line_each(configfile, capsys):
+    configfile.write_text(yaml.safe_dump(tiny_run.config(grid__precision=["fp16"], grid__batch_size=8)))
+    assert command("check", "--configfile", configfile) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert all(line.startswith("error: my.yaml:") for line in lines)
 
 
 def test_a_missing_config_is_one_line(capsys):

@@ -138,6 +138,14 @@ def test_a_finished_sweep_ends_with_its_answer(tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().out.splitlines()[-2:] == ["Use this.", f"Report: {folder}/report.html"]
 
 
+def test_without_tables_the_ending_says_so(tmp_path, capsys):
+    folder = tmp_path / "results" / "synthetic"
+    synthetic.write_sweep(folder, synthetic.raw_config())
+    (folder / "report.html").touch()
+    assert command(folder) == 0
+    assert "\nNo answer can be read: " in capsys.readouterr().out
+
+
 def test_watching_ends_with_the_sweep(sweep, monkeypatch, capsys):
     folder, left = sweep
     manifest = files.read_json(folder / "grid.json", "grid")

@@ -100,7 +100,7 @@ def test_the_file_that_is_given_replaces_the_default_and_the_command_line_lies_o
 def test_a_file_that_is_no_sweep_is_not_merged_with_another():
     written()
     (Path.cwd() / "mine.yaml").write_text("sweep: mine\ntrain: {epochs: 2}\n")
-    with pytest.raises(WorkflowError, match=r"^mine\.yaml: models: missing$"):
+    with pytest.raises(WorkflowError, match=r"^mine\.yaml: models: missing\nmine\.yaml: datasets: missing\n"):
         load(snakemake(Path.cwd() / "mine.yaml"))
     told = r"^--configfile: one file is one complete sweep, and these are 2: config/config\.yaml, mine\.yaml$"
     with pytest.raises(WorkflowError, match=told):

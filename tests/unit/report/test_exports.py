@@ -140,9 +140,11 @@ def test_the_latex_table_is_balanced_and_has_a_row_per_cell(tmp_path):
 
 def test_heads_have_units_and_the_caption_says_n_and_interval(tmp_path):
     text = paper.contents(results(tmp_path, **GPU))["cells.tex"]
-    assert "Energy (kJ) & Time (s) & Peak memory (GiB) & Validation loss (nat/token)" in text
+    for head in ("Energy (kJ)", "Energy ratio", "Time (s)", "Peak memory (GiB)", "Validation loss (nat/token)"):
+        assert f" & {head} & " in text
     caption = re.search(r"\\caption\{(.*)\}", text)[1]
-    for words in ("$n = 3$ finished seeds", r"95\,\% confidence intervals", "measured (scope gpu)", r"$\pm$5\,\%"):
+    said = ("$n = 3$ finished seeds", r"95\,\% confidence intervals", "measured (scope gpu)", r"$\pm$5\,\%")
+    for words in (*said, "A ratio is to single fp32 bs32, paired by seed", r"margin is 1\,\%"):
         assert words in caption
 
 
@@ -164,6 +166,36 @@ def test_the_chosen_columns_are_columns_of_the_cells(tmp_path):
     rows = emitted(paper.contents(made)["cells.csv"])
     assert rows[0]["energy_j_mean"] == made.tables.cells["energy_j_mean"][0]
     assert len(rows[0]) < made.tables.cells.width / 2
+
+
+def test_a_cell_beyond_the_margin_is_marked(tmp_path):
+    made = results(tmp_path, **GPU)
+    verdicts = dict(made.tables.cells.select("name", "quality_verdict").rows())
+    lines = {line.split(" & ")[0]: line for line in paper.contents(made)["cells.tex"].splitlines()}
+    assert set(verdicts.values()) == {"within", "beyond"}
+    for name, verdict in verdicts.items():
+        assert lines[name].endswith(r"]$^{\times}$ \\") == (verdict == "beyond")
+
+
+def test_the_effects_have_a_row_per_change_and_a_column_per_quantity(tmp_path):
+    made = results(tmp_path, **GPU)
+    text = paper.contents(made)["effects.tex"]
+    body = text.split(r"\toprule")[1].split(r"\bottomrule")[0]
+    head, *rows = [line for line in body.splitlines() if line.endswith(r"\\")]
+    assert head == r"Change & Pairs & Energy & Time & Validation loss & Peak memory \\"
+    assert [row.split(" & ")[0] for row in rows if not row.startswith(r"\quad")] == [
+        r"single $\rightarrow$ ddp2",
+        r"fp32 $\rightarrow$ bf16-mixed",
+        r"batch 32 $\rightarrow$ batch 64",
+    ]
+    effect = made.tables.effects.filter(kind="effect", axis="strategy", quantity="energy_j").row(0, named=True)
+    assert paper.number([effect["ratio"], effect["low"], effect["high"]]) in rows[0]
+
+
+def test_a_sweep_of_one_configuration_has_no_effects(tmp_path):
+    one = {"strategy": ["single"], "precision": ["fp32"], "batch_size": [32]}
+    text = paper.contents(results(tmp_path, synthetic.on_gpus, one, **GPU))["effects.tex"]
+    assert r"\midrule" not in text and text.count("{") == text.count("}")
 
 
 # Emissions
