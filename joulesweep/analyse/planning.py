@@ -271,7 +271,8 @@ class _Shift:
         latest = apart[-LATEST:]
         if not latest:
             return cls(0.0, DRIFT_SD)
-        noise = (float(np.var(apart)) + DRIFT_SD**2) / len(latest)
+        # One run alone may be off by itself: its distance counts as noise, that of many that agree does not.
+        noise = (float(np.var(apart)) + float(np.mean(apart)) ** 2 / len(apart) + DRIFT_SD**2) / len(latest)
         weight = DRIFT_SD**2 / (DRIFT_SD**2 + noise)
         return cls(weight * float(np.mean(latest)), DRIFT_SD * math.sqrt(1 - weight))
 
