@@ -72,6 +72,7 @@ def test_a_finished_sweep_has_all_its_files(sweep: Checkout) -> None:
             "epochs.jsonl",
             "power.jsonl",
             "summaries.jsonl",
+            "attempts.jsonl",
             "run.log",
             "attempts.jsonl",
         }
@@ -292,6 +293,12 @@ def test_a_killed_run_leaves_no_record_and_is_the_only_one_repeated(sweep: Check
     sweep.run("--until", "train")
     after = sweep.records()
     assert {run for run in after if after[run] != before[run]} == {victim}
+    assert statuses_of_attempts(sweep, victim) == ["ok", "failed", "ok"], "Snakemake deletes no note of an attempt"
+
+
+def statuses_of_attempts(sweep: Checkout, run: str) -> list[str]:
+    lines = (sweep.runs / run / "attempts.jsonl").read_text(encoding="utf-8").splitlines()
+    return [row["status"] for row in map(json.loads, lines) if "status" in row]
 
 
 def test_a_killed_snakemake_takes_its_run_along_and_is_simply_started_again(sweep: Checkout) -> None:
@@ -308,6 +315,7 @@ def test_a_killed_snakemake_takes_its_run_along_and_is_simply_started_again(swee
     output = sweep.run("--until", "train")
     assert "[2/2]" in output
     assert len(sweep.records()) == 2
+    assert statuses_of_attempts(sweep, victim) == ["ok", "stopped", "ok"]
 
 
 def test_the_lock_of_a_living_snakemake_is_respected(sweep: Checkout) -> None:
