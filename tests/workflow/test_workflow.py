@@ -74,7 +74,6 @@ def test_a_finished_sweep_has_all_its_files(sweep: Checkout) -> None:
             "summaries.jsonl",
             "attempts.jsonl",
             "run.log",
-            "attempts.jsonl",
         }
 
 
