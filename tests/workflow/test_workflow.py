@@ -72,8 +72,8 @@ def test_a_finished_sweep_has_all_its_files(sweep: Checkout) -> None:
             "epochs.jsonl",
             "power.jsonl",
             "summaries.jsonl",
-            "run.log",
             "attempts.jsonl",
+            "run.log",
         }
 
 
@@ -166,7 +166,7 @@ def test_a_new_axis_at_its_omission_value_leaves_finished_runs_valid(sweep: Chec
 
 
 def test_an_edited_chart_redraws_and_trains_nothing(sweep: Checkout) -> None:
-    sweep.edit("joulesweep/report/charts/pareto.py", "def draw(", "def draw(_=1, *")
+    sweep.edit("joulesweep/report/charts/quality.py", "def draw(", "def draw(_=1, *")
     assert set(sweep.planned()) == {"charts", "exports", "report", "all"}
 
 
@@ -292,6 +292,12 @@ def test_a_killed_run_leaves_no_record_and_is_the_only_one_repeated(sweep: Check
     sweep.run("--until", "train")
     after = sweep.records()
     assert {run for run in after if after[run] != before[run]} == {victim}
+    assert statuses_of_attempts(sweep, victim) == ["ok", "failed", "ok"], "Snakemake deletes no note of an attempt"
+
+
+def statuses_of_attempts(sweep: Checkout, run: str) -> list[str]:
+    lines = (sweep.runs / run / "attempts.jsonl").read_text(encoding="utf-8").splitlines()
+    return [row["status"] for row in map(json.loads, lines) if "status" in row]
 
 
 def test_a_killed_snakemake_takes_its_run_along_and_is_simply_started_again(sweep: Checkout) -> None:
@@ -308,6 +314,7 @@ def test_a_killed_snakemake_takes_its_run_along_and_is_simply_started_again(swee
     output = sweep.run("--until", "train")
     assert "[2/2]" in output
     assert len(sweep.records()) == 2
+    assert statuses_of_attempts(sweep, victim) == ["ok", "stopped", "ok"]
 
 
 def test_the_lock_of_a_living_snakemake_is_respected(sweep: Checkout) -> None:
@@ -396,7 +403,8 @@ def test_snakemakes_own_report_is_made(sweep: Checkout) -> None:
     sweep.run("--report", "snakemake-report.html")
     report = sweep.folder / "snakemake-report.html"
     page = report.read_text(encoding="utf-8")
-    assert "pareto.svg" in page and "The black line is the Pareto front" in page
+    assert "quality.svg" in page and "A ring marks the recommended configuration" in page
+    assert "sweep <em>tiny</em>" in page and "System Message" not in page  # a caption that is no reStructuredText
     assert 0 < page.index('"Answer": {') < page.index('"Charts": {')
     report.unlink()
 
