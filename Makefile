@@ -36,6 +36,8 @@ DOCS := .cache/docs
 VIZWIZ ?= $(wildcard ../shared/data/vizwiz/val.json)
 BENCH_PEERS = $(PEERS)/bin/python -m benchmarks.peers $(if $(VIZWIZ),--data $(VIZWIZ)) $(BENCH_PEERS_OPTIONS)
 
+INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
 .PHONY: sweep test test-all test-oldest families truth fuzz bench-peers gpu-pack docs lint format environment schema clean
 .DEFAULT_GOAL := sweep
 
@@ -44,14 +46,18 @@ environment: $(VENV)/.ready
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Joulesweep needs Python 3.11 or newer, this is " + sys.version.split()[0])'
 	@echo "Setting up $(VENV): once, a few minutes, 2 GB or more"
+	@echo "  1 of 3: an empty environment"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@echo "  2 of 3: torch, most of the download"
+	@$(INSTALL) torch
+	@echo "  3 of 3: Joulesweep and all else"
+	@$(INSTALL) --editable '.[dev]'
 	@touch $@
 
 sweep: environment
 	@joulesweep check config/config.yaml
 	@snakemake --cores 2 --quiet all
-	@echo "Report: $(CURDIR)/results/default/report.html"
+	@joulesweep status results/default
 
 test: environment
 	@$(PYTEST) $(QUICK)

@@ -22,10 +22,11 @@ from joulesweep.plan.sweep import (
     refused,
     runs_folder,
 )
-from joulesweep.report import charts
+from joulesweep.report import charts, exports
 
 # One file is one complete sweep: --configfile replaces the default, config/config.yaml; it does not add to it.
 sweep = load(workflow)
+config["sweep"] = sweep.name  # for the caption of Snakemake's own report
 cores = (
     workflow.resource_settings.cores
 )  # None on a cluster; workflow.cores would fail there
@@ -68,6 +69,7 @@ rule all:
     default_target: True
     input:
         f"{sweep.folder}/report.html",
+        expand(f"{sweep.folder}/exports/{{file}}", file=exports.names()),
         # Named too: otherwise Snakemake would not notice files that were moved away while the report exists.
         expand(f"{sweep.folder}/runs/{{run}}/{{file}}", run=sweep.runs, file=READ),
     message:
@@ -77,6 +79,7 @@ rule all:
 rule partial:
     input:
         f"{sweep.folder}/partial/report.html",
+        expand(f"{sweep.folder}/partial/exports/{{file}}", file=exports.names()),
     message:
         f"The report of the finished runs: {sweep.folder}/partial/report.html"
 

@@ -234,10 +234,10 @@ def command_line() -> str:
 
 def subcommands() -> dict[str, argparse.ArgumentParser]:
     """The parser of each subcommand."""
+    from joulesweep import cli
     from joulesweep.cli import main
 
-    actions = main._parser()._actions
-    return next(dict(action.choices) for action in actions if isinstance(action, argparse._SubParsersAction))
+    return {name: main.parser(name) for name in cli.names()}
 
 
 def make_targets() -> str:
@@ -343,7 +343,9 @@ def limits() -> str:
     named = {
         "measure.conditions": ("HEADLINE_S", "HEADLINE_TICKS", "SKIPPED"),
         "measure.verdict": ("CROSS_CHECK", "CLOCKS"),
-        "analyse.studies.recommendation": ("MARGIN",),
+        "analyse.comparisons": ("MARGIN",),
+        "analyse.studies.decision": ("TIE",),
+        "analyse.statistics": ("FALSE_ALARM",),
         "analyse.roofline": ("MEMORY_TOLERANCE",),
     }
     rows = []

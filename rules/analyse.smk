@@ -1,11 +1,13 @@
 """Turn records into tables, tables into charts, and both into one report. Imports no torch.
 
 in:   results/<sweep>/grid.json and the records that it names (never a glob); anchor records of earlier days and of today
-out:  results/<sweep>/tables/*.parquet, charts/*.svg, *.html and *.rst, report.html;
+out:  results/<sweep>/tables/*.parquet, charts/*.svg, *.html and *.rst, report.html, exports/;
+      README.md and passport.json in the folders of kept models;
       the same under results/<sweep>/partial/ from the finished runs
 """
 
 CHARTS = charts.names()  # one file of joulesweep/report/charts each
+EXPORTS = exports.names()
 
 
 rule aggregate:
@@ -36,13 +38,15 @@ rule aggregate:
 
 rule charts:
     input:
-        rules.aggregate.output,
+        tables=rules.aggregate.output,
+        grid=f"{sweep.folder}/grid.json",
     output:
         svg=[
             report(
                 f"{sweep.folder}/charts/{chart}.svg",
                 caption=Path(f"{sweep.folder}/charts/{chart}.rst").absolute(),
                 category="Charts",
+                labels={"chart": chart},
             )
             for chart in CHARTS
         ],
@@ -60,7 +64,7 @@ rule charts:
     message:
         "Draw the charts"
     shell:
-        "python -m scripts.charts --tables {params.tables:q}"
+        "python -m scripts.charts --grid {input.grid:q} --tables {params.tables:q}"
         " --output {params.output:q} 2>&1 | tee {log:q} >&2"
 
 
@@ -73,7 +77,8 @@ rule report:
         report(
             f"{sweep.folder}/report.html",
             caption="../joulesweep/report/templates/captions/report.rst",
-            category="Report",
+            category="Answer",
+            labels={"page": "report"},
         ),
     log:
         f"{sweep.folder}/logs/report.log",
@@ -87,6 +92,30 @@ rule report:
     shell:
         "python -m scripts.report --grid {input.grid:q} --tables {params.tables:q}"
         " --output {output:q} 2>&1 | tee {log:q} >&2"
+
+
+rule exports:
+    input:
+        tables=rules.aggregate.output,
+        grid=f"{sweep.folder}/grid.json",
+        charts=rules.charts.output.svg,
+    output:
+        expand(f"{sweep.folder}/exports/{{file}}", file=EXPORTS),
+    log:
+        f"{sweep.folder}/logs/exports.log",
+    conda:
+        "../envs/reporting.yaml"
+    params:
+        code=staleness.code_digest("scripts.exports"),
+        runs=runs_folder,
+        tables=input_folder,
+        charts=lambda wildcards, input: str(Path(input.charts[0]).parent),
+        output=output_folder,
+    message:
+        "Export tables, charts and emissions"
+    shell:
+        "python -m scripts.exports --grid {input.grid:q} --runs {params.runs:q} --tables {params.tables:q}"
+        " --charts {params.charts:q} --output {params.output:q} 2>&1 | tee {log:q} >&2"
 
 
 use rule aggregate as aggregate_partial with:
@@ -106,7 +135,8 @@ use rule aggregate as aggregate_partial with:
 
 use rule charts as charts_partial with:
     input:
-        rules.aggregate_partial.output,
+        tables=rules.aggregate_partial.output,
+        grid=f"{sweep.folder}/grid.json",
     output:
         svg=expand(f"{sweep.folder}/partial/charts/{{chart}}.svg", chart=CHARTS),
         html=expand(f"{sweep.folder}/partial/charts/{{chart}}.html", chart=CHARTS),
@@ -132,3 +162,20 @@ use rule report as report_partial with:
     params:
         code=staleness.code_digest("scripts.report"),
         tables=input_folder,
+
+
+use rule exports as exports_partial with:
+    input:
+        tables=rules.aggregate_partial.output,
+        grid=f"{sweep.folder}/grid.json",
+        charts=rules.charts_partial.output.svg,
+    output:
+        expand(f"{sweep.folder}/partial/exports/{{file}}", file=EXPORTS),
+    log:
+        f"{sweep.folder}/partial/logs/exports.log",
+    params:
+        code=staleness.code_digest("scripts.exports"),
+        runs=runs_folder,
+        tables=input_folder,
+        charts=lambda wildcards, input: str(Path(input.charts[0]).parent),
+        output=output_folder,

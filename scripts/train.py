@@ -9,6 +9,8 @@ from pathlib import Path
 
 from joulesweep.core.files import read_json
 from joulesweep.core.spec import from_mapping
+from joulesweep.launch import stage
+from joulesweep.launch.attempts import Attempt
 from joulesweep.launch.launcher import RunFailed, check_granted, launch
 from joulesweep.launch.progress import end_line, start_line
 from joulesweep.measure.meters import settings_in
@@ -27,19 +29,25 @@ def main() -> None:
     job, grid, runs = json.loads(args.job), read_json(args.grid, "grid"), args.folder.parent
     spec, measure = from_mapping(job["spec"]), grid["config"]["measure"]
     check_granted(spec, measure["exclusive"], args.gpus)
-    print(start_line(run_id(spec), grid, runs), file=sys.stderr, flush=True)
+
+    def tell(begun: str) -> None:
+        if begun == "settles":  # whatever it waited for is its own now
+            print(start_line(run_id(spec), grid, runs), file=sys.stderr, flush=True)
+
     paths = {name: getattr(args, name) for name in ("model_folder", "tokens", "folder", "log")}
     try:
-        record = launch(
-            spec,
-            job["code"],
-            references=references(spec, args.texts),
-            exclusive=measure["exclusive"],
-            gpus=measure["gpus"],
-            pinned=measure["pin_boards"],
-            meter_settings=settings_in(grid["config"].get("hardware", {})),
-            **paths,
-        )
+        with Attempt(args.folder) as attempt, stage.telling(args.folder, tell):
+            record = launch(
+                spec,
+                job["code"],
+                references=references(spec, args.texts),
+                exclusive=measure["exclusive"],
+                gpus=measure["gpus"],
+                pinned=measure["pin_boards"],
+                meter_settings=settings_in(grid["config"].get("hardware", {})),
+                **paths,
+            )
+            attempt.ended(record)
     except RunFailed as failure:
         sys.exit(f"{run_id(spec)}: {failure}; its output: {args.log}")
     print(end_line(record, grid, runs), file=sys.stderr, flush=True)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import polars as pl
 
 from joulesweep.analyse import columns, tables
-from joulesweep.analyse.statistics import Ratio, mean_interval, paired_ratio
+from joulesweep.analyse.comparisons import Comparisons, asked, key_of, qualities
+from joulesweep.analyse.statistics import Interval, Ratio, mean_interval, positive_interval
 from joulesweep.analyse.tables import Row
 from joulesweep.core.spec import micro_batch
 from joulesweep.measure import meters
@@ -22,7 +25,7 @@ LAYOUT = ("batching", "head", "engine", "micro_batch_size", "checkpoint_activati
 #: Axes on which a baseline equals the first configuration of the grid, as it does on the micro-batch size.
 WAY = ("method", "method_params", "strategy", "precision", "batching", "head", "engine", "checkpoint_activations")
 #: Axes on which a cell equals its baseline. The batch size's scope is not one: on one device both mean the same.
-TRAINED = ("model", "dataset", "task", "batch_size", "lr", "max_grad_norm", "environment")
+TRAINED = ("model", "dataset", "task", "batch_size", "lr", "max_grad_norm")
 
 #: Axes shared by cells that differ in their methods alone.
 BUT_METHOD = (
@@ -38,36 +41,56 @@ BUT_METHOD = (
     "max_grad_norm",
 )
 
+#: Columns of which cells have the mean without an interval: the estimates have the range of their method instead.
+MEANS_ALONE = (*columns.ESTIMATED, "estimated_co2e_g", "energy_error_j")
+#: Columns of the runs that cells are made of.
+NEEDED = tuple(
+    dict.fromkeys(
+        [
+            *columns.IDENTITY,
+            *("status", "environment", "gpus", "flags", "energy_scope", "energy_status", "energy_doubt"),
+            *columns.QUANTITIES,
+            *MEANS_ALONE,
+        ]
+    )
+)
 
-def tabulate(runs: pl.DataFrame, axes: Mapping[str, Any]) -> pl.DataFrame:
+
+def tabulate(runs: pl.DataFrame, config: Mapping[str, Any], comparisons: Comparisons) -> pl.DataFrame:
     """Build the cells table: one row per cell and environment, in the order of the manifest.
 
     Args:
         runs: the runs table.
-        axes: the `grid` section of the config; its first configuration makes the baseline.
+        config: the manifest's: the first configuration of its grid makes the baseline, `answer` the verdicts.
+        comparisons: of the same runs.
     """
     rows = []
-    for _, in_cell in runs.group_by("cell", maintain_order=True):
-        num_runs = in_cell.height
-        statuses = ", ".join(f"{n} {status}" for status, n in Counter(in_cell["status"].to_list()).items())
-        ok = in_cell.filter(pl.col("status") == "ok")
-        groups = [group for _, group in ok.group_by("environment", maintain_order=True)]
+    for in_cell in _grouped(runs.select(NEEDED).iter_rows(named=True), "cell"):
+        statuses = ", ".join(f"{n} {status}" for status, n in Counter(run["status"] for run in in_cell).items())
+        groups = _grouped((run for run in in_cell if run["status"] == "ok"), "environment")
         for group in groups or [in_cell]:
-            first = group.row(0, named=True)
-            row = {key: first[key] for key in columns.IDENTITY}
-            row |= {"environment": first["environment"] if groups else None, "statuses": statuses, "num_runs": num_runs}
-            rows.append({**row, "num_ok": group.height if groups else 0, **_energy(group), **_means(group)})
-    _compare(rows, runs, axes)
+            row = {key: group[0][key] for key in columns.IDENTITY}
+            row |= {"statuses": statuses, "num_runs": len(in_cell), "num_ok": len(group) if groups else 0}
+            row["environment"] = group[0]["environment"] if groups else None
+            row["gpus"] = join_unique(run["gpus"] for run in group) if groups else None
+            rows.append({**row, **_energy(group), **_means(group)})
+    _compare(rows, comparisons, config)
     return tables.frame(rows, columns.CELLS)
 
 
-def _energy(group: pl.DataFrame) -> Row:
+def _grouped(runs: Iterable[Row], key: str) -> list[list[Row]]:
+    """Rows by the value of a column, in the order of its first."""
+    groups: dict[object, list[Row]] = {}
+    for run in runs:
+        groups.setdefault(run[key], []).append(run)
+    return list(groups.values())
+
+
+def _energy(group: Sequence[Row]) -> Row:
     """Scope, status and doubts of the joules of a cell's repeats, and their flags; different values are joined."""
-    flagged = [flags for flags in map(relevant_flags, group["flags"], group["energy_scope"]) if flags]
+    flagged = [flags for run in group if (flags := relevant_flags(run["flags"], run["energy_scope"]))]
     return {
-        "energy_scope": join_unique(group["energy_scope"]),
-        "energy_status": join_unique(group["energy_status"]),
-        "energy_doubt": join_unique(group["energy_doubt"]),
+        **{key: join_unique(run[key] for run in group) for key in ("energy_scope", "energy_status", "energy_doubt")},
         "num_flagged": len(flagged),
         "flags": join_unique(flag for flags in flagged for flag in flags),
     }
@@ -79,21 +102,33 @@ def relevant_flags(flags: str | None, scope: str | None) -> list[str]:
     return [flag for flag in (flags or "").split(", ") if flag and (in_total or flag != "shared_host")]
 
 
-def _means(group: pl.DataFrame) -> dict[str, float | None]:
+def _means(group: Sequence[Row]) -> dict[str, float | None]:
     """Means over a cell's repeats; null if a repeat lacks the number, or its joules differ in scope or status."""
     row: dict[str, float | None] = {}
-    one_kind = group.select("energy_scope", "energy_status").n_unique() == 1
+    one_kind = len({(run["energy_scope"], run["energy_status"]) for run in group}) == 1
     for quantity in columns.QUANTITIES:
-        values = group[quantity].to_list()
+        values = [run[quantity] for run in group]
         if None in values or (columns.RUNS[quantity].of_joules and not one_kind):
             continue
-        interval = mean_interval(values)
+        interval = _interval(quantity, values)
         row |= {f"{quantity}_mean": interval.mean, f"{quantity}_low": interval.low, f"{quantity}_high": interval.high}
-    # The method's range, not a confidence interval.
-    for column in (*columns.ESTIMATED, "estimated_co2e_g", *(["energy_error_j"] if one_kind else [])):
-        if group[column].null_count() == 0:
-            row[column] = mean_interval(group[column].to_list()).mean
+    for column in MEANS_ALONE:
+        values = [run[column] for run in group]
+        if None not in values and (one_kind or not column.startswith("energy_")):
+            row[column] = mean_interval(values).mean
     return row
+
+
+def _interval(quantity: str, values: list[float]) -> Interval:
+    """Mean and interval of a quantity: from logs where it is positive, of a share never beyond 0 and 1."""
+    share = columns.RUNS[quantity].show in ("percent", "points")
+    if min(values) > 0 and not share:
+        return positive_interval(values)
+    interval = mean_interval(values)
+    if interval.low is None or interval.high is None:
+        return interval
+    low = max(interval.low, 0.0) if min(values) >= 0 else interval.low
+    return dataclasses.replace(interval, low=low, high=min(interval.high, 1.0) if share else interval.high)
 
 
 def undoubted(cells: pl.DataFrame) -> pl.DataFrame:
@@ -130,87 +165,107 @@ def why_not_ranked(cells: pl.DataFrame) -> str | None:
     return None if known["energy_status"][0] == "measured" else "energy was integrated from power readings, not counted"
 
 
-def _compare(rows: list[Row], runs: pl.DataFrame, axes: Mapping[str, Any]) -> None:
-    """Fill in each cell's baseline and its speed-up over it.
+def _compare(rows: list[Row], comparisons: Comparisons, config: Mapping[str, Any]) -> None:
+    """Fill in what each cell is compared with, the ratios, and the verdict on its quality.
 
-    The baseline trains and computes as the grid's first configuration does, with the cell's own model, texts, batch
-    size and learning rate. If the baseline did not finish, the cell has no speed-up: none is taken over another way.
+    The baseline of a cell trains and computes as the grid's first configuration does, with the cell's own model, texts,
+    batch size and learning rate; that of a panel is the first of these. Where it did not finish, the first cell that
+    did stands in, and the row says so.
     """
-    ok = runs.filter(pl.col("status") == "ok").select("cell", "environment", "repeat", "samples_per_s")
-    speeds: dict[tuple[str, str], dict[int, float]] = {}
-    for cell, environment, repeat, speed in ok.drop_nulls().filter(pl.col("samples_per_s") > 0).iter_rows():
-        speeds.setdefault((cell, environment), {})[repeat] = speed
-    baselines: dict[tuple[object, ...], list[Row]] = {}
+    if not rows:
+        return
+    first_micro = config["grid"]["micro_batch_size"][0]
+    for group in _groups(rows, TRAINED):
+        for row in group:
+            if row["num_ok"]:
+                _speed_up(row, *_baseline(row, group, rows[0], first_micro), comparisons)
+    margin, quality = asked(config)
+    for group in _groups(rows, ("model", "dataset", "task")):
+        finished_rows = [row for row in group if row["num_ok"]]
+        baseline, why = _panel_baseline(group, rows[0], first_micro)
+        fit = comparisons.fit(finished_rows[0]["panel"], quality)
+        verdicts = {} if fit is None else qualities(fit, quality, margin)
+        for row in finished_rows:
+            row |= {"compared_with": baseline["name"], "compared_why": why}
+            if row is not baseline:
+                for name, ratio in comparisons.ratios(row, baseline).items():
+                    row |= _ratio_columns(f"{name}_ratio", ratio)
+            if (of_best := verdicts.get(key_of(row))) is not None:
+                row |= {"above_best": of_best.above_best, "quality_verdict": of_best.verdict}
+                row |= {"above_best_low": of_best.low, "above_best_high": of_best.high}
+
+
+def _groups(rows: list[Row], axes: Sequence[str]) -> Iterator[list[Row]]:
+    """The cells that share some axes and an environment; those without an ok run are in the groups of each."""
+    groups: dict[tuple[object, ...], list[Row]] = {}
     for row in rows:
-        micro = micro_batch(axes["micro_batch_size"][0], row)  # None if the batch is not larger
-        if row["num_ok"] and row["micro_batch_size"] == micro and all(row[axis] == rows[0][axis] for axis in WAY):
-            baselines.setdefault(_trained(row), []).append(row)
-    for row in rows if ok.height else ():
-        choices = baselines.get(_trained(row), [])
-        if not row["num_ok"] or not choices:
-            continue
-        baseline = _nearest(row, choices)
-        row |= {"baseline": baseline["name"], "is_baseline": baseline is row}
-        if baseline is row:
-            row |= {"speedup": 1.0, "speedup_verdict": "baseline"}
-            continue
-        mine, theirs = (speeds.get((cell["cell"], cell["environment"]), {}) for cell in (row, baseline))
-        common = sorted(mine.keys() & theirs.keys())
-        if common:
-            ratio = paired_ratio([mine[seed] for seed in common], [theirs[seed] for seed in common])
-            row |= {"speedup": ratio.ratio, "speedup_low": ratio.low, "speedup_high": ratio.high}
-            row |= {"speedup_n": ratio.n, "speedup_verdict": ratio.verdict}
+        groups.setdefault(tuple(row[axis] for axis in axes), []).append(row)
+    for group in groups.values():
+        for environment in dict.fromkeys(row["environment"] for row in group if row["num_ok"]):
+            yield [row for row in group if row["environment"] in (environment, None)]
 
 
-def _trained(row: Row) -> tuple[object, ...]:
-    return tuple(row[axis] for axis in TRAINED)
+def _ratio_columns(name: str, ratio: Ratio | None) -> Row:
+    return {} if ratio is None else {name: ratio.ratio, f"{name}_low": ratio.low, f"{name}_high": ratio.high}
 
 
-def _nearest(row: Row, choices: list[Row]) -> Row:
-    """The baseline that matches the row's number of devices, then its scope of the batch size."""
-    axes = ("devices", "batch_size_scope")
-    return max(choices, key=lambda choice: [choice[axis] == row[axis] for axis in axes])
+def _speed_up(row: Row, baseline: Row, why: str | None, comparisons: Comparisons) -> None:
+    """Fill in a cell's baseline and its speed-up over it."""
+    row |= {"baseline": baseline["name"], "baseline_why": why, "is_baseline": baseline is row}
+    if baseline is row:
+        row |= {"speedup": 1.0, "speedup_verdict": "baseline"}
+    elif (ratio := comparisons.ratio(row, baseline, "samples_per_s")) is not None:
+        row |= {**_ratio_columns("speedup", ratio), "speedup_n": ratio.n, "speedup_verdict": ratio.verdict}
 
 
-def paired_values(
-    runs: pl.DataFrame, a: tuple[str, str], b: tuple[str, str], quantity: str
-) -> list[tuple[float, float]]:
-    """The values of one quantity in two cells, paired by repeat.
+def _is_way(row: Row, first: Row, first_micro: int | None) -> bool:
+    """Whether a cell computes as the grid's first configuration does."""
+    micro = micro_batch(first_micro, row)  # None if the batch is not larger
+    return row["micro_batch_size"] == micro and all(row[axis] == first[axis] for axis in WAY)
+
+
+def _baseline(row: Row, group: list[Row], first: Row, first_micro: int | None) -> tuple[Row, str | None]:
+    """The baseline of a finished cell: of its own number of devices and scope of the batch if there is one.
 
     Args:
-        runs: the runs table.
-        a: (cell, environment) of the first.
-        b: (cell, environment) of the second.
-        quantity: a numeric column of the runs.
+        row: the cell.
+        group: the cells that it trains like, in the order of the grid.
+        first: the first cell of the grid.
+        first_micro: the first micro-batch size of the grid.
+
+    Returns:
+        The baseline, and why another one stands in for it.
     """
-    first, second = (
-        runs.filter(pl.col("cell") == cell, pl.col("environment") == environment)
-        .select("repeat", quantity)
-        .drop_nulls()
-        for cell, environment in (a, b)
-    )
-    return first.join(second, on="repeat", suffix="_b").sort("repeat").select(quantity, f"{quantity}_b").rows()
+    alike = [other for other in group if _is_way(other, first, first_micro)]
+    finished_ones = [other for other in alike if other["num_ok"]]
+    if finished_ones:
+        axes = ("devices", "batch_size_scope")
+        return max(finished_ones, key=lambda other: [other[axis] == row[axis] for axis in axes]), None
+    stand_in = next(other for other in group if other["num_ok"])
+    return stand_in, _why_not(alike[0]) if alike else None
 
 
-def ratio_of(runs: pl.DataFrame, a: Row, b: Row, quantity: str) -> Ratio | None:
-    """The ratio of a quantity in one cell to that in another, paired by seed; None if they share no seed.
-
-    Args:
-        runs: the runs table.
-        a: a row of the cells table.
-        b: another.
-        quantity: a numeric column of the runs; pairs with a zero or negative number are left out.
-    """
-    first, second = ((row["cell"], row["environment"]) for row in (a, b))
-    pairs = [pair for pair in paired_values(runs, first, second, quantity) if min(pair) > 0]
-    return paired_ratio([x for x, _ in pairs], [y for _, y in pairs]) if pairs else None
+def _panel_baseline(group: list[Row], first: Row, first_micro: int | None) -> tuple[Row, str | None]:
+    """The baseline of a panel, and why another one stands in for the first configuration."""
+    alike = [row for row in group if _is_way(row, first, first_micro)]
+    chosen = next(row for row in [*alike, *group] if row["num_ok"])
+    return chosen, None if not alike or chosen is alike[0] else _why_not(alike[0])
 
 
-def same_joules(a: Row, b: Row) -> bool:
-    """Whether both cells have measured joules of the same kinds of device, without doubts."""
-    read = all(row["energy_j_mean"] is not None and row["energy_doubt"] is None for row in (a, b))
-    measured = read and a["energy_status"] == b["energy_status"] == "measured"
-    return measured and a["energy_scope"] == b["energy_scope"]
+#: What became of a cell, by the status of its first run.
+ENDED = {
+    "oom": "ran out of memory",
+    "diverged": "diverged",
+    "unsupported": "cannot run here",
+    "timeout": "took too long",
+    "unreadable": "has unreadable records",
+}
+
+
+def _why_not(row: Row) -> str:
+    """Why a cell is no baseline."""
+    status = row["statuses"].split(" ", 1)[1].split(",")[0]
+    return f"{row['name']} {ENDED.get(status, 'has not run yet')}"
 
 
 def by_method(cells: pl.DataFrame) -> list[tuple[str, pl.DataFrame]]:
@@ -225,7 +280,12 @@ def by_method(cells: pl.DataFrame) -> list[tuple[str, pl.DataFrame]]:
 
 def method_words(row: Row) -> str:
     """The label of the method of a row of the runs or cells table: `greentrainer(rho=0.7)`."""
-    return method_label(row["method"], json.loads(row["method_params"]))
+    return _method_words(row["method"], row["method_params"])
+
+
+@functools.cache
+def _method_words(method: str, params_json: str) -> str:
+    return method_label(method, json.loads(params_json))
 
 
 def _shared(row: Row) -> str:
@@ -242,13 +302,3 @@ def finished(cells: pl.DataFrame, needed: str) -> pl.DataFrame:
 def comparable_groups(frame: pl.DataFrame) -> list[tuple[str, pl.DataFrame]]:
     """Groups of comparable rows, by model, data set and environment; the name is empty if there is one group."""
     return [(str(name), part) for (name,), part in frame.group_by("panel", maintain_order=True)]
-
-
-def pareto_front(cells: pl.DataFrame, cost: str, value: str) -> list[str]:
-    """Ids of the cells on the Pareto front of two columns (lower is better), cheapest first."""
-    best, kept = float("inf"), []
-    for row in cells.sort(cost, value).iter_rows(named=True):
-        if row[value] < best:
-            best = row[value]
-            kept.append(row["cell"])
-    return kept

@@ -5,16 +5,19 @@ Runs of different hardware, driver or versions never share a cell's mean: `envir
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Set
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from joulesweep.analyse import cells, drift, power_traces, rouge, run_rows
+from joulesweep.analyse import cells, drift, effects, ledger, power_traces, rouge, run_rows
 from joulesweep.analyse.columns import ANCHORS, RUNS, TABLES, UNREADABLE, named
+from joulesweep.analyse.comparisons import Comparisons
 from joulesweep.analyse.tables import Row, Tables, combined, frame
 from joulesweep.core.errors import Corrupt, UserError
 from joulesweep.core.files import read_json
@@ -75,29 +78,32 @@ def aggregate(
     asked, factors = cpu_estimate.asked(grid["config"]["energy"]), footprint(grid["config"]["energy"])
     rows: list[Row] = []
     other_rows: dict[str, list[list[Row]]] = {"epochs": [], "selections": [], "devices": []}
-    traces = {}
     for run, entry in grid["runs"].items():
         row, others = _read(runs_folder / run, asked, factors, lost)
         ok = row["status"] == "ok"
         files = _beside(runs_folder / run, row, lost) if ok else {}
-        if (trace := files.pop("power", None)) is not None:
-            traces[run] = trace
         row = combined(RUNS, _identity(run, entry), row, files)
         rows.append(row if ok else {**dict.fromkeys(RUNS), **row})
         for name, per_run in other_rows.items():
             per_run.append(others.get(name, []))
+    traces = _traces(rows, runs_folder, lost)
     names = _names(rows)
     for row in rows:
         row.update(names[row["cell"], row["environment"]])
     finished = [row for row in rows if row["status"] == "ok"]
+    recorded = {row["run"]: (row, devices) for row, devices in zip(rows, other_rows["devices"], strict=True)}
     flag_shared_hosts(finished, _with_host_joules(rows, other_rows["devices"]))
     flag_unlike_boards(finished)
     runs = frame(rows, RUNS)
+    comparisons = Comparisons(runs)
+    tabulated_cells = cells.tabulate(runs, grid["config"], comparisons)
     return Tables(
         runs=runs,
-        cells=cells.tabulate(runs, grid["config"]["grid"]),
+        cells=tabulated_cells,
+        effects=frame(effects.tabulate(tabulated_cells, grid["config"], comparisons), TABLES["effects"]),
         power=power_traces.tabulate(runs, traces),
         anchors=drift.tabulate(runs, asked, factors, anchors_folder) if anchors_folder else frame([], ANCHORS),
+        attempts=ledger.tabulate(grid, runs_folder.parent, asked, recorded),
         **{name: _tabulated(name, rows, per_run) for name, per_run in other_rows.items()},
     )
 
@@ -135,16 +141,27 @@ def _read(
 
 
 def _beside(folder: Path, row: Row, lost: Callable[[Path], None]) -> Row:
-    """Read the files beside a record: columns of the runs table, and the trace as `power`."""
-    contents: Row = {}
-    for read in (rouge.columns, lambda folder: {"power": power_traces.read(folder)}):
-        try:
-            contents |= read(folder)
-        except UserError as error:
-            if isinstance(error, Corrupt):
-                lost(error.path)
-            run_rows.add_flag(row, "unreadable_file", str(error))
-    return contents
+    """Read the summaries beside a record: columns of the runs table."""
+    try:
+        return rouge.columns(folder)
+    except UserError as error:
+        if isinstance(error, Corrupt):
+            lost(error.path)
+        run_rows.add_flag(row, "unreadable_file", str(error))
+        return {}
+
+
+def _traces(rows: list[Row], runs_folder: Path, lost: Callable[[Path], None]) -> pl.DataFrame:
+    """Read the power traces of the finished runs; a run with a corrupt one gets a flag."""
+
+    def flag(place: int, error: Corrupt) -> None:
+        lost(error.path)
+        run_rows.add_flag(ok[place], "unreadable_file", str(error))
+
+    ok = [row for row in rows if row["status"] == "ok"]
+    places = [i for i, row in enumerate(rows) if row["status"] == "ok"]
+    traces = power_traces.read_all([runs_folder / row["run"] for row in ok], flag)
+    return traces.with_columns(pl.Series(places, dtype=pl.UInt32)[traces["place"]].alias("place"))
 
 
 def _identity(run: str, entry: Mapping[str, Any]) -> Row:
@@ -218,15 +235,40 @@ def _names(runs: list[Row]) -> dict[tuple[str, str | None], dict[str, str]]:
     # Only ok runs count as environments: a failed run may have seen none of its boards.
     values["environment"] = {row["environment"] for row in runs if row["status"] == "ok"}
     varying = [axis for axis in axes if len(values[axis]) > 1]
-    names = {}
+    machines, names = _machines([row for row in runs if row["status"] == "ok"]), {}
     for row in runs:
         words = {axis: _word(axis, row.get(axis)) for axis in varying}
+        words |= {"environment": machines.get(row.get("environment"), "")} if "environment" in varying else {}
         extra = [words[axis] for axis in (*cells.LAYOUT, *RATES) if axis in varying]
         setup = " ".join([_setup(row), *extra])
         panel = " · ".join(words[axis] for axis in axes[:4] if words.get(axis))
         name = f"{setup} bs{row['batch']}"
         names[row["cell"], row.get("environment")] = {"setup": setup, "panel": panel, "name": name}
     return names
+
+
+#: What tells environments apart, in the order in which names take it up: column, and its word before the value.
+TELLING = (("driver", "driver "), ("torch_version", "torch "), ("transformers_version", "transformers "))
+
+
+def _machines(ok: list[Row]) -> dict[str | None, str]:
+    """Environments in words: the boards or the processor, and what else tells them apart."""
+    rows = {row["environment"]: row for row in ok}
+    words = {env: _hardware(row) for env, row in rows.items()}
+    for column, before in TELLING:
+        alike, longer = Counter(words.values()), {}
+        for env in [env for env, word in words.items() if alike[word] > 1]:
+            same = {rows[other][column] for other, word in words.items() if word == words[env]}
+            told = f"{words[env]}, {before}{rows[env][column] or 'unknown'}"
+            longer[env] = told if len(same) > 1 else words[env]
+        words |= longer
+    alike = Counter(words.values())
+    return {env: word if alike[word] == 1 else f"{word}, {env!s:.4}" for env, word in words.items()}
+
+
+def _hardware(row: Row) -> str:
+    """The boards of a run, else its processor."""
+    return str(row["gpus"] or row["cpu_model"]).removeprefix("NVIDIA ")
 
 
 def _word(axis: str, value: Any) -> str:  # noqa: ANN401 - of any axis
@@ -239,14 +281,18 @@ def _word(axis: str, value: Any) -> str:  # noqa: ANN401 - of any axis
         return ""
     return {
         "lr": f"lr{value}",
-        "environment": f"environment {value!s:.4}",
         "head": f"{value}-head",
         "checkpoint_activations": "checkpointed" if value else "stored",
     }.get(axis, str(value))
 
 
 def _setup(row: Row) -> str:
-    params = json.loads(row["method_params"])
-    method = [row["method"]] if row["method"] != OMISSION["method"] or params else []
     spread = row["strategy"] + (f"{row['devices']}" if row["devices"] > 1 else "")
-    return " ".join([*method, *parameter_words(row["method"], params), spread, row["precision"]])
+    return " ".join([*_method(row["method"], row["method_params"]), spread, row["precision"]])
+
+
+@functools.cache
+def _method(method: str, params_json: str) -> list[str]:
+    """A method as names show it, with its parameters; plain full training is not mentioned."""
+    params = json.loads(params_json)
+    return [*([method] if method != OMISSION["method"] or params else []), *parameter_words(method, params)]

@@ -71,6 +71,7 @@ def named(table: Table, names: str) -> tuple[str, ...]:
 ROUGE = {"rouge1": "words", "rouge2": "pairs of words", "rougeL": "the longest common subsequence of words"}
 #: The middle, lower and upper end of an estimate: `_estimated` describes them.
 ESTIMATED = ("estimated_energy_j", "estimated_energy_low_j", "estimated_energy_high_j")
+UNTOLD = "and where it does not tell its jobs"
 NOT_ESTIMATED = "unless the run was on the CPU and the config asks for estimates"
 
 
@@ -126,12 +127,29 @@ def _estimated(of: str, null: str = NOT_ESTIMATED) -> tuple[Column, ...]:
 def _interval(column: Column) -> tuple[Column, ...]:
     """The columns of the mean of a quantity over the repeats of a cell, and of the ends of its interval."""
     kind = ", of one scope and status" if column.of_joules else ""
-    null, of = f"unless every ok run has the number{kind}", f"end of the 95 % t interval of {column.name}_mean"
+    null, of = (
+        f"unless every ok run has the number{kind}",
+        f"end of the 95 % t interval of {column.name}_mean, from logs",
+    )
     alone = f"{null}, and of a single run"
     return (
         Column(f"{column.name}_mean", REAL, column.unit, f"mean over the repeats: {column.about}", null),
         Column(f"{column.name}_low", REAL, column.unit, f"lower {of} over the repeats", alone),
         Column(f"{column.name}_high", REAL, column.unit, f"upper {of} over the repeats", alone),
+    )
+
+
+def _ratio(name: str, of: str) -> tuple[Column, ...]:
+    """The columns of a cell's ratio to the baseline of its panel."""
+    null, noise = (
+        "of the baseline, without a common seed, and of joules that do not compare",
+        "where nothing tells the noise",
+    )
+    words = f"{of} / that of compared_with, paired by seed"
+    return (
+        Column(f"{name}_ratio", REAL, None, words, null),
+        Column(f"{name}_ratio_low", REAL, None, f"lower end of the 95 % interval of {name}_ratio", noise),
+        Column(f"{name}_ratio_high", REAL, None, f"upper end of the 95 % interval of {name}_ratio", noise),
     )
 
 
@@ -444,6 +462,11 @@ RUNS = _table(
     ),
     Column("accelerator", TEXT, None, "what computed: cuda or cpu"),
     Column("hostname", TEXT, None, "name of the machine"),
+    Column("batch_system", TEXT, None, "slurm, pbs, lsf, sge or htcondor", "outside a batch system"),
+    Column("job_id", TEXT, None, "id of the batch system's job", "outside a batch system"),
+    Column("node", TEXT, None, "the batch system's name of the node", f"outside a batch system, {UNTOLD}"),
+    Column("account", TEXT, None, "account or project that the job is charged to", f"outside a batch system, {UNTOLD}"),
+    Column("partition", TEXT, None, "partition or queue of the job", f"outside a batch system, {UNTOLD}"),
     Column("platform", TEXT, None, "operating system, kernel and processor type"),
     Column("python", TEXT, None, "version of Python"),
     Column("cpu_model", TEXT, None, "name of the processor"),
@@ -592,11 +615,43 @@ ANCHORS = _table(
     Column("same_code", FLAG, None, "whether both count as measured by one code", "where one of them is unknown"),
     Column("same_scope", FLAG, None, "whether both have joules of one scope and status", "where one has no joules"),
 )
+ATTEMPTS = _table(
+    Column("kind", TEXT, None, "run: of the sweep itself; anchor: measured again on a later day; by hand"),
+    *_of(RUNS, "run cell label"),
+    Column("began", TEXT, None, "when the attempt began: UTC, ISO 8601"),
+    Column("ended", TEXT, None, "when it ended: UTC, ISO 8601", "where it was killed, or still runs"),
+    Column(
+        "status",
+        TEXT,
+        None,
+        "as of a run; failed: no record; stopped: ended from outside; open: killed without a word, or still running",
+    ),
+    Column("reason", TEXT, None, "why it is not ok, in a line", "where it is ok, and where nobody knows"),
+    Column("is_kept", FLAG, None, "whether its record is the present one: its numbers are those of the run"),
+    Column("waited_s", REAL, "s", "seconds until it had its boards or the machine", "where they were not noted"),
+    Column("held_s", REAL, "s", "seconds in which it had them", "where it never had them, or nobody noted"),
+    Column("window_s", REAL, "s", "seconds of its whole window: all passes", "unless it is kept and ok"),
+    Column(
+        "energy_j", REAL, "J", "joules of the whole attempt: around the window, too", "where energy_reason says why"
+    ),
+    Column("window_energy_j", REAL, "J", "joules of its whole window", "unless it is kept, ok and has joules"),
+    Column("energy_status", TEXT, None, "measured or integrated", "where energy_j is"),
+    Column("energy_scope", TEXT, None, "kinds of device in energy_j", "where energy_j is"),
+    Column("energy_reason", TEXT, None, "why energy_j is null, or is of the window alone", "where it is the whole"),
+    Column(
+        "estimated_energy_j",
+        REAL,
+        "J",
+        "estimated joules of the whole attempt, or of its window where nothing else is known",
+        NOT_ESTIMATED,
+    ),
+)
 #: Each has `_mean`, `_low` and `_high` in the cells table: mean and 95 % t interval over repeats.
 QUANTITIES = tuple(column.name for column in RUNS.values() if column.mean)
 CELLS = _table(
     *IDENTITY.values(),
     Column("environment", TEXT, None, "environment of the runs whose means these are", "of a cell without ok run"),
+    Column("gpus", TEXT, None, "kinds of the boards of its runs", "without boards, and of a cell without ok run"),
     Column("num_ok", WHOLE, None, "ok runs of the cell in this environment, over which means are taken"),
     Column("num_runs", WHOLE, None, "runs of the cell, of every status, in all environments"),
     Column("statuses", TEXT, None, "how many runs of the cell have each status: 1 oom, 2 ok"),
@@ -617,19 +672,72 @@ CELLS = _table(
     *(column for name in QUANTITIES for column in _interval(RUNS[name])),
     *_estimated("of one pass, mean over the repeats"),
     *_of(RUNS, "estimated_co2e_g"),
-    Column("baseline", TEXT, None, "name of the baseline, over which speedup is taken", "where no baseline finished"),
-    Column("is_baseline", FLAG, None, "whether the cell is the baseline", "where there is none"),
+    Column(
+        "compared_with",
+        TEXT,
+        None,
+        "name of the panel's baseline, which energy_ratio, time_ratio, … compare with",
+        "of a cell without ok run",
+    ),
+    Column(
+        "compared_why",
+        TEXT,
+        None,
+        "why compared_with is not the grid's first configuration",
+        "where it is, and of a cell without ok run",
+    ),
+    *(
+        column
+        for name, of in {
+            "energy": "measured joules",
+            "time": "window_s",
+            "memory": "peak memory, of the GPUs if they computed, else of the host",
+            "loss": "validation_loss",
+        }.items()
+        for column in _ratio(name, of)
+    ),
+    Column(
+        "above_best",
+        REAL,
+        None,
+        "by how much the cell's quality is worse than the best of its panel, as a fraction of it",
+        "where no run has the measure of quality",
+    ),
+    Column("above_best_low", REAL, None, "with 95 % above_best is at least this", "where nothing tells the noise"),
+    Column("above_best_high", REAL, None, "with 95 % above_best is at most this", "where nothing tells the noise"),
+    Column(
+        "quality_verdict",
+        TEXT,
+        None,
+        "within the margin of the best, beyond it, or cannot be told yet",
+        "where above_best is",
+    ),
+    Column(
+        "baseline",
+        TEXT,
+        None,
+        "name of the baseline of the same batch size, over which speedup is taken",
+        "of a cell without ok run",
+    ),
+    Column(
+        "baseline_why",
+        TEXT,
+        None,
+        "why another baseline stands in for the one that computes as the grid's first configuration does",
+        "where none does",
+    ),
+    Column("is_baseline", FLAG, None, "whether the cell is the baseline", "of a cell without ok run"),
     Column(
         "speedup",
         REAL,
         None,
-        "samples_per_s / the baseline's, geometric mean over pairs by seed",
+        "samples_per_s / the baseline's, geometric mean, paired by seed",
         "without a common seed",
     ),
-    Column("speedup_low", REAL, None, "lower end of the 95 % interval of speedup", "with fewer than two pairs"),
-    Column("speedup_high", REAL, None, "upper end of the 95 % interval of speedup", "with fewer than two pairs"),
+    Column("speedup_low", REAL, None, "lower end of the 95 % interval of speedup", "where nothing tells the noise"),
+    Column("speedup_high", REAL, None, "upper end of the 95 % interval of speedup", "where nothing tells the noise"),
     Column(
-        "speedup_n", WHOLE, None, "pairs by seed that speedup is the mean of", "where speedup is, and of the baseline"
+        "speedup_n", WHOLE, None, "seeds that the cell and its baseline share", "where speedup is, and of the baseline"
     ),
     Column(
         "speedup_verdict",
@@ -638,6 +746,38 @@ CELLS = _table(
         "baseline, or on which side of 1 the interval of speedup is",
         "where speedup is",
     ),
+)
+EFFECTS = _table(
+    RUNS["panel"],
+    Column(
+        "kind", TEXT, None, "effect, interaction (an effect at one value of another axis), or share of the variance"
+    ),
+    Column("axis", TEXT, None, "the axis that changes; of a share also rest (three axes or more), seed or noise"),
+    Column("from_value", TEXT, None, "the value before the change", "of a share"),
+    Column("to_value", TEXT, None, "the value after it", "of a share"),
+    Column(
+        "other_axis", TEXT, None, "the axis on which the effect depends, or that shares the variance", "of an effect"
+    ),
+    Column(
+        "other_value", TEXT, None, "the value of the other axis at which the effect is this", "unless an interaction"
+    ),
+    Column("quantity", TEXT, None, "what changes: a column of the runs table"),
+    Column(
+        "ratio",
+        REAL,
+        None,
+        "quantity after / before, geometric mean over the pairs; of a share its part of the variance of logs",
+    ),
+    Column(
+        "low", REAL, None, "lower end of the 95 % interval of ratio", "where nothing tells the noise, and of a share"
+    ),
+    Column(
+        "high", REAL, None, "upper end of the 95 % interval of ratio", "where nothing tells the noise, and of a share"
+    ),
+    Column("smallest", REAL, None, "ratio of the pair with the smallest", "of a share"),
+    Column("largest", REAL, None, "ratio of the pair with the largest", "of a share"),
+    Column("num_pairs", WHOLE, None, "pairs of cells that differ in the axis alone", "of a share"),
+    Column("text", TEXT, None, "the interaction in words", "unless an interaction"),
 )
 #: The tables, by the names of their files.
 TABLES: dict[str, Table] = {
@@ -648,6 +788,8 @@ TABLES: dict[str, Table] = {
     "devices": DEVICES,
     "power": POWER,
     "anchors": ANCHORS,
+    "effects": EFFECTS,
+    "attempts": ATTEMPTS,
 }
 ABOUT = {
     "runs": "A row per run of the manifest, in its order. What is measured is null unless status is ok.",
@@ -657,4 +799,6 @@ ABOUT = {
     "devices": "A row per ok run and device that was read, or could not be.",
     "power": "The power traces of the ok runs: a row per sample and device.",
     "anchors": "A row per run that was measured again on a later day.",
+    "effects": "A row per change of an axis and quantity, per value of another axis that it depends on, and per share.",
+    "attempts": "A row per attempt at a run of the sweep, at an anchor or by hand: all that the sweep itself took.",
 }

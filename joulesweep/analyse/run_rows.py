@@ -12,6 +12,7 @@ from joulesweep.analyse.columns import DEVICES, EPOCHS, ESTIMATED, QUALITY, RUNS
 from joulesweep.analyse.tables import Row, check, combined
 from joulesweep.core.errors import Corrupt
 from joulesweep.core.outcome import (
+    BatchJob,
     ChosenPhase,
     Citation,
     Conditions,
@@ -43,6 +44,7 @@ MEASURED = (
     *named(RUNS, "samples_per_s tokens_per_s padded_tokens_per_s epochs_per_minute"),
 )
 SCORED = (*QUALITY, *named(RUNS, "num_validation_texts num_masked"))
+OF_BATCH = named(RUNS, "node account partition")
 CONDITIONS = named(RUNS, "cooldown_s settled idle_s exclusive window_begin window_end")
 PEAKS = named(RUNS, "peak_gpu_allocated_bytes peak_gpu_reserved_bytes peak_host_rss_bytes")
 BOARD = named(RUNS, "temperature_start_c temperature_end_c sm_clock_mean_mhz power_limit_w")
@@ -151,7 +153,15 @@ def _environment(environment: Environment) -> Row:
         "gpu_uuids": join_unique(gpu.uuid for gpu in environment.gpus),
         **{f"{name}_version": versions.get(name) for name in ("torch", "transformers", "zeus")},
         "environment": fingerprint(environment),
+        **_batch(environment.batch),
     }
+
+
+def _batch(job: BatchJob | None) -> Row:
+    """The batch system's job, whose id is no part of the environment that a mean is taken over."""
+    if job is None:
+        return {}
+    return {"batch_system": job.system, "job_id": job.job, **_taken(job, OF_BATCH)}
 
 
 def _certificate(environment: Environment, accelerator: str) -> dict[str, str | None]:

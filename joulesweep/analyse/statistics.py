@@ -1,15 +1,29 @@
-"""Confidence intervals from few repeats, and comparisons paired by seed."""
+"""Confidence intervals from few repeats, and comparisons paired by seed.
+
+Quantities that are positive are compared on logs: a ratio is the exponential of a difference of logs, and no interval
+reaches below zero. `Fit` compares many cells at once: log value = cell + seed + noise, with the noise of all cells
+pooled, which gives three repeats of 24 cells 46 degrees of freedom instead of 2.
+"""
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import special
 
 LARGEST_LOG = math.log(1e300)
 NO_DIFFERENCE = "no difference shown"
 NO_INTERVAL = "n=1, no interval"
+#: Chance at which a check of the noise speaks although all cells have the same, normal noise.
+FALSE_ALARM = 0.01
+ROUNDING = 1e-12  # of logs: noise below is the computer's
+Numbers = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,9 +49,9 @@ class Ratio:
 
     Attributes:
         ratio: geometric mean of the pairs' ratios.
-        low: lower end of its confidence interval, or None for a single pair.
-        high: upper end, or None for a single pair.
-        n: how many pairs.
+        low: lower end of its confidence interval, or None where nothing tells the noise.
+        high: upper end, likewise.
+        n: how many pairs: seeds that both have.
         verdict: "higher", "lower", "no difference shown" (the interval spans 1) or "n=1, no interval".
     """
 
@@ -80,6 +94,24 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval
     return Interval(mean=mean, low=mean - half, high=mean + half, n=n)
 
 
+def positive_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
+    """Arithmetic mean of positive values, with the t interval of their logs laid around it: its ends are positive.
+
+    Args:
+        values: at least one, all above 0.
+        confidence: coverage, between 0 and 1.
+
+    Raises:
+        ValueError: no values, or one that is not positive.
+    """
+    mean = mean_interval(values).mean
+    logs = mean_interval([math.log(value) for value in values], confidence)
+    if logs.high is None:
+        return Interval(mean=mean, low=None, high=None, n=1)
+    factor = _exp(logs.high - logs.mean)
+    return Interval(mean=mean, low=mean / factor, high=min(mean * factor, 1e300), n=logs.n)
+
+
 def paired_ratio(a: Sequence[float], b: Sequence[float], confidence: float = 0.95) -> Ratio:
     """Ratio a/b with the t interval of the log-ratios; `a[i]` and `b[i]` share their seed.
 
@@ -93,12 +125,7 @@ def paired_ratio(a: Sequence[float], b: Sequence[float], confidence: float = 0.9
     """
     logs = mean_interval([math.log(x) - math.log(y) for x, y in zip(a, b, strict=True)], confidence)
     low, high = (None if end is None else _exp(end) for end in (logs.low, logs.high))
-    return Ratio(ratio=_exp(logs.mean), low=low, high=high, n=logs.n, verdict=_verdict(logs))
-
-
-def _exp(log: float) -> float:
-    """The ratio with this logarithm, limited to 1e±300."""
-    return math.exp(min(max(log, -LARGEST_LOG), LARGEST_LOG))
+    return Ratio(ratio=_exp(logs.mean), low=low, high=high, n=logs.n, verdict=_verdict(logs.low, logs.high))
 
 
 def paired_difference(a: Sequence[float], b: Sequence[float], confidence: float = 0.95) -> Difference:
@@ -113,33 +140,327 @@ def paired_difference(a: Sequence[float], b: Sequence[float], confidence: float 
         ValueError: lengths differ, or no pairs.
     """
     interval = mean_interval([x - y for x, y in zip(a, b, strict=True)], confidence)
-    return Difference(**asdict(interval), verdict=_verdict(interval))
+    return Difference(**asdict(interval), verdict=_verdict(interval.low, interval.high))
 
 
-def _verdict(interval: Interval) -> str:
+@dataclass(frozen=True, kw_only=True)
+class Contrast:
+    """A weighted sum of cells' logs, with weights that sum to 0.
+
+    Attributes:
+        log: its estimate.
+        error: standard error; None where nothing tells the noise.
+        degrees: of freedom of the standard error; 0 where nothing tells the noise.
+        n: fewest repeats of a cell in it; for two cells the seeds that both have.
+    """
+
+    log: float
+    error: float | None
+    degrees: float
+    n: int
+
+    def end(self, quantile: float) -> float | None:
+        """The estimate plus so many standard errors, as a ratio."""
+        return None if self.error is None else _exp(self.log + quantile * self.error)
+
+    def ratio(self, low: float | None = None, high: float | None = None) -> Ratio:
+        """The contrast as a ratio, with its 95 % interval.
+
+        Args:
+            low: standard errors from the estimate down to the lower end; default: Student's t.
+            high: standard errors up to the upper end; default: Student's t.
+        """
+        usual = t_quantile(self.degrees) if self.error is not None else 0.0
+        ends = [self.end(-(usual if low is None else low)), self.end(usual if high is None else high)]
+        logs = [None if end is None else math.log(end) for end in ends]
+        return Ratio(ratio=_exp(self.log), low=ends[0], high=ends[1], n=self.n, verdict=_verdict(*logs))
+
+
+class Fit:
+    """Logs of one quantity in comparable cells: log value = cell + seed + noise, by least squares.
+
+    The noise is pooled over all cells. Where Bartlett's test shows that cells differ in it, each cell has its own
+    variance, drawn toward the others' (Smyth 2004, doi:10.2202/1544-6115.1027, section 6.2); differences then have
+    Satterthwaite's degrees of freedom.
+
+    Attributes:
+        keys: the cells, in the order given.
+        means: (cells,) log means of the cells, adjusted for seeds that some lack.
+        degrees: of freedom of the pooled variance.
+        variance: pooled variance of the noise of one run; None without degrees of freedom.
+        unequal: p-value of Bartlett's test if it shows that the cells' noise differs, else None.
+        outliers: (cell, seed, ratio to what the model expects) of the run furthest off, if no chance explains it.
+    """
+
+    def __init__(self, values: Mapping[Any, Mapping[int, float]]) -> None:
+        """Fit the model.
+
+        Args:
+            values: by cell, then by seed; each cell has one at least, and all are positive.
+        """
+        self.keys = list(values)
+        self._row = {key: i for i, key in enumerate(self.keys)}
+        seeds = sorted({seed for of_cell in values.values() for seed in of_cell})
+        logs = np.array([[math.log(of_cell.get(seed, math.nan)) for seed in seeds] for of_cell in values.values()])
+        self._logs, self._known = logs, ~np.isnan(logs)
+        self._counts = self._known.sum(1)
+        filled = np.where(self._known, logs, 0.0)
+        # The cells are eliminated: what is left is a small system, of the seeds alone.
+        weights = self._known / self._counts[:, None]
+        system = np.diag(self._known.sum(0).astype(float)) - self._known.T.astype(float) @ weights
+        self._inverse, rank = _inverse(system)
+        self._weights = weights
+        self._system = system
+        effects = self._inverse @ (filled.sum(0) - self._known.T @ (filled.sum(1) / self._counts))
+        self.means: Numbers = (filled.sum(1) - self._known @ effects) / self._counts
+        residuals = np.where(self._known, logs - self.means[:, None] - effects, 0.0)
+        self.degrees = int(self._known.sum() - len(self.keys) - rank)
+        squares = residuals**2
+        self.variance = float(squares.sum() / self.degrees) if self.degrees > 0 else None
+        if self.variance is not None and self.variance < ROUNDING**2:
+            self.variance = 0.0
+        self.unequal: float | None = None
+        self.outliers: list[tuple[Hashable, int, float]] = []
+        self._variances = np.full(len(self.keys), self.variance or 0.0)
+        self._freedom = np.full(len(self.keys), float(self.degrees))
+        if self.variance:
+            self._examine(logs - effects, residuals, seeds)
+
+    def _examine(self, adjusted: Numbers, residuals: Numbers, seeds: Sequence[int]) -> None:
+        """Look for outliers and unequal variances."""
+        self.outliers = self._furthest(residuals, seeds)
+        repeated = [row[known] for row, known in zip(adjusted, self._known, strict=True) if known.sum() > 1]
+        if len(repeated) < 3 or len(seeds) < 3 or any(np.ptp(row) == 0 for row in repeated):
+            return
+        chance = _bartlett(repeated)
+        if not chance < FALSE_ALARM:
+            return
+        self.unequal = chance
+        own = self._counts * (self.degrees / self._known.sum())  # each cell's share of the degrees of freedom
+        self._variances, prior = shrunk((residuals**2).sum(1) / own, own)
+        self._freedom = np.minimum(own + prior, self.degrees)
+
+    def _furthest(self, residuals: Numbers, seeds: Sequence[int]) -> list[tuple[Hashable, int, float]]:
+        """The run with the largest externally studentised residual, if Bonferroni's bound calls it an outlier."""
+        if self.degrees < 2 or self.variance is None:
+            return []
+        apart = np.eye(len(seeds))[None] - self._weights[:, None, :]
+        leverage = 1 / self._counts[:, None] + np.einsum("csi,ij,csj->cs", apart, self._inverse, apart)
+        free = np.where(self._known, np.maximum(1 - leverage, 1e-12), 1.0)
+        inner = np.abs(residuals) / np.sqrt(self.variance * free)
+        cell, seed = np.unravel_index(np.argmax(inner), inner.shape)
+        square = min(inner[cell, seed] ** 2, self.degrees * (1 - 1e-12))
+        outer = math.sqrt(square * (self.degrees - 1) / (self.degrees - square))
+        chance = 2 * special.stdtr(self.degrees - 1, -outer) * self._known.sum()
+        if chance >= FALSE_ALARM:
+            return []
+        # Without the run, its residual is larger by 1 / (1 - leverage).
+        return [(self.keys[cell], seeds[int(seed)], _exp(residuals[cell, seed] / free[cell, seed]))]
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._row
+
+    def mean_of(self, key: Hashable) -> float:
+        """The log mean of a cell."""
+        return float(self.means[self._row[key]])
+
+    def contrast(self, weights: Mapping[Any, float]) -> Contrast | None:
+        """A weighted sum of the cells' logs.
+
+        Args:
+            weights: by cell; they sum to 0.
+
+        Returns:
+            None if a cell is unknown, or if no seed links the cells.
+        """
+        if not all(key in self._row for key in weights):
+            return None
+        rows = [self._row[key] for key in weights]
+        factors = np.array(list(weights.values()))
+        through_seeds = factors @ self._weights[rows]
+        if np.abs(self._system @ (self._inverse @ through_seeds) - through_seeds).max() > 1e-9:
+            return None
+        log, n = float(factors @ self.means[rows]), int(self._counts[rows].min())
+        if len(rows) == 2:
+            n = int((self._known[rows[0]] & self._known[rows[1]]).sum())
+        if self.variance is None:
+            return Contrast(log=log, error=None, degrees=0, n=n)
+        parts = factors**2 / self._counts[rows] * self._variances[rows]
+        shared = float(through_seeds @ self._inverse @ through_seeds) * self.variance
+        whole = float(parts.sum()) + shared
+        degrees = float(self.degrees)
+        if self.unequal is not None and whole > 0:
+            degrees = min(degrees, max(1.0, whole**2 / float((parts**2 / self._freedom[rows]).sum() + 1e-300)))
+        return Contrast(log=log, error=math.sqrt(whole), degrees=degrees, n=n)
+
+    def versus(self, row: int) -> tuple[Numbers, Numbers | None, Numbers]:
+        """Every cell against one: differences of log means, their standard errors and degrees of freedom.
+
+        Args:
+            row: the position of the one in `keys`.
+
+        Returns:
+            Three arrays of the length of `keys`; no standard errors where nothing tells the noise.
+        """
+        logs = self.means - self.means[row]
+        if self.variance is None:
+            return logs, None, np.zeros(len(self.keys))
+        through_seeds = self._weights - self._weights[row]
+        shared = np.einsum("cs,st,ct->c", through_seeds, self._inverse, through_seeds) * self.variance
+        own = self._variances / self._counts
+        whole = own + own[row] + shared
+        degrees = np.full(len(self.keys), float(self.degrees))
+        if self.unequal is not None:
+            parts = own**2 / self._freedom
+            degrees = np.clip(whole**2 / (parts + parts[row] + 1e-300), 1.0, self.degrees)
+        whole[row] = 0.0
+        return logs, np.sqrt(whole), degrees
+
+    def ratio(self, a: Hashable, b: Hashable) -> Ratio | None:
+        """The ratio of one cell to another; None if one is unknown, or if no seed links them."""
+        contrast = self.contrast({a: 1.0, b: -1.0}) if a != b else None
+        return None if contrast is None else contrast.ratio()
+
+    def complete_logs(self, keys: Sequence[Hashable]) -> Numbers | None:
+        """The logs of some cells, (cells, seeds); None if a cell is unknown or lacks a seed of another."""
+        if not all(key in self._row for key in keys) or not keys:
+            return None
+        rows = [self._row[key] for key in keys]
+        return self._logs[rows] if self._known[rows].all() else None
+
+    def resolution(self) -> tuple[float, int] | None:
+        """Half-width of the interval of a typical ratio, as a fraction, and the repeats behind it; None without any."""
+        if self.variance is None or len(self.keys) < 2:
+            return None
+        n = int(np.median(self._counts))
+        variance = float(np.median(self._variances)) * 2 / n
+        return _exp(t_quantile(float(np.median(self._freedom))) * math.sqrt(variance)) - 1, n
+
+
+def _inverse(system: Numbers) -> tuple[Numbers, int]:
+    """Moore and Penrose's inverse of a symmetric matrix, and its rank."""
+    sizes, vectors = np.linalg.eigh(system)
+    kept = sizes > 1e-9 * max(1.0, float(sizes.max()))
+    return (vectors[:, kept] / sizes[kept]) @ vectors[:, kept].T, int(kept.sum())
+
+
+def _bartlett(samples: Sequence[Numbers]) -> float:
+    from scipy import stats  # half a second that few processes need
+
+    return float(stats.bartlett(*samples).pvalue)
+
+
+def shrunk(variances: Numbers, degrees: Numbers) -> tuple[Numbers, float]:
+    """Variances drawn toward a common one, by how much more they differ than chance makes them (Smyth 2004, 6.2).
+
+    Args:
+        variances: (cells,) of each cell.
+        degrees: (cells,) of freedom of each.
+
+    Returns:
+        (cells,) variances, and the degrees of freedom that the others lend to each: infinite if chance explains all.
+    """
+    logs = np.log(np.maximum(variances, 1e-300))
+    logs = np.maximum(logs, np.median(logs) - 12)  # a variance of 0 is rounding, not knowledge
+    centred = logs - special.digamma(degrees / 2) + np.log(degrees / 2)
+    more = float(centred.var(ddof=1) - special.polygamma(1, degrees / 2).mean())
+    if more <= 0:
+        return np.full(len(variances), math.exp(float(centred.mean()))), math.inf
+    prior = 2 * _inverse_trigamma(more)
+    common = math.exp(float(centred.mean()) + float(special.digamma(prior / 2)) - math.log(prior / 2))
+    return (prior * common + degrees * variances) / (prior + degrees), prior
+
+
+def _inverse_trigamma(value: float) -> float:
+    """The number whose trigamma this is, by Newton's method (Smyth 2004, appendix)."""
+    x = 0.5 + 1 / value
+    for _ in range(50):
+        trigamma = float(special.polygamma(1, x))
+        step = trigamma * (1 - trigamma / value) / float(special.polygamma(2, x))
+        x += step
+        if -step / x < 1e-8:
+            break
+    return x
+
+
+def _exp(log: float) -> float:
+    """The ratio with this logarithm, limited to 1e±300."""
+    return math.exp(min(max(log, -LARGEST_LOG), LARGEST_LOG))
+
+
+def _verdict(low: float | None, high: float | None) -> str:
     """Which side of 0 an interval is on."""
-    if interval.low is None or interval.high is None:
+    if low is None or high is None:
         return NO_INTERVAL
-    return NO_DIFFERENCE if interval.low <= 0 <= interval.high else "higher" if interval.low > 0 else "lower"
+    return NO_DIFFERENCE if low <= 0 <= high else "higher" if low > 0 else "lower"
 
 
 @functools.cache
-def t_quantile(degrees: int, confidence: float = 0.95) -> float:
-    """Two-sided quantile of Student's t distribution, by bisection, since hosts with GPUs may lack SciPy."""
-    low, high = 0.0, 1.0
-    while _t_coverage(high, degrees) < confidence:
-        low, high = high, 2 * high
-    while (middle := (low + high) / 2) not in (low, high):
-        low, high = (middle, high) if _t_coverage(middle, degrees) < confidence else (low, middle)
-    return high
+def t_quantile(degrees: float, confidence: float = 0.95) -> float:
+    """Two-sided quantile of Student's t distribution."""
+    return float(special.stdtrit(degrees, (1 + confidence) / 2))
 
 
-def _t_coverage(t: float, degrees: int) -> float:
-    """Probability that Student's t is within ±t (Abramowitz & Stegun 1964, 26.7.3 and 26.7.4)."""
-    angle = math.atan(t / math.sqrt(degrees))
-    cosine, odd = math.cos(angle), degrees % 2
-    term, total = (cosine if odd else 1.0), 0.0
-    for i in range(odd, degrees - 1, 2):
-        total += term
-        term *= cosine * cosine * (i + 1) / (i + 2)
-    return (angle + math.sin(angle) * total) * 2 / math.pi if odd else math.sin(angle) * total
+@functools.cache
+def one_sided(degrees: float, confidence: float = 0.95) -> float:
+    """One-sided quantile of Student's t distribution."""
+    return float(special.stdtrit(degrees, confidence))
+
+
+#: Nodes and weights that integrate over a standard normal variable.
+NORMAL = np.polynomial.hermite_e.hermegauss(64)
+
+
+@functools.cache
+def best_of(number: int, degrees: float, confidence: float = 0.975) -> float:
+    """One-sided quantile of the largest of many t ratios that share what they are compared with.
+
+    It bounds, whichever of `number` cells was chosen by looking, how far luck has moved it from the one it is compared
+    with (Dunnett 1955, doi:10.1080/01621459.1955.10501294). One cell: Student's t.
+
+    Args:
+        number: cells that the choice was among.
+        degrees: of freedom of the standard error, rounded for the cache by the caller.
+        confidence: coverage, one-sided.
+    """
+    from scipy import optimize
+
+    if number <= 1:
+        return one_sided(degrees, confidence)
+    shared, masses = NORMAL[0], NORMAL[1] / NORMAL[1].sum()
+    # Student's denominator: chi over the root of its degrees of freedom, at the middles of equally likely parts.
+    parts = (np.arange(400) + 0.5) / 400
+    spread = np.sqrt(special.chdtri(degrees, 1 - parts) / degrees)
+
+    def short(quantile: float) -> float:
+        below = special.ndtr(shared[None, :] + quantile * math.sqrt(2) * spread[:, None]) ** number
+        return float((below @ masses).mean() - confidence)
+
+    return float(optimize.brentq(short, 0, 100, xtol=1e-6))
+
+
+def repeats_to_tell(apart: float, variance: float, cells: int, most: int = 50) -> int | None:
+    """Repeats per cell until two cells so far apart are told apart by a one-sided 95 % bound; None beyond `most`.
+
+    Args:
+        apart: absolute difference of their logs.
+        variance: of the noise of one run's log.
+        cells: of the sweep, among which the noise is pooled.
+        most: repeats that anyone would make.
+    """
+    for n in range(2, most + 1):
+        if one_sided((cells - 1) * (n - 1)) * math.sqrt(2 * variance / n) < apart:
+            return n
+    return None
+
+
+def summary(fit: Fit, name: Any) -> list[str]:  # noqa: ANN401 - a function from a key to words
+    """What to know about the noise of a fit, a sentence each."""
+    return [
+        *(f"run {seed} of {name(key)} is {ratio:.3g}× what the others let expect" for key, seed, ratio in fit.outliers),
+        *(
+            [f"the noise differs between configurations (Bartlett's test, p = {fit.unequal:.1g})"]
+            if fit.unequal
+            else []
+        ),
+    ]

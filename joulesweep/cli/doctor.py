@@ -5,6 +5,8 @@ Each counter's tick is measured again and kept for later runs.
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 import shutil
 import socket
@@ -19,7 +21,11 @@ from joulesweep.launch import lease
 from joulesweep.measure import devices, machine, meters, sensors
 from joulesweep.measure.meters import rapl
 from joulesweep.measure.window import NO_COUNTER
+from joulesweep.plan import config as config_module
 from joulesweep.reference import cpu_estimate
+
+HELP = "say what can be measured on this machine, and what not"
+EXAMPLES = ("joulesweep doctor", "joulesweep doctor --configfile config/mine.yaml --json")
 
 GIB = 2**30
 MIN_FREE_GIB = 5.0
@@ -43,6 +49,20 @@ class Finding:
     status: str
     found: str
     advice: str = ""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    parser.add_argument("--configfile", type=Path, help="try the plug or PDU that this config names, too")
+    parser.add_argument("--json", action="store_true", help="as JSON")
+
+
+def work(args: argparse.Namespace) -> int:
+    """Examine, and print the report."""
+    hardware = config_module.load(args.configfile).hardware.model_dump() if args.configfile else {}
+    report = examine(meters.settings_in(hardware))
+    print(json.dumps(report, indent=1, ensure_ascii=False) if args.json else screen(report))
+    return 0
 
 
 def examine(settings: Mapping[str, meters.Settings | None] | None = None) -> dict[str, Any]:

@@ -6,25 +6,72 @@ that were in progress, like any sweep; every other record is either the new or t
 
 from __future__ import annotations
 
+import argparse
 import re
 import subprocess
 import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
 
+from joulesweep.cli import Parser, add_config
 from joulesweep.core import processes
-from joulesweep.core.errors import UserError
-from joulesweep.plan.sweep import Sweep
+from joulesweep.core.errors import UserError, one_of
+from joulesweep.plan import config as config_module
+from joulesweep.report import exports
 from joulesweep.runs import record
-from joulesweep.runs.record import RunRecord
+from joulesweep.runs.record import STATUSES, RunRecord, brief
+
+if TYPE_CHECKING:
+    from joulesweep.plan.sweep import Sweep
+
+HELP = "re-run the runs that ended with a given status, and only those"
+EXAMPLES = (
+    "joulesweep rerun --status oom --dry-run",
+    "joulesweep rerun --status oom --status timeout -- --resources gpu=2",
+)
 
 #: Options that set Snakemake's number of jobs; without any of them, all cores of this machine are used.
 HOW_MANY = re.compile(r"--(cores|jobs|profile|workflow-profile|executor)\b|-[cje]")
 OTHER_CONFIG = re.compile(r"--config|-C")
 PROFILE = Path("profiles/default/profile.yaml")  # Snakemake loads it by itself
-ANALYSIS = ("grid", "aggregate", "charts", "report")  # rules
+ANALYSIS = ("grid", "aggregate", "charts", "exports", "report")  # rules
+
+
+def arguments(parser: Parser) -> None:
+    """Add the arguments."""
+    bad = ", ".join(status for status in STATUSES if status != "ok")
+    again = f"{bad}; may be given several times; ok repeats finished runs, at their cost"
+    parser.add_argument("--status", action="append", required=True, help=again)
+    parser.add_argument("--dry-run", action="store_true", help="say which, and run nothing")
+    parser.add_argument("arguments", nargs="*", metavar="-- ARGUMENTS", help="for Snakemake: -- --resources gpu=2")
+    parser.advice = "Snakemake's follow --: joulesweep rerun … -- {}"
+    add_config(parser)
+
+
+def work(args: argparse.Namespace) -> int:
+    """Re-run the runs of the present grid that ended with one of the statuses."""
+    from joulesweep.plan.sweep import Sweep  # imports Snakemake, which --help does not need
+
+    for status in args.status:
+        if status not in STATUSES:
+            raise UserError(f"{one_of('status', status, STATUSES)}; runs without a record need no rerun: run snakemake")
+    check(args.arguments)
+    sweep = Sweep(*config_module.located(args.configfile))
+    records = ended(sweep, args.status)
+    if not records:
+        missing = num_missing(sweep)
+        rest = f"; {missing} have no record: run snakemake" if missing else ""
+        print(f"{args.configfile}: no run has status {' or '.join(args.status)}{rest}")
+        return 0
+    for row in records:
+        print(f"{row.run} · {row.status}" + (f": {brief(row.reason)}" if row.reason else ""))
+    if args.dry_run:
+        return 0
+    sys.stdout.flush()
+    return 1 if rerun(sweep, [row.run for row in records], args.configfile, args.arguments) else 0
 
 
 def ended(sweep: Sweep, statuses: Collection[str]) -> list[RunRecord]:
@@ -94,7 +141,8 @@ def _analysis(sweep: Sweep) -> list[str]:
     """Snakemake's arguments for the report of the existing records; no rule that trains is allowed."""
     if len(sweep.current()) < len(sweep.runs) or not all(Path(path).exists() for path in sweep.anchors()):
         return ["partial"]
-    return [f"{sweep.folder}/report.html", "--allowed-rules", *ANALYSIS]
+    targets = (f"{sweep.folder}/report.html", f"{sweep.folder}/exports/{exports.names()[0]}")
+    return [*targets, "--allowed-rules", *ANALYSIS]
 
 
 def _records(sweep: Sweep, runs: Sequence[str]) -> list[Path]:

@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+MOST_MISTAKES = 20  # lines
 MOST_NAMES = 18  # more would not be one line
 LONGEST = 100  # characters of a value that an error shows
 LONGEST_LINE = 2000
@@ -23,6 +24,20 @@ class UserError(Exception):
     def __init__(self, line: str) -> None:
         line = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in line)
         super().__init__(line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE - 300]} … {line[-300:]}")
+
+
+class Mistakes(UserError):  # noqa: N818 - says what they are
+    """Several mistakes of one input, a line each."""
+
+    def __init__(self, lines: Sequence[str]) -> None:
+        rest = [f"and {len(lines) - MOST_MISTAKES} more mistakes"] if len(lines) > MOST_MISTAKES else []
+        Exception.__init__(self, "\n".join([*(str(UserError(line)) for line in lines[:MOST_MISTAKES]), *rest]))
+
+
+def mistaken(errors: Iterable[UserError]) -> UserError:
+    """The error to raise for all of these, each line once; a single one is raised as it is."""
+    unique = list({str(error): error for error in errors}.values())
+    return unique[0] if len(unique) == 1 else Mistakes([str(error) for error in unique])
 
 
 def brief_repr(value: object) -> str:
@@ -44,6 +59,13 @@ class Corrupt(UserError):  # noqa: N818 - says what the file is
         self.path = path
 
 
+def nearest(word: str, names: Iterable[str]) -> str | None:
+    """The name that is most like a word, whatever its case; None if none is like it."""
+    folded = {name.casefold(): name for name in names}
+    near = difflib.get_close_matches(word[:LONGEST].casefold(), folded, n=1, cutoff=0.4)
+    return folded[near[0]] if near else None
+
+
 def one_of(what: str, value: object, allowed: Iterable[str]) -> str:
     """Build the message for a value that is not allowed, with the nearest allowed name.
 
@@ -53,7 +75,7 @@ def one_of(what: str, value: object, allowed: Iterable[str]) -> str:
         allowed: every value that would have been accepted.
     """
     names = [str(name) for name in allowed]
-    near = difflib.get_close_matches(str(value)[:LONGEST], names, n=1, cutoff=0.4)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    near = nearest(str(value), names)
+    hint = f" (did you mean {near!r}?)" if near else ""
     shown = names if len(names) <= MOST_NAMES else [*names[:MOST_NAMES], f"… ({len(names)} in all)"]
     return f"unknown {what} {brief_repr(value)}; allowed: {', '.join(shown) or 'none'}{hint}"

@@ -629,6 +629,25 @@ class Citation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BatchJob:
+    """The batch system's job in which a run was measured; None where the system does not tell.
+
+    Attributes:
+        system: slurm, pbs, lsf, sge or htcondor.
+        job: its id; a task of an array follows after a dot.
+        node: the system's name of the node.
+        account: account or project that the job is charged to.
+        partition: partition or queue.
+    """
+
+    system: str
+    job: str | None
+    node: str | None
+    account: str | None
+    partition: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Environment:
     """The machine and the software of a measurement.
 
@@ -646,6 +665,7 @@ class Environment:
         git_dirty: whether tracked files differed from the commit.
         threads_per_process: number of threads that each process may use.
         certificates: of the boards and the host; missing in older records.
+        batch: the batch system's job; missing outside a batch system and in older records.
     """
 
     hostname: str
@@ -661,6 +681,7 @@ class Environment:
     git_dirty: bool | None
     threads_per_process: int
     certificates: list[Citation] | None = field(default=None, metadata=MISSING)
+    batch: BatchJob | None = field(default=None, metadata=MISSING)
 
 
 def read_rank(row: Mapping[str, Any]) -> RankResult | Stopped | BadInput:

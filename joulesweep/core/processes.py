@@ -6,12 +6,15 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import pwd
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 PR_SET_CHILD_SUBREAPER = 36
@@ -160,18 +163,57 @@ def is_below(pid: int, ancestor: int) -> bool:
 
 def sees_whole_machine() -> bool:
     """Whether this process sees all processes of the machine, which it does not inside a container."""
-    try:
-        return Path("/proc/self/ns/pid").stat().st_ino == PID_NAMESPACE
-    except OSError:
-        return False
+    return _namespace() == PID_NAMESPACE
 
 
 def _parent_of(pid: int) -> int:
+    fields = _fields(pid)
+    return int(fields[1]) if fields else 0
+
+
+def _fields(pid: int) -> list[str]:
+    """The kernel's facts of a process, from its state on (proc(5), /proc/PID/stat); none if it is gone."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return 0
-    return int(stat.rpartition(")")[2].split()[1])
+        return []
+    return stat.rpartition(")")[2].split()
+
+
+def identity() -> dict[str, Any]:
+    """What tells this process from all others: host, namespace of pids, pid, and when it began; and its user."""
+    uid = os.getuid()
+    try:
+        user = pwd.getpwuid(uid).pw_name
+    except KeyError:  # a user of another machine's list, as in containers
+        user = str(uid)
+    pid = os.getpid()
+    return {"host": socket.gethostname(), "user": user, "namespace": _namespace(), "pid": pid, "began": _began(pid)}
+
+
+def is_alive(process: Mapping[str, Any]) -> bool | None:
+    """Whether a process is alive; None if it cannot be told: it is on another machine or in another container.
+
+    Args:
+        process: as `identity` gave it.
+    """
+    if process.get("host") != socket.gethostname() or process.get("namespace") != _namespace():
+        return None
+    pid = process.get("pid")
+    return isinstance(pid, int) and _began(pid) == process.get("began") is not None
+
+
+def _began(pid: int) -> int | None:
+    """When a process began, in ticks since the machine started; None if it is gone."""
+    fields = _fields(pid)
+    return int(fields[19]) if fields and fields[0] not in "ZX" else None
+
+
+def _namespace() -> int | None:
+    try:
+        return Path("/proc/self/ns/pid").stat().st_ino
+    except OSError:
+        return None
 
 
 def in_container() -> bool:

@@ -38,6 +38,7 @@ from joulesweep.core.outcome import (
 )
 from joulesweep.core.places import ROOT
 from joulesweep.core.spec import RunSpec, full
+from joulesweep.launch import stage
 from joulesweep.launch.lease import Lease
 from joulesweep.measure import conditions, devices, machine, measurement, meters, sensors
 from joulesweep.measure.devices import Board
@@ -165,6 +166,7 @@ def launch(
             outcome = Outcome(status="unsupported", reason=lacking, started=_now())
             return _write(spec, code_digest, model_folder, tokens, folder, outcome, candidates)
         with Lease(candidates, needed, exclusive, ensure_parent_alive) as lease:
+            stage.info("settles")
             job = {"spec": full(spec), "model_folder": str(model_folder), "tokens": str(tokens), "folder": str(folder)}
             files.write_json(work / "job.json", {**job, "boards": as_json(lease.boards)})
             outcome = _measured(spec, work, log, lease, meter_settings or {}, ensure_parent_alive, new_weights)
@@ -205,7 +207,9 @@ def _measured(
     trace, no_trace = bounded.within(bounded.LIMIT_S, Trace, boards, others)
     before.silent.update(mute if no_trace is None else {**mute, "the trace": no_trace})
     trace, started = trace or Trace([], []), _now()
+    stage.info("trains")
     result, seen = _supervise(spec, work, log, lease, trace, ensure_parent_alive)
+    stage.info("writes")
     if isinstance(result, Stopped):
         return Outcome(status=result.status, reason=result.reason, oom_bytes=result.oom_bytes, started=started)
     energy, epochs = measurement.finalise_energy(result, trace, lease.boards, before.ticks)

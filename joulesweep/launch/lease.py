@@ -12,6 +12,7 @@ takes nothing that a run ahead of it could use. An unlocked ticket belongs to a 
 from __future__ import annotations
 
 import contextlib
+import datetime
 import errno
 import fcntl
 import json
@@ -24,13 +25,18 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import ClassVar
 
+from joulesweep.core import processes
 from joulesweep.core.errors import UserError
+from joulesweep.launch import stage
 from joulesweep.measure.devices import Board
 
 POLL_S = 0.2
 EXCLUSIVE, SHARED = fcntl.LOCK_EX, fcntl.LOCK_SH
 DEFAULT = "/tmp/joulesweep-locks"
+AGAIN_S = 60.0  # from one line that says what a run waits for to the next
+MACHINE = "the machine"
 TURN_POLL_S = 0.002  # the allocator's lock is held only briefly
 PLAIN = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # do not follow symbolic links, do not wait for pipes
 MAX_TRIES = 100  # a file that vanishes this often while it is opened is being removed on purpose
@@ -44,7 +50,7 @@ def folder() -> Path:
         UserError: the folder cannot be created.
     """
     configured = os.environ.get("JOULESWEEP_LOCKS")
-    path = Path(configured or DEFAULT)
+    path = _folder()
     try:
         if not configured and path.is_symlink():
             raise UserError(f"{path}: a symbolic link where the lock files' folder should be; remove it")
@@ -57,6 +63,10 @@ def folder() -> Path:
             f"{path}: no folder for lock files ({error.strerror}); set JOULESWEEP_LOCKS to another"
         ) from None
     return path
+
+
+def _folder() -> Path:
+    return Path(os.environ.get("JOULESWEEP_LOCKS") or DEFAULT)
 
 
 def _path(name: str) -> Path:
@@ -169,6 +179,66 @@ def _alone(name: str) -> Iterator[int]:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Holder:
+    """A process that holds the machine or a board.
+
+    Attributes:
+        what: "node", or the UUID of a board.
+        run: id of its run; None if it is none of a sweep.
+        folder: of the run.
+        user: who started it.
+        host: the machine.
+        pid: of the process.
+        since: UTC, ISO 8601.
+    """
+
+    what: str
+    run: str | None
+    folder: str | None
+    user: str
+    host: str
+    pid: int
+    since: str
+
+    def __str__(self) -> str:
+        """`results/default/runs/single-fp32-bs32-r1 of ana since 14:02:11`."""
+        folder = Path(self.folder or f"process {self.pid}")
+        name = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+        return f"{name} of {self.user} since {clock(self.since)}"
+
+
+def clock(time: str) -> str:
+    """The local time of day of a UTC time (ISO 8601), with the day if it is not today."""
+    try:
+        local = datetime.datetime.fromisoformat(time).astimezone()
+    except ValueError:
+        return time
+    is_today = local.date() == datetime.datetime.now().astimezone().date()
+    return local.strftime("%H:%M:%S" if is_today else "%Y-%m-%d %H:%M")
+
+
+def holders() -> list[Holder]:
+    """Who holds the machine or boards of it now. Takes no lock and writes nothing.
+
+    A holder in another container is believed, since its process cannot be looked at from here.
+    """
+    rows = {path.stem: stage.read(path) for path in sorted(_folder().glob("*.lock"))}
+    return [
+        Holder(
+            what=name,
+            run=row.get("run"),
+            folder=row.get("folder"),
+            user=row["user"],
+            host=row["host"],
+            pid=row["pid"],
+            since=row["since"],
+        )
+        for name, row in rows.items()
+        if row is not None and processes.is_alive(row) is not False
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Claim:
     """The resources that a waiting run asks for.
 
@@ -243,7 +313,10 @@ class Lease:
     Attributes:
         boards: those taken.
         descriptors: of the locks; processes that inherit them keep the boards locked.
+        watchers: called with the lease, and whether its hold begins or is about to end.
     """
+
+    watchers: ClassVar[list[Callable[[Lease, bool], None]]] = []
 
     def __init__(
         self, boards: Sequence[Board], needed: int, exclusive: str, ensure_parent_alive: Callable[[], None]
@@ -257,25 +330,42 @@ class Lease:
         self.boards: list[Board] = []
         self.descriptors: list[int] = []
         self._running: int | None = None  # not inherited: it counts launching parents
+        self._signed: list[int] = []
         self._met_others = False
         self._starts = 0
 
     def __enter__(self) -> Lease:
         try:
             self._queue()
+            self._sign()
             self._join_the_running()
         except BaseException:
             self.__exit__(None, None, None)
             raise
+        for watcher in self.watchers:
+            watcher(self, True)
         return self
 
     def __exit__(self, *error: type[BaseException] | BaseException | TracebackType | None) -> None:
+        for watcher in self.watchers:
+            watcher(self, False)
         self._let_go()
         if self._running is not None:
             os.close(self._running)
         self._running = None
 
+    def _sign(self) -> None:
+        """Write into the locks that this run alone holds who it is, for those that wait and for who looks."""
+        told = json.dumps({**stage.identity(), "since": stage.now()}).encode()
+        is_shared = self.exclusive != "node" and len(self.descriptors) > len(self.boards)
+        self._signed = self.descriptors[is_shared:]  # the machine's comes first
+        for descriptor in self._signed:
+            _write(descriptor, told)
+
     def _let_go(self) -> None:
+        for descriptor in self._signed:
+            _write(descriptor, b"")
+        self._signed.clear()
         for descriptor in self.descriptors:
             os.close(descriptor)
         self.descriptors.clear()
@@ -301,7 +391,7 @@ class Lease:
         with _alone("allocator"):  # else two runs that need two boards each could take one each forever
             ahead = ticket.ahead()
             if not self._take_node(claim.node, {other.node for other in ahead}):
-                return "the machine to be free"
+                return MACHINE
             if not self._take_boards(frozenset().union(*(other.boards for other in ahead))):
                 self._let_go()
                 return "a free GPU"
@@ -340,14 +430,33 @@ class Lease:
         return "the other runs" if self._running is None else None
 
     def _until(self, attempt: Callable[[], str | None]) -> None:
-        """Retry until nothing is missing; print once what it waits for."""
-        printed: set[str] = set()
+        """Retry until nothing is missing; tell what it waits for, for whom, and now and then for how long already."""
+        began_s, again_s, printed = time.monotonic(), AGAIN_S, set[str]()
         while (missing := attempt()) is not None:
-            if missing not in printed:
-                print(f"waiting for {missing}", file=sys.stderr, flush=True)
-            printed.add(missing)
+            waited_s = time.monotonic() - began_s
+            if missing not in printed or waited_s >= again_s:
+                again_s = waited_s + AGAIN_S
+                so_far = f", {waited_s / 60:.0f} min so far" if missing in printed else ""
+                printed.add(missing)
+                whom = _whom(missing)
+                stage.info("waits", waits_for=missing, whom=whom or None)
+                print(f"waiting for {missing}{so_far}" + (f": {whom}" if whom else ""), file=sys.stderr, flush=True)
             self.ensure_parent_alive()
             time.sleep(POLL_S)
+
+
+def _whom(missing: str) -> str:
+    """Who holds what is missing; empty if nobody says."""
+    rows = holders()
+    of_machine = [row for row in rows if row.what == "node" and missing == MACHINE]
+    return "; ".join(map(str, of_machine or [row for row in rows if row.what != "node"]))
+
+
+def _write(descriptor: int, content: bytes) -> None:
+    """Replace the content of a lock's file; who looks at it can do without."""
+    with contextlib.suppress(OSError):
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, content, 0)
 
 
 def _count_start(step: int) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 
 from joulesweep.core.outcome import Measurement
 from joulesweep.core.quantities import one
+from joulesweep.launch import eta
 from joulesweep.reference.cpu_estimate import asked
 from joulesweep.runs.headline import estimated, headline
 from joulesweep.runs.record import RunRecord, brief
@@ -19,13 +20,25 @@ def start_line(run: str, grid: Mapping[str, Any], runs_folder: Path) -> str:
 
 
 def end_line(record: RunRecord, grid: Mapping[str, Any], runs_folder: Path) -> str:
-    """`[ 5/24] ddp2 bf16-mixed bs32 r1 · 2.9 s · 41 J est. · loss 3.90`, or the status and its reason."""
+    """`[ 5/24] ddp2 bf16-mixed bs32 r1 · 2.9 s · 41 J est. · loss 3.90 · about 6 min left, done at 14:32`.
+
+    A run that stopped has its status and the reason instead of the numbers.
+    """
     head = _head(record.run, grid, runs_folder, _num_finished(grid, runs_folder))
-    measured, quality = record.measurement, record.quality
+    measured, quality, rest = record.measurement, record.quality, _rest(record.run, grid, runs_folder)
     if measured is None or quality is None:
-        return f"{head} · {record.status}: {brief(record.reason or '')}"
-    parts = [f"{measured.window_s:.1f} s", _joules(record, measured, grid), f"loss {quality.validation_loss:.2f}"]
+        return " · ".join(filter(None, [head, f"{record.status}: {brief(record.reason or '')}", rest]))
+    parts = [f"{measured.window_s:.1f} s", _joules(record, measured, grid), f"loss {quality.validation_loss:.2f}", rest]
     return " · ".join([head, *filter(None, parts)])
+
+
+def _rest(run: str, grid: Mapping[str, Any], runs_folder: Path) -> str | None:
+    """`about 6 min left, done at 14:32`; None for an anchor, and where nothing is left or known."""
+    if run not in grid["runs"] or runs_folder.parent.name == "anchors":
+        return None
+    left = [run for run in grid["runs"] if not (runs_folder / run / "record.json").exists()]
+    rest = eta.remaining(grid["runs"], eta.finished(grid["runs"], runs_folder), left, {}) if left else None
+    return f"about {eta.duration(rest.left_s)} left, done at {eta.until(rest.left_s)}" if rest else None
 
 
 def _head(run: str, grid: Mapping[str, Any], runs_folder: Path, position: int) -> str:

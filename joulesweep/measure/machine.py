@@ -19,7 +19,7 @@ from joulesweep.core import bounded
 from joulesweep.core.errors import UserError
 from joulesweep.core.outcome import BoardIdentity, Environment
 from joulesweep.core.places import ROOT
-from joulesweep.measure import certificate, devices, meters
+from joulesweep.measure import batch_system, certificate, devices, meters
 
 VERSIONED = ("torch", "transformers", "tokenizers", "safetensors", "zeus", "nvidia-ml-py")
 
@@ -68,6 +68,7 @@ def describe(threads_per_process: int, boards: Sequence[devices.Board] = ()) -> 
         git_dirty=dirty,
         threads_per_process=threads_per_process,
         certificates=certificate.cited({board.device: board.uuid for board in boards}, driver, cpu_model=cpu_model()),
+        batch=batch_system.describe(),
     )
 
 

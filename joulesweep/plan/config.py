@@ -10,7 +10,7 @@ import math
 import os
 import re
 import shlex
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,11 +18,13 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
     Tag,
     ValidationError,
+    WithJsonSchema,
     field_validator,
     model_validator,
 )
@@ -34,7 +36,7 @@ from joulesweep.axes.layout import BATCHINGS, HEADS
 from joulesweep.axes.precision import PRECISIONS
 from joulesweep.axes.strategy import STRATEGIES
 from joulesweep.axes.task import TASKS
-from joulesweep.core.errors import UserError, brief_repr, one_of
+from joulesweep.core.errors import LONGEST, UserError, brief_repr, mistaken, one_of
 from joulesweep.measure import meters
 from joulesweep.plan import strict
 from joulesweep.plan.strict import Location, Place
@@ -506,6 +508,30 @@ class Hardware(Section):
     wall: Annotated[Wall | None, Field(description="a plug or PDU to read as well; null: none")] = None
 
 
+def _fraction(value: object) -> object:
+    """A fraction from text like 1%; any other value as it is."""
+    percent = re.fullmatch(r"\s*([0-9.]+)\s*%\s*", value) if isinstance(value, str) else None
+    try:
+        return float(percent[1]) / 100 if percent else value
+    except ValueError:
+        return value
+
+
+class Answer(Section):
+    """What decides which configuration is recommended. Nothing is measured anew when it changes."""
+
+    margin: Annotated[
+        float,
+        BeforeValidator(_fraction),
+        Field(gt=0, lt=1, description="how much worse than the best still counts as no worse: 0.01, or 1%"),
+        WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "string", "pattern": "%$"}], "default": 0.01}),
+    ] = 0.01
+    quality: Annotated[
+        Literal["validation_loss", "masked_accuracy", "choice_accuracy", "rouge1", "rouge2", "rougeL"],
+        Field(description="the measure of quality that the margin is of"),
+    ] = "validation_loss"
+
+
 class Exclude(Section):
     """Cells to leave out, with the reason that the report shows."""
 
@@ -530,6 +556,7 @@ class SweepConfig(Section):
     measure: Measure = Measure()
     energy: Energy = Energy()
     hardware: Hardware = Hardware()
+    answer: Answer = Answer()
     exclude: list[Exclude] = []
 
 
@@ -541,26 +568,63 @@ def validate(raw: Any, where: Place | None = None) -> SweepConfig:  # noqa: ANN4
         where: the place of its values, for errors.
 
     Raises:
-        UserError: one line with file and line number, the dotted path, what was allowed and the nearest name.
+        UserError: a line for each mistake, with file and line number, the dotted path, what was allowed and the nearest
+            name.
     """
     where = where or Place()
+    problems: dict[Location, ErrorDetails] = {}
+    names = _names_in(raw)
     try:
         config = SweepConfig.model_validate(raw, strict=True)
+        names = names or _unknown_exclusions(config)
     except ValidationError as error:
-        problems = error.errors(include_url=False)
-        misspelt = [problem for problem in problems if problem["type"] == "extra_forbidden"]
-        first = (misspelt or problems)[0]  # a misspelt key explains why another one is missing
-        raise UserError(f"{where.at(*_location(first, raw))}: {_worded(first, raw)}") from None
-    for location, problem in _names_in(config):
-        raise where.refusal(problem, *location)
-    try:
-        footprint.footprint(config.energy.model_dump(mode="json"))
-    except UserError as error:
-        raise UserError(f"{where.at('energy', 'carbon', 'country')}: {error}") from None
+        problems = _telling(error.errors(include_url=False), raw)
+    mistakes = [UserError(f"{where.at(*at)}: {_worded(problem, raw)}") for at, problem in problems.items()]
+    mistakes += [where.refusal(problem, *at) for at, problem in names if not _explained(at, problems)]
+    mistakes += [] if problems else _no_factor(config, where)
+    if mistakes:
+        raise mistaken(sorted(mistakes, key=_line))
     num_characters = len(shlex.quote(json.dumps(config.model_dump(mode="json"), ensure_ascii=False)).encode())
     if num_characters > MOST_CHARACTERS:
         raise UserError(f"{where}: {num_characters:,} characters; a config has at most {MOST_CHARACTERS:,}")
     return config
+
+
+def _telling(problems: Sequence[ErrorDetails], raw: Any) -> dict[Location, ErrorDetails]:  # noqa: ANN401 - YAML
+    """The problems to tell, by location: one for each value, and not what another one explains.
+
+    A misspelt key explains a missing one beside it. Of a value that fits none of several types, the first counts.
+    """
+    misspelt = [problem for problem in problems if problem["type"] == "extra_forbidden"]
+    where_misspelt = {problem["loc"][:-1] for problem in misspelt}
+    rest = [row for row in problems if row["type"] != "missing" or row["loc"][:-1] not in where_misspelt]
+    telling: dict[Location, ErrorDetails] = {}
+    for problem in [*misspelt, *(row for row in rest if row not in misspelt)]:
+        at = _location(problem, raw)
+        if not any(at[: len(earlier)] == earlier for earlier in telling):
+            telling[at] = problem
+    return telling
+
+
+def _explained(at: Location, problems: Collection[Location]) -> bool:
+    """Whether a name of an axis is unknown because of another mistake: of its own, or of the section that has it."""
+    names = NAMED_AXES.get(str(at[1]), ("", ()))[1]
+    return at in problems or any(problem[0] == names and len(problem) <= 2 for problem in problems if problem)
+
+
+def _line(error: UserError) -> int:
+    """The line of a mistake; 0 if it names none."""
+    line = re.match("[^:]*:([0-9]+): ", str(error))
+    return int(line[1]) if line else 0
+
+
+def _no_factor(config: SweepConfig, where: Place) -> list[UserError]:
+    """The mistake of a country without a factor, if it is made."""
+    try:
+        footprint.footprint(config.energy.model_dump(mode="json"))
+    except UserError as error:
+        return [UserError(f"{where.at('energy', 'carbon', 'country')}: {error}")]
+    return []
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> SweepConfig:
@@ -643,8 +707,20 @@ def _worded(error: ErrorDetails, raw: Any) -> str:  # noqa: ANN401 - any YAML va
     message = error["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     suffix = "" if error["type"] in ("value_error", "source_kind") else f", got {brief_repr(value)}"
-    hint = "; quote it if it is text" if error["type"] == "string_type" and isinstance(value, int | float) else ""
-    return f"{path}: {message}{suffix}{hint}"
+    return f"{path}: {message}{suffix}{_hint(error)}"
+
+
+def _hint(error: ErrorDetails) -> str:
+    """What to write instead, where it is plain."""
+    value = error["input"]
+    if error["type"] == "string_type" and isinstance(value, int | float):
+        return "; quote it if it is text"
+    if error["type"] == "list_type" and isinstance(value, str | int | float):
+        return f"; write [{str(value)[:LONGEST]}]"
+    if error["type"] == "string_pattern_mismatch" and error["loc"][-1] == "country":
+        country = footprint.nearest(str(value))
+        return f" (did you mean {country.country!r}, {country.name}?)" if country else ""
+    return ""
 
 
 def _section_at(location: tuple[int | str, ...]) -> type[Section] | None:
@@ -672,33 +748,71 @@ def _section_at(location: tuple[int | str, ...]) -> type[Section] | None:
     return section
 
 
-def _names_in(config: SweepConfig) -> list[tuple[Location, str]]:
-    """Values that name nothing known, as (location, problem)."""
-    grid = config.grid
-    allowed: dict[str, tuple[str, Collection[str]]] = {
-        "model": ("model", config.models),
-        "dataset": ("data set", config.datasets),
-        "task": ("task", TASKS),
-        "strategy": ("strategy", STRATEGIES),
-        "precision": ("precision", PRECISIONS),
-        "batching": ("batching", BATCHINGS),
-        "head": ("head", HEADS),
-        "engine": ("engine", ENGINES),
-    }
-    problems: list[tuple[Location, str]] = [
-        (("grid", axis, i), one_of(what, value, known))
-        for axis, (what, known) in allowed.items()
-        for i, value in enumerate(getattr(grid, axis))
-        if value not in known
-    ]
-    for i, value in enumerate(grid.method):
+#: Axes whose values are names: what they name, and the names or the section that has them.
+NAMED_AXES: dict[str, tuple[str, Collection[str] | str]] = {
+    "model": ("model", "models"),
+    "dataset": ("data set", "datasets"),
+    "task": ("task", TASKS),
+    "strategy": ("strategy", STRATEGIES),
+    "precision": ("precision", PRECISIONS),
+    "batching": ("batching", BATCHINGS),
+    "head": ("head", HEADS),
+    "engine": ("engine", ENGINES),
+}
+
+
+def _names_in(raw: Any) -> list[tuple[Location, str]]:  # noqa: ANN401 - any YAML value
+    """Values of the axes that name nothing known, else those that stand twice, as (location, problem).
+
+    The config may have other mistakes: all are told at once.
+    """
+    grid = raw.get("grid") if isinstance(raw, dict) else None
+    if not isinstance(grid, dict):
+        return []
+    axes = {axis: grid[axis] for axis in Grid.model_fields if isinstance(grid.get(axis), list)}
+    problems: list[tuple[Location, str]] = []
+    for axis, (what, names) in NAMED_AXES.items():
+        known = raw.get(names) if isinstance(names, str) else names
+        if isinstance(known, Collection) and not isinstance(known, str):
+            values = [(i, value) for i, value in enumerate(axes.get(axis, ())) if isinstance(value, str)]
+            problems += [(("grid", axis, i), one_of(what, value, known)) for i, value in values if value not in known]
+    for i, value in enumerate(axes.get("method", ())):
         try:
-            methods.parameters(*method_parts(value))
+            _full_method_of(value)
         except UserError as error:
             problems.append((("grid", "method", i), str(error)))
-    for i, entry in enumerate(config.exclude if not problems else ()):
-        problems += [(("exclude", i, "when", *at), problem) for at, problem in _excluded(entry.when, grid)]
+    return problems or _given_twice(axes)
+
+
+def _full_method_of(value: Any) -> str | None:  # noqa: ANN401 - any YAML value
+    """A method with all its parameters, as text; None for what is no method at all, which pydantic says."""
+    if isinstance(value, dict) and all(isinstance(params, dict) for params in value.values()):
+        return json.dumps(full_method(value), sort_keys=True, default=str)
+    return json.dumps(full_method(value), sort_keys=True, default=str) if isinstance(value, str) else None
+
+
+def _given_twice(axes: Mapping[str, Sequence[Any]]) -> list[tuple[Location, str]]:
+    """Values that an axis has already: the runs would be the same, so it is a mistake."""
+    problems: list[tuple[Location, str]] = []
+    for axis, values in axes.items():
+        seen: set[tuple[bool, Any]] = set()
+        for i, value in enumerate(values):
+            key = _full_method_of(value) if axis == "method" else value
+            if isinstance(key, list | dict):
+                continue
+            if (isinstance(key, bool), key) in seen:
+                problems.append((("grid", axis, i), f"{brief_repr(value)} is given twice"))
+            seen.add((isinstance(key, bool), key))
     return problems
+
+
+def _unknown_exclusions(config: SweepConfig) -> list[tuple[Location, str]]:
+    """Entries of `exclude` that exclude nothing, as (location, problem)."""
+    return [
+        (("exclude", i, "when", *at), problem)
+        for i, entry in enumerate(config.exclude)
+        for at, problem in _excluded(entry.when, config.grid)
+    ]
 
 
 def _excluded(when: dict[str, Any], grid: Grid) -> list[tuple[Location, str]]:

@@ -11,6 +11,7 @@ from joulesweep.axes import engine
 from joulesweep.axes.layout import BATCHINGS
 from joulesweep.axes.strategy import STRATEGIES
 from joulesweep.axes.task import TASKS
+from joulesweep.core.errors import UserError, mistaken
 from joulesweep.core.spec import FIELDS, OMISSION, RunSpec, micro_batch, short_hash, strip_source
 from joulesweep.measure.machine import resolve_accelerator
 from joulesweep.plan.config import DatasetConfig, ModelConfig, SweepConfig, full_method, is_method
@@ -92,7 +93,7 @@ def expand(config: SweepConfig, where: Place | None = None) -> ExpandedGrid:
     datasets = {name: dataset_source(dataset) for name, dataset in config.datasets.items()}
     cells: dict[str, RunSpec] = {}
     excluded: dict[str, Excluded] = {}
-    telling = _telling(config)
+    telling, mistakes = _telling(config), list[UserError]()
     for values in itertools.product(*(axes[axis] for axis in AXES)):
         point = dict(zip(AXES, values, strict=True))
         point["method"], point["method_params"] = point["method"]
@@ -114,8 +115,10 @@ def expand(config: SweepConfig, where: Place | None = None) -> ExpandedGrid:
             name = _label(cell, telling)
             excluded[name] = Excluded(label=name, reason=reason)
             continue
-        _check_batch(cell, where)
+        mistakes += _batch_mistakes(cell, where)
         cells.setdefault(_checked_id(cell, where), cell)
+    if mistakes:
+        raise mistaken(mistakes)
     if not cells:
         configured = {entry.reason for entry in config.exclude}
         impossible = next((entry.reason for entry in excluded.values() if entry.reason not in configured), None)
@@ -268,10 +271,12 @@ def _checked_id(cell: RunSpec, where: Place) -> str:
     return run
 
 
-def _check_batch(spec: RunSpec, where: Place) -> None:
+def _batch_mistakes(spec: RunSpec, where: Place) -> list[UserError]:
+    """The mistake of a batch that does not divide, if it is made."""
     if spec.batch_size_scope == "global" and spec.batch_size % spec.devices:
         below = spec.batch_size - spec.batch_size % spec.devices
         near = [str(size) for size in (below, below + spec.devices) if size]
         problem = f"{spec.batch_size} does not divide over {spec.devices} devices ({spec.strategy})"
         remedy = f"nearest: {' or '.join(near)}; or give batch_size_scope: [per_device]"
-        raise where.refusal(f"{problem}; {remedy}", "grid", "batch_size")
+        return [where.refusal(f"{problem}; {remedy}", "grid", "batch_size")]
+    return []

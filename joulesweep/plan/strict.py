@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from joulesweep.core.errors import UserError, brief_repr
+from joulesweep.core.errors import UserError, brief_repr, mistaken
 
 MOST_BYTES = 200_000  # of a file
 MOST_VALUES = 100_000  # of a file, with every alias written out
@@ -151,6 +151,7 @@ class _Reader:
         self.lines: dict[Location, str] = {}
         self.anchors: dict[str, tuple[Any, int]] = {}  # value and number of values
         self.num_values = 0
+        self.mistakes: list[UserError] = []  # those after which reading can go on
 
     def _parsed(self, text: str) -> Iterator[Any]:
         try:
@@ -179,6 +180,8 @@ class _Reader:
                     raise self.refuse(event, "a second document begins; a config file is one")
             elif isinstance(event, yaml.NodeEvent):
                 value = self.node(event, ())
+        if self.mistakes:
+            raise mistaken(self.mistakes)
         return value, Place(self.name, self.lines)
 
     def node(self, event: Any, location: Location) -> Any:  # noqa: ANN401 - YAML's events and values
@@ -191,7 +194,7 @@ class _Reader:
         if isinstance(event, yaml.AliasEvent):
             value = self.alias(event, location)
         elif isinstance(event, yaml.ScalarEvent):
-            value = self.scalar(event, location)
+            value = self.scalar_or_none(event, location)
         elif event.tag not in (None, "!"):
             raise self.refuse(event, f"tags such as {brief_repr(event.tag)} have no meaning here", location)
         elif isinstance(event, yaml.SequenceStartEvent):
@@ -210,6 +213,14 @@ class _Reader:
         value, size = self.anchors[event.anchor]
         self.num_values += size
         return value
+
+    def scalar_or_none(self, event: Any, location: Location) -> Any:  # noqa: ANN401
+        """A scalar's value; None if it is refused, which is told in the end."""
+        try:
+            return self.scalar(event, location)
+        except UserError as error:
+            self.mistakes.append(error)
+            return None
 
     def scalar(self, event: Any, location: Location) -> Any:  # noqa: ANN401
         if event.tag not in (None, "!", "tag:yaml.org,2002:str"):
@@ -242,8 +253,9 @@ class _Reader:
                 break
             key, line = self.key(event, location), event.start_mark.line + 1
             if key in key_lines:
-                raise self.refuse(event, f"the key is given twice, first in line {key_lines[key]}", (*location, key))
-            key_lines[key] = line
+                again = f"the key is given twice, first in line {key_lines[key]}"
+                self.mistakes.append(self.refuse(event, again, (*location, key)))
+            key_lines.setdefault(key, line)
             self.lines[*location, key] = f"{self.name}:{line}"
             value = self.node(next(self.events), (*location, key))
             if key == "<<" and event.implicit[0]:

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from joulesweep.core import errors
 from joulesweep.core.errors import UserError, one_of
 from joulesweep.core.places import RESOURCES
 
@@ -70,6 +71,13 @@ def intensities() -> dict[str, Intensity]:
     rows = csv.DictReader(line for line in lines if not line.startswith("#"))
     countries = [Intensity(row["country"], row["name"], float(row["g_per_kwh"]), int(row["year"])) for row in rows]
     return {row.country: row for row in countries}
+
+
+def nearest(text: str) -> Intensity | None:
+    """The country that a text means most likely: its name, or a code with a mistake; None if none is like it."""
+    by_word = {word: row for row in intensities().values() for word in (row.name, row.country)}
+    word = errors.nearest(text, by_word)
+    return by_word[word] if word else None
 
 
 def footprint(energy: Mapping[str, Any]) -> Footprint | None:

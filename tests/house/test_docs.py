@@ -34,6 +34,7 @@ from joulesweep.axes.precision import PRECISIONS, Precision
 from joulesweep.axes.strategy import STRATEGIES
 from joulesweep.plan import config
 from joulesweep.report.evidence import FLAGS
+from joulesweep.report.results import Results
 from joulesweep.runs.record import STATUSES
 
 ROOT = tiny_run.REPOSITORY
@@ -127,7 +128,7 @@ def test_every_command_exists_with_its_options(command, whole, snakemake_parser,
 
 
 def ours(arguments, whole, _):
-    if not arguments:
+    if not arguments or arguments[0] in ("COMMAND", "--help", "--version"):
         return
     name, *rest = arguments
     parser = generate.subcommands()[name]
@@ -135,9 +136,7 @@ def ours(arguments, whole, _):
     rest = rest[: rest.index("--")] if "--" in rest else rest
     assert {word for word in rest if word.startswith("--")} <= options
     if whole:
-        from joulesweep.cli import main
-
-        main._parser().parse_args(arguments)  # ends the test where something is missing
+        parser.parse_args(arguments[1:])  # ends the test where something is missing
 
 
 def target(arguments, whole, _):
@@ -432,7 +431,7 @@ def test_the_reader_of_the_guide_is_one_file(tmp_path):
     (tmp_path / "mine.yaml").write_text(json.dumps(tiny_run.config(datasets__texts=source)), encoding="utf-8")
     assert run(tmp_path, "-m", "joulesweep.cli.main", "check", "mine.yaml") == (0, "")
     fetch = ("-m", "scripts.fetch_dataset", "--output", "out.jsonl", "--manifest", "out.json", "--source")
-    assert run(tmp_path, *fetch, json.dumps(source)) == (0, "")
+    assert run(tmp_path, *fetch, json.dumps(source)) == (0, "fetching texts out\n")
     text = (tmp_path / "out.jsonl").read_text(encoding="utf-8")
     assert json.loads(text) == {"text": "What is it?", "targets": ["This, that."]}
     told = "datasets.texts: choices: has no meaning with format tsv"
@@ -457,11 +456,12 @@ def run(folder, *arguments):
 def test_the_chart_of_the_guide_draws_and_says_why_not(tmp_path):
     names: dict[str, object] = {}
     exec(example("chart.md"), names)
-    made = aggregate(*synthetic.write_sweep(tmp_path, synthetic.raw_config(None), lambda row: row))
-    (rows,) = names["draw"](made).to_dict()["datasets"].values()
+    grid, runs = synthetic.write_sweep(tmp_path, synthetic.raw_config(None), lambda row: row)
+    made = aggregate(grid, runs)
+    (rows,) = names["draw"](Results(grid, made)).whole().to_dict()["datasets"].values()
     assert {row["startup_s"] for row in rows} == {2.5}
     nothing = dataclasses.replace(made, runs=made.runs.with_columns(status=pl.lit("oom")))
-    assert "no run finished" in str(names["draw"](nothing).to_dict())
+    assert "No run finished" in str(names["draw"](Results(grid, nothing)).notes)
 
 
 def test_pre_commit_has_the_checks_of_make_lint():

@@ -65,8 +65,8 @@ def one_line_or_good(said: list[str]) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        assert str(error).isprintable(), repr(str(error))
-        said.append(str(error))
+        assert all(line.isprintable() for line in str(error).split("\n")), repr(str(error))
+        said += str(error).split("\n")
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         signal.signal(signal.SIGVTALRM, before)

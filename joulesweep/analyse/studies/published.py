@@ -14,9 +14,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-import polars as pl
-
-from joulesweep.analyse.cells import LAYOUT, by_method, finished, method_words, ratio_of, same_joules
+from joulesweep.analyse.cells import LAYOUT, by_method, finished, method_words
+from joulesweep.analyse.comparisons import Comparisons
 from joulesweep.analyse.statistics import Ratio
 from joulesweep.analyse.tables import Row, Tables
 from joulesweep.core.places import RESOURCES
@@ -127,14 +126,14 @@ def greentrainer() -> dict[tuple[str, float | None], Published]:
 
 def greentrainer_ratios(tables: Tables) -> list[Beside]:
     """Compare the sweep's methods that are in GreenTrainer's table with otherwise equal full training."""
-    comparisons = []
+    beside, comparisons = [], Comparisons(tables.runs)
     for name, cells in by_method(finished(tables.cells, "window_s_mean")):
         full = cells.filter(method="full").to_dicts()
         for row in cells.to_dicts() if full else ():
             published = _published(row)
             if published is not None:
-                comparisons.append(_beside(tables.runs, name, row, full[0], published))
-    return comparisons
+                beside.append(_beside(comparisons, name, row, full[0], published))
+    return beside
 
 
 def _published(row: Row) -> Published | None:
@@ -146,14 +145,14 @@ def _published(row: Row) -> Published | None:
     return greentrainer().get((row["method"], params.get("rho")))
 
 
-def _beside(runs: pl.DataFrame, name: str, row: Row, full: Row, published: Published) -> Beside:
+def _beside(comparisons: Comparisons, name: str, row: Row, full: Row, published: Published) -> Beside:
     return Beside(
         name=name,
         method=method_words(row),
         published=published,
-        measured_compute=ratio_of(runs, row, full, "padded_macs"),
-        measured_time=ratio_of(runs, row, full, "window_s"),
-        measured_joules=ratio_of(runs, row, full, "energy_j") if same_joules(row, full) else None,
+        measured_compute=comparisons.ratio(row, full, "padded_macs"),
+        measured_time=comparisons.ratio(row, full, "window_s"),
+        measured_joules=comparisons.ratio(row, full, "energy_j"),
     )
 
 
@@ -161,17 +160,17 @@ def speed_ratios(tables: Tables) -> list[Faster]:
     """Repeat the comparisons of Maina et al. that the sweep has pairs for: full training on masked tokens."""
     cells = finished(tables.cells, "samples_per_s_mean").filter(method="full", task="mlm")
     groups = [part.to_dicts() for _, part in cells.group_by(SHARED, maintain_order=True)]
-    comparisons = []
+    faster, comparisons = [], Comparisons(tables.runs)
     for words, first, second in FASTER:
         pairs = [(a, b) for group in groups for a in group for b in group if _is(a, b, first, second)]
         ratios = [
-            (ratio, a["name"]) for a, b in pairs if (ratio := ratio_of(tables.runs, a, b, "samples_per_s")) is not None
+            (ratio, a["name"]) for a, b in pairs if (ratio := comparisons.ratio(a, b, "samples_per_s")) is not None
         ]
         if ratios:
             ratios.sort(key=lambda pair: pair[0].ratio)
             (lowest, _), (highest, where) = ratios[0], ratios[-1]
-            comparisons.append(Faster(words=words, num_pairs=len(ratios), lowest=lowest, highest=highest, where=where))
-    return comparisons
+            faster.append(Faster(words=words, num_pairs=len(ratios), lowest=lowest, highest=highest, where=where))
+    return faster
 
 
 def _is(a: Row, b: Row, first: tuple[str | None, ...], second: tuple[str | None, ...]) -> bool:

@@ -10,7 +10,7 @@ from joulesweep.report import numbers
 from joulesweep.report.markup import filled, table
 from joulesweep.report.sections import Results, Section
 
-PLACE = 50
+PLACE = 80
 HEADINGS = {
     "Texts per second here": "text",
     "Pairs": "",
@@ -29,7 +29,7 @@ def section(results: Results) -> Section | None:
         "published.html.j2",
         methods=_methods(methods) if methods else None,
         methods_source=source("greentrainer.csv"),
-        speeds=table(HEADINGS, map(_speed, speeds)) if speeds else None,
+        speeds=table(HEADINGS, map(_speed, speeds), "Published speeds") if speeds else None,
         headlines=rows("maina.csv"),
         speeds_source=source("maina.csv"),
     )
@@ -53,7 +53,7 @@ def _methods(methods: list[Beside]) -> Markup:
     if all(row.measured_joules is None for row in methods):
         del entries["Measured joules here"]
     headings = {heading: kind for heading, (kind, _) in entries.items()}
-    return table(headings, zip(*(column for _, column in entries.values()), strict=True))
+    return table(headings, zip(*(column for _, column in entries.values()), strict=True), "Published costs of methods")
 
 
 def _speed(row: Faster) -> list[str | numbers.FormattedNumber]:

@@ -202,10 +202,11 @@ def told(row):
         "not_tried": ["clock"],
     }
     certificates = [{**certificate, "device": "gpu:0", "name": "GPU-0", "reason": "of another driver"}]
+    batch = {"system": "slurm", "job": "4711", "node": "n1", "account": "green", "partition": "gpu"}
     return {
         **row,
         "measurement": {**measurement, "energy": energy, "conditions": conditions},
-        "environment": {**row["environment"], "certificates": certificates},
+        "environment": {**row["environment"], "certificates": certificates, "batch": batch},
         "accepted": [{"code_digest": "0ther", "reason": "wording alone", "accepted": "2026-01-03"}],
         "quality": {**row["quality"], "choice_accuracy": 0.5},
         "epochs": [{**epoch, "choice_accuracy": 0.5} for epoch in row["epochs"]],
@@ -217,6 +218,23 @@ def not_all_well(row):
     if row["spec"]["batch_size"] == 32:
         return synthetic.measured(row)
     return synthetic.failed(row, "oom", "asked for 2 GiB") if row["spec"]["repeat"] == 3 else row
+
+
+def without_the_first(row):
+    """The same run; the first cell out of memory, and two values that slow each other down."""
+    spec = row["spec"]
+    if (spec["strategy"], spec["precision"], spec["batch_size"]) == ("single", "fp32", 32):
+        return synthetic.failed(row, "oom", "asked for 2 GiB")
+    factor = 2 if (spec["strategy"], spec["precision"]) == ("ddp", "bf16-mixed") else 1
+    measurement = row["measurement"]
+    return {**row, "measurement": {**measurement, "window_s": factor * measurement["window_s"]}}
+
+
+#: An attempt that failed, in its two lines.
+ATTEMPT = [
+    {"attempt": "1", "began": "2026-01-02T03:04:05", "cpu_model": "AMD EPYC 7763", "cpu_cores": 2},
+    {"attempt": "1", "ended": "2026-01-02T03:05:05", "status": "failed", "waited_s": 1.0, "held_s": 2.0, "cpu_s": 1.0},
+]
 
 
 @pytest.fixture(scope="module")
@@ -233,8 +251,11 @@ def made(tmp_path_factory):
         summary = {"text": 1, "summary": "a cat", "references": ["a cat sat"]}
         for run in sweep[0]["runs"]:
             files.write_lines(sweep[1] / run / "summaries.jsonl", [summary])
+        files.write_lines(sweep[1] / run / "attempts.jsonl", ATTEMPT)
         synthetic.write_anchors(sweep, folder, "2026-03-01", 2, 1.01)
         found.append(aggregate(*sweep, folder / "anchors"))
+    sweep = synthetic.write_sweep(tmp_path_factory.mktemp("first"), synthetic.raw_config(), without_the_first)
+    found.append(aggregate(*sweep))
     return found
 
 

@@ -62,6 +62,25 @@ def test_every_count_of_a_record_has_a_column(tmp_path):
     assert {name: row[name] for name in COUNTED} == counts
 
 
+def test_the_batch_systems_job_has_columns_and_splits_no_cell(tmp_path):
+    job = {"system": "slurm", "node": "n1", "account": "green", "partition": None}
+
+    def change(row):
+        batch = {**job, "job": str(row["spec"]["repeat"])}
+        return {**row, "environment": {**row["environment"], "batch": batch}}
+
+    runs = tabulated(tmp_path, change)
+    assert runs["job_id"].to_list() == [str(repeat) for repeat in runs["repeat"]]
+    assert set(runs["batch_system"]) == {"slurm"} and set(runs["account"]) == {"green"}
+    assert runs["environment"].n_unique() == 1
+
+
+def test_outside_a_batch_system_its_columns_are_null(tmp_path):
+    runs = tabulated(tmp_path, synthetic.measured)
+    names = ("batch_system", "job_id", "node", "account", "partition")
+    assert {runs[name].null_count() for name in names} == {runs.height}
+
+
 def test_no_flags_is_null(tmp_path):
     runs = tabulated(tmp_path, synthetic.measured)
     assert runs["flags"].null_count() == runs["flag_texts"].null_count() == runs.height

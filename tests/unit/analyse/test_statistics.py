@@ -1,14 +1,22 @@
 import math
 import random
 
+import numpy as np
 import pytest
+from scipy import stats
 
 from joulesweep.analyse.statistics import (
     NO_DIFFERENCE,
     NO_INTERVAL,
+    Fit,
+    best_of,
     mean_interval,
     paired_difference,
     paired_ratio,
+    positive_interval,
+    repeats_to_tell,
+    shrunk,
+    summary,
     t_quantile,
 )
 
@@ -89,3 +97,138 @@ def test_interval_covers_at_its_rate():
         found = mean_interval([draw.gauss(0, 1) for _ in range(3)])
         hits += found.low <= 0 <= found.high
     assert 0.93 < hits / 2000 < 0.97
+
+
+def test_interval_of_a_positive_quantity_by_hand():
+    found = positive_interval([2.0, 8.0])
+    half = stats.t.ppf(0.975, 1) * np.std(np.log([2.0, 8.0]), ddof=1) / math.sqrt(2)
+    assert found.mean == 5.0
+    assert (found.low, found.high) == pytest.approx((5 / math.exp(half), 5 * math.exp(half)))
+    assert positive_interval([1e-3, 1e3, 1.0]).low > 0
+
+
+def test_interval_of_a_positive_quantity_covers_at_its_rate():
+    draw = random.Random(2)
+    intervals = [positive_interval([math.exp(draw.gauss(0, 0.02)) for _ in range(3)]) for _ in range(2000)]
+    assert 0.93 < sum(one.low <= 1 <= one.high for one in intervals) / 2000 < 0.97
+
+
+def runs_of(cells, seeds, noise=0.02, lost=(), seed=1):
+    """Runs of made-up cells, in which each seed and each run has noise of its own."""
+    draw = np.random.default_rng(seed)
+    logs = draw.normal(0, 1, cells)[:, None] + draw.normal(0, 0.5, seeds) + draw.normal(0, noise, (cells, seeds))
+    return {
+        cell: {seed: math.exp(logs[cell, seed]) for seed in range(seeds) if (cell, seed) not in lost}
+        for cell in range(cells)
+    }
+
+
+def least_squares(values, weights):
+    """The estimate and standard error of a contrast, by a regression on columns for every cell and seed."""
+    rows = [(cell, seed, math.log(value)) for cell, of in values.items() for seed, value in of.items()]
+    seeds = sorted({seed for _, seed, _ in rows})
+    design = np.zeros((len(rows), len(values) + len(seeds)))
+    for i, (cell, seed, _) in enumerate(rows):
+        design[i, cell] = design[i, len(values) + seeds.index(seed)] = 1
+    logs = np.array([log for *_, log in rows])
+    solved, *_ = np.linalg.lstsq(design, logs, rcond=None)
+    degrees = len(rows) - np.linalg.matrix_rank(design)
+    variance = ((logs - design @ solved) ** 2).sum() / degrees
+    contrast = np.zeros(design.shape[1])
+    for cell, weight in weights.items():
+        contrast[cell] = weight
+    error = math.sqrt(variance * contrast @ np.linalg.pinv(design.T @ design) @ contrast)
+    return contrast @ solved, error, degrees
+
+
+@pytest.mark.parametrize("lost", [(), ((0, 0), (3, 2), (4, 1))])
+@pytest.mark.parametrize("weights", [{0: 1.0, 4: -1.0}, {0: 0.5, 1: 0.5, 2: -0.25, 3: -0.75}])
+def test_a_fit_is_least_squares_over_cells_and_seeds(lost, weights):
+    values = runs_of(6, 3, lost=lost)
+    log, error, degrees = least_squares(values, weights)
+    contrast = Fit(values).contrast(weights)
+    assert (contrast.log, contrast.error, contrast.degrees) == pytest.approx((log, error, degrees))
+    low, high = stats.t.interval(0.95, degrees, log, error)
+    assert (contrast.ratio().low, contrast.ratio().high) == pytest.approx((math.exp(low), math.exp(high)))
+
+
+def test_a_fit_of_two_cells_is_the_paired_t_test():
+    values = runs_of(2, 5)
+    a, b = (list(values[cell].values()) for cell in (0, 1))
+    fitted, paired = Fit(values).ratio(0, 1), paired_ratio(a, b)
+    ends = stats.ttest_rel(np.log(a), np.log(b)).confidence_interval()
+    assert (fitted.ratio, fitted.low, fitted.high) == pytest.approx((paired.ratio, paired.low, paired.high))
+    assert (fitted.low, fitted.high) == pytest.approx((math.exp(ends.low), math.exp(ends.high)))
+    assert fitted.verdict == paired.verdict and fitted.n == 5
+
+
+def test_every_cell_against_one_is_each_pair():
+    fit = Fit(runs_of(5, 3, lost=((1, 0), (2, 2))))
+    logs, errors, degrees = fit.versus(2)
+    for cell in (0, 1, 3, 4):
+        pair = fit.contrast({cell: 1.0, 2: -1.0})
+        assert (logs[cell], errors[cell], degrees[cell]) == pytest.approx((pair.log, pair.error, pair.degrees))
+
+
+def test_cells_that_no_seed_links_are_not_compared():
+    values = {0: {0: 1.0, 1: 1.1}, 1: {0: 2.0, 1: 2.1}, 2: {5: 3.0, 6: 3.1}, 3: {5: 3.3, 6: 3.2}}
+    fit = Fit(values)
+    assert fit.ratio(0, 1) is not None and fit.ratio(2, 3) is not None
+    assert fit.ratio(0, 2) is None and fit.ratio(0, "unknown") is None
+
+
+def test_one_repeat_has_no_interval():
+    ratio = Fit({0: {0: 2.0}, 1: {0: 1.0}}).ratio(0, 1)
+    assert (ratio.ratio, ratio.low, ratio.high, ratio.verdict) == (pytest.approx(2), None, None, NO_INTERVAL)
+
+
+def test_without_noise_nothing_is_odd():
+    fit = Fit({cell: dict.fromkeys(range(3), 3.7 * cell + 0.1) for cell in range(8)})
+    assert (fit.variance, fit.outliers, fit.unequal) == (0.0, [], None)
+    assert fit.ratio(3, 1).low == fit.ratio(3, 1).high == pytest.approx(11.2 / 3.8)
+
+
+def test_an_outlier_is_named():
+    values = runs_of(12, 3)
+    values[7][2] *= 1.5
+    ((cell, seed, ratio),) = Fit(values).outliers
+    assert (cell, seed) == (7, 2) and ratio == pytest.approx(1.5, rel=0.1)
+    assert "run 2 of cell 7 is 1.5" in summary(Fit(values), lambda key: f"cell {key}")[0]
+
+
+def test_normal_noise_is_seldom_called_odd():
+    fits = [Fit(runs_of(12, 3, seed=seed)) for seed in range(200)]
+    assert sum(bool(fit.outliers) for fit in fits) <= 8
+    assert sum(fit.unequal is not None for fit in fits) <= 8
+
+
+def test_unequal_noise_is_seen_and_intervals_follow_it():
+    draw = np.random.default_rng(3)
+    noise = np.where(np.arange(24) < 12, 0.002, 0.04)
+    logs = draw.normal(0, 1, (24, 5)) * noise[:, None]
+    fit = Fit({cell: dict(enumerate(np.exp(row))) for cell, row in enumerate(logs)})
+    assert fit.unequal < 0.01
+    quiet, loud = fit.contrast({0: 1.0, 1: -1.0}), fit.contrast({20: 1.0, 21: -1.0})
+    assert quiet.error < loud.error / 3
+
+
+def test_equal_variances_are_drawn_together_and_unequal_ones_less():
+    draw = np.random.default_rng(4)
+    degrees = np.full(200, 4.0)
+    equal, prior = shrunk(draw.chisquare(4, 200) / 4, degrees)
+    apart, of_apart = shrunk(draw.chisquare(4, 200) / 4 * np.exp(draw.normal(0, 2, 200)), degrees)
+    assert prior > 8 > 3 > of_apart
+    assert np.ptp(np.log(equal)) < 1.5 < np.ptp(np.log(apart))
+
+
+@pytest.mark.parametrize(("number", "quantile"), [(1, 1.72), (2, 2.03), (3, 2.19), (4, 2.30), (5, 2.39)])
+def test_the_best_of_several_has_dunnetts_quantiles(number, quantile):
+    # Dunnett 1955, table 1a: one-sided 5 %, 20 degrees of freedom.
+    assert best_of(number, 20, 0.95) == pytest.approx(quantile, abs=0.006)
+
+
+def test_more_repeats_tell_what_fewer_do_not():
+    assert repeats_to_tell(0.05, 0.01**2, 24) == 2
+    few, many = repeats_to_tell(0.01, 0.01**2, 24), repeats_to_tell(0.005, 0.01**2, 24)
+    assert 2 < few < many
+    assert repeats_to_tell(1e-9, 0.01**2, 24) is None

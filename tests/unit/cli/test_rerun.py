@@ -86,7 +86,9 @@ def test_a_whole_sweep_has_its_report_made_and_no_rule_that_trains(sweep, starte
         write(sweep, synthetic.failed(synthetic.ok_record(run, sweep.spec(run)), "oom", "full"))
     assert command("--status", "oom", "--status", "timeout") == 0
     assert len(started[1][: started[1].index("--force")]) == 3
-    assert started[2][:6] == ["results/tiny/report.html", "--allowed-rules", "grid", "aggregate", "charts", "report"]
+    report, export, *options = started[2]
+    assert (report, export) == ("results/tiny/report.html", "results/tiny/exports/columns.csv")
+    assert options[:6] == ["--allowed-rules", "grid", "aggregate", "charts", "exports", "report"]
 
 
 def test_a_record_of_other_code_is_no_part_of_a_final_report(sweep, started):

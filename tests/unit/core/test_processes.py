@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -179,3 +180,22 @@ def test_who_descends_from_whom():
     child.kill()
     child.wait()
     assert not processes.is_below(child.pid, os.getpid())
+
+
+def test_a_process_knows_itself_and_nobody_else_is_it():
+    me = processes.identity()
+    assert processes.is_alive(me) is True
+    assert processes.is_alive({**me, "began": me["began"] + 1}) is False  # the pid was used again
+    assert processes.is_alive({**me, "pid": 2**22 + 1}) is False
+    assert processes.is_alive({**me, "pid": "1"}) is False
+
+
+@pytest.mark.parametrize("change", [{"host": "elsewhere"}, {"namespace": 1}])
+def test_a_process_elsewhere_is_neither_alive_nor_dead(change):
+    assert processes.is_alive({**processes.identity(), **change}) is None
+
+
+def test_a_process_that_ended_is_not_alive():
+    code = "import json; from joulesweep.core import processes; print(json.dumps(processes.identity()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert processes.is_alive(json.loads(done.stdout)) is False

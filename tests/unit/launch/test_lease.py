@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,7 +19,7 @@ from patience import PATIENCE_S, wait_for
 
 from joulesweep.core import processes
 from joulesweep.core.errors import UserError
-from joulesweep.launch import lease
+from joulesweep.launch import lease, stage
 from joulesweep.launch.lease import Lease
 from joulesweep.measure.devices import Board
 
@@ -110,7 +112,7 @@ def started():
 CONTENDER = """
 import random, sys, time
 from pathlib import Path
-from joulesweep.launch import lease
+from joulesweep.launch import lease, stage
 from joulesweep.measure.devices import Board
 lease.POLL_S = 0.001
 folder, needed, total = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
@@ -174,7 +176,8 @@ def test_all_boards_or_none_are_taken(capfd, locks):
     give_up = patience()
     with leased([board(1)]):
         assert refused(needed=2, wanted=wanted)
-    assert capfd.readouterr().err == "waiting for a free GPU\n"  # once
+    (line,) = capfd.readouterr().err.splitlines()  # once
+    assert re.fullmatch(rf"waiting for a free GPU: process {os.getpid()} of \S+ since \d\d:\d\d:\d\d", line)
     with leased(needed=2) as both:
         assert len(both.descriptors) == 3  # and the node's
 
@@ -252,7 +255,7 @@ def test_a_run_of_two_boards_gets_them_between_two_streams_of_small_runs():
 #: Waits for board 0, and says so.
 WAITER = """
 import sys
-from joulesweep.launch import lease
+from joulesweep.launch import lease, stage
 from joulesweep.measure.devices import Board
 lease.POLL_S = 0.001
 board = Board(index=0, uuid="GPU-0", name="", memory_bytes=None, has_counter=True, mig=False)
@@ -378,7 +381,12 @@ def test_a_run_alone_on_the_node_waits_for_others_and_keeps_them_out(capfd):
     with leased([], needed=0, exclusive="node"):
         assert refused([board(0)])
         assert refused([], needed=0, exclusive="node")
-    assert capfd.readouterr().err == "waiting for the machine to be free\n" * 3
+    lines = capfd.readouterr().err.splitlines()
+    assert [line.partition(" of ")[0] for line in lines] == [
+        f"waiting for the machine: process {os.getpid()}",
+        f"waiting for the machine: process {os.getpid()}",
+        f"waiting for the machine: process {os.getpid()}",
+    ]
     assert not refused([board(0)])
 
 
@@ -464,7 +472,7 @@ def everyones(monkeypatch):
 def test_another_users_lock_files_are_respected_and_usable(started, everyones):
     with leased([board(0)]):
         taken = started(OTHER_USER, NOBODY)
-        assert "waiting for a free GPU\ntaken\n" in taken.communicate(timeout=PATIENCE_S)[1]
+        assert re.fullmatch(r"waiting for a free GPU: .*\ntaken\n", taken.communicate(timeout=PATIENCE_S)[1])
     assert (everyones / "GPU-0.lock").stat().st_uid == 0
     done = started(OTHER_USER, NOBODY)
     assert done.communicate(timeout=PATIENCE_S) == (f"{NOBODY} ['GPU-0']\n", "")
@@ -582,3 +590,53 @@ def test_a_lock_is_taken_on_the_file_that_others_find(locks, monkeypatch):
     descriptor = lease.acquire("GPU-0", lease.EXCLUSIVE)
     assert os.fstat(descriptor).st_ino == stolen[0]
     os.close(descriptor)
+
+
+def test_who_holds_what_is_told_without_taking_a_lock(locks, tmp_path):
+    assert lease.holders() == []
+    with stage.telling(tmp_path / "runs" / "run1", lambda stage: None), leased([board(0)], exclusive="node"):
+        before = {path: path.stat().st_mtime_ns for path in locks.iterdir()}
+        by_what = {holder.what: holder for holder in lease.holders()}
+        assert {path: path.stat().st_mtime_ns for path in locks.iterdir()} == before
+        assert by_what.keys() == {"node", "GPU-0"}
+        assert (by_what["node"].run, by_what["node"].pid) == ("run1", os.getpid())
+        assert str(by_what["node"]).startswith(f"{tmp_path}/runs/run1 of ")
+    assert lease.holders() == []
+
+
+def test_a_shared_machine_has_no_holder_but_its_boards_have(locks):
+    with leased([board(0)]), leased([board(1)]):
+        assert [holder.what for holder in lease.holders()] == ["GPU-0", "GPU-1"]
+
+
+def test_a_killed_process_holds_nothing(locks):
+    locks.mkdir()
+    dead = {**processes.identity(), "since": "2026-01-02T03:04:05+00:00", "run": None, "folder": None, "began": 1}
+    (locks / "node.lock").write_text(json.dumps(dead), encoding="utf-8")
+    assert lease.holders() == []
+
+
+@pytest.mark.parametrize(
+    "text", ["", "7", "[]", "{", '{"pid": "x"}', '{"host": "a", "user": "b", "pid": 1}', "[" * 9999]
+)
+def test_a_lock_file_with_something_else_in_it_names_nobody(locks, text):
+    locks.mkdir()
+    (locks / "node.lock").write_text(text, encoding="utf-8")
+    assert lease.holders() == []
+
+
+def test_control_characters_of_others_reach_no_terminal(locks):
+    locks.mkdir()
+    told = {**processes.identity(), "since": "now", "run": "a", "folder": "/x/\x1b[2J", "user": "me"}
+    (locks / "node.lock").write_text(json.dumps(told), encoding="utf-8")
+    (holder,) = lease.holders()
+    assert str(holder).isprintable()
+
+
+def test_a_long_wait_is_told_again_with_its_length(locks, monkeypatch, capfd):
+    monkeypatch.setattr(lease, "AGAIN_S", 0.0)
+    with leased([board(0)]):
+        assert refused([board(0)], wanted=patience(3))
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 3
+    assert [", 0 min so far" in line for line in lines] == [False, True, True]

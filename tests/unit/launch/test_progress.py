@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+
 import pytest
 import synthetic
 import tiny_run
@@ -103,6 +106,29 @@ def test_what_pytorch_says_when_memory_runs_out_is_told_in_short(folder):
     )
     line = progress.end_line(record(status="oom", reason=said, measurement=None, quality=None), grid(), folder)
     assert line.endswith("· oom: " + said.removesuffix(" Process 1 has"))
+
+
+def test_an_end_says_how_long_the_rest_will_take(folder):
+    """Ten seconds a run, one after the other, so 80 s for the eight that are left."""
+    for i, run in enumerate(("run0", "run1", "run4", "run7")):
+        times = [f"2026-01-02T03:{4 + i // 6:02}:{10 * i % 60:02}+00:00", f"2026-01-02T03:04:{10 * i + 10:02}+00:00"]
+        (folder / run / "record.json").write_text(json.dumps({"started": times[0], "finished": times[1]}))
+    line = progress.end_line(record(NO_METER), grid(), folder)
+    assert re.fullmatch(r".* · loss 3.90 · about 80 s left, done at (\d{4}-\d\d-\d\d )?\d\d:\d\d", line)
+    stopped = record(status="oom", reason="because", measurement=None, quality=None)
+    assert " · oom: because · about 80 s left, done at " in progress.end_line(stopped, grid(), folder)
+
+
+def test_the_last_end_and_an_anchor_say_nothing_of_the_rest(folder):
+    times = {"started": "2026-01-02T03:04:05+00:00", "finished": "2026-01-02T03:04:15+00:00"}
+    for run in RUNS:
+        (folder / run).mkdir(exist_ok=True)
+        (folder / run / "record.json").write_text(json.dumps(times))
+    assert "left" not in progress.end_line(record(NO_METER), grid(), folder)
+    (folder / "run0" / "record.json").unlink()
+    assert "left" in progress.end_line(record(NO_METER), grid(), folder)
+    anchors = folder / "anchors" / "2026-01-02"
+    assert "left" not in progress.end_line(record(NO_METER), grid(), anchors)
 
 
 def test_a_run_outside_the_grid_is_named_by_its_id(folder):

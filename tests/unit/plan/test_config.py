@@ -16,7 +16,7 @@ from joulesweep import methods, readers
 from joulesweep.axes.engine import ENGINES
 from joulesweep.axes.precision import PRECISIONS
 from joulesweep.axes.strategy import STRATEGIES
-from joulesweep.core.errors import MOST_NAMES, UserError, one_of
+from joulesweep.core.errors import MOST_MISTAKES, MOST_NAMES, UserError, one_of
 from joulesweep.plan import config
 from joulesweep.plan.strict import Place
 
@@ -40,7 +40,7 @@ MISTAKES = [
     (
         {"sweeep": 1},
         "sweeep: unknown key 'sweeep'; allowed: sweep, models, datasets, grid, train, measure, energy, hardware, "
-        "exclude (did you mean 'sweep'?)",
+        "answer, exclude (did you mean 'sweep'?)",
     ),
     (
         {"grid__batchsize": [1]},
@@ -173,8 +173,8 @@ MISTAKES = [
     ({"grid__batch_size": ["8"]}, "grid.batch_size[0]: input should be a valid integer, got '8'"),
     ({"grid__batch_size": [8, True]}, "grid.batch_size[1]: input should be a valid integer, got True"),
     ({"grid__batch_size": [8.0]}, "grid.batch_size[0]: input should be a valid integer, got 8.0"),
-    ({"grid__batch_size": 8}, "grid.batch_size: input should be a valid list, got 8"),
-    ({"grid__model": "bert"}, "grid.model: input should be a valid list, got 'bert'"),
+    ({"grid__batch_size": 8}, "grid.batch_size: input should be a valid list, got 8; write [8]"),
+    ({"grid__model": "bert"}, "grid.model: input should be a valid list, got 'bert'; write [bert]"),
     ({"grid__method": [3]}, "grid.method[0]: input should be a valid string, got 3; quote it if it is text"),
     ({"grid__lr": ["fast"]}, "grid.lr[0]: input should be a valid number, got 'fast'"),
     ({"train__epochs": "2"}, "train.epochs: input should be a valid integer, got '2'"),
@@ -379,6 +379,72 @@ def test_a_missing_key_is_named(path):
     section = raw[parents[0]] if parents else raw
     del section[last]
     assert refusal(raw) == f"my.yaml: {path}: missing"
+
+
+MANY = """sweep: Tiny
+models: {bert: {source: {local: model}}}
+datasets: {texts: {source: {local: texts.txt}, format: txt}}
+grid:
+  model: [brt]
+  dataset: [texts]
+  strategy: [single, DDP]
+  precision: [fp16]
+  batch_size: 32
+  lr: [1.0e-3, 0.001]
+train: {epoch: 1}
+energy: {carbon: {country: Germany}}
+"""
+
+
+def test_all_mistakes_are_told_at_once_each_with_its_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught:
+        loaded(tmp_path, MANY)
+    lines = str(caught.value).splitlines()
+    heads = [re.match(r"sweep\.yaml:(\d+): ([\w.\[\]]+): ", line).groups() for line in lines]
+    assert heads == [
+        ("1", "sweep"),
+        ("3", "datasets.texts.format"),
+        ("5", "grid.model[0]"),
+        ("7", "grid.strategy[1]"),
+        ("8", "grid.precision[0]"),
+        ("9", "grid.batch_size"),
+        ("11", "train.epoch"),
+        ("12", "energy.carbon.country"),
+    ]
+    assert lines[3].endswith("(did you mean 'ddp'?)")
+    assert lines[5].endswith("write [32]")
+    assert lines[7].endswith("(did you mean 'DEU', Germany?)")
+
+
+def test_all_words_that_yaml_readers_dispute_are_told_at_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught:
+        loaded(tmp_path, "a: yes\nb: 010\na: 1\n")
+    assert [line.split(": ")[0] for line in str(caught.value).splitlines()] == [
+        "sweep.yaml:1",
+        "sweep.yaml:2",
+        "sweep.yaml:3",
+    ]
+
+
+def test_a_very_wrong_config_is_told_in_part():
+    lines = refusal(tiny_run.config(grid__precision=[f"fp{i}" for i in range(100)])).splitlines()
+    assert len(lines) == MOST_MISTAKES + 1
+    assert lines[-1] == "and 79 more mistakes"
+
+
+@pytest.mark.parametrize(("word", "meant"), [("DDP", "ddp"), ("Ddp", "ddp"), ("FSDP", "fsdp"), ("SINGLE", "single")])
+def test_a_name_in_another_case_is_known(word, meant):
+    assert refusal(tiny_run.config(grid__strategy=[word])).endswith(f"(did you mean {meant!r}?)")
+
+
+@pytest.mark.parametrize(
+    ("country", "code"), [("Germany", "DEU"), ("germany", "DEU"), ("Argentina", "ARG"), ("de", "DEU"), ("GER", "")]
+)
+def test_a_country_by_its_name_is_told_with_its_code(country, code):
+    said = refusal(tiny_run.config(energy__carbon={"country": country}))
+    assert f"did you mean {code!r}" in said if code else "unknown country 'GER'" in said
 
 
 def test_a_missing_file_is_one_line(tmp_path):

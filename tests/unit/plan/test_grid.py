@@ -54,8 +54,27 @@ def test_one_device_is_one_run_whatever_the_axis_devices_and_the_scope_say():
     assert found == [("single", 1, "global"), *spread]
 
 
-def test_a_value_given_twice_is_one_run():
-    assert len(expand(grid__batch_size=[8, 8], grid__repeats=1).runs) == 1
+@pytest.mark.parametrize(
+    ("axis", "values", "line"),
+    [
+        ("batch_size", [8, 16, 8], "grid.batch_size[2]: 8 is given twice"),
+        ("precision", ["fp32", "fp32"], "grid.precision[1]: 'fp32' is given twice"),
+        ("lr", [1, 1.0], "grid.lr[1]: 1.0 is given twice"),
+        ("micro_batch_size", [None, None], "grid.micro_batch_size[1]: None is given twice"),
+        ("method", ["freeze-bottom", {"freeze-bottom": {"fraction": 0.5}}], "grid.method[1]: {'freeze-bottom': "),
+    ],
+)
+def test_a_value_given_twice_is_refused(axis, values, line):
+    with pytest.raises(UserError) as caught:
+        expand(**{f"grid__{axis}": values})
+    assert str(caught.value).startswith(f"config: {line}")
+
+
+def test_every_batch_that_does_not_divide_is_told():
+    with pytest.raises(UserError) as caught:
+        expand(grid__strategy=["ddp"], grid__batch_size=[7, 8, 9], grid__repeats=1)
+    lines = str(caught.value).splitlines()
+    assert [line.split(" does not")[0].rsplit(" ", 1)[1] for line in lines] == ["7", "9"]
 
 
 def test_a_method_brings_its_parameters():
@@ -359,8 +378,8 @@ def test_expanding_ten_thousand_runs_imports_nothing_heavy():
 
 
 def test_a_method_by_its_name_is_the_run_with_its_default_written_out():
-    both = expand(grid__method=["freeze-bottom", {"freeze-bottom": {"fraction": 0.5}}])
-    assert both.runs == expand(grid__method=["freeze-bottom"]).runs
+    written_out = expand(grid__method=[{"freeze-bottom": {"fraction": 0.5}}])
+    assert written_out.runs == expand(grid__method=["freeze-bottom"]).runs
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import fcntl
 import json
 import os
 import subprocess
@@ -100,7 +101,7 @@ def test_the_file_that_is_given_replaces_the_default_and_the_command_line_lies_o
 def test_a_file_that_is_no_sweep_is_not_merged_with_another():
     written()
     (Path.cwd() / "mine.yaml").write_text("sweep: mine\ntrain: {epochs: 2}\n")
-    with pytest.raises(WorkflowError, match=r"^mine\.yaml: models: missing$"):
+    with pytest.raises(WorkflowError, match=r"^mine\.yaml: models: missing\nmine\.yaml: datasets: missing\n"):
         load(snakemake(Path.cwd() / "mine.yaml"))
     told = r"^--configfile: one file is one complete sweep, and these are 2: config/config\.yaml, mine\.yaml$"
     with pytest.raises(WorkflowError, match=told):
@@ -485,6 +486,16 @@ def test_a_claim_is_held_until_its_process_ends(tmp_path):
     with another_workflow(folder, then="pass") as other:  # it claims nothing, for this process lives
         other.wait()
     assert len(locks(folder)) == 2
+
+
+def test_a_living_workflow_is_seen_without_taking_its_lock(tmp_path, monkeypatch):
+    assert snakemake_lock.is_alive(tmp_path) is False
+    with (tmp_path / snakemake_lock.FILE).open("w") as file:
+        assert snakemake_lock.is_alive(tmp_path) is False
+        fcntl.flock(file, fcntl.LOCK_SH)
+        assert snakemake_lock.is_alive(tmp_path) is True
+        monkeypatch.setattr(snakemake_lock, "LOCKS", tmp_path / "none")
+        assert snakemake_lock.is_alive(tmp_path) is None
 
 
 def test_auto_is_refused_where_the_jobs_run_elsewhere():

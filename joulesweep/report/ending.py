@@ -1,0 +1,128 @@
+"""The answer of a sweep as lines for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from joulesweep.analyse import collect, ledger, tables
+from joulesweep.analyse.comparisons import BEYOND, OPEN, WITHIN, key_of
+from joulesweep.analyse.statistics import Ratio
+from joulesweep.analyse.studies.decision import Decision, Pick, decisions, sentence
+from joulesweep.analyse.studies.payback import payback, words
+from joulesweep.analyse.tables import Row
+from joulesweep.core.errors import UserError
+from joulesweep.core.quantities import one
+from joulesweep.report import numbers
+from joulesweep.report.numbers import FormattedNumber
+
+NOTHING = "No run has finished: there is no answer yet."
+#: Columns below a decision's sentence: heading, ratio of a pick, and the number itself.
+COLUMNS: tuple[tuple[str, Callable[[Row], FormattedNumber]], ...] = (
+    ("energy", numbers.joules),
+    ("time", lambda row: numbers.interval(row, "window_s", "s")),
+    ("memory", numbers.memory),
+)
+
+
+def lines(folder: Path) -> list[str]:
+    """A sentence per group of comparable configurations, and one on what the sweep itself took.
+
+    Args:
+        folder: results/<sweep>, or its folder `partial`.
+
+    Raises:
+        UserError: the tables or the manifest cannot be read.
+    """
+    decided = made(folder)
+    return [*(sentence(decision) for decision in decided), *paid_back(decided, folder)] or [NOTHING]
+
+
+def paid_back(decided: Sequence[Decision], folder: Path) -> list[str]:
+    """When a sweep with one group of comparable configurations is paid back; nothing where that is unknown."""
+    if len(decided) != 1:
+        return []
+    paid = payback(decided[0], ledger.spent(tables.read(folder / "tables").attempts))
+    return [] if paid is None else [words(paid, one(paid.spent, paid.unit))]
+
+
+def made(folder: Path, **changes: object) -> list[Decision]:
+    """The decisions of a sweep from its tables.
+
+    Args:
+        folder: results/<sweep>, or its folder `partial`.
+        changes: what `decisions` takes besides.
+
+    Raises:
+        UserError: the tables or the manifest cannot be read.
+    """
+    of_sweep = folder.parent if folder.name == "partial" else folder
+    read = tables.read(folder / "tables")
+    if not (of_sweep / "grid.json").exists():
+        raise UserError(f"{of_sweep}: no sweep has begun there: it has no grid.json")
+    return decisions(read, collect.read_grid(of_sweep / "grid.json")["config"], **changes)  # type: ignore[arg-type]
+
+
+def told(decision: Decision) -> list[str]:
+    """A decision in lines: the sentence, a table of the picks, and how sure it is."""
+    told = [sentence(decision)]
+    if decision.picks:
+        told += ["", *_aligned(list(_table(decision)))]
+    return [*told, "", *_how_sure(decision)]
+
+
+def _table(decision: Decision) -> Iterator[list[str]]:
+    yield ["", "configuration", *(name for name, _ in COLUMNS), decision.measure.replace("_", " ")]
+    for pick in decision.picks:
+        roles = [*pick.roles, *(["baseline"] if key_of(pick.row) == key_of(decision.baseline) else [])]
+        yield [", ".join(roles), pick.row["name"], *_costs(pick), _quality(decision, pick)]
+    if all(key_of(pick.row) != key_of(decision.baseline) for pick in decision.picks):
+        row = decision.baseline
+        yield ["baseline", row["name"], *(number(row)[0] for _, number in COLUMNS), ""]
+
+
+def _costs(pick: Pick) -> list[str]:
+    return [f"{number(pick.row)[0]}{_change(pick.ratios[name])}" for name, number in COLUMNS]
+
+
+def _change(ratio: Ratio | None) -> str:
+    """A ratio to the baseline as percent with its interval."""
+    if ratio is None:
+        return ""
+    percent = [f"{100 * (end - 1):+.0f}" for end in (ratio.ratio, ratio.low, ratio.high) if end is not None]
+    return f" ({percent[0]} %{f' [{percent[1]}, {percent[2]}]' if len(percent) == 3 else ''})"
+
+
+def _quality(decision: Decision, pick: Pick) -> str:
+    apart = f"{100 * pick.quality.above_best:.2g} % from the best" if pick.quality.above_best else "the best"
+    return f"{apart}, {pick.quality.verdict}" if decision.told and pick.quality.above_best else apart
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _how_sure(decision: Decision) -> Iterator[str]:
+    margin, verdicts = f"{100 * decision.margin:g} %", decision.verdicts
+    if decision.told:
+        yield (
+            f"Of {decision.num_cells} configurations {verdicts[WITHIN]} are shown to be within {margin} of the best, "
+            f"{verdicts[BEYOND]} beyond it, {verdicts[OPEN]} cannot be told yet."
+        )
+    else:
+        yield "One repeat cannot tell a difference from chance."
+    if decision.resolution is not None:
+        cost = decision.resolution.cost
+        of_cost = (
+            "" if cost is None else f", ±{100 * cost:.2g} % of {'energy' if decision.by == 'energy_j' else 'time'}"
+        )
+        of_quality = f"±{100 * decision.resolution.quality:.2g} % of quality"
+        yield f"{decision.resolution.repeats} repeats resolve {of_quality}{of_cost}."
+    if decision.unranked:
+        yield f"Ranked by time: {decision.unranked}."
+    if decision.baseline_why:
+        yield f"The baseline is not the grid's first configuration: {decision.baseline_why}."
+    if decision.num_over:
+        yield f"{decision.num_over} finished configurations are beyond the limits, or not known to meet them."
+    yield from (f"{text}." for text in [decision.settle, *decision.sure] if text)
