@@ -79,10 +79,10 @@ class Results:
         """
         named: list[tuple[Row, str]] = []
         for decision in self.decisions:
-            named += [(pick.row, " and ".join(pick.roles)) for pick in decision.picks[:1]]
+            named += [(pick.row, ", ".join(pick.roles)) for pick in decision.picks[:1]]
             named.append((decision.baseline, BASELINE))
         for decision in self.decisions:
-            named += [(pick.row, " and ".join(pick.roles)) for pick in decision.picks[1:]]
+            named += [(pick.row, ", ".join(pick.roles)) for pick in decision.picks[1:]]
             named.append((decision.best, BEST))
         roles: dict[str, str] = {}
         for row, role in named:

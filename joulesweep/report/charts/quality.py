@@ -14,6 +14,7 @@ from typing import Any
 import altair as alt
 
 from joulesweep.analyse.cells import comparable_groups, finished
+from joulesweep.analyse.comparisons import WITHIN
 from joulesweep.analyse.studies.decision import Decision
 from joulesweep.analyse.tables import Row
 from joulesweep.core.quantities import PREFIXES
@@ -73,7 +74,7 @@ def _title(decisions: Sequence[Decision]) -> str:
     cost = "Energy" if all(decision.by == "energy_j" for decision in decisions) else "Time"
     pick = decisions[0].recommended if len(decisions) == 1 else None
     ratio = pick.ratios["energy" if cost == "Energy" else "time"] if pick else None
-    if ratio is None or ratio.verdict != "lower":
+    if pick is None or ratio is None or ratio.verdict != "lower" or pick.quality.verdict != WITHIN:
         return f"{cost} and quality"
     what = decisions[0].measure.removeprefix("validation_").replace("_", " ")
     margin = f"{100 * decisions[0].margin:g} %"

@@ -76,7 +76,7 @@ def _card(pick: Pick, decision: Decision, results: Results) -> dict[str, Any]:
     lines.append((f"{_memory_place(row)} memory", numbers.memory(row)[0], _told(pick.ratios["memory"])))
     lines += _footprint(row, results)
     return {
-        "role": " and ".join(pick.roles),
+        "role": ", ".join(pick.roles),
         "words": configuration(row),
         "name": row["name"],
         "cost": cost,

@@ -60,6 +60,10 @@ def test_the_title_says_what_was_saved(two_gpus):
     assert quality.draw(two_gpus).title.startswith("−60 % energy")
 
 
+def test_the_title_claims_no_quality_that_is_not_shown(tmp_path):
+    assert quality.draw(build(tmp_path, axes={"repeats": 1})).title == "Time and quality"
+
+
 def test_unmeasured_energy_is_said_and_time_ranks(tmp_path):
     figure = quality.draw(build(tmp_path))
     assert "By time, since energy was not measured." in " ".join(figure.notes)
