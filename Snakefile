@@ -26,6 +26,7 @@ from joulesweep.report import charts, exports
 
 # One file is one complete sweep: --configfile replaces the default, config/config.yaml; it does not add to it.
 sweep = load(workflow)
+config["sweep"] = sweep.name  # for the caption of Snakemake's own report
 cores = (
     workflow.resource_settings.cores
 )  # None on a cluster; workflow.cores would fail there

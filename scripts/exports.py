@@ -4,8 +4,8 @@ import argparse
 from pathlib import Path
 
 from joulesweep.analyse import collect, tables
-from joulesweep.report import exports
-from joulesweep.report.sections import Results
+from joulesweep.report.exports import writing
+from joulesweep.report.results import Results
 from scripts import run_script
 
 
@@ -18,7 +18,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder for the exports")
     arguments = parser.parse_args()
     results = Results(collect.read_grid(arguments.grid), tables.read(arguments.tables))
-    exports.save_all(results, arguments.runs, arguments.charts, arguments.output)
+    writing.save_all(results, arguments.runs, arguments.charts, arguments.output)
 
 
 if __name__ == "__main__":

@@ -7,18 +7,23 @@ that were not read, or that are doubtful, make no entry: an entry would have to 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import uuid
+from pathlib import Path
 from typing import Any
 
 import joulesweep
 from joulesweep.analyse.cells import method_words
+from joulesweep.core import files
+from joulesweep.core.errors import UserError
 from joulesweep.reference.footprint import J_PER_KWH
 from joulesweep.report.exports.kept import Kept, hub_id, origin
 
 SPEC_VERSION = "1.6"
 SCHEMA = f"http://cyclonedx.org/schema/bom-{SPEC_VERSION}.schema.json"
 G_PER_TONNE = 1e6
+HASH = "SHA-256"
 #: How the task is learned, in the standard's words.
 APPROACHES = {"mlm": "self-supervised", "clm": "self-supervised", "seq2seq": "supervised"}
 UNKNOWN_PROVIDER = "Neither the provider nor the source of the electricity is known to Joulesweep."
@@ -59,6 +64,7 @@ def _model(model: Kept) -> dict[str, Any]:
         "bom-ref": "model",
         "name": model.record.run,
         "description": f"{spec.model}, adapted to {spec.dataset} with the method {method_words(model.run)}",
+        "components": [_file(name, checksum) for name, checksum in checksums(model.folder).items()],
         "pedigree": {"ancestors": [{"type": "machine-learning-model", "name": spec.model}]},
         "modelCard": {
             "modelParameters": {
@@ -72,6 +78,25 @@ def _model(model: Kept) -> dict[str, Any]:
             "considerations": {"environmentalConsiderations": _environment(model)},
         },
         "properties": _properties(_training(model)),
+    }
+
+
+def _file(name: str, checksum: str) -> dict[str, Any]:
+    return {"type": "file", "bom-ref": f"file-{name}", "name": name, "hashes": [{"alg": HASH, "content": checksum}]}
+
+
+def checksums(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file of weights. One that is older than the passport which names it is not read again."""
+    present = folder / "passport.json"
+    known: dict[str, str] = {}
+    with contextlib.suppress(UserError, *files.MALFORMED):
+        of_model = files.read_json(present, "passport")["metadata"]["component"]
+        known = {file["name"]: file["hashes"][0]["content"] for file in of_model["components"]}
+    made_s = present.stat().st_mtime if known else 0.0
+    return {
+        name: known[name] if name in known and path.stat().st_mtime < made_s else files.sha256_of(path)
+        for path in sorted(folder.rglob("*.safetensors"))
+        for name in [path.relative_to(folder).as_posix()]
     }
 
 

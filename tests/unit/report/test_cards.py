@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
 
 import pytest
@@ -13,7 +15,7 @@ from joulesweep.analyse.collect import aggregate
 from joulesweep.core import files
 from joulesweep.report.exports import cards
 from joulesweep.report.exports.kept import kept_models
-from joulesweep.report.sections import Results
+from joulesweep.report.results import Results
 
 FACTORS = {"carbon": {"country": "DEU"}, "pue": 1.2}
 SMALL = {"strategy": ["single"], "precision": ["bf16-mixed"], "batch_size": [32]}
@@ -160,6 +162,34 @@ def test_equal_runs_give_equal_passports(tmp_path):
     assert cards.passport.passport(first)["serialNumber"] != cards.passport.passport(second)["serialNumber"]
 
 
+def test_the_passport_names_the_weights_by_their_checksum(tmp_path):
+    model = models(tmp_path)[0]
+    (model.folder / "model.safetensors").write_bytes(b"weights")
+    (file,) = cards.passport.passport(model)["metadata"]["component"]["components"]
+    assert (file["name"], file["hashes"][0]["content"]) == ("model.safetensors", hashlib.sha256(b"weights").hexdigest())
+
+
+@pytest.mark.parametrize(("apart_s", "is_read"), [(60, True), (-60, False)])
+def test_weights_are_read_again_only_if_they_are_newer(tmp_path, monkeypatch, apart_s, is_read):
+    model = models(tmp_path)[0]
+    weights = model.folder / "model.safetensors"
+    weights.write_bytes(b"weights")
+    cards.save_all(model.results, tmp_path / "runs")
+    made_s = (model.folder / "passport.json").stat().st_mtime
+    os.utime(weights, (made_s + apart_s, made_s + apart_s))
+    read = []
+    monkeypatch.setattr(cards.passport.files, "sha256_of", lambda path: read.append(path) or "c0ffee" * 10 + "abcd")
+    cards.passport.passport(model)
+    assert read == ([weights] if is_read else [])
+
+
+def test_a_corrupt_passport_is_made_anew(tmp_path):
+    model = models(tmp_path)[0]
+    (model.folder / "model.safetensors").write_bytes(b"weights")
+    (model.folder / "passport.json").write_text('{"metadata": 1}')
+    assert list(cards.passport.checksums(model.folder)) == ["model.safetensors"]
+
+
 CHANGES = {
     "measured": synthetic.on_gpus,
     "doubtful": lambda row: synthetic.on_gpus(row, doubt="idle is twice the run"),
@@ -173,7 +203,9 @@ def test_the_passport_is_valid_by_the_official_schema(tmp_path, name):
     from cyclonedx.schema import SchemaVersion
     from cyclonedx.validation.json import JsonStrictValidator
 
-    document = cards.passport.passport(models(tmp_path, CHANGES[name])[0])
+    model = models(tmp_path, CHANGES[name])[0]
+    (model.folder / "model.safetensors").write_bytes(b"weights")
+    document = cards.passport.passport(model)
     validator = JsonStrictValidator(SchemaVersion.V1_6)
     assert validator.validate_str(json.dumps(document)) is None
     document["metadata"]["component"]["modelCard"]["considerations"]["energy"] = 1
