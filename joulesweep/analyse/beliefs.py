@@ -85,10 +85,10 @@ def fetched(spec: RunSpec, root: Path = Path()) -> tuple[Mapping[str, Any] | Non
         root: where `resources` lies.
     """
     model, texts = model_key(spec.model, spec.model_source), dataset_key(spec.dataset, spec.dataset_source)
-    shapes = dict(spec.model_source["source"].get("random", {})) or _json(
-        root / "resources" / "models" / model / "config.json"
-    )
-    return shapes, _json(root / "resources" / "tokens" / texts / f"{model}.json")
+    folder = root.absolute() / "resources"
+    random = spec.model_source["source"].get("random")
+    shapes = dict(random) if random else _json(folder / "models" / model / "config.json")
+    return shapes, _json(folder / "tokens" / texts / f"{model}.json")
 
 
 @functools.cache
