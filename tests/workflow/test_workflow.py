@@ -24,6 +24,8 @@ from moving import move
 from patience import PATIENCE_S, wait_for
 from tiny_run import REPOSITORY, SUPPORT
 
+from joulesweep.analyse.columns import TABLES
+
 FINISHED = SUPPORT / "golden" / "finished.tar.gz"
 ANALYSIS = {"aggregate", "charts", "exports", "report", "all"}
 
@@ -50,16 +52,7 @@ def sweep(tmp_path: Path, once: Callable[[str, Callable[[Path], object]], Path])
 def test_a_finished_sweep_has_all_its_files(sweep: Checkout) -> None:
     results = sweep.folder / "results" / "tiny"
     assert (results / "report.html").stat().st_size > 10_000
-    assert sorted(path.name for path in (results / "tables").iterdir()) == [
-        "anchors.parquet",
-        "cells.parquet",
-        "devices.parquet",
-        "effects.parquet",
-        "epochs.parquet",
-        "power.parquet",
-        "runs.parquet",
-        "selections.parquet",
-    ]
+    assert {path.stem for path in (results / "tables").iterdir()} == TABLES.keys()
     exported = {path.name for path in (results / "exports").iterdir()}
     assert exported >= {"cells.csv", "cells.tex", "columns.csv", "emissions.csv", "tables", "charts"}
     for run in sweep.records():
@@ -72,6 +65,7 @@ def test_a_finished_sweep_has_all_its_files(sweep: Checkout) -> None:
             "power.jsonl",
             "summaries.jsonl",
             "run.log",
+            "attempts.jsonl",
         }
 
 
