@@ -38,7 +38,8 @@ rule aggregate:
 
 rule charts:
     input:
-        rules.aggregate.output,
+        tables=rules.aggregate.output,
+        grid=f"{sweep.folder}/grid.json",
     output:
         svg=[
             report(
@@ -63,7 +64,7 @@ rule charts:
     message:
         "Draw the charts"
     shell:
-        "python -m scripts.charts --tables {params.tables:q}"
+        "python -m scripts.charts --grid {input.grid:q} --tables {params.tables:q}"
         " --output {params.output:q} 2>&1 | tee {log:q} >&2"
 
 
@@ -134,7 +135,8 @@ use rule aggregate as aggregate_partial with:
 
 use rule charts as charts_partial with:
     input:
-        rules.aggregate_partial.output,
+        tables=rules.aggregate_partial.output,
+        grid=f"{sweep.folder}/grid.json",
     output:
         svg=expand(f"{sweep.folder}/partial/charts/{{chart}}.svg", chart=CHARTS),
         html=expand(f"{sweep.folder}/partial/charts/{{chart}}.html", chart=CHARTS),

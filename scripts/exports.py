@@ -5,7 +5,7 @@ from pathlib import Path
 
 from joulesweep.analyse import collect, tables
 from joulesweep.report.exports import writing
-from joulesweep.report.sections import Results
+from joulesweep.report.results import Results
 from scripts import run_script
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -279,7 +280,12 @@ def by_method(cells: pl.DataFrame) -> list[tuple[str, pl.DataFrame]]:
 
 def method_words(row: Row) -> str:
     """The label of the method of a row of the runs or cells table: `greentrainer(rho=0.7)`."""
-    return method_label(row["method"], json.loads(row["method_params"]))
+    return _method_words(row["method"], row["method_params"])
+
+
+@functools.cache
+def _method_words(method: str, params_json: str) -> str:
+    return method_label(method, json.loads(params_json))
 
 
 def _shared(row: Row) -> str:
@@ -296,13 +302,3 @@ def finished(cells: pl.DataFrame, needed: str) -> pl.DataFrame:
 def comparable_groups(frame: pl.DataFrame) -> list[tuple[str, pl.DataFrame]]:
     """Groups of comparable rows, by model, data set and environment; the name is empty if there is one group."""
     return [(str(name), part) for (name,), part in frame.group_by("panel", maintain_order=True)]
-
-
-def pareto_front(cells: pl.DataFrame, cost: str, value: str) -> list[str]:
-    """Ids of the cells on the Pareto front of two columns (lower is better), cheapest first."""
-    best, kept = float("inf"), []
-    for row in cells.sort(cost, value).iter_rows(named=True):
-        if row[value] < best:
-            best = row[value]
-            kept.append(row["cell"])
-    return kept

@@ -5,6 +5,7 @@ Runs of different hardware, driver or versions never share a cell's mean: `envir
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 from collections import Counter
@@ -77,17 +78,15 @@ def aggregate(
     asked, factors = cpu_estimate.asked(grid["config"]["energy"]), footprint(grid["config"]["energy"])
     rows: list[Row] = []
     other_rows: dict[str, list[list[Row]]] = {"epochs": [], "selections": [], "devices": []}
-    traces = {}
     for run, entry in grid["runs"].items():
         row, others = _read(runs_folder / run, asked, factors, lost)
         ok = row["status"] == "ok"
         files = _beside(runs_folder / run, row, lost) if ok else {}
-        if (trace := files.pop("power", None)) is not None:
-            traces[run] = trace
         row = combined(RUNS, _identity(run, entry), row, files)
         rows.append(row if ok else {**dict.fromkeys(RUNS), **row})
         for name, per_run in other_rows.items():
             per_run.append(others.get(name, []))
+    traces = _traces(rows, runs_folder, lost)
     names = _names(rows)
     for row in rows:
         row.update(names[row["cell"], row["environment"]])
@@ -142,16 +141,27 @@ def _read(
 
 
 def _beside(folder: Path, row: Row, lost: Callable[[Path], None]) -> Row:
-    """Read the files beside a record: columns of the runs table, and the trace as `power`."""
-    contents: Row = {}
-    for read in (rouge.columns, lambda folder: {"power": power_traces.read(folder)}):
-        try:
-            contents |= read(folder)
-        except UserError as error:
-            if isinstance(error, Corrupt):
-                lost(error.path)
-            run_rows.add_flag(row, "unreadable_file", str(error))
-    return contents
+    """Read the summaries beside a record: columns of the runs table."""
+    try:
+        return rouge.columns(folder)
+    except UserError as error:
+        if isinstance(error, Corrupt):
+            lost(error.path)
+        run_rows.add_flag(row, "unreadable_file", str(error))
+        return {}
+
+
+def _traces(rows: list[Row], runs_folder: Path, lost: Callable[[Path], None]) -> pl.DataFrame:
+    """Read the power traces of the finished runs; a run with a corrupt one gets a flag."""
+
+    def flag(place: int, error: Corrupt) -> None:
+        lost(error.path)
+        run_rows.add_flag(ok[place], "unreadable_file", str(error))
+
+    ok = [row for row in rows if row["status"] == "ok"]
+    places = [i for i, row in enumerate(rows) if row["status"] == "ok"]
+    traces = power_traces.read_all([runs_folder / row["run"] for row in ok], flag)
+    return traces.with_columns(pl.Series(places, dtype=pl.UInt32)[traces["place"]].alias("place"))
 
 
 def _identity(run: str, entry: Mapping[str, Any]) -> Row:
@@ -277,7 +287,12 @@ def _word(axis: str, value: Any) -> str:  # noqa: ANN401 - of any axis
 
 
 def _setup(row: Row) -> str:
-    params = json.loads(row["method_params"])
-    method = [row["method"]] if row["method"] != OMISSION["method"] or params else []
     spread = row["strategy"] + (f"{row['devices']}" if row["devices"] > 1 else "")
-    return " ".join([*method, *parameter_words(row["method"], params), spread, row["precision"]])
+    return " ".join([*_method(row["method"], row["method_params"]), spread, row["precision"]])
+
+
+@functools.cache
+def _method(method: str, params_json: str) -> list[str]:
+    """A method as names show it, with its parameters; plain full training is not mentioned."""
+    params = json.loads(params_json)
+    return [*([method] if method != OMISSION["method"] or params else []), *parameter_words(method, params)]

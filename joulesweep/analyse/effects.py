@@ -41,6 +41,7 @@ ORDERED = ("batch_size", "lr", "max_grad_norm", "micro_batch_size")
 MOST_LEVELS = 4  # of an axis without order, all of whose pairs are compared; of more, each with the first
 #: Chance, over all interactions tried in a panel, of naming one where there is none.
 FALSE_INTERACTION = 0.05
+SMALL = 0.02  # by how much an effect must differ between two values of another axis, as a fraction, to be told
 WORDS = {"energy_j": "energy", "window_s": "time", "memory": "memory"}
 
 Cells = dict[tuple[str, ...], Row]  # by the values of the varying axes
@@ -99,7 +100,8 @@ def _of_panel(fit: Fit, cells: Sequence[Row], quantity: str) -> Iterator[Row]:
                 for chance, parts in [result]
             ]
     for chance, axis, a, b, other, parts in tests:
-        if chance * len(tests) < FALSE_INTERACTION:
+        ratios = [effect["ratio"] for effect in parts.values()]
+        if chance * len(tests) < FALSE_INTERACTION and max(ratios) > (1 + SMALL) * min(ratios):
             text = _depends(axis, a, b, other, parts, quantity)
             for value, effect in parts.items():
                 yield {

@@ -13,7 +13,7 @@ from typing import Any
 from joulesweep.analyse.estimator import Job
 from joulesweep.analyse.planning import MOST_WAITED, Past
 from joulesweep.core.outcome import DeviceEnergy
-from joulesweep.reference.cpu_estimate import Asked, Estimate, estimate_cpu
+from joulesweep.reference.cpu_estimate import Asked, estimate_cpu
 from joulesweep.runs.headline import READ, headline, headline_rows
 from joulesweep.runs.record import FORMAT, VERSION
 
@@ -55,13 +55,14 @@ def of_record(job: Job, record: Mapping[str, Any], asked: Asked) -> Past:
     conditions = measured["conditions"]
     before_s = (conditions.get("cooldown_s") or 0.0) + took_s
     flags = {flag["flag"] for flag in measured["flags"]}
+    waited = _waited(conditions, CONTENDED in flags, record["spec"]["accelerator"])
     return Past(
         job=job,
         status=record["status"],
         window_s=measured["window_s"],
         around_s=max(before_s - measured["total_window_s"], measured["startup_s"], LEAST_S),
-        waited=_waited(conditions, CONTENDED in flags, record["spec"]["accelerator"]),
-        **(_read(measured, record["spec"]["accelerator"]) or _estimated(measured, record, asked)),
+        waited=waited,
+        **(_read(measured, record["spec"]["accelerator"]) or _estimated(measured, record, asked, waited)),
     )
 
 
@@ -105,19 +106,20 @@ def _read(measured: Mapping[str, Any], accelerator: str) -> dict[str, Any]:
     }
 
 
-def _estimated(measured: Mapping[str, Any], record: Mapping[str, Any], asked: Asked) -> dict[str, Any]:
+def _estimated(measured: Mapping[str, Any], record: Mapping[str, Any], asked: Asked, waited: float) -> dict[str, Any]:
     """Estimated joules, as fields of `Past`; empty where the config asks for none, or the run was on a GPU."""
     if not asked.estimate or record["spec"]["accelerator"] != "cpu":
         return {}
     machine = record["environment"]
-    watts = machine["cpu_model"], machine["cpu_cores"], asked.cpu_watts
-    return estimate_fields(estimate_cpu(measured["cpu_s"], measured["window_s"], *watts))
-
-
-def estimate_fields(guess: Estimate) -> dict[str, Any]:
-    """Estimated joules of a window, as fields of `Past`."""
-    spread = (guess.low_j / guess.mid_j, guess.high_j / guess.mid_j)
-    return {"energy_j": guess.mid_j, "energy_status": "estimated", "spread": spread}
+    of_machine = machine["cpu_model"], machine["cpu_cores"], asked.cpu_watts
+    guess = estimate_cpu(measured["cpu_s"], measured["window_s"], *of_machine)
+    alone = estimate_cpu(measured["cpu_s"], measured["window_s"] * (1 - waited), *of_machine)
+    return {
+        "energy_j": guess.mid_j,
+        "energy_status": "estimated",
+        "spread": (guess.low_j / guess.mid_j, guess.high_j / guess.mid_j),
+        "waited_j": 1 - alone.mid_j / guess.mid_j,
+    }
 
 
 def _waited(conditions: Mapping[str, Any], contended: bool, accelerator: str) -> float:

@@ -18,7 +18,8 @@ import numpy as np
 
 from joulesweep.analyse.estimator import SPREAD, UNKNOWN_SD, Estimator, Job, Range, words_of
 
-LATEST = 4  # finished runs that tell how busy the machine is
+LATEST = 4  # finished runs that tell how the next ones differ from earlier ones
+DRIFT_SD = 0.03  # of the log of how a day, or a seed, differs from others
 BUSY_SD = 0.35  # of the log of how much longer the next run takes on a machine that others use
 MOST_WAITED = 0.95  # beyond that, next to nothing is known of how long a run takes alone
 STOPPED_SD = 0.3  # a run that stops early may stop earlier or later
@@ -39,6 +40,7 @@ class Past:
         energy_scope: kinds of device whose joules these are; "" of estimates.
         spread: of estimated joules: lower and upper end of the estimate over its middle.
         waited: share of its time in which it waited for a core that others used; 0 where unknown.
+        waited_j: share of its joules that this took.
     """
 
     job: Job
@@ -51,6 +53,7 @@ class Past:
     energy_scope: str = ""
     spread: tuple[float, float] = (1.0, 1.0)
     waited: float = 0.0
+    waited_j: float = 0.0
 
     @property
     def kind(self) -> tuple[str, str] | None:
@@ -59,7 +62,9 @@ class Past:
 
     def alone(self, name: str) -> float:
         """The share of one of its quantities that it would have taken with the machine to itself."""
-        return 1 - self.waited if name.endswith("_s") else 1.0
+        if name == "around_j":
+            return 1.0
+        return 1 - (self.waited if name.endswith("_s") else self.waited_j)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,8 +137,7 @@ def predict(past: Sequence[Past], jobs: Sequence[Job], expected: Expected) -> Pl
     with_joules = [row for row in ok if kind and row.kind == kind]
     stopped = _stopped(past)
     alive = [job for job in jobs if job.cell not in stopped]
-    busy = _Busy.of(ok[-LATEST:])
-    window, around = (busy.stretched(_quantity(name, ok, alive)) for name in ("window_s", "around_s"))
+    window, around = _quantity("window_s", ok, alive), _quantity("around_s", ok, alive)
     energy, around_j = (_quantity(name, with_joules, alive) for name in ("energy_j", "around_j"))
     status = kind[0] if kind else expected.status
     spread = _spread(with_joules)
@@ -249,22 +253,39 @@ class _Predicted:
 
 
 @dataclass(frozen=True)
-class _Busy:
-    """How much longer runs take since others use the machine: mean and standard deviation of the log."""
+class _Shift:
+    """How the next runs differ from the earlier ones of their cells: mean and standard deviation of the log."""
 
     mean: float
     sd: float
 
     @classmethod
-    def of(cls, latest: Sequence[Past]) -> _Busy:
-        """As in the latest finished runs; a machine that others use may be left alone, or used more, any time."""
-        logs = [-math.log(1 - row.waited) for row in latest]
+    def of(cls, known: Sequence[tuple[Job, float]]) -> _Shift:
+        """As the latest runs differ from the earlier ones of their cells: days differ, and so do seeds."""
+        earlier: dict[str, list[float]] = defaultdict(list)
+        apart: list[float] = []
+        for job, value in known:
+            logs = earlier[job.cell]
+            apart += [math.log(value) - math.fsum(logs) / len(logs)] if logs else []
+            logs.append(math.log(value))
+        latest = apart[-LATEST:]
+        if not latest:
+            return cls(0.0, DRIFT_SD)
+        # One run alone may be off by itself: its distance counts as noise, that of many that agree does not.
+        noise = (float(np.var(apart)) + float(np.mean(apart)) ** 2 / len(apart) + DRIFT_SD**2) / len(latest)
+        weight = DRIFT_SD**2 / (DRIFT_SD**2 + noise)
+        return cls(weight * float(np.mean(latest)), DRIFT_SD * math.sqrt(1 - weight))
+
+    @classmethod
+    def by_others(cls, latest: Sequence[Past], name: str) -> _Shift:
+        """As much more as the latest runs took for waiting: who uses the cores may stop, or use more, any time."""
+        logs = [-math.log(row.alone(name)) for row in latest]
         if not any(logs):
             return cls(0.0, 0.0)
         return cls(float(np.mean(logs)), max(BUSY_SD, float(np.std(logs))))
 
-    def stretched(self, predicted: _Predicted) -> _Predicted:
-        """Seconds on such a machine; runs that wait, wait together."""
+    def moved(self, predicted: _Predicted) -> _Predicted:
+        """A quantity of the next runs, all of which are shifted alike."""
         ranges = {
             run: Range.of_log(math.log(one.mid) + self.mean, math.hypot(one.sd, self.sd))
             for run, one in predicted.ranges.items()
@@ -280,7 +301,8 @@ def _quantity(name: str, past: Sequence[Past], jobs: Sequence[Job]) -> _Predicte
     if not jobs or not (known or all(name in job.before for job in jobs)):
         return _Predicted({}, 0.0)
     ranges, sd = Estimator(name, known, jobs).predict(jobs)
-    return _Predicted(dict(zip((job.run for job in jobs), ranges, strict=True)), sd)
+    predicted = _Predicted(dict(zip((job.run for job in jobs), ranges, strict=True)), sd)
+    return _Shift.by_others(past[-LATEST:], name).moved(_Shift.of(known).moved(predicted))
 
 
 def _kind(ok: Sequence[Past]) -> tuple[str, str] | None:

@@ -125,12 +125,12 @@ def combined(table: Table, *parts: Row) -> Row:
         ColumnError: a part names an unknown column, or two parts name the same one.
     """
     row: Row = {}
-    for key, value in (item for part in parts for item in part.items()):
-        if key not in table:
-            raise ColumnError(one_of("column", key, table))
-        if key in row:
-            raise ColumnError(f"column {key} is filled twice")
-        row[key] = value
+    for part in parts:
+        if not part.keys() <= table.keys():
+            raise ColumnError(one_of("column", next(key for key in part if key not in table), table))
+        if not row.keys().isdisjoint(part):
+            raise ColumnError(f"column {next(key for key in part if key in row)} is filled twice")
+        row.update(part)
     return row
 
 

@@ -13,7 +13,7 @@ from joulesweep.certify.readings import Block, Readings
 from joulesweep.certify.replay import counted, power_of
 from joulesweep.core import quantities
 from joulesweep.measure.certificate import FAILS, HOLDS, HOST, NOT_TRIED
-from joulesweep.report.markup import embedded, filled, vega
+from joulesweep.report.markup import embedded_chart, filled, vega
 from joulesweep.report.theme import COLOURS, INK, Chart, styled
 
 HEIGHT = 260  # pixels of a chart, which is as wide as the page
@@ -67,7 +67,7 @@ def build(made: Mapping[str, Any], readings: Readings) -> str:
         versions=made["identity"]["versions"],
         load=made["load"],
         blocks=[_block(row) for row in made["blocks"]],
-        charts=[(name, embedded(chart.to_dict()), notes) for name, (chart, notes) in charts.items()],
+        charts=[(name, embedded_chart(chart), notes) for name, (chart, notes) in charts.items()],
         bundle=vega() if charts else "",
     )
     return str(page)

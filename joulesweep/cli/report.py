@@ -51,13 +51,14 @@ def make(folder: Path) -> Path:
     from joulesweep.analyse import collect, tables
     from joulesweep.report import charts
     from joulesweep.report.page import build
+    from joulesweep.report.results import Results
 
     grid, partial = collect.read_grid(folder / "grid.json"), folder / "partial"
     made = collect.aggregate(grid, folder / "runs", folder / "anchors")
     tables.write(made, partial / "tables")
     (partial / "charts").mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=partial, prefix=".charts.") as scratch:
-        charts.save_all(made, Path(scratch))
+        charts.save_all(Results(grid, made), Path(scratch))
         for path in sorted(Path(scratch).iterdir()):
             path.replace(partial / "charts" / path.name)
     files.write_text(partial / "report.html", build(grid, made))

@@ -196,10 +196,15 @@ def _left(state: State) -> Iterator[str]:
         return
     if state.eta is None:
         yield f"{num_left} runs; no run has finished yet, so how long is not known"
-        return
-    stands = "" if state.living else " of running; nothing runs here now: the same snakemake command goes on"
-    yield f"about {duration(state.eta.left_s)}{stands or f', done at {eta.until(state.eta.left_s)}'}"
-    yield state.eta.basis
+    else:
+        yield f"about {duration(state.eta.left_s)}" + (
+            f", done at {eta.until(state.eta.left_s)}" if state.living else ""
+        )
+        yield state.eta.basis
+    if not state.living and state.is_worked_on:
+        yield "no run is on the way at this moment: a workflow fetches, tokenises, starts the next one or makes tables"
+    elif not state.living:
+        yield "nothing runs here now: the same snakemake command goes on"
 
 
 def _failed(state: State) -> list[str]:

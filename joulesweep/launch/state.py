@@ -25,6 +25,7 @@ from joulesweep.core.files import read_json
 from joulesweep.launch import eta, lease, stage
 from joulesweep.launch.eta import Eta, Took
 from joulesweep.launch.lease import Holder
+from joulesweep.plan import snakemake_lock
 from joulesweep.reference.cpu_estimate import asked
 from joulesweep.runs import record
 from joulesweep.runs.headline import estimated, headline
@@ -157,6 +158,7 @@ class State:
         failures: runs that began and left no record.
         stopped: runs whose record says why they did not finish.
         machine: who holds this machine, or boards of it.
+        is_worked_on: whether a workflow works in this checkout on this machine; None where that cannot be told.
         page: path of the report that is there, or None.
     """
 
@@ -172,6 +174,7 @@ class State:
     failures: list[Failure]
     stopped: list[Stopped]
     machine: list[Holder]
+    is_worked_on: bool | None
     page: str | None = None
 
     @property
@@ -222,6 +225,7 @@ def read(folder: Path) -> State:
             if row.status != "ok"
         ],
         machine=lease.holders(),
+        is_worked_on=snakemake_lock.is_alive(folder.absolute().parent.parent / ".snakemake"),
         page=next((str(path) for path in pages if path.exists()), None),
     )
 

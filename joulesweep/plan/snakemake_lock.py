@@ -1,4 +1,4 @@
-"""Remove the lock that a killed Snakemake leaves behind."""
+"""Remove the lock that a killed Snakemake leaves behind, and tell whether a workflow is alive."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import contextlib
 import fcntl
 import os
 from pathlib import Path
+
+FILE = "joulesweep.lock"  # in .snakemake; every workflow shares a file lock on it as long as it lives
+LOCKS = Path("/proc/locks")  # proc(5): a line per lock, with device and inode of its file
 
 _owned: list[int] = []  # descriptors that hold the claim until this process ends
 
@@ -23,7 +26,7 @@ def clear_dead_lock(folder: Path) -> bool:
         Whether a dead lock was removed.
     """
     folder.mkdir(exist_ok=True)
-    descriptor = os.open(folder / "joulesweep.lock", os.O_RDWR | os.O_CREAT, 0o666)
+    descriptor = os.open(folder / FILE, os.O_RDWR | os.O_CREAT, 0o666)
     _owned.append(descriptor)
     stale: list[Path] = []
     with contextlib.suppress(OSError):  # another workflow is alive, or locking is unsupported: leave it to Snakemake
@@ -34,3 +37,20 @@ def clear_dead_lock(folder: Path) -> bool:
     with contextlib.suppress(OSError):
         fcntl.flock(descriptor, fcntl.LOCK_SH)
     return bool(stale)
+
+
+def is_alive(folder: Path) -> bool | None:
+    """Whether a workflow works in a folder on this machine; takes no lock. None if the kernel does not say.
+
+    Args:
+        folder: the working directory's `.snakemake`.
+    """
+    try:
+        inode = str((folder / FILE).stat().st_ino)
+    except OSError:
+        return False
+    try:
+        rows = [line.split() for line in LOCKS.read_text(encoding="utf-8").splitlines()]
+    except OSError:
+        return None
+    return any(row[1:2] == ["FLOCK"] and row[5].rpartition(":")[2] == inode for row in rows if len(row) > 5)

@@ -77,13 +77,10 @@ def memory(row: Row) -> FormattedNumber:
 
 
 def joules(row: Row) -> FormattedNumber:
-    """A cell's mean joules with interval and largest error; if there are none, the reason."""
+    """A cell's mean joules with their interval; if there are none, the reason."""
     if row["energy_j_mean"] is not None:
         mean, between = interval(row, "energy_j", "J")
-        error_j, doubt = row["energy_error_j"], "doubtful" if row["energy_doubt"] else ""
-        known = error_j is not None and row["energy_j_mean"] > 0
-        error = f"off by at most {one(100 * error_j / row['energy_j_mean'], '%')}" if known else ""
-        return mean, ", ".join(filter(None, [doubt, between, error]))
+        return mean, ", ".join(filter(None, ["doubtful" if row["energy_doubt"] else "", between]))
     if not row["num_ok"]:
         return ABSENT
     if row["energy_scope"] is None:
@@ -106,10 +103,37 @@ def estimated_co2e(row: Row) -> FormattedNumber:
     return ABSENT if grams is None else (f"≈ {one(grams, 'g')}", "estimated")
 
 
-def speedup(row: Row) -> FormattedNumber:
-    """A cell's speed-up over its baseline."""
-    if row["speedup"] is None:
+def above_best(row: Row) -> FormattedNumber:
+    """By how much a cell's quality is worse than the best of its panel, in percent, with its interval."""
+    share, low, high = (row[f"above_best{end}"] for end in ("", "_low", "_high"))
+    if share is None:
         return ABSENT
-    if row["speedup_low"] is None:
-        return f"{row['speedup']:#.3g}×", row["speedup_verdict"]
-    return f"{row['speedup']:#.3g}×", f"[{row['speedup_low']:#.3g}, {row['speedup_high']:#.3g}]"
+    places = 1 if share < 0.0995 else 0
+    if low is None or high is None:
+        return f"+{100 * share:.{places}f} %", NO_INTERVAL
+    return f"+{100 * share:.{places}f} %", f"[{100 * low:.{places}f}, {100 * high:.{places}f}]"
+
+
+def change(row: Row, quantity: str) -> FormattedNumber:
+    """A cell's change against the baseline, in percent, with its interval."""
+    ratio, low, high = (row[f"{quantity}_ratio{end}"] for end in ("", "_low", "_high"))
+    if ratio is None:
+        return ABSENT
+    text, _, interval = change_with_interval(ratio, low, high).partition(" [")
+    return text, f"[{interval}" if interval else NO_INTERVAL
+
+
+def change_of(ratio: float) -> str:
+    """A ratio as a change in percent with its sign: "−60 %", "+0.2 %"."""
+    percent = 100 * (ratio - 1)
+    text = f"{percent:+,.0f}" if abs(percent) >= 9.95 else f"{percent:+.1f}"
+    return f"{text.replace('-', '−')} %"
+
+
+def change_with_interval(ratio: float, low: float | None, high: float | None) -> str:
+    """A ratio as a change in percent, with its interval if it has one: "−60 % [−61, −59]"."""
+    if low is None or high is None:
+        return change_of(ratio)
+    places = 0 if abs(ratio - 1) >= 0.0995 else 1
+    ends = [f"{100 * (end - 1):+.{places}f}".replace("-", "−") for end in (low, high)]
+    return f"{change_of(ratio)} [{', '.join(ends)}]"

@@ -34,6 +34,7 @@ from joulesweep.axes.precision import PRECISIONS, Precision
 from joulesweep.axes.strategy import STRATEGIES
 from joulesweep.plan import config
 from joulesweep.report.evidence import FLAGS
+from joulesweep.report.results import Results
 from joulesweep.runs.record import STATUSES
 
 ROOT = tiny_run.REPOSITORY
@@ -455,11 +456,12 @@ def run(folder, *arguments):
 def test_the_chart_of_the_guide_draws_and_says_why_not(tmp_path):
     names: dict[str, object] = {}
     exec(example("chart.md"), names)
-    made = aggregate(*synthetic.write_sweep(tmp_path, synthetic.raw_config(None), lambda row: row))
-    (rows,) = names["draw"](made).to_dict()["datasets"].values()
+    grid, runs = synthetic.write_sweep(tmp_path, synthetic.raw_config(None), lambda row: row)
+    made = aggregate(grid, runs)
+    (rows,) = names["draw"](Results(grid, made)).whole().to_dict()["datasets"].values()
     assert {row["startup_s"] for row in rows} == {2.5}
     nothing = dataclasses.replace(made, runs=made.runs.with_columns(status=pl.lit("oom")))
-    assert "no run finished" in str(names["draw"](nothing).to_dict())
+    assert "No run finished" in str(names["draw"](Results(grid, nothing)).notes)
 
 
 def test_pre_commit_has_the_checks_of_make_lint():

@@ -85,16 +85,25 @@ def test_a_chart_is_one_file(copy):
     )
     assert "startup" in copy.python("-c", listed).split()
     folder = copy.sweep / "charts"
-    copy.python("-m", "scripts.charts", "--tables", str(copy.sweep / "tables"), "--output", str(folder))
+    copy.python(
+        "-m",
+        "scripts.charts",
+        "--grid",
+        str(copy.sweep / "grid.json"),
+        "--tables",
+        str(copy.sweep / "tables"),
+        "--output",
+        str(folder),
+    )
     assert (folder / "startup.svg").read_text().startswith("<svg") and (folder / "startup.html").exists()
     assert (folder / "startup.rst").read_text().startswith("Seconds before the first step, by configuration.\n\nLo")
-    drawn = re.findall(r'id="chart-(\w+)"', copy.report())
-    assert drawn == ["pareto", "energy", "speedup", "loss", "memory", "startup", "power"]
+    drawn = re.findall(r'id="figure-(\w+)"', copy.report())
+    assert drawn == ["quality", "ladder", "effects", "loss", "startup"]
 
 
 def test_an_edited_chart_makes_charts_and_report_stale(copy):
     before = copy.digests()
-    copy.edit("joulesweep/report/charts/tensors.py", "width=240", "width=250")
+    copy.edit("joulesweep/report/charts/tensors.py", "MAX_PLOTS = 12", "MAX_PLOTS = 13")
     assert {name for name, value in copy.digests().items() if value != before[name]} == {"charts", "report"}
 
 
@@ -102,20 +111,25 @@ def test_a_study_is_one_file(copy):
     before, page = copy.digests(), copy.report()
     copy.add("joulesweep/report/sections/steadiness.py", example("study.md"))
     assert {name for name, value in copy.digests().items() if value != before[name]} == {"report"}
-    sections = re.findall(r'<section id="([\w-]+)">', after := copy.report())
-    assert sections == ["answer", "charts", "configurations", "steadiness", "conditions", "provenance"]
-    begin, end = after.index('<section id="steadiness">'), after.index('<section id="conditions">')
-    assert after[:begin] + after[end:] == page, "nothing else changed"
+    sections = re.findall(r'<section id="([\w-]+)"', after := copy.report())
+    assert sections == [
+        *("answer", "quality", "ladder", "effects", "budget", "configurations", "steadiness", "training"),
+        *("conditions", "plan", "provenance"),
+    ]
+    begin, end = after.index('<section id="steadiness"'), after.index('<section id="training"')
+    link = '<li><a href="#steadiness">Spread of repeats</a></li>\n'
+    assert (after[:begin] + after[end:]).replace(link, "") == page, "nothing else changed"
     own = after[begin:end]
-    assert "<h2>Spread of repeats</h2>" in own and own.count("<tr>") == 1 + 8
-    assert re.search(r'<td class="text">ddp2 fp32 bs32</td><td>[\d.]+ %</td><td>3</td>', own)
+    assert 'id="steadiness-title">Spread of repeats</h2>' in own and own.count("<tr>") == 1 + 8
+    assert re.search(r'<th scope="row" class="text">ddp2 fp32 bs32</th><td>[\d.]+ %</td><td>3</td>', own)
 
 
 def test_a_chart_may_open_the_section_of_a_study(copy):
     copy.add("joulesweep/report/sections/steadiness.py", example("study.md"))
-    copy.add("joulesweep/report/charts/startup.py", example("chart.md") + '\n\nSECTION = "steadiness"\n')
-    own = copy.report().partition('<section id="steadiness">')[2].partition("</section>")[0]
-    assert own.index("<h2>") < own.index('id="chart-startup"') < own.index("<table>")
+    chart = example("chart.md").replace('SECTION = "training"', 'SECTION = "steadiness"')
+    copy.add("joulesweep/report/charts/startup.py", chart)
+    own = copy.report().partition('<section id="steadiness"')[2].partition("</section>")[0]
+    assert own.index("<h2") < own.index('id="figure-startup"') < own.index("<table>")
 
 
 def test_a_column_is_one_row_and_the_line_that_works_it_out(copy):
@@ -132,5 +146,6 @@ def test_a_column_is_one_row_and_the_line_that_works_it_out(copy):
     assert made.runs["startup_share"].to_list() == shares.to_list()
     assert {f"startup_share_{end}" for end in ("mean", "low", "high")} <= set(made.cells.columns)
     page = copy.report()
-    assert re.findall(r'tabindex="0">([^<]+)</th>', page)[2:5] == ["Time", "Speed-up", "Spent on start-up"]
-    assert f'data-value="{made.cells["startup_share_mean"][0]}"' in page
+    headings = re.findall(r'<button type="button">([^<]+)</button></th>', page)
+    assert headings.index("Runs") < headings.index("Spent on start-up")
+    assert f'data-value="{made.cells["startup_share_mean"][0]:.6g}"' in page

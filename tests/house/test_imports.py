@@ -65,7 +65,7 @@ def test_a_plain_import_of_the_libraries_brings_what_a_training_does_without():
 
 
 @pytest.mark.parametrize(
-    "module", ["analyse.collect", "report.charts", "report.charts.pareto", "report.page", "report.sections.answer"]
+    "module", ["analyse.collect", "report.charts", "report.charts.quality", "report.page", "report.sections.answer"]
 )
 def test_reporting_imports_no_torch(module):
     names = ("torch", "transformers", "zeus", "datasets", "snakemake", f"joulesweep.{module}")

@@ -8,7 +8,6 @@ import re
 from collections.abc import Callable
 from html import unescape
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +17,8 @@ from joulesweep.analyse import collect
 from joulesweep.analyse.tables import Tables
 from joulesweep.report import charts
 from joulesweep.report import page as report
+from joulesweep.report.figure import Figure
+from joulesweep.report.results import Results
 
 Change = Callable[[dict[str, Any]], dict[str, Any] | None]
 _MADE: dict[tuple[Change, str], tuple[dict[str, Any], Tables]] = {}
@@ -51,6 +52,11 @@ def build(
     return copy.deepcopy(manifest), tables
 
 
+def results(manifest: dict[str, Any], tables: Tables) -> Results:
+    """The input of sections and charts."""
+    return Results(manifest, tables)
+
+
 def page(folder: Path, change: Change = as_it_is, axes: dict[str, Any] | None = None, **sections: Any) -> str:
     """The report of such a sweep, without charts."""
     return rendered(*build(folder, change, axes, **sections))
@@ -59,24 +65,22 @@ def page(folder: Path, change: Change = as_it_is, axes: dict[str, Any] | None = 
 def rendered(manifest: dict[str, Any], tables: Tables) -> str:
     """The report without its charts: they take nine tenths of its time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(charts, "draw", lambda name, tables: SimpleNamespace(to_dict=dict))
+        patch.setattr(charts, "draw", lambda name, results: Figure(title=name, notes=["not drawn here"]))
         return report.build(manifest, tables)
 
 
 def words(html: str) -> str:
-    """What a reader sees: no scripts, no tags, single spaces."""
-    body = re.sub(r"<(script|style)\b.*?</\1>", " ", html, flags=re.DOTALL)
+    """What a reader sees below the list of sections: no scripts, no tags, single spaces."""
+    body = re.sub(r"<(script|style|nav)\b.*?</\1>", " ", html, flags=re.DOTALL)
     return " ".join(unescape(re.sub(r"<[^>]+>", " ", body)).split())
 
 
-def text_of(chart: Any) -> str:
-    """A chart's whole specification."""
-    return json.dumps(chart.to_dict(), ensure_ascii=False)
+def text_of(figure: Figure) -> str:
+    """A figure's whole specification, with its notes."""
+    return json.dumps(figure.whole().to_dict(), ensure_ascii=False)
 
 
-def drawn(chart: Any, part: Any = "") -> list[dict[str, Any]]:
-    """Every row of data behind a chart, or behind one of its vertical parts."""
-    whole = chart.to_dict()
-    text = json.dumps(whole["vconcat"][part] if part != "" else whole)
-    names = re.findall(r'"data": {"name": "([^"]+)"}', text)
-    return [row for name in dict.fromkeys(names) for row in whole["datasets"][name]]
+def drawn(figure: Figure, plot: int | None = None) -> list[dict[str, Any]]:
+    """Every row of data behind a figure, or behind one of its plots."""
+    plots = figure.plots if plot is None else [figure.plots[plot]]
+    return [row for one in plots for rows in one.chart.to_dict().get("datasets", {}).values() for row in rows]

@@ -37,7 +37,7 @@ def test_odd_paths_are_paths_and_a_changed_file_is_read_again(checkout: Checkout
 def test_a_file_that_is_no_sweep_is_refused_and_so_are_two(checkout: Checkout) -> None:
     mine = checkout.folder / "mine.yaml"
     mine.write_text("sweep: mine\ntrain: {epochs: 2}\n", encoding="utf-8")
-    assert told(checkout, "--configfile", "mine.yaml") == "mine.yaml: models: missing"
+    assert told(checkout, "--configfile", "mine.yaml") == "mine.yaml: grid: missing"  # the last of three lines
     line = told(checkout, "--configfile", "mine.yaml", "config/config.yaml")
     assert line.startswith(
         "--configfile: one file is one complete sweep, and these are 2: mine.yaml, config/config.yaml"

@@ -24,8 +24,6 @@ from moving import move
 from patience import PATIENCE_S, wait_for
 from tiny_run import REPOSITORY, SUPPORT
 
-from joulesweep.analyse.columns import TABLES
-
 FINISHED = SUPPORT / "golden" / "finished.tar.gz"
 ANALYSIS = {"aggregate", "charts", "exports", "report", "all"}
 
@@ -52,7 +50,17 @@ def sweep(tmp_path: Path, once: Callable[[str, Callable[[Path], object]], Path])
 def test_a_finished_sweep_has_all_its_files(sweep: Checkout) -> None:
     results = sweep.folder / "results" / "tiny"
     assert (results / "report.html").stat().st_size > 10_000
-    assert {path.stem for path in (results / "tables").iterdir()} == TABLES.keys()
+    assert sorted(path.name for path in (results / "tables").iterdir()) == [
+        "anchors.parquet",
+        "attempts.parquet",
+        "cells.parquet",
+        "devices.parquet",
+        "effects.parquet",
+        "epochs.parquet",
+        "power.parquet",
+        "runs.parquet",
+        "selections.parquet",
+    ]
     exported = {path.name for path in (results / "exports").iterdir()}
     assert exported >= {"cells.csv", "cells.tex", "columns.csv", "emissions.csv", "tables", "charts"}
     for run in sweep.records():
@@ -64,8 +72,8 @@ def test_a_finished_sweep_has_all_its_files(sweep: Checkout) -> None:
             "epochs.jsonl",
             "power.jsonl",
             "summaries.jsonl",
-            "run.log",
             "attempts.jsonl",
+            "run.log",
         }
 
 
@@ -158,7 +166,7 @@ def test_a_new_axis_at_its_omission_value_leaves_finished_runs_valid(sweep: Chec
 
 
 def test_an_edited_chart_redraws_and_trains_nothing(sweep: Checkout) -> None:
-    sweep.edit("joulesweep/report/charts/pareto.py", "def draw(", "def draw(_=1, *")
+    sweep.edit("joulesweep/report/charts/quality.py", "def draw(", "def draw(_=1, *")
     assert set(sweep.planned()) == {"charts", "exports", "report", "all"}
 
 
@@ -284,6 +292,12 @@ def test_a_killed_run_leaves_no_record_and_is_the_only_one_repeated(sweep: Check
     sweep.run("--until", "train")
     after = sweep.records()
     assert {run for run in after if after[run] != before[run]} == {victim}
+    assert statuses_of_attempts(sweep, victim) == ["ok", "failed", "ok"], "Snakemake deletes no note of an attempt"
+
+
+def statuses_of_attempts(sweep: Checkout, run: str) -> list[str]:
+    lines = (sweep.runs / run / "attempts.jsonl").read_text(encoding="utf-8").splitlines()
+    return [row["status"] for row in map(json.loads, lines) if "status" in row]
 
 
 def test_a_killed_snakemake_takes_its_run_along_and_is_simply_started_again(sweep: Checkout) -> None:
@@ -300,6 +314,7 @@ def test_a_killed_snakemake_takes_its_run_along_and_is_simply_started_again(swee
     output = sweep.run("--until", "train")
     assert "[2/2]" in output
     assert len(sweep.records()) == 2
+    assert statuses_of_attempts(sweep, victim) == ["ok", "stopped", "ok"]
 
 
 def test_the_lock_of_a_living_snakemake_is_respected(sweep: Checkout) -> None:
@@ -313,6 +328,33 @@ def test_the_lock_of_a_living_snakemake_is_respected(sweep: Checkout) -> None:
     assert "LockException" in second.stdout + second.stderr
     output, _ = first.communicate(timeout=PATIENCE_S)
     assert first.returncode == 0, output
+
+
+def test_status_and_report_work_beside_a_living_snakemake(sweep: Checkout) -> None:
+    victim = sorted(sweep.records())[0]
+    (sweep.runs / victim / "record.json").unlink()
+    with sweep.held():
+        first = sweep.start("--until", "train")
+        wait_for(sweep.workers, "the run's process")
+        state = json.loads(joulesweep(sweep, "status", "results/tiny", "--json"))
+        page = joulesweep(sweep, "report", "results/tiny").splitlines()[-1].removeprefix("Report: ")
+    assert (state["states"][victim], state["counts"]) == ("running", {"ok": 1, "running": 1})
+    (living,) = state["living"]
+    assert (living["run"], living["stage"], living["here"]) == (victim, "trains", True)
+    assert [holder["run"] for holder in state["machine"] if holder["what"] == "node"] == [victim]
+    assert "1 of 2 runs finished" in Path(page).read_text(encoding="utf-8")
+    output, _ = first.communicate(timeout=PATIENCE_S)
+    assert first.returncode == 0, output
+    assert not (sweep.runs / victim / ".stage.json").exists()
+    assert "2 of 2 runs done (2 ok)" in joulesweep(sweep, "status", "results/tiny")
+
+
+def joulesweep(sweep: Checkout, *arguments: str) -> str:
+    line = [sys.executable, "-m", "joulesweep.cli.main", *arguments]
+    environ = {**sweep.environ, "PYTHONPATH": os.pathsep.join([".", sweep.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(line, cwd=sweep.folder, env=environ, capture_output=True, text=True, timeout=PATIENCE_S)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_partial_reports_what_is_finished_and_runs_nothing(sweep: Checkout) -> None:
@@ -361,7 +403,7 @@ def test_snakemakes_own_report_is_made(sweep: Checkout) -> None:
     sweep.run("--report", "snakemake-report.html")
     report = sweep.folder / "snakemake-report.html"
     page = report.read_text(encoding="utf-8")
-    assert "pareto.svg" in page and "The black line is the Pareto front" in page
+    assert "quality.svg" in page and "A ring marks the recommended configuration" in page
     assert "sweep <em>tiny</em>" in page and "System Message" not in page  # a caption that is no reStructuredText
     assert 0 < page.index('"Answer": {') < page.index('"Charts": {')
     report.unlink()

@@ -317,7 +317,7 @@ def _settled_by(
     ]
     told = sorted(number for number in needed if number is not None)
     if not told:
-        return f"{begin}, too near the margin to tell with 50 repeats"
+        return f"{begin}, too near the margin to tell with 20 repeats"
     if len(told) < len(needed):
         return f"{begin}: grid.repeats of {told[-1]} would tell {len(told)} of them, if the estimates hold"
     return f"{begin}: grid.repeats of {told[-1]} would tell {'them' if several else 'it'}, if the estimates hold"

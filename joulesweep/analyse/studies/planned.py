@@ -13,7 +13,7 @@ import polars as pl
 from joulesweep.analyse import past_runs, planning
 from joulesweep.analyse.planning import Accuracy, Replayed
 
-GROWTH = 1.5  # the model is fitted again when half as many runs more have ended: a sweep of 1,000 in 16 steps
+GROWTH = 1.1  # the model is fitted again when a tenth as many runs more have ended: 1,000 runs in 60 steps
 MOST = 1000  # runs that are replayed, the first that ended
 #: Quantities and their names.
 QUANTITIES = {"window_s": "Time", "energy_j": "Energy"}

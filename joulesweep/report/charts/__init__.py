@@ -3,10 +3,9 @@
 A chart is a module `joulesweep/report/charts/<name>.py` with
 
 * a docstring, which is its caption in Snakemake's report;
-* `draw(tables)`: an Altair chart; `theme.empty` says why there is nothing to draw;
-* optionally `PLACE`: charts with a lower one come first, those without one last;
-* optionally `SECTION`: the section of the report that shows the chart, `charts` by default. If the report omits that
-  section, it omits the chart.
+* `draw(results)`: a `Figure`; `figure.nothing` says why there is nothing to draw;
+* `SECTION`: the section of the report that shows the chart. If the report omits that section, it omits the chart;
+* optionally `PLACE`: charts with a lower one come first, those without one last.
 
 No other file needs an edit. Names and captions are available without importing Altair.
 """
@@ -20,8 +19,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from joulesweep.analyse.tables import Tables
-    from joulesweep.report.theme import Chart
+    from joulesweep.report.figure import Figure
+    from joulesweep.report.results import Results
 
 LAST = 1000  # PLACE of a chart without one
 
@@ -42,25 +41,29 @@ def load(name: str) -> ModuleType:
     return importlib.import_module(f"joulesweep.report.charts.{name}")
 
 
-def draw(name: str, tables: Tables) -> Chart:
+def draw(name: str, results: Results) -> Figure:
     """Draw one chart."""
-    return load(name).draw(tables)
+    figure: Figure = load(name).draw(results)
+    return figure
 
 
 def by_section() -> dict[str, list[str]]:
     """The charts of each section of the report, in the order of the page."""
     sections: dict[str, list[str]] = {}
     for name in sorted(names(), key=lambda name: getattr(load(name), "PLACE", LAST)):
-        sections.setdefault(getattr(load(name), "SECTION", "charts"), []).append(name)
+        sections.setdefault(load(name).SECTION, []).append(name)
     return sections
 
 
-def save_all(tables: Tables, folder: Path) -> None:
+def save_all(results: Results, folder: Path) -> None:
     """Write every chart as `<name>.svg` and as self-contained `<name>.html`, and its caption as `<name>.rst`."""
+    from joulesweep.report import markup
+
     folder.mkdir(parents=True, exist_ok=True)
-    actions = {"export": True, "source": False, "compiled": False, "editor": False}
     for name in names():
-        chart = draw(name, tables)
-        chart.save(folder / f"{name}.svg")
-        chart.save(folder / f"{name}.html", inline=True, embed_options={"renderer": "svg", "actions": actions})
+        figure = draw(name, results)
+        spec = figure.whole().to_dict()
+        (folder / f"{name}.svg").write_text(markup.svg(spec), encoding="utf-8")
+        page = markup.filled("chart.html.j2", title=figure.title, spec=markup.embedded(spec), bundle=markup.vega())
+        (folder / f"{name}.html").write_text(page, encoding="utf-8")
         (folder / f"{name}.rst").write_text(caption(name) + "\n", encoding="utf-8")

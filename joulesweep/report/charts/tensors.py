@@ -6,38 +6,35 @@ the repeats.
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Sequence
-
 import altair as alt
 import polars as pl
 
-from joulesweep.analyse.tables import Tables
 from joulesweep.report import theme
-from joulesweep.report.chart_parts import MAX_TRACES
-from joulesweep.report.theme import Chart, empty, styled, tooltip, values
+from joulesweep.report.figure import Figure, Plot, nothing
+from joulesweep.report.results import Results
+from joulesweep.report.theme import Chart, tooltip, values
 
 TITLE = "Which tensors trained"
 PLACE = 70
 SECTION = "selections"  # of the report, which shows this chart
-SHARE = "name title epoch layer share num_tensors num_runs"
-TITLE_WIDTH = 44  # characters above one plot; longer names are wrapped
+SHARE = "name epoch layer share num_tensors num_runs"
+MAX_PLOTS = 12  # configurations that get a plot: nobody looks at more
 
 
-def draw(tables: Tables) -> Chart:
+def draw(results: Results) -> Figure:
     """Draw which tensors trained, for methods that choose them, by layer from the input (bottom) to the output."""
-    chosen = tables.selections
+    chosen = results.tables.selections
     if chosen.is_empty():
-        return empty(tables, TITLE, "no method chose tensors" if "ok" in tables.runs["status"] else None)
+        return nothing(TITLE, "No method chose tensors." if results.num_ok else results.why_empty or "")
     names = chosen.select("panel", "name").unique(maintain_order=True)
-    layer_shares = shares(chosen.join(names.head(MAX_TRACES), on=["panel", "name"], maintain_order="left"))
-    parts: dict[tuple[str, ...], list[pl.DataFrame]] = {}  # models with different layers share no axis
-    for (panel, _), part in layer_shares.group_by("panel", "name", maintain_order=True):
-        parts.setdefault((panel, *part["layer"].unique(maintain_order=True)), []).append(part)
-    plots = [_layers(panel, layers, pl.concat(same)) for (panel, *layers), same in parts.items()]
-    notes = ["By layer and choice, mean over the repeats. Output at the top. A choice holds until the next one."]
-    notes += [f"The first {MAX_TRACES} of {names.height} configurations."] if names.height > MAX_TRACES else []
-    return styled(alt.vconcat(*plots, spacing=28), TITLE, notes)
+    drawn = chosen.join(names.head(MAX_PLOTS), on=["panel", "name"], maintain_order="left")
+    parts = shares(drawn).group_by("panel", "name", maintain_order=True)
+    plots = [Plot(chart=_layers(part), title=" · ".join(filter(None, key[::-1]))) for key, part in parts]
+    notes = [
+        "By layer and choice, mean over the repeats: the darker, the more of its tensors trained. Output at the top."
+    ]
+    notes += [f"The first {MAX_PLOTS} of {names.height} configurations."] if names.height > MAX_PLOTS else []
+    return Figure(title=TITLE, notes=notes, plots=plots, columns=min(3, len(plots)), labels=150)
 
 
 def shares(selections: pl.DataFrame) -> pl.DataFrame:
@@ -58,22 +55,14 @@ def shares(selections: pl.DataFrame) -> pl.DataFrame:
     return layers.agg(share=share, num_tensors=pl.len() / num_runs, num_runs=num_runs)
 
 
-def _layers(panel: str, layers: Sequence[str], part: pl.DataFrame) -> Chart:
-    """One small plot per configuration: a column per choice, a row per layer."""
-    titles = {name: "\n".join(textwrap.wrap(name, TITLE_WIDTH)) for name in dict.fromkeys(part["name"])}
-    part = part.with_columns(title=pl.col("name").replace_strict(titles))
-    scale = alt.Scale(domain=[0, 1], range=["#FFFFFF", theme.COLOURS[0]], interpolate="rgb")
-    legend = alt.Legend(orient="top", direction="horizontal", gradientLength=200, titleLimit=300, format="%")
-    legend.values = [0, 0.25, 0.5, 0.75, 1]
-    colour = alt.Color("share:Q").scale(scale).legend(legend).title("Share of a layer's tensors that trained")
-    y = alt.Y("layer:N").scale(domain=list(layers)).title(None).axis(ticks=False, domain=False)
+def _layers(part: pl.DataFrame) -> Chart:
+    """A column per choice, a row per layer."""
+    y = alt.Y("layer:N").scale(domain=part["layer"].unique(maintain_order=True).to_list()).title(None)
+    y = y.axis(ticks=False, domain=False)
     numbers = tooltip("epoch=From epoch", "share=Share of its tensors", "num_tensors=Tensors", "num_runs=Repeats")
     numbers.insert(1, alt.Tooltip("layer:N", title="Layer"))
     x = alt.X("epoch:O").title("Chosen before epoch").axis(labelAngle=0)
-    cells = alt.Chart(values(part, SHARE)).mark_rect(stroke=theme.GRID)
-    cells = cells.encode(x=x, y=y, color=colour, tooltip=numbers)
-    header = alt.Header(labelAnchor="start", labelPadding=3, labelExpr="split(datum.label, '\\n')")
-    facet = alt.Facet("title:N").sort(list(titles.values())).title(None).header(header)
-    plots = cells.properties(width=240, height=alt.Step(13))
-    facets = plots.facet(facet, columns=3, title=theme.panel_title(panel), spacing=14)
-    return facets.resolve_scale(x="independent")  # a single choice is as wide as several
+    # Opacity of one colour rather than a ramp of colours: it suits light and dark pages.
+    opacity = alt.FillOpacity("share:Q").scale(domain=[0, 1], range=[0, 1]).legend(None)
+    cells = alt.Chart(values(part, SHARE)).mark_rect(stroke=theme.GRID, fill=theme.COLOURS[0])
+    return cells.encode(x=x, y=y, fillOpacity=opacity, tooltip=numbers).properties(height=13 * part["layer"].n_unique())

@@ -15,7 +15,7 @@ from joulesweep.core import files
 from joulesweep.core.quantities import digits, one
 from joulesweep.report.exports import passport
 from joulesweep.report.exports.kept import METRICS, Kept, hub_id, kept_models, origin
-from joulesweep.report.sections import Results
+from joulesweep.report.results import Results
 
 #: The hub's word for a task.
 PIPELINES = {"mlm": "fill-mask", "clm": "text-generation", "seq2seq": "text2text-generation"}

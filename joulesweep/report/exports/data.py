@@ -13,7 +13,7 @@ import polars as pl
 
 from joulesweep.analyse.columns import ABOUT, FLAG, REAL, TABLES, TEXT, TEXTS, WHOLE, Column
 from joulesweep.report.exports import COMPRESSED
-from joulesweep.report.sections import Results
+from joulesweep.report.results import Results
 
 #: The dtype in pandas that keeps a column's values, missing ones included; a list is text that is JSON.
 PANDAS = {TEXT: "string", WHOLE: "Int64", REAL: "Float64", FLAG: "boolean", TEXTS: "string"}

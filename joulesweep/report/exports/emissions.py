@@ -14,7 +14,7 @@ import polars as pl
 from joulesweep.analyse.tables import Row
 from joulesweep.reference.footprint import J_PER_KWH, intensities
 from joulesweep.report.exports.data import csv_text
-from joulesweep.report.sections import Results
+from joulesweep.report.results import Results
 
 #: The columns of codecarbon 3.3.2 in their order (codecarbon/output_methods/emissions_data.py).
 _NAMES = """

@@ -10,7 +10,7 @@ from typing import Any
 from joulesweep.analyse.tables import Row
 from joulesweep.core.outcome import Epoch
 from joulesweep.core.spec import RunSpec
-from joulesweep.report.sections import Results
+from joulesweep.report.results import Results
 from joulesweep.runs import record
 from joulesweep.runs.record import RunRecord
 

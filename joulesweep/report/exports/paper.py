@@ -17,7 +17,7 @@ from joulesweep.analyse.tables import Row
 from joulesweep.core.quantities import PREFIXES
 from joulesweep.report.exports.data import csv_text
 from joulesweep.report.numbers import QUALITIES
-from joulesweep.report.sections import Results
+from joulesweep.report.results import Results
 
 #: Columns of the cells table in `cells.csv`: what a cell is, what it cost, how good it is, and against what.
 IDENTITY = (

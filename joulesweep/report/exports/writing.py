@@ -11,7 +11,7 @@ import vl_convert
 from joulesweep.core import files
 from joulesweep.report import charts
 from joulesweep.report.exports import FILES, cards, data, emissions, paper
-from joulesweep.report.sections import Results
+from joulesweep.report.results import Results
 
 #: Of a PNG: a viewer needs 4 bytes for each.
 MOST_PIXELS = 40e6
@@ -39,7 +39,7 @@ def _save_charts(results: Results, charts_folder: Path, folder: Path) -> None:
     for name in charts.names():
         svg = (charts_folder / f"{name}.svg").read_text(encoding="utf-8")
         files.write_bytes(folder / f"{name}.png", vl_convert.svg_to_png(svg, scale=_scale(svg)))
-        files.write_json(folder / f"{name}.json", charts.draw(name, results.tables).to_dict())
+        files.write_json(folder / f"{name}.json", charts.draw(name, results).whole().to_dict())
 
 
 def _scale(svg: str) -> float:

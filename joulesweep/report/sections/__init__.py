@@ -11,19 +11,14 @@ hyphens. Charts that name it as their `SECTION` appear below its heading. No oth
 
 from __future__ import annotations
 
-import functools
 import importlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
-import polars as pl
 from markupsafe import Markup
 
-from joulesweep.analyse.tables import Tables
-from joulesweep.reference.footprint import Footprint, footprint
+from joulesweep.report.results import Results as Results
 
 LAST = 1000  # PLACE of a section without one
 
@@ -34,39 +29,15 @@ class Section:
 
     Attributes:
         title: its heading.
+        text_first: whether the content stands above the charts.
+        short: its name in the page's list of sections; default: its heading.
         html: the content below the heading and the charts.
     """
 
     title: str
     html: Markup
-
-
-@dataclass(frozen=True)
-class Results:
-    """The input of every section.
-
-    Attributes:
-        manifest: of the sweep, with its config.
-        tables: of the sweep, from `aggregate`.
-    """
-
-    manifest: Mapping[str, Any]
-    tables: Tables
-
-    @functools.cached_property
-    def factors(self) -> Footprint | None:
-        """Factors from joules to emissions and cost; None if the config asks for neither."""
-        return footprint(self.manifest["config"]["energy"])
-
-    @property
-    def num_runs(self) -> int:
-        """Number of runs of the sweep, of every status."""
-        return self.tables.runs.height
-
-    @property
-    def num_ok(self) -> int:
-        """Number of finished runs."""
-        return self.tables.runs.filter(pl.col("status") == "ok").height
+    short: str = ""
+    text_first: bool = False
 
 
 def names() -> list[str]:

@@ -1,4 +1,4 @@
-"""The conditions under which runs were measured, and what their joules are worth."""
+"""Whether the numbers can be trusted: how joules were read, flags, conditions, certificates, drift."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from joulesweep.report import evidence
 from joulesweep.report.markup import filled
 from joulesweep.report.sections import Results, Section
 
-PLACE = 90
+PLACE = 60
 
 
 def section(results: Results) -> Section | None:
@@ -17,6 +17,9 @@ def section(results: Results) -> Section | None:
     html = filled(
         "conditions.html.j2",
         num_ok=results.num_ok,
+        energy=evidence.energy(tables.runs),
+        boards_read=tables.devices.filter(kind="gpu").drop_nulls("energy_j").height > 0,
+        estimates=evidence.estimates(results.manifest, tables.runs),
         num_flagged=tables.runs["flags"].count(),
         flags=evidence.flags(tables.runs),
         conditions=evidence.conditions(tables.runs),
@@ -24,4 +27,4 @@ def section(results: Results) -> Section | None:
         drift=evidence.drift(tables.anchors),
         own_cost=evidence.sweep_energy(tables, results.factors),
     )
-    return Section(title="Under which conditions", html=html)
+    return Section(title="Can the numbers be trusted?", short="Trust", html=html, text_first=True)

@@ -11,7 +11,7 @@ from joulesweep.report import numbers
 from joulesweep.report.markup import filled, table
 from joulesweep.report.sections import Results, Section
 
-PLACE = 40
+PLACE = 50
 HEADINGS = {
     "Method A": "text",
     "Method B": "text",
@@ -40,7 +40,9 @@ def _worded(comparison: EqualCost) -> dict[str, Any]:
         "unranked": comparison.unranked,
         "sentences": comparison.sentences,
         "table": table(
-            HEADINGS, [_row(pair, "J" if comparison.by == "energy_j" else "s") for pair in comparison.pairs]
+            HEADINGS,
+            [_row(pair, "J" if comparison.by == "energy_j" else "s") for pair in comparison.pairs],
+            f"At equal cost: {comparison.name}",
         ),
     }
 

@@ -6,7 +6,7 @@ from markupsafe import Markup
 
 from joulesweep.report.sections import Results, Section
 
-PLACE = 80
+PLACE = 75
 
 
 def section(results: Results) -> Section | None:

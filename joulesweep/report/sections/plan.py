@@ -4,24 +4,23 @@ from __future__ import annotations
 
 from markupsafe import Markup
 
-from joulesweep.analyse import ledger
 from joulesweep.analyse.ledger import Spent
 from joulesweep.analyse.studies.planned import QUANTITIES, Planned, planned
 from joulesweep.core.quantities import one
 from joulesweep.report.markup import filled, table
 from joulesweep.report.sections import Results, Section
 
-PLACE = 95
+PLACE = 65
 BEFORE = {False: "before its configuration had run", True: "afterwards"}
 
 
 def section(results: Results) -> Section | None:
     """What the sweep itself took, and how near the plans of its runs were; None before anything was tried."""
-    spent, near = ledger.spent(results.tables.attempts), planned(results.tables.runs)
+    spent, near = results.spent, planned(results.tables.runs)
     if not spent.num_attempts:
         return None
     html = filled("plan.html.j2", spent=_spent(spent), near=near, table=near and _table(near), one=one)
-    return Section(title="What was planned, and what it took", html=html)
+    return Section(title="What was planned, and what it took", short="Plan", html=html)
 
 
 def _spent(spent: Spent) -> list[str]:
@@ -52,7 +51,7 @@ def _table(near: Planned) -> Markup:
         ]
         for (name, seen), accuracy in near.rows.items()
     ]
-    return table(headings, rows)
+    return table(headings, rows, "Plan and truth")
 
 
 def _name(quantity: str, near: Planned) -> str:

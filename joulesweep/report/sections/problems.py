@@ -1,4 +1,4 @@
-"""The runs without numbers, with the reasons and the commands that re-run them."""
+"""What became of the runs without numbers: outcomes, failures, and the commands that re-run them."""
 
 from __future__ import annotations
 
@@ -26,5 +26,7 @@ def section(results: Results) -> Section | None:
         ]
         for problem in problems
     ]
-    html = filled("problems.html.j2", table=table(headings, rows), retries=evidence.retries(runs))
-    return Section(title="Runs without numbers", html=html)
+    html = filled(
+        "problems.html.j2", table=table(headings, rows, "Runs without numbers"), retries=evidence.retries(runs)
+    )
+    return Section(title="Outcomes and failures", html=html)

@@ -1,4 +1,4 @@
-"""The sources of the numbers: meters, factors, machines, code, config."""
+"""How to make the numbers again: commands, machines, versions, factors, code, config."""
 
 from __future__ import annotations
 
@@ -9,20 +9,18 @@ from joulesweep.report import evidence
 from joulesweep.report.markup import filled
 from joulesweep.report.sections import Results, Section
 
-PLACE = 100
+PLACE = 90
 
 
 def section(results: Results) -> Section:
-    """The sources of all numbers."""
+    """Commands, machines, code and config."""
     tables, config = results.tables, results.manifest["config"]
     html = filled(
         "provenance.html.j2",
-        energy=evidence.energy(tables.runs),
-        boards_read=tables.devices.filter(kind="gpu").drop_nulls("energy_j").height > 0,
+        exported=not {"missing", "unreadable"} & set(tables.runs["status"]),
         factors=describe_factors(results.factors) if results.factors else [],
-        estimates=evidence.estimates(results.manifest, tables.runs),
         environments=evidence.environments(tables.runs),
         code=evidence.code(tables.runs),
         config=yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
     )
-    return Section(title="Where the numbers come from", html=html)
+    return Section(title="How to reproduce it", short="Reproduce", html=html)

@@ -11,7 +11,7 @@ from joulesweep.report.markup import filled, table
 from joulesweep.report.numbers import ABSENT
 from joulesweep.report.sections import Results, Section
 
-PLACE = 60
+PLACE = 55
 HEADINGS = {
     "Configuration": "text wrap",
     "Choices": "",
@@ -36,7 +36,7 @@ def section(results: Results) -> Section | None:
         return None
     html = filled(
         "selections.html.j2",
-        table=table(HEADINGS, map(_row, _means(selections).iter_rows(named=True))),
+        table=table(HEADINGS, map(_row, _means(selections).iter_rows(named=True)), "Chosen tensors"),
         timed="time" in selections["objective"],
         uncounted=sorted(set(selections["cost_reason"].drop_nulls())),
     )

@@ -12,6 +12,7 @@ from joulesweep.analyse.comparisons import Comparisons
 from joulesweep.analyse.studies import equal_cost
 from joulesweep.analyse.studies.decision import decisions
 from joulesweep.report import charts
+from joulesweep.report.results import Results
 
 WHY = "mean power × time is 3.3 × what the counter says"
 
@@ -62,13 +63,17 @@ def test_where_all_are_doubtful_time_decides_and_the_reason_is_said(tmp_path):
 
 
 def test_doubtful_joules_are_in_no_ratio_no_front_and_no_comparison_at_equal_cost(tmp_path):
-    _, found = build(tmp_path, doubtful)
+    grid, found = build(tmp_path, doubtful)
     cells = {row["name"]: row for row in found.cells.iter_rows(named=True)}
     row = cells["single bf16-mixed bs32"]
     assert row["compared_with"] == "single fp32 bs32" and row["time_ratio"] > 0 and row["energy_ratio"] is None
     assert Comparisons(found.runs).ratio(row, cells["single fp32 bs32"], "energy_j") is None
-    drawn = str(charts.draw("pareto", found).to_dict())
-    assert "single fp32 bs32" in drawn and "Doubtful joules, in no ranking: " in drawn
+    figure = charts.draw("quality", Results({"config": grid["config"]}, found))
+    ((*marks,),) = [data for data in figure.whole().to_dict()["datasets"].values() if len(data) == 4]
+    assert {mark["g"].rpartition(" ")[2] for mark in marks} == {"fp32"}
+    assert any(
+        note.startswith("Without a mark, since their joules are doubtful: single bf16-mixed") for note in figure.notes
+    )
 
 
 def test_methods_with_doubtful_joules_are_compared_at_equal_time(tmp_path):
@@ -89,9 +94,9 @@ def test_the_error_of_the_joules_is_in_tables_and_report(tmp_path):
     assert (found.runs["energy_error_j"] / found.runs["energy_j"]).round(6).unique().to_list() == [0.01]
     assert (found.cells["energy_error_j"] / found.cells["energy_j_mean"]).round(6).unique().to_list() == [0.01]
     html = rendered(grid, found)
-    assert "off by at most 1.00 %" in html
+    assert "at most 1.00 %" in html
     assert "largest error of joules" in html
-    assert html.count("±5 %") == 1 and "cancels in ratios on\none board" in html
+    assert html.count("±5&nbsp;%") == 1 and "cancels in ratios on\none board" in html
 
 
 def test_a_device_without_an_error_leaves_the_sum_without_one(tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import synthetic
 
-from joulesweep.analyse import past_runs
+from joulesweep.analyse import collect, past_runs
 from joulesweep.analyse.estimator import Job
 from joulesweep.analyse.past_runs import Machine
 from joulesweep.plan.config import validate
@@ -106,6 +106,21 @@ def test_a_failed_run_took_time_and_no_joules(record):
 )
 def test_waiting_for_cores_counts_where_a_run_is_flagged(record, flags, conditions, waited):
     assert past(with_conditions(record, *flags, **conditions)).waited == pytest.approx(waited)
+
+
+def test_waiting_for_cores_takes_a_share_of_the_estimated_joules(record):
+    took = past(with_conditions(record, "contended", cpu_wait_share=0.5))
+    assert 0 < took.waited_j < 0.5
+    assert past(record).waited_j == 0
+
+
+def test_rows_of_the_table_tell_the_same(tmp_path, record):
+    grid, runs = synthetic.write_sweep(tmp_path, synthetic.raw_config())
+    row = next(collect.aggregate(grid, runs).runs.iter_rows(named=True))
+    of_row, of_record = past_runs.of_row(row), past(record)
+    assert row["run"] == record["run"]
+    for name in ("status", "window_s", "around_s", "energy_j", "energy_status"):
+        assert getattr(of_row, name) == getattr(of_record, name)
 
 
 def test_runs_of_another_processor_are_of_another_machine(record):

@@ -143,6 +143,32 @@ def test_runs_that_waited_for_cores_tell_what_they_take_alone():
     assert busy.window_s.sd > 5 * calm.window_s.sd
 
 
+def test_a_day_on_which_all_runs_take_longer_is_noticed():
+    first = [ok(1, cell, window_s=10.0) for cell in "abcdefgh"]
+    second = [ok(2, cell, window_s=10.6) for cell in "abcd"]
+    calm, shifted = (
+        planning.predict(past, [job(3, "h")], NONE).predictions[0].window_s for past in (first, first + second)
+    )
+    assert calm.mid == pytest.approx(10, rel=1e-3)
+    assert 10.2 < shifted.mid < 10.6
+    assert shifted.low < 10.6 < shifted.high
+
+
+def test_one_run_that_is_off_moves_others_little():
+    first = [ok(1, cell, window_s=10.0) for cell in "abcdefgh"]
+    off = [*first, ok(2, "a", window_s=20.0)]
+    assert planning.predict(off, [job(2, "h")], NONE).predictions[0].window_s.mid == pytest.approx(10, rel=0.05)
+
+
+def test_joules_of_waiting_are_apart_from_those_of_work():
+    estimate = {"energy_status": "estimated", "energy_scope": ""}
+    alone = [ok(i, **joules(100.0, **estimate)) for i in (5, 6, 7, 8)]
+    waited = [ok(i, window_s=20.0, waited=0.5, waited_j=0.2, **joules(125.0, **estimate)) for i in (1, 2, 3, 4)]
+    calm, busy = (planning.predict(past, [job(9)], NONE).predictions[0] for past in (waited + alone, alone + waited))
+    assert calm.energy_j.mid == pytest.approx(100, rel=1e-3)
+    assert busy.energy_j.mid == pytest.approx(125, rel=1e-3)
+
+
 @pytest.mark.parametrize(
     ("runs", "slots", "expected_s"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import fcntl
 import json
 import time
 
@@ -13,6 +14,7 @@ import yaml
 from joulesweep.cli import main, status
 from joulesweep.core import files, processes
 from joulesweep.launch import stage, state
+from joulesweep.plan import snakemake_lock
 from joulesweep.report import ending
 
 
@@ -100,7 +102,17 @@ def test_the_screen_says_what_is_done_runs_waits_and_failed(sweep, capsys):
 
 def test_where_nothing_runs_it_says_how_to_go_on(sweep, capsys):
     assert command(sweep[0]) == 0
-    assert " of running; nothing runs here now: the same snakemake command goes on\n" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "\n  nothing runs here now: the same snakemake command goes on\n" in out
+    assert "done at" not in out
+
+
+def test_between_two_runs_a_workflow_is_seen_to_work(sweep, tmp_path, capsys):
+    (tmp_path / ".snakemake").mkdir()
+    with (tmp_path / ".snakemake" / snakemake_lock.FILE).open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        assert command("results/synthetic") == 0
+    assert "\n  no run is on the way at this moment: a workflow fetches" in capsys.readouterr().out
 
 
 def test_json_says_the_state_of_every_run(sweep, capsys):

@@ -346,7 +346,7 @@ def test_a_new_method_makes_nothing_stale(package):
 
 def test_charts_and_report_make_no_run_stale_and_training_makes_no_table_stale(package):
     before = package.analysis()
-    assert package.changed_by("report/charts/pareto.py", "def draw(", "def draw(_=0, *") == set()
+    assert package.changed_by("report/charts/quality.py", "def draw(", "def draw(_=0, *") == set()
     assert {name for name, value in package.analysis().items() if value != before[name]} == {
         "charts",
         "exports",

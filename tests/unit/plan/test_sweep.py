@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import fcntl
 import json
 import os
 import subprocess
@@ -485,6 +486,16 @@ def test_a_claim_is_held_until_its_process_ends(tmp_path):
     with another_workflow(folder, then="pass") as other:  # it claims nothing, for this process lives
         other.wait()
     assert len(locks(folder)) == 2
+
+
+def test_a_living_workflow_is_seen_without_taking_its_lock(tmp_path, monkeypatch):
+    assert snakemake_lock.is_alive(tmp_path) is False
+    with (tmp_path / snakemake_lock.FILE).open("w") as file:
+        assert snakemake_lock.is_alive(tmp_path) is False
+        fcntl.flock(file, fcntl.LOCK_SH)
+        assert snakemake_lock.is_alive(tmp_path) is True
+        monkeypatch.setattr(snakemake_lock, "LOCKS", tmp_path / "none")
+        assert snakemake_lock.is_alive(tmp_path) is None
 
 
 def test_auto_is_refused_where_the_jobs_run_elsewhere():

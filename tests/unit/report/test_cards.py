@@ -15,7 +15,7 @@ from joulesweep.analyse.collect import aggregate
 from joulesweep.core import files
 from joulesweep.report.exports import cards
 from joulesweep.report.exports.kept import kept_models
-from joulesweep.report.sections import Results
+from joulesweep.report.results import Results
 
 FACTORS = {"carbon": {"country": "DEU"}, "pue": 1.2}
 SMALL = {"strategy": ["single"], "precision": ["bf16-mixed"], "batch_size": [32]}

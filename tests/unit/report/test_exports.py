@@ -16,7 +16,7 @@ import synthetic
 from joulesweep.analyse import columns, tables
 from joulesweep.report import charts, exports
 from joulesweep.report.exports import data, emissions, paper, writing
-from joulesweep.report.sections import Results
+from joulesweep.report.results import Results
 
 FACTORS = {"carbon": {"country": "DEU"}, "price_per_kwh": None, "currency": None, "pue": 1.5}
 GPU = {"hardware": {"accelerator": "cuda"}, "energy": FACTORS}
@@ -249,7 +249,7 @@ def test_doubtful_joules_are_no_emissions(tmp_path):
 
 def test_every_file_that_is_named_is_written(tmp_path):
     made = results(tmp_path, **GPU)
-    charts.save_all(made.tables, tmp_path / "charts")
+    charts.save_all(made, tmp_path / "charts")
     writing.save_all(made, tmp_path / "runs", tmp_path / "charts", tmp_path / "exports")
     written = {str(path.relative_to(tmp_path / "exports")) for path in (tmp_path / "exports").rglob("*.*")}
     assert written == set(exports.names())

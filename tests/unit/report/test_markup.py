@@ -8,9 +8,9 @@ from joulesweep.report import markup
 
 def test_a_table_has_numbers_with_intervals_and_escapes_texts():
     html = markup.table({"A <b>": "text wrap", "J": ""}, [["x & y", ("1.00 J", "[0.90, 1.10]")], ["z", ("–", "")]])
-    assert '<thead><tr><th class="text">A &lt;b&gt;</th><th>J</th></tr></thead>' in html
-    first = '<td class="text wrap">x &amp; y</td><td>1.00 J<span class="interval">[0.90, 1.10]</span></td>'
-    assert f'<tr>{first}</tr>\n<tr><td class="text wrap">z</td><td>–</td></tr>' in html
+    assert '<thead><tr><th scope="col" class="text">A &lt;b&gt;</th><th scope="col">J</th></tr></thead>' in html
+    first = '<th scope="row" class="text">x &amp; y</th><td>1.00 J<span class="interval">[0.90, 1.10]</span></td>'
+    assert f'<tr>{first}</tr>\n<tr><th scope="row" class="text">z</th><td>–</td></tr>' in html
 
 
 def test_a_template_whose_data_lack_is_an_error():
