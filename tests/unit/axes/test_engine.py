@@ -335,6 +335,7 @@ def test_a_model_that_pytorch_gives_up_compiling_is_not_trained_as_it_is(tmp_pat
     assert compilations
 
 
+@pytest.mark.slow
 def test_what_is_compiled_in_the_window_is_counted(tmp_path, monkeypatch, compilations):
     monkeypatch.setattr(loop, "_meet_every_shape", lambda trainer: None)
     assets = tiny_run.assets(tmp_path)

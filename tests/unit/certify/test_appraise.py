@@ -83,6 +83,7 @@ def test_power_that_is_biased_against_the_counter_is_found(certify, scale, verdi
     assert verdicts(made)["bound"] == HOLDS
 
 
+@pytest.mark.slow
 def test_a_tick_of_400_ms_is_found_and_asks_for_longer_windows(certify):
     made, _, _ = certify(tick_s=0.4)
     assert made["counters"]["gpu:0"]["tick"]["tick_s"] == pytest.approx(0.4, rel=0.01)
@@ -92,7 +93,7 @@ def test_a_tick_of_400_ms_is_found_and_asks_for_longer_windows(certify):
     assert own[2.0] == 0 and own[5.0] == 60, "no joules of fewer than ten ticks"
 
 
-@pytest.mark.parametrize("lag_s", [0.2, 0.4])
+@pytest.mark.parametrize("lag_s", [pytest.param(0.2, marks=pytest.mark.slow), 0.4])
 def test_a_counter_that_lags_is_found_by_as_much_as_it_does(certify, lag_s):
     made, _, _ = certify(lag_s=lag_s)
     row = promises(made)["lag"]
@@ -101,6 +102,7 @@ def test_a_counter_that_lags_is_found_by_as_much_as_it_does(certify, lag_s):
     assert verdicts(made)["cross-check"] == HOLDS, "under a steady load nobody sees it"
 
 
+@pytest.mark.slow
 def test_a_counter_that_lags_by_many_ticks_falsifies_joules_of_load_steps(certify):
     made, _, _ = certify(lag_s=0.6)
     row = promises(made)["steps"]
@@ -139,12 +141,14 @@ def test_a_board_that_has_not_come_to_rest_does_not_tell_its_idle_power(certify)
     assert made["idle"]["fell_after_s"] == pytest.approx(3 * math.log(60 / 4), abs=1.0)
 
 
+@pytest.mark.slow
 def test_a_board_that_counts_as_settled_while_it_is_hot_is_found(certify):
     row = promises(certify(cools_s=math.inf)[0])["settling"]
     assert row["verdict"] == FAILS and row["value"] == pytest.approx(40, abs=1)
     assert "by its slope" in row["reason"]
 
 
+@pytest.mark.slow
 def test_a_board_that_cools_too_slowly_to_tell_is_not_judged(certify):
     row = promises(certify(cools_s=100.0)[0])["settling"]
     assert row["verdict"] == NOT_TRIED and "had not settled" in row["reason"]
@@ -176,12 +180,14 @@ def test_a_counter_that_is_reset_is_not_judged_by_that_block(certify):
     assert "reset" in found["tick"]["reason"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reset_s", [15.0, 19.998, 30.0])  # with the context up, between two blocks, under load
 def test_a_counter_that_is_reset_fails_wherever_that_is(certify, reset_s):
     row = promises(certify(reset_s=reset_s)[0])["falls"]
     assert (row["verdict"], row["value"], row["bound"]) == (FAILS, 1, 0)
 
 
+@pytest.mark.slow
 def test_a_counter_that_ends_leaves_what_was_read(certify):
     made, _, _ = certify(fails_after_s=40.0)
     found = promises(made)
@@ -210,6 +216,7 @@ def test_no_verdict_goes_further_than_its_error_lets_it(certify, given):
     assert all(row["reason"] for row in rows if row["verdict"] == NOT_TRIED)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lag_s", [0.3, 0.6])
 def test_a_lag_is_found_on_a_board_that_tells_no_power_of_the_moment(certify, lag_s):
     """A mean of a second does not say when the load began; the counter's own moves do."""
@@ -219,6 +226,7 @@ def test_a_lag_is_found_on_a_board_that_tells_no_power_of_the_moment(certify, la
     assert promises(certify(instant=False)[0])["steps"]["verdict"] == HOLDS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", [{"call_s": 0.05}, {"failing": 0.9}], ids=str)
 def test_readings_too_coarse_for_a_bound_leave_it_undecided(certify, given):
     found = promises(certify(**given)[0])
@@ -226,7 +234,7 @@ def test_readings_too_coarse_for_a_bound_leave_it_undecided(certify, given):
     assert "too large to tell" in found["steps"]["reason"]
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 6))])
 def test_power_that_is_held_for_a_while_has_no_more_readings_than_values(certify, seed):
     made, _, _ = certify(60.0, update_s=0.1, noise=0.03, seed=seed)
     assert made["sensors"]["instant"] == pytest.approx(0.1, rel=0.05)
@@ -256,6 +264,7 @@ def test_a_load_that_comes_and_goes_does_so_for_half_of_turns_of_many_lengths():
     assert min(lengths) < 0.055 and max(lengths) > 0.145
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("budget_s", "given", "lacks"),
     [
@@ -270,6 +279,7 @@ def test_power_is_not_checked_by_a_steady_load_alone(certify, budget_s, given, l
     assert promises(certify(150.0, update_s=0.1, scale=1.15)[0])["cross-check"]["verdict"] == FAILS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("since_s", [-100.0, 15.0, 40.0])  # always, since before the load, since its middle
 def test_a_counter_that_stands_still_under_load_fails(certify, since_s):
     found = promises(certify(stuck=(since_s, math.inf))[0])
@@ -310,11 +320,13 @@ def test_a_load_that_does_not_warm_the_board_says_nothing_of_settling(certify):
     assert row["verdict"] == NOT_TRIED and "warmed it by" in row["reason"]
 
 
+@pytest.mark.slow
 def test_a_board_that_is_still_hot_from_before_makes_no_anchor_of_that(certify):
     row = promises(certify(start_c=75.0, cools_s=60.0)[0])["settling"]
     assert row["verdict"] == NOT_TRIED and "not at rest before the load: 6" in row["reason"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("given", "block", "said"),
     [
@@ -333,6 +345,7 @@ def test_verdicts_that_others_may_have_falsified_are_not_given(certify, given, b
     assert any(said in line for line in appraise.lines(made))
 
 
+@pytest.mark.slow
 def test_a_load_that_is_not_steady_says_nothing_of_the_bare_counter(certify):
     found = promises(certify(swings=80.0)[0])
     assert found["window"]["verdict"] == NOT_TRIED and "went from" in found["window"]["reason"]
