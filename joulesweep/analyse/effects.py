@@ -187,8 +187,12 @@ def _depends(axis: str, a: str, b: str, other: str, parts: Mapping[str, Row], qu
     """An interaction in words."""
     what = WORDS.get(quantity, "memory" if quantity.startswith("peak_") else quantity.replace("_", " "))
     name = other.replace("_size", "").replace("_", " ")
-    at = ", ".join(f"{100 * (effect['ratio'] - 1):+.2g} % with {value}" for value, effect in parts.items())
+    at = ", ".join(f"{_signed(effect['ratio'])} % with {value}" for value, effect in parts.items())
     return f"What {a} → {b} does to {what} depends on {name}: {at}."
+
+
+def _signed(ratio: float) -> str:
+    return f"{100 * (ratio - 1):+.2g}".replace("-", "−")
 
 
 def _shares(fit: Fit, by_values: Cells, varying: Mapping[str, list[str]]) -> Iterator[Row]:

@@ -232,7 +232,7 @@ class Fit:
         repeated = [row[known] for row, known in zip(adjusted, self._known, strict=True) if known.sum() > 1]
         if len(repeated) < 3 or len(seeds) < 3 or any(np.ptp(row) == 0 for row in repeated):
             return
-        chance = _bartlett(repeated)
+        chance = bartlett(repeated)
         if not chance < FALSE_ALARM:
             return
         self.unequal = chance
@@ -344,10 +344,19 @@ def _inverse(system: Numbers) -> tuple[Numbers, int]:
     return (vectors[:, kept] / sizes[kept]) @ vectors[:, kept].T, int(kept.sum())
 
 
-def _bartlett(samples: Sequence[Numbers]) -> float:
-    from scipy import stats  # half a second that few processes need
+def bartlett(samples: Sequence[Numbers]) -> float:
+    """The p-value of Bartlett's test for equal variances, as `scipy.stats.bartlett`, whose import takes half a second.
 
-    return float(stats.bartlett(*samples).pvalue)
+    Args:
+        samples: two or more, of two values or more each, none of them all equal.
+    """
+    degrees = np.array([len(sample) - 1.0 for sample in samples])
+    variances = np.array([sample.var(ddof=1) for sample in samples])
+    whole, number = degrees.sum(), len(samples)
+    pooled = float(degrees @ variances) / whole
+    apart = whole * math.log(pooled) - float(degrees @ np.log(variances))
+    correction = 1 + (float((1 / degrees).sum()) - 1 / whole) / (3 * (number - 1))
+    return float(special.chdtrc(number - 1, apart / correction))
 
 
 def shrunk(variances: Numbers, degrees: Numbers) -> tuple[Numbers, float]:

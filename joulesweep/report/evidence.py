@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 
 from joulesweep.analyse.columns import RUNS, UNREADABLE
-from joulesweep.analyse.tables import Tables
+from joulesweep.analyse.tables import Row, Tables
 from joulesweep.core import quantities
 from joulesweep.measure import meters
 from joulesweep.measure.certificate import HOST
@@ -99,7 +99,7 @@ def work(tables: Tables) -> list[str]:
     return list(dict.fromkeys(lines))
 
 
-def problems(runs: pl.DataFrame) -> list[dict[str, Any]]:
+def problems(runs: pl.DataFrame) -> list[Row]:
     """Runs that are not ok, grouped by configuration and status, with the memory that they asked for."""
     keys = ["name", "panel", "status"]
     groups = runs.filter(pl.col("status") != "ok").group_by(keys, maintain_order=True)
@@ -130,7 +130,7 @@ def retries(runs: pl.DataFrame) -> list[tuple[int, str, str]]:
     return [(number, status, rerun.get(status, "snakemake --cores 2")) for status, number in counts]
 
 
-def environments(runs: pl.DataFrame) -> list[dict[str, Any]]:
+def environments(runs: pl.DataFrame) -> list[Row]:
     """Every environment with its facts; different values of one fact are listed."""
     parts = runs.drop_nulls("environment").group_by("environment", maintain_order=True)
     shown: dict[str, Callable[[Any], str]] = {"host_memory_bytes": lambda value: quantities.one(value, "B")}
@@ -148,7 +148,7 @@ def environments(runs: pl.DataFrame) -> list[dict[str, Any]]:
     ]
 
 
-def energy(runs: pl.DataFrame) -> list[dict[str, Any]]:
+def energy(runs: pl.DataFrame) -> list[Row]:
     """How the joules of the finished runs were obtained: status, scope, method or reason, tick and boards."""
     keys = ["energy_status", "energy_scope", "energy_method", "energy_reason"]
     groups = runs.filter(pl.col("status") == "ok").group_by(keys, maintain_order=True)
@@ -168,7 +168,7 @@ def _some(names: list[str], between: str = ", ", most: int = MAX_NAMED) -> str:
     return between.join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
-def estimates(grid: Mapping[str, Any], runs: pl.DataFrame) -> dict[str, Any] | None:
+def estimates(grid: Mapping[str, Any], runs: pl.DataFrame) -> Row | None:
     """How the estimated joules were obtained; None if the config asks for none."""
     if not grid["config"]["energy"]["estimate"]:
         return None
@@ -180,7 +180,7 @@ def estimates(grid: Mapping[str, Any], runs: pl.DataFrame) -> dict[str, Any] | N
     }
 
 
-def certificates(devices: pl.DataFrame) -> dict[str, Any]:
+def certificates(devices: pl.DataFrame) -> Row:
     """The certificates of the devices that runs read, merged for a host, and the devices without one, with reasons."""
     of_host = pl.col("uuid").fill_null(pl.lit(HOST)).alias("name")
     keys = ["name", *(column for column in devices.columns if column.startswith("certificate"))]
@@ -193,15 +193,15 @@ def certificates(devices: pl.DataFrame) -> dict[str, Any]:
     }
 
 
-def code(runs: pl.DataFrame) -> list[dict[str, Any]]:
+def code(runs: pl.DataFrame) -> list[Row]:
     """The versions of the code that made the records."""
     keys = ["git_commit", "git_dirty", "code_digest", "accepted_reasons"]
     return runs.drop_nulls("code_digest").group_by(keys, maintain_order=True).len("num_runs").to_dicts()
 
 
-def flags(runs: pl.DataFrame) -> list[dict[str, Any]]:
+def flags(runs: pl.DataFrame) -> list[Row]:
     """Every flag with its meaning, its number of runs, their configurations, and the text of one run."""
-    entries: dict[str, dict[str, Any]] = {}
+    entries: dict[str, Row] = {}
     for row in runs.drop_nulls("flags").iter_rows(named=True):
         for flag, text in zip(row["flags"].split(", "), row["flag_texts"].split("\n"), strict=True):
             example = f"{row['name']} r{row['repeat']}: {text}"
@@ -254,7 +254,7 @@ def cross_check(ok: pl.DataFrame) -> str | None:
     return f"median {statistics.median(ratios):.3f} of {len(ratios)} runs; {refuted} refuted by it"
 
 
-def sweep_energy(tables: Tables, factors: Footprint | None) -> dict[str, Any] | None:
+def sweep_energy(tables: Tables, factors: Footprint | None) -> Row | None:
     """The joules that the sweep itself used in the finished runs' windows, one line per status and scope.
 
     No joule is counted twice: runs hold exclusive leases on their GPUs, and CPU and memory are in scope only for runs
@@ -318,7 +318,7 @@ def _used(energy_j: float, kind: str, factors: Footprint | None) -> str:
     return " = ".join(parts)
 
 
-def drift(anchors: pl.DataFrame) -> list[dict[str, Any]]:
+def drift(anchors: pl.DataFrame) -> list[Row]:
     """By day, the ratios of repeated measurements to the first, and their means."""
     return [
         {

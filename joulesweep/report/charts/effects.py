@@ -7,12 +7,12 @@ smallest and the largest pair. The band of the loss is the margin.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import altair as alt
 import polars as pl
 
 from joulesweep.analyse.comparisons import asked
+from joulesweep.analyse.tables import Row
 from joulesweep.report import theme
 from joulesweep.report.figure import Figure, Plot, nothing
 from joulesweep.report.numbers import change_with_interval
@@ -67,7 +67,7 @@ def _title(measure: str) -> str:
     return f"{measure.removeprefix('validation_').replace('_', ' ').capitalize()} (%)"
 
 
-def _name(row: dict[str, Any], effects: pl.DataFrame) -> str:
+def _name(row: Row, effects: pl.DataFrame) -> str:
     """A change in short, with its set of configurations if there are several."""
     name = f"{row['from_value']} → {row['to_value']}"
     return f"{row['panel']}: {name}" if effects["panel"].n_unique() > 1 else name

@@ -25,6 +25,7 @@ from joulesweep.report.numbers import change_with_interval
 from joulesweep.report.results import Results, key
 from joulesweep.report.theme import Chart
 
+Step = dict[str, Any]  # the data of one bar, as Vega-Lite takes them
 TITLE = "The savings ladder: one change at a time"
 PLACE = 20
 SECTION = "ladder"
@@ -69,7 +70,7 @@ def why_none(decision: Decision) -> str:
     return "the recommended configuration is the baseline: nothing saves more"
 
 
-def ladder(results: Results, decision: Decision) -> list[dict[str, Any]] | None:
+def ladder(results: Results, decision: Decision) -> list[Step] | None:
     """The rows of a ladder, from the baseline down; None if there is none to draw.
 
     Args:
@@ -130,13 +131,13 @@ def _further(looks: Looks, cells: Sequence[Row], chosen: Row, decision: Decision
     return min(near or cheaper, key=lambda row: row[cost], default=None)
 
 
-def _total(kind: str, row: Row, decision: Decision, looks: Looks) -> dict[str, Any]:
+def _total(kind: str, row: Row, decision: Decision, looks: Looks) -> Step:
     cost = row[f"{decision.by}_mean"]
     told = quantities.one(cost, COSTS[decision.by][1])
     return {"head": f"{kind}: {told}", "kind": "total", "from": 0.0, "to": cost, "below": looks.words(row)}
 
 
-def _step(results: Results, decision: Decision, a: Row, b: Row) -> dict[str, Any]:
+def _step(results: Results, decision: Decision, a: Row, b: Row) -> Step:
     """One change: what it does to the cost, and below it to time and loss."""
     looks = results.looks
     values = [b["batch"] if title == "Batch size" else AXES[title](b) for title in differences(looks, a, b)]
@@ -167,7 +168,7 @@ def _kind(ratio: Ratio | None, cheaper: bool) -> str:
     return "saves" if cheaper else "costs more"
 
 
-def _plot(decision: Decision, steps: Sequence[dict[str, Any]]) -> Chart:
+def _plot(decision: Decision, steps: Sequence[Step]) -> Chart:
     """Bars from cost to cost, each below its two lines of text, so that narrow pages have room for them."""
     title, unit, _ = COSTS[decision.by]
     size, unit = scale_of([step["to"] for step in steps], unit)

@@ -25,6 +25,7 @@ from joulesweep.report.looks import AXES, Looks
 from joulesweep.report.results import Results, key
 from joulesweep.report.theme import Chart
 
+Mark = dict[str, Any]  # the data of one mark, as Vega-Lite takes them
 TITLE = "Energy and quality"
 PLACE = 10
 SECTION = "quality"
@@ -114,7 +115,7 @@ def _plot(looks: Looks, decision: Decision, rows: Sequence[Row]) -> Chart:
     ).properties(height=300)
 
 
-def _mark(looks: Looks, decision: Decision, row: Row, size: float) -> dict[str, Any]:
+def _mark(looks: Looks, decision: Decision, row: Row, size: float) -> Mark:
     """The data of one mark: costs in the axis's unit, losses in percent."""
     cost = row[f"{decision.by}_mean"] / size
     ratios = "energy" if decision.by == "energy_j" else "time"
@@ -185,7 +186,7 @@ def _band(lowest: float, margin: float) -> Chart:
     return base.mark_rect(color=theme.BAND).encode(y=alt.Y("low:Q"), y2="high:Q")
 
 
-def _lines(marks: Sequence[dict[str, Any]], x: alt.X, y: alt.Y) -> list[Chart]:
+def _lines(marks: Sequence[Mark], x: alt.X, y: alt.Y) -> list[Chart]:
     """Faint lines through the batch sizes of configurations that are otherwise the same."""
     if not 1 < len({mark["g"] for mark in marks}) <= MAX_SERIES:
         return []
@@ -193,7 +194,7 @@ def _lines(marks: Sequence[dict[str, Any]], x: alt.X, y: alt.Y) -> list[Chart]:
     return [line.encode(x=x, y=y, detail="g:N", order="o:Q")]
 
 
-def _whiskers(marks: Sequence[dict[str, Any]], x: alt.X, y: alt.Y) -> list[Chart]:
+def _whiskers(marks: Sequence[Mark], x: alt.X, y: alt.Y) -> list[Chart]:
     if len(marks) > MAX_WHISKERS:
         return []
     rule = alt.Chart().mark_rule(strokeWidth=1.2, color=theme.FAINT, clip=True)
@@ -233,9 +234,7 @@ def _points(looks: Looks, x: alt.X, y: alt.Y, title: str, unit: str) -> Chart:
 DEFAULT = {"colour": theme.COLOURS[0], "shape": theme.SHAPES[0]}
 
 
-def _labels(
-    decision: Decision, marks: Sequence[dict[str, Any]], x: alt.X, y: alt.Y, ends: tuple[float, float]
-) -> list[Chart]:
+def _labels(decision: Decision, marks: Sequence[Mark], x: alt.X, y: alt.Y, ends: tuple[float, float]) -> list[Chart]:
     """A ring and the name of the recommended configuration, the baseline's name, and its line's batch sizes."""
     by_key = {mark["i"]: mark for mark in marks}
     baseline = by_key.get(key(decision.baseline))
@@ -262,7 +261,7 @@ def _labels(
     return layers
 
 
-def _names(rows: Sequence[dict[str, Any]], align: Any, aside: int, weight: Any) -> list[Chart]:  # noqa: ANN401 - Altair's words
+def _names(rows: Sequence[Mark], align: Any, aside: int, weight: Any) -> list[Chart]:  # noqa: ANN401 - Altair's words
     """Names beside marks, with a halo below the letters; short ones where there is little room."""
     base, text = alt.Chart(theme.rows(rows)), alt.expr("narrow ? datum.k : datum.t")
     below = 17 if weight == "bold" else -13  # where no other mark of its line is

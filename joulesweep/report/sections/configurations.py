@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from markupsafe import Markup
 
 from joulesweep.analyse.columns import RUNS, Column
 from joulesweep.analyse.comparisons import memory_quantity
+from joulesweep.analyse.tables import Row
 from joulesweep.report import evidence, numbers
 from joulesweep.report.markup import embedded, filled
 from joulesweep.report.numbers import FormattedNumber
@@ -17,7 +18,6 @@ from joulesweep.report.sections import Results, Section
 
 PLACE = 40
 MAX_ROWS = 300  # beyond it rows are made when the reader asks for them
-Row = dict[str, Any]
 
 
 class Entries(NamedTuple):

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import polars as pl
 
+from joulesweep.analyse.tables import Row
 from joulesweep.core import quantities
 from joulesweep.report.markup import filled, table
 from joulesweep.report.numbers import ABSENT
@@ -55,7 +54,7 @@ def _means(selections: pl.DataFrame) -> pl.DataFrame:
     return groups.agg(same, means, numbers, pl.col("gap").max(), runs=pl.col("run").n_unique(), choices=pl.len())
 
 
-def _row(row: dict[str, Any]) -> list[str]:
+def _row(row: Row) -> list[str]:
     return [
         row["name"] + (f" · {row['panel']}" if row["panel"] else ""),
         f"{row['choices']} in {row['runs']} runs",

@@ -50,7 +50,7 @@ def test_an_effect_that_depends_on_another_axis_is_said(tmp_path):
         frozenset(("strategy", "precision"))
     }
     (text,) = table.filter(axis="strategy")["text"].unique()
-    assert text.startswith("What single → ddp2 does to time depends on precision: -50 % with fp32, -3")
+    assert text.startswith("What single → ddp2 does to time depends on precision: −50 % with fp32, −3")
 
 
 def test_no_interaction_is_said_where_there_is_none(tmp_path):

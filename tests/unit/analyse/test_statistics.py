@@ -9,6 +9,7 @@ from joulesweep.analyse.statistics import (
     NO_DIFFERENCE,
     NO_INTERVAL,
     Fit,
+    bartlett,
     best_of,
     mean_interval,
     paired_difference,
@@ -210,6 +211,12 @@ def test_unequal_noise_is_seen_and_intervals_follow_it():
     assert fit.unequal < 0.01
     quiet, loud = fit.contrast({0: 1.0, 1: -1.0}), fit.contrast({20: 1.0, 21: -1.0})
     assert quiet.error < loud.error / 3
+
+
+def test_bartletts_test_is_scipys():
+    draw = np.random.default_rng(5)
+    samples = [draw.normal(0, scale, number) for scale, number in ((1, 3), (2, 4), (0.5, 3), (1.5, 6))]
+    assert bartlett(samples) == pytest.approx(stats.bartlett(*samples).pvalue)
 
 
 def test_equal_variances_are_drawn_together_and_unequal_ones_less():
