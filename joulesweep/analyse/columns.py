@@ -319,6 +319,9 @@ RUNS = _table(
     Column("cooldown_s", REAL, "s", "seconds that the run waited for boards to settle", "without boards to wait for"),
     Column("idle_s", REAL, "s", "seconds of the idle baseline before the window"),
     Column("settled", FLAG, None, "whether the boards settled before the run", "without boards to wait for"),
+    Column(
+        "cpu_wait_share", REAL, None, "share of its runnable time in which the run waited for a core", "where unknown"
+    ),
     Column("exclusive", TEXT, None, "what only the run used: node the whole machine; gpu, none its boards alone"),
     Column("window_begin", TEXT, None, "when the window began: UTC, ISO 8601"),
     Column("window_end", TEXT, None, "when the window ended: UTC, ISO 8601"),
