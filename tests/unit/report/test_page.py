@@ -25,7 +25,7 @@ def plain(tmp_path_factory):
 def test_the_page_answers_first(plain):
     text = words(plain)
     order = ["24 of 24 runs ok", "Train with 2 processes on the CPU with DDP, bf16-mixed, batch", "How sure?"]
-    order += ["Energy and quality", "Where the savings come from", "What fits my budget?", "All configurations"]
+    order += ["Time and quality", "Where the savings come from", "What fits my budget?", "All configurations"]
     order += ["Can the numbers be trusted?", "How to reproduce it"]
     places = [text.index(word) for word in order[:3]]
     assert places == sorted(places)
@@ -322,7 +322,7 @@ def test_an_outcome_is_a_result_and_not_unfinished(mixed, status):
 
 def test_two_kinds_of_board_are_never_averaged_and_are_named(mixed):
     assert "Models, data sets and machines are compared within each row only." in mixed
-    assert re.search(r"For Recommended Energy Against the baseline Time Loss above the best", mixed)
+    assert re.search(r"For Recommended Energy Cost against the baseline Time Loss above the best", mixed)
     assert "NVIDIA H200" in mixed and "NVIDIA A30" in mixed
 
 
