@@ -319,6 +319,9 @@ RUNS = _table(
     Column("cooldown_s", REAL, "s", "seconds that the run waited for boards to settle", "without boards to wait for"),
     Column("idle_s", REAL, "s", "seconds of the idle baseline before the window"),
     Column("settled", FLAG, None, "whether the boards settled before the run", "without boards to wait for"),
+    Column(
+        "cpu_wait_share", REAL, None, "share of its runnable time in which the run waited for a core", "where unknown"
+    ),
     Column("exclusive", TEXT, None, "what only the run used: node the whole machine; gpu, none its boards alone"),
     Column("window_begin", TEXT, None, "when the window began: UTC, ISO 8601"),
     Column("window_end", TEXT, None, "when the window ended: UTC, ISO 8601"),
@@ -629,7 +632,7 @@ ATTEMPTS = _table(
     Column("reason", TEXT, None, "why it is not ok, in a line", "where it is ok, and where nobody knows"),
     Column("is_kept", FLAG, None, "whether its record is the present one: its numbers are those of the run"),
     Column("waited_s", REAL, "s", "seconds until it had its boards or the machine", "where they were not noted"),
-    Column("held_s", REAL, "s", "seconds in which it had them", "where it never had them, or nobody noted"),
+    Column("held_s", REAL, "s", "seconds in which it had them; of older runs from begin to end", "where it never had"),
     Column("window_s", REAL, "s", "seconds of its whole window: all passes", "unless it is kept and ok"),
     Column(
         "energy_j", REAL, "J", "joules of the whole attempt: around the window, too", "where energy_reason says why"

@@ -7,6 +7,7 @@ joules nobody knows is counted as such, never as 0.
 
 from __future__ import annotations
 
+import datetime
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -149,8 +150,11 @@ def _keeper(notes: Sequence[Mapping[str, Any]], row: Row) -> int | None:
 
 
 def _as_noted(row: Row) -> dict[str, Any]:
-    """An attempt that is older than notes, as its record tells of it."""
-    return {"began": row["started"], "ended": row["finished"], "status": row["status"], "reason": row["reason"]}
+    """An attempt that is older than notes, as its record tells of it, to the second."""
+    begin, end = (datetime.datetime.fromisoformat(row[key]) for key in ("started", "finished"))
+    held_s = max((end - begin).total_seconds(), row.get("total_window_s") or 0.0)
+    about = {"status": row["status"], "reason": row["reason"], "held_s": held_s}
+    return {"began": row["started"], "ended": row["finished"], **about}
 
 
 def _noted(note: Mapping[str, Any], kept: Recorded | None, asked: Asked, accelerator: str) -> Row:
@@ -212,7 +216,7 @@ def _estimated(note: Mapping[str, Any], row: Row, asked: Asked, accelerator: str
     """Estimated joules of an attempt on the CPU: from all of its CPU-seconds, else from those of its window."""
     if not asked.estimate or row.get("accelerator", accelerator) != "cpu":
         return None
-    if note.get("held_s") is not None:
+    if note.get("held_s") is not None and "cpu_s" in note:
         return estimate_cpu(note["cpu_s"], note["held_s"], note["cpu_model"], note["cpu_cores"], asked.cpu_watts).mid_j
     estimated_j = row.get("estimated_energy_j")
     return None if estimated_j is None else float(estimated_j) * int(row["num_passes"])

@@ -84,6 +84,7 @@ def of_row(row: Mapping[str, Any]) -> Past:
         status="ok",
         window_s=row["window_s"],
         around_s=max(before_s - row["total_window_s"], row["startup_s"], LEAST_S),
+        waited=_waited(row, CONTENDED in (row["flags"] or "").split(", "), row["accelerator"]),
         **joules,
     )
 

@@ -45,7 +45,7 @@ MEASURED = (
 )
 SCORED = (*QUALITY, *named(RUNS, "num_validation_texts num_masked"))
 OF_BATCH = named(RUNS, "node account partition")
-CONDITIONS = named(RUNS, "cooldown_s settled idle_s exclusive window_begin window_end")
+CONDITIONS = named(RUNS, "cooldown_s settled idle_s cpu_wait_share exclusive window_begin window_end")
 PEAKS = named(RUNS, "peak_gpu_allocated_bytes peak_gpu_reserved_bytes peak_host_rss_bytes")
 BOARD = named(RUNS, "temperature_start_c temperature_end_c sm_clock_mean_mhz power_limit_w")
 OF_EPOCH = (*named(EPOCHS, "epoch elapsed_s cpu_s num_steps train_loss"), *QUALITY)

@@ -193,7 +193,7 @@ def told(row):
     wall_j = sum(one["energy_j"] for one in energy if one["energy_j"]) if first else None
     energy.append(synthetic.energy_row("wall:0", wall_j, **(doubtful if first else silent)))
     boards = [synthetic.board_state(0, throttle_reasons=["power cap"])]
-    conditions = {**measurement["conditions"], "boards": boards}
+    conditions = {**measurement["conditions"], "boards": boards, "cpu_wait_share": 0.1}
     certificate = {
         "digest": "c0ffee",
         "made": "2026-01-02",

@@ -98,6 +98,7 @@ def test_an_older_run_is_what_its_record_says_of_the_whole_run(on_boards):
     whole = {part["device"]: part["energy_j"] for part in row["measurement"]["overhead"]["whole_run_energy"]}
     assert on_boards.spent().measured_j == pytest.approx(sum(whole[f"gpu:{i}"] for i in (0,)))
     assert on_boards.spent().num_windows == 0
+    assert on_boards.spent().seconds == pytest.approx(60)  # from its begin to its end
 
 
 def test_where_only_the_window_was_read_it_says_so(on_boards):

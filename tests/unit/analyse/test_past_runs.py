@@ -114,12 +114,17 @@ def test_waiting_for_cores_takes_a_share_of_the_estimated_joules(record):
     assert past(record).waited_j == 0
 
 
+def busy(row):
+    return with_conditions(row, "contended", cpu_wait_share=0.25)
+
+
 def test_rows_of_the_table_tell_the_same(tmp_path, record):
-    grid, runs = synthetic.write_sweep(tmp_path, synthetic.raw_config())
+    record = busy(record)
+    grid, runs = synthetic.write_sweep(tmp_path, synthetic.raw_config(), busy)
     row = next(collect.aggregate(grid, runs).runs.iter_rows(named=True))
     of_row, of_record = past_runs.of_row(row), past(record)
     assert row["run"] == record["run"]
-    for name in ("status", "window_s", "around_s", "energy_j", "energy_status"):
+    for name in ("status", "window_s", "around_s", "energy_j", "energy_status", "waited"):
         assert getattr(of_row, name) == getattr(of_record, name)
 
 
