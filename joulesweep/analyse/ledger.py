@@ -24,6 +24,7 @@ from joulesweep.core.errors import UserError
 from joulesweep.core.files import MALFORMED
 from joulesweep.reference.cpu_estimate import Asked, estimate_cpu
 
+Note = dict[str, Any]  # what an attempt noted of its begin and its end
 FILE = "attempts.jsonl"
 OPEN = "open"  # status of an attempt of which only the begin is known
 RUN, ANCHOR, BY_HAND = "run", "anchor", "by hand"
@@ -122,9 +123,9 @@ def _rows(
     return [check({**of_run, **row}, ATTEMPTS) for row in rows]
 
 
-def _notes(path: Path) -> list[dict[str, Any]]:
+def _notes(path: Path) -> list[Note]:
     """The attempts that a file notes, begin and end in one, in the order of their begins; torn lines are left out."""
-    notes: dict[str, dict[str, Any]] = {}
+    notes: dict[str, Note] = {}
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -149,7 +150,7 @@ def _keeper(notes: Sequence[Mapping[str, Any]], row: Row) -> int | None:
     return next((i for i in reversed(range(len(notes))) if left(notes[i])), None)
 
 
-def _as_noted(row: Row) -> dict[str, Any]:
+def _as_noted(row: Row) -> Note:
     """An attempt that is older than notes, as its record tells of it, to the second."""
     begin, end = (datetime.datetime.fromisoformat(row[key]) for key in ("started", "finished"))
     held_s = max((end - begin).total_seconds(), row.get("total_window_s") or 0.0)

@@ -24,6 +24,7 @@ from joulesweep.measure.window import NO_COUNTER
 from joulesweep.plan import config as config_module
 from joulesweep.reference import cpu_estimate
 
+Facts = dict[str, Any]  # of a board, as --json shows them
 HELP = "say what can be measured on this machine, and what not"
 EXAMPLES = ("joulesweep doctor", "joulesweep doctor --configfile config/mine.yaml --json")
 
@@ -109,7 +110,7 @@ def screen(report: dict[str, Any]) -> str:
     return "\n".join([*lines, "", "+ fine   ! works, read the line   - not here"])
 
 
-def _board(board: devices.Board) -> dict[str, Any]:
+def _board(board: devices.Board) -> Facts:
     sensor = meters.sensor(board)
     return {
         **board.described(),
@@ -134,7 +135,7 @@ def _held(name: str) -> bool:
         os.close(descriptor)
 
 
-def _driver(rows: list[dict[str, Any]]) -> Iterator[Finding]:
+def _driver(rows: list[Facts]) -> Iterator[Finding]:
     makers = meters.of_boards()
     if rows:
         made_by, version = rows[0]["meter"], devices.driver()
@@ -147,7 +148,7 @@ def _driver(rows: list[dict[str, Any]]) -> Iterator[Finding]:
     yield Finding(subject="GPU", status="missing", found=problem, advice=advice)
 
 
-def _board_finding(row: dict[str, Any]) -> Finding:
+def _board_finding(row: Facts) -> Finding:
     """A board's finding; its first problem decides the status."""
     forms = {
         "power_w": "{:.0f} W now",
@@ -163,7 +164,7 @@ def _board_finding(row: dict[str, Any]) -> Finding:
     return Finding(subject=row["device"], status=status, found=text, advice=advice)
 
 
-def _board_advice(row: dict[str, Any]) -> tuple[str, str]:
+def _board_advice(row: Facts) -> tuple[str, str]:
     if row["mig"]:
         return (
             "missing",

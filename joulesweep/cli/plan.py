@@ -35,6 +35,7 @@ EXAMPLES = (
     "joulesweep plan --cells --configfile config/mine.yaml",
     "joulesweep plan --gpus 4 --machine node7    # runs that finished on node7 tell how long others take",
 )
+Record = dict[str, Any]  # as its file has it
 JOULELESS = "no meter was seen to work on this machine yet, and energy.estimate is false"
 ON_GPUS = "no run with measured joules finished yet, and the boards' power limit is not known here"
 
@@ -132,7 +133,7 @@ def _made(config: SweepConfig, args: argparse.Namespace) -> Made:
     )
 
 
-def _records(folder: Path, specs: Mapping[str, RunSpec]) -> dict[str, dict[str, Any]]:
+def _records(folder: Path, specs: Mapping[str, RunSpec]) -> dict[str, Record]:
     """The records of the grid's runs; one that cannot be read is none: its run is to do."""
     records = {}
     for run in specs:
@@ -145,7 +146,7 @@ def _records(folder: Path, specs: Mapping[str, RunSpec]) -> dict[str, dict[str, 
     return records
 
 
-def _by_time(records: Mapping[str, dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
+def _by_time(records: Mapping[str, Record]) -> list[tuple[str, Record]]:
     return sorted(records.items(), key=lambda entry: str(entry[1]["finished"]))
 
 

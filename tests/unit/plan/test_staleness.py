@@ -359,11 +359,11 @@ def test_charts_and_report_make_no_run_stale_and_training_makes_no_table_stale(p
     assert not changed & {"grid", "fetch_model", "fetch_dataset", "tokenise"}
 
 
-def test_the_templates_belong_to_the_report(package):
+def test_the_templates_belong_to_report_and_charts(package):
     before = package.analysis()
     package.path("report/templates/added.html").write_text("<p>")
     forget()
-    assert {name for name, value in package.analysis().items() if value != before[name]} == {"report"}
+    assert {name for name, value in package.analysis().items() if value != before[name]} == {"charts", "report"}
 
 
 @pytest.mark.slow
