@@ -14,15 +14,18 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from joulesweep.analyse import past_runs, planning
+from joulesweep.analyse import beliefs, past_runs, planning
+from joulesweep.analyse.beliefs import Facts
 from joulesweep.analyse.collect import read_grid
 from joulesweep.analyse.estimator import Job
 from joulesweep.analyse.planning import Expected, Past, Replayed
 from joulesweep.core.files import MALFORMED
+from joulesweep.core.spec import from_mapping
 from joulesweep.reference.cpu_estimate import Asked
 
 GOALS = {False: 0.30, True: 0.15}
@@ -41,12 +44,28 @@ def ended(folder: Path) -> tuple[list[Past], list[Past]]:
             past_runs.check(record, run)
         except (OSError, *MALFORMED):
             continue
-        job = Job(run=run, cell=entry["cell"], label=entry["label"], axes=entry)
-        row = past_runs.of_record(job, record, asked)
+        row = past_runs.of_record(_job(run, entry, record, folder.parent.parent, asked), record, asked)
         cpu_s = record["measurement"]["cpu_s"] if record["measurement"] else None
         found.append((record["finished"], row, replace(row, window_s=cpu_s, waited=0.0)))
     found.sort(key=lambda one: one[0])
     return [row for _, row, _ in found], [row for *_, row in found]
+
+
+def _job(run: str, entry: Mapping[str, Any], record: Mapping[str, Any], root: Path, asked: Asked) -> Job:
+    """A run as it is planned: with its work, if model and texts still lie beside the results."""
+    spec, machine = from_mapping(record["spec"]), record["environment"]
+    counted = beliefs.work(spec, *beliefs.fetched(spec, root))
+    board = next(((row["name"], row["memory_bytes"]) for row in machine["gpus"]), None)
+    facts = Facts(cpu_model=machine["cpu_model"], cpu_cores=machine["cpu_cores"], board=board)
+    return Job(
+        run=run,
+        cell=entry["cell"],
+        label=entry["label"],
+        axes=entry,
+        work_flop=counted.flops if counted else None,
+        before=beliefs.believed(spec, counted, facts, asked),
+        min_s=spec.min_seconds,
+    )
 
 
 def replayed(folder: Path) -> dict[str, list[Replayed]]:

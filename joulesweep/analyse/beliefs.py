@@ -12,9 +12,12 @@ running the model, which a plan does not do. No torch.
 
 from __future__ import annotations
 
+import functools
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from joulesweep.analyse import roofline
@@ -22,6 +25,7 @@ from joulesweep.analyse.estimator import Before
 from joulesweep.axes.precision import PRECISIONS
 from joulesweep.axes.task import TASKS
 from joulesweep.core.spec import RunSpec
+from joulesweep.plan.grid import dataset_key, model_key
 from joulesweep.reference.cpu_estimate import Asked, estimate_cpu
 
 #: Useful FLOPs over those of the peak rate, and FLOP/s of a thread: the middle, and the standard deviation of the log.
@@ -71,6 +75,30 @@ class Work:
     flops: float
     num_steps: float
     layers: float
+
+
+def fetched(spec: RunSpec, root: Path = Path()) -> tuple[Mapping[str, Any] | None, Mapping[str, Any] | None]:
+    """A model's config.json and the manifest of its tokens; None for what is not fetched yet.
+
+    Args:
+        spec: of a run.
+        root: where `resources` lies.
+    """
+    model, texts = model_key(spec.model, spec.model_source), dataset_key(spec.dataset, spec.dataset_source)
+    folder = root.absolute() / "resources"
+    random = spec.model_source["source"].get("random")
+    shapes = dict(random) if random else _json(folder / "models" / model / "config.json")
+    return shapes, _json(folder / "tokens" / texts / f"{model}.json")
+
+
+@functools.cache
+def _json(path: Path) -> Mapping[str, Any] | None:
+    """A JSON object, read once; None where there is none."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
 
 
 def work(spec: RunSpec, shapes: Mapping[str, Any] | None, tokens: Mapping[str, Any] | None) -> Work | None:

@@ -85,12 +85,17 @@ def tabulate(grid: Mapping[str, Any], folder: Path, asked: Asked, recorded: Mapp
         asked: the config's settings for estimates.
         recorded: what the records of the runs tell, by run; those of anchors and of runs by hand are read here.
     """
-    runs = grid["runs"]
-    rows = [row for run in runs for row in _rows(RUN, folder / "runs" / run, runs[run], recorded.get(run), asked)]
+    runs, accelerator = grid["runs"], grid["config"]["hardware"]["accelerator"]
+    rows = [
+        row
+        for run in runs
+        for row in _rows(RUN, folder / "runs" / run, runs[run], recorded.get(run), asked, accelerator)
+    ]
     for kind, pattern in ((ANCHOR, "anchors/*/*"), (BY_HAND, "by-hand/*")):
         for path in sorted(folder.glob(pattern)):
             if path.name in runs:
-                rows += _rows(kind, path, runs[path.name], _read_record(path / "record.json", asked), asked)
+                again = _read_record(path / "record.json", asked)
+                rows += _rows(kind, path, runs[path.name], again, asked, accelerator)
     return frame(rows, ATTEMPTS)
 
 
@@ -103,14 +108,16 @@ def _read_record(path: Path, asked: Asked) -> Recorded | None:
     return row, others["devices"]
 
 
-def _rows(kind: str, folder: Path, entry: Mapping[str, Any], recorded: Recorded | None, asked: Asked) -> list[Row]:
+def _rows(
+    kind: str, folder: Path, entry: Mapping[str, Any], recorded: Recorded | None, asked: Asked, accelerator: str
+) -> list[Row]:
     """The attempts at one run."""
     kept, notes = recorded if recorded and recorded[0].get("finished") else None, _notes(folder / FILE)
     of_run = {"kind": kind, "run": folder.name, "cell": entry["cell"], "label": entry["label"]}
     last = _keeper(notes, kept[0]) if kept else None
-    rows = [_noted(note, kept if i == last else None, asked) for i, note in enumerate(notes)]
+    rows = [_noted(note, kept if i == last else None, asked, accelerator) for i, note in enumerate(notes)]
     if kept and last is None:
-        rows.append(_noted(_as_noted(kept[0]), kept, asked))
+        rows.append(_noted(_as_noted(kept[0]), kept, asked, accelerator))
     return [check({**of_run, **row}, ATTEMPTS) for row in rows]
 
 
@@ -146,9 +153,9 @@ def _as_noted(row: Row) -> dict[str, Any]:
     return {"began": row["started"], "ended": row["finished"], "status": row["status"], "reason": row["reason"]}
 
 
-def _noted(note: Mapping[str, Any], kept: Recorded | None, asked: Asked) -> Row:
+def _noted(note: Mapping[str, Any], kept: Recorded | None, asked: Asked, accelerator: str) -> Row:
     """The columns of an attempt."""
-    joules = _counted(note.get("energy") or [])
+    joules = _counted(note.get("energy") or [], accelerator)
     if joules["energy_j"] is None and kept is not None:
         joules = _of_record(*kept) or joules
     row = kept[0] if kept is not None else {}
@@ -164,12 +171,18 @@ def _noted(note: Mapping[str, Any], kept: Recorded | None, asked: Asked) -> Row:
         "window_s": row.get("total_window_s"),
         "window_energy_j": row.get("total_energy_j") if same else None,
         **joules,
-        "estimated_energy_j": _estimated(note, row, asked),
+        "estimated_energy_j": _estimated(note, row, asked, accelerator),
     }
 
 
-def _counted(energy: Sequence[Mapping[str, Any]]) -> Row:
-    """The joules that counters rose by while an attempt held its devices, if all of them answered."""
+def _counted(energy: Sequence[Mapping[str, Any]], accelerator: str) -> Row:
+    """The joules that counters rose by while an attempt held its devices, if all of them answered.
+
+    Boards that a run on the CPU metered are in no sum; without its boards a run on GPUs has none.
+    """
+    energy = [row for row in energy if accelerator != "cpu" or row["kind"] != "gpu"]
+    if accelerator == "cuda" and all(row["kind"] != "gpu" for row in energy):
+        return {"energy_j": None, "energy_reason": UNREAD}
     lacking = [row for row in energy if row["energy_j"] is None]
     if not energy or lacking:
         reasons = [f"{row['device']}: {row['reason']}" for row in lacking]
@@ -195,9 +208,9 @@ def _of_record(row: Row, devices: Sequence[Row]) -> Row | None:
     }
 
 
-def _estimated(note: Mapping[str, Any], row: Row, asked: Asked) -> float | None:
+def _estimated(note: Mapping[str, Any], row: Row, asked: Asked, accelerator: str) -> float | None:
     """Estimated joules of an attempt on the CPU: from all of its CPU-seconds, else from those of its window."""
-    if not asked.estimate or row.get("accelerator", "cpu") != "cpu" or (not row and note.get("energy")):
+    if not asked.estimate or row.get("accelerator", accelerator) != "cpu":
         return None
     if note.get("held_s") is not None:
         return estimate_cpu(note["cpu_s"], note["held_s"], note["cpu_model"], note["cpu_cores"], asked.cpu_watts).mid_j

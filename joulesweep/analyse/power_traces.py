@@ -48,6 +48,8 @@ def read_all(folders: Sequence[Path], lost: Callable[[int, Corrupt], None]) -> p
         except OSError as error:
             lost(place, Corrupt(folder / FILE, f"corrupt power trace: {error}"))
             continue
+        if contents and not contents.endswith(b"\n"):
+            contents += b"\n"  # else its last line and the next file's first would be one
         block.append((place, folder, contents))
         size += len(contents)
         if size > BLOCK:
@@ -58,11 +60,12 @@ def read_all(folders: Sequence[Path], lost: Callable[[int, Corrupt], None]) -> p
 
 def _block(block: Sequence[tuple[int, Path, bytes]], lost: Callable[[int, Corrupt], None]) -> pl.DataFrame:
     """The samples of some files at once; one by one if a line in them is not a sample, to say which."""
-    lines = [[line for line in contents.split(b"\n") if line.strip()] for _, _, contents in block]
-    counts = pl.DataFrame({PLACE: [place for place, *_ in block], "num": [len(of_file) for of_file in lines]})
+    counts = pl.DataFrame(
+        {PLACE: [place for place, *_ in block], "num": [contents.count(b"\n") for *_, contents in block]}
+    )
     places = counts.select(pl.col(PLACE).cast(PLACE_TYPE).repeat_by("num").explode(empty_as_null=False))
     try:
-        samples = _samples(b"\n".join(line for of_file in lines for line in of_file))
+        samples = _samples(b"".join(contents for *_, contents in block))
         if samples.height == places.height:
             return places.hstack(samples)
     except (pl.exceptions.PolarsError, ValueError):

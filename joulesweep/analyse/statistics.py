@@ -439,7 +439,7 @@ def best_of(number: int, degrees: float, confidence: float = 0.975) -> float:
     return float(optimize.brentq(short, 0, 100, xtol=1e-6))
 
 
-def repeats_to_tell(apart: float, variance: float, cells: int, most: int = 50) -> int | None:
+def repeats_to_tell(apart: float, variance: float, cells: int, most: int = 20) -> int | None:
     """Repeats per cell until two cells so far apart are told apart by a one-sided 95 % bound; None beyond `most`.
 
     Args:

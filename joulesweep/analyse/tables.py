@@ -126,12 +126,21 @@ def combined(table: Table, *parts: Row) -> Row:
     """
     row: Row = {}
     for part in parts:
-        if not part.keys() <= table.keys():
-            raise ColumnError(one_of("column", next(key for key in part if key not in table), table))
+        _known(part, table)
         if not row.keys().isdisjoint(part):
             raise ColumnError(f"column {next(key for key in part if key in row)} is filled twice")
         row.update(part)
     return row
+
+
+def _known(part: Row, table: Table) -> None:
+    """Refuse a part of a row that names an unknown column.
+
+    Raises:
+        ColumnError: it does.
+    """
+    if not part.keys() <= table.keys():
+        raise ColumnError(one_of("column", next(key for key in part if key not in table), table))
 
 
 def check(row: Row, table: Table) -> Row:
@@ -142,7 +151,8 @@ def check(row: Row, table: Table) -> Row:
         TypeError: a value has the wrong type.
         ValueError: a number is impossible: NaN, beyond `LARGEST`, or negative where it counts something.
     """
-    for key, value in combined(table, row).items():
+    _known(row, table)
+    for key, value in row.items():
         if value is None:
             continue
         dtype = table[key].dtype
@@ -171,7 +181,8 @@ def frame(rows: list[Row], table: Table) -> pl.DataFrame:
     """
     always = {column.name for column in table.values() if column.null is None}
     for row in rows:
-        if lacking := always - combined(table, row).keys():
+        _known(row, table)
+        if lacking := always - row.keys():
             raise ColumnError(f"nothing fills column {', '.join(sorted(lacking))}")
     columns = {key: [row.get(key) for row in rows] for key in table}
     dtypes = {key: DTYPES[column.dtype] for key, column in table.items()}

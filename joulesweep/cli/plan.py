@@ -25,7 +25,7 @@ from joulesweep.measure import devices, machine, meters
 from joulesweep.plan import config as config_module
 from joulesweep.plan import staleness
 from joulesweep.plan.config import SweepConfig
-from joulesweep.plan.grid import dataset_key, expand, manifest, model_key
+from joulesweep.plan.grid import expand, manifest
 from joulesweep.reference import cpu_estimate
 from joulesweep.reference.footprint import J_PER_KWH, footprint
 
@@ -223,7 +223,7 @@ def _job(
     asked: cpu_estimate.Asked,
     facts: beliefs.Facts,
 ) -> Job:
-    counted = beliefs.work(spec, _shapes(spec), _tokens(spec))
+    counted = beliefs.work(spec, *beliefs.fetched(spec))
     unknown = "nothing finished yet; before models and texts are fetched, their work is not known"
     if counted:
         unknown = (
@@ -239,32 +239,6 @@ def _job(
         unknown=unknown,
         min_s=spec.min_seconds,
     )
-
-
-def _shapes(spec: RunSpec) -> Mapping[str, Any] | None:
-    """The model's sizes, from the config or from what was fetched; None before that."""
-    source = spec.model_source["source"]
-    if "random" in source:
-        return dict(source["random"])
-    return _json(Path("resources/models", model_key(spec.model, spec.model_source), "config.json"))
-
-
-def _tokens(spec: RunSpec) -> Mapping[str, Any] | None:
-    texts, model = dataset_key(spec.dataset, spec.dataset_source), model_key(spec.model, spec.model_source)
-    return _json(Path("resources/tokens", texts, f"{model}.json"))
-
-
-_files: dict[Path, Mapping[str, Any] | None] = {}
-
-
-def _json(path: Path) -> Mapping[str, Any] | None:
-    """A JSON file, read once; None where there is none."""
-    if path not in _files:
-        try:
-            _files[path] = json.loads(path.read_bytes())
-        except (OSError, ValueError):
-            _files[path] = None
-    return _files[path]
 
 
 def _expected(config: SweepConfig, asked: cpu_estimate.Asked) -> planning.Expected:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from joulesweep.cli import add_config
-from joulesweep.core.errors import UserError, one_of
+from joulesweep.core.errors import UserError, brief_repr, nearest
 from joulesweep.core.spec import RunSpec
 from joulesweep.launch import stage
 from joulesweep.launch.attempts import Attempt
@@ -35,7 +35,9 @@ def work(args: argparse.Namespace) -> int:
     config, where = config_module.located(args.configfile)
     runs = expand(config, where).runs
     if args.run_id not in runs:
-        raise UserError(one_of("run", args.run_id, runs))
+        near = nearest(args.run_id, runs)
+        hint = f"did you mean {near!r}? " if near else ""
+        raise UserError(f"unknown run {brief_repr(args.run_id)}; {hint}joulesweep runs lists all {len(runs)}")
     spec = runs[args.run_id]
     paths = _prepared(spec, args.configfile)
     runs_folder = Path("results", config.sweep, "by-hand")

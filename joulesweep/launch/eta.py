@@ -78,8 +78,8 @@ def duration(seconds: float) -> str:
 
 
 def finished(runs: Iterable[str], runs_folder: Path, newest: int = NEWEST) -> list[Took]:
-    """The newest finished runs, by the time of their end. Records that cannot be read are left out."""
-    paths = [path for run in runs if (path := runs_folder / run / "record.json").exists()]
+    """The newest of some finished runs, by the time of their end. Records that cannot be read are left out."""
+    paths = [runs_folder / run / "record.json" for run in runs]
     rows = []
     for path in sorted(paths, key=_changed_s)[-newest:]:
         try:
@@ -94,7 +94,7 @@ def finished(runs: Iterable[str], runs_folder: Path, newest: int = NEWEST) -> li
 def _changed_s(path: Path) -> float:
     try:
         return path.stat().st_mtime
-    except OSError:  # it was removed meanwhile
+    except OSError:  # there is none
         return 0.0
 
 

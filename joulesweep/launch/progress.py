@@ -36,8 +36,10 @@ def _rest(run: str, grid: Mapping[str, Any], runs_folder: Path) -> str | None:
     """`about 6 min left, done at 14:32`; None for an anchor, and where nothing is left or known."""
     if run not in grid["runs"] or runs_folder.parent.name == "anchors":
         return None
-    left = [run for run in grid["runs"] if not (runs_folder / run / "record.json").exists()]
-    rest = eta.remaining(grid["runs"], eta.finished(grid["runs"], runs_folder), left, {}) if left else None
+    done = {run: (runs_folder / run / "record.json").exists() for run in grid["runs"]}
+    left = [run for run in done if not done[run]]
+    took = eta.finished((run for run in done if done[run]), runs_folder) if left else []
+    rest = eta.remaining(grid["runs"], took, left, {})
     return f"about {eta.duration(rest.left_s)} left, done at {eta.until(rest.left_s)}" if rest else None
 
 

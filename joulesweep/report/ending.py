@@ -16,7 +16,7 @@ from joulesweep.core.quantities import one
 from joulesweep.report import numbers
 from joulesweep.report.numbers import FormattedNumber
 
-NOTHING = "No run has finished: there is no answer yet."
+NOTHING = "There is no answer yet: no run has finished, or none has the measure that answer.quality names."
 #: Columns below a decision's sentence: heading, ratio of a pick, and the number itself.
 COLUMNS: tuple[tuple[str, Callable[[Row], FormattedNumber]], ...] = (
     ("energy", numbers.joules),

@@ -3,6 +3,7 @@
 # changes no number: the spec itself is part of what a run is compared by
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import fields
 from typing import Any
@@ -29,11 +30,17 @@ def method_label(method: str, params: dict[str, Any]) -> str:
 
 def parameter_words(method: str, params: dict[str, Any]) -> list[str]:
     """A method's parameters as `name=value`: always the first one, others if they differ from the default."""
-    defaults = {field.name: field.default for field in fields(methods.load(method).Params)}
+    defaults = _defaults(method)
     first = next(iter(defaults), None)
     values = dict(params.items())
     kept = (name for name in defaults if name in values and (name == first or values[name] != defaults[name]))
     return [f"{name}={values[name]}" for name in kept]
+
+
+@functools.cache
+def _defaults(method: str) -> dict[str, Any]:
+    """The parameters of a method with their defaults; looking for its file takes longer than reading a record."""
+    return {field.name: field.default for field in fields(methods.load(method).Params)}
 
 
 def cell_id(spec: RunSpec) -> str:

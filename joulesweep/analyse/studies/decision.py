@@ -166,10 +166,12 @@ def decisions(
     """
     asked_margin, measure = asked(config)
     comparisons = comparisons or Comparisons(tables.runs)
-    return [
-        _decided(comparisons, panel, part, measure, asked_margin if margin is None else margin, limits or Limits())
-        for panel, part in comparable_groups(finished(tables.cells, "quality_verdict"))
+    margin = asked_margin if margin is None else margin
+    decided = [
+        _decided(comparisons, panel, part, measure, margin, limits or Limits())
+        for panel, part in comparable_groups(finished(tables.cells, "window_s_mean"))
     ]
+    return [decision for decision in decided if decision is not None]
 
 
 def _decided(
@@ -179,16 +181,22 @@ def _decided(
     measure: str,
     margin: float,
     limits: Limits,
-) -> Decision:
+) -> Decision | None:
+    """The decision of one panel; None if none of its finished cells has the measure of quality."""
+    baseline = next(row for row in cells.to_dicts() if row["name"] == row["compared_with"])
+    cells = cells.drop_nulls("quality_verdict")
     reason = why_not_ranked(cells)
     by, left_out = "window_s" if reason else "energy_j", doubtful(cells)
-    baseline = next(row for row in cells.to_dicts() if row["name"] == row["compared_with"])
+    quality_fit, cost_fit = comparisons.fit(panel, measure), comparisons.fit(panel, by)
+    if quality_fit is None or cost_fit is None:
+        return None
     compared = (cells if reason else undoubted(cells)).to_dicts()
+    compared = [row for row in compared if key_of(row) in quality_fit and key_of(row) in cost_fit]
+    if not compared:
+        return None
     complete = [row for row in compared if row["num_ok"] == row["num_runs"]]
     rows = complete or compared  # never recommend what diverged or ran out of memory
     allowed = [row for row in rows if limits.met_by(row)]
-    quality_fit, cost_fit = comparisons.fit(panel, measure), comparisons.fit(panel, by)
-    assert quality_fit is not None and cost_fit is not None  # the cells have both
     verdicts = qualities(quality_fit, measure, margin, {key_of(row) for row in allowed})
     told = quality_fit.variance is not None
     within = [row for row in allowed if _is_within(verdicts[key_of(row)], margin, told)]
@@ -317,7 +325,7 @@ def _settled_by(
     ]
     told = sorted(number for number in needed if number is not None)
     if not told:
-        return f"{begin}, too near the margin to tell with 50 repeats"
+        return f"{begin}, too near the margin to tell with 20 repeats"
     if len(told) < len(needed):
         return f"{begin}: grid.repeats of {told[-1]} would tell {len(told)} of them, if the estimates hold"
     return f"{begin}: grid.repeats of {told[-1]} would tell {'them' if several else 'it'}, if the estimates hold"

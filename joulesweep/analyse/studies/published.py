@@ -3,7 +3,7 @@
 Models, texts and machines differ, so only ratios are compared, never seconds or FLOPs.
 
 GreenTrainer (resources/published/greentrainer.csv): a method's cost over full training's. Maina et al.
-(resources/published/maina.csv): headlines on how much faster DDP is than DP, and AMP-FP16 than fp32.
+(resources/published/maina.csv): headlines on speed, memory, power and accuracy of DDP, DP and AMP-FP16.
 """
 
 from __future__ import annotations
@@ -11,11 +11,14 @@ from __future__ import annotations
 import csv
 import functools
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import polars as pl
+
 from joulesweep.analyse.cells import LAYOUT, by_method, finished, method_words
-from joulesweep.analyse.comparisons import Comparisons
+from joulesweep.analyse.comparisons import Comparisons, same_joules
 from joulesweep.analyse.statistics import Ratio
 from joulesweep.analyse.tables import Row, Tables
 from joulesweep.core.places import RESOURCES
@@ -29,12 +32,19 @@ PAPERS: dict[str, dict[str, Any]] = {
     "greentrainer": {"objective": "flops", "lora": None},
 }
 #: Comparisons of Maina et al.: words, and (strategy, precision) of both cells; None: any that both share.
-FASTER = (
+COMPARED = (
     ("ddp over dp", ("ddp", None), ("dp", None)),
     ("fp16-mixed over fp32", (None, "fp16-mixed"), (None, "fp32")),
     ("ddp with fp16-mixed over dp with fp32", ("ddp", "fp16-mixed"), ("dp", "fp32")),
 )
-#: Axes on which two cells agree whose speeds are compared.
+#: What each claim of the paper is a ratio of: a column of the runs.
+CLAIMS = {
+    "training speed": "samples_per_s",
+    "memory": "peak_gpu_allocated_bytes",
+    "power": "measured_power_w",
+    "validation accuracy": "masked_accuracy",
+}
+#: Axes on which two cells agree that are compared.
 SHARED = ("panel", "environment", "devices", *LAYOUT, "batch_size", "batch_size_scope", "lr", "max_grad_norm")
 
 
@@ -75,18 +85,20 @@ class Beside:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Faster:
-    """How much faster one way of training is than another, over all pairs of cells that are otherwise the same.
+class Compared:
+    """One quantity of one way of training over another, over all pairs of cells that are otherwise the same.
 
     Attributes:
         words: what is compared.
+        claim: the published quantity that it stands beside.
         num_pairs: pairs of cells.
-        lowest: the smallest ratio of texts per second, paired by seed.
+        lowest: the smallest ratio, paired by seed.
         highest: the largest.
-        where: name of the faster cell of the largest ratio.
+        where: name of the first cell of the largest ratio.
     """
 
     words: str
+    claim: str
     num_pairs: int
     lowest: Ratio
     highest: Ratio
@@ -156,21 +168,33 @@ def _beside(comparisons: Comparisons, name: str, row: Row, full: Row, published:
     )
 
 
-def speed_ratios(tables: Tables) -> list[Faster]:
+def claimed_ratios(tables: Tables) -> list[Compared]:
     """Repeat the comparisons of Maina et al. that the sweep has pairs for: full training on masked tokens."""
     cells = finished(tables.cells, "samples_per_s_mean").filter(method="full", task="mlm")
     groups = [part.to_dicts() for _, part in cells.group_by(SHARED, maintain_order=True)]
-    faster, comparisons = [], Comparisons(tables.runs)
-    for words, first, second in FASTER:
+    joules = pl.when(pl.col("energy_status") == "measured", pl.col("energy_doubt").is_null()).then("energy_j")
+    comparisons = Comparisons(tables.runs.with_columns(measured_power_w=joules / pl.col("window_s")))
+    compared = []
+    for words, first, second in COMPARED:
         pairs = [(a, b) for group in groups for a in group for b in group if _is(a, b, first, second)]
-        ratios = [
-            (ratio, a["name"]) for a, b in pairs if (ratio := comparisons.ratio(a, b, "samples_per_s")) is not None
+        compared += [
+            one for claim, column in CLAIMS.items() if (one := _compared(comparisons, words, claim, column, pairs))
         ]
-        if ratios:
-            ratios.sort(key=lambda pair: pair[0].ratio)
-            (lowest, _), (highest, where) = ratios[0], ratios[-1]
-            faster.append(Faster(words=words, num_pairs=len(ratios), lowest=lowest, highest=highest, where=where))
-    return faster
+    return compared
+
+
+def _compared(
+    comparisons: Comparisons, words: str, claim: str, column: str, pairs: Sequence[tuple[Row, Row]]
+) -> Compared | None:
+    """The smallest and largest ratio of a column over pairs of cells; None if no pair has it."""
+    if column == "measured_power_w":
+        pairs = [pair for pair in pairs if same_joules(*pair)]
+    ratios = [(ratio, a["name"]) for a, b in pairs if (ratio := comparisons.ratio(a, b, column)) is not None]
+    if not ratios:
+        return None
+    ratios.sort(key=lambda pair: pair[0].ratio)
+    (lowest, _), (highest, where) = ratios[0], ratios[-1]
+    return Compared(words=words, claim=claim, num_pairs=len(ratios), lowest=lowest, highest=highest, where=where)
 
 
 def _is(a: Row, b: Row, first: tuple[str | None, ...], second: tuple[str | None, ...]) -> bool:

@@ -32,6 +32,7 @@ ROW = 54  # pixels of a step: two lines of text above a bar
 MAX_ORDER = 4  # changes of which every order is tried
 MAX_PLOTS = 4
 FIRST = ("Precision", "Method", "Devices")  # axes that are changed first
+NOT_COMPARED = "cannot be compared"
 #: Colours of the bars, by what they say.
 MEANING = {
     "total": theme.FAINT,
@@ -39,6 +40,7 @@ MEANING = {
     "costs more": theme.COLOURS[1],
     "no difference shown": theme.PALE,
     "quality not yet shown": theme.UNSURE,
+    NOT_COMPARED: theme.COLOURS[5],
 }
 
 
@@ -47,8 +49,8 @@ def draw(results: Results) -> Figure:
     plots, notes = [], []
     for decision in results.decisions[:MAX_PLOTS]:
         if (steps := ladder(results, decision)) is None:
-            name = f"{decision.panel}: " if decision.panel else ""
-            notes.append(f"{name}{why_none(decision)}.")
+            name, why = f"{decision.panel}: " if decision.panel else "", why_none(decision)
+            notes.append(f"{name or why[0].upper()}{why if name else why[1:]}.")
         else:
             plots.append(Plot(chart=_plot(decision, steps), title=decision.panel))
     if not plots:
@@ -158,7 +160,9 @@ def _told(ratio: Ratio | None) -> str:
 
 
 def _kind(ratio: Ratio | None, cheaper: bool) -> str:
-    if ratio is None or ratio.verdict == NO_DIFFERENCE:
+    if ratio is None:
+        return NOT_COMPARED
+    if ratio.verdict == NO_DIFFERENCE:
         return NO_DIFFERENCE
     return "saves" if cheaper else "costs more"
 

@@ -48,7 +48,7 @@ def draw(results: Results) -> Figure:
         plots.append(_plot(epochs, "estimated_energy_j", "Estimated energy (J), not measured", roles))
         notes.append("Estimated joules are a guess from CPU-seconds.")
     others = num_cells - len(roles)
-    notes += [f"{others} other configurations are not drawn."] if others > 0 else []
+    notes += [f"Other configurations, not drawn: {others}."] if others > 0 else []
     return Figure(title=TITLE, notes=notes, plots=[Plot(chart=plot) for plot in plots], columns=len(plots))
 
 

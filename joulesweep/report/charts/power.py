@@ -33,7 +33,7 @@ def draw(results: Results) -> Figure:
     plots = [Plot(chart=_plot(traced.filter(run=run)), title=title) for run, title in list(shown.items())[:MAX_PLOTS]]
     notes = ["One line per device, seconds from the begin of the measured window, which is shaded."]
     left = ok.height - len(plots)
-    notes += [f"{left} other runs are not drawn; tables/power.parquet has their readings."] if left else []
+    notes += [f"Other runs, not drawn: {left}; tables/power.parquet has their readings."] if left else []
     return Figure(title=TITLE, notes=notes, plots=plots, columns=3 if len(plots) > 2 else len(plots))
 
 

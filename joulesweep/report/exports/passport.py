@@ -20,6 +20,7 @@ from joulesweep.core.errors import UserError
 from joulesweep.reference.footprint import J_PER_KWH
 from joulesweep.report.exports.kept import Kept, hub_id, origin
 
+Json = dict[str, Any]  # an object of the document
 SPEC_VERSION = "1.6"
 SCHEMA = f"http://cyclonedx.org/schema/bom-{SPEC_VERSION}.schema.json"
 G_PER_TONNE = 1e6
@@ -35,7 +36,7 @@ CERTAINTY = (
 ESTIMATES = ("estimated_energy_j", "estimated_energy_low_j", "estimated_energy_high_j", "estimated_energy_method")
 
 
-def passport(model: Kept) -> dict[str, Any]:
+def passport(model: Kept) -> Json:
     """The bill of materials as JSON. Equal inputs give equal documents."""
     parts = [_base_model(model), _dataset(model)]
     body = {
@@ -56,7 +57,7 @@ def _tool() -> dict[str, str]:
     return {"type": "application", "name": "joulesweep", "version": joulesweep.__version__}
 
 
-def _model(model: Kept) -> dict[str, Any]:
+def _model(model: Kept) -> Json:
     """The adapted model with its card."""
     spec = model.spec
     return {
@@ -81,7 +82,7 @@ def _model(model: Kept) -> dict[str, Any]:
     }
 
 
-def _file(name: str, checksum: str) -> dict[str, Any]:
+def _file(name: str, checksum: str) -> Json:
     return {"type": "file", "bom-ref": f"file-{name}", "name": name, "hashes": [{"alg": HASH, "content": checksum}]}
 
 
@@ -114,13 +115,13 @@ def _training(model: Kept) -> dict[str, object]:
     }
 
 
-def _environment(model: Kept) -> dict[str, Any]:
+def _environment(model: Kept) -> Json:
     """What the training took, if it was read from the machine."""
     if model.energy_j is None:
         why = {**{name: model.run[name] for name in CERTAINTY}, "energy_reason": model.no_energy_reason}
         return {"properties": _properties({**why, **{name: model.run[name] for name in ESTIMATES}})}
     energy = {"value": model.energy_j / J_PER_KWH, "unit": "kWh"}
-    consumption: dict[str, Any] = {
+    consumption: Json = {
         "activity": "fine-tuning",
         "energyProviders": [
             {
@@ -145,7 +146,7 @@ def _properties(facts: dict[str, object]) -> list[dict[str, str]]:
     return [{"name": f"joulesweep:{name}", "value": str(value)} for name, value in facts.items() if value is not None]
 
 
-def _base_model(model: Kept) -> dict[str, Any]:
+def _base_model(model: Kept) -> Json:
     source, manifest = model.spec.model_source, model.record.inputs.model or {}
     component = {
         "type": "machine-learning-model",
@@ -157,7 +158,7 @@ def _base_model(model: Kept) -> dict[str, Any]:
     return {name: value for name, value in component.items() if value is not None}
 
 
-def _dataset(model: Kept) -> dict[str, Any]:
+def _dataset(model: Kept) -> Json:
     source = model.spec.dataset_source
     return {
         "type": "data",

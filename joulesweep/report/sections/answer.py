@@ -127,7 +127,7 @@ def _summary(decision: Decision, results: Results) -> list[str | numbers.Formatt
         decision.panel,
         configuration(pick.row),
         numbers.joules(pick.row),
-        _told(pick.ratios["energy"] or pick.ratios["time"]) or "–",
+        _told(pick.ratios["energy" if decision.by == "energy_j" else "time"]) or "–",
         quantities.one(pick.row["window_s_mean"], "s"),
         numbers.above_best(pick.row),
     ]

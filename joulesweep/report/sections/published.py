@@ -5,59 +5,83 @@ from __future__ import annotations
 from markupsafe import Markup
 
 from joulesweep.analyse.statistics import Ratio
-from joulesweep.analyse.studies.published import Beside, Faster, greentrainer_ratios, rows, source, speed_ratios
+from joulesweep.analyse.studies.published import Beside, Compared, claimed_ratios, greentrainer_ratios, rows, source
 from joulesweep.report import numbers
 from joulesweep.report.markup import filled, table
 from joulesweep.report.sections import Results, Section
 
 PLACE = 80
-HEADINGS = {
-    "Texts per second here": "text",
-    "Pairs": "",
-    "Smallest ratio": "",
-    "Largest ratio": "",
-    "Largest for": "text",
-}
 
 
 def section(results: Results) -> Section | None:
-    """Methods and speeds beside the papers'; None if the sweep has neither."""
-    methods, speeds = greentrainer_ratios(results.tables), speed_ratios(results.tables)
-    if not methods and not speeds:
+    """Methods and claims beside the papers'; None if the sweep has neither."""
+    methods, claims = greentrainer_ratios(results.tables), claimed_ratios(results.tables)
+    if not methods and not claims:
         return None
     html = filled(
         "published.html.j2",
         methods=_methods(methods) if methods else None,
         methods_source=source("greentrainer.csv"),
-        speeds=table(HEADINGS, map(_speed, speeds), "Published speeds") if speeds else None,
-        headlines=rows("maina.csv"),
-        speeds_source=source("maina.csv"),
+        claims=_claims(claims) if claims else None,
+        claims_source=source("maina.csv"),
     )
-    return Section(title="Beside the published figures", html=html)
+    return Section(title="Beside the published figures", short="Published", html=html)
 
 
 def _methods(methods: list[Beside]) -> Markup:
-    """The costs of methods relative to full training, without columns that would be empty or constant."""
-    entries: dict[str, tuple[str, list[str | numbers.FormattedNumber]]] = {
-        "Method": ("text", [row.method for row in methods]),
-        "Otherwise": ("text", [row.name for row in methods]),
-        "Published compute": ("", [_range(row.published.compute) for row in methods]),
-        "Compute here, counted": ("", [_times(row.measured_compute) for row in methods]),
-        "Published hours": ("", [_range(row.published.hours) for row in methods]),
-        "Time here": ("", [_times(row.measured_time) for row in methods]),
-        "Measured joules here": ("", [_times(row.measured_joules) for row in methods]),
-        "Published settings": ("", [str(row.published.num_settings) for row in methods]),
-    }
-    if len({row.name for row in methods}) == 1:
-        del entries["Otherwise"]
-    if all(row.measured_joules is None for row in methods):
-        del entries["Measured joules here"]
-    headings = {heading: kind for heading, (kind, _) in entries.items()}
-    return table(headings, zip(*(column for _, column in entries.values()), strict=True), "Published costs of methods")
+    """The costs of methods relative to full training, a row each, without columns that would be empty."""
+    headings = {"Method": "text", "Published compute": "", "Compute here": "", "Published hours": "", "Time here": ""}
+    joules = any(row.measured_joules for row in methods)
+    headings |= {"Measured joules here": ""} if joules else {}
+    headings |= {"Published settings": ""}
+    by_method: dict[str, list[Beside]] = {}
+    for row in methods:
+        by_method.setdefault(row.method, []).append(row)
+    lines: list[list[str | numbers.FormattedNumber]] = [
+        [
+            method,
+            _range(same[0].published.compute),
+            _over([row.measured_compute for row in same]),
+            _range(same[0].published.hours),
+            _over([row.measured_time for row in same]),
+            *([_over([row.measured_joules for row in same])] if joules else []),
+            str(same[0].published.num_settings),
+        ]
+        for method, same in by_method.items()
+    ]
+    return table(headings, lines, "Published costs of methods")
 
 
-def _speed(row: Faster) -> list[str | numbers.FormattedNumber]:
-    return [row.words, str(row.num_pairs), _times(row.lowest), _times(row.highest), row.where]
+def _claims(compared: list[Compared]) -> Markup:
+    """A row for each claim, a column for each comparison that the sweep has pairs for."""
+    words = list(dict.fromkeys(one.words for one in compared))
+    by_place = {(one.claim, one.words): one for one in compared}
+    lines: list[list[str | numbers.FormattedNumber]] = [
+        [
+            claim["quantity"],
+            (claim["figure"], f"{claim['status']}, {claim['source']}"),
+            *(_pairs(by_place.get((claim["quantity"], word))) for word in words),
+        ]
+        for claim in rows("maina.csv")
+    ]
+    return table({"Claim": "text", "Published": "text", **dict.fromkeys(words, "")}, lines, "Published claims")
+
+
+def _pairs(one: Compared | None) -> numbers.FormattedNumber:
+    """The smallest and the largest ratio over pairs; the interval if there is one pair."""
+    if one is None:
+        return numbers.ABSENT
+    if one.num_pairs == 1:
+        return _times(one.lowest)
+    return f"{one.lowest.ratio:#.3g} to {one.highest.ratio:#.3g}×", f"{one.num_pairs} pairs"
+
+
+def _over(ratios: list[Ratio | None]) -> numbers.FormattedNumber:
+    """The smallest and the largest of several ratios; a single one with its interval."""
+    known = sorted(ratio.ratio for ratio in ratios if ratio is not None)
+    if len(known) < 2:
+        return _times(next((ratio for ratio in ratios if ratio is not None), None))
+    return f"{known[0]:#.3g} to {known[-1]:#.3g}×", f"{len(known)} settings"
 
 
 def _range(ends: tuple[float, float]) -> str:

@@ -10,4 +10,6 @@ PLACE = 20
 
 def section(results: Results) -> Section:
     """The chart's heading, and the place for what is compared."""
-    return Section(title="Energy and quality", html=filled("quality.html.j2", any_ok=results.num_ok > 0))
+    by_energy = all(decision.by == "energy_j" for decision in results.decisions)
+    title = f"{'Energy' if by_energy else 'Time'} and quality"
+    return Section(title=title, html=filled("quality.html.j2", any_ok=results.num_ok > 0))

@@ -9,6 +9,8 @@ import tiny_run
 
 from joulesweep.analyse import beliefs
 from joulesweep.analyse.beliefs import Facts
+from joulesweep.core import files
+from joulesweep.plan.grid import dataset_key, model_key
 from joulesweep.reference.cpu_estimate import Asked
 
 SHAPES = {"hidden_size": 128, "num_hidden_layers": 2, "intermediate_size": 512, "vocab_size": 30522}
@@ -89,3 +91,18 @@ def test_boards_without_rates_are_not_guessed(facts):
 def test_unknown_work_leaves_only_what_is_around():
     assert set(believed(counted=False, estimate=True)) == {"around_s"}
     assert math.exp(believed(counted=False, idle_s=5.0, cooldown_s=60.0)["around_s"].log) == pytest.approx(4 + 5 + 30)
+
+
+def test_what_was_fetched_tells_the_sizes(tmp_path):
+    a_spec = spec()
+    model = model_key(a_spec.model, a_spec.model_source)
+    texts = dataset_key(a_spec.dataset, a_spec.dataset_source)
+    assert beliefs.fetched(a_spec, tmp_path / "nowhere") == (None, None)
+    files.write_json(tmp_path / "resources" / "models" / model / "config.json", SHAPES)
+    files.write_json(tmp_path / "resources" / "tokens" / texts / f"{model}.json", TOKENS)
+    assert beliefs.fetched(a_spec, tmp_path) == (SHAPES, TOKENS)
+
+
+def test_a_model_of_random_weights_has_its_sizes_in_the_config(tmp_path):
+    source = {"source": {"random": SHAPES}, "tokenizer": {"local": "model"}}
+    assert beliefs.fetched(spec(model_source=source), tmp_path) == (SHAPES, None)

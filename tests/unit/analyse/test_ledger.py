@@ -194,6 +194,22 @@ def test_an_older_run_without_meter_has_its_window_estimated(on_cpu):
     assert on_cpu.spent().estimated_j == pytest.approx(expected)
 
 
+def test_boards_that_a_run_on_the_cpu_metered_are_in_no_sum(on_cpu):
+    host = [{"device": "cpu:0", "kind": "cpu", "energy_j": 10.0, "reason": None}]
+    on_cpu.note(on_cpu.runs[0], status="failed", energy=[*board(900.0), *host])
+    on_cpu.note(on_cpu.runs[1], status="failed", energy=board(900.0))
+    first, second = on_cpu.rows()
+    assert (first["energy_j"], first["energy_scope"]) == (10.0, "cpu")
+    assert (second["energy_j"], second["energy_reason"]) == (None, ledger.UNREAD)
+    assert second["estimated_energy_j"] > 0
+
+
+def test_without_its_boards_a_run_on_gpus_has_no_joules(on_boards):
+    host = [{"device": "cpu:0", "kind": "cpu", "energy_j": 10.0, "reason": None}]
+    on_boards.note(on_boards.runs[0], status="failed", energy=host)
+    assert on_boards.rows()[0]["energy_j"] is None
+
+
 @pytest.mark.parametrize("line", ["", "{", "[]", "7", '{"ended": "x"}', '{"attempt": "y", "ended": "x"}'])
 def test_torn_lines_are_left_out(on_boards, line):
     run = on_boards.runs[0]

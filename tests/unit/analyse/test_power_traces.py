@@ -77,3 +77,21 @@ def test_runs_that_failed_have_no_trace(tmp_path):
     (runs / next(iter(grid["runs"])) / "power.jsonl").write_text("{}")  # left over from before
     found = aggregate(grid, runs)
     assert set(found.power["run"]) == set(found.runs.filter(pl.col("status") == "ok")["run"])
+
+
+def test_a_trace_that_ends_in_no_newline_keeps_its_last_line(sweep):
+    grid, runs = sweep
+    first, second = (runs / run / "power.jsonl" for run in grid["runs"])
+    first.write_text(first.read_text().rstrip("\n"))
+    power = aggregate(grid, runs).power
+    for path in (first, second):
+        assert power.filter(run=path.parent.name).height == len(path.read_text().splitlines())
+
+
+def test_one_corrupt_trace_leaves_the_others(sweep):
+    grid, runs = sweep
+    first, second = (runs / run / "power.jsonl" for run in grid["runs"])
+    first.write_text('{"t_s": 1, "device": "gpu:0"\n')
+    made = aggregate(grid, runs)
+    assert set(made.power["run"]) == {second.parent.name}
+    assert made.runs["flags"].str.contains("unreadable_file").to_list() == [True, None]

@@ -229,6 +229,6 @@ def test_the_best_of_several_has_dunnetts_quantiles(number, quantile):
 
 def test_more_repeats_tell_what_fewer_do_not():
     assert repeats_to_tell(0.05, 0.01**2, 24) == 2
-    few, many = repeats_to_tell(0.01, 0.01**2, 24), repeats_to_tell(0.005, 0.01**2, 24)
+    few, many = repeats_to_tell(0.01, 0.01**2, 24), repeats_to_tell(0.007, 0.01**2, 24)
     assert 2 < few < many
     assert repeats_to_tell(1e-9, 0.01**2, 24) is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import synthetic
@@ -12,10 +13,11 @@ import yaml
 
 from joulesweep.cli import main, plan
 from joulesweep.core import files
-from joulesweep.measure import machine
+from joulesweep.measure import machine, meters
+from joulesweep.measure.devices import Board
 from joulesweep.plan import staleness
 from joulesweep.plan.config import validate
-from joulesweep.plan.grid import expand
+from joulesweep.plan.grid import dataset_key, expand, model_key
 
 HERE = synthetic.environment()["cpu_model"]
 
@@ -138,6 +140,25 @@ def test_runs_of_another_machine_count_only_if_it_is_named(capsys):
     named = as_json(capsys, "--machine", "node7")
     assert named["machine"] == "node7"
     assert named["seconds"]["mid"] > 0
+
+
+def test_before_anything_ran_boards_have_their_rates_and_limits(capsys, monkeypatch):
+    board = Board(index=0, uuid="GPU-0", name="NVIDIA H200", memory_bytes=141 * 2**30, has_counter=True, mig=False)
+    monkeypatch.setattr(plan, "_boards", lambda: [board, board])
+    monkeypatch.setattr(meters, "sensor", lambda board: SimpleNamespace(power_limit_w=lambda: 700.0))
+    specs = sweep(axes={"devices": [2]}, **synthetic.GPU_CONFIG)
+    spec = next(iter(specs.values()))
+    model, texts = model_key(spec.model, spec.model_source), dataset_key(spec.dataset, spec.dataset_source)
+    shapes = {"hidden_size": 768, "num_hidden_layers": 12, "vocab_size": 30522}
+    files.write_json(plan.Path("resources/models", model, "config.json"), shapes)
+    files.write_json(plan.Path("resources/tokens", texts, f"{model}.json"), {"num_texts": 9000, "num_tokens": 90000})
+    made = as_json(capsys)
+    assert made["together"] == "on 2 GPUs"
+    assert list(made["joules"]) == ["measured"]
+    assert all("of the peak rate of H200" in run["basis"] for run in made["runs"])
+    assert all("700 W" in run["energy_basis"] for run in made["runs"])
+    assert made["wall_s"]["mid"] < made["seconds"]["mid"]
+    assert made["wall_s"]["low"] < made["wall_s"]["mid"] < made["wall_s"]["high"]
 
 
 def test_a_machine_nobody_ran_on_is_refused(capsys):

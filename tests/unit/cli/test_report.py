@@ -41,7 +41,7 @@ def test_tables_charts_and_page_of_the_finished_runs(sweep, capsys):
     assert {"partial/report.html", "partial/tables/cells.parquet"} <= made
     assert any(name.startswith("partial/charts/") and name.endswith(".svg") for name in made)
     assert all(name.startswith("partial/") and "/." not in name for name in made)
-    assert "16 of 24 runs finished" in (sweep / "partial" / "report.html").read_text(encoding="utf-8")
+    assert "16 of 24 runs ok" in (sweep / "partial" / "report.html").read_text(encoding="utf-8")
     out = capsys.readouterr().out.splitlines()
     assert out[-1] == f"Report: {sweep}/partial/report.html"
     assert len(out) > 1

@@ -161,6 +161,15 @@ def test_the_step_not_shown_yet_is_the_cheapest_open_one(two_gpus):
     assert further["to"] == min(cheaper)
 
 
+def test_a_step_from_doubtful_joules_is_not_compared(tmp_path):
+    def change(row):
+        return synthetic.on_gpus(row, **({"doubt": "power disagrees"} if row["spec"]["precision"] == "fp32" else {}))
+
+    swept = build(tmp_path, change, {"strategy": ["single"], "batch_size": [32]}, **synthetic.GPU_CONFIG)
+    (_, step, _) = ladder.ladder(swept, swept.decisions[0])
+    assert step["kind"] == "cannot be compared" and step["head"] == "+ bf16-mixed: unknown"
+
+
 def test_a_baseline_that_is_recommended_has_no_ladder(tmp_path):
     def change(row):
         worse = 0.0 if (row["spec"]["strategy"], row["spec"]["precision"]) == ("single", "fp32") else 1.0

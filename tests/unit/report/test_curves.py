@@ -44,7 +44,7 @@ def test_few_lines_are_drawn_and_the_others_counted(gpu):
     roles = {row["role"] for row in drawn(figure, 0)}
     assert BASELINE in roles and any("recommended" in role for role in roles) and len(roles) <= loss.MAX_LINES
     names = {row["name"] for row in drawn(figure, 0)}
-    assert f"{8 - len(names)} other configurations are not drawn." in figure.notes
+    assert f"Other configurations, not drawn: {8 - len(names)}." in figure.notes
 
 
 def test_a_line_is_the_mean_over_the_repeats(gpu):
@@ -94,7 +94,7 @@ def test_no_estimate_unless_asked(tmp_path):
 def test_power_of_recommended_and_baseline_with_the_window(gpu):
     figure = power.draw(gpu)
     assert [plot.title.split(":")[0] for plot in figure.plots][1] == BASELINE
-    assert "22 other runs are not drawn" in figure.notes[1]
+    assert "Other runs, not drawn: 22;" in figure.notes[1]
     for plot in range(2):
         rows = [row for row in drawn(figure, plot) if "power_w" in row]
         first = gpu.tables.power.filter(repeat=1, name=rows[0]["name"])

@@ -42,7 +42,7 @@ def test_a_decision_is_a_sentence_a_table_and_how_sure(tmp_path):
 
 def test_without_a_finished_run_there_is_no_answer(tmp_path):
     folder = written(tmp_path, lambda row: None)
-    assert ending.lines(folder) == ["No run has finished: there is no answer yet."]
+    assert ending.lines(folder) == [ending.NOTHING]
 
 
 def test_missing_tables_are_one_line(tmp_path):

@@ -133,6 +133,21 @@ def test_a_cell_of_which_a_run_diverged_is_not_recommended(tmp_path):
     assert decided(tmp_path, change).recommended.row["strategy"] == "single"
 
 
+def test_a_measure_that_no_run_has_decides_nothing(tmp_path):
+    assert decisions(*build(tmp_path, answer={"quality": "choice_accuracy"})) == []
+
+
+def test_a_baseline_without_the_measure_is_still_what_the_others_are_compared_with(tmp_path):
+    def change(row):
+        first = row["spec"]["strategy"] == "single" and row["spec"]["precision"] == "fp32"
+        right = None if first else 0.5 + 0.001 * row["spec"]["repeat"]
+        return {**row, "quality": {**row["quality"], "choice_accuracy": right}}
+
+    decision = decided(tmp_path, change, answer={"quality": "choice_accuracy"})
+    assert decision.baseline["name"] == "single fp32 bs32" and decision.num_cells == 6
+    assert decision.recommended.ratios["time"] is not None
+
+
 def test_limits_leave_out_what_takes_more(tmp_path):
     tables, config = build(tmp_path, lambda row: with_loss(row, 3.0))
     (free,) = decisions(tables, config)

@@ -114,7 +114,8 @@ def speeds(row):
 
 def test_speeds_are_compared_where_the_rest_is_the_same(tmp_path):
     axes = {"strategy": ["single", "dp", "ddp"], "precision": ["fp32", "fp16-mixed"], "batch_size": [32, 64]}
-    found = {one.words: one for one in published.speed_ratios(build(tmp_path, axes, speeds))}
+    every = published.claimed_ratios(build(tmp_path, axes, speeds))
+    found = {one.words: one for one in every if one.claim == "training speed"}
     spread, narrow, both = found.values()
     assert [one.num_pairs for one in (spread, narrow, both)] == [4, 6, 2]
     assert (spread.lowest.ratio, spread.highest.ratio) == pytest.approx((1.5, 1.8))
@@ -125,10 +126,35 @@ def test_speeds_are_compared_where_the_rest_is_the_same(tmp_path):
 
 def test_a_sweep_without_such_pairs_has_no_comparison(tmp_path):
     axes = {"strategy": ["single", "ddp"], "precision": ["fp32", "bf16-mixed"]}
-    assert published.speed_ratios(build(tmp_path, axes)) == []
+    assert published.claimed_ratios(build(tmp_path, axes)) == []
 
 
 def test_headlines_have_a_status_and_a_source():
     rows = published.rows("maina.csv")
     assert "arXiv 2506.08433" in published.source("maina.csv")
     assert rows and all(row["status"] == "recalled" and row["source"] and row["figure"] for row in rows)
+
+
+def test_power_memory_and_accuracy_stand_beside_their_claims(tmp_path):
+    def change(row):
+        row = synthetic.on_gpus(row)
+        watts = 100.0 if row["spec"]["precision"] == "fp32" else 60.0
+        (board, *rest) = row["measurement"]["energy"]
+        board = {**board, "energy_j": watts * row["measurement"]["window_s"]}
+        return synthetic.with_energy(row, board, *rest)
+
+    axes = {"strategy": ["single"], "precision": ["fp32", "fp16-mixed"], "batch_size": [32]}
+    made = build(tmp_path, axes, change, **synthetic.GPU_CONFIG)
+    found = {one.claim: one for one in published.claimed_ratios(made)}
+    assert set(found) == set(published.CLAIMS) and {row["quantity"] for row in published.rows("maina.csv")} == set(
+        found
+    )
+    assert found["power"].lowest.ratio == pytest.approx(0.6)
+    assert found["memory"].lowest.ratio == found["validation accuracy"].lowest.ratio == pytest.approx(1.0)
+
+
+def test_unmeasured_joules_say_nothing_about_power(tmp_path):
+    axes = {"strategy": ["single"], "precision": ["fp32", "fp16-mixed"], "batch_size": [32]}
+    assert {one.claim for one in published.claimed_ratios(build(tmp_path, axes))} == {
+        *("training speed", "validation accuracy")
+    }
