@@ -27,8 +27,9 @@ OLDEST_PINS := transformers==5.17.0 huggingface_hub==1.33.0
 # What asks transformers for something. torch.jit.script, which that version uses, warns of its end.
 OLDEST_TESTS := $(addprefix tests/unit/,nets methods prepare/test_model.py prepare/test_tokens.py \
 	$(addprefix train/test_,tasks.py scoring.py fit.py))
-# Two workers, since many tests have two processes of their own; whoever is done takes over half of the other's rest.
-PYTEST := OMP_NUM_THREADS=1 python -m pytest --numprocesses 2 --dist worksteal
+# Two workers for two cores; whoever is done takes over half of the others' rest.
+WORKERS := 2
+PYTEST = OMP_NUM_THREADS=1 python -m pytest --numprocesses $(WORKERS) --dist worksteal
 QUICK := -m 'smoke or not (workflow or slow or product or registry)'
 # The site's own packages, likewise.
 DOCS := .cache/docs
@@ -64,6 +65,8 @@ test: environment
 
 # Python tells coverage itself which lines ran, from 3.12 on; before, a trace function does, which doubles the time of the
 # tests that it follows: tests/conftest.py says which ones.
+# One more, since a third of the time many of these wait for what they have started.
+test-all: WORKERS := 3
 test-all: environment
 	@COVERAGE_CORE=$$(python -c 'import sys; print("sysmon" if sys.version_info >= (3, 12) else "ctrace")') \
 		$(PYTEST) --cov --cov-report term:skip-covered --cov-fail-under 90

@@ -107,6 +107,7 @@ def test_an_edited_chart_makes_charts_and_report_stale(copy):
     assert {name for name, value in copy.digests().items() if value != before[name]} == {"charts", "report"}
 
 
+@pytest.mark.slow
 def test_a_study_is_one_file(copy):
     before, page = copy.digests(), copy.report()
     copy.add("joulesweep/report/sections/steadiness.py", example("study.md"))

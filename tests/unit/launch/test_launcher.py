@@ -554,6 +554,7 @@ def test_the_processes_keep_the_locks_while_one_of_them_lives(start, script, boa
     assert json.loads(log.read_text()) == ["GPU-1", "node"]
 
 
+@pytest.mark.slow
 def test_a_run_whose_boards_are_metered_tells_all_that_was_seen(start, monkeypatch, tmp_path):
     """The CPU trains, the boards are made up: the first draws 300 W, the second 100 W."""
     monkeypatch.undo()

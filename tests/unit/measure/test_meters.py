@@ -242,6 +242,7 @@ def test_a_strangers_meter_is_one_file(tmp_path):
     assert found["digest"] == staleness.run_digest(tiny_run.spec()), "finished runs are stale"
 
 
+@pytest.mark.slow
 def test_a_run_with_a_plug_has_its_joules_beside_the_sum(tmp_path, monkeypatch, nothing_is_left):
     monkeypatch.setattr(devices, "boards", list)
     monkeypatch.setattr(signal, "signal", lambda *given: None)  # what the launching parent does with its own

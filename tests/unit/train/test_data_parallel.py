@@ -51,6 +51,7 @@ def test_a_row_says_how_many_ranks_compute_a_text(monkeypatch):
         assert strategy.ranks_per_text("new", 8) == expected
 
 
+@pytest.mark.slow
 def test_two_ranks_that_compute_every_text_have_the_gradients_of_one(tmp_path, torch_as_it_was):
     assets = tiny_run.assets(tmp_path / "assets")
     (tmp_path / "rank.py").write_text(TOGETHER, encoding="utf-8")
