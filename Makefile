@@ -63,7 +63,7 @@ sweep: environment
 test: environment
 	@$(PYTEST) $(QUICK)
 
-# One more, since a third of the time many of these wait for what they have started.
+# One more, since many of these wait for processes and meters that they have started.
 test-all: WORKERS := 3
 # Python tells coverage itself which lines ran, from 3.12 on; before, a trace function does, which doubles the time of the
 # tests that it follows: tests/conftest.py says which ones.
