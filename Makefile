@@ -63,10 +63,10 @@ sweep: environment
 test: environment
 	@$(PYTEST) $(QUICK)
 
+# One more, since many of these wait for processes and meters that they have started.
+test-all: WORKERS := 3
 # Python tells coverage itself which lines ran, from 3.12 on; before, a trace function does, which doubles the time of the
 # tests that it follows: tests/conftest.py says which ones.
-# One more, since a third of the time many of these wait for what they have started.
-test-all: WORKERS := 3
 test-all: environment
 	@COVERAGE_CORE=$$(python -c 'import sys; print("sysmon" if sys.version_info >= (3, 12) else "ctrace")') \
 		$(PYTEST) --cov --cov-report term:skip-covered --cov-fail-under 90
