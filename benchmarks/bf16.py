@@ -13,8 +13,8 @@ from pathlib import Path
 
 from benchmarks.peer_assets import prepare
 from benchmarks.peers import CACHE, PACKED, base_spec
-from joulesweep.analyse.statistics import mean_interval
 from joulesweep.core.spec import from_mapping, full
+from joulesweep.core.student import mean_interval
 from joulesweep.train.loop import train
 
 PRECISIONS = ("fp32", "bf16-true", "bf16-kahan")

@@ -33,10 +33,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.peer_assets import MODELS, REPOSITORY, Assets, prepare
-from joulesweep.analyse.statistics import mean_interval, paired_ratio
+from joulesweep.analyse.statistics import paired_ratio
 from joulesweep.core import files
 from joulesweep.core.outcome import as_json
 from joulesweep.core.spec import RunSpec, from_mapping, full
+from joulesweep.core.student import mean_interval
 from joulesweep.launch import launcher
 from joulesweep.measure import devices
 from joulesweep.measure.devices import Board

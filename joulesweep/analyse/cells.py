@@ -13,9 +13,10 @@ import polars as pl
 
 from joulesweep.analyse import columns, tables
 from joulesweep.analyse.comparisons import Comparisons, asked, key_of, qualities
-from joulesweep.analyse.statistics import Interval, Ratio, mean_interval, positive_interval
+from joulesweep.analyse.statistics import Ratio, positive_interval
 from joulesweep.analyse.tables import Row
 from joulesweep.core.spec import micro_batch
+from joulesweep.core.student import Interval, mean_interval
 from joulesweep.measure import meters
 from joulesweep.runs.headline import join_unique
 from joulesweep.runs.identity import method_label, parameter_words

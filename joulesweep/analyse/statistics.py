@@ -17,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
+from joulesweep.core.student import Interval, mean_interval
+
 LARGEST_LOG = math.log(1e300)
 NO_DIFFERENCE = "no difference shown"
 NO_INTERVAL = "n=1, no interval"
@@ -24,23 +26,6 @@ NO_INTERVAL = "n=1, no interval"
 FALSE_ALARM = 0.01
 ROUNDING = 1e-12  # of logs: noise below is the computer's
 Numbers = NDArray[np.float64]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Interval:
-    """A mean and its confidence interval, in the unit of the values.
-
-    Attributes:
-        mean: arithmetic mean.
-        low: lower end, or None for a single value.
-        high: upper end, or None for a single value.
-        n: how many values.
-    """
-
-    mean: float
-    low: float | None
-    high: float | None
-    n: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,27 +56,6 @@ class Difference(Interval):
     """
 
     verdict: str
-
-
-def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
-    """Mean with Student's t interval, which assumes independent, roughly normal values.
-
-    Args:
-        values: at least one.
-        confidence: coverage, between 0 and 1.
-
-    Raises:
-        ValueError: no values.
-    """
-    n = len(values)
-    if n == 0:
-        raise ValueError("no values: a mean needs at least one")
-    mean = math.fsum(values) / n
-    if n == 1:
-        return Interval(mean=mean, low=None, high=None, n=1)
-    # hypot: squares could overflow a float where the values do not.
-    half = t_quantile(n - 1, confidence) * math.hypot(*(value - mean for value in values)) / math.sqrt((n - 1) * n)
-    return Interval(mean=mean, low=mean - half, high=mean + half, n=n)
 
 
 def positive_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
@@ -170,7 +134,7 @@ class Contrast:
             low: standard errors from the estimate down to the lower end; default: Student's t.
             high: standard errors up to the upper end; default: Student's t.
         """
-        usual = t_quantile(self.degrees) if self.error is not None else 0.0
+        usual = one_sided(self.degrees, 0.975) if self.error is not None else 0.0
         ends = [self.end(-(usual if low is None else low)), self.end(usual if high is None else high)]
         logs = [None if end is None else math.log(end) for end in ends]
         return Ratio(ratio=_exp(self.log), low=ends[0], high=ends[1], n=self.n, verdict=_verdict(*logs))
@@ -334,7 +298,7 @@ class Fit:
             return None
         n = int(np.median(self._counts))
         variance = float(np.median(self._variances)) * 2 / n
-        return _exp(t_quantile(float(np.median(self._freedom))) * math.sqrt(variance)) - 1, n
+        return _exp(one_sided(float(np.median(self._freedom)), 0.975) * math.sqrt(variance)) - 1, n
 
 
 def _inverse(system: Numbers) -> tuple[Numbers, int]:
@@ -402,12 +366,6 @@ def _verdict(low: float | None, high: float | None) -> str:
     if low is None or high is None:
         return NO_INTERVAL
     return NO_DIFFERENCE if low <= 0 <= high else "higher" if low > 0 else "lower"
-
-
-@functools.cache
-def t_quantile(degrees: float, confidence: float = 0.95) -> float:
-    """Two-sided quantile of Student's t distribution."""
-    return float(special.stdtrit(degrees, (1 + confidence) / 2))
 
 
 @functools.cache

@@ -8,11 +8,11 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from joulesweep.analyse.statistics import mean_interval
 from joulesweep.certify.blocks import PERIODS_S
 from joulesweep.certify.readings import Block, Channel, Readings
 from joulesweep.certify.replay import Found, Replay, counted, inside, mean_error_w, mean_w, power_of, update_s, why
 from joulesweep.core.outcome import Span
+from joulesweep.core.student import mean_interval
 from joulesweep.measure import counter, settling, verdict
 from joulesweep.measure.trace import AVERAGE_S, PERIOD_S
 from joulesweep.measure.window import reading

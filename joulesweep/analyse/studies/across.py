@@ -18,9 +18,10 @@ from statistics import fmean, variance
 import polars as pl
 
 from joulesweep.analyse.columns import IDENTITY, RUNS, named
-from joulesweep.analyse.statistics import NO_DIFFERENCE, NO_INTERVAL, Ratio, paired_ratio, t_quantile
+from joulesweep.analyse.statistics import NO_DIFFERENCE, NO_INTERVAL, Ratio, paired_ratio
 from joulesweep.analyse.tables import Row
 from joulesweep.core.errors import UserError
+from joulesweep.core.student import t_quantile
 
 #: Share by which a board's own sensor may be off in all of its runs (Part-time Power Measurements, arXiv 2312.02741).
 SENSOR = 0.05

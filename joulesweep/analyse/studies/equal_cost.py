@@ -18,8 +18,9 @@ import polars as pl
 
 from joulesweep.analyse.cells import by_method, doubtful, finished, method_words, why_not_ranked
 from joulesweep.analyse.epochs import with_joules
-from joulesweep.analyse.statistics import NO_DIFFERENCE, NO_INTERVAL, Difference, mean_interval, paired_difference
+from joulesweep.analyse.statistics import NO_DIFFERENCE, NO_INTERVAL, Difference, paired_difference
 from joulesweep.analyse.tables import Tables
+from joulesweep.core.student import mean_interval
 
 #: Words for a verdict on the losses a - b.
 SHOWN = {"higher": "worse than", "lower": "better than"}
