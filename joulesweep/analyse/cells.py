@@ -177,9 +177,10 @@ def _compare(rows: list[Row], comparisons: Comparisons, config: Mapping[str, Any
         return
     first_micro = config["grid"]["micro_batch_size"][0]
     for group in _groups(rows, TRAINED):
+        alike = [row for row in group if _is_way(row, rows[0], first_micro)]
         for row in group:
             if row["num_ok"]:
-                _speed_up(row, *_baseline(row, group, rows[0], first_micro), comparisons)
+                _speed_up(row, *_baseline(row, group, alike), comparisons)
     margin, quality = asked(config)
     for group in _groups(rows, ("model", "dataset", "task")):
         finished_rows = [row for row in group if row["num_ok"]]
@@ -225,19 +226,17 @@ def _is_way(row: Row, first: Row, first_micro: int | None) -> bool:
     return row["micro_batch_size"] == micro and all(row[axis] == first[axis] for axis in WAY)
 
 
-def _baseline(row: Row, group: list[Row], first: Row, first_micro: int | None) -> tuple[Row, str | None]:
+def _baseline(row: Row, group: list[Row], alike: list[Row]) -> tuple[Row, str | None]:
     """The baseline of a finished cell: of its own number of devices and scope of the batch if there is one.
 
     Args:
         row: the cell.
         group: the cells that it trains like, in the order of the grid.
-        first: the first cell of the grid.
-        first_micro: the first micro-batch size of the grid.
+        alike: those that compute as the grid's first configuration does.
 
     Returns:
         The baseline, and why another one stands in for it.
     """
-    alike = [other for other in group if _is_way(other, first, first_micro)]
     finished_ones = [other for other in alike if other["num_ok"]]
     if finished_ones:
         axes = ("devices", "batch_size_scope")

@@ -17,7 +17,7 @@ import polars as pl
 
 from joulesweep.analyse.cells import comparable_groups, method_words
 from joulesweep.analyse.comparisons import Comparisons, Key, asked, key_of, memory_quantity, same_joules
-from joulesweep.analyse.statistics import Contrast, Fit
+from joulesweep.analyse.statistics import Contrast, Fit, Numbers
 from joulesweep.analyse.tables import Row
 
 #: The axes in the order of names, each with how a cell's value reads.
@@ -45,6 +45,7 @@ SMALL = 0.02  # by how much an effect must differ between two values of another 
 WORDS = {"energy_j": "energy", "window_s": "time", "memory": "memory"}
 
 Cells = dict[tuple[str, ...], Row]  # by the values of the varying axes
+Pair = tuple[tuple[str, ...], Key, Key]  # values of the first cell, and both cells
 
 
 def tabulate(cells: pl.DataFrame, config: Mapping[str, Any], comparisons: Comparisons) -> list[Row]:
@@ -91,12 +92,14 @@ def _of_panel(fit: Fit, cells: Sequence[Row], quantity: str) -> Iterator[Row]:
     for at, axis in enumerate(axes):
         for a, b in _steps(axis, varying[axis], cells):
             pairs = _pairs(by_values, at, a, b)
+            if not pairs:
+                continue
             if (effect := _effect(fit, pairs)) is not None:
                 yield {"kind": "effect", "axis": axis, "from_value": a, "to_value": b, **effect}
             tests += [
                 (chance, axis, a, b, other, parts)
                 for other_at, other in enumerate(axes)
-                if other != axis and (result := _interaction(fit, by_values, at, (a, b), other_at)) is not None
+                if other != axis and (result := _interaction(fit, pairs, other_at)) is not None
                 for chance, parts in [result]
             ]
     for chance, axis, a, b, other, parts in tests:
@@ -121,18 +124,18 @@ def _steps(axis: str, values: list[str], cells: Sequence[Row]) -> list[tuple[str
     )
 
 
-def _pairs(by_values: Cells, at: int, a: str, b: str, other_at: int = 0) -> list[tuple[str, Key, Key]]:
-    """The pairs of cells that differ in one axis alone: the value of another axis, and the keys before and after."""
+def _pairs(by_values: Cells, at: int, a: str, b: str) -> list[Pair]:
+    """The pairs of cells that differ in one axis alone."""
     return [
-        (values[other_at], key_of(row), key_of(by_values[partner]))
+        (values, key_of(row), key_of(by_values[partner]))
         for values, row in by_values.items()
         if values[at] == a and (partner := (*values[:at], b, *values[at + 1 :])) in by_values
     ]
 
 
-def _effect(fit: Fit, pairs: Sequence[tuple[str, Key, Key]]) -> Row | None:
+def _effect(fit: Fit, pairs: Sequence[Pair]) -> Row | None:
     """The mean ratio over pairs, with its interval, and the smallest and largest."""
-    contrast = fit.contrast(_weights(pairs)) if pairs else None
+    contrast = fit.weighted(_weights(fit, pairs))
     if contrast is None:
         return None
     mean, logs = contrast.ratio(), [fit.mean_of(b) - fit.mean_of(a) for _, a, b in pairs]
@@ -142,34 +145,23 @@ def _effect(fit: Fit, pairs: Sequence[tuple[str, Key, Key]]) -> Row | None:
     }
 
 
-def _weights(pairs: Sequence[tuple[str, Key, Key]]) -> dict[Key, float]:
-    """The weights of the mean difference of logs over pairs."""
-    weights: dict[Key, float] = {}
-    for _, a, b in pairs:
-        for key, sign in ((a, -1.0), (b, 1.0)):
-            weights[key] = weights.get(key, 0.0) + sign / len(pairs)
-    return weights
+def _weights(fit: Fit, pairs: Sequence[Pair]) -> Numbers:
+    return fit.changes([before for _, before, _ in pairs], [after for _, _, after in pairs])
 
 
-def _interaction(
-    fit: Fit, by_values: Cells, at: int, step: tuple[str, str], other_at: int
-) -> tuple[float, dict[str, Row]] | None:
+def _interaction(fit: Fit, pairs: Sequence[Pair], other_at: int) -> tuple[float, dict[str, Row]] | None:
     """Whether an effect depends on another axis: the chance of so large a difference, and the effect at each value.
 
     Bonferroni's bound over the pairs of values, each by Student's t.
     """
-    at_value: dict[str, list[tuple[str, Key, Key]]] = {}
-    for pair in _pairs(by_values, at, *step, other_at):
-        at_value.setdefault(pair[0], []).append(pair)
+    at_value: dict[str, list[Pair]] = {}
+    for pair in pairs:
+        at_value.setdefault(pair[0][other_at], []).append(pair)
     if len(at_value) < 2 or fit.variance is None:
         return None
-    chances = []
-    for one, two in itertools.combinations(at_value.values(), 2):
-        weights = _weights(one)
-        for key, weight in _weights(two).items():
-            weights[key] = weights.get(key, 0.0) - weight
-        contrast = fit.contrast(weights)
-        chances += [] if contrast is None else [_chance(contrast)]
+    weights = [_weights(fit, of_value) for of_value in at_value.values()]
+    contrasts = [fit.weighted(one - two) for one, two in itertools.combinations(weights, 2)]
+    chances = [_chance(contrast) for contrast in contrasts if contrast is not None]
     parts = {value: effect for value, of in at_value.items() if (effect := _effect(fit, of)) is not None}
     return (min(1.0, min(chances) * len(chances)), parts) if chances else None
 

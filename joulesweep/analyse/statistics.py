@@ -24,6 +24,7 @@ NO_DIFFERENCE = "no difference shown"
 NO_INTERVAL = "n=1, no interval"
 #: Chance at which a check of the noise speaks although all cells have the same, normal noise.
 FALSE_ALARM = 0.01
+UNLINKED = 1e-9  # what of a difference no seed explains, above which it cannot be estimated
 ROUNDING = 1e-12  # of logs: noise below is the computer's
 Numbers = NDArray[np.float64]
 
@@ -187,6 +188,7 @@ class Fit:
         self.outliers: list[tuple[Hashable, int, float]] = []
         self._variances = np.full(len(self.keys), self.variance or 0.0)
         self._freedom = np.full(len(self.keys), float(self.degrees))
+        self._against: dict[int, list[Ratio | None]] = {}
         if self.variance:
             self._examine(logs - effects, residuals, seeds)
 
@@ -239,10 +241,32 @@ class Fit:
         """
         if not all(key in self._row for key in weights):
             return None
-        rows = [self._row[key] for key in weights]
-        factors = np.array(list(weights.values()))
+        factors = np.zeros(len(self.keys))
+        factors[[self._row[key] for key in weights]] = list(weights.values())
+        return self.weighted(factors)
+
+    def changes(self, before: Sequence[Hashable], after: Sequence[Hashable]) -> Numbers:
+        """The weights of the mean change over pairs of cells, for `weighted`: (cells,), which sum to 0.
+
+        Args:
+            before: the first cell of each pair; all are known.
+            after: the second of each, as many.
+        """
+        weights = np.zeros(len(self.keys))
+        for keys, weight in ((before, -1 / len(before)), (after, 1 / len(after))):
+            np.add.at(weights, [self._row[key] for key in keys], weight)
+        return weights
+
+    def weighted(self, weights: Numbers) -> Contrast | None:
+        """A weighted sum of the cells' logs; None if no seed links the cells.
+
+        Args:
+            weights: (cells,), in the order of `keys`; they sum to 0.
+        """
+        rows = np.flatnonzero(weights)
+        factors = weights[rows]
         through_seeds = factors @ self._weights[rows]
-        if np.abs(self._system @ (self._inverse @ through_seeds) - through_seeds).max() > 1e-9:
+        if np.abs(self._system @ (self._inverse @ through_seeds) - through_seeds).max() > UNLINKED:
             return None
         log, n = float(factors @ self.means[rows]), int(self._counts[rows].min())
         if len(rows) == 2:
@@ -282,8 +306,27 @@ class Fit:
 
     def ratio(self, a: Hashable, b: Hashable) -> Ratio | None:
         """The ratio of one cell to another; None if one is unknown, or if no seed links them."""
-        contrast = self.contrast({a: 1.0, b: -1.0}) if a != b else None
-        return None if contrast is None else contrast.ratio()
+        if a == b or a not in self._row or b not in self._row:
+            return None
+        row, other = self._row[a], self._row[b]
+        if other not in self._against:  # most cells are compared with the same few
+            self._against[other] = self._ratios(other)
+        return self._against[other][row]
+
+    def _ratios(self, row: int) -> list[Ratio | None]:
+        """The ratios of all cells to one."""
+        logs, errors, degrees = self.versus(row)
+        through_seeds = self._weights - self._weights[row]
+        off = np.abs(through_seeds @ (self._system @ self._inverse).T - through_seeds).max(1) > UNLINKED
+        common = (self._known & self._known[row]).sum(1)
+        half = None if errors is None else special.stdtrit(degrees, 0.975) * errors
+        ratios: list[Ratio | None] = []
+        for i, log in enumerate(logs.tolist()):
+            low, high = (None, None) if half is None else (log - float(half[i]), log + float(half[i]))
+            ends = [None if end is None else _exp(end) for end in (low, high)]
+            ratio = Ratio(ratio=_exp(log), low=ends[0], high=ends[1], n=int(common[i]), verdict=_verdict(low, high))
+            ratios.append(None if off[i] else ratio)
+        return ratios
 
     def complete_logs(self, keys: Sequence[Hashable]) -> Numbers | None:
         """The logs of some cells, (cells, seeds); None if a cell is unknown or lacks a seed of another."""

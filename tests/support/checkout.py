@@ -63,7 +63,7 @@ class Checkout:
             source, target = REPOSITORY / name, folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             if source.is_dir():
-                shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+                shutil.copytree(source, target)  # what is compiled stays so: times of change are copied too
             else:
                 shutil.copy2(source, target)
         tiny_run.model(folder / "data" / "model")

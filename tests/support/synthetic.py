@@ -395,12 +395,12 @@ def flagged(row: dict[str, Any], flag: str, text: str) -> dict[str, Any]:
     return {**row, "measurement": {**row["measurement"], "flags": flags}}
 
 
-def trace(row: dict[str, Any], step_s: float = 0.1) -> list[dict[str, Any]]:
+def trace(row: dict[str, Any], step_s: float = 0.5) -> list[dict[str, Any]]:
     """A power trace as a run writes it: idle, a ramp, the window, idle again."""
     total_s = row["measurement"]["total_window_s"]
     noise, rows = random.Random(row["run"]), []
     for one in row["measurement"]["energy"]:
-        for i in range(-50, int(total_s / step_s) + 20):
+        for i in range(-int(5 / step_s), int(total_s / step_s) + 20):
             t_s = i * step_s
             busy = 0 <= t_s <= total_s
             power_w = (one["mean_power_w"] or 20.0) * (1 - 0.3 * math.exp(-t_s)) if busy else 90.0

@@ -18,10 +18,9 @@ from statistics import fmean, variance
 import polars as pl
 
 from joulesweep.analyse.columns import IDENTITY, RUNS, named
-from joulesweep.analyse.statistics import NO_DIFFERENCE, NO_INTERVAL, Ratio, paired_ratio
+from joulesweep.analyse.statistics import NO_DIFFERENCE, NO_INTERVAL, Ratio, one_sided, paired_ratio
 from joulesweep.analyse.tables import Row
 from joulesweep.core.errors import UserError
-from joulesweep.core.student import t_quantile
 
 #: Share by which a board's own sensor may be off in all of its runs (Part-time Power Measurements, arXiv 2312.02741).
 SENSOR = 0.05
@@ -286,7 +285,7 @@ def unpaired_ratio(a: Sequence[float], b: Sequence[float], confidence: float = 0
     half = 0.0
     if sum(parts) > 0:
         degrees = sum(parts) ** 2 / sum(part**2 / (len(of) - 1) for part, of in zip(parts, logs, strict=True))
-        half = t_quantile(degrees, confidence) * math.sqrt(sum(parts))
+        half = one_sided(degrees, (1 + confidence) / 2) * math.sqrt(sum(parts))
     low, high = log - half, log + half
     verdict = NO_DIFFERENCE if low <= 0 <= high else "higher" if low > 0 else "lower"
     return Ratio(ratio=math.exp(log), low=math.exp(low), high=math.exp(high), n=n, verdict=verdict)

@@ -25,7 +25,7 @@ def test_rows_are_those_of_the_files(sweep):
     run = found.runs.row(1, named=True)
     traced = found.power.filter(run=run["run"])
     lines = (runs / run["run"] / "power.jsonl").read_text().splitlines()
-    assert traced.height == len(lines) > 500
+    assert traced.height == len(lines) > 150
     assert traced["device"].unique(maintain_order=True).to_list() == ["gpu:0", "gpu:1"]
     assert traced["window_s"].unique().to_list() == [run["total_window_s"]]
     assert traced["t_s"].min() == -5.0 and traced["repeat"].unique().to_list() == [2]

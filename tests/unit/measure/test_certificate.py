@@ -146,7 +146,7 @@ def test_the_tables_and_the_report_have_the_certificates(tmp_path):
     assert of_host["certificate"].null_count() == of_host.height and not of_host["certificate_reason"].null_count()
     text = words(rendered(grid, tables))
     assert "GPU-0, 24 runs: certificate c0ffee of 2026-11-29; fails: lag ; holds: tick." in text
-    assert "No certificate of cpu:0 (no certificate: there is no file)." in text
+    assert "No certificate of cpu:0 (no certificate: there is no file)" in text
 
 
 def test_a_report_without_certificates_says_so(tmp_path):

@@ -384,7 +384,7 @@ def test_numbers_that_a_script_reads_belong_to_it(package, file, script):
     forget()
     changed = {name for name, value in package.analysis().items() if value != before[0][name]}
     assert script in changed
-    assert "charts" not in changed
+    assert ("charts" in changed) == (file == "carbon_intensity.csv"), "charts may draw emissions"
     assert package.digests() == before[1]
 
 
