@@ -19,6 +19,7 @@ from joulesweep.analyse.cells import comparable_groups, method_words
 from joulesweep.analyse.comparisons import Comparisons, Key, asked, key_of, memory_quantity, same_joules
 from joulesweep.analyse.statistics import Contrast, Fit, Numbers
 from joulesweep.analyse.tables import Row
+from joulesweep.core.quantities import signed_percent
 
 #: The axes in the order of names, each with how a cell's value reads.
 AXES: dict[str, Callable[[Row], str]] = {
@@ -179,12 +180,8 @@ def _depends(axis: str, a: str, b: str, other: str, parts: Mapping[str, Row], qu
     """An interaction in words."""
     what = WORDS.get(quantity, "memory" if quantity.startswith("peak_") else quantity.replace("_", " "))
     name = other.replace("_size", "").replace("_", " ")
-    at = ", ".join(f"{_signed(effect['ratio'])} % with {value}" for value, effect in parts.items())
+    at = ", ".join(f"{signed_percent(effect['ratio'] - 1)} % with {value}" for value, effect in parts.items())
     return f"What {a} → {b} does to {what} depends on {name}: {at}."
-
-
-def _signed(ratio: float) -> str:
-    return f"{100 * (ratio - 1):+.2g}".replace("-", "−")
 
 
 def _shares(fit: Fit, by_values: Cells, varying: Mapping[str, list[str]]) -> Iterator[Row]:

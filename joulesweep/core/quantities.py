@@ -41,6 +41,17 @@ def digits(value: float) -> str:
     return f"{value:#.3g}".removesuffix(".")
 
 
+def percent(fraction: float) -> str:
+    """The size of a fraction in percent: two digits, whole from 10 on, never an exponent: 0.47, 61, 1,200."""
+    number = 100 * abs(fraction)
+    return f"{number:,.0f}" if number >= 9.95 else f"{number:.2g}" if number >= 1e-3 else "0"
+
+
+def signed_percent(fraction: float) -> str:
+    """The same with its sign: +0.47, −61."""
+    return f"{'−' if fraction < 0 else '+'}{percent(fraction)}"
+
+
 def one(value: float, unit: str) -> str:
     """Format a number with its unit."""
     (text,), name = scaled([value], unit)

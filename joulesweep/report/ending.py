@@ -12,7 +12,7 @@ from joulesweep.analyse.studies.decision import Decision, Pick, decisions, sente
 from joulesweep.analyse.studies.payback import payback, words
 from joulesweep.analyse.tables import Row
 from joulesweep.core.errors import UserError
-from joulesweep.core.quantities import one
+from joulesweep.core.quantities import one, percent, signed_percent
 from joulesweep.report import numbers
 from joulesweep.report.numbers import FormattedNumber
 
@@ -89,12 +89,12 @@ def _change(ratio: Ratio | None) -> str:
     """A ratio to the baseline as percent with its interval."""
     if ratio is None:
         return ""
-    percent = [f"{100 * (end - 1):+.0f}" for end in (ratio.ratio, ratio.low, ratio.high) if end is not None]
-    return f" ({percent[0]} %{f' [{percent[1]}, {percent[2]}]' if len(percent) == 3 else ''})"
+    mean, *ends = [signed_percent(end - 1) for end in (ratio.ratio, ratio.low, ratio.high) if end is not None]
+    return f" ({mean} %{f' [{ends[0]}, {ends[1]}]' if ends else ''})"
 
 
 def _quality(decision: Decision, pick: Pick) -> str:
-    apart = f"{100 * pick.quality.above_best:.2g} % from the best" if pick.quality.above_best else "the best"
+    apart = f"{percent(pick.quality.above_best)} % from the best" if pick.quality.above_best else "the best"
     return f"{apart}, {pick.quality.verdict}" if decision.told and pick.quality.above_best else apart
 
 
@@ -114,10 +114,8 @@ def _how_sure(decision: Decision) -> Iterator[str]:
         yield "One repeat cannot tell a difference from chance."
     if decision.resolution is not None:
         cost = decision.resolution.cost
-        of_cost = (
-            "" if cost is None else f", ±{100 * cost:.2g} % of {'energy' if decision.by == 'energy_j' else 'time'}"
-        )
-        of_quality = f"±{100 * decision.resolution.quality:.2g} % of quality"
+        of_cost = "" if cost is None else f", ±{percent(cost)} % of {'energy' if decision.by == 'energy_j' else 'time'}"
+        of_quality = f"±{percent(decision.resolution.quality)} % of quality"
         yield f"{decision.resolution.repeats} repeats resolve {of_quality}{of_cost}."
     if decision.unranked:
         yield f"Ranked by time: {decision.unranked}."

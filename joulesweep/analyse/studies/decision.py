@@ -32,6 +32,7 @@ from joulesweep.analyse.comparisons import (
 )
 from joulesweep.analyse.statistics import Fit, Ratio, repeats_to_tell, summary
 from joulesweep.analyse.tables import Row, Tables
+from joulesweep.core.quantities import percent, signed_percent
 
 TIE = 0.03  # more cost, by the estimate, that a faster cell may have if no difference is shown
 J_PER_KWH = 3.6e6
@@ -368,19 +369,14 @@ def change(ratio: Ratio | None, less: str, more: str, same: str) -> str | None:
     """
     if ratio is None:
         return None
-    percent = 100 * (ratio.ratio - 1)
+    size, word = percent(ratio.ratio - 1), less if ratio.ratio < 1 else more
     if ratio.low is None or ratio.high is None:
-        return f"{abs(percent):.2g} % {less if percent < 0 else more} (one repeat, no interval)"
-    low, high = 100 * (ratio.low - 1), 100 * (ratio.high - 1)
+        return f"{size} % {word} (one repeat, no interval)"
+    low, high = ratio.low - 1, ratio.high - 1
     if ratio.verdict not in ("higher", "lower"):
-        return f"no difference in {same} is shown ({percent:+.2g} % [{low:+.2g}, {high:+.2g}])"
-    ends = sorted((abs(low), abs(high)))
-    return f"{_percent(abs(percent))} % {less if percent < 0 else more} [{_percent(ends[0])}, {_percent(ends[1])}]"
-
-
-def _percent(number: float) -> str:
-    """Percent to two digits, and whole from 10 on."""
-    return f"{number:.0f}" if number >= 9.95 else f"{number:.2g}"
+        ends = f"[{signed_percent(low)}, {signed_percent(high)}]"
+        return f"no difference in {same} is shown ({signed_percent(ratio.ratio - 1)} % {ends})"
+    return f"{size} % {word} [{', '.join(map(percent, sorted((abs(low), abs(high)))))}]"
 
 
 def sentence(decision: Decision) -> str:
@@ -415,5 +411,5 @@ def _quality_words(decision: Decision, pick: Pick) -> str:
     if key_of(pick.row) == key_of(decision.best):
         return f"its {what} is the {'lowest' if what == 'loss' else 'best'} of {decision.num_cells}"
     if not decision.told:
-        return f"its {what} is {100 * pick.quality.above_best:.2g} % {side} the best, by one repeat"
+        return f"its {what} is {percent(pick.quality.above_best)} % {side} the best, by one repeat"
     return f"its {what} is shown to be no more than {100 * decision.margin:g} % {side} the best"

@@ -140,5 +140,5 @@ def _resolved(decision: Decision) -> str:
         return "One repeat cannot tell a difference from chance: no interval, no verdict."
     cost, quality = "energy" if decision.by == "energy_j" else "time", decision.measure.removeprefix("validation_")
     halves = ((told.quality, quality.replace("_", " ")), (told.cost, cost))
-    parts = [f"±{100 * half:.2g} % of {word}" for half, word in halves if half]
+    parts = [f"±{quantities.percent(half)} % of {word}" for half, word in halves if half]
     return f"With {told.repeats} seeds this sweep resolves {' and '.join(parts)}." if parts else ""

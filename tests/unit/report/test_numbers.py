@@ -81,3 +81,12 @@ def a_cell(**changes):
 )
 def test_joules_or_what_is_instead_of_them(changes, expected):
     assert numbers.joules(a_cell(**changes)) == expected
+
+
+@pytest.mark.parametrize(
+    ("fraction", "text"),
+    [(0.0047, "+0.47"), (-0.61, "−61"), (12.0, "+1,200"), (0.0994, "+9.9"), (0.0996, "+10"), (0.0, "+0"), (1e-9, "+0")],
+)
+def test_percent_has_two_digits_and_no_exponent(fraction, text):
+    assert quantities.signed_percent(fraction) == text
+    assert quantities.percent(fraction) == text[1:]
