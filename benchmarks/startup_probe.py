@@ -72,13 +72,13 @@ def main(argv: list[str]) -> int:
     stages.add("torch", begin, [0.0, 0.0])
     from joulesweep.core import late_imports
     from joulesweep.measure import window
-    from joulesweep.nets import language_model
-    from joulesweep.train import data, worker
+    from joulesweep.nets import build
+    from joulesweep.train import corpus, worker
 
     for owner, name, stage in (
         (late_imports, "transformers", "transformers"),
-        (language_model, "build", "model"),
-        (data, "load", "data"),
+        (build, "build", "model"),
+        (corpus, "load", "data"),
         (window.Meter, "__init__", "meter"),
     ):
         setattr(owner, name, stages.timed(stage, getattr(owner, name)))
