@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -24,6 +25,7 @@ NO_DIFFERENCE = "no difference shown"
 NO_INTERVAL = "n=1, no interval"
 #: Chance at which a check of the noise speaks although all cells have the same, normal noise.
 FALSE_ALARM = 0.01
+OFTEN = 50  # ratios to one cell, after which those of all cells to it are worked out at once
 UNLINKED = 1e-9  # what of a difference no seed explains, above which it cannot be estimated
 ROUNDING = 1e-12  # of logs: noise below is the computer's
 Numbers = NDArray[np.float64]
@@ -188,6 +190,7 @@ class Fit:
         self.outliers: list[tuple[Hashable, int, float]] = []
         self._variances = np.full(len(self.keys), self.variance or 0.0)
         self._freedom = np.full(len(self.keys), float(self.degrees))
+        self._asked: Counter[int] = Counter()
         self._against: dict[int, list[Ratio | None]] = {}
         if self.variance:
             self._examine(logs - effects, residuals, seeds)
@@ -308,10 +311,14 @@ class Fit:
         """The ratio of one cell to another; None if one is unknown, or if no seed links them."""
         if a == b or a not in self._row or b not in self._row:
             return None
-        row, other = self._row[a], self._row[b]
-        if other not in self._against:  # most cells are compared with the same few
+        other = self._row[b]
+        self._asked[other] += 1
+        if self._asked[other] == OFTEN:
             self._against[other] = self._ratios(other)
-        return self._against[other][row]
+        if other in self._against:
+            return self._against[other][self._row[a]]
+        contrast = self.contrast({a: 1.0, b: -1.0})
+        return None if contrast is None else contrast.ratio()
 
     def _ratios(self, row: int) -> list[Ratio | None]:
         """The ratios of all cells to one."""

@@ -6,7 +6,8 @@ import subprocess
 import sys
 
 import pytest
-from places import ROOT
+
+from joulesweep.core.places import ROOT
 
 
 @pytest.mark.slow

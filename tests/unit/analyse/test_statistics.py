@@ -134,6 +134,22 @@ def test_every_cell_against_one_is_each_pair():
         assert (logs[cell], errors[cell], degrees[cell]) == pytest.approx((pair.log, pair.error, pair.degrees))
 
 
+def test_what_is_asked_often_is_answered_alike():
+    values = runs_of(5, 3, lost=((1, 0), (2, 2)))
+    first = [Fit(values).ratio(cell, 2) for cell in range(5)]
+    fit = Fit(values)
+    for _ in range(60):
+        fit.ratio(0, 2)
+    for cell in range(5):
+        often = fit.ratio(cell, 2)
+        assert (often is None) == (first[cell] is None)
+        if often is not None:
+            assert (often.ratio, often.low, often.high) == pytest.approx(
+                (first[cell].ratio, first[cell].low, first[cell].high)
+            )
+            assert (often.n, often.verdict) == (first[cell].n, first[cell].verdict)
+
+
 def test_cells_that_no_seed_links_are_not_compared():
     values = {0: {0: 1.0, 1: 1.1}, 1: {0: 2.0, 1: 2.1}, 2: {5: 3.0, 6: 3.1}, 3: {5: 3.3, 6: 3.2}}
     fit = Fit(values)
