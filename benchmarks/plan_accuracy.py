@@ -57,15 +57,7 @@ def _job(run: str, entry: Mapping[str, Any], record: Mapping[str, Any], root: Pa
     counted = beliefs.work(spec, *beliefs.fetched(spec, root))
     board = next(((row["name"], row["memory_bytes"]) for row in machine["gpus"]), None)
     facts = Facts(cpu_model=machine["cpu_model"], cpu_cores=machine["cpu_cores"], board=board)
-    return Job(
-        run=run,
-        cell=entry["cell"],
-        label=entry["label"],
-        axes=entry,
-        work_flop=counted.flops if counted else None,
-        before=beliefs.believed(spec, counted, facts, asked),
-        min_s=spec.min_seconds,
-    )
+    return beliefs.job(run, entry, spec, counted, facts, asked)
 
 
 def replayed(folder: Path) -> dict[str, list[Replayed]]:

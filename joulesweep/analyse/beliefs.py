@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from joulesweep.analyse import roofline
-from joulesweep.analyse.estimator import Before
+from joulesweep.analyse.estimator import Before, Job
 from joulesweep.axes.precision import PRECISIONS
 from joulesweep.axes.task import TASKS
 from joulesweep.core.spec import RunSpec
@@ -152,6 +152,38 @@ def believed(spec: RunSpec, counted: Work | None, facts: Facts, asked: Asked) ->
     if spec.accelerator == "cpu":
         return beliefs | _of_cpu(spec, counted, facts, asked)
     return beliefs | _of_boards(spec, counted, around_s, facts)
+
+
+def job(
+    run: str,
+    entry: Mapping[str, Any],
+    spec: RunSpec,
+    counted: Work | None,
+    facts: Facts,
+    asked: Asked,
+    unknown: str = Job.unknown,
+) -> Job:
+    """A run of the grid with what is believed of it.
+
+    Args:
+        run: its id.
+        entry: of the manifest.
+        spec: of the run.
+        counted: its work.
+        facts: of the machine.
+        asked: the config's settings for estimates.
+        unknown: why nothing is believed of it, in words.
+    """
+    return Job(
+        run=run,
+        cell=entry["cell"],
+        label=entry["label"],
+        axes=entry,
+        work_flop=counted.flops if counted else None,
+        before=believed(spec, counted, facts, asked),
+        min_s=spec.min_seconds,
+        unknown=unknown,
+    )
 
 
 def _of_cpu(spec: RunSpec, counted: Work, facts: Facts, asked: Asked) -> dict[str, Before]:

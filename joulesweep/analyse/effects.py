@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from scipy import special
 
 from joulesweep.analyse.cells import comparable_groups, method_words
 from joulesweep.analyse.comparisons import Comparisons, Key, asked, key_of, memory_quantity, same_joules
@@ -169,8 +170,6 @@ def _interaction(fit: Fit, pairs: Sequence[Pair], other_at: int) -> tuple[float,
 
 def _chance(contrast: Contrast) -> float:
     """Two-sided p-value of a contrast."""
-    from scipy import special
-
     if not contrast.error:
         return float(contrast.log == 0)
     return float(2 * special.stdtr(contrast.degrees, -abs(contrast.log) / contrast.error))

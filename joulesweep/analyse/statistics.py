@@ -326,14 +326,16 @@ class Fit:
         through_seeds = self._weights - self._weights[row]
         off = np.abs(through_seeds @ (self._system @ self._inverse).T - through_seeds).max(1) > UNLINKED
         common = (self._known & self._known[row]).sum(1)
-        half = None if errors is None else special.stdtrit(degrees, 0.975) * errors
-        ratios: list[Ratio | None] = []
-        for i, log in enumerate(logs.tolist()):
-            low, high = (None, None) if half is None else (log - float(half[i]), log + float(half[i]))
-            ends = [None if end is None else _exp(end) for end in (low, high)]
-            ratio = Ratio(ratio=_exp(log), low=ends[0], high=ends[1], n=int(common[i]), verdict=_verdict(low, high))
-            ratios.append(None if off[i] else ratio)
-        return ratios
+        contrasts = (
+            Contrast(
+                log=float(logs[i]),
+                error=None if errors is None else float(errors[i]),
+                degrees=float(degrees[i]),
+                n=int(common[i]),
+            )
+            for i in range(len(logs))
+        )
+        return [None if is_off else contrast.ratio() for contrast, is_off in zip(contrasts, off, strict=True)]
 
     def complete_logs(self, keys: Sequence[Hashable]) -> Numbers | None:
         """The logs of some cells, (cells, seeds); None if a cell is unknown or lacks a seed of another."""

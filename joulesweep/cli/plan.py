@@ -230,16 +230,7 @@ def _job(
         unknown = (
             f"nothing finished yet; resources/gpus.csv has no rate of {facts.board[0] if facts.board else 'the boards'}"
         )
-    return Job(
-        run=run,
-        cell=entry["cell"],
-        label=entry["label"],
-        axes=entry,
-        work_flop=counted.flops if counted else None,
-        before=beliefs.believed(spec, counted, facts, asked),
-        unknown=unknown,
-        min_s=spec.min_seconds,
-    )
+    return beliefs.job(run, entry, spec, counted, facts, asked, unknown=unknown)
 
 
 def _expected(config: SweepConfig, asked: cpu_estimate.Asked) -> planning.Expected:

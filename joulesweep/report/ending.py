@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from joulesweep.analyse import collect, ledger, tables
 from joulesweep.analyse.comparisons import BEYOND, OPEN, WITHIN, key_of
 from joulesweep.analyse.statistics import Ratio
-from joulesweep.analyse.studies.decision import Decision, Pick, decisions, sentence
+from joulesweep.analyse.studies.decision import Decision, Limits, Pick, decisions, sentence
 from joulesweep.analyse.studies.payback import payback, words
 from joulesweep.analyse.tables import Row
 from joulesweep.core.errors import UserError
@@ -34,33 +35,41 @@ def lines(folder: Path) -> list[str]:
     Raises:
         UserError: the tables or the manifest cannot be read.
     """
-    decided = made(folder)
-    return [*(sentence(decision) for decision in decided), *paid_back(decided, folder)] or [NOTHING]
+    read = tables.read(folder / "tables")
+    decided = decisions(read, _config(folder))
+    return [*(sentence(decision) for decision in decided), *_paid_back(decided, read)] or [NOTHING]
 
 
-def paid_back(decided: Sequence[Decision], folder: Path) -> list[str]:
+def _paid_back(decided: Sequence[Decision], read: tables.Tables) -> list[str]:
     """When a sweep with one group of comparable configurations is paid back; nothing where that is unknown."""
     if len(decided) != 1:
         return []
-    paid = payback(decided[0], ledger.spent(tables.read(folder / "tables").attempts))
+    paid = payback(decided[0], ledger.spent(read.attempts))
     return [] if paid is None else [words(paid, one(paid.spent, paid.unit))]
 
 
-def made(folder: Path, **changes: object) -> list[Decision]:
+def made(folder: Path, limits: Limits | None = None, margin: float | None = None) -> list[Decision]:
     """The decisions of a sweep from its tables.
 
     Args:
         folder: results/<sweep>, or its folder `partial`.
-        changes: what `decisions` takes besides.
+        limits: what a configuration may take.
+        margin: instead of the config's.
 
     Raises:
         UserError: the tables or the manifest cannot be read.
     """
-    of_sweep = folder.parent if folder.name == "partial" else folder
     read = tables.read(folder / "tables")
+    return decisions(read, _config(folder), limits, margin)
+
+
+def _config(folder: Path) -> Mapping[str, Any]:
+    """The config in the manifest of a sweep."""
+    of_sweep = folder.parent if folder.name == "partial" else folder
     if not (of_sweep / "grid.json").exists():
         raise UserError(f"{of_sweep}: no sweep has begun there: it has no grid.json")
-    return decisions(read, collect.read_grid(of_sweep / "grid.json")["config"], **changes)  # type: ignore[arg-type]
+    config: Mapping[str, Any] = collect.read_grid(of_sweep / "grid.json")["config"]
+    return config
 
 
 def told(decision: Decision) -> list[str]:

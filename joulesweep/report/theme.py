@@ -26,7 +26,6 @@ VARIABLES = {
     **{INK: "chart-ink", FAINT: "chart-faint", GRID: "chart-grid", BAND: "band", PALE: "pale", PAPER: "paper"},
     **{SAVES: "saves", UNSURE: "unsure"},
 }
-MAX_COLOURS = len(COLOURS)
 LINE = 130  # characters of a note as wide as a chart
 WIDTH = 900  # pixels of a chart in a file of its own
 LOSS = "Validation loss (nats)"

@@ -18,7 +18,7 @@ from statistics import fmean, variance
 import polars as pl
 
 from joulesweep.analyse.columns import IDENTITY, RUNS, named
-from joulesweep.analyse.statistics import NO_DIFFERENCE, NO_INTERVAL, Ratio, one_sided, paired_ratio
+from joulesweep.analyse.statistics import Contrast, Ratio, paired_ratio
 from joulesweep.analyse.tables import Row
 from joulesweep.core.errors import UserError
 
@@ -269,26 +269,21 @@ def _paired(a: pl.DataFrame, b: pl.DataFrame, quantity: str) -> Quantity:
     return Quantity(ratio=paired_ratio(pairs[f"{quantity}_b"].to_list(), pairs[quantity].to_list()))
 
 
-def unpaired_ratio(a: Sequence[float], b: Sequence[float], confidence: float = 0.95) -> Ratio:
-    """Ratio a / b of geometric means with Welch's interval on logs, which lets the spreads differ.
+def unpaired_ratio(a: Sequence[float], b: Sequence[float]) -> Ratio:
+    """Ratio a / b of geometric means with Welch's 95 % interval on logs, which lets the spreads differ.
 
     Args:
         a: positive values, at least one.
         b: positive values, at least one.
-        confidence: coverage, between 0 and 1.
     """
     logs = [[math.log(value) for value in values] for values in (a, b)]
     log, n = fmean(logs[0]) - fmean(logs[1]), min(len(a), len(b))
     if n < 2:
-        return Ratio(ratio=math.exp(log), low=None, high=None, n=n, verdict=NO_INTERVAL)
+        return Contrast(log=log, error=None, degrees=0, n=n).ratio()
     parts = [variance(part) / len(part) for part in logs]
-    half = 0.0
-    if sum(parts) > 0:
-        degrees = sum(parts) ** 2 / sum(part**2 / (len(of) - 1) for part, of in zip(parts, logs, strict=True))
-        half = one_sided(degrees, (1 + confidence) / 2) * math.sqrt(sum(parts))
-    low, high = log - half, log + half
-    verdict = NO_DIFFERENCE if low <= 0 <= high else "higher" if low > 0 else "lower"
-    return Ratio(ratio=math.exp(log), low=math.exp(low), high=math.exp(high), n=n, verdict=verdict)
+    squares = sum(part**2 / (len(of) - 1) for part, of in zip(parts, logs, strict=True))
+    degrees = sum(parts) ** 2 / squares if squares else float(n - 1)  # without noise any number will do
+    return Contrast(log=log, error=math.sqrt(sum(parts)), degrees=degrees, n=n).ratio()
 
 
 def notes(comparison: Comparison) -> Iterator[str]:

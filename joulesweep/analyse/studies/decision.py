@@ -33,9 +33,9 @@ from joulesweep.analyse.comparisons import (
 from joulesweep.analyse.statistics import Fit, Ratio, repeats_to_tell, summary
 from joulesweep.analyse.tables import Row, Tables
 from joulesweep.core.quantities import percent, signed_percent
+from joulesweep.reference.footprint import J_PER_KWH
 
 TIE = 0.03  # more cost, by the estimate, that a faster cell may have if no difference is shown
-J_PER_KWH = 3.6e6
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -136,9 +136,14 @@ def greentrainer() -> dict[tuple[str, float | None], Published]:
     }
 
 
-def greentrainer_ratios(tables: Tables) -> list[Beside]:
-    """Compare the sweep's methods that are in GreenTrainer's table with otherwise equal full training."""
-    beside, comparisons = [], Comparisons(tables.runs)
+def greentrainer_ratios(tables: Tables, comparisons: Comparisons | None = None) -> list[Beside]:
+    """Compare the sweep's methods that are in GreenTrainer's table with otherwise equal full training.
+
+    Args:
+        tables: of the sweep.
+        comparisons: of the runs of the tables, if they were made before.
+    """
+    beside, comparisons = [], comparisons or Comparisons(tables.runs)
     for name, cells in by_method(finished(tables.cells, "window_s_mean")):
         full = cells.filter(method="full").to_dicts()
         for row in cells.to_dicts() if full else ():

@@ -17,7 +17,6 @@ from joulesweep.report.numbers import change_with_interval
 from joulesweep.report.sections import Results, Section
 
 PLACE = 10
-MAX_OPEN = 3  # answers of single sets of configurations that are not folded
 
 
 def section(results: Results) -> Section:

@@ -15,7 +15,7 @@ PLACE = 80
 
 def section(results: Results) -> Section | None:
     """Methods and claims beside the papers'; None if the sweep has neither."""
-    methods, claims = greentrainer_ratios(results.tables), claimed_ratios(results.tables)
+    methods, claims = greentrainer_ratios(results.tables, results.comparisons), claimed_ratios(results.tables)
     if not methods and not claims:
         return None
     html = filled(
