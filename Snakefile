@@ -10,6 +10,7 @@ import sys
 from snakemake.utils import min_version
 
 min_version("9.17")
+sys.path.insert(0, str(workflow.current_basedir))  # this file's, also as a module of another workflow
 
 from joulesweep.analyse import columns
 from joulesweep.plan import staleness
@@ -53,7 +54,13 @@ onsuccess:
 
 onerror:
     sweep.set_aside()
-    for line in sweep.failures():
+    from joulesweep.launch import (
+        aftermath,
+    )  # at the end alone: a start has no need of it
+
+    for line in aftermath.lines(
+        sweep.record_path(run).parent for run in sweep.runs
+    ):
         print(line, file=sys.stderr)
 
 

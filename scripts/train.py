@@ -7,6 +7,8 @@ import json
 import sys
 from pathlib import Path
 
+from joulesweep.core import interrupts
+from joulesweep.core.errors import UserError
 from joulesweep.core.files import read_json
 from joulesweep.core.spec import from_mapping
 from joulesweep.launch import stage
@@ -15,6 +17,7 @@ from joulesweep.launch.launcher import check_granted, launch
 from joulesweep.launch.node import RunFailed
 from joulesweep.launch.progress import end_line, start_line
 from joulesweep.measure.meters import settings_in
+from joulesweep.plan import intact
 from joulesweep.prepare.fetched import references
 from joulesweep.runs.identity import run_id
 from scripts import note_versions, run_script
@@ -30,6 +33,8 @@ def main() -> None:
     job, grid, runs = json.loads(args.job), read_json(args.grid, "grid"), args.folder.parent
     spec, measure = from_mapping(job["spec"]), grid["config"]["measure"]
     check_granted(spec, measure["exclusive"], args.gpus)
+    for path in intact.damaged(intact.inputs(args.model_folder, args.tokens)):  # else a model that cannot be trained
+        raise UserError(f"{path}: damaged; the next start of the workflow makes it again")
 
     def tell(begun: str) -> None:
         if begun == "settles":  # whatever it waited for is its own now
@@ -48,6 +53,7 @@ def main() -> None:
                 meter_settings=settings_in(grid["config"].get("hardware", {})),
                 **paths,
             )
+            interrupts.ignore()  # the record is there: the workflow shall learn of it
             attempt.ended(record)
     except RunFailed as failure:
         sys.exit(f"{run_id(spec)}: {failure}; its output: {args.log}")

@@ -80,7 +80,7 @@ def test_parsing_a_workflow_imports_nothing_heavy(tmp_path):
         f"os.chdir({str(tmp_path)!r})\n"
         "shown = types.SimpleNamespace(quiet=None, dryrun=False)\n"
         "flags = dict.fromkeys(('is_main_process', 'local_exec', 'dryrun'), True)\n"
-        "told = types.SimpleNamespace(basedir=os.getcwd(), output_settings=shown, config_settings=given, **flags)\n"
+        "told = types.SimpleNamespace(basedir=os.getcwd(), current_basedir=os.getcwd(), output_settings=shown, config_settings=given, **flags)\n"
         "sweep = load(told)\n"
         "for run in sweep.runs: sweep.job(run), sweep.tokens(run), sweep.threads(run, 2)\n"
         "sweep.config_json(), sweep.finished(), [charts.caption(name) for name in charts.names()]"

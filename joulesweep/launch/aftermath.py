@@ -1,0 +1,49 @@
+"""What a workflow says when it ends early: which runs failed, which were stopped, and how to go on."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from joulesweep.launch import attempts
+
+MOST_NAMES = 4  # of stopped runs
+
+
+def lines(folders: Iterable[Path]) -> list[str]:
+    """A line with the log for each run that failed by itself, and one line for all that were stopped from outside.
+
+    Args:
+        folders: of all runs of the sweep.
+    """
+    begun = [folder for folder in folders if folder.is_dir() and not (folder / "record.json").exists()]
+    stopped = [folder.name for folder in begun if last_status(folder) == attempts.STOPPED]
+    failed = [folder for folder in begun if folder.name not in stopped and (folder / "run.log").exists()]
+    told = [f"FAILED {folder.name}; its output: {folder / 'run.log'}" for folder in failed]
+    if stopped:
+        names = [*stopped[:MOST_NAMES], *([f"and {len(stopped) - MOST_NAMES} more"] if stopped[MOST_NAMES:] else [])]
+        runs = f"{len(stopped)} run{'s' if len(stopped) > 1 else ''}"
+        told.append(
+            f"Stopped with {runs} on the way, nothing else is lost: {', '.join(names)}. Go on with: {command()}"
+        )
+    return told
+
+
+def last_status(folder: Path) -> str | None:
+    """How the last attempt at a run ended: one that has no end was killed; None if nothing legible is noted."""
+    try:
+        rows = (folder / attempts.FILE).read_text(encoding="utf-8", errors="replace").splitlines()
+        last: Mapping[str, Any] = json.loads(rows[-1])
+        return attempts.STOPPED if "began" in last else str(last["status"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
+def command() -> str:
+    """The command line of this process, as its user gave it."""
+    name, *words = sys.argv
+    return shlex.join(["snakemake" if Path(name).name == "__main__.py" else Path(name).name, *words])
