@@ -127,7 +127,7 @@ def pool(gpus: str | Sequence[int | str], environment: Mapping[str, str] = os.en
     try:
         return _named(gpus, allowed, hiding)
     except UserError:
-        if hiding is None or batch_system.describe(environment) is None:
+        if hiding is None or batch_system.system_of(environment) is None:
             raise
         return allowed  # a batch system says which ones; who wrote the config could not know
 
