@@ -27,7 +27,7 @@ OLDEST_PINS := transformers==5.17.0 huggingface_hub==1.33.0
 # What asks transformers for something. torch.jit.script, which that version uses, warns of its end.
 OLDEST_TESTS := $(addprefix tests/unit/,nets methods prepare/test_model.py prepare/test_tokens.py \
 	$(addprefix train/test_,tasks.py scoring.py fit.py))
-# The executor for Slurm, likewise: each Snakemake that finds it starts 1.4 s later.
+# The executors for clusters, likewise: each Snakemake that finds that of Slurm starts 1.4 s later.
 SLURM := .cache/slurm
 # Two workers for two cores; whoever is done takes over half of the others' rest.
 WORKERS := 2
@@ -109,7 +109,7 @@ bench-peers: $(PEERS)/.ready
 
 $(SLURM)/.ready: $(VENV)/.ready
 	$(call on_top,$(SLURM))
-	@$(SLURM)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[slurm]'
+	@$(SLURM)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[slurm,cluster]'
 	@touch $@
 
 $(DOCS)/.ready: $(VENV)/.ready
