@@ -39,7 +39,7 @@ DOCS := .cache/docs
 VIZWIZ ?= $(wildcard ../shared/data/vizwiz/val.json)
 BENCH_PEERS = $(PEERS)/bin/python -m benchmarks.peers $(if $(VIZWIZ),--data $(VIZWIZ)) $(BENCH_PEERS_OPTIONS)
 
-INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 
 .PHONY: sweep test test-all test-oldest families truth fuzz bench-peers gpu-pack docs lint format environment schema clean
 .DEFAULT_GOAL := sweep
@@ -55,6 +55,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(INSTALL) torch
 	@echo "  3 of 3: Joulesweep and all else"
 	@$(INSTALL) --editable '.[dev]'
+	@$(BIN)/python -m compileall -qq --workers 0 $(VENV)/lib || true # on all cores, pip would take one
 	@touch $@
 
 sweep: environment
