@@ -88,7 +88,7 @@ def touch() -> None:
     from snakemake.executors.touch import Executor
 
     Executor.SLEEPING_TIME = 0.0
-    snakemake.cli.main(["--cores", "2", "--touch", "--quiet", "all"])
+    snakemake.cli.main(["--cores", "2", "--touch", "--forceall", "--quiet", "all"])
 
 
 def main() -> None:
