@@ -10,7 +10,9 @@ import sys
 from snakemake.utils import min_version
 
 min_version("9.17")
-sys.path.insert(0, str(workflow.current_basedir))  # this file's, also as a module of another workflow
+sys.path.insert(
+    0, str(workflow.current_basedir)
+)  # this file's, also as a module of another workflow
 
 from joulesweep.analyse import columns
 from joulesweep.plan import staleness
@@ -24,6 +26,7 @@ from joulesweep.plan.sweep import (
     runs_folder,
 )
 from joulesweep.report import charts, exports
+from joulesweep.runs import aftermath
 
 # One file is one complete sweep: --configfile replaces the default, config/config.yaml; it does not add to it.
 sweep = load(workflow)
@@ -54,22 +57,21 @@ onsuccess:
 
 onerror:
     sweep.set_aside()
-    from joulesweep.launch import (
-        aftermath,
-    )  # at the end alone: a start has no need of it
-
-    for line in aftermath.lines(
-        sweep.record_path(run).parent for run in sweep.runs
-    ):
+    folders = (sweep.record_path(run).parent for run in sweep.runs)
+    for line in aftermath.lines(folders):
         print(line, file=sys.stderr)
 
 
 report: "joulesweep/report/templates/captions/workflow.rst"
 
 
+# In no batch job: the first ones are trivial, and many clusters let only the login node reach the network.
 localrules:
     all,
     partial,
+    grid,
+    fetch_model,
+    fetch_dataset,
 
 
 rule all:

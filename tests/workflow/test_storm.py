@@ -18,12 +18,12 @@ SHORT = (
 )
 
 
-def test_a_short_storm_breaks_no_promise(sweep: Checkout, finished: Path) -> None:
+def test_a_short_storm_breaks_no_promise(sweep: Checkout, complete: Path) -> None:
     shutil.rmtree(sweep.folder / "results")
     hit = storm.Storm(sweep, seed=1)
     try:
         hit.blow([fault for fault in storm.FAULTS if fault.name in SHORT], num_runs=2)
-        storm.verify(hit, finished / "results" / "tiny" / "tables")
+        storm.verify(hit, complete / "results" / "tiny" / "tables")
         said = hit.said.read_text(encoding="utf-8")
     finally:
         hit.close()

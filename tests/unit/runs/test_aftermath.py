@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from joulesweep.launch import aftermath
+from joulesweep.runs import aftermath
 
 BEGAN = {"attempt": "1", "began": "2026-11-30T10:00:00"}
 
@@ -34,7 +34,7 @@ def test_a_run_that_failed_has_a_line_with_its_log(tmp_path):
 
 def test_stopped_runs_are_one_line_with_the_command_that_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/somewhere/snakemake/__main__.py", "--cores", "2", "--config", "sweep=a b"])
-    killed = folder(tmp_path, "killed", BEGAN, ended("failed"), BEGAN, files=())
+    killed = folder(tmp_path, "killed", BEGAN, ended("failed"), {**BEGAN, "attempt": "2"}, files=())
     others = [folder(tmp_path, f"stopped{i}", BEGAN, ended("stopped")) for i in range(4)]
     (line,) = aftermath.lines([killed, *others])
     assert line.startswith(

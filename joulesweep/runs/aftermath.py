@@ -1,16 +1,16 @@
 """What a workflow says when it ends early: which runs failed, which were stopped, and how to go on."""
 
+# changes no number: what is said at the end
 from __future__ import annotations
 
-import json
 import shlex
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-from joulesweep.launch import attempts
+from joulesweep.runs import attempted
 
+STOPPED = "stopped"  # status of an attempt, as `joulesweep.launch.attempts` notes it
 MOST_NAMES = 4  # of stopped runs
 
 
@@ -21,7 +21,7 @@ def lines(folders: Iterable[Path]) -> list[str]:
         folders: of all runs of the sweep.
     """
     begun = [folder for folder in folders if folder.is_dir() and not (folder / "record.json").exists()]
-    stopped = [folder.name for folder in begun if last_status(folder) == attempts.STOPPED]
+    stopped = [folder.name for folder in begun if was_stopped(folder)]
     failed = [folder for folder in begun if folder.name not in stopped and (folder / "run.log").exists()]
     told = [f"FAILED {folder.name}; its output: {folder / 'run.log'}" for folder in failed]
     if stopped:
@@ -33,14 +33,10 @@ def lines(folders: Iterable[Path]) -> list[str]:
     return told
 
 
-def last_status(folder: Path) -> str | None:
-    """How the last attempt at a run ended: one that has no end was killed; None if nothing legible is noted."""
-    try:
-        rows = (folder / attempts.FILE).read_text(encoding="utf-8", errors="replace").splitlines()
-        last: Mapping[str, Any] = json.loads(rows[-1])
-        return attempts.STOPPED if "began" in last else str(last["status"])
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
+def was_stopped(folder: Path) -> bool:
+    """Whether the last attempt at a run was ended from outside: one that has no end was killed."""
+    of_run = attempted.notes(folder / attempted.FILE)
+    return bool(of_run) and of_run[-1].get("status", STOPPED) == STOPPED
 
 
 def command() -> str:
