@@ -7,7 +7,7 @@ import argparse
 from joulesweep.launch import agent
 
 HELP = "take part in a run on several nodes, on this machine"
-EXAMPLES = ("JOULESWEEP_KEY=0123456789abcdef joulesweep join node1:29400    # the first node prints this line",)
+EXAMPLES = ("joulesweep join node1:29400    # the first node prints the whole line, with the key",)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,7 +1,7 @@
 """Take part in a run on several nodes: carry out this machine's share of it, in step with the other nodes.
 
-The parent of the run (`launch.nodes`) tells the agent what to do and when. If the parent or another node is gone, the
-agent ends its processes, lets go of its boards, and ends.
+The parent of the run (`launch.nodes`) or `joulesweep join` starts the agent; the parent tells it what to do and when.
+If the parent or another node is gone, the agent ends its processes, lets go of its boards, and ends.
 """
 
 # changes no number: when a node does what
@@ -124,3 +124,16 @@ def decoded(values: Mapping[str, Any]) -> Job:
             "spec": from_mapping(values["spec"]),
         }
     )
+
+
+def main() -> int:
+    """Take part in the run whose address is on the command line."""
+    try:
+        return take_part(sys.argv[1])
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

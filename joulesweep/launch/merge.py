@@ -230,7 +230,7 @@ def _flags(of_nodes: Sequence[Sequence[Flag]], names: Sequence[str]) -> list[Fla
     """The flags of all nodes, with the node's name; once without it where all nodes say the same."""
     shared = [flag for flag in of_nodes[0] if all(flag in flags for flags in of_nodes)]
     own = [
-        Flag(flag=flag.flag, text=f"{name}: {flag.text}")
+        replace(flag, text=f"{name}: {flag.text}")
         for name, flags in zip(names, of_nodes, strict=True)
         for flag in flags
         if flag not in shared

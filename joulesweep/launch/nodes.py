@@ -137,7 +137,7 @@ class _Crew:
 
     def start(self, address: str, key: str, by_hand: bool) -> None:
         """Start the agents of all nodes with Slurm, or that of this one."""
-        join = [sys.executable, "-m", "joulesweep.cli.main", "join", address]
+        join = [sys.executable, "-m", "joulesweep.launch.agent", address]
         environ = {**os.environ, agent.KEY: key}
         if by_hand:
             others = self.job.spec.nodes - 1

@@ -480,7 +480,7 @@ class Sweep:
         shares = self.on_nodes(self._shares)
         if shares is None:
             return " ".join(alone)
-        return lambda wildcards: " ".join([*alone, *filter(None, [shares(wildcards)])])
+        return lambda wildcards: " ".join([*alone, str(shares(wildcards) or "")]).strip()
 
     def _shares(self, spec: RunSpec) -> str:
         gpus = devices.num_boards(spec, str(self.config.measure.exclusive))

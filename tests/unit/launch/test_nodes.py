@@ -27,6 +27,7 @@ from joulesweep.runs.headline import headline
 from joulesweep.runs.identity import run_id
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left")
+AGENTS = ("joulesweep.cli.main join", "joulesweep.launch.agent")
 ENDLESS = "sys.exit(rank().wait())"
 
 
@@ -36,15 +37,18 @@ def machines(tmp_path):
 
 
 def running(folder) -> dict[int, str]:
-    """Living processes that work on a folder, by id, with their command lines."""
+    """Living processes of a run in a folder, by id, with their command lines."""
     lines = {}
     for path in Path("/proc").glob("[0-9]*"):
         try:
             command = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode()
             state = (path / "stat").read_text().rpartition(")")[2].split()[0]
+            is_agent = (
+                any(word in command for word in AGENTS) and str(folder).encode() in (path / "environ").read_bytes()
+            )
         except OSError:
             continue
-        if state != "Z" and (str(folder) in command or "joulesweep.cli.main join" in command):
+        if state != "Z" and (str(folder) in command or is_agent):
             lines[int(path.name)] = command
     return lines
 
@@ -134,7 +138,7 @@ def test_the_death_of_a_part_ends_all_of_it_and_frees_the_boards(machines, victi
         assert [name for name in locks(machines) if name.startswith("GPU")] == machines.uuids
         ids = running(machines.folder)
         ranks = [pid for pid, command in ids.items() if "a rank" in command and "node1" in command]
-        first = [pid for pid in ids if " join " in ids[pid] and processes.is_below(pid, parent.pid)]
+        first = [pid for pid in ids if "launch.agent" in ids[pid] and processes.is_below(pid, parent.pid)]
         os.kill({"agent": agent.pid, "first agent": first[0], "rank": ranks[0], "parent": parent.pid}[victim], 9)
         told = {child: child.communicate(timeout=PATIENCE_S)[1] for child in (parent, agent)}
         assert {"agent": -9, "parent": 1}.get(victim, 1) == agent.returncode
@@ -321,6 +325,6 @@ def test_srun_starts_a_run_on_two_nodes_of_slurm_and_scancel_ends_both(machines,
     second = job()
     wait_for(lambda: sum("a rank" in command for command in running(machines.folder).values()) == 2)
     slurm.call("scancel", second)
-    wait_for(lambda: running(machines.folder / "run") == {})
+    wait_for(lambda: not any(str(tmp_path / "slurm") not in line for line in running(tmp_path).values()))
     wait_for(lambda: slurm.state(second) == "CANCELLED")
     assert locks(machines) == []
