@@ -27,6 +27,8 @@ OLDEST_PINS := transformers==5.17.0 huggingface_hub==1.33.0
 # What asks transformers for something. torch.jit.script, which that version uses, warns of its end.
 OLDEST_TESTS := $(addprefix tests/unit/,nets methods prepare/test_model.py prepare/test_tokens.py \
 	$(addprefix train/test_,tasks.py scoring.py fit.py))
+# The executors for clusters, likewise: each Snakemake that finds that of Slurm starts 1.4 s later.
+SLURM := .cache/slurm
 # Two workers for two cores; whoever is done takes over half of the others' rest.
 WORKERS := 2
 PYTEST = OMP_NUM_THREADS=1 python -m pytest --numprocesses $(WORKERS) --dist worksteal
@@ -37,7 +39,7 @@ DOCS := .cache/docs
 VIZWIZ ?= $(wildcard ../shared/data/vizwiz/val.json)
 BENCH_PEERS = $(PEERS)/bin/python -m benchmarks.peers $(if $(VIZWIZ),--data $(VIZWIZ)) $(BENCH_PEERS_OPTIONS)
 
-INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 
 .PHONY: sweep test test-all test-oldest families truth fuzz bench-peers gpu-pack docs lint format environment schema clean
 .DEFAULT_GOAL := sweep
@@ -53,6 +55,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(INSTALL) torch
 	@echo "  3 of 3: Joulesweep and all else"
 	@$(INSTALL) --editable '.[dev]'
+	@$(BIN)/python -m compileall -qq --workers 0 $(VENV)/lib || true # on all cores, pip would take one
 	@touch $@
 
 sweep: environment
@@ -67,7 +70,7 @@ test: environment
 test-all: WORKERS := 3
 # Python tells coverage itself which lines ran, from 3.12 on; before, a trace function does, which doubles the time of the
 # tests that it follows: tests/conftest.py says which ones.
-test-all: environment
+test-all: $(SLURM)/.ready
 	@COVERAGE_CORE=$$(python -c 'import sys; print("sysmon" if sys.version_info >= (3, 12) else "ctrace")') \
 		$(PYTEST) --cov --cov-report term:skip-covered --cov-fail-under 90
 
@@ -105,6 +108,11 @@ bench-peers: $(PEERS)/.ready
 	@$(BENCH_PEERS) --model tiny --seeds 5 --json benchmarks/results/peers_tiny_fp32.json
 	@$(BENCH_PEERS) --model minilm --json benchmarks/results/peers_minilm_fp32.json
 
+$(SLURM)/.ready: $(VENV)/.ready
+	$(call on_top,$(SLURM))
+	@$(SLURM)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[slurm,cluster]'
+	@touch $@
+
 $(DOCS)/.ready: $(VENV)/.ready
 	$(call on_top,$(DOCS))
 	@$(DOCS)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
@@ -135,4 +143,4 @@ schema: environment
 	joulesweep schema config/schema.json
 
 clean:
-	rm -rf $(VENV) $(PEERS) $(OLDEST) $(DOCS)
+	rm -rf $(VENV) $(PEERS) $(OLDEST) $(DOCS) $(SLURM)

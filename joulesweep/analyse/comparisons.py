@@ -183,8 +183,9 @@ def _rounded(degrees: float) -> int:
 
 
 def _t(degrees: Numbers, confidence: float = 0.95) -> Numbers:
-    """One-sided quantiles of Student's t."""
-    quantiles: Numbers = special.stdtrit(degrees, confidence)
+    """One-sided quantiles of Student's t; each degree of freedom is worked out once."""
+    values, places = np.unique(degrees, return_inverse=True)
+    quantiles: Numbers = special.stdtrit(values, confidence)[places]
     return quantiles
 
 

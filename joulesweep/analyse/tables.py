@@ -6,6 +6,7 @@ their own. `columns` has a row for each column.
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import os
@@ -126,10 +127,12 @@ def combined(table: Table, *parts: Row) -> Row:
     """
     row: Row = {}
     for part in parts:
-        _known(part, table)
-        if not row.keys().isdisjoint(part):
-            raise ColumnError(f"column {next(key for key in part if key in row)} is filled twice")
+        number = len(row) + len(part)
         row.update(part)
+        if len(row) < number:
+            names = [key for part in parts for key in part]
+            raise ColumnError(f"column {next(key for key in names if names.count(key) > 1)} is filled twice")
+    _known(row, table)
     return row
 
 
@@ -156,21 +159,24 @@ def check(row: Row, table: Table) -> Row:
         if value is None:
             continue
         dtype = table[key].dtype
-        if type(value) not in PYTHON_TYPES[dtype]:
+        types, smallest, largest = _limits(key, dtype)
+        if type(value) not in types:
             raise TypeError(f"{key} is {brief_repr(value)}")
-        if dtype in (REAL, WHOLE) and not _possible(key, value, LARGEST if dtype == REAL else 2**63 - 1):
-            raise ValueError(f"{key} is {brief_repr(value)}")
         if dtype == TEXT:
             value.encode()  # raises on half a surrogate pair
-        if dtype == TEXTS and not all(isinstance(text, str) for text in value):
-            raise TypeError(f"{key} is {brief_repr(value)}")
+        elif dtype == TEXTS:
+            if not all(isinstance(text, str) for text in value):
+                raise TypeError(f"{key} is {brief_repr(value)}")
+        elif not smallest <= value <= largest:  # as NaN is not
+            raise ValueError(f"{key} is {brief_repr(value)}")
     return row
 
 
-def _possible(key: str, value: float, largest: float) -> bool:
-    """Whether a quantity of this name can have the value; NaN fails every comparison."""
-    smallest = 0 if key.endswith(COUNTS) or key.startswith("num_") else -largest
-    return smallest <= value <= largest
+@functools.cache
+def _limits(key: str, dtype: str) -> tuple[tuple[type, ...], float, float]:
+    """Python's types of a column's values, and the smallest and the largest that a quantity of this name can have."""
+    largest = LARGEST if dtype == REAL else 2**63 - 1
+    return PYTHON_TYPES[dtype], 0 if key.endswith(COUNTS) or key.startswith("num_") else -largest, largest
 
 
 def frame(rows: list[Row], table: Table) -> pl.DataFrame:
@@ -184,6 +190,5 @@ def frame(rows: list[Row], table: Table) -> pl.DataFrame:
         _known(row, table)
         if lacking := always - row.keys():
             raise ColumnError(f"nothing fills column {', '.join(sorted(lacking))}")
-    columns = {key: [row.get(key) for row in rows] for key in table}
     dtypes = {key: DTYPES[column.dtype] for key, column in table.items()}
-    return pl.DataFrame([pl.Series(key, values, dtypes[key], strict=False) for key, values in columns.items()])
+    return pl.DataFrame(rows, schema=dtypes, orient="row", strict=False) if rows else pl.DataFrame(schema=dtypes)

@@ -7,13 +7,16 @@ that says so, with the reason. `python -m joulesweep.plan.staleness` lists what 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
-from collections.abc import Sequence
+import json
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from joulesweep import methods
-from joulesweep.core import places
+from joulesweep.core import files, places
 from joulesweep.core.spec import RunSpec
 from joulesweep.measure import meters
 from joulesweep.plan import definitions
@@ -23,6 +26,8 @@ from joulesweep.plan.definitions import Definition
 TABLES = {"ENGINES": "engine", "PRECISIONS": "precision", "STRATEGIES": "strategy"}
 #: Entry point of a run: its parent process, which leads to the processes that it starts.
 RUN = ("joulesweep.launch.launcher", "launch")
+#: Digests of the sources as they are, beside what Snakemake keeps: working them out takes each of its starts seconds.
+KEPT = Path(".snakemake", "joulesweep", "digests.json")
 
 
 def run_digest(spec: RunSpec) -> str:
@@ -32,7 +37,7 @@ def run_digest(spec: RunSpec) -> str:
 
 @functools.cache
 def _run_digest(method: str, *rows: tuple[str, str]) -> str:
-    return _hash(run_parts(method, dict(rows)))
+    return _kept(["run", method, *rows], lambda: _hash(run_parts(method, dict(rows))))
 
 
 def run_parts(method: str, rows: dict[str, str]) -> dict[Definition, str]:
@@ -74,8 +79,36 @@ def code_digest(module: str, name: str = "main", *plugins: Path) -> str:
         name: name of the function.
         plugins: files that it looks up by name; all of their definitions count.
     """
-    plugin_definitions = [definition for path in plugins for definition in definitions.all_of(path)]
-    return _hash(_closure([definitions.named(module, name), *plugin_definitions], {}, is_run=False))
+
+    def digest() -> str:
+        plugin_definitions = [definition for path in plugins for definition in definitions.all_of(path)]
+        return _hash(_closure([definitions.named(module, name), *plugin_definitions], {}, is_run=False))
+
+    return _kept(["code", module, name, *(str(path.relative_to(places.ROOT)) for path in plugins)], digest)
+
+
+def _kept(of: Sequence[object], digest: Callable[[], str]) -> str:
+    """A digest that an earlier process noted for the very same sources, or else a new one, which is noted."""
+    key, sources, kept = json.dumps(of), _sources(), dict[str, str]()
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+        noted = json.loads(KEPT.read_text(encoding="utf-8"))
+        kept = dict(noted["digests"]) if noted["sources"] == sources else {}
+    if key not in kept:
+        kept[key] = digest()
+        if KEPT.parent.parent.is_dir():
+            with contextlib.suppress(OSError):  # it is only slower next time
+                files.write_json(KEPT, {"sources": sources, "digests": kept})
+    return kept[key]
+
+
+def _sources() -> str:
+    """Digest of every file that a digest may cover, and of the Python that reads them."""
+    whole = hashlib.sha256(sys.version.encode())
+    for folder in (*(places.ROOT / package for package in definitions.PACKAGES), places.RESOURCES):
+        for path in sorted(path for kind in ("*.py", "*.csv", "templates/*.*") for path in folder.rglob(kind)):
+            content = path.read_bytes()
+            whole.update(f"{path.relative_to(places.ROOT)}\0{len(content)}\0".encode() + content)
+    return whole.hexdigest()
 
 
 def _closure(roots: Sequence[Definition], rows: dict[str, str], is_run: bool) -> dict[Definition, str]:

@@ -494,3 +494,46 @@ def test_digests_are_the_same_under_every_supported_python_and_need_no_package(t
         pytest.skip("no other supported Python is installed")
     for version, python in interpreters().items():
         assert digests_under(python, tmp_path / "snippet.py") == [SNIPPET_DIGEST, codes], version
+
+
+def test_a_digest_is_kept_for_the_same_sources_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".snakemake").mkdir()
+    monkeypatch.chdir(tmp_path)
+    worked_out: list[str] = []
+
+    def digest(text: str) -> str:
+        worked_out.append(text)
+        return text
+
+    def kept(*of: str) -> str:
+        return staleness._kept(of, lambda: digest(",".join(of)))
+
+    sources = ["first"]
+    monkeypatch.setattr(staleness, "_sources", lambda: sources[0])
+    assert [kept("a"), kept("a", "b"), kept("a")] == ["a", "a,b", "a"]
+    assert worked_out == ["a", "a,b"]
+    sources[0] = "second"
+    assert (kept("a"), worked_out) == ("a", ["a", "a,b", "a"])
+    staleness.KEPT.write_text('{"sources": "second", "digests": 3}', encoding="utf-8")
+    assert kept("a") == "a", "a garbled file is written again"
+    assert json.loads(staleness.KEPT.read_text(encoding="utf-8"))["digests"] == {'["a"]': "a"}
+
+
+def test_digests_are_kept_nowhere_but_beside_snakemakes_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert staleness._kept(["a"], lambda: "digest") == "digest"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["joulesweep/x.py", "scripts/x.py", "resources/x.csv", "joulesweep/templates/x.j2"])
+def test_every_file_that_may_count_is_among_the_sources(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(places, "ROOT", tmp_path)
+    monkeypatch.setattr(places, "RESOURCES", tmp_path / "resources")
+    before = staleness._sources()
+    (tmp_path / name).parent.mkdir(parents=True)
+    (tmp_path / name).write_text("a", encoding="utf-8")
+    added = staleness._sources()
+    (tmp_path / name).write_text("b", encoding="utf-8")
+    assert len({before, added, staleness._sources()}) == 3
