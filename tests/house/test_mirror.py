@@ -33,7 +33,6 @@ ELSEWHERE = {
     "joulesweep.core.quantities": "test_numbers",
     "joulesweep.core.work": "test_data",
     "joulesweep.launch.agent": "test_nodes",
-    "joulesweep.launch.link": "test_nodes",
     "joulesweep.launch.merge": "test_nodes",
     "joulesweep.launch.node": "test_launcher",
     "joulesweep.measure.contention": "test_watch",

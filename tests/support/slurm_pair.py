@@ -1,7 +1,6 @@
 """A real Slurm of two nodes that are this machine: a controller and two slurmd, each with one GPU and its own boards.
 
-It needs root, Debian's slurmctld, slurmd, slurm-client and munge, and /etc/slurm/slurm.conf, which becomes a link to a
-file of the test and goes with it; somebody else's file is left alone.
+What it needs, and what it does with /etc/slurm/slurm.conf, is as in `slurm`.
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -17,12 +15,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from patience import wait_for
+from slurm import CONFIGURED, LOCK, MEMORY_DEVICE
 
-CONFIGURED = Path("/etc/slurm/slurm.conf")
-LOCK = Path("/run/lock/joulesweep-test-slurm.lock")  # of all tests that start a Slurm on this machine
-PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "squeue", "scancel")
 NODES = ("n1", "n2")
-NULL_DEVICE = os.makedev(1, 3)  # by another name it counts as a GPU
 CONFIG = """
 ClusterName=joulesweep
 SlurmUser=root
@@ -54,18 +49,6 @@ NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=8 RealMe
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=8 RealMemory=8000 Gres=gpu:1 State=UNKNOWN
 PartitionName=main Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
 """
-
-
-def lacking() -> str | None:
-    """Why no Slurm can be started here; None if one can."""
-    if os.geteuid() != 0:
-        return "Slurm's daemons need root"
-    absent = [name for name in PROGRAMS if shutil.which(name) is None]
-    if absent:
-        return f"no {', '.join(absent)}: apt-get install slurmctld slurmd slurm-client munge"
-    if CONFIGURED.exists() and not CONFIGURED.is_symlink():
-        return f"{CONFIGURED} is there: this machine has a Slurm of its own"
-    return None
 
 
 class Pair:
@@ -121,7 +104,7 @@ def _configure(pair: Pair, of_nodes: Sequence[Mapping[str, str]]) -> None:
     (folder / "munge" / "key").chmod(0o400)
     lines = []
     for node, variables in zip(NODES, of_nodes, strict=True):
-        os.mknod(folder / f"gpu-{node}", 0o20666, NULL_DEVICE)
+        os.mknod(folder / f"gpu-{node}", 0o20666, MEMORY_DEVICE)
         lines.append(f"NodeName={node} Name=gpu File={folder / f'gpu-{node}'}\n")
         exports = [f"export {name}={value}\n" for name, value in variables.items()]
         (folder / f"variables-{node}").write_text("".join(exports), encoding="utf-8")

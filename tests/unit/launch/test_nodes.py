@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import lock_files
 import pytest
 import several_nodes
+import slurm as slurm_module
 import slurm_pair
 import tiny_run
 from patience import PATIENCE_S, wait_for
@@ -19,7 +22,8 @@ from joulesweep.analyse import run_rows
 from joulesweep.core import processes
 from joulesweep.core.errors import UserError
 from joulesweep.core.outcome import DeviceEnergy, Flag
-from joulesweep.launch import launcher, merge, nodes
+from joulesweep.launch import agent, launcher, link, merge, nodes
+from joulesweep.launch.node import RunFailed
 from joulesweep.measure import machine
 from joulesweep.reference.cpu_estimate import Asked
 from joulesweep.runs import record
@@ -234,6 +238,46 @@ def test_who_does_not_know_the_key_takes_no_part(machines):
     parent.communicate(timeout=PATIENCE_S)
 
 
+def puppet(port, host, told):
+    """An agent that leases nothing, and fails as soon as it may train."""
+    end = link.connect(f"127.0.0.1:{port}", "key", 5.0, host=host, locks="/locks")
+    agent._first(end, "job")
+    for point in ("lease", "settle", "train"):
+        end.send(at=point, port=1)
+        agent._first(end, "go")
+        if point == "lease":
+            told.append(f"{host} may")
+            time.sleep(0.2)  # as if another run had the boards
+            told.append(f"{host} holds")
+    end.send(failed=f"{host} has failed")
+    end.close()
+
+
+def test_nodes_are_leased_in_the_order_of_their_names_however_they_came(tmp_path):
+    """So two runs on the same nodes never hold one each and wait for the other."""
+    told: list[str] = []
+    spec = tiny_run.spec(strategy="ddp", devices=4, nodes=2)
+    job = launcher.Job(
+        spec=spec, model_folder=tmp_path, tokens=tmp_path, folder=tmp_path, log=None, exclusive="gpu", meter_settings={}
+    )
+    crew = nodes._Crew(job, lambda: None)
+    with nodes._listening(0, 2) as listener:
+        puppets = [threading.Thread(target=puppet, args=(listener.getsockname()[1], host, told)) for host in ("b", "a")]
+        for one in puppets:
+            one.start()
+            time.sleep(0.05)
+        crew.gather(listener, "key")
+        with pytest.raises(nodes._Over):
+            crew.lead("auto", False)
+        crew.dismiss()
+        for one in puppets:
+            one.join()
+    assert [member.host for member in crew.members] == ["a", "b"]
+    assert told == ["a may", "a holds", "b may", "b holds"]
+    with pytest.raises(RunFailed, match=r"^node \d \((a|b)\): \1 has failed$"):
+        crew.results()
+
+
 def test_a_kind_of_device_that_one_node_lacks_is_in_no_sum():
     def row(device, kind):
         return DeviceEnergy(
@@ -293,7 +337,7 @@ def test_a_step_of_its_own_inherits_nothing_of_the_parents_step():
 @pytest.fixture
 def slurm(machines, tmp_path):
     """A Slurm whose two nodes are the two machines."""
-    reason = slurm_pair.lacking()
+    reason = slurm_module.lacking()
     if reason:
         pytest.skip(reason)
     tmp_path.chmod(0o755)
