@@ -58,12 +58,12 @@ def decoded(row: Mapping[str, Any]) -> NodeResult:
 
     ranks = read_rank(row["ranks"])
     assert isinstance(ranks, RankResult | Stopped)
-    return NodeResult(
-        started=row["started"],
-        environment=TypeAdapter(Environment).validate_python(row["environment"]),
-        ranks=ranks,
-        measured=None if row["measured"] is None else TypeAdapter(Measured).validate_python(row["measured"]),
-    )
+    measured = None
+    if row["measured"] is not None:
+        epochs = TypeAdapter(list[Epoch]).validate_python(row["measured"]["epochs"])
+        measured = replace(TypeAdapter(Measured).validate_python({**row["measured"], "epochs": []}), epochs=epochs)
+    environment = TypeAdapter(Environment).validate_python(row["environment"])
+    return NodeResult(started=row["started"], environment=environment, ranks=ranks, measured=measured)
 
 
 def device(number: int, name: str) -> str:
