@@ -11,9 +11,9 @@ from typing import Any
 
 from joulesweep.core import files, processes
 from joulesweep.core.errors import UserError
-from joulesweep.core.outcome import Flag, Measurement, RankResult, Stopped, Summary, as_json
+from joulesweep.core.outcome import Flag, Measurement, NodePart, RankResult, Stopped, Summary, as_json
 from joulesweep.core.spec import RunSpec, full
-from joulesweep.launch import node
+from joulesweep.launch import merge, node, nodes
 from joulesweep.launch.node import Job, NodeResult
 from joulesweep.measure import devices, measurement, meters
 from joulesweep.nets.weights import some
@@ -28,7 +28,7 @@ def check_granted(spec: RunSpec, exclusive: str, num_gpus: int) -> None:
     Raises:
         UserError: fewer GPUs are granted than the run needs.
     """
-    needed = devices.num_boards(spec, exclusive)
+    needed = spec.nodes * devices.num_boards(spec, exclusive)
     if num_gpus < needed:
         raise UserError(
             f"{run_id(spec)} needs {needed} GPUs, Snakemake grants {num_gpus}: use --resources gpu={needed}"
@@ -49,6 +49,7 @@ def launch(
     pinned: bool = False,
     meter_settings: Mapping[str, meters.Settings | None] | None = None,
     with_snakemake: bool = True,
+    rendezvous: str | None = None,
 ) -> RunRecord:
     """Execute a run and write its files, the record last.
 
@@ -66,6 +67,7 @@ def launch(
         pinned: always take the first of these boards, so that all runs use the same ones.
         meter_settings: the config's `hardware` settings of single meters, by meter name.
         with_snakemake: end when the job's shell or Snakemake above it dies.
+        rendezvous: of a run on several nodes outside of Slurm: `host:port` at which this process waits for the others.
 
     Returns:
         The record.
@@ -76,7 +78,7 @@ def launch(
     """
     signal.signal(signal.SIGTERM, node.terminate)
     ensure_parent_alive = processes.parent_watch(with_snakemake)
-    allowed = node.pool(spec, exclusive, gpus, pinned)
+    allowed = node.pool(spec, exclusive, gpus, pinned) if spec.nodes == 1 else None
     new_weights = _new_weights(spec, _manifest(model_folder.with_name(f"{model_folder.name}.json")))
     job = Job(
         spec=spec,
@@ -87,14 +89,18 @@ def launch(
         exclusive=exclusive,
         meter_settings=meter_settings or {},
     )
-    shutil.rmtree(job.work, ignore_errors=True)
+    work = node.work_folder(folder)
+    shutil.rmtree(work, ignore_errors=True)
     shutil.rmtree(folder / "model", ignore_errors=True)
-    job.work.mkdir(parents=True)
+    work.mkdir(parents=True)
     try:
-        result = node.carry_out(job, allowed, ensure_parent_alive)
-        return _write(job, code_digest, result, _measurement(result, new_weights), references)
+        if allowed is not None:
+            result, parts = node.carry_out(job, allowed, ensure_parent_alive), None
+        else:
+            result, parts = merge.merged(nodes.carry_out(job, gpus, pinned, rendezvous, ensure_parent_alive))
+        return _write(job, code_digest, result, parts, _measurement(result, new_weights), references)
     finally:
-        shutil.rmtree(job.work)
+        shutil.rmtree(work)
 
 
 def _new_weights(spec: RunSpec, manifest: Mapping[str, Any] | None) -> list[str]:
@@ -124,6 +130,7 @@ def _write(
     job: Job,
     code_digest: str,
     result: NodeResult,
+    parts: list[NodePart] | None,
     measured: Measurement | None,
     references: Sequence[Sequence[str]],
 ) -> RunRecord:
@@ -146,6 +153,7 @@ def _write(
         started=result.started,
         finished=node.now(),
         environment=result.environment,
+        nodes=parts,
         measurement=measured,
         quality=ranks.quality if ranks else None,
         epochs=result.measured.epochs if result.measured else [],
