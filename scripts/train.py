@@ -11,7 +11,8 @@ from joulesweep.core.files import read_json
 from joulesweep.core.spec import from_mapping
 from joulesweep.launch import stage
 from joulesweep.launch.attempts import Attempt
-from joulesweep.launch.launcher import RunFailed, check_granted, launch
+from joulesweep.launch.launcher import check_granted, launch
+from joulesweep.launch.node import RunFailed
 from joulesweep.launch.progress import end_line, start_line
 from joulesweep.measure.meters import settings_in
 from joulesweep.prepare.fetched import references

@@ -12,7 +12,8 @@ from joulesweep.core.errors import UserError, brief_repr, nearest
 from joulesweep.core.spec import RunSpec
 from joulesweep.launch import stage
 from joulesweep.launch.attempts import Attempt
-from joulesweep.launch.launcher import RunFailed, launch
+from joulesweep.launch.launcher import launch
+from joulesweep.launch.node import RunFailed
 from joulesweep.launch.progress import end_line
 from joulesweep.measure import meters
 from joulesweep.plan import config as config_module

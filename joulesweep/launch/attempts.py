@@ -27,8 +27,8 @@ from types import TracebackType
 
 from joulesweep.core import bounded
 from joulesweep.core.errors import UserError
-from joulesweep.launch.launcher import RunFailed
 from joulesweep.launch.lease import Lease
+from joulesweep.launch.node import RunFailed
 from joulesweep.measure import machine, meters
 from joulesweep.measure.meters import Sensor
 from joulesweep.runs.record import RunRecord

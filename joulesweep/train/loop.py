@@ -11,7 +11,7 @@ inside the window from the same start, and the repeated weights are discarded: j
 
 The same loop serves every method, strategy, precision, batching and engine: those are transforms of the model, rows
 of tables, and the layout of a batch.
-`launch.launcher` starts it through `train.worker`, once, or once per rank under torchrun; each process writes
+`launch.node` starts it through `train.worker`, once, or once per rank under torchrun; each process writes
 `rank<r>.json`.
 This process imports torch, transformers and zeus, nothing of the reporting side.
 """

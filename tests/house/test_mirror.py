@@ -32,6 +32,7 @@ ELSEWHERE = {
     "joulesweep.core.places": "test_staleness",
     "joulesweep.core.quantities": "test_numbers",
     "joulesweep.core.work": "test_data",
+    "joulesweep.launch.node": "test_launcher",
     "joulesweep.measure.contention": "test_watch",
     "joulesweep.measure.counter": "test_verdict",
     "joulesweep.nets.anatomy": "test_language_model",

@@ -17,7 +17,7 @@ from joulesweep import cli
 from joulesweep.cli import main, run
 from joulesweep.core import files
 from joulesweep.launch import lease
-from joulesweep.launch.launcher import RunFailed
+from joulesweep.launch.node import RunFailed
 from joulesweep.plan import config
 from joulesweep.plan.grid import dataset_key, dataset_source, expand, model_key, model_source
 from joulesweep.runs import record

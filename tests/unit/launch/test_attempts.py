@@ -12,8 +12,8 @@ from joulesweep.core.errors import UserError
 from joulesweep.core.files import write_json
 from joulesweep.launch import attempts, lease
 from joulesweep.launch.attempts import FILE, Attempt
-from joulesweep.launch.launcher import RunFailed
 from joulesweep.launch.lease import Lease
+from joulesweep.launch.node import RunFailed
 from joulesweep.measure import meters
 from joulesweep.measure.devices import Board
 from joulesweep.measure.meters import CPU, GPU, WALL, Traits
