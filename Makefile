@@ -27,6 +27,8 @@ OLDEST_PINS := transformers==5.17.0 huggingface_hub==1.33.0
 # What asks transformers for something. torch.jit.script, which that version uses, warns of its end.
 OLDEST_TESTS := $(addprefix tests/unit/,nets methods prepare/test_model.py prepare/test_tokens.py \
 	$(addprefix train/test_,tasks.py scoring.py fit.py))
+# The executors for clusters, likewise: each Snakemake that finds that of Slurm starts 1.4 s later.
+SLURM := .cache/slurm
 # Two workers for two cores; whoever is done takes over half of the others' rest.
 WORKERS := 2
 PYTEST = OMP_NUM_THREADS=1 python -m pytest --numprocesses $(WORKERS) --dist worksteal
@@ -68,7 +70,7 @@ test: environment
 test-all: WORKERS := 3
 # Python tells coverage itself which lines ran, from 3.12 on; before, a trace function does, which doubles the time of the
 # tests that it follows: tests/conftest.py says which ones.
-test-all: environment
+test-all: $(SLURM)/.ready
 	@COVERAGE_CORE=$$(python -c 'import sys; print("sysmon" if sys.version_info >= (3, 12) else "ctrace")') \
 		$(PYTEST) --cov --cov-report term:skip-covered --cov-fail-under 90
 
@@ -106,6 +108,11 @@ bench-peers: $(PEERS)/.ready
 	@$(BENCH_PEERS) --model tiny --seeds 5 --json benchmarks/results/peers_tiny_fp32.json
 	@$(BENCH_PEERS) --model minilm --json benchmarks/results/peers_minilm_fp32.json
 
+$(SLURM)/.ready: $(VENV)/.ready
+	$(call on_top,$(SLURM))
+	@$(SLURM)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[slurm,cluster]'
+	@touch $@
+
 $(DOCS)/.ready: $(VENV)/.ready
 	$(call on_top,$(DOCS))
 	@$(DOCS)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
@@ -136,4 +143,4 @@ schema: environment
 	joulesweep schema config/schema.json
 
 clean:
-	rm -rf $(VENV) $(PEERS) $(OLDEST) $(DOCS)
+	rm -rf $(VENV) $(PEERS) $(OLDEST) $(DOCS) $(SLURM)

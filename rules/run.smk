@@ -42,7 +42,10 @@ rule train:
     threads: lambda wildcards: sweep.threads(wildcards.run, cores)
     resources:
         gpu=lambda wildcards: sweep.gpus(wildcards.run),
+        mem_mb=lambda wildcards: sweep.memory_mb(wildcards.run),
         runtime=lambda wildcards: sweep.runtime_min(wildcards.run),
+        attempt=lambda wildcards, attempt: attempt,
+        whole_node=sweep.whole_node(),
         slurm_extra=sweep.slurm_extra(),
     params:
         job=lambda wildcards: sweep.job(wildcards.run),
@@ -52,7 +55,7 @@ rule train:
     shell:
         "python -m scripts.train --job {params.job:q} --model-folder {input.model_folder:q}"
         " --tokens {input.tokens:q} --texts {input.texts:q} --grid {input.grid:q} --folder {params.folder:q} --log {log:q}"
-        " --gpus {resources.gpu}"
+        " --gpus {resources.gpu} --minutes {resources.runtime} --attempt {resources.attempt}"
 
 
 # Repeat the first cell on a later day, to see how much days differ.

@@ -18,6 +18,7 @@ from joulesweep.launch.node import GRACE_S, RunFailed
 from joulesweep.launch.progress import end_line, start_line
 from joulesweep.measure.meters import settings_in
 from joulesweep.prepare.fetched import references
+from joulesweep.runs import attempted
 from joulesweep.runs.identity import run_id
 from scripts import note_versions, run_script
 
@@ -27,7 +28,11 @@ def main() -> None:
     for name in ("--job", "--model-folder", "--tokens", "--texts", "--grid", "--folder", "--log"):
         parser.add_argument(name, required=True, type=str if name == "--job" else Path)
     parser.add_argument("--gpus", required=True, type=int, help="number of GPUs that Snakemake grants")
+    parser.add_argument("--minutes", type=int, help="after which a batch system ends the job")
+    parser.add_argument("--attempt", type=int, default=1, help="2 and more: Snakemake tries again what failed")
     args = parser.parse_args()
+    if args.attempt > 1 and not attempted.is_worth_another(attempted.notes(args.folder / attempted.FILE)):
+        sys.exit(f"{args.folder.name}: not tried again: it failed of itself, or was stopped; its output: {args.log}")
     note_versions()
     job, grid, runs = json.loads(args.job), read_json(args.grid, "grid"), args.folder.parent
     spec, measure = from_mapping(job["spec"]), grid["config"]["measure"]
@@ -39,7 +44,7 @@ def main() -> None:
 
     paths = {name: getattr(args, name) for name in ("model_folder", "tokens", "folder", "log")}
     try:
-        with Attempt(args.folder) as attempt, stage.telling(args.folder, tell):
+        with Attempt(args.folder, args.minutes) as attempt, stage.telling(args.folder, tell):
             record = launch(
                 spec,
                 job["code"],
@@ -52,6 +57,9 @@ def main() -> None:
                 attempt=attempt.name,
                 **paths,
             )
+            if record.reason == attempted.HOST_OOM and attempted.may_ask_for_more(args.folder):
+                (args.folder / "record.json").unlink()
+                raise RunFailed(f"{attempted.HOST_OOM}; the next attempt asks the batch system for more memory")
             attempt.ended(record)
     except RunPreempted as preempted:
         print(f"{run_id(spec)}: {preempted}", file=sys.stderr)

@@ -8,7 +8,6 @@ joules nobody knows is counted as such, never as 0.
 from __future__ import annotations
 
 import datetime
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,13 +20,11 @@ from joulesweep.analyse import run_rows
 from joulesweep.analyse.columns import ATTEMPTS
 from joulesweep.analyse.tables import Row, check, frame
 from joulesweep.core.errors import UserError
-from joulesweep.core.files import MALFORMED
 from joulesweep.reference.cpu_estimate import Asked, estimate_cpu
+from joulesweep.runs import attempted
+from joulesweep.runs.attempted import PREEMPTED, Note
 
-Note = dict[str, Any]  # what an attempt noted of its begin and its end
-FILE = "attempts.jsonl"
-#: Statuses of an attempt: only its begin is known; it was preempted, and the next one went on from its checkpoint.
-OPEN, PREEMPTED = "open", "preempted"
+OPEN = "open"  # status of an attempt of which only the begin is known
 RUN, ANCHOR, BY_HAND = "run", "anchor", "by hand"
 WINDOW_ALONE = "of the window alone: what is around it was not read"
 UNREAD = "no counter was read over the attempt"
@@ -115,7 +112,8 @@ def _rows(
     kind: str, folder: Path, entry: Mapping[str, Any], recorded: Recorded | None, asked: Asked, accelerator: str
 ) -> list[Row]:
     """The attempts at one run."""
-    kept, notes = recorded if recorded and recorded[0].get("finished") else None, _notes(folder / FILE)
+    kept = recorded if recorded and recorded[0].get("finished") else None
+    notes = attempted.notes(folder / attempted.FILE)
     of_run = {"kind": kind, "run": folder.name, "cell": entry["cell"], "label": entry["label"]}
     last = _keeper(notes, kept[0]) if kept else None
     parts = _parts(notes, last, kept[0]) if kept and last is not None else set()
@@ -123,23 +121,6 @@ def _rows(
     if kept and last is None:
         rows.append(_noted(_as_noted(kept[0]), kept, True, asked, accelerator))
     return [check({**of_run, **row}, ATTEMPTS) for row in rows]
-
-
-def _notes(path: Path) -> list[Note]:
-    """The attempts that a file notes, begin and end in one, in the order of their begins; torn lines are left out."""
-    notes: dict[str, Note] = {}
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []
-    for line in lines:
-        try:
-            row = json.loads(line)
-            if "began" in row or row["attempt"] in notes:
-                notes[row["attempt"]] = notes.get(row["attempt"], {}) | row
-        except MALFORMED:
-            continue
-    return list(notes.values())
 
 
 def _keeper(notes: Sequence[Mapping[str, Any]], row: Row) -> int | None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from pathlib import Path
 
 from joulesweep.analyse import roofline
@@ -189,15 +190,23 @@ def fingerprint(environment: Environment) -> str:
     Host names, board UUIDs and the cores granted to one job may differ: a cluster spreads equal jobs over equal nodes.
     So may the number of boards: a record lists those of its run, and one board is compared with two.
     """
-    versions = environment.versions
+    boards = frozenset((gpu.name, gpu.memory_bytes) for gpu in environment.gpus)
+    versions = tuple(environment.versions.get(name) for name in ("torch", "transformers"))
+    return _fingerprint(environment.cpu_model, environment.host_memory_bytes, boards, environment.driver, versions)
+
+
+@functools.cache
+def _fingerprint(
+    cpu_model: str, host_memory_bytes: int, boards: Set[tuple[str, int]], driver: str | None, versions: Sequence[str]
+) -> str:
     return short_hash(
         {
-            "cpu_model": environment.cpu_model,
-            "host_memory_gib": round(environment.host_memory_bytes / 2**30),
-            "gpus": sorted({(gpu.name, gpu.memory_bytes) for gpu in environment.gpus}),
-            "driver": environment.driver,
-            "torch": versions.get("torch"),
-            "transformers": versions.get("transformers"),
+            "cpu_model": cpu_model,
+            "host_memory_gib": round(host_memory_bytes / 2**30),
+            "gpus": sorted(boards),
+            "driver": driver,
+            "torch": versions[0],
+            "transformers": versions[1],
         }
     )
 

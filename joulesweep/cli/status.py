@@ -220,7 +220,14 @@ def _preempted(state: State) -> list[str]:
 
 
 def _failed(state: State) -> list[str]:
-    rows = [(f"{row.label}: {row.last_line}", f"  its output: {row.log}") for row in state.failures[:MOST_LINES]]
+    rows = [
+        (
+            f"{row.label}: {row.last_line}",
+            f"  its output: {row.log}",
+            *([f"  its batch job's: {row.batch_log}"] if row.batch_log else []),
+        )
+        for row in state.failures[:MOST_LINES]
+    ]
     lines = [
         textwrap.shorten(line, WIDTH, placeholder=" …") if i == 0 else line
         for row in rows

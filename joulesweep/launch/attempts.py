@@ -4,7 +4,7 @@ An attempt appends two lines to `attempts.jsonl` in the run's folder, one as it 
 killed without a word has only the first. The file is no output of the workflow, so Snakemake does not delete it before
 it repeats a run. Each line is one write to the end of the file, so the lines of two processes never mix.
 
-    {attempt, began, hostname, pid, cpu_model, cpu_cores}
+    {attempt, began, hostname, pid, cpu_model, cpu_cores, batch: {system, job, …, minutes}}
     {attempt, ended, status, reason, waited_s, held_s, cpu_s, energy: [{device, kind, energy_j, reason}]}
 
 An attempt that was preempted is followed by one that goes on from its checkpoint. Such attempts also note their part
@@ -24,7 +24,7 @@ import resource
 import socket
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -33,13 +33,12 @@ from joulesweep.core.errors import UserError
 from joulesweep.launch.checkpoints import RunPreempted
 from joulesweep.launch.lease import Lease
 from joulesweep.launch.node import RunFailed
-from joulesweep.measure import machine, meters
+from joulesweep.measure import batch_system, machine, meters
 from joulesweep.measure.meters import Sensor
+from joulesweep.runs.attempted import FILE, PREEMPTED
 from joulesweep.runs.record import RunRecord
 
-FILE = "attempts.jsonl"
-#: Statuses of attempts without a record: failed of themselves; ended from outside; ended so, and kept to go on.
-FAILED, STOPPED, PREEMPTED = "failed", "stopped", "preempted"
+FAILED, STOPPED = "failed", "stopped"  # statuses of attempts without a record: of themselves, or ended from outside
 
 
 @dataclass(frozen=True)
@@ -57,10 +56,13 @@ class Attempt:
 
     Args:
         folder: the run's.
+        minutes: after which a batch system would end it.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, minutes: int | None = None) -> None:
         self.path = folder / FILE
+        job = batch_system.describe()
+        self._batch = {**asdict(job), "minutes": minutes} if job else None
         self._record: RunRecord | None = None
         self._began_s = time.monotonic()
         self._cpu_s = _cpu_s()
@@ -72,7 +74,8 @@ class Attempt:
 
     def __enter__(self) -> Attempt:
         Lease.watchers.append(self._see)
-        about = {"cpu_model": machine.cpu_model(), "cpu_cores": len(os.sched_getaffinity(0))}
+        about: dict[str, object] = {"cpu_model": machine.cpu_model(), "cpu_cores": len(os.sched_getaffinity(0))}
+        about |= {"batch": self._batch} if self._batch else {}
         self._append({"began": _now(), "hostname": socket.gethostname(), "pid": os.getpid(), **about})
         return self
 

@@ -513,6 +513,14 @@ class Hardware(Section):
     accelerator: Annotated[Literal["auto", "cpu", "cuda"], Field(description="auto looks at this machine")] = "auto"
     name: Annotated[Line | None, Field(description="tells apart boards of one accelerator, e.g. a30")] = None
     wall: Annotated[Wall | None, Field(description="a plug or PDU to read as well; null: none")] = None
+    memory_mb: Annotated[
+        int,
+        Field(
+            ge=100,
+            description="host memory that a batch system is asked for, per run; doubled, twice at most, after it was "
+            "too little",
+        ),
+    ] = 8000
 
 
 def _fraction(value: object) -> object:

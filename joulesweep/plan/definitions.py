@@ -22,6 +22,9 @@ from joulesweep.core import places
 PACKAGES = (places.PACKAGE.name, "scripts")
 #: Nodes that bind a name.
 NAMING = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.ExceptHandler, ast.MatchAs, ast.MatchStar)
+#: Nodes that bind names of their own inside.
+SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
+BARE = (ast.expr_context, ast.operator, ast.unaryop, ast.boolop, ast.cmpop)  # nodes without any inside
 REFERENCE = "\x01"  # marks a used definition in a definition's text
 SENTENCE = re.compile(r"[A-Za-z]{2,}(\W+[A-Za-z]{2,}){2}")
 SAYING = {"print", "warn", "debug", "info", "warning"}  # calls that only print or log
@@ -129,7 +132,7 @@ def _bind(module: _Module, statement: ast.stmt) -> None:
         return
     if isinstance(statement, ast.If) and _is_aside(statement.test):
         return
-    names = list(_assigned(statement))
+    names = [name for node in _walk(statement) for name in _named(node)]
     module.bound |= dict.fromkeys(names, statement)
     if not names:
         module.effects.append(statement)
@@ -151,26 +154,26 @@ def _imported(node: ast.AST) -> dict[str, ast.stmt | tuple[str, str | None]]:
     return {}
 
 
-def _assigned(statement: ast.stmt) -> Iterator[str]:
-    """Yield the names that a statement binds at its own level."""
-    if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-        yield statement.name
-        return
-    for node in _walk(statement):
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+def _named(node: ast.AST) -> Iterator[str]:
+    """Yield the names that a node itself binds."""
+    if isinstance(node, ast.Name):
+        if isinstance(node.ctx, ast.Store):
             yield node.id
-        elif isinstance(node, NAMING) and node.name:
+    elif isinstance(node, NAMING):
+        if node.name:
             yield node.name
-        elif isinstance(node, ast.MatchMapping) and node.rest:
-            yield node.rest
+    elif isinstance(node, ast.MatchMapping) and node.rest:
+        yield node.rest
 
 
 def _walk(node: ast.AST) -> Iterator[ast.AST]:
-    """Yield a node and its descendants, without entering functions and classes."""
-    yield node
-    if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda):
-        for child in ast.iter_child_nodes(node):
-            yield from _walk(child)
+    """Yield a node and its descendants in the order of the source, without entering functions and classes."""
+    waiting = [node]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        if not isinstance(node, SCOPES):
+            waiting += [child for child in ast.iter_child_nodes(node) if not isinstance(child, BARE)][::-1]
 
 
 def _find(module: str, name: str | None) -> Definition | str:
@@ -308,11 +311,12 @@ class _Encoder:
         """A function's local names: its arguments, and all names that it assigns."""
         names = {arg.arg for arg in ast.walk(args) if isinstance(arg, ast.arg)}
         elsewhere: set[str] = set()
-        for statement in body:
-            names |= set(_assigned(statement))
-            for node in _walk(statement):
+        for node in (node for statement in body for node in _walk(statement)):
+            names.update(_named(node))
+            if isinstance(node, ast.Import | ast.ImportFrom):
                 self.imports |= _imported(node)
-                elsewhere |= set(node.names) if isinstance(node, ast.Global) else set()
+            elif isinstance(node, ast.Global):
+                elsewhere.update(node.names)
         return (local | names) - elsewhere - set(self.imports)
 
     def _arg(self, node: ast.arg, local: frozenset[str]) -> str:

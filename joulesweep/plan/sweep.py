@@ -34,7 +34,7 @@ from joulesweep.plan.config import LocalSource
 from joulesweep.plan.grid import ExpandedGrid, dataset_key, dataset_source, expand, model_key, model_source, text_source
 from joulesweep.plan.snakemake_lock import clear_dead_lock
 from joulesweep.plan.strict import Place
-from joulesweep.runs import record
+from joulesweep.runs import attempted, record
 from joulesweep.runs.headline import headline
 from joulesweep.runs.identity import cell_id
 from joulesweep.runs.record import RunRecord
@@ -458,14 +458,29 @@ class Sweep:
         needed = spec.devices * spec.threads_per_device
         return max(needed, cores) if self.config.measure.exclusive == "node" and cores else needed
 
+    def memory_mb(self, run: str) -> int:
+        """MB of host memory to request from a batch system: more for a run that was killed for want of it."""
+        return int(self.config.hardware.memory_mb * 2 ** self._doublings(run)[0])
+
     def runtime_min(self, run: str) -> int:
-        """Minutes to request from a batch system: the run's time limit, its start and its scoring."""
+        """Minutes to request from a batch system: the run's time limit, its start and its scoring.
+
+        More for a run that a batch job's limit ended all the same.
+        """
         spec = self.spec(run)
-        return math.ceil((spec.timeout_s + spec.cooldown_s) / 60) + 10
+        minutes = math.ceil((spec.timeout_s + spec.cooldown_s) / 60) + 10
+        return int(minutes * 2 ** self._doublings(run)[1])
+
+    def _doublings(self, run: str) -> tuple[int, int]:
+        return attempted.doublings(attempted.notes(Path(self.folder, "runs", run, attempted.FILE)))
+
+    def whole_node(self) -> int:
+        """Whether a run requests a node of its own from a batch system, as 0 or 1: it must be alone."""
+        return int(self.config.measure.exclusive == "node")
 
     def slurm_extra(self) -> str:
-        """Slurm's extra options: a run that must be alone requests a node of its own."""
-        return "--exclusive" if self.config.measure.exclusive == "node" else ""
+        """The same as Slurm's option."""
+        return "--exclusive" if self.whole_node() else ""
 
     def set_aside(self) -> None:
         """Move away the files that the aggregation marked as corrupt."""

@@ -179,6 +179,13 @@ class Checkout:
         return self.folder / "results" / "tiny" / "runs"
 
 
+def finished(folder: Path) -> None:
+    """A checkout in a folder, in which a whole sweep of two runs was run."""
+    output = Checkout(folder / "checkout").run()
+    assert "[1/2] single fp32 bs8 r" in output
+    assert re.search(r"\[2/2\] single fp32 bs8 r\d · [\d.]+ s · [\d.]+ J est\. · loss [\d.]+", output)
+
+
 def environment() -> dict[str, str]:
     dropped = ("PYTHONPATH", "COVERAGE_PROCESS_START")
     return {**{k: v for k, v in os.environ.items() if k not in dropped}, "OMP_NUM_THREADS": "1"}

@@ -19,7 +19,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 import yaml
-from checkout import COPIED, Checkout
+from checkout import COPIED, Checkout, finished
 from moving import move
 from patience import PATIENCE_S, wait_for
 from tiny_run import REPOSITORY, SUPPORT
@@ -28,19 +28,12 @@ FINISHED = SUPPORT / "golden" / "finished.tar.gz"
 ANALYSIS = {"aggregate", "charts", "exports", "report", "all"}
 
 
-def finish(folder: Path) -> None:
-    """Run a whole sweep of two runs in a folder's checkout."""
-    output = Checkout(folder / "checkout").run()
-    assert "[1/2] single fp32 bs8 r" in output
-    assert re.search(r"\[2/2\] single fp32 bs8 r\d · [\d.]+ s · [\d.]+ J est\. · loss [\d.]+", output)
-
-
 @pytest.fixture
 def sweep(tmp_path: Path, once: Callable[[str, Callable[[Path], object]], Path]) -> Iterator[Checkout]:
     """A checkout whose sweep is complete: a copy of the one that is run once, down to the times of its files."""
     checkout = Checkout(tmp_path / "checkout")
     shutil.rmtree(checkout.folder)
-    shutil.copytree(once("finished-sweep", finish) / "checkout", checkout.folder, symlinks=True)
+    shutil.copytree(once("finished-sweep", finished) / "checkout", checkout.folder, symlinks=True)
     yield checkout
     checkout.end()
     shutil.rmtree(checkout.folder)
@@ -455,11 +448,6 @@ def test_a_mistake_is_told_though_snakemake_is_quiet(sweep: Checkout, change: di
     assert done.returncode != 0
     line = text.partition(f"repeats: {config['grid']['repeats']}")[0].count("\n") + 1
     assert said.format(line=line) in (done.stdout + done.stderr).splitlines()
-
-
-def test_the_slurm_profile_is_proven_by_a_dry_run(sweep: Checkout) -> None:
-    output = sweep.run("-n", "--forceall", "--workflow-profile", "profiles/slurm")
-    assert re.search(r"^train +2$", output, re.MULTILINE)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from joulesweep.core import files
 from joulesweep.plan.config import validate
 from joulesweep.plan.grid import expand, manifest
 from joulesweep.reference.cpu_estimate import Asked, estimate_cpu
+from joulesweep.runs import attempted
 
 ASKED = Asked(True)
 MACHINE = synthetic.environment()
@@ -33,7 +34,7 @@ class Sweep:
 
     def note(self, run, place="runs", begun="2026-01-02T03:04:00", **ended):
         """Note an attempt; without `ended` it is open."""
-        path = self.folder / place / run / ledger.FILE
+        path = self.folder / place / run / attempted.FILE
         path.parent.mkdir(parents=True, exist_ok=True)
         name = {"attempt": f"{begun} {len(path.read_text()) if path.exists() else 0}"}
         first = {"began": begun, "cpu_model": MACHINE["cpu_model"], "cpu_cores": 2}
@@ -215,7 +216,7 @@ def test_without_its_boards_a_run_on_gpus_has_no_joules(on_boards):
 def test_torn_lines_are_left_out(on_boards, line):
     run = on_boards.runs[0]
     on_boards.note(run, status="failed", energy=board(1.0))
-    with (on_boards.folder / "runs" / run / ledger.FILE).open("a", encoding="utf-8") as file:
+    with (on_boards.folder / "runs" / run / attempted.FILE).open("a", encoding="utf-8") as file:
         file.write(line + "\n")
     assert on_boards.spent().measured_j == 1
 

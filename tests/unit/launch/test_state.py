@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
+from pathlib import Path
 
 import pytest
 import synthetic
@@ -23,8 +24,9 @@ def own_locks(tmp_path, monkeypatch):
 def sweep(tmp_path):
     """A sweep of four cells and twelve runs, none of which has begun: its folder and its runs."""
     raw = synthetic.raw_config(axes={"precision": ["fp32"]})
-    manifest, _ = synthetic.write_sweep(tmp_path / "results", raw, lambda row: None)
-    return tmp_path / "results", list(manifest["runs"])
+    folder = tmp_path / "results" / "synthetic"
+    manifest, _ = synthetic.write_sweep(folder, raw, lambda row: None)
+    return folder, list(manifest["runs"])
 
 
 def put(folder, row):
@@ -84,7 +86,7 @@ def test_looking_changes_nothing(sweep):
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     state.read(folder)
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
-    assert not (folder.parent / "locks").exists()
+    assert not (folder.parent.parent / "locks").exists()
 
 
 def test_a_killed_run_is_no_living_one(sweep):
@@ -94,6 +96,26 @@ def test_a_killed_run_is_no_living_one(sweep):
     now = state.read(folder)
     assert now.living == []
     assert now.failures[0].last_line == "it says nothing"
+
+
+def test_the_output_of_a_batch_job_is_named_with_the_run_that_failed_in_it(sweep):
+    folder, runs = sweep
+    logs = folder.parent.parent / ".snakemake"
+    for run in runs[:3]:
+        files.write_text(folder / "runs" / run / "run.log", "boom")
+    note = {"attempt": "a", "began": "2026-01-01T10:00:00+00:00", "batch": {"job": "12"}}
+    files.write_lines(folder / "runs" / runs[0] / "attempts.jsonl", [note])
+    of_group, of_run = logs / "batch_logs" / "GROUP" / "12.log", logs / "slurm_logs" / "rule_train" / runs[1]
+    before_it_began = logs / "slurm_logs" / "rule_train" / runs[3] / "13.log"
+    files.write_text(of_group, "boom")
+    for job in ("9", "10"):  # the later one counts
+        files.write_text(of_run / f"{job}.log", "boom")
+    files.write_text(before_it_began, "slurmstepd: error: no such partition")
+    files.write_text(logs / "slurm_logs" / "rule_train" / runs[4] / "14.log", "it starts")
+    now = state.read(folder)
+    expected = {runs[0]: of_group, runs[1]: of_run / "10.log", runs[2]: None, runs[3]: before_it_began}
+    assert {row.run: row.batch_log and Path(row.batch_log) for row in now.failures} == expected
+    assert now.states[runs[4]] == "missing"
 
 
 def test_a_run_on_another_machine_is_believed(sweep):

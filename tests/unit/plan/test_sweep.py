@@ -27,6 +27,7 @@ from joulesweep.plan import snakemake_lock, staleness
 from joulesweep.plan.config import DatasetConfig, ModelConfig, validate
 from joulesweep.plan.grid import expand
 from joulesweep.plan.sweep import Sweep, input_folder, load, output_folder, refused, runs_folder, snakemake_logger
+from joulesweep.runs import attempted
 from joulesweep.runs.identity import run_id
 
 
@@ -387,7 +388,8 @@ def test_an_anchor_that_cannot_be_read_does_not_stop_the_sweep():
 
 @pytest.mark.parametrize(("exclusive", "extra"), [("node", "--exclusive"), ("gpu", ""), ("none", "")])
 def test_slurm_is_asked_for_a_whole_node_where_a_run_must_be_alone(exclusive, extra):
-    assert sweep(measure={"exclusive": exclusive}).slurm_extra() == extra
+    found = sweep(measure={"exclusive": exclusive})
+    assert (found.slurm_extra(), found.whole_node()) == (extra, len(extra) > 0)
 
 
 def test_a_batch_system_is_asked_for_the_time_limit_and_some_more():
@@ -395,6 +397,24 @@ def test_a_batch_system_is_asked_for_the_time_limit_and_some_more():
     assert found.runtime_min(only(found)) == 12
     cooling = sweep(train__timeout_s=61.0, measure={"cooldown_s": 60.0})
     assert cooling.runtime_min(only(cooling)) == 13
+
+
+def test_a_batch_system_is_asked_for_more_of_what_a_run_lacked():
+    found = sweep(train__timeout_s=60.0, hardware__memory_mb=500)
+    note = Path(found.folder, "runs", only(found), attempted.FILE)
+    note.parent.mkdir(parents=True)
+    limit = {"batch": {"job": "7", "minutes": 10}}
+    lacked = [
+        {"attempt": "a", "began": "2026-01-01T10:00:00+00:00", **limit},
+        {"attempt": "a", "ended": "2026-01-01T10:09:50+00:00", "status": "stopped", "reason": "ended from outside"},
+        {"attempt": "b", "began": "2026-01-01T11:00:00+00:00", **limit},
+        {"attempt": "b", "ended": "2026-01-01T11:01:00+00:00", "status": "failed", "reason": attempted.HOST_OOM},
+    ]
+    asked = []
+    for i in range(0, 5, 2):
+        note.write_text("".join(json.dumps(row) + "\n" for row in lacked[:i]), encoding="utf-8")
+        asked.append((found.memory_mb(only(found)), found.runtime_min(only(found))))
+    assert asked == [(500, 11), (500, 22), (1000, 22)]
 
 
 def test_what_is_finished_changes_with_the_records_of_this_grid_alone():
