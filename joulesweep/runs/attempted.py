@@ -76,6 +76,6 @@ def may_ask_for_more(folder: Path) -> bool:
 
 
 def is_worth_another(of_run: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether a job that failed is tried again: after want of memory or time, a preemption, or a kill without a word."""
+    """Whether a job that failed is tried again: for want of memory or time, preempted, or killed without a word."""
     last = of_run[-1] if of_run else {}
     return last.get("status", PREEMPTED) == PREEMPTED or lacked_memory(last) or lacked_time(last)
