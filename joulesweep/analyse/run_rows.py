@@ -133,6 +133,7 @@ def _measured(run_record: RunRecord, measured: Measurement, asked: Asked, factor
     joules = headline(measured.energy, accelerator, measured.conditions.exclusive)
     work = roofline.columns(run_record, measured)
     yield _taken(measured, MEASURED)
+    yield {"num_attempts": len(measured.segments or [1])}
     yield {key: getattr(measured.peak_memory, key.removeprefix("peak_")) for key in PEAKS}
     yield _taken(run_record.quality, SCORED)
     yield vars(joules)

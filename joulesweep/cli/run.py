@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from joulesweep.core.errors import UserError, brief_repr, nearest
 from joulesweep.core.spec import RunSpec
 from joulesweep.launch import stage
 from joulesweep.launch.attempts import Attempt
+from joulesweep.launch.checkpoints import RunPreempted
 from joulesweep.launch.launcher import launch
 from joulesweep.launch.node import RunFailed
 from joulesweep.launch.progress import end_line
@@ -67,8 +69,13 @@ def work(args: argparse.Namespace) -> int:
                 meter_settings=meters.settings_in(config.hardware.model_dump()),
                 with_snakemake=False,
                 rendezvous=args.rendezvous,
+                grace_s=measure.grace_s,
+                attempt=attempt.name,
             )
             attempt.ended(record)
+    except RunPreempted as preempted:
+        print(f"{args.run_id}: {preempted}", file=sys.stderr)
+        return 128 + signal.SIGTERM
     except RunFailed as failure:
         print(f"FAILED {args.run_id}: {failure}", file=sys.stderr)
         return 1

@@ -421,6 +421,13 @@ class Measure(Section):
         Seconds | None,
         Field(description="length of the idle baseline, model resident; null: 5 on GPUs, 0 on the CPU"),
     ] = None
+    grace_s: Annotated[
+        Seconds,
+        Field(
+            description="at SIGTERM, as before a batch system's preemption, a run has so long to keep its training, "
+            "from which its next start goes on"
+        ),
+    ] = 30.0
     order_seed: Annotated[Seed, Field(description="shuffles the order of the runs within a repeat")] = 0
     anchors: Annotated[
         Count, Field(description="runs of the first cell measured again on each later day on which runs are added")

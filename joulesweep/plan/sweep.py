@@ -23,6 +23,7 @@ from snakemake_interface_logger_plugins.common import LogEvent
 from joulesweep import readers
 from joulesweep.core.errors import UserError
 from joulesweep.core.files import read_json, sha256_of
+from joulesweep.core.places import CHECKPOINT
 from joulesweep.core.quantities import one
 from joulesweep.core.spec import RunSpec, canonical, short_hash, strip
 from joulesweep.measure import devices
@@ -506,10 +507,16 @@ class Sweep:
         record.set_aside(Path(self.folder, "runs"))
 
     def failures(self) -> list[str]:
-        """A line with the log for each run that was started and has no record."""
+        """A line with the log for each run that was started and has no record; a preempted one goes on."""
         folders = [Path(self.folder, "runs", run) for run in self.grid.runs]
         logs = [folder / "run.log" for folder in folders if not (folder / "record.json").exists()]
-        return [f"FAILED {log.parent.name}; its output: {log}" for log in logs if log.exists()]
+        return [
+            f"PREEMPTED {log.parent.name}: the next snakemake goes on with it"
+            if (log.parent / CHECKPOINT).exists()
+            else f"FAILED {log.parent.name}; its output: {log}"
+            for log in logs
+            if log.exists()
+        ]
 
     def finished(self) -> str:
         """A digest of the existing records: the target `partial` is remade when it changes."""

@@ -21,6 +21,7 @@ from joulesweep.measure import batch_system
 FILE = "attempts.jsonl"
 #: Why a run has no numbers whose process the kernel killed for want of the host's memory.
 HOST_OOM = "killed by the kernel's out-of-memory killer"
+PREEMPTED = "preempted"  # status of an attempt that ended at SIGTERM, and whose training was kept
 MOST_DOUBLINGS = 2  # of memory and of time
 NEAR_LIMIT = 0.9  # of its minutes: an attempt begins when its job has been starting for a while
 
@@ -75,6 +76,6 @@ def may_ask_for_more(folder: Path) -> bool:
 
 
 def is_worth_another(of_run: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether a job that failed is tried again: after want of memory or time, and if it was killed without a word."""
+    """Whether a job that failed is tried again: for want of memory or time, preempted, or killed without a word."""
     last = of_run[-1] if of_run else {}
-    return "status" not in last or lacked_memory(last) or lacked_time(last)
+    return last.get("status", PREEMPTED) == PREEMPTED or lacked_memory(last) or lacked_time(last)

@@ -459,6 +459,9 @@ def test_a_started_run_without_record_is_a_failure_with_its_log():
     (line,) = found.failures()
     assert failed.name in line
     assert str(failed / "run.log") in line
+    (failed / ".checkpoint").mkdir()
+    (failed / ".checkpoint" / "manifest.json").write_text("{}")
+    assert found.failures() == [f"PREEMPTED {failed.name}: the next snakemake goes on with it"]
 
 
 def locks(folder: Path) -> list[str]:

@@ -57,6 +57,7 @@ def test_only_who_lacked_memory_or_time_gets_more(notes, doublings):
         (ended(1, "failed", "ValueError: boom"), False),
         (ended(1), False),
         (ended(1, "ok", ""), False),
+        (ended(1, "preempted", "after step 5"), True),
     ],
 )
 def test_a_run_that_failed_of_itself_is_not_tried_again(last, is_worth):
