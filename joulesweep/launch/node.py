@@ -244,7 +244,7 @@ def carry_out(job: Job, allowed: Pool, ensure_parent_alive: Callable[[], None], 
         stage.info("settles")
         environment = machine.describe(spec.threads_per_device, lease.boards)
         present = checkpoints.basis(job.code_digest, job.inputs, environment)
-        kept = checkpoints.find(job.folder, run_id(spec), present)
+        kept = checkpoints.find(job.folder, run_id(spec), present) if spec.nodes == 1 else None
         told = {"spec": full(spec), **{name: str(getattr(job, name)) for name in ("model_folder", "tokens", "folder")}}
         goes_on = {"step": kept.step, "elapsed_s": kept.window_s} if kept else {}
         told["checkpoint"] = {"folder": str(job.folder / checkpoints.FOLDER), **goes_on}
@@ -280,8 +280,9 @@ def _measured(
     others = [sensor for sensor in others if sensor.device not in before.silent]
     trace, no_trace = bounded.within(bounded.LIMIT_S, Trace, boards, others)
     before.silent.update(mute if no_trace is None else {**mute, "the trace": no_trace})
-    trace, started, began_s = trace or Trace([], []), now(), time.monotonic()
+    trace = trace or Trace([], [])
     agreed = meet("train")
+    started, began_s = now(), time.monotonic()
     stage.info("trains")
     result, seen = _supervise(job, kept, lease, trace, ensure_parent_alive, agreed)
     took_s = time.monotonic() - began_s
