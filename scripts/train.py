@@ -57,7 +57,7 @@ def main() -> None:
                 attempt=attempt.name,
                 **paths,
             )
-            if record.reason == attempted.HOST_OOM and attempted.may_ask_for_more(args.folder):
+            if (record.reason or "").endswith(attempted.HOST_OOM) and attempted.may_ask_for_more(args.folder):
                 (args.folder / "record.json").unlink()
                 raise RunFailed(f"{attempted.HOST_OOM}; the next attempt asks the batch system for more memory")
             attempt.ended(record)

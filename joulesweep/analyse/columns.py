@@ -167,6 +167,7 @@ IDENTITY = _table(
     Column("method_params", TEXT, None, "parameters of the method, as JSON"),
     Column("strategy", TEXT, None, "how the training is spread over devices"),
     Column("devices", WHOLE, None, "number of devices: GPUs, or processes on the CPU"),
+    Column("nodes", WHOLE, None, "number of machines with equally many of the devices", "where the grid is older"),
     Column("precision", TEXT, None, "number formats of the weights and of the arithmetic"),
     Column("batching", TEXT, None, "how texts become rows: dynamic or fixed padding, or packed into full rows"),
     Column("head", TEXT, None, "where the output layer is computed: masked at predicted positions, dense everywhere"),

@@ -24,12 +24,20 @@ from joulesweep.plan.grid import dataset_key, expand, manifest, model_key
 from joulesweep.prepare.fetched import references
 
 HELP = "repeat one run by hand, in the foreground"
-EXAMPLES = ("joulesweep run single-fp32-bs32-r1-0123456789    # its id; joulesweep runs lists all",)
+EXAMPLES = (
+    "joulesweep run single-fp32-bs32-r1-0123456789    # its id; joulesweep runs lists all",
+    "joulesweep run ddp-2x4-fp32-bs32-r1-0123456789 --rendezvous node1:29400    # on the first of two nodes",
+)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.add_argument("run_id", help="of a run; its record goes to results/<sweep>/by-hand")
+    parser.add_argument(
+        "--rendezvous",
+        metavar="HOST:PORT",
+        help="of a run on several nodes: where this one waits for the others, each started by joulesweep join",
+    )
     add_config(parser)
 
 
@@ -62,6 +70,7 @@ def work(args: argparse.Namespace) -> int:
                 with_snakemake=False,
                 grace_s=measure.grace_s,
                 attempt=attempt.name,
+                rendezvous=args.rendezvous,
             )
             attempt.ended(record)
     except RunPreempted as preempted:

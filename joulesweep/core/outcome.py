@@ -335,6 +335,7 @@ class Epoch(EpochEnd):
     perplexity: float | None
     masked_accuracy: float
     choice_accuracy: float | None
+    energy: list[EpochEnergy]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -782,6 +783,34 @@ class Environment:
     threads_per_process: int
     certificates: list[Citation] | None = field(default=None, metadata=MISSING)
     batch: BatchJob | None = field(default=None, metadata=MISSING)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodePart:
+    """The part of one machine in a run on several; its devices are named as in the measurement: `node1/gpu:0`.
+
+    Attributes:
+        node: its number, from 0.
+        environment: the machine and its software.
+        conditions: of the measurement there; None unless ok.
+        flags: of this machine alone.
+        total_window_s: seconds of the whole window there; None unless ok.
+        cpu_s: CPU-seconds of its processes, per pass; None unless ok.
+        clock_offset_s: how far its wall clock was ahead of the first node's, before the run.
+        clock_error_s: largest error of clock_offset_s: half the time of a question and its answer on each side.
+        window_lag_s: how much later its window began than the first node's, clock_offset_s taken into account; None
+            unless ok.
+    """
+
+    node: int
+    environment: Environment
+    conditions: Conditions | None
+    flags: list[Flag]
+    total_window_s: float | None
+    cpu_s: float | None
+    clock_offset_s: float
+    clock_error_s: float
+    window_lag_s: float | None
 
 
 def read_rank(row: Mapping[str, Any]) -> RankResult | Preempted | Stopped | BadInput:

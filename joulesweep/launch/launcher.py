@@ -16,6 +16,7 @@ from joulesweep.core.outcome import (
     EpochEnd,
     Flag,
     Measurement,
+    NodePart,
     Preempted,
     RankResult,
     Segment,
@@ -24,7 +25,7 @@ from joulesweep.core.outcome import (
     as_json,
 )
 from joulesweep.core.spec import RunSpec, full
-from joulesweep.launch import checkpoints, node
+from joulesweep.launch import checkpoints, merge, node, nodes
 from joulesweep.launch.checkpoints import Checkpoint, RunPreempted
 from joulesweep.launch.node import GRACE_S, Job, Measured, NodeResult, RunFailed
 from joulesweep.measure import devices, measurement, meters, segments
@@ -40,7 +41,7 @@ def check_granted(spec: RunSpec, exclusive: str, num_gpus: int) -> None:
     Raises:
         UserError: fewer GPUs are granted than the run needs.
     """
-    needed = devices.num_boards(spec, exclusive)
+    needed = spec.nodes * devices.num_boards(spec, exclusive)
     if num_gpus < needed:
         raise UserError(
             f"{run_id(spec)} needs {needed} GPUs, Snakemake grants {num_gpus}: use --resources gpu={needed}"
@@ -63,6 +64,7 @@ def launch(
     with_snakemake: bool = True,
     grace_s: float = GRACE_S,
     attempt: str | None = None,
+    rendezvous: str | None = None,
 ) -> RunRecord:
     """Execute a run and write its files, the record last.
 
@@ -82,6 +84,7 @@ def launch(
         with_snakemake: end when the job's shell or Snakemake above it dies.
         grace_s: at SIGTERM, seconds in which the training may be kept to go on later.
         attempt: name of the present attempt at the run; None if it is not noted.
+        rendezvous: of a run on several nodes outside of Slurm: `host:port` at which this process waits for the others.
 
     Returns:
         The record.
@@ -93,7 +96,7 @@ def launch(
     """
     signal.signal(signal.SIGTERM, node.terminate)
     ensure_parent_alive = processes.parent_watch(with_snakemake)
-    allowed = node.pool(spec, exclusive, gpus, pinned)
+    allowed = node.pool(spec, exclusive, gpus, pinned) if spec.nodes == 1 else None
     new_weights = _new_weights(spec, _manifest(model_folder.with_name(f"{model_folder.name}.json")))
     job = Job(
         spec=spec,
@@ -107,16 +110,20 @@ def launch(
         grace_s=grace_s,
         attempt=attempt,
     )
-    shutil.rmtree(job.work, ignore_errors=True)
+    work = node.work_folder(folder)
+    shutil.rmtree(work, ignore_errors=True)
     shutil.rmtree(folder / "model", ignore_errors=True)
-    job.work.mkdir(parents=True)
+    work.mkdir(parents=True)
     try:
-        result = node.carry_out(job, allowed, ensure_parent_alive)
+        if allowed is not None:
+            result, parts = node.carry_out(job, allowed, ensure_parent_alive), None
+        else:
+            result, parts = merge.merged(nodes.carry_out(job, gpus, pinned, rendezvous, ensure_parent_alive))
         if isinstance(result.ranks, Preempted):
             raise _kept(job, result)
-        return _write(job, result, _measurement(job, result, new_weights), references)
+        return _write(job, result, parts, _measurement(job, result, new_weights), references)
     finally:
-        shutil.rmtree(job.work)
+        shutil.rmtree(work)
 
 
 def _new_weights(spec: RunSpec, manifest: Mapping[str, Any] | None) -> list[str]:
@@ -212,6 +219,7 @@ def _power(result: NodeResult, measured: Measured) -> list[dict[str, float | str
 def _write(
     job: Job,
     result: NodeResult,
+    parts: list[NodePart] | None,
     measured: Measurement | None,
     references: Sequence[Sequence[str]],
 ) -> RunRecord:
@@ -232,6 +240,7 @@ def _write(
         started=result.started,
         finished=node.now(),
         environment=result.environment,
+        nodes=parts,
         measurement=measured,
         quality=ranks.quality if ranks else None,
         epochs=[epoch for epoch in epochs if isinstance(epoch, Epoch)],

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import fcntl
 import json
 import os
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import time
@@ -19,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from joulesweep.axes.strategy import STRATEGIES, on_one_device
 from joulesweep.core import bounded, files, processes
@@ -61,6 +64,9 @@ ALLOCATOR = {
     "MALLOC_TOP_PAD_": str(2**26),
 }
 
+#: Seconds within which torchrun of every node must have found the first node's.
+RENDEZVOUS_S = 120
+SIOCGIFADDR = 0x8915  # linux/sockios.h: the address of a network interface
 SIGKILLED = "Signal 9 (SIGKILL)"  # torchrun's words for a rank that was killed; its exit code is 1 then as for a bug
 
 
@@ -76,6 +82,7 @@ class Job:
         log: where the processes' output goes; None for the terminal.
         exclusive: what other runs may not use meanwhile: "gpu" the boards, "node" the machine; see `lease.Lease`.
         meter_settings: the config's `hardware` settings of single meters, by meter name.
+        node: number of this machine among those of the run, from 0.
         code_digest: digest of the code that the run uses.
         grace_s: at SIGTERM, seconds in which the training may be kept to go on later.
         attempt: name of the present attempt at the run; None if it is not noted.
@@ -88,14 +95,21 @@ class Job:
     log: Path | None
     exclusive: str
     meter_settings: Mapping[str, meters.Settings | None]
-    code_digest: str
-    grace_s: float
-    attempt: str | None
+    node: int = 0
+    code_digest: str = ""
+    grace_s: float = GRACE_S
+    attempt: str | None = None
 
     @property
     def work(self) -> Path:
-        """The folder in which the processes find their job and leave their results."""
-        return self.folder / ".work"
+        """The folder in which the processes of this machine find their job and leave their results."""
+        return work_folder(self.folder) / (f"node{self.node}" if self.spec.nodes > 1 else "")
+
+    @property
+    def ranks(self) -> range:
+        """The ranks of the processes of this machine."""
+        number = self.spec.node_devices if STRATEGIES[self.spec.strategy].multi_process else 1
+        return range(self.node * number, (self.node + 1) * number)
 
     @property
     def inputs(self) -> dict[str, dict[str, object] | None]:
@@ -107,6 +121,11 @@ class Job:
         return {
             name: dict(files.read_json(path, "manifest")) if path.exists() else None for name, path in paths.items()
         }
+
+
+def work_folder(folder: Path) -> Path:
+    """The folder for what a run needs while it runs."""
+    return folder / ".work"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,13 +211,23 @@ def pool(spec: RunSpec, exclusive: str, gpus: str | Sequence[int | str], pinned:
     return Pool(boards=boards[:needed] if pinned else boards, needed=needed, lacking=lacking)
 
 
-def carry_out(job: Job, allowed: Pool, ensure_parent_alive: Callable[[], None]) -> NodeResult:
+#: Waits at a point ("lease", "settle", "train") for the other nodes of the run; returns what they agreed on.
+Meet = Callable[[str], Mapping[str, Any]]
+
+
+def alone(point: str) -> Mapping[str, Any]:
+    """Wait for nobody."""
+    return {}
+
+
+def carry_out(job: Job, allowed: Pool, ensure_parent_alive: Callable[[], None], meet: Meet = alone) -> NodeResult:
     """Lease the boards, measure the run on them, and say what came of it.
 
     Args:
         job: what to do; its work folder exists.
         allowed: the boards that it may take.
         ensure_parent_alive: called while waiting; raises if the run's parent has died.
+        meet: waits for the other nodes of the run: before boards are leased, when they are, and before processes start.
 
     Raises:
         UserError: the run's input is at fault.
@@ -209,17 +238,19 @@ def carry_out(job: Job, allowed: Pool, ensure_parent_alive: Callable[[], None]) 
         environment = machine.describe(spec.threads_per_device, allowed.boards)
         lacking = Stopped(status="unsupported", reason=allowed.lacking)
         return NodeResult(started=now(), environment=environment, ranks=lacking)
+    meet("lease")
     with Lease(allowed.boards, allowed.needed, job.exclusive, ensure_parent_alive) as lease:
+        meet("settle")
         stage.info("settles")
         environment = machine.describe(spec.threads_per_device, lease.boards)
         present = checkpoints.basis(job.code_digest, job.inputs, environment)
-        kept = checkpoints.find(job.folder, run_id(spec), present)
+        kept = checkpoints.find(job.folder, run_id(spec), present) if spec.nodes == 1 else None
         told = {"spec": full(spec), **{name: str(getattr(job, name)) for name in ("model_folder", "tokens", "folder")}}
         goes_on = {"step": kept.step, "elapsed_s": kept.window_s} if kept else {}
-        told["checkpoint"] = {"folder": str(job.folder / checkpoints.FOLDER), **goes_on}
-        files.write_json(job.work / "job.json", {**told, "boards": as_json(lease.boards)})
+        kept_in = {"folder": str(job.folder / checkpoints.FOLDER), **goes_on} if spec.nodes == 1 else None
+        files.write_json(job.work / "job.json", {**told, "boards": as_json(lease.boards), "checkpoint": kept_in})
         try:
-            started, ranks, measured, took_s = _measured(job, kept, lease, ensure_parent_alive)
+            started, ranks, measured, took_s = _measured(job, kept, lease, ensure_parent_alive, meet)
         except RunFailed:
             if kept:
                 checkpoints.note_failure(job.folder, kept)
@@ -236,7 +267,7 @@ def carry_out(job: Job, allowed: Pool, ensure_parent_alive: Callable[[], None]) 
 
 
 def _measured(
-    job: Job, kept: Checkpoint | None, lease: Lease, ensure_parent_alive: Callable[[], None]
+    job: Job, kept: Checkpoint | None, lease: Lease, ensure_parent_alive: Callable[[], None], meet: Meet
 ) -> tuple[str, RankResult | Preempted | Stopped, Measured | None, float]:
     """Prepare the conditions, run the processes, and evaluate the measurement.
 
@@ -249,9 +280,10 @@ def _measured(
     others = [sensor for sensor in others if sensor.device not in before.silent]
     trace, no_trace = bounded.within(bounded.LIMIT_S, Trace, boards, others)
     before.silent.update(mute if no_trace is None else {**mute, "the trace": no_trace})
-    trace, started, began_s = trace or Trace([], []), now(), time.monotonic()
+    trace, started = trace or Trace([], []), now()
+    agreed, began_s = meet("train"), time.monotonic()
     stage.info("trains")
-    result, seen = _supervise(job, kept, lease, trace, ensure_parent_alive)
+    result, seen = _supervise(job, kept, lease, trace, ensure_parent_alive, agreed)
     took_s = time.monotonic() - began_s
     stage.info("writes")
     if isinstance(result, Stopped):
@@ -291,6 +323,40 @@ def _command(num_ranks: int, work: Path) -> list[str]:
     return [sys.executable, *torchrun, *module]
 
 
+def _command_of_node(job: Job, agreed: Mapping[str, Any]) -> list[str]:
+    """The command that starts this node's processes; all nodes' meet at the first one's torchrun."""
+    module = ["-m", "joulesweep.train.worker", str(job.work / "job.json")]
+    host, port = agreed["first"]
+    options = {
+        "nnodes": job.spec.nodes,
+        "node-rank": job.node,
+        "nproc-per-node": len(job.ranks),
+        "master-addr": host,
+        "master-port": port,
+        "rdzv-conf": f"timeout={RENDEZVOUS_S}",
+    }
+    torchrun = [f"--{name}={value}" for name, value in options.items()]
+    return [sys.executable, "-m", "torch.distributed.run", *torchrun, *module]
+
+
+def _interface(address: str) -> dict[str, str]:
+    """The variable that makes gloo use the network interface of an address; by itself it looks up the host's name.
+
+    Many systems give their own name an address of the loopback interface, where no other node answers.
+    """
+    name = next((name for _, name in socket.if_nameindex() if _address_of(name) == address), None)
+    return {} if name is None or "GLOO_SOCKET_IFNAME" in os.environ else {"GLOO_SOCKET_IFNAME": name}
+
+
+def _address_of(interface: str) -> str | None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            answer = fcntl.ioctl(probe.fileno(), SIOCGIFADDR, struct.pack("256s", interface.encode()[:15]))
+        except OSError:
+            return None  # it has none
+    return socket.inet_ntoa(answer[20:24])
+
+
 def child_environment(num_threads: int, boards: Sequence[Board]) -> dict[str, str]:
     """The environment of a run's processes: this one's, plus the settings that make runs comparable."""
     threads = str(num_threads)
@@ -312,19 +378,26 @@ def child_environment(num_threads: int, boards: Sequence[Board]) -> dict[str, st
 
 
 def _supervise(
-    job: Job, kept: Checkpoint | None, lease: Lease, trace: Trace, ensure_parent_alive: Callable[[], None]
+    job: Job,
+    kept: Checkpoint | None,
+    lease: Lease,
+    trace: Trace,
+    ensure_parent_alive: Callable[[], None],
+    agreed: Mapping[str, Any],
 ) -> tuple[RankResult | Preempted | Stopped, Watch]:
     """Run the processes until they end. Returns their result, and the watch that observed them."""
     spec, work, log, descriptor = job.spec, job.work, job.log, None
     if log is not None:
         log.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
-    num_ranks = spec.devices if STRATEGIES[spec.strategy].multi_process else 1
+    num_ranks = len(job.ranks)
+    command = _command(num_ranks, work) if spec.nodes == 1 else _command_of_node(job, agreed)
     environ = child_environment(spec.threads_per_device, lease.boards)
+    environ |= _interface(agreed["address"]) if "address" in agreed else {}
     left_s = spec.timeout_s - (kept.took_s if kept else 0.0)
     others, kills = processes.children(), processes.oom_kills()
     processes.adopt(orphans=True)
-    child = processes.start(_command(num_ranks, work), environ, descriptor, lease.descriptors)
+    child = processes.start(command, environ, descriptor, lease.descriptors)
     with Watch(trace) as seen:  # starts after the fork: a thread that exists then may hold a lock
         try:
             timed_out = _wait(child, job, num_ranks, left_s, seen, ensure_parent_alive)
@@ -334,7 +407,7 @@ def _supervise(
             processes.adopt(orphans=False)
             if descriptor is not None:
                 os.close(descriptor)
-    result = _outcome(work, num_ranks)
+    result = _outcome(work, num_ranks, job.ranks[0])
     if result is not None:
         return result, seen
     if timed_out:
@@ -420,14 +493,15 @@ def _ensure_parent_alive(ensure_parent_alive: Callable[[], None], asked: Sequenc
             raise
 
 
-def _outcome(work: Path, num_ranks: int) -> RankResult | Preempted | Stopped | None:
+def _outcome(work: Path, num_ranks: int, first: int = 0) -> RankResult | Preempted | Stopped | None:
     """Bring the ranks' results together. A rank that stopped with a reason speaks for the run.
 
     A result is the last thing that a rank leaves: how its process ends after that changes nothing.
 
     Args:
         work: where the ranks leave their results.
-        num_ranks: how many there are.
+        num_ranks: how many there are here.
+        first: the first of them.
 
     Returns:
         What all of them saw, or why one stopped; None where a rank left no result and none stopped with a reason.
@@ -440,7 +514,7 @@ def _outcome(work: Path, num_ranks: int) -> RankResult | Preempted | Stopped | N
         raise UserError(stopped.reason)
     if stopped is not None:
         return stopped
-    paths = [work / f"rank{rank}.json" for rank in range(num_ranks)]
+    paths = [work / f"rank{rank}.json" for rank in range(first, first + num_ranks)]
     if not all(path.exists() for path in paths):
         return None
     ranks = [_rank(path) for path in paths]

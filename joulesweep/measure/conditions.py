@@ -143,7 +143,7 @@ def describe(
     after, silent = look_after([board for board in hold.boards if board.device not in before.silent])
     boards = [_state(board, trace, spec, span, before, after, seen) for board in hold.boards]
     host_j = any(meters.kind(row.kind).of_host and row.energy_j is not None for row in energy)
-    cpu_s, num_threads = result.cpu_s * result.num_passes, spec.threads_per_device * spec.devices
+    cpu_s, num_threads = result.cpu_s * result.num_passes, spec.threads_per_device * spec.node_devices
     cpu = contention.describe(seen.looks.cpu, span, cpu_s, num_threads)
     conditions = Conditions(
         **vars(cpu),

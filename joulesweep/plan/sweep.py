@@ -11,7 +11,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -444,18 +444,19 @@ class Sweep:
         return dataset_key(spec.dataset, spec.dataset_source)
 
     def gpus(self, run: str) -> int:
-        """Number of GPUs that a run takes: to compute on, or to meter while it runs on the CPU."""
-        return devices.num_boards(self.spec(run), str(self.config.measure.exclusive))
+        """Number of GPUs that a run takes on all its nodes: to compute on, or to meter while it runs on the CPU."""
+        spec = self.spec(run)
+        return spec.nodes * devices.num_boards(spec, str(self.config.measure.exclusive))
 
     def threads(self, run: str, cores: int | None) -> int:
-        """Number of CPU cores that a run takes: its own, or all of the machine if it must run alone.
+        """Number of CPU cores that a run takes on each node: its own, or all of the machine if it must run alone.
 
         Args:
             run: the run.
             cores: Snakemake's `--cores`; None on a cluster, where the batch system hands out cores.
         """
         spec = self.spec(run)
-        needed = spec.devices * spec.threads_per_device
+        needed = spec.node_devices * spec.threads_per_device
         return max(needed, cores) if self.config.measure.exclusive == "node" and cores else needed
 
     def memory_mb(self, run: str) -> int:
@@ -478,9 +479,28 @@ class Sweep:
         """Whether a run requests a node of its own from a batch system, as 0 or 1: it must be alone."""
         return int(self.config.measure.exclusive == "node")
 
-    def slurm_extra(self) -> str:
-        """The same as Slurm's option."""
-        return "--exclusive" if self.whole_node() else ""
+    def on_nodes(self, value: Callable[[RunSpec], int | str]) -> Callable[[Any], int | str | None] | None:
+        """A resource that only runs on several nodes have, as a function of wildcards; None where the grid has none."""
+        if all(spec.nodes == 1 for spec in self.grid.runs.values()):
+            return None
+
+        def resource(wildcards: Any) -> int | str | None:  # noqa: ANN401 - Snakemake's wildcards
+            spec = self.spec(wildcards.run)
+            return value(spec) if spec.nodes > 1 else None
+
+        return resource
+
+    def slurm_extra(self) -> str | Callable[[Any], str]:
+        """Slurm's extra options: a node of its own for a run that must be alone, equal shares of several nodes."""
+        alone = ["--exclusive"] if self.whole_node() else []
+        shares = self.on_nodes(self._shares)
+        if shares is None:
+            return " ".join(alone)
+        return lambda wildcards: " ".join([*alone, str(shares(wildcards) or "")]).strip()
+
+    def _shares(self, spec: RunSpec) -> str:
+        gpus = devices.num_boards(spec, str(self.config.measure.exclusive))
+        return "--ntasks-per-node=1" + (f" --gpus-per-node={gpus}" if gpus else "")
 
     def set_aside(self) -> None:
         """Move away the files that the aggregation marked as corrupt."""

@@ -67,6 +67,8 @@ FLAGS = {
     "temperatures_differ": "Boards of runs that are compared began more than 5 °C apart.",
     "new_weights": "A part of the model was not in its files and began at random, as the config allows: it learned "
     "everything in the run.",
+    "nodes_differ": "The nodes of the run differ in processor, memory, kind of board or software; the slowest one sets "
+    "the pace of all.",
     "one_device": "A strategy for several devices ran on one: it shows only the overhead of its wrapper.",
 }
 

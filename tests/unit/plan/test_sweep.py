@@ -390,6 +390,23 @@ def test_an_anchor_that_cannot_be_read_does_not_stop_the_sweep():
 def test_slurm_is_asked_for_a_whole_node_where_a_run_must_be_alone(exclusive, extra):
     found = sweep(measure={"exclusive": exclusive})
     assert (found.slurm_extra(), found.whole_node()) == (extra, len(extra) > 0)
+    assert found.on_nodes(lambda spec: spec.nodes) is None  # nothing to evaluate for each of ten thousand jobs
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "gpus", "extra"),
+    [("cpu", 0, "--exclusive --ntasks-per-node=1"), ("cuda", 6, "--ntasks-per-node=1 --gpus-per-node=3")],
+)
+def test_slurm_is_asked_for_equal_shares_of_several_nodes(accelerator, gpus, extra):
+    axes = {"grid__strategy": ["single", "ddp"], "grid__devices": [{"nodes": 2, "per_node": 3}]}
+    found = sweep(
+        **axes, grid__batch_size=[12], hardware__accelerator=accelerator, train__threads_per_device=2, grid__repeats=1
+    )
+    one, two = (SimpleNamespace(run=run) for run in found.runs)
+    assert (found.gpus(two.run), found.threads(two.run, None)) == (gpus, 6)
+    assert found.slurm_extra()(two) == extra
+    assert found.slurm_extra()(one) == extra.split("--ntasks")[0].strip()
+    assert [found.on_nodes(lambda spec: spec.nodes)(wildcards) for wildcards in (one, two)] == [None, 2]
 
 
 def test_a_batch_system_is_asked_for_the_time_limit_and_some_more():
