@@ -335,6 +335,7 @@ class Epoch(EpochEnd):
     perplexity: float | None
     masked_accuracy: float
     choice_accuracy: float | None
+    energy: list[EpochEnergy]
 
 
 @dataclass(frozen=True, kw_only=True)

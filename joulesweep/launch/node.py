@@ -247,8 +247,8 @@ def carry_out(job: Job, allowed: Pool, ensure_parent_alive: Callable[[], None], 
         kept = checkpoints.find(job.folder, run_id(spec), present) if spec.nodes == 1 else None
         told = {"spec": full(spec), **{name: str(getattr(job, name)) for name in ("model_folder", "tokens", "folder")}}
         goes_on = {"step": kept.step, "elapsed_s": kept.window_s} if kept else {}
-        told["checkpoint"] = {"folder": str(job.folder / checkpoints.FOLDER), **goes_on}
-        files.write_json(job.work / "job.json", {**told, "boards": as_json(lease.boards)})
+        kept_in = {"folder": str(job.folder / checkpoints.FOLDER), **goes_on} if spec.nodes == 1 else None
+        files.write_json(job.work / "job.json", {**told, "boards": as_json(lease.boards), "checkpoint": kept_in})
         try:
             started, ranks, measured, took_s = _measured(job, kept, lease, ensure_parent_alive, meet)
         except RunFailed:

@@ -166,16 +166,16 @@ def _t_s(row: Row) -> float:
 
 def _flags(segments: Sequence[Segment], energy: Sequence[DeviceEnergy], total_s: float) -> list[Flag]:
     """Return all flags, each with the parts in which it was raised; whether the window is short, is judged anew."""
-    raised: dict[tuple[str, str], list[int]] = {}
+    raised: dict[Flag, list[int]] = {}
     for number, segment in enumerate(segments, 1):
-        for raised_flag in segment.flags:
-            if raised_flag.flag != "short_window":
-                raised.setdefault((raised_flag.flag, raised_flag.text), []).append(number)
+        for flag in segment.flags:
+            if flag.flag != "short_window":
+                raised.setdefault(flag, []).append(number)
     of_parts = [
-        Flag(flag=name, text=text if len(numbers) == len(segments) else f"{_parts(numbers)}: {text}")
-        for (name, text), numbers in raised.items()
+        flag if len(numbers) == len(segments) else replace(flag, text=f"{_parts(numbers)}: {flag.text}")
+        for flag, numbers in raised.items()
     ]
-    short = [flag for row in energy if (flag := conditions.short(row, total_s)) is not None]
+    short = [flag for row in energy for flag in [conditions.short(row, total_s)] if flag is not None]
     boards = [sorted({board.uuid for board in segment.conditions.boards}) for segment in segments]
     moved = "" if all(uuids == boards[0] for uuids in boards) else ", on other boards than before"
     stops = ", ".join(str(segment.last_step) for segment in segments[:-1])

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,39 @@ from joulesweep.nets import onednn
 from joulesweep.train import loop
 from joulesweep.train.checkpoint import Checkpoints
 
+SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
 Learned = tuple[list[Any], dict[str, torch.Tensor]]
+
+
+@contextlib.contextmanager
+def signals_kept() -> Iterator[None]:
+    """Keep this process's own reaction to the signals that stop a training."""
+    handlers = {signum: signal.getsignal(signum) for signum in SIGNALS}
+    try:
+        yield
+    finally:
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
+
+
+def stopped(on: tiny_run.Assets, folder: Path) -> Preempted:
+    """A training that is asked to stop in its first step."""
+    step = loop._step
+
+    def signalled(trainer: Any, *rest: Any) -> torch.Tensor:
+        if (folder / f"{LISTENS}0").exists():
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return step(trainer, *rest)
+
+    at = Checkpoints(folder=folder / "checkpoint", work=folder)
+    loop._step = signalled
+    try:
+        with signals_kept():
+            result = loop.train(tiny_run.spec(), on.model_folder, on.tokens, folder, (), at)
+    finally:
+        loop._step = step
+    assert isinstance(result, Preempted)
+    return result
 
 
 def attempts(on: tiny_run.Assets, folder: Path, stops: Sequence[Sequence[int]] = (), **changes: Any) -> Learned:
@@ -30,21 +63,20 @@ def attempts(on: tiny_run.Assets, folder: Path, stops: Sequence[Sequence[int]] =
     rank = int(os.environ.get("RANK", "0"))
     spec = tiny_run.spec(**{"epochs": 3, "keep_model": "last", **changes})
     at = Checkpoints(folder=folder / "checkpoint", work=folder)
-    step, signums = loop._step, (signal.SIGUSR1, signal.SIGTERM)
+    step = loop._step
     for stop in (*stops, None):
 
         def signalled(trainer: Any, *rest: Any, stop: Sequence[int] | None = stop) -> torch.Tensor:
             if stop and len(trainer.losses) + 1 == stop[rank] and (folder / f"{LISTENS}{rank}").exists():
-                os.kill(os.getpid(), signums[rank])
+                os.kill(os.getpid(), SIGNALS[rank])
             return step(trainer, *rest)
 
         loop._step = signalled
         try:
-            result = loop.train(spec, on.model_folder, on.tokens, folder / "run", (), at)
+            with signals_kept():
+                result = loop.train(spec, on.model_folder, on.tokens, folder / "run", (), at)
         finally:
             loop._step = step
-            for signum in signums:
-                signal.signal(signum, signal.SIG_DFL)
         if stop is not None:
             assert isinstance(result, Preempted), result
             assert max(stop) <= result.step <= max(stop) + 1

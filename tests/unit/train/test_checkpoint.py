@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 
@@ -15,7 +14,7 @@ import torch
 
 from joulesweep.nets import onednn
 
-pytestmark = pytest.mark.usefixtures("torch_as_it_was", "signals_as_they_were")
+pytestmark = pytest.mark.usefixtures("torch_as_it_was")
 
 NUM_STEPS = 3  # in one epoch, 16 texts each
 CHOOSES = {"method": "greentrainer", "method_params": {"rho": 0.8, "reselect_epochs": 1}}
@@ -28,14 +27,6 @@ CASES = [
     {**CHOOSES, "precision": "fp16-mixed"},
     {"method": "random", "method_params": {"reselect_epochs": 1}},
 ]
-
-
-@pytest.fixture
-def signals_as_they_were():
-    handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGUSR1, signal.SIGTERM)}
-    yield
-    for signum, handler in handlers.items():
-        signal.signal(signum, handler)
 
 
 @pytest.fixture(scope="module")
