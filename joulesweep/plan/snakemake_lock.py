@@ -1,7 +1,8 @@
-"""Remove the lock that a killed Snakemake leaves behind, and tell whether a workflow is alive."""
+"""Remove the lock that a killed Snakemake leaves behind; tell what was interrupted, and whether a workflow is alive."""
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import fcntl
 import os
@@ -54,3 +55,19 @@ def is_alive(folder: Path) -> bool | None:
     except OSError:
         return None
     return any(row[1:2] == ["FLOCK"] and row[5].rpartition(":")[2] == inode for row in rows if len(row) > 5)
+
+
+def interrupted(folder: Path) -> set[str]:
+    """Outputs that Snakemake marks as incomplete: it noted the begin of their job, and not its end.
+
+    Args:
+        folder: the working directory's `.snakemake`. A marker's path there is the output's, in base 64, in pieces of
+            which all but the last begin with @.
+    """
+    markers = folder / "incomplete"
+    outputs: set[str] = set()
+    for path in markers.rglob("*"):
+        pieces = [piece.removeprefix("@") for piece in path.relative_to(markers).parts]
+        with contextlib.suppress(ValueError):  # not a marker
+            outputs.add(base64.urlsafe_b64decode("".join(pieces)).decode())
+    return outputs
