@@ -5,6 +5,7 @@
 # make families  every family of models in every way, against a plain loop: a quarter of an hour
 # make truth   joules of runs under load steps, waves, resets and clock steps against the known truth of fake boards: minutes
 # make fuzz    3,000 odd configs, 1,000 data files, 300 model folders, 300 records: minutes
+# make storm   a sweep of 60 runs hit by 30 faults at random moments, and what became of it: minutes
 # make gpu-pack   what a machine with a GPU is given for the first minutes there: wheels, models, texts, the package
 # make bench-peers   ours against transformers.Trainer and Lightning, on this machine's CPU: half an hour or more
 # make docs    this documentation as a site, .cache/site/index.html; every warning is an error
@@ -41,7 +42,7 @@ BENCH_PEERS = $(PEERS)/bin/python -m benchmarks.peers $(if $(VIZWIZ),--data $(VI
 
 INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 
-.PHONY: sweep test test-all test-oldest families truth fuzz bench-peers gpu-pack docs lint format environment schema clean
+.PHONY: sweep test test-all test-oldest families truth fuzz storm bench-peers gpu-pack docs lint format environment schema clean
 .DEFAULT_GOAL := sweep
 
 environment: $(VENV)/.ready
@@ -121,6 +122,9 @@ $(DOCS)/.ready: $(VENV)/.ready
 docs: $(DOCS)/.ready
 	@NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/python -m mkdocs build --strict
 	@echo "Site: $(CURDIR)/.cache/site/index.html; with search: python -m http.server --directory .cache/site"
+
+storm: environment
+	@OMP_NUM_THREADS=1 python -m benchmarks.storm
 
 gpu-pack: environment
 	@python -m benchmarks.gpu_pack

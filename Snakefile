@@ -10,6 +10,9 @@ import sys
 from snakemake.utils import min_version
 
 min_version("9.17")
+sys.path.insert(
+    0, str(workflow.current_basedir)
+)  # this file's, also as a module of another workflow
 
 from joulesweep.analyse import columns
 from joulesweep.plan import staleness
@@ -23,6 +26,7 @@ from joulesweep.plan.sweep import (
     runs_folder,
 )
 from joulesweep.report import charts, exports
+from joulesweep.runs import aftermath
 
 # One file is one complete sweep: --configfile replaces the default, config/config.yaml; it does not add to it.
 sweep = load(workflow)
@@ -53,7 +57,8 @@ onsuccess:
 
 onerror:
     sweep.set_aside()
-    for line in sweep.failures():
+    folders = (sweep.record_path(run).parent for run in sweep.runs)
+    for line in aftermath.lines(folders):
         print(line, file=sys.stderr)
 
 

@@ -11,21 +11,22 @@ out:  results/<sweep>/runs/<run>/: record.json, spec.json, steps.jsonl, epochs.j
 
 rule train:
     input:
-        grid=ancient(f"{sweep.folder}/grid.json"),
+        grid=lambda wildcards: sweep.read(wildcards.run, f"{sweep.folder}/grid.json"),
         model_manifest=lambda wildcards: sweep.settled(
             wildcards.run, f"resources/models/{sweep.model(wildcards.run)}.json"
         ),
-        model_folder=lambda wildcards: ancient(
-            f"resources/models/{sweep.model(wildcards.run)}"
+        model_folder=lambda wildcards: sweep.read(
+            wildcards.run, f"resources/models/{sweep.model(wildcards.run)}"
         ),
         tokens_manifest=lambda wildcards: sweep.settled(
             wildcards.run, f"resources/tokens/{sweep.tokens(wildcards.run)}.json"
         ),
-        tokens=lambda wildcards: ancient(
-            f"resources/tokens/{sweep.tokens(wildcards.run)}.safetensors"
+        tokens=lambda wildcards: sweep.read(
+            wildcards.run,
+            f"resources/tokens/{sweep.tokens(wildcards.run)}.safetensors",
         ),
-        texts=lambda wildcards: ancient(
-            f"resources/datasets/{sweep.texts(wildcards.run)}.jsonl"
+        texts=lambda wildcards: sweep.read(
+            wildcards.run, f"resources/datasets/{sweep.texts(wildcards.run)}.jsonl"
         ),
     output:
         record=f"{sweep.folder}/runs/{{run}}/record.json",
@@ -67,21 +68,33 @@ rule train:
 # No input makes an anchor stale: its measurement belongs to its day.
 use rule train as anchor with:
     input:
-        grid=ancient(f"{sweep.folder}/grid.json"),
-        model_manifest=lambda wildcards: ancient(
-            f"resources/models/{sweep.model(wildcards.run)}.json"
+        grid=lambda wildcards: sweep.read(
+            wildcards.run, f"{sweep.folder}/grid.json", wildcards.day
         ),
-        model_folder=lambda wildcards: ancient(
-            f"resources/models/{sweep.model(wildcards.run)}"
+        model_manifest=lambda wildcards: sweep.read(
+            wildcards.run,
+            f"resources/models/{sweep.model(wildcards.run)}.json",
+            wildcards.day,
         ),
-        tokens_manifest=lambda wildcards: ancient(
-            f"resources/tokens/{sweep.tokens(wildcards.run)}.json"
+        model_folder=lambda wildcards: sweep.read(
+            wildcards.run,
+            f"resources/models/{sweep.model(wildcards.run)}",
+            wildcards.day,
         ),
-        tokens=lambda wildcards: ancient(
-            f"resources/tokens/{sweep.tokens(wildcards.run)}.safetensors"
+        tokens_manifest=lambda wildcards: sweep.read(
+            wildcards.run,
+            f"resources/tokens/{sweep.tokens(wildcards.run)}.json",
+            wildcards.day,
         ),
-        texts=lambda wildcards: ancient(
-            f"resources/datasets/{sweep.texts(wildcards.run)}.jsonl"
+        tokens=lambda wildcards: sweep.read(
+            wildcards.run,
+            f"resources/tokens/{sweep.tokens(wildcards.run)}.safetensors",
+            wildcards.day,
+        ),
+        texts=lambda wildcards: sweep.read(
+            wildcards.run,
+            f"resources/datasets/{sweep.texts(wildcards.run)}.jsonl",
+            wildcards.day,
         ),
     output:
         record=f"{sweep.folder}/anchors/{{day}}/{{run}}/record.json",

@@ -8,6 +8,8 @@ import signal
 import sys
 from pathlib import Path
 
+from joulesweep.core import interrupts
+from joulesweep.core.errors import UserError
 from joulesweep.core.files import read_json
 from joulesweep.core.spec import from_mapping
 from joulesweep.launch import stage
@@ -17,6 +19,7 @@ from joulesweep.launch.launcher import check_granted, launch
 from joulesweep.launch.node import GRACE_S, RunFailed
 from joulesweep.launch.progress import end_line, start_line
 from joulesweep.measure.meters import settings_in
+from joulesweep.plan import intact
 from joulesweep.prepare.fetched import references
 from joulesweep.runs import attempted
 from joulesweep.runs.identity import run_id
@@ -37,6 +40,8 @@ def main() -> None:
     job, grid, runs = json.loads(args.job), read_json(args.grid, "grid"), args.folder.parent
     spec, measure = from_mapping(job["spec"]), grid["config"]["measure"]
     check_granted(spec, measure["exclusive"], args.gpus)
+    for path in intact.damaged(intact.inputs(args.model_folder, args.tokens)):  # else a model that cannot be trained
+        raise UserError(f"{path}: damaged; the next start of the workflow makes it again")
 
     def tell(begun: str) -> None:
         if begun == "settles":  # whatever it waited for is its own now
@@ -60,6 +65,7 @@ def main() -> None:
             if (record.reason or "").endswith(attempted.HOST_OOM) and attempted.may_ask_for_more(args.folder):
                 (args.folder / "record.json").unlink()
                 raise RunFailed(f"{attempted.HOST_OOM}; the next attempt asks the batch system for more memory")
+            interrupts.ignore()  # the record is there: the workflow shall learn of it
             attempt.ended(record)
     except RunPreempted as preempted:
         print(f"{run_id(spec)}: {preempted}", file=sys.stderr)

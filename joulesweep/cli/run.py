@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from joulesweep.cli import add_config
+from joulesweep.core import interrupts
 from joulesweep.core.errors import UserError, brief_repr, nearest
 from joulesweep.core.spec import RunSpec
 from joulesweep.launch import stage
@@ -68,9 +69,9 @@ def work(args: argparse.Namespace) -> int:
                 pinned=measure.pin_boards,
                 meter_settings=meters.settings_in(config.hardware.model_dump()),
                 with_snakemake=False,
+                rendezvous=args.rendezvous,
                 grace_s=measure.grace_s,
                 attempt=attempt.name,
-                rendezvous=args.rendezvous,
             )
             attempt.ended(record)
     except RunPreempted as preempted:
@@ -79,6 +80,9 @@ def work(args: argparse.Namespace) -> int:
     except RunFailed as failure:
         print(f"FAILED {args.run_id}: {failure}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f"stopped: {args.run_id} left no record; the same command begins it again", file=sys.stderr)
+        return interrupts.EXIT_CODE
     print(end_line(record, {**manifest(config), "runs": {}}, runs_folder))
     print(folder / "record.json")
     return 0

@@ -17,6 +17,7 @@ from joulesweep.core.outcome import (
     DeviceEnergy,
     Environment,
     Epoch,
+    EpochEnd,
     Flag,
     NodePart,
     Overhead,
@@ -60,7 +61,7 @@ def decoded(row: Mapping[str, Any]) -> NodeResult:
     assert isinstance(ranks, RankResult | Stopped)
     measured = None
     if row["measured"] is not None:
-        epochs = TypeAdapter(list[Epoch]).validate_python(row["measured"]["epochs"])
+        epochs: list[EpochEnd] = [*TypeAdapter(list[Epoch]).validate_python(row["measured"]["epochs"])]
         measured = replace(TypeAdapter(Measured).validate_python({**row["measured"], "epochs": []}), epochs=epochs)
     environment = TypeAdapter(Environment).validate_python(row["environment"])
     return NodeResult(started=row["started"], environment=environment, ranks=ranks, measured=measured)

@@ -82,10 +82,10 @@ class Job:
         log: where the processes' output goes; None for the terminal.
         exclusive: what other runs may not use meanwhile: "gpu" the boards, "node" the machine; see `lease.Lease`.
         meter_settings: the config's `hardware` settings of single meters, by meter name.
-        node: number of this machine among those of the run, from 0.
         code_digest: digest of the code that the run uses.
         grace_s: at SIGTERM, seconds in which the training may be kept to go on later.
         attempt: name of the present attempt at the run; None if it is not noted.
+        node: number of this machine among those of the run, from 0.
     """
 
     spec: RunSpec
@@ -95,10 +95,10 @@ class Job:
     log: Path | None
     exclusive: str
     meter_settings: Mapping[str, meters.Settings | None]
+    code_digest: str
+    grace_s: float
+    attempt: str | None
     node: int = 0
-    code_digest: str = ""
-    grace_s: float = GRACE_S
-    attempt: str | None = None
 
     @property
     def work(self) -> Path:
@@ -280,8 +280,8 @@ def _measured(
     others = [sensor for sensor in others if sensor.device not in before.silent]
     trace, no_trace = bounded.within(bounded.LIMIT_S, Trace, boards, others)
     before.silent.update(mute if no_trace is None else {**mute, "the trace": no_trace})
-    trace, started = trace or Trace([], []), now()
-    agreed, began_s = meet("train"), time.monotonic()
+    trace, started, began_s = trace or Trace([], []), now(), time.monotonic()
+    agreed = meet("train")
     stage.info("trains")
     result, seen = _supervise(job, kept, lease, trace, ensure_parent_alive, agreed)
     took_s = time.monotonic() - began_s
@@ -438,7 +438,7 @@ def _wait(
     grace time, or at a second SIGTERM this process ends at once.
     """
     deadline_s = time.monotonic() + left_s
-    with asking(lambda: _ask(job.work, num_ranks)) as asked:
+    with asking(lambda: job.spec.nodes == 1 and _ask(job.work, num_ranks)) as asked:
         while child.poll() is None:
             if time.monotonic() > deadline_s:
                 return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import hashlib
 import json
 import logging
@@ -11,7 +12,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,12 @@ from snakemake_interface_logger_plugins.common import LogEvent
 from joulesweep import readers
 from joulesweep.core.errors import UserError
 from joulesweep.core.files import read_json, sha256_of
-from joulesweep.core.places import CHECKPOINT
 from joulesweep.core.quantities import one
 from joulesweep.core.spec import RunSpec, canonical, short_hash, strip
 from joulesweep.measure import devices
 from joulesweep.measure.machine import resolve_accelerator
 from joulesweep.plan import config as config_module
-from joulesweep.plan import staleness
+from joulesweep.plan import intact, notes, staleness
 from joulesweep.plan.config import LocalSource
 from joulesweep.plan.grid import ExpandedGrid, dataset_key, dataset_source, expand, model_key, model_source, text_source
 from joulesweep.plan.snakemake_lock import clear_dead_lock
@@ -41,6 +41,7 @@ from joulesweep.runs.record import RunRecord
 
 #: Files of a run that the analysis reads.
 READ = ("record.json", "power.jsonl", "summaries.jsonl")
+WRITTEN = (*READ, "spec.json", "steps.jsonl", "epochs.jsonl")  # all of its outputs; the record is the last one
 
 
 #: Parts of a path that have a meaning to Snakemake: {wildcard}, <pathvar> and storage addresses.
@@ -60,7 +61,7 @@ def load(workflow: Any) -> Sweep:  # noqa: ANN401 - Snakemake's Workflow
         WorkflowError: one line with file, line and path of the mistake, what was allowed and the nearest name.
     """
     _tell_errors(workflow)
-    _prepare_jobs(workflow.basedir)
+    _prepare_jobs(str(workflow.current_basedir))
     if workflow.is_main_process:
         clear_dead_lock(Path(".snakemake"))
     try:
@@ -72,8 +73,12 @@ def load(workflow: Any) -> Sweep:  # noqa: ANN401 - Snakemake's Workflow
         sweep = Sweep(config, where)
         if workflow.is_main_process and not workflow.dryrun:
             sweep.set_aside()  # if an earlier workflow was killed
-        if workflow.is_main_process and (warning := sweep.outdated_warning()):
-            print(warning, file=sys.stderr)
+        if workflow.is_main_process:
+            sweep.workflow = workflow
+            for path in sweep.damaged:
+                print(f"damaged, to be made again: {path}", file=sys.stderr)
+            if warning := sweep.outdated_warning():
+                print(warning, file=sys.stderr)
         return sweep
     except UserError as error:
         raise refused(str(error), workflow) from None
@@ -194,6 +199,7 @@ class Sweep:
         name: the sweep's name.
         folder: `results/<name>`.
         grid: the expanded runs.
+        workflow: Snakemake's; None without one, and in the processes that it starts for single jobs.
     """
 
     def __init__(self, config: config_module.SweepConfig, where: Place | None = None) -> None:
@@ -211,6 +217,10 @@ class Sweep:
         self._sums: dict[str, list[bytes]] = {}
         self._older: dict[str, bool] = {}
         self._settled: dict[str, bool] = {}
+        self.workflow: Any = None
+        self._outdated: dict[str, RunRecord] = {}  # as told at the start
+        self._is_corrected = False
+        self._is_there: dict[str, bool] = {}
 
     @property
     def runs(self) -> list[str]:
@@ -264,9 +274,10 @@ class Sweep:
         return [str(path) for path in files]
 
     def missing_files(self) -> list[str]:
-        """The user's own files that the grid needs and that do not exist, a line each."""
-        grid = self.config.grid
-        named = [("models", name) for name in grid.model] + [("datasets", name) for name in grid.dataset]
+        """The user's own files that runs still need and that do not exist, a line each."""
+        left = [self.spec(run) for run in self.runs if not self._stays(run, "")]
+        named = [*dict.fromkeys(("models", spec.model) for spec in left)]
+        named += [*dict.fromkeys(("datasets", spec.dataset) for spec in left)]
         return [
             f"{section}.{name}.{key}.local: {path}: {problem}"
             for section, name in named
@@ -309,13 +320,42 @@ class Sweep:
         Fetching or tokenising the same again, for example after a change of that code, does not repeat the run. Where
         the user's own files are newer than their manifests, Snakemake decides.
         """
-        from snakemake.io import ancient
+        return self.read(run, manifest) if self._is_settled(run) else manifest
 
+    def _is_settled(self, run: str) -> bool:
         if run not in self._settled:
             model, texts = (f"resources/models/{self.model(run)}.json", f"resources/datasets/{self.texts(run)}.json")
             is_newer = self._is_older("models", model) or self._is_older("datasets", texts)
             self._settled[run] = self._names_current_inputs(run) and not is_newer
-        return ancient(manifest) if self._settled[run] else manifest
+        return self._settled[run]
+
+    def read(self, run: str, path: str, day: str = "") -> Any:  # noqa: ANN401 - with Snakemake's mark, or no path
+        """A file that a run reads and that does not make it stale.
+
+        It is no input of a run that is done if it is not there, as where results were brought home without it: it would
+        be made, if only for another run, and Snakemake repeats whoever reads a file that was not there before.
+
+        Args:
+            run: the run.
+            path: of the file.
+            day: of an anchor.
+        """
+        from snakemake.io import ancient
+
+        self.correct_notes()
+        if path not in self._is_there:
+            self._is_there[path] = Path(path).exists()
+        return ancient(path) if self._is_there[path] or not self._stays(run, day) else []
+
+    def _stays(self, run: str, day: str) -> bool:
+        """Whether a run will not be repeated, neither by itself nor because the user wants it."""
+        asked = self.workflow and self.workflow.dag_settings
+        if asked and (asked.forceall or asked.forcetargets or asked.forcerun):
+            return False
+        folder = Path(self.folder, "anchors", day, run) if day else self.record_path(run).parent
+        return all((folder / name).exists() for name in WRITTEN) and (
+            bool(day) or (self._is_settled(run) and run not in self._outdated)
+        )
 
     def unsettled(self) -> str | None:
         """A notice if finished runs were measured with other texts or models than the current ones, else None."""
@@ -336,21 +376,58 @@ class Sweep:
     def _checksums(self, manifest: str) -> list[bytes]:
         """The checksums in a manifest, in the form that records have; none if it does not exist."""
         if manifest not in self._sums:
-            try:
-                row = read_json(Path(manifest), "manifest")
-            except UserError:
-                row = {}
+            row = self._described(manifest)
             sums = [row.get("sha256"), *row.get("files", {}).values()]
             self._sums[manifest] = [f'"{checksum}"'.encode() for checksum in sums if checksum]
         return self._sums[manifest]
 
+    def _described(self, manifest: str) -> Mapping[str, Any]:
+        """The content of a manifest; empty if it cannot be read."""
+        try:
+            return read_json(Path(manifest), "manifest")
+        except UserError:
+            return {}
+
     def _is_older(self, section: str, manifest: str) -> bool:
-        """Whether a manifest is older than one of the user's own files that it describes."""
+        """Whether one of the user's own files is newer than the manifest that describes it, and other than it says.
+
+        A file that was copied is newer, and the same.
+        """
         if manifest not in self._older:
             sources = self._own_files(section, Path(manifest).stem)
             made_s = Path(manifest).stat().st_mtime if sources and Path(manifest).exists() else math.inf
-            self._older[manifest] = any(Path(path).stat().st_mtime > made_s for path in sources)
+            newer = [path for path in sources if Path(path).stat().st_mtime > made_s]
+            sums = self._described(manifest).get("files", {}) if newer else {}
+            known = {path: sums.get(path) or sums.get(Path(path).name) for path in newer}
+            self._older[manifest] = any(sums and sums != sha256_of(Path(path)) for path, sums in known.items())
         return self._older[manifest]
+
+    def prepared(self) -> dict[Path, Callable[[Path], bool]]:
+        """Files that cost seconds to make, each with the test that it must pass where it is there; see `intact`."""
+        tests: dict[Path, Callable[[Path], bool]] = {Path(self.folder, "grid.json"): intact.is_json}
+        for run in {(spec.model, spec.dataset): run for run, spec in self.grid.runs.items()}.values():
+            tokens = Path(f"resources/tokens/{self.tokens(run)}.safetensors")
+            tests |= intact.inputs(Path("resources/models", self.model(run)), tokens)
+        return {**tests, **dict.fromkeys(Path(self.folder).glob("**/tables/*.parquet"), intact.is_parquet)}
+
+    @functools.cached_property
+    def damaged(self) -> list[Path]:
+        """Files of seconds of work that are there and damaged; see `intact`."""
+        return intact.damaged(self.prepared())
+
+    def correct_notes(self) -> list[str]:
+        """Correct what Snakemake notes; see `notes`. An input function: called as soon as there are jobs, no input."""
+        if self.workflow is not None and not self._is_corrected:
+            self._is_corrected = True
+            grid, outdated = Path(self.folder, "grid.json"), map(self.record_path, self._outdated)
+            is_todays = not grid.exists() or intact.is_json(grid, {"config": self.config.model_dump(mode="json")})
+            recorded = (path.parent for path in map(self.record_path, self.runs) if path.exists())
+            notes.correct(
+                self.workflow,
+                not_believed=[*self.damaged, *outdated, *([] if is_todays else [grid])],
+                written=(folder / name for folder in recorded for name in WRITTEN),
+            )
+        return []
 
     def outdated(self) -> dict[str, RunRecord]:
         """Records that older code made and that were not accepted for the current code, by run in the grid's order."""
@@ -368,7 +445,8 @@ class Sweep:
 
     def outdated_warning(self) -> str | None:
         """A warning with the cost of repeating outdated runs and how to keep them; None if there are none."""
-        rows = list(self.outdated().values())
+        self._outdated = self.outdated()
+        rows = list(self._outdated.values())
         if not rows:
             return None
         return (
@@ -505,18 +583,6 @@ class Sweep:
     def set_aside(self) -> None:
         """Move away the files that the aggregation marked as corrupt."""
         record.set_aside(Path(self.folder, "runs"))
-
-    def failures(self) -> list[str]:
-        """A line with the log for each run that was started and has no record; a preempted one goes on."""
-        folders = [Path(self.folder, "runs", run) for run in self.grid.runs]
-        logs = [folder / "run.log" for folder in folders if not (folder / "record.json").exists()]
-        return [
-            f"PREEMPTED {log.parent.name}: the next snakemake goes on with it"
-            if (log.parent / CHECKPOINT).exists()
-            else f"FAILED {log.parent.name}; its output: {log}"
-            for log in logs
-            if log.exists()
-        ]
 
     def finished(self) -> str:
         """A digest of the existing records: the target `partial` is remade when it changes."""

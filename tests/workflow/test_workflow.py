@@ -13,30 +13,18 @@ import signal
 import subprocess
 import sys
 import tarfile
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import polars as pl
 import pytest
 import yaml
-from checkout import COPIED, Checkout, finished
+from checkout import COPIED, Checkout
 from moving import move
 from patience import PATIENCE_S, wait_for
 from tiny_run import REPOSITORY, SUPPORT
 
 FINISHED = SUPPORT / "golden" / "finished.tar.gz"
 ANALYSIS = {"aggregate", "charts", "exports", "report", "all"}
-
-
-@pytest.fixture
-def sweep(tmp_path: Path, once: Callable[[str, Callable[[Path], object]], Path]) -> Iterator[Checkout]:
-    """A checkout whose sweep is complete: a copy of the one that is run once, down to the times of its files."""
-    checkout = Checkout(tmp_path / "checkout")
-    shutil.rmtree(checkout.folder)
-    shutil.copytree(once("finished-sweep", finished) / "checkout", checkout.folder, symlinks=True)
-    yield checkout
-    checkout.end()
-    shutil.rmtree(checkout.folder)
 
 
 @pytest.mark.smoke

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import datetime
+import errno
 import fcntl
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +23,7 @@ from snakemake.settings.enums import Quietness
 from snakemake_interface_common.exceptions import WorkflowError
 from snakemake_interface_logger_plugins.common import LogEvent
 
-from joulesweep.core import files
+from joulesweep.core import files, processes
 from joulesweep.core.spec import from_mapping
 from joulesweep.measure import machine
 from joulesweep.plan import snakemake_lock, staleness
@@ -48,6 +51,7 @@ def snakemake(*configfiles, config=None, quiet=None):
     """What `load` asks of Snakemake's own object, given what was on its command line."""
     return SimpleNamespace(
         basedir="/base",
+        current_basedir="/base",
         is_main_process=True,
         local_exec=True,
         dryrun=True,
@@ -449,21 +453,6 @@ def test_what_is_finished_changes_with_the_records_of_this_grid_alone():
     assert found.finished() not in (one, nothing)
 
 
-def test_a_started_run_without_record_is_a_failure_with_its_log():
-    found = sweep(grid__repeats=3)
-    finished, failed, _missing = (Path(found.folder, "runs", run) for run in found.runs)
-    for folder in (finished, failed):
-        folder.mkdir(parents=True)
-        (folder / "run.log").write_text("x")
-    (finished / "record.json").write_text("{}")
-    (line,) = found.failures()
-    assert failed.name in line
-    assert str(failed / "run.log") in line
-    (failed / ".checkpoint").mkdir()
-    (failed / ".checkpoint" / "manifest.json").write_text("{}")
-    assert found.failures() == [f"PREEMPTED {failed.name}: the next snakemake goes on with it"]
-
-
 def locks(folder: Path) -> list[str]:
     return sorted(path.name for path in (folder / "locks").glob("*"))
 
@@ -526,6 +515,24 @@ def test_a_claim_is_held_until_its_process_ends(tmp_path):
     with another_workflow(folder, then="pass") as other:  # it claims nothing, for this process lives
         other.wait()
     assert len(locks(folder)) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "is_dead"), [({"pid": 2**22 + 1}, True), ({}, False), ({"host": "elsewhere"}, False), (None, False)]
+)
+def test_without_file_locks_a_dead_lock_is_known_by_the_names_left(tmp_path, monkeypatch, change, is_dead):
+    def refuse(descriptor, kind):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    folder = tmp_path / ".snakemake"
+    lock(folder)
+    if change is not None:
+        files.write_json(folder / f"{snakemake_lock.OWNER}other-1.json", {**processes.identity(), **change})
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    monkeypatch.setattr(atexit, "register", lambda *given, **named: None)
+    assert snakemake_lock.clear_dead_lock(folder) is is_dead
+    assert len(locks(folder)) == (0 if is_dead else 2)
+    assert json.loads((folder / f"{snakemake_lock.OWNER}{socket.gethostname()}-{os.getpid()}.json").read_text())
 
 
 def test_a_living_workflow_is_seen_without_taking_its_lock(tmp_path, monkeypatch):
