@@ -69,9 +69,9 @@ def work(args: argparse.Namespace) -> int:
                 pinned=measure.pin_boards,
                 meter_settings=meters.settings_in(config.hardware.model_dump()),
                 with_snakemake=False,
-                rendezvous=args.rendezvous,
                 grace_s=measure.grace_s,
                 attempt=attempt.name,
+                rendezvous=args.rendezvous,
             )
             attempt.ended(record)
     except RunPreempted as preempted:

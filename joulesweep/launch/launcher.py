@@ -62,9 +62,9 @@ def launch(
     pinned: bool = False,
     meter_settings: Mapping[str, meters.Settings | None] | None = None,
     with_snakemake: bool = True,
-    rendezvous: str | None = None,
     grace_s: float = GRACE_S,
     attempt: str | None = None,
+    rendezvous: str | None = None,
 ) -> RunRecord:
     """Execute a run and write its files, the record last.
 
@@ -82,9 +82,9 @@ def launch(
         pinned: always take the first of these boards, so that all runs use the same ones.
         meter_settings: the config's `hardware` settings of single meters, by meter name.
         with_snakemake: end when the job's shell or Snakemake above it dies.
-        rendezvous: of a run on several nodes outside of Slurm: `host:port` at which this process waits for the others.
         grace_s: at SIGTERM, seconds in which the training may be kept to go on later.
         attempt: name of the present attempt at the run; None if it is not noted.
+        rendezvous: of a run on several nodes outside of Slurm: `host:port` at which this process waits for the others.
 
     Returns:
         The record.

@@ -280,8 +280,9 @@ def _measured(
     others = [sensor for sensor in others if sensor.device not in before.silent]
     trace, no_trace = bounded.within(bounded.LIMIT_S, Trace, boards, others)
     before.silent.update(mute if no_trace is None else {**mute, "the trace": no_trace})
-    trace, started, began_s = trace or Trace([], []), now(), time.monotonic()
+    trace = trace or Trace([], [])
     agreed = meet("train")
+    started, began_s = now(), time.monotonic()
     stage.info("trains")
     result, seen = _supervise(job, kept, lease, trace, ensure_parent_alive, agreed)
     took_s = time.monotonic() - began_s

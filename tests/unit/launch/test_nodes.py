@@ -258,7 +258,16 @@ def test_nodes_are_leased_in_the_order_of_their_names_however_they_came(tmp_path
     told: list[str] = []
     spec = tiny_run.spec(strategy="ddp", devices=4, nodes=2)
     job = launcher.Job(
-        spec=spec, model_folder=tmp_path, tokens=tmp_path, folder=tmp_path, log=None, exclusive="gpu", meter_settings={}
+        spec=spec,
+        model_folder=tmp_path,
+        tokens=tmp_path,
+        folder=tmp_path,
+        log=None,
+        exclusive="gpu",
+        meter_settings={},
+        code_digest="c0de",
+        grace_s=1.0,
+        attempt=None,
     )
     crew = nodes._Crew(job, lambda: None)
     with nodes._listening(0, 2) as listener:
@@ -322,7 +331,16 @@ def test_several_nodes_without_slurm_or_a_rendezvous_are_refused(tmp_path, monke
 def test_slurm_starts_one_agent_on_each_node_with_its_share(tmp_path):
     spec = tiny_run.spec(strategy="ddp", devices=8, nodes=2, accelerator="cuda", threads_per_device=3)
     job = launcher.Job(
-        spec=spec, model_folder=tmp_path, tokens=tmp_path, folder=tmp_path, log=None, exclusive="gpu", meter_settings={}
+        spec=spec,
+        model_folder=tmp_path,
+        tokens=tmp_path,
+        folder=tmp_path,
+        log=None,
+        exclusive="gpu",
+        meter_settings={},
+        code_digest="c0de",
+        grace_s=1.0,
+        attempt=None,
     )
     words = nodes.srun(job)
     assert words[:2] == ["srun", "--overlap"]
