@@ -642,6 +642,37 @@ class Segment:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LostEnergy:
+    """Joules that a counter rose by while an attempt held its devices; None with a reason."""
+
+    device: str
+    kind: str
+    energy_j: float | None
+    reason: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LostAttempt:
+    """An attempt at a run whose work is not in its record: it was killed, or nothing could be kept of it.
+
+    Attributes:
+        attempt: its name in `attempts.jsonl`.
+        began: UTC, ISO 8601.
+        status: how it ended; None if nobody knows, like the next three.
+        reason: why.
+        held_s: seconds in which it held its devices.
+        energy: joules in that time; empty if none were read.
+    """
+
+    attempt: str
+    began: str
+    status: str | None
+    reason: str | None
+    held_s: float | None
+    energy: list[LostEnergy]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Measurement(Counts):
     """Measurement of a run, per pass of the training unless stated otherwise; counts are of the training phases.
 
@@ -668,6 +699,7 @@ class Measurement(Counts):
         overhead: cost of the measurement.
         segments: of a run that was preempted: what each attempt did, in order; missing otherwise. Seconds and joules
             of the measurement are their sums.
+        lost: of such a run: the attempts since the last record whose work is not in this one; missing otherwise.
     """
 
     window_s: float
@@ -691,6 +723,7 @@ class Measurement(Counts):
     conditions: Conditions
     overhead: Overhead
     segments: list[Segment] | None = field(default=None, metadata=MISSING)
+    lost: list[LostAttempt] | None = field(default=None, metadata=MISSING)
 
 
 @dataclass(frozen=True, kw_only=True)

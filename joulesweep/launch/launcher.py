@@ -30,7 +30,7 @@ from joulesweep.launch.checkpoints import Checkpoint, RunPreempted
 from joulesweep.launch.node import GRACE_S, Job, Measured, NodeResult, RunFailed
 from joulesweep.measure import devices, measurement, meters, segments
 from joulesweep.nets.weights import some
-from joulesweep.runs import record
+from joulesweep.runs import attempted, record
 from joulesweep.runs.identity import run_id
 from joulesweep.runs.record import Inputs, RunRecord
 
@@ -146,7 +146,9 @@ def _measurement(job: Job, result: NodeResult, new_weights: Sequence[str]) -> Me
     measured = result.measured
     alone = measurement.measured(result.ranks, measured.energy, measured.flags, measured.conditions, measured.overhead)
     if result.kept:
-        alone = segments.combined(alone, [*result.kept.segments, _segment(job, result, result.ranks, measured)])
+        parts = [*result.kept.segments, _segment(job, result, result.ranks, measured)]
+        lost = attempted.lost(attempted.notes(job.folder / attempted.FILE), {part.attempt for part in parts})
+        alone = replace(segments.combined(alone, parts), lost=lost)
     return replace(alone, flags=[*alone.flags, *of_model])
 
 
