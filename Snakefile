@@ -5,6 +5,7 @@ snakemake --cores 2 --configfile config/yours.yaml    another one
 snakemake --cores 2 partial                           tables, charts and report of the finished runs
 """
 
+import signal
 import sys
 
 from snakemake.utils import min_version
@@ -15,6 +16,7 @@ sys.path.insert(
 )  # this file's, also as a module of another workflow
 
 from joulesweep.analyse import columns
+from joulesweep.core import interrupts
 from joulesweep.plan import staleness
 from joulesweep.plan.sweep import (
     anchors_folder,
@@ -43,6 +45,7 @@ wildcard_constraints:
 
 
 onstart:
+    interrupts.handle_in_a_thread(signal.SIGTERM)
     missing = sweep.missing_files()
     if missing:
         raise refused(missing[0], workflow)

@@ -114,6 +114,7 @@ class Storm:
         if self.is_other_user:
             subprocess.run(["mount", "-t", "tmpfs", "-o", DISK, "none", self.results], check=True)
             places = hit.folder.parent.glob(f"{hit.folder.name}*")
+            os.chown(hit.folder.parent, UID, UID)
             subprocess.run(["chown", "--recursive", f"{UID}:{UID}", *places], check=True)
             hit.wrapped = lambda command: as_user(command, UID, hit.folder.parent)
         self.workflow: subprocess.Popen[bytes] | None = None

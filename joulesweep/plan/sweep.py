@@ -38,7 +38,7 @@ from joulesweep.plan.config import LocalSource
 from joulesweep.plan.grid import ExpandedGrid, dataset_key, dataset_source, expand, model_key, model_source, text_source
 from joulesweep.plan.snakemake_lock import clear_dead_lock
 from joulesweep.plan.strict import Place
-from joulesweep.runs import attempted, record
+from joulesweep.runs import aftermath, attempted, record
 from joulesweep.runs.headline import headline
 from joulesweep.runs.identity import cell_id
 from joulesweep.runs.record import RunRecord
@@ -109,6 +109,8 @@ def refused(reason: str, workflow: Any) -> WorkflowError:  # noqa: ANN401 - Snak
     return WorkflowError(reason)
 
 
+#: Beginnings of Snakemake's messages on a job that failed, which `_Errors` tells in one line with its log.
+TOLD = ("RuleException:\nCalledProcessError", "WorkflowError:\nAt least one job did not complete")
 _printed: list[str] = []  # reasons that were already printed
 
 
@@ -124,9 +126,13 @@ class _Errors(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if getattr(record, "event", None) == LogEvent.JOB_ERROR:
             rule, logs = getattr(record, "rule_name", "?"), getattr(record, "log", None) or ()
+            if any(aftermath.was_stopped(Path(log).parent) for log in logs):
+                return  # not its fault: told in one line for all, at the end
             print(f"Error in rule {rule}; its output: {', '.join(map(str, logs))}", file=sys.stderr)
             return
         message = record.getMessage()
+        if message.startswith(TOLD):
+            return
         if not any(reason in message for reason in _printed):
             print(message, file=sys.stderr)
 
