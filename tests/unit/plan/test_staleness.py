@@ -83,7 +83,13 @@ SCRIPTS = ("grid", "fetch_model", "fetch_dataset", "tokenise", "aggregate", "cha
 
 
 def forget():
-    caches = (definitions._module, definitions.encoded, staleness._sources, staleness._run_digest, staleness.code_digest)
+    caches = (
+        definitions._module,
+        definitions.encoded,
+        staleness._sources,
+        staleness._run_digest,
+        staleness.code_digest,
+    )
     for function in caches:
         function.cache_clear()
 
