@@ -394,15 +394,13 @@ def test_a_run_with_other_inputs_than_the_current_ones_gets_a_job():
     assert with_jobs(sweep(grid__repeats=1)) == []
 
 
-@pytest.mark.parametrize("length", [10, 300], ids=["short", "in pieces"])
-def test_a_run_that_was_interrupted_gets_a_job(length):
+def test_a_run_with_a_record_was_not_interrupted_whatever_a_killed_snakemake_left():
     found = sweep(grid__repeats=2)
     for run in found.runs:
         finished_with_files(found, run)
-    output = f"results/tiny/runs/{found.runs[0]}/{'x' * length}"
+    output = str(found.record_path(found.runs[0]))
     FilePersistence(path=Path.cwd() / ".snakemake")._mark_incomplete(output, None)
-    assert snakemake_lock.interrupted(Path(".snakemake")) == {output}
-    assert with_jobs(found) == found.runs[:1]
+    assert with_jobs(found) == []
 
 
 def anchored(anchors=1, **changes):
