@@ -19,7 +19,6 @@ from joulesweep.analyse import columns
 from joulesweep.core import interrupts
 from joulesweep.plan import staleness
 from joulesweep.plan.sweep import (
-    READ,
     anchors_folder,
     input_folder,
     load,
@@ -82,8 +81,10 @@ rule all:
     input:
         f"{sweep.folder}/report.html",
         expand(f"{sweep.folder}/exports/{{file}}", file=exports.names()),
-        # Named too: otherwise Snakemake would not notice files that were moved away while the report exists.
-        expand(f"{sweep.folder}/runs/{{run}}/{{file}}", run=sweep.runs, file=READ),
+        # Named too: otherwise Snakemake would not notice files that were moved away while the report exists, nor models
+        # and texts that are to be fetched again while no run is left to do.
+        lambda wildcards: sweep.lost_files(),
+        lambda wildcards: sweep.prepared_files(),
     message:
         f"The sweep is complete: {sweep.folder}/report.html"
 

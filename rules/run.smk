@@ -48,6 +48,11 @@ rule train:
         attempt=lambda wildcards, attempt: attempt,
         whole_node=sweep.whole_node(),
         slurm_extra=sweep.slurm_extra(),
+        # For several nodes. With mpi, Slurm's executor wraps the job in no step of one node, which cannot have all GPUs.
+        nodes=sweep.on_nodes(lambda spec: spec.nodes),
+        tasks=sweep.on_nodes(lambda spec: spec.nodes),
+        tasks_per_gpu=sweep.on_nodes(lambda spec: 0),
+        mpi=sweep.on_nodes(lambda spec: "srun"),
     params:
         job=lambda wildcards: sweep.job(wildcards.run),
         folder=output_folder,

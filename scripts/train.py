@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -13,8 +14,9 @@ from joulesweep.core.files import read_json
 from joulesweep.core.spec import from_mapping
 from joulesweep.launch import stage
 from joulesweep.launch.attempts import Attempt
+from joulesweep.launch.checkpoints import RunPreempted
 from joulesweep.launch.launcher import check_granted, launch
-from joulesweep.launch.node import RunFailed
+from joulesweep.launch.node import GRACE_S, RunFailed
 from joulesweep.launch.progress import end_line, start_line
 from joulesweep.measure.meters import settings_in
 from joulesweep.plan import intact
@@ -56,13 +58,18 @@ def main() -> None:
                 gpus=measure["gpus"],
                 pinned=measure["pin_boards"],
                 meter_settings=settings_in(grid["config"].get("hardware", {})),
+                grace_s=measure.get("grace_s", GRACE_S),
+                attempt=attempt.name,
                 **paths,
             )
-            if record.reason == attempted.HOST_OOM and attempted.may_ask_for_more(args.folder):
+            if (record.reason or "").endswith(attempted.HOST_OOM) and attempted.may_ask_for_more(args.folder):
                 (args.folder / "record.json").unlink()
                 raise RunFailed(f"{attempted.HOST_OOM}; the next attempt asks the batch system for more memory")
             interrupts.ignore()  # the record is there: the workflow shall learn of it
             attempt.ended(record)
+    except RunPreempted as preempted:
+        print(f"{run_id(spec)}: {preempted}", file=sys.stderr)
+        sys.exit(128 + signal.SIGTERM)
     except RunFailed as failure:
         sys.exit(f"{run_id(spec)}: {failure}; its output: {args.log}")
     print(end_line(record, grid, runs), file=sys.stderr, flush=True)

@@ -11,13 +11,26 @@ from typing import Any
 
 from joulesweep.core import files, processes
 from joulesweep.core.errors import UserError
-from joulesweep.core.outcome import Flag, Measurement, RankResult, Stopped, Summary, as_json
+from joulesweep.core.outcome import (
+    Epoch,
+    EpochEnd,
+    Flag,
+    Measurement,
+    NodePart,
+    Preempted,
+    RankResult,
+    Segment,
+    Stopped,
+    Summary,
+    as_json,
+)
 from joulesweep.core.spec import RunSpec, full
-from joulesweep.launch import node
-from joulesweep.launch.node import Job, NodeResult
-from joulesweep.measure import devices, measurement, meters
+from joulesweep.launch import checkpoints, merge, node, nodes
+from joulesweep.launch.checkpoints import Checkpoint, RunPreempted
+from joulesweep.launch.node import GRACE_S, Job, Measured, NodeResult, RunFailed
+from joulesweep.measure import devices, measurement, meters, segments
 from joulesweep.nets.weights import some
-from joulesweep.runs import record
+from joulesweep.runs import attempted, record
 from joulesweep.runs.identity import run_id
 from joulesweep.runs.record import Inputs, RunRecord
 
@@ -28,7 +41,7 @@ def check_granted(spec: RunSpec, exclusive: str, num_gpus: int) -> None:
     Raises:
         UserError: fewer GPUs are granted than the run needs.
     """
-    needed = devices.num_boards(spec, exclusive)
+    needed = spec.nodes * devices.num_boards(spec, exclusive)
     if num_gpus < needed:
         raise UserError(
             f"{run_id(spec)} needs {needed} GPUs, Snakemake grants {num_gpus}: use --resources gpu={needed}"
@@ -49,6 +62,9 @@ def launch(
     pinned: bool = False,
     meter_settings: Mapping[str, meters.Settings | None] | None = None,
     with_snakemake: bool = True,
+    grace_s: float = GRACE_S,
+    attempt: str | None = None,
+    rendezvous: str | None = None,
 ) -> RunRecord:
     """Execute a run and write its files, the record last.
 
@@ -66,6 +82,9 @@ def launch(
         pinned: always take the first of these boards, so that all runs use the same ones.
         meter_settings: the config's `hardware` settings of single meters, by meter name.
         with_snakemake: end when the job's shell or Snakemake above it dies.
+        grace_s: at SIGTERM, seconds in which the training may be kept to go on later.
+        attempt: name of the present attempt at the run; None if it is not noted.
+        rendezvous: of a run on several nodes outside of Slurm: `host:port` at which this process waits for the others.
 
     Returns:
         The record.
@@ -73,10 +92,11 @@ def launch(
     Raises:
         UserError: the run's input is at fault.
         RunFailed: a process died without a result; nothing is written.
+        RunPreempted: at SIGTERM; the next call goes on from a checkpoint.
     """
     signal.signal(signal.SIGTERM, node.terminate)
     ensure_parent_alive = processes.parent_watch(with_snakemake)
-    allowed = node.pool(spec, exclusive, gpus, pinned)
+    allowed = node.pool(spec, exclusive, gpus, pinned) if spec.nodes == 1 else None
     new_weights = _new_weights(spec, _manifest(model_folder.with_name(f"{model_folder.name}.json")))
     job = Job(
         spec=spec,
@@ -86,15 +106,24 @@ def launch(
         log=log,
         exclusive=exclusive,
         meter_settings=meter_settings or {},
+        code_digest=code_digest,
+        grace_s=grace_s,
+        attempt=attempt,
     )
-    shutil.rmtree(job.work, ignore_errors=True)
+    work = node.work_folder(folder)
+    shutil.rmtree(work, ignore_errors=True)
     shutil.rmtree(folder / "model", ignore_errors=True)
-    job.work.mkdir(parents=True)
+    work.mkdir(parents=True)
     try:
-        result = node.carry_out(job, allowed, ensure_parent_alive)
-        return _write(job, code_digest, result, _measurement(result, new_weights), references)
+        if allowed is not None:
+            result, parts = node.carry_out(job, allowed, ensure_parent_alive), None
+        else:
+            result, parts = merge.merged(nodes.carry_out(job, gpus, pinned, rendezvous, ensure_parent_alive))
+        if isinstance(result.ranks, Preempted):
+            raise _kept(job, result)
+        return _write(job, result, parts, _measurement(job, result, new_weights), references)
     finally:
-        shutil.rmtree(job.work)
+        shutil.rmtree(work)
 
 
 def _new_weights(spec: RunSpec, manifest: Mapping[str, Any] | None) -> list[str]:
@@ -109,53 +138,122 @@ def _new_weights(spec: RunSpec, manifest: Mapping[str, Any] | None) -> list[str]
     return list(task["new_weights"])
 
 
-def _measurement(result: NodeResult, new_weights: Sequence[str]) -> Measurement | None:
-    """The measurement of a run; None if it ended early."""
-    if result.measured is None or isinstance(result.ranks, Stopped):
+def _measurement(job: Job, result: NodeResult, new_weights: Sequence[str]) -> Measurement | None:
+    """The measurement of a run, over all its attempts; None if it ended early."""
+    if result.measured is None or not isinstance(result.ranks, RankResult):
         return None
     of_model = [Flag(flag="new_weights", text=f"not in the model's files: {some(new_weights)}")] if new_weights else []
     measured = result.measured
-    return measurement.measured(
-        result.ranks, measured.energy, [*measured.flags, *of_model], measured.conditions, measured.overhead
+    alone = measurement.measured(result.ranks, measured.energy, measured.flags, measured.conditions, measured.overhead)
+    if result.kept:
+        parts = [*result.kept.segments, _segment(job, result, result.ranks, measured)]
+        lost = attempted.lost(attempted.notes(job.folder / attempted.FILE), {part.attempt for part in parts})
+        alone = replace(segments.combined(alone, parts), lost=lost)
+    return replace(alone, flags=[*alone.flags, *of_model])
+
+
+def _segment(job: Job, result: NodeResult, ranks: RankResult | Preempted, measured: Measured) -> Segment:
+    """What the present attempt did."""
+    files_written = ranks.files if isinstance(ranks, Preempted) else []
+    return Segment(
+        attempt=job.attempt,
+        hostname=result.environment.hostname,
+        first_step=1 + (result.kept.step if result.kept else 0),
+        last_step=ranks.step if isinstance(ranks, Preempted) else ranks.num_steps,
+        window_s=ranks.total_window_s,
+        cpu_s=ranks.cpu_s * ranks.num_passes,
+        took_s=result.took_s,
+        energy=segments.whole(measured.energy, ranks.num_passes),
+        flags=measured.flags,
+        conditions=measured.conditions,
+        overhead=measured.overhead,
+        checkpoint_bytes=sum(file.num_bytes for file in files_written) if files_written else None,
+        checkpoint_s=max((file.write_s for file in files_written), default=None),
     )
+
+
+def _kept(job: Job, result: NodeResult) -> Exception:
+    """Keep a preempted run to go on later, unless a counter cannot resolve the attempt. Returns what to raise."""
+    ranks, measured, kept = result.ranks, result.measured, result.kept
+    assert isinstance(ranks, Preempted)
+    assert measured is not None
+    segment = _segment(job, result, ranks, measured)
+    earlier = kept.segments if kept else []
+    if any(row.status == "below_resolution" for row in measured.energy):
+        checkpoints.clean(job.folder, kept)
+        lost = f"preempted after {segment.last_step - segment.first_step + 1} steps, too few to be measured"
+        return RunFailed(f"{lost}; the next start goes on after step {kept.step}" if kept else lost)
+    checkpoint = Checkpoint(
+        run=run_id(job.spec),
+        basis=result.basis,
+        written=node.now(),
+        step=ranks.step,
+        num_steps=ranks.num_steps,
+        files=ranks.files,
+        segments=[*earlier, segment],
+        epochs=_epochs(result, measured),
+        power=_power(result, measured),
+    )
+    checkpoints.keep(job.folder, checkpoint)
+    return RunPreempted(checkpoint)
+
+
+def _epochs(result: NodeResult, measured: Measured) -> list[EpochEnd]:
+    """The completed epochs, with joules over all attempts."""
+    if result.kept is None:
+        return measured.epochs
+    earlier = {end.epoch: end.energy for end in result.kept.epochs}
+    later = segments.epochs([end for end in measured.epochs if end.epoch not in earlier], result.kept.segments)
+    return [
+        *(replace(end, energy=earlier[end.epoch]) for end in measured.epochs if end.epoch in earlier),
+        *later,
+    ]
+
+
+def _power(result: NodeResult, measured: Measured) -> list[dict[str, float | str | None]]:
+    """The power trace over the windows of all attempts; times and joules count from the first one's begin."""
+    if result.kept is None:
+        return measured.power
+    before_j = {row.device: row.total_energy_j for row in segments.energies(result.kept.segments)}
+    return segments.joined_power(result.kept.power, measured.power, result.kept.window_s, before_j)
 
 
 def _write(
     job: Job,
-    code_digest: str,
     result: NodeResult,
+    parts: list[NodePart] | None,
     measured: Measurement | None,
     references: Sequence[Sequence[str]],
 ) -> RunRecord:
     """Write the run's files, the record last, and return it."""
     spec, folder, stopped = job.spec, job.folder, result.ranks if isinstance(result.ranks, Stopped) else None
     ranks = result.ranks if isinstance(result.ranks, RankResult) else None
+    epochs = _epochs(result, result.measured) if result.measured else []
     made = RunRecord(
         format=record.FORMAT,
         version=record.VERSION,
         run=run_id(spec),
-        status=result.ranks.status,
+        status=stopped.status if stopped else "ok",
         reason=stopped.reason if stopped else None,
         oom_bytes=stopped.oom_bytes if stopped else None,
         spec=spec,
-        code_digest=code_digest,
-        inputs=Inputs(
-            model=_manifest(job.model_folder.with_name(f"{job.model_folder.name}.json")),
-            tokens=_manifest(job.tokens.with_suffix(".json")),
-        ),
+        code_digest=job.code_digest,
+        inputs=Inputs(**job.inputs),
         started=result.started,
         finished=node.now(),
         environment=result.environment,
+        nodes=parts,
         measurement=measured,
         quality=ranks.quality if ranks else None,
-        epochs=result.measured.epochs if result.measured else [],
+        epochs=[epoch for epoch in epochs if isinstance(epoch, Epoch)],
     )
     steps = [{"step": i, "train_loss": loss} for i, loss in enumerate(ranks.losses if ranks else [], 1)]
     files.write_json(folder / "spec.json", full(spec))
     files.write_lines(folder / "epochs.jsonl", as_json(made.epochs))
     files.write_lines(folder / "steps.jsonl", steps)
-    files.write_lines(folder / "power.jsonl", result.measured.power if result.measured else [])
+    files.write_lines(folder / "power.jsonl", _power(result, result.measured) if result.measured else [])
     files.write_lines(folder / "summaries.jsonl", as_json(_referenced(ranks.summaries if ranks else [], references)))
+    checkpoints.remove(folder)  # before there is a record: a repetition of the run is to begin
     files.write_json(folder / "record.json", as_json(made))
     return made
 

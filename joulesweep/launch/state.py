@@ -22,7 +22,7 @@ from typing import Any
 from joulesweep.core import processes
 from joulesweep.core.errors import UserError
 from joulesweep.core.files import read_json
-from joulesweep.launch import eta, lease, stage
+from joulesweep.launch import checkpoints, eta, lease, stage
 from joulesweep.launch.eta import Eta, Took
 from joulesweep.launch.lease import Holder
 from joulesweep.plan import snakemake_lock
@@ -31,9 +31,10 @@ from joulesweep.runs import attempted, record
 from joulesweep.runs.headline import estimated, headline
 from joulesweep.runs.record import brief
 
-UNFINISHED = ("running", "waiting", "failed", "missing")  # states of a run without a record
+UNFINISHED = ("running", "waiting", "preempted", "failed", "missing")  # states of a run without a record
 #: Folders of `.snakemake` with the output of batch jobs: of the executor slurm, and of profiles/cluster-generic.
 BATCH_LOGS = ("slurm_logs", "batch_logs")
+ENDINGS = (".log", ".OU")  # of PBS the second
 TAIL_BYTES = 65536  # of a log
 #: A line of tqdm's: steps taken, all steps, seconds so far, seconds left.
 BAR = re.compile(r"\| *(\d+)/(\d+) \[([\d:]+)<([\d:?]+)")
@@ -126,6 +127,16 @@ class Failure:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Preempted:
+    """A run that goes on from a checkpoint: after which step, of how many."""
+
+    run: str
+    label: str
+    step: int
+    num_steps: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Stopped:
     """A run whose record says why it did not finish, or cannot be read."""
 
@@ -159,6 +170,7 @@ class State:
         joules: of all runs with a record, anchors among them: "measured", "integrated", "estimated", "unknown".
         eta: when the rest will be done; None where no run has finished, or none is left.
         failures: runs that began and left no record.
+        preempted: runs that go on from a checkpoint.
         stopped: runs whose record says why they did not finish.
         machine: who holds this machine, or boards of it.
         is_worked_on: whether a workflow works in this checkout on this machine; None where that cannot be told.
@@ -175,6 +187,7 @@ class State:
     joules: dict[str, Joules]
     eta: Eta | None
     failures: list[Failure]
+    preempted: list[Preempted]
     stopped: list[Stopped]
     machine: list[Holder]
     is_worked_on: bool | None
@@ -223,6 +236,11 @@ def read(folder: Path) -> State:
         joules=_joules([*records.values(), *filter(None, anchors)]),
         eta=eta.remaining(grid, done, left, elapsed_s) if left else None,
         failures=[_failure(runs / run, labels[run], batch) for run in left if states[run] == "failed"],
+        preempted=[
+            Preempted(run=run, label=labels[run], step=steps[0], num_steps=steps[1])
+            for run in left
+            if states[run] == "preempted" and (steps := checkpoints.brief(runs / run)) is not None
+        ],
         stopped=[
             Stopped(run=run, label=labels[run], status=row.status, reason=brief(row.reason or ""))
             for run, row in records.items()
@@ -242,7 +260,7 @@ class BatchLogs:
     """
 
     def __init__(self, folder: Path) -> None:
-        paths = [path for name in BATCH_LOGS for path in (folder / name).rglob("*.log")]
+        paths = [path for name in BATCH_LOGS for end in ENDINGS for path in (folder / name).rglob(f"*{end}")]
         self._of_job = {path.stem: path for path in paths}
         # profiles/slurm has a folder for each run, with a file for each job
         self._of_run = {path.parent.name: path for path in sorted(paths, key=lambda path: (len(path.stem), path.stem))}
@@ -270,6 +288,8 @@ def _state(row: Finished | None, living: Living | None, folder: Path, batch: Bat
         return row.status
     if living is not None:
         return "waiting" if living.stage == "waits" else "running"
+    if checkpoints.brief(folder) is not None:
+        return "preempted"
     return "failed" if (folder / "run.log").exists() or batch.told_an_error(folder) else "missing"
 
 

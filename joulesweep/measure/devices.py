@@ -150,7 +150,7 @@ def _named(gpus: Sequence[int | str], allowed: Sequence[Board], hiding: str | No
 
 
 def num_boards(spec: RunSpec, exclusive: str) -> int:
-    """The number of boards that a run takes: GPU runs compute on them, CPU runs only meter them.
+    """The number of boards that a run takes on each node: GPU runs compute on them, CPU runs only meter them.
 
     Args:
         spec: the run's inputs.
@@ -158,10 +158,10 @@ def num_boards(spec: RunSpec, exclusive: str) -> int:
             else one per device.
     """
     if spec.accelerator == "cuda":
-        return spec.devices
+        return spec.node_devices
     if spec.gpus == "auto":
         return 0
-    return len(spec.gpus) if exclusive == "node" else spec.devices
+    return len(spec.gpus) if exclusive == "node" else spec.node_devices
 
 
 def too_few(spec: RunSpec, needed: int, candidates: Sequence[Board]) -> str | None:

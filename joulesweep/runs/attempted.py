@@ -8,19 +8,23 @@ would fail again.
 # changes no number: what a batch system is asked for, and whether a run is tried again
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from joulesweep.core.files import MALFORMED
+from joulesweep.core.outcome import Ending, LostAttempt, LostEnergy
 from joulesweep.measure import batch_system
 
 FILE = "attempts.jsonl"
 #: Why a run has no numbers whose process the kernel killed for want of the host's memory.
 HOST_OOM = "killed by the kernel's out-of-memory killer"
+PREEMPTED = "preempted"  # status of an attempt that ended at SIGTERM, and whose training was kept
+RECORDED = ("ok", *get_args(Ending))  # statuses of attempts that left a record
 MOST_DOUBLINGS = 2  # of memory and of time
 NEAR_LIMIT = 0.9  # of its minutes: an attempt begins when its job has been starting for a while
 
@@ -42,6 +46,30 @@ def notes(path: Path) -> list[Note]:
         except MALFORMED:
             continue
     return list(rows.values())
+
+
+def lost(of_run: Sequence[Note], kept: Collection[str | None]) -> list[LostAttempt]:
+    """The attempts since the last record whose work is not in the next one.
+
+    Args:
+        of_run: the notes of all attempts.
+        kept: names of the attempts whose work is in it.
+    """
+    recorded = [i for i, note in enumerate(of_run) if note.get("status") in RECORDED]
+    since = of_run[recorded[-1] + 1 :] if recorded else of_run
+    return [_lost(note) for note in since if note["attempt"] not in kept]
+
+
+def _lost(note: Note) -> LostAttempt:
+    names = [item.name for item in dataclasses.fields(LostEnergy)]
+    return LostAttempt(
+        attempt=note["attempt"],
+        began=note["began"],
+        status=note.get("status"),
+        reason=note.get("reason"),
+        held_s=note.get("held_s"),
+        energy=[LostEnergy(**{name: row.get(name) for name in names}) for row in note.get("energy", [])],
+    )
 
 
 def lacked_memory(note: Mapping[str, Any]) -> bool:
@@ -75,6 +103,6 @@ def may_ask_for_more(folder: Path) -> bool:
 
 
 def is_worth_another(of_run: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether a job that failed is tried again: after want of memory or time, and if it was killed without a word."""
+    """Whether a job that failed is tried again: for want of memory or time, preempted, or killed without a word."""
     last = of_run[-1] if of_run else {}
-    return "status" not in last or lacked_memory(last) or lacked_time(last)
+    return last.get("status", PREEMPTED) == PREEMPTED or lacked_memory(last) or lacked_time(last)

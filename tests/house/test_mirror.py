@@ -32,6 +32,8 @@ ELSEWHERE = {
     "joulesweep.core.places": "test_staleness",
     "joulesweep.core.quantities": "test_numbers",
     "joulesweep.core.work": "test_data",
+    "joulesweep.launch.agent": "test_nodes",
+    "joulesweep.launch.merge": "test_nodes",
     "joulesweep.launch.node": "test_launcher",
     "joulesweep.measure.contention": "test_watch",
     "joulesweep.measure.counter": "test_verdict",

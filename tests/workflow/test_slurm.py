@@ -23,6 +23,7 @@ from joulesweep.plan.config import validate
 from joulesweep.plan.grid import expand
 
 PYTHON = REPOSITORY / ".cache" / "slurm" / "bin" / "python"
+NO_EXECUTORS = "no executors for clusters: make .cache/slurm/.ready"
 WATTS, TICK_S = (310, 170, 240, 90), 0.005
 #: Snakemake imports all of its plugins, and Slurm's imports pandas for a report that nobody asks for: only when used.
 LAZY = """
@@ -58,11 +59,11 @@ class Cluster:
         return next((job for job, comment in self.slurm.jobs(status).items() if comment.endswith(run)), None)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def cluster(
     tmp_path_factory: pytest.TempPathFactory, once: Callable[[str, Callable[[Path], object]], Path]
 ) -> Iterator[Cluster]:
-    reason = slurm_module.lacking() or (None if PYTHON.exists() else "no .cache/slurm: make .cache/slurm/.ready")
+    reason = slurm_module.lacking() or (None if PYTHON.exists() else NO_EXECUTORS)
     if reason:
         pytest.skip(reason)
     folder = tmp_path_factory.mktemp("slurm")
@@ -87,6 +88,23 @@ def cluster(
         checkout.end()
 
 
+def test_the_generic_profile_works_where_no_batch_system_is(
+    tmp_path: Path, once: Callable[[str, Callable[[Path], object]], Path]
+) -> None:
+    """A job in the background of this machine: tokenising, after the tokens were lost."""
+    if not PYTHON.exists():
+        pytest.skip(NO_EXECUTORS)
+    checkout = Checkout(tmp_path / "checkout", {"JOULESWEEP_BATCH": "local"})
+    checkout.wrapped = lambda command: [str(PYTHON), *command[1:]]
+    made = once("finished-sweep", finished) / "checkout"
+    shutil.copytree(made / "resources", checkout.folder / "resources", symlinks=True, dirs_exist_ok=True)
+    shutil.rmtree(checkout.folder / "resources" / "tokens")
+    options = ("--workflow-profile", "profiles/cluster-generic", "--seconds-between-status-checks", "1")
+    output = checkout.run(*options, "--latency-wait", "5", "--until", "tokenise")
+    assert output.count("with external jobid") == 1
+    assert len(list(checkout.folder.glob("resources/tokens/*/*.safetensors"))) == 1
+
+
 def runs_of(cluster: Cluster, strategy: str, batch_size: int) -> list[str]:
     specs = expand(validate(cluster.checkout.config)).runs
     return [run for run, spec in specs.items() if (spec.strategy, spec.batch_size) == (strategy, batch_size)]
@@ -100,13 +118,21 @@ ONE_BY_ONE = ("--workflow-profile", "profiles/slurm", "--slurm-status-command", 
 QUICKLY = ("--slurm-init-seconds-before-status-checks", "1", "--latency-wait", "5")
 
 
-def test_a_cancelled_job_costs_its_run_alone_and_the_others_come_to_an_end(cluster: Cluster) -> None:
+def test_a_sweep_on_slurm_loses_what_is_cancelled_alone_and_counts_right(cluster: Cluster) -> None:
+    """One story, since a job takes seconds to start."""
+    a_cancelled_job_costs_its_run_alone_and_the_others_come_to_an_end(cluster)
+    several_runs_of_a_job_have_a_record_each_and_one_that_fails_costs_no_other(cluster)
+    every_run_measured_its_own_boards_and_counted_right(cluster)
+
+
+def a_cancelled_job_costs_its_run_alone_and_the_others_come_to_an_end(cluster: Cluster) -> None:
     """Four runs want five boards of four; the node is drained while three are on it, and one of these requeued."""
     slurm, checkout = cluster.slurm, cluster.checkout
     (two, _), ones = runs_of(cluster, "ddp", 8), [*runs_of(cluster, "single", 8), runs_of(cluster, "single", 16)[0]]
     with checkout.held():
         child = checkout.start(*ONE_BY_ONE, *QUICKLY, *targets([two, *ones]), "--set-resources", "train:gpu_model=fake")
-        wait_for(lambda: len(checkout.workers()) == 3, "three runs that train", every_s=0.2)
+        wait_for(lambda: len(checkout.workers()) == 3 or child.poll() is not None, "three runs that train", every_s=0.2)
+        assert child.poll() is None, child.communicate()[0]
         cancelled, requeued = [run for run in ones if cluster.job_of(run)]
         (late,) = [run for run in ones if cluster.job_of(run, "PENDING")]
         slurm.call("scontrol", "update", f"NodeName={slurm.node}", "State=DRAIN", "Reason=test")
@@ -128,13 +154,16 @@ def test_a_cancelled_job_costs_its_run_alone_and_the_others_come_to_an_end(clust
         "account": "green",
         "partition": "main",
     }
+    assert re.search(r"^train +9$", checkout.run("-n", *ONE_BY_ONE), re.MULTILINE)
     now = state.read(checkout.folder / "results" / "tiny")
     (failure,) = now.failures
     assert failure.run == cancelled
-    assert "not tried again" in Path(str(failure.batch_log)).read_text(encoding="utf-8")
+    log = Path(str(failure.batch_log))
+    assert "CANCELLED" in log.read_text(encoding="utf-8")
+    assert any("not tried again" in path.read_text(encoding="utf-8") for path in log.parent.iterdir())
 
 
-def test_several_runs_of_a_job_have_a_record_each_and_one_that_fails_costs_no_other(cluster: Cluster) -> None:
+def several_runs_of_a_job_have_a_record_each_and_one_that_fails_costs_no_other(cluster: Cluster) -> None:
     """The other nine, in two jobs, which ask for the boards of one run and not for those of all."""
     checkout, before = cluster.checkout, cluster.checkout.records()
     left = [run for run in expand(validate(checkout.config)).runs if run not in before]
@@ -158,7 +187,7 @@ def test_several_runs_of_a_job_have_a_record_each_and_one_that_fails_costs_no_ot
     assert re.search(r"^train +1$", checkout.run("-n", *many, *targets(left)), re.MULTILINE)
 
 
-def test_every_run_measured_its_own_boards_and_counted_right(cluster: Cluster) -> None:
+def every_run_measured_its_own_boards_and_counted_right(cluster: Cluster) -> None:
     windows = []
     for run in cluster.checkout.records():
         measured, boards = cluster.record(run)["measurement"], cluster.boards(run)
@@ -172,8 +201,3 @@ def test_every_run_measured_its_own_boards_and_counted_right(cluster: Cluster) -
     for (uuid, begin, end), (other, other_begin, other_end) in itertools.combinations(windows, 2):
         assert uuid != other or end <= other_begin or other_end <= begin
     assert len(cluster.checkout.records()) >= 11
-
-
-def test_the_profile_is_proven_by_a_dry_run(cluster: Cluster) -> None:
-    output = cluster.checkout.run("-n", "--forceall", "--workflow-profile", "profiles/slurm")
-    assert re.search(r"^train +12$", output, re.MULTILINE)

@@ -12,9 +12,11 @@ import synthetic
 
 from joulesweep.core.errors import UserError
 from joulesweep.core.files import write_json
+from joulesweep.core.outcome import CheckpointFile, Segment
 from joulesweep.core.spec import strip
 from joulesweep.launch import attempts, lease, node
 from joulesweep.launch.attempts import FILE, Attempt
+from joulesweep.launch.checkpoints import Checkpoint, RunPreempted
 from joulesweep.launch.lease import Lease
 from joulesweep.launch.node import RunFailed
 from joulesweep.measure import meters
@@ -115,6 +117,51 @@ def test_an_attempt_that_fails_is_noted_and_fails_on(tmp_path, error, status, re
     ended = lines(tmp_path)[1]
     assert (ended["status"], ended["reason"]) == (status, reason)
     assert ended["held_s"] is not None
+
+
+@pytest.fixture
+def preempted(kept):
+    """What an attempt raises that did a part of a run."""
+    row = kept.measurement
+    part = Segment(
+        attempt="a",
+        hostname="here",
+        first_step=1,
+        last_step=5,
+        window_s=9.0,
+        cpu_s=1.0,
+        took_s=20.0,
+        energy=row.energy,
+        flags=[],
+        conditions=row.conditions,
+        overhead=row.overhead,
+        checkpoint_bytes=2048,
+        checkpoint_s=0.5,
+    )
+    file = CheckpointFile(name="step5-rank0.pt", num_bytes=2048, sha256="0", write_s=0.5)
+    return RunPreempted(
+        Checkpoint(
+            run="r", basis={}, written="", step=5, num_steps=9, files=[file], segments=[part], epochs=[], power=[]
+        )
+    )
+
+
+def test_an_attempt_that_was_preempted_notes_its_part_of_the_window(tmp_path, preempted, kept):
+    with pytest.raises(RunPreempted), Attempt(tmp_path), held():
+        raise preempted
+    note = lines(tmp_path)[1]
+    assert note["status"] == "preempted"
+    assert note["reason"] == "preempted after step 5 of 9: 2.00 KiB kept in 0.500 s; the next start goes on from there"
+    window = [(row["device"], row["kind"], row["energy_j"], row["status"]) for row in note["window"]]
+    energy = kept.measurement.energy
+    assert (note["window_s"], window) == (
+        9.0,
+        [(row.device, row.kind, row.total_energy_j, row.status) for row in energy],
+    )
+    whole = replace(kept, measurement=replace(kept.measurement, segments=[preempted.segment] * 2))
+    with Attempt(tmp_path) as attempt, held():
+        attempt.ended(whole)
+    assert lines(tmp_path)[3]["window"] == note["window"]
 
 
 def test_an_attempt_that_never_got_the_machine_held_nothing(tmp_path):

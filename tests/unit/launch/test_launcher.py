@@ -378,6 +378,7 @@ def test_the_job_that_the_processes_read_is_the_whole_spec_and_its_paths(start, 
         "tokens": str(assets.tokens),
         "folder": str(log.parent),
         "boards": [],
+        "checkpoint": {"folder": str(log.parent / ".checkpoint")},
     }
 
 

@@ -48,6 +48,12 @@ def alive(folder, run, begun="trains", ago_s=20, **facts):
     files.write_json(folder / "runs" / run / stage.FILE, told)
 
 
+def keep(folder, run):
+    """Make a run look as if it had been preempted."""
+    files.write_text(folder / "runs" / run / "run.log", "preempted")
+    files.write_json(folder / "runs" / run / ".checkpoint" / "manifest.json", {"step": 120, "num_steps": 500})
+
+
 def test_before_anything_began_all_is_missing(sweep):
     folder, runs = sweep
     now = state.read(folder)
@@ -69,8 +75,12 @@ def test_every_state_is_told_apart(sweep):
     files.write_text(folder / "runs" / runs[3] / "run.log", "Traceback\nValueError: boom\n\n")
     alive(folder, runs[4], "waits", waits_for="the machine", whom="somebody")
     alive(folder, runs[5])
+    keep(folder, runs[6])
     now = state.read(folder)
-    assert [now.states[run] for run in runs[:7]] == ["ok", "oom", "corrupt", "failed", "waiting", "running", "missing"]
+    assert [now.states[run] for run in runs[:8]] == [
+        "ok", "oom", "corrupt", "failed", "waiting", "running", "preempted", "missing",
+    ]  # fmt: skip
+    assert [(row.run, row.step, row.num_steps) for row in now.preempted] == [(runs[6], 120, 500)]
     assert now.num_finished == 3
     assert [row.status for row in now.stopped] == ["oom", "corrupt"]
     assert now.stopped[0].reason == "out of memory"
@@ -103,9 +113,9 @@ def test_the_output_of_a_batch_job_is_named_with_the_run_that_failed_in_it(sweep
     logs = folder.parent.parent / ".snakemake"
     for run in runs[:3]:
         files.write_text(folder / "runs" / run / "run.log", "boom")
-    note = {"attempt": "a", "began": "2026-01-01T10:00:00+00:00", "batch": {"job": "12"}}
+    note = {"attempt": "a", "began": "2026-01-01T10:00:00+00:00", "batch": {"job": "12.server"}}
     files.write_lines(folder / "runs" / runs[0] / "attempts.jsonl", [note])
-    of_group, of_run = logs / "batch_logs" / "GROUP" / "12.log", logs / "slurm_logs" / "rule_train" / runs[1]
+    of_group, of_run = logs / "batch_logs" / "GROUP" / "12.server.OU", logs / "slurm_logs" / "rule_train" / runs[1]
     before_it_began = logs / "slurm_logs" / "rule_train" / runs[3] / "13.log"
     files.write_text(of_group, "boom")
     for job in ("9", "10"):  # the later one counts

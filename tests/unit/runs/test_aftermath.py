@@ -32,6 +32,13 @@ def test_a_run_that_failed_has_a_line_with_its_log(tmp_path):
     assert line == f"FAILED failed; its output: {failed / 'run.log'}"
 
 
+def test_a_preempted_run_goes_on_and_is_no_failure(tmp_path):
+    made = folder(tmp_path, "preempted", BEGAN, ended("preempted"))
+    (made / ".checkpoint").mkdir()
+    (made / ".checkpoint" / "manifest.json").write_text("{}")
+    assert aftermath.lines([made]) == ["PREEMPTED preempted: the next snakemake goes on with it"]
+
+
 def test_stopped_runs_are_one_line_with_the_command_that_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/somewhere/snakemake/__main__.py", "--cores", "2", "--config", "sweep=a b"])
     killed = folder(tmp_path, "killed", BEGAN, ended("failed"), {**BEGAN, "attempt": "2"}, files=())

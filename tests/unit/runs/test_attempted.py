@@ -57,10 +57,26 @@ def test_only_who_lacked_memory_or_time_gets_more(notes, doublings):
         (ended(1, "failed", "ValueError: boom"), False),
         (ended(1), False),
         (ended(1, "ok", ""), False),
+        (ended(1, "preempted", "after step 5"), True),
     ],
 )
 def test_a_run_that_failed_of_itself_is_not_tried_again(last, is_worth):
     assert attempted.is_worth_another([KILLED, last]) == is_worth
+
+
+def test_work_that_is_in_no_record_is_lost_since_the_last_one():
+    joules = {"device": "gpu:0", "kind": "gpu", "energy_j": 5.0, "reason": None}
+    notes = [
+        ended(1) | {"attempt": "old"},
+        ended(1, "oom", "memory") | {"attempt": "recorded"},
+        ended(2, "stopped", "ended from outside") | {"attempt": "a", "held_s": 3.0, "energy": [joules]},
+        ended(2, "preempted", "after step 5") | {"attempt": "b"},
+        KILLED | {"attempt": "c"},
+        KILLED | {"attempt": "d"},
+    ]
+    first, second = attempted.lost(notes, {"b", "d"})
+    assert (first.attempt, first.status, first.held_s, vars(first.energy[0])) == ("a", "stopped", 3.0, joules)
+    assert (second.attempt, second.began, second.status, second.energy) == ("c", BEGAN, None, [])
 
 
 def test_memory_is_asked_for_again_in_batch_jobs_only_and_twice_at_most(tmp_path, monkeypatch):
