@@ -5,6 +5,7 @@ snakemake --cores 2 --configfile config/yours.yaml    another one
 snakemake --cores 2 partial                           tables, charts and report of the finished runs
 """
 
+import signal
 import sys
 
 from snakemake.utils import min_version
@@ -15,9 +16,9 @@ sys.path.insert(
 )  # this file's, also as a module of another workflow
 
 from joulesweep.analyse import columns
+from joulesweep.core import interrupts
 from joulesweep.plan import staleness
 from joulesweep.plan.sweep import (
-    READ,
     anchors_folder,
     input_folder,
     load,
@@ -44,6 +45,7 @@ wildcard_constraints:
 
 
 onstart:
+    interrupts.handle_in_a_thread(signal.SIGTERM)
     missing = sweep.missing_files()
     if missing:
         raise refused(missing[0], workflow)
@@ -79,8 +81,10 @@ rule all:
     input:
         f"{sweep.folder}/report.html",
         expand(f"{sweep.folder}/exports/{{file}}", file=exports.names()),
-        # Named too: otherwise Snakemake would not notice files that were moved away while the report exists.
-        expand(f"{sweep.folder}/runs/{{run}}/{{file}}", run=sweep.runs, file=READ),
+        # Named too: otherwise Snakemake would not notice files that were moved away while the report exists, nor models
+        # and texts that are to be fetched again while no run is left to do.
+        lambda wildcards: sweep.lost_files(),
+        lambda wildcards: sweep.prepared_files(),
     message:
         f"The sweep is complete: {sweep.folder}/report.html"
 

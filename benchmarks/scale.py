@@ -178,7 +178,7 @@ def _execute(one: Measured) -> None:
     script.write_text(SCRIPT, encoding="utf-8")
     script.chmod(0o755)
     packages = sysconfig.get_path("purelib")
-    training = (str(python), *SNAKEMAKE[1:], "--until", "train")
+    training = (str(python), *SNAKEMAKE[1:], "--omit-from", "aggregate")
     one.take("planned to execute", *training, "-n", PYTHONPATH=packages)
     one.take("executed", *training, PYTHONPATH=packages)
     alone = one.folder.with_name(f"{one.folder.name}-alone")

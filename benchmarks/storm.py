@@ -114,6 +114,7 @@ class Storm:
         if self.is_other_user:
             subprocess.run(["mount", "-t", "tmpfs", "-o", DISK, "none", self.results], check=True)
             places = hit.folder.parent.glob(f"{hit.folder.name}*")
+            os.chown(hit.folder.parent, UID, UID)
             subprocess.run(["chown", "--recursive", f"{UID}:{UID}", *places], check=True)
             hit.wrapped = lambda command: as_user(command, UID, hit.folder.parent)
         self.workflow: subprocess.Popen[bytes] | None = None
@@ -215,17 +216,18 @@ class Storm:
         return False
 
     def _complete(self) -> None:
-        """Start the workflow until it ends well, and see that it has nothing left to do."""
+        """Start the workflow until it ends well and has nothing left to do: a damaged file is found by the analysis."""
         for _ in range(MOST_STARTS):
             self._working()
-            if self.ended() == 0:
-                break
-        else:
-            self.log.broken.append(f"{MOST_STARTS} starts did not complete the sweep")
+            if self.ended() == 0 and self._has_nothing_to_do():
+                return
+        self.log.broken.append(f"{MOST_STARTS} starts did not complete the sweep")
+
+    def _has_nothing_to_do(self) -> bool:
         self.start("--dry-run")
+        self.log.starts -= 1
         self.ended()
-        if "Nothing to be done" not in self.said.read_text(encoding="utf-8").rpartition("=====")[2]:
-            self.log.broken.append("something is left to be done")
+        return "Nothing to be done" in self.said.read_text(encoding="utf-8").rpartition("=====")[2]
 
 
 def _sweep(folder: Path, num_runs: int) -> Checkout:

@@ -13,9 +13,8 @@ EXPORTS = exports.names()
 rule aggregate:
     input:
         grid=f"{sweep.folder}/grid.json",
-        records=expand(f"{sweep.folder}/runs/{{run}}/record.json", run=sweep.runs),
-        power=expand(f"{sweep.folder}/runs/{{run}}/power.jsonl", run=sweep.runs),
-        summaries=expand(f"{sweep.folder}/runs/{{run}}/summaries.jsonl", run=sweep.runs),
+        # The other files of a run change with its record.
+        records=lambda wildcards: sweep.records(workflow),
         anchors=sweep.anchors(),
     output:
         expand(f"{sweep.folder}/tables/{{table}}.parquet", table=columns.TABLES),

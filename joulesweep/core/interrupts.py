@@ -3,6 +3,7 @@
 # changes no number: how a process ends
 from __future__ import annotations
 
+import _thread
 import contextlib
 import signal
 from collections.abc import Iterator
@@ -36,6 +37,16 @@ def ignore() -> None:
     """Ignore from now on what would end this process early, as it ends by itself."""
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.SIG_IGN)
+
+
+def handle_in_a_thread(signum: int) -> None:
+    """Let the present handler of a signal run in a thread of its own.
+
+    Snakemake's handler of SIGTERM waits for a lock: in the main thread, for ever if that holds the lock at the moment.
+    """
+    handler = signal.getsignal(signum)
+    if callable(handler):
+        signal.signal(signum, lambda *given: _thread.start_new_thread(handler, given) and None)
 
 
 def _once(signum: int, frame: FrameType | None) -> NoReturn:

@@ -34,6 +34,7 @@ from joulesweep.runs.record import brief
 UNFINISHED = ("running", "waiting", "preempted", "failed", "missing")  # states of a run without a record
 #: Folders of `.snakemake` with the output of batch jobs: of the executor slurm, and of profiles/cluster-generic.
 BATCH_LOGS = ("slurm_logs", "batch_logs")
+ENDINGS = (".log", ".OU")  # of PBS the second
 TAIL_BYTES = 65536  # of a log
 #: A line of tqdm's: steps taken, all steps, seconds so far, seconds left.
 BAR = re.compile(r"\| *(\d+)/(\d+) \[([\d:]+)<([\d:?]+)")
@@ -259,7 +260,7 @@ class BatchLogs:
     """
 
     def __init__(self, folder: Path) -> None:
-        paths = [path for name in BATCH_LOGS for path in (folder / name).rglob("*.log")]
+        paths = [path for name in BATCH_LOGS for end in ENDINGS for path in (folder / name).rglob(f"*{end}")]
         self._of_job = {path.stem: path for path in paths}
         # profiles/slurm has a folder for each run, with a file for each job
         self._of_run = {path.parent.name: path for path in sorted(paths, key=lambda path: (len(path.stem), path.stem))}

@@ -1,4 +1,4 @@
-"""Remove the lock that a killed Snakemake leaves behind, and tell whether a workflow is alive."""
+"""Remove the lock that a killed Snakemake leaves behind; tell what was interrupted, and whether a workflow is alive."""
 
 from __future__ import annotations
 

@@ -101,6 +101,7 @@ def _kept(of: Sequence[object], digest: Callable[[], str]) -> str:
     return kept[key]
 
 
+@functools.cache
 def _sources() -> str:
     """Digest of every file that a digest may cover, and of the Python that reads them."""
     whole = hashlib.sha256(sys.version.encode())

@@ -13,11 +13,15 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from snakemake.io import ancient
+from snakemake.ioflags import before_update
 from snakemake.logging import logger as snakemake_logger
 from snakemake.settings.enums import Quietness
+from snakemake.settings.types import PersistenceBackend
 from snakemake_interface_common.exceptions import WorkflowError
 from snakemake_interface_logger_plugins.common import LogEvent
 
@@ -34,7 +38,7 @@ from joulesweep.plan.config import LocalSource
 from joulesweep.plan.grid import ExpandedGrid, dataset_key, dataset_source, expand, model_key, model_source, text_source
 from joulesweep.plan.snakemake_lock import clear_dead_lock
 from joulesweep.plan.strict import Place
-from joulesweep.runs import attempted, record
+from joulesweep.runs import aftermath, attempted, record
 from joulesweep.runs.headline import headline
 from joulesweep.runs.identity import cell_id
 from joulesweep.runs.record import RunRecord
@@ -105,6 +109,8 @@ def refused(reason: str, workflow: Any) -> WorkflowError:  # noqa: ANN401 - Snak
     return WorkflowError(reason)
 
 
+#: Beginnings of Snakemake's messages on a job that failed, which `_Errors` tells in one line with its log.
+TOLD = ("RuleException:\nCalledProcessError", "WorkflowError:\nAt least one job did not complete")
 _printed: list[str] = []  # reasons that were already printed
 
 
@@ -120,9 +126,13 @@ class _Errors(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if getattr(record, "event", None) == LogEvent.JOB_ERROR:
             rule, logs = getattr(record, "rule_name", "?"), getattr(record, "log", None) or ()
+            if any(aftermath.was_stopped(Path(log).parent) for log in logs):
+                return  # not its fault: told in one line for all, at the end
             print(f"Error in rule {rule}; its output: {', '.join(map(str, logs))}", file=sys.stderr)
             return
         message = record.getMessage()
+        if message.startswith(TOLD):
+            return
         if not any(reason in message for reason in _printed):
             print(message, file=sys.stderr)
 
@@ -188,6 +198,30 @@ def counted(rows: Sequence[RunRecord]) -> str:
     return f"{finished}{cost} {'were' if len(rows) > 1 else 'was'}"
 
 
+def asks_for_all_jobs(workflow: Any) -> bool:  # noqa: ANN401 - Snakemake's Workflow
+    """Whether Snakemake was asked for something that jobs of finished runs take part in.
+
+    Forcing, touching and `--until` do, also its own report, summaries and graphs, which use no executor. With
+    environments of its own or notes in a database it decides itself.
+    """
+    asked = workflow.dag_settings
+    return bool(
+        workflow.executor_plugin is None
+        or workflow.touch
+        or (asked.forceall or asked.forcerun or asked.forcetargets or asked.until)
+        or workflow.deployment_settings.deployment_method
+        or workflow.workflow_settings.persistence_backend is not PersistenceBackend.FILE
+    )
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a run's record names, found without decoding it: today's code, and the current model and tokens."""
+
+    names_code: bool
+    names_inputs: bool
+
+
 class Sweep:
     """A validated sweep and its folder.
 
@@ -216,7 +250,7 @@ class Sweep:
         self._datasets = {dataset_key(name, dataset_source(data)): name for name, data in config.datasets.items()}
         self._sums: dict[str, list[bytes]] = {}
         self._older: dict[str, bool] = {}
-        self._settled: dict[str, bool] = {}
+        self._looks: dict[str, Look | None] = {}
         self.workflow: Any = None
         self._outdated: dict[str, RunRecord] = {}  # as told at the start
         self._is_corrected = False
@@ -323,11 +357,43 @@ class Sweep:
         return self.read(run, manifest) if self._is_settled(run) else manifest
 
     def _is_settled(self, run: str) -> bool:
-        if run not in self._settled:
-            model, texts = (f"resources/models/{self.model(run)}.json", f"resources/datasets/{self.texts(run)}.json")
-            is_newer = self._is_older("models", model) or self._is_older("datasets", texts)
-            self._settled[run] = self._names_current_inputs(run) and not is_newer
-        return self._settled[run]
+        look = self._look(run)
+        if look is None or not look.names_inputs:
+            return False
+        model, texts = (f"resources/models/{self.model(run)}.json", f"resources/datasets/{self.texts(run)}.json")
+        return not (self._is_older("models", model) or self._is_older("datasets", texts))
+
+    def records(self, workflow: Any) -> list[Any]:  # noqa: ANN401 - Snakemake's Workflow and marked paths
+        """Every run's record, as inputs of the aggregation; that of a run that needs no job is marked.
+
+        Snakemake looks for no job that makes a marked file, so that a sweep costs what is left of it to do.
+        """
+        whole = asks_for_all_jobs(workflow)
+        paths = {run: self.record_path(run) for run in self.runs}
+        return [
+            str(path) if whole or not self._is_kept(run) else before_update(str(path)) for run, path in paths.items()
+        ]
+
+    def _is_kept(self, run: str) -> bool:
+        """Whether a run is finished, by today's code and with the current inputs, and none of its files was lost."""
+        look = self._look(run)
+        return bool(look and look.names_code) and self._is_settled(run) and not self._lost(run)
+
+    def lost_files(self) -> list[str]:
+        """Files of runs with a record that were moved away, as inputs of the whole: their runs are repeated."""
+        return [path for run in self.runs if self._look(run) for path in self._lost(run)]
+
+    def _lost(self, run: str) -> list[str]:
+        folder = f"{self.folder}/runs/{run}"
+        return [path for path in (f"{folder}/{name}" for name in READ) if not os.path.exists(path)]  # noqa: PTH110 - fast
+
+    def prepared_files(self) -> list[str]:
+        """The manifests of models and tokens that exist, as inputs of the whole, so that stale ones are made again."""
+        pairs = {(spec.model, spec.dataset): run for run, spec in self.grid.runs.items()}
+        stems = dict.fromkeys(
+            stem for run in pairs.values() for stem in (f"models/{self.model(run)}", f"tokens/{self.tokens(run)}")
+        )
+        return [path for path in (f"resources/{stem}.json" for stem in stems) if Path(path).exists()]
 
     def read(self, run: str, path: str, day: str = "") -> Any:  # noqa: ANN401 - with Snakemake's mark, or no path
         """A file that a run reads and that does not make it stale.
@@ -340,8 +406,6 @@ class Sweep:
             path: of the file.
             day: of an anchor.
         """
-        from snakemake.io import ancient
-
         self.correct_notes()
         if path not in self._is_there:
             self._is_there[path] = Path(path).exists()
@@ -360,18 +424,27 @@ class Sweep:
     def unsettled(self) -> str | None:
         """A notice if finished runs were measured with other texts or models than the current ones, else None."""
         self._sums.clear()  # what was fetched meanwhile counts
-        number = sum(not self._names_current_inputs(run) for run in self.runs if self.record_path(run).exists())
+        self._looks.clear()
+        number = sum(not look.names_inputs for look in map(self._look, self.runs) if look)
         changed = f"{number} finished runs were measured with another model or other texts than were fetched now"
         return f"{changed}: start snakemake again, and they are repeated" if number else None
 
-    def _names_current_inputs(self, run: str) -> bool:
-        """Whether a run has a record with every checksum of the current model and tokens; decodes no JSON for it."""
+    def _look(self, run: str) -> Look | None:
+        """What a run's record names, None without one; the file is read once, and no JSON decoded."""
+        if run not in self._looks:
+            self._looks[run] = self._looked(run)
+        return self._looks[run]
+
+    def _looked(self, run: str) -> Look | None:
         try:
             measured = self.record_path(run).read_bytes()
         except OSError:
-            return False
+            return None
         manifests = (f"resources/models/{self.model(run)}.json", f"resources/tokens/{self.tokens(run)}.json")
-        return all(checksum in measured for manifest in manifests for checksum in self._checksums(manifest))
+        return Look(
+            names_code=f'"{staleness.run_digest(self.spec(run))}"'.encode() in measured,
+            names_inputs=all(checksum in measured for name in manifests for checksum in self._checksums(name)),
+        )
 
     def _checksums(self, manifest: str) -> list[bytes]:
         """The checksums in a manifest, in the form that records have; none if it does not exist."""
@@ -431,17 +504,10 @@ class Sweep:
 
     def outdated(self) -> dict[str, RunRecord]:
         """Records that older code made and that were not accepted for the current code, by run in the grid's order."""
-        records = {
-            run: self._record(run) for run in self.runs if not self._names(run, staleness.run_digest(self.spec(run)))
-        }
+        self._looks.clear()
+        looks = {run: self._look(run) for run in self.runs}
+        records = {run: self._record(run) for run, look in looks.items() if look and not look.names_code}
         return {run: row for run, row in records.items() if row}
-
-    def _names(self, run: str, code: str) -> bool:
-        """Whether a run has no record, or one that contains a code digest, without decoding JSON."""
-        try:
-            return f'"{code}"'.encode() in self.record_path(run).read_bytes()
-        except OSError:
-            return True
 
     def outdated_warning(self) -> str | None:
         """A warning with the cost of repeating outdated runs and how to keep them; None if there are none."""

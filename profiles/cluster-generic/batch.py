@@ -98,7 +98,8 @@ def _of_slurm(job: str) -> str:
 def _qsub_of_pbs(job: Job) -> str:
     chunk = f"select=1:ncpus={job.cpus}:mem={job.mem_mb}mb" + (f":ngpus={job.gpus}" if job.gpus else "")
     place = ["-l", "place=excl"] * job.whole_node
-    command = ["qsub", "-N", job.name[:15], "-j", "oe", "-o", job.log.replace("%j", "")]
+    folder = str(Path(job.log).parent)  # there, PBS names the file by the job's id, and .OU
+    command = ["qsub", "-N", job.name[:15], "-j", "oe", "-o", f"{folder}/"]
     return submitted([*command, "-l", chunk, "-l", f"walltime={60 * job.minutes}", *place, *job.options, job.script])
 
 
@@ -141,7 +142,7 @@ def _of_sge(job: str) -> str:
 
 def _condor_submit(job: Job) -> str:
     lines = [f"executable = {job.script}", f"batch_name = {job.name}", "universe = vanilla", "getenv = true"]
-    lines += [f"{stream} = {job.log.replace('%j', '$(ClusterId)')}" for stream in ("output", "error")]
+    lines += [f"{stream} = {job.log.replace('%j', '$(ClusterId).$(ProcId)')}" for stream in ("output", "error")]
     lines += [f"request_cpus = {job.cpus}", f"request_memory = {job.mem_mb}MB", f"request_gpus = {job.gpus}"]
     lines += [f"periodic_remove = JobStatus == 2 && time() - EnteredCurrentStatus > {60 * job.minutes}", *job.options]
     return submitted(["condor_submit", "-terse", "-"], "\n".join([*lines, "queue", ""]))

@@ -23,7 +23,7 @@ SYSTEMS = {
         [{"squeue": "COMPLETED"}, {"squeue": "PENDING"}, {"squeue": "OUT_OF_MEMORY"}],
     ),
     "pbs": (
-        "qsub -N train -j oe -o {folder}/.log -l select=1:ncpus=2:mem=8000mb:ngpus=1 -l walltime=5400 -q gpu job.sh",
+        "qsub -N train -j oe -o {folder}/ -l select=1:ncpus=2:mem=8000mb:ngpus=1 -l walltime=5400 -q gpu job.sh",
         {"qsub": "4711.server"},
         "4711.server",
         [{"qstat": "job_state = F\n Exit_status = 0"}, {"qstat": "job_state = R"}, {"qstat": "job_state = F"}],
@@ -89,6 +89,7 @@ def test_each_batch_system_is_asked_in_its_own_words(system, call, tmp_path, mon
     if system == "htcondor":
         read = (tmp_path / "read").read_text(encoding="utf-8").splitlines()
         assert {"executable = job.sh", "request_gpus = 1", "request_memory = 8000MB", "queue"} <= set(read)
+        assert f"output = {logs}/$(ClusterId).$(ProcId).log" in read
         assert any("> 5400" in line for line in read)
     told = [call("status", job, **programs).stdout for programs in statuses]
     assert told == ["success\n", "running\n", "failed\n"]

@@ -441,7 +441,8 @@ mount -t tmpfs -o mode=755 none "$root/sys/class"
 def as_user(argv: Sequence[str], uid: int, *needed: Path) -> list[str]:
     """A command as another user, who reaches this Python, the repository and more folders; see `can_be_another`."""
     run = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", *map(str, argv)]
-    steps = ["umask 022", "mount -t tmpfs -o mode=755 none /sys/class", *_opened(*needed), f"exec {shlex.join(run)}"]
+    steps = ["umask 022", "mount -t tmpfs -o mode=755 none /sys/class", *_opened(*needed)]
+    steps += ['cd "$PWD"', f"exec {shlex.join(run)}"]  # where it was may lie under what was mounted
     return [*_unshare(), "sh", "-ec", "\n".join(steps)]
 
 

@@ -158,7 +158,9 @@ def a_cancelled_job_costs_its_run_alone_and_the_others_come_to_an_end(cluster: C
     now = state.read(checkout.folder / "results" / "tiny")
     (failure,) = now.failures
     assert failure.run == cancelled
-    assert "not tried again" in Path(str(failure.batch_log)).read_text(encoding="utf-8")
+    log = Path(str(failure.batch_log))
+    assert "CANCELLED" in log.read_text(encoding="utf-8")
+    assert any("not tried again" in path.read_text(encoding="utf-8") for path in log.parent.iterdir())
 
 
 def several_runs_of_a_job_have_a_record_each_and_one_that_fails_costs_no_other(cluster: Cluster) -> None:

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 
 import pytest
+from patience import PATIENCE_S
 
 from joulesweep.core import interrupts
 
@@ -38,3 +40,17 @@ def test_an_interrupt_that_is_ignored_stays_ignored():
     with interrupts.heeded():
         interrupt()
     interrupt()
+
+
+def test_a_handler_that_waits_for_a_lock_of_the_main_thread_gets_it():
+    lock, done = threading.Lock(), threading.Event()
+
+    def handler(signum, frame):
+        with lock:
+            done.set()
+
+    signal.signal(signal.SIGINT, handler)
+    interrupts.handle_in_a_thread(signal.SIGINT)
+    with lock:
+        interrupt()
+    assert done.wait(PATIENCE_S)

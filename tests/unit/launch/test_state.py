@@ -113,9 +113,9 @@ def test_the_output_of_a_batch_job_is_named_with_the_run_that_failed_in_it(sweep
     logs = folder.parent.parent / ".snakemake"
     for run in runs[:3]:
         files.write_text(folder / "runs" / run / "run.log", "boom")
-    note = {"attempt": "a", "began": "2026-01-01T10:00:00+00:00", "batch": {"job": "12"}}
+    note = {"attempt": "a", "began": "2026-01-01T10:00:00+00:00", "batch": {"job": "12.server"}}
     files.write_lines(folder / "runs" / runs[0] / "attempts.jsonl", [note])
-    of_group, of_run = logs / "batch_logs" / "GROUP" / "12.log", logs / "slurm_logs" / "rule_train" / runs[1]
+    of_group, of_run = logs / "batch_logs" / "GROUP" / "12.server.OU", logs / "slurm_logs" / "rule_train" / runs[1]
     before_it_began = logs / "slurm_logs" / "rule_train" / runs[3] / "13.log"
     files.write_text(of_group, "boom")
     for job in ("9", "10"):  # the later one counts

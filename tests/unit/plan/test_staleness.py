@@ -83,7 +83,14 @@ SCRIPTS = ("grid", "fetch_model", "fetch_dataset", "tokenise", "aggregate", "cha
 
 
 def forget():
-    for function in (definitions._module, definitions.encoded, staleness._run_digest, staleness.code_digest):
+    caches = (
+        definitions._module,
+        definitions.encoded,
+        staleness._sources,
+        staleness._run_digest,
+        staleness.code_digest,
+    )
+    for function in caches:
         function.cache_clear()
 
 
@@ -531,9 +538,9 @@ def test_every_file_that_may_count_is_among_the_sources(
 ) -> None:
     monkeypatch.setattr(places, "ROOT", tmp_path)
     monkeypatch.setattr(places, "RESOURCES", tmp_path / "resources")
-    before = staleness._sources()
+    before = staleness._sources.__wrapped__()
     (tmp_path / name).parent.mkdir(parents=True)
     (tmp_path / name).write_text("a", encoding="utf-8")
-    added = staleness._sources()
+    added = staleness._sources.__wrapped__()
     (tmp_path / name).write_text("b", encoding="utf-8")
-    assert len({before, added, staleness._sources()}) == 3
+    assert len({before, added, staleness._sources.__wrapped__()}) == 3

@@ -19,7 +19,10 @@ import synthetic
 import tiny_run
 import yaml
 from patience import PATIENCE_S
+from snakemake.io import is_flagged
+from snakemake.persistence.file import FilePersistence
 from snakemake.settings.enums import Quietness
+from snakemake.settings.types import PersistenceBackend
 from snakemake_interface_common.exceptions import WorkflowError
 from snakemake_interface_logger_plugins.common import LogEvent
 
@@ -29,8 +32,8 @@ from joulesweep.measure import machine
 from joulesweep.plan import snakemake_lock, staleness
 from joulesweep.plan.config import DatasetConfig, ModelConfig, validate
 from joulesweep.plan.grid import expand
-from joulesweep.plan.sweep import Sweep, input_folder, load, output_folder, refused, runs_folder, snakemake_logger
-from joulesweep.runs import attempted
+from joulesweep.plan.sweep import READ, Sweep, input_folder, load, output_folder, refused, runs_folder, snakemake_logger
+from joulesweep.runs import attempted, record
 from joulesweep.runs.identity import run_id
 
 
@@ -294,6 +297,110 @@ def finish(found, run, day, code=None, folder="runs"):
     path = Path(found.folder, folder, run, "record.json")
     files.write_json(path, {**a_record, **about})
     return path
+
+
+def asking(**changes):
+    """What `records` asks of Snakemake's own object."""
+    asked = {
+        "touch": False,
+        "executor_plugin": "local",
+        "deployment": (),
+        "backend": PersistenceBackend.FILE,
+        **changes,
+    }
+    forced = {name: asked.get(name) for name in ("forceall", "forcerun", "forcetargets", "until")}
+    return SimpleNamespace(
+        executor_plugin=asked["executor_plugin"],
+        touch=asked["touch"],
+        dag_settings=SimpleNamespace(**forced),
+        deployment_settings=SimpleNamespace(deployment_method=asked["deployment"]),
+        workflow_settings=SimpleNamespace(persistence_backend=asked["backend"]),
+    )
+
+
+def finished_with_files(found, run, **changes):
+    """A run whose files all exist."""
+    path = finish(found, run, TODAY, **changes)
+    for name in READ:
+        path.with_name(name).touch()  # the record keeps its content
+    return path
+
+
+def with_jobs(found, **changes):
+    """The runs for whose records Snakemake looks for jobs."""
+    return [
+        Path(path).parent.name for path in found.records(asking(**changes)) if not is_flagged(path, "before_update")
+    ]
+
+
+def test_only_runs_that_are_not_finished_get_jobs():
+    found = sweep(grid__batch_size=[8, 16], grid__repeats=2)
+    first, *others = found.runs
+    finished_with_files(found, first)
+    assert with_jobs(found) == others
+    assert [str(path) for path in found.records(asking())] == [
+        f"results/tiny/runs/{run}/record.json" for run in found.runs
+    ]
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"executor_plugin": None},
+        {"touch": True},
+        {"forceall": True},
+        {"forcerun": {"train"}},
+        {"forcetargets": True},
+        {"until": {"train"}},
+        {"deployment": {"conda"}},
+        {"backend": PersistenceBackend.DB},
+    ],
+    ids=lambda asked: next(iter(asked)),
+)
+def test_all_runs_get_jobs_where_finished_ones_take_part(asked):
+    found = sweep(grid__repeats=2)
+    finished_with_files(found, found.runs[0])
+    assert with_jobs(found, **asked) == found.runs
+
+
+def test_a_run_by_other_code_gets_a_job_until_it_is_accepted():
+    found = sweep(grid__repeats=1)
+    (run,) = found.runs
+    path = finished_with_files(found, run, code="0" * 16)
+    assert with_jobs(found) == [run]
+    record.accept(path, staleness.run_digest(found.spec(run)), "the same numbers")
+    assert with_jobs(sweep(grid__repeats=1)) == []
+
+
+def test_a_run_that_lost_a_file_gets_a_job_and_the_file_is_named():
+    found = sweep(grid__repeats=2)
+    paths = [finished_with_files(found, run) for run in found.runs]
+    assert found.lost_files() == []
+    (lost := paths[1].with_name("power.jsonl")).unlink()
+    assert found.lost_files() == [str(lost)]
+    assert with_jobs(found) == [found.runs[1]]
+
+
+def test_a_run_with_other_inputs_than_the_current_ones_gets_a_job():
+    found = sweep(grid__repeats=1)
+    (run,) = found.runs
+    path = finished_with_files(found, run)
+    manifest = Path("resources/models", f"{found.model(run)}.json")
+    files.write_json(manifest, {"files": {"weights": "a" * 64}})
+    found = sweep(grid__repeats=1)
+    assert (with_jobs(found), found.prepared_files()) == ([run], [str(manifest)])
+    row = json.loads(path.read_text(encoding="utf-8"))
+    files.write_json(path, {**row, "inputs": {"model": {"files": {"weights": "a" * 64}}, "tokens": None}})
+    assert with_jobs(sweep(grid__repeats=1)) == []
+
+
+def test_a_run_with_a_record_was_not_interrupted_whatever_a_killed_snakemake_left():
+    found = sweep(grid__repeats=2)
+    for run in found.runs:
+        finished_with_files(found, run)
+    output = str(found.record_path(found.runs[0]))
+    FilePersistence(path=Path.cwd() / ".snakemake")._mark_incomplete(output, None)
+    assert with_jobs(found) == []
 
 
 def anchored(anchors=1, **changes):

@@ -71,7 +71,7 @@ def test_a_change_of_a_reader_concerns_the_data_sets_of_its_format(tmp_path, mon
         monkeypatch.setattr(places, name, path)
 
     def codes():
-        for function in (definitions._module, definitions.encoded, staleness.code_digest):
+        for function in (definitions._module, definitions.encoded, staleness._sources, staleness.code_digest):
             function.cache_clear()
         return {name: sweep.dataset_code(key) for key, name in sweep._datasets.items()}
 
