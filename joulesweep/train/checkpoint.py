@@ -247,7 +247,7 @@ def restore(state: State, trainer: Trainer, kept: list[Weights], peaks: Peaks) -
     _restore_optimizer(state, trainer)
     if trainer.scaler.is_enabled():
         trainer.scaler.load_state_dict(state.scaler)
-    trainer.losses = list(state.losses.to(trainer.place.device).unbind())
+    trainer.losses = list(state.losses.to(trainer.place.device, copy=True).unbind())
     trainer.phases = [_tally(row, _parameters(trainer)) for row in state.phases]
     while len(kept) < len(state.kept):
         kept.append(room_for(trainer.core, kept))
@@ -310,7 +310,7 @@ def _phase(tally: Tally, index: dict[int, int]) -> dict[str, Any]:
 
 def _tally(row: dict[str, Any], parameters: Sequence[torch.Tensor]) -> Tally:
     def counters(plain: tuple[list[int], torch.Tensor]) -> Counters:
-        return [parameters[i] for i in plain[0]], plain[1].to(parameters[0].device)
+        return [parameters[i] for i in plain[0]], plain[1].to(parameters[0].device, copy=True)
 
     choice = row["choice"] and TensorChoice(**row["choice"])
     return Tally(**{**row, "choice": choice, "begun": counters(row["begun"]), "ended": counters(row["ended"])})

@@ -106,8 +106,9 @@ def train(
     for _ in range(min(trainer.num_epochs, ROOMS_AHEAD)):
         kept.append(memory.room_for(trainer.core, kept))
     ends = checkpoint.restore(saved, trainer, kept, peaks) if saved else [BEGIN]
-    first_step = len(trainer.losses)
     earlier_s, earlier_cpu_s = checkpoints.elapsed_s if checkpoints else 0.0, saved.cpu_s if saved else 0.0
+    first_step, saved = len(trainer.losses), None
+    peaks.reset()  # without what was read to go on
     startup_s = time.monotonic() - began_s
     weights_s, num_passes = 0.0, 1
     stop = Stop(place, checkpoints)
