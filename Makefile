@@ -5,6 +5,7 @@
 # make families  every family of models in every way, against a plain loop: a quarter of an hour
 # make truth   joules of runs under load steps, waves, resets and clock steps against the known truth of fake boards: minutes
 # make fuzz    3,000 odd configs, 1,000 data files, 300 model folders, 300 records: minutes
+# make storm   a sweep of 60 runs hit by 30 faults at random moments, and what became of it: minutes
 # make gpu-pack   what a machine with a GPU is given for the first minutes there: wheels, models, texts, the package
 # make bench-peers   ours against transformers.Trainer and Lightning, on this machine's CPU: half an hour or more
 # make docs    this documentation as a site, .cache/site/index.html; every warning is an error
@@ -27,6 +28,8 @@ OLDEST_PINS := transformers==5.17.0 huggingface_hub==1.33.0
 # What asks transformers for something. torch.jit.script, which that version uses, warns of its end.
 OLDEST_TESTS := $(addprefix tests/unit/,nets methods prepare/test_model.py prepare/test_tokens.py \
 	$(addprefix train/test_,tasks.py scoring.py fit.py))
+# The executors for clusters, likewise: each Snakemake that finds that of Slurm starts 1.4 s later.
+SLURM := .cache/slurm
 # Two workers for two cores; whoever is done takes over half of the others' rest.
 WORKERS := 2
 PYTEST = OMP_NUM_THREADS=1 python -m pytest --numprocesses $(WORKERS) --dist worksteal
@@ -37,9 +40,9 @@ DOCS := .cache/docs
 VIZWIZ ?= $(wildcard ../shared/data/vizwiz/val.json)
 BENCH_PEERS = $(PEERS)/bin/python -m benchmarks.peers $(if $(VIZWIZ),--data $(VIZWIZ)) $(BENCH_PEERS_OPTIONS)
 
-INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 
-.PHONY: sweep test test-all test-oldest families truth fuzz bench-peers gpu-pack docs lint format environment schema clean
+.PHONY: sweep test test-all test-oldest families truth fuzz storm bench-peers gpu-pack docs lint format environment schema clean
 .DEFAULT_GOAL := sweep
 
 environment: $(VENV)/.ready
@@ -53,6 +56,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(INSTALL) torch
 	@echo "  3 of 3: Joulesweep and all else"
 	@$(INSTALL) --editable '.[dev]'
+	@$(BIN)/python -m compileall -qq --workers 0 $(VENV)/lib || true # on all cores, pip would take one
 	@touch $@
 
 sweep: environment
@@ -67,7 +71,7 @@ test: environment
 test-all: WORKERS := 3
 # Python tells coverage itself which lines ran, from 3.12 on; before, a trace function does, which doubles the time of the
 # tests that it follows: tests/conftest.py says which ones.
-test-all: environment
+test-all: $(SLURM)/.ready
 	@COVERAGE_CORE=$$(python -c 'import sys; print("sysmon" if sys.version_info >= (3, 12) else "ctrace")') \
 		$(PYTEST) --cov --cov-report term:skip-covered --cov-fail-under 90
 
@@ -105,6 +109,11 @@ bench-peers: $(PEERS)/.ready
 	@$(BENCH_PEERS) --model tiny --seeds 5 --json benchmarks/results/peers_tiny_fp32.json
 	@$(BENCH_PEERS) --model minilm --json benchmarks/results/peers_minilm_fp32.json
 
+$(SLURM)/.ready: $(VENV)/.ready
+	$(call on_top,$(SLURM))
+	@$(SLURM)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[slurm,cluster]'
+	@touch $@
+
 $(DOCS)/.ready: $(VENV)/.ready
 	$(call on_top,$(DOCS))
 	@$(DOCS)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
@@ -113,6 +122,9 @@ $(DOCS)/.ready: $(VENV)/.ready
 docs: $(DOCS)/.ready
 	@NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/python -m mkdocs build --strict
 	@echo "Site: $(CURDIR)/.cache/site/index.html; with search: python -m http.server --directory .cache/site"
+
+storm: environment
+	@OMP_NUM_THREADS=1 python -m benchmarks.storm
 
 gpu-pack: environment
 	@python -m benchmarks.gpu_pack
@@ -135,4 +147,4 @@ schema: environment
 	joulesweep schema config/schema.json
 
 clean:
-	rm -rf $(VENV) $(PEERS) $(OLDEST) $(DOCS)
+	rm -rf $(VENV) $(PEERS) $(OLDEST) $(DOCS) $(SLURM)

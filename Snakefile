@@ -5,13 +5,18 @@ snakemake --cores 2 --configfile config/yours.yaml    another one
 snakemake --cores 2 partial                           tables, charts and report of the finished runs
 """
 
+import signal
 import sys
 
 from snakemake.utils import min_version
 
 min_version("9.17")
+sys.path.insert(
+    0, str(workflow.current_basedir)
+)  # this file's, also as a module of another workflow
 
 from joulesweep.analyse import columns
+from joulesweep.core import interrupts
 from joulesweep.plan import staleness
 from joulesweep.plan.sweep import (
     anchors_folder,
@@ -22,6 +27,7 @@ from joulesweep.plan.sweep import (
     runs_folder,
 )
 from joulesweep.report import charts, exports
+from joulesweep.runs import aftermath
 
 # One file is one complete sweep: --configfile replaces the default, config/config.yaml; it does not add to it.
 sweep = load(workflow)
@@ -39,6 +45,7 @@ wildcard_constraints:
 
 
 onstart:
+    interrupts.handle_in_a_thread(signal.SIGTERM)
     missing = sweep.missing_files()
     if missing:
         raise refused(missing[0], workflow)
@@ -52,16 +59,21 @@ onsuccess:
 
 onerror:
     sweep.set_aside()
-    for line in sweep.failures():
+    folders = (sweep.record_path(run).parent for run in sweep.runs)
+    for line in aftermath.lines(folders):
         print(line, file=sys.stderr)
 
 
 report: "joulesweep/report/templates/captions/workflow.rst"
 
 
+# In no batch job: the first ones are trivial, and many clusters let only the login node reach the network.
 localrules:
     all,
     partial,
+    grid,
+    fetch_model,
+    fetch_dataset,
 
 
 rule all:

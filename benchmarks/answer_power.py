@@ -25,6 +25,7 @@ LOSS_ABOVE = (0.0, 0.002, 0.006, 0.015)  # by batch size
 ENERGY = (1.0, 0.8, 0.65, 0.55)  # by batch size, relative
 WAYS = (1.0, 0.6, 0.62, 1.02, 0.64, 0.95)  # relative energy of the ways
 MARGIN = 0.01
+PAIRS = {"quiet": (0, 2), "mixed": (0, 1), "noisy": (1, 3)}  # of cells, every second of which is noisy
 
 
 @dataclass
@@ -66,9 +67,17 @@ def main() -> None:
             f"| {rates.mean('pair'):.1%} | {rates.mean('mean'):.1%} |",
             flush=True,
         )
+    print("\n| repeats | noise of every second cell | all pairs covered | of quiet cells | mixed | of noisy cells |")
+    print("|---|---|---|---|---|---|")
+    for repeats, factor in itertools.product((3, 5, 10), (2.0, 3.3)):
+        rates = unequal(np.random.default_rng(options.seed), options.sweeps, repeats, factor)
+        kinds = " | ".join(f"{rates.mean(kind):.1%}" for kind in ("all", *PAIRS))
+        print(f"| {repeats} | {factor:g} × | {kinds} |", flush=True)
 
 
-def simulated(random: np.random.Generator, logs: np.ndarray, repeats: int, noise: float, seed_noise: float) -> Fit:
+def simulated(
+    random: np.random.Generator, logs: np.ndarray, repeats: int, noise: float | np.ndarray, seed_noise: float
+) -> Fit:
     """Fit runs whose logs are those of their cell, plus noise of the seed, which all share, and of their own."""
     runs = logs[:, None] + random.normal(0, seed_noise, repeats) + random.normal(0, noise, (len(logs), repeats))
     return Fit({cell: dict(enumerate(np.exp(row))) for cell, row in enumerate(runs)})
@@ -116,6 +125,19 @@ def equal(random: np.random.Generator, sweeps: int, repeats: int, noise: float) 
         rates.add("pair", pair.low <= 1 <= pair.high)
         interval = positive_interval(np.exp(random.normal(0, noise, repeats)).tolist())
         rates.add("mean", interval.low <= 1 <= interval.high)
+    return rates
+
+
+def unequal(random: np.random.Generator, sweeps: int, repeats: int, factor: float) -> Rates:
+    """Compare cells that all take the same, of which every second one has so many times the noise of the others."""
+    rates = Rates()
+    noise = np.where(np.arange(24) % 2, 0.01 * factor, 0.01)[:, None]
+    for _ in range(sweeps):
+        fit = simulated(random, np.zeros(24), repeats, noise, 0.005)
+        for kind, (a, b) in PAIRS.items():
+            ratio = fit.ratio(a, b)
+            for name in (kind, "all"):
+                rates.add(name, ratio.low <= 1 <= ratio.high)
     return rates
 
 

@@ -69,7 +69,7 @@ from benchmarks.gpu_common import (
 from benchmarks.gpu_plan import BUDGET_S, PLAN, Item, Piece
 from joulesweep.core import processes
 from joulesweep.core.errors import UserError
-from joulesweep.launch import launcher
+from joulesweep.launch import node
 from joulesweep.measure import devices, machine
 
 POLL_S = 0.05
@@ -312,7 +312,7 @@ def prepared(args: argparse.Namespace, scratch: Path) -> Day:
     if accelerator == "cuda" and not boards:
         raise UserError("--accelerator cuda: NVML names no GPU here")
     num_cores = len(os.sched_getaffinity(0))
-    environ = launcher.child_environment(1, boards) | {
+    environ = node.child_environment(1, boards) | {
         "TORCHINDUCTOR_CACHE_DIR": str(scratch / "inductor"),
         "XDG_CACHE_HOME": str(scratch / "cache"),
         "JOULESWEEP_LOCKS": os.environ.get("JOULESWEEP_LOCKS", str(scratch / "locks")),

@@ -21,7 +21,7 @@ from benchmarks.peer_assets import MODELS, prepare
 from benchmarks.peers import CACHE, machine
 from joulesweep.core import files
 from joulesweep.core.spec import from_mapping
-from joulesweep.launch import launcher
+from joulesweep.launch import node
 from joulesweep.measure.machine import resolve_accelerator
 from joulesweep.train.assembly import assemble, prepare_process
 from joulesweep.train.trainer import RunEnded
@@ -41,11 +41,11 @@ def main() -> None:
     parser.add_argument("--accelerator", choices=("auto", "cpu", "cuda"), default="cpu")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    if not launcher.ALLOCATOR.items() <= os.environ.items():  # set before the process begins, as in a run
+    if not node.ALLOCATOR.items() <= os.environ.items():  # set before the process begins, as in a run
         os.execve(
             sys.executable,
             [sys.executable, "-m", "benchmarks.partial", *sys.argv[1:]],
-            {**os.environ, **launcher.ALLOCATOR},
+            {**os.environ, **node.ALLOCATOR},
         )
     assets = prepare(args.model, args.data, CACHE)
     common = {"lr": MODELS[args.model].lr, "batching": "packed", "max_length": 64, "epochs": 1, "repeat": 1}

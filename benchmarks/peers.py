@@ -38,7 +38,7 @@ from joulesweep.core import files
 from joulesweep.core.outcome import as_json
 from joulesweep.core.spec import RunSpec, from_mapping, full
 from joulesweep.core.student import mean_interval
-from joulesweep.launch import launcher
+from joulesweep.launch import node
 from joulesweep.measure import devices
 from joulesweep.measure.devices import Board
 from joulesweep.measure.machine import cpu_model, resolve_accelerator, version
@@ -168,7 +168,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
         "model": f"{args.model}: {MODELS[args.model].about}",
         "dataset": base.dataset,
         "whole_epochs": args.max_steps is None,
-        "allocator_settings": {} if args.plain_environment else launcher.ALLOCATOR,
+        "allocator_settings": {} if args.plain_environment else node.ALLOCATOR,
         "spec": {key: value for key, value in full(base).items() if key not in UNTOLD},
         "measure": "cpu" if accelerator == "cpu" else "wall",
         "contestants": summarise(kept, "samples_per_cpu_s" if accelerator == "cpu" else "samples_per_s"),
@@ -220,8 +220,8 @@ def base_spec(args: argparse.Namespace, assets: Assets, accelerator: str) -> Run
 
 def shared_environment(spec: RunSpec, boards: Sequence[Board], plain: bool) -> dict[str, str]:
     """The environment of every process: that of a sweep's runs, with or without its allocator settings."""
-    environ = launcher.child_environment(spec.threads_per_device, boards)
-    return {name: value for name, value in environ.items() if not (plain and name in launcher.ALLOCATOR)}
+    environ = node.child_environment(spec.threads_per_device, boards)
+    return {name: value for name, value in environ.items() if not (plain and name in node.ALLOCATOR)}
 
 
 @dataclass(frozen=True, kw_only=True)

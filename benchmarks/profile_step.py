@@ -28,7 +28,7 @@ from benchmarks.peers import CACHE, PACKED, base_spec, machine
 from joulesweep.analyse import roofline
 from joulesweep.core import files
 from joulesweep.core.spec import from_mapping, full
-from joulesweep.launch import launcher
+from joulesweep.launch import node
 
 #: What an operator is counted under, by the beginning of its name; the first that fits.
 GROUPS = {
@@ -54,9 +54,9 @@ def main() -> None:
     parser.add_argument("--assets", type=Path, default=CACHE, help="folder of fetched models and texts")
     parser.add_argument("--json", type=Path, help="where the result goes")
     args = parser.parse_args()
-    if any(os.environ.get(name) != value for name, value in launcher.ALLOCATOR.items()):
+    if any(os.environ.get(name) != value for name, value in node.ALLOCATOR.items()):
         command = [sys.executable, "-m", "benchmarks.profile_step", *sys.argv[1:]]
-        os.execve(sys.executable, command, launcher.child_environment(1, []))
+        os.execve(sys.executable, command, node.child_environment(1, []))
     report = profiled(args)
     print(table(report))
     if args.json:

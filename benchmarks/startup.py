@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from joulesweep.core.spec import RunSpec, full
-from joulesweep.launch.launcher import child_environment
+from joulesweep.launch.node import child_environment
 from joulesweep.measure.machine import cpu_model
 from joulesweep.plan.config import load
 from joulesweep.plan.sweep import Sweep
@@ -92,7 +92,7 @@ def measure(folder: Path, repeats: int) -> dict[str, Any]:
 
 
 def _jobs(folder: Path) -> dict[str, Path]:
-    """Job files as `launch.launcher` writes them: a tiny random model and, if it was fetched, the default one."""
+    """Job files as `launch.node` writes them: a tiny random model and, if it was fetched, the default one."""
     import tiny_run
 
     assets = tiny_run.assets(folder)

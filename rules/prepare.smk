@@ -7,6 +7,8 @@ out:  resources/models/<model>/, resources/datasets/<dataset>.jsonl, resources/t
 
 
 rule grid:
+    input:
+        lambda wildcards: sweep.correct_notes(),  # none
     output:
         f"{sweep.folder}/grid.json",
     log:

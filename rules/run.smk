@@ -11,21 +11,22 @@ out:  results/<sweep>/runs/<run>/: record.json, spec.json, steps.jsonl, epochs.j
 
 rule train:
     input:
-        grid=ancient(f"{sweep.folder}/grid.json"),
+        grid=lambda wildcards: sweep.read(wildcards.run, f"{sweep.folder}/grid.json"),
         model_manifest=lambda wildcards: sweep.settled(
             wildcards.run, f"resources/models/{sweep.model(wildcards.run)}.json"
         ),
-        model_folder=lambda wildcards: ancient(
-            f"resources/models/{sweep.model(wildcards.run)}"
+        model_folder=lambda wildcards: sweep.read(
+            wildcards.run, f"resources/models/{sweep.model(wildcards.run)}"
         ),
         tokens_manifest=lambda wildcards: sweep.settled(
             wildcards.run, f"resources/tokens/{sweep.tokens(wildcards.run)}.json"
         ),
-        tokens=lambda wildcards: ancient(
-            f"resources/tokens/{sweep.tokens(wildcards.run)}.safetensors"
+        tokens=lambda wildcards: sweep.read(
+            wildcards.run,
+            f"resources/tokens/{sweep.tokens(wildcards.run)}.safetensors",
         ),
-        texts=lambda wildcards: ancient(
-            f"resources/datasets/{sweep.texts(wildcards.run)}.jsonl"
+        texts=lambda wildcards: sweep.read(
+            wildcards.run, f"resources/datasets/{sweep.texts(wildcards.run)}.jsonl"
         ),
     output:
         record=f"{sweep.folder}/runs/{{run}}/record.json",
@@ -42,8 +43,16 @@ rule train:
     threads: lambda wildcards: sweep.threads(wildcards.run, cores)
     resources:
         gpu=lambda wildcards: sweep.gpus(wildcards.run),
+        mem_mb=lambda wildcards: sweep.memory_mb(wildcards.run),
         runtime=lambda wildcards: sweep.runtime_min(wildcards.run),
+        attempt=lambda wildcards, attempt: attempt,
+        whole_node=sweep.whole_node(),
         slurm_extra=sweep.slurm_extra(),
+        # For several nodes. With mpi, Slurm's executor wraps the job in no step of one node, which cannot have all GPUs.
+        nodes=sweep.on_nodes(lambda spec: spec.nodes),
+        tasks=sweep.on_nodes(lambda spec: spec.nodes),
+        tasks_per_gpu=sweep.on_nodes(lambda spec: 0),
+        mpi=sweep.on_nodes(lambda spec: "srun"),
     params:
         job=lambda wildcards: sweep.job(wildcards.run),
         folder=output_folder,
@@ -52,28 +61,40 @@ rule train:
     shell:
         "python -m scripts.train --job {params.job:q} --model-folder {input.model_folder:q}"
         " --tokens {input.tokens:q} --texts {input.texts:q} --grid {input.grid:q} --folder {params.folder:q} --log {log:q}"
-        " --gpus {resources.gpu}"
+        " --gpus {resources.gpu} --minutes {resources.runtime} --attempt {resources.attempt}"
 
 
 # Repeat the first cell on a later day, to see how much days differ.
 # No input makes an anchor stale: its measurement belongs to its day.
 use rule train as anchor with:
     input:
-        grid=ancient(f"{sweep.folder}/grid.json"),
-        model_manifest=lambda wildcards: ancient(
-            f"resources/models/{sweep.model(wildcards.run)}.json"
+        grid=lambda wildcards: sweep.read(
+            wildcards.run, f"{sweep.folder}/grid.json", wildcards.day
         ),
-        model_folder=lambda wildcards: ancient(
-            f"resources/models/{sweep.model(wildcards.run)}"
+        model_manifest=lambda wildcards: sweep.read(
+            wildcards.run,
+            f"resources/models/{sweep.model(wildcards.run)}.json",
+            wildcards.day,
         ),
-        tokens_manifest=lambda wildcards: ancient(
-            f"resources/tokens/{sweep.tokens(wildcards.run)}.json"
+        model_folder=lambda wildcards: sweep.read(
+            wildcards.run,
+            f"resources/models/{sweep.model(wildcards.run)}",
+            wildcards.day,
         ),
-        tokens=lambda wildcards: ancient(
-            f"resources/tokens/{sweep.tokens(wildcards.run)}.safetensors"
+        tokens_manifest=lambda wildcards: sweep.read(
+            wildcards.run,
+            f"resources/tokens/{sweep.tokens(wildcards.run)}.json",
+            wildcards.day,
         ),
-        texts=lambda wildcards: ancient(
-            f"resources/datasets/{sweep.texts(wildcards.run)}.jsonl"
+        tokens=lambda wildcards: sweep.read(
+            wildcards.run,
+            f"resources/tokens/{sweep.tokens(wildcards.run)}.safetensors",
+            wildcards.day,
+        ),
+        texts=lambda wildcards: sweep.read(
+            wildcards.run,
+            f"resources/datasets/{sweep.texts(wildcards.run)}.jsonl",
+            wildcards.day,
         ),
     output:
         record=f"{sweep.folder}/anchors/{{day}}/{{run}}/record.json",

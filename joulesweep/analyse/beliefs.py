@@ -192,7 +192,7 @@ def _of_cpu(spec: RunSpec, counted: Work, facts: Facts, asked: Asked) -> dict[st
     basis = f"work counted from the model's shapes, at an assumed {THREAD_FLOPS_PER_S / 1e9:.0f} GFLOP/s per thread"
     beliefs = {"window_s": Before(log=math.log(seconds), sd=CPU_SD, basis=basis)}
     if asked.estimate:
-        guess = estimate_cpu(seconds * threads, seconds, facts.cpu_model, facts.cpu_cores, asked.cpu_watts)
+        guess = estimate_cpu(seconds * threads, spec.nodes * seconds, facts.cpu_model, facts.cpu_cores, asked.cpu_watts)
         sd = math.hypot(CPU_SD, (math.log(guess.high_j) - math.log(guess.low_j)) / 4)
         beliefs["energy_j"] = Before(log=math.log(guess.mid_j), sd=sd, basis=f"{basis}; {guess.method}")
     return beliefs

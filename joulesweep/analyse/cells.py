@@ -34,6 +34,7 @@ BUT_METHOD = (
     "environment",
     "strategy",
     "devices",
+    "nodes",
     "precision",
     *LAYOUT,
     "batch_size",

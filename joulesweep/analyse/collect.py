@@ -19,6 +19,7 @@ from joulesweep.analyse import cells, drift, effects, ledger, power_traces, roug
 from joulesweep.analyse.columns import ANCHORS, RUNS, TABLES, UNREADABLE, named
 from joulesweep.analyse.comparisons import Comparisons
 from joulesweep.analyse.tables import Row, Tables, combined, frame
+from joulesweep.axes.strategy import spread
 from joulesweep.core.errors import Corrupt, UserError
 from joulesweep.core.files import read_json
 from joulesweep.core.spec import OMISSION
@@ -39,7 +40,7 @@ UNLIKE = (
 )
 #: Columns whose names are also keys of a run in the manifest.
 IN_MANIFEST = (
-    *named(RUNS, "cell label repeat model dataset task method strategy devices precision batching head engine"),
+    *named(RUNS, "cell label repeat model dataset task method strategy devices nodes precision batching head engine"),
     *named(RUNS, "batch_size batch_size_scope micro_batch_size checkpoint_activations lr max_grad_norm"),
 )
 #: Columns that rows of other tables copy from their run, where the table has them.
@@ -287,8 +288,8 @@ def _word(axis: str, value: Any) -> str:  # noqa: ANN401 - of any axis
 
 
 def _setup(row: Row) -> str:
-    spread = row["strategy"] + (f"{row['devices']}" if row["devices"] > 1 else "")
-    return " ".join([*_method(row["method"], row["method_params"]), spread, row["precision"]])
+    placed = spread(row["strategy"], row["devices"], row["nodes"])
+    return " ".join([*_method(row["method"], row["method_params"]), placed, row["precision"]])
 
 
 @functools.cache

@@ -167,6 +167,7 @@ IDENTITY = _table(
     Column("method_params", TEXT, None, "parameters of the method, as JSON"),
     Column("strategy", TEXT, None, "how the training is spread over devices"),
     Column("devices", WHOLE, None, "number of devices: GPUs, or processes on the CPU"),
+    Column("nodes", WHOLE, None, "number of machines with equally many of the devices", "where the grid is older"),
     Column("precision", TEXT, None, "number formats of the weights and of the arithmetic"),
     Column("batching", TEXT, None, "how texts become rows: dynamic or fixed padding, or packed into full rows"),
     Column("head", TEXT, None, "where the output layer is computed: masked at predicted positions, dense everywhere"),
@@ -275,6 +276,7 @@ RUNS = _table(
         heading="Estimated CO2e",
     ),
     Column("estimated_energy_method", TEXT, None, "where the watts of the estimate come from", NOT_ESTIMATED),
+    Column("num_attempts", WHOLE, None, "attempts in which it was trained: more than 1 where it was preempted"),
     Column(
         "num_passes", WHOLE, None, "passes in the window: more than 1 where one is shorter than measure.min_seconds"
     ),
@@ -627,17 +629,18 @@ ATTEMPTS = _table(
         "status",
         TEXT,
         None,
-        "as of a run; failed: no record; stopped: ended from outside; open: killed without a word, or still running",
+        "as of a run; failed: no record; stopped: ended from outside; preempted: so, and kept to go on later; "
+        "open: killed without a word, or still running",
     ),
     Column("reason", TEXT, None, "why it is not ok, in a line", "where it is ok, and where nobody knows"),
-    Column("is_kept", FLAG, None, "whether its record is the present one: its numbers are those of the run"),
+    Column("is_kept", FLAG, None, "whether it left the present record, or was preempted and did a part of that run"),
     Column("waited_s", REAL, "s", "seconds until it had its boards or the machine", "where they were not noted"),
     Column("held_s", REAL, "s", "seconds in which it had them; of older runs from begin to end", "where it never had"),
-    Column("window_s", REAL, "s", "seconds of its whole window: all passes", "unless it is kept and ok"),
+    Column("window_s", REAL, "s", "seconds of its own window: all passes", "unless it is kept, and ok or preempted"),
     Column(
         "energy_j", REAL, "J", "joules of the whole attempt: around the window, too", "where energy_reason says why"
     ),
-    Column("window_energy_j", REAL, "J", "joules of its whole window", "unless it is kept, ok and has joules"),
+    Column("window_energy_j", REAL, "J", "joules of its own window", "unless window_s and energy_j are there"),
     Column("energy_status", TEXT, None, "measured or integrated", "where energy_j is"),
     Column("energy_scope", TEXT, None, "kinds of device in energy_j", "where energy_j is"),
     Column("energy_reason", TEXT, None, "why energy_j is null, or is of the window alone", "where it is the whole"),

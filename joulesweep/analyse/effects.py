@@ -20,12 +20,13 @@ from joulesweep.analyse.cells import comparable_groups, method_words
 from joulesweep.analyse.comparisons import Comparisons, Key, asked, key_of, memory_quantity, same_joules
 from joulesweep.analyse.statistics import Contrast, Fit, Numbers
 from joulesweep.analyse.tables import Row
+from joulesweep.axes.strategy import spread
 from joulesweep.core.quantities import signed_percent
 
 #: The axes in the order of names, each with how a cell's value reads.
 AXES: dict[str, Callable[[Row], str]] = {
     "method": method_words,
-    "strategy": lambda row: row["strategy"] + (f"{row['devices']}" if row["devices"] > 1 else ""),
+    "strategy": lambda row: spread(row["strategy"], row["devices"], row["nodes"]),
     "precision": lambda row: row["precision"],
     "batching": lambda row: row["batching"],
     "head": lambda row: row["head"],

@@ -8,7 +8,6 @@ joules nobody knows is counted as such, never as 0.
 from __future__ import annotations
 
 import datetime
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,11 +20,10 @@ from joulesweep.analyse import run_rows
 from joulesweep.analyse.columns import ATTEMPTS
 from joulesweep.analyse.tables import Row, check, frame
 from joulesweep.core.errors import UserError
-from joulesweep.core.files import MALFORMED
 from joulesweep.reference.cpu_estimate import Asked, estimate_cpu
+from joulesweep.runs import attempted
+from joulesweep.runs.attempted import PREEMPTED, Note
 
-Note = dict[str, Any]  # what an attempt noted of its begin and its end
-FILE = "attempts.jsonl"
 OPEN = "open"  # status of an attempt of which only the begin is known
 RUN, ANCHOR, BY_HAND = "run", "anchor", "by hand"
 WINDOW_ALONE = "of the window alone: what is around it was not read"
@@ -114,30 +112,15 @@ def _rows(
     kind: str, folder: Path, entry: Mapping[str, Any], recorded: Recorded | None, asked: Asked, accelerator: str
 ) -> list[Row]:
     """The attempts at one run."""
-    kept, notes = recorded if recorded and recorded[0].get("finished") else None, _notes(folder / FILE)
+    kept = recorded if recorded and recorded[0].get("finished") else None
+    notes = attempted.notes(folder / attempted.FILE)
     of_run = {"kind": kind, "run": folder.name, "cell": entry["cell"], "label": entry["label"]}
     last = _keeper(notes, kept[0]) if kept else None
-    rows = [_noted(note, kept if i == last else None, asked, accelerator) for i, note in enumerate(notes)]
+    parts = _parts(notes, last, kept[0]) if kept and last is not None else set()
+    rows = [_noted(note, kept if i == last else None, i in parts, asked, accelerator) for i, note in enumerate(notes)]
     if kept and last is None:
-        rows.append(_noted(_as_noted(kept[0]), kept, asked, accelerator))
+        rows.append(_noted(_as_noted(kept[0]), kept, True, asked, accelerator))
     return [check({**of_run, **row}, ATTEMPTS) for row in rows]
-
-
-def _notes(path: Path) -> list[Note]:
-    """The attempts that a file notes, begin and end in one, in the order of their begins; torn lines are left out."""
-    notes: dict[str, Note] = {}
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []
-    for line in lines:
-        try:
-            row = json.loads(line)
-            if "began" in row or row["attempt"] in notes:
-                notes[row["attempt"]] = notes.get(row["attempt"], {}) | row
-        except MALFORMED:
-            continue
-    return list(notes.values())
 
 
 def _keeper(notes: Sequence[Mapping[str, Any]], row: Row) -> int | None:
@@ -150,6 +133,13 @@ def _keeper(notes: Sequence[Mapping[str, Any]], row: Row) -> int | None:
     return next((i for i in reversed(range(len(notes))) if left(notes[i])), None)
 
 
+def _parts(notes: Sequence[Note], last: int, row: Row) -> set[int]:
+    """Which attempts did a part of the recorded run: the one that left the record, and those whose work it went on."""
+    before = [i for i in range(last) if notes[i].get("status") == PREEMPTED]
+    num_before = int(row.get("num_attempts") or 1) - 1
+    return {last, *(before[-num_before:] if num_before else [])}
+
+
 def _as_noted(row: Row) -> Note:
     """An attempt that is older than notes, as its record tells of it, to the second."""
     begin, end = (datetime.datetime.fromisoformat(row[key]) for key in ("started", "finished"))
@@ -158,23 +148,37 @@ def _as_noted(row: Row) -> Note:
     return {"began": row["started"], "ended": row["finished"], **about}
 
 
-def _noted(note: Mapping[str, Any], kept: Recorded | None, asked: Asked, accelerator: str) -> Row:
-    """The columns of an attempt."""
-    joules = _counted(note.get("energy") or [], accelerator)
-    if joules["energy_j"] is None and kept is not None:
-        joules = _of_record(*kept) or joules
+def _noted(note: Mapping[str, Any], kept: Recorded | None, is_part: bool, asked: Asked, accelerator: str) -> Row:
+    """The columns of an attempt.
+
+    Args:
+        note: of the attempt.
+        kept: the record that it left.
+        is_part: whether its work is in the run's present record.
+        asked: the config's settings for estimates.
+        accelerator: of the sweep.
+    """
+    joules, own = _counted(note.get("energy") or [], accelerator), note.get("window")
     row = kept[0] if kept is not None else {}
+    if joules["energy_j"] is None and own is not None:
+        joules = _of_window(own, accelerator) or joules
+    elif joules["energy_j"] is None and kept is not None:
+        joules = _of_record(*kept) or joules
     same = row.get("energy_scope") is not None and row["energy_scope"] == joules.get("energy_scope")
+    window_s, window_j = row.get("total_window_s"), row.get("total_energy_j") if same else None
+    if own is not None and is_part:
+        kinds = str(joules.get("energy_scope") or "").split("+")
+        window_s, window_j = note["window_s"], _known([one["energy_j"] for one in own if one["kind"] in kinds])
     return {
         "began": note["began"],
         "ended": note.get("ended"),
         "status": note.get("status", OPEN),
         "reason": note.get("reason"),
-        "is_kept": kept is not None,
+        "is_kept": is_part,
         "waited_s": note.get("waited_s"),
         "held_s": note.get("held_s"),
-        "window_s": row.get("total_window_s"),
-        "window_energy_j": row.get("total_energy_j") if same else None,
+        "window_s": window_s,
+        "window_energy_j": window_j,
         **joules,
         "estimated_energy_j": _estimated(note, row, asked, accelerator),
     }
@@ -197,6 +201,26 @@ def _counted(energy: Sequence[Mapping[str, Any]], accelerator: str) -> Row:
         "energy_status": "measured",
         "energy_scope": "+".join(dict.fromkeys(str(row["kind"]) for row in energy)),
     }
+
+
+def _of_window(own: Sequence[Mapping[str, Any]], accelerator: str) -> Row | None:
+    """The joules of an attempt's own window, where no counter was read over the attempt; None where there are none."""
+    rows = [row for row in own if (row["kind"] == "gpu") == (accelerator == "cuda")]
+    energy_j = _known([row["energy_j"] for row in rows])
+    if energy_j is None or len({row["status"] for row in rows}) != 1:
+        return None
+    scope = "+".join(dict.fromkeys(str(row["kind"]) for row in rows))
+    return {
+        "energy_j": energy_j,
+        "energy_status": rows[0]["status"],
+        "energy_scope": scope,
+        "energy_reason": WINDOW_ALONE,
+    }
+
+
+def _known(values: Sequence[float | None]) -> float | None:
+    """The sum; None where a value is missing, or all are."""
+    return None if not values or None in values else math.fsum(value for value in values if value is not None)
 
 
 def _of_record(row: Row, devices: Sequence[Row]) -> Row | None:
@@ -260,7 +284,7 @@ def _shares(row: Row) -> list[_Share]:
         return [(BY_HAND if row["kind"] == BY_HAND else "anchors", row["energy_j"], estimated_j, seconds)]
     if not row["is_kept"]:
         return [(REPEATED if row["status"] == "ok" else FAILED, row["energy_j"], estimated_j, seconds)]
-    if row["status"] != "ok":
+    if row["status"] not in ("ok", PREEMPTED):
         return [(FAILED, row["energy_j"], estimated_j, seconds)]
     if row["window_energy_j"] is None or row["energy_j"] is None:
         return [(WINDOWS, row["energy_j"], estimated_j, seconds)]

@@ -113,8 +113,9 @@ def _estimated(measured: Mapping[str, Any], record: Mapping[str, Any], asked: As
         return {}
     machine = record["environment"]
     of_machine = machine["cpu_model"], machine["cpu_cores"], asked.cpu_watts
-    guess = estimate_cpu(measured["cpu_s"], measured["window_s"], *of_machine)
-    alone = estimate_cpu(measured["cpu_s"], measured["window_s"] * (1 - waited), *of_machine)
+    wall_s = measured["window_s"] * len(record.get("nodes", [None]))
+    guess = estimate_cpu(measured["cpu_s"], wall_s, *of_machine)
+    alone = estimate_cpu(measured["cpu_s"], wall_s * (1 - waited), *of_machine)
     return {
         "energy_j": guess.mid_j,
         "energy_status": "estimated",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from pathlib import Path
 
 from joulesweep.analyse import roofline
@@ -117,7 +118,7 @@ def _run(run_record: RunRecord, asked: Asked, factors: Footprint | None) -> Row:
             "accepted_codes": " ".join(entry.code_digest for entry in accepted) or None,
             "accepted_reasons": join_unique(entry.reason for entry in accepted),
         },
-        _environment(run_record.environment),
+        _environment(run_record.environment, [part.environment for part in run_record.nodes or ()]),
         _certificate(run_record.environment, accelerator),
     )
     if run_record.measurement is None:
@@ -132,6 +133,7 @@ def _measured(run_record: RunRecord, measured: Measurement, asked: Asked, factor
     joules = headline(measured.energy, accelerator, measured.conditions.exclusive)
     work = roofline.columns(run_record, measured)
     yield _taken(measured, MEASURED)
+    yield {"num_attempts": len(measured.segments or [1])}
     yield {key: getattr(measured.peak_memory, key.removeprefix("peak_")) for key in PEAKS}
     yield _taken(run_record.quality, SCORED)
     yield vars(joules)
@@ -145,14 +147,15 @@ def _measured(run_record: RunRecord, measured: Measurement, asked: Asked, factor
     yield {"meter_overhead_fraction": _overhead(measured.overhead, measured.total_window_s)}
 
 
-def _environment(environment: Environment) -> Row:
+def _environment(environment: Environment, of_nodes: Sequence[Environment]) -> Row:
     versions = environment.versions
+    kinds = sorted({fingerprint(one) for one in of_nodes or [environment]})
     return {
         **_taken(environment, MACHINE),
         "gpus": join_unique(gpu.name for gpu in environment.gpus),
         "gpu_uuids": join_unique(gpu.uuid for gpu in environment.gpus),
         **{f"{name}_version": versions.get(name) for name in ("torch", "transformers", "zeus")},
-        "environment": fingerprint(environment),
+        "environment": kinds[0] if len(kinds) == 1 else short_hash(kinds),
         **_batch(environment.batch),
     }
 
@@ -188,15 +191,23 @@ def fingerprint(environment: Environment) -> str:
     Host names, board UUIDs and the cores granted to one job may differ: a cluster spreads equal jobs over equal nodes.
     So may the number of boards: a record lists those of its run, and one board is compared with two.
     """
-    versions = environment.versions
+    boards = frozenset((gpu.name, gpu.memory_bytes) for gpu in environment.gpus)
+    versions = tuple(environment.versions.get(name) for name in ("torch", "transformers"))
+    return _fingerprint(environment.cpu_model, environment.host_memory_bytes, boards, environment.driver, versions)
+
+
+@functools.cache
+def _fingerprint(
+    cpu_model: str, host_memory_bytes: int, boards: Set[tuple[str, int]], driver: str | None, versions: Sequence[str]
+) -> str:
     return short_hash(
         {
-            "cpu_model": environment.cpu_model,
-            "host_memory_gib": round(environment.host_memory_bytes / 2**30),
-            "gpus": sorted({(gpu.name, gpu.memory_bytes) for gpu in environment.gpus}),
-            "driver": environment.driver,
-            "torch": versions.get("torch"),
-            "transformers": versions.get("transformers"),
+            "cpu_model": cpu_model,
+            "host_memory_gib": round(host_memory_bytes / 2**30),
+            "gpus": sorted(boards),
+            "driver": driver,
+            "torch": versions[0],
+            "transformers": versions[1],
         }
     )
 
@@ -280,12 +291,12 @@ def _devices(run_record: RunRecord, measured: Measurement) -> Iterator[Row]:
     headed = headline_rows(measured.energy, run_record.spec.accelerator, measured.conditions.exclusive)
     in_scope = {entry.device for entry in headed}
     whole = {entry.device: entry for entry in measured.overhead.whole_run_energy}
-    cited = {entry.name: entry for entry in _cited(run_record.environment)}
+    cited = {(_node(entry.device), entry.name): entry for entry in _cited(run_record.environment)}
     for row in measured.energy:
         run = whole.get(row.device, WholeRunEnergy(device=row.device, energy_j=None, reason=NOT_TRACED))
         of_host = meters.kind(row.kind) in (meters.CPU, meters.DRAM)  # no certificate is of any other kind without UUID
         name = row.uuid or (certificate.HOST if of_host else row.device)
-        citation = cited.get(name, Citation(device=row.device, name=name, reason=UNCITED))
+        citation = cited.get((_node(row.device), name), Citation(device=row.device, name=name, reason=UNCITED))
         parts = (
             _taken(row, OF_DEVICE),
             {"whole_run_energy_j": run.energy_j, "whole_run_reason": run.reason},
@@ -293,6 +304,11 @@ def _devices(run_record: RunRecord, measured: Measurement) -> Iterator[Row]:
             {"in_scope": row.device in in_scope},
         )
         yield check(combined(DEVICES, *parts), DEVICES)
+
+
+def _node(device: str) -> str:
+    """The node in the name of a device, `node1/gpu:0`; empty in a run on one machine."""
+    return device.rpartition("/")[0]
 
 
 def _text(value: str | list[str] | None) -> str | None:

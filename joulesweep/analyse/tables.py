@@ -159,24 +159,24 @@ def check(row: Row, table: Table) -> Row:
         if value is None:
             continue
         dtype = table[key].dtype
-        if type(value) not in PYTHON_TYPES[dtype]:
+        types, smallest, largest = _limits(key, dtype)
+        if type(value) not in types:
             raise TypeError(f"{key} is {brief_repr(value)}")
-        if dtype in (REAL, WHOLE):
-            smallest, largest = _bounds(key, dtype)
-            if not smallest <= value <= largest:  # as NaN is not
-                raise ValueError(f"{key} is {brief_repr(value)}")
-        elif dtype == TEXT:
+        if dtype == TEXT:
             value.encode()  # raises on half a surrogate pair
-        elif dtype == TEXTS and not all(isinstance(text, str) for text in value):
-            raise TypeError(f"{key} is {brief_repr(value)}")
+        elif dtype == TEXTS:
+            if not all(isinstance(text, str) for text in value):
+                raise TypeError(f"{key} is {brief_repr(value)}")
+        elif not smallest <= value <= largest:  # as NaN is not
+            raise ValueError(f"{key} is {brief_repr(value)}")
     return row
 
 
 @functools.cache
-def _bounds(key: str, dtype: str) -> tuple[float, float]:
-    """The smallest and the largest value that a quantity of this name can have."""
+def _limits(key: str, dtype: str) -> tuple[tuple[type, ...], float, float]:
+    """Python's types of a column's values, and the smallest and the largest that a quantity of this name can have."""
     largest = LARGEST if dtype == REAL else 2**63 - 1
-    return 0 if key.endswith(COUNTS) or key.startswith("num_") else -largest, largest
+    return PYTHON_TYPES[dtype], 0 if key.endswith(COUNTS) or key.startswith("num_") else -largest, largest
 
 
 def frame(rows: list[Row], table: Table) -> pl.DataFrame:

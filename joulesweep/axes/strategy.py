@@ -139,7 +139,28 @@ STRATEGIES: dict[str, Strategy] = {
 }
 
 
-def unsupported_reason(strategy: str, devices: int, accelerator: str, num_gpus: int) -> str | None:
+def spread(strategy: str, devices: int, nodes: int | None = 1) -> str:
+    """A strategy with its devices, as labels show it: `single`, `ddp2`, `ddp 2×4` on 2 nodes of 4 devices each.
+
+    Args:
+        strategy: a key of `STRATEGIES`.
+        devices: number of devices of the run.
+        nodes: number of nodes; None, of tables that are older than the axis, for one.
+    """
+    if nodes is not None and nodes > 1:
+        return f"{strategy} {nodes}×{devices // nodes}"
+    return strategy if devices == 1 else f"{strategy}{devices}"
+
+
+def several_nodes_reason(strategy: str, nodes: int) -> str | None:
+    """Return the reason why a strategy cannot use several nodes, or None."""
+    if nodes == 1 or STRATEGIES[strategy].multi_process:
+        return None
+    able = " or ".join(name for name, row in STRATEGIES.items() if row.multi_process)
+    return f"{strategy} is one process, which several nodes cannot share: use {able}"
+
+
+def unsupported_reason(strategy: str, devices: int, accelerator: str, num_gpus: int, nodes: int = 1) -> str | None:
     """Return the reason why this machine cannot run the strategy, or None.
 
     Args:
@@ -147,14 +168,17 @@ def unsupported_reason(strategy: str, devices: int, accelerator: str, num_gpus: 
         devices: number of devices that the run requests.
         accelerator: "cpu" or "cuda".
         num_gpus: GPUs that the process can see.
+        nodes: number of machines over which the devices are spread.
     """
     row = STRATEGIES[strategy]
+    if nodes > 1 and not row.multi_process:
+        return several_nodes_reason(strategy, nodes)
     if accelerator == "cpu":
         return None if row.cpu else f"{strategy} needs at least two GPUs; this run uses the CPU"
     if row.multi_device and not row.multi_process and devices < 2:
         return f"{strategy} on {devices} device trains the bare module; it needs at least two GPUs"
-    if num_gpus < devices:
-        return f"{strategy} asks for {devices} GPUs; {num_gpus} visible"
+    if num_gpus < devices // nodes:
+        return f"{strategy} asks for {devices // nodes} GPUs; {num_gpus} visible"
     return None
 
 

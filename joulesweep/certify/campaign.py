@@ -25,7 +25,7 @@ from joulesweep.certify import appraise, blocks, readings
 from joulesweep.certify.blocks import FAST_S, SLOW_S, Load, Subject
 from joulesweep.core import bounded, files, processes
 from joulesweep.core.errors import UserError, one_of
-from joulesweep.launch import launcher, lease
+from joulesweep.launch import lease, node
 from joulesweep.measure import certificate, devices, machine, meters
 from joulesweep.measure.devices import Board
 from joulesweep.measure.meters import nvidia, rapl
@@ -349,7 +349,7 @@ class Child:
         boards, threads = ([], len(os.sched_getaffinity(0))) if board is None else ([board], 1)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "joulesweep.certify.load", "cpu" if board is None else "cuda"],
-            env=launcher.child_environment(threads, boards),
+            env=node.child_environment(threads, boards),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,

@@ -8,6 +8,7 @@ import sys
 
 import joulesweep
 from joulesweep import cli
+from joulesweep.core import interrupts
 from joulesweep.core.errors import UserError
 
 USAGE = "usage: joulesweep COMMAND [--help] …"
@@ -16,9 +17,13 @@ USAGE = "usage: joulesweep COMMAND [--help] …"
 def main(argv: list[str] | None = None) -> int:
     """Run a subcommand. Returns its exit code; see `joulesweep.cli.EXIT_CODES`."""
     try:
-        code = _run(sys.argv[1:] if argv is None else argv)
+        with interrupts.heeded():
+            code = _run(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
         return code
+    except KeyboardInterrupt:
+        print("interrupted; the same command does it from the start", file=sys.stderr)
+        return interrupts.EXIT_CODE
     except UserError as error:
         print("\n".join(f"error: {line}" for line in str(error).splitlines()), file=sys.stderr)
         return 2

@@ -193,7 +193,7 @@ def _impossible(spec: RunSpec, num_gpus: int | None) -> str | None:
         return None  # the runs are for another machine
     number = len(boards) if num_gpus is None else num_gpus
     return (
-        strategy.unsupported_reason(spec.strategy, spec.devices, spec.accelerator, number)
+        strategy.unsupported_reason(spec.strategy, spec.devices, spec.accelerator, number, spec.nodes)
         or precision.unsupported_reason(spec.precision, spec.accelerator, None)
         or engine.unsupported_reason(spec.engine, spec.accelerator)
     )

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 from typing import Any
 
 from joulesweep.cli import add_config
+from joulesweep.core import interrupts
 from joulesweep.core.errors import UserError, brief_repr, nearest
 from joulesweep.core.spec import RunSpec
 from joulesweep.launch import stage
 from joulesweep.launch.attempts import Attempt
-from joulesweep.launch.launcher import RunFailed, launch
+from joulesweep.launch.checkpoints import RunPreempted
+from joulesweep.launch.launcher import launch
+from joulesweep.launch.node import RunFailed
 from joulesweep.launch.progress import end_line
 from joulesweep.measure import meters
 from joulesweep.plan import config as config_module
@@ -21,12 +25,20 @@ from joulesweep.plan.grid import dataset_key, expand, manifest, model_key
 from joulesweep.prepare.fetched import references
 
 HELP = "repeat one run by hand, in the foreground"
-EXAMPLES = ("joulesweep run single-fp32-bs32-r1-0123456789    # its id; joulesweep runs lists all",)
+EXAMPLES = (
+    "joulesweep run single-fp32-bs32-r1-0123456789    # its id; joulesweep runs lists all",
+    "joulesweep run ddp-2x4-fp32-bs32-r1-0123456789 --rendezvous node1:29400    # on the first of two nodes",
+)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.add_argument("run_id", help="of a run; its record goes to results/<sweep>/by-hand")
+    parser.add_argument(
+        "--rendezvous",
+        metavar="HOST:PORT",
+        help="of a run on several nodes: where this one waits for the others, each started by joulesweep join",
+    )
     add_config(parser)
 
 
@@ -57,11 +69,20 @@ def work(args: argparse.Namespace) -> int:
                 pinned=measure.pin_boards,
                 meter_settings=meters.settings_in(config.hardware.model_dump()),
                 with_snakemake=False,
+                grace_s=measure.grace_s,
+                attempt=attempt.name,
+                rendezvous=args.rendezvous,
             )
             attempt.ended(record)
+    except RunPreempted as preempted:
+        print(f"{args.run_id}: {preempted}", file=sys.stderr)
+        return 128 + signal.SIGTERM
     except RunFailed as failure:
         print(f"FAILED {args.run_id}: {failure}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f"stopped: {args.run_id} left no record; the same command begins it again", file=sys.stderr)
+        return interrupts.EXIT_CODE
     print(end_line(record, {**manifest(config), "runs": {}}, runs_folder))
     print(folder / "record.json")
     return 0

@@ -41,7 +41,13 @@ WORDS = {
     "trains": "loads its model and texts, warms up",
     "writes": "writes its record",
 }
-NOT_DONE = {"running": "on the way", "waiting": "waiting", "failed": "failed", "missing": "to do"}
+NOT_DONE = {
+    "running": "on the way",
+    "waiting": "waiting",
+    "preempted": "preempted",
+    "failed": "failed",
+    "missing": "to do",
+}
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -140,6 +146,7 @@ def screen(state: State, height: int | None = None) -> list[str]:
         ("on the way", [line for row in state.living for line in _living(row)]),
         ("joules so far", list(_joules(state))),
         ("left", list(_left(state))),
+        ("preempted", _preempted(state)),
         ("failed, to be repeated by the next snakemake", _failed(state)),
         ("stopped, with a record", _stopped(state)),
         ("who holds the machine", [f"{_what(holder.what)}: {holder}" for holder in state.machine]),
@@ -207,8 +214,20 @@ def _left(state: State) -> Iterator[str]:
         yield "nothing runs here now: the same snakemake command goes on"
 
 
+def _preempted(state: State) -> list[str]:
+    rows = [f"{row.label}: goes on after step {row.step:,} of {row.num_steps:,}" for row in state.preempted]
+    return [*rows[:MOST_LINES], *_more(len(rows))]
+
+
 def _failed(state: State) -> list[str]:
-    rows = [(f"{row.label}: {row.last_line}", f"  its output: {row.log}") for row in state.failures[:MOST_LINES]]
+    rows = [
+        (
+            f"{row.label}: {row.last_line}",
+            f"  its output: {row.log}",
+            *([f"  its batch job's: {row.batch_log}"] if row.batch_log else []),
+        )
+        for row in state.failures[:MOST_LINES]
+    ]
     lines = [
         textwrap.shorten(line, WIDTH, placeholder=" …") if i == 0 else line
         for row in rows

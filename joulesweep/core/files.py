@@ -3,6 +3,8 @@
 # changes no number: how files are written and read
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 MOST_DEPTH = 64  # of a JSON file
 
 
+#: What `flock` answers on a file system that has no locks.
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 CORRUPT = ".corrupt"  # suffix of a file that was moved aside
 
 
@@ -43,8 +47,11 @@ def write_bytes(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         Path(temporary).chmod(0o666 & ~_umask())  # mkstemp's 0600 would lock colleagues out
         Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):  # where nothing may be written, nothing may be removed
+            Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:  # a full disk is told when bytes are written
+            raise OSError(error.errno, error.strerror, str(path)) from None
         raise
 
 

@@ -298,16 +298,14 @@ class Quality:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Epoch:
-    """State of the training at the end of an epoch; epoch 0 is the untrained model.
+class EpochEnd:
+    """When an epoch of the training ended; epoch 0 is the untrained model.
 
     Attributes:
         epoch: number of the epoch.
         elapsed_s: seconds since the window began.
         cpu_s: CPU-seconds of all processes since then.
         num_steps: optimizer steps since then.
-        train_loss: mean over its steps; None for epoch 0.
-        validation_loss: as in `Quality`, like the next three.
         energy: joules since the window began, of each device that has a number.
     """
 
@@ -315,6 +313,23 @@ class Epoch:
     elapsed_s: float
     cpu_s: float
     num_steps: int
+    energy: list[EpochEnergy] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Epoch(EpochEnd):
+    """State of the training at the end of an epoch; epoch 0 is the untrained model.
+
+    Attributes:
+        epoch: as in `EpochEnd`, like the next four.
+        elapsed_s: see there.
+        cpu_s: see there.
+        num_steps: see there.
+        energy: see there.
+        train_loss: mean over its steps; None for epoch 0.
+        validation_loss: as in `Quality`, like the next three.
+    """
+
     train_loss: float | None
     validation_loss: float
     perplexity: float | None
@@ -339,8 +354,8 @@ class Summary:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RankResult:
-    """Result of one process of a run, or of all of them merged by `measurement.merge_ranks`.
+class Windowed:
+    """The window of one process, or of all of them merged by `measurement.merge_ranks`.
 
     Attributes:
         total_window_s: length of the window in seconds.
@@ -350,17 +365,8 @@ class RankResult:
         cpu_s: CPU-seconds per pass.
         startup_s: seconds from the start of the process to the end of the warm-up.
         peak_memory: of the training.
-        phases: of the first pass, in order.
         num_steps: optimizer steps of a pass.
-        products: see `onednn.choose`.
-        attention: see `assembly.attention`.
         num_compilations_in_window: 0 unless a new shape or branch was compiled there.
-        epochs: with their quality, but without joules.
-        quality: after the last epoch.
-        losses: of every step.
-        summaries: that this process generated.
-        num_train_texts: of the whole data set.
-        status: of a successful run; see `Stopped` for the others.
     """
 
     total_window_s: float
@@ -370,22 +376,79 @@ class RankResult:
     cpu_s: float
     startup_s: float
     peak_memory: PeakMemory
-    phases: list[PlainPhase | ChosenPhase]
     num_steps: int
+    num_compilations_in_window: int
+
+    @property
+    def window_s(self) -> float:
+        """Seconds of the window per pass."""
+        return self.total_window_s / self.num_passes
+
+    @property
+    def num_skipped_steps(self) -> int:
+        """Steps of a pass that loss scaling skipped, as far as known."""
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointFile:
+    """A rank's part of a checkpoint.
+
+    Attributes:
+        name: of the file.
+        num_bytes: its size.
+        sha256: its checksum.
+        write_s: seconds that it took to write.
+    """
+
+    name: str
+    num_bytes: int
+    sha256: str
+    write_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preempted(Windowed):
+    """Result of one process of a run that stopped because it was asked to, or of all of them merged.
+
+    Attributes:
+        step: number of steps of the training taken so far.
+        epochs: ends of the finished epochs, without joules; seconds are those of all attempts.
+        files: of the checkpoint.
+        status: of such a process.
+    """
+
+    step: int
+    epochs: list[EpochEnd]
+    files: list[CheckpointFile]
+    status: Literal["preempted"] = "preempted"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankResult(Windowed):
+    """Result of one process of a run, or of all of them merged by `measurement.merge_ranks`.
+
+    Attributes:
+        phases: of the first pass, in order.
+        products: see `onednn.choose`.
+        attention: see `assembly.attention`.
+        epochs: with their quality, but without joules.
+        quality: after the last epoch.
+        losses: of every step.
+        summaries: that this process generated.
+        num_train_texts: of the whole data set.
+        status: of a successful run; see `Stopped` for the others.
+    """
+
+    phases: list[PlainPhase | ChosenPhase]
     products: dict[str, object]
     attention: dict[str, object]
-    num_compilations_in_window: int
     epochs: list[Epoch]
     quality: Quality
     losses: list[float]
     summaries: list[Summary]
     num_train_texts: int
     status: Literal["ok"] = "ok"
-
-    @property
-    def window_s(self) -> float:
-        """Seconds of the window per pass."""
-        return self.total_window_s / self.num_passes
 
     @property
     def training(self) -> list[Phase]:
@@ -544,6 +607,72 @@ class Overhead:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Segment:
+    """What one attempt did of a training that was preempted.
+
+    Attributes:
+        attempt: its name in `attempts.jsonl`; None if it was not noted.
+        hostname: of the machine.
+        first_step: number of the first step that it took, from 1.
+        last_step: of the last one, in the first pass.
+        window_s: seconds of its window, with all passes.
+        cpu_s: CPU-seconds of all processes in it.
+        took_s: seconds from the start of its processes to their end.
+        energy: a row per device, as of one pass: joules of its whole window.
+        flags: conditions that weaken a comparison.
+        conditions: of its measurement.
+        overhead: cost of its measurement.
+        checkpoint_bytes: size of the checkpoint at its end; None at the end of the training.
+        checkpoint_s: seconds that it took to write; None likewise.
+    """
+
+    attempt: str | None
+    hostname: str
+    first_step: int
+    last_step: int
+    window_s: float
+    cpu_s: float
+    took_s: float
+    energy: list[DeviceEnergy]
+    flags: list[Flag]
+    conditions: Conditions
+    overhead: Overhead
+    checkpoint_bytes: int | None = None
+    checkpoint_s: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LostEnergy:
+    """Joules that a counter rose by while an attempt held its devices; None with a reason."""
+
+    device: str
+    kind: str
+    energy_j: float | None
+    reason: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LostAttempt:
+    """An attempt at a run whose work is not in its record: it was killed, or nothing could be kept of it.
+
+    Attributes:
+        attempt: its name in `attempts.jsonl`.
+        began: UTC, ISO 8601.
+        status: how it ended; None if nobody knows, like the next three.
+        reason: why.
+        held_s: seconds in which it held its devices.
+        energy: joules in that time; empty if none were read.
+    """
+
+    attempt: str
+    began: str
+    status: str | None
+    reason: str | None
+    held_s: float | None
+    energy: list[LostEnergy]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Measurement(Counts):
     """Measurement of a run, per pass of the training unless stated otherwise; counts are of the training phases.
 
@@ -566,8 +695,11 @@ class Measurement(Counts):
         padded_tokens_per_s: tokens with padding.
         epochs_per_minute: passes over the training texts.
         flags: conditions that weaken a comparison.
-        conditions: of the measurement.
+        conditions: of the measurement; those of the last attempt if there were several.
         overhead: cost of the measurement.
+        segments: of a run that was preempted: what each attempt did, in order; missing otherwise. Seconds and joules
+            of the measurement are their sums.
+        lost: of such a run: the attempts since the last record whose work is not in this one; missing otherwise.
     """
 
     window_s: float
@@ -590,6 +722,8 @@ class Measurement(Counts):
     flags: list[Flag]
     conditions: Conditions
     overhead: Overhead
+    segments: list[Segment] | None = field(default=None, metadata=MISSING)
+    lost: list[LostAttempt] | None = field(default=None, metadata=MISSING)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -684,16 +818,52 @@ class Environment:
     batch: BatchJob | None = field(default=None, metadata=MISSING)
 
 
-def read_rank(row: Mapping[str, Any]) -> RankResult | Stopped | BadInput:
+@dataclass(frozen=True, kw_only=True)
+class NodePart:
+    """The part of one machine in a run on several; its devices are named as in the measurement: `node1/gpu:0`.
+
+    Attributes:
+        node: its number, from 0.
+        environment: the machine and its software.
+        conditions: of the measurement there; None unless ok.
+        flags: of this machine alone.
+        total_window_s: seconds of the whole window there; None unless ok.
+        cpu_s: CPU-seconds of its processes, per pass; None unless ok.
+        clock_offset_s: how far its wall clock was ahead of the first node's, before the run.
+        clock_error_s: largest error of clock_offset_s: half the time of a question and its answer on each side.
+        window_lag_s: how much later its window began than the first node's, clock_offset_s taken into account; None
+            unless ok.
+    """
+
+    node: int
+    environment: Environment
+    conditions: Conditions | None
+    flags: list[Flag]
+    total_window_s: float | None
+    cpu_s: float | None
+    clock_offset_s: float
+    clock_error_s: float
+    window_lag_s: float | None
+
+
+def read_rank(row: Mapping[str, Any]) -> RankResult | Preempted | Stopped | BadInput:
     """Decode the result of a rank from its JSON."""
-    if row["status"] != "ok":
+    if row["status"] not in ("ok", "preempted"):
         return BadInput(**row) if row["status"] == "error" else Stopped(**row)
+    window = {
+        "span": Span(**row["span"]),
+        "energy": [read_reading(**item) for item in row["energy"]],
+        "peak_memory": PeakMemory(**row["peak_memory"]),
+    }
+    if row["status"] == "preempted":
+        epochs = [EpochEnd(**epoch) for epoch in row["epochs"]]
+        return Preempted(
+            **{**row, **window, "epochs": epochs, "files": [CheckpointFile(**file) for file in row["files"]]}
+        )
     return RankResult(
         **{
             **row,
-            "span": Span(**row["span"]),
-            "energy": [read_reading(**item) for item in row["energy"]],
-            "peak_memory": PeakMemory(**row["peak_memory"]),
+            **window,
             "phases": [read_phase(item) for item in row["phases"]],
             "epochs": [Epoch(**item) for item in row["epochs"]],  # without joules, which no rank knows
             "quality": Quality(**row["quality"]),

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import joulesweep
 
+#: Of a preempted run, in its folder: what is listed there is kept until the run has its record.
+CHECKPOINT = Path(".checkpoint", "manifest.json")
 PACKAGE = Path(joulesweep.__file__).parent
 #: The checkout; for an installed package, the folder that it is installed in.
 ROOT = PACKAGE.parent

@@ -20,6 +20,7 @@ OMISSION: dict[str, Any] = {
     "method_params": {},
     "strategy": "single",
     "devices": 1,
+    "nodes": 1,
     "precision": "fp32",
     "batching": "dynamic",
     "head": "masked",
@@ -79,7 +80,8 @@ class RunSpec:
         method: a module of `joulesweep.methods`, which says what parameters train.
         method_params: its parameters.
         strategy: a row of `joulesweep.axes.strategy.STRATEGIES`.
-        devices: number of devices (GPUs, or processes on CPU).
+        devices: number of devices (GPUs, or processes on CPU), over all nodes.
+        nodes: number of machines, which have equally many of the devices.
         precision: a row of `joulesweep.axes.precision.PRECISIONS`.
         batching: "dynamic" pads to the longest text of a batch, "fixed" to `max_length`; "packed" fills rows of
             `max_length` tokens with several texts that do not see each other.
@@ -129,6 +131,7 @@ class RunSpec:
     method_params: dict[str, Any] = field(default_factory=dict)
     strategy: str = OMISSION["strategy"]
     devices: int = OMISSION["devices"]
+    nodes: int = OMISSION["nodes"]
     precision: str = OMISSION["precision"]
     batching: str = OMISSION["batching"]
     head: str = OMISSION["head"]
@@ -160,6 +163,11 @@ class RunSpec:
     def global_batch_size(self) -> int:
         """Texts per optimizer step over all devices."""
         return self.batch_size * (self.devices if self.batch_size_scope == "per_device" else 1)
+
+    @property
+    def node_devices(self) -> int:
+        """Devices of each node."""
+        return self.devices // self.nodes
 
     @property
     def device_batch_size(self) -> int:

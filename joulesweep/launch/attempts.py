@@ -4,8 +4,11 @@ An attempt appends two lines to `attempts.jsonl` in the run's folder, one as it 
 killed without a word has only the first. The file is no output of the workflow, so Snakemake does not delete it before
 it repeats a run. Each line is one write to the end of the file, so the lines of two processes never mix.
 
-    {attempt, began, hostname, pid, cpu_model, cpu_cores}
+    {attempt, began, hostname, pid, cpu_model, cpu_cores, batch: {system, job, …, minutes}}
     {attempt, ended, status, reason, waited_s, held_s, cpu_s, energy: [{device, kind, energy_j, reason}]}
+
+An attempt that was preempted is followed by one that goes on from its checkpoint. Such attempts also note their part
+of the window, which the record lists as a segment: window_s, window: [{device, kind, energy_j, status}].
 
 The joules are what the counters of the leased boards rose by while the lease was held; of the host's devices too, if
 the run had the machine to itself. So failed attempts have joules, which no record has.
@@ -21,19 +24,20 @@ import resource
 import socket
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 
 from joulesweep.core import bounded
 from joulesweep.core.errors import UserError
-from joulesweep.launch.launcher import RunFailed
+from joulesweep.launch.checkpoints import RunPreempted
 from joulesweep.launch.lease import Lease
-from joulesweep.measure import machine, meters
+from joulesweep.launch.node import RunFailed
+from joulesweep.measure import batch_system, machine, meters
 from joulesweep.measure.meters import Sensor
+from joulesweep.runs.attempted import FILE, PREEMPTED
 from joulesweep.runs.record import RunRecord
 
-FILE = "attempts.jsonl"
 FAILED, STOPPED = "failed", "stopped"  # statuses of attempts without a record: of themselves, or ended from outside
 
 
@@ -52,10 +56,13 @@ class Attempt:
 
     Args:
         folder: the run's.
+        minutes: after which a batch system would end it.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, minutes: int | None = None) -> None:
         self.path = folder / FILE
+        job = batch_system.describe()
+        self._batch = {**asdict(job), "minutes": minutes} if job else None
         self._record: RunRecord | None = None
         self._began_s = time.monotonic()
         self._cpu_s = _cpu_s()
@@ -63,11 +70,12 @@ class Attempt:
         self._held_s: float | None = None
         self._counters: list[_Counter] = []
         self._energy: list[dict[str, object]] = []
-        self._name = f"{time.time_ns()} {socket.gethostname()} {os.getpid()}"
+        self.name = f"{time.time_ns()} {socket.gethostname()} {os.getpid()}"
 
     def __enter__(self) -> Attempt:
         Lease.watchers.append(self._see)
-        about = {"cpu_model": machine.cpu_model(), "cpu_cores": len(os.sched_getaffinity(0))}
+        about: dict[str, object] = {"cpu_model": machine.cpu_model(), "cpu_cores": len(os.sched_getaffinity(0))}
+        about |= {"batch": self._batch} if self._batch else {}
         self._append({"began": _now(), "hostname": socket.gethostname(), "pid": os.getpid(), **about})
         return self
 
@@ -91,12 +99,28 @@ class Attempt:
                 "held_s": self._held_s,
                 "cpu_s": _cpu_s() - self._cpu_s,
                 "energy": self._energy,
+                **self._part(error),
             }
         )
+
+    def _part(self, error: BaseException | None) -> dict[str, object]:
+        """What the attempt did of a training that was preempted; empty if it was not."""
+        measured = self._record.measurement if self._record is not None else None
+        segment = measured.segments[-1] if measured is not None and measured.segments else None
+        segment = error.segment if isinstance(error, RunPreempted) else segment
+        if segment is None:
+            return {}
+        names = ("device", "kind", "status")
+        rows = [
+            {**{name: getattr(row, name) for name in names}, "energy_j": row.total_energy_j} for row in segment.energy
+        ]
+        return {"window_s": segment.window_s, "window": rows}
 
     def _outcome(self, error: BaseException | None) -> tuple[str, str | None]:
         if self._record is not None:
             return self._record.status, self._record.reason
+        if isinstance(error, RunPreempted):
+            return PREEMPTED, str(error)
         if isinstance(error, Exception):
             said = str(error) if isinstance(error, UserError | RunFailed) else bounded.said(error)
             return FAILED, " ".join(said.split())
@@ -113,7 +137,7 @@ class Attempt:
 
     def _append(self, row: dict[str, object]) -> None:
         """Append one line; a disk that refuses costs the line, not the run."""
-        line = json.dumps({"attempt": self._name, **row}, ensure_ascii=False, allow_nan=False) + "\n"
+        line = json.dumps({"attempt": self.name, **row}, ensure_ascii=False, allow_nan=False) + "\n"
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)

@@ -27,7 +27,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import ClassVar
 
-from joulesweep.core import processes
+from joulesweep.core import files, processes
 from joulesweep.core.errors import UserError
 from joulesweep.launch import stage
 from joulesweep.measure.devices import Board
@@ -41,6 +41,9 @@ TURN_POLL_S = 0.002  # the allocator's lock is held only briefly
 PLAIN = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # do not follow symbolic links, do not wait for pipes
 MAX_TRIES = 100  # a file that vanishes this often while it is opened is being removed on purpose
 MAX_CLAIM_BYTES = 65536
+#: Types of file systems that several machines share (proc(5), mountinfo).
+NETWORK = {"nfs", "nfs4", "lustre", "gpfs", "beegfs", "ceph", "cifs", "smb3", "panfs", "afs", "fuse.sshfs", "wekafs"}
+MOUNTS, BOOT = Path("/proc/self/mountinfo"), Path("/proc/sys/kernel/random/boot_id")
 
 
 def folder() -> Path:
@@ -54,10 +57,11 @@ def folder() -> Path:
     try:
         if not configured and path.is_symlink():
             raise UserError(f"{path}: a symbolic link where the lock files' folder should be; remove it")
-        if not path.is_dir():
-            path.mkdir(parents=True, exist_ok=True)
-            with contextlib.suppress(PermissionError):
-                path.chmod(0o1777)
+        for place in dict.fromkeys((_configured(), path)):
+            if not place.is_dir():
+                place.mkdir(parents=True, exist_ok=True)
+                with contextlib.suppress(PermissionError):
+                    place.chmod(0o1777)
     except OSError as error:
         raise UserError(
             f"{path}: no folder for lock files ({error.strerror}); set JOULESWEEP_LOCKS to another"
@@ -66,7 +70,23 @@ def folder() -> Path:
 
 
 def _folder() -> Path:
+    """The folder that is configured, with one of its own for each machine where several machines share it."""
+    path = _configured()
+    return path / BOOT.read_text(encoding="ascii").strip() if _type_of(path) in NETWORK else path
+
+
+def _configured() -> Path:
     return Path(os.environ.get("JOULESWEEP_LOCKS") or DEFAULT)
+
+
+def _type_of(path: Path) -> str | None:
+    """The type of the file system that a path is on; None if the kernel does not say."""
+    try:
+        rows = [line.split() for line in MOUNTS.read_text(encoding="utf-8").splitlines()]
+    except OSError:
+        return None
+    place, types = path.resolve(), {row[4]: row[row.index("-") + 1] for row in rows}
+    return next((types[str(folder)] for folder in (place, *place.parents) if str(folder) in types), None)
 
 
 def _path(name: str) -> Path:
@@ -139,11 +159,22 @@ def _held_though_deleted(path: Path) -> int | None:
 
 
 def try_lock(descriptor: int, kind: int) -> bool:
-    """Take a lock (fcntl.LOCK_EX or LOCK_SH) if it is free. Returns whether it was taken."""
+    """Take a lock (fcntl.LOCK_EX or LOCK_SH) if it is free. Returns whether it was taken.
+
+    Raises:
+        UserError: the file system has no locks.
+    """
     try:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:
+        if error.errno not in files.NO_LOCKS:  # nothing else keeps two runs apart as surely: there is no substitute
+            raise
+        raise UserError(
+            f"{_folder()}: no locks on this file system ({error.strerror}), so runs could share a board; "
+            "set JOULESWEEP_LOCKS to a folder on a disk of this machine, as /dev/shm/joulesweep"
+        ) from None
     return True
 
 

@@ -22,16 +22,19 @@ from typing import Any
 from joulesweep.core import processes
 from joulesweep.core.errors import UserError
 from joulesweep.core.files import read_json
-from joulesweep.launch import eta, lease, stage
+from joulesweep.launch import checkpoints, eta, lease, stage
 from joulesweep.launch.eta import Eta, Took
 from joulesweep.launch.lease import Holder
 from joulesweep.plan import snakemake_lock
 from joulesweep.reference.cpu_estimate import asked
-from joulesweep.runs import record
+from joulesweep.runs import attempted, record
 from joulesweep.runs.headline import estimated, headline
 from joulesweep.runs.record import brief
 
-UNFINISHED = ("running", "waiting", "failed", "missing")  # states of a run without a record
+UNFINISHED = ("running", "waiting", "preempted", "failed", "missing")  # states of a run without a record
+#: Folders of `.snakemake` with the output of batch jobs: of the executor slurm, and of profiles/cluster-generic.
+BATCH_LOGS = ("slurm_logs", "batch_logs")
+ENDINGS = (".log", ".OU")  # of PBS the second
 TAIL_BYTES = 65536  # of a log
 #: A line of tqdm's: steps taken, all steps, seconds so far, seconds left.
 BAR = re.compile(r"\| *(\d+)/(\d+) \[([\d:]+)<([\d:?]+)")
@@ -114,12 +117,23 @@ class Living:
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """A run that began and left no record: its log, and the last line of it."""
+    """A run that began and left no record: its log, the last line of it, and the output of its batch job, if any."""
 
     run: str
     label: str
     log: str
     last_line: str
+    batch_log: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preempted:
+    """A run that goes on from a checkpoint: after which step, of how many."""
+
+    run: str
+    label: str
+    step: int
+    num_steps: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +170,7 @@ class State:
         joules: of all runs with a record, anchors among them: "measured", "integrated", "estimated", "unknown".
         eta: when the rest will be done; None where no run has finished, or none is left.
         failures: runs that began and left no record.
+        preempted: runs that go on from a checkpoint.
         stopped: runs whose record says why they did not finish.
         machine: who holds this machine, or boards of it.
         is_worked_on: whether a workflow works in this checkout on this machine; None where that cannot be told.
@@ -172,6 +187,7 @@ class State:
     joules: dict[str, Joules]
     eta: Eta | None
     failures: list[Failure]
+    preempted: list[Preempted]
     stopped: list[Stopped]
     machine: list[Holder]
     is_worked_on: bool | None
@@ -203,7 +219,8 @@ def read(folder: Path) -> State:
         path.parent for pattern in ("anchors/*/*", "by-hand/*") for path in folder.glob(f"{pattern}/{stage.FILE}")
     ]
     outside = [way for path in others if (way := _living(path, str(path.relative_to(folder)), manifest)) is not None]
-    states = {run: _state(records.get(run), living.get(run), runs / run) for run in grid}
+    batch = BatchLogs(folder.absolute().parent.parent / ".snakemake")
+    states = {run: _state(records.get(run), living.get(run), runs / run, batch) for run in grid}
     done = sorted((row.took for row in records.values() if row.took is not None), key=lambda took: took.end_s)
     left = [run for run, state in states.items() if state in UNFINISHED]
     elapsed_s = {run: row.stage_s for run, row in living.items() if row.stage == "trains"}
@@ -218,7 +235,12 @@ def read(folder: Path) -> State:
         living=[*living.values(), *outside],
         joules=_joules([*records.values(), *filter(None, anchors)]),
         eta=eta.remaining(grid, done, left, elapsed_s) if left else None,
-        failures=[_failure(runs / run, labels[run]) for run in left if states[run] == "failed"],
+        failures=[_failure(runs / run, labels[run], batch) for run in left if states[run] == "failed"],
+        preempted=[
+            Preempted(run=run, label=labels[run], step=steps[0], num_steps=steps[1])
+            for run in left
+            if states[run] == "preempted" and (steps := checkpoints.brief(runs / run)) is not None
+        ],
         stopped=[
             Stopped(run=run, label=labels[run], status=row.status, reason=brief(row.reason or ""))
             for run, row in records.items()
@@ -230,12 +252,45 @@ def read(folder: Path) -> State:
     )
 
 
-def _state(row: Finished | None, living: Living | None, folder: Path) -> str:
+class BatchLogs:
+    """The output of batch jobs that did not succeed: executors delete the others.
+
+    Args:
+        folder: `.snakemake` of the checkout.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        paths = [path for name in BATCH_LOGS for end in ENDINGS for path in (folder / name).rglob(f"*{end}")]
+        self._of_job = {path.stem: path for path in paths}
+        # profiles/slurm has a folder for each run, with a file for each job
+        self._of_run = {path.parent.name: path for path in sorted(paths, key=lambda path: (len(path.stem), path.stem))}
+
+    def of(self, folder: Path) -> Path | None:
+        """The output of the last job that worked on a run; None where none is known.
+
+        Args:
+            folder: of the run.
+        """
+        if not self._of_job:
+            return None
+        notes = attempted.notes(folder / attempted.FILE)
+        job = (notes[-1].get("batch") or {}).get("job") if notes else None
+        return self._of_job.get(str(job)) or self._of_run.get(folder.name)
+
+    def told_an_error(self, folder: Path) -> bool:
+        """Whether a job of a run failed, perhaps before the run began."""
+        log = self.of(folder)
+        return log is not None and re.search("error|cancelled", tail(log), re.IGNORECASE) is not None
+
+
+def _state(row: Finished | None, living: Living | None, folder: Path, batch: BatchLogs) -> str:
     if row is not None:
         return row.status
     if living is not None:
         return "waiting" if living.stage == "waits" else "running"
-    return "failed" if (folder / "run.log").exists() else "missing"
+    if checkpoints.brief(folder) is not None:
+        return "preempted"
+    return "failed" if (folder / "run.log").exists() or batch.told_an_error(folder) else "missing"
 
 
 def _finished(folder: Path, energy: Mapping[str, Any]) -> Finished | None:
@@ -358,8 +413,10 @@ def tail(path: Path) -> str:
         return ""
 
 
-def _failure(folder: Path, label: str) -> Failure:
-    log = folder / "run.log"
+def _failure(folder: Path, label: str, batch: BatchLogs) -> Failure:
+    log, of_job = folder / "run.log", batch.of(folder)
     lines = [line.strip() for line in re.split(r"[\r\n]+", tail(log)) if line.strip() and not BAR.search(line)]
     last = "".join(char if char.isprintable() else "?" for char in lines[-1]) if lines else "it says nothing"
-    return Failure(run=folder.name, label=label, log=str(log), last_line=last)
+    return Failure(
+        run=folder.name, label=label, log=str(log), last_line=last, batch_log=None if of_job is None else str(of_job)
+    )

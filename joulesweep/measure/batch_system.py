@@ -3,13 +3,19 @@
 # changes no number: reported beside the numbers
 from __future__ import annotations
 
+import functools
 import os
 import re
+import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from joulesweep.core.outcome import BatchJob
+
+ACCOUNT = "SLURM_JOB_ACCOUNT"
+NO_ACCOUNT = ("", "(null)", "N/A")  # what squeue says of a job without one
+ASK_S = 10.0  # a controller that is busy may take seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +50,24 @@ def _condor_ad(environ: Mapping[str, str]) -> Mapping[str, str]:
     return dict(re.findall(r'^(\w+) = "?([^"\n]*)"?$', text, re.MULTILINE))
 
 
+def _of_slurm(environ: Mapping[str, str]) -> Mapping[str, str]:
+    """The environment of a Slurm job; its steps are not told the account, so the controller is asked."""
+    if ACCOUNT in environ:
+        return environ
+    return {**environ, ACCOUNT: _account(environ["SLURM_JOB_ID"])}
+
+
+@functools.cache
+def _account(job: str) -> str:
+    """The account of a Slurm job; empty if there is none, or nobody says."""
+    command = ["squeue", "--noheader", "--format=%a", f"--jobs={job}"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, timeout=ASK_S, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return "" if said in NO_ACCOUNT else said
+
+
 #: Sources: the manual pages sbatch(1), qsub(1) of OpenPBS and of Grid Engine, LSF's list of environment variables for
 #: jobs, HTCondor's manual on the environment of a job. What a system does not tell its jobs is not guessed.
 SYSTEMS: dict[str, System] = {
@@ -51,8 +75,9 @@ SYSTEMS: dict[str, System] = {
         sign="SLURM_JOB_ID",
         job=("SLURM_JOB_ID",),
         node=("SLURMD_NODENAME",),
-        account=("SLURM_JOB_ACCOUNT",),
+        account=(ACCOUNT,),
         partition=("SLURM_JOB_PARTITION",),
+        read=_of_slurm,
     ),
     "pbs": System(sign="PBS_JOBID", job=("PBS_JOBID",), partition=("PBS_QUEUE",)),
     "lsf": System(
@@ -75,6 +100,11 @@ SYSTEMS: dict[str, System] = {
 NO_TASK = {None, "", "undefined", "0"}
 
 
+def system_of(environ: Mapping[str, str]) -> str | None:
+    """The name of the batch system whose job has this environment; None outside of all."""
+    return next((name for name, system in SYSTEMS.items() if environ.get(system.sign)), None)
+
+
 def describe(environ: Mapping[str, str] | None = None) -> BatchJob | None:
     """The job of this process; None outside a batch system.
 
@@ -82,7 +112,7 @@ def describe(environ: Mapping[str, str] | None = None) -> BatchJob | None:
         environ: the environment; default: this process's.
     """
     environ = os.environ if environ is None else environ
-    name = next((name for name, system in SYSTEMS.items() if environ.get(system.sign)), None)
+    name = system_of(environ)
     if name is None:
         return None
     system = SYSTEMS[name]

@@ -19,6 +19,7 @@ from joulesweep.core.outcome import (
     DeviceEnergy,
     Flag,
     Overhead,
+    Preempted,
     RankResult,
     Span,
     WholeRunEnergy,
@@ -119,7 +120,7 @@ def _look(readers: Sequence[meters.BoardSensor], askers: Mapping[str, bounded.As
 
 
 def describe(
-    result: RankResult,
+    result: RankResult | Preempted,
     energy: Sequence[DeviceEnergy],
     spec: RunSpec,
     before: Before,
@@ -142,7 +143,7 @@ def describe(
     after, silent = look_after([board for board in hold.boards if board.device not in before.silent])
     boards = [_state(board, trace, spec, span, before, after, seen) for board in hold.boards]
     host_j = any(meters.kind(row.kind).of_host and row.energy_j is not None for row in energy)
-    cpu_s, num_threads = result.cpu_s * result.num_passes, spec.threads_per_device * spec.devices
+    cpu_s, num_threads = result.cpu_s * result.num_passes, spec.threads_per_device * spec.node_devices
     cpu = contention.describe(seen.looks.cpu, span, cpu_s, num_threads)
     conditions = Conditions(
         **vars(cpu),
@@ -156,7 +157,7 @@ def describe(
         window_end=_utc(span.end_s),
     )
     some = [
-        *(_short(row, result.total_window_s) for row in energy),
+        *(short(row, result.total_window_s) for row in energy),
         *(_disagrees(row) for row in energy),
         *measurement.flags(result, energy),
         *(_throttled(board) for board in boards),
@@ -290,7 +291,7 @@ def _nearest(states: Sequence[tuple[float, BoardState]], at_s: float) -> float |
     return None if nearest is None else nearest[1].temperature_c
 
 
-def _short(row: DeviceEnergy, total_s: float) -> Flag | None:
+def short(row: DeviceEnergy, total_s: float) -> Flag | None:
     """Flag a window that is too short for a headline: 100 updates of the counter, and 30 s on a GPU."""
     kind = meters.kind(row.kind)
     needed_s = max(HEADLINE_TICKS * (row.tick_s or 0.0), kind.headline_s)
@@ -313,7 +314,7 @@ def _throttled(board: BoardConditions) -> Flag | None:
     return Flag(flag="throttled", text=f"{board.device}: clocks held down by {', '.join(board.throttle_reasons)}")
 
 
-def _skipped(result: RankResult) -> Flag | None:
+def _skipped(result: RankResult | Preempted) -> Flag | None:
     skipped, steps = result.num_skipped_steps, result.num_steps
     if skipped <= SKIPPED * steps:
         return None

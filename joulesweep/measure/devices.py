@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 
 from joulesweep.core.errors import UserError, one_of
 from joulesweep.core.spec import RunSpec
-from joulesweep.measure import meters
+from joulesweep.measure import batch_system, meters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +112,8 @@ def left(environment: Mapping[str, str] = os.environ) -> tuple[list[Board], str 
 def pool(gpus: str | Sequence[int | str], environment: Mapping[str, str] = os.environ) -> list[Board]:
     """The boards that a run may take.
 
+    In a job of a batch system that grants other boards than those named, it may take those granted.
+
     Args:
         gpus: "auto" for all that the environment leaves, or indices and UUIDs among them.
         environment: has CUDA_VISIBLE_DEVICES or the like, if a batch system or the user set it.
@@ -122,6 +124,16 @@ def pool(gpus: str | Sequence[int | str], environment: Mapping[str, str] = os.en
     allowed, hiding = left(environment)
     if isinstance(gpus, str):
         return allowed
+    try:
+        return _named(gpus, allowed, hiding)
+    except UserError:
+        if hiding is None or batch_system.system_of(environment) is None:
+            raise
+        return allowed  # a batch system says which ones; who wrote the config could not know
+
+
+def _named(gpus: Sequence[int | str], allowed: Sequence[Board], hiding: str | None) -> list[Board]:
+    """The boards with these indices and UUIDs; an error if one is none of those that are allowed, or named twice."""
     every = boards()
     chosen = []
     for name in map(str, gpus):
@@ -138,7 +150,7 @@ def pool(gpus: str | Sequence[int | str], environment: Mapping[str, str] = os.en
 
 
 def num_boards(spec: RunSpec, exclusive: str) -> int:
-    """The number of boards that a run takes: GPU runs compute on them, CPU runs only meter them.
+    """The number of boards that a run takes on each node: GPU runs compute on them, CPU runs only meter them.
 
     Args:
         spec: the run's inputs.
@@ -146,10 +158,10 @@ def num_boards(spec: RunSpec, exclusive: str) -> int:
             else one per device.
     """
     if spec.accelerator == "cuda":
-        return spec.devices
+        return spec.node_devices
     if spec.gpus == "auto":
         return 0
-    return len(spec.gpus) if exclusive == "node" else spec.devices
+    return len(spec.gpus) if exclusive == "node" else spec.node_devices
 
 
 def too_few(spec: RunSpec, needed: int, candidates: Sequence[Board]) -> str | None:

@@ -10,27 +10,54 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any, TypeVar
 
 from joulesweep.core.outcome import (
     ChosenPhase,
     Conditions,
     DeviceEnergy,
-    Epoch,
+    EpochEnd,
     Flag,
     Measurement,
     Overhead,
     PeakMemory,
     Phase,
     PlainPhase,
+    Preempted,
     RankResult,
     Span,
+    Windowed,
 )
 from joulesweep.core.work import COUNTED
 from joulesweep.measure import verdict
 from joulesweep.measure.devices import Board
 from joulesweep.measure.trace import Trace
 
+End = TypeVar("End", bound=EpochEnd)
 CLOCK_STEP_S, CLOCK_STEP = 0.1, 0.005  # wall and monotonic clock may differ by less: seconds, or a share of the window
+
+
+def merge_windows(ranks: Sequence[Windowed]) -> dict[str, Any]:
+    """Merge the windows of a run's ranks, see `merge_ranks`; returns the fields of `Windowed` that change."""
+    return {
+        "total_window_s": max(rank.total_window_s for rank in ranks),
+        "span": _span([rank.span for rank in ranks]),
+        "energy": [reading for rank in ranks for reading in rank.energy],
+        "cpu_s": sum(rank.cpu_s for rank in ranks),
+        "startup_s": max(rank.startup_s for rank in ranks),
+        "peak_memory": _peak_memory([rank.peak_memory for rank in ranks]),
+        "num_compilations_in_window": sum(rank.num_compilations_in_window for rank in ranks),
+    }
+
+
+def merge_preempted(ranks: Sequence[Preempted]) -> Preempted:
+    """Merge the results of ranks that stopped after the same step."""
+    return replace(
+        ranks[0],
+        **merge_windows(ranks),
+        epochs=[_epoch(of_ranks) for of_ranks in zip(*(rank.epochs for rank in ranks), strict=True)],
+        files=[file for rank in ranks for file in rank.files],
+    )
 
 
 def merge_ranks(ranks: Sequence[RankResult]) -> RankResult:
@@ -41,17 +68,10 @@ def merge_ranks(ranks: Sequence[RankResult]) -> RankResult:
     Args:
         ranks: the results in order of rank.
     """
-    first = ranks[0]
     return replace(
-        first,
-        total_window_s=max(rank.total_window_s for rank in ranks),
-        span=_span([rank.span for rank in ranks]),
-        energy=[reading for rank in ranks for reading in rank.energy],
-        cpu_s=sum(rank.cpu_s for rank in ranks),
-        startup_s=max(rank.startup_s for rank in ranks),
-        peak_memory=_peak_memory([rank.peak_memory for rank in ranks]),
+        ranks[0],
+        **merge_windows(ranks),
         phases=[_phase(of_ranks) for of_ranks in zip(*(rank.phases for rank in ranks), strict=True)],
-        num_compilations_in_window=sum(rank.num_compilations_in_window for rank in ranks),
         epochs=[_epoch(of_ranks) for of_ranks in zip(*(rank.epochs for rank in ranks), strict=True)],
         summaries=sorted((summary for rank in ranks for summary in rank.summaries), key=lambda summary: summary.text),
     )
@@ -88,15 +108,19 @@ def _counts(phases: Sequence[Phase]) -> dict[str, int]:
     return {name: sum(getattr(phase, name) for phase in phases) for name in COUNTED}
 
 
-def _epoch(of_ranks: Sequence[Epoch]) -> Epoch:
+def _epoch(of_ranks: Sequence[End]) -> End:
     """Rank 0's epoch, with CPU seconds of all ranks and the slowest rank's clock."""
     cpu_s, elapsed_s = sum(epoch.cpu_s for epoch in of_ranks), max(epoch.elapsed_s for epoch in of_ranks)
     return replace(of_ranks[0], cpu_s=cpu_s, elapsed_s=elapsed_s)
 
 
 def finalise_energy(
-    result: RankResult, trace: Trace, boards: Sequence[Board], ticks: Mapping[str, float | None]
-) -> tuple[list[DeviceEnergy], list[Epoch]]:
+    result: RankResult | Preempted,
+    trace: Trace,
+    boards: Sequence[Board],
+    ticks: Mapping[str, float | None],
+    earlier_s: float = 0.0,
+) -> tuple[list[DeviceEnergy], list[EpochEnd]]:
     """Compute the final joules of each device, and add joules to the epochs.
 
     Args:
@@ -104,6 +128,7 @@ def finalise_energy(
         trace: the readings of the run.
         boards: the run's.
         ticks: update period of each device's counter, in seconds, as it was measured before the run.
+        earlier_s: seconds of the window in earlier attempts; epochs that ended then get no joules here.
     """
     window = verdict.Window(trace, result.span, result.total_window_s, result.num_passes)
     whole = {board.device for board in boards if not board.mig}
@@ -117,7 +142,10 @@ def finalise_energy(
     )
     read = [row for row in energy if row.energy_j is not None]
     epochs = [
-        replace(epoch, energy=[verdict.epoch_energy(epoch, window, row) for row in read]) for epoch in result.epochs
+        replace(epoch, energy=[verdict.epoch_energy(epoch, window, row, earlier_s) for row in read])
+        if not earlier_s or epoch.elapsed_s > earlier_s
+        else epoch
+        for epoch in result.epochs
     ]
     return energy, epochs
 
@@ -140,7 +168,7 @@ def measured(
     """
     counts, window_s = _counts(result.training), result.window_s
     return Measurement(
-        **counts,
+        **counts,  # type: ignore[arg-type] # each of these is a count
         window_s=window_s,
         num_passes=result.num_passes,
         total_window_s=result.total_window_s,
@@ -164,7 +192,7 @@ def measured(
     )
 
 
-def flags(result: RankResult, energy: Sequence[DeviceEnergy]) -> list[Flag]:
+def flags(result: RankResult | Preempted, energy: Sequence[DeviceEnergy]) -> list[Flag]:
     """The flags of a run's counters and clocks.
 
     Args:

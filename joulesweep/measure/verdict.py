@@ -9,7 +9,16 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from joulesweep.core.outcome import CounterReads, DeviceEnergy, DeviceTotal, Epoch, EpochEnergy, Reading, Span, Status
+from joulesweep.core.outcome import (
+    CounterReads,
+    DeviceEnergy,
+    DeviceTotal,
+    EpochEnd,
+    EpochEnergy,
+    Reading,
+    Span,
+    Status,
+)
 from joulesweep.measure import counter, meters
 from joulesweep.measure.trace import PERIOD_S, Trace
 from joulesweep.measure.window import NO_COUNTER
@@ -335,15 +344,16 @@ def _contradicted(row: DeviceEnergy, rows: Sequence[DeviceEnergy]) -> DeviceEner
     return replace(row, doubt="; ".join(filter(None, [row.doubt, contradiction])))
 
 
-def epoch_energy(epoch: Epoch, window: Window, row: DeviceEnergy) -> EpochEnergy:
+def epoch_energy(epoch: EpochEnd, window: Window, row: DeviceEnergy, earlier_s: float = 0.0) -> EpochEnergy:
     """One device's joules from the window's begin to the end of an epoch, from the trace.
 
     Args:
         epoch: with its number and elapsed_s.
         window: the run's.
         row: of the device.
+        earlier_s: what elapsed_s has of earlier attempts.
     """
-    device, elapsed_s, tick_s = row.device, epoch.elapsed_s, row.tick_s
+    device, elapsed_s, tick_s = row.device, epoch.elapsed_s - earlier_s, row.tick_s
     begin_s, trace = window.span.begin_s, window.trace
     if not epoch.epoch:
         return _no_joules(device, "unavailable", "nothing trained yet")

@@ -294,6 +294,17 @@ def _named(allowed: tuple[str, ...]) -> dict[str, Any]:
     return {"items": {"enum": list(allowed)}}
 
 
+class Nodes(Section):
+    """Devices of several machines."""
+
+    nodes: Annotated[int, Field(ge=2, le=10_000, description="machines; 2 or more, else give a number of devices")]
+    per_node: Annotated[Few, Field(description="devices of each")]
+
+
+def _kind_of_devices(value: Any) -> str:  # noqa: ANN401 - any YAML value
+    return "several" if isinstance(value, dict | Nodes) else "one"
+
+
 class Grid(Section):
     """The axes of the grid: its cells are their product."""
 
@@ -306,7 +317,11 @@ class Grid(Section):
     ] = ["full"]
     strategy: Annotated[list[str], Field(min_length=1, json_schema_extra=_named(tuple(STRATEGIES)))] = ["single"]
     devices: Annotated[
-        list[Few], Field(min_length=1, description="for strategies over several devices; single uses one")
+        list[Annotated[Annotated[Few, Tag("one")] | Annotated[Nodes, Tag("several")], Discriminator(_kind_of_devices)]],
+        Field(
+            min_length=1,
+            description="for strategies over several devices, single uses one; {nodes: 2, per_node: 4}: 8 in all",
+        ),
     ] = [2]
     precision: Annotated[list[str], Field(min_length=1, json_schema_extra=_named(tuple(PRECISIONS)))] = ["fp32"]
     batching: Annotated[list[str], Field(min_length=1, json_schema_extra=_named(tuple(BATCHINGS)))] = ["dynamic"]
@@ -406,6 +421,13 @@ class Measure(Section):
         Seconds | None,
         Field(description="length of the idle baseline, model resident; null: 5 on GPUs, 0 on the CPU"),
     ] = None
+    grace_s: Annotated[
+        Seconds,
+        Field(
+            description="at SIGTERM, as before a batch system's preemption, a run has so long to keep its training, "
+            "from which its next start goes on"
+        ),
+    ] = 30.0
     order_seed: Annotated[Seed, Field(description="shuffles the order of the runs within a repeat")] = 0
     anchors: Annotated[
         Count, Field(description="runs of the first cell measured again on each later day on which runs are added")
@@ -506,6 +528,14 @@ class Hardware(Section):
     accelerator: Annotated[Literal["auto", "cpu", "cuda"], Field(description="auto looks at this machine")] = "auto"
     name: Annotated[Line | None, Field(description="tells apart boards of one accelerator, e.g. a30")] = None
     wall: Annotated[Wall | None, Field(description="a plug or PDU to read as well; null: none")] = None
+    memory_mb: Annotated[
+        int,
+        Field(
+            ge=100,
+            description="host memory that a batch system is asked for, per run; doubled, twice at most, after it was "
+            "too little",
+        ),
+    ] = 8000
 
 
 def _fraction(value: object) -> object:
@@ -733,6 +763,7 @@ def _section_at(location: tuple[int | str, ...]) -> type[Section] | None:
         "cpu_watts": Watts,
         "carbon": Carbon,
         "wall": Wall,
+        "several": Nodes,
     }
     section: type[Section] | None = SweepConfig
     for i, part in enumerate(location):
@@ -798,6 +829,8 @@ def _given_twice(axes: Mapping[str, Sequence[Any]]) -> list[tuple[Location, str]
         seen: set[tuple[bool, Any]] = set()
         for i, value in enumerate(values):
             key = _full_method_of(value) if axis == "method" else value
+            if axis == "devices" and isinstance(value, dict):
+                key = json.dumps(value, sort_keys=True, default=str)
             if isinstance(key, list | dict):
                 continue
             if (isinstance(key, bool), key) in seen:
@@ -817,7 +850,7 @@ def _unknown_exclusions(config: SweepConfig) -> list[tuple[Location, str]]:
 
 def _excluded(when: dict[str, Any], grid: Grid) -> list[tuple[Location, str]]:
     """Values of `exclude` that the grid lacks, which would silently exclude nothing."""
-    axes = {axis: getattr(grid, axis) for axis in Grid.model_fields if axis != "repeats"}
+    axes = grid.model_dump(exclude={"repeats"})
     axes["method"] = [method_parts(value)[0] for value in grid.method]
     grid_methods = [full_method(value) for value in grid.method]
     problems: list[tuple[Location, str]] = []

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from joulesweep.axes import engine
 from joulesweep.axes.layout import BATCHINGS
-from joulesweep.axes.strategy import STRATEGIES
+from joulesweep.axes.strategy import STRATEGIES, several_nodes_reason
 from joulesweep.axes.task import TASKS
 from joulesweep.core.errors import UserError, mistaken
 from joulesweep.core.spec import FIELDS, OMISSION, RunSpec, micro_batch, short_hash, strip_source
@@ -87,6 +88,7 @@ def expand(config: SweepConfig, where: Place | None = None) -> ExpandedGrid:
     """
     where = where or Place()
     _check_size(config, where)
+    _check_nodes(config, where)
     axes = {**config.grid.model_dump(), "method": [full_method(value) for value in config.grid.method]}
     shared = _shared(config, where)
     sources = {name: model_source(model) for name, model in config.models.items()}
@@ -97,8 +99,7 @@ def expand(config: SweepConfig, where: Place | None = None) -> ExpandedGrid:
     for values in itertools.product(*(axes[axis] for axis in AXES)):
         point = dict(zip(AXES, values, strict=True))
         point["method"], point["method_params"] = point["method"]
-        if not STRATEGIES[point["strategy"]].multi_device:
-            point["devices"] = 1  # the axis `devices` is for multi-device strategies
+        point |= _spread(point["devices"] if STRATEGIES[point["strategy"]].multi_device else 1)
         if point["devices"] == 1:
             point["batch_size_scope"] = "global"  # one device: both scopes are the same run
         point["micro_batch_size"] = micro_batch(point["micro_batch_size"], point)
@@ -110,7 +111,8 @@ def expand(config: SweepConfig, where: Place | None = None) -> ExpandedGrid:
             dataset_source=datasets[point["dataset"]],
         )
         reason = next((entry.reason for entry in config.exclude if _matches(entry.when, point)), None)
-        reason = reason or engine.incompatible_reason(cell) or _incompatible_reason(cell, config.datasets[cell.dataset])
+        reason = reason or several_nodes_reason(cell.strategy, cell.nodes) or engine.incompatible_reason(cell)
+        reason = reason or _incompatible_reason(cell, config.datasets[cell.dataset])
         if reason is not None:
             name = _label(cell, telling)
             excluded[name] = Excluded(label=name, reason=reason)
@@ -153,6 +155,7 @@ def manifest(config: SweepConfig, where: Place | None = None) -> dict[str, Any]:
                 "repeat": spec.repeat,
                 "method_params": spec.method_params,
                 **{axis: getattr(spec, axis) for axis in AXES},
+                "nodes": spec.nodes,
             }
             for run, spec in grid.runs.items()
         },
@@ -218,8 +221,28 @@ def _incompatible_reason(spec: RunSpec, dataset: DatasetConfig) -> str | None:
     return None
 
 
+def _spread(devices: int | Mapping[str, int]) -> dict[str, int]:
+    """The fields of the spec that a value of the axis `devices` sets."""
+    if isinstance(devices, int):
+        return {"devices": devices, "nodes": 1}
+    return {"devices": devices["nodes"] * devices["per_node"], "nodes": devices["nodes"]}
+
+
+def _check_nodes(config: SweepConfig, where: Place) -> None:
+    """Refuse several nodes where no strategy of the grid can use them."""
+    several = [i for i, value in enumerate(config.grid.devices) if not isinstance(value, int)]
+    able = [name for name, row in STRATEGIES.items() if row.multi_process]
+    if several and not set(able) & set(config.grid.strategy):
+        given = ", ".join(config.grid.strategy)
+        raise where.refusal(
+            f"several nodes need strategy {' or '.join(able)}; the grid has {given}", "grid", "devices", several[0]
+        )
+
+
 def _matches(when: dict[str, Any], point: dict[str, Any]) -> bool:
     def matches(axis: str, value: Any) -> bool:  # noqa: ANN401 - any axis value
+        if axis == "devices":
+            return all(point[name] == number for name, number in _spread(value).items())
         return is_method(value, point["method"], point["method_params"]) if axis == "method" else point[axis] == value
 
     return all(

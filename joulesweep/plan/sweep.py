@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import hashlib
 import json
 import logging
@@ -11,7 +12,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,18 +33,19 @@ from joulesweep.core.spec import RunSpec, canonical, short_hash, strip
 from joulesweep.measure import devices
 from joulesweep.measure.machine import resolve_accelerator
 from joulesweep.plan import config as config_module
-from joulesweep.plan import staleness
+from joulesweep.plan import intact, notes, staleness
 from joulesweep.plan.config import LocalSource
 from joulesweep.plan.grid import ExpandedGrid, dataset_key, dataset_source, expand, model_key, model_source, text_source
-from joulesweep.plan.snakemake_lock import clear_dead_lock, interrupted
+from joulesweep.plan.snakemake_lock import clear_dead_lock
 from joulesweep.plan.strict import Place
-from joulesweep.runs import record
+from joulesweep.runs import aftermath, attempted, record
 from joulesweep.runs.headline import headline
 from joulesweep.runs.identity import cell_id
 from joulesweep.runs.record import RunRecord
 
 #: Files of a run that the analysis reads.
 READ = ("record.json", "power.jsonl", "summaries.jsonl")
+WRITTEN = (*READ, "spec.json", "steps.jsonl", "epochs.jsonl")  # all of its outputs; the record is the last one
 
 
 #: Parts of a path that have a meaning to Snakemake: {wildcard}, <pathvar> and storage addresses.
@@ -63,7 +65,7 @@ def load(workflow: Any) -> Sweep:  # noqa: ANN401 - Snakemake's Workflow
         WorkflowError: one line with file, line and path of the mistake, what was allowed and the nearest name.
     """
     _tell_errors(workflow)
-    _prepare_jobs(workflow.basedir)
+    _prepare_jobs(str(workflow.current_basedir))
     if workflow.is_main_process:
         clear_dead_lock(Path(".snakemake"))
     try:
@@ -75,8 +77,12 @@ def load(workflow: Any) -> Sweep:  # noqa: ANN401 - Snakemake's Workflow
         sweep = Sweep(config, where)
         if workflow.is_main_process and not workflow.dryrun:
             sweep.set_aside()  # if an earlier workflow was killed
-        if workflow.is_main_process and (warning := sweep.outdated_warning()):
-            print(warning, file=sys.stderr)
+        if workflow.is_main_process:
+            sweep.workflow = workflow
+            for path in sweep.damaged:
+                print(f"damaged, to be made again: {path}", file=sys.stderr)
+            if warning := sweep.outdated_warning():
+                print(warning, file=sys.stderr)
         return sweep
     except UserError as error:
         raise refused(str(error), workflow) from None
@@ -103,6 +109,8 @@ def refused(reason: str, workflow: Any) -> WorkflowError:  # noqa: ANN401 - Snak
     return WorkflowError(reason)
 
 
+#: Beginnings of Snakemake's messages on a job that failed, which `_Errors` tells in one line with its log.
+TOLD = ("RuleException:\nCalledProcessError", "WorkflowError:\nAt least one job did not complete")
 _printed: list[str] = []  # reasons that were already printed
 
 
@@ -118,9 +126,13 @@ class _Errors(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if getattr(record, "event", None) == LogEvent.JOB_ERROR:
             rule, logs = getattr(record, "rule_name", "?"), getattr(record, "log", None) or ()
+            if any(aftermath.was_stopped(Path(log).parent) for log in logs):
+                return  # not its fault: told in one line for all, at the end
             print(f"Error in rule {rule}; its output: {', '.join(map(str, logs))}", file=sys.stderr)
             return
         message = record.getMessage()
+        if message.startswith(TOLD):
+            return
         if not any(reason in message for reason in _printed):
             print(message, file=sys.stderr)
 
@@ -221,6 +233,7 @@ class Sweep:
         name: the sweep's name.
         folder: `results/<name>`.
         grid: the expanded runs.
+        workflow: Snakemake's; None without one, and in the processes that it starts for single jobs.
     """
 
     def __init__(self, config: config_module.SweepConfig, where: Place | None = None) -> None:
@@ -238,6 +251,10 @@ class Sweep:
         self._sums: dict[str, list[bytes]] = {}
         self._older: dict[str, bool] = {}
         self._looks: dict[str, Look | None] = {}
+        self.workflow: Any = None
+        self._outdated: dict[str, RunRecord] = {}  # as told at the start
+        self._is_corrected = False
+        self._is_there: dict[str, bool] = {}
 
     @property
     def runs(self) -> list[str]:
@@ -291,9 +308,10 @@ class Sweep:
         return [str(path) for path in files]
 
     def missing_files(self) -> list[str]:
-        """The user's own files that the grid needs and that do not exist, a line each."""
-        grid = self.config.grid
-        named = [("models", name) for name in grid.model] + [("datasets", name) for name in grid.dataset]
+        """The user's own files that runs still need and that do not exist, a line each."""
+        left = [self.spec(run) for run in self.runs if not self._stays(run, "")]
+        named = [*dict.fromkeys(("models", spec.model) for spec in left)]
+        named += [*dict.fromkeys(("datasets", spec.dataset) for spec in left)]
         return [
             f"{section}.{name}.{key}.local: {path}: {problem}"
             for section, name in named
@@ -336,7 +354,7 @@ class Sweep:
         Fetching or tokenising the same again, for example after a change of that code, does not repeat the run. Where
         the user's own files are newer than their manifests, Snakemake decides.
         """
-        return ancient(manifest) if self._is_settled(run) else manifest
+        return self.read(run, manifest) if self._is_settled(run) else manifest
 
     def _is_settled(self, run: str) -> bool:
         look = self._look(run)
@@ -350,12 +368,10 @@ class Sweep:
 
         Snakemake looks for no job that makes a marked file, so that a sweep costs what is left of it to do.
         """
-        broken = {Path(output).parent for output in interrupted(Path(".snakemake"))}
         whole = asks_for_all_jobs(workflow)
         paths = {run: self.record_path(run) for run in self.runs}
         return [
-            str(path) if whole or path.parent in broken or not self._is_kept(run) else before_update(str(path))
-            for run, path in paths.items()
+            str(path) if whole or not self._is_kept(run) else before_update(str(path)) for run, path in paths.items()
         ]
 
     def _is_kept(self, run: str) -> bool:
@@ -383,6 +399,32 @@ class Sweep:
             stem for run in pairs.values() for stem in (f"models/{self.model(run)}", f"tokens/{self.tokens(run)}")
         )
         return [path for path in (f"resources/{stem}.json" for stem in stems) if Path(path).exists()]
+
+    def read(self, run: str, path: str, day: str = "") -> Any:  # noqa: ANN401 - with Snakemake's mark, or no path
+        """A file that a run reads and that does not make it stale.
+
+        It is no input of a run that is done if it is not there, as where results were brought home without it: it would
+        be made, if only for another run, and Snakemake repeats whoever reads a file that was not there before.
+
+        Args:
+            run: the run.
+            path: of the file.
+            day: of an anchor.
+        """
+        self.correct_notes()
+        if path not in self._is_there:
+            self._is_there[path] = Path(path).exists()
+        return ancient(path) if self._is_there[path] or not self._stays(run, day) else []
+
+    def _stays(self, run: str, day: str) -> bool:
+        """Whether a run will not be repeated, neither by itself nor because the user wants it."""
+        asked = self.workflow and self.workflow.dag_settings
+        if asked and (asked.forceall or asked.forcetargets or asked.forcerun):
+            return False
+        folder = Path(self.folder, "anchors", day, run) if day else self.record_path(run).parent
+        return all((folder / name).exists() for name in WRITTEN) and (
+            bool(day) or (self._is_settled(run) and run not in self._outdated)
+        )
 
     def unsettled(self) -> str | None:
         """A notice if finished runs were measured with other texts or models than the current ones, else None."""
@@ -412,21 +454,58 @@ class Sweep:
     def _checksums(self, manifest: str) -> list[bytes]:
         """The checksums in a manifest, in the form that records have; none if it does not exist."""
         if manifest not in self._sums:
-            try:
-                row = read_json(Path(manifest), "manifest")
-            except UserError:
-                row = {}
+            row = self._described(manifest)
             sums = [row.get("sha256"), *row.get("files", {}).values()]
             self._sums[manifest] = [f'"{checksum}"'.encode() for checksum in sums if checksum]
         return self._sums[manifest]
 
+    def _described(self, manifest: str) -> Mapping[str, Any]:
+        """The content of a manifest; empty if it cannot be read."""
+        try:
+            return read_json(Path(manifest), "manifest")
+        except UserError:
+            return {}
+
     def _is_older(self, section: str, manifest: str) -> bool:
-        """Whether a manifest is older than one of the user's own files that it describes."""
+        """Whether one of the user's own files is newer than the manifest that describes it, and other than it says.
+
+        A file that was copied is newer, and the same.
+        """
         if manifest not in self._older:
             sources = self._own_files(section, Path(manifest).stem)
             made_s = Path(manifest).stat().st_mtime if sources and Path(manifest).exists() else math.inf
-            self._older[manifest] = any(Path(path).stat().st_mtime > made_s for path in sources)
+            newer = [path for path in sources if Path(path).stat().st_mtime > made_s]
+            sums = self._described(manifest).get("files", {}) if newer else {}
+            known = {path: sums.get(path) or sums.get(Path(path).name) for path in newer}
+            self._older[manifest] = any(sums and sums != sha256_of(Path(path)) for path, sums in known.items())
         return self._older[manifest]
+
+    def prepared(self) -> dict[Path, Callable[[Path], bool]]:
+        """Files that cost seconds to make, each with the test that it must pass where it is there; see `intact`."""
+        tests: dict[Path, Callable[[Path], bool]] = {Path(self.folder, "grid.json"): intact.is_json}
+        for run in {(spec.model, spec.dataset): run for run, spec in self.grid.runs.items()}.values():
+            tokens = Path(f"resources/tokens/{self.tokens(run)}.safetensors")
+            tests |= intact.inputs(Path("resources/models", self.model(run)), tokens)
+        return {**tests, **dict.fromkeys(Path(self.folder).glob("**/tables/*.parquet"), intact.is_parquet)}
+
+    @functools.cached_property
+    def damaged(self) -> list[Path]:
+        """Files of seconds of work that are there and damaged; see `intact`."""
+        return intact.damaged(self.prepared())
+
+    def correct_notes(self) -> list[str]:
+        """Correct what Snakemake notes; see `notes`. An input function: called as soon as there are jobs, no input."""
+        if self.workflow is not None and not self._is_corrected:
+            self._is_corrected = True
+            grid, outdated = Path(self.folder, "grid.json"), map(self.record_path, self._outdated)
+            is_todays = not grid.exists() or intact.is_json(grid, {"config": self.config.model_dump(mode="json")})
+            recorded = (path.parent for path in map(self.record_path, self.runs) if path.exists())
+            notes.correct(
+                self.workflow,
+                not_believed=[*self.damaged, *outdated, *([] if is_todays else [grid])],
+                written=(folder / name for folder in recorded for name in WRITTEN),
+            )
+        return []
 
     def outdated(self) -> dict[str, RunRecord]:
         """Records that older code made and that were not accepted for the current code, by run in the grid's order."""
@@ -437,7 +516,8 @@ class Sweep:
 
     def outdated_warning(self) -> str | None:
         """A warning with the cost of repeating outdated runs and how to keep them; None if there are none."""
-        rows = list(self.outdated().values())
+        self._outdated = self.outdated()
+        rows = list(self._outdated.values())
         if not rows:
             return None
         return (
@@ -513,38 +593,67 @@ class Sweep:
         return dataset_key(spec.dataset, spec.dataset_source)
 
     def gpus(self, run: str) -> int:
-        """Number of GPUs that a run takes: to compute on, or to meter while it runs on the CPU."""
-        return devices.num_boards(self.spec(run), str(self.config.measure.exclusive))
+        """Number of GPUs that a run takes on all its nodes: to compute on, or to meter while it runs on the CPU."""
+        spec = self.spec(run)
+        return spec.nodes * devices.num_boards(spec, str(self.config.measure.exclusive))
 
     def threads(self, run: str, cores: int | None) -> int:
-        """Number of CPU cores that a run takes: its own, or all of the machine if it must run alone.
+        """Number of CPU cores that a run takes on each node: its own, or all of the machine if it must run alone.
 
         Args:
             run: the run.
             cores: Snakemake's `--cores`; None on a cluster, where the batch system hands out cores.
         """
         spec = self.spec(run)
-        needed = spec.devices * spec.threads_per_device
+        needed = spec.node_devices * spec.threads_per_device
         return max(needed, cores) if self.config.measure.exclusive == "node" and cores else needed
 
-    def runtime_min(self, run: str) -> int:
-        """Minutes to request from a batch system: the run's time limit, its start and its scoring."""
-        spec = self.spec(run)
-        return math.ceil((spec.timeout_s + spec.cooldown_s) / 60) + 10
+    def memory_mb(self, run: str) -> int:
+        """MB of host memory to request from a batch system: more for a run that was killed for want of it."""
+        return int(self.config.hardware.memory_mb * 2 ** self._doublings(run)[0])
 
-    def slurm_extra(self) -> str:
-        """Slurm's extra options: a run that must be alone requests a node of its own."""
-        return "--exclusive" if self.config.measure.exclusive == "node" else ""
+    def runtime_min(self, run: str) -> int:
+        """Minutes to request from a batch system: the run's time limit, its start and its scoring.
+
+        More for a run that a batch job's limit ended all the same.
+        """
+        spec = self.spec(run)
+        minutes = math.ceil((spec.timeout_s + spec.cooldown_s) / 60) + 10
+        return int(minutes * 2 ** self._doublings(run)[1])
+
+    def _doublings(self, run: str) -> tuple[int, int]:
+        return attempted.doublings(attempted.notes(Path(self.folder, "runs", run, attempted.FILE)))
+
+    def whole_node(self) -> int:
+        """Whether a run requests a node of its own from a batch system, as 0 or 1: it must be alone."""
+        return int(self.config.measure.exclusive == "node")
+
+    def on_nodes(self, value: Callable[[RunSpec], int | str]) -> Callable[[Any], int | str | None] | None:
+        """A resource that only runs on several nodes have, as a function of wildcards; None where the grid has none."""
+        if all(spec.nodes == 1 for spec in self.grid.runs.values()):
+            return None
+
+        def resource(wildcards: Any) -> int | str | None:  # noqa: ANN401 - Snakemake's wildcards
+            spec = self.spec(wildcards.run)
+            return value(spec) if spec.nodes > 1 else None
+
+        return resource
+
+    def slurm_extra(self) -> str | Callable[[Any], str]:
+        """Slurm's extra options: a node of its own for a run that must be alone, equal shares of several nodes."""
+        alone = ["--exclusive"] if self.whole_node() else []
+        shares = self.on_nodes(self._shares)
+        if shares is None:
+            return " ".join(alone)
+        return lambda wildcards: " ".join([*alone, str(shares(wildcards) or "")]).strip()
+
+    def _shares(self, spec: RunSpec) -> str:
+        gpus = devices.num_boards(spec, str(self.config.measure.exclusive))
+        return "--ntasks-per-node=1" + (f" --gpus-per-node={gpus}" if gpus else "")
 
     def set_aside(self) -> None:
         """Move away the files that the aggregation marked as corrupt."""
         record.set_aside(Path(self.folder, "runs"))
-
-    def failures(self) -> list[str]:
-        """A line with the log for each run that was started and has no record."""
-        folders = [Path(self.folder, "runs", run) for run in self.grid.runs]
-        logs = [folder / "run.log" for folder in folders if not (folder / "record.json").exists()]
-        return [f"FAILED {log.parent.name}; its output: {log}" for log in logs if log.exists()]
 
     def finished(self) -> str:
         """A digest of the existing records: the target `partial` is remade when it changes."""

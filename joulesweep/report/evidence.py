@@ -58,6 +58,8 @@ FLAGS = {
     "not_settled": "Temperature or power still moved when the cool-down ended.",
     "skipped_steps": "Loss scaling skipped more than 1 % of the steps, since their gradients overflowed: nothing was "
     "learned in them. A few at the start are normal; in a short training they matter.",
+    "resumed": "The run was preempted, and went on from a checkpoint: its seconds and joules are sums over its "
+    "attempts. Each attempt began with a warm-up outside of the window, and perhaps with colder boards.",
     "unreadable_file": "A file beside the run's record could not be read; the next snakemake repeats the run.",
     "boards_differ": "Runs that are compared used different boards. Boards of one kind differ by about ±5 % in what "
     "their sensors say, which no interval over repeats covers; measure.pin_boards keeps a sweep on the same ones.",
@@ -65,6 +67,8 @@ FLAGS = {
     "temperatures_differ": "Boards of runs that are compared began more than 5 °C apart.",
     "new_weights": "A part of the model was not in its files and began at random, as the config allows: it learned "
     "everything in the run.",
+    "nodes_differ": "The nodes of the run differ in processor, memory, kind of board or software; the slowest one sets "
+    "the pace of all.",
     "one_device": "A strategy for several devices ran on one: it shows only the overhead of its wrapper.",
 }
 

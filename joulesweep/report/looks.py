@@ -21,9 +21,10 @@ OTHERS = "others"
 
 
 def spread(row: Row) -> str:
-    """On what a configuration trains: "1 GPU", "2 GPUs, DDP", "2 processes, DDP"."""
+    """On what a configuration trains: "1 GPU", "2 GPUs, DDP", "2 processes, DDP", "8 GPUs on 2 nodes, DDP"."""
     one, several = ("GPU", "GPUs") if row["gpus"] else ("process", "processes")
     place = f"{row['devices']} {one if row['devices'] == 1 else several}"
+    place += f" on {row['nodes']} nodes" if (row["nodes"] or 1) > 1 else ""
     return place if row["strategy"] == "single" else f"{place}, {row['strategy'].upper()}"
 
 

@@ -137,16 +137,18 @@ def headline(rows: Sequence[DeviceEnergy], accelerator: str, exclusive: str) -> 
 def estimated(record: RunRecord, asked: Asked, cpu_s: float, wall_s: float) -> Estimate | None:
     """Estimated joules of a CPU run, if the config asks for them; None for GPU runs, which are never estimated.
 
+    Nodes draw their idle power each; what the first one's processor draws is taken for the others'.
+
     Args:
         record: the run's.
         asked: the config's settings of estimates.
-        cpu_s: CPU seconds of all processes.
+        cpu_s: CPU seconds of all processes, on all nodes.
         wall_s: seconds that they took.
     """
     if not asked.estimate or record.spec.accelerator != "cpu":
         return None
-    machine = record.environment
-    return estimate_cpu(cpu_s, wall_s, machine.cpu_model, machine.cpu_cores, asked.cpu_watts)
+    machine, num_nodes = record.environment, len(record.nodes or [None])
+    return estimate_cpu(cpu_s, num_nodes * wall_s, machine.cpu_model, machine.cpu_cores, asked.cpu_watts)
 
 
 def join_unique(values: Iterable[str | None]) -> str | None:

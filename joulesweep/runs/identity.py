@@ -9,17 +9,17 @@ from dataclasses import fields
 from typing import Any
 
 from joulesweep import methods
+from joulesweep.axes.strategy import spread
 from joulesweep.core.spec import OMISSION, RunSpec, short_hash, strip
 
 
 def label(spec: RunSpec) -> str:
     """The label of a cell in progress lines and charts: `ddp2 bf16-mixed bs32`, without the repeat."""
-    spread = spec.strategy if spec.devices == 1 else f"{spec.strategy}{spec.devices}"
     size = f"bs{spec.batch_size}" + ("/device" if spec.batch_size_scope == "per_device" else "")
     # For every method, so that parameters that are not a mapping are refused here.
     method = method_label(spec.method, spec.method_params)
     shown = [] if spec.method == OMISSION["method"] else [method]
-    return " ".join([*shown, spread, spec.precision, size])
+    return " ".join([*shown, spread(spec.strategy, spec.devices, spec.nodes), spec.precision, size])
 
 
 def method_label(method: str, params: dict[str, Any]) -> str:
@@ -56,5 +56,5 @@ def run_id(spec: RunSpec) -> str:
 
 
 def _slug(spec: RunSpec) -> str:
-    words = f"{spec.model}-{spec.dataset}-{label(spec)}".lower().replace("/device", "d")
+    words = f"{spec.model}-{spec.dataset}-{label(spec)}".lower().replace("/device", "d").replace("×", "x")
     return re.sub(r"[^a-z0-9._-]+", "-", words)

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 from joulesweep.core.errors import Corrupt, UserError, brief_repr
 from joulesweep.core.files import CORRUPT, MALFORMED, read_json, write_json
-from joulesweep.core.outcome import MISSING, Ending, Environment, Epoch, Measurement, Quality
+from joulesweep.core.outcome import MISSING, Ending, Environment, Epoch, Measurement, NodePart, Quality
 from joulesweep.core.spec import RunSpec, from_mapping
 from joulesweep.runs.identity import run_id
 
@@ -70,7 +70,8 @@ class RunRecord:
         inputs: manifests of its inputs.
         started: UTC, ISO 8601.
         finished: the same.
-        environment: what it was measured on.
+        environment: what it was measured on; of several nodes the first one, with the boards of all.
+        nodes: the part of each node; missing where there is one, and in older records.
         measurement: None unless ok.
         quality: after the last epoch; None unless ok.
         epochs: the completed epochs; epoch 0 is the untrained model.
@@ -92,6 +93,7 @@ class RunRecord:
     started: str
     finished: str
     environment: Environment
+    nodes: list[NodePart] | None = field(default=None, metadata=MISSING)
     measurement: Measurement | None
     quality: Quality | None
     epochs: list[Epoch]

@@ -53,7 +53,7 @@ def prepare_process(spec: RunSpec) -> RankContext:
     if spec.accelerator == "cuda" and num_gpus == 0:
         raise RunEnded("unsupported", "accelerator cuda: PyTorch sees no GPU here")
     capability = torch.cuda.get_device_capability(0) if num_gpus else None
-    reason = strategy.unsupported_reason(spec.strategy, spec.devices, spec.accelerator, num_gpus)
+    reason = strategy.unsupported_reason(spec.strategy, spec.devices, spec.accelerator, num_gpus, spec.nodes)
     reason = reason or precision.unsupported_reason(spec.precision, spec.accelerator, capability)
     reason = reason or engine.incompatible_reason(spec) or methods.incompatible_reason(spec)
     reason = reason or engine.unsupported_reason(spec.engine, spec.accelerator, capability)
@@ -259,7 +259,7 @@ def measured_boards(spec: RunSpec, boards: Sequence[Board], place: RankContext) 
     Raises:
         UserError: PyTorch computes on another board than the one that is metered.
     """
-    for position, board in enumerate(boards[: spec.devices] if spec.accelerator == "cuda" else ()):
+    for position, board in enumerate(boards[: spec.node_devices] if spec.accelerator == "cuda" else ()):
         uuid = str(getattr(torch.cuda.get_device_properties(position), "uuid", ""))
         if uuid and not board.mig and not devices.is_board(uuid, board.uuid):
             raise UserError(f"PyTorch computes on GPU {uuid}, and the run was given {board.uuid}")
@@ -267,4 +267,4 @@ def measured_boards(spec: RunSpec, boards: Sequence[Board], place: RankContext) 
     if place.world == 1:
         return dict(placed)
     assigned = placed[place.local_rank : place.local_rank + 1]
-    return dict(assigned + (placed[place.world :] if place.local_rank == 0 else []))
+    return dict(assigned + (placed[spec.node_devices :] if place.local_rank == 0 else []))

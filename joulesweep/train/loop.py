@@ -11,7 +11,7 @@ inside the window from the same start, and the repeated weights are discarded: j
 
 The same loop serves every method, strategy, precision, batching and engine: those are transforms of the model, rows
 of tables, and the layout of a batch.
-`launch.launcher` starts it through `train.worker`, once, or once per rank under torchrun; each process writes
+`launch.node` starts it through `train.worker`, once, or once per rank under torchrun; each process writes
 `rank<r>.json`.
 This process imports torch, transformers and zeus, nothing of the reporting side.
 """
@@ -22,12 +22,12 @@ import contextlib
 import gc
 import itertools
 import json
+import math
 import os
 import re
 import sys
 import time
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,22 +38,42 @@ from tqdm import tqdm
 from joulesweep.axes import engine, strategy
 from joulesweep.core.errors import UserError
 from joulesweep.core.files import write_json
-from joulesweep.core.outcome import BadInput, Epoch, Quality, RankResult, Span, Stopped, as_json
+from joulesweep.core.outcome import (
+    BadInput,
+    Epoch,
+    EpochEnd,
+    Preempted,
+    Quality,
+    RankResult,
+    Span,
+    Stopped,
+    Windowed,
+    as_json,
+)
 from joulesweep.core.spec import RunSpec, from_mapping
 from joulesweep.measure.devices import Board
 from joulesweep.measure.window import Meter
 from joulesweep.nets.language_model import Unfit
-from joulesweep.train import fit, generation, memory
+from joulesweep.train import checkpoint, fit, generation, memory
 from joulesweep.train.adaptive import choosing
 from joulesweep.train.assembly import assemble, attention, measured_boards, prepare_process
+from joulesweep.train.checkpoint import Checkpoints, Stop
 from joulesweep.train.data import Batch
 from joulesweep.train.scoring import save, score
 from joulesweep.train.trainer import InitialState, RankContext, RunEnded, Trainer, read_counters
 
+BEGIN = EpochEnd(epoch=0, elapsed_s=0.0, cpu_s=0.0, num_steps=0)
 ROOMS_AHEAD = 16  # epochs whose copies are allocated before the window; a longer training may end early
 
 
-def train(spec: RunSpec, model_folder: Path, tokens: Path, folder: Path, boards: Sequence[Board] = ()) -> RankResult:
+def train(
+    spec: RunSpec,
+    model_folder: Path,
+    tokens: Path,
+    folder: Path,
+    boards: Sequence[Board] = (),
+    checkpoints: Checkpoints | None = None,
+) -> RankResult | Preempted:
     """Carry out one run and return the result of this rank.
 
     Args:
@@ -62,12 +82,14 @@ def train(spec: RunSpec, model_folder: Path, tokens: Path, folder: Path, boards:
         tokens: the token file.
         folder: the run's folder; the model, if kept, is saved in its `model/`.
         boards: the run's boards in the order of CUDA_VISIBLE_DEVICES.
+        checkpoints: where the training goes on, and where it is kept if it is asked to stop; None if it cannot be.
 
     Raises:
         Stop: the run ends early with a result.
     """
     began_s = time.monotonic()
     place = prepare_process(spec)
+    saved = checkpoint.load(checkpoints, place)  # None if the training begins
     trainer = assemble(spec, model_folder, tokens, place)
     meter = Meter(
         measured_boards(spec, boards, place), host=place.local_rank == 0, synchronize=trainer.place.synchronize
@@ -75,51 +97,47 @@ def train(spec: RunSpec, model_folder: Path, tokens: Path, folder: Path, boards:
     gc.freeze()  # the collector, off until now, skips what is imported and built so far
     gc.enable()
     idle_begin_s, idle_end_s = _idle(spec, place)
-    untrained = score(trainer)
+    untrained = Quality(**saved.untrained) if saved else score(trainer)
     memory.give_back(place.device)
     peaks = memory.Peaks(place.device, trainer.layout.parts)
     start = _warm_up(trainer, peaks)
-    startup_s = time.monotonic() - began_s
 
     kept: list[memory.Weights] = []
-    ends: list[_End] = [_End()]
     for _ in range(min(trainer.num_epochs, ROOMS_AHEAD)):
         kept.append(memory.room_for(trainer.core, kept))
+    ends = checkpoint.restore(saved, trainer, kept, peaks) if saved else [BEGIN]
+    earlier_s, earlier_cpu_s = checkpoints.elapsed_s if checkpoints else 0.0, saved.cpu_s if saved else 0.0
+    first_step, saved = len(trainer.losses), None
+    peaks.reset()  # without what was read to go on
+    startup_s = time.monotonic() - began_s
     weights_s, num_passes = 0.0, 1
+    stop = Stop(place, checkpoints)
     place.barrier()
     num_compilations = -engine.num_compilations()
     began_cpu_s = time.process_time()
     with meter.window():
-        with contextlib.closing(_run_epochs(trainer)) as ended:
+        with contextlib.closing(_run_epochs(trainer, stop, first_step)) as ended:
             for epoch, num_steps in ended:
                 elapsed_s, cpu_s = time.monotonic() - meter.begin_s, time.process_time() - began_cpu_s
-                ends.append(_End(epoch=epoch, elapsed_s=elapsed_s, cpu_s=cpu_s, num_steps=num_steps))
+                elapsed_s, cpu_s = earlier_s + elapsed_s, earlier_cpu_s + cpu_s
+                ends.append(EpochEnd(epoch=epoch, elapsed_s=elapsed_s, cpu_s=cpu_s, num_steps=num_steps))
                 if epoch > len(kept):
                     kept.append(memory.room_for(trainer.core, kept))
                 peaks.note([start.weights, *kept] if start else kept)
                 if epoch < trainer.num_epochs:
                     weights_s += _keep(trainer, kept[epoch - 1])
-        losses, trainer.losses = trainer.losses, []
-        tallies = trainer.phases
-        while start and _is_short(trainer, time.monotonic() - meter.begin_s):
+        stop.close()
+        losses, tallies = trainer.losses, trainer.phases
+        while start and not stop.reached and _is_short(trainer, earlier_s + time.monotonic() - meter.begin_s):
             weights_s += _keep(trainer, kept[-1]) if num_passes == 1 else 0.0
             weights_s += _repeat(trainer, start)
             num_passes += 1
         place.barrier()
     num_compilations += engine.num_compilations()
-    if num_passes == 1:  # the module still has the last weights: copy them outside the window
-        _keep(trainer, kept[-1])
-    cpu_s = (time.process_time() - began_cpu_s) / num_passes
-    read_counters(tallies)
-    energy, phases, kernels = meter.readings(), choosing.phases(trainer, tallies), attention(trainer.core.model)
-    by_step = place.reduced(torch.stack(losses).float()).tolist()
-    qualities = [untrained, *(score(trainer, weights) for weights in kept[: len(ends) - 1])]
-    epochs = [_epoch(*of_epoch, by_step) for of_epoch in zip([_End(), *ends], ends, qualities, strict=False)]
-    summaries = generation.generate(trainer, kept[-1], model_folder)
-    if spec.keep_model != "none":
-        best = min(range(len(kept)), key=lambda i: epochs[i + 1].validation_loss)
-        save(trainer, kept[best if spec.keep_model == "best" else -1], model_folder, folder / "model")
-    return RankResult(
+    cpu_s = time.process_time() - began_cpu_s
+    if stop.reached:
+        peaks.note([start.weights, *kept] if start else kept)
+    window = Windowed(
         total_window_s=meter.window_s,
         num_passes=num_passes,
         span=Span(
@@ -131,15 +149,41 @@ def train(spec: RunSpec, model_folder: Path, tokens: Path, folder: Path, boards:
             clock_step_s=meter.clock_step_s,
             weights_s=weights_s,
         ),
-        energy=energy,
-        cpu_s=cpu_s,
+        energy=meter.readings(),
+        cpu_s=cpu_s / num_passes,
         startup_s=startup_s,
         peak_memory=peaks.peak(),
-        phases=phases,
         num_steps=trainer.num_steps,
+        num_compilations_in_window=num_compilations,
+    )
+    if checkpoints and stop.reached:
+        finished = kept[: len(ends) - 1]
+        file = checkpoint.save(
+            checkpoints,
+            trainer,
+            untrained=untrained,
+            kept=finished,
+            ends=ends,
+            cpu_s=earlier_cpu_s + cpu_s,
+            peaks=peaks,
+        )
+        return Preempted(**vars(window), step=len(losses), epochs=ends, files=[file])
+    if num_passes == 1:  # the module still has the last weights: copy them outside the window
+        _keep(trainer, kept[-1])
+    read_counters(tallies)
+    phases, kernels = choosing.phases(trainer, tallies), attention(trainer.core.model)
+    by_step = place.reduced(torch.stack(losses).float()).tolist()
+    qualities = [untrained, *(score(trainer, weights) for weights in kept[: len(ends) - 1])]
+    epochs = [_epoch(*of_epoch, by_step) for of_epoch in zip([BEGIN, *ends], ends, qualities, strict=False)]
+    summaries = generation.generate(trainer, kept[-1], model_folder)
+    if spec.keep_model != "none":
+        best = min(range(len(kept)), key=lambda i: epochs[i + 1].validation_loss)
+        save(trainer, kept[best if spec.keep_model == "best" else -1], model_folder, folder / "model")
+    return RankResult(
+        **vars(window),
+        phases=phases,
         products=trainer.products,
         attention=kernels,
-        num_compilations_in_window=num_compilations,
         epochs=epochs,
         quality=qualities[-1],
         losses=by_step,
@@ -148,17 +192,7 @@ def train(spec: RunSpec, model_folder: Path, tokens: Path, folder: Path, boards:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _End:
-    """Time of an epoch's end since the window began, and the steps taken by then."""
-
-    epoch: int = 0
-    elapsed_s: float = 0.0
-    cpu_s: float = 0.0
-    num_steps: int = 0
-
-
-def _epoch(before: _End, end: _End, quality: Quality, losses: Sequence[float]) -> Epoch:
+def _epoch(before: EpochEnd, end: EpochEnd, quality: Quality, losses: Sequence[float]) -> Epoch:
     of_epoch = losses[before.num_steps : end.num_steps]
     return Epoch(
         **vars(end),
@@ -167,28 +201,37 @@ def _epoch(before: _End, end: _End, quality: Quality, losses: Sequence[float]) -
         perplexity=quality.perplexity,
         masked_accuracy=quality.masked_accuracy,
         choice_accuracy=quality.choice_accuracy,
-        energy=[],
     )
 
 
-def _run_epochs(trainer: Trainer) -> Generator[tuple[int, int], None, None]:
-    """Run the training loop. Yields (epoch, steps so far) after each epoch, while the device is idle."""
-    num_steps, step = trainer.num_steps, 0
-    trainer.phases = []
+def _run_epochs(trainer: Trainer, stop: Stop | None = None, step: int = 0) -> Generator[tuple[int, int], None, None]:
+    """Run the training loop, after `step` steps. Yields (epoch, steps so far) after each epoch, the device being idle.
+
+    It ends early where `stop` says so.
+    """
+    num_steps, per_epoch, place = trainer.num_steps, trainer.steps_per_epoch, trainer.place
     trainer.core.train()
-    bar = tqdm(total=num_steps, unit="step", mininterval=1.0, disable=trainer.place.rank != 0, file=sys.stderr)
-    with contextlib.closing(bar), contextlib.closing(trainer.steps()) as steps:
-        for epoch in range(1, trainer.num_epochs + 1):
-            _begin(trainer, epoch)
-            begun = len(trainer.losses)
-            for batches, num_predicted in itertools.islice(steps, trainer.steps_per_epoch):
+    bar = tqdm(total=num_steps, initial=step, unit="step", mininterval=1.0, disable=place.rank != 0, file=sys.stderr)
+    if step:
+        trainer.reopen_phase()
+    else:
+        trainer.phases = []
+    with contextlib.closing(bar), contextlib.closing(trainer.steps(step)) as steps:
+        for epoch in range(math.ceil(step / per_epoch) or 1, trainer.num_epochs + 1):
+            begun = (epoch - 1) * per_epoch
+            if step == begun:
+                _begin(trainer, epoch)
+            for batches, num_predicted in itertools.islice(steps, begun + per_epoch - step):
                 lr = trainer.learning_rate(step)
                 trainer.losses.append(_step(trainer, batches, num_predicted, lr))
                 trainer.count(batches)
                 step += 1
                 bar.update()
-            trainer.place.synchronize()
-            _check_finite(trainer.place, trainer.losses[begun:], step)
+                if stop and stop.asked and step < num_steps and stop.is_at(step):
+                    trainer.close_epoch()
+                    return
+            place.synchronize()
+            _check_finite(place, trainer.losses[begun:], step)
             trainer.close_epoch()
             yield epoch, step
 
@@ -328,8 +371,9 @@ def _repeat(trainer: Trainer, start: InitialState) -> float:
     start.restore(trainer)
     trainer.place.synchronize()
     restored_s = time.monotonic() - began_s
+    trainer.losses = []
     for _ in _run_epochs(trainer):
-        trainer.losses.clear()
+        pass
     return restored_s
 
 
@@ -352,8 +396,13 @@ def main(argv: list[str]) -> int:
     try:
         paths = [Path(job[key]) for key in ("model_folder", "tokens", "folder")]
         boards = [Board(**board) for board in job["boards"]]
-        outcome: RankResult | Stopped | BadInput = train(
-            from_mapping(job["spec"]), paths[0], paths[1], paths[2], boards
+        outcome: RankResult | Preempted | Stopped | BadInput = train(
+            from_mapping(job["spec"]),
+            paths[0],
+            paths[1],
+            paths[2],
+            boards,
+            checkpoint.of_job(job, job_path.parent),
         )
     except RunEnded as stop:
         outcome = stop.outcome
@@ -366,7 +415,7 @@ def main(argv: list[str]) -> int:
         reason = lines[0] if lines else "out of host memory"
         outcome = Stopped(status="oom", reason=reason, oom_bytes=memory.bytes_asked(str(error)))
     write_json(job_path.parent / f"rank{rank}.json", as_json(outcome))
-    if not isinstance(outcome, RankResult):
+    if not isinstance(outcome, RankResult | Preempted):
         return 3
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -178,12 +178,10 @@ class Trainer:
         """Return the learning rate of a step, counted from 0."""
         return learning_rate(self.spec, step, self.num_steps)
 
-    def batches(self, epoch: int) -> Iterator[tuple[list[data.Batch], int]]:
-        """Yield the steps of an epoch, from `data.steps`."""
-        place = self.place
-        return data.steps(
-            self.corpus, self._labelled(epoch), self._order(epoch), self.layout, place.data_rank, place.data_parallel
-        )
+    def batches(self, epoch: int, first: int = 0) -> Iterator[tuple[list[data.Batch], int]]:
+        """Yield the steps of an epoch, from `data.steps`, without some first ones."""
+        place, texts = self.place, self._order(epoch)[first * self.layout.size :]
+        return data.steps(self.corpus, self._labelled(epoch), texts, self.layout, place.data_rank, place.data_parallel)
 
     def _labelled(self, epoch: int) -> labels.MaskedInputs:
         return labels.labelled(self.corpus, self.spec.task, self.spec.mask_probability, self.spec.repeat, epoch)
@@ -205,18 +203,22 @@ class Trainer:
                 step_texts = texts[number % self.steps_per_epoch]
                 yield next(data.steps(self.corpus, shown, step_texts, layout, place.data_rank, place.data_parallel))
 
-    def steps(self) -> Generator[tuple[list[data.Batch], int], None, None]:
-        """Yield the steps of the whole training. Close it: on a GPU a thread prepares them ahead, see `ahead`."""
-        return ahead.ahead(self._pinned_steps()) if self.place.device.type == "cuda" else self._steps()
+    def steps(self, first: int = 0) -> Generator[tuple[list[data.Batch], int], None, None]:
+        """Yield the steps of the training from `first` on, counted from 0.
 
-    def _steps(self) -> Generator[tuple[list[data.Batch], int], None, None]:
-        every = itertools.chain.from_iterable(map(self.batches, range(1, self.num_epochs + 1)))
-        yield from itertools.islice(every, self.num_steps)
+        Close it: on a GPU a thread prepares them ahead, see `ahead`.
+        """
+        return ahead.ahead(self._pinned_steps(first)) if self.place.device.type == "cuda" else self._steps(first)
 
-    def _pinned_steps(self) -> Generator[tuple[list[data.Batch], int], None, None]:
+    def _steps(self, first: int = 0) -> Generator[tuple[list[data.Batch], int], None, None]:
+        before, step = divmod(first, self.steps_per_epoch)
+        later = itertools.chain.from_iterable(map(self.batches, range(before + 2, self.num_epochs + 1)))
+        yield from itertools.islice(itertools.chain(self.batches(before + 1, step), later), self.num_steps - first)
+
+    def _pinned_steps(self, first: int = 0) -> Generator[tuple[list[data.Batch], int], None, None]:
         torch.cuda.set_device(self.place.device)  # each thread has its own current device, initially the first
         torch.set_num_threads(1)  # else this thread would start as many more as the training one
-        for batches, num_predicted in self._steps():
+        for batches, num_predicted in self._steps(first):
             yield [batch.pinned() for batch in batches], num_predicted
 
     def wrap(self) -> None:
@@ -228,6 +230,10 @@ class Trainer:
         taken = self._steps_taken()
         self.phases.append(Tally(kind=kind, epoch=epoch, choice=choice, begun=taken, ended=taken))
         self.began_s = time.monotonic()
+
+    def reopen_phase(self) -> None:
+        """Go on with a phase of an earlier attempt."""
+        self.began_s = time.monotonic() - self.phases[-1].elapsed_s
 
     def count(self, batches: Sequence[data.Batch]) -> None:
         """Add the counts of a step's batches to the current phase."""

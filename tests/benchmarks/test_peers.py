@@ -8,7 +8,7 @@ import pytest
 import tiny_run
 
 from benchmarks import peer_assets, peers
-from joulesweep.launch import launcher
+from joulesweep.launch import node
 
 PROGRAMS = [name for name in peers.PEERS if name != "trainer-compiled"]  # a compiler takes a minute
 
@@ -97,8 +97,8 @@ def test_all_processes_have_the_environment_of_a_run(assets, monkeypatch, plain)
     assert {module for module, *_ in started} > {"joulesweep.train.worker", "benchmarks.peer_trainer"}
     assert len(started) == len(peers.PEERS) + len(peers.LEVERS) + 1
     assert all(environ == started[0][1] and cwd == started[0][2] for _, environ, cwd in started)
-    expected = launcher.child_environment(1, [])
-    for name in launcher.ALLOCATOR if plain else ():
+    expected = node.child_environment(1, [])
+    for name in node.ALLOCATOR if plain else ():
         del expected[name]
     assert started[0][1] == expected
     assert report["contestants"] == []

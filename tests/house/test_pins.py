@@ -46,7 +46,9 @@ def test_each_package_is_pinned_once_to_a_version():
     assert [pin for pin in constraints() if not re.fullmatch(r"[0-9][0-9a-z.]*", pin[1])] == []  # no +cpu, no ranges
 
 
-@pytest.mark.parametrize(("group", "least"), [("dependencies", 8), ("dev", 8), ("peers", 2), ("docs", 2)])
+@pytest.mark.parametrize(
+    ("group", "least"), [("dependencies", 8), ("dev", 8), ("peers", 2), ("docs", 2), ("slurm", 1), ("cluster", 1)]
+)
 def test_every_dependency_is_pinned_and_pinned_there_only(group, least):
     names = declared()[group]
     assert len(names) >= least
@@ -54,7 +56,7 @@ def test_every_dependency_is_pinned_and_pinned_there_only(group, least):
 
 
 def test_there_are_no_other_groups_of_dependencies():
-    assert set(declared()) == {"dependencies", "dev", "peers", "docs"}
+    assert set(declared()) == {"dependencies", "dev", "peers", "docs", "slurm", "cluster"}
 
 
 def test_torch_and_zeus_are_the_ones_meant():

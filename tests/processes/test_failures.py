@@ -18,8 +18,8 @@ from outcomes import rank
 from joulesweep.core import processes
 from joulesweep.core.errors import UserError
 from joulesweep.core.outcome import BadInput, Stopped, as_json
-from joulesweep.launch import launcher
-from joulesweep.launch.launcher import RunFailed
+from joulesweep.launch import launcher, node
+from joulesweep.launch.node import RunFailed
 from joulesweep.runs import record
 from joulesweep.runs.identity import run_id
 
@@ -140,18 +140,18 @@ def test_the_rank_that_stopped_first_speaks(tmp_path):
     result(tmp_path, 0, "diverged", age_s=1)
     result(tmp_path, 1, "oom", age_s=5)
     result(tmp_path, 2, "ok", age_s=9)
-    assert launcher._outcome(tmp_path, 3).status == "oom"
+    assert node._outcome(tmp_path, 3).status == "oom"
 
 
 def test_a_rank_that_found_the_input_at_fault_speaks_too(tmp_path):
     result(tmp_path, 0, "error", age_s=1, reason="mend this")
     with pytest.raises(UserError, match="mend this"):
-        launcher._outcome(tmp_path, 2)
+        node._outcome(tmp_path, 2)
 
 
 def test_one_rank_without_result_leaves_the_run_without(tmp_path):
     result(tmp_path, 0, "ok", age_s=1)
-    assert launcher._outcome(tmp_path, 2) is None
+    assert node._outcome(tmp_path, 2) is None
 
 
 TORCHRUNS = "  exitcode  : {} (pid: 417)\n  traceback : Signal {} received by PID 417\n"
@@ -171,8 +171,8 @@ TORCHRUNS = "  exitcode  : {} (pid: 417)\n  traceback : Signal {} received by PI
 )
 def test_which_end_of_a_process_is_a_kill(tmp_path, num_ranks, exit_code, said, killed):
     (tmp_path / "run.log").write_text(said)
-    assert launcher._killed(num_ranks, exit_code, tmp_path / "run.log") is killed
+    assert node._killed(num_ranks, exit_code, tmp_path / "run.log") is killed
 
 
 def test_without_a_log_only_the_exit_code_tells():
-    assert not launcher._killed(2, 1, None)
+    assert not node._killed(2, 1, None)

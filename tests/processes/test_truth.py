@@ -533,6 +533,54 @@ def test_a_rank_killed_in_the_middle_leaves_no_record_and_no_locked_board(tmp_pa
     assert len(gpu_rows(record)) == 2
 
 
+def preempted(child: subprocess.Popen[str], folder: Path, num_ranks: int = 1) -> str:
+    """Half a second after all ranks began to train, send SIGTERM. Returns what the run said."""
+    wait_for(lambda: len(list(folder.glob(".work/listens*"))) == num_ranks or child.poll() is not None)
+    time.sleep(0.5)
+    child.send_signal(signal.SIGTERM)
+    return child.communicate(timeout=PATIENCE_S)[1]
+
+
+def test_joules_of_a_preempted_run_are_the_sum_over_its_attempts(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, 20)
+    changes = {"gpus": [0, 1], "strategy": "ddp", "devices": 2, "max_steps": 400}
+    for _ in range(2):
+        child, folder = machine.start("node", **changes)
+        said = preempted(child, folder, num_ranks=2)
+        assert child.returncode == 128 + signal.SIGTERM, said
+    record = machine.run("node", **changes)
+    measured, truth = record["measurement"], dict(zip((b["uuid"] for b in machine.boards.boards), WATTS, strict=True))
+    assert len(measured["segments"]) == 3
+    assert [segment["hostname"] for segment in measured["segments"]] == [record["environment"]["hostname"]] * 3
+    assert measured["total_window_s"] == pytest.approx(sum(part["window_s"] for part in measured["segments"]))
+    assert all(abs(error) <= bound(0.06, measured["total_window_s"]) for error in errors(record, truth))
+    for device, row in gpu_rows(record).items():
+        parts = [next(one for one in part["energy"] if one["device"] == device) for part in measured["segments"]]
+        assert row["status"] == "measured"
+        assert row["total_energy_j"] == pytest.approx(sum(part["total_energy_j"] for part in parts))
+        assert row["error_j"] == pytest.approx(sum(part["error_j"] for part in parts))
+        assert abs(row["total_energy_j"] - truth[row["uuid"]] * measured["total_window_s"]) <= row["error_j"]
+    last = {row["device"]: row["energy_j"] for row in record["epochs"][-1]["energy"]}
+    for device, row in gpu_rows(record).items():
+        assert last[device] == pytest.approx(row["energy_j"], rel=0.1)
+    notes = [json.loads(line) for line in (folder / "attempts.jsonl").read_text(encoding="utf-8").splitlines()]
+    ends = [note for note in notes if "status" in note]
+    assert [note["status"] for note in ends] == ["preempted", "preempted", "ok"]
+    for note, part in zip(ends, measured["segments"], strict=True):
+        assert note["attempt"] == part["attempt"]
+        assert {row["device"]: row["energy_j"] for row in note["window"]} == {
+            row["device"]: row["total_energy_j"] for row in part["energy"]
+        }
+
+
+def test_an_attempt_that_its_counter_cannot_resolve_is_not_kept(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, 1000)
+    child, folder = machine.start("node", gpus=[0], max_steps=10**7)
+    assert "too few to be measured" in preempted(child, folder)
+    assert child.returncode not in (0, None)
+    assert not (folder / ".checkpoint").exists()
+
+
 def ranks_of(pid: int) -> list[int]:
     """The two training processes of a launched run."""
     lines = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout

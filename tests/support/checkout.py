@@ -136,9 +136,10 @@ class Checkout:
 
     def workers(self) -> list[int]:
         """Processes that train in this checkout."""
-        return [pid for pid, line in self._processes() if "joulesweep.train.worker" in line]
+        return [pid for pid, line in self.processes() if "joulesweep.train.worker" in line]
 
-    def _processes(self) -> Iterator[tuple[int, str]]:
+    def processes(self) -> Iterator[tuple[int, str]]:
+        """Processes that work in this checkout, each with its command line, whose words NUL separates."""
         for entry in Path("/proc").iterdir():
             with contextlib.suppress(OSError):
                 if entry.name.isdigit() and (entry / "cwd").readlink().is_relative_to(self.folder):
@@ -151,7 +152,7 @@ class Checkout:
                 child.kill()
                 child.communicate()
         self.started.clear()
-        while found := [pid for pid, _ in self._processes()]:
+        while found := [pid for pid, _ in self.processes()]:
             for pid in found:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
@@ -177,6 +178,13 @@ class Checkout:
     @property
     def runs(self) -> Path:
         return self.folder / "results" / "tiny" / "runs"
+
+
+def finished(folder: Path) -> None:
+    """A checkout in a folder, in which a whole sweep of two runs was run."""
+    output = Checkout(folder / "checkout").run()
+    assert "[1/2] single fp32 bs8 r" in output
+    assert re.search(r"\[2/2\] single fp32 bs8 r\d · [\d.]+ s · [\d.]+ J est\. · loss [\d.]+", output)
 
 
 def environment() -> dict[str, str]:

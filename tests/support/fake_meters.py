@@ -438,9 +438,22 @@ mount -t tmpfs -o mode=755 none "$root/sys/class"
 """
 
 
-def _opened() -> list[str]:
+def as_user(argv: Sequence[str], uid: int, *needed: Path) -> list[str]:
+    """A command as another user, who reaches this Python, the repository and more folders; see `can_be_another`."""
+    run = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", *map(str, argv)]
+    steps = ["umask 022", "mount -t tmpfs -o mode=755 none /sys/class", *_opened(*needed)]
+    steps += ['cd "$PWD"', f"exec {shlex.join(run)}"]  # where it was may lie under what was mounted
+    return [*_unshare(), "sh", "-ec", "\n".join(steps)]
+
+
+def can_be_another() -> bool:
+    """Whether this process may start others as another user, and mount things for them."""
+    return os.geteuid() == 0 and shutil.which("setpriv") is not None and _namespaces()
+
+
+def _opened(*more: Path) -> list[str]:
     """Steps after which another user reaches this Python and the repository, in homes that are closed to others too."""
-    needed = [path for path in map(Path, (sys.base_prefix, REPOSITORY, sys.prefix)) if _closed(path)]
+    needed = [path for path in map(Path, (sys.base_prefix, REPOSITORY, sys.prefix, *more)) if _closed(path)]
     closed = sorted({str(_closed(path)) for path in needed})
     stage = "/sys/class/stage"
     pairs = [(shlex.quote(str(path)), shlex.quote(f"{stage}{path}")) for path in needed]
@@ -473,7 +486,7 @@ def _namespaces() -> bool:
 def _need_namespaces(uid: int | None) -> None:
     if not _namespaces():
         pytest.skip("this process may not mount folders in a namespace of its own (unshare --mount)")
-    if uid and (os.geteuid() != 0 or shutil.which("setpriv") is None):
+    if uid and not can_be_another():
         pytest.skip("running as another user takes root and setpriv")
 
 

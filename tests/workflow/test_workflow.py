@@ -13,7 +13,6 @@ import signal
 import subprocess
 import sys
 import tarfile
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import polars as pl
@@ -26,24 +25,6 @@ from tiny_run import REPOSITORY, SUPPORT
 
 FINISHED = SUPPORT / "golden" / "finished.tar.gz"
 ANALYSIS = {"aggregate", "charts", "exports", "report", "all"}
-
-
-def finish(folder: Path) -> None:
-    """Run a whole sweep of two runs in a folder's checkout."""
-    output = Checkout(folder / "checkout").run()
-    assert "[1/2] single fp32 bs8 r" in output
-    assert re.search(r"\[2/2\] single fp32 bs8 r\d · [\d.]+ s · [\d.]+ J est\. · loss [\d.]+", output)
-
-
-@pytest.fixture
-def sweep(tmp_path: Path, once: Callable[[str, Callable[[Path], object]], Path]) -> Iterator[Checkout]:
-    """A checkout whose sweep is complete: a copy of the one that is run once, down to the times of its files."""
-    checkout = Checkout(tmp_path / "checkout")
-    shutil.rmtree(checkout.folder)
-    shutil.copytree(once("finished-sweep", finish) / "checkout", checkout.folder, symlinks=True)
-    yield checkout
-    checkout.end()
-    shutil.rmtree(checkout.folder)
 
 
 @pytest.mark.smoke
@@ -455,11 +436,6 @@ def test_a_mistake_is_told_though_snakemake_is_quiet(sweep: Checkout, change: di
     assert done.returncode != 0
     line = text.partition(f"repeats: {config['grid']['repeats']}")[0].count("\n") + 1
     assert said.format(line=line) in (done.stdout + done.stderr).splitlines()
-
-
-def test_the_slurm_profile_is_proven_by_a_dry_run(sweep: Checkout) -> None:
-    output = sweep.run("-n", "--forceall", "--workflow-profile", "profiles/slurm")
-    assert re.search(r"^train +2$", output, re.MULTILINE)
 
 
 @pytest.mark.parametrize(

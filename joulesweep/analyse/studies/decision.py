@@ -32,6 +32,7 @@ from joulesweep.analyse.comparisons import (
 )
 from joulesweep.analyse.statistics import Fit, Ratio, repeats_to_tell, summary
 from joulesweep.analyse.tables import Row, Tables
+from joulesweep.axes.strategy import spread
 from joulesweep.core.quantities import percent, signed_percent
 from joulesweep.reference.footprint import J_PER_KWH
 
@@ -349,12 +350,12 @@ def configuration(row: Row) -> str:
     if row["strategy"] == "single":
         place = f"one {kind}" if row["gpus"] else "one process on the CPU"
     else:
-        place = f"{row['devices']} {kind}{'s' if kind == 'GPU' else 'es on the CPU'} with {row['strategy'].upper()}"
+        nodes = f" on {row['nodes']} nodes" if (row["nodes"] or 1) > 1 else ""
+        several = f"{kind}{'s' if kind == 'GPU' else 'es on the CPU'}{nodes}"
+        place = f"{row['devices']} {several} with {row['strategy'].upper()}"
     # What the name says beside strategy, precision and batch: the method, and the axes that vary.
-    spread = row["strategy"] + (f"{row['devices']}" if row["devices"] > 1 else "")
-    words = row["setup"].split(" ")
-    at = words.index(spread) if spread in words else len(words)
-    method, rest = " ".join(words[:at]), words[at + 2 :]
+    words = f" {row['setup']} ".partition(f" {spread(row['strategy'], row['devices'], row['nodes'])} ")
+    method, rest = words[0].strip(), words[2].split()[1:]
     return ", ".join(filter(None, [method, place, row["precision"], *rest, f"batch {row['batch']}"]))
 
 

@@ -45,7 +45,7 @@ CLAIMS = {
     "validation accuracy": "masked_accuracy",
 }
 #: Axes on which two cells agree that are compared.
-SHARED = ("panel", "environment", "devices", *LAYOUT, "batch_size", "batch_size_scope", "lr", "max_grad_norm")
+SHARED = ("panel", "environment", "devices", "nodes", *LAYOUT, "batch_size", "batch_size_scope", "lr", "max_grad_norm")
 
 
 @dataclass(frozen=True, kw_only=True)

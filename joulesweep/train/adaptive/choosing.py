@@ -15,7 +15,7 @@ from __future__ import annotations
 import gc
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -70,8 +70,7 @@ def choose(trainer: Trainer, epoch: int) -> TensorChoice:
     """Choose the tensors that train from this epoch on, and train no others."""
     selector, core = trainer.selector, trainer.core
     assert selector is not None
-    trainer.model = core
-    gc.collect()  # DDP's hooks on the parameters live as long as their wrapper, which has reference cycles
+    _unwrap(trainer)
     named = dict(core.model.named_parameters())
     parameters = {name: named[name] for name in selector.cost.names}
     for parameter in parameters.values():
@@ -105,6 +104,19 @@ def choose(trainer: Trainer, epoch: int) -> TensorChoice:
         gap=choice.gap,
         rates=None if selector.rates is None else asdict(selector.rates),
     )
+
+
+def _unwrap(trainer: Trainer) -> None:
+    trainer.model = trainer.core
+    gc.collect()  # DDP's hooks on the parameters live as long as their wrapper, which has reference cycles
+
+
+def train_only(trainer: Trainer, names: Collection[str]) -> None:
+    """Train the tensors of these names and no others, as chosen before."""
+    _unwrap(trainer)
+    for name, parameter in trainer.core.model.named_parameters():
+        parameter.requires_grad_(name in names)
+    trainer.wrap()
 
 
 @dataclass(frozen=True)

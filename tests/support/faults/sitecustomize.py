@@ -83,6 +83,9 @@ def _install(fault):
 
         strategy.unsupported_reason = lambda *given: "this rank cannot"
         return
+    if fault == "half_written":
+        _write_half()
+        return
     if fault in CLOCKS:
         from joulesweep.train import loop
 
@@ -93,6 +96,20 @@ def _install(fault):
 
     happen = globals()[fault]
     register_optimizer_step_pre_hook(lambda optimizer, *given: happen(optimizer) if fault == "nan" else happen())
+
+
+def _write_half():
+    """Write half of a checkpoint, and then nothing more."""
+    import torch
+
+    def save(state, path):
+        whole(state, path)
+        with path.open("r+b") as file:
+            file.truncate(path.stat().st_size // 2)
+        pathlib.Path(_job()).with_name("halfway").touch()
+        time.sleep(600)
+
+    whole, torch.save = torch.save, save
 
 
 def _jump():

@@ -13,6 +13,7 @@ from joulesweep.core import files
 from joulesweep.plan.config import validate
 from joulesweep.plan.grid import expand, manifest
 from joulesweep.reference.cpu_estimate import Asked, estimate_cpu
+from joulesweep.runs import attempted
 
 ASKED = Asked(True)
 MACHINE = synthetic.environment()
@@ -33,7 +34,7 @@ class Sweep:
 
     def note(self, run, place="runs", begun="2026-01-02T03:04:00", **ended):
         """Note an attempt; without `ended` it is open."""
-        path = self.folder / place / run / ledger.FILE
+        path = self.folder / place / run / attempted.FILE
         path.parent.mkdir(parents=True, exist_ok=True)
         name = {"attempt": f"{begun} {len(path.read_text()) if path.exists() else 0}"}
         first = {"began": begun, "cpu_model": MACHINE["cpu_model"], "cpu_cores": 2}
@@ -215,7 +216,7 @@ def test_without_its_boards_a_run_on_gpus_has_no_joules(on_boards):
 def test_torn_lines_are_left_out(on_boards, line):
     run = on_boards.runs[0]
     on_boards.note(run, status="failed", energy=board(1.0))
-    with (on_boards.folder / "runs" / run / ledger.FILE).open("a", encoding="utf-8") as file:
+    with (on_boards.folder / "runs" / run / attempted.FILE).open("a", encoding="utf-8") as file:
         file.write(line + "\n")
     assert on_boards.spent().measured_j == 1
 
@@ -231,3 +232,51 @@ def test_an_unreadable_record_leaves_the_attempts(on_boards):
     files.write_text(on_boards.folder / "runs" / run / "record.json", "{")
     on_boards.note(run, status="ok", energy=board(12.0))
     assert parts(on_boards.spent())["repeated"].measured_j == 12
+
+
+def test_every_joule_of_a_preempted_run_counts_once(on_boards):
+    """Two attempts did parts of the run, one between them died; their windows are apart from what is around them."""
+    run = on_boards.runs[0]
+
+    def in_two_attempts(row):
+        part = {
+            "attempt": "a", "hostname": "h", "first_step": 1, "last_step": 2, "window_s": 5.0, "cpu_s": 1.0,
+            "took_s": 9.0, "energy": [], "flags": [], "conditions": row["measurement"]["conditions"],
+            "overhead": row["measurement"]["overhead"],
+        }  # fmt: skip
+        row["measurement"]["segments"] = [part, part]
+        return row
+
+    def window(energy_j):
+        return {"window": [{"device": "gpu:0", "kind": "gpu", "energy_j": energy_j, "status": "measured"}]}
+
+    row = on_boards.record(run, change=in_two_attempts)
+    on_boards.note(
+        run, status="preempted", begun="2026-01-02T01:00:00", energy=board(70.0), window_s=2.0, **window(60.0)
+    )
+    on_boards.note(
+        run, status="preempted", begun="2026-01-02T02:00:00", energy=board(90.0), window_s=3.0, **window(80.0)
+    )
+    on_boards.note(run, status="stopped", begun="2026-01-02T02:30:00", energy=board(11.0))
+    on_boards.note(run, status="ok", energy=board(200.0), window_s=5.0, **window(150.0))
+    rows = on_boards.rows()
+    assert [one["is_kept"] for one in rows] == [False, True, False, True]  # the first one's checkpoint was discarded
+    assert [one["window_energy_j"] for one in rows] == [None, 80.0, None, 150.0]
+    assert [one["window_s"] for one in rows] == [None, 3.0, None, 5.0]
+    spent = on_boards.spent()
+    assert spent.measured_j == 371.0
+    assert parts(spent)[ledger.WINDOWS].measured_j == 230.0
+    assert parts(spent)[ledger.WINDOWS].seconds == 8.0
+    assert parts(spent)[ledger.AROUND].measured_j == 60.0
+    assert parts(spent)[ledger.FAILED].measured_j == 81.0
+    assert row["measurement"]["energy"]  # the record's own sum is counted nowhere
+
+
+def test_windows_of_a_preempted_run_count_where_no_counter_was_read(on_boards):
+    run = on_boards.runs[0]
+    on_boards.record(run)
+    own = [{"device": "gpu:0", "kind": "gpu", "energy_j": 150.0, "status": "integrated"}]
+    on_boards.note(run, status="ok", energy=[], window_s=5.0, window=own)
+    (row,) = on_boards.rows()
+    assert (row["energy_j"], row["energy_status"], row["energy_reason"]) == (150.0, "integrated", ledger.WINDOW_ALONE)
+    assert (row["window_s"], row["window_energy_j"]) == (5.0, 150.0)

@@ -6,6 +6,7 @@ import pytest
 from scipy import stats
 
 from joulesweep.analyse.statistics import (
+    LENT,
     NO_DIFFERENCE,
     NO_INTERVAL,
     Fit,
@@ -203,8 +204,8 @@ def test_equal_variances_are_drawn_together_and_unequal_ones_less():
     degrees = np.full(200, 4.0)
     equal, prior = shrunk(draw.chisquare(4, 200) / 4, degrees)
     apart, of_apart = shrunk(draw.chisquare(4, 200) / 4 * np.exp(draw.normal(0, 2, 200)), degrees)
-    assert prior > 8 > 3 > of_apart
-    assert np.ptp(np.log(equal)) < 1.5 < np.ptp(np.log(apart))
+    assert prior / LENT > 8 > 3 > of_apart / LENT
+    assert np.ptp(np.log(equal)) < 2 < 5 < np.ptp(np.log(apart))
 
 
 @pytest.mark.parametrize(("number", "quantile"), [(1, 1.72), (2, 2.03), (3, 2.19), (4, 2.30), (5, 2.39)])

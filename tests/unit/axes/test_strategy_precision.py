@@ -64,6 +64,26 @@ def test_a_machine_that_cannot_run_a_strategy_says_why(name, devices, accelerato
     assert strategy.unsupported_reason(name, devices, accelerator, num_gpus) == reason
 
 
+@pytest.mark.parametrize(
+    ("name", "num_gpus", "reason"),
+    [
+        ("ddp", 4, None),
+        ("fsdp", 3, "fsdp asks for 4 GPUs; 3 visible"),
+        ("dp", 8, "dp is one process, which several nodes cannot share: use ddp or fsdp"),
+    ],
+)
+def test_each_of_several_nodes_needs_its_own_share_of_gpus(name, num_gpus, reason):
+    assert strategy.unsupported_reason(name, 8, "cuda", num_gpus, nodes=2) == reason
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [(("single", 1), "single"), (("ddp", 8), "ddp8"), (("ddp", 8, None), "ddp8"), (("ddp", 8, 2), "ddp 2×4")],
+)
+def test_a_strategy_is_shown_with_its_devices_and_nodes(given, shown):
+    assert strategy.spread(*given) == shown
+
+
 def test_one_device_is_not_wrapped():
     model = tiny_run.network()
     assert strategy.wrap(model, "single", SETTING) is model

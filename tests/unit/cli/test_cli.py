@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import signal
@@ -14,10 +15,10 @@ import tiny_run
 import yaml
 
 from joulesweep import cli
-from joulesweep.cli import main, run
+from joulesweep.cli import check, main, run
 from joulesweep.core import files
 from joulesweep.launch import lease
-from joulesweep.launch.launcher import RunFailed
+from joulesweep.launch.node import RunFailed
 from joulesweep.plan import config
 from joulesweep.plan.grid import dataset_key, dataset_source, expand, model_key, model_source
 from joulesweep.runs import record
@@ -221,3 +222,15 @@ def test_a_reader_that_goes_away_gets_no_traceback(configfile):
     with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
         child.stdout.close()
         assert child.stderr.read() == b""
+
+
+def test_an_interrupted_command_is_one_line_and_exit_code_130(configfile, capsys, monkeypatch):
+    monkeypatch.setattr(check, "work", lambda args: os.kill(os.getpid(), signal.SIGINT))
+    assert command("check", configfile) == 130
+    assert capsys.readouterr() == ("", "interrupted; the same command does it from the start\n")
+
+
+def test_a_run_that_is_interrupted_says_that_it_left_no_record(configfile, runs, prepared, capsys, monkeypatch):
+    monkeypatch.setattr(run, "launch", lambda *given, **named: os.kill(os.getpid(), signal.SIGINT))
+    assert command("run", runs[0], "--configfile", configfile) == 130
+    assert capsys.readouterr().err == f"stopped: {runs[0]} left no record; the same command begins it again\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import fcntl
 import json
+import re
 import time
 
 import pytest
@@ -86,9 +87,10 @@ def test_the_screen_says_what_is_done_runs_waits_and_failed(sweep, capsys):
     files.write_text(folder / "runs" / left[0] / "run.log", bar)
     alive(folder, left[1], "waits", waits_for="the machine", whom="/x/runs/other of ana since 12:00:00")
     files.write_text(folder / "runs" / left[2] / "run.log", "Traceback\nValueError: boom\n")
+    files.write_json(folder / "runs" / left[3] / ".checkpoint" / "manifest.json", {"step": 12000, "num_steps": 50000})
     assert command(folder.relative_to(folder.parent.parent)) == 0
     out = capsys.readouterr().out
-    counts = "15 ok, 1 oom, 1 on the way, 1 waiting, 1 failed, 5 to do"
+    counts = "15 ok, 1 oom, 1 on the way, 1 waiting, 1 preempted, 1 failed, 4 to do"
     assert out.splitlines()[0] == f"results/synthetic: 16 of 24 runs done ({counts})"
     out = out.replace(" 71 s so far", " 70 s so far")  # the file has whole seconds
     assert "  single fp32 bs32 r3: epoch 2 of 3, step 40 of 90, 7 s left, 70 s so far\n" in out
@@ -97,6 +99,7 @@ def test_the_screen_says_what_is_done_runs_waits_and_failed(sweep, capsys):
     assert "\nleft:\n  about " in out and "of 8 runs left, 8 by finished runs of their cell (16 finished)\n" in out
     assert f": ValueError: boom\n    its output: results/synthetic/runs/{left[2]}/run.log\n" in out
     assert "  ddp2 bf16-mixed bs64 r1: oom: out of memory\n" in out
+    assert re.search(r"\npreempted:\n  .* r3: goes on after step 12,000 of 50,000\n", out)
     assert all(len(line) <= 200 for line in out.splitlines())
 
 

@@ -28,6 +28,7 @@ OTHER = {
     "method_params": {"fraction": 0.25},
     "strategy": "ddp",
     "devices": 2,
+    "nodes": 2,
     "precision": "bf16-mixed",
     "batching": "fixed",
     "head": "dense",

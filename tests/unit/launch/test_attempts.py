@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import multiprocessing
+from dataclasses import replace
 
 import pytest
 import synthetic
 
 from joulesweep.core.errors import UserError
 from joulesweep.core.files import write_json
-from joulesweep.launch import attempts, lease
+from joulesweep.core.outcome import CheckpointFile, Segment
+from joulesweep.core.spec import strip
+from joulesweep.launch import attempts, lease, node
 from joulesweep.launch.attempts import FILE, Attempt
-from joulesweep.launch.launcher import RunFailed
+from joulesweep.launch.checkpoints import Checkpoint, RunPreempted
 from joulesweep.launch.lease import Lease
+from joulesweep.launch.node import RunFailed
 from joulesweep.measure import meters
 from joulesweep.measure.devices import Board
 from joulesweep.measure.meters import CPU, GPU, WALL, Traits
 from joulesweep.plan.config import validate
-from joulesweep.plan.grid import expand
-from joulesweep.runs import record
+from joulesweep.plan.grid import expand, manifest
+from joulesweep.runs import attempted, record
+from scripts import train
 
 BOARD = Board(index=0, uuid="GPU-0", name="NVIDIA H200", memory_bytes=2**37, has_counter=True, mig=False)
 
@@ -81,6 +87,20 @@ def test_a_whole_attempt_has_a_line_for_each_end(tmp_path, kept):
     assert ended["cpu_s"] >= 0
 
 
+def test_an_attempt_in_a_batch_job_names_the_job_and_its_limit(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    monkeypatch.setenv("SLURMD_NODENAME", "n1")
+    with pytest.raises(RunFailed), Attempt(tmp_path, minutes=30):
+        raise RunFailed("again")
+    (note,) = attempted.notes(tmp_path / FILE)
+    assert {key: note["batch"][key] for key in ("system", "job", "node", "minutes")} == {
+        "system": "slurm",
+        "job": "4711",
+        "node": "n1",
+        "minutes": 30,
+    }
+
+
 @pytest.mark.parametrize(
     ("error", "status", "reason"),
     [
@@ -97,6 +117,51 @@ def test_an_attempt_that_fails_is_noted_and_fails_on(tmp_path, error, status, re
     ended = lines(tmp_path)[1]
     assert (ended["status"], ended["reason"]) == (status, reason)
     assert ended["held_s"] is not None
+
+
+@pytest.fixture
+def preempted(kept):
+    """What an attempt raises that did a part of a run."""
+    row = kept.measurement
+    part = Segment(
+        attempt="a",
+        hostname="here",
+        first_step=1,
+        last_step=5,
+        window_s=9.0,
+        cpu_s=1.0,
+        took_s=20.0,
+        energy=row.energy,
+        flags=[],
+        conditions=row.conditions,
+        overhead=row.overhead,
+        checkpoint_bytes=2048,
+        checkpoint_s=0.5,
+    )
+    file = CheckpointFile(name="step5-rank0.pt", num_bytes=2048, sha256="0", write_s=0.5)
+    return RunPreempted(
+        Checkpoint(
+            run="r", basis={}, written="", step=5, num_steps=9, files=[file], segments=[part], epochs=[], power=[]
+        )
+    )
+
+
+def test_an_attempt_that_was_preempted_notes_its_part_of_the_window(tmp_path, preempted, kept):
+    with pytest.raises(RunPreempted), Attempt(tmp_path), held():
+        raise preempted
+    note = lines(tmp_path)[1]
+    assert note["status"] == "preempted"
+    assert note["reason"] == "preempted after step 5 of 9: 2.00 KiB kept in 0.500 s; the next start goes on from there"
+    window = [(row["device"], row["kind"], row["energy_j"], row["status"]) for row in note["window"]]
+    energy = kept.measurement.energy
+    assert (note["window_s"], window) == (
+        9.0,
+        [(row.device, row.kind, row.total_energy_j, row.status) for row in energy],
+    )
+    whole = replace(kept, measurement=replace(kept.measurement, segments=[preempted.segment] * 2))
+    with Attempt(tmp_path) as attempt, held():
+        attempt.ended(whole)
+    assert lines(tmp_path)[3]["window"] == note["window"]
 
 
 def test_an_attempt_that_never_got_the_machine_held_nothing(tmp_path):
@@ -195,3 +260,48 @@ def test_nothing_is_watched_after_an_attempt(tmp_path):
         assert len(Lease.watchers) == 1
     assert Lease.watchers == []
     assert attempts.FAILED not in record.STATUSES
+
+
+@pytest.fixture
+def script(tmp_path, kept, monkeypatch):
+    """Call the job's script as if `launch` had left a record; returns the run's folder."""
+    config = validate(synthetic.raw_config())
+    write_json(tmp_path / "grid.json", manifest(config))
+    folder = tmp_path / kept.run
+
+    def call(made, *options):
+        monkeypatch.setattr(train, "launch", lambda *args, **kwargs: made)
+        words = ["--job", json.dumps({"spec": strip(kept.spec), "code": "c0de"}), "--grid", tmp_path / "grid.json"]
+        for name in ("model-folder", "tokens", "texts"):
+            words += [f"--{name}", tmp_path / name]
+        words += ["--folder", folder, "--log", folder / "run.log", "--gpus", 8, *options]
+        monkeypatch.setattr("sys.argv", ["train", *map(str, words)])
+        train.main()
+        return folder
+
+    return call
+
+
+def test_a_batch_job_that_lacked_memory_is_tried_with_more_and_recorded_at_last(script, kept, monkeypatch, tmp_path):
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    lacking, path = (
+        replace(kept, status="oom", reason=attempted.HOST_OOM, measurement=None, quality=None),
+        tmp_path / kept.run / "record.json",
+    )
+    for _ in range(attempted.MOST_DOUBLINGS):
+        write_json(path, {})
+        with pytest.raises(SystemExit, match="the next attempt asks the batch system for more memory"):
+            script(lacking, "--minutes", "30", "--attempt", "2")
+        assert not path.exists()
+    write_json(path, {})
+    script(lacking, "--attempt", "2")
+    assert path.exists()
+    assert [note["status"] for note in attempted.notes(tmp_path / kept.run / FILE)] == ["failed", "failed", "oom"]
+    assert f'"{attempted.HOST_OOM}"' in inspect.getsource(node), "the reason that a run is given"
+
+
+def test_what_failed_of_itself_is_not_tried_again(script, kept):
+    folder = script(kept)
+    with pytest.raises(SystemExit, match=f"{kept.run}: not tried again: .*its output: "):
+        script(kept, "--attempt", "2")
+    assert len(attempted.notes(folder / FILE)) == 1

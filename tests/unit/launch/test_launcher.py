@@ -23,8 +23,8 @@ from joulesweep.core import bounded, files, processes
 from joulesweep.core.errors import UserError
 from joulesweep.core.outcome import as_json
 from joulesweep.core.spec import full, strip
-from joulesweep.launch import launcher, lease
-from joulesweep.launch.launcher import RunFailed
+from joulesweep.launch import launcher, lease, node
+from joulesweep.launch.node import RunFailed
 from joulesweep.measure import devices
 from joulesweep.measure.devices import Board
 from joulesweep.measure.meters import nvidia
@@ -68,7 +68,7 @@ def script(monkeypatch):
             code = f"import json, os, sys, time, pathlib; work = pathlib.Path({str(work)!r})"
             return [sys.executable, "-c", "\n".join([code, *lines])]
 
-        monkeypatch.setattr(launcher, "_command", command)
+        monkeypatch.setattr(node, "_command", command)
 
     return use
 
@@ -214,7 +214,7 @@ def ends_after_its_result(monkeypatch, tmp_path):
         found = [path for path in tmp_path.rglob("rank0.json") if path.read_text().endswith("}")]
         return 1e9 + time.monotonic() if found else 0.0
 
-    monkeypatch.setattr(launcher, "time", SimpleNamespace(monotonic=now_s, sleep=time.sleep))
+    monkeypatch.setattr(node, "time", SimpleNamespace(monotonic=now_s, sleep=time.sleep))
 
 
 @pytest.mark.parametrize("end", ["time.sleep(600)", "sys.exit(1)", "os.abort()"])
@@ -228,7 +228,7 @@ def test_a_result_counts_however_its_process_ends(start, script, monkeypatch, en
 @pytest.mark.parametrize(("counts", "end", "status"), [((5, 6), 9, "oom"), ((5, 5), 9, None), ((5, 6), 11, None)])
 def test_a_killed_process_ran_out_of_memory_if_the_kernel_says_so(start, script, monkeypatch, counts, end, status):
     left = iter(counts)
-    monkeypatch.setattr(launcher.processes, "oom_kills", lambda: next(left))
+    monkeypatch.setattr(node.processes, "oom_kills", lambda: next(left))
     script(f"os.kill(os.getpid(), {end})")
     if status:
         assert start()[0]["status"] == status
@@ -340,8 +340,8 @@ def test_a_process_that_is_gone_has_no_parent():
 
 def test_one_rank_is_one_process_and_several_are_torchruns():
     work = Path("work")
-    assert launcher._command(1, work) == [sys.executable, "-m", "joulesweep.train.worker", "work/job.json"]
-    command = launcher._command(2, work)
+    assert node._command(1, work) == [sys.executable, "-m", "joulesweep.train.worker", "work/job.json"]
+    command = node._command(2, work)
     assert command[1:3] == ["-m", "torch.distributed.run"]
     assert command[command.index("--nproc-per-node") + 1] == "2"
     assert command[-3:] == ["-m", "joulesweep.train.worker", "work/job.json"]
@@ -378,6 +378,7 @@ def test_the_job_that_the_processes_read_is_the_whole_spec_and_its_paths(start, 
         "tokens": str(assets.tokens),
         "folder": str(log.parent),
         "boards": [],
+        "checkpoint": {"folder": str(log.parent / ".checkpoint")},
     }
 
 
@@ -515,13 +516,13 @@ def test_what_a_run_holds_is_let_go_also_when_it_fails(
 ):
     boards(3)
     script("sys.exit(7)")
-    seen, places, command = [], lease.folder(), launcher._command
+    seen, places, command = [], lease.folder(), node._command
 
     def noted(num_ranks, work):
         seen.append((lock_files.held(places), json.loads((work / "job.json").read_text())["boards"]))
         return command(num_ranks, work)
 
-    monkeypatch.setattr(launcher, "_command", noted)
+    monkeypatch.setattr(node, "_command", noted)
     open_before = len(list(Path("/proc/self/fd").iterdir()))
     with pytest.raises(RunFailed):
         start(exclusive, **changes)
@@ -619,7 +620,7 @@ def test_pinned_runs_choose_from_the_first_boards_alone(boards, monkeypatch, tmp
     def lease(candidates, *given):
         raise Asked([one.index for one in candidates])
 
-    monkeypatch.setattr(launcher, "Lease", lease)
+    monkeypatch.setattr(node, "Lease", lease)
     paths = {name: tmp_path / name for name in ("model_folder", "tokens", "folder")}
     spec = tiny_run.spec(accelerator="cuda", **changes)
     with pytest.raises(Asked) as caught:
@@ -680,7 +681,7 @@ def test_a_meter_that_hangs_stops_no_signal(start, script, hanging, monkeypatch,
 @pytest.mark.slow
 @pytest.mark.parametrize("cooldown_s", [0.0, 0.1])
 def test_a_meter_that_hangs_costs_readings_and_not_the_training(start, hanging, monkeypatch, cooldown_s):
-    monkeypatch.setattr(launcher, "POLL_S", 0.01)
+    monkeypatch.setattr(node, "POLL_S", 0.01)
     found, _ = start("gpu", gpus=[0], cooldown_s=cooldown_s)
     assert found["status"] == "ok"
     (told,) = [row["text"] for row in found["measurement"]["flags"] if row["flag"] == "trace_stopped"]
@@ -698,10 +699,10 @@ from pathlib import Path
 sys.path.insert(0, "tests/support")
 import tiny_run
 from joulesweep.core import bounded
-from joulesweep.launch import launcher
+from joulesweep.launch import launcher, node
 folder, bounded.LIMIT_S = Path(sys.argv[1]), 0.5
 work = "print('works', flush=True); import time; time.sleep(600)"
-launcher._command = lambda num_ranks, place: [sys.executable, "-c", work, str(place)]
+node._command = lambda num_ranks, place: [sys.executable, "-c", work, str(place)]
 spec = tiny_run.spec(gpus=[0], timeout_s=float(sys.argv[2]))
 found = launcher.launch(
     spec, "c0de", model_folder=folder / "model", tokens=folder / "tokens.arrow", folder=folder / "run",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -640,3 +641,24 @@ def test_a_long_wait_is_told_again_with_its_length(locks, monkeypatch, capfd):
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) == 3
     assert [", 0 min so far" in line for line in lines] == [False, True, True]
+
+
+@pytest.mark.parametrize("error", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_without_file_locks_there_is_no_lease_but_one_line(monkeypatch, locks, error):
+    def refuse(descriptor, kind):
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(UserError, match=f"^{re.escape(str(locks))}: no locks on this file system .*JOULESWEEP_LOCKS"):
+        leased().__enter__()
+
+
+@pytest.mark.parametrize(("kind", "is_shared"), [("nfs4", True), ("lustre", True), ("ext4", False), ("tmpfs", False)])
+def test_machines_that_share_a_disk_do_not_wait_for_each_other(tmp_path, locks, monkeypatch, kind, is_shared):
+    mounts = f"1 0 8:1 / / rw - ext4 /dev/a rw\n2 1 0:5 / {tmp_path} rw shared:3 - {kind} disk:/home rw\n"
+    (tmp_path / "mounts").write_text(mounts)
+    monkeypatch.setattr(lease, "MOUNTS", tmp_path / "mounts")
+    for boot in ("first-machine", "second-machine"):
+        (tmp_path / "boot").write_text(f"{boot}\n")
+        monkeypatch.setattr(lease, "BOOT", tmp_path / "boot")
+        assert lease.folder() == (locks / boot if is_shared else locks)

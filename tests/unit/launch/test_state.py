@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
+from pathlib import Path
 
 import pytest
 import synthetic
@@ -23,8 +24,9 @@ def own_locks(tmp_path, monkeypatch):
 def sweep(tmp_path):
     """A sweep of four cells and twelve runs, none of which has begun: its folder and its runs."""
     raw = synthetic.raw_config(axes={"precision": ["fp32"]})
-    manifest, _ = synthetic.write_sweep(tmp_path / "results", raw, lambda row: None)
-    return tmp_path / "results", list(manifest["runs"])
+    folder = tmp_path / "results" / "synthetic"
+    manifest, _ = synthetic.write_sweep(folder, raw, lambda row: None)
+    return folder, list(manifest["runs"])
 
 
 def put(folder, row):
@@ -44,6 +46,12 @@ def alive(folder, run, begun="trains", ago_s=20, **facts):
     since = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=ago_s)
     told = {**processes.identity(), "stage": begun, "since": since.isoformat(timespec="seconds"), **facts}
     files.write_json(folder / "runs" / run / stage.FILE, told)
+
+
+def keep(folder, run):
+    """Make a run look as if it had been preempted."""
+    files.write_text(folder / "runs" / run / "run.log", "preempted")
+    files.write_json(folder / "runs" / run / ".checkpoint" / "manifest.json", {"step": 120, "num_steps": 500})
 
 
 def test_before_anything_began_all_is_missing(sweep):
@@ -67,8 +75,12 @@ def test_every_state_is_told_apart(sweep):
     files.write_text(folder / "runs" / runs[3] / "run.log", "Traceback\nValueError: boom\n\n")
     alive(folder, runs[4], "waits", waits_for="the machine", whom="somebody")
     alive(folder, runs[5])
+    keep(folder, runs[6])
     now = state.read(folder)
-    assert [now.states[run] for run in runs[:7]] == ["ok", "oom", "corrupt", "failed", "waiting", "running", "missing"]
+    assert [now.states[run] for run in runs[:8]] == [
+        "ok", "oom", "corrupt", "failed", "waiting", "running", "preempted", "missing",
+    ]  # fmt: skip
+    assert [(row.run, row.step, row.num_steps) for row in now.preempted] == [(runs[6], 120, 500)]
     assert now.num_finished == 3
     assert [row.status for row in now.stopped] == ["oom", "corrupt"]
     assert now.stopped[0].reason == "out of memory"
@@ -84,7 +96,7 @@ def test_looking_changes_nothing(sweep):
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     state.read(folder)
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
-    assert not (folder.parent / "locks").exists()
+    assert not (folder.parent.parent / "locks").exists()
 
 
 def test_a_killed_run_is_no_living_one(sweep):
@@ -94,6 +106,26 @@ def test_a_killed_run_is_no_living_one(sweep):
     now = state.read(folder)
     assert now.living == []
     assert now.failures[0].last_line == "it says nothing"
+
+
+def test_the_output_of_a_batch_job_is_named_with_the_run_that_failed_in_it(sweep):
+    folder, runs = sweep
+    logs = folder.parent.parent / ".snakemake"
+    for run in runs[:3]:
+        files.write_text(folder / "runs" / run / "run.log", "boom")
+    note = {"attempt": "a", "began": "2026-01-01T10:00:00+00:00", "batch": {"job": "12.server"}}
+    files.write_lines(folder / "runs" / runs[0] / "attempts.jsonl", [note])
+    of_group, of_run = logs / "batch_logs" / "GROUP" / "12.server.OU", logs / "slurm_logs" / "rule_train" / runs[1]
+    before_it_began = logs / "slurm_logs" / "rule_train" / runs[3] / "13.log"
+    files.write_text(of_group, "boom")
+    for job in ("9", "10"):  # the later one counts
+        files.write_text(of_run / f"{job}.log", "boom")
+    files.write_text(before_it_began, "slurmstepd: error: no such partition")
+    files.write_text(logs / "slurm_logs" / "rule_train" / runs[4] / "14.log", "it starts")
+    now = state.read(folder)
+    expected = {runs[0]: of_group, runs[1]: of_run / "10.log", runs[2]: None, runs[3]: before_it_began}
+    assert {row.run: row.batch_log and Path(row.batch_log) for row in now.failures} == expected
+    assert now.states[runs[4]] == "missing"
 
 
 def test_a_run_on_another_machine_is_believed(sweep):

@@ -70,3 +70,21 @@ def test_a_run_records_the_job_it_is_in(monkeypatch):
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
     assert machine.describe(1).batch == job
+
+
+@pytest.mark.parametrize(("said", "account"), [("green", "green"), ("(null)", None), ("", None)])
+def test_slurm_is_asked_for_the_account_that_it_does_not_tell_a_step(tmp_path, monkeypatch, said, account):
+    program = tmp_path / "squeue"
+    program.write_text(f"#!/bin/sh\necho '{said}'\n", encoding="ascii")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    job = batch_system.describe({"SLURM_JOB_ID": f"asked {said}"})
+    assert job is not None
+    assert job.account == account
+
+
+def test_a_slurm_that_cannot_be_asked_costs_no_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert batch_system.describe({"SLURM_JOB_ID": "in vain"}) == BatchJob(
+        system="slurm", job="in vain", node=None, account=None, partition=None
+    )

@@ -189,6 +189,25 @@ def test_the_pool_is_what_config_and_environment_leave(three, gpus, setting, cho
     assert indices(devices.pool(gpus, environment)) == chosen
 
 
+@pytest.mark.parametrize(
+    ("gpus", "setting", "chosen"),
+    [
+        ([0, 1], "2", [2]),  # granted instead of those named
+        ([0, 1], "1,2", [1, 2]),
+        ([0, 7], "1", [1]),  # numbered anew, where a job sees its own boards only
+        ([2], "1,2", [2]),  # a whole node, of which a board is named
+    ],
+)
+def test_a_batch_job_takes_the_boards_that_it_is_granted(three, gpus, setting, chosen):
+    environment = {"CUDA_VISIBLE_DEVICES": setting, "SLURM_JOB_ID": "7"}
+    assert indices(devices.pool(gpus, environment)) == chosen
+
+
+def test_a_batch_job_that_is_granted_no_board_takes_none_unnamed(three):
+    with pytest.raises(UserError, match="unknown GPU of this machine '7'"):
+        devices.pool([7], {"SLURM_JOB_ID": "7"})
+
+
 def test_the_pool_reads_the_environment_of_this_process(three, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2")
     assert indices(devices.pool("auto")) == [2]

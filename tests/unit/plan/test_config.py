@@ -49,9 +49,9 @@ MISTAKES = [
     (
         {"measure__min_secs": 3},
         "measure.min_secs: unknown key 'min_secs'; allowed: warmup_steps, exclusive, gpus, pin_boards, min_seconds, "
-        "cooldown_s, idle_s, order_seed, anchors (did you mean 'min_seconds'?)",
+        "cooldown_s, idle_s, grace_s, order_seed, anchors (did you mean 'min_seconds'?)",
     ),
-    ({"hardware__gpus": 2}, "hardware.gpus: unknown key 'gpus'; allowed: accelerator, name, wall"),
+    ({"hardware__gpus": 2}, "hardware.gpus: unknown key 'gpus'; allowed: accelerator, name, wall, memory_mb"),
     (
         {"models__bert__source": {**WHEEL, "pat": 1}},
         "models.bert.source.pat: unknown key 'pat'; allowed: wheel, sha256, path (did you mean 'path'?)",

@@ -54,6 +54,47 @@ def test_one_device_is_one_run_whatever_the_axis_devices_and_the_scope_say():
     assert found == [("single", 1, "global"), *spread]
 
 
+TWO_BY_FOUR = {"nodes": 2, "per_node": 4}
+
+
+def test_devices_of_several_nodes_are_counted_together_and_single_keeps_its_one():
+    grid = expand(grid__strategy=["single", "ddp"], grid__devices=[2, TWO_BY_FOUR], grid__repeats=1)
+    assert points(grid, "strategy", "devices", "nodes") == [("single", 1, 1), ("ddp", 2, 1), ("ddp", 8, 2)]
+    spec = list(grid.runs.values())[-1]
+    assert (spec.node_devices, spec.global_batch_size, spec.device_batch_size) == (4, 8, 1)
+    assert run_id(spec).startswith("bert-texts-ddp-2x4-fp32-bs8-r1-")
+
+
+def test_dp_cannot_be_spread_over_nodes_and_is_left_out_with_the_reason():
+    grid = expand(grid__strategy=["dp", "ddp"], grid__devices=[TWO_BY_FOUR], grid__repeats=1)
+    assert points(grid, "strategy") == [("ddp",)]
+    (left_out,) = grid.excluded
+    assert (left_out.label, left_out.reason.split(",")[0]) == ("dp 2×4 fp32 bs8", "dp is one process")
+
+
+@pytest.mark.parametrize(
+    ("devices", "line"),
+    [
+        ([2, TWO_BY_FOUR], "grid.devices[1]: several nodes need strategy ddp or fsdp; the grid has single, dp"),
+        ([TWO_BY_FOUR, TWO_BY_FOUR], "grid.devices[1]: {'nodes': 2, 'per_node': 4} is given twice"),
+        ([{"nodes": 1, "per_node": 4}], "grid.devices[0].nodes: input should be greater than or equal to 2, got 1"),
+        ([{"nodes": 2}], "grid.devices[0].per_node: missing"),
+        ([{**TWO_BY_FOUR, "gpus": 2}], "grid.devices[0].gpus: unknown key 'gpus'; allowed: nodes, per_node"),
+        (["2x4"], "grid.devices[0]: input should be a valid integer, got '2x4'"),
+    ],
+)
+def test_nodes_that_mean_nothing_are_refused_in_one_line(devices, line):
+    with pytest.raises(UserError) as caught:
+        expand(grid__strategy=["single", "dp"], grid__devices=devices)
+    assert str(caught.value).partition(": ")[2] == line
+
+
+def test_devices_of_several_nodes_are_excluded_by_their_own_value():
+    when = {"when": {"devices": TWO_BY_FOUR}, "reason": "one switch"}
+    grid = expand(grid__strategy=["ddp"], grid__devices=[8, TWO_BY_FOUR], exclude=[when], grid__repeats=1)
+    assert points(grid, "devices", "nodes") == [(8, 1)]
+
+
 @pytest.mark.parametrize(
     ("axis", "values", "line"),
     [
@@ -310,7 +351,7 @@ def test_the_manifest_names_each_run_its_cell_and_its_axes():
     assert list(manifest["runs"]) == list(grid.expand(config).runs)
     assert len({entry["cell"] for entry in manifest["runs"].values()}) == 4
     entry = next(iter(manifest["runs"].values()))
-    assert set(entry) == {"cell", "label", "repeat", "method_params", *grid.AXES}
+    assert set(entry) == {"cell", "label", "repeat", "method_params", "nodes", *grid.AXES}
     assert (entry["label"], entry["repeat"], entry["batch_size"]) == ("0.001 single fp32 bs8", 1, 8)
     assert manifest["config"]["train"]["epochs"] == 1
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import datetime
+import errno
 import fcntl
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -23,14 +26,14 @@ from snakemake.settings.types import PersistenceBackend
 from snakemake_interface_common.exceptions import WorkflowError
 from snakemake_interface_logger_plugins.common import LogEvent
 
-from joulesweep.core import files
+from joulesweep.core import files, processes
 from joulesweep.core.spec import from_mapping
 from joulesweep.measure import machine
 from joulesweep.plan import snakemake_lock, staleness
 from joulesweep.plan.config import DatasetConfig, ModelConfig, validate
 from joulesweep.plan.grid import expand
 from joulesweep.plan.sweep import READ, Sweep, input_folder, load, output_folder, refused, runs_folder, snakemake_logger
-from joulesweep.runs import record
+from joulesweep.runs import attempted, record
 from joulesweep.runs.identity import run_id
 
 
@@ -51,6 +54,7 @@ def snakemake(*configfiles, config=None, quiet=None):
     """What `load` asks of Snakemake's own object, given what was on its command line."""
     return SimpleNamespace(
         basedir="/base",
+        current_basedir="/base",
         is_main_process=True,
         local_exec=True,
         dryrun=True,
@@ -396,15 +400,13 @@ def test_a_run_with_other_inputs_than_the_current_ones_gets_a_job():
     assert with_jobs(sweep(grid__repeats=1)) == []
 
 
-@pytest.mark.parametrize("length", [10, 300], ids=["short", "in pieces"])
-def test_a_run_that_was_interrupted_gets_a_job(length):
+def test_a_run_with_a_record_was_not_interrupted_whatever_a_killed_snakemake_left():
     found = sweep(grid__repeats=2)
     for run in found.runs:
         finished_with_files(found, run)
-    output = f"results/tiny/runs/{found.runs[0]}/{'x' * length}"
+    output = str(found.record_path(found.runs[0]))
     FilePersistence(path=Path.cwd() / ".snakemake")._mark_incomplete(output, None)
-    assert snakemake_lock.interrupted(Path(".snakemake")) == {output}
-    assert with_jobs(found) == found.runs[:1]
+    assert with_jobs(found) == []
 
 
 def anchored(anchors=1, **changes):
@@ -503,7 +505,25 @@ def test_an_anchor_that_cannot_be_read_does_not_stop_the_sweep():
 
 @pytest.mark.parametrize(("exclusive", "extra"), [("node", "--exclusive"), ("gpu", ""), ("none", "")])
 def test_slurm_is_asked_for_a_whole_node_where_a_run_must_be_alone(exclusive, extra):
-    assert sweep(measure={"exclusive": exclusive}).slurm_extra() == extra
+    found = sweep(measure={"exclusive": exclusive})
+    assert (found.slurm_extra(), found.whole_node()) == (extra, len(extra) > 0)
+    assert found.on_nodes(lambda spec: spec.nodes) is None  # nothing to evaluate for each of ten thousand jobs
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "gpus", "extra"),
+    [("cpu", 0, "--exclusive --ntasks-per-node=1"), ("cuda", 6, "--ntasks-per-node=1 --gpus-per-node=3")],
+)
+def test_slurm_is_asked_for_equal_shares_of_several_nodes(accelerator, gpus, extra):
+    axes = {"grid__strategy": ["single", "ddp"], "grid__devices": [{"nodes": 2, "per_node": 3}]}
+    found = sweep(
+        **axes, grid__batch_size=[12], hardware__accelerator=accelerator, train__threads_per_device=2, grid__repeats=1
+    )
+    one, two = (SimpleNamespace(run=run) for run in found.runs)
+    assert (found.gpus(two.run), found.threads(two.run, None)) == (gpus, 6)
+    assert found.slurm_extra()(two) == extra
+    assert found.slurm_extra()(one) == extra.split("--ntasks")[0].strip()
+    assert [found.on_nodes(lambda spec: spec.nodes)(wildcards) for wildcards in (one, two)] == [None, 2]
 
 
 def test_a_batch_system_is_asked_for_the_time_limit_and_some_more():
@@ -511,6 +531,24 @@ def test_a_batch_system_is_asked_for_the_time_limit_and_some_more():
     assert found.runtime_min(only(found)) == 12
     cooling = sweep(train__timeout_s=61.0, measure={"cooldown_s": 60.0})
     assert cooling.runtime_min(only(cooling)) == 13
+
+
+def test_a_batch_system_is_asked_for_more_of_what_a_run_lacked():
+    found = sweep(train__timeout_s=60.0, hardware__memory_mb=500)
+    note = Path(found.folder, "runs", only(found), attempted.FILE)
+    note.parent.mkdir(parents=True)
+    limit = {"batch": {"job": "7", "minutes": 10}}
+    lacked = [
+        {"attempt": "a", "began": "2026-01-01T10:00:00+00:00", **limit},
+        {"attempt": "a", "ended": "2026-01-01T10:09:50+00:00", "status": "stopped", "reason": "ended from outside"},
+        {"attempt": "b", "began": "2026-01-01T11:00:00+00:00", **limit},
+        {"attempt": "b", "ended": "2026-01-01T11:01:00+00:00", "status": "failed", "reason": attempted.HOST_OOM},
+    ]
+    asked = []
+    for i in range(0, 5, 2):
+        note.write_text("".join(json.dumps(row) + "\n" for row in lacked[:i]), encoding="utf-8")
+        asked.append((found.memory_mb(only(found)), found.runtime_min(only(found))))
+    assert asked == [(500, 11), (500, 22), (1000, 22)]
 
 
 def test_what_is_finished_changes_with_the_records_of_this_grid_alone():
@@ -526,18 +564,6 @@ def test_what_is_finished_changes_with_the_records_of_this_grid_alone():
     assert one != nothing
     os.utime(path, ns=(1, 1))
     assert found.finished() not in (one, nothing)
-
-
-def test_a_started_run_without_record_is_a_failure_with_its_log():
-    found = sweep(grid__repeats=3)
-    finished, failed, _missing = (Path(found.folder, "runs", run) for run in found.runs)
-    for folder in (finished, failed):
-        folder.mkdir(parents=True)
-        (folder / "run.log").write_text("x")
-    (finished / "record.json").write_text("{}")
-    (line,) = found.failures()
-    assert failed.name in line
-    assert str(failed / "run.log") in line
 
 
 def locks(folder: Path) -> list[str]:
@@ -602,6 +628,24 @@ def test_a_claim_is_held_until_its_process_ends(tmp_path):
     with another_workflow(folder, then="pass") as other:  # it claims nothing, for this process lives
         other.wait()
     assert len(locks(folder)) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "is_dead"), [({"pid": 2**22 + 1}, True), ({}, False), ({"host": "elsewhere"}, False), (None, False)]
+)
+def test_without_file_locks_a_dead_lock_is_known_by_the_names_left(tmp_path, monkeypatch, change, is_dead):
+    def refuse(descriptor, kind):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    folder = tmp_path / ".snakemake"
+    lock(folder)
+    if change is not None:
+        files.write_json(folder / f"{snakemake_lock.OWNER}other-1.json", {**processes.identity(), **change})
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    monkeypatch.setattr(atexit, "register", lambda *given, **named: None)
+    assert snakemake_lock.clear_dead_lock(folder) is is_dead
+    assert len(locks(folder)) == (0 if is_dead else 2)
+    assert json.loads((folder / f"{snakemake_lock.OWNER}{socket.gethostname()}-{os.getpid()}.json").read_text())
 
 
 def test_a_living_workflow_is_seen_without_taking_its_lock(tmp_path, monkeypatch):

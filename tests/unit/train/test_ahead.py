@@ -96,7 +96,7 @@ def on_gpu(tmp_path, monkeypatch):
 
     def build(**changes):
         built = assembly.assemble(tiny_run.spec(**changes), assets.model_folder, assets.tokens, ALONE)
-        monkeypatch.setattr(built, "steps", lambda: ahead.ahead(built._pinned_steps()))
+        monkeypatch.setattr(built, "steps", lambda first=0: ahead.ahead(built._pinned_steps(first)))
         return built
 
     return build, pinned, devices

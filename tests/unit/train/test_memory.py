@@ -13,7 +13,7 @@ import pytest
 import tiny_run
 import torch
 
-from joulesweep.launch import launcher
+from joulesweep.launch import node
 from joulesweep.train import memory
 
 MIB = 2**20
@@ -242,6 +242,6 @@ def test_what_was_freed_is_no_part_of_the_next_peak():
         "memory.give_back(cpu)\n"
         "peaks = memory.Peaks(cpu, 1); peaks.note([]); print(kept - peaks.peak().host_rss_bytes)"
     )
-    environ = {**os.environ, **launcher.ALLOCATOR}
+    environ = {**os.environ, **node.ALLOCATOR}
     done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
     assert int(done.stdout) > 4000 * 2**18 * 0.8

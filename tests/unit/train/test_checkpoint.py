@@ -1,0 +1,122 @@
+"""A training that was stopped and goes on ends with the same bits as one that was not."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import stopping
+import tiny_run
+import torch
+
+from joulesweep.nets import onednn
+from joulesweep.train import checkpoint
+
+pytestmark = pytest.mark.usefixtures("torch_as_it_was")
+
+NUM_STEPS = 3  # in one epoch, 16 texts each
+CHOOSES = {"method": "greentrainer", "method_params": {"rho": 0.8, "reselect_epochs": 1}}
+CASES = [
+    {},
+    {"precision": "fp16-mixed", "micro_batch_size": 5},
+    {"precision": "bf16-true", "schedule": "cosine", "max_steps": 7},
+    {"method": "lora"},
+    CHOOSES,
+    {**CHOOSES, "precision": "fp16-mixed"},
+    {"method": "random", "method_params": {"reselect_epochs": 1}},
+]
+
+
+@pytest.fixture(scope="module")
+def with_dropout(tmp_path_factory, assets):
+    folder = tiny_run.model(tmp_path_factory.mktemp("dropout") / "model", dropout=0.3)
+    return tiny_run.Assets(model_folder=folder, tokens=assets.tokens)
+
+
+def assert_same(again, whole):
+    assert again[0] == whole[0]
+    assert again[1].keys() == whole[1].keys()
+    assert all(torch.equal(value, again[1][name]) for name, value in whole[1].items())
+
+
+@pytest.mark.parametrize("changes", CASES, ids=lambda changes: "-".join(map(str, changes.values())) or "full")
+def test_a_stopped_training_ends_with_the_same_bits(with_dropout, tmp_path, changes):
+    changes = changes if "max_steps" in changes else {"epochs": 3, **changes}
+    whole = stopping.attempts(with_dropout, tmp_path, **changes)
+    for stops in ([1, 2], [NUM_STEPS, 2 * NUM_STEPS], [NUM_STEPS + 1]):
+        assert_same(stopping.attempts(with_dropout, tmp_path, [[stop] for stop in stops], **changes), whole)
+
+
+def test_a_training_goes_on_with_the_library_that_it_began_with(with_dropout, tmp_path, monkeypatch):
+    whole = stopping.attempts(with_dropout, tmp_path)
+    train, factor = stopping.loop.train, iter((1.0, 100.0))
+
+    def on_another_day(*rest):
+        times = next(factor)
+        monkeypatch.setattr(
+            onednn._Try, "seconds", lambda one: 2.0 * times if type(one.layer) is onednn.Linear else 3.0
+        )
+        return train(*rest)
+
+    monkeypatch.setattr(stopping.loop, "train", on_another_day)
+    assert_same(stopping.attempts(with_dropout, tmp_path, [[4]]), whole)
+
+
+def test_loss_scale_and_costs_are_those_of_the_attempt_before(with_dropout, tmp_path, monkeypatch):
+    save, restore, restored = checkpoint.save, checkpoint.restore, []
+
+    def changed(checkpoints, trainer, **state):
+        trainer.scaler.update(512.0)
+        trainer.selector = replace(trainer.selector, cost=replace(trainer.selector.cost, forward=123.0))
+        return save(checkpoints, trainer, **state)
+
+    def noted(state, trainer, kept, peaks):
+        ends = restore(state, trainer, kept, peaks)
+        restored.append((trainer.scaler.get_scale(), trainer.selector.cost.forward))
+        return ends
+
+    monkeypatch.setattr(checkpoint, "save", changed)
+    monkeypatch.setattr(checkpoint, "restore", noted)
+    stopping.attempts(with_dropout, tmp_path, [[2]], **CHOOSES, precision="fp16-mixed")
+    assert restored == [(512.0, 123.0)]
+
+
+RANKS = [
+    {"strategy": "ddp"},
+    {"strategy": "fsdp", "micro_batch_size": 3},
+    {"strategy": "fsdp", "precision": "bf16-true"},
+    {"strategy": "ddp", **CHOOSES},
+    {"strategy": "ddp", "method": "lora"},
+    {"strategy": "fsdp", "method": "lora"},
+    {"strategy": "ddp", "method": "random", "method_params": {"reselect_epochs": 1}},
+]
+
+
+@pytest.mark.slow
+def test_two_ranks_stop_together_and_end_with_the_same_bits(with_dropout, tmp_path):
+    apart = [[[2, 4], [7, 6]], [[3, 3]], [[7, 1]]]
+    trainings = [
+        (stops, {"devices": 2, **changes}) for i, changes in enumerate(RANKS) for stops in ([], apart[i % len(apart)])
+    ]
+    job = {"folder": str(tmp_path), "model_folder": str(with_dropout.model_folder), "tokens": str(with_dropout.tokens)}
+    (tmp_path / "job.json").write_text(json.dumps({**job, "trainings": trainings}), encoding="utf-8")
+    paths = os.pathsep.join((str(tiny_run.REPOSITORY), str(tiny_run.SUPPORT)))
+    environ = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, stopping.__file__, str(tmp_path / "job.json")]
+    processes = [
+        subprocess.Popen([*command, str(rank)], env=environ, stderr=subprocess.PIPE, text=True) for rank in (0, 1)
+    ]
+    try:
+        errors = [process.communicate(timeout=600)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
+    for rank in (0, 1):
+        results = torch.load(tmp_path / f"rank{rank}.pt")
+        for whole, again in zip(results[::2], results[1::2], strict=True):
+            assert_same(again, whole)
