@@ -379,12 +379,14 @@ class Sweep:
         look = self._look(run)
         return bool(look and look.names_code) and self._is_settled(run) and not self._lost(run)
 
-    def missing_of_runs(self) -> list[str]:
-        """What is missing of the runs, as inputs of the whole: their records, or files beside one that were moved away.
+    def lost_files(self) -> list[str]:
+        """Files of runs that are missing though there are tables, as inputs of the whole: their runs are repeated.
 
-        The files of a run come together, and Snakemake makes all that its rule makes.
+        Without tables every record is asked for anyway.
         """
-        return [path for run in self.runs for path in self._lost(run)[:1]]
+        if not Path(self.folder, "tables").exists():
+            return []
+        return [path for run in self.runs for path in self._lost(run)]
 
     def _lost(self, run: str) -> list[str]:
         folder = f"{self.folder}/runs/{run}"
