@@ -83,7 +83,7 @@ rule all:
         expand(f"{sweep.folder}/exports/{{file}}", file=exports.names()),
         # Named too: otherwise Snakemake would not notice files that were moved away while the report exists, nor models
         # and texts that are to be fetched again while no run is left to do.
-        lambda wildcards: sweep.lost_files(),
+        lambda wildcards: sweep.missing_of_runs(),
         lambda wildcards: sweep.prepared_files(),
     message:
         f"The sweep is complete: {sweep.folder}/report.html"

@@ -53,7 +53,7 @@ READ = ("record.json", "power.jsonl", "summaries.jsonl")  # what the analysis re
 #: Columns that are the same in two sweeps of the same runs.
 STEADY = re.compile(
     r"run|cell|label|status(es)?|reason|epoch|repeat|strategy|lr|code_digest|(useful|executed)_flops"
-    r"|num_(?!flagged)\w+|(train|validation)_loss(_mean)?|perplexity|masked_accuracy|energy_status"
+    r"|num_(?!flagged|attempts)\w+|(train|validation)_loss(_mean)?|perplexity|masked_accuracy|energy_status"
 )
 UNREAD = ("spec.json", "steps.jsonl", "epochs.jsonl", "run.log")
 

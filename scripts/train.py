@@ -40,8 +40,7 @@ def main() -> None:
     job, grid, runs = json.loads(args.job), read_json(args.grid, "grid"), args.folder.parent
     spec, measure = from_mapping(job["spec"]), grid["config"]["measure"]
     check_granted(spec, measure["exclusive"], args.gpus)
-    for path in intact.damaged(intact.inputs(args.model_folder, args.tokens)):  # else a model that cannot be trained
-        raise UserError(f"{path}: damaged; the next start of the workflow makes it again")
+    check_inputs(args)
 
     def tell(begun: str) -> None:
         if begun == "settles":  # whatever it waited for is its own now
@@ -65,6 +64,8 @@ def main() -> None:
             if (record.reason or "").endswith(attempted.HOST_OOM) and attempted.may_ask_for_more(args.folder):
                 (args.folder / "record.json").unlink()
                 raise RunFailed(f"{attempted.HOST_OOM}; the next attempt asks the batch system for more memory")
+            if record.status == "unsupported":
+                check_inputs(args)
             interrupts.ignore()  # the record is there: the workflow shall learn of it
             attempt.ended(record)
     except RunPreempted as preempted:
@@ -73,6 +74,17 @@ def main() -> None:
     except RunFailed as failure:
         sys.exit(f"{run_id(spec)}: {failure}; its output: {args.log}")
     print(end_line(record, grid, runs), file=sys.stderr, flush=True)
+
+
+def check_inputs(args: argparse.Namespace) -> None:
+    """Refuse damaged inputs, before and after: for the training, a model that cannot be read is an unsupported one.
+
+    Raises:
+        UserError: one is damaged; then the run has no record.
+    """
+    for path in intact.damaged(intact.inputs(args.model_folder, args.tokens)):
+        (args.folder / "record.json").unlink(missing_ok=True)
+        raise UserError(f"{path}: damaged; the next start of the workflow makes it again")
 
 
 if __name__ == "__main__":

@@ -379,9 +379,12 @@ class Sweep:
         look = self._look(run)
         return bool(look and look.names_code) and self._is_settled(run) and not self._lost(run)
 
-    def lost_files(self) -> list[str]:
-        """Files of runs with a record that were moved away, as inputs of the whole: their runs are repeated."""
-        return [path for run in self.runs if self._look(run) for path in self._lost(run)]
+    def missing_of_runs(self) -> list[str]:
+        """What is missing of the runs, as inputs of the whole: their records, or files beside one that were moved away.
+
+        The files of a run come together, and Snakemake makes all that its rule makes.
+        """
+        return [path for run in self.runs for path in self._lost(run)[:1]]
 
     def _lost(self, run: str) -> list[str]:
         folder = f"{self.folder}/runs/{run}"

@@ -375,9 +375,16 @@ def test_a_run_by_other_code_gets_a_job_until_it_is_accepted():
 def test_a_run_that_lost_a_file_gets_a_job_and_the_file_is_named():
     found = sweep(grid__repeats=2)
     paths = [finished_with_files(found, run) for run in found.runs]
-    assert found.lost_files() == []
+    assert found.missing_of_runs() == []
     (lost := paths[1].with_name("power.jsonl")).unlink()
-    assert found.lost_files() == [str(lost)]
+    assert found.missing_of_runs() == [str(lost)]
+    assert with_jobs(found) == [found.runs[1]]
+
+
+def test_a_run_without_record_is_named_and_gets_a_job():
+    found = sweep(grid__repeats=2)
+    finished_with_files(found, found.runs[0])
+    assert found.missing_of_runs() == [str(found.record_path(found.runs[1]))]
     assert with_jobs(found) == [found.runs[1]]
 
 
