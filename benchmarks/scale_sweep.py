@@ -46,6 +46,8 @@ def copy(folder: Path, num_runs: int) -> None:
 
 def fill() -> None:
     """Write every output of the sweep: records as runs would have left them, the rest empty."""
+    import polars as pl
+
     from joulesweep.analyse import columns
     from joulesweep.plan.config import load
     from joulesweep.plan.sweep import Sweep
@@ -55,7 +57,10 @@ def fill() -> None:
     _write_runs(sweep)
     folder = Path(sweep.folder)
     names = [f"charts/{chart}.{kind}" for chart in charts.names() for kind in ("svg", "html", "rst")]
-    names += [f"tables/{table}.parquet" for table in columns.TABLES]
+    for table in columns.TABLES:
+        path = folder / "tables" / f"{table}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pl.DataFrame({"run": ["made up"]}).write_parquet(path)
     for name in ["report.html", *names, *(f"exports/{file}" for file in exports.names())]:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)

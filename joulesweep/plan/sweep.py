@@ -380,9 +380,13 @@ class Sweep:
         return bool(look and look.names_code) and self._is_settled(run) and not self._lost(run)
 
     def lost_files(self) -> list[str]:
-        """Files of finished runs that were moved away, as inputs of the whole: their runs are repeated."""
-        is_reported = Path(self.folder, "report.html").exists()  # if not, it is missing, and so nothing hides that
-        return [path for run in self.runs if is_reported or self._look(run) for path in self._lost(run)]
+        """Files of runs that are missing though there are tables, as inputs of the whole: their runs are repeated.
+
+        Without tables every record is asked for anyway.
+        """
+        if not Path(self.folder, "tables").exists():
+            return []
+        return [path for run in self.runs for path in self._lost(run)]
 
     def _lost(self, run: str) -> list[str]:
         folder = f"{self.folder}/runs/{run}"

@@ -1,5 +1,8 @@
 #!/bin/sh
 # properties = {properties}
-# Snakemake passes neither --keep-going nor limits of resources on to its jobs; this profile has both.
-export SNAKEMAKE_PROFILE=profiles/cluster-generic/in-job
+# The runs of a job take turns, and one that fails does not keep the others from running: Snakemake passes neither its
+# limits of resources nor --keep-going on to its jobs.
+exec sh -c "$(sed 's/ -m snakemake / -m snakemake --keep-going --resources turn=1 /' << 'END'
 {exec_job}
+END
+)"

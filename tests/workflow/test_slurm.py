@@ -21,6 +21,7 @@ from tiny_run import REPOSITORY
 from joulesweep.launch import state
 from joulesweep.plan.config import validate
 from joulesweep.plan.grid import expand
+from joulesweep.runs import attempted
 
 PYTHON = REPOSITORY / ".cache" / "slurm" / "bin" / "python"
 NO_EXECUTORS = "no executors for clusters: make .cache/slurm/.ready"
@@ -163,6 +164,14 @@ def a_cancelled_job_costs_its_run_alone_and_the_others_come_to_an_end(cluster: C
     assert any("not tried again" in path.read_text(encoding="utf-8") for path in log.parent.iterdir())
 
 
+def job(note: dict[str, Any]) -> str:
+    return str(note["batch"]["job"])
+
+
+def begin(note: dict[str, Any]) -> str:
+    return str(note["began"])
+
+
 def several_runs_of_a_job_have_a_record_each_and_one_that_fails_costs_no_other(cluster: Cluster) -> None:
     """The other nine, in two jobs, which ask for the boards of one run and not for those of all."""
     checkout, before = cluster.checkout, cluster.checkout.records()
@@ -176,9 +185,11 @@ def several_runs_of_a_job_have_a_record_each_and_one_that_fails_costs_no_other(c
     after = checkout.records()
     assert {run: after[run] for run in before} == before, "what is done stays done"
     assert set(after) - set(before) == set(left) - {broken}, done.stdout + done.stderr
-    jobs = {cluster.record(run)["environment"]["batch"]["job"] for run in set(after) - set(before)}
+    took = [attempted.notes(checkout.runs / run / attempted.FILE)[-1] for run in set(after) - set(before)]
+    jobs = [sorted(group, key=begin) for _, group in itertools.groupby(sorted(took, key=job), key=job)]
     assert len(jobs) == 2
-    print(cluster.slurm.call("squeue", "--states=all", "--format=%i %T %b %C %m %l %S %e %k"))
+    for one, following in itertools.chain.from_iterable(map(itertools.pairwise, jobs)):
+        assert one["ended"] <= following["began"], "the runs of a job take turns"
     (broken_log,) = [
         row.batch_log for row in state.read(checkout.folder / "results" / "tiny").failures if row.run == broken
     ]

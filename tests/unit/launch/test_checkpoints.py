@@ -57,10 +57,9 @@ def faulty(attempt, monkeypatch):
             changed.setenv("PYTHONPATH", str(tiny_run.SUPPORT / "faults"))
             changed.setenv("FAULTS", json.dumps([[{"rank": 0}, "half_written"]]))
             parent, folder = attempt(spec, **given)
-        wait_for(lambda: (folder / ".work" / "listens0").exists())
+        wait_for(lambda: (folder / ".work" / "listens0").exists() or parent.poll() is not None)
         parent.send_signal(signal.SIGTERM)
-        wait_for(lambda: list(folder.glob(".work/halfway")))
-        assert list(folder.glob(".checkpoint/*.part"))
+        wait_for(lambda: (folder / ".work" / "halfway").exists() or parent.poll() is not None)
         return parent, folder
 
     return faulty
@@ -132,6 +131,7 @@ def test_a_preempted_run_goes_on_and_ends_with_the_same_bits(attempt, changes):
 def test_a_kill_in_the_very_write_leaves_the_checkpoint_before(attempt, faulty):
     spec = tiny_run.spec(**LONG)
     parent, folder = faulty(spec)
+    assert list(folder.glob(".checkpoint/*.part"))
     parent.kill()
     parent.communicate()
     assert checkpoints.brief(folder) is None

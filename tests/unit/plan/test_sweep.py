@@ -372,13 +372,19 @@ def test_a_run_by_other_code_gets_a_job_until_it_is_accepted():
     assert with_jobs(sweep(grid__repeats=1)) == []
 
 
-def test_a_run_that_lost_a_file_gets_a_job_and_the_file_is_named():
+@pytest.mark.parametrize("name", READ)
+def test_a_run_that_lost_a_file_gets_a_job_and_the_file_is_named(name):
     found = sweep(grid__repeats=2)
     paths = [finished_with_files(found, run) for run in found.runs]
+    Path(found.folder, "tables").mkdir()
     assert found.lost_files() == []
-    (lost := paths[1].with_name("power.jsonl")).unlink()
+    (lost := paths[1].with_name(name)).unlink()
     assert found.lost_files() == [str(lost)]
     assert with_jobs(found) == [found.runs[1]]
+
+
+def test_no_file_is_named_that_the_tables_will_ask_for():
+    assert sweep().lost_files() == []
 
 
 def test_a_run_with_other_inputs_than_the_current_ones_gets_a_job():

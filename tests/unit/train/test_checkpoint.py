@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import stopping
@@ -13,6 +14,7 @@ import tiny_run
 import torch
 
 from joulesweep.nets import onednn
+from joulesweep.train import checkpoint
 
 pytestmark = pytest.mark.usefixtures("torch_as_it_was")
 
@@ -62,6 +64,25 @@ def test_a_training_goes_on_with_the_library_that_it_began_with(with_dropout, tm
 
     monkeypatch.setattr(stopping.loop, "train", on_another_day)
     assert_same(stopping.attempts(with_dropout, tmp_path, [[4]]), whole)
+
+
+def test_loss_scale_and_costs_are_those_of_the_attempt_before(with_dropout, tmp_path, monkeypatch):
+    save, restore, restored = checkpoint.save, checkpoint.restore, []
+
+    def changed(checkpoints, trainer, **state):
+        trainer.scaler.update(512.0)
+        trainer.selector = replace(trainer.selector, cost=replace(trainer.selector.cost, forward=123.0))
+        return save(checkpoints, trainer, **state)
+
+    def noted(state, trainer, kept, peaks):
+        ends = restore(state, trainer, kept, peaks)
+        restored.append((trainer.scaler.get_scale(), trainer.selector.cost.forward))
+        return ends
+
+    monkeypatch.setattr(checkpoint, "save", changed)
+    monkeypatch.setattr(checkpoint, "restore", noted)
+    stopping.attempts(with_dropout, tmp_path, [[2]], **CHOOSES, precision="fp16-mixed")
+    assert restored == [(512.0, 123.0)]
 
 
 RANKS = [
