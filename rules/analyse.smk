@@ -13,7 +13,6 @@ EXPORTS = exports.names()
 rule aggregate:
     input:
         grid=f"{sweep.folder}/grid.json",
-        # The other files of a run change with its record.
         records=lambda wildcards: sweep.records(workflow),
         anchors=sweep.anchors(),
     output:

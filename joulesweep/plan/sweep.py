@@ -364,14 +364,18 @@ class Sweep:
         return not (self._is_older("models", model) or self._is_older("datasets", texts))
 
     def records(self, workflow: Any) -> list[Any]:  # noqa: ANN401 - Snakemake's Workflow and marked paths
-        """Every run's record, as inputs of the aggregation; that of a run that needs no job is marked.
+        """Every run's record, trace and summaries, as inputs of the tables; those of a run without a job are marked.
 
         Snakemake looks for no job that makes a marked file, so that a sweep costs what is left of it to do.
         """
         whole = asks_for_all_jobs(workflow)
         paths = {run: self.record_path(run) for run in self.runs}
+        kept = {run for run in paths if not whole and self._is_kept(run)}
         return [
-            str(path) if whole or not self._is_kept(run) else before_update(str(path)) for run, path in paths.items()
+            before_update(file) if run in kept else file
+            for name in READ
+            for run, path in paths.items()
+            for file in (str(path.with_name(name)),)
         ]
 
     def _is_kept(self, run: str) -> bool:

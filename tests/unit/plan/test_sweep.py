@@ -327,10 +327,9 @@ def finished_with_files(found, run, **changes):
 
 
 def with_jobs(found, **changes):
-    """The runs for whose records Snakemake looks for jobs."""
-    return [
-        Path(path).parent.name for path in found.records(asking(**changes)) if not is_flagged(path, "before_update")
-    ]
+    """The runs for whose files Snakemake looks for jobs."""
+    paths = [path for path in found.records(asking(**changes)) if not is_flagged(path, "before_update")]
+    return list(dict.fromkeys(Path(path).parent.name for path in paths))
 
 
 def test_only_runs_that_are_not_finished_get_jobs():
@@ -339,7 +338,7 @@ def test_only_runs_that_are_not_finished_get_jobs():
     finished_with_files(found, first)
     assert with_jobs(found) == others
     assert [str(path) for path in found.records(asking())] == [
-        f"results/tiny/runs/{run}/record.json" for run in found.runs
+        f"results/tiny/runs/{run}/{name}" for name in READ for run in found.runs
     ]
 
 
