@@ -11,23 +11,7 @@ out:  results/<sweep>/runs/<run>/: record.json, spec.json, steps.jsonl, epochs.j
 
 rule train:
     input:
-        grid=lambda wildcards: sweep.read(wildcards.run, f"{sweep.folder}/grid.json"),
-        model_manifest=lambda wildcards: sweep.settled(
-            wildcards.run, f"resources/models/{sweep.model(wildcards.run)}.json"
-        ),
-        model_folder=lambda wildcards: sweep.read(
-            wildcards.run, f"resources/models/{sweep.model(wildcards.run)}"
-        ),
-        tokens_manifest=lambda wildcards: sweep.settled(
-            wildcards.run, f"resources/tokens/{sweep.tokens(wildcards.run)}.json"
-        ),
-        tokens=lambda wildcards: sweep.read(
-            wildcards.run,
-            f"resources/tokens/{sweep.tokens(wildcards.run)}.safetensors",
-        ),
-        texts=lambda wildcards: sweep.read(
-            wildcards.run, f"resources/datasets/{sweep.texts(wildcards.run)}.jsonl"
-        ),
+        unpack(lambda wildcards: sweep.inputs(wildcards.run)),
     output:
         record=f"{sweep.folder}/runs/{{run}}/record.json",
         spec=f"{sweep.folder}/runs/{{run}}/spec.json",
@@ -68,34 +52,7 @@ rule train:
 # No input makes an anchor stale: its measurement belongs to its day.
 use rule train as anchor with:
     input:
-        grid=lambda wildcards: sweep.read(
-            wildcards.run, f"{sweep.folder}/grid.json", wildcards.day
-        ),
-        model_manifest=lambda wildcards: sweep.read(
-            wildcards.run,
-            f"resources/models/{sweep.model(wildcards.run)}.json",
-            wildcards.day,
-        ),
-        model_folder=lambda wildcards: sweep.read(
-            wildcards.run,
-            f"resources/models/{sweep.model(wildcards.run)}",
-            wildcards.day,
-        ),
-        tokens_manifest=lambda wildcards: sweep.read(
-            wildcards.run,
-            f"resources/tokens/{sweep.tokens(wildcards.run)}.json",
-            wildcards.day,
-        ),
-        tokens=lambda wildcards: sweep.read(
-            wildcards.run,
-            f"resources/tokens/{sweep.tokens(wildcards.run)}.safetensors",
-            wildcards.day,
-        ),
-        texts=lambda wildcards: sweep.read(
-            wildcards.run,
-            f"resources/datasets/{sweep.texts(wildcards.run)}.jsonl",
-            wildcards.day,
-        ),
+        unpack(lambda wildcards: sweep.inputs(wildcards.run, wildcards.day)),
     output:
         record=f"{sweep.folder}/anchors/{{day}}/{{run}}/record.json",
         spec=f"{sweep.folder}/anchors/{{day}}/{{run}}/spec.json",

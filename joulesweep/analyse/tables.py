@@ -107,7 +107,7 @@ def read(folder: Path) -> Tables:
     """Read back what `write` wrote.
 
     Raises:
-        UserError: a table is missing, or is not a parquet file.
+        UserError: a table is missing, is not a parquet file, or lacks a column.
     """
     frames = {}
     for name in NAMES:
@@ -116,6 +116,8 @@ def read(folder: Path) -> Tables:
             frames[name] = pl.read_parquet(path)
         except (OSError, pl.exceptions.PolarsError) as error:
             raise UserError(f"{path}: no table of a sweep: {str(error).splitlines()[0]}") from None
+        if lacking := [key for key in TABLES[name] if key not in frames[name].columns]:
+            raise UserError(f"{path}: of another version, without {', '.join(lacking[:3])}: run the analysis again")
     return Tables(**frames)
 
 

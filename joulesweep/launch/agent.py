@@ -89,7 +89,7 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _first(link: Link, word: str) -> dict[str, Any]:
+def _first(link: Link, word: str) -> Mapping[str, Any]:
     """The first message with a word; until then, tell the time to who asks for it.
 
     Raises:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -82,7 +82,7 @@ class Checkpoint:
     files: list[CheckpointFile]
     segments: list[Segment]
     epochs: list[EpochEnd]
-    power: list[dict[str, Any]]
+    power: Sequence[Mapping[str, Any]]
     num_failures: int = 0
 
     @property

@@ -210,7 +210,7 @@ def _epochs(result: NodeResult, measured: Measured) -> list[EpochEnd]:
     ]
 
 
-def _power(result: NodeResult, measured: Measured) -> list[dict[str, float | str | None]]:
+def _power(result: NodeResult, measured: Measured) -> Sequence[Mapping[str, Any]]:
     """The power trace over the windows of all attempts; times and joules count from the first one's begin."""
     if result.kept is None:
         return measured.power

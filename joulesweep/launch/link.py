@@ -15,6 +15,7 @@ import secrets
 import select
 import socket
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from joulesweep.core.errors import UserError
@@ -68,7 +69,7 @@ class Link:
         except OSError as error:
             raise Gone(str(error)) from None
 
-    def receive(self, within_s: float) -> dict[str, Any] | None:
+    def receive(self, within_s: float) -> Mapping[str, Any] | None:
         """The next message; None if none comes in time.
 
         Raises:
@@ -101,7 +102,7 @@ def _proof(key: str, challenge: object) -> str:
     return hmac.new(key.encode(), str(challenge).encode(), DIGEST).hexdigest()
 
 
-def admit(connection: socket.socket, key: str) -> tuple[Link, dict[str, Any]] | None:
+def admit(connection: socket.socket, key: str) -> tuple[Link, Mapping[str, Any]] | None:
     """The link to an agent that just connected, and what it says of itself; None if it does not know the key."""
     link, challenge = Link(connection), secrets.token_hex(16)
     with contextlib.suppress(Gone):

@@ -66,7 +66,7 @@ class Member:
     address: str = ""
     clock_offset_s: float = 0.0
     clock_error_s: float = 0.0
-    answer: dict[str, Any] = field(default_factory=dict)
+    answer: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:

@@ -28,7 +28,7 @@ from joulesweep.measure import conditions
 #: Statuses of a number, the best first.
 STATUSES: tuple[Status, ...] = ("measured", "integrated", "estimated", "below_resolution", "unavailable")
 NOT_READ = "it was not read"
-Row = dict[str, Any]
+Row = Mapping[str, Any]
 T = TypeVar("T")
 
 
@@ -152,11 +152,12 @@ def joined_power(
         earlier_j: their joules, by device.
     """
     before = [row for row in earlier if (_t_s(row)) <= earlier_s]
-    after = [row for row in rows if _t_s(row) >= 0]
-    for row in after:
+    after = []
+    for row in rows:
         risen_j, before_j = row["energy_j"], earlier_j.get(str(row["device"]))
         known = isinstance(risen_j, float) and before_j is not None
-        row |= {"t_s": _t_s(row) + earlier_s, "energy_j": risen_j + before_j if known else None}
+        if _t_s(row) >= 0:
+            after.append({**row, "t_s": _t_s(row) + earlier_s, "energy_j": risen_j + before_j if known else None})
     return [*before, *after]
 
 

@@ -348,6 +348,26 @@ class Sweep:
                 return row.code_digest if row and today in row.codes else today
         return today
 
+    def inputs(self, run: str, day: str = "") -> Mapping[str, Any]:
+        """What a run reads, by the names that its rule uses: one function, since Snakemake asks each for every run.
+
+        Args:
+            run: the run.
+            day: of an anchor, whose measurement belongs to its day: nothing that it reads makes it stale.
+        """
+        model, tokens = f"resources/models/{self.model(run)}", f"resources/tokens/{self.tokens(run)}"
+        manifests = {"model_manifest": f"{model}.json", "tokens_manifest": f"{tokens}.json"}
+        others = {
+            "grid": f"{self.folder}/grid.json",
+            "model_folder": model,
+            "tokens": f"{tokens}.safetensors",
+            "texts": f"resources/datasets/{self.texts(run)}.jsonl",
+        }
+        return {
+            **{name: self.read(run, path, day) if day else self.settled(run, path) for name, path in manifests.items()},
+            **{name: self.read(run, path, day) for name, path in others.items()},
+        }
+
     def settled(self, run: str, manifest: str) -> Any:  # noqa: ANN401 - a path, perhaps with Snakemake's mark
         """A manifest as an input that makes a run stale, unless the run was measured with what it stands for.
 

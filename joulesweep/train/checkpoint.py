@@ -38,6 +38,7 @@ from joulesweep.train.adaptive.cost import Cost, Rates
 from joulesweep.train.memory import Peaks, Weights, copy_weights, load_weights, local, room_for
 from joulesweep.train.trainer import Counters, RankContext, Tally, Trainer
 
+Plain = dict[str, Any]  # values that torch.load reads without running code
 _numbers = itertools.count()  # tells apart what ranks agree on: each makes the same stops in the same order
 
 
@@ -150,18 +151,18 @@ class State:
 
     weights: Weights
     optimizer: list[dict[str, tuple[bool, torch.Tensor]]]
-    scaler: dict[str, Any]
+    scaler: Plain
     rng: torch.Tensor
     cuda_rng: list[torch.Tensor]
     losses: torch.Tensor
-    phases: list[dict[str, Any]]
-    selector: dict[str, Any] | None
+    phases: list[Plain]
+    selector: Plain | None
     trained: list[str]
-    products: dict[str, Any]
+    products: Plain
     onednn: list[str]
-    untrained: dict[str, Any]
+    untrained: Plain
     kept: list[Weights]
-    ends: list[dict[str, Any]]
+    ends: list[Plain]
     cpu_s: float
     peaks: list[tuple[int, int, int]]
 
@@ -273,7 +274,7 @@ def _values(trainer: Trainer, parameter: torch.Tensor) -> dict[str, tuple[bool, 
     }
 
 
-def _selector(trainer: Trainer) -> dict[str, Any] | None:
+def _selector(trainer: Trainer) -> Plain | None:
     if trainer.selector is None:
         return None
     rates = trainer.selector.rates
@@ -297,7 +298,7 @@ def _restore_optimizer(state: State, trainer: Trainer) -> None:
                 optimizer.state[parameter][name] = moved.setdefault(id(value), value.to(device, copy=True))
 
 
-def _phase(tally: Tally, index: dict[int, int]) -> dict[str, Any]:
+def _phase(tally: Tally, index: dict[int, int]) -> Plain:
     """Return a phase as plain values: parameters by their index."""
 
     def plain(counters: Counters) -> tuple[list[int], torch.Tensor]:
@@ -308,7 +309,7 @@ def _phase(tally: Tally, index: dict[int, int]) -> dict[str, Any]:
     return {**row, "choice": choice, "begun": plain(tally.begun), "ended": plain(tally.ended)}
 
 
-def _tally(row: dict[str, Any], parameters: Sequence[torch.Tensor]) -> Tally:
+def _tally(row: Plain, parameters: Sequence[torch.Tensor]) -> Tally:
     def counters(plain: tuple[list[int], torch.Tensor]) -> Counters:
         return [parameters[i] for i in plain[0]], plain[1].to(parameters[0].device, copy=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import polars as pl
 import pytest
 import synthetic
 
@@ -48,3 +49,11 @@ def test_without_a_finished_run_there_is_no_answer(tmp_path):
 def test_missing_tables_are_one_line(tmp_path):
     with pytest.raises(UserError, match="no table of a sweep"):
         ending.lines(tmp_path)
+
+
+def test_tables_of_another_version_are_one_line(tmp_path):
+    folder = written(tmp_path, synthetic.measured)
+    path = folder / "tables" / "cells.parquet"
+    pl.read_parquet(path).drop("energy_ratio").write_parquet(path)
+    with pytest.raises(UserError, match=r"cells.parquet: of another version, without energy_ratio: run"):
+        ending.lines(folder)
