@@ -67,8 +67,8 @@ sweep: environment
 test: environment
 	@$(PYTEST) $(QUICK)
 
-# One more, since many of these wait for processes and meters that they have started.
-test-all: WORKERS := 3
+# Two more, since many of these wait for processes and meters that they have started.
+test-all: WORKERS := 4
 # Python tells coverage itself which lines ran, from 3.12 on; before, a trace function does, which doubles the time of the
 # tests that it follows: tests/conftest.py says which ones.
 test-all: $(SLURM)/.ready
