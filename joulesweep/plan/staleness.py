@@ -26,7 +26,7 @@ from joulesweep.plan.definitions import Definition
 TABLES = {"ENGINES": "engine", "PRECISIONS": "precision", "STRATEGIES": "strategy"}
 #: Entry point of a run: its parent process, which leads to the processes that it starts.
 RUN = ("joulesweep.launch.launcher", "launch")
-#: Digests of the sources as they are, beside what Snakemake keeps: working them out takes each of its starts seconds.
+#: In the checkout, beside what Snakemake keeps: digests of the sources, which take seconds to work out.
 KEPT = Path(".snakemake", "joulesweep", "digests.json")
 
 
@@ -89,15 +89,15 @@ def code_digest(module: str, name: str = "main", *plugins: Path) -> str:
 
 def _kept(of: Sequence[object], digest: Callable[[], str]) -> str:
     """A digest that an earlier process noted for the very same sources, or else a new one, which is noted."""
-    key, sources, kept = json.dumps(of), _sources(), dict[str, str]()
+    file, key, sources, kept = places.ROOT / KEPT, json.dumps(of), _sources(), dict[str, str]()
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
-        noted = json.loads(KEPT.read_text(encoding="utf-8"))
+        noted = json.loads(file.read_text(encoding="utf-8"))
         kept = dict(noted["digests"]) if noted["sources"] == sources else {}
     if key not in kept:
         kept[key] = digest()
-        if KEPT.parent.parent.is_dir():
+        if file.parent.parent.is_dir():
             with contextlib.suppress(OSError):  # it is only slower next time
-                files.write_json(KEPT, {"sources": sources, "digests": kept})
+                files.write_json(file, {"sources": sources, "digests": kept})
     return kept[key]
 
 

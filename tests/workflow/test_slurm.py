@@ -129,25 +129,25 @@ def test_a_sweep_on_slurm_loses_what_is_cancelled_alone_and_counts_right(cluster
 def a_cancelled_job_costs_its_run_alone_and_the_others_come_to_an_end(cluster: Cluster) -> None:
     """Four runs want five boards of four; the node is drained while three are on it, and one of these requeued."""
     slurm, checkout = cluster.slurm, cluster.checkout
-    (two, _), ones = runs_of(cluster, "ddp", 8), [*runs_of(cluster, "single", 8), runs_of(cluster, "single", 16)[0]]
+    runs = [runs_of(cluster, "ddp", 8)[0], *runs_of(cluster, "single", 8), runs_of(cluster, "single", 16)[0]]
     with checkout.held():
-        child = checkout.start(*ONE_BY_ONE, *QUICKLY, *targets([two, *ones]), "--set-resources", "train:gpu_model=fake")
+        child = checkout.start(*ONE_BY_ONE, *QUICKLY, *targets(runs), "--set-resources", "train:gpu_model=fake")
         wait_for(lambda: len(checkout.workers()) == 3 or child.poll() is not None, "three runs that train", every_s=0.2)
         assert child.poll() is None, child.communicate()[0]
-        cancelled, requeued = [run for run in ones if cluster.job_of(run)]
-        (late,) = [run for run in ones if cluster.job_of(run, "PENDING")]
+        undisturbed, cancelled, requeued = [run for run in runs if cluster.job_of(run)]
+        (late,) = [run for run in runs if run not in (undisturbed, cancelled, requeued)]
         slurm.call("scontrol", "update", f"NodeName={slurm.node}", "State=DRAIN", "Reason=test")
         again = str(cluster.job_of(requeued))
         slurm.call("scontrol", "requeue", again)
         slurm.call("scancel", str(cluster.job_of(cancelled)))
         wait_for(lambda: len(checkout.workers()) == 1, "the end of two", every_s=0.2)
-    wait_for(lambda: cluster.job_of(two, "COMPLETED"), "the end of the third", every_s=0.2)
-    assert {run for run in ones if cluster.job_of(run, "PENDING")} >= {requeued, late}
+    wait_for(lambda: cluster.job_of(undisturbed, "COMPLETED"), "the end of the third", every_s=0.2)
+    assert {run for run in runs if cluster.job_of(run, "PENDING")} >= {requeued, late}
     slurm.call("scontrol", "update", f"NodeName={slurm.node}", "State=RESUME")
     slurm.call("scontrol", "update", f"JobId={again}", "StartTime=now")  # else in two minutes
     output, _ = child.communicate(timeout=PATIENCE_S)
     assert child.returncode != 0, output
-    assert set(checkout.records()) == {two, requeued, late}, output
+    assert set(checkout.records()) == {undisturbed, requeued, late}, output
     assert cluster.record(requeued)["environment"]["batch"] == {
         "system": "slurm",
         "job": again,

@@ -505,7 +505,7 @@ def test_digests_are_the_same_under_every_supported_python_and_need_no_package(t
 
 def test_a_digest_is_kept_for_the_same_sources_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / ".snakemake").mkdir()
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(places, "ROOT", tmp_path)
     worked_out: list[str] = []
 
     def digest(text: str) -> str:
@@ -521,13 +521,13 @@ def test_a_digest_is_kept_for_the_same_sources_alone(tmp_path: Path, monkeypatch
     assert worked_out == ["a", "a,b"]
     sources[0] = "second"
     assert (kept("a"), worked_out) == ("a", ["a", "a,b", "a"])
-    staleness.KEPT.write_text('{"sources": "second", "digests": 3}', encoding="utf-8")
+    (tmp_path / staleness.KEPT).write_text('{"sources": "second", "digests": 3}', encoding="utf-8")
     assert kept("a") == "a", "a garbled file is written again"
-    assert json.loads(staleness.KEPT.read_text(encoding="utf-8"))["digests"] == {'["a"]': "a"}
+    assert json.loads((tmp_path / staleness.KEPT).read_text(encoding="utf-8"))["digests"] == {'["a"]': "a"}
 
 
 def test_digests_are_kept_nowhere_but_beside_snakemakes_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(places, "ROOT", tmp_path)
     assert staleness._kept(["a"], lambda: "digest") == "digest"
     assert list(tmp_path.iterdir()) == []
 
