@@ -30,7 +30,7 @@ def correct(workflow: Any, not_believed: Iterable[Path], written: Iterable[Path]
         for name in memory._filter_incomplete_keys(map(str, written)):
             memory._unmark_incomplete(name)
     memory._read_record = _legible(memory._read_record)
-    # What a run was measured with stands in its record, and is compared with that: see `Sweep.settled`.
+    # What a run was measured with stands in its record, and is compared with that: see `Sweep.inputs`.
     changed = memory._input_changed
     memory._input_changed = lambda job, file=None: not hasattr(job.output, "record") and changed(job, file)
 

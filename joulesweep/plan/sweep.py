@@ -309,15 +309,19 @@ class Sweep:
 
     def missing_files(self) -> list[str]:
         """The user's own files that runs still need and that do not exist, a line each."""
-        left = [self.spec(run) for run in self.runs if not self._stays(run, "")]
-        named = [*dict.fromkeys(("models", spec.model) for spec in left)]
-        named += [*dict.fromkeys(("datasets", spec.dataset) for spec in left)]
-        return [
-            f"{section}.{name}.{key}.local: {path}: {problem}"
+        grid = self.config.grid
+        named = [("models", name) for name in grid.model] + [("datasets", name) for name in grid.dataset]
+        lacking = {
+            f"{section}.{name}.{key}.local: {path}: {problem}": (section, name)
             for section, name in named
             for key, path in self._local(section, name)
             if (problem := _lacking(path))
-        ]
+        }
+        if not lacking:
+            return []  # without a look at every run
+        left = [self.spec(run) for run in self.runs if not self._stays(run, "")]
+        needed = {("models", spec.model) for spec in left} | {("datasets", spec.dataset) for spec in left}
+        return [line for line, of in lacking.items() if of in needed]
 
     def _local(self, section: str, name: str) -> list[tuple[str, Path]]:
         """The user's own files and folders of a model or a data set, each with the key that names it."""
@@ -364,17 +368,20 @@ class Sweep:
             "texts": f"resources/datasets/{self.texts(run)}.jsonl",
         }
         return {
-            **{name: self.read(run, path, day) if day else self.settled(run, path) for name, path in manifests.items()},
-            **{name: self.read(run, path, day) for name, path in others.items()},
+            **{
+                name: self._read(run, path, day) if day else self._manifest(run, path)
+                for name, path in manifests.items()
+            },
+            **{name: self._read(run, path, day) for name, path in others.items()},
         }
 
-    def settled(self, run: str, manifest: str) -> Any:  # noqa: ANN401 - a path, perhaps with Snakemake's mark
+    def _manifest(self, run: str, manifest: str) -> Any:  # noqa: ANN401 - a path, perhaps with Snakemake's mark
         """A manifest as an input that makes a run stale, unless the run was measured with what it stands for.
 
         Fetching or tokenising the same again, for example after a change of that code, does not repeat the run. Where
         the user's own files are newer than their manifests, Snakemake decides.
         """
-        return self.read(run, manifest) if self._is_settled(run) else manifest
+        return self._read(run, manifest) if self._is_settled(run) else manifest
 
     def _is_settled(self, run: str) -> bool:
         look = self._look(run)
@@ -424,7 +431,7 @@ class Sweep:
         )
         return [path for path in (f"resources/{stem}.json" for stem in stems) if Path(path).exists()]
 
-    def read(self, run: str, path: str, day: str = "") -> Any:  # noqa: ANN401 - with Snakemake's mark, or no path
+    def _read(self, run: str, path: str, day: str = "") -> Any:  # noqa: ANN401 - with Snakemake's mark, or no path
         """A file that a run reads and that does not make it stale.
 
         It is no input of a run that is done if it is not there, as where results were brought home without it: it would
@@ -510,7 +517,8 @@ class Sweep:
         for run in {(spec.model, spec.dataset): run for run, spec in self.grid.runs.items()}.values():
             tokens = Path(f"resources/tokens/{self.tokens(run)}.safetensors")
             tests |= intact.inputs(Path("resources/models", self.model(run)), tokens)
-        return {**tests, **dict.fromkeys(Path(self.folder).glob("**/tables/*.parquet"), intact.is_parquet)}
+        tables = [path for place in ("", "partial") for path in Path(self.folder, place, "tables").glob("*.parquet")]
+        return {**tests, **dict.fromkeys(tables, intact.is_parquet)}
 
     @functools.cached_property
     def damaged(self) -> list[Path]:
