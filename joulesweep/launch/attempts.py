@@ -35,10 +35,8 @@ from joulesweep.launch.lease import Lease
 from joulesweep.launch.node import RunFailed
 from joulesweep.measure import batch_system, machine, meters
 from joulesweep.measure.meters import Sensor
-from joulesweep.runs.attempted import FILE, PREEMPTED
+from joulesweep.runs.attempted import FAILED, FILE, PREEMPTED, STOPPED
 from joulesweep.runs.record import RunRecord
-
-FAILED, STOPPED = "failed", "stopped"  # statuses of attempts without a record: of themselves, or ended from outside
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ run has its record. A run goes on only with the same spec, code, inputs, librari
 # changes no number: a run that goes on ends as one that was never stopped; tests compare the bits
 from __future__ import annotations
 
-import hashlib
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -25,6 +24,7 @@ from joulesweep.core.errors import UserError
 from joulesweep.core.outcome import CheckpointFile, Environment, EpochEnd, Segment, as_json
 from joulesweep.core.places import CHECKPOINT
 from joulesweep.core.quantities import one
+from joulesweep.core.spec import short_hash
 
 FOLDER, MANIFEST = CHECKPOINT.parts
 FORMAT: Literal["joulesweep-checkpoint"] = "joulesweep-checkpoint"
@@ -111,7 +111,7 @@ def basis(code_digest: str, inputs: Mapping[str, object], environment: Environme
     """
     devices = [environment.cpu_model, environment.driver, [board.name for board in environment.gpus]]
     parts = {"code": code_digest, **inputs, "versions of libraries": environment.versions, "kinds of devices": devices}
-    return {name: hashlib.sha256(repr(as_json(part)).encode()).hexdigest()[:16] for name, part in parts.items()}
+    return {name: short_hash(as_json(part)) for name, part in parts.items()}
 
 
 def find(folder: Path, run: str, present: Mapping[str, str]) -> Checkpoint | None:

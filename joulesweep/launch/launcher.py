@@ -25,7 +25,7 @@ from joulesweep.core.outcome import (
     as_json,
 )
 from joulesweep.core.spec import RunSpec, full
-from joulesweep.launch import checkpoints, merge, node, nodes
+from joulesweep.launch import checkpoints, merge, node, nodes, stage
 from joulesweep.launch.checkpoints import Checkpoint, RunPreempted
 from joulesweep.launch.node import GRACE_S, Job, Measured, NodeResult, RunFailed
 from joulesweep.measure import devices, measurement, meters, segments
@@ -97,7 +97,6 @@ def launch(
     signal.signal(signal.SIGTERM, node.terminate)
     ensure_parent_alive = processes.parent_watch(with_snakemake)
     allowed = node.pool(spec, exclusive, gpus, pinned) if spec.nodes == 1 else None
-    new_weights = _new_weights(spec, _manifest(model_folder.with_name(f"{model_folder.name}.json")))
     job = Job(
         spec=spec,
         model_folder=model_folder,
@@ -110,6 +109,7 @@ def launch(
         grace_s=grace_s,
         attempt=attempt,
     )
+    new_weights = _new_weights(spec, job.inputs["model"])
     work = node.work_folder(folder)
     shutil.rmtree(work, ignore_errors=True)
     shutil.rmtree(folder / "model", ignore_errors=True)
@@ -186,7 +186,7 @@ def _kept(job: Job, result: NodeResult) -> Exception:
     checkpoint = Checkpoint(
         run=run_id(job.spec),
         basis=result.basis,
-        written=node.now(),
+        written=stage.now(),
         step=ranks.step,
         num_steps=ranks.num_steps,
         files=ranks.files,
@@ -240,7 +240,7 @@ def _write(
         code_digest=job.code_digest,
         inputs=Inputs(**job.inputs),
         started=result.started,
-        finished=node.now(),
+        finished=stage.now(),
         environment=result.environment,
         nodes=parts,
         measurement=measured,
@@ -261,8 +261,3 @@ def _write(
 def _referenced(summaries: Sequence[Summary], references: Sequence[Sequence[str]]) -> list[Summary]:
     """The summaries, with the texts that they are scored against if the data set has any."""
     return [replace(row, references=list(references[row.text])) if references else row for row in summaries]
-
-
-def _manifest(path: Path) -> dict[str, object] | None:
-    """A manifest that the preparing rules wrote; None if there is none."""
-    return dict(files.read_json(path, "manifest")) if path.exists() else None

@@ -8,8 +8,8 @@ or Snakemake above it dies, every process of the run dies too.
 from __future__ import annotations
 
 import contextlib
-import datetime
 import fcntl
+import functools
 import json
 import os
 import signal
@@ -111,7 +111,7 @@ class Job:
         number = self.spec.node_devices if STRATEGIES[self.spec.strategy].multi_process else 1
         return range(self.node * number, (self.node + 1) * number)
 
-    @property
+    @functools.cached_property
     def inputs(self) -> dict[str, dict[str, object] | None]:
         """Manifests of the inputs, as the preparing rules wrote them; None where there is none."""
         paths = {
@@ -237,7 +237,7 @@ def carry_out(job: Job, allowed: Pool, ensure_parent_alive: Callable[[], None], 
     if allowed.lacking:
         environment = machine.describe(spec.threads_per_device, allowed.boards)
         lacking = Stopped(status="unsupported", reason=allowed.lacking)
-        return NodeResult(started=now(), environment=environment, ranks=lacking)
+        return NodeResult(started=stage.now(), environment=environment, ranks=lacking)
     meet("lease")
     with Lease(allowed.boards, allowed.needed, job.exclusive, ensure_parent_alive) as lease:
         meet("settle")
@@ -282,7 +282,7 @@ def _measured(
     before.silent.update(mute if no_trace is None else {**mute, "the trace": no_trace})
     trace = trace or Trace([], [])
     agreed = meet("train")
-    started, began_s = now(), time.monotonic()
+    started, began_s = stage.now(), time.monotonic()
     stage.info("trains")
     result, seen = _supervise(job, kept, lease, trace, ensure_parent_alive, agreed)
     took_s = time.monotonic() - began_s
@@ -308,11 +308,6 @@ def _measured(
         power=trace.rows(result.span.begin_s),
     )
     return started, result, measured, took_s
-
-
-def now() -> str:
-    """The time, UTC, ISO 8601."""
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def _command(num_ranks: int, work: Path) -> list[str]:
@@ -445,7 +440,7 @@ def _wait(
                 return True
             if asked and time.monotonic() > asked[0] + job.grace_s:
                 print(f"{run_id(job.spec)}: nothing was kept within {job.grace_s:g} s", file=sys.stderr, flush=True)
-                raise SystemExit(128 + signal.SIGTERM)
+                terminate(signal.SIGTERM, None)
             if not asked:
                 _ensure_parent_alive(ensure_parent_alive, asked)
             seen.check()

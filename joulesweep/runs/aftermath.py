@@ -11,7 +11,6 @@ from pathlib import Path
 from joulesweep.core.places import CHECKPOINT
 from joulesweep.runs import attempted
 
-STOPPED = "stopped"  # status of an attempt, as `joulesweep.launch.attempts` notes it
 MOST_NAMES = 4  # of stopped runs
 
 
@@ -40,7 +39,7 @@ def lines(folders: Iterable[Path]) -> list[str]:
 def was_stopped(folder: Path) -> bool:
     """Whether the last attempt at a run was ended from outside: one that has no end was killed."""
     of_run = attempted.notes(folder / attempted.FILE)
-    return bool(of_run) and of_run[-1].get("status", STOPPED) == STOPPED
+    return bool(of_run) and of_run[-1].get("status", attempted.STOPPED) == attempted.STOPPED
 
 
 def command() -> str:

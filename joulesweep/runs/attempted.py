@@ -23,6 +23,7 @@ from joulesweep.measure import batch_system
 FILE = "attempts.jsonl"
 #: Why a run has no numbers whose process the kernel killed for want of the host's memory.
 HOST_OOM = "killed by the kernel's out-of-memory killer"
+FAILED, STOPPED = "failed", "stopped"  # statuses of attempts without a record: of themselves, or ended from outside
 PREEMPTED = "preempted"  # status of an attempt that ended at SIGTERM, and whose training was kept
 RECORDED = ("ok", *get_args(Ending))  # statuses of attempts that left a record
 MOST_DOUBLINGS = 2  # of memory and of time
@@ -84,7 +85,7 @@ def lacked_time(note: Mapping[str, Any]) -> bool:
         limit_s = 60 * float(note["batch"]["minutes"])
     except MALFORMED:
         return False
-    return note.get("status") == "stopped" and (ended - began).total_seconds() >= NEAR_LIMIT * limit_s
+    return note.get("status") == STOPPED and (ended - began).total_seconds() >= NEAR_LIMIT * limit_s
 
 
 def doublings(of_run: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
