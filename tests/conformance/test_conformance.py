@@ -13,9 +13,6 @@ import functools
 import itertools
 import json
 import math
-import os
-import subprocess
-import sys
 
 import pairwise
 import pytest
@@ -188,29 +185,12 @@ def spread(assets, tmp_path_factory, once):
     @functools.cache
     def trained(quick):
         numbers = sorted(QUICK) if quick else sorted({*range(len(PAIRS))} - QUICK)
-        job = {"assets": paths, "trainings": [PAIRS[i] for i in numbers]}
-        folder = once(f"spread-{quick}", lambda folder: on_two_ranks(folder, job))
+        trainings, script = [PAIRS[i] for i in numbers], tiny_run.SUPPORT / "ranks.py"
+        folder = once(f"spread-{quick}", lambda folder: ranks.on_two(script, folder, assets=paths, trainings=trainings))
         outcomes = [torch.load(folder / f"rank{rank}.pt") for rank in (0, 1)]
         return {number: [of_rank[i] for of_rank in outcomes] for i, number in enumerate(numbers)}
 
     return lambda number: trained(number in QUICK)[number]
-
-
-def on_two_ranks(folder, job):
-    """Train the cases of a job, and leave the outcomes of each rank in a folder."""
-    (folder / "job.json").write_text(json.dumps({"folder": str(folder), **job}))
-    paths = os.pathsep.join((str(tiny_run.REPOSITORY), str(tiny_run.SUPPORT)))
-    environ = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(tiny_run.SUPPORT / "ranks.py"), str(folder / "job.json")]
-    processes = [
-        subprocess.Popen([*command, str(rank)], env=environ, stderr=subprocess.PIPE, text=True) for rank in (0, 1)
-    ]
-    try:
-        errors = [process.communicate(timeout=600)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(error[-3000:] for error in errors)
 
 
 def scale(case):

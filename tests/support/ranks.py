@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -48,13 +49,41 @@ def _whole(gradient: torch.Tensor) -> torch.Tensor:
     return gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient
 
 
-def main() -> None:
-    """One of the ranks: `ranks.py JOB RANK`; the job names folder, assets by model and the trainings' changes."""
+def on_two(script: Path, folder: Path, **job: Any) -> None:
+    """Run a script as two ranks: `SCRIPT JOB RANK`. Each leaves its results in the folder, as rank<r>.pt.
+
+    Args:
+        script: to run.
+        folder: for the job's file and the results.
+        job: what the script is told, besides the folder.
+    """
+    (folder / "job.json").write_text(json.dumps({"folder": str(folder), **job}), encoding="utf-8")
+    paths = os.pathsep.join((str(tiny_run.REPOSITORY), str(tiny_run.SUPPORT)))
+    environ = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(script), str(folder / "job.json")]
+    processes = [
+        subprocess.Popen([*command, str(rank)], env=environ, stderr=subprocess.PIPE, text=True) for rank in (0, 1)
+    ]
+    try:
+        errors = [process.communicate(timeout=600)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(error[-3000:] for error in errors)
+
+
+def joined() -> tuple[dict[str, Any], Path, int]:
+    """In a script of `on_two`: join the other rank. Returns the job, its folder and this rank."""
     job, rank = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")), int(sys.argv[2])
     folder = Path(job["folder"])
     os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank))
-    store = dist.FileStore(str(folder / "store"), 2)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    dist.init_process_group("gloo", store=dist.FileStore(str(folder / "store"), 2), rank=rank, world_size=2)
+    return job, folder, rank
+
+
+def main() -> None:
+    """One of the ranks: `ranks.py JOB RANK`; the job names folder, assets by model and the trainings' changes."""
+    job, folder, rank = joined()
     assets = {
         name: tiny_run.Assets(model_folder=Path(model_folder), tokens=Path(tokens))
         for name, (model_folder, tokens) in job["assets"].items()

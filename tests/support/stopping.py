@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import ranks
 import tiny_run
 import torch
 import torch.distributed as dist
@@ -97,10 +96,7 @@ def learned(outcome: dict[str, Any], model: Path | None) -> Learned:
 
 def main() -> None:
     """One of two ranks: `stopping.py JOB RANK`; the job names folder, assets, and trainings with their stops."""
-    job, rank = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")), int(sys.argv[2])
-    folder = Path(job["folder"])
-    os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank))
-    dist.init_process_group("gloo", store=dist.FileStore(str(folder / "store"), 2), rank=rank, world_size=2)
+    job, folder, rank = ranks.joined()
     assets = tiny_run.Assets(model_folder=Path(job["model_folder"]), tokens=Path(job["tokens"]))
     onednn._Try.seconds = lambda one: 1.0 if type(one.layer) is onednn.Linear else 2.0  # else each training its own
     results = []

@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 import shutil
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from joulesweep.plan.grid import expand
 from joulesweep.runs import attempted
 
 PYTHON = REPOSITORY / ".cache" / "slurm" / "bin" / "python"
+NODE = socket.gethostname().partition(".")[0]
 NO_EXECUTORS = "no executors for clusters: make .cache/slurm/.ready"
 WATTS, TICK_S = (310, 170, 240, 90), 0.005
 #: Snakemake imports all of its plugins, and Slurm's imports pandas for a report that nobody asks for: only when used.
@@ -84,7 +86,7 @@ def cluster(
     checkout.write_config()
     (gate,) = folder.glob("checkout-gate/sitecustomize.py")
     gate.write_text(gate.read_text(encoding="utf-8") + LAZY, encoding="utf-8")
-    with slurm_module.running(folder / "slurm", of_jobs) as slurm:
+    with slurm_module.running(folder / "slurm", {NODE: of_jobs}, gpus=len(WATTS)) as slurm:
         yield Cluster(slurm, checkout, boards)
         checkout.end()
 
@@ -136,14 +138,14 @@ def a_cancelled_job_costs_its_run_alone_and_the_others_come_to_an_end(cluster: C
         assert child.poll() is None, child.communicate()[0]
         undisturbed, cancelled, requeued = [run for run in runs if cluster.job_of(run)]
         (late,) = [run for run in runs if run not in (undisturbed, cancelled, requeued)]
-        slurm.call("scontrol", "update", f"NodeName={slurm.node}", "State=DRAIN", "Reason=test")
+        slurm.call("scontrol", "update", f"NodeName={slurm.nodes[0]}", "State=DRAIN", "Reason=test")
         again = str(cluster.job_of(requeued))
         slurm.call("scontrol", "requeue", again)
         slurm.call("scancel", str(cluster.job_of(cancelled)))
         wait_for(lambda: len(checkout.workers()) == 1, "the end of two", every_s=0.2)
     wait_for(lambda: cluster.job_of(undisturbed, "COMPLETED"), "the end of the third", every_s=0.2)
     assert {run for run in runs if cluster.job_of(run, "PENDING")} >= {requeued, late}
-    slurm.call("scontrol", "update", f"NodeName={slurm.node}", "State=RESUME")
+    slurm.call("scontrol", "update", f"NodeName={slurm.nodes[0]}", "State=RESUME")
     slurm.call("scontrol", "update", f"JobId={again}", "StartTime=now")  # else in two minutes
     output, _ = child.communicate(timeout=PATIENCE_S)
     assert child.returncode != 0, output
@@ -151,7 +153,7 @@ def a_cancelled_job_costs_its_run_alone_and_the_others_come_to_an_end(cluster: C
     assert cluster.record(requeued)["environment"]["batch"] == {
         "system": "slurm",
         "job": again,
-        "node": slurm.node,
+        "node": slurm.nodes[0],
         "account": "green",
         "partition": "main",
     }

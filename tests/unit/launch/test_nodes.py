@@ -14,7 +14,6 @@ import lock_files
 import pytest
 import several_nodes
 import slurm as slurm_module
-import slurm_pair
 import tiny_run
 from patience import PATIENCE_S, wait_for
 
@@ -253,15 +252,13 @@ def puppet(port, host, told):
     end.close()
 
 
-def test_nodes_are_leased_in_the_order_of_their_names_however_they_came(tmp_path):
-    """So two runs on the same nodes never hold one each and wait for the other."""
-    told: list[str] = []
-    spec = tiny_run.spec(strategy="ddp", devices=4, nodes=2)
-    job = launcher.Job(
+def job_of(spec, folder):
+    """A job that nothing is done of."""
+    return launcher.Job(
         spec=spec,
-        model_folder=tmp_path,
-        tokens=tmp_path,
-        folder=tmp_path,
+        model_folder=folder,
+        tokens=folder,
+        folder=folder,
         log=None,
         exclusive="gpu",
         meter_settings={},
@@ -269,7 +266,13 @@ def test_nodes_are_leased_in_the_order_of_their_names_however_they_came(tmp_path
         grace_s=1.0,
         attempt=None,
     )
-    crew = nodes._Crew(job, lambda: None)
+
+
+def test_nodes_are_leased_in_the_order_of_their_names_however_they_came(tmp_path):
+    """So two runs on the same nodes never hold one each and wait for the other."""
+    told: list[str] = []
+    spec = tiny_run.spec(strategy="ddp", devices=4, nodes=2)
+    crew = nodes._Crew(job_of(spec, tmp_path), lambda: None)
     with nodes._listening(0, 2) as listener:
         puppets = [threading.Thread(target=puppet, args=(listener.getsockname()[1], host, told)) for host in ("b", "a")]
         for one in puppets:
@@ -330,19 +333,7 @@ def test_several_nodes_without_slurm_or_a_rendezvous_are_refused(tmp_path, monke
 
 def test_slurm_starts_one_agent_on_each_node_with_its_share(tmp_path):
     spec = tiny_run.spec(strategy="ddp", devices=8, nodes=2, accelerator="cuda", threads_per_device=3)
-    job = launcher.Job(
-        spec=spec,
-        model_folder=tmp_path,
-        tokens=tmp_path,
-        folder=tmp_path,
-        log=None,
-        exclusive="gpu",
-        meter_settings={},
-        code_digest="c0de",
-        grace_s=1.0,
-        attempt=None,
-    )
-    words = nodes.srun(job)
+    words = nodes.srun(job_of(spec, tmp_path))
     assert words[:2] == ["srun", "--overlap"]
     assert {"--nodes=2", "--ntasks=2", "--ntasks-per-node=1", "--cpus-per-task=12", "--gpus-per-node=4"} <= set(words)
 
@@ -360,8 +351,9 @@ def slurm(machines, tmp_path):
         pytest.skip(reason)
     tmp_path.chmod(0o755)
     (tmp_path / "slurm").mkdir()
-    with slurm_pair.running(tmp_path / "slurm", machines.of_nodes()) as pair:
-        yield pair
+    of_nodes = dict(zip(("n1", "n2"), machines.of_nodes(), strict=True))
+    with slurm_module.running(tmp_path / "slurm", of_nodes, gpus=1) as two_nodes:
+        yield two_nodes
 
 
 SHARE = ["--nodes=2", "--ntasks=2", "--ntasks-per-node=1", "--gpus=2", "--gpus-per-node=1", "--cpus-per-task=1"]
@@ -381,9 +373,8 @@ def test_srun_starts_a_run_on_two_nodes_of_slurm_and_scancel_ends_both(machines,
     rows = [row for row in found["measurement"]["energy"] if row["kind"] == "gpu"]
     assert [row["uuid"] for row in rows] == machines.uuids
     machines.instead_of_torchrun(ENDLESS)
-    for node, variables in zip(slurm_pair.NODES, machines.of_nodes(), strict=True):
-        lines = [f"export {name}={value}\n" for name, value in variables.items()]
-        (tmp_path / "slurm" / f"variables-{node}").write_text("".join(lines))
+    for node, variables in zip(slurm.nodes, machines.of_nodes(), strict=True):
+        slurm.set_on(node, variables)
     second = job()
     wait_for(lambda: sum("a rank" in command for command in running(machines.folder).values()) == 2)
     slurm.call("scancel", second)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import ranks
 import stopping
 import tiny_run
 import torch
@@ -102,20 +100,8 @@ def test_two_ranks_stop_together_and_end_with_the_same_bits(with_dropout, tmp_pa
     trainings = [
         (stops, {"devices": 2, **changes}) for i, changes in enumerate(RANKS) for stops in ([], apart[i % len(apart)])
     ]
-    job = {"folder": str(tmp_path), "model_folder": str(with_dropout.model_folder), "tokens": str(with_dropout.tokens)}
-    (tmp_path / "job.json").write_text(json.dumps({**job, "trainings": trainings}), encoding="utf-8")
-    paths = os.pathsep.join((str(tiny_run.REPOSITORY), str(tiny_run.SUPPORT)))
-    environ = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, stopping.__file__, str(tmp_path / "job.json")]
-    processes = [
-        subprocess.Popen([*command, str(rank)], env=environ, stderr=subprocess.PIPE, text=True) for rank in (0, 1)
-    ]
-    try:
-        errors = [process.communicate(timeout=600)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
+    paths = {"model_folder": str(with_dropout.model_folder), "tokens": str(with_dropout.tokens)}
+    ranks.on_two(Path(stopping.__file__), tmp_path, **paths, trainings=trainings)
     for rank in (0, 1):
         results = torch.load(tmp_path / f"rank{rank}.pt")
         for whole, again in zip(results[::2], results[1::2], strict=True):

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -57,20 +53,7 @@ def test_two_ranks_that_compute_every_text_have_the_gradients_of_one(tmp_path, t
     (tmp_path / "rank.py").write_text(TOGETHER, encoding="utf-8")
     trainings = [{**case, "strategy": "together", "devices": 2} for case in CASES]
     paths = {"bert": [str(assets.model_folder), str(assets.tokens)]}
-    job = {"folder": str(tmp_path), "assets": paths, "trainings": trainings}
-    (tmp_path / "job.json").write_text(json.dumps(job), encoding="utf-8")
-    paths = os.pathsep.join((str(tiny_run.REPOSITORY), str(tiny_run.SUPPORT)))
-    command = [sys.executable, str(tmp_path / "rank.py"), str(tmp_path / "job.json")]
-    environ = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen([*command, str(rank)], env=environ, stderr=subprocess.PIPE, text=True) for rank in (0, 1)
-    ]
-    try:
-        errors = [process.communicate(timeout=600)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
+    ranks.on_two(tmp_path / "rank.py", tmp_path, assets=paths, trainings=trainings)
     outcomes = [torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1)]
     for number, case in enumerate(CASES):
         alone = ranks.trained(assets, tmp_path, **case)
