@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
 import types
 
 import pytest
 import synthetic
+import tiny_run
 
 from joulesweep import studies
 from joulesweep.analyse import collect, tables
 from joulesweep.cli.main import main
 from joulesweep.core.errors import UserError
-from joulesweep.plan import config
+from joulesweep.plan import config, grid
 from joulesweep.report import ending, page
 from joulesweep.report.sections import Results
 from joulesweep.report.sections import studies as section
 from joulesweep.studies import Answer, Table
 
-DATASETS = {"questions": {"source": synthetic.LOCAL, "format": "text"}}
+CONFIGS = sorted((tiny_run.REPOSITORY / "config" / "studies").glob("*.yaml"))
 
 
 def counted(read, config):
@@ -52,6 +54,29 @@ def test_a_study_has_all_that_is_told_of_it():
         study = studies.load(name)
         assert study.QUESTION.endswith("?") and "\n" not in study.QUESTION
         assert study.PROTOCOL.endswith(".") and not study.SOURCE.endswith(".")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_config_of_a_study_expands_and_names_it(path):
+    name = path.stem.removesuffix("-small")
+    read = config.load(path)
+    assert read.sweep == f"study-{path.stem}" and name in read.studies
+    assert grid.expand(read).runs
+
+
+def test_every_study_has_its_config_its_twin_and_its_place_in_the_guide():
+    names = studies.names()
+    assert [path.stem for path in CONFIGS] == sorted(f"{name}{end}" for name in names for end in ("", "-small"))
+    guide = (tiny_run.REPOSITORY / "docs" / "how-to" / "studies.md").read_text(encoding="utf-8")
+    assert sorted(re.findall(r"^## ([\w-]+)$", guide, re.MULTILINE)) == names
+
+
+@pytest.mark.parametrize("path", [path for path in CONFIGS if path.stem.endswith("-small")], ids=lambda path: path.stem)
+def test_a_twin_needs_no_hub_and_no_gpu(path):
+    read = config.load(path)
+    sources = [one.source for one in (*read.models.values(), *read.datasets.values())]
+    assert not [one for one in sources if isinstance(one, config.HubSource)]
+    assert read.hardware.accelerator != "cuda"
 
 
 def test_a_study_that_does_not_exist_is_named_with_its_nearest(one):
