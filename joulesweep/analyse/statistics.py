@@ -116,6 +116,56 @@ def paired_difference(a: Sequence[float], b: Sequence[float], confidence: float 
 
 
 @dataclass(frozen=True, kw_only=True)
+class Crossed:
+    """A mean over items and seeds, with the interval for other items and other seeds of the same kinds.
+
+    Attributes:
+        mean: over all items and seeds.
+        low: lower end of the interval; None with one item or one seed.
+        high: upper end, likewise.
+        num_items: how many items.
+        num_seeds: how many seeds, each with every item.
+    """
+
+    mean: float
+    low: float | None
+    high: float | None
+    num_items: int
+    num_seeds: int
+
+    @property
+    def verdict(self) -> str:
+        """On which side of 0 the interval is, as of a `Difference`."""
+        return _verdict(self.low, self.high)
+
+
+def crossed_mean(values: Numbers, confidence: float = 0.95) -> Crossed:
+    """Mean of the same items under several seeds, both of which are samples: items and seeds cross.
+
+    The variance of the mean adds that of items and that of seeds, from their mean squares, less their interaction,
+    which is in both; it is never less than what either alone tells. Degrees of freedom are Satterthwaite's. Clark 1973
+    (doi:10.1016/S0022-5371(73)80014-3) says why items are no fixed effect.
+
+    Args:
+        values: (items, seeds), at least one of each.
+        confidence: coverage, between 0 and 1.
+    """
+    num_items, num_seeds = values.shape
+    mean = float(values.mean())
+    if min(num_items, num_seeds) < 2:
+        return Crossed(mean=mean, low=None, high=None, num_items=num_items, num_seeds=num_seeds)
+    of_items, of_seeds = values.mean(1) - mean, values.mean(0) - mean
+    rest = values - mean - of_items[:, None] - of_seeds
+    degrees = np.array([num_items - 1, num_seeds - 1, (num_items - 1) * (num_seeds - 1)], dtype=float)
+    sums = [num_seeds * (of_items**2).sum(), num_items * (of_seeds**2).sum(), (rest**2).sum()]
+    items, seeds, both = squares = np.array(sums) / degrees
+    whole = max(items + seeds - both, items, seeds)
+    freedom = whole**2 / float((squares**2 / degrees).sum()) if whole > 0 else degrees.min()
+    half = one_sided(float(max(freedom, degrees.min())), (1 + confidence) / 2) * math.sqrt(whole / values.size)
+    return Crossed(mean=mean, low=mean - half, high=mean + half, num_items=num_items, num_seeds=num_seeds)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Contrast:
     """A weighted sum of cells' logs, with weights that sum to 0.
 

@@ -23,6 +23,11 @@ def read(file: InputFile, fields: Fields, delimiter: str = ",") -> list[Row]:
 READER = Reader(needs_field=True, options=("target",), read=read)
 
 
+def header(file: InputFile, delimiter: str = ",") -> list[str]:
+    """The names of the columns of a file; none if it is empty."""
+    return next(_cells(file, delimiter), [])
+
+
 def columns(file: InputFile, names: Sequence[str], delimiter: str = ",") -> Iterator[dict[str, str]]:
     """Yield some named cells of every row of a file with delimited cells.
 
@@ -30,16 +35,16 @@ def columns(file: InputFile, names: Sequence[str], delimiter: str = ",") -> Iter
         UserError: it is not such a file, or a column is missing or occurs twice.
     """
     rows = _cells(file, delimiter)
-    header = next(rows, [])
+    named = next(rows, [])
     first = next(rows, None)
     if first is None:
         return
     for name in names:
-        if name not in header:
-            raise UserError(f"{file.name}: {one_of('field', name, header)}")
-        if header.count(name) > 1:
+        if name not in named:
+            raise UserError(f"{file.name}: {one_of('field', name, named)}")
+        if named.count(name) > 1:
             raise UserError(f"{file.name}:1: two columns are named {name!r}")
-    places = {name: header.index(name) for name in names}
+    places = {name: named.index(name) for name in names}
     for cells in itertools.chain([first], rows):
         yield {name: cells[at] for name, at in places.items()}
 
