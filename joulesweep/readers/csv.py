@@ -1,4 +1,4 @@
-"""CSV with a header."""
+"""CSV: delimited cells, with a header or without."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ def read(file: InputFile, fields: Fields, delimiter: str = ",") -> list[Row]:
     Raises:
         UserError: it is not such a file, or a field is missing or occurs twice.
     """
-    rows = _cells(file, delimiter)
+    rows = _cells(file, delimiter, "header" if fields.header else "first row")
     header = next(rows, [])
-    first = next(rows, None)
+    first = next(rows, None) if fields.header else header or None
     if first is None:
         return []
+    header = header if fields.header else [str(number) for number in range(len(header))]
     for field in fields.named:
         if field not in header:
             raise UserError(f"{file.name}: {one_of('field', field, header)}")
@@ -32,11 +33,11 @@ def read(file: InputFile, fields: Fields, delimiter: str = ",") -> list[Row]:
     return [row({field: cells[at] for field, at in columns.items()}, fields) for cells in every]
 
 
-READER = Reader(needs_field=True, options=("target",), read=read)
+READER = Reader(needs_field=True, options=("target",), headerless=True, read=read)
 
 
-def _cells(file: InputFile, delimiter: str) -> Iterator[list[str]]:
-    """Yield the header and the rows of a CSV file, which have equally many cells; empty lines are skipped."""
+def _cells(file: InputFile, delimiter: str, first: str) -> Iterator[list[str]]:
+    """Yield the rows of a CSV file, which have as many cells as the first one; empty lines are skipped."""
     text = decoded(file)
     # A text may be longer than the module's limit of 128 KiB, which is global to the process: never lower it.
     csv.field_size_limit(max(csv.field_size_limit(), len(text) + 1))
@@ -46,7 +47,7 @@ def _cells(file: InputFile, delimiter: str) -> Iterator[list[str]]:
         for cells in rows:
             num_cells = num_cells or len(cells)
             if cells and len(cells) != num_cells:
-                raise UserError(f"{file.name}:{rows.line_num}: {len(cells)} cells, the header has {num_cells}")
+                raise UserError(f"{file.name}:{rows.line_num}: {len(cells)} cells, the {first} has {num_cells}")
             if cells:
                 yield cells
     except csv.Error as error:
