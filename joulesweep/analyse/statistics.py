@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
+from joulesweep.core.quantities import digits
 from joulesweep.core.student import Interval, mean_interval
 
 LARGEST_LOG = math.log(1e300)
@@ -54,6 +55,17 @@ class Ratio:
     high: float | None
     n: int
     verdict: str
+
+
+def times(ratio: Ratio) -> str:
+    """A ratio as sentences give it: `× 0.38, 0.37 to 0.39, n = 5`."""
+    ends = "no interval" if ratio.low is None or ratio.high is None else f"{_to(ratio.low)} to {_to(ratio.high)}"
+    return f"× {_to(ratio.ratio)}, {ends}, n = {ratio.n}"
+
+
+def _to(value: float) -> str:
+    """A ratio with two digits after the point, three where it is within a tenth of 1."""
+    return digits(value) if value >= 10 else f"{value:.{3 if 0.9 < value < 1.1 else 2}f}"
 
 
 @dataclass(frozen=True, kw_only=True)
