@@ -55,6 +55,7 @@ SOURCE_OMISSION: dict[str, Any] = {
     "tokenizer": None,
     "new_weights": [],
     "field": None,
+    "header": True,
     "target": None,
     "choices": None,
     "answer": None,

@@ -218,6 +218,10 @@ class ModelConfig(Section):
         return self
 
 
+#: The name of a field, or without a header its number.
+FIELD = {"anyOf": [{"minLength": 1, "type": "string"}, {"minimum": 0, "type": "integer"}, {"type": "null"}]}
+
+
 class DatasetConfig(Section):
     """One named set of texts."""
 
@@ -228,12 +232,18 @@ class DatasetConfig(Section):
             description="how to read it: a file of `joulesweep/readers`", json_schema_extra={"enum": readers.of_texts()}
         ),
     ]
-    field: Annotated[Line | None, Field(description="the field that holds the text, where the format has fields")] = (
-        None
-    )
+    header: Annotated[
+        bool, Field(description="false: no line names the columns, and fields are the columns' numbers, from 0")
+    ] = True
+    field: Annotated[
+        Line | None,
+        Field(description="the field that holds the text, where the format has fields"),
+        WithJsonSchema(FIELD),
+    ] = None
     target: Annotated[
         Line | None,
         Field(description="the field that holds the target text, or a list whose first item is trained on"),
+        WithJsonSchema(FIELD),
     ] = None
     choices: Annotated[Line | None, Field(description="the field that holds a list of texts, one of them right")] = None
     answer: Annotated[Line | None, Field(description="the field that holds the right one's index, from 0")] = None
@@ -244,6 +254,15 @@ class DatasetConfig(Section):
     ] = "random"
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     split_seed: Seed = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _numbers_are_names(cls, raw: Any) -> Any:  # noqa: ANN401 - any YAML value
+        """Without a header, take the number of a column as its name."""
+        if not isinstance(raw, dict) or raw.get("header") is not False:
+            return raw
+        numbers = {key: raw[key] for key in ("field", "target") if type(raw.get(key)) is int}
+        return {**raw, **{key: str(number) for key, number in numbers.items()}}
 
     @field_validator("prompt")
     @classmethod
@@ -276,6 +295,18 @@ class DatasetConfig(Section):
             raise ValueError(
                 f"format: a hub source needs format {' or '.join(readers.of_hub())}, other sources another one"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _columns_by_number(self) -> DatasetConfig:
+        if self.header:
+            return self
+        if not self.reader.headerless:
+            raise ValueError(f"header: has no meaning with format {self.format}")
+        for key in ("field", "target"):
+            column = getattr(self, key)
+            if column is not None and not re.fullmatch("0|[1-9][0-9]{0,5}", column):
+                raise ValueError(f"{key}: without a header it is a column's number, from 0, got {brief_repr(column)}")
         return self
 
     @model_validator(mode="after")

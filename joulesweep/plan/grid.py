@@ -209,7 +209,7 @@ def model_key(name: str, source: dict[str, Any]) -> str:
 
 def text_source(source: dict[str, Any]) -> dict[str, Any]:
     """The part of a data set's source that determines its texts, without the split."""
-    keys = ("source", "format", "field", "target", "choices", "answer", "prompt")
+    keys = ("source", "format", "header", "field", "target", "choices", "answer", "prompt")
     return {key: source[key] for key in keys if key in source}
 
 

@@ -40,7 +40,8 @@ def fetch_dataset(dataset: DatasetConfig) -> tuple[str, dict[str, Any]]:
         UserError: it cannot be downloaded, found or read; the message names the file and, if possible, the line.
     """
     reader, revision = readers.load(dataset.format), None
-    fields = Fields(text=dataset.field, target=dataset.target, choices=dataset.choices, answer=dataset.answer)
+    named = {"target": dataset.target, "choices": dataset.choices, "answer": dataset.answer}
+    fields = Fields(text=dataset.field, header=dataset.header, **named)
     with tempfile.TemporaryDirectory(prefix="joulesweep-") as scratch:
         if isinstance(dataset.source, HubDataSource) and reader.read is not None:
             folder, revision = hub_snapshot(dataset.source, ITEM_FILES)

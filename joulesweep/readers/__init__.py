@@ -14,7 +14,6 @@ edit: the config, its schema, the documentation and the digest of the code pick 
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -78,17 +77,22 @@ class Snapshot:
 
 @dataclass(frozen=True, kw_only=True)
 class Fields:
-    """Names of the fields that a config selects; None for those that it does not name."""
+    """Names of the fields that a config selects; None for those that it does not name.
+
+    Attributes:
+        header: whether the first line of a file names its columns; if not, a field's name is its number, from 0.
+    """
 
     text: str | None = None
     target: str | None = None
     choices: str | None = None
     answer: str | None = None
+    header: bool = True
 
     @property
     def named(self) -> list[str]:
         """The names that are set, the text's first."""
-        return [name for name in dataclasses.astuple(self) if name is not None]
+        return [name for name in (self.text, self.target, self.choices, self.answer) if name is not None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +102,7 @@ class Reader:
     Attributes:
         needs_field: whether the config must name the field of the text (key `field`); otherwise it may not.
         options: the keys of `OPTIONS` that the config may set.
+        headerless: whether files may lack the line that names the columns (key `header`).
         has_targets: whether texts always have targets, without a field in the config.
         of_evaluation: whether rows are items of an evaluation, with `choices` to compare, and no texts to train on.
         read: returns the rows of one file.
@@ -106,6 +111,7 @@ class Reader:
 
     needs_field: bool = False
     options: tuple[str, ...] = ()
+    headerless: bool = False
     has_targets: bool = False
     of_evaluation: bool = False
     read: Callable[[InputFile, Fields], list[Row]] | None = None

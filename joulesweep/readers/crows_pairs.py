@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from joulesweep.core.errors import UserError, one_of
 from joulesweep.readers import BadRowError, Fields, InputFile, Reader, Row, check_choices
-from joulesweep.readers.csv import columns, header
+from joulesweep.readers.csv import columns, names_in
 
 #: The sentence that is more stereotypical, and the other one, which differs in whom it is about.
 SENTENCES = ("sent_more", "sent_less")
@@ -21,7 +21,7 @@ def read(file: InputFile, _: Fields) -> list[Row]:
     Raises:
         UserError: it is not such a file, or a pair has an unknown direction or an empty sentence.
     """
-    one_word = "sentence" in header(file)
+    one_word = "sentence" in names_in(file)
     names = (*ONE_WORD, "bias_type") if one_word else (*SENTENCES, "stereo_antistereo", "bias_type")
     pairs = enumerate(columns(file, names), 1)
     return [_pair(_filled(values) if one_word else values, f"{file.name}: pair {number}") for number, values in pairs]

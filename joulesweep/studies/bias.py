@@ -11,9 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from joulesweep.analyse.statistics import HIGHER, LOWER, Crossed, Numbers, crossed_mean
+from joulesweep.analyse.statistics import Crossed, Numbers, crossed_mean
 from joulesweep.analyse.tables import Tables
-from joulesweep.core.quantities import several
 from joulesweep.studies import Answer, Table
 
 QUESTION = "Does adaptation to a domain change a model's social bias?"
@@ -63,15 +62,15 @@ def answer(tables: Tables, config: Mapping[str, object]) -> Answer:
     whole = [change for change in every if change.category == "all"]
     if not whole:
         return Answer(sentence=_why_nothing(tables), answered=False)
-    few = [change for change in whole if change.change.low is None]
-    if len(few) == len(whole):
-        number = "one seed" if few[0].change.num_seeds == 1 else "one item"
+    if all(change.change.error is None for change in whole):
         first = whole[0]
+        number = "one seed tells" if first.change.num_seeds == 1 else "one item tells"
         sentence = (
-            f"It cannot be told: {number} tells of one training alone (the {_called(first)} of {first.name} moved by "
+            f"It cannot be told: {number} nothing of others (the {_called(first)} of {first.name} moved by "
             f"{first.change.mean:+.1f} points); 3 repeats or more are needed."
         )
         return Answer(sentence=sentence, answered=False, tables=[_overview(whole)])
+    whole = [change for change in whole if change.change.error is not None]
     main = [change for change in whole if change.evaluation == whole[0].evaluation]
     rest = [change for change in whole if change.evaluation != whole[0].evaluation]
     findings = [*([_sentence(rest)] if rest else []), *_of_categories(every), *_neutrality(main)]
@@ -129,14 +128,10 @@ def _why_nothing(tables: Tables) -> str:
     return "It cannot be told: no run was scored; name crows-pairs or stereoset under evaluate in the config."
 
 
-def corrected(change: Crossed, number: int) -> tuple[float | None, float | None]:
-    """The ends of the interval of a change if it is one of several that are looked at (Bonferroni)."""
-    return change.ends(1 - 0.05 / number)
-
-
 def _is_shown(change: Change, among: Sequence[Change]) -> bool:
-    low, high = corrected(change.change, len(among))
-    return low is not None and high is not None and not low <= 0 <= high
+    """Whether the interval of a change, corrected for the number that are looked at, is on one side of 0."""
+    interval = change.change.interval(len(among))
+    return interval is not None and not interval[0] <= 0 <= interval[1]
 
 
 def _sentence(whole: Sequence[Change]) -> str:
@@ -160,7 +155,8 @@ def _sentence(whole: Sequence[Change]) -> str:
 
 
 def _points(change: Crossed) -> str:
-    interval = "" if change.low is None else f" (95 % interval {change.low:+.1f} to {change.high:+.1f})"
+    ends = change.interval()
+    interval = f" (95 % interval {ends[0]:+.1f} to {ends[1]:+.1f})" if ends else ""
     return f"{change.mean:+.1f} points{interval}"
 
 
@@ -173,17 +169,17 @@ def _of_categories(every: Sequence[Change]) -> list[str]:
     sentences = []
     for evaluation, (_, called) in SCORES.items():
         parts = [change for change in every if change.evaluation == evaluation and change.category != "all"]
-        parts = [change for change in parts if change.change.low is not None]
+        parts = [change for change in parts if change.change.error is not None]
         shown = [change for change in parts if _is_shown(change, parts)]
         if parts and not shown:
             sentences.append(
                 f"No category's {called} is shown to change, corrected for the {len(parts)} that were looked at."
             )
         if shown:
-            named = several([f"{one.category} in {one.name}, {_points(one.change)}" for one in shown[:5]])
+            named = "; ".join(f"{one.category} in {one.name}, {_points(one.change)}" for one in shown[:5])
             sentences.append(
-                f"Of {len(parts)} categories and configurations the {called} of {len(shown)} is shown to change, corrected "
-                f"for that number: {named}."
+                f"Of {len(parts)} categories and configurations the {called} of {len(shown)} is shown to change, "
+                f"corrected for that number: {named}."
             )
     return sentences
 
@@ -210,8 +206,7 @@ def _first_of_each(whole: Sequence[Change]) -> list[Change]:
     return [best[name] for name in SCORES if name in best]
 
 
-HEADINGS = {"Before": "", "After": "", "Change, points": "", "Items": "", "Seeds": "", "Verdict": "text"}
-VERDICTS = {HIGHER: "more stereotypes", LOWER: "fewer stereotypes"}
+HEADINGS = {"Before": "", "After": "", "Change, points": "", "Items": "", "Seeds": ""}
 
 
 def _overview(whole: Sequence[Change]) -> Table:
@@ -229,12 +224,11 @@ def _by_category(every: Sequence[Change], of: Change) -> Table:
 
 def _entries(change: Change) -> list[str | tuple[str, str]]:
     value = change.change
-    interval = "one seed or item" if value.low is None else f"[{value.low:+.1f}, {value.high:+.1f}]"
+    ends = value.interval()
     return [
         f"{change.before:.1f}",
         f"{change.before + value.mean:.1f}",
-        (f"{value.mean:+.1f}", interval),
+        (f"{value.mean:+.1f}", f"[{ends[0]:+.1f}, {ends[1]:+.1f}]" if ends else "no interval"),
         f"{value.num_items:,}",
         str(value.num_seeds),
-        VERDICTS.get(value.verdict, value.verdict if value.low is not None else "cannot be told"),
     ]
