@@ -36,6 +36,7 @@ from joulesweep.axes.layout import BATCHINGS, HEADS
 from joulesweep.axes.precision import PRECISIONS
 from joulesweep.axes.strategy import STRATEGIES
 from joulesweep.axes.task import TASKS
+from joulesweep.core import places
 from joulesweep.core.errors import LONGEST, UserError, brief_repr, mistaken, one_of
 from joulesweep.measure import meters
 from joulesweep.plan import strict
@@ -46,6 +47,8 @@ SCHEDULES = ("constant", "linear", "cosine")
 DEFAULT = Path("config/config.yaml")  # of the working directory
 NAME = r"^[a-z0-9][a-z0-9_.-]*$"
 
+#: Studies by the names of their files: the room of studies needs tables, which validating a config does not.
+STUDIES = sorted(path.stem.replace("_", "-") for path in (places.PACKAGE / "studies").glob("[a-z]*.py"))
 MOST_CHARACTERS = 100_000  # of a config as quoted JSON: Linux limits one argument to 131,072 bytes
 
 
@@ -66,6 +69,10 @@ def _each_once(names: list[str]) -> list[str]:
     if twice is not None:
         raise ValueError(f"{brief_repr(twice)} is named twice: each of its texts would count twice")
     return names
+
+
+def _named_once(names: list[str]) -> list[str]:
+    return list(dict.fromkeys(names))
 
 
 Positive = Annotated[int, Field(gt=0, le=10**9)]
@@ -562,6 +569,12 @@ class Answer(Section):
     ] = "validation_loss"
 
 
+def _study(name: str) -> str:
+    if name not in STUDIES:
+        raise ValueError(one_of("study", name, STUDIES))
+    return name
+
+
 class Exclude(Section):
     """Cells to leave out, with the reason that the report shows."""
 
@@ -587,6 +600,14 @@ class SweepConfig(Section):
     energy: Energy = Energy()
     hardware: Hardware = Hardware()
     answer: Answer = Answer()
+    studies: Annotated[
+        list[Annotated[str, AfterValidator(_study)]],
+        Field(
+            description="questions that the report answers; nothing is measured anew when they change",
+            json_schema_extra={"items": {"enum": STUDIES}} if STUDIES else None,
+        ),
+        AfterValidator(_named_once),
+    ] = []
     exclude: list[Exclude] = []
 
 
