@@ -24,7 +24,7 @@ import numpy as np
 
 from benchmarks.answer_power import Rates
 from joulesweep.analyse.statistics import Fit, Numbers
-from joulesweep.analyse.studies.proxies import ALL, Fits, kendall, levelled, standing
+from joulesweep.analyse.studies.standings import ALL, Fits, kendall, levelled, standing
 
 PRECISIONS = ((1.0, 1.0), (0.57, 0.70))  # seconds, watts
 BATCHES = ((1.0, 1.0), (0.80, 1.03), (0.66, 1.06), (0.60, 1.09))
@@ -65,7 +65,9 @@ def fit(logs: Numbers) -> Fit:
     return Fit({cell: dict(enumerate(np.exp(row))) for cell, row in enumerate(logs)})
 
 
-def judged(chance: np.random.Generator, case: str, sweeps: int, repeats: int, noise: float) -> dict[str, Rates]:
+def judged(
+    chance: np.random.Generator, case: str, sweeps: int, repeats: int, noise: float, draws: int = 200
+) -> dict[str, Rates]:
     """What is said of the proxies in sweeps of one kind, and whether it is true."""
     true, told = truth(case), {name: Rates() for name in ("seconds", "mean watts", "FLOPs")}
     keys = list(range(len(true["joules"])))
@@ -74,7 +76,7 @@ def judged(chance: np.random.Generator, case: str, sweeps: int, repeats: int, no
         joules = fit(runs["joules"])
         for name, rates in told.items():
             fits = Fits(joules=joules, proxy=fit(runs[name]), quotient=fit(runs["joules"] - runs[name]))
-            one = standing(name, fits, {ALL: keys}, draws=200)
+            one = standing(name, fits, {ALL: keys}, draws)
             choice = one.choices[ALL]
             loss = float(true["joules"][list(choice.chosen)].mean() - true["joules"].min())
             rates.add("true", math.expm1(loss))
