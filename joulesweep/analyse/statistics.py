@@ -434,6 +434,12 @@ class Fit:
         rows = [self._row[key] for key in keys]
         return self._logs[rows] if self._known[rows].all() else None
 
+    def own_errors(self, keys: Sequence[Hashable]) -> Numbers:
+        """Standard errors of some cells' log means, without what the seeds share: 0 where nothing tells the noise."""
+        rows = [self._row[key] for key in keys]
+        errors: Numbers = np.sqrt(self._variances[rows] / self._counts[rows])
+        return errors
+
     def resolution(self) -> tuple[float, int] | None:
         """Half-width of the interval of a typical ratio, as a fraction, and the repeats behind it; None without any."""
         if self.variance is None or len(self.keys) < 2:
