@@ -147,6 +147,7 @@ class State:
         ends: of the finished epochs, the begin among them.
         cpu_s: CPU-seconds of this rank's windows so far.
         peaks: see `Peaks.peaks`.
+        cached: what frozen layers make of the texts; None unless the method keeps it.
     """
 
     weights: Weights
@@ -165,6 +166,7 @@ class State:
     ends: list[Plain]
     cpu_s: float
     peaks: list[tuple[int, int, int]]
+    cached: torch.Tensor | None = None
 
 
 def save(
@@ -207,6 +209,7 @@ def save(
         ends=[asdict(end) for end in ends],
         cpu_s=cpu_s,
         peaks=list(peaks.peaks),
+        cached=None if trainer.cache is None else trainer.cache.states,
     )
     path = checkpoints.file(len(trainer.losses), trainer.place.rank)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -244,6 +247,8 @@ def restore(state: State, trainer: Trainer, kept: list[Weights], peaks: Peaks) -
         cost, rates = state.selector["cost"], state.selector["rates"]
         trainer.selector = replace(trainer.selector, cost=Cost(**cost), rates=rates and Rates(**rates))
         choosing.train_only(trainer, state.trained)
+    if trainer.cache is not None and state.cached is not None:
+        trainer.cache.states.copy_(state.cached)
     load_weights(trainer.core, state.weights)
     _restore_optimizer(state, trainer)
     if trainer.scaler.is_enabled():
