@@ -36,6 +36,20 @@ NO_BOARDS = (2, "all", None, [], [0, 0], ["GPU-a", "GPU-a"], [-1], ["0"], [True]
 ONE_FACTOR = "give either country, or g_per_kwh with its source"
 
 MISTAKES = [
+    # columns by number
+    (
+        {**CSV, "datasets__texts__header": False},
+        "datasets.texts: field: without a header it is a column's number, from 0, got 'question'",
+    ),
+    (
+        {**CSV, "datasets__texts__header": False, "datasets__texts__field": -1},
+        "datasets.texts: field: without a header it is a column's number, from 0, got '-1'",
+    ),
+    (
+        {**CSV, "datasets__texts__header": False, "datasets__texts__field": 0, "datasets__texts__target": "01"},
+        "datasets.texts: target: without a header it is a column's number, from 0, got '01'",
+    ),
+    ({**JSONL, "datasets__texts__header": False}, "datasets.texts: header: has no meaning with format jsonl"),
     # unknown keys: of the file, of a section, inside a source
     (
         {"sweeep": 1},
@@ -71,8 +85,8 @@ MISTAKES = [
     ),
     (
         {"datasets__texts__fields": "x"},
-        "datasets.texts.fields: unknown key 'fields'; allowed: source, format, field, target, choices, answer, prompt, "
-        "split, validation_fraction, split_seed (did you mean 'field'?)",
+        "datasets.texts.fields: unknown key 'fields'; allowed: source, format, header, field, target, choices, answer, "
+        "prompt, split, validation_fraction, split_seed (did you mean 'field'?)",
     ),
     (
         {"energy__cpu_watts": {"min": 1, "max_w": 2}},
