@@ -13,7 +13,7 @@ Nothing here waits for a GPU.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -66,6 +66,10 @@ def drawn(gradient: torch.Tensor, share: float) -> tuple[torch.Tensor, torch.Ten
     return chosen, (1 / by_row[chosen].clamp(min=RAREST)).to(gradient.dtype)
 
 
+#: Computes `left @ right.T + bias` for [rows, k] and [n, k].
+Multiply = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
+
+
 class _Product(torch.autograd.Function):
     """inputs [rows, in] times weight [out, in], plus bias."""
 
@@ -76,10 +80,11 @@ class _Product(torch.autograd.Function):
         weight: torch.Tensor,
         bias: torch.Tensor | None,
         share: float,
+        multiply: Multiply,
     ) -> torch.Tensor:
         ctx.save_for_backward(inputs, weight)
-        ctx.share = share
-        return functional.linear(inputs, weight, bias)
+        ctx.share, ctx.multiply = share, multiply
+        return multiply(inputs, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # noqa: ANN401 - as above
@@ -89,12 +94,12 @@ class _Product(torch.autograd.Function):
         few = gradient.index_select(0, chosen) * weights[:, None]
         of_inputs = of_weight = of_bias = None
         if ctx.needs_input_grad[0]:
-            of_inputs = torch.zeros_like(inputs).index_copy_(0, chosen, few @ weight)
+            of_inputs = torch.zeros_like(inputs).index_copy_(0, chosen, ctx.multiply(few, weight.t(), None))
         if ctx.needs_input_grad[1]:
-            of_weight = few.mT @ inputs.index_select(0, chosen)
+            of_weight = ctx.multiply(few.t(), inputs.index_select(0, chosen).t(), None)
         if ctx.needs_input_grad[2]:
             of_bias = gradient.sum(0)  # exact: no product
-        return of_inputs, of_weight, of_bias, None
+        return of_inputs, of_weight, of_bias, None, None
 
 
 class Linear(torch.nn.Linear):
@@ -102,9 +107,11 @@ class Linear(torch.nn.Linear):
 
     Attributes:
         share: of the positions that the backward pass is computed for.
+        multiply: computes the products while it trains; see `onednn.assign`.
     """
 
     share: float
+    multiply: Multiply
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Map [..., in_features] to [..., out_features]."""
@@ -115,7 +122,7 @@ class Linear(torch.nn.Linear):
             dtype = torch.get_autocast_dtype(kind)
             factors = tuple(None if factor is None else factor.to(dtype) for factor in factors)  # type: ignore[assignment]
         # Reshape out here, as in `onednn.Linear`.
-        result: torch.Tensor = _Product.apply(*factors, self.share)  # type: ignore[no-untyped-call]
+        result: torch.Tensor = _Product.apply(*factors, self.share, self.multiply)  # type: ignore[no-untyped-call]
         return result.view(*inputs.shape[:-1], result.shape[-1])
 
 
@@ -124,7 +131,7 @@ def adopt(model: torch.nn.Module, share: float) -> int:
     layers = [module for module in model.modules() if type(module) is torch.nn.Linear]
     for layer in layers:
         layer.__class__ = Linear
-        layer.share = share  # type: ignore[assignment] # PyTorch's attributes may be anything
+        layer.share, layer.multiply = share, functional.linear  # type: ignore[assignment] # PyTorch's may be anything
     return len(layers)
 
 

@@ -203,7 +203,7 @@ def save(
         selector=_selector(trainer),
         trained=[name for name, parameter in trainer.core.model.named_parameters() if parameter.requires_grad],
         products=trainer.products,
-        onednn=[name for name, module in trainer.core.named_modules() if type(module) is onednn.Linear],
+        onednn=[name for name, module in trainer.core.named_modules() if onednn.computes(module)],
         untrained=asdict(untrained),
         kept=list(kept),
         ends=[asdict(end) for end in ends],
@@ -241,8 +241,7 @@ def restore(state: State, trainer: Trainer, kept: list[Weights], peaks: Peaks) -
     """
     trainer.products = state.products
     for name, module in trainer.core.named_modules():
-        if type(module) in (torch.nn.Linear, onednn.Linear):
-            module.__class__ = onednn.Linear if name in state.onednn else torch.nn.Linear
+        onednn.assign(module, name in state.onednn)
     if trainer.selector is not None and state.selector is not None:
         cost, rates = state.selector["cost"], state.selector["rates"]
         trainer.selector = replace(trainer.selector, cost=Cost(**cost), rates=rates and Rates(**rates))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from joulesweep.nets import sampled
+from joulesweep.nets import onednn, sampled
 
 
 @pytest.fixture(autouse=True)
@@ -64,6 +64,19 @@ def test_a_whole_sample_is_the_plain_backward_pass(bias):
         functional.linear(inputs, module.weight, module.bias), [inputs, *module.parameters()], upstream
     )
     torch.testing.assert_close(found, plain)
+
+
+@pytest.mark.skipif(not onednn.available(), reason="this build of PyTorch has no oneDNN")
+def test_onednn_computes_the_same_and_can_be_taken_back():
+    module, inputs = layer(0.5), torch.randn(9, 6, requires_grad=True)
+    found = []
+    for is_ours in (False, True, False):
+        onednn.assign(module, is_ours)
+        assert onednn.computes(module) is is_ours
+        torch.manual_seed(5)
+        found.append(torch.autograd.grad(module(inputs).square().sum(), [inputs, *module.parameters()]))
+    torch.testing.assert_close(found[1], found[0])
+    torch.testing.assert_close(found[2], found[0], rtol=0, atol=0)
 
 
 def test_a_layer_that_does_not_train_is_the_plain_one():
