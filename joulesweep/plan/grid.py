@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from joulesweep.axes import engine
+from joulesweep.axes import engine, optimizer
 from joulesweep.axes.layout import BATCHINGS
 from joulesweep.axes.strategy import STRATEGIES, several_nodes_reason
 from joulesweep.axes.task import TASKS
@@ -31,6 +31,7 @@ AXES = (
     "batching",
     "head",
     "engine",
+    "optimizer",
     "batch_size",
     "batch_size_scope",
     "micro_batch_size",
@@ -48,6 +49,7 @@ UNLABELLED = (
     "batching",
     "head",
     "engine",
+    "optimizer",
     "micro_batch_size",
     "checkpoint_activations",
     "lr",
@@ -112,6 +114,7 @@ def expand(config: SweepConfig, where: Place | None = None) -> ExpandedGrid:
         )
         reason = next((entry.reason for entry in config.exclude if _matches(entry.when, point)), None)
         reason = reason or several_nodes_reason(cell.strategy, cell.nodes) or engine.incompatible_reason(cell)
+        reason = reason or optimizer.incompatible_reason(cell)
         reason = reason or _incompatible_reason(cell, config.datasets[cell.dataset])
         if reason is not None:
             name = _label(cell, telling)
