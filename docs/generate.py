@@ -297,16 +297,17 @@ def methods() -> str:
 
 
 def readers() -> str:
-    """Each format with the fields that a config names for it."""
+    """Each format with the keys that a config sets for it."""
     from joulesweep import readers as package
 
     rows = []
     for name in package.names():
         reader = package.load(name)
-        fields = [code(key) for key in (*(["field"] if reader.needs_field else []), *reader.options)]
+        keys = (*(["field"] if reader.needs_field else []), *reader.options, *(["header"] if reader.headerless else []))
+        fields = [code(key) for key in keys]
         about = (package.module(name).__doc__ or "").splitlines()[0].rstrip(".")
         rows.append([code(name), _prose(about), ", ".join(fields), "always" if reader.has_targets else ""])
-    return table(["format", "what it reads", "fields that you name", "targets without one"], rows)
+    return table(["format", "what it reads", "keys that you may set", "targets without one"], rows)
 
 
 # Statuses and flags

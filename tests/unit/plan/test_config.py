@@ -37,11 +37,25 @@ NO_BOARDS = (2, "all", None, [], [0, 0], ["GPU-a", "GPU-a"], [-1], ["0"], [True]
 ONE_FACTOR = "give either country, or g_per_kwh with its source"
 
 MISTAKES = [
+    # columns by number
+    (
+        {**CSV, "datasets__texts__header": False},
+        "datasets.texts: field: without a header it is a column's number, from 0, got 'question'",
+    ),
+    (
+        {**CSV, "datasets__texts__header": False, "datasets__texts__field": -1},
+        "datasets.texts: field: without a header it is a column's number, from 0, got '-1'",
+    ),
+    (
+        {**CSV, "datasets__texts__header": False, "datasets__texts__field": 0, "datasets__texts__target": "01"},
+        "datasets.texts: target: without a header it is a column's number, from 0, got '01'",
+    ),
+    ({**JSONL, "datasets__texts__header": False}, "datasets.texts: header: has no meaning with format jsonl"),
     # unknown keys: of the file, of a section, inside a source
     (
         {"sweeep": 1},
         "sweeep: unknown key 'sweeep'; allowed: sweep, models, datasets, grid, train, measure, energy, hardware, "
-        "answer, exclude (did you mean 'sweep'?)",
+        "answer, studies, exclude (did you mean 'sweep'?)",
     ),
     (
         {"grid__batchsize": [1]},
@@ -72,8 +86,8 @@ MISTAKES = [
     ),
     (
         {"datasets__texts__fields": "x"},
-        "datasets.texts.fields: unknown key 'fields'; allowed: source, format, field, target, choices, answer, prompt, "
-        "split, validation_fraction, split_seed (did you mean 'field'?)",
+        "datasets.texts.fields: unknown key 'fields'; allowed: source, format, header, field, target, choices, answer, "
+        "prompt, split, validation_fraction, split_seed (did you mean 'field'?)",
     ),
     (
         {"energy__cpu_watts": {"min": 1, "max_w": 2}},
@@ -144,8 +158,8 @@ MISTAKES = [
     (
         {"exclude": [{"when": {"precison": "fp32"}, "reason": "slow"}]},
         "exclude[0].when: unknown axis 'precison'; allowed: model, dataset, task, method, strategy, devices, "
-        "precision, batching, head, engine, optimizer, batch_size, batch_size_scope, micro_batch_size, checkpoint_activations, "
-        "lr, max_grad_norm (did you mean 'precision'?)",
+        "precision, batching, head, engine, optimizer, batch_size, batch_size_scope, micro_batch_size, "
+        "checkpoint_activations, lr, max_grad_norm (did you mean 'precision'?)",
     ),
     # choices
     (
