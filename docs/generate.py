@@ -269,6 +269,11 @@ def engines() -> str:
     return _rows("axes.engine", "ENGINES")
 
 
+def optimizers() -> str:
+    """The rows of the table of optimizers."""
+    return _rows("axes.optimizer", "OPTIMIZERS")
+
+
 def _rows(module: str, name: str) -> str:
     rows = getattr(importlib.import_module(f"joulesweep.{module}"), name)
     return table(
@@ -492,6 +497,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "strategies": strategies,
     "precisions": precisions,
     "engines": engines,
+    "optimizers": optimizers,
     "methods": methods,
     "readers": readers,
     "run-statuses": run_statuses,

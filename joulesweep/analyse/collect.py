@@ -41,8 +41,11 @@ UNLIKE = (
 #: Columns whose names are also keys of a run in the manifest.
 IN_MANIFEST = (
     *named(RUNS, "cell label repeat model dataset task method strategy devices nodes precision batching head engine"),
+    *named(RUNS, "optimizer"),
     *named(RUNS, "batch_size batch_size_scope micro_batch_size checkpoint_activations lr max_grad_norm"),
 )
+#: What runs had before there was the axis.
+BEFORE = {"optimizer": OMISSION["optimizer"]}
 #: Columns that rows of other tables copy from their run, where the table has them.
 OF_RUN = named(RUNS, "run cell name setup panel batch environment batch_size repeat")
 
@@ -181,7 +184,8 @@ def _identity(run: str, entry: Mapping[str, Any]) -> Row:
     batch = f"{entry['batch_size']}" + ("/device" if entry["batch_size_scope"] == "per_device" else "")
     params = json.dumps(entry["method_params"], sort_keys=True)
     # A manifest older than an axis lacks it.
-    return {"run": run, "batch": batch, "method_params": params, **{key: entry.get(key) for key in IN_MANIFEST}}
+    axes = {key: entry.get(key, BEFORE.get(key)) for key in IN_MANIFEST}
+    return {"run": run, "batch": batch, "method_params": params, **axes}
 
 
 def flag_shared_hosts(ok: list[Row], with_host_joules: Set[str]) -> None:

@@ -172,6 +172,7 @@ IDENTITY = _table(
     Column("batching", TEXT, None, "how texts become rows: dynamic or fixed padding, or packed into full rows"),
     Column("head", TEXT, None, "where the output layer is computed: masked at predicted positions, dense everywhere"),
     Column("engine", TEXT, None, "how a step is executed: eager, compiled or captured"),
+    Column("optimizer", TEXT, None, "what turns gradients into steps: adamw, or adamw-8bit with quantised moments"),
     Column(
         "batch_size", WHOLE, None, "texts per optimizer step: on all devices together, or on each (batch_size_scope)"
     ),

@@ -18,13 +18,14 @@ from collections.abc import Mapping, Set
 import torch
 
 from joulesweep.axes import precision
+from joulesweep.axes.optimizer import LEAST_8BIT
 from joulesweep.core.outcome import Work
 from joulesweep.nets import sampled
 from joulesweep.nets.language_model import LanguageModel
 from joulesweep.nets.products import Product, traced
 
 
-def model_work(core: LanguageModel, shards: int = 1) -> Work:
+def model_work(core: LanguageModel, shards: int = 1, moment_bytes: float | None = None) -> Work:
     """Return the work of a training for the record; nulls with a reason where unknown.
 
     Call it before the strategy wraps the model (FSDP's hooks would run). It draws no random number.
@@ -32,6 +33,7 @@ def model_work(core: LanguageModel, shards: int = 1) -> Work:
     Args:
         core: the module after its method was applied, its weights in the dtype of the training.
         shards: number of devices over which gradients and optimizer state are sharded.
+        moment_bytes: see `bytes_per_step`.
     """
     try:
         trace = traced(core)
@@ -40,7 +42,7 @@ def model_work(core: LanguageModel, shards: int = 1) -> Work:
         layers = {trace.layers[name] for name in trained & trace.layers.keys()}
         return Work(
             flop_coefficients=coefficients(products, layers, _shares(core)),
-            bytes_per_step=bytes_per_step(core, products, shards),
+            bytes_per_step=bytes_per_step(core, products, shards, moment_bytes),
             flop_reason=None,
         )
     except Exception as error:  # foreign models raise anything; a missing count must not stop a training
@@ -88,7 +90,9 @@ def coefficients(
     return {**per_unit, **{name: flops for name, flops in recomputed.items() if flops}}
 
 
-def bytes_per_step(core: LanguageModel, products: list[Product], shards: int = 1) -> int:
+def bytes_per_step(
+    core: LanguageModel, products: list[Product], shards: int = 1, moment_bytes: float | None = None
+) -> int:
     """Count the least memory traffic of one device for weights, gradients and AdamW's states in an optimizer step.
 
     With s the bytes of a stored weight and c those of the number that is multiplied (the copy that autocast makes):
@@ -100,6 +104,7 @@ def bytes_per_step(core: LanguageModel, products: list[Product], shards: int = 1
                               writing the copy, if there is one
 
     Full training takes 40 bytes per weight in fp32 and tf32, 38 in 16-bit autocast, 20 in bf16-true, 28 in bf16-kahan.
+    Quantised moments take 4 times their own bytes instead of 4 s.
     It is a floor: it leaves out activations, rows of embeddings, biases and normalisation, assumes that a copy is made
     while the weight is in cache (PyTorch reads it once more), and counts several micro-batches as one.
 
@@ -107,6 +112,7 @@ def bytes_per_step(core: LanguageModel, products: list[Product], shards: int = 1
         core: the module.
         products: its matrix products.
         shards: number of devices over which gradients and optimizer state are sharded.
+        moment_bytes: bytes of each of AdamW's moments per weight, if they are quantised; else None.
     """
     row = precision.PRECISIONS[core.precision_name]
     autocast = row.autocast
@@ -120,6 +126,9 @@ def bytes_per_step(core: LanguageModel, products: list[Product], shards: int = 1
         multiplied = getattr(torch, autocast).itemsize if autocast else stored
         size = multiplied * (read.get(name, 0) + read_again.get(name, 0))
         if parameter.requires_grad:
-            size += (8 * stored + 8 * row.kahan + multiplied * (name in read and autocast is not None)) / shards
+            few = parameter.numel() < LEAST_8BIT
+            moments = stored if moment_bytes is None else 4 if few else moment_bytes
+            state = 4 * stored + 4 * moments + 8 * row.kahan
+            size += (state + multiplied * (name in read and autocast is not None)) / shards
         total += round(parameter.numel() * size)
     return total

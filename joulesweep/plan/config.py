@@ -33,6 +33,7 @@ from pydantic_core import ErrorDetails
 from joulesweep import methods, readers
 from joulesweep.axes.engine import ENGINES
 from joulesweep.axes.layout import BATCHINGS, HEADS
+from joulesweep.axes.optimizer import OPTIMIZERS
 from joulesweep.axes.precision import PRECISIONS
 from joulesweep.axes.strategy import STRATEGIES
 from joulesweep.axes.task import TASKS
@@ -369,6 +370,7 @@ class Grid(Section):
     batching: Annotated[list[str], Field(min_length=1, json_schema_extra=_named(tuple(BATCHINGS)))] = ["dynamic"]
     head: Annotated[list[str], Field(min_length=1, json_schema_extra=_named(tuple(HEADS)))] = ["masked"]
     engine: Annotated[list[str], Field(min_length=1, json_schema_extra=_named(tuple(ENGINES)))] = ["eager"]
+    optimizer: Annotated[list[str], Field(min_length=1, json_schema_extra=_named(tuple(OPTIMIZERS)))] = ["adamw"]
     batch_size: Annotated[list[Positive], Field(min_length=1, description="texts per optimizer step")]
     batch_size_scope: Annotated[
         list[Literal["global", "per_device"]], Field(min_length=1, description="over all devices, or on each")
@@ -852,6 +854,7 @@ NAMED_AXES: dict[str, tuple[str, Collection[str] | str]] = {
     "batching": ("batching", BATCHINGS),
     "head": ("head", HEADS),
     "engine": ("engine", ENGINES),
+    "optimizer": ("optimizer", OPTIMIZERS),
 }
 
 

@@ -24,7 +24,7 @@ from joulesweep.plan.definitions import Definition
 from joulesweep.train import evaluations
 
 #: Tables where only the run's own row counts, each with the field of the spec that names the row.
-TABLES = {"ENGINES": "engine", "PRECISIONS": "precision", "STRATEGIES": "strategy"}
+TABLES = {"ENGINES": "engine", "OPTIMIZERS": "optimizer", "PRECISIONS": "precision", "STRATEGIES": "strategy"}
 #: Entry point of a run: its parent process, which leads to the processes that it starts.
 RUN = ("joulesweep.launch.launcher", "launch")
 #: In the checkout, beside what Snakemake keeps: digests of the sources, which take seconds to work out.
@@ -156,7 +156,7 @@ def _hash(parts: dict[Definition, str]) -> str:
 
 def main() -> None:
     """Print which definitions count for a plain run, and which do not, with the reason."""
-    parts = run_parts("full", {"ENGINES": "eager", "PRECISIONS": "fp32", "STRATEGIES": "single"})
+    parts = run_parts("full", {"ENGINES": "eager", "OPTIMIZERS": "adamw", "PRECISIONS": "fp32", "STRATEGIES": "single"})
     for definition in sorted(parts, key=lambda definition: (definition.path, definition.name)):
         reason = definitions.exemption(definition)
         print(

@@ -132,7 +132,8 @@ class State:
 
     Attributes:
         weights: of this rank.
-        optimizer: for each parameter, by name: whether FSDP shards the value, and this rank's part of it.
+        optimizer: for each parameter, by name: whether FSDP shards the value, and this rank's part of it. AdamW of 8
+            bits counts its steps with plain numbers.
         scaler: of the loss.
         rng: PyTorch's random state.
         cuda_rng: of each GPU.
@@ -151,7 +152,7 @@ class State:
     """
 
     weights: Weights
-    optimizer: list[dict[str, tuple[bool, torch.Tensor]]]
+    optimizer: list[dict[str, tuple[bool, torch.Tensor | int]]]
     scaler: Plain
     rng: torch.Tensor
     cuda_rng: list[torch.Tensor]
@@ -270,7 +271,7 @@ def _parameters(trainer: Trainer) -> list[torch.Tensor]:
     return [parameter for group in trainer.optimizer.param_groups for parameter in group["params"]]
 
 
-def _values(trainer: Trainer, parameter: torch.Tensor) -> dict[str, tuple[bool, torch.Tensor]]:
+def _values(trainer: Trainer, parameter: torch.Tensor) -> dict[str, tuple[bool, torch.Tensor | int]]:
     """Return AdamW's state of a parameter; a counter that parameters share stays one object, also in the file."""
     state = trainer.optimizer.state.get(parameter, {})
     return {
@@ -293,7 +294,9 @@ def _restore_optimizer(state: State, trainer: Trainer) -> None:
         optimizer.state.clear()
     for parameter, values in zip(_parameters(trainer), state.optimizer, strict=True):
         for name, (sharded, value) in values.items():
-            if captured:
+            if isinstance(value, int):
+                optimizer.state[parameter][name] = value
+            elif captured:
                 optimizer.state[parameter][name].copy_(value)
             elif sharded:
                 optimizer.state[parameter][name] = torch.zeros_like(parameter)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from joulesweep import methods
+from joulesweep.axes.optimizer import OPTIMIZERS
 from joulesweep.core.outcome import ChosenPhase, PlainPhase, TensorChoice
 from joulesweep.core.work import UNITS, USEFUL
 from joulesweep.nets import flops, products
@@ -201,5 +202,6 @@ def phases(trainer: Trainer, tallies: Sequence[Tally]) -> list[PlainPhase | Chos
         trained = selector.cost.names if tally.choice is None else tally.choice.chosen
         for name in selector.cost.names:
             named[name].requires_grad_(name in trained)
-        complete.append(tally.phase(flops.model_work(trainer.core), trainer.facts))
+        moment_bytes = OPTIMIZERS[trainer.spec.optimizer].moment_bytes
+        complete.append(tally.phase(flops.model_work(trainer.core, 1, moment_bytes), trainer.facts))
     return complete

@@ -11,6 +11,7 @@ import tiny_run
 
 from joulesweep import methods
 from joulesweep.axes.engine import ENGINES
+from joulesweep.axes.optimizer import OPTIMIZERS
 from joulesweep.axes.precision import PRECISIONS
 from joulesweep.axes.strategy import STRATEGIES
 from joulesweep.core import spec
@@ -33,6 +34,7 @@ OTHER = {
     "batching": "fixed",
     "head": "dense",
     "engine": "compile",
+    "optimizer": "adamw-8bit",
     "micro_batch_size": 4,
     "checkpoint_activations": True,
     "batch_size_scope": "per_device",
@@ -95,6 +97,7 @@ def test_the_golden_file_has_every_row_every_method_and_every_field_off_its_omis
     assert {json.loads(value) for value in seen("strategy")} >= set(STRATEGIES)
     assert {json.loads(value) for value in seen("precision")} >= set(PRECISIONS)
     assert {json.loads(value) for value in seen("engine")} >= set(ENGINES)
+    assert {json.loads(value) for value in seen("optimizer")} >= set(OPTIMIZERS) - {spec.OMISSION["optimizer"]}
     assert {json.loads(value) for value in seen("batching")} >= set(config.BATCHINGS)
     assert {json.loads(value) for value in seen("head")} >= set(config.HEADS)
     assert {json.loads(value) for value in seen("method")} >= set(methods.names())
