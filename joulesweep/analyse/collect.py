@@ -41,7 +41,7 @@ UNLIKE = (
 #: Columns whose names are also keys of a run in the manifest.
 IN_MANIFEST = (
     *named(RUNS, "cell label repeat model dataset task method strategy devices nodes precision batching head engine"),
-    *named(RUNS, "batch_size batch_size_scope micro_batch_size checkpoint_activations lr max_grad_norm"),
+    *named(RUNS, "batch_size batch_size_scope micro_batch_size checkpoint_activations lr lr_rule max_grad_norm"),
 )
 #: Columns that rows of other tables copy from their run, where the table has them.
 OF_RUN = named(RUNS, "run cell name setup panel batch environment batch_size repeat")
