@@ -6,6 +6,7 @@
 # make truth   joules of runs under load steps, waves, resets and clock steps against the known truth of fake boards: minutes
 # make fuzz    3,000 odd configs, 1,000 data files, 300 model folders, 300 records: minutes
 # make storm   a sweep of 60 runs hit by 30 faults at random moments, and what became of it: minutes
+# make studies   the offline twin of every study, one after the other, each with its answer: up to six minutes each
 # make gpu-pack   what a machine with a GPU is given for the first minutes there: wheels, models, texts, the package
 # make bench-peers   ours against transformers.Trainer and Lightning, on this machine's CPU: half an hour or more
 # make docs    this documentation as a site, .cache/site/index.html; every warning is an error
@@ -42,7 +43,7 @@ BENCH_PEERS = $(PEERS)/bin/python -m benchmarks.peers $(if $(VIZWIZ),--data $(VI
 
 INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 
-.PHONY: sweep test test-all test-oldest families truth fuzz storm bench-peers gpu-pack docs lint format environment schema clean
+.PHONY: sweep test test-all test-oldest families truth fuzz storm studies bench-peers gpu-pack docs lint format environment schema clean
 .DEFAULT_GOAL := sweep
 
 environment: $(VENV)/.ready
@@ -80,6 +81,11 @@ families: environment
 
 truth: environment
 	@OMP_NUM_THREADS=1 pytest tests/processes/test_truth.py --long -rP
+
+studies: environment
+	@for name in $$(joulesweep study --json | $(BIN)/python -c 'import json, sys; print(*json.load(sys.stdin))'); do \
+		joulesweep study "$$name" --small --run || exit 1; \
+	done
 
 fuzz: environment
 	@JOULESWEEP_FUZZ=whole OMP_NUM_THREADS=1 pytest tests/unit/test_fuzz.py

@@ -17,6 +17,7 @@ FLOORS = (
     "cli",
     "certify",
     "report",
+    "studies",
     "analyse prepare launch",
     "plan",
     "train runs",

@@ -7,6 +7,7 @@ pooled, which gives three repeats of 24 cells 46 degrees of freedom instead of 2
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections import Counter
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
+from joulesweep.core.quantities import digits
 from joulesweep.core.student import Interval, mean_interval
 
 LARGEST_LOG = math.log(1e300)
@@ -53,6 +55,17 @@ class Ratio:
     high: float | None
     n: int
     verdict: str
+
+
+def times(ratio: Ratio) -> str:
+    """A ratio as sentences give it: `× 0.38, 0.37 to 0.39, n = 5`."""
+    ends = "no interval" if ratio.low is None or ratio.high is None else f"{_to(ratio.low)} to {_to(ratio.high)}"
+    return f"× {_to(ratio.ratio)}, {ends}, n = {ratio.n}"
+
+
+def _to(value: float) -> str:
+    """A ratio with two digits after the point, three where it is within a tenth of 1."""
+    return digits(value) if value >= 10 else f"{value:.{3 if 0.9 < value < 1.1 else 2}f}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +159,17 @@ class Contrast:
         ends = [self.end(-(usual if low is None else low)), self.end(usual if high is None else high)]
         logs = [None if end is None else math.log(end) for end in ends]
         return Ratio(ratio=_exp(self.log), low=ends[0], high=ends[1], n=self.n, verdict=_verdict(*logs))
+
+    def bounds(self, confidence: float = 0.95) -> tuple[float, float] | None:
+        """One-sided bounds as ratios, each holding with this confidence; None where nothing tells the noise."""
+        if self.error is None:
+            return None
+        quantile = one_sided(self.degrees, confidence)
+        return _exp(self.log - quantile * self.error), _exp(self.log + quantile * self.error)
+
+    def inverse(self) -> Contrast:
+        """The contrast of the reciprocal."""
+        return dataclasses.replace(self, log=-self.log)
 
 
 class Fit:
@@ -478,6 +502,63 @@ def repeats_to_tell(apart: float, variance: float, cells: int, most: int = 20) -
         if one_sided((cells - 1) * (n - 1)) * math.sqrt(2 * variance / n) < apart:
             return n
     return None
+
+
+def power_to_tell(apart: float, variance: float, cells: int, n: int) -> float:
+    """Chance that two cells so far apart are told apart, two-sided at 5 %, by n repeats each.
+
+    Args:
+        apart: difference of their logs.
+        variance: of the noise of one run's log.
+        cells: of the sweep, among which the noise is pooled; of two, this is the paired t test.
+        n: repeats per cell, 2 or more.
+    """
+    if not variance:
+        return float(apart != 0)
+    degrees = float((cells - 1) * (n - 1))
+    beyond, shift = one_sided(degrees, 0.975), abs(apart) / math.sqrt(2 * variance / n)
+    return 1.0 if shift > 30 + beyond else float(1 - special.nctdtr(degrees, shift, beyond))
+
+
+def repeats_for_power(apart: float, variance: float, cells: int, power: float = 0.8, most: int = 200) -> int | None:
+    """Repeats per cell, 2 or more, with which two cells so far apart are told apart with this chance.
+
+    Args:
+        apart: difference of their logs.
+        variance: of the noise of one run's log.
+        cells: of the sweep, among which the noise is pooled.
+        power: the chance.
+        most: repeats that anyone would make; None beyond.
+    """
+    return next((n for n in range(2, most + 1) if power_to_tell(apart, variance, cells, n) >= power), None)
+
+
+def heterogeneity(contrasts: Sequence[Contrast]) -> float | None:
+    """Chance that independent contrasts of one size differ as these do: Welch's test, with few degrees of freedom.
+
+    It is Cochran's Q of the contrasts, divided and corrected for variances that are themselves estimated from few runs
+    (Welch 1951, doi:10.1093/biomet/38.3-4.330).
+
+    Args:
+        contrasts: of different fits.
+
+    Returns:
+        The p-value, or None with fewer than two contrasts whose noise is known.
+    """
+    known = [one for one in contrasts if one.error is not None]
+    if len(known) < 2:
+        return None
+    logs = np.array([one.log for one in known])
+    errors = np.maximum(np.array([one.error for one in known], dtype=float), ROUNDING)
+    if np.ptp(logs) <= ROUNDING:
+        return 1.0
+    weights, number = errors**-2.0, len(known)
+    shares = weights / weights.sum()
+    between = float(weights @ (logs - shares @ logs) ** 2) / (number - 1)
+    spread = float(((1 - shares) ** 2 / np.array([one.degrees for one in known])).sum())
+    degrees = (number**2 - 1) / (3 * spread)
+    corrected = between / (1 + 2 * (number - 2) / (number**2 - 1) * spread)
+    return float(special.fdtrc(number - 1, degrees, corrected))
 
 
 def summary(fit: Fit, name: Any) -> list[str]:  # noqa: ANN401 - a function from a key to words

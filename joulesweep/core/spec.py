@@ -38,6 +38,7 @@ OMISSION: dict[str, Any] = {
     "max_length": 128,
     "max_target_length": 64,
     "generate": None,
+    "evaluate": [],
     "threads_per_device": 1,
     "timeout_s": 86400.0,
     "keep_model": "none",
@@ -104,6 +105,8 @@ class RunSpec:
         max_length: tokens per text, special tokens included; longer texts are cut.
         max_target_length: tokens per target, end token included; task clm counts them within max_length.
         generate: `config.Generate` as a mapping: how targets are generated after the training; None for no generation.
+        evaluate: evaluations before and after the training: `name` (a module of `joulesweep.train.evaluations`), its
+            other parameters, and `source`, the data set that it reads, as in `dataset_source`.
         threads_per_device: CPU threads of each process.
         timeout_s: seconds after which the run is stopped and recorded as timeout.
         keep_model: "none", "best" (by validation loss) or "last".
@@ -150,6 +153,7 @@ class RunSpec:
     max_length: int = OMISSION["max_length"]
     max_target_length: int = OMISSION["max_target_length"]
     generate: dict[str, Any] | None = OMISSION["generate"]
+    evaluate: list[Mapping[str, object]] = field(default_factory=list)
     threads_per_device: int = OMISSION["threads_per_device"]
     timeout_s: float = OMISSION["timeout_s"]
     keep_model: str = OMISSION["keep_model"]

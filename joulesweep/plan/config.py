@@ -37,16 +37,20 @@ from joulesweep.axes.lr_rule import LR_RULES
 from joulesweep.axes.precision import PRECISIONS
 from joulesweep.axes.strategy import STRATEGIES
 from joulesweep.axes.task import TASKS
+from joulesweep.core import places
 from joulesweep.core.errors import LONGEST, UserError, brief_repr, mistaken, one_of
 from joulesweep.measure import meters
 from joulesweep.plan import strict
 from joulesweep.plan.strict import Location, Place
 from joulesweep.reference import footprint
+from joulesweep.train import evaluations
 
 SCHEDULES = ("constant", "linear", "cosine")
 DEFAULT = Path("config/config.yaml")  # of the working directory
 NAME = r"^[a-z0-9][a-z0-9_.-]*$"
 
+#: Studies by the names of their files: the room of studies needs tables, which validating a config does not.
+STUDIES = sorted(path.stem.replace("_", "-") for path in (places.PACKAGE / "studies").glob("[a-z]*.py"))
 MOST_CHARACTERS = 100_000  # of a config as quoted JSON: Linux limits one argument to 131,072 bytes
 
 
@@ -67,6 +71,10 @@ def _each_once(names: list[str]) -> list[str]:
     if twice is not None:
         raise ValueError(f"{brief_repr(twice)} is named twice: each of its texts would count twice")
     return names
+
+
+def _named_once(names: list[str]) -> list[str]:
+    return list(dict.fromkeys(names))
 
 
 Positive = Annotated[int, Field(gt=0, le=10**9)]
@@ -222,7 +230,7 @@ class DatasetConfig(Section):
     format: Annotated[
         str,
         Field(
-            description="how to read it: a file of `joulesweep/readers`", json_schema_extra={"enum": readers.names()}
+            description="how to read it: a file of `joulesweep/readers`", json_schema_extra={"enum": readers.of_texts()}
         ),
     ]
     header: Annotated[
@@ -282,6 +290,8 @@ class DatasetConfig(Section):
             raise ValueError(
                 f"field: {'needed with' if self.reader.needs_field else 'has no meaning with'} format {self.format}"
             )
+        if self.reader.of_evaluation:
+            return self
         if isinstance(self.source, HubDataSource) != (self.reader.read_snapshot is not None):
             raise ValueError(
                 f"format: a hub source needs format {' or '.join(readers.of_hub())}, other sources another one"
@@ -320,6 +330,7 @@ class DatasetConfig(Section):
 
 
 Axis = Annotated[list[Any], Field(min_length=1)]
+Plugin = str | dict[str, dict[str, Any]]  # a name, or {name: {parameter: value}}
 
 
 def _named(allowed: tuple[str, ...]) -> dict[str, Any]:
@@ -344,7 +355,7 @@ class Grid(Section):
     dataset: Annotated[list[str], Field(min_length=1, description="names under datasets:")]
     task: Annotated[list[str], Field(min_length=1, json_schema_extra=_named(tuple(TASKS)))] = ["mlm"]
     method: Annotated[
-        list[str | dict[str, dict[str, Any]]],
+        list[Plugin],
         Field(min_length=1, description="a name, or {name: {parameter: value}}"),
     ] = ["full"]
     strategy: Annotated[list[str], Field(min_length=1, json_schema_extra=_named(tuple(STRATEGIES)))] = ["single"]
@@ -614,6 +625,12 @@ class Answer(Section):
     ] = "validation_loss"
 
 
+def _study(name: str) -> str:
+    if name not in STUDIES:
+        raise ValueError(one_of("study", name, STUDIES))
+    return name
+
+
 class Exclude(Section):
     """Cells to leave out, with the reason that the report shows."""
 
@@ -639,6 +656,21 @@ class SweepConfig(Section):
     energy: Energy = Energy()
     hardware: Hardware = Hardware()
     answer: Answer = Answer()
+    evaluate: Annotated[
+        list[Plugin],
+        Field(
+            description="evaluations before and after the training, outside of the measured window: a name, or "
+            "{name: {parameter: value}}"
+        ),
+    ] = []
+    studies: Annotated[
+        list[Annotated[str, AfterValidator(_study)]],
+        Field(
+            description="questions that the report answers; nothing is measured anew when they change",
+            json_schema_extra={"items": {"enum": STUDIES}} if STUDIES else None,
+        ),
+        AfterValidator(_named_once),
+    ] = []
     exclude: list[Exclude] = []
 
 
@@ -658,7 +690,7 @@ def validate(raw: Any, where: Place | None = None) -> SweepConfig:  # noqa: ANN4
     names = _names_in(raw)
     try:
         config = SweepConfig.model_validate(raw, strict=True)
-        names = names or _unknown_exclusions(config)
+        names = names or [*_unknown_exclusions(config), *_wrong_evaluations(config)]
     except ValidationError as error:
         problems = _telling(error.errors(include_url=False), raw)
     mistakes = [UserError(f"{where.at(*at)}: {_worded(problem, raw)}") for at, problem in problems.items()]
@@ -901,6 +933,53 @@ def _unknown_exclusions(config: SweepConfig) -> list[tuple[Location, str]]:
     ]
 
 
+def _wrong_evaluations(config: SweepConfig) -> list[tuple[Location, str]]:
+    """Evaluations that cannot be, and data sets that are an evaluation's items, as (location, problem)."""
+    problems: list[tuple[Location, str]] = [
+        (("datasets", name, "format"), f"{data.format} is of an evaluation: name it under evaluate, and train on texts")
+        for name, data in config.datasets.items()
+        if data.reader.of_evaluation
+    ]
+    labels: list[str] = []
+    for i, value in enumerate(config.evaluate):
+        try:
+            entry = evaluation(value, config.datasets)
+        except UserError as error:
+            problems.append((("evaluate", i), str(error)))
+            continue
+        if evaluations.label(entry) in labels:
+            problems.append((("evaluate", i), f"{evaluations.label(entry)} is given twice"))
+        labels.append(evaluations.label(entry))
+    return problems
+
+
+def evaluation(value: Plugin, datasets: Mapping[str, DatasetConfig]) -> dict[str, object]:
+    """An entry of the config's `evaluate`: its name, its parameters with defaults, and the data set that it reads.
+
+    Args:
+        value: a name, or {name: {parameter: value}}.
+        datasets: the config's.
+
+    Returns:
+        The entry of a spec, but with a `DatasetConfig` as its `source`.
+
+    Raises:
+        UserError: unknown evaluation, parameter or data set, or an invalid value or source.
+    """
+    name, values = method_parts(value, "an evaluation")
+    params = asdict(evaluations.parameters(name, values))
+    if evaluations.load(name).FORMAT is None:
+        if params["dataset"] not in datasets:
+            raise UserError(f"evaluation {name}: {one_of('data set', params['dataset'], datasets)}")
+        return {"name": name, **params, "source": datasets[params["dataset"]]}
+    raw = {"source": params["source"], "format": evaluations.load(name).FORMAT}
+    try:
+        return {"name": name, **params, "source": DatasetConfig.model_validate(raw, strict=True)}
+    except ValidationError as error:
+        problem = next(iter(_telling(error.errors(include_url=False), raw).values()))
+        raise UserError(f"evaluation {name}: {_worded(problem, raw)}") from None
+
+
 def _excluded(when: dict[str, Any], grid: Grid) -> list[tuple[Location, str]]:
     """Values of `exclude` that the grid lacks, which would silently exclude nothing."""
     axes = grid.model_dump(exclude={"repeats", "lr_base_batch_size"})
@@ -944,7 +1023,7 @@ def is_method(choice: Any, name: str, params: dict[str, Any]) -> bool:  # noqa: 
     return kind == name and same
 
 
-def full_method(value: str | dict[str, dict[str, Any]]) -> tuple[str, dict[str, Any]]:
+def full_method(value: Plugin) -> tuple[str, dict[str, Any]]:
     """A method's name and all its parameters, defaults filled in: a default and its value are the same run.
 
     Raises:
@@ -954,10 +1033,10 @@ def full_method(value: str | dict[str, dict[str, Any]]) -> tuple[str, dict[str, 
     return name, asdict(methods.parameters(name, params))
 
 
-def method_parts(value: str | dict[str, dict[str, Any]]) -> tuple[str, dict[str, Any]]:
-    """Split a value of the axis `method` into its name and its parameters."""
+def method_parts(value: Plugin, what: str = "a method") -> tuple[str, dict[str, Any]]:
+    """Split a value of the axis `method`, or of `evaluate`, into its name and its parameters."""
     if isinstance(value, str):
         return value, {}
     if len(value) != 1:
-        raise UserError("a method is a name or {name: {parameter: value}}, one name each")
+        raise UserError(f"{what} is a name or {{name: {{parameter: value}}}}, one name each")
     return next(iter(value.items()))

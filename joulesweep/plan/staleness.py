@@ -21,6 +21,7 @@ from joulesweep.core.spec import RunSpec
 from joulesweep.measure import meters
 from joulesweep.plan import definitions
 from joulesweep.plan.definitions import Definition
+from joulesweep.train import evaluations
 
 #: Tables where only the run's own row counts, each with the field of the spec that names the row.
 TABLES = {"ENGINES": "engine", "PRECISIONS": "precision", "STRATEGIES": "strategy"}
@@ -32,22 +33,25 @@ KEPT = Path(".snakemake", "joulesweep", "digests.json")
 
 def run_digest(spec: RunSpec) -> str:
     """Digest of the code that a run of this spec uses."""
-    return _run_digest(spec.method, *((table, getattr(spec, field)) for table, field in TABLES.items()))
+    evaluated = tuple(dict.fromkeys(str(entry["name"]) for entry in spec.evaluate))
+    return _run_digest(spec.method, evaluated, *((table, getattr(spec, field)) for table, field in TABLES.items()))
 
 
 @functools.cache
-def _run_digest(method: str, *rows: tuple[str, str]) -> str:
-    return _kept(["run", method, *rows], lambda: _hash(run_parts(method, dict(rows))))
+def _run_digest(method: str, evaluated: tuple[str, ...], *rows: tuple[str, str]) -> str:
+    return _kept(["run", method, *evaluated, *rows], lambda: _hash(run_parts(method, dict(rows), evaluated)))
 
 
-def run_parts(method: str, rows: dict[str, str]) -> dict[Definition, str]:
+def run_parts(method: str, rows: dict[str, str], evaluated: Sequence[str] = ()) -> dict[Definition, str]:
     """The definitions that a run uses, in a fixed order, each with its text.
 
     Args:
         method: the run's.
         rows: the run's own row of each table of `TABLES`.
+        evaluated: names of its evaluations.
     """
     method_file, roots = methods.path(method), [definitions.named(*RUN), *_of_meters()]
+    roots += [definition for name in evaluated for definition in definitions.all_of(evaluations.path(name))]
     files: list[Path] = []
     new = [method_file]
     while new:  # if a method builds on another, all of that file counts: its parameters are looked up by name

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from joulesweep.core.errors import UserError, one_of
 from joulesweep.readers import Fields, InputFile, Reader, Row, decoded, row
@@ -17,23 +17,40 @@ def read(file: InputFile, fields: Fields, delimiter: str = ",") -> list[Row]:
     Raises:
         UserError: it is not such a file, or a field is missing or occurs twice.
     """
-    rows = _cells(file, delimiter, "header" if fields.header else "first row")
-    header = next(rows, [])
-    first = next(rows, None) if fields.header else header or None
-    if first is None:
-        return []
-    header = header if fields.header else [str(number) for number in range(len(header))]
-    for field in fields.named:
-        if field not in header:
-            raise UserError(f"{file.name}: {one_of('field', field, header)}")
-        if header.count(field) > 1:
-            raise UserError(f"{file.name}:1: two columns are named {field!r}")
-    columns = {field: header.index(field) for field in fields.named}
-    every = itertools.chain([first], rows)
-    return [row({field: cells[at] for field, at in columns.items()}, fields) for cells in every]
+    return [row(values, fields) for values in columns(file, fields.named, delimiter, header=fields.header)]
 
 
 READER = Reader(needs_field=True, options=("target",), headerless=True, read=read)
+
+
+def columns(
+    file: InputFile, names: Sequence[str], delimiter: str = ",", *, header: bool = True
+) -> Iterator[dict[str, str]]:
+    """Yield some named cells of every row of a file with delimited cells.
+
+    Args:
+        file: the file.
+        names: of the columns, from the first line; without a header, their numbers from 0.
+        delimiter: between cells.
+        header: whether the first line names the columns.
+
+    Raises:
+        UserError: it is not such a file, or a column is missing or occurs twice.
+    """
+    rows = _cells(file, delimiter, "header" if header else "first row")
+    top = next(rows, [])
+    first = next(rows, None) if header else top or None
+    if first is None:
+        return
+    known = top if header else [str(number) for number in range(len(top))]
+    for name in names:
+        if name not in known:
+            raise UserError(f"{file.name}: {one_of('field', name, known)}")
+        if known.count(name) > 1:
+            raise UserError(f"{file.name}:1: two columns are named {name!r}")
+    places = {name: known.index(name) for name in names}
+    for cells in itertools.chain([first], rows):
+        yield {name: cells[at] for name, at in places.items()}
 
 
 def _cells(file: InputFile, delimiter: str, first: str) -> Iterator[list[str]]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from joulesweep import studies
 from joulesweep.analyse import collect, ledger, tables
 from joulesweep.analyse.comparisons import BEYOND, OPEN, WITHIN, key_of
 from joulesweep.analyse.statistics import Ratio
@@ -27,7 +28,7 @@ COLUMNS: tuple[tuple[str, Callable[[Row], FormattedNumber]], ...] = (
 
 
 def lines(folder: Path) -> list[str]:
-    """A sentence per group of comparable configurations, and one on what the sweep itself took.
+    """A sentence per group of comparable configurations, one per study, and one on what the sweep itself took.
 
     Args:
         folder: results/<sweep>, or its folder `partial`.
@@ -36,8 +37,10 @@ def lines(folder: Path) -> list[str]:
         UserError: the tables or the manifest cannot be read.
     """
     read = tables.read(folder / "tables")
-    decided = decisions(read, _config(folder))
-    return [*(sentence(decision) for decision in decided), *_paid_back(decided, read)] or [NOTHING]
+    decided = decisions(read, config(folder))
+    answers = studies.answers(read, config(folder))
+    told = [f"{studies.load(name).QUESTION} {answer.sentence}" for name, answer in answers.items()]
+    return [*(sentence(decision) for decision in decided), *_paid_back(decided, read), *told] or [NOTHING]
 
 
 def _paid_back(decided: Sequence[Decision], read: tables.Tables) -> list[str]:
@@ -60,16 +63,23 @@ def made(folder: Path, limits: Limits | None = None, margin: float | None = None
         UserError: the tables or the manifest cannot be read.
     """
     read = tables.read(folder / "tables")
-    return decisions(read, _config(folder), limits, margin)
+    return decisions(read, config(folder), limits, margin)
 
 
-def _config(folder: Path) -> Mapping[str, Any]:
-    """The config in the manifest of a sweep."""
+def config(folder: Path) -> Mapping[str, Any]:
+    """The config in the manifest of a sweep.
+
+    Args:
+        folder: results/<sweep>, or its folder `partial`.
+
+    Raises:
+        UserError: the manifest is missing or cannot be read.
+    """
     of_sweep = folder.parent if folder.name == "partial" else folder
     if not (of_sweep / "grid.json").exists():
         raise UserError(f"{of_sweep}: no sweep has begun there: it has no grid.json")
-    config: Mapping[str, Any] = collect.read_grid(of_sweep / "grid.json")["config"]
-    return config
+    read: Mapping[str, Any] = collect.read_grid(of_sweep / "grid.json")["config"]
+    return read
 
 
 def told(decision: Decision) -> list[str]:

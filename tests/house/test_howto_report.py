@@ -107,10 +107,17 @@ def test_an_edited_chart_makes_charts_and_report_stale(copy):
     assert {name for name, value in copy.digests().items() if value != before[name]} == {"charts", "report"}
 
 
-@pytest.mark.slow
 def test_a_study_is_one_file(copy):
+    copy.add("joulesweep/studies/steady.py", example("study.md"))
+    told = copy.python("-m", "joulesweep.cli.main", "study", "steady", str(copy.sweep))
+    assert re.match(r"Repeats of \S+ \S+ bs\d+ spread most, by [\d.]+ % \(standard deviation, n = 3\)\.\n", told)
+    assert "Do repeats of a configuration take the same time?" in copy.python("-m", "joulesweep.cli.main", "study")
+
+
+@pytest.mark.slow
+def test_a_section_is_one_file(copy):
     before, page = copy.digests(), copy.report()
-    copy.add("joulesweep/report/sections/steadiness.py", example("study.md"))
+    copy.add("joulesweep/report/sections/steadiness.py", example("study.md", 1))
     assert {name for name, value in copy.digests().items() if value != before[name]} == {"report"}
     sections = re.findall(r'<section id="([\w-]+)"', after := copy.report())
     assert sections == [
@@ -126,7 +133,7 @@ def test_a_study_is_one_file(copy):
 
 
 def test_a_chart_may_open_the_section_of_a_study(copy):
-    copy.add("joulesweep/report/sections/steadiness.py", example("study.md"))
+    copy.add("joulesweep/report/sections/steadiness.py", example("study.md", 1))
     chart = example("chart.md").replace('SECTION = "training"', 'SECTION = "steadiness"')
     copy.add("joulesweep/report/charts/startup.py", chart)
     own = copy.report().partition('<section id="steadiness"')[2].partition("</section>")[0]

@@ -23,6 +23,9 @@ from moving import move
 from patience import PATIENCE_S, wait_for
 from tiny_run import REPOSITORY, SUPPORT
 
+from joulesweep.plan import config as plan_config
+from joulesweep.plan import grid
+
 FINISHED = SUPPORT / "golden" / "finished.tar.gz"
 ANALYSIS = {"aggregate", "charts", "exports", "report", "all"}
 
@@ -444,6 +447,13 @@ def test_a_mistake_is_told_though_snakemake_is_quiet(sweep: Checkout, change: di
 def test_a_shipped_config_expands_in_a_dry_run(sweep: Checkout, config: str, num_runs: int) -> None:
     output = sweep.run("-n", "--configfile", f"config/{config}.yaml")
     assert re.search(rf"^train +{num_runs}$", output, re.MULTILINE)
+
+
+def test_every_study_expands_in_a_dry_run(sweep: Checkout) -> None:
+    for path in sorted((sweep.folder / "config" / "studies").glob("*.yaml")):
+        num_runs = len(grid.expand(plan_config.load(path)).runs)
+        output = sweep.run("-n", "--configfile", f"config/studies/{path.name}")
+        assert re.search(rf"^train +{num_runs}$", output, re.MULTILINE), path.name
 
 
 @pytest.mark.registry

@@ -61,7 +61,7 @@ MISTAKES = [
     (
         {"sweeep": 1},
         "sweeep: unknown key 'sweeep'; allowed: sweep, models, datasets, grid, train, measure, energy, hardware, "
-        "answer, exclude (did you mean 'sweep'?)",
+        "answer, studies, exclude (did you mean 'sweep'?)",
     ),
     (
         {"grid__batchsize": [1]},
