@@ -873,7 +873,7 @@ NAMED_AXES: dict[str, tuple[str, Collection[str] | str]] = {
     "batching": ("batching", BATCHINGS),
     "head": ("head", HEADS),
     "engine": ("engine", ENGINES),
-    "lr_rule": ("rule of the learning rate", LR_RULES),
+    "lr_rule": ("rule of lr", LR_RULES),
 }
 
 

@@ -39,7 +39,7 @@ MISTAKES = [
     # rules of the rate
     (
         {"grid__lr_rule": ["sqr"]},
-        "grid.lr_rule[0]: unknown rule of the learning rate 'sqr'; allowed: constant, sqrt, linear (did you mean 'sqrt'?)",
+        "grid.lr_rule[0]: unknown rule of lr 'sqr'; allowed: constant, sqrt, linear (did you mean 'sqrt'?)",
     ),
     ({"grid__lr_rule": ["constant", "sqrt"]}, "grid: lr_base_batch_size: needed with lr_rule constant, sqrt"),
     ({"grid__lr_base_batch_size": 32}, "grid: lr_base_batch_size: has no meaning with lr_rule constant"),
