@@ -274,6 +274,14 @@ def optimizers() -> str:
     return _rows("axes.optimizer", "OPTIMIZERS")
 
 
+def lr_rules() -> str:
+    """Each rule of the learning rate, with who proposed it."""
+    from joulesweep.axes.lr_rule import LR_RULES
+
+    rows = [[code(name), _prose(row.about), _prose(row.source or "")] for name, row in LR_RULES.items()]
+    return table(["rule", "what it does", "source"], rows)
+
+
 def _rows(module: str, name: str) -> str:
     rows = getattr(importlib.import_module(f"joulesweep.{module}"), name)
     return table(
@@ -500,6 +508,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "optimizers": optimizers,
     "methods": methods,
     "readers": readers,
+    "lr-rules": lr_rules,
     "run-statuses": run_statuses,
     "number-statuses": number_statuses,
     "flags": flags,

@@ -42,7 +42,7 @@ UNLIKE = (
 IN_MANIFEST = (
     *named(RUNS, "cell label repeat model dataset task method strategy devices nodes precision batching head engine"),
     *named(RUNS, "optimizer"),
-    *named(RUNS, "batch_size batch_size_scope micro_batch_size checkpoint_activations lr max_grad_norm"),
+    *named(RUNS, "batch_size batch_size_scope micro_batch_size checkpoint_activations lr lr_rule max_grad_norm"),
 )
 #: What runs had before there was the axis.
 BEFORE = {"optimizer": OMISSION["optimizer"]}

@@ -184,6 +184,13 @@ IDENTITY = _table(
     Column("checkpoint_activations", FLAG, None, "whether activations are recomputed instead of kept"),
     Column("lr", REAL, None, "peak learning rate"),
     Column(
+        "lr_rule",
+        TEXT,
+        None,
+        "rules of the grid that give this lr at this batch: constant, sqrt, linear",
+        "where the grid is older",
+    ),
+    Column(
         "max_grad_norm", REAL, None, "norm to which larger gradients of a step are clipped", "where none is clipped"
     ),
 )

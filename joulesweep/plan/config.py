@@ -33,6 +33,7 @@ from pydantic_core import ErrorDetails
 from joulesweep import methods, readers
 from joulesweep.axes.engine import ENGINES
 from joulesweep.axes.layout import BATCHINGS, HEADS
+from joulesweep.axes.lr_rule import LR_RULES
 from joulesweep.axes.optimizer import OPTIMIZERS
 from joulesweep.axes.precision import PRECISIONS
 from joulesweep.axes.strategy import STRATEGIES
@@ -383,11 +384,31 @@ class Grid(Section):
         list[bool], Field(min_length=1, description="compute activations again in the backward pass, to save memory")
     ] = [False]
     lr: Annotated[list[Annotated[float, Field(gt=0, le=1e6)]], Field(min_length=1, description="peak learning rate")]
+    lr_rule: Annotated[
+        list[str],
+        Field(
+            min_length=1,
+            description="how lr grows with the texts per step over all devices",
+            json_schema_extra=_named(tuple(LR_RULES)),
+        ),
+    ] = ["constant"]
+    lr_base_batch_size: Annotated[
+        Positive | None,
+        Field(description="texts per step, over all devices, at which lr is the peak; for rules other than constant"),
+    ] = None
     max_grad_norm: Annotated[
         list[Annotated[float, Field(gt=0, le=1e6)] | None],
         Field(min_length=1, description="a step's gradient is cut to this norm; null: never"),
     ] = [None]
     repeats: Annotated[Few, Field(description="runs per cell; the repeat sets the seed")] = 3
+
+    @model_validator(mode="after")
+    def _base_where_the_rate_grows(self) -> Grid:
+        grows = bool(set(self.lr_rule) & set(LR_RULES) - {"constant"})
+        if grows == (self.lr_base_batch_size is None):
+            problem = "needed" if grows else "has no meaning"
+            raise ValueError(f"lr_base_batch_size: {problem} with lr_rule {', '.join(self.lr_rule)}")
+        return self
 
 
 class Generate(Section):
@@ -855,6 +876,7 @@ NAMED_AXES: dict[str, tuple[str, Collection[str] | str]] = {
     "head": ("head", HEADS),
     "engine": ("engine", ENGINES),
     "optimizer": ("optimizer", OPTIMIZERS),
+    "lr_rule": ("rule of lr", LR_RULES),
 }
 
 
@@ -963,7 +985,7 @@ def evaluation(value: Plugin, datasets: Mapping[str, DatasetConfig]) -> dict[str
 
 def _excluded(when: dict[str, Any], grid: Grid) -> list[tuple[Location, str]]:
     """Values of `exclude` that the grid lacks, which would silently exclude nothing."""
-    axes = grid.model_dump(exclude={"repeats"})
+    axes = grid.model_dump(exclude={"repeats", "lr_base_batch_size"})
     axes["method"] = [method_parts(value)[0] for value in grid.method]
     grid_methods = [full_method(value) for value in grid.method]
     problems: list[tuple[Location, str]] = []

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from joulesweep.axes import engine, optimizer
+from joulesweep.axes import engine, lr_rule, optimizer
 from joulesweep.axes.layout import BATCHINGS
 from joulesweep.axes.strategy import STRATEGIES, several_nodes_reason
 from joulesweep.axes.task import TASKS
@@ -41,6 +41,8 @@ AXES = (
     "lr",
     "max_grad_norm",
 )
+#: The axes that `expand` multiplies: a rule is resolved into the rate, and is no field of RunSpec.
+EXPANDED = (*AXES, "lr_rule")
 MOST_RUNS = 30_000  # of a grid, before exclusions
 LONGEST_RUN = 230  # characters of a run's id; file systems take 255 bytes as a name
 #: The axes that a label names only where they vary.
@@ -100,15 +102,15 @@ def expand(config: SweepConfig, where: Place | None = None) -> ExpandedGrid:
     cells: dict[str, RunSpec] = {}
     excluded: dict[str, Excluded] = {}
     telling, mistakes = _telling(config), list[UserError]()
-    for values in itertools.product(*(axes[axis] for axis in AXES)):
-        point = dict(zip(AXES, values, strict=True))
+    for values in itertools.product(*(axes[axis] for axis in EXPANDED)):
+        point = dict(zip(EXPANDED, values, strict=True))
         point["method"], point["method_params"] = point["method"]
         point |= _spread(point["devices"] if STRATEGIES[point["strategy"]].multi_device else 1)
         if point["devices"] == 1:
             point["batch_size_scope"] = "global"  # one device: both scopes are the same run
         point["micro_batch_size"] = micro_batch(point["micro_batch_size"], point)
         cell = RunSpec(
-            **point,
+            **_with_rate(point, config.grid.lr_base_batch_size),
             **{**shared, **_meaningless(point["task"])},
             repeat=1,
             model_source=sources[point["model"]],
@@ -124,6 +126,8 @@ def expand(config: SweepConfig, where: Place | None = None) -> ExpandedGrid:
             continue
         mistakes += _batch_mistakes(cell, where)
         cells.setdefault(_checked_id(cell, where), cell)
+    for cell in cells.values():
+        excluded.pop(_label(cell, telling), None)  # it runs: another rule leads to it as well
     if mistakes:
         raise mistaken(mistakes)
     if not cells:
@@ -161,6 +165,7 @@ def manifest(config: SweepConfig, where: Place | None = None) -> dict[str, Any]:
                 "method_params": spec.method_params,
                 **{axis: getattr(spec, axis) for axis in AXES},
                 "nodes": spec.nodes,
+                "lr_rule": ", ".join(_rules(spec, config)),
             }
             for run, spec in grid.runs.items()
         },
@@ -297,9 +302,25 @@ def _matches(when: dict[str, Any], point: dict[str, Any]) -> bool:
     )
 
 
+def _with_rate(point: Mapping[str, Any], base: int | None) -> dict[str, Any]:
+    """The fields of the spec: a point of the grid, with the rate that its rule gives at its batch."""
+    fields = dict(point)
+    rule, devices = fields.pop("lr_rule"), point["devices"] if point["batch_size_scope"] == "per_device" else 1
+    return {**fields, "lr": lr_rule.peak(rule, point["lr"], point["batch_size"] * devices, base)}
+
+
+def _rules(spec: RunSpec, config: SweepConfig) -> list[str]:
+    """The rules of the grid that give a run its rate."""
+    grid = config.grid
+    return lr_rule.leading_to(
+        spec.lr, spec.global_batch_size, grid.lr_base_batch_size, rules=grid.lr_rule, rates=grid.lr
+    )
+
+
 def _telling(config: SweepConfig) -> list[str]:
     """The axes of `UNLABELLED` that vary, so that a label must name them."""
-    return [axis for axis in UNLABELLED if len(set(getattr(config.grid, axis))) > 1]
+    grows = config.grid.lr_base_batch_size is not None
+    return [axis for axis in UNLABELLED if len(set(getattr(config.grid, axis))) > 1 or (axis == "lr" and grows)]
 
 
 def _label(spec: RunSpec, telling: list[str]) -> str:
@@ -322,7 +343,7 @@ def _word(axis: str, value: Any) -> str:  # noqa: ANN401 - any axis value
 
 def _check_size(config: SweepConfig, where: Place) -> None:
     """Refuse a grid that is too large, before it is expanded."""
-    num_cells = math.prod(len(getattr(config.grid, axis)) for axis in AXES)
+    num_cells = math.prod(len(getattr(config.grid, axis)) for axis in EXPANDED)
     num_runs = num_cells * config.grid.repeats
     if num_runs > MOST_RUNS:
         cells = f"{num_cells:,} cells of {config.grid.repeats:,} repeats, excluded ones counted"

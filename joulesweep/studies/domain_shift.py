@@ -12,7 +12,7 @@ from joulesweep.analyse.cells import why_not_ranked
 from joulesweep.analyse.statistics import Difference, paired_difference
 from joulesweep.analyse.tables import Row, Tables
 from joulesweep.core import quantities
-from joulesweep.studies import Answer, Table
+from joulesweep.studies import Answer, Entry, Table
 
 QUESTION = "What does adaptation to a domain make a model forget, and what is the cheapest way to forget nothing?"
 PROTOCOL = (
@@ -179,7 +179,7 @@ def _of_each(known: Sequence[Shift]) -> list[str]:
 def _table(every: Sequence[Shift]) -> Table:
     headings = {"Configuration": "text", "Other texts": "text", "Gained, nats": "", "Forgotten, nats": ""}
     headings |= {"Perplexity ×": "", "Energy": "", "Time": "", "Seeds": ""}
-    rows = [
+    rows: list[list[Entry]] = [
         [
             shift.name,
             shift.texts,

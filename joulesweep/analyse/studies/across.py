@@ -28,7 +28,7 @@ SENSOR = 0.05
 #: How far two sensors can move a ratio of joules: it may be this much larger, or smaller, than the truth.
 SENSORS = (1 + SENSOR) / (1 - SENSOR)
 #: The axes of a cell: what identifies it, apart from names that depend on the rest of the sweep.
-AXES = tuple(name for name in IDENTITY if name not in ("cell", "name", "label", "setup", "panel", "batch"))
+AXES = tuple(name for name in IDENTITY if name not in ("cell", "name", "label", "setup", "panel", "batch", "lr_rule"))
 #: What two sides may differ in, by heading.
 MACHINE = {
     "host": "hostname",

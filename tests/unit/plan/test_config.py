@@ -30,13 +30,20 @@ CHOICES = {"datasets__texts__choices": "c", "datasets__texts__answer": "i"}
 SOURCES = "{wheel, sha256, path}, {hub, revision}, {local}"
 GRID_KEYS = (
     "model, dataset, task, method, strategy, devices, precision, batching, head, engine, optimizer, batch_size, "
-    "batch_size_scope, micro_batch_size, checkpoint_activations, lr, max_grad_norm, repeats"
+    "batch_size_scope, micro_batch_size, checkpoint_activations, lr, lr_rule, lr_base_batch_size, … (20 in all)"
 )
 BOARDS = "must be auto or a list of NVML indices and UUIDs, each once"
 NO_BOARDS = (2, "all", None, [], [0, 0], ["GPU-a", "GPU-a"], [-1], ["0"], [True], [1.0], [[0]], [0, "board"])
 ONE_FACTOR = "give either country, or g_per_kwh with its source"
 
 MISTAKES = [
+    # rules of the rate
+    (
+        {"grid__lr_rule": ["sqr"]},
+        "grid.lr_rule[0]: unknown rule of lr 'sqr'; allowed: constant, sqrt, linear (did you mean 'sqrt'?)",
+    ),
+    ({"grid__lr_rule": ["constant", "sqrt"]}, "grid: lr_base_batch_size: needed with lr_rule constant, sqrt"),
+    ({"grid__lr_base_batch_size": 32}, "grid: lr_base_batch_size: has no meaning with lr_rule constant"),
     # columns by number
     (
         {**CSV, "datasets__texts__header": False},
@@ -159,7 +166,7 @@ MISTAKES = [
         {"exclude": [{"when": {"precison": "fp32"}, "reason": "slow"}]},
         "exclude[0].when: unknown axis 'precison'; allowed: model, dataset, task, method, strategy, devices, "
         "precision, batching, head, engine, optimizer, batch_size, batch_size_scope, micro_batch_size, "
-        "checkpoint_activations, lr, max_grad_norm (did you mean 'precision'?)",
+        "checkpoint_activations, lr, lr_rule, max_grad_norm (did you mean 'precision'?)",
     ),
     # choices
     (

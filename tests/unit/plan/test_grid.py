@@ -344,6 +344,46 @@ def test_labels_name_the_norm_where_it_varies():
     assert [entry["max_grad_norm"] for entry in entries] == [None, 1.0, 0.5]
 
 
+RULES = {"grid__lr": [1e-3], "grid__lr_rule": ["constant", "sqrt", "linear"], "grid__repeats": 1}
+
+
+def test_rules_give_the_rate_of_each_batch_and_meet_at_the_base():
+    grown = expand(**RULES, grid__lr_base_batch_size=16, grid__batch_size=[8, 16, 64])
+    rates = {8: (0.001, 0.000707107, 0.0005), 16: (0.001,), 64: (0.001, 0.002, 0.004)}
+    assert points(grown, "batch_size", "lr") == [(size, lr) for size, each in rates.items() for lr in each]
+    plain = expand(grid__lr=[1e-3], grid__batch_size=[8, 16, 64], grid__repeats=1)
+    assert set(plain.runs) < set(grown.runs), "a rule changes no id of a run that was there"
+
+
+@pytest.mark.parametrize(
+    ("strategy", "scope", "expected"),
+    [("single", "per_device", 0.001), ("ddp", "per_device", 0.002), ("ddp", "global", 0.001)],
+)
+def test_rates_grow_with_the_texts_of_all_devices(strategy, scope, expected):
+    axes = {"grid__strategy": [strategy], "grid__batch_size": [16], "grid__batch_size_scope": [scope]}
+    (spec,) = expand(**{**RULES, "grid__lr_rule": ["linear"]}, grid__lr_base_batch_size=16, **axes).runs.values()
+    assert spec.lr == expected
+
+
+def test_the_manifest_says_which_rules_a_run_serves():
+    config = validate(tiny_run.config(**RULES, grid__lr_base_batch_size=16, grid__batch_size=[16, 64]))
+    entries = grid.manifest(config)["runs"].values()
+    assert [(entry["label"], entry["lr_rule"]) for entry in entries] == [
+        ("0.001 single fp32 bs16", "constant, sqrt, linear"),
+        ("0.001 single fp32 bs64", "constant"),
+        ("0.002 single fp32 bs64", "sqrt"),
+        ("0.004 single fp32 bs64", "linear"),
+    ]
+
+
+def test_what_one_rule_leaves_out_another_may_run():
+    out = [{"when": {"lr_rule": "linear"}, "reason": "no"}]
+    axes = {**RULES, "grid__lr_base_batch_size": 16, "grid__batch_size": [16, 64]}
+    grown = expand(**axes, exclude=out)
+    assert points(grown, "batch_size", "lr") == [(16, 0.001), (64, 0.001), (64, 0.002)]
+    assert [cell.label for cell in grown.excluded] == ["0.004 single fp32 bs64"]
+
+
 def test_the_manifest_names_each_run_its_cell_and_its_axes():
     config = validate(tiny_run.config(grid__batch_size=[8, 16], grid__lr=[1e-3, 1e-4], grid__repeats=2))
     manifest = grid.manifest(config)
@@ -351,7 +391,7 @@ def test_the_manifest_names_each_run_its_cell_and_its_axes():
     assert list(manifest["runs"]) == list(grid.expand(config).runs)
     assert len({entry["cell"] for entry in manifest["runs"].values()}) == 4
     entry = next(iter(manifest["runs"].values()))
-    assert set(entry) == {"cell", "label", "repeat", "method_params", "nodes", *grid.AXES}
+    assert set(entry) == {"cell", "label", "repeat", "method_params", "nodes", *grid.EXPANDED}
     assert (entry["label"], entry["repeat"], entry["batch_size"]) == ("0.001 single fp32 bs8", 1, 8)
     assert manifest["config"]["train"]["epochs"] == 1
 
