@@ -134,8 +134,8 @@ MISTAKES = [
     ),
     (
         {"grid__method": ["ful"]},
-        "grid.method[0]: unknown method 'ful'; allowed: freeze-bottom, full, greentrainer, last-k, lora, "
-        "prefix, random (did you mean 'full'?)",
+        "grid.method[0]: unknown method 'ful'; allowed: freeze-bottom, freeze-cache, full, greentrainer, last-k, "
+        "lora, prefix, random, sampled-backward (did you mean 'full'?)",
     ),
     (
         {"grid__method": [{"freeze-bottom": {"frac": 0.5}}]},

@@ -411,7 +411,8 @@ def test_what_is_found_by_name_alone_is_known():
         if re.search(r"import_module|__import__", path.read_text(encoding="utf-8"))
     }
     of_others = {f"joulesweep/{name}.py" for name in ("train/assembly", "nets/build", "core/late_imports")}
-    rooms = ("cli", "report/charts", "report/sections", "measure/meters", "methods", "readers")  # by their own files
+    on_pages = ("report/charts", "report/sections", "studies")
+    rooms = ("cli", *on_pages, "measure/meters", "methods", "readers", "train/evaluations")  # by their own files
     plugins = {f"joulesweep/{name}/__init__.py" for name in rooms}
     assert found == plugins | of_others
 
