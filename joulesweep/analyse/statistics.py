@@ -7,6 +7,7 @@ pooled, which gives three repeats of 24 cells 46 degrees of freedom instead of 2
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections import Counter
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
+from joulesweep.core.quantities import digits
 from joulesweep.core.student import Interval, mean_interval
 
 LARGEST_LOG = math.log(1e300)
@@ -53,6 +55,17 @@ class Ratio:
     high: float | None
     n: int
     verdict: str
+
+
+def times(ratio: Ratio) -> str:
+    """A ratio as sentences give it: `× 0.38, 0.37 to 0.39, n = 5`."""
+    ends = "no interval" if ratio.low is None or ratio.high is None else f"{_to(ratio.low)} to {_to(ratio.high)}"
+    return f"× {_to(ratio.ratio)}, {ends}, n = {ratio.n}"
+
+
+def _to(value: float) -> str:
+    """A ratio with two digits after the point, three where it is within a tenth of 1."""
+    return digits(value) if value >= 10 else f"{value:.{3 if 0.9 < value < 1.1 else 2}f}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +129,67 @@ def paired_difference(a: Sequence[float], b: Sequence[float], confidence: float 
 
 
 @dataclass(frozen=True, kw_only=True)
+class Crossed:
+    """A mean over items and seeds, with what it would be for other items and other seeds of the same kinds.
+
+    Attributes:
+        mean: over all items and seeds.
+        error: standard error; None with one item or one seed.
+        degrees: of freedom of the standard error; 0 without one.
+        num_items: how many items.
+        num_seeds: how many seeds, each with every item.
+    """
+
+    mean: float
+    error: float | None
+    degrees: float
+    num_items: int
+    num_seeds: int
+
+    def interval(self, number: int = 1) -> tuple[float, float] | None:
+        """The ends of the 95 % interval; None with one item or one seed.
+
+        Args:
+            number: of intervals that are looked at together, for which Bonferroni's correction makes them wider.
+        """
+        if self.error is None:
+            return None
+        half = one_sided(self.degrees, 1 - 0.025 / number) * self.error
+        return self.mean - half, self.mean + half
+
+
+def crossed_mean(values: Numbers) -> Crossed:
+    """Mean of the same items under several seeds, both of which are samples: items and seeds cross.
+
+    The variance of the mean adds that of items and that of seeds, from their mean squares, less their interaction,
+    which is in both; it is never less than what either alone tells. Degrees of freedom are Satterthwaite's. Clark 1973
+    (doi:10.1016/S0022-5371(73)80014-3) says why items are no fixed effect. Simulated for 3 seeds and 20 to 1,500 items,
+    the interval holds the truth in 93 to 98 % of cases.
+
+    Args:
+        values: (items, seeds), at least one of each.
+    """
+    num_items, num_seeds = values.shape
+    mean = float(values.mean())
+    if min(num_items, num_seeds) < 2:
+        return Crossed(mean=mean, error=None, degrees=0.0, num_items=num_items, num_seeds=num_seeds)
+    of_items, of_seeds = values.mean(1) - mean, values.mean(0) - mean
+    rest = values - mean - of_items[:, None] - of_seeds
+    degrees = np.array([num_items - 1, num_seeds - 1, (num_items - 1) * (num_seeds - 1)], dtype=float)
+    sums = [num_seeds * (of_items**2).sum(), num_items * (of_seeds**2).sum(), (rest**2).sum()]
+    items, seeds, both = squares = np.array(sums) / degrees
+    whole = float(max(items + seeds - both, items, seeds))
+    freedom = whole**2 / float((squares**2 / degrees).sum()) if whole > 0 else 0.0
+    return Crossed(
+        mean=mean,
+        error=math.sqrt(whole / values.size),
+        degrees=max(freedom, float(degrees.min())),
+        num_items=num_items,
+        num_seeds=num_seeds,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Contrast:
     """A weighted sum of cells' logs, with weights that sum to 0.
 
@@ -146,6 +220,17 @@ class Contrast:
         ends = [self.end(-(usual if low is None else low)), self.end(usual if high is None else high)]
         logs = [None if end is None else math.log(end) for end in ends]
         return Ratio(ratio=_exp(self.log), low=ends[0], high=ends[1], n=self.n, verdict=_verdict(*logs))
+
+    def bounds(self, confidence: float = 0.95) -> tuple[float, float] | None:
+        """One-sided bounds as ratios, each holding with this confidence; None where nothing tells the noise."""
+        if self.error is None:
+            return None
+        quantile = one_sided(self.degrees, confidence)
+        return _exp(self.log - quantile * self.error), _exp(self.log + quantile * self.error)
+
+    def inverse(self) -> Contrast:
+        """The contrast of the reciprocal."""
+        return dataclasses.replace(self, log=-self.log)
 
 
 class Fit:
@@ -349,6 +434,12 @@ class Fit:
         rows = [self._row[key] for key in keys]
         return self._logs[rows] if self._known[rows].all() else None
 
+    def own_errors(self, keys: Sequence[Hashable]) -> Numbers:
+        """Standard errors of some cells' log means, without what the seeds share: 0 where nothing tells the noise."""
+        rows = [self._row[key] for key in keys]
+        errors: Numbers = np.sqrt(self._variances[rows] / self._counts[rows])
+        return errors
+
     def resolution(self) -> tuple[float, int] | None:
         """Half-width of the interval of a typical ratio, as a fraction, and the repeats behind it; None without any."""
         if self.variance is None or len(self.keys) < 2:
@@ -478,6 +569,63 @@ def repeats_to_tell(apart: float, variance: float, cells: int, most: int = 20) -
         if one_sided((cells - 1) * (n - 1)) * math.sqrt(2 * variance / n) < apart:
             return n
     return None
+
+
+def power_to_tell(apart: float, variance: float, cells: int, n: int) -> float:
+    """Chance that two cells so far apart are told apart, two-sided at 5 %, by n repeats each.
+
+    Args:
+        apart: difference of their logs.
+        variance: of the noise of one run's log.
+        cells: of the sweep, among which the noise is pooled; of two, this is the paired t test.
+        n: repeats per cell, 2 or more.
+    """
+    if not variance:
+        return float(apart != 0)
+    degrees = float((cells - 1) * (n - 1))
+    beyond, shift = one_sided(degrees, 0.975), abs(apart) / math.sqrt(2 * variance / n)
+    return 1.0 if shift > 30 + beyond else float(1 - special.nctdtr(degrees, shift, beyond))
+
+
+def repeats_for_power(apart: float, variance: float, cells: int, power: float = 0.8, most: int = 200) -> int | None:
+    """Repeats per cell, 2 or more, with which two cells so far apart are told apart with this chance.
+
+    Args:
+        apart: difference of their logs.
+        variance: of the noise of one run's log.
+        cells: of the sweep, among which the noise is pooled.
+        power: the chance.
+        most: repeats that anyone would make; None beyond.
+    """
+    return next((n for n in range(2, most + 1) if power_to_tell(apart, variance, cells, n) >= power), None)
+
+
+def heterogeneity(contrasts: Sequence[Contrast]) -> float | None:
+    """Chance that independent contrasts of one size differ as these do: Welch's test, with few degrees of freedom.
+
+    It is Cochran's Q of the contrasts, divided and corrected for variances that are themselves estimated from few runs
+    (Welch 1951, doi:10.1093/biomet/38.3-4.330).
+
+    Args:
+        contrasts: of different fits.
+
+    Returns:
+        The p-value, or None with fewer than two contrasts whose noise is known.
+    """
+    known = [one for one in contrasts if one.error is not None]
+    if len(known) < 2:
+        return None
+    logs = np.array([one.log for one in known])
+    errors = np.maximum(np.array([one.error for one in known], dtype=float), ROUNDING)
+    if np.ptp(logs) <= ROUNDING:
+        return 1.0
+    weights, number = errors**-2.0, len(known)
+    shares = weights / weights.sum()
+    between = float(weights @ (logs - shares @ logs) ** 2) / (number - 1)
+    spread = float(((1 - shares) ** 2 / np.array([one.degrees for one in known])).sum())
+    degrees = (number**2 - 1) / (3 * spread)
+    corrected = between / (1 + 2 * (number - 2) / (number**2 - 1) * spread)
+    return float(special.fdtrc(number - 1, degrees, corrected))
 
 
 def summary(fit: Fit, name: Any) -> list[str]:  # noqa: ANN401 - a function from a key to words

@@ -1,21 +1,25 @@
-"""Compare two sweeps, or one sweep on two hosts, cell by cell."""
+"""Compare sweeps, or one sweep on several hosts, cell by cell."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import string
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from joulesweep.core.errors import UserError
 
 if TYPE_CHECKING:
     from joulesweep.analyse.studies.across import Comparison, Match, Quantity, Side
 
-HELP = "compare two sweeps, or one sweep on two hosts, cell by cell"
+HELP = "compare sweeps, or one sweep on several hosts, cell by cell"
 EXAMPLES = (
     "joulesweep compare results/default results/mine",
     "joulesweep compare results/default /mnt/other-host/results/default --json",
+    "joulesweep compare a30/results/study-hardware a100/results/study-hardware h200/results/study-hardware",
 )
 WIDTH = 100  # characters of a line
 NAME = 32  # of the column of names
@@ -25,42 +29,60 @@ QUANTITIES = {"energy": (16, 2), "time": (15, 2), "memory": (15, 2), "loss": (18
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    for side in ("a", "b"):
-        parser.add_argument(side, type=Path, metavar=side.upper(), help="results/SWEEP, or a folder with its tables")
+    about = "results/SWEEP, or a folder with its tables"
+    parser.add_argument("a", type=Path, metavar="A", help=f"{about}: what the others are compared with")
+    parser.add_argument("others", type=Path, nargs="+", metavar="B", help=about)
     parser.add_argument("--json", action="store_true", help="as JSON")
 
 
 def work(args: argparse.Namespace) -> int:
-    """Print the comparison."""
+    """Print the comparison of the first with each other, and which takes the fewest joules."""
     from joulesweep.analyse.studies import across  # imports Polars and SciPy, which --help does not need
 
-    comparison = across.compare(across.read(args.a), across.read(args.b))
+    folders = [args.a, *args.others]
+    if len(folders) > len(string.ascii_uppercase):
+        raise UserError(f"compare: {len(folders)} folders, at most {len(string.ascii_uppercase)}")
+    sides = [across.read(folder, name) for folder, name in zip(folders, string.ascii_uppercase, strict=False)]
+    comparisons = [across.compare(sides[0], other) for other in sides[1:]]
+    answer = across.fewest_words(sides)
     if args.json:
-        print(json.dumps(_json(comparison), indent=1, ensure_ascii=False, allow_nan=False))
+        each = [_json(comparison) for comparison in comparisons]
+        whole = {**(each[0] if len(each) == 1 else {"comparisons": each}), "answer": answer}
+        print(json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False))
     else:
-        print("\n".join(_screen(comparison)))
+        print("\n".join(_screen(sides, comparisons, answer)))
     return 0
 
 
 def _json(comparison: Comparison) -> dict[str, object]:
     from joulesweep.analyse.studies import across
 
-    sides = {"a": comparison.a, "b": comparison.b}
+    sides = (comparison.a, comparison.b)
     return {
-        **{name: {"folder": str(side.folder), "machine": side.machine} for name, side in sides.items()},
+        **{side.name.lower(): {"folder": str(side.folder), "machine": side.machine} for side in sides},
         "cells": list(across.as_rows(comparison)),
         "unmatched": [vars(one) for one in comparison.unmatched],
         "notes": list(across.notes(comparison)),
     }
 
 
-def _screen(comparison: Comparison) -> Iterator[str]:
-    """The comparison, in lines of at most `WIDTH` characters where names allow it."""
+def _screen(sides: Sequence[Side], comparisons: Sequence[Comparison], answer: str) -> Iterator[str]:
+    """The comparisons, in lines of at most `WIDTH` characters where names allow it."""
+    for side in sides:
+        yield from _wrapped(f"{side.name}  {side.folder}: {_machine(side)}", "   ")
+    yield ""
+    yield from _wrapped(answer)
+    for comparison in comparisons:
+        yield ""
+        if len(comparisons) > 1:
+            yield f"{comparison.b.name} over {comparison.a.name}"
+        yield from _one(comparison)
+
+
+def _one(comparison: Comparison) -> Iterator[str]:
+    """The comparison of two sides."""
     from joulesweep.analyse.studies import across
 
-    for name, side in (("A", comparison.a), ("B", comparison.b)):
-        yield from _wrapped(f"{name}  {side.folder}: {_machine(side)}", "   ")
-    yield ""
     for note in across.notes(comparison):
         yield from _wrapped(note)
     if comparison.matches:

@@ -1,4 +1,4 @@
-"""Compare two sweeps, or one sweep on two hosts: cell by cell, never pooled.
+"""Compare sweeps, or one sweep on several hosts: cell by cell, two at a time, never pooled.
 
 A cell is matched with the one of the same id, else with the one of the same axes. Ratios are B / A. The loss is paired
 by seed, since runs of one seed see the same texts, masks and order wherever they run. Joules, seconds and bytes are
@@ -10,15 +10,16 @@ share: the accuracy of a board's own sensor is stated apart.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, variance
 
 import polars as pl
 
 from joulesweep.analyse.columns import IDENTITY, RUNS, named
-from joulesweep.analyse.statistics import Contrast, Ratio, paired_ratio
+from joulesweep.analyse.statistics import Contrast, Ratio, paired_ratio, times
 from joulesweep.analyse.tables import Row
 from joulesweep.core.errors import UserError
 
@@ -54,14 +55,16 @@ UNLIKE = "only the axes are the same: other settings, sources or the accelerator
 
 @dataclass(frozen=True, kw_only=True)
 class Side:
-    """One of the two sweeps.
+    """One of the sweeps.
 
     Attributes:
+        name: how sentences call it: A, B, …
         folder: as the user named it.
         runs: its runs, with the columns `NEEDED`.
         machine: what its finished runs ran on, by heading of `MACHINE`, joined if they differ.
     """
 
+    name: str
     folder: Path
     runs: pl.DataFrame
     machine: Mapping[str, str]
@@ -72,7 +75,7 @@ class Quantity:
     """The ratio of a quantity in two cells.
 
     Attributes:
-        ratio: B / A with its interval; None if there is none.
+        ratio: second over first with its interval; None if there is none.
         reason: why not; None if there is one.
         beyond_sensors: of joules on boards: whether the interval excludes 1 even if both sensors are off by `SENSOR`;
             None for everything else, and on one and the same board.
@@ -132,8 +135,12 @@ class Comparison:
     unmatched: list[Unmatched]
 
 
-def read(folder: Path) -> Side:
+def read(folder: Path, name: str = "") -> Side:
     """Read one side: a sweep's folder, or its folder of tables.
+
+    Args:
+        folder: of the sweep.
+        name: how sentences call it; without one, `compare` calls the two A and B.
 
     Raises:
         UserError: it has no runs table, or one that lacks a needed column.
@@ -148,14 +155,21 @@ def read(folder: Path) -> Side:
         raise UserError(f"{path}: no table of a sweep: {str(error).splitlines()[0]}") from None
     if lacking := [name for name in NEEDED if name not in runs.columns]:
         raise UserError(f"{path}: no column {', '.join(lacking)}; make the tables again with this Joulesweep")
+    return side(runs, folder, name)
+
+
+def side(runs: pl.DataFrame, folder: Path, name: str) -> Side:
+    """A side of these runs, with what the finished ones ran on."""
     runs = runs.select(NEEDED)
     ok = runs.filter(status="ok")
-    machine = {heading: ", ".join(map(str, ok[name].drop_nulls().unique().sort())) for heading, name in MACHINE.items()}
-    return Side(folder=folder, runs=runs, machine={heading: value for heading, value in machine.items() if value})
+    machine = {heading: ", ".join(map(str, ok[key].drop_nulls().unique().sort())) for heading, key in MACHINE.items()}
+    machine = {heading: value for heading, value in machine.items() if value}
+    return Side(name=name, folder=folder, runs=runs, machine=machine)
 
 
 def compare(a: Side, b: Side) -> Comparison:
-    """Compare two sides, in the order of A's runs and then of B's."""
+    """Compare two sides, in the order of the first's runs and then of the other's."""
+    a, b = replace(a, name=a.name or "A"), replace(b, name=b.name or "B")
     cells_a, cells_b = _cells(a.runs), _cells(b.runs)
     by_axes = {_axes(rows): cell for cell, rows in cells_b.items()}
     pairs = {}
@@ -166,18 +180,19 @@ def compare(a: Side, b: Side) -> Comparison:
     matches, unmatched = [], []
     for cell, rows in cells_a.items():
         if cell not in pairs:
-            unmatched.append(Unmatched(side="A", name=_name(rows), why="not in B"))
+            unmatched.append(Unmatched(side=a.name, name=_name(rows), why=f"not in {b.name}"))
             continue
         others = cells_b[pairs[cell]]
-        lacking = [(side, one) for side, one in (("A", rows), ("B", others)) if not _environments(one)]
+        lacking = [(of.name, one) for of, one in ((a, rows), (b, others)) if not _environments(one)]
         if lacking:
-            why = "; ".join(f"no finished run in {side}: {_statuses(one)}" for side, one in lacking)
-            unmatched.append(Unmatched(side="A and B", name=_name(rows), why=why))
+            why = "; ".join(f"no finished run in {of}: {_statuses(one)}" for of, one in lacking)
+            unmatched.append(Unmatched(side=f"{a.name} and {b.name}", name=_name(rows), why=why))
         by = "cell" if pairs[cell] == cell else "axes"
-        matches += [_match(x, y, by) for x in _environments(rows) for y in _environments(others)]
+        names = (a.name, b.name)
+        matches += [_match(x, y, by, names) for x in _environments(rows) for y in _environments(others)]
     for cell, rows in cells_b.items():
         if cell not in pairs.values():
-            unmatched.append(Unmatched(side="B", name=_name(rows), why="not in A"))
+            unmatched.append(Unmatched(side=b.name, name=_name(rows), why=f"not in {a.name}"))
     return Comparison(a=a, b=b, matches=matches, unmatched=unmatched)
 
 
@@ -205,7 +220,7 @@ def _environments(rows: pl.DataFrame) -> list[pl.DataFrame]:
     return [part for _, part in rows.filter(status="ok").group_by("environment", maintain_order=True)]
 
 
-def _match(a: pl.DataFrame, b: pl.DataFrame, by: str) -> Match:
+def _match(a: pl.DataFrame, b: pl.DataFrame, by: str, names: tuple[str, str]) -> Match:
     memory = "peak_gpu_allocated_bytes"
     if a[memory].null_count() or b[memory].null_count():
         memory = "peak_host_rss_bytes"
@@ -215,7 +230,7 @@ def _match(a: pl.DataFrame, b: pl.DataFrame, by: str) -> Match:
         environments=(_hardware(a), _hardware(b)),
         by=by,
         n=(a.height, b.height),
-        energy=_energy(a, b),
+        energy=_energy(a, b, names),
         time=_unpaired(a, b, "window_s"),
         memory=_unpaired(a, b, memory)
         if one_kind
@@ -230,13 +245,14 @@ def _hardware(rows: pl.DataFrame) -> str:
     return ", ".join(rows[column].drop_nulls().unique(maintain_order=True)) or "unknown"
 
 
-def _energy(a: pl.DataFrame, b: pl.DataFrame) -> Quantity:
-    reasons = [f"{side}: {reason}" for side, rows in (("A", a), ("B", b)) if (reason := _why_no_joules(rows))]
+def _energy(a: pl.DataFrame, b: pl.DataFrame, names: tuple[str, str]) -> Quantity:
+    sides = list(zip(names, (a, b), strict=True))
+    reasons = [f"{of}: {reason}" for of, rows in sides if (reason := _why_no_joules(rows))]
     if reasons:
         return Quantity(ratio=None, reason="; ".join(reasons))
     scopes = [rows["energy_scope"][0] for rows in (a, b)]
     if scopes[0] != scopes[1]:
-        return Quantity(ratio=None, reason=f"scopes differ: {scopes[0]} in A, {scopes[1]} in B")
+        return Quantity(ratio=None, reason=f"scopes differ: {scopes[0]} in {names[0]}, {scopes[1]} in {names[1]}")
     ratio = unpaired_ratio(b["energy_j"].to_list(), a["energy_j"].to_list())
     boards = [set(rows["gpu_uuids"].drop_nulls()) for rows in (a, b)]
     if "gpu" not in scopes[0].split("+") or (boards[0] == boards[1] and len(boards[0]) == 1):
@@ -290,7 +306,8 @@ def notes(comparison: Comparison) -> Iterator[str]:
     """What to know before reading the ratios, a sentence each."""
     matches = comparison.matches
     yield (
-        "Ratios are B / A with 95 % intervals. Loss is paired by seed; energy, time and memory are not, and each "
+        f"Ratios are {comparison.b.name} / {comparison.a.name} with 95 % intervals. "
+        "Loss is paired by seed; energy, time and memory are not, and each "
         "interval is from the spread over the seeds of each side."
     )
     if any(match.energy.beyond_sensors is not None for match in matches):
@@ -314,3 +331,85 @@ def as_rows(comparison: Comparison) -> Iterator[Row]:
             quantity: Quantity = getattr(match, name)
             row[name] = {**(vars(quantity.ratio) if quantity.ratio else {"ratio": None}), "reason": quantity.reason}
         yield {**row, "energy_beyond_sensors": match.energy.beyond_sensors}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """How the side with the fewest joules stands against another, over the cells that both measured.
+
+    Attributes:
+        other: name of the other side.
+        fewer: ratios of joules, lowest first, that are lower whatever the two sensors do.
+        sensors: those that are lower, as far as the sensors can be trusted alike.
+        rest: all others: no difference is shown, there is one run, or it takes more.
+    """
+
+    other: str
+    fewer: list[Ratio]
+    sensors: list[Ratio]
+    rest: list[Ratio]
+
+
+def fewest_joules(sides: Sequence[Side]) -> tuple[str, list[Standing]] | None:
+    """The side that takes the fewest joules, by the mean of logs over the cells that all have, and how surely.
+
+    Args:
+        sides: two or more, each with a name.
+
+    Returns:
+        Its name and its standing against each other side; None where no cell has measured joules on all.
+    """
+    against_first = [_by_name(compare(sides[0], other)) for other in sides[1:]]
+    shared = [name for name in against_first[0] if all(name in one for one in against_first)] if against_first else []
+    if not shared:
+        return None
+    means = [0.0, *(fmean(math.log(one[name].ratio) for name in shared) for one in against_first)]
+    best = sides[means.index(min(means))]
+    return best.name, [_standing(compare(other, best)) for other in sides if other is not best]
+
+
+def _by_name(comparison: Comparison) -> dict[str, Ratio]:
+    """The ratios of joules by the cell's name, without cells that a side ran on two kinds of machine."""
+    number = Counter(one.name for one in comparison.matches)
+    known = [one for one in comparison.matches if number[one.name] == 1]
+    return {one.name: one.energy.ratio for one in known if one.energy.ratio is not None}
+
+
+def _standing(comparison: Comparison) -> Standing:
+    standing = Standing(other=comparison.a.name, fewer=[], sensors=[], rest=[])
+    for match in comparison.matches:
+        if (ratio := match.energy.ratio) is not None:
+            kind = standing.rest if ratio.verdict != "lower" else standing.fewer
+            (standing.sensors if ratio.verdict == "lower" and match.energy.may_be_sensors else kind).append(ratio)
+    for kind in (standing.fewer, standing.sensors, standing.rest):
+        kind.sort(key=lambda ratio: ratio.ratio)
+    return standing
+
+
+def fewest_words(sides: Sequence[Side]) -> str:
+    """Which side takes the fewest measured joules, in a sentence; or why that cannot be told."""
+    result = fewest_joules(sides)
+    if result is None:
+        return "Which takes the fewest joules cannot be told: no configuration has measured joules on every side."
+    best, standings = result
+    parts = []
+    for one in standings:
+        number = len(one.fewer) + len(one.sensors) + len(one.rest)
+        words = [f"fewer than {one.other} in {len(one.fewer)} of {number} configurations{_between(one.fewer)}"]
+        if one.sensors:
+            words.append(f"in {len(one.sensors)}{_between(one.sensors)} its sensors may have made the difference")
+        if one.rest:
+            words.append(f"in {len(one.rest)}{_between(one.rest)} fewer is not shown")
+        parts.append(", ".join(words))
+    lead = "takes the fewest measured joules" if all(one.fewer for one in standings) else "may take the fewest joules"
+    return f"{best} {lead}: {'; '.join(parts)}."
+
+
+def _between(ratios: Sequence[Ratio]) -> str:
+    """The span of ratios, as ` (× 0.52 to × 0.61)`; of one, its interval."""
+    if not ratios:
+        return ""
+    low, high = ratios[0], ratios[-1]
+    if low is high:
+        return f" ({times(low)})"
+    return f" (× {low.ratio:.2f} to × {high.ratio:.2f})"

@@ -9,12 +9,16 @@ from joulesweep.analyse.statistics import (
     LENT,
     NO_DIFFERENCE,
     NO_INTERVAL,
+    Contrast,
     Fit,
     bartlett,
     best_of,
+    heterogeneity,
     paired_difference,
     paired_ratio,
     positive_interval,
+    power_to_tell,
+    repeats_for_power,
     repeats_to_tell,
     shrunk,
     summary,
@@ -219,3 +223,42 @@ def test_more_repeats_tell_what_fewer_do_not():
     few, many = repeats_to_tell(0.01, 0.01**2, 24), repeats_to_tell(0.007, 0.01**2, 24)
     assert 2 < few < many
     assert repeats_to_tell(1e-9, 0.01**2, 24) is None
+
+
+@pytest.mark.parametrize(("n", "apart"), [(2, 11.6), (3, 3.26), (4, 2.13), (5, 1.68), (8, 1.16), (10, 1.0)])
+def test_power_of_two_cells_is_that_of_the_paired_t_test(n, apart):
+    """Differences that are found with 80 %, in standard deviations of the paired log ratios."""
+    assert power_to_tell(apart, 0.5, 2, n) == pytest.approx(0.8, abs=0.01)
+    assert repeats_for_power(apart * 1.01, 0.5, 2) == n
+
+
+def test_power_without_noise_or_without_difference():
+    assert (power_to_tell(0.1, 0.0, 2, 2), power_to_tell(0.0, 0.0, 2, 2)) == (1, 0)
+    assert power_to_tell(0.0, 0.5, 4, 3) == pytest.approx(0.025)
+    assert power_to_tell(1e3, 1e-6, 2, 2) == 1
+    assert repeats_for_power(1e-6, 0.5, 2, most=50) is None
+
+
+@pytest.mark.parametrize("sizes", [(5, 5), (3, 4, 6), (5, 5, 5, 8, 3, 5, 5)])
+def test_heterogeneity_is_scipys_welch_anova(sizes):
+    generator = np.random.default_rng(len(sizes))
+    samples = [generator.normal(0.3 * i, 0.2 * (1 + i % 3), size) for i, size in enumerate(sizes)]
+    contrasts = [
+        Contrast(log=part.mean(), error=part.std(ddof=1) / math.sqrt(len(part)), degrees=len(part) - 1, n=len(part))
+        for part in samples
+    ]
+    assert heterogeneity(contrasts) == pytest.approx(stats.f_oneway(*samples, equal_var=False).pvalue)
+
+
+def test_heterogeneity_of_what_has_no_noise_or_one_run():
+    exact = [Contrast(log=log, error=0.0, degrees=4, n=5) for log in (0.1, 0.1, 0.2)]
+    assert heterogeneity(exact[:2]) == 1 and heterogeneity(exact) < 1e-6
+    assert heterogeneity([exact[0], Contrast(log=0.1, error=None, degrees=0, n=1)]) is None
+
+
+def test_bounds_and_inverse_of_a_contrast_by_hand():
+    contrast = Contrast(log=math.log(2), error=0.1, degrees=4, n=5)
+    half = 2.1318468 * 0.1
+    assert contrast.bounds() == pytest.approx((2 * math.exp(-half), 2 * math.exp(half)))
+    assert contrast.inverse().bounds() == pytest.approx((math.exp(-half) / 2, math.exp(half) / 2))
+    assert Contrast(log=0.0, error=None, degrees=0, n=1).bounds() is None

@@ -57,6 +57,21 @@ def test_json_has_the_same_cells_and_their_reasons(folders, capsys):
     assert found["a"]["machine"]["GPU"] == "NVIDIA H200"
 
 
+def test_a_third_sweep_is_compared_with_the_first(folders, capsys):
+    a, b = folders
+    text = printed(capsys, a, b, a)
+    assert max(map(len, text.splitlines())) <= 100
+    assert "\nB over A\n" in text and "\nC over A\n" in text and "A: single fp32 bs64: not in B" in text
+    assert "Ratios are C / A" in text and "fewest joules" in " ".join(text.split())
+    found = json.loads(printed(capsys, a, b, a, "--json"))
+    assert [set(one) & {"a", "b", "c"} for one in found["comparisons"]] == [{"a", "b"}, {"a", "c"}]
+
+
+def test_more_sweeps_than_letters_are_refused(folders, capsys):
+    assert main.main(["compare", *[str(folders[0])] * 27]) == 2
+    assert "at most 26" in capsys.readouterr().err
+
+
 def test_a_sweep_that_is_not_there_is_one_line(tmp_path, capsys):
     assert main.main(["compare", str(tmp_path), str(tmp_path)]) == 2
     (line,) = capsys.readouterr().err.splitlines()

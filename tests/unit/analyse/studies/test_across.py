@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 import re
 
 import polars as pl
@@ -204,3 +205,51 @@ def test_what_is_no_sweep_is_refused_in_a_line(tmp_path, kind):
     with pytest.raises(UserError, match=re.escape(str(tmp_path))) as caught:
         across.read(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def scaled(folder, factor, uuid, gpu):
+    """A sweep on a host of its own, whose boards take so much more; its seeds hardly spread."""
+
+    def change(row):
+        own = random.Random(f"{row['run']} {gpu}").gauss(0, 0.003)
+        row = steadied(lambda one: slower(one, 1.0, uuid))(row)
+        energy = [
+            {**one, "energy_j": one["energy_j"] and one["energy_j"] * factor * math.exp(own)}
+            for one in row["measurement"]["energy"]
+        ]
+        boards = [{**board, "name": gpu} for board in row["environment"]["gpus"]]
+        return {
+            **row,
+            "measurement": {**row["measurement"], "energy": energy},
+            "environment": {**row["environment"], "gpus": boards},
+        }
+
+    return sweep(folder, change)
+
+
+def words(*folders):
+    return across.fewest_words([across.read(folder, name) for folder, name in zip(folders, "ABC", strict=False)])
+
+
+def test_the_side_with_the_fewest_joules_is_named_against_each_other(tmp_path):
+    a, b, c = (
+        scaled(tmp_path / name, factor, f"GPU-{name}", f"NVIDIA {name}")
+        for name, factor in (("A30", 2.0), ("H200", 1.0), ("L4", 1.06))
+    )
+    text = words(a, b, c)
+    assert text.startswith("B takes") is False, "only sensors may tell it from C"
+    assert text.startswith("B may take the fewest joules: fewer than A in 2 of 2 configurations (× 0.50 to × 0.50); ")
+    assert "fewer than C in 0 of 2 configurations, in 2 (× 0.94 to × 0.95) its sensors may have made" in text
+    assert words(a, b).startswith("B takes the fewest measured joules: fewer than A in 2 of 2")
+    assert words(b, a).startswith("A takes the fewest measured joules: fewer than B in 2 of 2")
+
+
+def test_equal_sides_have_no_winner(tmp_path):
+    a, b = (scaled(tmp_path / name, 1.0, f"GPU-{name}", name) for name in ("A30", "L4"))
+    text = words(a, b)
+    assert "may take the fewest joules" in text and "in 0 of 2" in text and "fewer is not shown" in text
+
+
+def test_without_joules_on_each_side_none_takes_the_fewest(tmp_path):
+    a, b = sweep(tmp_path / "a"), sweep(tmp_path / "b", lambda row: row)
+    assert words(a, b).startswith("Which takes the fewest joules cannot be told")
