@@ -269,6 +269,11 @@ def engines() -> str:
     return _rows("axes.engine", "ENGINES")
 
 
+def optimizers() -> str:
+    """The rows of the table of optimizers."""
+    return _rows("axes.optimizer", "OPTIMIZERS")
+
+
 def _rows(module: str, name: str) -> str:
     rows = getattr(importlib.import_module(f"joulesweep.{module}"), name)
     return table(
@@ -292,16 +297,17 @@ def methods() -> str:
 
 
 def readers() -> str:
-    """Each format with the fields that a config names for it."""
+    """Each format with the keys that a config sets for it."""
     from joulesweep import readers as package
 
     rows = []
     for name in package.names():
         reader = package.load(name)
-        fields = [code(key) for key in (*(["field"] if reader.needs_field else []), *reader.options)]
+        keys = (*(["field"] if reader.needs_field else []), *reader.options, *(["header"] if reader.headerless else []))
+        fields = [code(key) for key in keys]
         about = (package.module(name).__doc__ or "").splitlines()[0].rstrip(".")
         rows.append([code(name), _prose(about), ", ".join(fields), "always" if reader.has_targets else ""])
-    return table(["format", "what it reads", "fields that you name", "targets without one"], rows)
+    return table(["format", "what it reads", "keys that you may set", "targets without one"], rows)
 
 
 # Statuses and flags
@@ -491,6 +497,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "strategies": strategies,
     "precisions": precisions,
     "engines": engines,
+    "optimizers": optimizers,
     "methods": methods,
     "readers": readers,
     "run-statuses": run_statuses,

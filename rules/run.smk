@@ -4,7 +4,7 @@ in:   the run's model and tokens, and the texts for their references. Its one pa
       digest of the code it uses. Inputs marked ancient are read but do not make a run stale: the manifests of model and
       tokens represent them.
 out:  results/<sweep>/runs/<run>/: record.json, spec.json, steps.jsonl, epochs.jsonl, power.jsonl, summaries.jsonl (the
-      generated texts, with references); model/ if it is kept. Anchors have the same files in
+      generated texts, with references); model/ if it is kept, evaluations.jsonl if there are any. Anchors have the same files in
       results/<sweep>/anchors/<day>/<run>/.
 """
 
@@ -45,6 +45,7 @@ rule train:
     shell:
         "python -m scripts.train --job {params.job:q} --model-folder {input.model_folder:q}"
         " --tokens {input.tokens:q} --texts {input.texts:q} --grid {input.grid:q} --folder {params.folder:q} --log {log:q}"
+        " --evaluations {input.evaluations:q}"
         " --gpus {resources.gpu} --minutes {resources.runtime} --attempt {resources.attempt}"
 
 

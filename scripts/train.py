@@ -30,6 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     for name in ("--job", "--model-folder", "--tokens", "--texts", "--grid", "--folder", "--log"):
         parser.add_argument(name, required=True, type=str if name == "--job" else Path)
+    parser.add_argument("--evaluations", nargs="*", type=Path, default=[], help="what each evaluation reads")
     parser.add_argument("--gpus", required=True, type=int, help="number of GPUs that Snakemake grants")
     parser.add_argument("--minutes", type=int, help="after which a batch system ends the job")
     parser.add_argument("--attempt", type=int, default=1, help="2 and more: Snakemake tries again what failed")
@@ -53,6 +54,7 @@ def main() -> None:
                 spec,
                 job["code"],
                 references=references(spec, args.texts),
+                evaluations=args.evaluations,
                 exclusive=measure["exclusive"],
                 gpus=measure["gpus"],
                 pinned=measure["pin_boards"],

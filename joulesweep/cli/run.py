@@ -21,7 +21,7 @@ from joulesweep.launch.progress import end_line
 from joulesweep.measure import meters
 from joulesweep.plan import config as config_module
 from joulesweep.plan import staleness
-from joulesweep.plan.grid import dataset_key, expand, manifest, model_key
+from joulesweep.plan.grid import dataset_key, evaluation_paths, expand, manifest, model_key
 from joulesweep.prepare.fetched import references
 
 HELP = "repeat one run by hand, in the foreground"
@@ -96,7 +96,15 @@ def _prepared(spec: RunSpec, configfile: Path) -> dict[str, Any]:
     """
     model, dataset = model_key(spec.model, spec.model_source), dataset_key(spec.dataset, spec.dataset_source)
     folder, tokens = Path("resources/models", model), Path("resources/tokens", dataset, f"{model}.safetensors")
-    if not folder.is_dir() or not tokens.exists():
-        raise UserError(f"{tokens}: not prepared yet; first: snakemake --cores 2 --configfile {configfile} {tokens}")
+    evaluated = evaluation_paths(spec, model)
+    lacking = next((path for path in (tokens, *evaluated) if not path.exists()), None if folder.is_dir() else tokens)
+    if lacking is not None:
+        first = f"snakemake --cores 2 --configfile {configfile} {lacking}"
+        raise UserError(f"{lacking}: not prepared yet; first: {first}")
     texts = Path("resources/datasets", f"{dataset}.jsonl")
-    return {"model_folder": folder, "tokens": tokens, "references": references(spec, texts)}
+    return {
+        "model_folder": folder,
+        "tokens": tokens,
+        "references": references(spec, texts),
+        "evaluations": evaluated,
+    }

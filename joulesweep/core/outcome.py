@@ -354,6 +354,57 @@ class Summary:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EvaluationScore:
+    """A metric of an evaluation, before the training and after it.
+
+    Attributes:
+        evaluation: its name, with the data set in brackets if it reads one: `held-out(news)`.
+        category: of the items; "all" for all of them.
+        metric: what is scored.
+        before: of the untrained model; None where the items cannot tell.
+        after: of the trained model; None likewise.
+        n: number of items.
+    """
+
+    evaluation: str
+    category: str
+    metric: str
+    before: float | None
+    after: float | None
+    n: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ItemScores:
+    """A score of every item of an evaluation, before the training and after it; [items] each.
+
+    Attributes:
+        score: its name.
+        before: of the untrained model.
+        after: of the trained model.
+    """
+
+    score: str
+    before: list[float]
+    after: list[float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationItems:
+    """Scores of the items of an evaluation, which pair what is compared item by item.
+
+    Attributes:
+        evaluation: as in `EvaluationScore`.
+        categories: of each item.
+        scores: of the items.
+    """
+
+    evaluation: str
+    categories: list[str]
+    scores: list[ItemScores]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Windowed:
     """The window of one process, or of all of them merged by `measurement.merge_ranks`.
 
@@ -437,6 +488,8 @@ class RankResult(Windowed):
         losses: of every step.
         summaries: that this process generated.
         num_train_texts: of the whole data set.
+        evaluations: scores of the spec's evaluations, the same on every rank.
+        evaluation_items: scores of their items, likewise.
         status: of a successful run; see `Stopped` for the others.
     """
 
@@ -448,6 +501,8 @@ class RankResult(Windowed):
     losses: list[float]
     summaries: list[Summary]
     num_train_texts: int
+    evaluations: list[EvaluationScore] = field(default_factory=list)
+    evaluation_items: list[EvaluationItems] = field(default_factory=list)
     status: Literal["ok"] = "ok"
 
     @property
@@ -868,8 +923,15 @@ def read_rank(row: Mapping[str, Any]) -> RankResult | Preempted | Stopped | BadI
             "epochs": [Epoch(**item) for item in row["epochs"]],  # without joules, which no rank knows
             "quality": Quality(**row["quality"]),
             "summaries": [Summary(**item) for item in row["summaries"]],
+            "evaluations": [EvaluationScore(**item) for item in row.get("evaluations", ())],
+            "evaluation_items": [read_items(item) for item in row.get("evaluation_items", ())],
         }
     )
+
+
+def read_items(row: Mapping[str, Any]) -> EvaluationItems:
+    """Decode the items of an evaluation from their JSON."""
+    return EvaluationItems(**{**row, "scores": [ItemScores(**score) for score in row["scores"]]})
 
 
 def read_reading(reads: Mapping[str, Any] | None = None, **of_device: Any) -> Reading:  # noqa: ANN401 - its fields

@@ -25,6 +25,7 @@ OMISSION: dict[str, Any] = {
     "batching": "dynamic",
     "head": "masked",
     "engine": "eager",
+    "optimizer": "adamw",
     "batch_size_scope": "global",
     "micro_batch_size": None,
     "checkpoint_activations": False,
@@ -38,6 +39,7 @@ OMISSION: dict[str, Any] = {
     "max_length": 128,
     "max_target_length": 64,
     "generate": None,
+    "evaluate": [],
     "threads_per_device": 1,
     "timeout_s": 86400.0,
     "keep_model": "none",
@@ -54,6 +56,7 @@ SOURCE_OMISSION: dict[str, Any] = {
     "tokenizer": None,
     "new_weights": [],
     "field": None,
+    "header": True,
     "target": None,
     "choices": None,
     "answer": None,
@@ -87,6 +90,7 @@ class RunSpec:
             `max_length` tokens with several texts that do not see each other.
         head: "masked" computes the output layer at predicted positions only, "dense" everywhere.
         engine: a row of `joulesweep.axes.engine.ENGINES`.
+        optimizer: a row of `joulesweep.axes.optimizer.OPTIMIZERS`.
         batch_size: texts per optimizer step, over all devices or on each (`batch_size_scope`).
         batch_size_scope: "global" or "per_device".
         micro_batch_size: texts per forward pass on each device, with gradients accumulated; None for all at once.
@@ -103,6 +107,8 @@ class RunSpec:
         max_length: tokens per text, special tokens included; longer texts are cut.
         max_target_length: tokens per target, end token included; task clm counts them within max_length.
         generate: `config.Generate` as a mapping: how targets are generated after the training; None for no generation.
+        evaluate: evaluations before and after the training: `name` (a module of `joulesweep.train.evaluations`), its
+            other parameters, and `source`, the data set that it reads, as in `dataset_source`.
         threads_per_device: CPU threads of each process.
         timeout_s: seconds after which the run is stopped and recorded as timeout.
         keep_model: "none", "best" (by validation loss) or "last".
@@ -136,6 +142,7 @@ class RunSpec:
     batching: str = OMISSION["batching"]
     head: str = OMISSION["head"]
     engine: str = OMISSION["engine"]
+    optimizer: str = OMISSION["optimizer"]
     batch_size_scope: str = OMISSION["batch_size_scope"]
     micro_batch_size: int | None = OMISSION["micro_batch_size"]
     checkpoint_activations: bool = OMISSION["checkpoint_activations"]
@@ -149,6 +156,7 @@ class RunSpec:
     max_length: int = OMISSION["max_length"]
     max_target_length: int = OMISSION["max_target_length"]
     generate: dict[str, Any] | None = OMISSION["generate"]
+    evaluate: list[Mapping[str, object]] = field(default_factory=list)
     threads_per_device: int = OMISSION["threads_per_device"]
     timeout_s: float = OMISSION["timeout_s"]
     keep_model: str = OMISSION["keep_model"]

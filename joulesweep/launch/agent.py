@@ -110,6 +110,7 @@ def _first(link: Link, word: str) -> Mapping[str, Any]:
 def encoded(job: Job) -> dict[str, object]:
     """A job as JSON."""
     values = {item.name: getattr(job, item.name) for item in dataclasses.fields(job)}
+    values["evaluations"] = [str(path) for path in job.evaluations]
     return {name: str(value) if isinstance(value, Path) else as_json(value) for name, value in values.items()}
 
 
@@ -122,6 +123,7 @@ def decoded(values: Mapping[str, Any]) -> Job:
             **paths,
             "log": Path(values["log"]) if values["log"] else None,
             "spec": from_mapping(values["spec"]),
+            "evaluations": [Path(path) for path in values["evaluations"]],
         }
     )
 

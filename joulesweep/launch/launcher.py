@@ -57,6 +57,7 @@ def launch(
     folder: Path,
     log: Path | None,
     references: Sequence[Sequence[str]] = (),
+    evaluations: Sequence[Path] = (),
     exclusive: str = "none",
     gpus: str | Sequence[int | str] = "auto",
     pinned: bool = False,
@@ -73,10 +74,11 @@ def launch(
         code_digest: digest of the code that the run uses, kept in the record.
         model_folder: the fetched model.
         tokens: the token file.
-        folder: the run's folder: record.json, spec.json, steps.jsonl, epochs.jsonl, power.jsonl, summaries.jsonl (and
-            model/ if kept) go here.
+        folder: the run's folder: record.json, spec.json, steps.jsonl, epochs.jsonl, power.jsonl, summaries.jsonl
+            (evaluations.jsonl if there are any, and model/ if kept) go here.
         log: where the processes' output goes; None for the terminal.
         references: for each text, the summaries to score the generated one against; empty if nothing is generated.
+        evaluations: what the spec's evaluations read, in their order: items or tokens, a manifest beside each.
         exclusive: what other runs may not use meanwhile: "gpu" the boards, "node" the machine; see `lease.Lease`.
         gpus: the boards to choose from: "auto", or NVML indices or UUIDs.
         pinned: always take the first of these boards, so that all runs use the same ones.
@@ -108,6 +110,7 @@ def launch(
         code_digest=code_digest,
         grace_s=grace_s,
         attempt=attempt,
+        evaluations=evaluations,
     )
     new_weights = _new_weights(spec, job.inputs["model"])
     work = node.work_folder(folder)
@@ -238,7 +241,7 @@ def _write(
         oom_bytes=stopped.oom_bytes if stopped else None,
         spec=spec,
         code_digest=job.code_digest,
-        inputs=Inputs(**job.inputs),
+        inputs=Inputs(**job.inputs, evaluations=job.evaluation_inputs),
         started=result.started,
         finished=stage.now(),
         environment=result.environment,
@@ -246,6 +249,7 @@ def _write(
         measurement=measured,
         quality=ranks.quality if ranks else None,
         epochs=[epoch for epoch in epochs if isinstance(epoch, Epoch)],
+        evaluations=(ranks.evaluations or None) if ranks else None,
     )
     steps = [{"step": i, "train_loss": loss} for i, loss in enumerate(ranks.losses if ranks else [], 1)]
     files.write_json(folder / "spec.json", full(spec))
@@ -253,6 +257,8 @@ def _write(
     files.write_lines(folder / "steps.jsonl", steps)
     files.write_lines(folder / "power.jsonl", _power(result, result.measured) if result.measured else [])
     files.write_lines(folder / "summaries.jsonl", as_json(_referenced(ranks.summaries if ranks else [], references)))
+    if spec.evaluate:
+        files.write_lines(folder / record.ITEMS, as_json(ranks.evaluation_items if ranks else []))
     checkpoints.remove(folder)  # before there is a record: a repetition of the run is to begin
     files.write_json(folder / "record.json", as_json(made))
     return made

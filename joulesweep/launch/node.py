@@ -85,6 +85,7 @@ class Job:
         code_digest: digest of the code that the run uses.
         grace_s: at SIGTERM, seconds in which the training may be kept to go on later.
         attempt: name of the present attempt at the run; None if it is not noted.
+        evaluations: what the spec's evaluations read, in their order.
         node: number of this machine among those of the run, from 0.
     """
 
@@ -98,6 +99,7 @@ class Job:
     code_digest: str
     grace_s: float
     attempt: str | None
+    evaluations: Sequence[Path] = ()
     node: int = 0
 
     @property
@@ -118,9 +120,16 @@ class Job:
             "model": self.model_folder.with_name(f"{self.model_folder.name}.json"),
             "tokens": self.tokens.with_suffix(".json"),
         }
-        return {
-            name: dict(files.read_json(path, "manifest")) if path.exists() else None for name, path in paths.items()
-        }
+        return {name: _manifest(path) for name, path in paths.items()}
+
+    @functools.cached_property
+    def evaluation_inputs(self) -> list[dict[str, object] | None] | None:
+        """Manifests of what the evaluations read; None if there are none."""
+        return [_manifest(path.with_suffix(".json")) for path in self.evaluations] or None
+
+
+def _manifest(path: Path) -> dict[str, object] | None:
+    return dict(files.read_json(path, "manifest")) if path.exists() else None
 
 
 def work_folder(folder: Path) -> Path:
@@ -248,7 +257,10 @@ def carry_out(job: Job, allowed: Pool, ensure_parent_alive: Callable[[], None], 
         told = {"spec": full(spec), **{name: str(getattr(job, name)) for name in ("model_folder", "tokens", "folder")}}
         goes_on = {"step": kept.step, "elapsed_s": kept.window_s} if kept else {}
         kept_in = {"folder": str(job.folder / checkpoints.FOLDER), **goes_on} if spec.nodes == 1 else None
-        files.write_json(job.work / "job.json", {**told, "boards": as_json(lease.boards), "checkpoint": kept_in})
+        reads = {"evaluations": [str(path) for path in job.evaluations]}
+        files.write_json(
+            job.work / "job.json", {**told, **reads, "boards": as_json(lease.boards), "checkpoint": kept_in}
+        )
         try:
             started, ranks, measured, took_s = _measured(job, kept, lease, ensure_parent_alive, meet)
         except RunFailed:

@@ -7,6 +7,8 @@ A method is a module `joulesweep/methods/<name>.py` (underscores for the hyphens
 * `apply(model, params)`: changes the model in place or returns another one, before it is wrapped;
 * optionally `importances(rating, params, parameters)`: a number for each tensor that may train. The method then
   chooses tensors every few epochs, see `joulesweep.train.adaptive.choosing`; `Rating` gives it facts about the run;
+* optionally `cached_layers(model)`: the lowest layers, all frozen, whose output is computed once per text; `Params`
+  then has `max_gib`, see `joulesweep.train.caching`;
 * optionally `merge(model)`: removes what `apply` added, before the trained model is saved; or, if that is impossible,
   `save(model, state, folder)`: saves the model with these weights;
 * optionally `describe(model)`: facts for the record of each phase of the training, such as the frozen layers;
@@ -88,6 +90,9 @@ class Method(Protocol):
     ) -> Sequence[float]:
         """Rate each tensor that may train by a number: the method then chooses tensors every few epochs."""
 
+    def cached_layers(self, model: torch.nn.Module) -> list[torch.nn.Module]:
+        """Return the lowest layers, all frozen, whose output is computed once per text and kept."""
+
     def merge(self, model: torch.nn.Module) -> None:
         """Remove what `apply` added, before the trained model is saved."""
 
@@ -156,15 +161,32 @@ def parameters(name: str, values: dict[str, Any]) -> Any:  # noqa: ANN401 - each
     Raises:
         UserError: the method or a parameter is unknown, or a value is missing or invalid.
     """
-    params = load(name).Params
+    return built(f"method {name}", load(name).Params, values)
+
+
+def built(what: str, params: type[Any], values: Mapping[str, object]) -> Any:  # noqa: ANN401 - of the given class
+    """Build a dataclass of parameters from a mapping.
+
+    Args:
+        what: whose parameters they are, for errors.
+        params: the dataclass.
+        values: by name.
+
+    Raises:
+        UserError: a parameter is unknown, or a value is missing or invalid.
+    """
     allowed = {field.name: field for field in dataclasses.fields(params)}
     for key in values:
         if key not in allowed:
-            raise UserError(one_of(f"parameter of method {name}", key, allowed))
+            raise UserError(one_of(f"parameter of {what}", key, allowed))
+    absent = (dataclasses.MISSING, dataclasses.MISSING)
+    for name, item in allowed.items():
+        if (item.default, item.default_factory) == absent and name not in values:
+            raise UserError(f"{what} needs the parameter {name}")
     for key, kind in get_type_hints(params).items():
         if kind in KINDS and key in values and type(values[key]) not in KINDS[kind]:
-            raise UserError(f"parameter {key} of method {name}: must be of type {kind.__name__}, got {values[key]!r}")
+            raise UserError(f"parameter {key} of {what}: must be of type {kind.__name__}, got {values[key]!r}")
     try:
         return params(**values)
     except (TypeError, ValueError) as error:
-        raise UserError(f"method {name}: {error}") from None
+        raise UserError(f"{what}: {error}") from None

@@ -33,6 +33,7 @@ from pydantic_core import ErrorDetails
 from joulesweep import methods, readers
 from joulesweep.axes.engine import ENGINES
 from joulesweep.axes.layout import BATCHINGS, HEADS
+from joulesweep.axes.optimizer import OPTIMIZERS
 from joulesweep.axes.precision import PRECISIONS
 from joulesweep.axes.strategy import STRATEGIES
 from joulesweep.axes.task import TASKS
@@ -42,6 +43,7 @@ from joulesweep.measure import meters
 from joulesweep.plan import strict
 from joulesweep.plan.strict import Location, Place
 from joulesweep.reference import footprint
+from joulesweep.train import evaluations
 
 SCHEDULES = ("constant", "linear", "cosine")
 DEFAULT = Path("config/config.yaml")  # of the working directory
@@ -217,6 +219,10 @@ class ModelConfig(Section):
         return self
 
 
+#: The name of a field, or without a header its number.
+FIELD = {"anyOf": [{"minLength": 1, "type": "string"}, {"minimum": 0, "type": "integer"}, {"type": "null"}]}
+
+
 class DatasetConfig(Section):
     """One named set of texts."""
 
@@ -224,15 +230,21 @@ class DatasetConfig(Section):
     format: Annotated[
         str,
         Field(
-            description="how to read it: a file of `joulesweep/readers`", json_schema_extra={"enum": readers.names()}
+            description="how to read it: a file of `joulesweep/readers`", json_schema_extra={"enum": readers.of_texts()}
         ),
     ]
-    field: Annotated[Line | None, Field(description="the field that holds the text, where the format has fields")] = (
-        None
-    )
+    header: Annotated[
+        bool, Field(description="false: no line names the columns, and fields are the columns' numbers, from 0")
+    ] = True
+    field: Annotated[
+        Line | None,
+        Field(description="the field that holds the text, where the format has fields"),
+        WithJsonSchema(FIELD),
+    ] = None
     target: Annotated[
         Line | None,
         Field(description="the field that holds the target text, or a list whose first item is trained on"),
+        WithJsonSchema(FIELD),
     ] = None
     choices: Annotated[Line | None, Field(description="the field that holds a list of texts, one of them right")] = None
     answer: Annotated[Line | None, Field(description="the field that holds the right one's index, from 0")] = None
@@ -243,6 +255,15 @@ class DatasetConfig(Section):
     ] = "random"
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     split_seed: Seed = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _numbers_are_names(cls, raw: Any) -> Any:  # noqa: ANN401 - any YAML value
+        """Without a header, take the number of a column as its name."""
+        if not isinstance(raw, dict) or raw.get("header") is not False:
+            return raw
+        numbers = {key: raw[key] for key in ("field", "target") if type(raw.get(key)) is int}
+        return {**raw, **{key: str(number) for key, number in numbers.items()}}
 
     @field_validator("prompt")
     @classmethod
@@ -255,7 +276,7 @@ class DatasetConfig(Section):
     @classmethod
     def _known(cls, name: str) -> str:
         if name not in readers.names():
-            raise ValueError(one_of("format", name, readers.names()))
+            raise ValueError(one_of("format", name, readers.of_texts()))
         return name
 
     @property
@@ -269,10 +290,24 @@ class DatasetConfig(Section):
             raise ValueError(
                 f"field: {'needed with' if self.reader.needs_field else 'has no meaning with'} format {self.format}"
             )
+        if self.reader.of_evaluation:
+            return self
         if isinstance(self.source, HubDataSource) != (self.reader.read_snapshot is not None):
             raise ValueError(
                 f"format: a hub source needs format {' or '.join(readers.of_hub())}, other sources another one"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _columns_by_number(self) -> DatasetConfig:
+        if self.header:
+            return self
+        if not self.reader.headerless:
+            raise ValueError(f"header: has no meaning with format {self.format}")
+        for key in ("field", "target"):
+            column = getattr(self, key)
+            if column is not None and not re.fullmatch("0|[1-9][0-9]{0,5}", column):
+                raise ValueError(f"{key}: without a header it is a column's number, from 0, got {brief_repr(column)}")
         return self
 
     @model_validator(mode="after")
@@ -295,6 +330,7 @@ class DatasetConfig(Section):
 
 
 Axis = Annotated[list[Any], Field(min_length=1)]
+Plugin = str | dict[str, dict[str, Any]]  # a name, or {name: {parameter: value}}
 
 
 def _named(allowed: tuple[str, ...]) -> dict[str, Any]:
@@ -319,7 +355,7 @@ class Grid(Section):
     dataset: Annotated[list[str], Field(min_length=1, description="names under datasets:")]
     task: Annotated[list[str], Field(min_length=1, json_schema_extra=_named(tuple(TASKS)))] = ["mlm"]
     method: Annotated[
-        list[str | dict[str, dict[str, Any]]],
+        list[Plugin],
         Field(min_length=1, description="a name, or {name: {parameter: value}}"),
     ] = ["full"]
     strategy: Annotated[list[str], Field(min_length=1, json_schema_extra=_named(tuple(STRATEGIES)))] = ["single"]
@@ -334,6 +370,7 @@ class Grid(Section):
     batching: Annotated[list[str], Field(min_length=1, json_schema_extra=_named(tuple(BATCHINGS)))] = ["dynamic"]
     head: Annotated[list[str], Field(min_length=1, json_schema_extra=_named(tuple(HEADS)))] = ["masked"]
     engine: Annotated[list[str], Field(min_length=1, json_schema_extra=_named(tuple(ENGINES)))] = ["eager"]
+    optimizer: Annotated[list[str], Field(min_length=1, json_schema_extra=_named(tuple(OPTIMIZERS)))] = ["adamw"]
     batch_size: Annotated[list[Positive], Field(min_length=1, description="texts per optimizer step")]
     batch_size_scope: Annotated[
         list[Literal["global", "per_device"]], Field(min_length=1, description="over all devices, or on each")
@@ -600,6 +637,13 @@ class SweepConfig(Section):
     energy: Energy = Energy()
     hardware: Hardware = Hardware()
     answer: Answer = Answer()
+    evaluate: Annotated[
+        list[Plugin],
+        Field(
+            description="evaluations before and after the training, outside of the measured window: a name, or "
+            "{name: {parameter: value}}"
+        ),
+    ] = []
     studies: Annotated[
         list[Annotated[str, AfterValidator(_study)]],
         Field(
@@ -627,7 +671,7 @@ def validate(raw: Any, where: Place | None = None) -> SweepConfig:  # noqa: ANN4
     names = _names_in(raw)
     try:
         config = SweepConfig.model_validate(raw, strict=True)
-        names = names or _unknown_exclusions(config)
+        names = names or [*_unknown_exclusions(config), *_wrong_evaluations(config)]
     except ValidationError as error:
         problems = _telling(error.errors(include_url=False), raw)
     mistakes = [UserError(f"{where.at(*at)}: {_worded(problem, raw)}") for at, problem in problems.items()]
@@ -810,6 +854,7 @@ NAMED_AXES: dict[str, tuple[str, Collection[str] | str]] = {
     "batching": ("batching", BATCHINGS),
     "head": ("head", HEADS),
     "engine": ("engine", ENGINES),
+    "optimizer": ("optimizer", OPTIMIZERS),
 }
 
 
@@ -869,6 +914,53 @@ def _unknown_exclusions(config: SweepConfig) -> list[tuple[Location, str]]:
     ]
 
 
+def _wrong_evaluations(config: SweepConfig) -> list[tuple[Location, str]]:
+    """Evaluations that cannot be, and data sets that are an evaluation's items, as (location, problem)."""
+    problems: list[tuple[Location, str]] = [
+        (("datasets", name, "format"), f"{data.format} is of an evaluation: name it under evaluate, and train on texts")
+        for name, data in config.datasets.items()
+        if data.reader.of_evaluation
+    ]
+    labels: list[str] = []
+    for i, value in enumerate(config.evaluate):
+        try:
+            entry = evaluation(value, config.datasets)
+        except UserError as error:
+            problems.append((("evaluate", i), str(error)))
+            continue
+        if evaluations.label(entry) in labels:
+            problems.append((("evaluate", i), f"{evaluations.label(entry)} is given twice"))
+        labels.append(evaluations.label(entry))
+    return problems
+
+
+def evaluation(value: Plugin, datasets: Mapping[str, DatasetConfig]) -> dict[str, object]:
+    """An entry of the config's `evaluate`: its name, its parameters with defaults, and the data set that it reads.
+
+    Args:
+        value: a name, or {name: {parameter: value}}.
+        datasets: the config's.
+
+    Returns:
+        The entry of a spec, but with a `DatasetConfig` as its `source`.
+
+    Raises:
+        UserError: unknown evaluation, parameter or data set, or an invalid value or source.
+    """
+    name, values = method_parts(value, "an evaluation")
+    params = asdict(evaluations.parameters(name, values))
+    if evaluations.load(name).FORMAT is None:
+        if params["dataset"] not in datasets:
+            raise UserError(f"evaluation {name}: {one_of('data set', params['dataset'], datasets)}")
+        return {"name": name, **params, "source": datasets[params["dataset"]]}
+    raw = {"source": params["source"], "format": evaluations.load(name).FORMAT}
+    try:
+        return {"name": name, **params, "source": DatasetConfig.model_validate(raw, strict=True)}
+    except ValidationError as error:
+        problem = next(iter(_telling(error.errors(include_url=False), raw).values()))
+        raise UserError(f"evaluation {name}: {_worded(problem, raw)}") from None
+
+
 def _excluded(when: dict[str, Any], grid: Grid) -> list[tuple[Location, str]]:
     """Values of `exclude` that the grid lacks, which would silently exclude nothing."""
     axes = grid.model_dump(exclude={"repeats"})
@@ -912,7 +1004,7 @@ def is_method(choice: Any, name: str, params: dict[str, Any]) -> bool:  # noqa: 
     return kind == name and same
 
 
-def full_method(value: str | dict[str, dict[str, Any]]) -> tuple[str, dict[str, Any]]:
+def full_method(value: Plugin) -> tuple[str, dict[str, Any]]:
     """A method's name and all its parameters, defaults filled in: a default and its value are the same run.
 
     Raises:
@@ -922,10 +1014,10 @@ def full_method(value: str | dict[str, dict[str, Any]]) -> tuple[str, dict[str, 
     return name, asdict(methods.parameters(name, params))
 
 
-def method_parts(value: str | dict[str, dict[str, Any]]) -> tuple[str, dict[str, Any]]:
-    """Split a value of the axis `method` into its name and its parameters."""
+def method_parts(value: Plugin, what: str = "a method") -> tuple[str, dict[str, Any]]:
+    """Split a value of the axis `method`, or of `evaluate`, into its name and its parameters."""
     if isinstance(value, str):
         return value, {}
     if len(value) != 1:
-        raise UserError("a method is a name or {name: {parameter: value}}, one name each")
+        raise UserError(f"{what} is a name or {{name: {{parameter: value}}}}, one name each")
     return next(iter(value.items()))

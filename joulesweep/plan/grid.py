@@ -6,18 +6,20 @@ import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from joulesweep.axes import engine
+from joulesweep.axes import engine, optimizer
 from joulesweep.axes.layout import BATCHINGS
 from joulesweep.axes.strategy import STRATEGIES, several_nodes_reason
 from joulesweep.axes.task import TASKS
 from joulesweep.core.errors import UserError, mistaken
 from joulesweep.core.spec import FIELDS, OMISSION, RunSpec, micro_batch, short_hash, strip_source
 from joulesweep.measure.machine import resolve_accelerator
-from joulesweep.plan.config import DatasetConfig, ModelConfig, SweepConfig, full_method, is_method
+from joulesweep.plan.config import DatasetConfig, ModelConfig, SweepConfig, evaluation, full_method, is_method
 from joulesweep.plan.strict import Place
 from joulesweep.runs.identity import cell_id, label, run_id
+from joulesweep.train import evaluations
 
 #: The axes of the grid, slowest first; each names a field of RunSpec.
 AXES = (
@@ -31,6 +33,7 @@ AXES = (
     "batching",
     "head",
     "engine",
+    "optimizer",
     "batch_size",
     "batch_size_scope",
     "micro_batch_size",
@@ -48,6 +51,7 @@ UNLABELLED = (
     "batching",
     "head",
     "engine",
+    "optimizer",
     "micro_batch_size",
     "checkpoint_activations",
     "lr",
@@ -112,7 +116,8 @@ def expand(config: SweepConfig, where: Place | None = None) -> ExpandedGrid:
         )
         reason = next((entry.reason for entry in config.exclude if _matches(entry.when, point)), None)
         reason = reason or several_nodes_reason(cell.strategy, cell.nodes) or engine.incompatible_reason(cell)
-        reason = reason or _incompatible_reason(cell, config.datasets[cell.dataset])
+        reason = reason or optimizer.incompatible_reason(cell)
+        reason = reason or _incompatible_reason(cell, config.datasets[cell.dataset]) or _unevaluated(cell, config)
         if reason is not None:
             name = _label(cell, telling)
             excluded[name] = Excluded(label=name, reason=reason)
@@ -172,6 +177,34 @@ def dataset_source(dataset: DatasetConfig) -> dict[str, Any]:
     return strip_source(dataset.model_dump(mode="json"))
 
 
+def evaluation_sources(config: SweepConfig) -> list[tuple[dict[str, object], DatasetConfig]]:
+    """The entries of `evaluate` as a spec has them, but for the source, and the data set that each reads."""
+    entries = [evaluation(value, config.datasets) for value in config.evaluate]
+    return [(entry, data) for entry in entries if isinstance(data := entry.pop("source"), DatasetConfig)]
+
+
+def evaluation_key(entry: Mapping[str, object]) -> str:
+    """Folder name of what an entry of a spec's `evaluate` reads, as a fetched data set."""
+    source = entry["source"]
+    assert isinstance(source, dict)
+    return dataset_key(str(entry.get("dataset", entry["name"])), source)
+
+
+def evaluation_paths(spec: RunSpec, model: str) -> list[Path]:
+    """What a run's evaluations read, in their order: items, or the tokens of a data set.
+
+    Args:
+        spec: of the run.
+        model: folder of its model under resources/models.
+    """
+    return [
+        Path("resources/datasets", f"{evaluation_key(entry)}.jsonl")
+        if evaluations.load(str(entry["name"])).FORMAT is not None
+        else Path("resources/tokens", evaluation_key(entry), f"{model}.safetensors")
+        for entry in spec.evaluate
+    ]
+
+
 def model_key(name: str, source: dict[str, Any]) -> str:
     """Folder name of a fetched model: its name and a hash of its source."""
     return f"{name}-{short_hash(source)}"
@@ -179,7 +212,7 @@ def model_key(name: str, source: dict[str, Any]) -> str:
 
 def text_source(source: dict[str, Any]) -> dict[str, Any]:
     """The part of a data set's source that determines its texts, without the split."""
-    keys = ("source", "format", "field", "target", "choices", "answer", "prompt")
+    keys = ("source", "format", "header", "field", "target", "choices", "answer", "prompt")
     return {key: source[key] for key in keys if key in source}
 
 
@@ -201,6 +234,7 @@ def _shared(config: SweepConfig, where: Place) -> dict[str, Any]:
         sections["gpus"] = OMISSION["gpus"]  # the boards that a run gets do not change its id
     return {
         **{name: value for name, value in sections.items() if name in FIELDS},
+        "evaluate": [{**entry, "source": dataset_source(data)} for entry, data in evaluation_sources(config)],
         "accelerator": accelerator,
         "hardware_name": config.hardware.name,
     }
@@ -218,6 +252,18 @@ def _incompatible_reason(spec: RunSpec, dataset: DatasetConfig) -> str | None:
         return f"task {spec.task}: data set {spec.dataset} has no targets; name their field, or choose another task"
     if BATCHINGS[spec.batching].packs:
         return f"batching {spec.batching}: texts and targets of an encoder-decoder are padded; use batching: [dynamic]"
+    return None
+
+
+def _unevaluated(spec: RunSpec, config: SweepConfig) -> str | None:
+    """Why an evaluation does not apply to a run, or None."""
+    for entry in spec.evaluate:
+        name, tasks = evaluations.label(entry), evaluations.load(str(entry["name"])).TASKS
+        if spec.task not in tasks:
+            return f"evaluation {name}: not for task {spec.task}, only for {' and '.join(tasks)}"
+        data = config.datasets.get(str(entry.get("dataset")))
+        if data is not None and TASKS[spec.task].encoder_decoder and not data.has_targets:
+            return f"evaluation {name}: the data set has no targets, which task {spec.task} needs"
     return None
 
 

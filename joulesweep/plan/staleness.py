@@ -21,9 +21,10 @@ from joulesweep.core.spec import RunSpec
 from joulesweep.measure import meters
 from joulesweep.plan import definitions
 from joulesweep.plan.definitions import Definition
+from joulesweep.train import evaluations
 
 #: Tables where only the run's own row counts, each with the field of the spec that names the row.
-TABLES = {"ENGINES": "engine", "PRECISIONS": "precision", "STRATEGIES": "strategy"}
+TABLES = {"ENGINES": "engine", "OPTIMIZERS": "optimizer", "PRECISIONS": "precision", "STRATEGIES": "strategy"}
 #: Entry point of a run: its parent process, which leads to the processes that it starts.
 RUN = ("joulesweep.launch.launcher", "launch")
 #: In the checkout, beside what Snakemake keeps: digests of the sources, which take seconds to work out.
@@ -32,22 +33,26 @@ KEPT = Path(".snakemake", "joulesweep", "digests.json")
 
 def run_digest(spec: RunSpec) -> str:
     """Digest of the code that a run of this spec uses."""
-    return _run_digest(spec.method, *((table, getattr(spec, field)) for table, field in TABLES.items()))
+    evaluated = tuple(dict.fromkeys(str(entry["name"]) for entry in spec.evaluate))
+    rows = ((table, getattr(spec, field)) for table, field in TABLES.items())
+    return _run_digest(spec.method, *rows, evaluated=evaluated)
 
 
 @functools.cache
-def _run_digest(method: str, *rows: tuple[str, str]) -> str:
-    return _kept(["run", method, *rows], lambda: _hash(run_parts(method, dict(rows))))
+def _run_digest(method: str, *rows: tuple[str, str], evaluated: tuple[str, ...] = ()) -> str:
+    return _kept(["run", method, *evaluated, *rows], lambda: _hash(run_parts(method, dict(rows), evaluated)))
 
 
-def run_parts(method: str, rows: dict[str, str]) -> dict[Definition, str]:
+def run_parts(method: str, rows: dict[str, str], evaluated: Sequence[str] = ()) -> dict[Definition, str]:
     """The definitions that a run uses, in a fixed order, each with its text.
 
     Args:
         method: the run's.
         rows: the run's own row of each table of `TABLES`.
+        evaluated: names of its evaluations.
     """
     method_file, roots = methods.path(method), [definitions.named(*RUN), *_of_meters()]
+    roots += [definition for name in evaluated for definition in definitions.all_of(evaluations.path(name))]
     files: list[Path] = []
     new = [method_file]
     while new:  # if a method builds on another, all of that file counts: its parameters are looked up by name
@@ -151,7 +156,7 @@ def _hash(parts: dict[Definition, str]) -> str:
 
 def main() -> None:
     """Print which definitions count for a plain run, and which do not, with the reason."""
-    parts = run_parts("full", {"ENGINES": "eager", "PRECISIONS": "fp32", "STRATEGIES": "single"})
+    parts = run_parts("full", {"ENGINES": "eager", "OPTIMIZERS": "adamw", "PRECISIONS": "fp32", "STRATEGIES": "single"})
     for definition in sorted(parts, key=lambda definition: (definition.path, definition.name)):
         reason = definitions.exemption(definition)
         print(

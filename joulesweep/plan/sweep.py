@@ -34,14 +34,26 @@ from joulesweep.measure import devices
 from joulesweep.measure.machine import resolve_accelerator
 from joulesweep.plan import config as config_module
 from joulesweep.plan import intact, notes, staleness
-from joulesweep.plan.config import LocalSource
-from joulesweep.plan.grid import ExpandedGrid, dataset_key, dataset_source, expand, model_key, model_source, text_source
+from joulesweep.plan.config import DatasetConfig, LocalSource, ModelConfig
+from joulesweep.plan.grid import (
+    ExpandedGrid,
+    dataset_key,
+    dataset_source,
+    evaluation_key,
+    evaluation_paths,
+    evaluation_sources,
+    expand,
+    model_key,
+    model_source,
+    text_source,
+)
 from joulesweep.plan.snakemake_lock import clear_dead_lock
 from joulesweep.plan.strict import Place
 from joulesweep.runs import aftermath, attempted, record
 from joulesweep.runs.headline import headline
 from joulesweep.runs.identity import cell_id
 from joulesweep.runs.record import RunRecord
+from joulesweep.train import evaluations
 
 #: Files of a run that the analysis reads.
 READ = ("record.json", "power.jsonl", "summaries.jsonl")
@@ -174,6 +186,18 @@ def runs_folder(wildcards: Any, input: Any) -> str:  # noqa: ANN401 - Snakemake'
     return str(Path(input.grid).parent / "runs")
 
 
+def _local(entry: ModelConfig | DatasetConfig) -> list[tuple[str, Path]]:
+    """The user's own files and folders of a model or a data set, each with the key that names it."""
+    sources = [("source", entry.source), ("tokenizer", getattr(entry, "tokenizer", None))]
+    return [(key, path) for key, source in sources if isinstance(source, LocalSource) for path in source.paths]
+
+
+def _from(label: str) -> str:
+    """Where the items of an evaluation can be had, for errors."""
+    origin = evaluations.load(label.partition("(")[0]).FROM
+    return f"; download it from {origin}, or name your path" if origin else ""
+
+
 def _lacking(path: Path) -> str | None:
     """Reason why a path cannot be read, or None."""
     try:
@@ -247,7 +271,10 @@ class Sweep:
         shuffled = sorted(self.grid.runs, key=lambda run: (self.spec(run).repeat, self._shuffled(run)))
         self._priorities = {run: len(shuffled) - i for i, run in enumerate(shuffled)}
         self._models = {model_key(name, model_source(model)): name for name, model in config.models.items()}
-        self._datasets = {dataset_key(name, dataset_source(data)): name for name, data in config.datasets.items()}
+        self._datasets = {dataset_key(name, dataset_source(data)): data for name, data in config.datasets.items()}
+        self._evaluated = {evaluations.label(entry): data for entry, data in evaluation_sources(config)}
+        for entry, data in evaluation_sources(config):
+            self._datasets[evaluation_key({**entry, "source": dataset_source(data)})] = data
         self._sums: dict[str, list[bytes]] = {}
         self._older: dict[str, bool] = {}
         self._looks: dict[str, Look | None] = {}
@@ -280,11 +307,11 @@ class Sweep:
 
     def dataset_json(self, key: str) -> str:
         """The source of a key's texts as JSON, for their script."""
-        return canonical(text_source(dataset_source(self.config.datasets[self._datasets[key]])))
+        return canonical(text_source(dataset_source(self._datasets[key])))
 
     def dataset_code(self, key: str) -> str:
         """Digest of the code that fetches a key's texts; it covers only the reader of their format."""
-        reader = readers.path(self.config.datasets[self._datasets[key]].format)
+        reader = readers.path(self._datasets[key].format)
         return staleness.code_digest("scripts.fetch_dataset", "main", reader)
 
     def local_files(self, section: str, key: str) -> list[str]:
@@ -300,34 +327,33 @@ class Sweep:
         return [[path, sha256_of(Path(path))] for path in self._own_files(section, key) if MARKS.search(path)]
 
     def _own_files(self, section: str, key: str) -> list[str]:
-        name = (self._models if section == "models" else self._datasets)[key]
+        entry = self.config.models[self._models[key]] if section == "models" else self._datasets[key]
         files: list[Path] = []
-        for _, path in self._local(section, name):
+        for _, path in _local(entry):
             with contextlib.suppress(OSError):  # unreadable: the fetch reports why
                 files += [file for file in (sorted(path.iterdir()) if path.is_dir() else [path]) if file.is_file()]
         return [str(path) for path in files]
 
     def missing_files(self) -> list[str]:
         """The user's own files that runs still need and that do not exist, a line each."""
-        grid = self.config.grid
-        named = [("models", name) for name in grid.model] + [("datasets", name) for name in grid.dataset]
+        config = self.config
+        named: list[tuple[tuple[str, str], ModelConfig | DatasetConfig, str]] = [
+            *((("models", name), config.models[name], "") for name in config.grid.model),
+            *((("datasets", name), config.datasets[name], "") for name in config.grid.dataset),
+            *((("evaluate", name), data, _from(name)) for name, data in self._evaluated.items()),
+        ]
         lacking = {
-            f"{section}.{name}.{key}.local: {path}: {problem}": (section, name)
-            for section, name in named
-            for key, path in self._local(section, name)
+            f"{'.'.join(of)}.{key}.local: {path}: {problem}{hint}": of
+            for of, entry, hint in named
+            for key, path in _local(entry)
             if (problem := _lacking(path))
         }
         if not lacking:
             return []  # without a look at every run
         left = [self.spec(run) for run in self.runs if not self._stays(run, "")]
         needed = {("models", spec.model) for spec in left} | {("datasets", spec.dataset) for spec in left}
+        needed |= {("evaluate", evaluations.label(entry)) for spec in left for entry in spec.evaluate}
         return [line for line, of in lacking.items() if of in needed]
-
-    def _local(self, section: str, name: str) -> list[tuple[str, Path]]:
-        """The user's own files and folders of a model or a data set, each with the key that names it."""
-        entry = getattr(self.config, section)[name]
-        sources = [("source", entry.source), ("tokenizer", getattr(entry, "tokenizer", None))]
-        return [(key, path) for key, source in sources if isinstance(source, LocalSource) for path in source.paths]
 
     def _shuffled(self, run: str) -> str:
         return hashlib.sha256(f"{self.config.measure.order_seed} {run}".encode()).hexdigest()
@@ -373,7 +399,22 @@ class Sweep:
                 for name, path in manifests.items()
             },
             **{name: self._read(run, path, day) for name, path in others.items()},
+            **self._evaluation_inputs(run, day),
         }
+
+    def _evaluation_inputs(self, run: str, day: str) -> dict[str, list[Any]]:
+        """What a run's evaluations read, in their order, and the manifests."""
+        paths = self._evaluation_paths(run)
+        manifests = [str(path.with_suffix(".json")) for path in paths]
+        return {
+            "evaluations": [self._read(run, str(path), day) for path in paths],
+            "evaluation_manifests": [
+                self._read(run, path, day) if day else self._manifest(run, path) for path in manifests
+            ],
+        }
+
+    def _evaluation_paths(self, run: str) -> list[Path]:
+        return evaluation_paths(self.spec(run), self.model(run)) if self._evaluated else []
 
     def _manifest(self, run: str, manifest: str) -> Any:  # noqa: ANN401 - a path, perhaps with Snakemake's mark
         """A manifest as an input that makes a run stale, unless the run was measured with what it stands for.
@@ -388,7 +429,10 @@ class Sweep:
         if look is None or not look.names_inputs:
             return False
         model, texts = (f"resources/models/{self.model(run)}.json", f"resources/datasets/{self.texts(run)}.json")
-        return not (self._is_older("models", model) or self._is_older("datasets", texts))
+        evaluated = [f"resources/datasets/{evaluation_key(entry)}.json" for entry in self.spec(run).evaluate]
+        return not (
+            self._is_older("models", model) or any(self._is_older("datasets", path) for path in (texts, *evaluated))
+        )
 
     def records(self, workflow: Any) -> list[Any]:  # noqa: ANN401 - Snakemake's Workflow and marked paths
         """Every run's record, trace and summaries, as inputs of the tables; those of a run without a job are marked.
@@ -429,7 +473,10 @@ class Sweep:
         stems = dict.fromkeys(
             stem for run in pairs.values() for stem in (f"models/{self.model(run)}", f"tokens/{self.tokens(run)}")
         )
-        return [path for path in (f"resources/{stem}.json" for stem in stems) if Path(path).exists()]
+        read = dict.fromkeys(
+            path.with_suffix(".json") for run in pairs.values() for path in self._evaluation_paths(run)
+        )
+        return [str(path) for path in (*(Path(f"resources/{stem}.json") for stem in stems), *read) if path.exists()]
 
     def _read(self, run: str, path: str, day: str = "") -> Any:  # noqa: ANN401 - with Snakemake's mark, or no path
         """A file that a run reads and that does not make it stale.
@@ -476,7 +523,8 @@ class Sweep:
             measured = self.record_path(run).read_bytes()
         except OSError:
             return None
-        manifests = (f"resources/models/{self.model(run)}.json", f"resources/tokens/{self.tokens(run)}.json")
+        manifests = [f"resources/models/{self.model(run)}.json", f"resources/tokens/{self.tokens(run)}.json"]
+        manifests += [str(path.with_suffix(".json")) for path in self._evaluation_paths(run)]
         return Look(
             names_code=f'"{staleness.run_digest(self.spec(run))}"'.encode() in measured,
             names_inputs=all(checksum in measured for name in manifests for checksum in self._checksums(name)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from joulesweep.readers import Fields, InputFile, Row, Snapshot
 
 FORMAT = "joulesweep-dataset"
 VERSION = 1
+ITEM_FILES = ("*.csv", "*.json")  # of evaluations
 
 
 def fetch_dataset(dataset: DatasetConfig) -> tuple[str, dict[str, Any]]:
@@ -31,15 +33,21 @@ def fetch_dataset(dataset: DatasetConfig) -> tuple[str, dict[str, Any]]:
         num_texts, num_unique, num_empty (rows left out, where text, targets or a choice are white space only), sha256
         of the JSON lines, files (name: SHA-256 of each file read), and revision (the commit, for a hub source; else
         null). Where the data set has targets, a line also has "targets": the target, then other references if there
-        are any. Of a multiple-choice set it has "choices" and "answer" too: the texts, and the index of the target.
+        are any. Of a multiple-choice set it has "choices" and "answer" too: the texts, and the index of the target. An
+        evaluation's items have "choices", "category" and "about".
 
     Raises:
         UserError: it cannot be downloaded, found or read; the message names the file and, if possible, the line.
     """
     reader, revision = readers.load(dataset.format), None
-    fields = Fields(text=dataset.field, target=dataset.target, choices=dataset.choices, answer=dataset.answer)
+    named = {"target": dataset.target, "choices": dataset.choices, "answer": dataset.answer}
+    fields = Fields(text=dataset.field, header=dataset.header, **named)
     with tempfile.TemporaryDirectory(prefix="joulesweep-") as scratch:
-        if isinstance(dataset.source, HubDataSource):
+        if isinstance(dataset.source, HubDataSource) and reader.read is not None:
+            folder, revision = hub_snapshot(dataset.source, ITEM_FILES)
+            files = [_only(dataset.source, _hub_files(dataset.source, folder, ITEM_FILES))]
+            read = reader.read(files[0], fields)
+        elif isinstance(dataset.source, HubDataSource):
             assert reader.read_snapshot is not None, "the config allows no other format of the hub"
             folder, revision = hub_snapshot(dataset.source, DATA_FILES)
             files = _hub_files(dataset.source, folder)
@@ -80,11 +88,19 @@ def _files(source: WheelSource | LocalSource, scratch: Path) -> list[InputFile]:
     return [InputFile(name=describe(source), path=paths[0])]
 
 
-def _hub_files(source: HubDataSource, folder: Path) -> list[InputFile]:
+def _only(source: HubDataSource, files: list[InputFile]) -> InputFile:
+    """The single file of an evaluation's items."""
+    if len(files) > 1:
+        names = ", ".join(file.name for file in files)
+        raise UserError(f"{describe(source)}: several files ({names}); download one, and name it with local")
+    return files[0]
+
+
+def _hub_files(source: HubDataSource, folder: Path, patterns: Sequence[str] = DATA_FILES) -> list[InputFile]:
     """The data files of a cached snapshot, which may contain more than this run requested."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and matches(path.name, DATA_FILES))
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and matches(path.name, patterns))
     if not paths:
-        raise UserError(f"{describe(source)}: no data files; expected {', '.join(DATA_FILES)}")
+        raise UserError(f"{describe(source)}: no data files; expected {', '.join(patterns)}")
     return [InputFile(name=path.relative_to(folder).as_posix(), path=path) for path in paths]
 
 

@@ -14,10 +14,9 @@ edit: the config, its schema, the documentation and the digest of the code pick 
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -37,12 +36,16 @@ class Row(TypedDict):
         targets: the target to train on, then other references, if there are any.
         choices: all choices of a multiple-choice text.
         answer: index of the right choice, which is the target.
+        category: of an evaluation's item.
+        about: what such an item is about: the term that it stereotypes, or the direction of a pair.
     """
 
     text: str
     targets: NotRequired[list[str]]
     choices: NotRequired[list[str]]
     answer: NotRequired[int]
+    category: NotRequired[str]
+    about: NotRequired[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,17 +77,22 @@ class Snapshot:
 
 @dataclass(frozen=True, kw_only=True)
 class Fields:
-    """Names of the fields that a config selects; None for those that it does not name."""
+    """Names of the fields that a config selects; None for those that it does not name.
+
+    Attributes:
+        header: whether the first line of a file names its columns; if not, a field's name is its number, from 0.
+    """
 
     text: str | None = None
     target: str | None = None
     choices: str | None = None
     answer: str | None = None
+    header: bool = True
 
     @property
     def named(self) -> list[str]:
         """The names that are set, the text's first."""
-        return [name for name in dataclasses.astuple(self) if name is not None]
+        return [name for name in (self.text, self.target, self.choices, self.answer) if name is not None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,14 +102,18 @@ class Reader:
     Attributes:
         needs_field: whether the config must name the field of the text (key `field`); otherwise it may not.
         options: the keys of `OPTIONS` that the config may set.
+        headerless: whether files may lack the line that names the columns (key `header`).
         has_targets: whether texts always have targets, without a field in the config.
+        of_evaluation: whether rows are items of an evaluation, with `choices` to compare, and no texts to train on.
         read: returns the rows of one file.
         read_snapshot: returns the rows of a data set of the hub.
     """
 
     needs_field: bool = False
     options: tuple[str, ...] = ()
+    headerless: bool = False
     has_targets: bool = False
+    of_evaluation: bool = False
     read: Callable[[InputFile, Fields], list[Row]] | None = None
     read_snapshot: Callable[[Snapshot, Fields], list[Row]] | None = None
 
@@ -140,6 +152,11 @@ def load(name: str) -> Reader:
 def of_hub() -> list[str]:
     """The formats that read data sets of the hub."""
     return [name for name in names() if load(name).read_snapshot is not None]
+
+
+def of_texts() -> list[str]:
+    """The formats of texts to train on."""
+    return [name for name in names() if not load(name).of_evaluation]
 
 
 class BadRowError(UserError):
@@ -235,6 +252,25 @@ def _are_choices(value: object) -> bool:
 
 def _is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def check_choices(given: Mapping[str, str], expected: Sequence[str]) -> list[str]:
+    """The texts of an item in the expected order.
+
+    Args:
+        given: texts by their label.
+        expected: every label, in order.
+
+    Raises:
+        BadRowError: a label is missing or unknown, or a text is empty.
+    """
+    for label in given:
+        if label not in expected:
+            raise BadRowError(one_of("label", label, expected))
+    for label in expected:
+        if not given.get(label, "").strip():
+            raise BadRowError(f"no sentence labelled {label!r}; an item has one of each of {', '.join(expected)}")
+    return [given[label] for label in expected]
 
 
 def _kind(value: object) -> str:

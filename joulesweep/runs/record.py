@@ -7,7 +7,9 @@ A record is one JSON object, `record.json`:
 
 Its folder also has `power.jsonl`: the power trace, one row per sample and device, where t_s counts from the window's
 begin; and `summaries.jsonl`: one row {text, summary, references} per held-out text that the spec's `generate` asks for,
-where text is its index in the data set; empty if it asks for none.
+where text is its index in the data set; empty if it asks for none. Where the spec's `evaluate` asks for evaluations,
+`evaluations.jsonl` has the scores of their items: a row {evaluation, categories, scores: [{score, before, after}]} per
+evaluation, with a value per item in each list.
 """
 
 # changes no number: how files are written and read
@@ -23,7 +25,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 from joulesweep.core.errors import Corrupt, UserError, brief_repr
 from joulesweep.core.files import CORRUPT, MALFORMED, read_json, write_json
-from joulesweep.core.outcome import MISSING, Ending, Environment, Epoch, Measurement, NodePart, Quality
+from joulesweep.core.outcome import MISSING, Ending, Environment, Epoch, EvaluationScore, Measurement, NodePart, Quality
 from joulesweep.core.spec import RunSpec, from_mapping
 from joulesweep.runs.identity import run_id
 
@@ -32,16 +34,21 @@ if TYPE_CHECKING:
 
 FORMAT: Literal["joulesweep-record"] = "joulesweep-record"
 VERSION: Literal[3] = 3
+ITEMS = "evaluations.jsonl"
 Status = Literal["ok", Ending]
 STATUSES: tuple[Status, ...] = get_args(Status)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """Manifests of the model (a checksum per file, the hub's commit) and of the tokens; None where there is none."""
+    """Manifests of the model (a checksum per file, the hub's commit) and of the tokens; None where there is none.
+
+    Those of what evaluations read are missing if there are none.
+    """
 
     model: dict[str, object] | None
     tokens: dict[str, object] | None
+    evaluations: list[dict[str, object] | None] | None = field(default=None, metadata=MISSING)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +82,7 @@ class RunRecord:
         measurement: None unless ok.
         quality: after the last epoch; None unless ok.
         epochs: the completed epochs; epoch 0 is the untrained model.
+        evaluations: scores before and after the training; missing unless the spec asks for evaluations.
     """
 
     #: Decoding, nested types included: a number must not be a string, and NaN is not a number.
@@ -97,6 +105,7 @@ class RunRecord:
     measurement: Measurement | None
     quality: Quality | None
     epochs: list[Epoch]
+    evaluations: list[EvaluationScore] | None = field(default=None, metadata=MISSING)
 
     def __post_init__(self) -> None:
         """Refuse an ok run without a measurement, and a failed run with one."""

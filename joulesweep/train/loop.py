@@ -54,7 +54,7 @@ from joulesweep.core.spec import RunSpec, from_mapping
 from joulesweep.measure.devices import Board
 from joulesweep.measure.window import Meter
 from joulesweep.nets.language_model import Unfit
-from joulesweep.train import checkpoint, fit, generation, memory
+from joulesweep.train import checkpoint, evaluating, fit, generation, memory
 from joulesweep.train.adaptive import choosing
 from joulesweep.train.assembly import assemble, attention, measured_boards, prepare_process
 from joulesweep.train.checkpoint import Checkpoints, Stop
@@ -73,6 +73,7 @@ def train(
     folder: Path,
     boards: Sequence[Board] = (),
     checkpoints: Checkpoints | None = None,
+    evaluations: Sequence[Path] = (),
 ) -> RankResult | Preempted:
     """Carry out one run and return the result of this rank.
 
@@ -83,6 +84,7 @@ def train(
         folder: the run's folder; the model, if kept, is saved in its `model/`.
         boards: the run's boards in the order of CUDA_VISIBLE_DEVICES.
         checkpoints: where the training goes on, and where it is kept if it is asked to stop; None if it cannot be.
+        evaluations: what the spec's evaluations read, see `evaluating.Inputs`.
 
     Raises:
         Stop: the run ends early with a result.
@@ -98,6 +100,8 @@ def train(
     gc.enable()
     idle_begin_s, idle_end_s = _idle(spec, place)
     untrained = Quality(**saved.untrained) if saved else score(trainer)
+    evaluated = evaluating.Inputs(model_folder=model_folder, tokens=tokens, paths=evaluations)
+    before = evaluating.evaluate(trainer, evaluated)
     memory.give_back(place.device)
     peaks = memory.Peaks(place.device, trainer.layout.parts)
     start = _warm_up(trainer, peaks)
@@ -176,6 +180,7 @@ def train(
     qualities = [untrained, *(score(trainer, weights) for weights in kept[: len(ends) - 1])]
     epochs = [_epoch(*of_epoch, by_step) for of_epoch in zip([BEGIN, *ends], ends, qualities, strict=False)]
     summaries = generation.generate(trainer, kept[-1], model_folder)
+    scores, items = evaluating.compared(spec, before, evaluating.evaluate(trainer, evaluated, kept[-1]))
     if spec.keep_model != "none":
         best = min(range(len(kept)), key=lambda i: epochs[i + 1].validation_loss)
         save(trainer, kept[best if spec.keep_model == "best" else -1], model_folder, folder / "model")
@@ -189,6 +194,8 @@ def train(
         losses=by_step,
         summaries=summaries,
         num_train_texts=len(trainer.train_texts),
+        evaluations=scores,
+        evaluation_items=items,
     )
 
 
@@ -219,6 +226,8 @@ def _run_epochs(trainer: Trainer, stop: Stop | None = None, step: int = 0) -> Ge
     with contextlib.closing(bar), contextlib.closing(trainer.steps(step)) as steps:
         for epoch in range(math.ceil(step / per_epoch) or 1, trainer.num_epochs + 1):
             begun = (epoch - 1) * per_epoch
+            if trainer.cache is not None:
+                trainer.cache.fills = epoch == 1
             if step == begun:
                 _begin(trainer, epoch)
             for batches, num_predicted in itertools.islice(steps, begun + per_epoch - step):
@@ -239,7 +248,7 @@ def _run_epochs(trainer: Trainer, stop: Stop | None = None, step: int = 0) -> Ge
 def _begin(trainer: Trainer, epoch: int) -> None:
     """Open a phase if one begins with this epoch; a method that chooses tensors does so first."""
     if trainer.selector is None:
-        if epoch == 1:
+        if epoch == 1 or (epoch == 2 and trainer.cache is not None):  # from then on a step is less work
             trainer.open_phase("training", epoch)
     elif trainer.selector.due(epoch):
         trainer.open_phase("rating", epoch)
@@ -262,6 +271,8 @@ def _step(trainer: Trainer, batches: Sequence[Batch], num_predicted: int, lr: fl
         return trainer.graphed([batch.tensors for batch in batches], 1 / num_predicted)
     device = trainer.place.device
     inputs = [batch.on(device) for batch in batches]
+    if trainer.cache is not None:
+        trainer.cache.prepare(trainer.core, batches, inputs)
     factor = torch.full((), 1 / num_predicted, device=device)
     return _forward_backward_update(trainer, inputs, factor)
 
@@ -403,6 +414,7 @@ def main(argv: list[str]) -> int:
             paths[2],
             boards,
             checkpoint.of_job(job, job_path.parent),
+            [Path(path) for path in job.get("evaluations", ())],
         )
     except RunEnded as stop:
         outcome = stop.outcome

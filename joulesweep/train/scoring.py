@@ -98,28 +98,14 @@ def _choice_accuracy(trainer: Trainer) -> float | None:
     If several choices share the lowest loss, the text counts as a fraction, so that a model that cannot distinguish
     choices scores at chance.
     """
-    corpus, place = trainer.corpus, trainer.place
+    corpus = trainer.corpus
     choices, choice_text, answer = corpus.choices, corpus.choice_text, corpus.answer
     if choices is None or choice_text is None or answer is None:
         return None
     indices = torch.nonzero(torch.isin(choice_text, trainer.validation_texts)).flatten()
-    indices = indices[choices.lengths[indices].argsort(stable=True)]
-    layout = _layout(trainer, choices)
-    losses = torch.zeros(len(choice_text), dtype=torch.float64, device=place.device)
-    steps = data.steps(
-        choices, labels.labelled(choices, trainer.spec.task, 0.0), indices, layout, place.data_rank, place.data_parallel
-    )
-    for whole, ((batch,), _) in zip(torch.split(indices, layout.size), steps, strict=True):
-        own_indices = whole[place.data_rank :: place.data_parallel].to(place.device)
-        with strategy.gathered(trainer.core):
-            logits, answers, places = trainer.core.logits(*batch.on(place.device))
-        each = functional.cross_entropy(logits, answers, reduction="none", ignore_index=language_model.IGNORED).double()
-        length = (batch.input_ids if batch.target_ids is None else batch.target_ids).shape[1]
-        row = (torch.arange(len(each), device=place.device) if places is None else places) // length
-        sums = torch.zeros(2, len(batch.input_ids), dtype=torch.float64, device=place.device)
-        sums.index_add_(1, row, torch.stack((each, (answers != language_model.IGNORED).double())))
-        losses[own_indices] = (sums[0] / sums[1].clamp(min=1))[: len(own_indices)]
-    choice_losses = place.reduced(losses).cpu()
+    shown = labels.labelled(choices, trainer.spec.task, 0.0)
+    sums, counts = text_losses(trainer, choices, shown, indices)
+    choice_losses = sums / counts.clamp(min=1)
     best = torch.full((len(answer),), math.inf, dtype=torch.float64).scatter_reduce(
         0, choice_text, choice_losses, "amin"
     )
@@ -127,6 +113,40 @@ def _choice_accuracy(trainer: Trainer) -> float | None:
     most = best * (1 + ROUNDING)
     num_best = torch.zeros_like(best).index_add_(0, choice_text, (choice_losses <= most[choice_text]).double())
     return float(((right <= most) / num_best.clamp(min=1))[trainer.validation_texts].mean())
+
+
+@torch.no_grad()
+def text_losses(
+    trainer: Trainer, corpus: Corpus, shown: labels.MaskedInputs, texts: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Compute the loss of each of some texts by the module's present weights; each rank takes its share.
+
+    Args:
+        trainer: its module is in the mode of scoring.
+        corpus: the texts.
+        shown: their inputs and labels.
+        texts: indices of those to score, int64 [n].
+
+    Returns:
+        The summed loss in nats and the number of predicted tokens of each text of the corpus, float64 [texts] on the
+        CPU, the same on every rank; 0 of the others.
+    """
+    place, layout = trainer.place, _layout(trainer, corpus)
+    texts = texts[corpus.lengths[texts].argsort(stable=True)]
+    whole_sums = torch.zeros(2, len(corpus.group), dtype=torch.float64, device=place.device)
+    steps = data.steps(corpus, shown, texts, layout, place.data_rank, place.data_parallel)
+    for whole, ((batch,), _) in zip(torch.split(texts, layout.size), steps, strict=True):
+        own_texts = whole[place.data_rank :: place.data_parallel].to(place.device)
+        with strategy.gathered(trainer.core):
+            logits, answers, places = trainer.core.logits(*batch.on(place.device))
+        each = functional.cross_entropy(logits, answers, reduction="none", ignore_index=language_model.IGNORED).double()
+        length = (batch.input_ids if batch.target_ids is None else batch.target_ids).shape[1]
+        row = (torch.arange(len(each), device=place.device) if places is None else places) // length
+        sums = torch.zeros(2, len(batch.input_ids), dtype=torch.float64, device=place.device)
+        sums.index_add_(1, row, torch.stack((each, (answers != language_model.IGNORED).double())))
+        whole_sums[:, own_texts] = sums[:, : len(own_texts)]
+    losses, counts = place.reduced(whole_sums).cpu()
+    return losses, counts
 
 
 def save(trainer: Trainer, weights: Weights, model_folder: Path, folder: Path) -> None:

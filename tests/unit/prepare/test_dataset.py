@@ -177,6 +177,29 @@ def test_bad_csv(content, line):
     assert mistake(put("a.csv", content), "csv", "questin") == line
 
 
+HEADERLESS = 'uno,ce\n"dos\nlíneas",ome\n,nada\n'
+
+
+@pytest.mark.parametrize(("field", "target"), [(0, 1), ("0", "1")])
+def test_columns_without_a_header_are_taken_by_number(field, target):
+    rows, manifest = read_rows(put("a.csv", HEADERLESS), "csv", field, target=target, header=False)
+    assert rows == [{"text": "uno", "targets": ["ce"]}, {"text": "dos\nlíneas", "targets": ["ome"]}]
+    assert (manifest["num_empty"], manifest["source"]["header"], manifest["source"]["field"]) == (1, False, "0")
+    assert read(put("b.csv", "uno,ce\ndos,ome\n"), "csv", 1, header=False)[0] == ["ce", "ome"]
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    {
+        HEADERLESS: "a.csv: unknown field '2'; allowed: 0, 1",
+        "uno,ce,x\ndos,ome\n": "a.csv:2: 2 cells, the first row has 3",
+        "": "a.csv: no texts",
+    }.items(),
+)
+def test_bad_csv_without_a_header(content, line):
+    assert mistake(put("a.csv", content), "csv", 2, header=False) == line
+
+
 BAD_VIZWIZ = {
     "{}": f"a.json: not a list; {EXPECTED_VIZWIZ}",
     '[{"image": "a.jpg", "question": "x"}, {"image": "b.jpg"}]': (
