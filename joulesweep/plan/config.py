@@ -276,7 +276,7 @@ class DatasetConfig(Section):
     @classmethod
     def _known(cls, name: str) -> str:
         if name not in readers.names():
-            raise ValueError(one_of("format", name, readers.names()))
+            raise ValueError(one_of("format", name, readers.of_texts()))
         return name
 
     @property

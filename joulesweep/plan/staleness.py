@@ -34,11 +34,12 @@ KEPT = Path(".snakemake", "joulesweep", "digests.json")
 def run_digest(spec: RunSpec) -> str:
     """Digest of the code that a run of this spec uses."""
     evaluated = tuple(dict.fromkeys(str(entry["name"]) for entry in spec.evaluate))
-    return _run_digest(spec.method, evaluated, *((table, getattr(spec, field)) for table, field in TABLES.items()))
+    rows = ((table, getattr(spec, field)) for table, field in TABLES.items())
+    return _run_digest(spec.method, *rows, evaluated=evaluated)
 
 
 @functools.cache
-def _run_digest(method: str, evaluated: tuple[str, ...], *rows: tuple[str, str]) -> str:
+def _run_digest(method: str, *rows: tuple[str, str], evaluated: tuple[str, ...] = ()) -> str:
     return _kept(["run", method, *evaluated, *rows], lambda: _hash(run_parts(method, dict(rows), evaluated)))
 
 

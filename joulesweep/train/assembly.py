@@ -25,7 +25,7 @@ from joulesweep.nets import flops, onednn
 from joulesweep.nets.anatomy import num_embeddings, num_positions, stacks
 from joulesweep.nets.build import build
 from joulesweep.nets.language_model import LanguageModel, Unfit
-from joulesweep.train import data, fit, labels
+from joulesweep.train import caching, data, fit, labels
 from joulesweep.train.adaptive import choosing
 from joulesweep.train.corpus import Corpus, load, split
 from joulesweep.train.kahan import KahanAdamW
@@ -125,9 +125,27 @@ def assemble(spec: RunSpec, model_folder: Path, tokens: Path, place: RankContext
     )
     try:
         trainer.selector = choosing.selector(trainer)
-    except ValueError as error:
+        trainer.cache = _cache(trainer)
+    except ValueError as error:  # `Unfit` is one
         raise RunEnded("unsupported", str(error)) from None
     return trainer
+
+
+def _cache(trainer: Trainer) -> caching.Cache | None:
+    """Return the cache of a run's method, or None if it keeps nothing; adds its size to the method's facts.
+
+    Raises:
+        ValueError: the model's layers cannot be read from a cache, or it would be too large.
+    """
+    spec = trainer.spec
+    method, params = methods.load(spec.method), methods.parameters(spec.method, spec.method_params)
+    if not hasattr(method, "cached_layers"):
+        return None
+    layers = method.cached_layers(trainer.core.model)
+    batches, _ = next(trainer.batches(epoch=1))
+    cache = caching.cache(trainer.core, layers, batches[0], trainer.corpus, trainer.train_texts, params.max_gib)
+    trainer.facts["cache_bytes"] = cache.states.nbytes
+    return cache
 
 
 def _compile(core: LanguageModel) -> None:

@@ -21,6 +21,7 @@ from joulesweep.nets.anatomy import stacks
 from joulesweep.nets.language_model import LanguageModel
 from joulesweep.train import ahead, data, labels
 from joulesweep.train.adaptive import cost
+from joulesweep.train.caching import Cache
 from joulesweep.train.corpus import Corpus
 from joulesweep.train.memory import copy_weights, load_weights
 
@@ -136,6 +137,7 @@ class Trainer:
         facts: facts about the method for the record, from `methods.describe`.
         products: facts about the library of matrix products for the record, from `onednn.choose`.
         selector: for a method that chooses tensors while it trains, else None.
+        cache: for a method that keeps what frozen layers make of each text, else None.
         phases: of the training, in order: spans in which the same tensors trained or were rated.
         began_s: begin of the current phase on the monotonic clock, moved later by the time of copying weights.
         graphed: replays the step, with an engine that captures it.
@@ -155,6 +157,7 @@ class Trainer:
     facts: dict[str, object] = field(default_factory=dict)
     products: dict[str, object] = field(default_factory=dict)
     selector: cost.Selector | None = None
+    cache: Cache | None = None
     phases: list[Tally] = field(default_factory=list)
     graphed: engine.GraphedStep | None = None
     losses: list[torch.Tensor] = field(default_factory=list)

@@ -194,7 +194,8 @@ def phases(trainer: Trainer, tallies: Sequence[Tally]) -> list[PlainPhase | Chos
     """Return the phases of a training with their work; call after the window, since this takes time."""
     selector = trainer.selector
     if selector is None:
-        return [tally.phase(trainer.work, trainer.facts) for tally in tallies]
+        later = trainer.work if trainer.cache is None else trainer.cache.work
+        return [tally.phase(trainer.work if tally.epoch == 1 else later, trainer.facts) for tally in tallies]
     named = dict(trainer.core.model.named_parameters())
     complete = []
     for tally in tallies:

@@ -48,6 +48,7 @@ OTHER = {
     "max_length": 64,
     "max_target_length": 32,
     "generate": {"texts": 10, "beams": 1, "length_penalty": 1.0, "no_repeat_ngram": 0},
+    "evaluate": [{"name": "crows-pairs", "source": {"source": {"local": "pairs.csv"}, "format": "crows-pairs"}}],
     "threads_per_device": 4,
     "timeout_s": 60.0,
     "keep_model": "best",

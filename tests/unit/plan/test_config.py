@@ -55,7 +55,7 @@ MISTAKES = [
     (
         {"sweeep": 1},
         "sweeep: unknown key 'sweeep'; allowed: sweep, models, datasets, grid, train, measure, energy, hardware, "
-        "answer, studies, exclude (did you mean 'sweep'?)",
+        "answer, evaluate, studies, exclude (did you mean 'sweep'?)",
     ),
     (
         {"grid__batchsize": [1]},
@@ -649,7 +649,7 @@ def test_the_schema_names_what_the_axes_allow():
 
 def test_the_schema_names_every_reader():
     formats = config.json_schema()["$defs"]["DatasetConfig"]["properties"]["format"]["enum"]
-    assert formats == readers.names()
+    assert formats == readers.of_texts()
 
 
 def keys_of(section: type[BaseModel]) -> set[str]:
