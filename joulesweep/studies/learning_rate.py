@@ -27,8 +27,8 @@ from joulesweep.studies import Answer, Entry, Table
 QUESTION = "Which rule for the learning rate keeps quality at which batch, and what does that cost in joules?"
 PROTOCOL = (
     "Batch size and rule of the peak learning rate (constant, sqrt, linear) are varied; model, texts, epochs and seeds "
-    "are held. Each batch under each rule is compared with the base batch, paired by seed. A rule keeps quality where the "
-    "95 % interval ends within answer.margin of the base batch's, and loses it where it begins beyond. Of the "
+    "are held. Each batch under each rule is compared with the base batch, paired by seed. A rule keeps quality where "
+    "the 95 % interval ends within answer.margin of the base batch's, and loses it where it begins beyond. Of the "
     "batches that keep it, the one with the fewest measured joules is named; its interval allows for the choice."
 )
 SOURCE = "Maina et al. 2025 (arXiv 2506.08433), which varies the batch at one rate"
