@@ -269,6 +269,11 @@ def engines() -> str:
     return _rows("axes.engine", "ENGINES")
 
 
+def optimizers() -> str:
+    """The rows of the table of optimizers."""
+    return _rows("axes.optimizer", "OPTIMIZERS")
+
+
 def lr_rules() -> str:
     """Each rule of the learning rate, with who proposed it."""
     from joulesweep.axes.lr_rule import LR_RULES
@@ -500,6 +505,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "strategies": strategies,
     "precisions": precisions,
     "engines": engines,
+    "optimizers": optimizers,
     "methods": methods,
     "readers": readers,
     "lr-rules": lr_rules,

@@ -21,10 +21,21 @@ from joulesweep.measure import meters
 from joulesweep.runs.headline import join_unique
 from joulesweep.runs.identity import method_label, parameter_words
 
-#: The axes, besides strategy, devices and precision, that change how a training is computed and not what it learns.
-LAYOUT = ("batching", "head", "engine", "micro_batch_size", "checkpoint_activations")
+#: The axes, besides strategy, devices and precision, that change how a training is computed and not what it learns, up
+#: to rounding.
+LAYOUT = ("batching", "head", "engine", "optimizer", "micro_batch_size", "checkpoint_activations")
 #: Axes on which a baseline equals the first configuration of the grid, as it does on the micro-batch size.
-WAY = ("method", "method_params", "strategy", "precision", "batching", "head", "engine", "checkpoint_activations")
+WAY = (
+    "method",
+    "method_params",
+    "strategy",
+    "precision",
+    "batching",
+    "head",
+    "engine",
+    "optimizer",
+    "checkpoint_activations",
+)
 #: Axes on which a cell equals its baseline. The batch size's scope is not one: on one device both mean the same.
 TRAINED = ("model", "dataset", "task", "batch_size", "lr", "max_grad_norm")
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import polars as pl
 
-from joulesweep.analyse import cells, drift, effects, ledger, power_traces, rouge, run_rows
+from joulesweep.analyse import cells, drift, effects, items, ledger, power_traces, rouge, run_rows
 from joulesweep.analyse.columns import ANCHORS, RUNS, TABLES, UNREADABLE, named
 from joulesweep.analyse.comparisons import Comparisons
 from joulesweep.analyse.tables import Row, Tables, combined, frame
@@ -41,8 +41,11 @@ UNLIKE = (
 #: Columns whose names are also keys of a run in the manifest.
 IN_MANIFEST = (
     *named(RUNS, "cell label repeat model dataset task method strategy devices nodes precision batching head engine"),
+    *named(RUNS, "optimizer"),
     *named(RUNS, "batch_size batch_size_scope micro_batch_size checkpoint_activations lr lr_rule max_grad_norm"),
 )
+#: What runs had before there was the axis.
+BEFORE = {"optimizer": OMISSION["optimizer"]}
 #: Columns that rows of other tables copy from their run, where the table has them.
 OF_RUN = named(RUNS, "run cell name setup panel batch environment batch_size repeat")
 
@@ -78,7 +81,7 @@ def aggregate(
     """
     asked, factors = cpu_estimate.asked(grid["config"]["energy"]), footprint(grid["config"]["energy"])
     rows: list[Row] = []
-    other_rows: dict[str, list[list[Row]]] = {"epochs": [], "selections": [], "devices": []}
+    other_rows: dict[str, list[list[Row]]] = {name: [] for name in run_rows.OTHERS}
     for run, entry in grid["runs"].items():
         row, others = _read(runs_folder / run, asked, factors, lost)
         ok = row["status"] == "ok"
@@ -88,6 +91,7 @@ def aggregate(
         for name, per_run in other_rows.items():
             per_run.append(others.get(name, []))
     traces = _traces(rows, runs_folder, lost)
+    of_items = [_items(row, runs_folder / row["run"]) for row in rows if row["status"] == "ok"]
     names = _names(rows)
     for row in rows:
         row.update(names[row["cell"], row["environment"]])
@@ -105,6 +109,7 @@ def aggregate(
         power=power_traces.tabulate(runs, traces),
         anchors=drift.tabulate(runs, asked, factors, anchors_folder) if anchors_folder else frame([], ANCHORS),
         attempts=ledger.tabulate(grid, runs_folder.parent, asked, recorded),
+        evaluation_items=items.tabulate(of_items),
         **{name: _tabulated(name, rows, per_run) for name, per_run in other_rows.items()},
     )
 
@@ -152,6 +157,15 @@ def _beside(folder: Path, row: Row, lost: Callable[[Path], None]) -> Row:
         return {}
 
 
+def _items(row: Row, folder: Path) -> pl.DataFrame:
+    """The scores of the items of a run's evaluations; a run with a corrupt file of them gets a flag."""
+    try:
+        return items.read(folder)
+    except Corrupt as error:  # the run is not repeated for it: its record has the metrics
+        run_rows.add_flag(row, "unreadable_file", str(error))
+        return items.nothing()
+
+
 def _traces(rows: list[Row], runs_folder: Path, lost: Callable[[Path], None]) -> pl.DataFrame:
     """Read the power traces of the finished runs; a run with a corrupt one gets a flag."""
 
@@ -170,7 +184,8 @@ def _identity(run: str, entry: Mapping[str, Any]) -> Row:
     batch = f"{entry['batch_size']}" + ("/device" if entry["batch_size_scope"] == "per_device" else "")
     params = json.dumps(entry["method_params"], sort_keys=True)
     # A manifest older than an axis lacks it.
-    return {"run": run, "batch": batch, "method_params": params, **{key: entry.get(key) for key in IN_MANIFEST}}
+    axes = {key: entry.get(key, BEFORE.get(key)) for key in IN_MANIFEST}
+    return {"run": run, "batch": batch, "method_params": params, **axes}
 
 
 def flag_shared_hosts(ok: list[Row], with_host_joules: Set[str]) -> None:

@@ -172,6 +172,7 @@ IDENTITY = _table(
     Column("batching", TEXT, None, "how texts become rows: dynamic or fixed padding, or packed into full rows"),
     Column("head", TEXT, None, "where the output layer is computed: masked at predicted positions, dense everywhere"),
     Column("engine", TEXT, None, "how a step is executed: eager, compiled or captured"),
+    Column("optimizer", TEXT, None, "what turns gradients into steps: adamw, or adamw-8bit with quantised moments"),
     Column(
         "batch_size", WHOLE, None, "texts per optimizer step: on all devices together, or on each (batch_size_scope)"
     ),
@@ -792,6 +793,24 @@ EFFECTS = _table(
     Column("num_pairs", WHOLE, None, "pairs of cells that differ in the axis alone", "of a share"),
     Column("text", TEXT, None, "the interaction in words", "unless an interaction"),
 )
+EVALUATIONS = _table(
+    *_of(RUNS, "run cell name setup panel batch environment batch_size repeat"),
+    Column("evaluation", TEXT, None, "name of the evaluation, with the data set in brackets if it reads one"),
+    Column("category", TEXT, None, "of the items; all: every one of them"),
+    Column("metric", TEXT, None, "what is scored; the evaluation's page says how"),
+    Column("before", REAL, None, "the metric of the untrained model", "where no item counts for it"),
+    Column("after", REAL, None, "the metric of the trained model", "where no item counts for it"),
+    Column("n", WHOLE, None, "items that the metric is of"),
+)
+EVALUATION_ITEMS = _table(
+    RUNS["run"],
+    EVALUATIONS["evaluation"],
+    Column("item", WHOLE, None, "number of the item, from 0: the same in all runs"),
+    Column("category", TEXT, None, "of the item"),
+    Column("score", TEXT, None, "what of the item is scored"),
+    Column("before", REAL, None, "the score by the untrained model"),
+    Column("after", REAL, None, "the score by the trained model"),
+)
 #: The tables, by the names of their files.
 TABLES: dict[str, Table] = {
     "runs": RUNS,
@@ -803,6 +822,8 @@ TABLES: dict[str, Table] = {
     "anchors": ANCHORS,
     "effects": EFFECTS,
     "attempts": ATTEMPTS,
+    "evaluations": EVALUATIONS,
+    "evaluation_items": EVALUATION_ITEMS,
 }
 ABOUT = {
     "runs": "A row per run of the manifest, in its order. What is measured is null unless status is ok.",
@@ -814,4 +835,6 @@ ABOUT = {
     "anchors": "A row per run that was measured again on a later day.",
     "effects": "A row per change of an axis and quantity, per value of another axis that it depends on, and per share.",
     "attempts": "A row per attempt at a run of the sweep, at an anchor or by hand: all that the sweep itself took.",
+    "evaluations": "A row per ok run and metric of an evaluation that the config asks for, by category of its items.",
+    "evaluation_items": "A row per ok run and score of an item of an evaluation: what pairs runs item by item.",
 }

@@ -31,6 +31,7 @@ AXES: dict[str, Callable[[Row], str]] = {
     "batching": lambda row: row["batching"],
     "head": lambda row: row["head"],
     "engine": lambda row: row["engine"],
+    "optimizer": lambda row: row["optimizer"],
     "micro_batch_size": lambda row: (
         f"micro-batch {row['micro_batch_size']}" if row["micro_batch_size"] else "whole batch"
     ),

@@ -41,6 +41,7 @@ SPREAD = {
     "batching": 0.7,
     "head": 0.3,
     "engine": 0.4,
+    "optimizer": 0.2,
     "batch_size": 0.1,
     "batch_size_scope": 0.2,
     "micro_batch_size": 0.1,

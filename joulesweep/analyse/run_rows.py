@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence, Set
 from pathlib import Path
 
 from joulesweep.analyse import roofline
-from joulesweep.analyse.columns import DEVICES, EPOCHS, ESTIMATED, QUALITY, RUNS, SELECTIONS, named
+from joulesweep.analyse.columns import DEVICES, EPOCHS, ESTIMATED, EVALUATIONS, QUALITY, RUNS, SELECTIONS, named
 from joulesweep.analyse.tables import Row, check, combined
 from joulesweep.core.errors import Corrupt
 from joulesweep.core.outcome import (
@@ -58,6 +58,8 @@ OF_DEVICE = (
     *named(DEVICES, "device kind uuid status method reason energy_j total_energy_j net_energy_j idle_w tick_s"),
     *named(DEVICES, "mean_power_w power_ratio error_j doubt idle_reason net_reason ratio_reason power_method"),
 )
+#: Tables whose rows a record makes, besides the one of runs.
+OTHERS = ("epochs", "selections", "devices", "evaluations")
 NOT_TRACED = "the trace has no readings of this device"
 UNRATED = "no step that trains every tensor was counted"
 UNCITED = "the run is older than certificates"
@@ -82,7 +84,7 @@ def read(path: Path, asked: Asked, factors: Footprint | None) -> tuple[Row, dict
 
     Returns:
         The row of the runs table, without the columns from the manifest and from the files beside the record; and the
-        rows of the tables `epochs`, `selections` and `devices`, without the columns of the run itself.
+        rows of the tables `OTHERS`, without the columns of the run itself.
 
     Raises:
         UserError: the record is missing, or of another version; the line names the file.
@@ -93,11 +95,12 @@ def read(path: Path, asked: Asked, factors: Footprint | None) -> tuple[Row, dict
     try:
         row = check(_run(run_record, asked, factors), RUNS)
         if run_record.measurement is None:
-            return row, {"epochs": [], "selections": [], "devices": []}
+            return row, {name: [] for name in OTHERS}
         return row, {
             "epochs": list(_epochs(row, run_record, run_record.measurement, asked)),
             "selections": list(_selections(run_record.measurement)),
             "devices": list(_devices(run_record, run_record.measurement)),
+            "evaluations": [check(dict(vars(score)), EVALUATIONS) for score in run_record.evaluations or ()],
         }
     except (ArithmeticError, ValueError) as error:  # a window of 0 s, a number beyond the largest
         raise Corrupt(path, f"corrupt run record: {type(error).__name__}: {error}") from None

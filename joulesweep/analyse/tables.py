@@ -57,6 +57,8 @@ class Tables:
     anchors: pl.DataFrame
     effects: pl.DataFrame
     attempts: pl.DataFrame
+    evaluations: pl.DataFrame
+    evaluation_items: pl.DataFrame
 
 
 NAMES = tuple(field.name for field in fields(Tables))

@@ -14,7 +14,7 @@ from typing import Any
 from joulesweep.analyse import beliefs, past_runs, planning
 from joulesweep.analyse.estimator import Job, Range
 from joulesweep.analyse.past_runs import Machine
-from joulesweep.axes import engine, precision, strategy
+from joulesweep.axes import engine, optimizer, precision, strategy
 from joulesweep.cli import add_config
 from joulesweep.core import bounded
 from joulesweep.core.errors import UserError, one_of
@@ -196,6 +196,7 @@ def _impossible(spec: RunSpec, num_gpus: int | None) -> str | None:
         strategy.unsupported_reason(spec.strategy, spec.devices, spec.accelerator, number, spec.nodes)
         or precision.unsupported_reason(spec.precision, spec.accelerator, None)
         or engine.unsupported_reason(spec.engine, spec.accelerator)
+        or optimizer.unsupported_reason(spec.optimizer, spec.accelerator)
     )
 
 

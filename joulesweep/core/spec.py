@@ -25,6 +25,7 @@ OMISSION: dict[str, Any] = {
     "batching": "dynamic",
     "head": "masked",
     "engine": "eager",
+    "optimizer": "adamw",
     "batch_size_scope": "global",
     "micro_batch_size": None,
     "checkpoint_activations": False,
@@ -90,6 +91,7 @@ class RunSpec:
             `max_length` tokens with several texts that do not see each other.
         head: "masked" computes the output layer at predicted positions only, "dense" everywhere.
         engine: a row of `joulesweep.axes.engine.ENGINES`.
+        optimizer: a row of `joulesweep.axes.optimizer.OPTIMIZERS`.
         batch_size: texts per optimizer step, over all devices or on each (`batch_size_scope`).
         batch_size_scope: "global" or "per_device".
         micro_batch_size: texts per forward pass on each device, with gradients accumulated; None for all at once.
@@ -141,6 +143,7 @@ class RunSpec:
     batching: str = OMISSION["batching"]
     head: str = OMISSION["head"]
     engine: str = OMISSION["engine"]
+    optimizer: str = OMISSION["optimizer"]
     batch_size_scope: str = OMISSION["batch_size_scope"]
     micro_batch_size: int | None = OMISSION["micro_batch_size"]
     checkpoint_activations: bool = OMISSION["checkpoint_activations"]

@@ -21,7 +21,7 @@ from joulesweep.core.outcome import BoardIdentity, Environment
 from joulesweep.core.places import ROOT
 from joulesweep.measure import batch_system, certificate, devices, meters
 
-VERSIONED = ("torch", "transformers", "tokenizers", "safetensors", "zeus", "nvidia-ml-py")
+VERSIONED = ("torch", "transformers", "tokenizers", "safetensors", "zeus", "nvidia-ml-py", "bitsandbytes")
 
 
 @functools.cache

@@ -7,6 +7,8 @@ A method is a module `joulesweep/methods/<name>.py` (underscores for the hyphens
 * `apply(model, params)`: changes the model in place or returns another one, before it is wrapped;
 * optionally `importances(rating, params, parameters)`: a number for each tensor that may train. The method then
   chooses tensors every few epochs, see `joulesweep.train.adaptive.choosing`; `Rating` gives it facts about the run;
+* optionally `cached_layers(model)`: the lowest layers, all frozen, whose output is computed once per text; `Params`
+  then has `max_gib`, see `joulesweep.train.caching`;
 * optionally `merge(model)`: removes what `apply` added, before the trained model is saved; or, if that is impossible,
   `save(model, state, folder)`: saves the model with these weights;
 * optionally `describe(model)`: facts for the record of each phase of the training, such as the frozen layers;
@@ -87,6 +89,9 @@ class Method(Protocol):
         parameters: Mapping[str, torch.nn.Parameter],
     ) -> Sequence[float]:
         """Rate each tensor that may train by a number: the method then chooses tensors every few epochs."""
+
+    def cached_layers(self, model: torch.nn.Module) -> list[torch.nn.Module]:
+        """Return the lowest layers, all frozen, whose output is computed once per text and kept."""
 
     def merge(self, model: torch.nn.Module) -> None:
         """Remove what `apply` added, before the trained model is saved."""

@@ -17,6 +17,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from torch.nn import functional
+
+from joulesweep.nets import sampled
 
 MOST_MACS = 2**25  # multiply-adds of a timed product: about half a millisecond on one core
 BUDGET_S = 0.15  # after which no round begins
@@ -73,10 +76,22 @@ def available() -> bool:
 
 
 def adopt(modules: Iterable[torch.nn.Module]) -> None:
-    """Let oneDNN compute every plain linear layer among the modules, in place."""
+    """Let oneDNN compute every linear layer among the modules, in place."""
     for module in modules:
-        if type(module) is torch.nn.Linear:
-            module.__class__ = Linear
+        assign(module, True)
+
+
+def assign(module: torch.nn.Module, is_ours: bool) -> None:
+    """Let oneDNN compute a linear layer, or PyTorch's default library; other modules stay as they are."""
+    if type(module) in (torch.nn.Linear, Linear):
+        module.__class__ = Linear if is_ours else torch.nn.Linear
+    elif type(module) is sampled.Linear:
+        module.multiply = product if is_ours else functional.linear
+
+
+def computes(module: torch.nn.Module) -> bool:
+    """Whether oneDNN computes a module."""
+    return type(module) is Linear or (type(module) is sampled.Linear and module.multiply is product)
 
 
 @dataclass(frozen=True, order=True, kw_only=True)
@@ -130,7 +145,7 @@ def choose(
     began_s = clock()
     layers: dict[Shape, list[torch.nn.Linear]] = {}
     for name, module in model.named_modules():
-        if type(module) is torch.nn.Linear:
+        if type(module) in (torch.nn.Linear, sampled.Linear):
             layers.setdefault(Shape.of(module, rows(name)), []).append(module)
     shapes = sorted(layers)
     with torch.random.fork_rng([]):

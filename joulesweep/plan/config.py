@@ -34,6 +34,7 @@ from joulesweep import methods, readers
 from joulesweep.axes.engine import ENGINES
 from joulesweep.axes.layout import BATCHINGS, HEADS
 from joulesweep.axes.lr_rule import LR_RULES
+from joulesweep.axes.optimizer import OPTIMIZERS
 from joulesweep.axes.precision import PRECISIONS
 from joulesweep.axes.strategy import STRATEGIES
 from joulesweep.axes.task import TASKS
@@ -253,7 +254,7 @@ class DatasetConfig(Section):
     @classmethod
     def _known(cls, name: str) -> str:
         if name not in readers.names():
-            raise ValueError(one_of("format", name, readers.names()))
+            raise ValueError(one_of("format", name, readers.of_texts()))
         return name
 
     @property
@@ -406,6 +407,7 @@ class Grid(Section):
     batching: Annotated[list[str], Field(min_length=1, json_schema_extra=_named(tuple(BATCHINGS)))] = ["dynamic"]
     head: Annotated[list[str], Field(min_length=1, json_schema_extra=_named(tuple(HEADS)))] = ["masked"]
     engine: Annotated[list[str], Field(min_length=1, json_schema_extra=_named(tuple(ENGINES)))] = ["eager"]
+    optimizer: Annotated[list[str], Field(min_length=1, json_schema_extra=_named(tuple(OPTIMIZERS)))] = ["adamw"]
     batch_size: Annotated[list[Positive], Field(min_length=1, description="texts per optimizer step")]
     batch_size_scope: Annotated[
         list[Literal["global", "per_device"]], Field(min_length=1, description="over all devices, or on each")
@@ -912,6 +914,7 @@ NAMED_AXES: dict[str, tuple[str, Collection[str] | str]] = {
     "batching": ("batching", BATCHINGS),
     "head": ("head", HEADS),
     "engine": ("engine", ENGINES),
+    "optimizer": ("optimizer", OPTIMIZERS),
     "lr_rule": ("rule of lr", LR_RULES),
 }
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from joulesweep.axes import engine, lr_rule
+from joulesweep.axes import engine, lr_rule, optimizer
 from joulesweep.axes.layout import BATCHINGS
 from joulesweep.axes.strategy import STRATEGIES, several_nodes_reason
 from joulesweep.axes.task import TASKS
@@ -41,6 +41,7 @@ AXES = (
     "batching",
     "head",
     "engine",
+    "optimizer",
     "batch_size",
     "batch_size_scope",
     "micro_batch_size",
@@ -60,6 +61,7 @@ UNLABELLED = (
     "batching",
     "head",
     "engine",
+    "optimizer",
     "micro_batch_size",
     "checkpoint_activations",
     "lr",
@@ -124,6 +126,7 @@ def expand(config: SweepConfig, where: Place | None = None) -> ExpandedGrid:
         )
         reason = next((entry.reason for entry in config.exclude if _matches(entry.when, point)), None)
         reason = reason or several_nodes_reason(cell.strategy, cell.nodes) or engine.incompatible_reason(cell)
+        reason = reason or optimizer.incompatible_reason(cell)
         reason = reason or _incompatible_reason(cell, config.datasets[cell.dataset]) or _unevaluated(cell, config)
         if reason is not None:
             name = _label(cell, telling)

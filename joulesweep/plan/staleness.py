@@ -24,7 +24,7 @@ from joulesweep.plan.definitions import Definition
 from joulesweep.train import evaluations
 
 #: Tables where only the run's own row counts, each with the field of the spec that names the row.
-TABLES = {"ENGINES": "engine", "PRECISIONS": "precision", "STRATEGIES": "strategy"}
+TABLES = {"ENGINES": "engine", "OPTIMIZERS": "optimizer", "PRECISIONS": "precision", "STRATEGIES": "strategy"}
 #: Entry point of a run: its parent process, which leads to the processes that it starts.
 RUN = ("joulesweep.launch.launcher", "launch")
 #: In the checkout, beside what Snakemake keeps: digests of the sources, which take seconds to work out.
@@ -34,11 +34,12 @@ KEPT = Path(".snakemake", "joulesweep", "digests.json")
 def run_digest(spec: RunSpec) -> str:
     """Digest of the code that a run of this spec uses."""
     evaluated = tuple(dict.fromkeys(str(entry["name"]) for entry in spec.evaluate))
-    return _run_digest(spec.method, evaluated, *((table, getattr(spec, field)) for table, field in TABLES.items()))
+    rows = ((table, getattr(spec, field)) for table, field in TABLES.items())
+    return _run_digest(spec.method, *rows, evaluated=evaluated)
 
 
 @functools.cache
-def _run_digest(method: str, evaluated: tuple[str, ...], *rows: tuple[str, str]) -> str:
+def _run_digest(method: str, *rows: tuple[str, str], evaluated: tuple[str, ...] = ()) -> str:
     return _kept(["run", method, *evaluated, *rows], lambda: _hash(run_parts(method, dict(rows), evaluated)))
 
 
@@ -155,7 +156,7 @@ def _hash(parts: dict[Definition, str]) -> str:
 
 def main() -> None:
     """Print which definitions count for a plain run, and which do not, with the reason."""
-    parts = run_parts("full", {"ENGINES": "eager", "PRECISIONS": "fp32", "STRATEGIES": "single"})
+    parts = run_parts("full", {"ENGINES": "eager", "OPTIMIZERS": "adamw", "PRECISIONS": "fp32", "STRATEGIES": "single"})
     for definition in sorted(parts, key=lambda definition: (definition.path, definition.name)):
         reason = definitions.exemption(definition)
         print(

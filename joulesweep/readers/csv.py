@@ -23,6 +23,11 @@ def read(file: InputFile, fields: Fields, delimiter: str = ",") -> list[Row]:
 READER = Reader(needs_field=True, options=("target",), headerless=True, read=read)
 
 
+def names_in(file: InputFile) -> list[str]:
+    """The names of the columns of a file with a header; none if it is empty."""
+    return next(_cells(file, ",", "header"), [])
+
+
 def columns(
     file: InputFile, names: Sequence[str], delimiter: str = ",", *, header: bool = True
 ) -> Iterator[dict[str, str]]:

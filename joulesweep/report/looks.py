@@ -38,6 +38,7 @@ AXES: Mapping[str, Callable[[Row], str]] = {
     "Devices": spread,
     "Precision": lambda row: str(row["precision"]),
     "Engine": lambda row: str(row["engine"]),
+    "Optimizer": lambda row: str(row["optimizer"]),
     "Batching": lambda row: str(row["batching"]),
     "Head": lambda row: f"{row['head']} head",
     "Micro-batch": lambda row: f"micro-batch {row['micro_batch_size']}" if row["micro_batch_size"] else "whole batch",

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from joulesweep import methods
-from joulesweep.axes import engine, precision, strategy
+from joulesweep.axes import engine, optimizer, precision, strategy
 from joulesweep.axes.layout import BATCHINGS
 from joulesweep.axes.task import TASKS
 from joulesweep.core.errors import UserError
@@ -25,7 +25,7 @@ from joulesweep.nets import flops, onednn
 from joulesweep.nets.anatomy import num_embeddings, num_positions, stacks
 from joulesweep.nets.build import build
 from joulesweep.nets.language_model import LanguageModel, Unfit
-from joulesweep.train import data, fit, labels
+from joulesweep.train import caching, data, fit, labels
 from joulesweep.train.adaptive import choosing
 from joulesweep.train.corpus import Corpus, load, split
 from joulesweep.train.kahan import KahanAdamW
@@ -55,8 +55,10 @@ def prepare_process(spec: RunSpec) -> RankContext:
     capability = torch.cuda.get_device_capability(0) if num_gpus else None
     reason = strategy.unsupported_reason(spec.strategy, spec.devices, spec.accelerator, num_gpus, spec.nodes)
     reason = reason or precision.unsupported_reason(spec.precision, spec.accelerator, capability)
-    reason = reason or engine.incompatible_reason(spec) or methods.incompatible_reason(spec)
+    reason = reason or engine.incompatible_reason(spec) or optimizer.incompatible_reason(spec)
+    reason = reason or methods.incompatible_reason(spec)
     reason = reason or engine.unsupported_reason(spec.engine, spec.accelerator, capability)
+    reason = reason or optimizer.unsupported_reason(spec.optimizer, spec.accelerator)
     if reason:
         raise RunEnded("unsupported", reason)
     precision.allow_tf32(False)  # the model is tried in fp32; `cast` sets it as the spec says
@@ -123,9 +125,27 @@ def assemble(spec: RunSpec, model_folder: Path, tokens: Path, place: RankContext
     )
     try:
         trainer.selector = choosing.selector(trainer)
-    except ValueError as error:
+        trainer.cache = _cache(trainer)
+    except ValueError as error:  # `Unfit` is one
         raise RunEnded("unsupported", str(error)) from None
     return trainer
+
+
+def _cache(trainer: Trainer) -> caching.Cache | None:
+    """Return the cache of a run's method, or None if it keeps nothing; adds its size to the method's facts.
+
+    Raises:
+        ValueError: the model's layers cannot be read from a cache, or it would be too large.
+    """
+    spec = trainer.spec
+    method, params = methods.load(spec.method), methods.parameters(spec.method, spec.method_params)
+    if not hasattr(method, "cached_layers"):
+        return None
+    layers = method.cached_layers(trainer.core.model)
+    batches, _ = next(trainer.batches(epoch=1))
+    cache = caching.cache(trainer.core, layers, batches[0], trainer.corpus, trainer.train_texts, params.max_gib)
+    trainer.facts["cache_bytes"] = cache.states.nbytes
+    return cache
 
 
 def _compile(core: LanguageModel) -> None:
@@ -161,7 +181,8 @@ def _prepare(core: LanguageModel, corpus: Corpus, spec: RunSpec, place: RankCont
             enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
             enable({"use_reentrant": False})
             model.disable_input_require_grads()  # else the backward pass goes through frozen layers
-    work = flops.model_work(core, spec.devices if strategy.STRATEGIES[spec.strategy].shards_state else 1)
+    shards = spec.devices if strategy.STRATEGIES[spec.strategy].shards_state else 1
+    work = flops.model_work(core, shards, optimizer.OPTIMIZERS[spec.optimizer].moment_bytes)
     precision.convert(core, spec.precision)  # after the count: converted modules compute the same products
     products = _products(core, corpus, spec, place)
     _check(fit.step_unsupported_reason(core, corpus, laid))
@@ -238,8 +259,8 @@ def _too_long(spec: RunSpec, corpus: Corpus, model: Any) -> str | None:  # noqa:
     return None
 
 
-def _optimizer(core: torch.nn.Module, spec: RunSpec, device: torch.device) -> torch.optim.AdamW:
-    """Build AdamW, fused except with Kahan summation; biases and normalisation weights (1-d) do not decay."""
+def _optimizer(core: torch.nn.Module, spec: RunSpec, device: torch.device) -> torch.optim.Optimizer:
+    """Build the optimizer, of its own with Kahan summation; biases and normalisation weights (1-d) do not decay."""
     trained = [parameter for parameter in core.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": spec.weight_decay},
@@ -250,7 +271,7 @@ def _optimizer(core: torch.nn.Module, spec: RunSpec, device: torch.device) -> to
     groups = [group for group in groups if group["params"]]
     if precision.PRECISIONS[spec.precision].kahan:
         return KahanAdamW(groups, lr=lr, capturable=captured)
-    return torch.optim.AdamW(groups, lr=lr, fused=True, capturable=captured)
+    return optimizer.OPTIMIZERS[spec.optimizer].make(groups, lr, captured)
 
 
 def measured_boards(spec: RunSpec, boards: Sequence[Board], place: RankContext) -> dict[int, Board]:

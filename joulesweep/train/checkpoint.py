@@ -132,7 +132,8 @@ class State:
 
     Attributes:
         weights: of this rank.
-        optimizer: for each parameter, by name: whether FSDP shards the value, and this rank's part of it.
+        optimizer: for each parameter, by name: whether FSDP shards the value, and this rank's part of it. AdamW of 8
+            bits counts its steps with plain numbers.
         scaler: of the loss.
         rng: PyTorch's random state.
         cuda_rng: of each GPU.
@@ -147,10 +148,11 @@ class State:
         ends: of the finished epochs, the begin among them.
         cpu_s: CPU-seconds of this rank's windows so far.
         peaks: see `Peaks.peaks`.
+        cached: what frozen layers make of the texts; None unless the method keeps it.
     """
 
     weights: Weights
-    optimizer: list[dict[str, tuple[bool, torch.Tensor]]]
+    optimizer: list[dict[str, tuple[bool, torch.Tensor | int]]]
     scaler: Plain
     rng: torch.Tensor
     cuda_rng: list[torch.Tensor]
@@ -165,6 +167,7 @@ class State:
     ends: list[Plain]
     cpu_s: float
     peaks: list[tuple[int, int, int]]
+    cached: torch.Tensor | None = None
 
 
 def save(
@@ -201,12 +204,13 @@ def save(
         selector=_selector(trainer),
         trained=[name for name, parameter in trainer.core.model.named_parameters() if parameter.requires_grad],
         products=trainer.products,
-        onednn=[name for name, module in trainer.core.named_modules() if type(module) is onednn.Linear],
+        onednn=[name for name, module in trainer.core.named_modules() if onednn.computes(module)],
         untrained=asdict(untrained),
         kept=list(kept),
         ends=[asdict(end) for end in ends],
         cpu_s=cpu_s,
         peaks=list(peaks.peaks),
+        cached=None if trainer.cache is None else trainer.cache.states,
     )
     path = checkpoints.file(len(trainer.losses), trainer.place.rank)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -238,12 +242,13 @@ def restore(state: State, trainer: Trainer, kept: list[Weights], peaks: Peaks) -
     """
     trainer.products = state.products
     for name, module in trainer.core.named_modules():
-        if type(module) in (torch.nn.Linear, onednn.Linear):
-            module.__class__ = onednn.Linear if name in state.onednn else torch.nn.Linear
+        onednn.assign(module, name in state.onednn)
     if trainer.selector is not None and state.selector is not None:
         cost, rates = state.selector["cost"], state.selector["rates"]
         trainer.selector = replace(trainer.selector, cost=Cost(**cost), rates=rates and Rates(**rates))
         choosing.train_only(trainer, state.trained)
+    if trainer.cache is not None and state.cached is not None:
+        trainer.cache.states.copy_(state.cached)
     load_weights(trainer.core, state.weights)
     _restore_optimizer(state, trainer)
     if trainer.scaler.is_enabled():
@@ -266,7 +271,7 @@ def _parameters(trainer: Trainer) -> list[torch.Tensor]:
     return [parameter for group in trainer.optimizer.param_groups for parameter in group["params"]]
 
 
-def _values(trainer: Trainer, parameter: torch.Tensor) -> dict[str, tuple[bool, torch.Tensor]]:
+def _values(trainer: Trainer, parameter: torch.Tensor) -> dict[str, tuple[bool, torch.Tensor | int]]:
     """Return AdamW's state of a parameter; a counter that parameters share stays one object, also in the file."""
     state = trainer.optimizer.state.get(parameter, {})
     return {
@@ -289,7 +294,9 @@ def _restore_optimizer(state: State, trainer: Trainer) -> None:
         optimizer.state.clear()
     for parameter, values in zip(_parameters(trainer), state.optimizer, strict=True):
         for name, (sharded, value) in values.items():
-            if captured:
+            if isinstance(value, int):
+                optimizer.state[parameter][name] = value
+            elif captured:
                 optimizer.state[parameter][name].copy_(value)
             elif sharded:
                 optimizer.state[parameter][name] = torch.zeros_like(parameter)

@@ -75,6 +75,8 @@ class Batch:
             `_choose_in_parts`.
         target_ids: int64 [rows, target length], targets of an encoder-decoder; else None.
         counts: work of the pass, see `work.COUNTED`.
+        source: int64 [tokens], indices of the tokens in the corpus; stays in host memory.
+        places: int64 [tokens], their positions in the flattened rows; likewise.
     """
 
     input_ids: torch.Tensor
@@ -84,6 +86,8 @@ class Batch:
     chosen: torch.Tensor | None
     target_ids: torch.Tensor | None
     counts: dict[str, int]
+    source: torch.Tensor
+    places: torch.Tensor
 
     @property
     def tensors(self) -> list[torch.Tensor | None]:
@@ -251,6 +255,8 @@ def _collate(
         chosen=chosen,
         target_ids=None if corpus.targets is None else written.fill(corpus.targets.ids[written.source], corpus.pad_id),
         counts={name: counts.get(name, 0) for name in COUNTED},
+        source=rows.source,
+        places=rows.target,
     )
 
 

@@ -100,7 +100,7 @@ class _Reader:
         self._source: Any = entry["source"]
         is_items = evaluations.load(str(entry["name"])).FORMAT is not None
         self.items: list[Row] = _items(path) if is_items else []
-        begin = about["prefix"] or ([tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else [])
+        begin = about["prefix"] or [i for i in (about.get("bos_id"),) if i is not None]
         self.around = (about["prefix"] if TASKS[self.task].hides else begin, about["suffix"])
 
     @property

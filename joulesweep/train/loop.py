@@ -226,6 +226,8 @@ def _run_epochs(trainer: Trainer, stop: Stop | None = None, step: int = 0) -> Ge
     with contextlib.closing(bar), contextlib.closing(trainer.steps(step)) as steps:
         for epoch in range(math.ceil(step / per_epoch) or 1, trainer.num_epochs + 1):
             begun = (epoch - 1) * per_epoch
+            if trainer.cache is not None:
+                trainer.cache.fills = epoch == 1
             if step == begun:
                 _begin(trainer, epoch)
             for batches, num_predicted in itertools.islice(steps, begun + per_epoch - step):
@@ -246,7 +248,7 @@ def _run_epochs(trainer: Trainer, stop: Stop | None = None, step: int = 0) -> Ge
 def _begin(trainer: Trainer, epoch: int) -> None:
     """Open a phase if one begins with this epoch; a method that chooses tensors does so first."""
     if trainer.selector is None:
-        if epoch == 1:
+        if epoch == 1 or (epoch == 2 and trainer.cache is not None):  # from then on a step is less work
             trainer.open_phase("training", epoch)
     elif trainer.selector.due(epoch):
         trainer.open_phase("rating", epoch)
@@ -269,6 +271,8 @@ def _step(trainer: Trainer, batches: Sequence[Batch], num_predicted: int, lr: fl
         return trainer.graphed([batch.tensors for batch in batches], 1 / num_predicted)
     device = trainer.place.device
     inputs = [batch.on(device) for batch in batches]
+    if trainer.cache is not None:
+        trainer.cache.prepare(trainer.core, batches, inputs)
     factor = torch.full((), 1 / num_predicted, device=device)
     return _forward_backward_update(trainer, inputs, factor)
 

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from joulesweep.axes import engine, strategy
+from joulesweep.axes.optimizer import OPTIMIZERS
 from joulesweep.core.outcome import ChosenPhase, Ending, PlainPhase, Stopped, TensorChoice, Work
 from joulesweep.core.spec import RunSpec
 from joulesweep.core.work import COUNTED
@@ -20,6 +21,7 @@ from joulesweep.nets.anatomy import stacks
 from joulesweep.nets.language_model import LanguageModel
 from joulesweep.train import ahead, data, labels
 from joulesweep.train.adaptive import cost
+from joulesweep.train.caching import Cache
 from joulesweep.train.corpus import Corpus
 from joulesweep.train.memory import copy_weights, load_weights
 
@@ -129,12 +131,13 @@ class Trainer:
         corpus: all texts.
         train_texts: indices of the training texts.
         validation_texts: indices of the validation texts.
-        optimizer: AdamW over the parameters that the method trains.
+        optimizer: a kind of AdamW over the parameters that the method trains.
         scaler: of the loss, for float16.
         work: predicted work of a step, from `flops.model_work`.
         facts: facts about the method for the record, from `methods.describe`.
         products: facts about the library of matrix products for the record, from `onednn.choose`.
         selector: for a method that chooses tensors while it trains, else None.
+        cache: for a method that keeps what frozen layers make of each text, else None.
         phases: of the training, in order: spans in which the same tensors trained or were rated.
         began_s: begin of the current phase on the monotonic clock, moved later by the time of copying weights.
         graphed: replays the step, with an engine that captures it.
@@ -148,12 +151,13 @@ class Trainer:
     corpus: Corpus
     train_texts: torch.Tensor
     validation_texts: torch.Tensor
-    optimizer: torch.optim.AdamW
+    optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     work: Work
     facts: dict[str, object] = field(default_factory=dict)
     products: dict[str, object] = field(default_factory=dict)
     selector: cost.Selector | None = None
+    cache: Cache | None = None
     phases: list[Tally] = field(default_factory=list)
     graphed: engine.GraphedStep | None = None
     losses: list[torch.Tensor] = field(default_factory=list)
@@ -251,7 +255,7 @@ class Trainer:
     def _steps_taken(self) -> Counters:
         """Return AdamW's current counters, on the device; none without loss scaling, which alone skips steps."""
         states = self.optimizer.state if self.scaler.is_enabled() else {}
-        counters = [state["step"] for state in states.values()]
+        counters = [torch.as_tensor(state["step"], dtype=torch.float32) for state in states.values()]
         return list(states), torch.stack(counters) if counters else torch.empty(0)
 
     @property
@@ -338,8 +342,8 @@ class InitialState:
     def restore(self, trainer: Trainer) -> None:
         """Restore the trainer to its start."""
         load_weights(trainer.core, self.weights)
-        if trainer.selector is not None:
-            trainer.optimizer.state.clear()  # only chosen tensors have any
+        if trainer.selector is not None or OPTIMIZERS[trainer.spec.optimizer].quantises:
+            trainer.optimizer.state.clear()  # only chosen tensors have any; what codes stand for is not zero
         for state in trainer.optimizer.state.values():
             for value in state.values():
                 value.zero_()  # AdamW's initial state: no steps, no moments

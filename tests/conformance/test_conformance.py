@@ -20,18 +20,28 @@ import ranks
 import tiny_run
 import tolerances
 import torch
+from places import ALONE
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from joulesweep import methods
+from joulesweep.analyse import roofline
 from joulesweep.axes.precision import PRECISIONS, Precision
 from joulesweep.axes.strategy import STRATEGIES
+from joulesweep.nets import onednn
 from joulesweep.plan.config import BATCHINGS, HEADS
+from joulesweep.train import assembly, loop
+from joulesweep.train.adaptive import choosing
 
 GOLDEN = tiny_run.SUPPORT / "golden" / "losses.json"
 LOSS_SCALE = 2.0**16  # GradScaler's first
 #: The reference.
 PLAIN = {"method": "full", "precision": "fp32", "batching": "fixed", "head": "dense"}
-#: A method's own dropout is left out.
-DROPPED = {"lora": {"method_params": {"dropout": 0.0}}}
+#: A method's own chance is left out.
+DROPPED = {
+    "lora": {"method_params": {"dropout": 0.0}},
+    "sampled-backward": {"method_params": {"keep": 1.0}},
+}
 SPREAD = [name for name, row in STRATEGIES.items() if row.multi_process]
 
 #: Models of the other tasks. The padded rows of an encoder-decoder cannot be packed.
@@ -323,10 +333,37 @@ def test_fsdp_is_ddp(spread, number):
 
 
 def test_few_cases_are_impossible():
-    """Methods that choose under fsdp, and those for decoders alone with packed rows; no others."""
+    """Methods that choose under fsdp, those for decoders alone with packed rows, a cache on two ranks; no others."""
     found = {(case["method"], case["batching"], case.get("strategy")) for case in SINGLE + PAIRS if impossible(case)}
     choosing = {(method, batching, "fsdp") for method in ("greentrainer", "random") for batching in BATCHINGS}
-    assert found == choosing | {("prefix", "packed", strategy) for strategy in (None, *SPREAD)}
+    caching = {("freeze-cache", batching, strategy) for batching in BATCHINGS for strategy in SPREAD}
+    assert found == choosing | caching | {("prefix", "packed", strategy) for strategy in (None, *SPREAD)}
+
+
+#: What PyTorch's counter can count: in each, the number of rows of which a share is drawn is even.
+COUNTABLE = [
+    {"method": "full"},
+    {"method": "freeze-bottom"},
+    {"method": "sampled-backward", "method_params": {"keep": 0.5}},
+    {"method": "sampled-backward", "method_params": {"keep": 0.25}, "checkpoint_activations": True},
+    {"method": "freeze-bottom", **WRITERS[0]},
+    {"method": "freeze-cache", **WRITERS[0]},
+    {"method": "freeze-cache", **WRITERS[2]},
+    {"method": "sampled-backward", **WRITERS[1]},
+]
+
+
+@pytest.mark.parametrize("case", COUNTABLE, ids=name)
+def test_flops_of_a_training_are_those_that_pytorch_counts(assets, monkeypatch, case):
+    monkeypatch.setattr(onednn, "available", lambda: False)
+    on = assets[case.get("model", "bert")]
+    trainer = assembly.assemble(tiny_run.spec(**{"epochs": 3, **case}), on.model_folder, on.tokens, ALONE)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # of a fused one it counts nothing
+        for _ in loop._run_epochs(trainer):
+            pass
+    phases = choosing.phases(trainer, trainer.phases)
+    assert len(phases) == (2 if case["method"] == "freeze-cache" else 1)
+    assert roofline.totals(phases)["executed_flops"] == pytest.approx(counter.get_total_flops(), rel=1e-9)
 
 
 class Coarse(torch.nn.Linear):

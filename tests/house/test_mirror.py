@@ -52,6 +52,7 @@ ELSEWHERE = {
     "joulesweep.runs.identity": "test_spec",
     "joulesweep.train.assembly": "test_trainer",
     "joulesweep.train.corpus": "test_data",
+    "joulesweep.train.evaluating": "test_evaluations",
     "joulesweep.train.generation": "test_tasks",
     "joulesweep.train.labels": "test_data",
     "joulesweep.train.packing": "test_data",

@@ -47,7 +47,8 @@ def test_each_package_is_pinned_once_to_a_version():
 
 
 @pytest.mark.parametrize(
-    ("group", "least"), [("dependencies", 8), ("dev", 8), ("peers", 2), ("docs", 2), ("slurm", 1), ("cluster", 1)]
+    ("group", "least"),
+    [("dependencies", 8), ("dev", 8), ("peers", 2), ("docs", 2), ("slurm", 1), ("cluster", 1), ("bitsandbytes", 1)],
 )
 def test_every_dependency_is_pinned_and_pinned_there_only(group, least):
     names = declared()[group]
@@ -56,7 +57,7 @@ def test_every_dependency_is_pinned_and_pinned_there_only(group, least):
 
 
 def test_there_are_no_other_groups_of_dependencies():
-    assert set(declared()) == {"dependencies", "dev", "peers", "docs", "slurm", "cluster"}
+    assert set(declared()) == {"dependencies", "dev", "peers", "docs", "slurm", "cluster", "bitsandbytes"}
 
 
 def test_torch_and_zeus_are_the_ones_meant():

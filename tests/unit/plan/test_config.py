@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from joulesweep import methods, readers
 from joulesweep.axes.engine import ENGINES
+from joulesweep.axes.optimizer import OPTIMIZERS
 from joulesweep.axes.precision import PRECISIONS
 from joulesweep.axes.strategy import STRATEGIES
 from joulesweep.core.errors import MOST_MISTAKES, MOST_NAMES, UserError, one_of
@@ -28,8 +29,8 @@ CSV = {**JSONL, "datasets__texts__format": "csv"}
 CHOICES = {"datasets__texts__choices": "c", "datasets__texts__answer": "i"}
 SOURCES = "{wheel, sha256, path}, {hub, revision}, {local}"
 GRID_KEYS = (
-    "model, dataset, task, method, strategy, devices, precision, batching, head, engine, batch_size, batch_size_scope, "
-    "micro_batch_size, checkpoint_activations, lr, lr_rule, lr_base_batch_size, max_grad_norm, … (19 in all)"
+    "model, dataset, task, method, strategy, devices, precision, batching, head, engine, optimizer, batch_size, "
+    "batch_size_scope, micro_batch_size, checkpoint_activations, lr, lr_rule, lr_base_batch_size, … (20 in all)"
 )
 BOARDS = "must be auto or a list of NVML indices and UUIDs, each once"
 NO_BOARDS = (2, "all", None, [], [0, 0], ["GPU-a", "GPU-a"], [-1], ["0"], [True], [1.0], [[0]], [0, "board"])
@@ -81,7 +82,7 @@ MISTAKES = [
     (
         {"sweeep": 1},
         "sweeep: unknown key 'sweeep'; allowed: sweep, models, datasets, grid, train, measure, energy, hardware, "
-        "answer, studies, exclude (did you mean 'sweep'?)",
+        "answer, evaluate, studies, exclude (did you mean 'sweep'?)",
     ),
     (
         {"grid__batchsize": [1]},
@@ -184,8 +185,8 @@ MISTAKES = [
     (
         {"exclude": [{"when": {"precison": "fp32"}, "reason": "slow"}]},
         "exclude[0].when: unknown axis 'precison'; allowed: model, dataset, task, method, strategy, devices, "
-        "precision, batching, head, engine, batch_size, batch_size_scope, micro_batch_size, checkpoint_activations, "
-        "lr, lr_rule, max_grad_norm (did you mean 'precision'?)",
+        "precision, batching, head, engine, optimizer, batch_size, batch_size_scope, micro_batch_size, "
+        "checkpoint_activations, lr, lr_rule, max_grad_norm (did you mean 'precision'?)",
     ),
     # choices
     (
@@ -675,7 +676,7 @@ def test_the_schema_names_what_the_axes_allow():
 
 def test_the_schema_names_every_reader():
     formats = config.json_schema()["$defs"]["DatasetConfig"]["properties"]["format"]["enum"]
-    assert formats == readers.names()
+    assert formats == readers.of_texts()
 
 
 def keys_of(section: type[BaseModel]) -> set[str]:
@@ -696,7 +697,7 @@ def test_the_default_config_documents_every_key_and_every_value_of_the_tables():
     text = (tiny_run.REPOSITORY / "config" / "config.yaml").read_text(encoding="utf-8")
     keys = keys_of(config.SweepConfig)
     assert {"sha256", "cpu_watts", "min_w", "subset", "when", "lr_warmup_fraction"} <= keys  # the walk goes deep
-    tables = (STRATEGIES, PRECISIONS, ENGINES)
+    tables = (STRATEGIES, PRECISIONS, ENGINES, OPTIMIZERS)
     named = {*config.TASKS, *config.BATCHINGS, *config.HEADS, *config.SCHEDULES, *methods.names(), *readers.names()}
     choices = named.union(*tables)
     assert {name for name in keys | choices if not re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", text)} == set()

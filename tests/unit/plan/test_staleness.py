@@ -257,7 +257,7 @@ def test_a_text_that_only_looks_like_a_docstring_counts(tmp_path):
     assert digest_of(tmp_path, "def f():\n    return 'a'") != digest_of(tmp_path, "def f():\n    return 'b'")
 
 
-PLAIN = {"ENGINES": "eager", "PRECISIONS": "fp32", "STRATEGIES": "single"}
+PLAIN = {"ENGINES": "eager", "OPTIMIZERS": "adamw", "PRECISIONS": "fp32", "STRATEGIES": "single"}
 
 
 def used_by_a_plain_run() -> list[definitions.Definition]:

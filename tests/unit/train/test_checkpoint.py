@@ -26,6 +26,7 @@ CASES = [
     CHOOSES,
     {**CHOOSES, "precision": "fp16-mixed"},
     {"method": "random", "method_params": {"reselect_epochs": 1}},
+    {"method": "sampled-backward"},
 ]
 
 
@@ -47,6 +48,20 @@ def test_a_stopped_training_ends_with_the_same_bits(with_dropout, tmp_path, chan
     whole = stopping.attempts(with_dropout, tmp_path, **changes)
     for stops in ([1, 2], [NUM_STEPS, 2 * NUM_STEPS], [NUM_STEPS + 1]):
         assert_same(stopping.attempts(with_dropout, tmp_path, [[stop] for stop in stops], **changes), whole)
+
+
+def test_a_training_goes_on_from_what_was_kept_of_its_texts(tmp_path):
+    folder = tmp_path / "assets"
+    folder.mkdir()
+    tiny_run.network("opt", dropout=0.3, decoder_layers=4).save_pretrained(folder / "model")
+    tiny_run.tokenizer(folder / "model")
+    on = tiny_run.Assets(
+        model_folder=folder / "model", tokens=tiny_run.token_file(folder / "tokens.safetensors", suffix=[])
+    )
+    changes = {"method": "freeze-cache", "task": "clm", "epochs": 3}
+    whole = stopping.attempts(on, tmp_path, **changes)
+    for stops in ([1, NUM_STEPS + 1], [NUM_STEPS]):
+        assert_same(stopping.attempts(on, tmp_path, [[stop] for stop in stops], **changes), whole)
 
 
 def test_a_training_goes_on_with_the_library_that_it_began_with(with_dropout, tmp_path, monkeypatch):
