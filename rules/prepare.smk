@@ -29,6 +29,7 @@ rule grid:
 rule fetch_model:
     input:
         lambda wildcards: sweep.local_files("models", wildcards.model),
+        texts=lambda wildcards: sweep.tokenizer_texts(wildcards.model),
     output:
         folder=directory("resources/models/{model}"),
         manifest="resources/models/{model}.json",
@@ -47,7 +48,7 @@ rule fetch_model:
         "Fetch model {wildcards.model}"
     shell:
         "python -m scripts.fetch_model --source {params.source:q} --folder {output.folder:q}"
-        " --manifest {output.manifest:q} --tasks {resources.tasks:q} 2>&1 | tee {log:q} >&2"
+        " --manifest {output.manifest:q} --tasks {resources.tasks:q} --texts {input.texts:q} 2>&1 | tee {log:q} >&2"
 
 
 rule fetch_dataset:

@@ -20,11 +20,12 @@ def main() -> None:
     parser.add_argument(
         "--tasks", default="", help="tasks that it must be able to learn, separated by commas; by default any one"
     )
+    parser.add_argument("--texts", type=Path, nargs="*", default=[], help="that its tokenizer is to be trained on")
     arguments = parser.parse_args()
     note_versions()
     tasks = [task for task in arguments.tasks.split(",") if task]
     model = sources.read_section(ModelConfig, arguments.source)
-    files.write_json(arguments.manifest, fetch_model(model, arguments.folder, tasks))
+    files.write_json(arguments.manifest, fetch_model(model, arguments.folder, tasks, *arguments.texts))
 
 
 if __name__ == "__main__":

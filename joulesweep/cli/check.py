@@ -45,7 +45,7 @@ def _unfit(config: SweepConfig, where: Place) -> list[UserError]:
     """Tasks that a model of the grid cannot learn, as far as fetched models say it: nothing is fetched for this."""
     mistakes = []
     for name in config.grid.model:
-        path = Path("resources/models", f"{model_key(name, model_source(config.models[name]))}.json")
+        path = Path("resources/models", f"{model_key(name, model_source(config.models[name], config.datasets))}.json")
         try:
             fitness = read_json(path, "manifest of a model")["tasks"]
             reasons = {task: fitness[task]["reason"] for task in config.grid.task if task in fitness}

@@ -54,6 +54,7 @@ OMISSION: dict[str, Any] = {
 #: The same for the keys of `model_source` and `dataset_source`, at every level.
 SOURCE_OMISSION: dict[str, Any] = {
     "tokenizer": None,
+    "like": None,
     "new_weights": [],
     "field": None,
     "header": True,

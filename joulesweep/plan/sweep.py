@@ -34,7 +34,7 @@ from joulesweep.measure import devices
 from joulesweep.measure.machine import resolve_accelerator
 from joulesweep.plan import config as config_module
 from joulesweep.plan import intact, notes, staleness
-from joulesweep.plan.config import DatasetConfig, LocalSource, ModelConfig
+from joulesweep.plan.config import DatasetConfig, LocalSource, ModelConfig, TrainedTokenizer
 from joulesweep.plan.grid import (
     ExpandedGrid,
     dataset_key,
@@ -188,7 +188,8 @@ def runs_folder(wildcards: Any, input: Any) -> str:  # noqa: ANN401 - Snakemake'
 
 def _local(entry: ModelConfig | DatasetConfig) -> list[tuple[str, Path]]:
     """The user's own files and folders of a model or a data set, each with the key that names it."""
-    sources = [("source", entry.source), ("tokenizer", getattr(entry, "tokenizer", None))]
+    tokenizer = getattr(entry, "tokenizer", None)
+    sources = [("source", entry.source), ("tokenizer", tokenizer), ("tokenizer.like", getattr(tokenizer, "like", None))]
     return [(key, path) for key, source in sources if isinstance(source, LocalSource) for path in source.paths]
 
 
@@ -274,7 +275,9 @@ class Sweep:
         self.grid: ExpandedGrid = expand(config, where)
         shuffled = sorted(self.grid.runs, key=lambda run: (self.spec(run).repeat, self._shuffled(run)))
         self._priorities = {run: len(shuffled) - i for i, run in enumerate(shuffled)}
-        self._models = {model_key(name, model_source(model)): name for name, model in config.models.items()}
+        self._models = {
+            model_key(name, model_source(model, config.datasets)): name for name, model in config.models.items()
+        }
         self._datasets = {dataset_key(name, dataset_source(data)): data for name, data in config.datasets.items()}
         self._evaluated = {_place(entry): data for entry, data in evaluation_sources(config)}
         for entry, data in evaluation_sources(config):
@@ -302,7 +305,15 @@ class Sweep:
 
     def model_json(self, key: str) -> str:
         """The source of a key's model as JSON, for its script."""
-        return canonical(model_source(self.config.models[self._models[key]]))
+        return canonical(model_source(self.config.models[self._models[key]], self.config.datasets))
+
+    def tokenizer_texts(self, key: str) -> list[str]:
+        """The texts that the tokenizer of a key's model is trained on; none of a model that comes with one."""
+        tokenizer = self.config.models[self._models[key]].tokenizer
+        if not isinstance(tokenizer, TrainedTokenizer):
+            return []
+        name = str(tokenizer.trained_on)
+        return [f"resources/datasets/{dataset_key(name, dataset_source(self.config.datasets[name]))}.jsonl"]
 
     def tasks(self, key: str) -> str:
         """The tasks of all runs with a key's model, separated by commas."""

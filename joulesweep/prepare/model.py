@@ -9,14 +9,16 @@ import math
 import re
 import shutil
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path, PurePosixPath
 from typing import Any, TypedDict
 
 from joulesweep.axes.task import TASKS
 from joulesweep.core.errors import UserError, brief_repr
 from joulesweep.core.files import sha256_of
-from joulesweep.plan.config import HubSource, ModelConfig, RandomSource
+from joulesweep.plan.config import FileSource, HubSource, ModelConfig, RandomSource, TrainedTokenizer
 from joulesweep.plan.grid import model_source
+from joulesweep.prepare import vocabulary
 from joulesweep.prepare.sources import AnySource, copy_files, describe, nearest
 from joulesweep.prepare.tokens import load_tokenizer, vocabulary_size
 
@@ -60,19 +62,23 @@ KEPT = (
 )
 
 
-def fetch_model(model: ModelConfig, folder: Path, tasks: Collection[str] = ()) -> dict[str, object]:
+def fetch_model(
+    model: ModelConfig, folder: Path, tasks: Collection[str] = (), texts: Path | None = None
+) -> dict[str, object]:
     """Fetch a model's config, weights and tokenizer into a folder, which is written completely or not at all.
 
     Args:
         model: where it comes from.
         folder: where it goes; an existing one is replaced.
         tasks: tasks of `axes.task.TASKS` that it must be able to learn; without any, one task is enough.
+        texts: the data set that its tokenizer is to be trained on, as `scripts.fetch_dataset` wrote it.
 
     Returns:
         Its manifest: format, version, source, files (name: SHA-256); for a hub source, the resolved commits
         (revision, tokenizer_revision; else null); tasks: for each one the reason why the model cannot learn it (null
         if it can) and the weights that begin at random (new_weights); generation: generation settings of its files,
-        which runs ignore. The manifest depends on the files only, not on the tasks.
+        which runs ignore; tokenizer: of one that is trained, how (see `vocabulary.Trained`), and its embeddings are
+        among the new weights. The manifest depends on the files only, not on the tasks.
 
     Raises:
         UserError: it cannot be downloaded or found, cannot be loaded without running its code, lacks weights that the
@@ -85,9 +91,13 @@ def fetch_model(model: ModelConfig, folder: Path, tasks: Collection[str] = ()) -
     result.mkdir(parents=True)
     try:
         revision = _fetch_weights(model, result, work)
-        tokenizer_revision = None
-        if model.tokenizer is not None:
-            tokenizer_revision = copy_files(model.tokenizer, TOKENIZER_FILES, result, work / "tokenizer")
+        tokenizer_revision, trained = None, None
+        tokenizer = elsewhere(model)
+        if tokenizer is not None:
+            tokenizer_revision = copy_files(tokenizer, TOKENIZER_FILES, result, work / "tokenizer")
+        if isinstance(model.tokenizer, TrainedTokenizer):
+            _require_tokenizer(result, describe(tokenizer or model.source))
+            trained = vocabulary.train(result, model.tokenizer, texts, TOKENIZER_FILES)
         fitness = _tasks(result, model)
         _check_tasks(fitness, tasks, describe(model.source))
         _check_tokenizer(
@@ -105,9 +115,18 @@ def fetch_model(model: ModelConfig, folder: Path, tasks: Collection[str] = ()) -
         "files": {path.name: sha256_of(path) for path in sorted(folder.iterdir())},
         "revision": revision,
         "tokenizer_revision": tokenizer_revision,
-        "tasks": {task: {key: row[key] for key in ("reason", "new_weights")} for task, row in fitness.items()},
+        "tasks": {
+            task: {"reason": row["reason"], "new_weights": row["new_weights"] + (trained.tensors if trained else [])}
+            for task, row in fitness.items()
+        },
         "generation": _generation(folder),
+        **({"tokenizer": asdict(trained)} if trained else {}),
     }
+
+
+def elsewhere(model: ModelConfig) -> FileSource | None:
+    """Where the files of a tokenizer are, if not beside the model: its own, or that of which kind one is trained."""
+    return model.tokenizer.like if isinstance(model.tokenizer, TrainedTokenizer) else model.tokenizer
 
 
 def _fetch_weights(model: ModelConfig, result: Path, work: Path) -> str | None:
@@ -115,7 +134,7 @@ def _fetch_weights(model: ModelConfig, result: Path, work: Path) -> str | None:
     if isinstance(model.source, RandomSource):
         (result / "config.json").write_text(_random_config(model.source.random), encoding="utf-8")
         return None
-    patterns = MODEL_FILES if model.tokenizer is not None else MODEL_FILES + TOKENIZER_FILES
+    patterns = MODEL_FILES if elsewhere(model) is not None else MODEL_FILES + TOKENIZER_FILES
     revision = copy_files(model.source, patterns, result, work / "source")
     _check_config(result, describe(model.source))
     _check_weights(result, model.source)
@@ -323,10 +342,14 @@ def _generation(folder: Path) -> dict[str, object]:
     return {key: value for key, value in settings.items() if value != usual[key]}
 
 
-def _check_tokenizer(folder: Path, model: ModelConfig, num_embeddings: int | None) -> None:
-    name = describe(model.tokenizer or model.source)
+def _require_tokenizer(folder: Path, name: str) -> None:
     if not any((folder / file).is_file() for file in VOCABULARIES):
         raise UserError(f"{name}: no tokenizer; expected one of: {', '.join(VOCABULARIES)}")
+
+
+def _check_tokenizer(folder: Path, model: ModelConfig, num_embeddings: int | None) -> None:
+    name = describe(elsewhere(model) or model.source)
+    _require_tokenizer(folder, name)
     tokens = vocabulary_size(load_tokenizer(folder))
     if num_embeddings is not None and num_embeddings < tokens:
         raise UserError(f"{name}: tokenizer has {tokens} tokens, the model only vocab_size {num_embeddings}")

@@ -256,6 +256,7 @@ def made(tmp_path_factory):
         summary = {"text": 1, "summary": "a cat", "references": ["a cat sat"]}
         for run in sweep[0]["runs"]:
             files.write_lines(sweep[1] / run / "summaries.jsonl", [summary])
+            files.write_lines(sweep[1] / run / "steps.jsonl", [{"step": 1, "train_loss": 2.0}] * 30)
             files.write_lines(sweep[1] / run / "evaluations.jsonl", [ITEMS])
         files.write_lines(sweep[1] / run / "attempts.jsonl", ATTEMPT)
         synthetic.write_anchors(sweep, folder, "2026-03-01", 2, 1.01)

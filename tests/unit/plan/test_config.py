@@ -44,6 +44,26 @@ MISTAKES = [
     ),
     ({"grid__lr_rule": ["constant", "sqrt"]}, "grid: lr_base_batch_size: needed with lr_rule constant, sqrt"),
     ({"grid__lr_base_batch_size": 32}, "grid: lr_base_batch_size: has no meaning with lr_rule constant"),
+    # tokenizers that are trained
+    (
+        {"models__bert__tokenizer": {"trained_on": "txts", "vocab_size": 1000}},
+        "models.bert.tokenizer.trained_on: unknown data set 'txts'; allowed: texts (did you mean 'texts'?)",
+    ),
+    (
+        {"models__bert__tokenizer": {"trained_on": "texts", "vocab_size": 5}},
+        "models.bert.tokenizer.vocab_size: input should be greater than or equal to 100, got 5",
+    ),
+    (
+        {"models__bert__tokenizer": {"trained_on": "texts", "vocab_size": 1000, "like": {"local": "x"}}},
+        "models.bert: tokenizer.like: has no meaning: the model has a tokenizer",
+    ),
+    (
+        {
+            "models__bert__source": {"random": {"model_type": "bert"}},
+            "models__bert__tokenizer": {"trained_on": "texts", "vocab_size": 1000},
+        },
+        "models.bert: tokenizer.like: needed with random weights",
+    ),
     # columns by number
     (
         {**CSV, "datasets__texts__header": False},
@@ -134,8 +154,8 @@ MISTAKES = [
     ),
     (
         {"grid__method": ["ful"]},
-        "grid.method[0]: unknown method 'ful'; allowed: freeze-bottom, full, greentrainer, last-k, lora, "
-        "prefix, random (did you mean 'full'?)",
+        "grid.method[0]: unknown method 'ful'; allowed: freeze-bottom, freeze-cache, full, greentrainer, last-k, "
+        "lora, prefix, random, sampled-backward (did you mean 'full'?)",
     ),
     (
         {"grid__method": [{"freeze-bottom": {"frac": 0.5}}]},

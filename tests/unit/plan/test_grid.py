@@ -436,6 +436,18 @@ def test_what_makes_targets_of_texts_fetches_them_again():
     assert len({key(format="jsonl", field="q", **keys) for keys in different}) == len(different)
 
 
+def test_a_trained_tokenizer_is_part_of_the_model_by_its_texts_and_their_split():
+    def source(name="texts", **changes):
+        trained = {"trained_on": name, "vocab_size": 1000}
+        spec = next(iter(expand(models__bert__tokenizer=trained, **changes).runs.values()))
+        return spec.model_source
+
+    plain = source()
+    assert plain["tokenizer"]["trained_on"]["format"] == "text" and plain["tokenizer"]["vocab_size"] == 1000
+    assert source(datasets__texts__split_seed=3) != plain
+    assert "bert" not in grid.model_key("m", plain) and grid.model_key("m", plain) == grid.model_key("m", source())
+
+
 def test_a_model_from_elsewhere_is_another_folder():
     keys = {
         grid.model_key("bert", grid.model_source(validate(tiny_run.config(models__bert__source=source)).models["bert"]))
