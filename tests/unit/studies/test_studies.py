@@ -102,7 +102,7 @@ def test_the_report_answers_what_the_config_names(one, tmp_path):
 
 def test_what_cannot_be_answered_is_no_answer_on_the_page(one, tmp_path):
     html = str(section.section(swept(tmp_path, lambda row: None)).html)
-    assert '<p class="note">Nothing finished, which it takes.</p>' in html and 'class="answer"' not in html
+    assert '<p class="unanswered">Nothing finished, which it takes.</p>' in html and 'class="answer"' not in html
 
 
 def test_the_terminal_ends_with_the_answers(one, tmp_path):
