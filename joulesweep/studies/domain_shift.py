@@ -120,11 +120,12 @@ def _sentence(known: Sequence[Shift]) -> str:
     able = [shift for shift in kept if shift.learns]
     if not able:
         return f"{opening}, and none of those that do not forget is shown to learn its domain."
-    told = []
-    for panel in dict.fromkeys(shift.row["panel"] for shift in able):
-        best, cost = _cheapest([shift for shift in able if shift.row["panel"] == panel])
-        told.append(f"{best.name}, {cost}, {_nats(best)}")
-    return f"{opening}: the cheapest that learns its domain without it is {'; '.join(told)}."
+    panels = dict.fromkeys(shift.row["panel"] for shift in able)
+    chosen = [_cheapest([shift for shift in able if shift.row["panel"] == panel]) for panel in panels]
+    told = "; ".join(f"{best.name}, {cost}, {_nats(best)}" for best, cost, _ in chosen)
+    by_time = " and ".join(dict.fromkeys(why for *_, why in chosen if why))
+    cheapest = f"the cheapest (by time, not by joules: {by_time})" if by_time else "the cheapest"
+    return f"{opening}: {cheapest} that learns its domain without it is {told}."
 
 
 def _nats(shift: Shift) -> str:
@@ -141,15 +142,15 @@ def _factor(nats: float) -> str:
     return quantities.digits(math.exp(min(nats, 600.0)))
 
 
-def _cheapest(able: Sequence[Shift]) -> tuple[Shift, str]:
-    """The cheapest configuration and its cost: measured joules where they rank all, else seconds."""
+def _cheapest(able: Sequence[Shift]) -> tuple[Shift, str, str | None]:
+    """The cheapest configuration, its cost in measured joules or else in seconds, and why not in joules."""
     why = why_not_ranked(pl.DataFrame([shift.row for shift in able], infer_schema_length=None))
     if why is None:
         undoubted = [shift for shift in able if shift.row["energy_doubt"] is None]
         best = min(undoubted, key=lambda shift: shift.row["energy_j_mean"])
-        return best, f"{quantities.one(best.row['energy_j_mean'], 'J')} measured"
+        return best, f"{quantities.one(best.row['energy_j_mean'], 'J')} measured", None
     best = min(able, key=lambda shift: shift.row["window_s_mean"])
-    return best, f"{quantities.one(best.row['window_s_mean'], 's')} (by time, not by joules: {why})"
+    return best, quantities.one(best.row["window_s_mean"], "s"), why
 
 
 def _most(known: Sequence[Shift]) -> list[str]:

@@ -218,7 +218,7 @@ def test_sources_are_stripped_at_every_level_and_keep_what_differs():
 
 
 def test_omission_values_of_sources_are_the_configs_defaults():
-    sections = (config.ModelConfig, config.DatasetConfig, config.HubDataSource)
+    sections = (config.ModelConfig, config.DatasetConfig, config.HubDataSource, config.TrainedTokenizer)
     fields = {name: field for section in sections for name, field in section.model_fields.items()}
     optional = {name: field.get_default() for name, field in fields.items() if not field.is_required()}
     assert optional == spec.SOURCE_OMISSION  # a new optional key without its entry would change every id

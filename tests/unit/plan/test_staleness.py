@@ -544,3 +544,12 @@ def test_every_file_that_may_count_is_among_the_sources(
     added = staleness._sources.__wrapped__()
     (tmp_path / name).write_text("b", encoding="utf-8")
     assert len({before, added, staleness._sources.__wrapped__()}) == 3
+
+
+def test_an_evaluation_counts_for_the_runs_that_it_is_of_alone():
+    rows = {"ENGINES": "eager", "PRECISIONS": "fp32", "STRATEGIES": "single"}
+    plain, scored = (staleness.run_parts("full", rows, names) for names in ((), ("crows-pairs",)))
+    files = {definition.path.name for definition in scored} - {definition.path.name for definition in plain}
+    assert files == {"crows_pairs.py"}
+    spec = tiny_run.spec(evaluate=[{"name": "crows-pairs", "source": {}}])
+    assert staleness.run_digest(spec) != staleness.run_digest(tiny_run.spec())
