@@ -145,7 +145,8 @@ def _clause(row: Row, against: Sequence[_Against]) -> str:
             f"{method_words(one.rival)} ({_number(one.cost)} of its cost)" for one in against if one.verdict == verdict
         ]
         if names:
-            parts.append(f"{words} {' and '.join(names)}")
+            *before, last = names
+            parts.append(f"{words} {', '.join(before)} and {last}" if before else f"{words} {last}")
     return f"{method_words(row)} {', '.join(parts)} (n = {min(one.cost.n for one in against)})"
 
 

@@ -581,7 +581,7 @@ def test_gradients_that_ddp_averages_are_those_of_the_whole_batch(assets, batchi
         scaler = torch.amp.GradScaler("cpu", enabled=False)
         given = {"batching": "dynamic", "size": 7, "micro": None, "max_length": 24, "head": "masked", **changes}
         trainer = SimpleNamespace(spec=tiny_run.spec(), model=core, place=place_of(rank, world), graphed=None,
-                                  optimizer=optimizer, scaler=scaler)  # fmt: skip
+                                  cache=None, optimizer=optimizer, scaler=scaler)  # fmt: skip
         (step,) = data.steps(corpus, masked, texts, data.BatchLayout(**given), rank, world)
         loss = loop._step(trainer, *step, lr=0.0)
         return loss.item(), kept
@@ -609,6 +609,7 @@ def test_only_the_last_micro_batch_exchanges_gradients(assets, monkeypatch, stra
         model=core,
         place=place_of(0, 1),
         graphed=None,
+        cache=None,
         optimizer=torch.optim.SGD(core.parameters(), lr=0.0),
         scaler=torch.amp.GradScaler("cpu", enabled=False),
     )
