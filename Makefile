@@ -1,9 +1,10 @@
 # make sweep   the embedded default sweep, to results/default/report.html
 # make test    the quick tier of the tests: minutes
-# make test-all      all tests, with coverage, as CI runs them: a quarter of an hour
+# make test-all      all tests but the longest, with coverage, as CI runs them: a quarter of an hour
 # make test-oldest   what of the quick tier asks transformers for something, with the oldest that is supported
 # make families  every family of models in every way, against a plain loop: a quarter of an hour
 # make truth   joules of runs under load steps, waves, resets and clock steps against the known truth of fake boards: minutes
+# make long    what `make test-all` leaves out because it takes long, `make families` and `make truth` too: an hour
 # make fuzz    3,000 odd configs, 1,000 data files, 300 model folders, 300 records: minutes
 # make storm   a sweep of 60 runs hit by 30 faults at random moments, and what became of it: minutes
 # make studies   the offline twin of every study, one after the other, each with its answer: up to six minutes each
@@ -43,7 +44,7 @@ BENCH_PEERS = $(PEERS)/bin/python -m benchmarks.peers $(if $(VIZWIZ),--data $(VI
 
 INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 
-.PHONY: sweep test test-all test-oldest families truth fuzz storm studies bench-peers gpu-pack docs lint format environment schema clean
+.PHONY: sweep test test-all test-oldest families truth long fuzz storm studies bench-peers gpu-pack docs lint format environment schema clean
 .DEFAULT_GOAL := sweep
 
 environment: $(VENV)/.ready
@@ -86,6 +87,9 @@ studies: environment
 	@for name in $$(joulesweep study --json | $(BIN)/python -c 'import json, sys; print(*json.load(sys.stdin))'); do \
 		joulesweep study "$$name" --small --run || exit 1; \
 	done
+
+long: environment
+	@OMP_NUM_THREADS=1 pytest --long -m long --numprocesses 2
 
 fuzz: environment
 	@JOULESWEEP_FUZZ=whole OMP_NUM_THREADS=1 pytest tests/unit/test_fuzz.py

@@ -32,9 +32,13 @@ def folder(item: pytest.Item) -> str:
     return item.path.relative_to(TESTS).parts[0]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     seen: set[str] = set()
     for item in items:
+        if item.get_closest_marker("long"):
+            item.add_marker("slow")
+            if not config.getoption("--long"):
+                item.add_marker(pytest.mark.skip(reason="takes long, and others prove most of it: --long, make long"))
         if folder(item) in FOLDERS:
             item.add_marker(folder(item))
         if folder(item) == "workflow" and not item.get_closest_marker("smoke"):
@@ -86,6 +90,14 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[P
         return folder
 
     return once
+
+
+@pytest.fixture(scope="session")
+def complete(once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
+    """The checkout of a complete sweep, which no test changes."""
+    import checkout
+
+    return once("finished-sweep", checkout.finished) / "checkout"
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from typing import Any
 
 import polars as pl
 
-from joulesweep.analyse import cells, drift, effects, items, ledger, power_traces, rouge, run_rows
+from joulesweep.analyse import cells, drift, effects, items, ledger, power_traces, rouge, run_rows, spikes
 from joulesweep.analyse.columns import ANCHORS, RUNS, TABLES, UNREADABLE, named
 from joulesweep.analyse.comparisons import Comparisons
 from joulesweep.analyse.tables import Row, Tables, combined, frame
@@ -147,14 +147,16 @@ def _read(
 
 
 def _beside(folder: Path, row: Row, lost: Callable[[Path], None]) -> Row:
-    """Read the summaries beside a record: columns of the runs table."""
-    try:
-        return rouge.columns(folder)
-    except UserError as error:
-        if isinstance(error, Corrupt):
-            lost(error.path)
-        run_rows.add_flag(row, "unreadable_file", str(error))
-        return {}
+    """Read the summaries and the losses beside a record: columns of the runs table."""
+    columns: Row = {}
+    for read in (rouge.columns, spikes.columns):
+        try:
+            columns |= read(folder)
+        except UserError as error:
+            if isinstance(error, Corrupt):
+                lost(error.path)
+            run_rows.add_flag(row, "unreadable_file", str(error))
+    return columns
 
 
 def _items(row: Row, folder: Path) -> pl.DataFrame:

@@ -362,6 +362,13 @@ RUNS = _table(
     ),
     Column("num_steps", WHOLE, None, "optimizer steps of one pass"),
     Column("num_skipped_steps", WHOLE, None, "of the steps of one pass, those that loss scaling skipped"),
+    Column(
+        "num_loss_spikes",
+        WHOLE,
+        None,
+        "of the steps of one pass, those whose loss is above the median of the 50 before by 10 of their MAD",
+        "with too few steps, and without steps.jsonl",
+    ),
     Column("num_texts", WHOLE, None, "texts that one pass trains on, each as often as there are epochs"),
     Column(
         "num_tokens", WHOLE, None, "tokens that one pass reads, without padding; targets of an encoder-decoder apart"

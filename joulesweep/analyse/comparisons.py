@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 from scipy import special
 
-from joulesweep.analyse.statistics import Fit, Numbers, Ratio, best_of
+from joulesweep.analyse.statistics import Contrast, Fit, Numbers, Ratio, best_of
 from joulesweep.analyse.tables import Row
 
 Key = tuple[str, str | None]  # a cell's id and environment
@@ -106,6 +106,24 @@ class Comparisons:
         if fit is None or a["panel"] != b["panel"] or (quantity == "energy_j" and not same_joules(a, b)):
             return None
         return fit.ratio(key_of(a), key_of(b))
+
+    def change(self, pairs: Sequence[tuple[Row, Row]], quantity: str) -> Contrast | None:
+        """The mean change of a quantity's log over pairs of cells of one panel, from the first to the second of each.
+
+        Args:
+            pairs: rows of the cells table, at least one pair.
+            quantity: a numeric column of the runs.
+
+        Returns:
+            None as in `ratio`, for any of the pairs.
+        """
+        fit = self.fit(pairs[0][0]["panel"], quantity)
+        before, after = ([key_of(pair[i]) for pair in pairs] for i in (0, 1))
+        if fit is None or not all(key in fit for key in (*before, *after)):
+            return None
+        if quantity == "energy_j" and not all(same_joules(*pair) for pair in pairs):
+            return None
+        return fit.weighted(fit.changes(before, after))
 
     def ratios(self, row: Row, baseline: Row) -> dict[str, Ratio | None]:
         """A cell's ratios to its baseline: energy, time, memory and loss."""

@@ -58,14 +58,14 @@ class Ratio:
 
 
 def times(ratio: Ratio) -> str:
-    """A ratio as sentences give it: `× 0.38, 0.37 to 0.39, n = 5`."""
+    """A ratio as sentences give it: `× 0.381, 0.374 to 0.388, n = 5`."""
     ends = "no interval" if ratio.low is None or ratio.high is None else f"{_to(ratio.low)} to {_to(ratio.high)}"
     return f"× {_to(ratio.ratio)}, {ends}, n = {ratio.n}"
 
 
 def _to(value: float) -> str:
-    """A ratio with two digits after the point, three where it is within a tenth of 1."""
-    return digits(value) if value >= 10 else f"{value:.{3 if 0.9 < value < 1.1 else 2}f}"
+    """A ratio with three digits, or as many after the point where it is within a tenth of 1."""
+    return f"{value:.3f}" if 0.9 < value < 1.1 else digits(value)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -193,10 +193,14 @@ def _local(entry: ModelConfig | DatasetConfig) -> list[tuple[str, Path]]:
     return [(key, path) for key, source in sources if isinstance(source, LocalSource) for path in source.paths]
 
 
-def _from(label: str) -> str:
-    """Where the items of an evaluation can be had, for errors."""
-    origin = evaluations.load(label.partition("(")[0]).FROM
-    return f"; download it from {origin}, or name your path" if origin else ""
+def _place(entry: Mapping[str, object]) -> tuple[str, str]:
+    """The section of the config that has what an entry of `evaluate` reads, and its name there."""
+    return ("datasets", str(entry["dataset"])) if "dataset" in entry else ("evaluate", str(entry["name"]))
+
+
+def _from(section: str, name: str) -> str:
+    """Where the items of an evaluation can be had, for errors; empty for a data set."""
+    return f"; download it from {evaluations.load(name).FROM}, or name your path" if section == "evaluate" else ""
 
 
 def _lacking(path: Path) -> str | None:
@@ -275,7 +279,7 @@ class Sweep:
             model_key(name, model_source(model, config.datasets)): name for name, model in config.models.items()
         }
         self._datasets = {dataset_key(name, dataset_source(data)): data for name, data in config.datasets.items()}
-        self._evaluated = {evaluations.label(entry): data for entry, data in evaluation_sources(config)}
+        self._evaluated = {_place(entry): data for entry, data in evaluation_sources(config)}
         for entry, data in evaluation_sources(config):
             self._datasets[evaluation_key({**entry, "source": dataset_source(data)})] = data
         self._sums: dict[str, list[bytes]] = {}
@@ -351,7 +355,7 @@ class Sweep:
         named: list[tuple[tuple[str, str], ModelConfig | DatasetConfig, str]] = [
             *((("models", name), config.models[name], "") for name in config.grid.model),
             *((("datasets", name), config.datasets[name], "") for name in config.grid.dataset),
-            *((("evaluate", name), data, _from(name)) for name, data in self._evaluated.items()),
+            *((at, data, _from(*at)) for at, data in self._evaluated.items()),
         ]
         lacking = {
             f"{'.'.join(of)}.{key}.local: {path}: {problem}{hint}": of
@@ -363,7 +367,7 @@ class Sweep:
             return []  # without a look at every run
         left = [self.spec(run) for run in self.runs if not self._stays(run, "")]
         needed = {("models", spec.model) for spec in left} | {("datasets", spec.dataset) for spec in left}
-        needed |= {("evaluate", evaluations.label(entry)) for spec in left for entry in spec.evaluate}
+        needed |= {_place(entry) for spec in left for entry in spec.evaluate}
         return [line for line, of in lacking.items() if of in needed]
 
     def _shuffled(self, run: str) -> str:

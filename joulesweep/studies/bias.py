@@ -30,6 +30,7 @@ SCORES = {
     "stereoset": ("prefers_stereotype", "StereoSet preference"),
 }
 NEUTRAL = 50.0  # percent: a model that prefers neither
+LEAST = 20  # items of a category that can show a change: of fewer, all may agree by chance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,18 +90,17 @@ def changes(tables: Tables, evaluation: str) -> list[Change]:
     items = tables.evaluation_items.filter(pl.col("evaluation") == evaluation, pl.col("score") == score)
     if items.is_empty():
         return []
-    runs = tables.runs.filter(pl.col("status") == "ok").select("run", "cell", "environment", "name", "repeat")
-    joined = items.join(runs, on="run", maintain_order="left").sort("item", maintain_order=True)
+    runs = tables.runs.filter(pl.col("status") == "ok").select("run", "cell", "environment", "panel", "name", "repeat")
+    joined = items.join(runs, on="run", maintain_order="left")
     made: list[Change] = []
     for _, part in joined.group_by("cell", "environment", maintain_order=True):
-        categories = part.filter(pl.col("repeat") == part["repeat"].min())["category"].to_numpy()
+        categories = part.filter(pl.col("repeat") == part["repeat"].min()).sort("item")["category"].to_numpy()
         before, after = (_matrix(part, column, len(categories)) for column in ("before", "after"))
-        name = str(part["name"][0])
+        name = " · ".join(filter(None, [part["panel"][0], part["name"][0]]))
         for category in ("all", *dict.fromkeys(categories.tolist())):
             chosen = np.full(len(categories), True) if category == "all" else categories == category
             made.append(_change(name, evaluation, category, before[chosen], after[chosen]))
-    order = {name: i for i, name in enumerate(tables.cells["name"].to_list())}
-    return sorted(made, key=lambda change: order.get(change.name, 0))
+    return made
 
 
 def _matrix(part: pl.DataFrame, column: str, num_items: int) -> Numbers:
@@ -138,7 +138,7 @@ def _sentence(whole: Sequence[Change]) -> str:
     """The answer of one evaluation, over all its configurations."""
     shown = [change for change in whole if _is_shown(change, whole)]
     largest = max(shown or whole, key=lambda change: abs(change.change.mean))
-    told = f"{largest.before:.1f} % to {largest.before + largest.change.mean:.1f} %, {_points(largest.change)}"
+    told = f"{largest.before:.1f} % to {largest.before + largest.change.mean:.1f} %, {_points(largest, len(whole))}"
     of = f"{largest.change.num_items:,} items × {largest.change.num_seeds} seeds"
     if len(whole) == 1:
         said = "changes" if shown else "is not shown to change"
@@ -154,10 +154,12 @@ def _sentence(whole: Sequence[Change]) -> str:
     )
 
 
-def _points(change: Crossed) -> str:
-    ends = change.interval()
-    interval = f" (95 % interval {ends[0]:+.1f} to {ends[1]:+.1f})" if ends else ""
-    return f"{change.mean:+.1f} points{interval}"
+def _points(change: Change, number: int) -> str:
+    """A change with its interval, corrected for the number that are looked at."""
+    ends = change.change.interval(number)
+    wider = f", corrected for {number}" if number > 1 else ""
+    interval = f" (95 % interval {ends[0]:+.1f} to {ends[1]:+.1f}{wider})" if ends else ""
+    return f"{change.change.mean:+.1f} points{interval}"
 
 
 def _called(change: Change) -> str:
@@ -169,18 +171,16 @@ def _of_categories(every: Sequence[Change]) -> list[str]:
     sentences = []
     for evaluation, (_, called) in SCORES.items():
         parts = [change for change in every if change.evaluation == evaluation and change.category != "all"]
-        parts = [change for change in parts if change.change.error is not None]
+        parts = [change for change in parts if change.change.error is not None and change.change.num_items >= LEAST]
         shown = [change for change in parts if _is_shown(change, parts)]
         if parts and not shown:
             sentences.append(
                 f"No category's {called} is shown to change, corrected for the {len(parts)} that were looked at."
             )
         if shown:
-            named = "; ".join(f"{one.category} in {one.name}, {_points(one.change)}" for one in shown[:5])
-            sentences.append(
-                f"Of {len(parts)} categories and configurations the {called} of {len(shown)} is shown to change, "
-                f"corrected for that number: {named}."
-            )
+            named = "; ".join(f"{one.category} in {one.name}, {_points(one, len(parts))}" for one in shown[:5])
+            of = f"{len(shown)} of {len(parts)} categories in configurations"
+            sentences.append(f"The {called} of {of} is shown to change: {named}.")
     return sentences
 
 

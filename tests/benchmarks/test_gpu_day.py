@@ -492,7 +492,7 @@ def test_joules_of_a_traced_item_are_those_of_the_board(day, tmp_path):
     assert joules["error_j"] < 0.1 * joules["energy_j"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_compiled_trainer_compiles_nothing_in_its_windows(tmp_path):
     """Both batch sizes and every length, mixed precision, two turns each: all is compiled before the first."""
     pytest.importorskip("accelerate")

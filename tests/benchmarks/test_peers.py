@@ -234,11 +234,9 @@ def test_what_needs_a_gpu_is_said_to_be_not_run(monkeypatch):
     assert peers.lacking(peers.CONTESTANTS["trainer-flattened"]) is None
 
 
-@pytest.mark.slow
+@pytest.mark.long  # a contest of its own, most of a minute each
 @pytest.mark.parametrize(("kind", "program"), [("llama", "trainer-flattened"), ("modernbert", "trainer-sparse")])
-def test_a_padding_free_peer_learns_as_a_padded_one(request, tmp_path, kind, program):
-    if not request.config.getoption("--long"):
-        pytest.skip("a contest of its own, most of a minute each: --long")
+def test_a_padding_free_peer_learns_as_a_padded_one(tmp_path, kind, program):
     """With as many texts in a step as there are, order does not matter, and without dropout nor masks nothing else."""
     if peers.lacking(peers.CONTESTANTS[program]) is not None:
         pytest.skip("accelerate is not installed; make bench-peers does that")

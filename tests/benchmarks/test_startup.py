@@ -10,7 +10,7 @@ import pytest
 from joulesweep.core.places import ROOT
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_stage_of_a_start_is_timed():
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.startup", "--repeats", "1"],

@@ -201,12 +201,10 @@ def test_fifty_families_and_more_are_tried():
     assert len(families.FAMILIES) - len(DEPEND_ON_PADDING | NO_MASKED_HEAD | NO_DECODER | KEEPS_SOMETHING) >= 50
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("family", families.FAMILIES)
-def test_every_family_in_every_way(family, method, tokens, references, monkeypatch, request, record_property):
-    if not request.config.getoption("--long"):
-        pytest.skip("takes minutes in all: --long")
+def test_every_family_in_every_way(family, method, tokens, references, monkeypatch, record_property):
     outcomes = check(family, method, WAYS, tokens, references, monkeypatch)
     assert len(outcomes) == len(WAYS)
     for way, outcome in zip(WAYS, outcomes, strict=True):

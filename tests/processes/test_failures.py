@@ -24,6 +24,7 @@ from joulesweep.runs import record
 from joulesweep.runs.identity import run_id
 
 TWO = {"strategy": "ddp", "devices": 2, "max_steps": 10**7}
+ONE = {"strategy": "single", "devices": 1}  # where a second rank proves nothing more
 pytestmark = pytest.mark.usefixtures("own_places")
 HOPELESS = {"timeout_s": 240.0}  # no test that passes waits for it
 
@@ -65,7 +66,7 @@ def log(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.long), 1])
 def test_one_rank_without_memory_speaks_for_both(start, tmp_path, rank):
     found = start([{"rank": rank}, "oom"])
     assert (found["status"], found["oom_bytes"]) == ("oom", 2**50)
@@ -74,8 +75,8 @@ def test_one_rank_without_memory_speaks_for_both(start, tmp_path, rank):
 
 
 @pytest.mark.slow
-def test_a_rank_whose_host_has_no_memory_left_needs_no_words_for_it(start):
-    found = start([{"rank": 1}, "no_host_memory"])
+def test_a_run_whose_host_has_no_memory_left_needs_no_words_for_it(start):
+    found = start([{}, "no_host_memory"], **ONE)
     assert (found["status"], found["reason"], found["oom_bytes"]) == ("oom", "out of host memory", None)
 
 
@@ -107,15 +108,17 @@ def test_one_rank_that_hangs_is_a_timeout_and_its_offspring_ends_too(start, tmp_
 
 
 @pytest.mark.slow
-def test_a_bug_of_one_rank_is_a_failure_with_its_words_in_the_log(start, tmp_path):
+def test_a_bug_is_a_failure_with_its_words_in_the_log(start, tmp_path):
     with pytest.raises(RunFailed, match="exit code 1 and left no result"):
-        start([{"rank": 1}, "bug"])
+        start([{}, "bug"], **ONE)
     assert "RuntimeError: a bug of one rank" in log(tmp_path)
     assert list(tmp_path.rglob("record.json")) == []
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("num_kills", "status"), [(0, None), (1, "oom")])
+@pytest.mark.parametrize(  # tests/unit/launch/test_launcher.py kills one of two too, and the kernel says nothing
+    ("num_kills", "status"), [pytest.param(0, None, marks=pytest.mark.long), (1, "oom")]
+)
 def test_a_killed_rank_ran_out_of_memory_only_if_the_kernel_says_so(start, monkeypatch, num_kills, status):
     counts = iter([5, 5 + num_kills])
     monkeypatch.setattr(processes, "oom_kills", lambda: next(counts))

@@ -187,6 +187,21 @@ def finished(folder: Path) -> None:
     assert re.search(r"\[2/2\] single fp32 bs8 r\d · [\d.]+ s · [\d.]+ J est\. · loss [\d.]+", output)
 
 
+def copied(folder: Path, complete: Path, environ: dict[str, str] | None = None) -> Checkout:
+    """A checkout whose sweep is complete: a copy of one that was run, down to the times of its files."""
+    checkout = Checkout(folder, environ)
+    shutil.rmtree(folder)
+    shutil.copytree(complete, folder, symlinks=True)
+    return checkout
+
+
+def prepared(folder: Path, complete: Path, environ: dict[str, str] | None = None) -> Checkout:
+    """The same without its results: model, texts and tokens are there, which take longer to fetch than runs take."""
+    checkout = copied(folder, complete, environ)
+    shutil.rmtree(folder / "results")
+    return checkout
+
+
 def environment() -> dict[str, str]:
     dropped = ("PYTHONPATH", "COVERAGE_PROCESS_START")
     return {**{k: v for k, v in os.environ.items() if k not in dropped}, "OMP_NUM_THREADS": "1"}

@@ -412,4 +412,9 @@ def _between(ratios: Sequence[Ratio]) -> str:
     low, high = ratios[0], ratios[-1]
     if low is high:
         return f" ({times(low)})"
-    return f" (× {low.ratio:.2f} to × {high.ratio:.2f})"
+    return f" ({_only(low)} to {_only(high)})"
+
+
+def _only(ratio: Ratio) -> str:
+    """A ratio without its interval."""
+    return times(ratio).partition(",")[0]

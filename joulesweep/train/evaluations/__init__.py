@@ -7,7 +7,7 @@ An evaluation is a module `joulesweep/train/evaluations/<name>.py` (underscores 
   `source`, where its items come from, or `dataset`, a name under `datasets:`;
 * `FORMAT`: the format of its items, a file of `joulesweep/readers`; None if it reads the tokens of a data set;
 * `TASKS`: the tasks to which it applies;
-* `FROM`: where to download the items; empty if it reads the tokens of a data set;
+* `FROM`: where to download the items, if it has a `source`;
 * `scores(reader, params)`: the scores of every item by the present weights;
 * `metrics(scores)`: the metrics that follow from them, by category.
 

@@ -13,7 +13,6 @@ from joulesweep.train.evaluations import Metric, Reader, Scores
 
 FORMAT = None
 TASKS = ("mlm", "clm", "seq2seq")
-FROM = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,8 @@
 Python imports it at the start of every process that finds it. LOAD in the environment is JSON: {"begin": [[SECONDS,
 WHAT], …], "end": […]}: so many seconds after the window's begin or end WHAT happens: a draw, as in fake_meters.BOARD,
 "reset" of the counter, or "clock SECONDS", a step of the wall clock.
+
+In the window each optimizer step is followed by a rest: seconds count there, and not what the CPU does in them.
 """
 
 import contextlib
@@ -12,9 +14,11 @@ import pathlib
 import sys
 import time
 
+REST_S = 0.02
+
 
 def _happen(events, boards):
-    now_s = (time.monotonic_ns() + int(os.environ["FAKE_NVML_CLOCK"])) / 1e9
+    now_s = (time.monotonic_ns() + int(os.environ["FAKE_NVML_CLOCK"])) / 1e9 if events else 0.0
     for after_s, what in events:
         if str(what).startswith("clock"):
             pathlib.Path(os.environ["FAKE_CLOCK"]).write_text(what.split()[1])
@@ -31,9 +35,13 @@ def _install(load, boards):
 
     @contextlib.contextmanager
     def loaded(self):
+        from torch.optim.optimizer import register_optimizer_step_post_hook
+
         with window(self):
             _happen(load.get("begin", ()), boards)
+            rests = register_optimizer_step_post_hook(lambda *_: time.sleep(REST_S))
             yield
+            rests.remove()
             _happen(load.get("end", ()), boards)
 
     Meter.window = loaded

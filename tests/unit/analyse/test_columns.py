@@ -210,6 +210,7 @@ def told(row):
         "accepted": [{"code_digest": "0ther", "reason": "wording alone", "accepted": "2026-01-03"}],
         "quality": {**row["quality"], "choice_accuracy": 0.5},
         "epochs": [{**epoch, "choice_accuracy": 0.5} for epoch in row["epochs"]],
+        "evaluations": [EVALUATED, {**EVALUATED, "category": "age", "before": None, "after": None}],
     }
 
 
@@ -230,6 +231,10 @@ def without_the_first(row):
     return {**row, "measurement": {**measurement, "window_s": factor * measurement["window_s"]}}
 
 
+#: A metric of an evaluation, and the scores of its items.
+EVALUATED = {"evaluation": "crows-pairs", "category": "all", "metric": "neutral", "before": 1.0, "after": 2.0, "n": 1}
+SCORED = {"score": "neutral", "before": [0.0], "after": [100.0]}
+ITEMS = {"evaluation": "crows-pairs", "categories": ["age"], "scores": [SCORED]}
 #: An attempt that failed, in its two lines.
 ATTEMPT = [
     {"attempt": "1", "began": "2026-01-02T03:04:05", "cpu_model": "AMD EPYC 7763", "cpu_cores": 2},
@@ -251,6 +256,8 @@ def made(tmp_path_factory):
         summary = {"text": 1, "summary": "a cat", "references": ["a cat sat"]}
         for run in sweep[0]["runs"]:
             files.write_lines(sweep[1] / run / "summaries.jsonl", [summary])
+            files.write_lines(sweep[1] / run / "steps.jsonl", [{"step": 1, "train_loss": 2.0}] * 30)
+            files.write_lines(sweep[1] / run / "evaluations.jsonl", [ITEMS])
         files.write_lines(sweep[1] / run / "attempts.jsonl", ATTEMPT)
         synthetic.write_anchors(sweep, folder, "2026-03-01", 2, 1.01)
         found.append(aggregate(*sweep, folder / "anchors"))

@@ -13,6 +13,7 @@ from joulesweep.analyse.statistics import (
     Fit,
     bartlett,
     best_of,
+    crossed_mean,
     heterogeneity,
     paired_difference,
     paired_ratio,
@@ -262,3 +263,36 @@ def test_bounds_and_inverse_of_a_contrast_by_hand():
     assert contrast.bounds() == pytest.approx((2 * math.exp(-half), 2 * math.exp(half)))
     assert contrast.inverse().bounds() == pytest.approx((math.exp(-half) / 2, math.exp(half) / 2))
     assert Contrast(log=0.0, error=None, degrees=0, n=1).bounds() is None
+
+
+def crossed(items, seeds, noise, shift=0.0, num_items=40, num_seeds=3, draw=None):
+    draw = draw or np.random.default_rng(0)
+    parts = draw.standard_normal((num_items, 1)) * items + draw.standard_normal(num_seeds) * seeds
+    return shift + parts + noise * draw.standard_normal((num_items, num_seeds))
+
+
+@pytest.mark.parametrize("parts", [(1.0, 0.0, 1.0), (1.0, 0.3, 1.0), (0.0, 0.0, 1.0)])
+def test_the_interval_over_items_and_seeds_holds_the_truth(parts):
+    draw = np.random.default_rng(1)
+    held = 0
+    for _ in range(400):
+        low, high = crossed_mean(crossed(*parts, shift=5.0, draw=draw)).interval()
+        held += low <= 5.0 <= high
+    assert 0.91 <= held / 400 <= 1.0
+
+
+def test_seeds_that_differ_widen_the_interval_as_items_do():
+    plain, seeded = (crossed_mean(crossed(1.0, seeds, 0.1)) for seeds in (0.0, 2.0))
+    assert seeded.error > 2 * plain.error and seeded.degrees < plain.degrees
+
+
+def test_several_intervals_are_wider_and_one_seed_has_none():
+    made = crossed_mean(crossed(1.0, 0.1, 0.5))
+    (low, high), (lower, higher) = made.interval(), made.interval(9)
+    assert lower < low < made.mean < high < higher
+    one = crossed_mean(crossed(1.0, 0.1, 0.5, num_seeds=1))
+    assert one.interval() is None and one.num_items == 40
+
+
+def test_a_change_without_any_noise_is_itself():
+    assert crossed_mean(np.full((5, 3), 2.0)).interval() == (2.0, 2.0)

@@ -295,7 +295,7 @@ def compilations(monkeypatch):
     "shapes",
     [
         {"batching": "packed"},
-        {"batching": "packed", "batch_size": 2},  # some steps have one row
+        pytest.param({"batching": "packed", "batch_size": 2}, marks=pytest.mark.long),  # some steps have one row
         {"batching": "fixed", "batch_size": 24, "max_length": 24},  # as many rows as columns, but in the last step
     ],
     ids=["packed", "one-row", "square"],
@@ -412,7 +412,7 @@ def test_shapes_that_an_eager_training_meets_leave_nothing_behind(tmp_path, monk
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("batching", ["packed", "fixed"])
+@pytest.mark.parametrize("batching", ["packed", pytest.param("fixed", marks=pytest.mark.long)])
 def test_a_compiled_step_is_captured_as_it_was_compiled(tmp_path, monkeypatch, compilations, batching):
     """CUDA is stood in for: what a capture would record is what the compiled module computed in it."""
     assets, seen = tiny_run.assets(tmp_path), []

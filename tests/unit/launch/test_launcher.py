@@ -735,3 +735,18 @@ def test_a_driver_that_hangs_for_good_stops_neither_deadline_nor_signal(tmp_path
         parent.wait()
     assert (parent.returncode, said) == ((0, "timeout\n") if end == "timeout" else (128 + signal.SIGTERM, ""))
     assert running(tmp_path) == {}
+
+
+def test_evaluations_reach_the_record_and_their_items_a_file_beside_it(assets, tmp_path):
+    spec = tiny_run.spec(
+        evaluate=[{"name": "held-out", "dataset": "texts", "texts": 5, "source": tiny_run.spec().dataset_source}]
+    )
+    folder = tmp_path / run_id(spec)
+    paths = {"model_folder": assets.model_folder, "tokens": assets.tokens, "log": folder / "run.log"}
+    written = launcher.launch(spec, "c0de", **paths, folder=folder, evaluations=[assets.tokens], with_snakemake=False)
+    (score,) = record.read(folder / "record.json").evaluations
+    assert written.evaluations == [score]
+    assert (score.evaluation, score.metric, score.n) == ("held-out(texts)", "loss", 5) and score.before != score.after
+    assert written.inputs.evaluations == [written.inputs.tokens]
+    (line,) = (folder / "evaluations.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [len(part["after"]) for part in json.loads(line)["scores"]] == [5, 5]

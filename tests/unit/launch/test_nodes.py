@@ -159,7 +159,7 @@ def test_the_death_of_a_part_ends_all_of_it_and_frees_the_boards(machines, victi
     wait_for(lambda: locks(machines) == [])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_real_rank_that_dies_ends_the_ranks_of_the_other_node(machines):
     with machines.both(max_steps=10**7) as (parent, agent):
         wait_for(lambda: logs(machines)[0].exists() and "/10000000" in logs(machines)[0].read_text())

@@ -154,8 +154,8 @@ MISTAKES = [
     ),
     (
         {"grid__method": ["ful"]},
-        "grid.method[0]: unknown method 'ful'; allowed: freeze-bottom, full, greentrainer, last-k, lora, "
-        "prefix, random (did you mean 'full'?)",
+        "grid.method[0]: unknown method 'ful'; allowed: freeze-bottom, freeze-cache, full, greentrainer, last-k, "
+        "lora, prefix, random, sampled-backward (did you mean 'full'?)",
     ),
     (
         {"grid__method": [{"freeze-bottom": {"frac": 0.5}}]},
@@ -487,6 +487,47 @@ def test_a_name_in_another_case_is_known(word, meant):
 def test_a_country_by_its_name_is_told_with_its_code(country, code):
     said = refusal(tiny_run.config(energy__carbon={"country": country}))
     assert f"did you mean {code!r}" in said if code else "unknown country 'GER'" in said
+
+
+@pytest.mark.parametrize(
+    ("evaluate", "problem"),
+    [
+        (
+            ["crows"],
+            "unknown evaluation 'crows'; allowed: crows-pairs, held-out, stereoset (did you mean 'crows-pairs'?)",
+        ),
+        (["held-out"], "evaluation held-out needs the parameter dataset"),
+        ([{"held-out": {"dataset": "text"}}], "evaluation held-out: unknown data set 'text'; allowed: texts"),
+        ([{"held-out": {"dataset": "texts", "texts": 0}}], "evaluation held-out: texts must be at least 1, got 0"),
+        ([{"held-out": {"dataset": "texts", "text": 1}}], "unknown parameter of evaluation held-out 'text'"),
+        (
+            [{"stereoset": {"source": {"file": "x"}}}],
+            "evaluation stereoset: source: must be one of: {wheel, sha256, path}",
+        ),
+        (
+            [{"crows-pairs": {}, "stereoset": {}}],
+            "an evaluation is a name or {name: {parameter: value}}, one name each",
+        ),
+    ],
+)
+def test_a_wrong_evaluation_is_one_line(evaluate, problem):
+    line = refusal(tiny_run.config(evaluate=evaluate))
+    assert line.startswith(f"my.yaml: evaluate[0]: {problem}") and "\n" not in line
+
+
+def test_an_evaluation_is_named_once_but_for_its_data_set():
+    assert "evaluate[1]: stereoset is given twice" in refusal(tiny_run.config(evaluate=["stereoset", "stereoset"]))
+    held_out = [{"held-out": {"dataset": name}} for name in ("texts", "others")]
+    datasets = {name: {"source": {"local": "texts.txt"}, "format": "text"} for name in ("texts", "others")}
+    assert len(config.validate(tiny_run.config(evaluate=held_out, datasets=datasets)).evaluate) == 2
+
+
+def test_nothing_trains_on_the_items_of_an_evaluation():
+    line = refusal(tiny_run.config(datasets__texts={"source": {"local": "x.csv"}, "format": "crows-pairs"}))
+    assert (
+        line
+        == "my.yaml: datasets.texts.format: crows-pairs is of an evaluation: name it under evaluate, and train on texts"
+    )
 
 
 def test_a_missing_file_is_one_line(tmp_path):

@@ -486,3 +486,31 @@ def test_an_exclusion_of_what_is_not_in_the_grid_is_refused(when, line):
     with pytest.raises(UserError) as caught:
         expand(exclude=[{"when": when, "reason": "no"}])
     assert line in str(caught.value)
+
+
+def test_an_evaluation_is_part_of_a_run_with_its_source_and_defaults():
+    (spec,) = expand(evaluate=["crows-pairs", {"held-out": {"dataset": "texts"}}], grid__repeats=1).runs.values()
+    crows, held_out = spec.evaluate
+    local = {"local": "data/crows_pairs/crows_pairs_anonymized.csv"}
+    assert crows == {"name": "crows-pairs", "source": {"source": local, "format": "crows-pairs"}}
+    assert held_out == {"name": "held-out", "dataset": "texts", "texts": 1000, "source": spec.dataset_source}
+    assert [str(path) for path in grid.evaluation_paths(spec, "bert-0")] == [
+        f"resources/datasets/{grid.evaluation_key(crows)}.jsonl",
+        f"resources/tokens/{grid.dataset_key('texts', spec.dataset_source)}/bert-0.safetensors",
+    ]
+
+
+def test_a_task_to_which_an_evaluation_does_not_apply_is_left_out_with_its_reason():
+    targets = {"source": {"local": "texts.jsonl"}, "format": "jsonl", "field": "t", "target": "u"}
+    expanded = expand(evaluate=["stereoset"], grid__task=["mlm", "seq2seq"], datasets__texts=targets)
+    assert {spec.task for spec in expanded.runs.values()} == {"mlm"}
+    (excluded,) = expanded.excluded
+    assert excluded.reason == "evaluation stereoset: not for task seq2seq, only for mlm and clm"
+
+
+def test_other_texts_without_targets_are_not_for_an_encoder_decoder():
+    targets = {"source": {"local": "texts.jsonl"}, "format": "jsonl", "field": "t", "target": "u"}
+    datasets = {"texts": targets, "general": {"source": {"local": "texts.txt"}, "format": "text"}}
+    evaluate = [{"held-out": {"dataset": "general"}}]
+    with pytest.raises(UserError, match=r"held-out\(general\): the data set has no targets, which task seq2seq needs"):
+        expand(evaluate=evaluate, grid__task=["seq2seq"], datasets=datasets)

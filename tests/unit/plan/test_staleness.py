@@ -374,25 +374,23 @@ def test_the_templates_belong_to_report_and_charts(package):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("file", "script"),
-    [
-        ("cpu_watts.csv", "aggregate"),
-        ("gpus.csv", "aggregate"),
-        ("carbon_intensity.csv", "aggregate"),
-        ("published/greentrainer.csv", "report"),
-        ("published/maina.csv", "report"),
-    ],
-)
-def test_numbers_that_a_script_reads_belong_to_it(package, file, script):
-    before = package.analysis(), package.digests()
-    with (places.ROOT / "resources" / file).open("a", encoding="utf-8") as csv:
-        csv.write("# another row\n")
-    forget()
-    changed = {name for name, value in package.analysis().items() if value != before[0][name]}
-    assert script in changed
-    assert ("charts" in changed) == (file == "carbon_intensity.csv"), "charts may draw emissions"
-    assert package.digests() == before[1]
+def test_numbers_that_a_script_reads_belong_to_it(package):
+    runs = package.digests()
+    for file, script in {
+        "cpu_watts.csv": "aggregate",
+        "gpus.csv": "aggregate",
+        "carbon_intensity.csv": "aggregate",
+        "published/greentrainer.csv": "report",
+        "published/maina.csv": "report",
+    }.items():
+        before = package.analysis()
+        with (places.ROOT / "resources" / file).open("a", encoding="utf-8") as csv:
+            csv.write("# another row\n")
+        forget()
+        changed = {name for name, value in package.analysis().items() if value != before[name]}
+        assert script in changed, file
+        assert ("charts" in changed) == (file == "carbon_intensity.csv"), "charts may draw emissions"
+    assert package.digests() == runs
 
 
 def test_a_table_that_is_no_dict_literal_is_refused(package):
@@ -411,7 +409,8 @@ def test_what_is_found_by_name_alone_is_known():
         if re.search(r"import_module|__import__", path.read_text(encoding="utf-8"))
     }
     of_others = {f"joulesweep/{name}.py" for name in ("train/assembly", "nets/build", "core/late_imports")}
-    rooms = ("cli", "report/charts", "report/sections", "measure/meters", "methods", "readers")  # by their own files
+    on_pages = ("report/charts", "report/sections", "studies")
+    rooms = ("cli", *on_pages, "measure/meters", "methods", "readers", "train/evaluations")  # by their own files
     plugins = {f"joulesweep/{name}/__init__.py" for name in rooms}
     assert found == plugins | of_others
 
@@ -545,3 +544,12 @@ def test_every_file_that_may_count_is_among_the_sources(
     added = staleness._sources.__wrapped__()
     (tmp_path / name).write_text("b", encoding="utf-8")
     assert len({before, added, staleness._sources.__wrapped__()}) == 3
+
+
+def test_an_evaluation_counts_for_the_runs_that_it_is_of_alone():
+    rows = {"ENGINES": "eager", "PRECISIONS": "fp32", "STRATEGIES": "single"}
+    plain, scored = (staleness.run_parts("full", rows, names) for names in ((), ("crows-pairs",)))
+    files = {definition.path.name for definition in scored} - {definition.path.name for definition in plain}
+    assert files == {"crows_pairs.py"}
+    spec = tiny_run.spec(evaluate=[{"name": "crows-pairs", "source": {}}])
+    assert staleness.run_digest(spec) != staleness.run_digest(tiny_run.spec())

@@ -200,6 +200,22 @@ def test_only_files_that_are_there_are_inputs_and_missing_ones_are_named():
     assert found.missing_files() == ["datasets.texts.source.local: b.txt: no such file or folder"]
 
 
+def test_a_run_reads_what_its_evaluations_do_and_a_missing_file_says_where_to_find_it():
+    found = sweep(evaluate=["crows-pairs", {"held-out": {"dataset": "texts"}}])
+    run = only(found)
+    items, tokens = found.inputs(run)["evaluations"]
+    assert tokens == found.inputs(run)["tokens"] and items.startswith("resources/datasets/crows-pairs-")
+    key = Path(items).stem
+    assert found.inputs(run)["evaluation_manifests"] == [f"resources/datasets/{key}.json", f"{tokens[:-11]}json"]
+    assert json.loads(found.dataset_json(key))["format"] == "crows-pairs" and found.dataset_code(key)
+    (lacking,) = [line for line in found.missing_files() if line.startswith("evaluate.")]
+    assert lacking.startswith(
+        "evaluate.crows-pairs.source.local: data/crows_pairs/crows_pairs_anonymized.csv: no such file or folder; "
+        "download it from github.com/nyu-mll/crows-pairs"
+    )
+    assert sweep().inputs(only(sweep()))["evaluations"] == []
+
+
 def test_sources_elsewhere_and_sections_that_the_grid_does_not_name_need_no_file():
     found = sweep(models__bert__source={"hub": "x"}, datasets__unused={"source": {"local": "no"}, "format": "text"})
     assert found.local_files("models", found.model(only(found))) == []

