@@ -72,6 +72,7 @@ ROUGE = {"rouge1": "words", "rouge2": "pairs of words", "rougeL": "the longest c
 #: The middle, lower and upper end of an estimate: `_estimated` describes them.
 ESTIMATED = ("estimated_energy_j", "estimated_energy_low_j", "estimated_energy_high_j")
 UNTOLD = "and where it does not tell its jobs"
+UNCOUNTED = "where words_reason says why"
 NOT_ESTIMATED = "unless the run was on the CPU and the config asks for estimates"
 
 
@@ -372,6 +373,58 @@ RUNS = _table(
     Column(
         "num_tokens", WHOLE, None, "tokens that one pass reads, without padding; targets of an encoder-decoder apart"
     ),
+    Column(
+        "num_words",
+        WHOLE,
+        None,
+        "words that one pass trains on, targets included; a text that was cut counts by the share that was kept",
+        UNCOUNTED,
+    ),
+    Column("num_characters", WHOLE, None, "characters of num_words, with the white space between them", UNCOUNTED),
+    Column(
+        "pieces_per_word",
+        REAL,
+        None,
+        "tokens of num_words, without special ones and the prompt, per word",
+        UNCOUNTED,
+        mean=True,
+    ),
+    Column(
+        "energy_per_token_j",
+        REAL,
+        "J",
+        "energy_j / (num_tokens + num_target_tokens)",
+        "where energy_j is",
+        mean=True,
+        of_joules=True,
+    ),
+    Column(
+        "energy_per_word_j",
+        REAL,
+        "J",
+        "energy_j / num_words",
+        "where one of the two is",
+        mean=True,
+        of_joules=True,
+    ),
+    Column(
+        "energy_per_character_j",
+        REAL,
+        "J",
+        "energy_j / num_characters",
+        "where one of the two is",
+        mean=True,
+        of_joules=True,
+    ),
+    Column(
+        "bits_per_character",
+        REAL,
+        None,
+        "validation_loss × predicted tokens / their characters, in bits; of hidden words as if each token were hidden",
+        UNCOUNTED,
+        mean=True,
+    ),
+    Column("words_reason", TEXT, None, "why num_words is null", "where it is not"),
     Column("num_padded_tokens", WHOLE, None, "positions that one pass computes for num_tokens, with padding"),
     Column("num_predicted", WHOLE, None, "tokens that one pass predicts"),
     Column("num_head_positions", WHOLE, None, "positions of one pass at which the output layer is computed"),

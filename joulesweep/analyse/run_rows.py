@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import statistics
 from collections.abc import Iterable, Iterator, Sequence, Set
 from pathlib import Path
@@ -22,6 +23,7 @@ from joulesweep.core.outcome import (
     Measurement,
     Overhead,
     Phase,
+    Quality,
     WholeRunEnergy,
 )
 from joulesweep.core.spec import short_hash
@@ -142,12 +144,31 @@ def _measured(run_record: RunRecord, measured: Measurement, asked: Asked, factor
     yield vars(joules)
     yield vars(beside(measured.energy))
     yield vars(work)
+    yield _words(measured, run_record.quality, joules.energy_j)
     yield {"useful_flops_per_j": _ratio(work.useful_flops, joules.energy_j)}
     yield {"estimated_energy_method": guess.method if guess else None, **_estimate_columns(guess)}
     yield _footprint(joules.energy_j, guess, factors)
     yield _flags(measured.flags)
     yield _conditions(measured.conditions)
     yield {"meter_overhead_fraction": _overhead(measured.overhead, measured.total_window_s)}
+
+
+def _words(measured: Measurement, quality: Quality | None, energy_j: float | None) -> Row:
+    """Words, characters, and what they cost; null with a reason of runs that did not count them."""
+    texts, num_tokens = measured.texts, measured.num_tokens + measured.num_target_tokens
+    per_token = {"energy_per_token_j": _ratio(energy_j, num_tokens)}
+    if texts is None or quality is None:
+        return {**per_token, "words_reason": "the run is older than counts of words"}
+    nats = quality.validation_loss * texts.num_validation_pieces
+    return {
+        **per_token,
+        "num_words": texts.num_words,
+        "num_characters": texts.num_characters,
+        "pieces_per_word": _ratio(texts.num_pieces, texts.num_words),
+        "energy_per_word_j": _ratio(energy_j, texts.num_words),
+        "energy_per_character_j": _ratio(energy_j, texts.num_characters),
+        "bits_per_character": _ratio(nats / math.log(2), texts.num_validation_characters),
+    }
 
 
 def _environment(environment: Environment, of_nodes: Sequence[Environment]) -> Row:
@@ -262,8 +283,8 @@ def _all(lists: Iterable[Iterable[str]]) -> list[str]:
     return [value for values in lists for value in values]
 
 
-def _ratio(flops: float | None, energy_j: float | None) -> float | None:
-    return flops / energy_j if flops and energy_j else None
+def _ratio(value: float | None, per: float | None) -> float | None:
+    return value / per if value and per else None
 
 
 def _overhead(overhead: Overhead, total_window_s: float) -> float | None:

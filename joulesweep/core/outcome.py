@@ -298,6 +298,25 @@ class Quality:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TextCounts:
+    """Words, characters and pieces of texts, see `wording.count`; words are what white space separates.
+
+    Attributes:
+        num_words: of one pass of the training, targets included.
+        num_characters: likewise, white space included.
+        num_pieces: likewise, tokens without special ones and without the prompt.
+        num_validation_characters: of what is predicted in the validation: the texts, or their targets.
+        num_validation_pieces: tokens of these; of masked texts all that could be hidden.
+    """
+
+    num_words: int
+    num_characters: int
+    num_pieces: int
+    num_validation_characters: int
+    num_validation_pieces: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class EpochEnd:
     """When an epoch of the training ended; epoch 0 is the untrained model.
 
@@ -490,6 +509,7 @@ class RankResult(Windowed):
         num_train_texts: of the whole data set.
         evaluations: scores of the spec's evaluations, the same on every rank.
         evaluation_items: scores of their items, likewise.
+        texts: what the texts count, the same on every rank; None if they were tokenised without.
         status: of a successful run; see `Stopped` for the others.
     """
 
@@ -503,6 +523,7 @@ class RankResult(Windowed):
     num_train_texts: int
     evaluations: list[EvaluationScore] = field(default_factory=list)
     evaluation_items: list[EvaluationItems] = field(default_factory=list)
+    texts: TextCounts | None = None
     status: Literal["ok"] = "ok"
 
     @property
@@ -754,6 +775,7 @@ class Measurement(Counts):
         overhead: cost of the measurement.
         segments: of a run that was preempted: what each attempt did, in order; missing otherwise. Seconds and joules
             of the measurement are their sums.
+        texts: words, characters and pieces; missing in older records.
         lost: of such a run: the attempts since the last record whose work is not in this one; missing otherwise.
     """
 
@@ -779,6 +801,7 @@ class Measurement(Counts):
     overhead: Overhead
     segments: list[Segment] | None = field(default=None, metadata=MISSING)
     lost: list[LostAttempt] | None = field(default=None, metadata=MISSING)
+    texts: TextCounts | None = field(default=None, metadata=MISSING)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -925,6 +948,7 @@ def read_rank(row: Mapping[str, Any]) -> RankResult | Preempted | Stopped | BadI
             "summaries": [Summary(**item) for item in row["summaries"]],
             "evaluations": [EvaluationScore(**item) for item in row.get("evaluations", ())],
             "evaluation_items": [read_items(item) for item in row.get("evaluation_items", ())],
+            "texts": TextCounts(**row["texts"]) if row.get("texts") else None,
         }
     )
 

@@ -189,6 +189,7 @@ def measured(
         flags=list(flags),
         conditions=conditions,
         overhead=overhead,
+        texts=result.texts,
     )
 
 

@@ -33,6 +33,10 @@ class TokenSet:
         manifest: see `tokenise`.
         target_ids: token ids of the target of each text, one after another; int32, (num_target_tokens,).
         target_offsets: as `offsets`, of `target_ids`; int64, (num_texts + 1,).
+        words: what white space separates in each text; int32, (num_texts,).
+        characters: of each text; int32, (num_texts,).
+        target_words: as `words`, of the target of each text.
+        target_characters: as `characters`, of the target of each text.
         choice_ids: token ids of all choices of all texts, one after another; int32, (num_choice_tokens,).
         choice_offsets: as `offsets`, of `choice_ids`; int64, (num_choices + 1,).
         choice_text: the text that each choice belongs to; int32, (num_choices,), ascending.
@@ -47,6 +51,10 @@ class TokenSet:
     manifest: dict[str, object]
     target_ids: np.ndarray[Any, np.dtype[np.int32]] | None = None
     target_offsets: np.ndarray[Any, np.dtype[np.int64]] | None = None
+    words: np.ndarray[Any, np.dtype[np.int32]]
+    characters: np.ndarray[Any, np.dtype[np.int32]]
+    target_words: np.ndarray[Any, np.dtype[np.int32]] | None = None
+    target_characters: np.ndarray[Any, np.dtype[np.int32]] | None = None
     choice_ids: np.ndarray[Any, np.dtype[np.int32]] | None = None
     choice_offsets: np.ndarray[Any, np.dtype[np.int64]] | None = None
     choice_text: np.ndarray[Any, np.dtype[np.int32]] | None = None
@@ -107,7 +115,17 @@ def tokenise(texts_file: Path, model_folder: Path, prompt: str = "{source}") -> 
         "prompt_after": _encode(tokenizer, [after.rstrip()])[0],
         "sha256": hashlib.sha256(b"".join(array.tobytes() for array in (ids, *labels.values()))).hexdigest(),
     }
-    return TokenSet(ids=ids, offsets=offsets, group=group, manifest=manifest, **labels)
+    sizes = _sizes("", [row.text for row in rows])
+    sizes |= _sizes("target_", [row.targets[0] for row in rows]) if rows[0].targets else {}
+    return TokenSet(ids=ids, offsets=offsets, group=group, manifest=manifest, **labels, **sizes)
+
+
+def _sizes(kind: str, texts: list[str]) -> dict[str, np.ndarray[Any, Any]]:
+    """Words and characters of each text, whatever the tokenizer makes of it."""
+    return {
+        f"{kind}words": np.array([len(text.split()) for text in texts], dtype=np.int32),
+        f"{kind}characters": np.array([len(text) for text in texts], dtype=np.int32),
+    }
 
 
 def write(path: Path, tokens: TokenSet) -> None:

@@ -54,7 +54,7 @@ from joulesweep.core.spec import RunSpec, from_mapping
 from joulesweep.measure.devices import Board
 from joulesweep.measure.window import Meter
 from joulesweep.nets.language_model import Unfit
-from joulesweep.train import checkpoint, evaluating, fit, generation, memory
+from joulesweep.train import checkpoint, evaluating, fit, generation, memory, wording
 from joulesweep.train.adaptive import choosing
 from joulesweep.train.assembly import assemble, attention, measured_boards, prepare_process
 from joulesweep.train.checkpoint import Checkpoints, Stop
@@ -196,6 +196,7 @@ def train(
         num_train_texts=len(trainer.train_texts),
         evaluations=scores,
         evaluation_items=items,
+        texts=wording.count(trainer, tokens, qualities[-1].num_masked),
     )
 
 

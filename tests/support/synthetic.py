@@ -54,6 +54,16 @@ TENSORS = (
 )
 
 
+#: What the texts of a run count.
+TEXT_COUNTS = {
+    "num_words": 40_000,
+    "num_characters": 240_000,
+    "num_pieces": 60_000,
+    "num_validation_characters": 24_000,
+    "num_validation_pieces": 6_000,
+}
+
+
 def typed(kind: type[T], row: Any) -> T:
     """What the analysis makes of JSON."""
     return TypeAdapter(kind).validate_json(json.dumps(row))

@@ -205,7 +205,7 @@ def told(row):
     batch = {"system": "slurm", "job": "4711", "node": "n1", "account": "green", "partition": "gpu"}
     return {
         **row,
-        "measurement": {**measurement, "energy": energy, "conditions": conditions},
+        "measurement": {**measurement, "energy": energy, "conditions": conditions, "texts": synthetic.TEXT_COUNTS},
         "environment": {**row["environment"], "certificates": certificates, "batch": batch},
         "accepted": [{"code_digest": "0ther", "reason": "wording alone", "accepted": "2026-01-03"}],
         "quality": {**row["quality"], "choice_accuracy": 0.5},
