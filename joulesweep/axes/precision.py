@@ -105,6 +105,8 @@ def unsupported_reason(precision: str, accelerator: str, compute_capability: tup
 def cast(model: torch.nn.Module, precision: str) -> torch.nn.Module:
     """Cast the weights to the row's dtype, in place, and allow or forbid TF32 for the process.
 
+    A layer whose matrix is quantised (bitsandbytes) decodes it to the dtype in which the row multiplies.
+
     Buffers keep their dtype, as when transformers loads a model in that dtype: rotary frequencies in bfloat16 would
     give late tokens wrong angles, and a saved model, which contains no buffers, would be loaded with the right ones.
     """
@@ -116,6 +118,10 @@ def cast(model: torch.nn.Module, precision: str) -> torch.nn.Module:
         for parameter in model.parameters():
             if parameter.is_floating_point():
                 parameter.data = parameter.data.to(getattr(torch, row.weights))
+    for module in model.modules():
+        if hasattr(module, "compute_type_is_set"):
+            module.compute_dtype = getattr(torch, row.autocast or row.weights)
+            module.compute_type_is_set = True  # type: ignore[assignment]
     return model
 
 

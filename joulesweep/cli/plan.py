@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from joulesweep import methods
 from joulesweep.analyse import beliefs, past_runs, planning
 from joulesweep.analyse.estimator import Job, Range
 from joulesweep.analyse.past_runs import Machine
@@ -24,7 +25,7 @@ from joulesweep.core.spec import RunSpec
 from joulesweep.measure import devices, machine, meters
 from joulesweep.plan import config as config_module
 from joulesweep.plan import staleness
-from joulesweep.plan.config import SweepConfig
+from joulesweep.plan.config import SweepConfig, method_parts
 from joulesweep.plan.grid import expand, manifest
 from joulesweep.reference import cpu_estimate
 from joulesweep.reference.footprint import J_PER_KWH, footprint
@@ -197,6 +198,7 @@ def _impossible(spec: RunSpec, num_gpus: int | None) -> str | None:
         or precision.unsupported_reason(spec.precision, spec.accelerator, None)
         or engine.unsupported_reason(spec.engine, spec.accelerator)
         or optimizer.unsupported_reason(spec.optimizer, spec.accelerator)
+        or methods.unsupported_reason(spec.method, spec.accelerator)
     )
 
 
@@ -290,6 +292,7 @@ def _screen(made: Made, args: argparse.Namespace) -> str:
             f"{made.num_foreign} finished runs of other machines do not count; --machine NAME plans for theirs"
         )
     lines += [f"Refused: {label}: {reason}" for label, reason in made.refused]
+    lines += methods.cautions(sorted({method_parts(value)[0] for value in made.config.grid.method}))
     if args.cells and num:
         lines += ["", *_cells(plan)]
     return "\n".join(lines)

@@ -12,7 +12,9 @@ A method is a module `joulesweep/methods/<name>.py` (underscores for the hyphens
 * optionally `merge(model)`: removes what `apply` added, before the trained model is saved; or, if that is impossible,
   `save(model, state, folder)`: saves the model with these weights;
 * optionally `describe(model)`: facts for the record of each phase of the training, such as the frozen layers;
-* optionally `incompatible_reason(spec)`: why the method does not fit the rest of a spec, in one line, or None.
+* optionally `incompatible_reason(spec)`: why the method does not fit the rest of a spec, in one line, or None;
+* optionally `unsupported_reason(accelerator)`: what a machine lacks for it, in one line, or None;
+* optionally `CAUTION`: what to know before choosing it, a sentence that `check` and `plan` say.
 
 Every parameter has a default: the conformance test trains each method with the defaults, on a decoder if the method
 does not support an encoder.
@@ -25,7 +27,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, get_type_hints
@@ -105,6 +107,9 @@ class Method(Protocol):
     def incompatible_reason(self, spec: RunSpec) -> str | None:
         """Return why the method does not fit the rest of a spec, in one line, or None."""
 
+    def unsupported_reason(self, accelerator: str) -> str | None:
+        """Return what this machine lacks for the method, in one line, or None."""
+
 
 def names() -> list[str]:
     """Return the names of all methods, sorted."""
@@ -147,6 +152,23 @@ def incompatible_reason(spec: RunSpec) -> str | None:
     if spec.engine != "eager":
         return f"method {spec.method}: each choice of tensors is another step to prepare; use engine: [eager]"
     return None
+
+
+def unsupported_reason(name: str, accelerator: str) -> str | None:
+    """Return what this machine lacks for a method, or None.
+
+    Args:
+        name: of the method.
+        accelerator: "cpu" or "cuda".
+    """
+    reason: str | None = getattr(load(name), "unsupported_reason", lambda accelerator: None)(accelerator)
+    return reason
+
+
+def cautions(names: Iterable[str]) -> list[str]:
+    """Return what to know of some methods before choosing them, a line each."""
+    told = {name: getattr(load(name), "CAUTION", None) for name in names}
+    return [f"method {name}: {text}" for name, text in told.items() if text]
 
 
 def describe(name: str, model: torch.nn.Module) -> dict[str, object]:

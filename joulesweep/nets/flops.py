@@ -104,7 +104,7 @@ def bytes_per_step(
                               writing the copy, if there is one
 
     Full training takes 40 bytes per weight in fp32 and tf32, 38 in 16-bit autocast, 20 in bf16-true, 28 in bf16-kahan.
-    Quantised moments take 4 times their own bytes instead of 4 s.
+    Quantised moments take 4 times their own bytes instead of 4 s; of a quantised matrix its codes and scales are read.
     It is a floor: it leaves out activations, rows of embeddings, biases and normalisation, assumes that a copy is made
     while the weight is in cache (PyTorch reads it once more), and counts several micro-batches as one.
 
@@ -122,6 +122,9 @@ def bytes_per_step(
     )
     total = 0
     for name, parameter in core.model.named_parameters():
+        if (state := getattr(parameter, "quant_state", None)) is not None:
+            total += (parameter.nbytes + state.absmax.nbytes) * int(read.get(name, 0) + read_again.get(name, 0))
+            continue
         stored = parameter.element_size()
         multiplied = getattr(torch, autocast).itemsize if autocast else stored
         size = multiplied * (read.get(name, 0) + read_again.get(name, 0))

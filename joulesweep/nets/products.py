@@ -139,8 +139,9 @@ def followed(core: LanguageModel) -> Trace:
     """Trace as `traced` does, for the order of the parameters alone: products may be missing."""
     model = core.model
     weights = {
-        name: torch.nn.Parameter(torch.empty(p.shape, dtype=p.dtype, device="meta"), requires_grad=p.requires_grad)
+        name: torch.nn.Parameter(torch.empty(shape, dtype=dtype, device="meta"), requires_grad=p.requires_grad)
         for name, p in model.named_parameters()
+        for shape, dtype in [_decoded(p)]
     }
     buffers = {name: b.to("meta") for name, b in model.named_buffers()}
     executed = _Executed(weights.values())
@@ -165,6 +166,12 @@ def followed(core: LanguageModel) -> Trace:
     return Trace(products=trace.products, reached_by=trace.reached_by, layers=trace.layers, uncounted=trace.uncounted)
 
 
+def _decoded(parameter: torch.Tensor) -> tuple[torch.Size, torch.dtype]:
+    """Return shape and dtype of a parameter; of one that bitsandbytes quantised, those of its matrix."""
+    state = getattr(parameter, "quant_state", None)
+    return (parameter.shape, parameter.dtype) if state is None else (state.shape, state.dtype)
+
+
 @contextlib.contextmanager
 def _hooked(core: LanguageModel, trace: _Trace) -> Iterator[None]:
     """Notify the trace of each layer and of the head; dropout and checkpointing are off."""
@@ -176,9 +183,13 @@ def _hooked(core: LanguageModel, trace: _Trace) -> Iterator[None]:
     for layer in layers:
         handles.append(layer.register_forward_pre_hook(lambda *_: trace.enter_layer()))
         handles.append(layer.register_forward_hook(lambda *_: trace.leave_layer()))
-    replaced = [module for module in model.modules() if isinstance(module, onednn.Linear)]
+    replaced = [
+        module
+        for module in model.modules()
+        if isinstance(module, onednn.Linear) or hasattr(module._parameters.get("weight"), "quant_state")
+    ]
     for linear in replaced:
-        linear.forward = types.MethodType(torch.nn.Linear.forward, linear)  # type: ignore[method-assign]
+        linear.forward = types.MethodType(torch.nn.Linear.forward, linear)
     try:
         with attributes_kept(model):
             model.eval()

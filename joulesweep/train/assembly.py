@@ -59,6 +59,7 @@ def prepare_process(spec: RunSpec) -> RankContext:
     reason = reason or methods.incompatible_reason(spec)
     reason = reason or engine.unsupported_reason(spec.engine, spec.accelerator, capability)
     reason = reason or optimizer.unsupported_reason(spec.optimizer, spec.accelerator)
+    reason = reason or methods.unsupported_reason(spec.method, spec.accelerator)
     if reason:
         raise RunEnded("unsupported", reason)
     precision.allow_tf32(False)  # the model is tried in fp32; `cast` sets it as the spec says

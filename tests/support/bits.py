@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from joulesweep.axes import optimizer
+from joulesweep.methods import qlora
 
 
 class AdamW8bit(torch.optim.Optimizer):
@@ -62,11 +64,65 @@ class AdamW8bit(torch.optim.Optimizer):
             state[f"absmax{i}"].copy_(largest)
 
 
-def install(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let `import bitsandbytes` find this, and let the CPU run what needs it."""
-    package, optim = ModuleType("bitsandbytes"), ModuleType("bitsandbytes.optim")
-    vars(optim).update(AdamW8bit=AdamW8bit)
-    vars(package).update(optim=optim)
-    for module in (package, optim):
+#: The 16 numbers of NF4 (Dettmers et al. 2023, arXiv 2305.14314, appendix E), to three digits.
+NF4 = [-1, -0.696, -0.525, -0.395, -0.284, -0.185, -0.091, 0, 0.080, 0.161, 0.246, 0.338, 0.441, 0.563, 0.723, 1]
+BLOCK = 64
+
+
+@dataclass
+class QuantState:
+    """What a quantised matrix needs to be decoded."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    absmax: torch.Tensor
+
+
+class Linear4bit(torch.nn.Linear):
+    """A linear layer whose matrix becomes two codes of 4 bits per byte when it is moved to a device."""
+
+    def __init__(self, *sizes: int, bias: bool, quant_type: str, compress_statistics: bool) -> None:
+        assert quant_type == "nf4"
+        super().__init__(*sizes, bias=bias)
+        self.weight.requires_grad_(False)
+        self.compute_dtype: torch.dtype | None = None
+        self.compute_type_is_set = False
+
+    def to(self, device: Any) -> Linear4bit:  # type: ignore[override]
+        dense = self.weight.data
+        blocks = dense.reshape(-1, BLOCK)
+        absmax = blocks.abs().amax(1)
+        codes = (blocks[..., None] / absmax[:, None, None] - torch.tensor(NF4)).abs().argmin(-1).reshape(-1, 2)
+        packed = (codes[:, :1] * 16 + codes[:, 1:]).to(torch.uint8)
+        self.weight = torch.nn.Parameter(packed, requires_grad=False)
+        self.weight.quant_state = QuantState(dense.shape, dense.dtype, absmax)  # type: ignore[attr-defined]
+        return self
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = dequantize_4bit(self.weight, self.weight.quant_state).to(self.compute_dtype or x.dtype)  # type: ignore[attr-defined]
+        bias = None if self.bias is None else self.bias.to(weight.dtype)
+        return torch.nn.functional.linear(x.to(weight.dtype), weight, bias).to(x.dtype)
+
+
+def dequantize_4bit(packed: torch.Tensor, state: QuantState) -> torch.Tensor:
+    codes = torch.cat((packed // 16, packed % 16), 1).long().reshape(-1, BLOCK)
+    return (torch.tensor(NF4)[codes] * state.absmax[:, None]).reshape(state.shape).to(state.dtype)
+
+
+def install(monkeypatch: pytest.MonkeyPatch, peft: bool = False) -> None:
+    """Let `import bitsandbytes` find this, and the CPU run what needs it; peft may be told that there is none."""
+    if peft:
+        from peft.tuners.lora import model
+
+        for name in ("is_bnb_available", "is_bnb_4bit_available"):
+            monkeypatch.setattr(model, name, lambda: False)
+    parts = {"optim": AdamW8bit, "nn": Linear4bit, "functional": dequantize_4bit}
+    package = ModuleType("bitsandbytes")
+    monkeypatch.setitem(sys.modules, "bitsandbytes", package)
+    for name, part in parts.items():
+        module = ModuleType(f"bitsandbytes.{name}")
+        setattr(module, part.__name__, part)
+        setattr(package, name, module)
         monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setattr(optimizer, "lacking_bitsandbytes", lambda what, accelerator: None)
+    for user in (optimizer, qlora):
+        monkeypatch.setattr(user, "lacking_bitsandbytes", lambda what, accelerator: None)

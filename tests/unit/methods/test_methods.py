@@ -8,6 +8,7 @@ import inspect
 import subprocess
 import sys
 
+import bits
 import families
 import pytest
 import tiny_run
@@ -51,7 +52,9 @@ class TestEveryMethod:
         imports = [node for node in lines if isinstance(node, ast.Import | ast.ImportFrom)]
         assert not [node for node in imports if "torch" in ast.unparse(node)]
 
-    def test_leaves_parameters_that_train(self, name):
+    def test_leaves_parameters_that_train(self, name, monkeypatch):
+        if name == "qlora":
+            bits.install(monkeypatch, peft=True)
         decodes = methods.incompatible_reason(tiny_run.spec(method=name)) is not None
         network = tiny_run.writer("opt") if decodes else tiny_run.network()
         model = methods.load(name).apply(network, methods.parameters(name, {}))
