@@ -155,7 +155,7 @@ MISTAKES = [
     (
         {"grid__method": ["ful"]},
         "grid.method[0]: unknown method 'ful'; allowed: freeze-bottom, freeze-cache, full, greentrainer, last-k, "
-        "lora, prefix, random, sampled-backward (did you mean 'full'?)",
+        "lora, prefix, qlora, random, sampled-backward (did you mean 'full'?)",
     ),
     (
         {"grid__method": [{"freeze-bottom": {"frac": 0.5}}]},
