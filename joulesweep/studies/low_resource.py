@@ -18,8 +18,8 @@ QUESTION = "Does a tokenizer trained on a low-resource language's texts lower jo
 PROTOCOL = (
     "The same model is trained on the same texts with its own tokenizer and with one of its kind that was trained on "
     "these training texts; runs are paired by seed. Joules per word and per character do not depend on what a "
-    "tokenizer calls a token. Losses per token of two tokenizers do not compare, so quality is held-out bits per character. An "
-    "answer takes measured joules and two seeds or more; its intervals are 95 % t intervals of the log-ratios."
+    "tokenizer calls a token. Losses per token of two tokenizers do not compare, so quality is held-out bits per "
+    "character. An answer takes measured joules and two seeds or more; intervals are 95 % t intervals of log-ratios."
 )
 SOURCE = "Maina et al. 2025 (arXiv 2506.08433), its motive: languages whose speakers have small budgets"
 #: What runs that are compared share, besides data set and task: not the panel, which names the model.
