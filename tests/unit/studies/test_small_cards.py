@@ -49,9 +49,7 @@ def test_a_card_in_which_nothing_fits_is_told(tmp_path):
 
 def test_without_measured_joules_what_fits_is_told_alone(tmp_path):
     made = studied.answer(tmp_path, "small-cards", RAW, planted(status="integrated"))
-    assert made.sentence.startswith(
-        "By memory: 1 of 4 configurations fit in 8 GB, 3 of 4 configurations fit"
-    )
+    assert made.sentence.startswith("By memory: 1 of 4 configurations fit in 8 GB, 3 of 4 configurations fit")
     assert "which costs the fewest joules cannot be told: energy was integrated" in made.sentence
 
 
