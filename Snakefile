@@ -20,8 +20,10 @@ from joulesweep.core import interrupts
 from joulesweep.plan import staleness
 from joulesweep.plan.sweep import (
     anchors_folder,
+    attempt,
     input_folder,
     load,
+    of_run,
     output_folder,
     refused,
     runs_folder,

@@ -11,7 +11,7 @@ out:  results/<sweep>/runs/<run>/: record.json, spec.json, steps.jsonl, epochs.j
 
 rule train:
     input:
-        unpack(lambda wildcards: sweep.inputs(wildcards.run)),
+        unpack(of_run(sweep.inputs)),
     output:
         record=f"{sweep.folder}/runs/{{run}}/record.json",
         spec=f"{sweep.folder}/runs/{{run}}/spec.json",
@@ -21,15 +21,15 @@ rule train:
         summaries=f"{sweep.folder}/runs/{{run}}/summaries.jsonl",
     log:
         f"{sweep.folder}/runs/{{run}}/run.log",
-    priority: lambda wildcards: sweep.priority(wildcards.run)
+    priority: of_run(sweep.priority)
     conda:
         "../envs/training.yaml"
-    threads: lambda wildcards: sweep.threads(wildcards.run, cores)
+    threads: of_run(sweep.threads, cores)
     resources:
-        gpu=lambda wildcards: sweep.gpus(wildcards.run),
-        mem_mb=lambda wildcards: sweep.memory_mb(wildcards.run),
-        runtime=lambda wildcards: sweep.runtime_min(wildcards.run),
-        attempt=lambda wildcards, attempt: attempt,
+        gpu=of_run(sweep.gpus),
+        mem_mb=of_run(sweep.memory_mb),
+        runtime=of_run(sweep.runtime_min),
+        attempt=attempt,
         whole_node=sweep.whole_node(),
         slurm_extra=sweep.slurm_extra(),
         # For several nodes. With mpi, Slurm's executor wraps the job in no step of one node, which cannot have all GPUs.
@@ -38,7 +38,7 @@ rule train:
         tasks_per_gpu=sweep.on_nodes(lambda spec: 0),
         mpi=sweep.on_nodes(lambda spec: "srun"),
     params:
-        job=lambda wildcards: sweep.job(wildcards.run),
+        job=of_run(sweep.job),
         folder=output_folder,
     message:
         "Run {wildcards.run}"

@@ -5,17 +5,19 @@ from __future__ import annotations
 import contextlib
 import datetime
 import functools
+import gc
 import hashlib
+import inspect
 import json
 import logging
 import math
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from snakemake.io import ancient
 from snakemake.ioflags import before_update
@@ -60,8 +62,16 @@ READ = ("record.json", "power.jsonl", "summaries.jsonl")
 WRITTEN = (*READ, "spec.json", "steps.jsonl", "epochs.jsonl")  # all of its outputs; the record is the last one
 
 
+Function = TypeVar("Function", bound=Callable[..., Any])
+Value = TypeVar("Value")
+
 #: Parts of a path that have a meaning to Snakemake: {wildcard}, <pathvar> and storage addresses.
 MARKS = re.compile(r"[{}<>]|://")
+
+
+#: New objects before Python looks for cycles among them. Snakemake makes hundreds of objects per job and keeps them:
+#: with Python's default of 700, looking takes a fifth of a plan of 10,000 runs.
+YOUNG_OBJECTS = 100_000
 
 
 def load(workflow: Any) -> Sweep:  # noqa: ANN401 - Snakemake's Workflow
@@ -76,6 +86,7 @@ def load(workflow: Any) -> Sweep:  # noqa: ANN401 - Snakemake's Workflow
     Raises:
         WorkflowError: one line with file, line and path of the mistake, what was allowed and the nearest name.
     """
+    gc.set_threshold(YOUNG_OBJECTS)
     _tell_errors(workflow)
     _prepare_jobs(str(workflow.current_basedir))
     if workflow.is_main_process:
@@ -166,21 +177,50 @@ def _prepare_jobs(basedir: str) -> None:
         os.environ[variable] = os.pathsep.join([first, *rest])
 
 
+def described(function: Function) -> Function:
+    """A function that carries its signature: Snakemake asks every function for it, several times for every job.
+
+    Working it out takes longer than most of these functions.
+    """
+    function.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
+    return function
+
+
+def of_run(value: Callable[..., Value], *more: object) -> Callable[[Any], Value]:
+    """What a rule needs to know of a run, as a function of Snakemake's wildcards.
+
+    Args:
+        value: of a run's id, and of what follows.
+        more: what follows.
+    """
+    return described(lambda wildcards: value(wildcards.run, *more))
+
+
+@described
+def attempt(wildcards: Any, attempt: int) -> int:  # noqa: ANN401 - Snakemake's names and types
+    """The number of a job's attempt, as a resource."""
+    return attempt
+
+
+@described
 def input_folder(wildcards: Any, input: Any) -> str:  # noqa: ANN401 - Snakemake's names and types
     """The folder of a job's first input, as a param."""
     return str(Path(input[0]).parent)
 
 
+@described
 def output_folder(wildcards: Any, output: Any) -> str:  # noqa: ANN401 - Snakemake's types
     """The folder of a job's first output, as a param."""
     return str(Path(output[0]).parent)
 
 
+@described
 def anchors_folder(wildcards: Any, input: Any) -> str:  # noqa: ANN401 - Snakemake's names and types
     """The folder of the anchors, next to the grid's manifest."""
     return str(Path(input.grid).parent / "anchors")
 
 
+@described
 def runs_folder(wildcards: Any, input: Any) -> str:  # noqa: ANN401 - Snakemake's names and types
     """The folder of the runs, next to the grid's manifest."""
     return str(Path(input.grid).parent / "runs")
@@ -211,6 +251,18 @@ def _lacking(path: Path) -> str | None:
         return error.strerror
 
 
+def _without(paths: str | list[str], left_out: Collection[str]) -> str | list[str]:
+    """A path, or several, without those that are left out; a single one that is leaves nothing."""
+    if isinstance(paths, str):
+        return [] if paths in left_out else paths
+    return [path for path in paths if path not in left_out]
+
+
+def _lacks(folder: str, names: Sequence[str]) -> list[str]:
+    """Paths of the files that a folder lacks."""
+    return [path for path in (f"{folder}/{name}" for name in names) if not os.path.exists(path)]  # noqa: PTH110 - fast
+
+
 def counted(rows: Sequence[RunRecord]) -> str:
     """Number and cost of runs: `12 finished runs (340 s and 3.4 kJ of training; 2 without joules) were`."""
     ok = [(row.measurement, row.spec.accelerator) for row in rows if row.measurement is not None]
@@ -227,6 +279,12 @@ def counted(rows: Sequence[RunRecord]) -> str:
     return f"{finished}{cost} {'were' if len(rows) > 1 else 'was'}"
 
 
+def is_forced(workflow: Any) -> bool:  # noqa: ANN401 - Snakemake's Workflow
+    """Whether the user wants jobs to be done again."""
+    asked = workflow.dag_settings
+    return bool(asked.forceall or asked.forcerun or asked.forcetargets)
+
+
 def asks_for_all_jobs(workflow: Any) -> bool:  # noqa: ANN401 - Snakemake's Workflow
     """Whether Snakemake was asked for something that jobs of finished runs take part in.
 
@@ -237,7 +295,7 @@ def asks_for_all_jobs(workflow: Any) -> bool:  # noqa: ANN401 - Snakemake's Work
     return bool(
         workflow.executor_plugin is None
         or workflow.touch
-        or (asked.forceall or asked.forcerun or asked.forcetargets or asked.until)
+        or (is_forced(workflow) or asked.until)
         or workflow.deployment_settings.deployment_method
         or workflow.workflow_settings.persistence_backend is not PersistenceBackend.FILE
     )
@@ -245,10 +303,17 @@ def asks_for_all_jobs(workflow: Any) -> bool:  # noqa: ANN401 - Snakemake's Work
 
 @dataclass(frozen=True)
 class Look:
-    """What a run's record names, found without decoding it: today's code, and the current model and tokens."""
+    """What a run's record names, found without decoding it.
+
+    Attributes:
+        names_code: today's code, as what measured it or what it was accepted for.
+        names_inputs: the current model and tokens.
+        is_accepted: it was accepted for other code than it was measured by.
+    """
 
     names_code: bool
     names_inputs: bool
+    is_accepted: bool
 
 
 class Sweep:
@@ -275,10 +340,12 @@ class Sweep:
         self.grid: ExpandedGrid = expand(config, where)
         shuffled = sorted(self.grid.runs, key=lambda run: (self.spec(run).repeat, self._shuffled(run)))
         self._priorities = {run: len(shuffled) - i for i, run in enumerate(shuffled)}
-        self._models = {
-            model_key(name, model_source(model, config.datasets)): name for name, model in config.models.items()
+        self._model_keys = {
+            name: model_key(name, model_source(model, config.datasets)) for name, model in config.models.items()
         }
-        self._datasets = {dataset_key(name, dataset_source(data)): data for name, data in config.datasets.items()}
+        self._text_keys = {name: dataset_key(name, dataset_source(data)) for name, data in config.datasets.items()}
+        self._models = {key: name for name, key in self._model_keys.items()}
+        self._datasets = {self._text_keys[name]: data for name, data in config.datasets.items()}
         self._evaluated = {_place(entry): data for entry, data in evaluation_sources(config)}
         for entry, data in evaluation_sources(config):
             self._datasets[evaluation_key({**entry, "source": dataset_source(data)})] = data
@@ -365,7 +432,7 @@ class Sweep:
         }
         if not lacking:
             return []  # without a look at every run
-        left = [self.spec(run) for run in self.runs if not self._stays(run, "")]
+        left = [self.spec(run) for run in self.runs if not self._is_left_alone(run)]
         needed = {("models", spec.model) for spec in left} | {("datasets", spec.dataset) for spec in left}
         needed |= {_place(entry) for spec in left for entry in spec.evaluate}
         return [line for line, of in lacking.items() if of in needed]
@@ -386,58 +453,65 @@ class Sweep:
 
     def _code(self, run: str) -> str:
         """Digest of the current code, or of the code that measured the run if its record was accepted."""
-        today = staleness.run_digest(self.spec(run))
-        with contextlib.suppress(OSError):
-            if b'"accepted"' in self.record_path(run).read_bytes():
-                row = self._record(run)
-                return row.code_digest if row and today in row.codes else today
-        return today
+        today, look = staleness.run_digest(self.spec(run)), self._look(run)
+        row = self._record(run) if look and look.is_accepted else None
+        return row.code_digest if row and today in row.codes else today
 
     def inputs(self, run: str, day: str = "") -> Mapping[str, Any]:
         """What a run reads, by the names that its rule uses: one function, since Snakemake asks each for every run.
+
+        The manifests of model and tokens make a run stale, unless it was measured with what they stand for: fetching or
+        tokenising the same again does not repeat it. Where the user's own files are newer than their manifests,
+        Snakemake decides. A file that is not there, as where results were brought home without it, is no input of a run
+        that is done: it would be made, if only for another run, and Snakemake repeats whoever reads a file that was not
+        there before.
 
         Args:
             run: the run.
             day: of an anchor, whose measurement belongs to its day: nothing that it reads makes it stale.
         """
+        self.correct_notes()
         model, tokens = f"resources/models/{self.model(run)}", f"resources/tokens/{self.tokens(run)}"
-        manifests = {"model_manifest": f"{model}.json", "tokens_manifest": f"{tokens}.json"}
-        others = {
+        read = self._evaluation_paths(run)
+        manifests: dict[str, str | list[str]] = {
+            "model_manifest": f"{model}.json",
+            "tokens_manifest": f"{tokens}.json",
+            "evaluation_manifests": [str(path.with_suffix(".json")) for path in read],
+        }
+        others: dict[str, str | list[str]] = {
             "grid": f"{self.folder}/grid.json",
             "model_folder": model,
             "tokens": f"{tokens}.safetensors",
             "texts": f"resources/datasets/{self.texts(run)}.jsonl",
+            "evaluations": [str(path) for path in read],
         }
-        return {
-            **{
-                name: self._read(run, path, day) if day else self._manifest(run, path)
-                for name, path in manifests.items()
-            },
-            **{name: self._read(run, path, day) for name, path in others.items()},
-            **self._evaluation_inputs(run, day),
-        }
-
-    def _evaluation_inputs(self, run: str, day: str) -> dict[str, list[Any]]:
-        """What a run's evaluations read, in their order, and the manifests."""
-        paths = self._evaluation_paths(run)
-        manifests = [str(path.with_suffix(".json")) for path in paths]
-        return {
-            "evaluations": [self._read(run, str(path), day) for path in paths],
-            "evaluation_manifests": [
-                self._read(run, path, day) if day else self._manifest(run, path) for path in manifests
-            ],
-        }
+        if not day and not self._is_settled(run):
+            return {**manifests, **{name: ancient(path) for name, path in others.items()}}
+        files = {**manifests, **others}
+        every = [path for paths in files.values() for path in ([paths] if isinstance(paths, str) else paths)]
+        absent = [path for path in every if not self._exists(path)]
+        left_out = absent if absent and self._is_left_alone(run, day) else ()
+        return {name: ancient(_without(paths, left_out)) for name, paths in files.items()}
 
     def _evaluation_paths(self, run: str) -> list[Path]:
         return evaluation_paths(self.spec(run), self.model(run)) if self._evaluated else []
 
-    def _manifest(self, run: str, manifest: str) -> Any:  # noqa: ANN401 - a path, perhaps with Snakemake's mark
-        """A manifest as an input that makes a run stale, unless the run was measured with what it stands for.
+    def _exists(self, path: str) -> bool:
+        if path not in self._is_there:
+            self._is_there[path] = os.path.exists(path)  # noqa: PTH110 - fast
+        return self._is_there[path]
 
-        Fetching or tokenising the same again, for example after a change of that code, does not repeat the run. Where
-        the user's own files are newer than their manifests, Snakemake decides.
-        """
-        return self._read(run, manifest) if self._is_settled(run) else manifest
+    def _is_left_alone(self, run: str, day: str = "") -> bool:
+        """Whether a run, or an anchor, will not be repeated: neither by itself nor because the user wants it."""
+        if self.workflow and is_forced(self.workflow):
+            return False
+        return not _lacks(f"{self.folder}/anchors/{day}/{run}", WRITTEN) if day else self._is_done(run, WRITTEN)
+
+    def _is_done(self, run: str, files: Sequence[str]) -> bool:
+        """Whether a run was measured by today's code with the current inputs, and none of some of its files is lost."""
+        look = self._look(run)
+        is_todays = look is not None and look.names_code and self._is_settled(run)
+        return is_todays and not _lacks(f"{self.folder}/runs/{run}", files)
 
     def _is_settled(self, run: str) -> bool:
         look = self._look(run)
@@ -456,18 +530,13 @@ class Sweep:
         """
         whole = asks_for_all_jobs(workflow)
         paths = {run: self.record_path(run) for run in self.runs}
-        kept = {run for run in paths if not whole and self._is_kept(run)}
+        kept = {run for run in paths if not whole and self._is_done(run, READ)}
         return [
             before_update(file) if run in kept else file
             for name in READ
             for run, path in paths.items()
             for file in (str(path.with_name(name)),)
         ]
-
-    def _is_kept(self, run: str) -> bool:
-        """Whether a run is finished, by today's code and with the current inputs, and none of its files was lost."""
-        look = self._look(run)
-        return bool(look and look.names_code) and self._is_settled(run) and not self._lost(run)
 
     def lost_files(self) -> list[str]:
         """Files of runs that are missing though there are tables, as inputs of the whole: their runs are repeated.
@@ -476,11 +545,7 @@ class Sweep:
         """
         if not Path(self.folder, "tables").exists():
             return []
-        return [path for run in self.runs for path in self._lost(run)]
-
-    def _lost(self, run: str) -> list[str]:
-        folder = f"{self.folder}/runs/{run}"
-        return [path for path in (f"{folder}/{name}" for name in READ) if not os.path.exists(path)]  # noqa: PTH110 - fast
+        return [path for run in self.runs for path in _lacks(f"{self.folder}/runs/{run}", READ)]
 
     def prepared_files(self) -> list[str]:
         """The manifests of models and tokens that exist, as inputs of the whole, so that stale ones are made again."""
@@ -492,32 +557,6 @@ class Sweep:
             path.with_suffix(".json") for run in pairs.values() for path in self._evaluation_paths(run)
         )
         return [str(path) for path in (*(Path(f"resources/{stem}.json") for stem in stems), *read) if path.exists()]
-
-    def _read(self, run: str, path: str, day: str = "") -> Any:  # noqa: ANN401 - with Snakemake's mark, or no path
-        """A file that a run reads and that does not make it stale.
-
-        It is no input of a run that is done if it is not there, as where results were brought home without it: it would
-        be made, if only for another run, and Snakemake repeats whoever reads a file that was not there before.
-
-        Args:
-            run: the run.
-            path: of the file.
-            day: of an anchor.
-        """
-        self.correct_notes()
-        if path not in self._is_there:
-            self._is_there[path] = Path(path).exists()
-        return ancient(path) if self._is_there[path] or not self._stays(run, day) else []
-
-    def _stays(self, run: str, day: str) -> bool:
-        """Whether a run will not be repeated, neither by itself nor because the user wants it."""
-        asked = self.workflow and self.workflow.dag_settings
-        if asked and (asked.forceall or asked.forcetargets or asked.forcerun):
-            return False
-        folder = Path(self.folder, "anchors", day, run) if day else self.record_path(run).parent
-        return all((folder / name).exists() for name in WRITTEN) and (
-            bool(day) or (self._is_settled(run) and run not in self._outdated)
-        )
 
     def unsettled(self) -> str | None:
         """A notice if finished runs were measured with other texts or models than the current ones, else None."""
@@ -543,6 +582,7 @@ class Sweep:
         return Look(
             names_code=f'"{staleness.run_digest(self.spec(run))}"'.encode() in measured,
             names_inputs=all(checksum in measured for name in manifests for checksum in self._checksums(name)),
+            is_accepted=b'"accepted"' in measured,
         )
 
     def _checksums(self, manifest: str) -> list[bytes]:
@@ -675,8 +715,7 @@ class Sweep:
 
     def model(self, run: str) -> str:
         """Folder of a run's model under resources/models."""
-        spec = self.spec(run)
-        return model_key(spec.model, spec.model_source)
+        return self._model_keys[self.spec(run).model]
 
     def tokens(self, run: str) -> str:
         """Path of a run's tokens under resources/tokens, without its suffix."""
@@ -684,8 +723,7 @@ class Sweep:
 
     def texts(self, run: str) -> str:
         """Key of a run's texts under resources/datasets."""
-        spec = self.spec(run)
-        return dataset_key(spec.dataset, spec.dataset_source)
+        return self._text_keys[self.spec(run).dataset]
 
     def gpus(self, run: str) -> int:
         """Number of GPUs that a run takes on all its nodes: to compute on, or to meter while it runs on the CPU."""
@@ -717,7 +755,8 @@ class Sweep:
         return int(minutes * 2 ** self._doublings(run)[1])
 
     def _doublings(self, run: str) -> tuple[int, int]:
-        return attempted.doublings(attempted.notes(Path(self.folder, "runs", run, attempted.FILE)))
+        path = f"{self.folder}/runs/{run}/{attempted.FILE}"
+        return attempted.doublings(attempted.notes(Path(path))) if os.path.exists(path) else (0, 0)  # noqa: PTH110 - fast
 
     def whole_node(self) -> int:
         """Whether a run requests a node of its own from a batch system, as 0 or 1: it must be alone."""

@@ -40,7 +40,7 @@ SlurmctldLogFile={folder}/slurmctld.log
 SlurmdLogFile={folder}/slurmd-%n.log
 SlurmdParameters=config_overrides
 ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
+TaskPlugin={task}
 TaskProlog={folder}/prolog
 JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
@@ -54,6 +54,12 @@ KillWait=5
 ReturnToService=2
 MpiDefault=none
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+"""
+#: With it, and task/cgroup, the kernel holds a job to its memory.
+CGROUPS = """
+CgroupPlugin=cgroup/v1
+CgroupMountpoint=/sys/fs/cgroup
+ConstrainRAMSpace=yes
 """
 #: A node that is this machine.
 NODE = (
@@ -73,6 +79,11 @@ def lacking() -> str | None:
     if CONFIGURED.exists() and not CONFIGURED.is_symlink():
         return f"{CONFIGURED} is there: this machine has a Slurm of its own"
     return None
+
+
+def holds_to_memory() -> bool:
+    """Whether jobs can be held to the memory they ask for: with cgroups of version 2, Slurm wants systemd for that."""
+    return os.access("/sys/fs/cgroup/memory/memory.limit_in_bytes", os.W_OK)
 
 
 class Slurm:
@@ -117,19 +128,20 @@ class Slurm:
 
 
 @contextlib.contextmanager
-def running(folder: Path, of_nodes: Mapping[str, Mapping[str, str]], gpus: int) -> Iterator[Slurm]:
+def running(folder: Path, of_nodes: Mapping[str, Mapping[str, str]], gpus: int, holds: bool = False) -> Iterator[Slurm]:
     """A Slurm that ends with the block; another one on this machine waits for its end.
 
     Args:
         folder: for its files, traversable by everybody.
         of_nodes: by the name of each node, variables that are set there, and not where jobs are submitted.
         gpus: of each node.
+        holds: jobs to the memory that they ask for, if `holds_to_memory`.
     """
     slurm = Slurm(folder, list(of_nodes))
     with LOCK.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         try:
-            _configure(slurm, gpus)
+            _configure(slurm, gpus, holds and holds_to_memory())
             for node, variables in of_nodes.items():
                 slurm.set_on(node, variables)
             _start(slurm)
@@ -138,7 +150,7 @@ def running(folder: Path, of_nodes: Mapping[str, Mapping[str, str]], gpus: int) 
             _end(slurm)
 
 
-def _configure(slurm: Slurm, gpus: int) -> None:
+def _configure(slurm: Slurm, gpus: int, holds: bool) -> None:
     folder, host = slurm.folder, socket.gethostname().partition(".")[0]
     for name in ("state", "munge", *(f"spool-{node}" for node in slurm.nodes)):
         (folder / name).mkdir(parents=True)
@@ -160,7 +172,9 @@ def _configure(slurm: Slurm, gpus: int) -> None:
         NODE.format(name=node, host=host, port=of_node, kind=KIND, gpus=gpus)
         for node, of_node in zip(slurm.nodes, ports, strict=True)
     )
-    config = CONFIG.format(host=host, port=port, folder=folder)
+    task = "task/cgroup" if holds else "task/none"
+    config = CONFIG.format(host=host, port=port, folder=folder, task=task)
+    (folder / "cgroup.conf").write_text(CGROUPS, encoding="ascii")
     (folder / "slurm.conf").write_text(config.replace("PartitionName=", f"{nodes}PartitionName="), encoding="ascii")
     CONFIGURED.unlink(missing_ok=True)  # a link of a test that was killed
     CONFIGURED.symlink_to(folder / "slurm.conf")

@@ -14,6 +14,7 @@ from typing import Any
 import fake_meters
 import pytest
 import slurm as slurm_module
+import yaml
 from checkout import Checkout, prepared
 from patience import PATIENCE_S, wait_for
 from slurm import Slurm
@@ -27,6 +28,7 @@ from joulesweep.runs import attempted
 PYTHON = REPOSITORY / ".cache" / "slurm" / "bin" / "python"
 NODE = socket.gethostname().partition(".")[0]
 NO_EXECUTORS = "no executors for clusters: make .cache/slurm/.ready"
+LONG_STEPS = 2000  # some seconds
 WATTS, TICK_S = (310, 170, 240, 90), 0.005
 #: Snakemake imports all of its plugins, and Slurm's imports pandas for a report that nobody asks for: only when used.
 LAZY = """
@@ -36,6 +38,12 @@ if "snakemake" in sys.orig_argv:
     lazy.loader = importlib.util.LazyLoader(lazy.loader)
     sys.modules["pandas"] = importlib.util.module_from_spec(lazy)
     lazy.loader.exec_module(sys.modules["pandas"])
+"""
+MEMORY_MB = 1500
+#: A process that trains wants more than its first job may have, and less than the second one may.
+HUNGRY = f"""
+if "joulesweep.train.worker" in sys.orig_argv and os.path.exists("hungry"):
+    bytearray({MEMORY_MB + 100} << 20)
 """
 pytestmark = pytest.mark.slow
 
@@ -76,11 +84,11 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, complete: Path) -> Iterato
     checkout.config["exclude"] = [{"when": {"strategy": "ddp", "batch_size": [16, 96]}, "reason": "two are enough"}]
     checkout.config["measure"] = {"exclusive": "gpu", "gpus": [0, 1, 2, 3], "min_seconds": 0.4, "cooldown_s": 0}
     checkout.config["measure"]["idle_s"] = 0.2
-    checkout.config["hardware"]["memory_mb"] = 500
+    checkout.config["hardware"]["memory_mb"] = MEMORY_MB
     checkout.write_config()
     (gate,) = folder.glob("checkout-gate/sitecustomize.py")
-    gate.write_text(gate.read_text(encoding="utf-8") + LAZY, encoding="utf-8")
-    with slurm_module.running(folder / "slurm", {NODE: of_jobs}, gpus=len(WATTS)) as slurm:
+    gate.write_text(gate.read_text(encoding="utf-8") + LAZY + HUNGRY, encoding="utf-8")
+    with slurm_module.running(folder / "slurm", {NODE: of_jobs}, gpus=len(WATTS), holds=True) as slurm:
         yield Cluster(slurm, checkout, boards)
         checkout.end()
 
@@ -116,6 +124,38 @@ def test_a_sweep_on_slurm_loses_what_is_cancelled_alone_and_counts_right(cluster
     a_cancelled_job_costs_its_run_alone_and_the_others_come_to_an_end(cluster)
     several_runs_of_a_job_have_a_record_each_and_one_that_fails_costs_no_other(cluster)
     every_run_measured_its_own_boards_and_counted_right(cluster)
+    a_run_gets_twice_the_memory_that_it_lacked_and_goes_on_where_it_was_requeued(cluster)
+
+
+def a_run_gets_twice_the_memory_that_it_lacked_and_goes_on_where_it_was_requeued(cluster: Cluster) -> None:
+    """A longer run, in a sweep of its own: the kernel kills it in its first job; the second one is requeued."""
+    slurm, checkout = cluster.slurm, cluster.checkout
+    long = {**checkout.config, "sweep": "long", "exclude": [], "train": {"max_steps": LONG_STEPS}}
+    long["grid"] = {**checkout.config["grid"], "strategy": ["single"], "batch_size": [8], "repeats": 1}
+    (checkout.folder / "config" / "long.yaml").write_text(yaml.safe_dump(long), encoding="utf-8")
+    (run,) = expand(validate(long)).runs
+    folder = checkout.folder / "results" / "long" / "runs" / run
+    record = f"results/long/runs/{run}/record.json"
+    if slurm_module.holds_to_memory():
+        (checkout.folder / "hungry").touch()
+    child = checkout.start(*ONE_BY_ONE, *QUICKLY, "--configfile", "config/long.yaml", "--", record)
+    wait_for(lambda: (folder / ".work" / "listens0").exists() or child.poll() is not None, "the training", every_s=0.05)
+    job = str(cluster.job_of(run))
+    if slurm_module.holds_to_memory():
+        (lacked, _) = attempted.notes(folder / attempted.FILE)
+        assert attempted.HOST_OOM in lacked["reason"]
+        assert slurm.call("squeue", "--noheader", f"--jobs={job}", "--format=%m").strip() == f"{2 * MEMORY_MB}M"
+    slurm.call("scontrol", "requeue", job)
+    wait_for(lambda: slurm.state(job) == "PENDING", "the requeued job", every_s=0.2)
+    assert (folder / ".checkpoint" / "manifest.json").exists(), (folder / "run.log").read_text(encoding="utf-8")
+    slurm.call("scontrol", "update", f"JobId={job}", "StartTime=now")  # else in two minutes
+    output, _ = child.communicate(timeout=PATIENCE_S)
+    assert child.returncode == 0, output
+    measured = json.loads((checkout.folder / record).read_text(encoding="utf-8"))["measurement"]
+    assert "resumed" in [flag["flag"] for flag in measured["flags"]]
+    before, after = measured["segments"]
+    assert 1 == before["first_step"] < before["last_step"] == after["first_step"] - 1
+    assert after["last_step"] == LONG_STEPS
 
 
 def a_cancelled_job_costs_its_run_alone_and_the_others_come_to_an_end(cluster: Cluster) -> None:

@@ -32,7 +32,18 @@ from joulesweep.measure import machine
 from joulesweep.plan import snakemake_lock, staleness
 from joulesweep.plan.config import DatasetConfig, ModelConfig, validate
 from joulesweep.plan.grid import expand
-from joulesweep.plan.sweep import READ, Sweep, input_folder, load, output_folder, refused, runs_folder, snakemake_logger
+from joulesweep.plan.sweep import (
+    READ,
+    Sweep,
+    attempt,
+    input_folder,
+    load,
+    of_run,
+    output_folder,
+    refused,
+    runs_folder,
+    snakemake_logger,
+)
 from joulesweep.runs import attempted, record
 from joulesweep.runs.identity import run_id
 
@@ -241,6 +252,15 @@ def test_a_measured_run_takes_its_cores_or_all_of_them(accelerator, exclusive, c
         measure={"exclusive": exclusive},
     )
     assert found.threads(only(found), cores) == threads
+
+
+def test_what_every_job_asks_need_not_be_looked_into_again():
+    found = sweep()
+    threads = of_run(found.threads, 8)
+    for function, names in ((threads, ["wildcards"]), (attempt, ["wildcards", "attempt"])):
+        assert list(function.__signature__.parameters) == names
+    assert attempt(None, attempt=2) == 2
+    assert threads(SimpleNamespace(run=only(found))) == found.threads(only(found), 8)
 
 
 @pytest.mark.parametrize(
