@@ -210,7 +210,7 @@ def test_a_parameter_of_a_plain_type_takes_that_type_only(monkeypatch, kind, goo
 def test_a_missing_parameter_is_told(monkeypatch):
     params = dataclasses.make_dataclass("Params", [("size", int)], kw_only=True)
     monkeypatch.setattr(methods, "load", lambda name: type("Module", (), {"Params": params}))
-    with pytest.raises(UserError, match="^method sample needs the parameter size$"):
+    with pytest.raises(UserError, match=r"^method sample needs the parameter size$"):
         methods.parameters("sample", {})
 
 
