@@ -78,7 +78,7 @@ def answer(tables: Tables, config: Mapping[str, Any]) -> Answer:
                 reasons.append(f"{method_words(row)} shares no two seeds with known {basis} with a rival")
     if not clauses:
         return Answer(sentence=_lacking(reasons), answered=False)
-    text = f"At a margin of {percent(margin)} % in {measure}, {'; '.join(clauses)}."
+    text = f"At a margin of {percent(margin)} % in {measure.replace('_', ' ')}, {'; '.join(clauses)}."
     return Answer(sentence=text, answered=True, findings=_findings(tables, groups, comparisons), tables=made)
 
 
@@ -182,7 +182,11 @@ def _table(title: str, measure: str, against: Sequence[_Against]) -> Table:
         ]
         for one in against
     ]
-    return Table(title=title, headings={"Rival": "text", "Cost": "", measure: "", "Verdict": "text wrap"}, rows=rows)
+    return Table(
+        title=title,
+        headings={"Rival": "text", "Cost": "", measure.replace("_", " ").capitalize(): "", "Verdict": "text wrap"},
+        rows=rows,
+    )
 
 
 def _entry(ratio: Ratio) -> Entry:

@@ -38,7 +38,7 @@ def test_it_saves_more_than_one_and_less_than_another(tmp_path):
     assert found.answered
     start, rest = found.sentence.split(" saves more than ")
     more, less = rest.split(", saves less than ")
-    assert start == f"At a margin of 5 % in validation_loss, by measured joules, {GREEN}"
+    assert start == f"At a margin of 5 % in validation loss, by measured joules, {GREEN}"
     assert more.startswith(f"{SAMPLED} (0.7") and less.startswith(f"{FROZEN} (1.4") and less.endswith("(n = 3).")
     low, high = (float(end) for end in more.partition("[")[2].partition("]")[0].split(", "))
     assert low < 0.7 / 0.9 < high
