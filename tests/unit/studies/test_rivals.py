@@ -90,7 +90,7 @@ def test_what_is_more_is_better_where_the_measure_says_so(tmp_path):
         return synthetic.measured(row, 50 * COSTS[row["spec"]["method"]])
 
     said = studied.answer(tmp_path, "rivals", raw, planted).sentence
-    assert "in masked_accuracy" in said and f"costs less but is worse by more than the margin than {SAMPLED}" in said
+    assert "in masked accuracy" in said and f"costs less but is worse by more than the margin than {SAMPLED}" in said
 
 
 def test_the_table_has_a_row_for_each_rival(tmp_path):
