@@ -10,6 +10,7 @@
 # make studies   the offline twin of every study, one after the other, each with its answer: up to six minutes each
 # make gpu-pack   what a machine with a GPU is given for the first minutes there: wheels, models, texts, the package
 # make bench-peers   ours against transformers.Trainer and Lightning, on this machine's CPU: half an hour or more
+# make trackers   what Zeus, codecarbon, carbontracker and plain readings say of one burn, on this machine: five minutes
 # make docs    this documentation as a site, .cache/site/index.html; every warning is an error
 # make lint    every check of style, types and rules
 # make format  mend what of the style can be mended
@@ -24,6 +25,9 @@ PYTHON ?= python3
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 # The peers, in an environment of their own on top of ours: transformers does other things where accelerate is there.
 PEERS := .cache/peers
+# Other tools that track energy, likewise: never part of a run.
+TRACKERS := .cache/trackers
+TRACKERS_PINS := codecarbon==3.3.2 carbontracker==2.4.7
 # The oldest transformers that is supported, likewise, with the hub's library that it wants.
 OLDEST := .cache/oldest
 OLDEST_PINS := transformers==5.17.0 huggingface_hub==1.33.0
@@ -44,7 +48,7 @@ BENCH_PEERS = $(PEERS)/bin/python -m benchmarks.peers $(if $(VIZWIZ),--data $(VI
 
 INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 
-.PHONY: sweep test test-all test-oldest families truth long fuzz storm studies bench-peers gpu-pack docs lint format environment schema clean
+.PHONY: sweep test test-all test-oldest families truth long fuzz storm studies bench-peers trackers gpu-pack docs lint format environment schema clean
 .DEFAULT_GOAL := sweep
 
 environment: $(VENV)/.ready
@@ -119,6 +123,15 @@ bench-peers: $(PEERS)/.ready
 	@$(BENCH_PEERS) --model tiny --seeds 5 --json benchmarks/results/peers_tiny_fp32.json
 	@$(BENCH_PEERS) --model minilm --json benchmarks/results/peers_minilm_fp32.json
 
+$(TRACKERS)/.ready: $(VENV)/.ready Makefile
+	$(call on_top,$(TRACKERS))
+	@$(TRACKERS)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt $(TRACKERS_PINS)
+	@touch $@
+
+# Watts that are known, of fake boards and counters: TRACKERS_OPTIONS=--fake.
+trackers: $(TRACKERS)/.ready
+	@$(TRACKERS)/bin/python -m benchmarks.trackers $(TRACKERS_OPTIONS)
+
 $(SLURM)/.ready: $(VENV)/.ready
 	$(call on_top,$(SLURM))
 	@$(SLURM)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[slurm,cluster]'
@@ -157,4 +170,4 @@ schema: environment
 	joulesweep schema config/schema.json
 
 clean:
-	rm -rf $(VENV) $(PEERS) $(OLDEST) $(DOCS) $(SLURM)
+	rm -rf $(VENV) $(PEERS) $(TRACKERS) $(OLDEST) $(DOCS) $(SLURM)
