@@ -23,6 +23,10 @@ from joulesweep.prepare import fetched, tokens
 
 ROOT = tiny_run.REPOSITORY
 
+#: Arrays of a file of tokens.
+TEXTS = {"ids", "offsets", "group", "words", "characters"}
+TARGETS = {"target_ids", "target_offsets", "target_words", "target_characters"}
+
 
 def texts_file(path, texts):
     return rows_file(path, [{"text": text} for text in texts])
@@ -85,7 +89,7 @@ def test_targets_are_tokenised_beside_the_texts(tmp_path, model):
     assert (found.target_ids.dtype, found.target_offsets.dtype) == (np.int32, np.int64)
     assert found.manifest["num_target_tokens"] == 503
     assert (found.choice_ids, found.answer) == (None, None)
-    assert names_in(tmp_path, found) == {"ids", "offsets", "group", "target_ids", "target_offsets"}
+    assert names_in(tmp_path, found) == TEXTS | TARGETS
 
 
 def test_choices_are_tokenised_one_after_another(tmp_path, model):
@@ -102,7 +106,7 @@ def test_choices_are_tokenised_one_after_another(tmp_path, model):
     assert (found.choice_ids.dtype, found.choice_offsets.dtype) == (np.int32, np.int64)
     assert (found.choice_text.dtype, found.answer.dtype) == (np.int32, np.int32)
     choices = {"choice_ids", "choice_offsets", "choice_text", "answer"}
-    assert names_in(tmp_path, found) == {"ids", "offsets", "group", "target_ids", "target_offsets"} | choices
+    assert names_in(tmp_path, found) == TEXTS | TARGETS | choices
 
 
 def names_in(folder, found):
@@ -110,9 +114,9 @@ def names_in(folder, found):
     return set(load_file(folder / "m.safetensors"))
 
 
-def test_without_targets_the_file_has_what_it_had(tmp_path, model):
+def test_without_targets_the_file_has_texts_alone(tmp_path, model):
     found = tokens.tokenise(texts_file(tmp_path / "t.jsonl", ["a", "b"]), model)
-    assert names_in(tmp_path, found) == {"ids", "offsets", "group"}
+    assert names_in(tmp_path, found) == TEXTS
 
 
 def test_the_manifest_tells_other_targets_choices_and_answers_apart(tmp_path, model):
