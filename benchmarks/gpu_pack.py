@@ -195,6 +195,8 @@ def write_texts(path: Path, about: Texts) -> None:
     for name, sentences in flat.items():
         arrays[f"{name}ids"] = np.array([word for sentence in sentences for word in sentence], dtype="<i4")
         arrays[f"{name}offsets"] = np.cumsum([0, *map(len, sentences)], dtype=np.int64)
+        texts = [" ".join(f"w{word}" for word in sentence) for sentence in sentences]  # as `write_tokenizer` has them
+        arrays |= tokens.sizes(name, texts)
     ends = {"mask_id": MASK, "pad_id": PAD, "bos_id": CLS, "eos_id": SEP, "prefix": [CLS], "suffix": [SEP]}
     counts = {"num_texts": len(bodies), "num_tokens": len(arrays["ids"]), "num_target_tokens": sum(map(len, targets))}
     manifest = {

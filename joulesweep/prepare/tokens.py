@@ -115,13 +115,21 @@ def tokenise(texts_file: Path, model_folder: Path, prompt: str = "{source}") -> 
         "prompt_after": _encode(tokenizer, [after.rstrip()])[0],
         "sha256": hashlib.sha256(b"".join(array.tobytes() for array in (ids, *labels.values()))).hexdigest(),
     }
-    sizes = _sizes("", [row.text for row in rows])
-    sizes |= _sizes("target_", [row.targets[0] for row in rows]) if rows[0].targets else {}
-    return TokenSet(ids=ids, offsets=offsets, group=group, manifest=manifest, **labels, **sizes)
+    counted = sizes("", [row.text for row in rows])
+    counted |= sizes("target_", [row.targets[0] for row in rows]) if rows[0].targets else {}
+    return TokenSet(ids=ids, offsets=offsets, group=group, manifest=manifest, **labels, **counted)
 
 
-def _sizes(kind: str, texts: list[str]) -> dict[str, np.ndarray[Any, Any]]:
-    """Words and characters of each text, whatever the tokenizer makes of it."""
+def sizes(kind: str, texts: list[str]) -> dict[str, np.ndarray[Any, Any]]:
+    """Words and characters of each text, whatever the tokenizer makes of it.
+
+    Args:
+        kind: before the names of the arrays: "" or "target_".
+        texts: the texts.
+
+    Returns:
+        Two arrays of a `TokenSet` by name; int32, (num_texts,).
+    """
     return {
         f"{kind}words": np.array([len(text.split()) for text in texts], dtype=np.int32),
         f"{kind}characters": np.array([len(text) for text in texts], dtype=np.int32),

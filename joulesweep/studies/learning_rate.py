@@ -170,7 +170,9 @@ def _sentence(group: Group, comparisons: Comparisons, config: Mapping[str, Any],
     by_rule = {trial.rule: [one.batch for one in kept if one.rule == trial.rule] for trial in group.trials}
     keeps = [f"{rule} at {_listed(batches)}" for rule, batches in by_rule.items() if batches]
     lose = [rule for rule, batches in by_rule.items() if not batches]
-    kept_words = f"{', '.join(keeps)} keeps {of_what}" + (f", {' and '.join(lose)} at no other batch" if lose else "")
+    kept_words = f"{', '.join(keeps)} {'keep' if len(keeps) > 1 else 'keeps'} {of_what}" + (
+        f", {' and '.join(lose)} at no other batch" if lose else ""
+    )
     cheapest = _cheapest(group.base, kept, comparisons)
     if cheapest is None:
         return f"{kept_words}; what that costs or saves cannot be told: {_why_no_joules(group.base)}", False

@@ -186,13 +186,14 @@ def _choice(choice: Choice, names: Mapping[Key, str]) -> tuple[Entry, Entry]:
     if len(chosen) > 1:
         told = f"any of {len(chosen)}: {told}{', …' if len(chosen) > MOST_NAMES else ''}"
     number, _, interval = _more(choice.regret).partition(" [")
-    return told, (f"+{number}", f"[{interval}")
+    return told, (number if number == "0 %" else f"+{number}", f"[{interval}")
 
 
 def _correlation(interval: Interval | None) -> Entry:
     if interval is None or interval.low is None or interval.high is None:
         return "–", "the same everywhere"
-    return f"{interval.mean:.2f}", f"[{interval.low:.2f}, {interval.high:.2f}]"
+    mean, low, high = (f"{value:.2f}".replace("-", "−") for value in (interval.mean, interval.low, interval.high))
+    return mean, f"[{low}, {high}]"
 
 
 def _error(interval: Interval) -> Entry:

@@ -352,6 +352,7 @@ class Rapl:
         self._zones: dict[str, tuple[Path, float]] = {}
         self.stepped_j: dict[str, float] = {}
         self._written_s = time.time()
+        self._lock = threading.Lock()
         for i, zone in enumerate(zones):
             path = self.folder / "intel-rapl" / f"intel-rapl:{i}"
             self._add(f"cpu:{i}", path, zone["name"], zone["watts"])
@@ -382,10 +383,18 @@ class Rapl:
         watts = self._zones[device][1]
         self.stepped_j[device] = -watts * (time.time() - EPOCH_S)
 
+    def draw(self, device: str, watts: float) -> None:
+        """Let a device draw other watts from now on."""
+        with self._lock:
+            path, before = self._zones[device]
+            self.stepped_j[device] += (before - watts) * (time.time() - EPOCH_S)
+            self._zones[device] = path, watts
+
     def keep_up(self, stop: threading.Event) -> None:
         """Move the counters every 2 ms until told to stop."""
         while not stop.wait(0.002):
-            self._update()
+            with self._lock:
+                self._update()
 
     def _update(self) -> None:
         now_ns = time.time_ns() - EPOCH_S * 10**9
