@@ -323,6 +323,11 @@ class Fit:
         """The log mean of a cell."""
         return float(self.means[self._row[key]])
 
+    def values_of(self, key: Hashable) -> list[float]:
+        """The logs of a cell's runs, by seed."""
+        row = self._row[key]
+        return [float(value) for value in self._logs[row][self._known[row]]]
+
     def contrast(self, weights: Mapping[Any, float]) -> Contrast | None:
         """A weighted sum of the cells' logs.
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import csv
 import functools
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -173,33 +172,64 @@ def _beside(comparisons: Comparisons, name: str, row: Row, full: Row, published:
     )
 
 
-def claimed_ratios(tables: Tables) -> list[Compared]:
-    """Repeat the comparisons of Maina et al. that the sweep has pairs for: full training on masked tokens."""
+@dataclass(frozen=True, kw_only=True)
+class ClaimedPairs:
+    """The pairs of cells of a sweep that a published quantity compares.
+
+    Attributes:
+        words: what is compared.
+        claim: a key of `CLAIMS`.
+        column: what the claim is a ratio of; of power, a column of `comparisons` alone.
+        pairs: rows of the cells table; the first is the numerator. Without measured joules there are none of power.
+        comparisons: of the runs.
+    """
+
+    words: str
+    claim: str
+    column: str
+    pairs: list[tuple[Row, Row]]
+    comparisons: Comparisons
+
+
+def claimed_pairs(tables: Tables) -> list[ClaimedPairs]:
+    """The pairs that Maina et al. compare, as far as the sweep has them: full training on masked tokens."""
     cells = finished(tables.cells, "samples_per_s_mean").filter(method="full", task="mlm")
     groups = [part.to_dicts() for _, part in cells.group_by(SHARED, maintain_order=True)]
     joules = pl.when(pl.col("energy_status") == "measured", pl.col("energy_doubt").is_null()).then("energy_j")
     comparisons = Comparisons(tables.runs.with_columns(measured_power_w=joules / pl.col("window_s")))
-    compared = []
+    every = []
     for words, first, second in COMPARED:
         pairs = [(a, b) for group in groups for a in group for b in group if _is(a, b, first, second)]
-        compared += [
-            one for claim, column in CLAIMS.items() if (one := _compared(comparisons, words, claim, column, pairs))
-        ]
-    return compared
+        for claim, column in CLAIMS.items():
+            kept = [pair for pair in pairs if column != "measured_power_w" or same_joules(*pair)]
+            every.append(ClaimedPairs(words=words, claim=claim, column=column, pairs=kept, comparisons=comparisons))
+    return every
 
 
-def _compared(
-    comparisons: Comparisons, words: str, claim: str, column: str, pairs: Sequence[tuple[Row, Row]]
-) -> Compared | None:
-    """The smallest and largest ratio of a column over pairs of cells; None if no pair has it."""
-    if column == "measured_power_w":
-        pairs = [pair for pair in pairs if same_joules(*pair)]
-    ratios = [(ratio, a["name"]) for a, b in pairs if (ratio := comparisons.ratio(a, b, column)) is not None]
+def claimed_ratios(tables: Tables) -> list[Compared]:
+    """Repeat the comparisons of Maina et al. that the sweep has pairs for."""
+    return [compared for one in claimed_pairs(tables) if (compared := _compared(one)) is not None]
+
+
+def _compared(claimed: ClaimedPairs) -> Compared | None:
+    """The smallest and largest ratio of a claim over its pairs of cells; None if no pair has it."""
+    ratios = [
+        (ratio, a["name"])
+        for a, b in claimed.pairs
+        if (ratio := claimed.comparisons.ratio(a, b, claimed.column)) is not None
+    ]
     if not ratios:
         return None
     ratios.sort(key=lambda pair: pair[0].ratio)
     (lowest, _), (highest, where) = ratios[0], ratios[-1]
-    return Compared(words=words, claim=claim, num_pairs=len(ratios), lowest=lowest, highest=highest, where=where)
+    return Compared(
+        words=claimed.words,
+        claim=claimed.claim,
+        num_pairs=len(ratios),
+        lowest=lowest,
+        highest=highest,
+        where=where,
+    )
 
 
 def _is(a: Row, b: Row, first: tuple[str | None, ...], second: tuple[str | None, ...]) -> bool:
