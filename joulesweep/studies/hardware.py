@@ -31,7 +31,8 @@ SOURCE = "Maina et al. 2025 (arXiv 2506.08433), conclusion, question 3: they mea
 NEEDED = "it takes boards with a counter (NVIDIA from Volta on) or readable RAPL: joulesweep doctor tells"
 #: Columns in which the cells of a ladder agree, beside the texts of a step.
 SHARED = ("model", "dataset", "task", "method", "method_params", "precision", *LAYOUT, "lr", "max_grad_norm")
-NO_MORE, SENSORS_MAY, MORE, OPEN = "no more", "more, which sensors may explain", "more", "cannot be told yet"
+NO_MORE, MORE, OPEN = "no more", "more", "cannot be told yet"
+SENSORS_MAY, SENSORS_HIDE = "more, which sensors may explain", "no more, if sensors agree"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +161,9 @@ def _verdict(step: Step, margin: float) -> str:
         return OPEN
     if ratio.low > 1 + margin:
         return MORE if not _has_boards(step.row) or ratio.low > (1 + margin) * SENSORS else SENSORS_MAY
-    return NO_MORE if ratio.high <= 1 + margin else OPEN
+    if ratio.high > 1 + margin:
+        return OPEN
+    return NO_MORE if not _has_boards(step.row) or ratio.high * SENSORS <= 1 + margin else SENSORS_HIDE
 
 
 def _has_boards(row: Row) -> bool:
@@ -179,6 +182,8 @@ def _scales(ladder: Ladder, margin: float) -> str:
         return f"{begin} takes over {percent(margin)} % more joules from {number} devices on ({took})"
     words = {
         NO_MORE: f"scales to {number} devices without taking over {percent(margin)} % more joules",
+        SENSORS_HIDE: f"scales to {number} devices without taking over {percent(margin)} % more joules, if the boards' "
+        "sensors agree",
         SENSORS_MAY: f"is not shown to take more joules up to {number} devices, as the boards' sensors may explain it",
         OPEN: f"is not shown to take over {percent(margin)} % more joules up to {number} devices",
     }
