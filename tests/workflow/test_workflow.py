@@ -41,6 +41,8 @@ def test_a_finished_sweep_has_all_its_files(sweep: Checkout) -> None:
         "devices.parquet",
         "effects.parquet",
         "epochs.parquet",
+        "evaluation_items.parquet",
+        "evaluations.parquet",
         "power.parquet",
         "runs.parquet",
         "selections.parquet",

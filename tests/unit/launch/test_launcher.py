@@ -379,6 +379,7 @@ def test_the_job_that_the_processes_read_is_the_whole_spec_and_its_paths(start, 
         "folder": str(log.parent),
         "boards": [],
         "checkpoint": {"folder": str(log.parent / ".checkpoint")},
+        "evaluations": [],
     }
 
 

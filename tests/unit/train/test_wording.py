@@ -71,5 +71,5 @@ def test_a_plain_decoder_reads_whole_texts(tmp_path):
 
 
 def test_tokens_that_are_older_have_no_counts(tmp_path, monkeypatch):
-    monkeypatch.setattr(tokens, "_sizes", lambda kind, texts: dict.fromkeys((f"{kind}words", f"{kind}characters")))
+    monkeypatch.setattr(tokens, "sizes", lambda kind, texts: dict.fromkeys((f"{kind}words", f"{kind}characters")))
     assert counted(tmp_path) is None
