@@ -69,6 +69,11 @@ NEEDED = tuple(
 )
 
 
+def texts_per_step(row: Row) -> int:
+    """Texts of an optimizer step over all devices, of a row of the cells or runs table."""
+    return int(row["batch_size"] * (row["devices"] if row["batch_size_scope"] == "per_device" else 1))
+
+
 def tabulate(runs: pl.DataFrame, config: Mapping[str, Any], comparisons: Comparisons) -> pl.DataFrame:
     """Build the cells table: one row per cell and environment, in the order of the manifest.
 

@@ -35,6 +35,19 @@ def asked(config: Mapping[str, Any]) -> tuple[float, str]:
     return answer.get("margin", MARGIN), answer.get("quality", QUALITY)
 
 
+def against_margin(low: float | None, high: float | None, margin: float) -> str:
+    """Whether a quality is worse by no more than the margin: "within", "beyond" or "cannot be told yet".
+
+    Args:
+        low: lower end of the ratio's interval, above 1 where it is worse; None where nothing tells the noise.
+        high: its upper end.
+        margin: as a fraction.
+    """
+    if low is None or high is None:
+        return OPEN
+    return WITHIN if high <= 1 + margin else BEYOND if low > 1 + margin else OPEN
+
+
 def key_of(row: Row) -> Key:
     """The key of a row of the cells or runs table."""
     return row["cell"], row["environment"]
@@ -106,6 +119,10 @@ class Comparisons:
         if fit is None or a["panel"] != b["panel"] or (quantity == "energy_j" and not same_joules(a, b)):
             return None
         return fit.ratio(key_of(a), key_of(b))
+
+    def worse(self, a: Row, b: Row, measure: str) -> Ratio | None:
+        """The ratio of a measure of quality, turned so that above 1 the first cell is worse; None as in `ratio`."""
+        return self.ratio(b, a, measure) if measure in MORE_IS_BETTER else self.ratio(a, b, measure)
 
     def change(self, pairs: Sequence[tuple[Row, Row]], quantity: str) -> Contrast | None:
         """The mean change of a quantity's log over pairs of cells of one panel, from the first to the second of each.

@@ -20,7 +20,7 @@ SCHEMA = {name: DTYPES[column.dtype] for name, column in EVALUATION_ITEMS.items(
 
 def tabulate(of_runs: Sequence[pl.DataFrame]) -> pl.DataFrame:
     """Build the table of all runs, from what `read` returns of each."""
-    return pl.concat([nothing(), *of_runs], rechunk=True)
+    return pl.concat([nothing(), *(frame for frame in of_runs if frame.height)], rechunk=True)
 
 
 def nothing() -> pl.DataFrame:
@@ -37,13 +37,14 @@ def read(folder: Path) -> pl.DataFrame:
     Raises:
         Corrupt: a line is corrupt; the message names file and line.
     """
-    path, parts = folder / ITEMS, [nothing()]
+    path = folder / ITEMS
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         return nothing()
     except (OSError, UnicodeDecodeError) as error:
         raise Corrupt(path, f"corrupt scores of items: {error}") from None
+    parts = [nothing()]
     for number, line in enumerate(lines, 1):
         try:
             evaluated = read_items(json.loads(line))

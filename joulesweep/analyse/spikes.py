@@ -42,16 +42,21 @@ def columns(folder: Path) -> dict[str, int]:
 
 def count(losses: Numbers) -> int:
     """Count the spikes of a series of losses, in the order of the steps."""
-    early = sum(_num_above(losses[None, :step], losses[step : step + 1]) for step in range(LEAST, WINDOW))
-    if len(losses) <= WINDOW:
-        return early
-    return early + _num_above(np.lib.stride_tricks.sliding_window_view(losses[:-1], WINDOW), losses[WINDOW:])
-
-
-def _num_above(earlier: Numbers, losses: Numbers) -> int:
-    """How many losses, (steps,), are spikes after those before them, (steps, earlier steps)."""
-    if not len(losses):
+    if len(losses) <= LEAST:
         return 0
-    medians = np.median(earlier, axis=1)
-    deviations = np.median(np.abs(earlier - medians[:, None]), axis=1)
-    return int((losses > medians + FACTOR * np.maximum(deviations, FLAT * np.abs(medians))).sum())
+    padded = np.concatenate([np.full(WINDOW - LEAST, np.inf), losses[:-1]])
+    earlier = np.lib.stride_tricks.sliding_window_view(padded, WINDOW)  # infinite where there are fewer
+    numbers = np.minimum(np.arange(LEAST, len(losses)), WINDOW)
+    medians = _medians(earlier, numbers)
+    with np.errstate(invalid="ignore"):  # of an infinite loss
+        deviations = _medians(np.abs(earlier - medians[:, None]), numbers)
+        limits = medians + FACTOR * np.maximum(deviations, FLAT * np.abs(medians))
+    return int((losses[LEAST:] > limits).sum())
+
+
+def _medians(rows: Numbers, numbers: Numbers) -> Numbers:
+    """The median of the lowest numbers of each row, of so many; NaN of a row that has one."""
+    ordered = np.sort(rows, axis=1)
+    middle = np.arange(len(rows)), (numbers - 1) // 2
+    above = middle[0], numbers // 2
+    return np.where(np.isnan(ordered[:, -1]), np.nan, (ordered[middle] + ordered[above]) / 2)

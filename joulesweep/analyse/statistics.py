@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from joulesweep.core.quantities import digits
+from joulesweep.core.quantities import digits, signed_percent
 from joulesweep.core.student import Interval, mean_interval
 
 LARGEST_LOG = math.log(1e300)
@@ -61,6 +61,13 @@ def times(ratio: Ratio) -> str:
     """A ratio as sentences give it: `× 0.381, 0.374 to 0.388, n = 5`."""
     ends = "no interval" if ratio.low is None or ratio.high is None else f"{_to(ratio.low)} to {_to(ratio.high)}"
     return f"× {_to(ratio.ratio)}, {ends}, n = {ratio.n}"
+
+
+def change(ratio: Ratio) -> str:
+    """A ratio as tables give it, as a change in percent: `+3 % [+1, +5]`."""
+    known = ratio.low is not None and ratio.high is not None
+    ends = f"[{signed_percent(ratio.low - 1)}, {signed_percent(ratio.high - 1)}]" if known else NO_INTERVAL  # type: ignore[operator]
+    return f"{signed_percent(ratio.ratio - 1)} % {ends}"
 
 
 def _to(value: float) -> str:

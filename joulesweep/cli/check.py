@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from joulesweep import methods
 from joulesweep.cli import add_config
 from joulesweep.core.errors import UserError, mistaken
 from joulesweep.core.files import read_json
 from joulesweep.plan import config as config_module
-from joulesweep.plan.config import SweepConfig, method_parts
+from joulesweep.plan.config import SweepConfig
 from joulesweep.plan.grid import expand, model_key, model_source
 from joulesweep.plan.strict import Place
 
@@ -39,7 +38,7 @@ def work(args: argparse.Namespace) -> int:
     num_cells = len(grid.runs) // config.grid.repeats
     counts = [_many(num_cells, "cell"), _many(len(grid.runs), "run"), f"{_many(len(grid.excluded), 'cell')} excluded"]
     print(f"{path}: {', '.join(counts)}")
-    for caution in methods.cautions(sorted({method_parts(value)[0] for value in config.grid.method})):
+    for caution in config_module.cautions(config):
         print(caution)
     return 0
 

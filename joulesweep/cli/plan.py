@@ -25,7 +25,7 @@ from joulesweep.core.spec import RunSpec
 from joulesweep.measure import devices, machine, meters
 from joulesweep.plan import config as config_module
 from joulesweep.plan import staleness
-from joulesweep.plan.config import SweepConfig, method_parts
+from joulesweep.plan.config import SweepConfig
 from joulesweep.plan.grid import expand, manifest
 from joulesweep.reference import cpu_estimate
 from joulesweep.reference.footprint import J_PER_KWH, footprint
@@ -292,7 +292,7 @@ def _screen(made: Made, args: argparse.Namespace) -> str:
             f"{made.num_foreign} finished runs of other machines do not count; --machine NAME plans for theirs"
         )
     lines += [f"Refused: {label}: {reason}" for label, reason in made.refused]
-    lines += methods.cautions(sorted({method_parts(value)[0] for value in made.config.grid.method}))
+    lines += config_module.cautions(made.config)
     if args.cells and num:
         lines += ["", *_cells(plan)]
     return "\n".join(lines)

@@ -58,6 +58,17 @@ def one(value: float, unit: str) -> str:
     return f"{text} {name}".strip()
 
 
+def listed(words: Sequence[str], last: str = "and") -> str:
+    """Words as sentences list them: "a, b and c".
+
+    Args:
+        words: at least one.
+        last: before the last of several.
+    """
+    *before, end = words
+    return f"{', '.join(before)} {last} {end}" if before else end
+
+
 def span(values: Iterable[float | None], unit: str) -> str | None:
     """Format the smallest and the largest of the known values, or None if there are none."""
     known = [value for value in values if value is not None]

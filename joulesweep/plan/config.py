@@ -1039,6 +1039,11 @@ def evaluation(value: Plugin, datasets: Mapping[str, DatasetConfig]) -> dict[str
         raise UserError(f"evaluation {name}: {_worded(problem, raw)}") from None
 
 
+def cautions(config: SweepConfig) -> list[str]:
+    """What to know of the grid's methods before choosing them, a line each."""
+    return methods.cautions(sorted({method_parts(value)[0] for value in config.grid.method}))
+
+
 def _excluded(when: dict[str, Any], grid: Grid) -> list[tuple[Location, str]]:
     """Values of `exclude` that the grid lacks, which would silently exclude nothing."""
     axes = grid.model_dump(exclude={"repeats", "lr_base_batch_size"})

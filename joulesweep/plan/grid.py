@@ -134,7 +134,7 @@ def expand(config: SweepConfig, where: Place | None = None) -> ExpandedGrid:
             continue
         mistakes += _batch_mistakes(cell, where)
         cells.setdefault(_checked_id(cell, where), cell)
-    for cell in cells.values():
+    for cell in cells.values() if len(config.grid.lr_rule) > 1 else ():
         excluded.pop(_label(cell, telling), None)  # it runs: another rule leads to it as well
     if mistakes:
         raise mistaken(mistakes)

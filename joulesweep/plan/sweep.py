@@ -346,8 +346,9 @@ class Sweep:
         self._text_keys = {name: dataset_key(name, dataset_source(data)) for name, data in config.datasets.items()}
         self._models = {key: name for name, key in self._model_keys.items()}
         self._datasets = {self._text_keys[name]: data for name, data in config.datasets.items()}
-        self._evaluated = {_place(entry): data for entry, data in evaluation_sources(config)}
-        for entry, data in evaluation_sources(config):
+        evaluated = evaluation_sources(config)
+        self._evaluated = {_place(entry): data for entry, data in evaluated}
+        for entry, data in evaluated:
             self._datasets[evaluation_key({**entry, "source": dataset_source(data)})] = data
         self._sums: dict[str, list[bytes]] = {}
         self._older: dict[str, bool] = {}
@@ -379,8 +380,7 @@ class Sweep:
         tokenizer = self.config.models[self._models[key]].tokenizer
         if not isinstance(tokenizer, TrainedTokenizer):
             return []
-        name = str(tokenizer.trained_on)
-        return [f"resources/datasets/{dataset_key(name, dataset_source(self.config.datasets[name]))}.jsonl"]
+        return [f"resources/datasets/{self._text_keys[str(tokenizer.trained_on)]}.jsonl"]
 
     def tasks(self, key: str) -> str:
         """The tasks of all runs with a key's model, separated by commas."""

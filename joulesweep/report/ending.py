@@ -37,8 +37,8 @@ def lines(folder: Path) -> list[str]:
         UserError: the tables or the manifest cannot be read.
     """
     read = tables.read(folder / "tables")
-    decided = decisions(read, config(folder))
-    answers = studies.answers(read, config(folder))
+    of_sweep = config(folder)
+    decided, answers = decisions(read, of_sweep), studies.answers(read, of_sweep)
     told = [f"{studies.load(name).QUESTION} {answer.sentence}" for name, answer in answers.items()]
     return [*(sentence(decision) for decision in decided), *_paid_back(decided, read), *told] or [NOTHING]
 

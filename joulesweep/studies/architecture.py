@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from joulesweep.analyse.comparisons import BEYOND, OPEN, WITHIN, asked
+from joulesweep.analyse.comparisons import BEYOND, OPEN, WITHIN, against_margin, asked
 from joulesweep.analyse.statistics import Contrast, heterogeneity, times
 from joulesweep.analyse.studies.gains import Gain, Way, gains, ways
 from joulesweep.analyse.tables import Tables
@@ -127,9 +127,8 @@ def _quality(config: Mapping[str, Any]) -> str:
 def _verdict(gain: Gain, margin: float) -> str:
     """Whether the last way's quality is worse than the first's by no more than the margin."""
     bounds = None if gain.worse is None else gain.worse.bounds()
-    if bounds is None:
-        return OPEN
-    return WITHIN if bounds[1] <= 1 + margin else BEYOND if bounds[0] > 1 + margin else OPEN
+    low, high = bounds or (None, None)
+    return against_margin(low, high, margin)
 
 
 def _loss(here: Sequence[Gain], config: Mapping[str, Any]) -> str:

@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from joulesweep.analyse.cells import LAYOUT
+from joulesweep.analyse.cells import LAYOUT, texts_per_step
 from joulesweep.analyse.comparisons import (
     BEYOND,
-    MORE_IS_BETTER,
     OPEN,
     WITHIN,
     Comparisons,
+    against_margin,
     asked,
     chosen_ratio,
     key_of,
@@ -21,7 +21,7 @@ from joulesweep.analyse.comparisons import (
 from joulesweep.analyse.statistics import Ratio
 from joulesweep.analyse.tables import Row, Tables
 from joulesweep.axes import lr_rule
-from joulesweep.core.quantities import digits, percent, signed_percent
+from joulesweep.core.quantities import digits, listed, percent, signed_percent
 from joulesweep.studies import Answer, Entry, Table
 
 QUESTION = "Which rule for the learning rate keeps quality at which batch, and what does that cost in joules?"
@@ -108,14 +108,9 @@ def _groups(rows: list[Row], comparisons: Comparisons, config: Mapping[str, Any]
     """Each base batch that finished, with what it is compared with."""
     for lr in config["grid"]["lr"]:
         for row in rows:
-            if row["num_ok"] and _batch(row) == base and row["lr"] == lr:
+            if row["num_ok"] and texts_per_step(row) == base and row["lr"] == lr:
                 trials = [*_trials(row, rows, lr, comparisons, config)]
                 yield Group(panel=row["panel"], lr=lr, base=row, trials=trials)
-
-
-def _batch(row: Row) -> int:
-    """Texts per optimizer step over all devices."""
-    return int(row["batch_size"] * (row["devices"] if row["batch_size_scope"] == "per_device" else 1))
 
 
 def _trials(
@@ -126,32 +121,22 @@ def _trials(
     for rule in config["grid"]["lr_rule"]:
         for row in rows:
             alike = [row[axis] for axis in SHARED] == of_base or not row["num_ok"]
-            batch = _batch(row)
+            batch = texts_per_step(row)
             rate = lr_rule.peak(rule, lr, batch, config["grid"]["lr_base_batch_size"])
-            if not alike or row["lr"] != rate or batch == _batch(base):
+            if not alike or row["lr"] != rate or batch == texts_per_step(base):
                 continue
-            worse = _worse(row, base, quality, comparisons)
+            worse = comparisons.worse(row, base, quality)
+            ends = (None, None) if worse is None else (worse.low, worse.high)
             diverged = not row["num_ok"] and "diverged" in row["statuses"]
             yield Trial(
                 rule=rule,
                 batch=batch,
                 row=row,
                 worse=worse,
-                verdict=BEYOND if diverged else _verdict(worse, margin),
+                verdict=BEYOND if diverged else against_margin(*ends, margin),
                 joules=comparisons.ratio(row, base, "energy_j"),
                 time=comparisons.ratio(row, base, "window_s"),
             )
-
-
-def _worse(row: Row, base: Row, quality: str, comparisons: Comparisons) -> Ratio | None:
-    a, b = (base, row) if quality in MORE_IS_BETTER else (row, base)
-    return comparisons.ratio(a, b, quality)
-
-
-def _verdict(worse: Ratio | None, margin: float) -> str:
-    if worse is None or worse.low is None or worse.high is None:
-        return OPEN
-    return WITHIN if worse.high <= 1 + margin else BEYOND if worse.low > 1 + margin else OPEN
 
 
 def _sentence(group: Group, comparisons: Comparisons, config: Mapping[str, Any], base: int) -> tuple[str, bool]:
@@ -217,8 +202,7 @@ def _where(group: Group) -> str:
 
 
 def _listed(batches: Sequence[int]) -> str:
-    words = [str(batch) for batch in sorted(batches)]
-    return "batch " + " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+    return f"batch {listed([str(batch) for batch in sorted(batches)])}"
 
 
 def _apart(ratio: Ratio | None) -> str:
@@ -257,7 +241,7 @@ def _table(group: Group, config: Mapping[str, Any], several: bool) -> Table:
         for trial in group.trials
     ]
     return Table(
-        title=f"Against batch {_batch(group.base)}" + (f", {_where(group)}" if several else ""),
+        title=f"Against batch {texts_per_step(group.base)}" + (f", {_where(group)}" if several else ""),
         headings={
             "Rule": "text",
             "Batch": "",

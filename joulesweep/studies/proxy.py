@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from joulesweep.analyse.comparisons import Key, asked, key_of
-from joulesweep.analyse.statistics import Ratio
+from joulesweep.analyse.statistics import Ratio, change
 from joulesweep.analyse.studies.proxies import Panel, panels
 from joulesweep.analyse.studies.standings import ALL, GOOD, Choice, Flip, Standing
 from joulesweep.analyse.tables import Tables
-from joulesweep.core.quantities import percent, signed_percent
+from joulesweep.core.quantities import listed, percent
 from joulesweep.core.student import Interval
 from joulesweep.reference import cpu_estimate
 from joulesweep.studies import Answer, Entry, Table
@@ -82,13 +82,14 @@ def _sentence(panel: Panel, margin: float, measure: str) -> str:
     quality = measure.removeprefix("validation_").replace("_", " ")
     side = f" whose {quality} is within {100 * margin:g} % of the best" if which == GOOD else ""
     among = f"among {groups[0][1].among} configurations{side} (measured joules of {panel.scope}, n = {panel.repeats})"
-    parts = [f"by {_or(names)} {_more(choice.regret)}" for names, choice in lossy]
-    none = [f"by {_or(names)} ({_at_most(choice.regret)})" for names, choice in same]
+    parts = [f"by {listed(names, 'or')} {_more(choice.regret)}" for names, choice in lossy]
+    none = [f"by {listed(names, 'or')} ({_at_most(choice.regret)})" for names, choice in same]
     if not parts:
-        return f"No loss is shown from choosing {_and(none)} instead of by joules, {among}."
-    first = f"Choosing by {_or(lossy[0][0])} instead of joules costs {_more(lossy[0][1].regret)} more joules here"
-    rest = f", {_and(parts[1:])}" if parts[1:] else ""
-    no_loss = f"; no loss is shown {_and(none)}" if none else ""
+        return f"No loss is shown from choosing {listed(none)} instead of by joules, {among}."
+    names, choice = lossy[0]
+    first = f"Choosing by {listed(names, 'or')} instead of joules costs {_more(choice.regret)} more joules here"
+    rest = f", {listed(parts[1:])}" if parts[1:] else ""
+    no_loss = f"; no loss is shown {listed(none)}" if none else ""
     return f"{first}{rest}, {among}{no_loss}."
 
 
@@ -114,14 +115,6 @@ def _at_most(ratio: Ratio) -> str:
     return f"at most {most} %" if most != "0" else "the same choice"
 
 
-def _or(names: Sequence[str]) -> str:
-    return " or ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
-
-
-def _and(parts: Sequence[str]) -> str:
-    return " and ".join([", ".join(parts[:-1]), parts[-1]]) if len(parts) > 1 else parts[0]
-
-
 def _findings(panel: Panel) -> list[str]:
     """What else a panel shows."""
     names = {key_of(row): row["name"] for row in panel.rows}
@@ -145,13 +138,8 @@ def _flipped(standing: Standing, names: Mapping[Key, str]) -> str:
     pairs = f"{standing.pairs} pairs that differ in joules and in {standing.proxy}"
     return (
         f"Of {pairs}, {standing.reversed} ({share} %) do so in opposite directions, most of all {names[flip.less]} "
-        f"with {_change(flip.joules)} joules and {_change(flip.proxy)} in {standing.proxy} against {names[flip.more]}."
+        f"with {change(flip.joules)} joules and {change(flip.proxy)} in {standing.proxy} against {names[flip.more]}."
     )
-
-
-def _change(ratio: Ratio) -> str:
-    low, high = ratio.low or 0.0, ratio.high or 0.0
-    return f"{signed_percent(ratio.ratio - 1)} % [{signed_percent(low - 1)}, {signed_percent(high - 1)}]"
 
 
 def _tables(panel: Panel) -> list[Table]:
@@ -202,5 +190,5 @@ def _error(interval: Interval) -> Entry:
 
 
 def _flip_row(standing: Standing, flip: Flip, names: Mapping[Key, str]) -> list[Entry]:
-    changes = [_change(ratio).partition(" [") for ratio in (flip.joules, flip.proxy)]
+    changes = [change(ratio).partition(" [") for ratio in (flip.joules, flip.proxy)]
     return [standing.proxy, names[flip.less], names[flip.more], *((told, f"[{rest}") for told, _, rest in changes)]

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from joulesweep.analyse.comparisons import asked, key_of
-from joulesweep.analyse.statistics import Contrast, repeats_for_power, times
-from joulesweep.analyse.studies.published import claimed_pairs, rows
+from joulesweep.analyse.statistics import Contrast, Fit, repeats_for_power, times
+from joulesweep.analyse.studies.published import ClaimedPairs, claimed_pairs, rows
 from joulesweep.analyse.studies.single_runs import single_runs
 from joulesweep.analyse.tables import Tables
 from joulesweep.core.quantities import percent
@@ -61,7 +61,8 @@ def answer(tables: Tables, config: Mapping[str, Any]) -> Answer:
     """How many of the claims hold, and how often a single run would have told the wrong order."""
     margin, measure = asked(config)
     figures = {row["quantity"]: row["figure"] for row in rows("maina.csv")}
-    verdicts = [_judged(tables, claim, figures.get(claim, ""), margin) for claim in GAINS]
+    pairs = claimed_pairs(tables)
+    verdicts = [_judged(pairs, claim, figures.get(claim, ""), margin) for claim in GAINS]
     decided = [one for one in verdicts if one.verdict in (CONFIRMED, CONTRADICTED)]
     orders, findings = _orders(tables, measure), [_needed(one, margin) for one in verdicts if one.extreme is not None]
     if all(one.verdict == UNKNOWN for one in verdicts):
@@ -80,11 +81,11 @@ def answer(tables: Tables, config: Mapping[str, Any]) -> Answer:
     )
 
 
-def _judged(tables: Tables, claim: str, figure: str, margin: float) -> Verdict:
+def _judged(compared: Sequence[ClaimedPairs], claim: str, figure: str, margin: float) -> Verdict:
     """Judge one claim over all pairs of configurations that the paper compares."""
     contrasts: list[tuple[Contrast, str]] = []
-    seeds = None
-    for one in claimed_pairs(tables):
+    judged_by: Fit | None = None
+    for one in compared:
         for a, b in one.pairs if one.claim == claim else ():
             fit = one.comparisons.fit(a["panel"], one.column)
             contrast = None if fit is None else fit.contrast({key_of(a): 1.0, key_of(b): -1.0})
@@ -92,11 +93,11 @@ def _judged(tables: Tables, claim: str, figure: str, margin: float) -> Verdict:
                 continue
             turned = contrast.inverse() if claim in LESS else contrast
             contrasts.append((turned, f"{a['name']} over {b['name']}"))
-            apart = math.log(GAINS[claim] or 1 + margin)
-            seeds = repeats_for_power(apart, fit.variance, len(fit.keys), POWER)
-    if not contrasts:
+            judged_by = fit
+    if judged_by is None or judged_by.variance is None:
         return Verdict(claim=claim, figure=figure, verdict=UNKNOWN, extreme=None, where="", num_pairs=0, seeds=None)
     gain = GAINS[claim]
+    seeds = repeats_for_power(math.log(gain or 1 + margin), judged_by.variance, len(judged_by.keys), POWER)
     every = [contrast for contrast, _ in contrasts]
     verdict = _no_loss(every, margin) if gain is None else _reached(every, gain)
     extreme, where = (min if gain is None else max)(contrasts, key=lambda one: one[0].log)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,11 +9,11 @@ from typing import Any
 import polars as pl
 
 from joulesweep.analyse.cells import by_method, finished, method_words, why_not_ranked
-from joulesweep.analyse.comparisons import MORE_IS_BETTER, Comparisons, asked
+from joulesweep.analyse.comparisons import BEYOND, OPEN, WITHIN, Comparisons, against_margin, asked
 from joulesweep.analyse.statistics import Ratio
 from joulesweep.analyse.studies import equal_cost
 from joulesweep.analyse.tables import Row, Tables
-from joulesweep.core.quantities import digits, percent
+from joulesweep.core.quantities import digits, listed, percent
 from joulesweep.studies import Answer, Entry, Table
 
 QUESTION = "At equal quality and at equal cost, does GreenTrainer save more joules than its rivals?"
@@ -86,8 +85,7 @@ def _lacking(reasons: Sequence[str]) -> str:
     """Why there is no answer, and what it takes."""
     if reasons:
         return f"It cannot be told: {reasons[0]}."
-    *some, last = RIVALS
-    return f"It takes finished runs of {OURS} and of {', '.join(some)} or {last} that differ in nothing else."
+    return f"It takes finished runs of {OURS} and of {listed(RIVALS, 'or')} that differ in nothing else."
 
 
 def _of(cells: pl.DataFrame, names: Sequence[str]) -> list[Row]:
@@ -110,31 +108,20 @@ def _against(
     cost = comparisons.ratio(ours, rival, quantity)
     if cost is None or cost.low is None or cost.high is None or cost.n < 2:
         return None
-    quality = comparisons.ratio(ours, rival, measure)
-    return _Against(rival=rival, cost=cost, quality=quality, verdict=_verdict(cost, _worse(quality, measure), margin))
+    verdict = _verdict(cost, comparisons.worse(ours, rival, measure), margin)
+    return _Against(rival=rival, cost=cost, quality=comparisons.ratio(ours, rival, measure), verdict=verdict)
 
 
-def _worse(quality: Ratio | None, measure: str) -> tuple[float, float] | None:
-    """Between what and what GreenTrainer's quality is worse than the rival's, as logs; None if it is not known."""
-    if quality is None or quality.low is None or quality.high is None:
-        return None
-    ends = math.log(quality.low), math.log(quality.high)
-    return (-ends[1], -ends[0]) if measure in MORE_IS_BETTER else ends
-
-
-def _verdict(cost: Ratio, worse: tuple[float, float] | None, margin: float) -> str:
+def _verdict(cost: Ratio, worse: Ratio | None, margin: float) -> str:
     """A key of `WORDS`."""
     if cost.verdict not in ("lower", "higher"):
         return "same"
-    is_lower, limit = cost.verdict == "lower", math.log1p(margin)
-    if worse is None:
-        return "cheaper" if is_lower else "dearer"
-    low, high = worse if is_lower else (-worse[1], -worse[0])  # of the one that costs less
-    if high <= limit:
-        return "saves" if is_lower else "loses"
-    if low > limit:
-        return "worse" if is_lower else "better"
-    return "cheaper" if is_lower else "dearer"
+    is_lower = cost.verdict == "lower"
+    low, high = (None, None) if worse is None else (worse.low, worse.high)
+    if low is not None and high is not None and not is_lower:
+        low, high = 1 / high, 1 / low  # of the rival, which costs less
+    words = {WITHIN: ("saves", "loses"), BEYOND: ("worse", "better"), OPEN: ("cheaper", "dearer")}
+    return words[against_margin(low, high, margin)][0 if is_lower else 1]
 
 
 def _clause(row: Row, against: Sequence[_Against]) -> str:
@@ -145,8 +132,7 @@ def _clause(row: Row, against: Sequence[_Against]) -> str:
             f"{method_words(one.rival)} ({_number(one.cost)} of its cost)" for one in against if one.verdict == verdict
         ]
         if names:
-            *before, last = names
-            parts.append(f"{words} {', '.join(before)} and {last}" if before else f"{words} {last}")
+            parts.append(f"{words} {listed(names)}")
     return f"{method_words(row)} {', '.join(parts)} (n = {min(one.cost.n for one in against)})"
 
 

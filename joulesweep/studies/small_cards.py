@@ -9,10 +9,10 @@ import polars as pl
 
 from joulesweep.analyse.cells import comparable_groups, finished, method_words, why_not_ranked
 from joulesweep.analyse.comparisons import BEYOND, Comparisons, asked, key_of, qualities
-from joulesweep.analyse.statistics import NO_INTERVAL, Ratio
+from joulesweep.analyse.statistics import Ratio, change
 from joulesweep.analyse.studies.published import rows as published
 from joulesweep.analyse.tables import Row, Tables
-from joulesweep.core.quantities import one, signed_percent
+from joulesweep.core.quantities import one
 from joulesweep.studies import Answer, Entry, Table
 
 QUESTION = "What fits in a GPU of 8, 16 or 24 GB, and what does each way to save memory cost in joules?"
@@ -98,7 +98,7 @@ def _cheapest(
     least = min(known, key=lambda row: row["energy_j_mean"])
     plain = _plain(least, rows)
     ratio = None if plain is None else comparisons.ratio(least, plain, "energy_j")
-    against = "" if ratio is None else f", {_change(ratio)} measured joules over {plain['name']}, n = {ratio.n}"  # type: ignore[index]
+    against = "" if ratio is None else f", {change(ratio)} measured joules over {plain['name']}, n = {ratio.n}"  # type: ignore[index]
     return (
         f"{least['name']} costs the fewest joules of {len(fits)} that fit ({one(peaks[least['cell']], 'B')}{against})"
     )
@@ -111,12 +111,6 @@ def _plain(row: Row, rows: Sequence[Row]) -> Row | None:
         if not saves and other["optimizer"] == "adamw" and all(other[axis] == row[axis] for axis in SHARED):
             return None if other is row else other
     return None
-
-
-def _change(ratio: Ratio) -> str:
-    ends = NO_INTERVAL if ratio.low is None or ratio.high is None else None
-    interval = ends or f"[{signed_percent(ratio.low - 1)}, {signed_percent(ratio.high - 1)}]"  # type: ignore[operator]
-    return f"{signed_percent(ratio.ratio - 1)} % {interval}"
 
 
 def _table(panel: str, rows: Sequence[Row], peaks: Mapping[str, int], comparisons: Comparisons) -> Table:
@@ -134,6 +128,6 @@ def _table(panel: str, rows: Sequence[Row], peaks: Mapping[str, int], comparison
         peak, plain = peaks[row["cell"]], _plain(row, rows)
         card = smallest_card(peak)
         ratios = [plain and comparisons.ratio(row, plain, quantity) for quantity in (MEMORY, "energy_j")]
-        changes = [_change(ratio) if isinstance(ratio, Ratio) else "–" for ratio in ratios]
+        changes = [change(ratio) if isinstance(ratio, Ratio) else "–" for ratio in ratios]
         entries.append([row["name"], method_words(row), one(peak, "B"), f"{card} GB" if card else "larger", *changes])
     return Table(title="Memory and its price" + (f": {panel}" if panel else ""), headings=headings, rows=entries)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
 
 from joulesweep.axes.task import TASKS
 from joulesweep.core.outcome import TextCounts
@@ -31,9 +31,10 @@ def count(trainer: Trainer, tokens: Path, num_predicted: int) -> TextCounts | No
     Returns:
         None where the token file is older than these counts.
     """
-    tensors = load_file(tokens)
-    if "words" not in tensors:
-        return None
+    with safe_open(tokens, framework="pt") as file:
+        if "words" not in file.keys():  # noqa: SIM118 - no mapping
+            return None
+        tensors = {name: file.get_tensor(name) for name in file.keys() if not name.endswith("ids")}  # noqa: SIM118
     corpus, hides = trainer.corpus, TASKS[trainer.spec.task].hides
     about = json.loads(tokens.with_suffix(".json").read_text(encoding="utf-8"))
     kept, kept_target = _kept(corpus, about, hides)

@@ -20,6 +20,7 @@ from joulesweep.analyse.cells import by_method, doubtful, finished, method_words
 from joulesweep.analyse.epochs import with_joules
 from joulesweep.analyse.statistics import NO_DIFFERENCE, NO_INTERVAL, Difference, paired_difference
 from joulesweep.analyse.tables import Tables
+from joulesweep.core.quantities import listed
 from joulesweep.core.student import mean_interval
 
 #: Words for a verdict on the losses a - b.
@@ -178,15 +179,10 @@ def _sentence(label: str, verdicts: Sequence[tuple[str, str]]) -> str:
     others: dict[str, list[str]] = {}
     for verdict, other in verdicts:
         others.setdefault(verdict, []).append(other)
-    shown = [f"{word} {_listed(others[verdict])}" for verdict, word in SHOWN.items() if verdict in others]
-    rest = [f"{words} {_listed(others[verdict])}" for verdict, words in NOT_SHOWN.items() if verdict in others]
+    shown = [f"{word} {listed(others[verdict])}" for verdict, word in SHOWN.items() if verdict in others]
+    rest = [f"{words} {listed(others[verdict])}" for verdict, words in NOT_SHOWN.items() if verdict in others]
     if not verdicts:
         return f"{label} has no seed in common with another method."
     if not shown:
         return f"{label}: {'; '.join(rest)}."
     return f"{label} is shown {'; '.join([', '.join(shown), *rest])}."
-
-
-def _listed(names: Sequence[str]) -> str:
-    *before, last = names
-    return f"{', '.join(before)} and {last}" if before else last

@@ -12,7 +12,7 @@ from typing import Any
 
 import polars as pl
 
-from joulesweep.analyse.cells import method_words, why_not_ranked
+from joulesweep.analyse.cells import method_words, texts_per_step, why_not_ranked
 from joulesweep.analyse.comparisons import MORE_IS_BETTER, Comparisons, asked, key_of, same_joules
 from joulesweep.analyse.statistics import Contrast, Fit
 from joulesweep.analyse.tables import Row, Tables
@@ -100,9 +100,8 @@ def _gain(
 def _alike(a: Row, b: Row) -> bool:
     """Whether two cells differ in their ways alone; a step has as many texts in both."""
     spread = a["devices"] == b["devices"] or 1 in (a["devices"], b["devices"])
-    batches = [row["batch_size"] * (row["devices"] if row["batch_size_scope"] == "per_device" else 1) for row in (a, b)]
     same = all(a[axis] == b[axis] for axis in SHARED) and method_words(a) == method_words(b)
-    return same and spread and batches[0] == batches[1]
+    return same and spread and texts_per_step(a) == texts_per_step(b)
 
 
 def _contrast(fit: Fit | None, pairs: Sequence[tuple[Row, Row]]) -> Contrast | None:

@@ -32,9 +32,7 @@ class Params:
         source: where the official CSV is.
     """
 
-    source: Mapping[str, object] = field(
-        default_factory=lambda: {"local": "data/crows_pairs/crows_pairs_anonymized.csv"}
-    )
+    source: Mapping[str, object] = field(default_factory=lambda: {"local": OFFICIAL})
 
 
 def scores(reader: Reader, params: Params) -> Scores:
