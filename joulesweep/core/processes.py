@@ -21,6 +21,7 @@ PR_SET_CHILD_SUBREAPER = 36
 #: Loaded before any thread starts: between fork and exec a thread may hold the loader's lock.
 LIBC = ctypes.CDLL(None)
 LISTENS = "listens"  # in the folder of a run's results: a file per rank that can be asked to stop, with its pid
+HAS_STOPPED = "has-stopped"  # likewise, of a rank that stops: it is asked no more
 KILL_S = 10.0  # a process that hangs in the kernel, as in a faulty driver, dies when the call returns, if ever
 PID_NAMESPACE = 0xEFFFFFFC  # linux/proc_ns.h: PROC_PID_INIT_INO, the namespace of the machine
 #: Where the kernel counts its out-of-memory kills, cgroup v2 and v1: root of the groups, and the file in each.

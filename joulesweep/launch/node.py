@@ -482,13 +482,16 @@ def asking(ask: Callable[[], bool]) -> Iterator[list[float]]:
 
 
 def _ask(work: Path, num_ranks: int) -> bool:
-    """Ask the ranks to stop; returns whether all of them listen."""
-    pids = [int(path.read_text(encoding="ascii") or 0) for path in work.glob(f"{processes.LISTENS}*")]
-    listening = [pid for pid in pids if processes.is_below(pid, os.getpid())]
-    for pid in listening:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGUSR1)
-    return len(listening) == num_ranks
+    """Ask the ranks to stop; returns whether all of them listen, or have stopped by a signal of their own."""
+    ranks: set[str] = set()
+    for path in work.glob(f"{processes.LISTENS}*"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it stops in this moment
+            pid = int(path.read_text(encoding="ascii") or 0)
+            if processes.is_below(pid, os.getpid()):
+                os.kill(pid, signal.SIGUSR1)
+                ranks.add(path.name.removeprefix(processes.LISTENS))
+    ranks |= {path.name.removeprefix(processes.HAS_STOPPED) for path in work.glob(f"{processes.HAS_STOPPED}*")}
+    return len(ranks) == num_ranks
 
 
 def _ensure_parent_alive(ensure_parent_alive: Callable[[], None], asked: Sequence[float]) -> None:

@@ -31,7 +31,7 @@ import torch.distributed as dist
 from joulesweep.axes import engine
 from joulesweep.core.files import sha256_of
 from joulesweep.core.outcome import CheckpointFile, EpochEnd, Quality, TensorChoice
-from joulesweep.core.processes import LISTENS
+from joulesweep.core.processes import HAS_STOPPED, LISTENS
 from joulesweep.nets import onednn
 from joulesweep.train.adaptive import choosing
 from joulesweep.train.adaptive.cost import Cost, Rates
@@ -102,9 +102,15 @@ class Stop:
         self.asked = True
 
     def close(self) -> None:
-        """Listen no more: what follows the first pass is not worth keeping."""
+        """Listen no more: what follows the first pass is not worth keeping.
+
+        A rank that stops says so: a batch system signals all processes, and the parent may be the last to hear of it.
+        """
         if self._file is not None:
-            self._file.unlink(missing_ok=True)
+            if self.reached:
+                self._file.rename(self._file.with_name(f"{HAS_STOPPED}{self._place.rank}"))
+            else:
+                self._file.unlink(missing_ok=True)
             signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # the parent may have seen the file
             signal.signal(signal.SIGTERM, signal.SIG_IGN if self.reached else signal.SIG_DFL)
 

@@ -140,6 +140,7 @@ def a_run_gets_twice_the_memory_that_it_lacked_and_goes_on_where_it_was_requeued
         (checkout.folder / "hungry").touch()
     child = checkout.start(*ONE_BY_ONE, *QUICKLY, "--configfile", "config/long.yaml", "--", record)
     wait_for(lambda: (folder / ".work" / "listens0").exists() or child.poll() is not None, "the training", every_s=0.05)
+    wait_for(lambda: num_steps(folder) >= LONG_STEPS // 10 or child.poll() is not None, "some steps", every_s=0.05)
     job = str(cluster.job_of(run))
     if slurm_module.holds_to_memory():
         (lacked, _) = attempted.notes(folder / attempted.FILE)
@@ -156,6 +157,11 @@ def a_run_gets_twice_the_memory_that_it_lacked_and_goes_on_where_it_was_requeued
     before, after = measured["segments"]
     assert 1 == before["first_step"] < before["last_step"] == after["first_step"] - 1
     assert after["last_step"] == LONG_STEPS
+
+
+def num_steps(folder: Path) -> int:
+    """Steps that a run has told of so far: a few are too short to be measured, and nothing is kept of them."""
+    return max(map(int, re.findall(r"(\d+)/\d+ \[", (folder / "run.log").read_text(encoding="utf-8"))), default=0)
 
 
 def a_cancelled_job_costs_its_run_alone_and_the_others_come_to_an_end(cluster: Cluster) -> None:

@@ -15,7 +15,7 @@ from patience import PATIENCE_S, wait_for
 from joulesweep.core import files
 from joulesweep.core.outcome import CheckpointFile
 from joulesweep.core.spec import strip
-from joulesweep.launch import checkpoints
+from joulesweep.launch import checkpoints, node
 from joulesweep.launch.checkpoints import Checkpoint
 from joulesweep.measure import machine
 from joulesweep.plan import grid, sweep
@@ -78,6 +78,15 @@ def ended(parent):
     said = parent.communicate(timeout=PATIENCE_S)[1]
     assert parent.returncode == 0, said
     return said
+
+
+def test_ranks_that_stopped_by_a_signal_of_their_own_are_waited_for(tmp_path):
+    """A batch system signals all processes, in any order."""
+    (tmp_path / "has-stopped0").touch()
+    assert node._ask(tmp_path, 1)
+    assert not node._ask(tmp_path, 2), "one rank is not ready yet"
+    (tmp_path / "listens1").write_text("999999999", encoding="ascii")
+    assert not node._ask(tmp_path, 2), "one rank has ended"
 
 
 def learned(folder):

@@ -51,6 +51,11 @@ def test_a_stopped_training_ends_with_the_same_bits(with_dropout, tmp_path, chan
         assert_same(stopping.attempts(with_dropout, tmp_path, [[stop] for stop in stops], **changes), whole)
 
 
+def test_who_asks_late_finds_a_rank_that_has_stopped(with_dropout, tmp_path):
+    stopping.stopped(with_dropout, tmp_path)
+    assert (tmp_path / "has-stopped0").exists() and not (tmp_path / "listens0").exists()
+
+
 def test_a_training_goes_on_from_what_was_kept_of_its_texts(tmp_path):
     folder = tmp_path / "assets"
     folder.mkdir()
