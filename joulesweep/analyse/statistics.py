@@ -583,33 +583,39 @@ def repeats_to_tell(apart: float, variance: float, cells: int, most: int = 20) -
     return None
 
 
-def power_to_tell(apart: float, variance: float, cells: int, n: int) -> float:
-    """Chance that two cells so far apart are told apart, two-sided at 5 %, by n repeats each.
+def power_to_pass(contrast: Contrast, line: float, confidence: float, n: int) -> float:
+    """Chance that a contrast's one-sided bound passes a line with n repeats per cell, if its estimate is the truth.
 
     Args:
-        apart: difference of their logs.
-        variance: of the noise of one run's log.
-        cells: of the sweep, among which the noise is pooled; of two, this is the paired t test.
+        contrast: whose noise is known; its estimate lies on either side of the line.
+        line: a log.
+        confidence: of the bound.
         n: repeats per cell, 2 or more.
     """
-    if not variance:
-        return float(apart != 0)
-    degrees = float((cells - 1) * (n - 1))
-    beyond, shift = one_sided(degrees, 0.975), abs(apart) / math.sqrt(2 * variance / n)
+    assert contrast.error is not None
+    had = max(contrast.n, 1)  # cells without a common seed may be linked by others
+    apart, error = abs(contrast.log - line), contrast.error * math.sqrt(had / n)
+    if error <= ROUNDING:
+        return float(apart > 0)
+    # The noise is pooled over cells, each of which has one repeat less to tell it.
+    degrees = contrast.degrees * (n - 1) / max(had - 1, 1)
+    beyond, shift = one_sided(degrees, confidence), apart / error
     return 1.0 if shift > 30 + beyond else float(1 - special.nctdtr(degrees, shift, beyond))
 
 
-def repeats_for_power(apart: float, variance: float, cells: int, power: float = 0.8, most: int = 200) -> int | None:
-    """Repeats per cell, 2 or more, with which two cells so far apart are told apart with this chance.
+def repeats_to_pass(
+    contrast: Contrast, line: float, confidence: float, power: float = 0.8, most: int = 200
+) -> int | None:
+    """Repeats per cell, 2 or more, with which a contrast's one-sided bound passes a line with this chance.
 
     Args:
-        apart: difference of their logs.
-        variance: of the noise of one run's log.
-        cells: of the sweep, among which the noise is pooled.
+        contrast: whose noise is known, and whose estimate is taken for the truth.
+        line: a log.
+        confidence: of the bound.
         power: the chance.
         most: repeats that anyone would make; None beyond.
     """
-    return next((n for n in range(2, most + 1) if power_to_tell(apart, variance, cells, n) >= power), None)
+    return next((n for n in range(2, most + 1) if power_to_pass(contrast, line, confidence, n) >= power), None)
 
 
 def heterogeneity(contrasts: Sequence[Contrast]) -> float | None:

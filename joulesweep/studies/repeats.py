@@ -7,8 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import polars as pl
+
+from joulesweep.analyse.cells import why_not_ranked
 from joulesweep.analyse.comparisons import asked, key_of
-from joulesweep.analyse.statistics import Contrast, Fit, repeats_for_power, times
+from joulesweep.analyse.statistics import Contrast, repeats_to_pass, times
 from joulesweep.analyse.studies.published import ClaimedPairs, claimed_pairs, rows
 from joulesweep.analyse.studies.single_runs import single_runs
 from joulesweep.analyse.tables import Tables
@@ -45,26 +48,31 @@ class Verdict:
         extreme: the pair that decides, turned so that above 1 is a gain: the largest gain, or the worst quality.
         where: the configurations of that pair.
         num_pairs: pairs that were looked at.
-        seeds: that find the claimed difference with a power of 80 %; None where it takes too many, or unknown.
+        seeds: that decide a claim that is not decided, with a power of 80 %; None where it takes too many.
+        why: the reason why it is not judged.
     """
 
     claim: str
     figure: str
     verdict: str
-    extreme: Contrast | None
-    where: str
-    num_pairs: int
-    seeds: int | None
+    extreme: Contrast | None = None
+    where: str = ""
+    num_pairs: int = 0
+    seeds: int | None = None
+    why: str = ""
 
 
 def answer(tables: Tables, config: Mapping[str, Any]) -> Answer:
     """How many of the claims hold, and how often a single run would have told the wrong order."""
     margin, measure = asked(config)
     figures = {row["quantity"]: row["figure"] for row in rows("maina.csv")}
-    pairs = claimed_pairs(tables)
-    verdicts = [_judged(pairs, claim, figures.get(claim, ""), margin) for claim in GAINS]
+    pairs, finished = claimed_pairs(tables), tables.cells.filter(pl.col("num_ok") > 0, method="full", task="mlm")
+    missing = {"power": why_not_ranked(finished)}
+    verdicts = [
+        _judged(pairs, claim, figures.get(claim, ""), margin, missing.get(claim) or "no pair has it") for claim in GAINS
+    ]
     decided = [one for one in verdicts if one.verdict in (CONFIRMED, CONTRADICTED)]
-    orders, findings = _orders(tables, measure), [_needed(one, margin) for one in verdicts if one.extreme is not None]
+    orders, findings = _orders(tables, measure), [_needed(one) for one in verdicts if one.verdict == OPEN]
     if all(one.verdict == UNKNOWN for one in verdicts):
         why = (
             "no pair of finished configurations that the paper compares (dp and ddp, fp32 and fp16-mixed) has two "
@@ -81,60 +89,64 @@ def answer(tables: Tables, config: Mapping[str, Any]) -> Answer:
     )
 
 
-def _judged(compared: Sequence[ClaimedPairs], claim: str, figure: str, margin: float) -> Verdict:
-    """Judge one claim over all pairs of configurations that the paper compares."""
+def _judged(compared: Sequence[ClaimedPairs], claim: str, figure: str, margin: float, missing: str) -> Verdict:
+    """Judge one claim over all pairs of configurations that the paper compares.
+
+    It is judged whether some pair lies beyond a line: the claimed gain, or, of reciprocals, the margin.
+    """
+    gain = GAINS[claim]
+    line = 1 / (1 - margin) if gain is None else gain * (1 - ROUNDED)
     contrasts: list[tuple[Contrast, str]] = []
-    judged_by: Fit | None = None
     for one in compared:
         for a, b in one.pairs if one.claim == claim else ():
             fit = one.comparisons.fit(a["panel"], one.column)
             contrast = None if fit is None else fit.contrast({key_of(a): 1.0, key_of(b): -1.0})
-            if fit is None or contrast is None or contrast.error is None or fit.variance is None:
-                continue
-            turned = contrast.inverse() if claim in LESS else contrast
-            contrasts.append((turned, f"{a['name']} over {b['name']}"))
-            judged_by = fit
-    if judged_by is None or judged_by.variance is None:
-        return Verdict(claim=claim, figure=figure, verdict=UNKNOWN, extreme=None, where="", num_pairs=0, seeds=None)
-    gain = GAINS[claim]
-    seeds = repeats_for_power(math.log(gain or 1 + margin), judged_by.variance, len(judged_by.keys), POWER)
+            if contrast is not None and contrast.error is not None:
+                turned = contrast.inverse() if claim in LESS or gain is None else contrast
+                contrasts.append((turned, f"{a['name']} over {b['name']}"))
+    if not contrasts:
+        return Verdict(claim=claim, figure=figure, verdict=UNKNOWN, why=missing)
     every = [contrast for contrast, _ in contrasts]
-    verdict = _no_loss(every, margin) if gain is None else _reached(every, gain)
-    extreme, where = (min if gain is None else max)(contrasts, key=lambda one: one[0].log)
+    verdict = {True: CONFIRMED, False: CONTRADICTED, None: OPEN}
+    if gain is None:
+        verdict |= {True: CONTRADICTED, False: CONFIRMED}
+    beyond = _beyond(every, line)
+    extreme, where = max(contrasts, key=lambda one: one[0].log)
     return Verdict(
         claim=claim,
         figure=figure,
-        verdict=verdict,
-        extreme=extreme,
+        verdict=verdict[beyond],
+        extreme=extreme.inverse() if gain is None else extreme,
         where=where,
         num_pairs=len(every),
-        seeds=seeds,
+        seeds=_seeds(every, line) if beyond is None else None,
     )
 
 
-def _bounds(contrast: Contrast, confidence: float) -> tuple[float, float]:
-    bounds = contrast.bounds(confidence)
-    assert bounds is not None  # those without noise were left out
-    return bounds
+def _beyond(contrasts: Sequence[Contrast], line: float) -> bool | None:
+    """Whether some pair lies beyond the line; None where that is not decided."""
+    bounds = [one.bounds(1 - RISK / len(contrasts)) for one in contrasts]
+    if any(ends is not None and ends[0] >= line for ends in bounds):
+        return True
+    bounds = [one.bounds(1 - RISK) for one in contrasts]
+    return False if all(ends is not None and ends[1] < line for ends in bounds) else None
 
 
-def _reached(contrasts: Sequence[Contrast], gain: float) -> str:
-    """Whether some pair gains as much as claimed."""
-    least = gain * (1 - ROUNDED)
-    if any(_bounds(one, 1 - RISK / len(contrasts))[0] >= least for one in contrasts):
-        return CONFIRMED
-    return CONTRADICTED if all(_bounds(one, 1 - RISK)[1] < least for one in contrasts) else OPEN
-
-
-def _no_loss(contrasts: Sequence[Contrast], margin: float) -> str:
-    """Whether no pair loses more than the margin."""
-    if all(_bounds(one, 1 - RISK)[0] >= 1 - margin for one in contrasts):
-        return CONFIRMED
-    return CONTRADICTED if any(_bounds(one, 1 - RISK / len(contrasts))[1] < 1 - margin for one in contrasts) else OPEN
+def _seeds(contrasts: Sequence[Contrast], line: float) -> int | None:
+    """Seeds that decide with a power of 80 % whether some pair lies beyond the line, if each is as measured."""
+    log = math.log(line)
+    beyond = [one for one in contrasts if one.log >= log]
+    risk = RISK / len(contrasts) if beyond else RISK
+    seeds = [repeats_to_pass(one, log, 1 - risk, POWER) for one in beyond or contrasts]
+    known = [number for number in seeds if number is not None]
+    if beyond:  # one pair is enough
+        return min(known, default=None)
+    return max(known) if len(known) == len(seeds) else None  # all pairs must be shown to fall short
 
 
 def _sentence(verdicts: Sequence[Verdict], orders: Sequence[str]) -> str:
-    seeds = max(one.extreme.n for one in verdicts if one.extreme is not None)
+    numbers = sorted({one.extreme.n for one in verdicts if one.extreme is not None})
+    seeds = " to ".join(str(number) for number in dict.fromkeys((numbers[0], numbers[-1])))
     parts = []
     for kind in (CONFIRMED, CONTRADICTED, OPEN, UNKNOWN):
         of_kind = [one for one in verdicts if one.verdict == kind]
@@ -146,19 +158,15 @@ def _sentence(verdicts: Sequence[Verdict], orders: Sequence[str]) -> str:
 
 def _worded(one: Verdict) -> str:
     if one.extreme is None:
-        unmeasured = "joules were not measured" if one.claim == "power" else "no pair has it"
-        return f"{one.claim}, {one.figure}: {unmeasured}"
+        return f"{one.claim}, {one.figure}: {one.why}"
     shown = one.extreme.inverse() if one.claim in LESS else one.extreme
     return f"{one.claim}, {one.figure}: {'at worst' if GAINS[one.claim] is None else 'at best'} {times(shown.ratio())}"
 
 
-def _needed(one: Verdict, margin: float) -> str:
-    """How many seeds tell the claimed difference."""
-    apart = f"a loss of {percent(margin)} %" if GAINS[one.claim] is None else f"the claimed gain ({one.figure})"
+def _needed(one: Verdict) -> str:
+    """How many seeds would decide a claim that is not decided."""
     number = "more than 200 seeds" if one.seeds is None else f"{one.seeds} seeds"
-    return (
-        f"To find {apart} in {one.claim} with a power of 80 % takes {number} in this grid, by the noise measured here."
-    )
+    return f"To decide on {one.claim} with a power of 80 % takes {number} in this grid, if its ratio is as measured."
 
 
 def _orders(tables: Tables, measure: str) -> list[str]:
@@ -168,12 +176,13 @@ def _orders(tables: Tables, measure: str) -> list[str]:
         one = single_runs(tables, quantity)
         if one is None:
             continue
-        rest = f"of {one.told + one.open} pairs {one.open} are not told apart, yet single runs would order them"
+        every = one.told + one.open
+        rest = f"{one.open} of {every} pairs of configurations not told apart, yet single runs would order them"
         if one.draws:
             share = f"{percent(one.wrong / one.draws)} % of {one.draws:,} draws from pairs that are told apart"
             told.append(f"A single run of each configuration tells the wrong order of {words} in {share}; {rest}.")
         else:
-            told.append(f"No pair of configurations is told apart in {words}; {rest}.")
+            told.append(f"No pair of configurations is told apart in {words}, yet single runs would order them.")
     return told
 
 
@@ -196,7 +205,7 @@ def _table(verdicts: Sequence[Verdict]) -> Table:
                 one.verdict,
                 _ratio(one),
                 str(one.num_pairs),
-                "–" if one.extreme is None else "> 200" if one.seeds is None else str(one.seeds),
+                "–" if one.verdict != OPEN else "> 200" if one.seeds is None else str(one.seeds),
                 one.where,
             ]
             for one in verdicts

@@ -18,8 +18,8 @@ from joulesweep.analyse.statistics import (
     paired_difference,
     paired_ratio,
     positive_interval,
-    power_to_tell,
-    repeats_for_power,
+    power_to_pass,
+    repeats_to_pass,
     repeats_to_tell,
     shrunk,
     summary,
@@ -226,18 +226,43 @@ def test_more_repeats_tell_what_fewer_do_not():
     assert repeats_to_tell(1e-9, 0.01**2, 24) is None
 
 
+def of_two_cells(log: float, n: int = 2, variance: float = 0.5) -> Contrast:
+    return Contrast(log=log, error=math.sqrt(2 * variance / n), degrees=n - 1, n=n)
+
+
 @pytest.mark.parametrize(("n", "apart"), [(2, 11.6), (3, 3.26), (4, 2.13), (5, 1.68), (8, 1.16), (10, 1.0)])
-def test_power_of_two_cells_is_that_of_the_paired_t_test(n, apart):
+@pytest.mark.parametrize(("had", "side"), [(2, 1), (4, -1)])
+def test_power_of_two_cells_is_that_of_the_paired_t_test(n, apart, had, side):
     """Differences that are found with 80 %, in standard deviations of the paired log ratios."""
-    assert power_to_tell(apart, 0.5, 2, n) == pytest.approx(0.8, abs=0.01)
-    assert repeats_for_power(apart * 1.01, 0.5, 2) == n
+    contrast, line = of_two_cells(1 + side * apart, had), 1.0
+    assert power_to_pass(contrast, line, 0.975, n) == pytest.approx(0.8, abs=0.01)
+    assert repeats_to_pass(of_two_cells(1 + side * apart * 1.01, had), line, 0.975) == n
+
+
+def test_the_repeats_asked_for_pass_the_line_as_often_as_promised():
+    """Four cells, fitted anew 600 times: as many draws pass as the power says."""
+    generator = np.random.default_rng(3)
+
+    def drawn(n: int) -> Fit:
+        logs = (
+            np.array([0.1, 0.0, 0.4, -0.2])[:, None] + generator.normal(0, 0.3, n) + generator.normal(0, 0.08, (4, n))
+        )
+        return Fit({cell: dict(enumerate(np.exp(logs[cell]))) for cell in range(4)})
+
+    truth = Contrast(log=0.1, error=0.08 * math.sqrt(2 / 3), degrees=6.0, n=3)
+    n = repeats_to_pass(truth, 0.04, 0.95)
+    assert n is not None and power_to_pass(truth, 0.04, 0.95, n - 1) < 0.8
+    contrasts = [drawn(n).contrast({0: 1.0, 1: -1.0}) for _ in range(600)]
+    passed = np.mean([one.bounds(0.95)[0] > math.exp(0.04) for one in contrasts])
+    assert passed == pytest.approx(power_to_pass(truth, 0.04, 0.95, n), abs=0.05)  # three standard errors
 
 
 def test_power_without_noise_or_without_difference():
-    assert (power_to_tell(0.1, 0.0, 2, 2), power_to_tell(0.0, 0.0, 2, 2)) == (1, 0)
-    assert power_to_tell(0.0, 0.5, 4, 3) == pytest.approx(0.025)
-    assert power_to_tell(1e3, 1e-6, 2, 2) == 1
-    assert repeats_for_power(1e-6, 0.5, 2, most=50) is None
+    silent = of_two_cells(0.1, variance=0.0)
+    assert (power_to_pass(silent, 0.0, 0.95, 2), power_to_pass(silent, 0.1, 0.95, 2)) == (1, 0)
+    assert power_to_pass(of_two_cells(0.3), 0.3, 0.95, 3) == pytest.approx(0.05)
+    assert power_to_pass(of_two_cells(1e3, variance=1e-6), 0.0, 0.95, 2) == 1
+    assert repeats_to_pass(of_two_cells(1e-6), 0.0, 0.95, most=50) is None
 
 
 @pytest.mark.parametrize("sizes", [(5, 5), (3, 4, 6), (5, 5, 5, 8, 3, 5, 5)])
