@@ -9,7 +9,8 @@ done once bare and once under each tracker with its defaults, each time in a pro
     carbontracker  `CarbonTracker`, one epoch
 
 A row says the joules of GPUs, CPU and memory that a tracker reports, its total, what these numbers are, what it says of
-itself, and what it takes: CPU-seconds beside the burn's, and seconds before and after it. With `--fake` the machine has
+itself, and what it takes: CPU-seconds beyond those of the bare run, and seconds before and after the burn. A tracker
+that is missing, fails or does not end has a row that says so, and the exit status is 1. With `--fake` the machine has
 two boards and a processor whose watts are known (the tests' fake NVML, and files like RAPL's); the truth is a row then.
 Zeus and plain integration are in our environment; the others are installed beside it, never in it.
 """
@@ -52,6 +53,7 @@ KWH_J = 3.6e6
 EVERY_S = 0.1  # between two readings of power, of the plain tracker
 MEASURED, ESTIMATED, NOTHING = "measured", "estimated", "nothing"
 SIZE = 768  # of the matrices on the CPU
+PATIENCE_S = 100.0  # that a tracker may take beside the burn
 
 
 @dataclass
@@ -119,7 +121,7 @@ def plain(told: Told) -> Iterator[None]:
         while not stop.wait(EVERY_S):
             samples.append((time.monotonic(), _watts(boards)))
 
-    thread = threading.Thread(target=watch)
+    thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     yield
     after = [pynvml.nvmlDeviceGetTotalEnergyConsumption(board) for board in boards]
@@ -181,8 +183,9 @@ def zeus(told: Told) -> Iterator[None]:
         "ram": sum(measured.dram_energy.values()) if measured.dram_energy else None,
     }
     told.kinds = {part: NOTHING if joules is None else MEASURED for part, joules in told.joules.items()}
-    told.total_j = float(measured.total_energy)
-    told.says = f"total_energy {told.total_j:.0f} J is that of the GPUs alone"
+    if any(joules is not None for joules in told.joules.values()):
+        told.total_j = float(measured.total_energy)
+    told.says = f"total_energy {measured.total_energy:.0f} J is that of the GPUs alone"
 
 
 @contextlib.contextmanager
@@ -276,11 +279,12 @@ def main() -> None:
         child(args.child, args.seconds, args.output)
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         command, environ = _machine(Path(folder), args.fake, stack)
-        rows = []
+        rows: list[tuple[str, Told | str]] = []
         for name in args.trackers:
             rows.append((name, _under(name, args.seconds, Path(folder), command, environ)))
-            print(f"{name}: done", file=sys.stderr)
+            print(f"{name}: {'failed' if isinstance(rows[-1][1], str) else 'done'}", file=sys.stderr)
     print("\n".join(table(rows, args.fake)))
+    sys.exit(any(isinstance(told, str) for _, told in rows))
 
 
 def _machine(
@@ -303,26 +307,35 @@ def _machine(
 
 def _under(
     name: str, seconds: float, folder: Path, command: Callable[[list[str]], list[str]], environ: dict[str, str]
-) -> Told:
-    """What a tracker says; what it left running is ended."""
+) -> Told | str:
+    """What a tracker says, or in a line why it says nothing; what it left running is ended."""
     output, log = folder / f"{name}.json", folder / f"{name}.log"
     argv = [sys.executable, "-m", "benchmarks.trackers", "--child", name, "--seconds", str(seconds)]
     argv += ["--output", str(output)]
     with log.open("wb") as said:
         burning = subprocess.Popen(command(argv), env=environ, stdout=said, stderr=said, start_new_session=True)
         try:
-            burning.wait(timeout=seconds + 100)
+            burning.wait(timeout=seconds + PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            return f"failed: it had not ended {PATIENCE_S:.0f} s after the burn"
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(burning.pid, signal.SIGKILL)
+            burning.wait()
     if not output.is_file():
-        raise SystemExit(f"{name} failed:\n{log.read_text(errors='replace')[-3000:]}")
+        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        return f"failed: {lines[-1] if lines else f'it ended with {burning.returncode}'}"
     return Told(**json.loads(output.read_text(encoding="utf-8")))
 
 
-def table(rows: Sequence[tuple[str, Told]], fake: bool) -> list[str]:
-    """The table of what was said, in Markdown."""
-    bare_s = next((told.beside_cpu_s for name, told in rows if name == "bare"), 0.0)
+def table(rows: Sequence[tuple[str, Told | str]], fake: bool) -> list[str]:
+    """The table of what was said, in Markdown.
+
+    Args:
+        rows: by tracker what it says, or why it says nothing.
+        fake: whether the watts are known.
+    """
+    bare_s = next((told.beside_cpu_s for name, told in rows if name == "bare" and isinstance(told, Told)), None)
     threads = len(os.sched_getaffinity(0))
     lines = [
         f"{datetime.date.today()}, {cpu_model()}, {threads} threads"
@@ -332,21 +345,30 @@ def table(rows: Sequence[tuple[str, Told]], fake: bool) -> list[str]:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, told in rows:
+        if isinstance(told, str):
+            lines.append(f"| {_versioned(name)} | – | – | – | – | – | {told.replace('|', '/')} | – | – |")
+            continue
         if name == "bare":
             continue
-        package = TRACKERS[name][1]
-        version = f" {importlib.metadata.version(package)}" if package else ""
         parts = " | ".join(_part(told, part) for part in ("gpu", "cpu", "ram"))
         total = "–" if told.total_j is None else f"{told.total_j:.0f}"
+        beside = "–" if bare_s is None else f"{told.beside_cpu_s - bare_s:.1f}"
         lines.append(
-            f"| {name}{version} | {told.window_s:.1f} | {parts} | {total} | {told.says} "
-            f"| {told.beside_cpu_s - bare_s:.1f} | {told.before_s:.1f}, {told.after_s:.1f} |"
+            f"| {_versioned(name)} | {told.window_s:.1f} | {parts} | {total} | {told.says} "
+            f"| {beside} | {told.before_s:.1f}, {told.after_s:.1f} |"
         )
         if fake:
             gpu_j, cpu_j, ram_j = (told.window_s * watts for watts in (sum(FAKE_BOARDS_W), FAKE_CPU_W, FAKE_DRAM_W))
             whole = gpu_j + cpu_j + ram_j
             lines.append(f"| … the truth | | {gpu_j:.0f} | {cpu_j:.0f} | {ram_j:.0f} | {whole:.0f} | | | |")
     return lines
+
+
+def _versioned(name: str) -> str:
+    package = TRACKERS[name][1]
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return f"{name} {importlib.metadata.version(package)}" if package else name
+    return name
 
 
 def _part(told: Told, part: str) -> str:

@@ -1,3 +1,5 @@
+import os
+import sys
 import time
 
 import pytest
@@ -44,3 +46,34 @@ def test_the_table_says_what_each_number_is_beside_the_truth():
     lines = trackers.table([("bare", Told(beside_cpu_s=1.0)), ("Zeus", told)], fake=True)
     assert "480 measured | 30 estimated | nothing | 510 | guessed | 1.5 |" in lines[-2]
     assert lines[-1] == "| … the truth | | 480 | 60 | 8 | 548 | | | |"
+
+
+def test_without_a_bare_run_no_overhead_is_claimed():
+    told = Told(joules=dict.fromkeys(("gpu", "cpu", "ram")), window_s=1.0, beside_cpu_s=2.5)
+    assert trackers.table([("Zeus", told)], fake=False)[-1].endswith(
+        "| nothing | nothing | nothing | – |  | – | 0.0, 0.0 |"
+    )
+
+
+def test_zeus_reports_no_total_where_it_read_nothing(tmp_path, monkeypatch):
+    Boards(tmp_path, []).install(monkeypatch)
+    told = Told()
+    with trackers.zeus(told):
+        pass
+    assert told.total_j is None and set(told.kinds.values()) == {NOTHING}
+
+
+@pytest.mark.parametrize(
+    ("script", "why"),
+    [
+        ("raise ModuleNotFoundError(\"No module named 'codecarbon'\")", "No module named 'codecarbon'"),
+        ("import time; time.sleep(60)", "it had not ended 1 s after the burn"),
+        ("import os; os._exit(3)", "it ended with 3"),
+    ],
+    ids=["raises", "hangs", "ends"],
+)
+def test_a_tracker_that_fails_has_a_row_and_the_table_goes_on(tmp_path, monkeypatch, script, why):
+    monkeypatch.setattr(trackers, "PATIENCE_S", 1.0)
+    told = trackers._under("codecarbon", 0.0, tmp_path, lambda argv: [sys.executable, "-c", script], dict(os.environ))
+    lines = trackers.table([("codecarbon", told), ("Zeus", Told())], fake=False)
+    assert "| failed: " in lines[-2] and why in lines[-2] and lines[-1].startswith("| Zeus")
