@@ -52,6 +52,11 @@ def signed_percent(fraction: float) -> str:
     return f"{'−' if fraction < 0 else '+'}{percent(fraction)}"
 
 
+def signed(value: float, places: int) -> str:
+    """A number with its sign, to so many places: +0.470, −61.0."""
+    return f"{value:+.{places}f}".replace("-", "−")
+
+
 def one(value: float, unit: str) -> str:
     """Format a number with its unit."""
     (text,), name = scaled([value], unit)

@@ -8,7 +8,7 @@ from joulesweep.analyse.columns import QUALITY, ROUGE, RUNS, Column
 from joulesweep.analyse.comparisons import memory_quantity
 from joulesweep.analyse.statistics import NO_INTERVAL
 from joulesweep.analyse.tables import Row, Tables
-from joulesweep.core.quantities import one, scaled
+from joulesweep.core.quantities import one, scaled, signed
 from joulesweep.core.spec import OMISSION
 
 FormattedNumber = tuple[str, str]  # a number, and the interval or remark shown below it
@@ -135,5 +135,5 @@ def change_with_interval(ratio: float, low: float | None, high: float | None) ->
     if low is None or high is None:
         return change_of(ratio)
     places = 0 if abs(ratio - 1) >= 0.0995 else 1
-    ends = [f"{100 * (end - 1):+.{places}f}".replace("-", "−") for end in (low, high)]
+    ends = [signed(100 * (end - 1), places) for end in (low, high)]
     return f"{change_of(ratio)} [{', '.join(ends)}]"

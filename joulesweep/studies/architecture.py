@@ -111,13 +111,19 @@ def _held(here: Sequence[Gain], compared: str, of: Callable[[Gain], Contrast | N
     if held:
         span = sorted(held, key=lambda one: of(one[0]).log)  # type: ignore[union-attr]
         parts[0] += f" ({_listed([span[0], span[-1]] if len(span) > NAMES else span, here)})"
-    leads = {"higher": "it takes more in", "open": "no difference is shown in", "unknown": "not compared:"}
-    parts += [f"{lead} {_listed(groups[kind], here)}" for kind, lead in leads.items() if groups[kind]]
+    kinds = {
+        "higher": "it takes more in {0} ({1})",
+        "open": "no difference is shown in {0} ({1})",
+        "unknown": "not compared: {1}",
+    }
+    parts += [
+        words.format(len(groups[kind]), _listed(groups[kind], here)) for kind, words in kinds.items() if groups[kind]
+    ]
     return "; ".join(parts)
 
 
 def _listed(named: Sequence[tuple[Gain, str]], here: Sequence[Gain]) -> str:
-    return ", ".join(f"{_name(gain, here)} {words}" for gain, words in named)
+    return "; ".join(f"{_name(gain, here)} {words}" for gain, words in named)
 
 
 def _quality(config: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ import polars as pl
 
 from joulesweep.analyse.statistics import Crossed, Numbers, crossed_mean
 from joulesweep.analyse.tables import Tables
+from joulesweep.core.quantities import signed
 from joulesweep.studies import Answer, Table
 
 QUESTION = "Does adaptation to a domain change a model's social bias?"
@@ -68,7 +69,7 @@ def answer(tables: Tables, config: Mapping[str, object]) -> Answer:
         number = "one seed tells" if first.change.num_seeds == 1 else "one item tells"
         sentence = (
             f"It cannot be told: {number} nothing of others (the {_called(first)} of {first.name} moved by "
-            f"{first.change.mean:+.1f} points); 3 repeats or more are needed."
+            f"{signed(first.change.mean, 1)} points); 3 repeats or more are needed."
         )
         return Answer(sentence=sentence, answered=False, tables=[_overview(whole)])
     whole = [change for change in whole if change.change.error is not None]
@@ -158,8 +159,8 @@ def _points(change: Change, number: int) -> str:
     """A change with its interval, corrected for the number that are looked at."""
     ends = change.change.interval(number)
     wider = f", corrected for {number}" if number > 1 else ""
-    interval = f" (95 % interval {ends[0]:+.1f} to {ends[1]:+.1f}{wider})" if ends else ""
-    return f"{change.change.mean:+.1f} points{interval}"
+    interval = f" (95 % interval {signed(ends[0], 1)} to {signed(ends[1], 1)}{wider})" if ends else ""
+    return f"{signed(change.change.mean, 1)} points{interval}"
 
 
 def _called(change: Change) -> str:
@@ -228,7 +229,7 @@ def _entries(change: Change) -> list[str | tuple[str, str]]:
     return [
         f"{change.before:.1f}",
         f"{change.before + value.mean:.1f}",
-        (f"{value.mean:+.1f}", f"[{ends[0]:+.1f}, {ends[1]:+.1f}]" if ends else "no interval"),
+        (signed(value.mean, 1), f"[{signed(ends[0], 1)}, {signed(ends[1], 1)}]" if ends else "no interval"),
         f"{value.num_items:,}",
         str(value.num_seeds),
     ]

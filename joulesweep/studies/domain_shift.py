@@ -11,7 +11,7 @@ import polars as pl
 from joulesweep.analyse.cells import why_not_ranked
 from joulesweep.analyse.statistics import Difference, paired_difference
 from joulesweep.analyse.tables import Row, Tables
-from joulesweep.core import quantities
+from joulesweep.core.quantities import digits, one, signed
 from joulesweep.studies import Answer, Entry, Table
 
 QUESTION = "What does adaptation to a domain make a model forget, and what is the cheapest way to forget nothing?"
@@ -68,7 +68,7 @@ def answer(tables: Tables, config: Mapping[str, object]) -> Answer:
         first = every[0]
         sentence = (
             f"It cannot be told: one seed has no interval (the loss of {first.name} on {first.texts} changed by "
-            f"{first.forgetting.mean:+.3f} nats); 3 repeats or more are needed."
+            f"{signed(first.forgetting.mean, 3)} nats); 3 repeats or more are needed."
         )
         return Answer(sentence=sentence, answered=False, tables=[_table(every)])
     findings = [*_most(known), *_of_each(known)]
@@ -133,13 +133,13 @@ def _nats(shift: Shift) -> str:
     value = shift.forgetting
     assert value.low is not None and value.high is not None
     return (
-        f"whose loss on {shift.texts} changed by {value.mean:+.3f} nats per token (95 % interval {value.low:+.3f} to "
-        f"{value.high:+.3f}; perplexity × {_factor(value.mean)}; {value.n} seeds)"
+        f"whose loss on {shift.texts} changed by {signed(value.mean, 3)} nats per token (95 % interval "
+        f"{signed(value.low, 3)} to {signed(value.high, 3)}; perplexity × {_factor(value.mean)}; {value.n} seeds)"
     )
 
 
 def _factor(nats: float) -> str:
-    return quantities.digits(math.exp(min(nats, 600.0)))
+    return digits(math.exp(min(nats, 600.0)))
 
 
 def _cheapest(able: Sequence[Shift]) -> tuple[Shift, str, str | None]:
@@ -148,9 +148,9 @@ def _cheapest(able: Sequence[Shift]) -> tuple[Shift, str, str | None]:
     if why is None:
         undoubted = [shift for shift in able if shift.row["energy_doubt"] is None]
         best = min(undoubted, key=lambda shift: shift.row["energy_j_mean"])
-        return best, f"{quantities.one(best.row['energy_j_mean'], 'J')} measured", None
+        return best, f"{one(best.row['energy_j_mean'], 'J')} measured", None
     best = min(able, key=lambda shift: shift.row["window_s_mean"])
-    return best, quantities.one(best.row["window_s_mean"], "s"), why
+    return best, one(best.row["window_s_mean"], "s"), why
 
 
 def _most(known: Sequence[Shift]) -> list[str]:
@@ -169,7 +169,7 @@ def _of_each(known: Sequence[Shift]) -> list[str]:
         of = [shift for shift in known if shift.row["dataset"] == dataset]
         learned, forgot = sum(shift.learns for shift in of), sum(shift.forgets for shift in of)
         gains = [shift.gain.mean for shift in of]
-        span = f"{min(gains):+.2f} to {max(gains):+.2f}" if len(of) > 1 else f"{gains[0]:+.2f}"
+        span = " to ".join(signed(end, 2) for end in dict.fromkeys((min(gains), max(gains))))
         sentences.append(
             f"Adapted to {dataset}, {learned} of {len(of)} are shown to learn it ({span} nats per token gained), and "
             f"{forgot} to forget."
@@ -188,7 +188,7 @@ def _table(every: Sequence[Shift]) -> Table:
             _entry(shift.forgetting),
             _ratio(shift.forgetting),
             _joules(shift.row),
-            quantities.one(shift.row["window_s_mean"], "s"),
+            one(shift.row["window_s_mean"], "s"),
             str(shift.forgetting.n),
         ]
         for shift in every
@@ -199,12 +199,16 @@ def _table(every: Sequence[Shift]) -> Table:
 def _joules(row: Row) -> str:
     """Measured joules alone: any other status is no number here."""
     is_measured = row["energy_j_mean"] is not None and row["energy_status"] == "measured" and not row["energy_doubt"]
-    return quantities.one(row["energy_j_mean"], "J") if is_measured else "–"
+    return one(row["energy_j_mean"], "J") if is_measured else "–"
 
 
 def _entry(value: Difference) -> tuple[str, str]:
-    ends = "no interval" if value.low is None or value.high is None else f"[{value.low:+.3f}, {value.high:+.3f}]"
-    return f"{value.mean:+.3f}", ends
+    ends = (
+        "no interval"
+        if value.low is None or value.high is None
+        else f"[{signed(value.low, 3)}, {signed(value.high, 3)}]"
+    )
+    return signed(value.mean, 3), ends
 
 
 def _ratio(value: Difference) -> tuple[str, str]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from joulesweep.analyse.statistics import NO_DIFFERENCE, NO_INTERVAL, Difference
 from joulesweep.analyse.studies.equal_cost import EqualCost, Pair, comparisons
-from joulesweep.core import quantities
+from joulesweep.core.quantities import one, signed
 from joulesweep.report import numbers
 from joulesweep.report.markup import filled, table
 from joulesweep.report.sections import Results, Section
@@ -51,7 +51,7 @@ def _row(pair: Pair, unit: str) -> list[str | numbers.FormattedNumber]:
     losses = (f"{loss:.3f}" for loss in (pair.loss_a, pair.loss_b))
     verdict = VERDICTS.get(pair.difference.verdict, NO_DIFFERENCE)
     return [
-        *(pair.a, pair.b, quantities.one(pair.cost, unit), *losses),
+        *(pair.a, pair.b, one(pair.cost, unit), *losses),
         *(_signed(pair.difference), str(pair.difference.n), verdict),
     ]
 
@@ -59,5 +59,5 @@ def _row(pair: Pair, unit: str) -> list[str | numbers.FormattedNumber]:
 def _signed(difference: Difference) -> numbers.FormattedNumber:
     """A difference of losses and its interval, with signs, to as many decimals as the losses."""
     ends = (difference.mean, difference.low, difference.high)
-    mean, *interval = (f"{value:+.3f}".replace("-", "−") for value in ends if value is not None)
+    mean, *interval = (signed(value, 3) for value in ends if value is not None)
     return mean, f"[{', '.join(interval)}]" if interval else difference.verdict

@@ -50,7 +50,8 @@ def test_a_gain_that_one_lacks_does_not_hold_there_and_differs(tmp_path):
     answer = told(tmp_path, {"t5": 1.0, "opt": 1.2}, loss={"roberta": 1.05})
     assert "in 2 of 4 architectures (" in answer.sentence
     assert (
-        "it takes more in opt × 1.20, " in answer.sentence and "no difference is shown in t5 × 0.99" in answer.sentence
+        "it takes more in 1 (opt × 1.20, " in answer.sentence
+        and "no difference is shown in 1 (t5 × 0.99" in answer.sentence
     )
     assert "no worse by more than 1 % in bert, opt, t5, worse by more in roberta" in answer.sentence
     assert "the ratio of joules differs between architectures (p < 0.001, Welch's test of 4" in answer.sentence

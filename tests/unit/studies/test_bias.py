@@ -54,8 +54,8 @@ def test_a_planted_change_is_found_and_told_with_its_interval(tmp_path):
     told = answer(tmp_path, lambda spec, item: 0.25)
     assert told.answered
     assert told.sentence.startswith("Adaptation changes the CrowS-Pairs score of single fp32 bs32: from 59.3 % to")
-    assert "300 items × 3 seeds." in told.sentence and "(95 % interval -" in told.sentence
-    number, interval = told.tables[0].rows[0][3]
+    assert "300 items × 3 seeds." in told.sentence and "(95 % interval −" in told.sentence
+    number, interval = (text.replace("−", "-") for text in told.tables[0].rows[0][3])
     low, high = map(float, interval.strip("[]").split(", "))
     assert low < float(number) < high < 0 and -20 < float(number) < -10
     assert any("nearer to 50 %" in finding for finding in told.findings)
