@@ -1,7 +1,7 @@
 """Every method × precision × batching × head, under every strategy, learns the same: one loss, one gradient.
 
 So does every task: a decoder next tokens, an encoder-decoder targets, and an encoder that becomes one. The quick tier
-trains cases in which every two values meet; the rest of the product is marked `product`, and on two ranks `long`.
+trains cases in which every two values meet; the rest of the product is marked `product`.
 
 The reference is full training in one process, fp32, padded to a fixed length, the head computed everywhere: what the
 Hugging Face model does when it is called with labels.
@@ -182,9 +182,11 @@ def marked(cases, quick):
 
 
 def numbered(numbers):
-    """Cases on two ranks by number, likewise; the rest of the product takes a minute and a half of both cores."""
-    rest = (pytest.mark.product, pytest.mark.long)
-    return [pytest.param(number, id=name(PAIRS[number]), marks=() if number in QUICK else rest) for number in numbers]
+    """Cases on two ranks by number, likewise."""
+    return [
+        pytest.param(number, id=name(PAIRS[number]), marks=() if number in QUICK else pytest.mark.product)
+        for number in numbers
+    ]
 
 
 @pytest.fixture(scope="module")
