@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ import vl_convert
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from joulesweep.core import files
+from joulesweep.measure.sensors import cache_folder
 from joulesweep.report import theme
 from joulesweep.report.numbers import FormattedNumber
 
@@ -50,9 +54,17 @@ def table(headings: Mapping[str, str], rows: Iterable[Sequence[str | FormattedNu
 
 @functools.cache
 def vega() -> Markup:
-    """Vega-Lite in the version that Altair targets, with its dependencies, for a script element."""
-    bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", _version())
-    return Markup(bundle.replace("</script", "<\\/script"))
+    """Vega-Lite in the version that Altair targets, with its dependencies, for a script element.
+
+    It takes a second to make, and is kept for later pages.
+    """
+    kept = cache_folder() / f"vega-{version('vl-convert-python')}-{_version()}.js"
+    with contextlib.suppress(OSError):
+        return Markup(kept.read_text(encoding="utf-8"))
+    bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", _version()).replace("</script", "<\\/script")
+    with contextlib.suppress(OSError):
+        files.write_text(kept, bundle)
+    return Markup(bundle)
 
 
 def svg(spec: dict[str, Any]) -> str:
