@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from joulesweep.certify.readings import Block, Channel, Readings, Span
+from joulesweep.certify.readings import NUMBER, Block, Channel, Readings, Span
 from joulesweep.core import outcome
 from joulesweep.core.outcome import CounterReads
 from joulesweep.measure import counter, meters, verdict
@@ -110,7 +110,7 @@ def counted(block: Block | None, device: Mapping[str, Any]) -> Counter | None:
     joules: list[float] = []
     wrapped_j, falls, most_w = 0.0, 0, meters.kind(device["kind"]).most_w or 0.0
     for at_s, late_s, value in zip(channel.times_s, channel.took_s, channel.values, strict=True):
-        if not isinstance(value, int | float):
+        if not isinstance(value, NUMBER):
             continue
         range_j, last_j = device["range_j"], joules[-1] - wrapped_j if joules else 0.0
         if joules and value < last_j:
