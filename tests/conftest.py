@@ -16,7 +16,7 @@ import tiny_run
 TESTS = Path(__file__).parent
 #: A test has its folder's name as its mark. What takes longest runs first, so that no worker is left alone with it.
 FOLDERS = ("workflow", "processes", "conformance", "benchmarks", "unit", "house")
-FOLLOWED = 10  # tests of a file of which coverage counts the lines
+FOLLOWED = 16  # tests of a file of which coverage counts the lines
 SHARED_DATA = tiny_run.REPOSITORY.parent / "shared" / "data"
 
 

@@ -56,6 +56,7 @@ from joulesweep.runs.identity import run_id
 POLL_S = 0.1  # each check costs CPU
 GRACE_S = 30.0  # as `measure.grace_s` has it by default
 SIGNALS_APART_S = 0.3  # so much later than the workflow may this process get the signal of a batch system
+WRITTEN_POLLS = 10  # looks at a file that is being written
 #: Make glibc keep the big buffers of a step for the next one. By default it returns them to the kernel, and every step
 #: pays for mapping and clearing them again, more for larger buffers: partial training would look better than it is.
 ALLOCATOR = {
@@ -486,12 +487,21 @@ def _ask(work: Path, num_ranks: int) -> bool:
     ranks: set[str] = set()
     for path in work.glob(f"{processes.LISTENS}*"):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it stops in this moment
-            pid = int(path.read_text(encoding="ascii") or 0)
+            pid = _listener(path)
             if processes.is_below(pid, os.getpid()):
                 os.kill(pid, signal.SIGUSR1)
                 ranks.add(path.name.removeprefix(processes.LISTENS))
     ranks |= {path.name.removeprefix(processes.HAS_STOPPED) for path in work.glob(f"{processes.HAS_STOPPED}*")}
     return len(ranks) == num_ranks
+
+
+def _listener(path: Path) -> int:
+    """The process that a rank's file names; 0 if it names none. It may be written in this very moment."""
+    for _ in range(WRITTEN_POLLS):
+        if text := path.read_text(encoding="ascii"):
+            return int(text)
+        time.sleep(POLL_S)
+    return 0
 
 
 def _ensure_parent_alive(ensure_parent_alive: Callable[[], None], asked: Sequence[float]) -> None:

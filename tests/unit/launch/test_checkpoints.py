@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 
 import pytest
@@ -87,6 +88,24 @@ def test_ranks_that_stopped_by_a_signal_of_their_own_are_waited_for(tmp_path):
     assert not node._ask(tmp_path, 2), "one rank is not ready yet"
     (tmp_path / "listens1").write_text("999999999", encoding="ascii")
     assert not node._ask(tmp_path, 2), "one rank has ended"
+
+
+def test_a_rank_that_begins_to_listen_in_this_moment_is_asked(tmp_path):
+    """Its file is there, and its number is written a moment later."""
+    file = tmp_path / "listens0"
+    file.touch()
+    rank = subprocess.Popen(["sleep", str(PATIENCE_S)])
+    writer = threading.Timer(0.1, file.write_text, [str(rank.pid)])
+    writer.start()
+    assert node._ask(tmp_path, 1)
+    assert rank.wait(PATIENCE_S) == -signal.SIGUSR1
+    writer.join()
+
+
+def test_a_file_that_names_no_rank_is_no_listener(tmp_path, monkeypatch):
+    monkeypatch.setattr(node, "POLL_S", 0.0)
+    (tmp_path / "listens0").touch()
+    assert not node._ask(tmp_path, 1)
 
 
 def learned(folder):
