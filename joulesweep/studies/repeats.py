@@ -177,7 +177,7 @@ def _orders(tables: Tables, measure: str) -> list[str]:
         if one is None:
             continue
         every = one.told + one.open
-        rest = f"{one.open} of {every} pairs of configurations not told apart, yet single runs would order them"
+        rest = f"not told apart, yet ordered by single runs, are {one.open} of {every} pairs of configurations"
         if one.draws:
             share = f"{percent(one.wrong / one.draws)} % of {one.draws:,} draws from pairs that are told apart"
             told.append(f"A single run of each configuration tells the wrong order of {words} in {share}; {rest}.")

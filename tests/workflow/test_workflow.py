@@ -455,13 +455,10 @@ def test_a_shipped_config_expands_in_a_dry_run(sweep: Checkout, config: str, num
 
 
 def test_every_study_expands_in_a_dry_run(sweep: Checkout) -> None:
-    """Snakemake plans those in full; what they have in small is expanded alone: `make studies` runs it."""
     for path in sorted((sweep.folder / "config" / "studies").glob("*.yaml")):
         num_runs = len(grid.expand(plan_config.load(path)).runs)
-        assert num_runs
-        if not path.stem.endswith("-small"):
-            output = sweep.run("-n", "--configfile", f"config/studies/{path.name}")
-            assert re.search(rf"^train +{num_runs}$", output, re.MULTILINE), path.name
+        output = sweep.run("-n", "--configfile", f"config/studies/{path.name}")
+        assert re.search(rf"^train +{num_runs}$", output, re.MULTILINE), path.name
 
 
 @pytest.mark.registry
@@ -516,7 +513,7 @@ def test_the_small_comparison_runs_on_official_abstracts_and_scores_their_summar
 ) -> None:
     config = yaml.safe_load((REPOSITORY / "config" / "methods-small.yaml").read_text(encoding="utf-8"))
     config["datasets"]["scitldr"]["source"]["local"] = str(shared_data / "scitldr" / "dev.jsonl")
-    config["grid"] |= {"task": ["seq2seq"], "method": ["full", "greentrainer"], "batch_size": [8], "repeats": 1}
+    config["grid"] |= {"method": ["full", "greentrainer"], "batch_size": [8], "repeats": 1}
     del config["exclude"]  # it names a method that this grid has not
     config["train"] |= {"max_steps": 2, "epochs": None, "max_length": 32, "threads_per_device": 1}
     config["train"]["generate"] |= {"texts": 3, "beams": 2}
@@ -524,8 +521,8 @@ def test_the_small_comparison_runs_on_official_abstracts_and_scores_their_summar
     sweep.run("--configfile", "config/mine.yaml")
     results = sweep.folder / "results" / "methods-small"
     runs = pl.read_parquet(results / "tables" / "runs.parquet").sort("task", "method")
-    assert runs["status"].to_list() == ["ok"] * 2
-    assert runs["num_summaries"].to_list() == [3, 3]
-    assert runs["rouge1"].is_between(0, 1).all()
-    assert runs["flop_reason"].to_list() == [None] * 2
+    assert runs["status"].to_list() == ["ok"] * 4
+    assert runs["num_summaries"].to_list() == [None, None, 3, 3]
+    assert runs["rouge1"].is_between(0, 1).to_list() == [None, None, True, True]
+    assert runs["flop_reason"].to_list() == [None] * 4
     assert "At equal cost" in (results / "report.html").read_text(encoding="utf-8")

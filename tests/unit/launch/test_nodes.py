@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import threading
 import time
@@ -206,8 +205,8 @@ def test_the_time_limit_holds_on_all_nodes_and_is_a_record(machines):
 
 
 def test_a_node_that_never_comes_ends_the_run(machines):
-    parent = machines.parent(join_s=0.5)  # its own may be late too
-    assert re.search("RunFailed: [01] of 2 nodes joined within 0.5 s", parent.communicate(timeout=PATIENCE_S)[1])
+    parent = machines.parent(join_s=10)  # its own comes within that on a busy machine too
+    assert "RunFailed: 1 of 2 nodes joined within 10 s" in parent.communicate(timeout=PATIENCE_S)[1]
     assert running(machines.folder) == {}
     assert locks(machines) == []
 
