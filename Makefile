@@ -38,7 +38,9 @@ OLDEST_TESTS := $(addprefix tests/unit/,nets methods prepare/test_model.py prepa
 SLURM := .cache/slurm
 # Two workers for two cores; whoever is done takes over half of the others' rest.
 WORKERS := 2
-PYTEST = OMP_NUM_THREADS=1 python -m pytest --numprocesses $(WORKERS) --dist worksteal
+PYTEST = -m pytest --numprocesses $(WORKERS) --dist worksteal
+# Which lines ran in the tests' own processes.
+COVERAGE := .cache/coverage.json
 QUICK := -m 'smoke or not (workflow or slow or product or registry)'
 # The site's own packages, likewise.
 DOCS := .cache/docs
@@ -71,15 +73,13 @@ sweep: environment
 	@joulesweep status results/default
 
 test: environment
-	@$(PYTEST) $(QUICK)
+	@OMP_NUM_THREADS=1 python $(PYTEST) $(QUICK)
 
-# Two more, since many of these wait for processes and meters that they have started.
-test-all: WORKERS := 4
-# Python tells coverage itself which lines ran, from 3.12 on; before, a trace function does, which doubles the time of the
-# tests that it follows: tests/conftest.py says which ones.
+# One more, since many of these wait for processes and meters that they have started.
+test-all: WORKERS := 3
 test-all: $(SLURM)/.ready
-	@COVERAGE_CORE=$$(python -c 'import sys; print("sysmon" if sys.version_info >= (3, 12) else "ctrace")') \
-		$(PYTEST) --cov --cov-report term:skip-covered --cov-fail-under 90
+	@OMP_NUM_THREADS=1 python -m slipcover --json --out $(COVERAGE) $(PYTEST)
+	@python -m slipcover --merge $(COVERAGE) --out $(COVERAGE) --fail-under 90
 
 families: environment
 	@OMP_NUM_THREADS=1 pytest tests/conformance/test_families.py --long --numprocesses 2
@@ -111,7 +111,7 @@ $(OLDEST)/.ready: $(VENV)/.ready Makefile
 	@touch $@
 
 test-oldest: $(OLDEST)/.ready
-	@PATH="$(CURDIR)/$(OLDEST)/bin:$$PATH" $(PYTEST) $(QUICK) \
+	@PATH="$(CURDIR)/$(OLDEST)/bin:$$PATH" OMP_NUM_THREADS=1 python $(PYTEST) $(QUICK) \
 		-W 'ignore:`torch.jit.script` is deprecated:DeprecationWarning' $(OLDEST_TESTS)
 
 $(PEERS)/.ready: $(VENV)/.ready

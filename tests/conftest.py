@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,7 +15,6 @@ import tiny_run
 TESTS = Path(__file__).parent
 #: A test has its folder's name as its mark. What takes longest runs first, so that no worker is left alone with it.
 FOLDERS = ("workflow", "processes", "conformance", "benchmarks", "unit", "house")
-FOLLOWED = 16  # tests of a file of which coverage counts the lines
 SHARED_DATA = tiny_run.REPOSITORY.parent / "shared" / "data"
 
 
@@ -35,8 +33,6 @@ def folder(item: pytest.Item) -> str:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    seen: set[str] = set()
-    followed: Counter[Path] = Counter()
     for item in items:
         if item.get_closest_marker("long"):
             item.add_marker("slow")
@@ -46,15 +42,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(folder(item))
         if folder(item) == "workflow" and not item.get_closest_marker("smoke"):
             item.add_marker("slow")
-        # A line counts as covered by the tests of its own module alone, and of those by the first case of each of the
-        # first tests of a file: followed line by line, a test takes twice as long and more.
-        name = item.nodeid.partition("[")[0]
-        follow = folder(item) == "unit" and not item.get_closest_marker("slow") and name not in seen
-        if follow and followed[item.path] < FOLLOWED:
-            followed[item.path] += 1
-        else:
-            item.add_marker("no_cover")
-        seen.add(name)
     items.sort(key=lambda item: [*FOLDERS, folder(item)].index(folder(item)))
 
 

@@ -209,5 +209,4 @@ def prepared(folder: Path, complete: Path, environ: dict[str, str] | None = None
 
 
 def environment() -> dict[str, str]:
-    dropped = ("PYTHONPATH", "COVERAGE_PROCESS_START")
-    return {**{k: v for k, v in os.environ.items() if k not in dropped}, "OMP_NUM_THREADS": "1"}
+    return {**{k: v for k, v in os.environ.items() if k != "PYTHONPATH"}, "OMP_NUM_THREADS": "1"}
