@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from joulesweep.core import interrupts
+from joulesweep.core import interrupts, processes
 from joulesweep.core.errors import UserError
 from joulesweep.measure.machine import too_new
 
@@ -18,6 +18,7 @@ from joulesweep.measure.machine import too_new
 OF_PLACE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ESTALE}
 SUFFIX = re.compile(r"[.](jsonl|json|safetensors)$")
 
+processes.seldom_look_for_cycles()  # what a script imports stays: a million objects
 if sys.orig_argv[1:2] == ["-m"] and sys.orig_argv[2].startswith("scripts."):
     interrupts.end_silently()  # as long as the script imports what it needs
 

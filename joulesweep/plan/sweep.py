@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import functools
-import gc
 import hashlib
 import inspect
 import json
@@ -28,6 +27,7 @@ from snakemake_interface_common.exceptions import WorkflowError
 from snakemake_interface_logger_plugins.common import LogEvent
 
 from joulesweep import readers
+from joulesweep.core import processes
 from joulesweep.core.errors import UserError
 from joulesweep.core.files import read_json, sha256_of
 from joulesweep.core.quantities import one
@@ -69,11 +69,6 @@ Value = TypeVar("Value")
 MARKS = re.compile(r"[{}<>]|://")
 
 
-#: New objects before Python looks for cycles among them. Snakemake makes hundreds of objects per job and keeps them:
-#: with Python's default of 700, looking takes a fifth of a plan of 10,000 runs.
-YOUNG_OBJECTS = 100_000
-
-
 def load(workflow: Any) -> Sweep:  # noqa: ANN401 - Snakemake's Workflow
     """Read the config file passed to Snakemake, or else the default one, and expand it.
 
@@ -86,7 +81,7 @@ def load(workflow: Any) -> Sweep:  # noqa: ANN401 - Snakemake's Workflow
     Raises:
         WorkflowError: one line with file, line and path of the mistake, what was allowed and the nearest name.
     """
-    gc.set_threshold(YOUNG_OBJECTS)
+    processes.seldom_look_for_cycles()  # Snakemake makes hundreds of objects per job and keeps them
     _tell_errors(workflow)
     _prepare_jobs(str(workflow.current_basedir))
     if workflow.is_main_process:

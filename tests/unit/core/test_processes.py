@@ -31,6 +31,17 @@ def wait_until_dead(pid: int) -> None:
     wait_for(lambda: not lives(pid), f"the end of process {pid}")
 
 
+def test_cycles_among_what_stays_are_not_looked_for():
+    code = (
+        "import atexit, gc; atexit.register(lambda: print(gc.get_freeze_count() > 50_000))\n"  # called last
+        "from joulesweep.core import processes; processes.seldom_look_for_cycles()\n"
+        "looks = []; gc.callbacks.append(lambda *about: looks.append(about))\n"
+        "kept = [[] for _ in range(50_000)]; print(looks)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tiny_run.REPOSITORY)
+    assert (done.stdout, done.stderr) == ("[]\nTrue\n", "")
+
+
 def test_a_child_dies_with_its_parent_however_that_dies():
     code = (
         "import os, sys; from joulesweep.core import processes as process\n"
