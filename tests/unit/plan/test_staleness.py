@@ -449,8 +449,9 @@ def test_whatever_a_training_calls_is_in_its_digest(tmp_path, changes):
 
 @functools.cache
 def interpreters() -> dict[str, str]:
-    """Other supported Pythons, by version: on the PATH, or beside this one."""
-    folders = [Path(part) for part in os.get_exec_path()] + list(Path(sys.base_prefix).parent.glob("*/bin"))
+    """Other supported Pythons, by version: on the PATH, beside this one, or of pyenv."""
+    several = (Path(sys.base_prefix).parent, Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"), "versions"))
+    folders = [*map(Path, os.get_exec_path()), *(path for folder in several for path in folder.glob("*/bin"))]
     found: dict[str, str] = {}
     for path in (candidate for folder in folders for candidate in folder.glob("python3.1[1-9]")):
         done = subprocess.run(
