@@ -18,9 +18,9 @@ from joulesweep.measure.machine import too_new
 OF_PLACE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ESTALE}
 SUFFIX = re.compile(r"[.](jsonl|json|safetensors)$")
 
-processes.seldom_look_for_cycles()  # what a script imports stays: a million objects
 if sys.orig_argv[1:2] == ["-m"] and sys.orig_argv[2].startswith("scripts."):
     interrupts.end_silently()  # as long as the script imports what it needs
+    processes.seldom_look_for_cycles()
 
 
 def run_script(work: Callable[[], None], begins: str = "") -> None:
