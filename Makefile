@@ -38,7 +38,7 @@ OLDEST_TESTS := $(addprefix tests/unit/,nets methods prepare/test_model.py prepa
 SLURM := .cache/slurm
 # Two workers for two cores; whoever is done takes over half of the others' rest.
 WORKERS := 2
-PYTEST = -m pytest --numprocesses $(WORKERS) --dist worksteal
+PYTEST = OMP_NUM_THREADS=1 python $(COVERED) -m pytest --numprocesses $(WORKERS) --dist worksteal
 # Which lines ran in the tests' own processes.
 COVERAGE := .cache/coverage.json
 QUICK := -m 'smoke or not (workflow or slow or product or registry)'
@@ -73,12 +73,13 @@ sweep: environment
 	@joulesweep status results/default
 
 test: environment
-	@OMP_NUM_THREADS=1 python $(PYTEST) $(QUICK)
+	@$(PYTEST) $(QUICK)
 
 # One more, since many of these wait for processes and meters that they have started.
 test-all: WORKERS := 3
+test-all: COVERED := -m slipcover --json --out $(COVERAGE)
 test-all: $(SLURM)/.ready
-	@OMP_NUM_THREADS=1 python -m slipcover --json --out $(COVERAGE) $(PYTEST)
+	@$(PYTEST)
 	@python -m slipcover --merge $(COVERAGE) --out $(COVERAGE) --fail-under 90
 
 families: environment
@@ -111,7 +112,7 @@ $(OLDEST)/.ready: $(VENV)/.ready Makefile
 	@touch $@
 
 test-oldest: $(OLDEST)/.ready
-	@PATH="$(CURDIR)/$(OLDEST)/bin:$$PATH" OMP_NUM_THREADS=1 python $(PYTEST) $(QUICK) \
+	@PATH="$(CURDIR)/$(OLDEST)/bin:$$PATH" $(PYTEST) $(QUICK) \
 		-W 'ignore:`torch.jit.script` is deprecated:DeprecationWarning' $(OLDEST_TESTS)
 
 $(PEERS)/.ready: $(VENV)/.ready
