@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import tiny_run
+import warm_snakemake
 import yaml
 from patience import PATIENCE_S
 from tiny_run import REPOSITORY
@@ -107,7 +108,10 @@ class Checkout:
     def command(self, *arguments: str) -> list[str]:
         return self.wrapped([sys.executable, "-m", "snakemake", "--cores", "2", *arguments])
 
-    def snakemake(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def snakemake(self, *arguments: str, warm: bool = True) -> subprocess.CompletedProcess[str]:
+        """Snakemake from beginning to end; a warm one is not started, but forked from one that is."""
+        if warm and self.wrapped is list:
+            return warm_snakemake.run(["--cores", "2", *arguments], self.folder, self.environ)
         return subprocess.run(
             self.command(*arguments),
             cwd=self.folder,

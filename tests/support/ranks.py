@@ -15,6 +15,7 @@ from unittest import mock
 import tiny_run
 import torch
 import torch.distributed as dist
+from torch.distributed.tensor import DTensor, Shard
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from joulesweep.nets import products
@@ -33,8 +34,7 @@ def trained(on: tiny_run.Assets, folder: Path, **changes: Any) -> Outcome:
     gradients: list[list[torch.Tensor | None]] = []
 
     def keep(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        gradients.append([None if p.grad is None else _whole(p.grad).clone() for p in parameters])
+        gradients.append(_whole([p.grad for group in optimizer.param_groups for p in group["params"]]))
 
     hook = register_optimizer_step_pre_hook(keep)
     try:
@@ -71,8 +71,21 @@ def _followed_once(changes: dict[str, Any]) -> Iterator[None]:
         yield
 
 
-def _whole(gradient: torch.Tensor) -> torch.Tensor:
-    return gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient
+def _whole(gradients: list[torch.Tensor | None]) -> list[torch.Tensor | None]:
+    """Copies of gradients. Those of which each rank has some rows are put together, by one exchange for all of them."""
+    if not any(isinstance(gradient, DTensor) for gradient in gradients):
+        return [None if gradient is None else gradient.clone() for gradient in gradients]
+    own = [gradient.to_local() if isinstance(gradient, DTensor) else gradient for gradient in gradients]
+    by_rank: list[list[torch.Tensor | None]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(by_rank, own)
+    whole: list[torch.Tensor | None] = []
+    for gradient, parts in zip(gradients, zip(*by_rank, strict=True), strict=True):
+        if isinstance(gradient, DTensor):
+            assert gradient.placements == (Shard(0),)
+            whole.append(torch.cat([part for part in parts if part is not None]))
+        else:
+            whole.append(parts[dist.get_rank()])
+    return whole
 
 
 def on_two(script: Path, folder: Path, **job: Any) -> None:

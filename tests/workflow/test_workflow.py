@@ -68,6 +68,21 @@ def test_a_second_snakemake_has_nothing_to_do(sweep: Checkout) -> None:
     assert "Nothing to be done" in sweep.run("--resources", "gpu=2")
 
 
+def test_what_is_forked_from_a_warm_snakemake_plans_and_fails_as_snakemake_does(sweep: Checkout) -> None:
+    sweep.config["grid"]["precision"].append("bf16-true")
+    sweep.write_config()
+    for arguments, code in ((["-n"], 0), (["-n", "no-such-target"], 1)):
+        forked, started = sweep.snakemake(*arguments), sweep.snakemake(*arguments, warm=False)
+        assert forked.returncode == started.returncode == code
+        assert said(forked) == said(started)
+
+
+def said(done: subprocess.CompletedProcess[str]) -> list[str]:
+    """The words that Snakemake printed, in no order, as sets have none; without times and numbers of jobs."""
+    left_out = r"\[\w{3} \w{3} .* \d{4}\]|\d{4}-\d\d-\d\d[T ][\d:.]+|Workflow ID: .*|(jobid:|Job) \d+"
+    return sorted(word.strip(",") for word in re.sub(left_out, "", done.stdout + done.stderr).split())
+
+
 def test_no_file_is_written_outside_results_and_resources(sweep: Checkout) -> None:
     known = {*(name.partition("/")[0] for name in COPIED), "data"}
     assert {path.name for path in sweep.folder.iterdir()} == known | {"results", ".snakemake"}
