@@ -169,7 +169,8 @@ def test_the_table_says_what_was_compared_and_where():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("most", [1, pytest.param(None, marks=pytest.mark.long)], ids=["the first", "all"])
-def test_a_whole_epoch_of_ours_and_of_each_peer_that_is_installed(assets, tmp_path, most):
+def test_a_whole_epoch_of_ours_and_of_each_peer_that_is_installed(assets, tmp_path, monkeypatch, most):
+    monkeypatch.setattr(peers, "SHORTEST_S", 0.5)
     base = peers.base_spec(options(), assets, "cpu")
     environ = peers.shared_environment(base, [], plain=False)
     here = [name for name in PROGRAMS if peers.lacking(peers.CONTESTANTS[name]) is None][:most]

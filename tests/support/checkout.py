@@ -48,7 +48,8 @@ while "joulesweep.train.worker" in sys.orig_argv and os.path.exists({closed!r}):
 class Checkout:
     """A copy of this checkout with a config of its own, and Snakemake run in it."""
 
-    def __init__(self, folder: Path, environ: dict[str, str] | None = None) -> None:
+    def __init__(self, folder: Path, environ: dict[str, str] | None = None, complete: Path | None = None) -> None:
+        """Make the copy, or copy another one with all that was run in it, down to the times of its files."""
         self.folder = folder
         self.environ = environment() | (environ or {})
         for variable in ("JOULESWEEP_LOCKS", "XDG_CACHE_HOME"):  # locks and ticks of its own: tests must not meet
@@ -66,17 +67,6 @@ class Checkout:
         self.environ.setdefault("PYTHONPATH", str(gate.parent))
         self.started: list[subprocess.Popen[str]] = []
         self.wrapped: Callable[[list[str]], list[str]] = list  # around every command
-        for name in COPIED:
-            source, target = REPOSITORY / name, folder / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if source.is_dir():
-                shutil.copytree(source, target)  # what is compiled stays so: times of change are copied too
-            else:
-                shutil.copy2(source, target)
-        tiny_run.model(folder / "data" / "model")
-        texts = (" ".join(f"word{(i + j) % 90}" for j in range(1 + i % 12)) for i in range(100))
-        lines = [json.dumps({"text": text}) for text in texts]
-        (folder / "data" / "texts.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
         self.config = {
             "sweep": "tiny",
             "models": {"tiny": {"source": {"local": "data/model"}}},
@@ -93,6 +83,25 @@ class Checkout:
             "hardware": {"accelerator": "cpu"},
             "energy": {"estimate": True},
         }
+        if complete:
+            shutil.copytree(complete, folder, symlinks=True)
+        else:
+            self._fill()
+
+    def _fill(self) -> None:
+        """Copy what a sweep reads from this checkout, and make a model, texts and a config."""
+        folder = self.folder
+        for name in COPIED:
+            source, target = REPOSITORY / name, folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if source.is_dir():
+                shutil.copytree(source, target)  # what is compiled stays so: times of change are copied too
+            else:
+                shutil.copy2(source, target)
+        tiny_run.model(folder / "data" / "model")
+        texts = (" ".join(f"word{(i + j) % 90}" for j in range(1 + i % 12)) for i in range(100))
+        lines = [json.dumps({"text": text}) for text in texts]
+        (folder / "data" / "texts.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
         self.write_config()
 
     def write_config(self) -> None:
@@ -197,17 +206,9 @@ def finished(folder: Path) -> None:
     assert re.search(r"\[2/2\] single fp32 bs8 r\d · [\d.]+ s · [\d.]+ J est\. · loss [\d.]+", output)
 
 
-def copied(folder: Path, complete: Path, environ: dict[str, str] | None = None) -> Checkout:
-    """A checkout whose sweep is complete: a copy of one that was run, down to the times of its files."""
-    checkout = Checkout(folder, environ)
-    shutil.rmtree(folder)
-    shutil.copytree(complete, folder, symlinks=True)
-    return checkout
-
-
 def prepared(folder: Path, complete: Path, environ: dict[str, str] | None = None) -> Checkout:
-    """The same without its results: model, texts and tokens are there, which take longer to fetch than runs take."""
-    checkout = copied(folder, complete, environ)
+    """A copy of one without its results: model, texts and tokens are there, which take longer to fetch than to train."""
+    checkout = Checkout(folder, environ, complete)
     shutil.rmtree(folder / "results")
     return checkout
 

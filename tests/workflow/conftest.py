@@ -5,13 +5,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from checkout import Checkout, copied
+from checkout import Checkout
 
 
 @pytest.fixture
 def sweep(tmp_path: Path, complete: Path) -> Iterator[Checkout]:
     """A checkout whose sweep is complete: a copy of the one that is run once."""
-    checkout = copied(tmp_path / "checkout", complete)
+    checkout = Checkout(tmp_path / "checkout", complete=complete)
     yield checkout
     checkout.end()
     shutil.rmtree(checkout.folder)
