@@ -207,7 +207,7 @@ def finished(folder: Path) -> None:
 
 
 def prepared(folder: Path, complete: Path, environ: dict[str, str] | None = None) -> Checkout:
-    """A copy of one without its results: model, texts and tokens are there, which take longer to fetch than to train."""
+    """A copy of one without its results: model, texts and tokens are there, which take longer than a run."""
     checkout = Checkout(folder, environ, complete)
     shutil.rmtree(folder / "results")
     return checkout
