@@ -194,7 +194,7 @@ def _fields(pid: int) -> list[str]:
     return stat.rpartition(")")[2].split()
 
 
-def identity() -> dict[str, Any]:
+def identity() -> dict[str, str | int | None]:
     """What tells this process from all others: host, namespace of pids, pid, and when it began; and its user."""
     uid = os.getuid()
     try:

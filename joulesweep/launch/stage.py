@@ -76,7 +76,7 @@ def info(stage: str, **facts: object) -> None:
         _current.listener(stage)
 
 
-def identity() -> dict[str, Any]:
+def identity() -> dict[str, str | int | None]:
     """Who this is: run and folder if there is a run, the user, and the process."""
     folder = _current.folder
     run = {"run": folder.name, "folder": str(folder.resolve())} if folder else {"run": None, "folder": None}

@@ -37,7 +37,7 @@ End = TypeVar("End", bound=EpochEnd)
 CLOCK_STEP_S, CLOCK_STEP = 0.1, 0.005  # wall and monotonic clock may differ by less: seconds, or a share of the window
 
 
-def merge_windows(ranks: Sequence[Windowed]) -> dict[str, Any]:
+def merge_windows(ranks: Sequence[Windowed]) -> Mapping[str, Any]:
     """Merge the windows of a run's ranks, see `merge_ranks`; returns the fields of `Windowed` that change."""
     return {
         "total_window_s": max(rank.total_window_s for rank in ranks),

@@ -344,6 +344,12 @@ def test_every_module_has_a_room_and_every_room_a_floor():
     assert not house.circles()
 
 
+def test_the_measuring_side_says_what_it_takes_and_returns():
+    public = house.untyped_public()
+    assert {room: public[room] for room in ("measure", "launch", "train")} == {"measure": 0, "launch": 0, "train": 0}
+    assert sum(house.untyped().values()) <= 90
+
+
 def test_the_house_is_drawn_from_imports(tmp_path):
     file = tmp_path / "one.py"
     file.write_text(

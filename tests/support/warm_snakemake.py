@@ -41,9 +41,10 @@ def run(arguments: list[str], folder: Path, environ: dict[str, str]) -> subproce
         assert server.stdin is not None and server.stdout is not None
         server.stdin.write(json.dumps([arguments, str(folder), environ, *map(str, paths)]) + "\n")
         server.stdin.flush()
-        code = int(server.stdout.readline())
+        code = server.stdout.readline()
+        assert code, "the process that forks Snakemake has ended"
         texts = [path.read_text(encoding="utf-8") for path in paths]
-    return subprocess.CompletedProcess(arguments, code, *texts)
+    return subprocess.CompletedProcess(arguments, int(code), *texts)
 
 
 def _server() -> subprocess.Popen[str]:
