@@ -36,8 +36,9 @@ OLDEST_TESTS := $(addprefix tests/unit/,nets methods prepare/test_model.py prepa
 	$(addprefix train/test_,tasks.py scoring.py fit.py))
 # The executors for clusters, likewise: each Snakemake that finds that of Slurm starts 1.4 s later.
 SLURM := .cache/slurm
-# Two workers for two cores; whoever is done takes over half of the others' rest.
-WORKERS := 2
+# Three workers for two cores, since many tests wait for processes and meters that they have started; whoever is done
+# takes over half of the others' rest.
+WORKERS := 3
 PYTEST = OMP_NUM_THREADS=1 python $(COVERED) -m pytest --numprocesses $(WORKERS) --dist worksteal
 # Which lines ran in the tests' own processes.
 COVERAGE := .cache/coverage.json
@@ -76,8 +77,6 @@ sweep: environment
 test: environment
 	@$(PYTEST) $(QUICK)
 
-# One more, since many of these wait for processes and meters that they have started.
-test-all: WORKERS := 3
 test-all: COVERED := -m slipcover --json --out $(COVERAGE)
 test-all: $(SLURM)/.ready
 	@$(PYTEST)

@@ -4,6 +4,7 @@ import pytest
 from benchmarks import proxy_power
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["planted", "equal"])
 def test_the_loss_is_covered_and_none_is_invented(case):
     told = proxy_power.judged(np.random.default_rng(7), case, 60, 3, 0.02, draws=50)

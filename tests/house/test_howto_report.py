@@ -101,6 +101,7 @@ def test_a_chart_is_one_file(copy):
     assert drawn == ["quality", "ladder", "effects", "loss", "startup"]
 
 
+@pytest.mark.slow
 def test_an_edited_chart_makes_charts_and_report_stale(copy):
     before = copy.digests()
     copy.edit("joulesweep/report/charts/tensors.py", "MAX_PLOTS = 12", "MAX_PLOTS = 13")
@@ -140,6 +141,7 @@ def test_a_chart_may_open_the_section_of_a_study(copy):
     assert own.index("<h2") < own.index('id="figure-startup"') < own.index("<table>")
 
 
+@pytest.mark.slow
 def test_a_column_is_one_row_and_the_line_that_works_it_out(copy):
     row, value = example("column.md"), example("column.md", 1)
     copy.edit("joulesweep/analyse/columns.py", '    Column("startup_s", ', f'{row.rstrip()},\n    Column("startup_s", ')

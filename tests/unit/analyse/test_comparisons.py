@@ -24,6 +24,7 @@ def test_a_manifest_without_answer_has_the_defaults():
     assert asked({"answer": {"margin": 0.02, "quality": "rougeL"}}) == (0.02, "rougeL")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number_of_best", [1, 12])
 @pytest.mark.parametrize(("apart", "wrong_verdict", "seed"), [(1.0101, WITHIN, 1), (1.0099, BEYOND, 2)])
 def test_a_cell_near_the_margin_is_seldom_put_on_its_wrong_side(number_of_best, apart, wrong_verdict, seed):

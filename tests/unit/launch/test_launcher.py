@@ -738,6 +738,7 @@ def test_a_driver_that_hangs_for_good_stops_neither_deadline_nor_signal(tmp_path
     assert running(tmp_path) == {}
 
 
+@pytest.mark.slow
 def test_evaluations_reach_the_record_and_their_items_a_file_beside_it(assets, tmp_path):
     spec = tiny_run.spec(
         evaluate=[{"name": "held-out", "dataset": "texts", "texts": 5, "source": tiny_run.spec().dataset_source}]

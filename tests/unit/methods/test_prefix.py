@@ -106,6 +106,7 @@ def test_it_writes_what_it_predicts(kind):
             assert logits.argmax(-1).tolist() == answer.tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tokens", [1, 5, 20])
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_costs_what_pytorch_counts(kind, tokens, **changes):

@@ -53,6 +53,7 @@ def standard_errors_off(keep):
     return ((found.mean(0) - exact) / errors)[varied]
 
 
+@pytest.mark.slow
 def test_the_mean_of_2000_draws_is_the_exact_gradient():
     off = standard_errors_off(0.25)
     assert float(off.abs().max()) < 4

@@ -351,6 +351,7 @@ def test_a_new_method_makes_nothing_stale(package):
     assert package.digests() == before
 
 
+@pytest.mark.slow
 def test_charts_and_report_make_no_run_stale_and_training_makes_no_table_stale(package):
     before = package.analysis()
     assert package.changed_by("report/charts/quality.py", "def draw(", "def draw(_=0, *") == set()
@@ -415,6 +416,7 @@ def test_what_is_found_by_name_alone_is_known():
     assert found == plugins | of_others
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [

@@ -121,7 +121,12 @@ HALF = {"ffn_dim": 3072, "attention_heads": 12}
 
 @pytest.mark.parametrize(
     ("rho", "num_layers", "tolerance"),
-    [(0.4, 2, 0.05), (0.7, 2, 0.05), pytest.param(0.4, 12, 0.01, marks=pytest.mark.long), (0.7, 12, 0.01)],
+    [
+        (0.4, 2, 0.05),
+        (0.7, 2, 0.05),
+        pytest.param(0.4, 12, 0.01, marks=pytest.mark.long),
+        pytest.param(0.7, 12, 0.01, marks=pytest.mark.slow),
+    ],
 )
 @pytest.mark.parametrize("kind", ["bert", "roberta", "opt", "llama", "gpt2", "bloom", "t5", "bart"])
 def test_predicted_flops_are_those_that_pytorch_counts(kind, num_layers, tolerance, rho):
@@ -137,6 +142,7 @@ def test_predicted_flops_are_those_that_pytorch_counts(kind, num_layers, toleran
     assert real <= predicted * (1 + tiny_run.ANGLES)  # tensors form a chain: never less than the truth
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", tiny_run.WRITERS)
 @pytest.mark.parametrize(
     ("method", "given"),

@@ -58,6 +58,7 @@ def same(kind, assembled, fraction=0.5, **changes):
     return cached
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_losses_are_those_of_layers_frozen_in_the_plain_way(kind, assembled):
     trainer = same(kind, assembled)

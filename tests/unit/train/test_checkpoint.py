@@ -56,6 +56,7 @@ def test_who_asks_late_finds_a_rank_that_has_stopped(with_dropout, tmp_path):
     assert (tmp_path / "has-stopped0").exists() and not (tmp_path / "listens0").exists()
 
 
+@pytest.mark.slow
 def test_a_training_goes_on_from_what_was_kept_of_its_texts(tmp_path):
     folder = tmp_path / "assets"
     folder.mkdir()

@@ -358,6 +358,7 @@ def official_score(model, tokenizer, sentence, other):
     return total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [60, 1])
 def test_crows_pairs_of_the_wheels_model_are_those_of_a_slow_derivation(request, tmp_path, step):
     """Every 60th pair takes seconds; all of them take minutes: `--long`."""

@@ -918,6 +918,7 @@ def launched(assets, tmp_path, monkeypatch):
     signal.signal(signal.SIGTERM, before)
 
 
+@pytest.mark.slow
 def test_summaries_lie_beside_the_record_with_their_references(launched):
     rows = launched("opt", generate=GENERATE)
     assert len(rows) == 7
@@ -927,6 +928,7 @@ def test_summaries_lie_beside_the_record_with_their_references(launched):
     assert any(row["summary"].startswith("word") for row in rows)
 
 
+@pytest.mark.slow
 def test_a_run_that_generates_nothing_leaves_an_empty_file(launched):
     assert launched("opt") == []
 
