@@ -444,6 +444,7 @@ def test_a_compiled_step_is_captured_as_it_was_compiled(tmp_path, monkeypatch, c
     assert set(seen[-len(eager[0]) :]) == {seen[-1]}, "nothing is compiled or captured in the window"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["masked", "dense"])
 @pytest.mark.parametrize("batching", ["packed", "fixed"])
 def test_a_captured_step_of_equal_micro_batches_has_the_losses_of_an_eager_one(tmp_path, monkeypatch, batching, head):

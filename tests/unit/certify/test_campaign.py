@@ -203,6 +203,7 @@ def test_a_folder_that_cannot_be_written_is_told(monkeypatch, tmp_path, capsys):
     assert "file" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_load_works_as_long_as_it_is_asked_to():
     load = campaign.Child(None)
     try:

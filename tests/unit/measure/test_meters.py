@@ -103,7 +103,7 @@ def test_a_reading_that_is_too_old_is_none(tmp_path):
     sensor = plug(f"cat {tmp_path}/watts", deadline_s=0.3)
     assert newest(sensor, sensor.power_w) == 5.0
     (tmp_path / "watts").unlink()
-    wait_for(lambda: sensor.power_w() is None, every_s=0.01)
+    wait_for(lambda: sensor.power_w() is None and sensor.failure, every_s=0.01)
     assert "exit code 1" in sensor.failure
 
 

@@ -67,6 +67,7 @@ def test_losses_are_those_of_layers_frozen_in_the_plain_way(kind, assembled):
     assert trainer.facts["num_cached_layers"] == len(layers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [

@@ -24,9 +24,11 @@ CASES = [
     {"precision": "bf16-true", "schedule": "cosine", "max_steps": 7},
     {"method": "lora"},
     CHOOSES,
+    {"method": "sampled-backward"},
+]
+MORE_CASES = [
     {**CHOOSES, "precision": "fp16-mixed"},
     {"method": "random", "method_params": {"reselect_epochs": 1}},
-    {"method": "sampled-backward"},
 ]
 
 
@@ -42,7 +44,11 @@ def assert_same(again, whole):
     assert all(torch.equal(value, again[1][name]) for name, value in whole[1].items())
 
 
-@pytest.mark.parametrize("changes", CASES, ids=lambda changes: "-".join(map(str, changes.values())) or "full")
+@pytest.mark.parametrize(
+    "changes",
+    [*CASES, *(pytest.param(case, marks=pytest.mark.slow) for case in MORE_CASES)],
+    ids=lambda changes: "-".join(map(str, changes.values())) or "full",
+)
 def test_a_stopped_training_ends_with_the_same_bits(with_dropout, tmp_path, changes):
     changes = changes if "max_steps" in changes else {"epochs": 3, **changes}
     whole = stopping.attempts(with_dropout, tmp_path, **changes)

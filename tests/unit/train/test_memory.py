@@ -233,6 +233,7 @@ def test_room_is_set_aside_once_and_filled_in_place_as_often_as_asked():
     assert {name: value.data_ptr() for name, value in room.items()} == places
 
 
+@pytest.mark.slow
 def test_what_was_freed_is_no_part_of_the_next_peak():
     """Run apart, under the allocator's settings of a run: they let it keep whatever it once had."""
     code = (

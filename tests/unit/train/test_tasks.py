@@ -611,6 +611,7 @@ def test_choices_are_told_apart_by_their_loss_per_token(assemble, monkeypatch, k
     assert scoring.score(built).choice_accuracy == found.choice_accuracy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world", [2, 3, 200])
 @pytest.mark.parametrize("kind", ["opt", "t5"])
 def test_the_ranks_shares_of_the_choices_are_the_whole(assemble, monkeypatch, kind, world):
@@ -815,6 +816,7 @@ OWN_WAYS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["full", "lora"])
 @pytest.mark.parametrize("kind", ["opt", "t5", "bart", "bert"])
 def test_what_a_model_says_of_generation_changes_nothing_that_is_written(assets, tmp_path, kind, method):

@@ -123,6 +123,7 @@ BATCHINGS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "batching"), BATCHINGS)
 def test_a_step_asks_the_device_for_nothing_in_any_batching(assemble, kind, batching):
     assert asked_by_steps(assemble(kind, batching=batching)) == []

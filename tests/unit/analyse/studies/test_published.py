@@ -37,6 +37,7 @@ def pmacs(model_name, dataset, method):
     return per_row / 2 * BATCH * STEPS[dataset] / 1e15
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "row",
     [row for row in published() if row["model"] in OPT and row["method"] == "full"],
