@@ -355,6 +355,7 @@ COUNTABLE = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", COUNTABLE, ids=name)
 def test_flops_of_a_training_are_those_that_pytorch_counts(assets, monkeypatch, case):
     monkeypatch.setattr(onednn, "available", lambda: False)

@@ -183,6 +183,7 @@ def test_a_family_learns_as_by_its_own_forward_or_says_why_not(family, tokens, r
         assert outcomes[:2] == ["ok", "ok"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS[1:])
 @pytest.mark.parametrize("family", families.marked(CHOSEN, quick=("mlm-bert", "clm-llama", "seq2seq-t5")))
 def test_methods_learn_as_by_the_models_own_forward(family, method, tokens, references, monkeypatch):

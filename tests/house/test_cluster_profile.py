@@ -111,6 +111,7 @@ def test_a_job_that_cannot_be_submitted_says_why(call, monkeypatch):
     assert "unknown; allowed: slurm, lsf, htcondor, sge, pbs, local" in call("status", "7").stderr
 
 
+@pytest.mark.slow
 def test_jobs_in_the_background_are_submitted_looked_at_and_cancelled(call, tmp_path, monkeypatch):
     monkeypatch.setenv("JOULESWEEP_BATCH", "local")
     for name, line in (("good", "echo hello"), ("bad", "exit 3"), ("long", "sleep 600")):

@@ -108,6 +108,7 @@ def test_an_edited_chart_makes_charts_and_report_stale(copy):
     assert {name for name, value in copy.digests().items() if value != before[name]} == {"charts", "report"}
 
 
+@pytest.mark.slow
 def test_a_study_is_one_file(copy):
     copy.add("joulesweep/studies/steady.py", example("study.md"))
     told = copy.python("-m", "joulesweep.cli.main", "study", "steady", str(copy.sweep))
@@ -133,6 +134,7 @@ def test_a_section_is_one_file(copy):
     assert re.search(r'<th scope="row" class="text">ddp2 fp32 bs32</th><td>[\d.]+ %</td><td>3</td>', own)
 
 
+@pytest.mark.slow
 def test_a_chart_may_open_the_section_of_a_study(copy):
     copy.add("joulesweep/report/sections/steadiness.py", example("study.md", 1))
     chart = example("chart.md").replace('SECTION = "training"', 'SECTION = "steadiness"')

@@ -354,6 +354,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_run.model(tmp_path_factory.mktemp("fuzz") / "model")
 
 
+@pytest.mark.slow
 @tries(300)
 @given(data=st.data(), part=st.sampled_from(MODEL_PARTS))
 @pytest.mark.filterwarnings("ignore")  # what transformers says of odd configs is not what is tested

@@ -105,6 +105,7 @@ def test_warming_up_leaves_no_trace_in_state_of_eight_bits(losses):
     assert losses(**EIGHT, warmup_steps=3) == losses(**EIGHT, warmup_steps=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "fp16-mixed"])
 def test_a_stopped_training_of_eight_bits_ends_the_same(assets, tmp_path, monkeypatch, precision):
     bits.install(monkeypatch)

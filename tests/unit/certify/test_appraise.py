@@ -133,6 +133,7 @@ def test_a_board_that_averages_its_power_is_checked_by_that(certify):
     assert row["value"] == pytest.approx(0.03, abs=row["error"] + 0.01) and row["error"] < 0.1
 
 
+@pytest.mark.slow
 def test_a_board_that_has_not_come_to_rest_does_not_tell_its_idle_power(certify):
     made, _, _ = certify(fade_w=60.0, fade_s=3.0)
     row = promises(made)["idle"]
@@ -172,6 +173,7 @@ def test_work_that_varies_more_than_metering_may_cost_tells_nothing():
     assert row["verdict"] == NOT_TRIED and "too large to tell" in row["reason"]
 
 
+@pytest.mark.slow
 def test_a_counter_that_is_reset_is_not_judged_by_that_block(certify):
     made, _, _ = certify(reset_s=30.0)
     found = promises(made)

@@ -76,6 +76,7 @@ def test_a_kept_model_has_its_original_form(library, assets, tmp_path):
     assert all((saved[name] - plain[name]).norm() / plain[name].norm() < 0.2 for name in changed if ".key" in name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"precision": "bf16-mixed", "optimizer": "adamw-8bit"}])
 def test_a_stopped_training_ends_with_the_same_bits(library, assets, tmp_path, changes):
     whole = stopping.attempts(assets, tmp_path, method="qlora", **changes)

@@ -66,7 +66,7 @@ def test_full_training_counts_what_pytorch_counts(kind, rows, length, num_chosen
 
 
 @pytest.mark.parametrize("num_chosen", [None, 5])
-@pytest.mark.parametrize("fraction", [0.25, 0.75])
+@pytest.mark.parametrize("fraction", [0.25, pytest.param(0.75, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_frozen_layers_count_what_pytorch_counts(kind, fraction, num_chosen):
     shape = {"n_layers": 4} if kind == "distilbert" else {"num_hidden_layers": 4}

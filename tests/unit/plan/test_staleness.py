@@ -318,6 +318,7 @@ def test_a_function_that_is_moved_and_renamed_makes_nothing_stale(package):
     assert package.changed_by("norms.py", "foreach=True", "foreach=False") == set(SPECS)
 
 
+@pytest.mark.slow
 def test_of_a_table_only_the_runs_own_row_counts(package):
     changed = package.changed_by("axes/precision.py", 'autocast="bfloat16"', 'autocast="float16"')
     assert changed == {"mixed"}

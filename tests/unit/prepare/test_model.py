@@ -279,6 +279,7 @@ def test_a_config_that_no_reader_takes_is_one_line(text):
     assert mistake({"local": "given"}).startswith("given: config.json: corrupt model config: ")
 
 
+@pytest.mark.slow
 def test_weights_of_another_precision_than_the_usual_file_are_asked_for_where_they_are():
     folder = bert_model(Path("hub-copy"))
     (folder / "model.safetensors").rename(folder / "model.fp16.safetensors")

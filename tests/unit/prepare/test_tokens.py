@@ -291,6 +291,7 @@ def test_script_writes_tokens_with_their_manifest(tmp_path, model):
         assert json.loads(opened.metadata()["manifest"]) == manifest
 
 
+@pytest.mark.slow
 def test_script_reads_the_prompt_from_the_manifest_of_the_texts(tmp_path, model):
     texts = rows_file(tmp_path / "t.jsonl", [{"text": "a", "targets": ["b"]}])
     done = script(tmp_path, texts, prompt="what is {source}")

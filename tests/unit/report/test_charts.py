@@ -32,6 +32,7 @@ def marks(figure):
     return {row["n"]: row for row in drawn(figure) if "n" in row and "v" in row}
 
 
+@pytest.mark.slow
 def test_a_mark_is_a_cell_at_its_joules_and_its_loss_above_the_best(two_gpus):
     figure = quality.draw(two_gpus)
     shown, cells = marks(figure), two_gpus.tables.cells.drop_nulls("above_best")

@@ -247,6 +247,7 @@ def test_doubtful_joules_are_no_emissions(tmp_path):
 # All of them
 
 
+@pytest.mark.slow
 def test_every_file_that_is_named_is_written(tmp_path):
     made = results(tmp_path, **GPU)
     charts.save_all(made, tmp_path / "charts")

@@ -174,6 +174,7 @@ def test_rows_kept_back_are_made_when_they_are_asked_for(tab, tmp_path, monkeypa
     assert tab.evaluate("[...body.rows].every((row) => row.cells.length === table.tHead.rows[0].cells.length)")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(AXE is None, reason="no axe-core to check with")
 @pytest.mark.parametrize(("width", "dark"), [(1400, False), (420, True)])
 def test_axe_has_no_complaint(tab, tmp_path, two_gpus, width, dark):

@@ -187,6 +187,7 @@ def test_a_window_that_only_long_texts_exceed_is_found_out(window, exact):
     assert exact or "texts of 24 tokens exceed this model's window" in reason
 
 
+@pytest.mark.slow
 def test_a_packed_row_that_memory_does_not_hold_is_out_of_memory_and_nothing_else(corpus):
     core = LanguageModel(tiny_run.network("modernbert"))
     wide = replace(layout("packed"), max_length=10**7)  # 10^14 pairs
