@@ -119,10 +119,11 @@ class Checkout:
 
     def snakemake(self, *arguments: str, warm: bool = True) -> subprocess.CompletedProcess[str]:
         """Snakemake from beginning to end; a warm one is not started, but forked from one that is."""
+        command = self.command(*arguments)
         if warm and self.wrapped is list:
-            return warm_snakemake.run(["--cores", "2", *arguments], self.folder, self.environ)
+            return warm_snakemake.run(command, self.folder, self.environ)
         return subprocess.run(
-            self.command(*arguments),
+            command,
             cwd=self.folder,
             env=self.environ,
             capture_output=True,

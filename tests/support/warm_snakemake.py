@@ -33,18 +33,18 @@ IMPORTED = (
 _servers: list[subprocess.Popen[str]] = []
 
 
-def run(arguments: list[str], folder: Path, environ: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """Do what `python -m snakemake ARGUMENTS` does in a folder. It is killed when it hangs."""
+def run(command: list[str], folder: Path, environ: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Do what the command `PYTHON -m snakemake …` does in a folder. It is killed when it hangs."""
     with tempfile.TemporaryDirectory() as outputs:
         paths = [Path(outputs, name) for name in ("stdout", "stderr")]
         server = _server()
         assert server.stdin is not None and server.stdout is not None
-        server.stdin.write(json.dumps([arguments, str(folder), environ, *map(str, paths)]) + "\n")
+        server.stdin.write(json.dumps([command, str(folder), environ, *map(str, paths)]) + "\n")
         server.stdin.flush()
         code = server.stdout.readline()
         assert code, "the process that forks Snakemake has ended"
         texts = [path.read_text(encoding="utf-8") for path in paths]
-    return subprocess.CompletedProcess(arguments, int(code), *texts)
+    return subprocess.CompletedProcess(command, int(code), *texts)
 
 
 def _server() -> subprocess.Popen[str]:
@@ -73,7 +73,7 @@ def main() -> None:
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 
 
-def _become(arguments: list[str], folder: str, environ: dict[str, str], stdout: str, stderr: str) -> None:
+def _become(command: list[str], folder: str, environ: dict[str, str], stdout: str, stderr: str) -> None:
     """Be the process that Python would have started."""
     for number, path in enumerate((os.devnull, stdout, stderr)):
         opened = os.open(path, os.O_RDWR | os.O_CREAT)
@@ -84,9 +84,9 @@ def _become(arguments: list[str], folder: str, environ: dict[str, str], stdout: 
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environ)
-    sys.orig_argv[1:] = ["-m", "snakemake", *arguments]
+    sys.orig_argv[:] = command
     cli = importlib.import_module("snakemake.cli")
-    sys.argv[:] = [str(Path(cli.__file__).with_name("__main__.py")), *arguments]
+    sys.argv[:] = [str(Path(cli.__file__).with_name("__main__.py")), *command[3:]]
     sys.path.insert(0, folder)
     importlib.import_module("snakemake.workflow").Workflow._rundir = folder  # it was set when this was imported
     cli.main()
