@@ -21,6 +21,13 @@ from joulesweep.report import theme
 from joulesweep.report.numbers import FormattedNumber
 
 TEMPLATES = Path(__file__).parent / "templates"
+ENVIRONMENT = Environment(
+    loader=FileSystemLoader(TEMPLATES),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
 
 
 def filled(name: str, /, **data: object) -> Markup:
@@ -30,14 +37,7 @@ def filled(name: str, /, **data: object) -> Markup:
         name: of a file in the folder `templates`.
         data: values for the names in the template; a missing name is an error.
     """
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return Markup(environment.get_template(name).render(data))
+    return Markup(ENVIRONMENT.get_template(name).render(data))
 
 
 def table(headings: Mapping[str, str], rows: Iterable[Sequence[str | FormattedNumber]], label: str = "Table") -> Markup:

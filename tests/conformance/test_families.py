@@ -30,6 +30,7 @@ pytestmark = [pytest.mark.usefixtures("torch_as_it_was"), pytest.mark.filterwarn
 
 STEPS = 3
 TOLERANCE = 2e-5
+OF_EACH_TASK = ("mlm-bert", "clm-llama", "seq2seq-t5")
 METHODS = ("full", "last-k", "freeze-bottom", "lora", "prefix", "greentrainer")
 GIVEN = {"last-k": {"layers": 1}, "lora": {"dropout": 0.0}, "prefix": {"tokens": 4}}
 WAYS = [
@@ -165,7 +166,7 @@ def check(family, method, ways, tokens, references, monkeypatch):
     return outcomes
 
 
-@pytest.mark.parametrize("family", families.marked(families.FAMILIES))
+@pytest.mark.parametrize("family", families.marked(families.FAMILIES, OF_EACH_TASK))
 def test_a_family_learns_as_by_its_own_forward_or_says_why_not(family, tokens, references, monkeypatch):
     ways = WAYS if family in CHOSEN else [WAYS[0], WAYS[4]]
     outcomes = check(family, "full", ways, tokens, references, monkeypatch)
@@ -185,7 +186,7 @@ def test_a_family_learns_as_by_its_own_forward_or_says_why_not(family, tokens, r
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS[1:])
-@pytest.mark.parametrize("family", families.marked(CHOSEN, quick=("mlm-bert", "clm-llama", "seq2seq-t5")))
+@pytest.mark.parametrize("family", families.marked(CHOSEN, OF_EACH_TASK))
 def test_methods_learn_as_by_the_models_own_forward(family, method, tokens, references, monkeypatch):
     outcomes = check(family, method, [WAYS[2], WAYS[9]], tokens, references, monkeypatch)
     assert (outcomes[0] == "ok") == ((method, family) not in METHOD_REFUSED), outcomes[0]

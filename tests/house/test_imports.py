@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import tiers
 import tiny_run
 
 from joulesweep.core.spec import full
@@ -65,7 +66,10 @@ def test_a_plain_import_of_the_libraries_brings_what_a_training_does_without():
 
 
 @pytest.mark.parametrize(
-    "module", ["analyse.collect", "report.charts", "report.charts.quality", "report.page", "report.sections.answer"]
+    "module",
+    tiers.first(
+        2, ["analyse.collect", "report.page", "report.charts", "report.charts.quality", "report.sections.answer"]
+    ),
 )
 def test_reporting_imports_no_torch(module):
     names = ("torch", "transformers", "zeus", "datasets", "snakemake", f"joulesweep.{module}")

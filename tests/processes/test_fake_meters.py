@@ -391,6 +391,7 @@ def test_zeus_in_this_process_reads_rapl(tmp_path, monkeypatch):
     assert get_cpus().supports_get_dram_energy_consumption(0)
 
 
+@pytest.mark.slow
 def test_zeus_measures_true_rapl_joules_over_a_wrap(tmp_path):
     with rapl_tree(tmp_path / "powercap", ZONES, max_range_uj=50_000_000) as rapl:
         wraps_s = [rapl.wrap_s(device) for device in ("cpu:0", "dram:0")]

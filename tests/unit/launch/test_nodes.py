@@ -14,6 +14,7 @@ import lock_files
 import pytest
 import several_nodes
 import slurm as slurm_module
+import tiers
 import tiny_run
 from patience import PATIENCE_S, wait_for
 
@@ -132,7 +133,7 @@ def test_two_nodes_learn_to_the_bit_what_two_processes_of_one_do(finished):
     assert len(steps(alone)) == 6
 
 
-@pytest.mark.parametrize("victim", ["agent", "first agent", "rank", "parent"])
+@pytest.mark.parametrize("victim", tiers.first(2, ["agent", "rank", "first agent", "parent"]))
 def test_the_death_of_a_part_ends_all_of_it_and_frees_the_boards(machines, victim):
     machines.instead_of_torchrun(ENDLESS)
     with machines.both() as (parent, agent):

@@ -6,6 +6,7 @@ import dataclasses
 
 import families
 import pytest
+import tiers
 import tiny_run
 import torch
 import transformers
@@ -66,8 +67,8 @@ def test_full_training_counts_what_pytorch_counts(kind, rows, length, num_chosen
 
 
 @pytest.mark.parametrize("num_chosen", [None, 5])
-@pytest.mark.parametrize("fraction", [0.25, pytest.param(0.75, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("fraction", tiers.first(1, [0.25, 0.75]))
+@pytest.mark.parametrize("kind", tiers.first(2, KINDS))
 def test_frozen_layers_count_what_pytorch_counts(kind, fraction, num_chosen):
     shape = {"n_layers": 4} if kind == "distilbert" else {"num_hidden_layers": 4}
     core = core_of(network(kind, **shape), method="freeze-bottom", fraction=fraction)
@@ -234,7 +235,7 @@ def test_every_family_that_is_counted_is_counted_as_pytorch_counts_it(family):
     assert total == pytest.approx(counter.get_total_flops(), rel=tiny_run.ANGLES)
 
 
-@pytest.mark.parametrize("family", sorted(NOT_COUNTED))
+@pytest.mark.parametrize("family", families.marked(sorted(NOT_COUNTED)))
 def test_a_family_with_products_that_are_not_known_has_no_count_and_says_why(family):
     found = flops.model_work(LanguageModel(families.network(family), task=family.partition("-")[0]))
     assert found.flop_coefficients is None and found.bytes_per_step is None

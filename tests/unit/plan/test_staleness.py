@@ -304,6 +304,7 @@ def test_a_module_that_is_renamed_or_moved_makes_nothing_stale(package):
     assert package.changed_by("rooms/corpora.py", "def steps(", "def steps(extra=None, *") == set(SPECS)
 
 
+@pytest.mark.slow
 def test_a_function_that_is_moved_and_renamed_makes_nothing_stale(package):
     before = package.digests()
     text = package.path("train/loop.py").read_text(encoding="utf-8")
@@ -368,6 +369,7 @@ def test_charts_and_report_make_no_run_stale_and_training_makes_no_table_stale(p
     assert not changed & {"grid", "fetch_model", "fetch_dataset", "tokenise"}
 
 
+@pytest.mark.slow
 def test_the_templates_belong_to_report_and_charts(package):
     before = package.analysis()
     package.path("report/templates/added.html").write_text("<p>")

@@ -8,6 +8,7 @@ import pages
 import polars as pl
 import pytest
 import synthetic
+import tiers
 from pages import drawn, results, text_of
 
 from joulesweep.analyse import tables
@@ -44,6 +45,7 @@ def test_a_mark_is_a_cell_at_its_joules_and_its_loss_above_the_best(two_gpus):
         assert mark["yl"] <= mark["y"] + 1e-3 and mark["y"] <= mark["yh"] + 1e-3
 
 
+@pytest.mark.slow
 def test_costs_have_a_log_scale_and_the_margin_a_band(two_gpus):
     text = text_of(quality.draw(two_gpus))
     assert '"type": "log"' in text and "Energy of one training (kJ, log scale)" in text
@@ -225,7 +227,7 @@ def test_the_rows_of_the_page_have_keys_of_their_own(tmp_path):
     assert len(set(keys)) == len(keys) == 16
 
 
-@pytest.mark.parametrize("failed", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("failed", tiers.first(1, [False, True]))
 def test_script_writes_every_chart_without_network(tmp_path, failed):
     manifest, made = pages.build(tmp_path, lambda row: synthetic.failed(row, "oom", "full") if failed else row)
     tables.write(made, tmp_path / "tables")

@@ -348,6 +348,7 @@ def test_hostile_text_in_every_field_stays_text(tmp_path):
     assert html.count("<script") == html.count("</script>")
 
 
+@pytest.mark.slow
 def test_a_page_of_135_runs_is_read_in_minutes(tmp_path):
     html = page(tmp_path, known_sweeps.on_a30, known_sweeps.TWO_GPUS, **synthetic.GPU_CONFIG)
     prose = re.sub(r"<(table|pre)\b.*?</\1>", " ", html, flags=re.DOTALL)

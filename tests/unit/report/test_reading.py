@@ -11,6 +11,7 @@ import known_sweeps
 import pages
 import pytest
 import synthetic
+import tiers
 
 from joulesweep.report import page as report
 from joulesweep.report.sections import configurations
@@ -48,9 +49,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize(
-    "case", ["estimated", *(pytest.param(case, marks=pytest.mark.slow) for case in list(CASES)[1:])]
-)
+@pytest.mark.parametrize("case", tiers.first(1, CASES))
 def test_every_chart_is_drawn_without_network(tab, tmp_path, case):
     change, axes, sections = CASES[case]
     opened(tab, tmp_path, report.build(*pages.build(tmp_path, change, axes, **sections)))
@@ -166,6 +165,7 @@ def test_the_first_tab_skips_to_the_answer(tab, tmp_path, two_gpus):
     assert tab.evaluate("document.activeElement.id") == "content"
 
 
+@pytest.mark.slow
 def test_rows_kept_back_are_made_when_they_are_asked_for(tab, tmp_path, monkeypatch):
     monkeypatch.setattr(configurations, "MAX_ROWS", 3)
     opened(tab, tmp_path, report.build(*pages.build(tmp_path, synthetic.on_gpus, **synthetic.GPU_CONFIG)))

@@ -8,6 +8,7 @@ import math
 
 import families
 import pytest
+import tiers
 import tiny_run
 import torch
 import transformers
@@ -128,7 +129,7 @@ HALF = {"ffn_dim": 3072, "attention_heads": 12}
         pytest.param(0.7, 12, 0.01, marks=pytest.mark.slow),
     ],
 )
-@pytest.mark.parametrize("kind", ["bert", "roberta", "opt", "llama", "gpt2", "bloom", "t5", "bart"])
+@pytest.mark.parametrize("kind", tiers.first(4, ["bert", "llama", "gpt2", "t5", "roberta", "opt", "bloom", "bart"]))
 def test_predicted_flops_are_those_that_pytorch_counts(kind, num_layers, tolerance, rho):
     core = core_of(kind, **shape_of(kind, num_layers))
     found = cost.cost(core, units(core))
@@ -319,7 +320,9 @@ def test_state_is_released_where_a_tensor_is_frozen_and_kept_where_it_goes_on(as
     assert all(number == (2 * steps if name in first else steps) for name, number in taken.items())
 
 
-@pytest.mark.parametrize(("every", "epochs"), [(2, [1, 3, 5]), (0, [1]), (1, [1, 2, 3, 4, 5]), (4, [1, 5])])
+@pytest.mark.parametrize(
+    ("every", "epochs"), tiers.first(2, [(2, [1, 3, 5]), (0, [1]), (1, [1, 2, 3, 4, 5]), (4, [1, 5])])
+)
 def test_tensors_are_chosen_anew_every_so_many_epochs(run, every, epochs):
     phases = run(epochs=5, method_params={"reselect_epochs": every})["measurement"]["phases"]
     assert [(phase["kind"], phase["epoch"]) for phase in phases] == [

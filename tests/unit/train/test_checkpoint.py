@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import ranks
 import stopping
+import tiers
 import tiny_run
 import torch
 
@@ -19,14 +20,12 @@ pytestmark = pytest.mark.usefixtures("torch_as_it_was")
 NUM_STEPS = 3  # in one epoch, 16 texts each
 CHOOSES = {"method": "greentrainer", "method_params": {"rho": 0.8, "reselect_epochs": 1}}
 CASES = [
-    {},
     {"precision": "fp16-mixed", "micro_batch_size": 5},
+    CHOOSES,
+    {},
     {"precision": "bf16-true", "schedule": "cosine", "max_steps": 7},
     {"method": "lora"},
-    CHOOSES,
     {"method": "sampled-backward"},
-]
-MORE_CASES = [
     {**CHOOSES, "precision": "fp16-mixed"},
     {"method": "random", "method_params": {"reselect_epochs": 1}},
 ]
@@ -46,7 +45,7 @@ def assert_same(again, whole):
 
 @pytest.mark.parametrize(
     "changes",
-    [*CASES, *(pytest.param(case, marks=pytest.mark.slow) for case in MORE_CASES)],
+    tiers.first(2, CASES),
     ids=lambda changes: "-".join(map(str, changes.values())) or "full",
 )
 def test_a_stopped_training_ends_with_the_same_bits(with_dropout, tmp_path, changes):

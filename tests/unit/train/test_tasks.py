@@ -9,6 +9,7 @@ import shutil
 import signal
 
 import pytest
+import tiers
 import tiny_run
 import torch
 from gradients import assert_near, gradients_of
@@ -597,7 +598,7 @@ def accuracy_by_hand(built, task):
 CHOICES = {"parts": ("choices", "targets")}
 
 
-@pytest.mark.parametrize("head", ["masked", "dense"])
+@pytest.mark.parametrize("head", tiers.first(1, ["masked", "dense"]))
 @pytest.mark.parametrize("kind", ["opt", "t5"])
 def test_choices_are_told_apart_by_their_loss_per_token(assemble, monkeypatch, kind, head):
     source = {"source": {"local": "texts.txt"}, "format": "text", "validation_fraction": 0.6}
@@ -727,7 +728,7 @@ def by_itself(built, text):
     [{}, {"beams": 3}, {"beams": 3, "length_penalty": -2.0, "no_repeat_ngram": 1}],
     ids=["greedy", "beams", "more"],
 )
-@pytest.mark.parametrize("kind", ["opt", "gpt2", "t5", "bert"])
+@pytest.mark.parametrize("kind", tiers.first(2, ["opt", "t5", "gpt2", "bert"]))
 def test_what_is_written_is_what_the_library_writes_text_by_text(assemble, assets, kind, how):
     built = assemble(kind, generate={**GENERATE, **how})
     weights, folder = decisive(built), assets(kind).model_folder
@@ -875,7 +876,7 @@ def test_generation_that_would_fail_after_the_training_fails_before_it(assets, k
             assembly.assemble(dataclasses.replace(spec, **more), on.model_folder, on.tokens, ALONE)
 
 
-@pytest.mark.parametrize("kind", ["opt", "t5", "bert"])
+@pytest.mark.parametrize("kind", tiers.first(1, ["t5", "opt", "bert"]))
 def test_what_fsdp_divides_chooses_and_writes_as_the_whole(assemble, assets, kind):
     """Here among one rank: it has all of each weight, in the form that is divided."""
     changes = {"generate": {**GENERATE, "beams": 2}, **CHOICES}

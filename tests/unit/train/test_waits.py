@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
+import tiers
 import tiny_run
 import torch
 from places import ALONE
@@ -129,7 +130,7 @@ def test_a_step_asks_the_device_for_nothing_in_any_batching(assemble, kind, batc
     assert asked_by_steps(assemble(kind, batching=batching)) == []
 
 
-@pytest.mark.parametrize("batching", ["dynamic", "fixed", "packed"])
+@pytest.mark.parametrize("batching", tiers.first(1, ["dynamic", "fixed", "packed"]))
 @pytest.mark.parametrize("precision", ["bf16-mixed", "fp16-mixed", "bf16-true"])
 def test_nor_in_any_precision(assemble, precision, batching):
     for kind in ("bert", "llama"):

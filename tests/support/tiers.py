@@ -1,0 +1,16 @@
+"""Which cases of a test the quick tier tries."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+
+def first(number: int, cases: Iterable[Any]) -> list[Any]:
+    """Cases as parameters of a test. The quick tier tries the first few, `make test-all` all."""
+    return [
+        pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=() if place < number else pytest.mark.slow)
+        for place, case in enumerate(cases)
+    ]
