@@ -25,7 +25,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure() -> None:
-    processes.seldom_look_for_cycles()  # a third of the time of collecting the tests, 3 % of that of carrying them out
+    processes.seldom_look_for_cycles()  # a quarter of the time of collecting tests, 3 % of that of running them
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as shells have it for what they start in the background
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
