@@ -17,6 +17,7 @@ import math
 import pairwise
 import pytest
 import ranks
+import tiers
 import tiny_run
 import tolerances
 import torch
@@ -173,20 +174,12 @@ def single(assets, tmp_path_factory):
 
 #: In one process those that are not trained cost nothing, and are all tried.
 REFUSED = [case for case in SINGLE if impossible(case) or case["precision"] == "tf32"]
-FEW = pairwise.chosen([{} if case in REFUSED else case for case in SINGLE])
+FEW = [SINGLE[i] for i in pairwise.chosen([{} if case in REFUSED else case for case in SINGLE])]
 
 
-def marked(cases, quick):
-    """The cases, those that are not of the quick tier with their mark."""
-    return [pytest.param(case, id=name(case), marks=() if case in quick else pytest.mark.product) for case in cases]
-
-
-def numbered(numbers):
-    """Cases on two ranks by number, likewise."""
-    return [
-        pytest.param(number, id=name(PAIRS[number]), marks=() if number in QUICK else pytest.mark.product)
-        for number in numbers
-    ]
+def on_two_ranks(numbers):
+    """Cases on two ranks by number, as parameters of a test."""
+    return tiers.among(QUICK, numbers, lambda number: name(PAIRS[number]))
 
 
 @pytest.fixture(scope="module")
@@ -231,7 +224,7 @@ def check_losses(found, expected, precision):
     assert found["validation_loss"] == pytest.approx(expected["validation_loss"], rel=tolerance)
 
 
-@pytest.mark.parametrize("case", marked(SINGLE, REFUSED + [SINGLE[i] for i in FEW]))
+@pytest.mark.parametrize("case", tiers.among(REFUSED + FEW, SINGLE, name))
 def test_one_process_has_the_loss_of_the_reference(single, case):
     found = single(case)
     if case["precision"] == "tf32":
@@ -249,7 +242,7 @@ def test_one_process_has_the_loss_of_the_reference(single, case):
     assert all(torch.isfinite(g).all() for g in gradients if g is not None)
 
 
-@pytest.mark.parametrize("case", marked([c for c in SINGLE if c not in REFUSED], [SINGLE[i] for i in FEW]))
+@pytest.mark.parametrize("case", tiers.among(FEW, [c for c in SINGLE if c not in REFUSED], name))
 def test_gradients_are_those_of_the_reference(single, case):
     found, plain = single(case), single(plain_of(case))
     check_gradients(case, found["gradients"], plain["gradients"])
@@ -275,7 +268,7 @@ def rounding(case, step):
     return 10 * exact if step and "task" in case else tolerances.of(case["precision"])[1]
 
 
-@pytest.mark.parametrize("case", marked(SAVING, [SAVING[i] for i in pairwise.chosen(SAVING)]))
+@pytest.mark.parametrize("case", tiers.among([SAVING[i] for i in pairwise.chosen(SAVING)], SAVING, name))
 def test_accumulation_and_checkpointing_change_no_gradient(single, case):
     found, plain = single(case), single(plain_of(case))
     check_losses(found, plain, "fp32")
@@ -302,7 +295,7 @@ def test_a_gradient_within_the_norm_is_left_alone(single):
     assert all(torch.equal(a, b) for a, b in zip(loose["gradients"][1], free["gradients"][1], strict=True))
 
 
-@pytest.mark.parametrize("number", numbered(range(len(PAIRS))))
+@pytest.mark.parametrize("number", on_two_ranks(range(len(PAIRS))))
 def test_two_ranks_have_the_loss_and_the_gradients_of_one_process(single, spread, number):
     case = PAIRS[number]
     found, other = spread(number)
@@ -320,7 +313,7 @@ def test_two_ranks_have_the_loss_and_the_gradients_of_one_process(single, spread
         assert all(torch.equal(a, b) for a, b in zip(mine, others, strict=True) if a is not None)
 
 
-@pytest.mark.parametrize("number", numbered(i for i in POSSIBLE if PAIRS[i]["strategy"] == "fsdp"))
+@pytest.mark.parametrize("number", on_two_ranks(i for i in POSSIBLE if PAIRS[i]["strategy"] == "fsdp"))
 def test_fsdp_is_ddp(spread, number):
     case = PAIRS[twin(number)]
     fsdp, ddp = spread(number)[0], spread(twin(number))[0]

@@ -11,6 +11,7 @@ import math
 
 import families
 import pytest
+import tiers
 import tiny_run
 import torch
 import transformers
@@ -166,7 +167,7 @@ def check(family, method, ways, tokens, references, monkeypatch):
     return outcomes
 
 
-@pytest.mark.parametrize("family", families.marked(families.FAMILIES, OF_EACH_TASK))
+@pytest.mark.parametrize("family", tiers.among(OF_EACH_TASK, families.FAMILIES))
 def test_a_family_learns_as_by_its_own_forward_or_says_why_not(family, tokens, references, monkeypatch):
     ways = WAYS if family in CHOSEN else [WAYS[0], WAYS[4]]
     outcomes = check(family, "full", ways, tokens, references, monkeypatch)
@@ -186,7 +187,7 @@ def test_a_family_learns_as_by_its_own_forward_or_says_why_not(family, tokens, r
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS[1:])
-@pytest.mark.parametrize("family", families.marked(CHOSEN, OF_EACH_TASK))
+@pytest.mark.parametrize("family", tiers.among(OF_EACH_TASK, CHOSEN))
 def test_methods_learn_as_by_the_models_own_forward(family, method, tokens, references, monkeypatch):
     outcomes = check(family, method, [WAYS[2], WAYS[9]], tokens, references, monkeypatch)
     assert (outcomes[0] == "ok") == ((method, family) not in METHOD_REFUSED), outcomes[0]

@@ -24,6 +24,7 @@ import fake_meters
 import lock_files
 import polars as pl
 import pytest
+import tiers
 import tiny_run
 from checkout import Checkout, prepared
 from patience import PATIENCE_S, wait_for
@@ -126,10 +127,7 @@ OFTEN = {(20, "single"), (100, "one process with two boards"), (100, "ddp")}
 
 @pytest.mark.parametrize(
     ("tick_ms", "shape"),
-    [
-        pytest.param(*case, marks=() if case in OFTEN else pytest.mark.long)
-        for case in itertools.product(TICKS_MS, SHAPES)
-    ],
+    tiers.among(OFTEN, itertools.product(TICKS_MS, SHAPES), mark=pytest.mark.long),
 )
 def test_every_board_is_counted_once_and_right(tmp_path: Path, tick_ms: int, shape: str) -> None:
     machine = Machine(tmp_path, tick_ms)

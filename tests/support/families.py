@@ -5,10 +5,8 @@ from __future__ import annotations
 import copy
 import functools
 import warnings
-from collections.abc import Container, Iterable
 from typing import Any
 
-import pytest
 import tiny_run
 
 OMIT = object()  #: a key of `SHAPE` that a family's config has not
@@ -212,11 +210,6 @@ TASKS = {"mlm": MLM, "clm": CLM, "seq2seq": SEQ2SEQ}
 CHOSEN = ("mlm-bert", "mlm-deberta", "mlm-modernbert", "clm-qwen3_moe", "clm-llama", "clm-mamba", "seq2seq-t5")
 #: Of every task.
 FAMILIES = [f"{task}-{kind}" for task, kinds in TASKS.items() for kind in kinds]
-
-
-def marked(kinds: Iterable[str], quick: Container[str] = CHOSEN) -> list[Any]:
-    """Families as parameters of a test; those that are not of the quick tier are cases of the product."""
-    return [pytest.param(one, marks=() if one in quick else pytest.mark.product) for one in kinds]
 
 
 #: How configs call the numbers of their layers.

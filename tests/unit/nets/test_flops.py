@@ -209,9 +209,10 @@ NOT_COUNTED = {
 #: MRA's attention needs kernels of its own, without which what leads to it goes nowhere; in older versions
 #: others ask for numbers that the meta device does not have.
 ELSEWHERE = {"mlm-mra", *(() if transformers.__version__ >= "5.20" else ("mlm-esm", "mlm-tapas"))}
+COUNTED = [family for family in families.FAMILIES if family not in NOT_COUNTED | ELSEWHERE]
 
 
-@pytest.mark.parametrize("family", families.marked(f for f in families.FAMILIES if f not in NOT_COUNTED | ELSEWHERE))
+@pytest.mark.parametrize("family", tiers.among(families.CHOSEN, COUNTED))
 def test_every_family_that_is_counted_is_counted_as_pytorch_counts_it(family):
     """Experts in a loop over those that are met, which PyTorch can count: k of them for each token."""
     task = family.partition("-")[0]
@@ -235,7 +236,7 @@ def test_every_family_that_is_counted_is_counted_as_pytorch_counts_it(family):
     assert total == pytest.approx(counter.get_total_flops(), rel=tiny_run.ANGLES)
 
 
-@pytest.mark.parametrize("family", families.marked(sorted(NOT_COUNTED)))
+@pytest.mark.parametrize("family", tiers.among(families.CHOSEN, sorted(NOT_COUNTED)))
 def test_a_family_with_products_that_are_not_known_has_no_count_and_says_why(family):
     found = flops.model_work(LanguageModel(families.network(family), task=family.partition("-")[0]))
     assert found.flop_coefficients is None and found.bytes_per_step is None

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import families
 import pytest
+import tiers
 import tiny_run
 import torch
 
@@ -371,7 +372,7 @@ def corpora(corpus, tmp_path_factory):
     return {"mlm": corpus, "clm": load(clm, 24, "clm"), "seq2seq": load(seq2seq, 24, "seq2seq", 12)}
 
 
-@pytest.mark.parametrize("family", families.marked(families.FAMILIES))
+@pytest.mark.parametrize("family", tiers.among(families.CHOSEN, families.FAMILIES))
 def test_the_first_layers_refuse_what_the_whole_model_refuses(family, corpora):
     task = family.partition("-")[0]
     model = families.network(family, 6)
