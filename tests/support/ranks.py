@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -15,18 +13,15 @@ from unittest import mock
 import tiny_run
 import torch
 import torch.distributed as dist
+import traces
 from torch.distributed.tensor import DTensor, Shard
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from joulesweep.nets import products
-from joulesweep.nets.language_model import LanguageModel
 from joulesweep.train import loop
 from joulesweep.train.trainer import RunEnded
 
 Outcome = dict[str, Any]
-#: What changes no product of a model; that a precision changes dtypes is seen.
-NO_OTHER_PRODUCTS = ("strategy", "devices", "precision", "batching", "max_grad_norm", "micro_batch_size")
-_traces: dict[str, products.Trace] = {}
 
 
 def trained(on: tiny_run.Assets, folder: Path, **changes: Any) -> Outcome:
@@ -39,7 +34,7 @@ def trained(on: tiny_run.Assets, folder: Path, **changes: Any) -> Outcome:
     hook = register_optimizer_step_pre_hook(keep)
     try:
         spec = tiny_run.spec(**{"max_steps": 2, "warmup_steps": 0, **changes})
-        with _followed_once(changes):
+        with mock.patch.object(products, "followed", traces.followed_once):
             outcome = loop.train(spec, on.model_folder, on.tokens, folder)
     except RunEnded as stop:
         return {"status": stop.outcome.status, "reason": stop.outcome.reason}
@@ -52,23 +47,6 @@ def trained(on: tiny_run.Assets, folder: Path, **changes: Any) -> Outcome:
         "counts": {name: getattr(outcome.phases[0], name) for name in ("num_texts", "num_tokens", "num_predicted")},
         "gradients": gradients,
     }
-
-
-@contextlib.contextmanager
-def _followed_once(changes: dict[str, Any]) -> Iterator[None]:
-    """Count the products of equal models a single time: it takes a third of such a short training."""
-    same = {name: value for name, value in changes.items() if name not in NO_OTHER_PRODUCTS}
-    follow = products.followed
-
-    def followed(core: LanguageModel) -> products.Trace:
-        weights = [(name, p.shape, p.dtype, p.requires_grad) for name, p in core.model.named_parameters()]
-        key = f"{same} {type(core.model)} {weights}"
-        if key not in _traces:
-            _traces[key] = follow(core)
-        return _traces[key]
-
-    with mock.patch.object(products, "followed", followed):
-        yield
 
 
 def _whole(gradients: list[torch.Tensor | None]) -> list[torch.Tensor | None]:

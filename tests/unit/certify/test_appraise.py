@@ -309,7 +309,7 @@ def test_a_tick_that_is_no_longer_than_some_readings_is_known_at_most(certify, l
 
 @pytest.mark.parametrize(
     ("given", "channel"),
-    [({"failing": 0.3}, "gpu:0"), ({"power_failing": 0.02}, "instant"), ({"failing": 0.005}, None)],
+    tiers.first(1, [({"failing": 0.3}, "gpu:0"), ({"power_failing": 0.02}, "instant"), ({"failing": 0.005}, None)]),
 )
 def test_readings_that_fail_are_counted(certify, given, channel):
     made, _, _ = certify(60.0, **given)

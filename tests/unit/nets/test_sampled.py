@@ -28,6 +28,7 @@ def test_chances_add_up_and_follow_the_sizes_up_to_certainty(number, spread):
     assert bool((sizes[found == 1].min() >= sizes[found < 1].max()).item()) if 0 < len(factors) < 20 else True
 
 
+@pytest.mark.slow
 def test_a_row_is_drawn_as_often_as_its_chance_says():
     gradient = torch.randn(12, 3) * torch.arange(12.0)[:, None] ** 2
     chances = sampled.chances(gradient.norm(dim=1), 5)

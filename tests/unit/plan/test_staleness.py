@@ -286,6 +286,7 @@ def test_a_comment_in_the_training_loop_makes_nothing_stale(package):
     )
 
 
+@pytest.mark.slow
 def test_a_definition_that_nothing_uses_makes_nothing_stale(package):
     path = package.path("train/loop.py")
     before = package.digests()
@@ -331,11 +332,13 @@ def test_of_a_table_only_the_runs_own_row_counts(package):
     }
 
 
+@pytest.mark.slow
 def test_a_new_row_makes_nothing_stale(package):
     row = '    "fp8-mixed": Precision(about="eight bits", peak_rate="fp8", convert=eight),\n'
     assert package.changed_by("axes/precision.py", '    "tf32": Precision', f'{row}    "tf32": Precision') == set()
 
 
+@pytest.mark.slow
 def test_the_code_beside_a_table_counts_for_every_run(package):
     assert package.changed_by("axes/precision.py", '"high" if allowed', '"medium" if allowed') == set(SPECS)
 

@@ -68,8 +68,8 @@ def test_the_browser_test_can_fail(tab, tmp_path, two_gpus):
     assert opened(tab, tmp_path, broken).console != []
 
 
-@pytest.mark.parametrize("width", [1400, 1000, 420])
-@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", tiers.first(2, [1400, 420, 1000]))
+@pytest.mark.parametrize("dark", tiers.first(1, [False, True]))
 def test_nothing_is_wider_than_the_page(tab, tmp_path, two_gpus, width, dark):
     opened(tab, tmp_path, two_gpus, width=width, dark=dark)
     assert tab.evaluate("document.documentElement.scrollWidth") <= width

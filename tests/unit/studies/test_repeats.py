@@ -109,6 +109,7 @@ def test_a_sweep_without_pairs_or_repeats_cannot_answer(tmp_path, axes):
     assert not answer.answered and "cannot be told" in answer.sentence
 
 
+@pytest.mark.slow
 def test_steady_runs_tell_no_wrong_order_and_noisy_ones_do(tmp_path):
     axes = {"repeats": 8}
     steady = " ".join([told(tmp_path / "a", axes=axes).sentence, *told(tmp_path / "a", axes=axes).findings])

@@ -20,9 +20,9 @@ pytestmark = pytest.mark.usefixtures("torch_as_it_was")
 NUM_STEPS = 3  # in one epoch, 16 texts each
 CHOOSES = {"method": "greentrainer", "method_params": {"rho": 0.8, "reselect_epochs": 1}}
 CASES = [
-    {"precision": "fp16-mixed", "micro_batch_size": 5},
     CHOOSES,
     {},
+    {"precision": "fp16-mixed", "micro_batch_size": 5},
     {"precision": "bf16-true", "schedule": "cosine", "max_steps": 7},
     {"method": "lora"},
     {"method": "sampled-backward"},
@@ -45,7 +45,7 @@ def assert_same(again, whole):
 
 @pytest.mark.parametrize(
     "changes",
-    tiers.first(2, CASES),
+    tiers.first(1, CASES),
     ids=lambda changes: "-".join(map(str, changes.values())) or "full",
 )
 def test_a_stopped_training_ends_with_the_same_bits(with_dropout, tmp_path, changes):

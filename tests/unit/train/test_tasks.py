@@ -570,7 +570,7 @@ def loss_of_text(model, corpus, task, text):
 
 
 @pytest.mark.parametrize("kind", TASK_OF)
-@pytest.mark.parametrize("head", ["masked", "dense"])
+@pytest.mark.parametrize("head", tiers.first(1, ["masked", "dense"]))
 def test_the_validation_loss_is_the_librarys(assemble, kind, head):
     built = assemble(kind, head=head)
     found = scoring.score(built)
@@ -669,7 +669,7 @@ def test_a_model_that_sees_what_it_predicts_is_refused(assets):
     assert stopped.value.outcome == Stopped(status="unsupported", reason=reason)
 
 
-@pytest.mark.parametrize("kind", ["opt", "t5", "bart", "bert"])
+@pytest.mark.parametrize("kind", tiers.first(2, ["opt", "t5", "bart", "bert"]))
 def test_a_saved_model_scores_what_its_weights_scored(assemble, assets, tmp_path, kind):
     built = assemble(kind)
     weights = copy_weights(built.core, [])
@@ -742,7 +742,7 @@ def test_what_is_written_is_what_the_library_writes_text_by_text(assemble, asset
 
 
 @pytest.mark.parametrize("kind", ["opt", "t5"])
-@pytest.mark.parametrize(("world", "wanted"), [(2, 7), (3, 2), (2, 100)])
+@pytest.mark.parametrize(("world", "wanted"), tiers.first(1, [(3, 2), (2, 7), (2, 100)]))
 def test_the_ranks_write_together_what_one_writes(assemble, assets, kind, world, wanted):
     built = assemble(kind, generate={**GENERATE, "texts": wanted})
     weights, folder, shares = decisive(built), assets(kind).model_folder, []

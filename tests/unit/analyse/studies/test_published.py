@@ -47,6 +47,7 @@ def test_full_training_of_opt(row):
     assert pmacs(row["model"], row["dataset"], "full") == pytest.approx(float(row["pmacs"]), rel=2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dataset", STEPS)
 def test_lora_on_opt_costs_what_the_table_says_and_what_it_left_out(dataset):
     """The paper has two thirds of full training: no weight's own gradient.
