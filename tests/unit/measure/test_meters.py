@@ -91,20 +91,20 @@ def test_the_number_of_the_command_is_read_in_its_unit(unit, joules, watts):
     ],
 )
 def test_a_command_that_fails_is_no_number_and_says_why(command, why):
-    sensor = plug(command, deadline_s=0.2)
+    deadline_s = 0.2 if "sleep" in command else 20.0  # nothing else is to exceed it, however busy the machine
+    sensor = plug(command, deadline_s=deadline_s)
     assert newest(sensor, sensor.power_w) is None
     assert sensor.failure.startswith(why)
-    problem = wall.problem({"command": command, **PLUG, "deadline_s": 0.2})
+    problem = wall.problem({"command": command, **PLUG, "deadline_s": deadline_s})
     assert problem.startswith(why) and "\n" not in problem
 
 
 def test_a_reading_that_is_too_old_is_none(tmp_path):
     (tmp_path / "watts").write_text("5")
     sensor = plug(f"cat {tmp_path}/watts", deadline_s=0.3)
-    assert newest(sensor, sensor.power_w) == 5.0
+    wait_for(lambda: sensor.power_w() == 5.0, every_s=0.01)  # under load a command may take longer than its deadline
     (tmp_path / "watts").unlink()
-    wait_for(lambda: sensor.power_w() is None and sensor.failure, every_s=0.01)
-    assert "exit code 1" in sensor.failure
+    wait_for(lambda: sensor.power_w() is None and "exit code 1" in (sensor.failure or ""), every_s=0.01)
 
 
 def test_a_plug_that_nobody_asks_any_more_is_not_read(monkeypatch):
